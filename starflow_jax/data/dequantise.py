@@ -1,0 +1,65 @@
+"""Uniform dequantisation, and the bits/dim that go with it.
+
+A pixel takes the integer values `0 .. levels - 1`. Spreading each over its unit interval and scaling to
+[-1, 1),
+
+    x = 2 (v + u) / levels - 1,    u uniform in [0, 1),
+
+gives a density whose logarithm, averaged over `u`, is at most the log-probability of the integers. So
+bits/dim counted in units of the integer grid,
+
+    bits/dim = (-log p(x) + D log(levels / 2)) / (D log 2),
+
+bound the length of a lossless code from above and do not depend on the scaling. `levels = 256` is the rule
+for 8-bit images; a uniform density scores log2(levels). The functions take NumPy and JAX arrays alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Array = Any  # numpy.ndarray or jax.Array: the same code serves the loader's side and the jitted step
+
+
+def dequantise(images: Array, noise: Array, levels: int) -> Array:
+    """Integer pixels to continuous values in [-1, 1) (1 itself only by rounding).
+
+    Args:
+      images: integers of any shape, values in `0 .. levels - 1`.
+      noise: floating point of the same shape, uniform in [0, 1); 0.5 everywhere gives the cells' centres.
+      levels: number of values a pixel can take.
+
+    Returns:
+      Array of that shape and of `noise`'s dtype.
+    """
+    return (images.astype(noise.dtype) + noise) * (2.0 / levels) - 1.0
+
+
+def quantise(x: Array, levels: int) -> Array:
+    """Continuous values back to integers: the inverse of `dequantise`, whatever the noise was.
+
+    Noise within a rounding error of 0 or 1 may give the neighbouring level.
+
+    Args:
+      x: floating point of any shape; values outside [-1, 1) go to the nearest level.
+      levels: number of values a pixel can take, at most 256.
+
+    Returns:
+      uint8 array of that shape, values in `0 .. levels - 1`.
+    """
+    return ((x + 1.0) * (levels / 2.0)).clip(0, levels - 1).astype("uint8")
+
+
+def bits_per_dim(log_prob: Array, dims: int, levels: int) -> Array:
+    """Bits/dim of dequantised data.
+
+    Args:
+      log_prob: log density of `x` in nats, as `dequantise` scales it; any shape.
+      dims: numbers in one example.
+      levels: number of values a pixel can take.
+
+    Returns:
+      Array of that shape; lower is better.
+    """
+    return (-log_prob / dims + math.log(levels / 2.0)) / math.log(2.0)

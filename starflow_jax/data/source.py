@@ -1,0 +1,83 @@
+"""What a source of labelled images offers, and the plainest one: two arrays in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """A finite, indexable set of labelled images with integer pixel values in `0 .. levels - 1`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def levels(self) -> int:
+        """Number of values a pixel can take."""
+        ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`image` uint8 [H, W, C] and `label` int32 [] of one example."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A source held in memory.
+
+    Attributes:
+      name: what the source is called in logs.
+      images: uint8 [n, H, W, C], values in `0 .. levels - 1`.
+      labels: int32 [n], values in `0 .. num_classes - 1`.
+      levels: number of values a pixel can take, 2 to 256.
+      num_classes: number of classes.
+
+    Raises:
+      ValueError: a dtype, shape or value is not as above.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    levels: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or 0 in self.images.shape:
+            raise ValueError(
+                "images must be uint8 of shape [n, H, W, C], none of them 0, "
+                f"got {self.images.dtype} {list(self.images.shape)}."
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int32 of shape [{len(self.images)}], one for each image, "
+                f"got {self.labels.dtype} {list(self.labels.shape)}."
+            )
+        if not 2 <= self.levels <= 256:
+            raise ValueError(f"levels must be 2 to 256, got {self.levels}.")
+        brightest = int(self.images.max())
+        if brightest >= self.levels:
+            raise ValueError(f"images must hold values below levels ({self.levels}), got {brightest}.")
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0 or highest >= self.num_classes:
+            raise ValueError(
+                f"labels must be 0 to {self.num_classes - 1} (num_classes - 1), got {lowest} to {highest}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+    def subset(self, indices: np.ndarray, name: str) -> ArraySource:
+        """The examples at `indices` (int [m], repeats allowed), in that order, as a source called `name`."""
+        return ArraySource(name, self.images[indices], self.labels[indices], self.levels, self.num_classes)

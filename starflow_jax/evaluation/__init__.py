@@ -1,0 +1,36 @@
+"""Evaluation: how good a model is, and what it has to beat.
+
+- `likelihood`: exact log-likelihoods under uniform dequantisation, bits/dim and its uncertainty.
+- `classify`: a class-conditional density as a classifier.
+- `gaussian`: the class-conditional Gaussian mixture, a baseline for likelihood and classification.
+- `pictures`: what a model draws, as PNG files.
+- `report`: models scored on the same images and draws, and the table that compares them.
+"""
+
+from starflow_jax.evaluation.classify import Accuracy, bayes_accuracy, classify
+from starflow_jax.evaluation.gaussian import (
+    ClassConditionalGaussian,
+    GaussianScores,
+    fit_class_gaussians,
+    score_class_gaussians,
+)
+from starflow_jax.evaluation.likelihood import BitsPerDim, all_dequantised, dequantised, log_probs
+from starflow_jax.evaluation.report import Scores, score_flow, score_gaussian, scores_table
+
+__all__ = [
+    "Accuracy",
+    "BitsPerDim",
+    "ClassConditionalGaussian",
+    "GaussianScores",
+    "Scores",
+    "all_dequantised",
+    "bayes_accuracy",
+    "classify",
+    "dequantised",
+    "fit_class_gaussians",
+    "log_probs",
+    "score_class_gaussians",
+    "score_flow",
+    "score_gaussian",
+    "scores_table",
+]

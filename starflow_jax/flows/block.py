@@ -1,0 +1,217 @@
+"""One autoregressive affine block: tokens to noise in one pass, and the prediction that its inverse iterates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.flows.affine import Affine, soft_clip, to_affine
+from starflow_jax.flows.order import Grid, block_order, reorder
+from starflow_jax.kernels import Causal
+from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.linear import Compute, Linear
+from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
+from starflow_jax.nn.transformer import Transformer
+
+# predict(previous, first, cache): mean and scale of tokens first .. first + n - 1 in the block's order, from the n
+# tokens before them, previous: [B, n, c] (the start token where first = 0), and everything earlier in the cache.
+Predict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Affine, KVCache]]
+
+
+def slot_rotation(config: FlowConfig, block: int | None, grid: Grid, text: int, padding: int = 0) -> Rotation | None:
+    """The rotary table of a block's slots (None: of the denoiser's): text first, then tokens in raster order."""
+    transformer = config.denoiser_transformer if block is None else config.blocks[block]
+    if transformer.rope == "none":
+        return None
+    if transformer.rope == "1d":
+        positions = line_positions(text + grid.tokens)
+    else:
+        positions = axial_positions(
+            grid.rows,
+            grid.columns,
+            span=config.position_span,
+            axes=config.axes,
+            text=text,
+            frames=grid.frames or 1,
+        )
+    return rotation(positions, transformer.head_dim, transformer.rope_pairs, padding=padding)
+
+
+class AutoregressiveBlock(nnx.Module):
+    """x_i = mean_i + scale_i * z_i with (mean_i, scale_i) = f(x_<i, text) (SPEC section 1).
+
+    A block without layers is the identity map and holds no parameters.
+    """
+
+    def __init__(self, config: FlowConfig, index: int, key: jax.Array):
+        transformer = config.blocks[index]
+        self.config = config
+        self.index = index
+        self.is_identity = transformer.layers == 0
+        if self.is_identity:
+            return
+        keys = jax.random.split(key, 8)
+        width, c = transformer.width, config.token_channels
+        compute = Compute(config.dtype, config.matmul_precision)
+        self.proj_in = Linear(c, width, keys[0], compute=compute)
+        reads_text = config.is_conditioned(index)
+        projects = reads_text and config.language_model is not transformer
+        self.proj_txt = Linear(config.text_dim, width, keys[1], compute=compute) if projects else None
+        self.sos_embed = nnx.Param(0.02 * jax.random.normal(keys[2], (c,))) if config.sos else None
+        rows, columns = config.grid
+        learned = (rows * columns, width)
+        self.pos_embed = None if config.rope else nnx.Param(0.02 * jax.random.normal(keys[3], learned))
+        classes = (config.num_classes, width)
+        self.class_embed = nnx.Param(0.02 * jax.random.normal(keys[4], classes)) if config.num_classes else None
+        self.transformer = Transformer(
+            transformer, keys[5], compute=compute, remat=config.remat, dropout=config.dropout
+        )
+        # Zero: a new block is the identity map, so that a new flow of any depth survives the round trip in float32.
+        outputs = c if config.scale == "unit" else 2 * c
+        self.proj_out = Linear(width, outputs, keys[6], std=0.0, compute=Compute(precision=config.matmul_precision))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether text states condition this block."""
+        return not self.is_identity and self.config.is_conditioned(self.index)
+
+    @property
+    def reads_class(self) -> bool:
+        """Whether a class label conditions this block."""
+        return not self.is_identity and self.config.num_classes > 0
+
+    def _affine(self, h: jax.Array) -> Affine:
+        return to_affine(soft_clip(self.proj_out(h), self.config.soft_clip), self.config.scale)
+
+    def _project_text(self, text: jax.Array) -> jax.Array:
+        return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
+
+    def class_vector(self, labels: jax.Array | None) -> jax.Array | None:
+        """The class embedding [B or 1, 1, D] added to every token; None or a label of -1 means the mean embedding."""
+        if self.class_embed is None:
+            return None
+        table = self.class_embed[...]
+        mean = jnp.mean(table, axis=0)
+        if labels is None:
+            return mean[None, None]
+        return jnp.where(labels[:, None] < 0, mean, table[jnp.maximum(labels, 0)])[:, None]
+
+    def _embed(self, tokens: jax.Array, positions: jax.Array | None, class_vector: jax.Array | None) -> jax.Array:
+        h = self.proj_in(tokens)
+        for term in (positions, class_vector):
+            if term is not None:
+                h = h + term.astype(h.dtype)
+        return h
+
+    def _learned_positions(self, grid: Grid) -> jax.Array | None:
+        """Learned positions in the block's own order, [N, D]."""
+        if self.pos_embed is None:
+            return None
+        order = block_order(self.config, self.index, grid)
+        return reorder(self.pos_embed[...][None], order, grid.frame)[0]
+
+    def start_token(self, batch: int) -> jax.Array:
+        """What the network reads before the first token, [B, 1, c] (zeros, and never read, without one)."""
+        if self.sos_embed is None:
+            return jnp.zeros((batch, 1, self.config.token_channels))
+        return jnp.broadcast_to(self.sos_embed[...], (batch, 1, self.config.token_channels))
+
+    def affine(
+        self,
+        tokens: jax.Array,
+        cond: jax.Array | None,
+        grid: Grid,
+        *,
+        temperature: float | jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Affine, jax.Array | None]:
+        """Mean and scale of all tokens in one parallel pass.
+
+        Args:
+          tokens: [B, N, c] in the block's own order.
+          cond: text states [B, L, text_dim] or labels [B], where this block reads them; else None.
+          grid: geometry of the tokens.
+          temperature: divides the attention logits; [B] or scalar.
+          dropout_key: turns dropout on.
+
+        Returns:
+          The affine parameters, and the text stream [B, L, D] after the last norm (None without text).
+        """
+        text = self._project_text(cond) if self.reads_text and cond is not None else None
+        length = 0 if text is None else text.shape[1]
+        inputs = tokens
+        if self.sos_embed is not None:
+            inputs = jnp.concatenate([self.start_token(tokens.shape[0]), tokens[:, :-1]], axis=1)
+        class_vector = self.class_vector(cond) if self.reads_class else None
+        h = self._embed(inputs, self._learned_positions(grid), class_vector)
+        if text is not None:
+            h = jnp.concatenate([text, h], axis=1)
+        h, _ = self.transformer(
+            h,
+            rotation=slot_rotation(self.config, self.index, grid, length),
+            visibility=Causal(),
+            temperature=temperature,
+            dropout_key=dropout_key,
+        )
+        out = soft_clip(self.proj_out(h[:, length:]), self.config.soft_clip)
+        if self.sos_embed is None:
+            # Slot i computed the parameters of token i + 1; token 0 gets raw output 0: mean 0, scale 1.
+            out = jnp.pad(out[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        return to_affine(out, self.config.scale), (None if text is None else h[:, :length])
+
+    def predictor(
+        self,
+        cond: jax.Array | None,
+        grid: Grid,
+        batch: int,
+        *,
+        padding: int = 0,
+        temperature: float | jax.Array | None = None,
+    ) -> tuple[Predict, KVCache]:
+        """The incremental form of `affine`, and a cache that already holds the text.
+
+        Args:
+          cond: as in `affine`, with `batch` rows.
+          grid: geometry of all tokens that will pass through the cache.
+          batch: B.
+          padding: further slots, for solvers that work on chunks of one size and may write past the end.
+          temperature: divides the attention logits; [B] or scalar.
+        """
+        text = self._project_text(cond) if self.reads_text and cond is not None else None
+        length = 0 if text is None else text.shape[1]
+        table = slot_rotation(self.config, self.index, grid, length, padding)
+        learned = self._learned_positions(grid)
+        if learned is not None:
+            learned = jnp.pad(learned, ((0, padding), (0, 0)))
+        class_vector = self.class_vector(cond) if self.reads_class else None
+        # Without a start token, token i is predicted by the slot that reads token i - 1.
+        shift = 1 if self.sos_embed is None else 0
+
+        def run(h: jax.Array, slot: int | jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+            h, written = self.transformer(
+                h,
+                rotation=None if table is None else table.at(slot, h.shape[1]),
+                visibility=Causal(),
+                temperature=temperature,
+                cache=cache,
+                slot=slot,
+            )
+            assert written is not None  # one went in
+            return h, written
+
+        def predict(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Affine, KVCache]:
+            place = first - shift
+            rows = None
+            if learned is not None:
+                rows = jax.lax.dynamic_slice_in_dim(learned, place, previous.shape[1])
+            h, cache = run(self._embed(previous, rows, class_vector), length + place, cache)
+            return self._affine(h), cache
+
+        cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)
+        if text is not None:
+            _, cache = run(text, 0, cache)
+        return predict, cache

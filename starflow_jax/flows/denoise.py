@@ -1,0 +1,96 @@
+"""Removing the training noise from samples: by the flow's own score, or by the learned denoiser (SPEC section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.config.checks import check, check_integer
+from starflow_jax.flows.flow import Flow
+
+# The learned denoiser predicts sigma_n * dL/dx of a loss that is weighted by sigma_n / NOISE_SCALE, so that its output
+# times NOISE_SCALE is the step of Tweedie's formula. Weight and step must use the one constant.
+NOISE_SCALE = 0.3
+
+Denoise = Callable[[jax.Array], jax.Array]
+
+
+def noise_level_weight(noise_std: jax.Array | float) -> jax.Array | float:
+    """The loss weight sigma_n / 0.3 of noise-level conditioning."""
+    return noise_std / NOISE_SCALE
+
+
+def score(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    """grad_x log p(x), in the layout of x: one forward and one backward pass."""
+    return jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
+
+
+def score_denoise(flow: Flow, x: jax.Array, cond: jax.Array | None, noise_std: float | jax.Array) -> jax.Array:
+    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (arXiv 2412.06329, section 3.4)."""
+    return x + jnp.float32(noise_std) ** 2 * score(flow, x, cond)
+
+
+def learned_denoise(
+    flow: Flow,
+    x: jax.Array,
+    cond: jax.Array | None,
+    noise_std: float | jax.Array,
+    next_std: float | jax.Array = 0.0,
+) -> jax.Array:
+    """x - 0.3 D(x, text) (sigma_n - sigma_next) / sigma_n: from noise level sigma_n down to sigma_next.
+
+    Raises:
+      ValueError: if the flow has no learned denoiser.
+    """
+    if flow.denoiser is None:
+        raise ValueError("denoiser is None: this flow has no learned denoiser; use score_denoise")
+    share = (noise_std - next_std) / noise_std
+    return x - NOISE_SCALE * share * flow.denoiser(x, cond)
+
+
+def denoise_in_chunks(
+    denoise: Denoise,
+    video: jax.Array,
+    *,
+    chunk: int | None,
+    overlap: int | None = None,
+    feed_denoised: bool = False,
+) -> jax.Array:
+    """Denoises a video of any length in overlapping chunks, each seen as a video of its own.
+
+    Each chunk after the first starts `overlap` frames before the last one's end and keeps its frames after those.
+
+    Args:
+      denoise: maps [B, t, H, W, C] to the same, for t <= chunk.
+      video: [B, T, H, W, C].
+      chunk: frames a chunk; None or at least T means the whole video at once.
+      overlap: frames of context; None means chunk - 1.
+      feed_denoised: give the overlap as the last chunk left it, as the PyTorch original does, instead of noisy.
+
+    Raises:
+      ValueError: if the overlap is not below the chunk.
+    """
+    frames = video.shape[1]
+    if chunk is None or chunk >= frames:
+        return denoise(video)
+    check_integer("chunk", chunk, minimum=1)
+    overlap = chunk - 1 if overlap is None else overlap
+    check_integer("overlap", overlap, minimum=0)
+    check(overlap < chunk, f"overlap must be below chunk={chunk}, got {overlap}")
+    fresh = chunk - overlap
+    full, rest = divmod(frames - chunk, fresh)
+
+    def advance(out: jax.Array, start: int | jax.Array, length: int) -> jax.Array:
+        source = out if feed_denoised else video
+        piece = denoise(jax.lax.dynamic_slice_in_dim(source, start, length, axis=1))
+        # The first chunk keeps all its frames, the others those after the overlap.
+        before = jax.lax.dynamic_slice_in_dim(out, start, overlap, axis=1)
+        kept = jnp.where(start == 0, piece[:, :overlap], before)
+        piece = jnp.concatenate([kept, piece[:, overlap:]], axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(out, piece, start, axis=1)
+
+    starts = fresh * jnp.arange(full + 1)
+    out, _ = jax.lax.scan(lambda out, start: (advance(out, start, chunk), None), video, starts)
+    return advance(out, fresh * (full + 1), overlap + rest) if rest else out

@@ -1,0 +1,71 @@
+"""The learned denoiser D(x, text): a light transformer that sees whole frames (SPEC section 6)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config.checks import check
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.flows.block import slot_rotation
+from starflow_jax.flows.order import Grid, patchify, unpatchify
+from starflow_jax.kernels import FrameWindow, Full, Visibility
+from starflow_jax.nn.linear import Compute, Linear
+from starflow_jax.nn.transformer import Transformer
+
+
+class Denoiser(nnx.Module):
+    """Predicts sigma_n * dL/dx, the flow's own input gradient, in one pass (arXiv 2511.20462, flow-score matching)."""
+
+    def __init__(self, config: FlowConfig, key: jax.Array):
+        check(config.denoiser is not None, "denoiser is None: this flow has no learned denoiser")
+        options = config.denoiser
+        transformer = config.denoiser_transformer
+        keys = jax.random.split(key, 3)
+        compute = Compute(config.dtype, config.matmul_precision)
+        self.config = config
+        self.proj_in = Linear(config.token_channels, transformer.width, keys[0], compute=compute)
+        self.proj_txt = (
+            Linear(config.text_dim, transformer.width, keys[1], compute=compute)
+            if options.conditional  # type: ignore[union-attr]
+            else None
+        )
+        self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
+        self.proj_out = Linear(
+            transformer.width, config.token_channels, key, std=0.0, compute=Compute(precision=config.matmul_precision)
+        )
+
+    def visibility(self, grid: Grid, text: int) -> Visibility:
+        """Which slots see which; a still image, or a model without look-ahead bounds, is unmasked."""
+        options = self.config.denoiser
+        assert options is not None  # checked when built
+        if grid.frames is None or options.look_ahead is None:
+            return Full()
+        return FrameWindow(text, grid.frame, options.look_ahead, options.window)
+
+    def __call__(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+        """The prediction for x: [B, H, W, C] or [B, T, H, W, C], in the same layout, float32.
+
+        Args:
+          x: noisy data.
+          cond: text states [B, L, text_dim]; read by a conditional denoiser only.
+
+        Raises:
+          ValueError: if a conditional denoiser is given no text.
+        """
+        config = self.config
+        grid = Grid.of(config, x.shape)
+        tokens = patchify(x, config.patch_size, config.family).reshape(x.shape[0], grid.tokens, -1)
+        h = self.proj_in(tokens)
+        text = 0
+        if self.proj_txt is not None:
+            if cond is None:
+                raise ValueError("cond is None, but this denoiser reads text states [B, L, text_dim]")
+            text = cond.shape[1]
+            h = jnp.concatenate([self.proj_txt(cond), h], axis=1)
+        h, _ = self.transformer(
+            h, rotation=slot_rotation(config, None, grid, text), visibility=self.visibility(grid, text)
+        )
+        out = self.proj_out(h[:, text:]).reshape(x.shape[0], *grid.shape, -1)
+        return unpatchify(out.astype(jnp.float32), config.patch_size, config.family)

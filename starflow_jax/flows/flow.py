@@ -1,0 +1,191 @@
+"""The flow: data to noise through a stack of autoregressive blocks, with every logdet on the way."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.flows.affine import Affine
+from starflow_jax.flows.block import AutoregressiveBlock
+from starflow_jax.flows.denoiser import Denoiser
+from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
+from starflow_jax.flows.order import Grid, block_order, patchify, reorder, unpatchify
+
+
+@flax.struct.dataclass
+class FlowOutput:
+    """What `Flow.forward` returns; everything float32.
+
+    Attributes:
+      z: the noise, in the layout of x.
+      logdets: per block log |dz/dx| of every token and channel in the block's own order: [B, N, c]; [B, T, F, c] for
+        a block that runs inside frames; zeros [B] for an identity block.
+      tokens: what entered each block, then z: K + 1 arrays [B, ([T,] h, w), c] in raster order.
+      text: text stream of the deep block after its last norm, [B, L, D] (2B rows when guided); None without text.
+    """
+
+    z: jax.Array
+    logdets: tuple[jax.Array, ...]
+    tokens: tuple[jax.Array, ...]
+    text: jax.Array | None
+
+    @property
+    def logdet(self) -> jax.Array:
+        """Sum over blocks, tokens and channels, [B]."""
+        return sum(jnp.sum(d.reshape(d.shape[0], -1), axis=1) for d in self.logdets)  # type: ignore[return-value]
+
+
+class Flow(nnx.Module):
+    """A stack of blocks, 0 nearest the data, the last one deep (SPEC section 2).
+
+    The module is the tree of parameters: every method is a pure function of it and its arguments, to be used with
+    `jax.*` transformations. Cross a `jit` boundary that is passed every step with `flows.parameters.split`.
+    """
+
+    def __init__(self, config: FlowConfig, key: jax.Array):
+        keys = jax.random.split(key, config.num_blocks + 1)
+        self.config = config
+        self.blocks = nnx.List([AutoregressiveBlock(config, i, keys[i]) for i in range(config.num_blocks)])
+        self.denoiser = Denoiser(config, keys[-1]) if config.denoiser is not None else None
+        # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (SPEC section 2).
+        rows, columns = config.grid
+        statistic = jnp.ones((rows * columns, config.token_channels))
+        self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
+
+    def check_condition(self, cond: jax.Array | None, batch: int) -> None:
+        """Raises ValueError unless `cond` is what this flow reads, with `batch` rows."""
+        c = self.config
+        if c.text_dim:
+            if cond is None or cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != c.text_dim:
+                seen = "None" if cond is None else f"shape {tuple(cond.shape)}"
+                raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {seen}")
+        elif c.num_classes:
+            if cond is not None and (cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer)):
+                raise ValueError(
+                    f"cond must be integer labels [{batch}] or None, got {cond.dtype} of shape {tuple(cond.shape)}"
+                )
+        elif cond is not None:
+            raise ValueError(f"cond must be None for an unconditional flow, got shape {tuple(cond.shape)}")
+
+    def tokens_of(self, x: jax.Array) -> jax.Array:
+        """Data [B, ([T,] H, W), C] as float32 tokens [B, ([T,] h, w), c]."""
+        return patchify(x.astype(jnp.float32), self.config.patch_size, self.config.family)
+
+    def data_of(self, tokens: jax.Array) -> jax.Array:
+        """The inverse of `tokens_of`."""
+        return unpatchify(tokens, self.config.patch_size, self.config.family)
+
+    def is_guided(self, block: int, guidance: AnyGuidance | None) -> bool:
+        """Whether a block combines a conditional and an unconditional prediction."""
+        if guidance is None or self.blocks[block].is_identity:
+            return False
+        if guidance.deep_only and block < self.config.num_blocks - 1:
+            return False
+        return self.blocks[block].reads_text if isinstance(guidance, Guidance) else True
+
+    def forward(
+        self,
+        x: jax.Array,
+        cond: jax.Array | None = None,
+        *,
+        guidance: AnyGuidance | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> FlowOutput:
+        """Maps data to noise.
+
+        Args:
+          x: [B, H, W, C] images or [B, T, H, W, C] video; any size that the patch size divides.
+          cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped).
+          guidance: uses the guided means and scales.
+          dropout_key: turns dropout on.
+
+        Returns:
+          FlowOutput.
+
+        Raises:
+          ValueError: where x or cond does not fit the configuration.
+        """
+        grid = Grid.of(self.config, x.shape)
+        self.check_condition(cond, x.shape[0])
+        check_guidance(self.config, guidance)
+        tokens = self.tokens_of(x)
+        states, logdets, text = [tokens], [], None
+        keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
+        for index in range(len(self.blocks)):
+            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index])
+            states.append(tokens)
+            logdets.append(logdet)
+        return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text)
+
+    def _block_forward(self, index, tokens, cond, grid, guidance, dropout_key):
+        block = self.blocks[index]
+        batch = tokens.shape[0]
+        if block.is_identity:
+            return tokens, jnp.zeros((batch,)), None
+        order_grid, frames = self.block_grid(index, grid)
+        ordered = self.to_block(index, tokens, grid)
+        cond = fold_condition(cond, frames)
+        options = {"dropout_key": dropout_key}
+        if self.is_guided(index, guidance):
+            both = None if cond is None else jnp.concatenate([cond, guidance.unconditional(cond)])
+            temperature = guidance.temperatures(ordered.shape[0])
+            affine, text = block.affine(doubled(ordered), both, order_grid, temperature=temperature, **options)
+            affine = guidance.combine(*halves(affine), jnp.arange(order_grid.tokens), order_grid.tokens)
+        else:
+            affine, text = block.affine(ordered, cond, order_grid, **options)
+        affine = Affine(*(a.astype(jnp.float32) for a in (affine.mean, affine.scale)))
+        logdet = affine.logdet
+        if frames > 1 or (self.config.is_local(index) and grid.frames is not None):
+            logdet = logdet.reshape(batch, frames, grid.frame, -1)
+        return self.from_block(index, affine.forward(ordered), grid, batch), logdet, text
+
+    def block_grid(self, index: int, grid: Grid) -> tuple[Grid, int]:
+        """The grid that a block sees, and how many frames are folded into its batch."""
+        if self.config.is_local(index) and grid.frames is not None:
+            return grid.with_frames(None), grid.frames
+        return grid, 1
+
+    def to_block(self, index: int, tokens: jax.Array, grid: Grid) -> jax.Array:
+        """Raster tokens [B, ([T,] h, w), c] as the block reads them: [B or B * T, N or F, c]."""
+        own, _ = self.block_grid(index, grid)
+        flat = tokens.reshape(-1, own.tokens, tokens.shape[-1])
+        return reorder(flat, block_order(self.config, index, own), own.frame)
+
+    def from_block(self, index: int, ordered: jax.Array, grid: Grid, batch: int) -> jax.Array:
+        """The inverse of `to_block`."""
+        own, _ = self.block_grid(index, grid)
+        tokens = reorder(ordered, block_order(self.config, index, own), own.frame)
+        return tokens.reshape(batch, *grid.shape, -1)
+
+    def log_prob(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+        """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (SPEC section 2)."""
+        out = self.forward(x, cond)
+        return standard_normal_log_prob(out.z) + out.logdet
+
+
+def standard_normal_log_prob(z: jax.Array) -> jax.Array:
+    """log N(z; 0, I) of z: [B, ...], [B], in nats."""
+    flat = z.reshape(z.shape[0], -1).astype(jnp.float32)
+    return -0.5 * jnp.sum(flat * flat, axis=1) - 0.5 * flat.shape[1] * jnp.log(2.0 * jnp.pi)
+
+
+def fold_condition(cond: jax.Array | None, frames: int) -> jax.Array | None:
+    """Repeats a condition for every frame that is folded into the batch."""
+    return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
+
+
+def check_guidance(config: FlowConfig, guidance: AnyGuidance | None) -> None:
+    """Raises ValueError where a flow cannot be guided as asked."""
+    if guidance is None:
+        return
+    if isinstance(guidance, Guidance):
+        if not config.text_dim:
+            raise ValueError(f"Guidance needs a flow that reads text, got family '{config.family}' with text_dim=0")
+        if guidance.null is None or guidance.null.ndim != 3 or guidance.null.shape[2] != config.text_dim:
+            seen = "None" if guidance.null is None else f"shape {tuple(guidance.null.shape)}"
+            raise ValueError(f"guidance.null must be text states [B, L, {config.text_dim}], got {seen}")
+    elif config.family != "tarflow":
+        raise ValueError(f"LinearGuidance belongs to family 'tarflow', got family '{config.family}'")

@@ -1,0 +1,106 @@
+"""Tokens of a picture or video, and the order in which a block reads them (SPEC sections 1.1 and 1.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from starflow_jax.config.flow import FlowConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The token grid of one call: frames (None for a still image), rows, columns."""
+
+    frames: int | None
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, config: FlowConfig, shape: tuple[int, ...]) -> Grid:
+        """The grid of data shaped [B, H, W, C] or [B, T, H, W, C]; ValueError where the flow cannot take it."""
+        if len(shape) not in (4, 5) or shape[-1] != config.channels:
+            raise ValueError(
+                f"x must be [B, H, W, {config.channels}] or [B, T, H, W, {config.channels}], got shape {tuple(shape)}"
+            )
+        *_, height, width, _ = shape
+        p = config.patch_size
+        if height % p or width % p:
+            raise ValueError(f"patch_size {p} must divide the rows and columns of x, got {height} x {width}")
+        grid = cls(shape[1] if len(shape) == 5 else None, height // p, width // p)
+        if not config.rope and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
+            raise ValueError(
+                f"learned positions (rope=False) fix the size of x at {config.image_shape}, got shape {tuple(shape)}"
+            )
+        if grid.frames is not None and config.axes == 2 and not config.shallow_local:
+            raise ValueError(f"a video needs rope_axes=3, got rope_axes=2 and x of shape {tuple(shape)}")
+        return grid
+
+    @property
+    def frame(self) -> int:
+        """F: tokens a frame."""
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """N: tokens in all."""
+        return (self.frames or 1) * self.frame
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """([T,] h, w)."""
+        still = (self.rows, self.columns)
+        return still if self.frames is None else (self.frames, *still)
+
+    def with_frames(self, frames: int | None) -> Grid:
+        """The same rows and columns with another number of frames."""
+        return dataclasses.replace(self, frames=frames)
+
+
+def patchify(x: jax.Array, patch_size: int, family: str) -> jax.Array:
+    """[..., H, W, C] to tokens [..., h, w, C * p * p]; a token is ordered (p1, p2, C), in TARFlow (C, p1, p2)."""
+    *lead, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(*lead, height // p, p, width // p, p, channels)
+    n = len(lead)
+    inner = (n + 4, n + 1, n + 3) if family == "tarflow" else (n + 1, n + 3, n + 4)
+    x = x.transpose(*range(n), n, n + 2, *inner)
+    return x.reshape(*lead, height // p, width // p, channels * p * p)
+
+
+def unpatchify(tokens: jax.Array, patch_size: int, family: str) -> jax.Array:
+    """The inverse of `patchify`."""
+    *lead, rows, columns, size = tokens.shape
+    p = patch_size
+    channels = size // (p * p)
+    n = len(lead)
+    if family == "tarflow":
+        x = tokens.reshape(*lead, rows, columns, channels, p, p)
+        x = x.transpose(*range(n), n, n + 3, n + 1, n + 4, n + 2)
+    else:
+        x = tokens.reshape(*lead, rows, columns, p, p, channels)
+        x = x.transpose(*range(n), n, n + 2, n + 1, n + 3, n + 4)
+    return x.reshape(*lead, rows * p, columns * p, channels)
+
+
+Order = Literal["identity", "flip", "flip_in_frame"]
+
+
+def block_order(config: FlowConfig, block: int, grid: Grid) -> Order:
+    """The order in which a block reads the tokens of a grid."""
+    if not config.reads_backwards(block):
+        return "identity"
+    return "flip_in_frame" if config.temporal_causal and grid.frames is not None else "flip"
+
+
+def reorder(tokens: jax.Array, order: Order, frame: int) -> jax.Array:
+    """Permutes tokens [B, N, c]; each order is its own inverse."""
+    if order == "identity":
+        return tokens
+    if order == "flip":
+        return tokens[:, ::-1]
+    batch, count = tokens.shape[:2]
+    frames = tokens.reshape(batch, count // frame, frame, *tokens.shape[2:])
+    return frames[:, :, ::-1].reshape(tokens.shape)

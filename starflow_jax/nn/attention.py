@@ -1,0 +1,64 @@
+"""Multi-head attention with rotary positions, grouped queries, an optional cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config.flow import TransformerConfig
+from starflow_jax.kernels import Visibility, attention
+from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
+from starflow_jax.nn.rope import Rotation
+
+
+class Attention(nnx.Module):
+    """The attention branch of a layer: norm, packed projection, attention, output projection, optional post-norm."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+        c = config
+        into, out = jax.random.split(key)
+        self.norm = make_norm(c.norm, c.width)
+        self.qkv = Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, into, bias=c.bias, compute=compute)
+        # Residual branches start small, so that depth does not blow up the first hidden states.
+        std = (2 * c.layers * c.heads * c.head_dim) ** -0.5
+        self.proj = Linear(c.heads * c.head_dim, c.width, out, bias=c.bias, std=std, compute=compute)
+        self.query_norm = RMSNorm(c.head_dim) if c.qk_norm else None
+        self.key_norm = RMSNorm(c.head_dim) if c.qk_norm else None
+        self.post_norm = RMSNorm(c.width) if c.post_norm else None
+        self.config = config
+        self.compute = compute
+
+    def __call__(
+        self,
+        h: jax.Array,
+        *,
+        rotation: Rotation | None,
+        visibility: Visibility,
+        temperature: float | jax.Array | None = None,
+        cache: KVCache | None = None,
+        layer: jax.Array | int = 0,
+        slot: int | jax.Array = 0,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The branch's output for h: [B, n, D], and the cache with the n new keys and values at `slot`.
+
+        temperature: [B] or scalar; divides the logits.
+        """
+        c = self.config
+        batch, count, _ = h.shape
+        packed = self.qkv(self.norm(h)).reshape(batch, count, c.heads + 2 * c.kv_heads, c.head_dim)
+        query, key, value = jnp.split(packed.transpose(0, 2, 1, 3), (c.heads, c.heads + c.kv_heads), axis=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        scale = jnp.float32(c.head_dim**-0.5)
+        if temperature is not None:
+            scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
+        query = (query * scale).astype(h.dtype)
+        if cache is not None:
+            cache, key, value = cache.write(jnp.asarray(layer), slot, key, value)
+        mixed = attention(query, key, value, visibility=visibility, offset=slot, precision=self.compute.precision)
+        out = self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, count, -1))
+        return (out if self.post_norm is None else self.post_norm(out)), cache

@@ -1,0 +1,34 @@
+"""The key/value cache: a value, passed in and handed back."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Rotated keys, and values, of every layer; keys, values: [layers, B, k, S, d].
+
+    A slot is visible only to queries at or after it, so slots ahead of the next write may hold anything: writing the
+    same slots again replaces them, which is all the roll-back that Jacobi iteration needs.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def empty(cls, layers: int, batch: int, heads: int, slots: int, dim: int, dtype: str) -> KVCache:
+        shape = (layers, batch, heads, slots, dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(
+        self, layer: jax.Array, slot: int | jax.Array, key: jax.Array, value: jax.Array
+    ) -> tuple[KVCache, jax.Array, jax.Array]:
+        """Writes key, value [B, k, n, d] at `slot` of `layer`; returns the cache and that layer's [B, k, S, d]."""
+        start = (layer, 0, 0, slot, 0)
+        keys = jax.lax.dynamic_update_slice(self.keys, key[None].astype(self.keys.dtype), start)
+        values = jax.lax.dynamic_update_slice(self.values, value[None].astype(self.values.dtype), start)
+        of_layer = [jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (keys, values)]
+        return KVCache(keys, values), of_layer[0], of_layer[1]

@@ -1,0 +1,97 @@
+"""Rotary positions (SPEC section 1, "RoPE").
+
+Positions are static per geometry and are computed in numpy; the rotation itself is traced.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_THETA = 10000.0
+_THIRD_AXIS_ANGLES = 8
+
+
+@flax.struct.dataclass
+class Rotation:
+    """cos, sin: [slots, head_dim / 2] float32; adjacent says which channels form a pair."""
+
+    cos: jax.Array
+    sin: jax.Array
+    adjacent: bool = flax.struct.field(pytree_node=False)
+
+    def at(self, slot: int | jax.Array, count: int) -> Rotation:
+        """The rows of `count` slots from `slot` on (clamped to the table, as the cache is)."""
+        cos, sin = (jax.lax.dynamic_slice_in_dim(a, slot, count) for a in (self.cos, self.sin))
+        return Rotation(cos, sin, self.adjacent)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Rotates x: [B, h, slots, head_dim], in float32."""
+        h = x.astype(jnp.float32)
+        if self.adjacent:
+            pairs = h.reshape(*h.shape[:-1], -1, 2)
+            first, second = pairs[..., 0], pairs[..., 1]
+        else:
+            first, second = jnp.split(h, 2, axis=-1)
+        rotated = first * self.cos - second * self.sin, second * self.cos + first * self.sin
+        if self.adjacent:
+            out = jnp.stack(rotated, axis=-1).reshape(h.shape)
+        else:
+            out = jnp.concatenate(rotated, axis=-1)
+        return out.astype(x.dtype)
+
+
+def axial_positions(rows: int, columns: int, *, span: int, axes: int = 3, text: int = 0, frames: int = 1) -> np.ndarray:
+    """Positions [text + frames * rows * columns, axes], float64, in raster order with the text first.
+
+    Rows and columns are scaled so that an image of any aspect ratio covers about `span` x `span`; the third axis
+    is the frame index, and for text token t of L the value t / L * span.
+    """
+    scale = span / math.sqrt(rows * columns)
+    frame, row, column = np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns), indexing="ij")
+    raster = np.stack([row * scale, column * scale, frame], axis=-1).reshape(-1, 3).astype(np.float64)
+    if axes == 2:
+        return raster[:, :2]
+    prefix = np.zeros((text, 3))
+    prefix[:, 2] = np.arange(text) / max(text, 1) * span
+    return np.concatenate([prefix, raster])
+
+
+def line_positions(count: int) -> np.ndarray:
+    """Positions [count, 1] of plain one-dimensional RoPE."""
+    return np.arange(count, dtype=np.float64)[:, None]
+
+
+def axis_frequencies(axes: int, head_dim: int) -> list[np.ndarray]:
+    """The frequencies of each axis, head_dim / 2 in all."""
+    half = head_dim // 2
+
+    def geometric(count: int) -> np.ndarray:
+        return _THETA ** (-np.arange(count) / count)
+
+    if axes == 1:
+        return [geometric(half)]
+    if axes == 2:
+        return [geometric(half // 2)] * 2
+    spatial = (half - _THIRD_AXIS_ANGLES) // 2
+    return [geometric(spatial), geometric(spatial), geometric(_THIRD_AXIS_ANGLES)]
+
+
+def angles(positions: np.ndarray, head_dim: int) -> jax.Array:
+    """Angles [slots, head_dim / 2], float32: the axes' angles side by side."""
+    frequencies = axis_frequencies(positions.shape[1], head_dim)
+    columns = [
+        jnp.asarray(positions[:, axis, None], jnp.float32) * jnp.asarray(f, jnp.float32)
+        for axis, f in enumerate(frequencies)
+    ]
+    return jnp.concatenate(columns, axis=1)
+
+
+def rotation(positions: np.ndarray, head_dim: int, pairs: str, *, padding: int = 0) -> Rotation:
+    """The rotation table of the given positions, followed by `padding` rows that rotate by nothing."""
+    table = jnp.pad(angles(positions, head_dim), ((0, padding), (0, 0)))
+    return Rotation(jnp.cos(table), jnp.sin(table), pairs == "adjacent")

@@ -1,0 +1,134 @@
+"""A stack of pre-norm layers, stored stacked and run by one scan, so that compile time does not grow with depth."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config.flow import TransformerConfig
+from starflow_jax.kernels import Visibility
+from starflow_jax.nn.attention import Attention
+from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
+from starflow_jax.nn.rope import Rotation
+
+
+class MLP(nnx.Module):
+    """The MLP branch of a layer; gated, or two layers around an exact GELU."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+        c = config
+        hidden = c.expansion * c.width
+        keys = jax.random.split(key, 3)
+        self.norm = make_norm(c.norm, c.width)
+        self.gate = Linear(c.width, hidden, keys[0], bias=c.bias, compute=compute) if c.mlp == "gated" else None
+        self.up = Linear(c.width, hidden, keys[1], bias=c.bias, compute=compute)
+        self.down = Linear(hidden, c.width, keys[2], bias=c.bias, std=(2 * c.layers * hidden) ** -0.5, compute=compute)
+        self.post_norm = RMSNorm(c.width) if c.post_norm else None
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """The branch's output for h: [B, n, D]."""
+        x = self.norm(h)
+        if self.gate is None:
+            out = self.down(jax.nn.gelu(self.up(x), approximate=False))
+        else:
+            out = self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
+        return out if self.post_norm is None else self.post_norm(out)
+
+
+class Layer(nnx.Module):
+    """h + attention(h), then h + mlp(h)."""
+
+    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+        first, second = jax.random.split(key)
+        self.attention = Attention(config, first, compute)
+        self.mlp = MLP(config, second, compute)
+
+
+def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0)
+
+
+class Transformer(nnx.Module):
+    """`config.layers` layers and, where asked for, a final RMSNorm."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        key: jax.Array,
+        *,
+        compute: Compute = Compute(),  # noqa: B008 (frozen)
+        remat: str = "none",
+        dropout: float = 0.0,
+    ):
+        self.layers = jax.vmap(lambda k: Layer(config, k, compute))(jax.random.split(key, config.layers))
+        self.final_norm = RMSNorm(config.width) if config.final_norm else None
+        self.config = config
+        self.compute = compute
+        self.remat = remat
+        self.dropout = dropout
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """A cache for `slots` positions."""
+        c = self.config
+        return KVCache.empty(c.layers, batch, c.kv_heads, slots, c.head_dim, self.compute.dtype)
+
+    def __call__(
+        self,
+        h: jax.Array,
+        *,
+        rotation: Rotation | None,
+        visibility: Visibility,
+        temperature: float | jax.Array | None = None,
+        cache: KVCache | None = None,
+        slot: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
+
+        Args:
+          h: hidden states.
+          rotation: rotary table of these n slots.
+          visibility: which slots see which (of the cache where there is one, else of these n).
+          temperature: divides the attention logits, [B] or scalar.
+          cache: keys and values of the slots before; returned with these n written.
+          slot: first slot (may be traced).
+          dropout_key: turns dropout on.
+
+        Returns:
+          Hidden states [B, n, D] in the compute dtype, and the cache (None if none was given).
+        """
+        attend_options = {"rotation": rotation, "visibility": visibility, "temperature": temperature}
+
+        def attend(layer: Layer, h, cache, index):
+            return layer.attention(h, cache=cache, layer=index, slot=slot, **attend_options)
+
+        def feed(layer: Layer, h):
+            return layer.mlp(h)
+
+        if self.remat == "attention":
+            attend = jax.checkpoint(attend)
+        if self.remat == "mlp":
+            feed = jax.checkpoint(feed)
+
+        def step(carry, inputs):
+            h, cache = carry
+            layer, index, key = inputs
+            keys = (None, None) if key is None else jax.random.split(key)
+            branch, cache = attend(layer, h, cache, index)
+            h = h + _dropout(branch, self.dropout, keys[0])
+            h = h + _dropout(feed(layer, h), self.dropout, keys[1])
+            return (h, cache), None
+
+        if self.remat == "block":
+            step = jax.checkpoint(step)
+        count = self.config.layers
+        keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+        (h, cache), _ = jax.lax.scan(
+            step, (h.astype(self.compute.dtype), cache), (self.layers, jnp.arange(count), keys)
+        )
+        return (h if self.final_norm is None else self.final_norm(h)), cache

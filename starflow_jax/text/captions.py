@@ -1,0 +1,133 @@
+"""Caption templates: what the text encoder of a STARFlow model reads besides the caption.
+
+From the inside outwards, each part only if asked for::
+
+    caption -> frame rate -> noise level -> aspect ratio -> chat turn
+
+The templates are part of the released models: a character more or less is a different conditioning.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_ASPECT_RATIO = re.compile(r"[1-9]\d*:[1-9]\d*")
+
+
+def caption_prompts(
+    captions: Sequence[str],
+    *,
+    fps: int | Sequence[int] | np.ndarray | None = None,
+    noise_std: float | Sequence[float] | np.ndarray | None = None,
+    aspect_ratio: str | None = None,
+    chat_template: bool = False,
+    strict: bool = True,
+) -> list[str]:
+    """Wraps captions in the templates the models were trained with.
+
+    Args:
+      captions: `B` captions, possibly empty strings.
+      fps: frames per second, 0 for an image; one whole number, or one for each caption. None leaves it out.
+      noise_std: standard deviation of the training noise (not negative, data in [-1, 1]); one number, or an
+        array-like of shape [B] or [B, 1]. Printed as `int(1000 * noise_std)`. An array-like is rounded to
+        float32 first, as it was in training, so 0.7 prints 699 there and 700 as a Python float. None leaves
+        it out.
+      aspect_ratio: `"width:height"`, for example `"16:9"`. None leaves it out.
+      chat_template: ask for the picture in a user turn of a chat, for instruction-tuned encoders. It says
+        "a video" for captions whose `fps` is above 0, otherwise "an image".
+      strict: refuse `fps` or `noise_std` of another length than `captions`. False stops at the shortest of
+        the three, as the recorded reference does.
+
+    Returns:
+      `B` prompts (fewer only with `strict=False`).
+
+    Raises:
+      ValueError: an argument is of the wrong kind, range or length.
+    """
+    if isinstance(captions, str):
+        raise ValueError(f"captions must be a sequence of strings, got the single string {captions!r}.")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"captions must hold strings only, got {caption!r}.")
+    if aspect_ratio is not None and not (
+        isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)
+    ):
+        raise ValueError(
+            f"aspect_ratio must be 'width:height' in whole numbers above 0, got {aspect_ratio!r}."
+        )
+
+    count = len(captions)
+    rates = _frame_rates(fps, count)
+    levels = _noise_levels(noise_std, count)
+    for name, values in (("fps", rates), ("noise_std", levels)):
+        if strict and len(values) != count:
+            raise ValueError(
+                f"{name} must be one value or one for each of {count} captions, got {len(values)}."
+            )
+    return [
+        _prompt(caption, rate, level, aspect_ratio, chat_template)
+        for caption, rate, level in zip(captions, rates, levels, strict=False)
+    ]
+
+
+def _prompt(
+    caption: str, rate: int | None, level: int | None, aspect_ratio: str | None, chat_template: bool
+) -> str:
+    prompt = caption
+    if rate is not None:
+        prompt = f"A video with {rate} fps:\n{prompt}\n" if rate > 0 else f"An image:\n{prompt}\n"
+    if level is not None:
+        prompt = f"Noise Level {level}:\n{prompt}"
+    if aspect_ratio is not None:
+        prompt = f"{prompt}\n in a {aspect_ratio} aspect ratio.\n"
+    if chat_template:
+        medium = "a video" if rate is not None and rate > 0 else "an image"
+        request = f"Please generate {medium} about: {prompt}"
+        prompt = f"<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n"
+    return prompt
+
+
+def _frame_rates(fps: Any, count: int) -> list[int] | list[None]:
+    """One frame rate for each caption, or for each entry where `fps` is a sequence."""
+    if fps is None:
+        return [None] * count
+    values = _numbers(fps, "fps")
+    for value in values:
+        if not (value >= 0 and float(value).is_integer()):
+            raise ValueError(f"fps must be a whole number of frames per second, 0 for an image, got {value}.")
+    rates = [int(value) for value in values]
+    return rates * count if np.ndim(fps) == 0 else rates
+
+
+def _noise_levels(noise_std: Any, count: int) -> list[int] | list[None]:
+    """Noise in thousandths, truncated: one for each caption or for each entry of a sequence."""
+    if noise_std is None:
+        return [None] * count
+    values = _numbers(noise_std, "noise_std")
+    for value in values:
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"noise_std must be a finite number not below 0, got {value}.")
+    if np.ndim(noise_std) == 0:
+        return [int(1000 * float(values[0]))] * count
+    return [int(1000 * float(value)) for value in np.asarray(values, np.float32)]
+
+
+def _numbers(value: Any, name: str) -> list[float]:
+    """The real numbers in a scalar or in an array-like of shape [n] or [n, 1]."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return [value]  # type: ignore[list-item]
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" and array.size > 0:
+        raise ValueError(f"{name} must be a number or a sequence of numbers, got {value!r}.")
+    if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):
+        raise ValueError(f"{name} must have shape [B] or [B, 1], got {list(array.shape)}.")
+    return array.reshape(-1).tolist()

@@ -1,0 +1,44 @@
+"""Training: from a configuration to checkpoints and curves.
+
+- `schedule`, `optimizer`: the learning rate; AdamW in two groups, clipping, skipping, running mean.
+- `inputs`: from the loader's integers to noisy pixels and a condition.
+- `step`: losses and gradients, one update, several updates in one program.
+- `loop`: the run. `checkpoint`, `metrics`, `plots`, `files`: what it leaves behind.
+"""
+
+from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run
+from starflow_jax.training.inputs import condition, open_source
+from starflow_jax.training.loop import Callback, Snapshot, TrainResult, train
+from starflow_jax.training.optimizer import apply_updates, init_optimizer
+from starflow_jax.training.plots import plot_curves
+from starflow_jax.training.schedule import CosineSchedule
+from starflow_jax.training.step import (
+    Losses,
+    TrainState,
+    init_state,
+    loss_and_gradients,
+    train_step,
+    train_steps,
+)
+
+__all__ = [
+    "Callback",
+    "Checkpoints",
+    "CosineSchedule",
+    "Losses",
+    "Snapshot",
+    "TrainResult",
+    "TrainState",
+    "abstract_state",
+    "apply_updates",
+    "condition",
+    "init_optimizer",
+    "init_state",
+    "load_run",
+    "loss_and_gradients",
+    "open_source",
+    "plot_curves",
+    "train",
+    "train_step",
+    "train_steps",
+]

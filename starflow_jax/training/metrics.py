@@ -1,0 +1,155 @@
+"""Where the numbers of a run go: a CSV file, TensorBoard event files, and a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from starflow_jax.training.files import write_text
+
+CSV_FILE = "metrics.csv"
+EVENTS_FOLDER = "events"
+FIELDS = (
+    "step",
+    "loss",
+    "loss_z",
+    "loss_logdet",
+    "bits_per_dim",
+    "grad_norm",
+    "learning_rate",
+    "skipped",
+    "loss_denoiser",
+    "denoiser_grad_norm",
+    "denoiser_skipped",
+    "images_per_second",
+    "held_out_bits_per_dim",
+)
+
+
+class MetricsWriter:
+    """Appends rows of scalars to `metrics.csv` (columns FIELDS, empty where a row has no such number) and
+    `events/`.
+
+    Names outside FIELDS go to the event files only. A context manager.
+
+    Args:
+      workdir: an existing folder.
+      step: the step a run continues from: later rows, of an attempt that went on beyond its last checkpoint,
+        are dropped from both.
+    """
+
+    def __init__(self, workdir: Path, step: int = 0):
+        path = Path(workdir) / CSV_FILE
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
+        write_text(path, _csv([dict.fromkeys(FIELDS) | row for row in rows], header=True))
+        self._path = path
+        self._events = SummaryWriter(str(Path(workdir) / EVENTS_FOLDER), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one row; numbers that are not finite are left out."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        row = {name: value for name, value in finite.items() if name in FIELDS}
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv([{"step": step, **row}]))
+        for name, value in finite.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`, empty cells left out; no rows where there is no file.
+
+    A row cut short by a crash, or one that is not numbers, is left out.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for raw in csv.DictReader(file):
+            try:
+                row = {name: float(cell) for name, cell in raw.items() if cell}
+            except (TypeError, ValueError):
+                continue
+            if "step" in row and None not in raw.values():
+                rows.append(row)
+    return rows
+
+
+def _csv(rows: Sequence[Mapping[str, float | None]], header: bool = False) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(name, row.get(name)) for name in FIELDS})
+    return text.getvalue()
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if name == "step" else f"{value:.7g}"
+
+
+def average(calls: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the updates of several calls of the compiled program.
+
+    Args:
+      calls: metrics as it returns them, [steps_per_call] each, NaN where no update was made.
+
+    Returns:
+      The mean of every metric over its finite values (NaN where there are none): an update with a NaN loss
+      counts in `skipped` and nowhere else.
+    """
+    means = {}
+    for name in calls[0]:
+        values = np.concatenate([np.asarray(call[name], np.float64) for call in calls])
+        finite = values[np.isfinite(values)]
+        means[name] = float(finite.mean()) if finite.size else math.nan
+    return means
+
+
+class ProgressBar:
+    """One line in the terminal: updates, loss, bits/dim, images/s, time left. A context manager."""
+
+    def __init__(self, name: str, steps: int, *, initial: int = 0, enabled: bool = True):
+        self._bar = tqdm(
+            total=steps,
+            initial=initial,
+            desc=name,
+            unit="step",
+            disable=not enabled,
+            dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+        )
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, steps: int) -> None:
+        """Moves on by `steps` updates."""
+        self._bar.update(steps)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Shows the numbers of a row of metrics."""
+        shown = {"loss": f"{values['loss']:.4f}"}
+        if "bits_per_dim" in values:
+            shown["bits/dim"] = f"{values['bits_per_dim']:.3f}"
+        shown["images/s"] = f"{values['images_per_second']:.0f}"
+        self._bar.set_postfix(shown, refresh=False)

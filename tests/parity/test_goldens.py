@@ -1,0 +1,49 @@
+"""Every recorded array of every recorded experiment, reproduced."""
+
+import pytest
+from operations import check_update_prior, inputs_of, run_experiment
+from recordings import Folder, folders
+
+
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.getoption("goldens")
+    root = metafunc.config.rootpath / "tests" / "goldens" if option is None else None
+    found = folders(root if root is not None else _folder(option))
+    if "experiment" in metafunc.fixturenames:
+        cases = [(f, name) for f in found for name in f.meta["experiments"]]
+        metafunc.parametrize("folder, experiment", cases, ids=[f"{f.name}-{name}" for f, name in cases])
+    elif "folder" in metafunc.fixturenames:
+        metafunc.parametrize("folder", found, ids=[f.name for f in found])
+
+
+def _folder(option):
+    from pathlib import Path
+
+    return Path(option)
+
+
+@pytest.fixture(scope="session")
+def compared() -> dict[str, dict[str, set[str]]]:
+    """Arrays compared so far: folder, experiment, names."""
+    return {}
+
+
+def test_experiment(folder: Folder, experiment: str, compared):
+    checks = run_experiment(folder, experiment)
+    assert checks, "nothing was compared"
+    compared.setdefault(folder.name, {})[experiment] = {check.array for check in checks}
+    failed = [f"{c.array}: {c.error:.2e} > {c.bar:.0e}" for c in checks if not c.passed]
+    assert not failed, "; ".join(failed)
+
+
+def test_every_array_was_compared(folder: Folder, compared):
+    """No recorded array is passed over in silence."""
+    done = compared.get(folder.name, {})
+    if set(done) != set(folder.meta["experiments"]):
+        pytest.skip("not every experiment of this folder was selected")
+    names = set().union(*done.values()) | inputs_of(folder)
+    if "update_prior/var_after" in folder.arrays:
+        checks = check_update_prior(folder)
+        assert all(check.passed for check in checks)
+        names |= {check.array for check in checks}
+    assert set(folder.arrays) - names == set()

@@ -1,0 +1,22 @@
+"""Learning rates recorded from the originals."""
+
+import json
+
+import numpy as np
+
+from starflow_jax.training.schedule import CosineSchedule
+
+
+def test_every_recorded_rate(goldens_dir):
+    cases = json.loads((goldens_dir / "misc_json" / "cosine_lr.json").read_text())
+    assert cases
+    for case in cases:
+        schedule = CosineSchedule(case["total"], case["warmup"], case["max_lr"], case["min_lr"], family=case["which"])
+        # The originals rise again after the last update; here the rate stays at its minimum.
+        recorded = case["optimizer_lr"][: case["total"]]
+        assert case["returned"][: case["total"]] == recorded
+        updates = range(1, len(recorded) + 1)
+        np.testing.assert_allclose([schedule.rate(n) for n in updates], recorded, rtol=1e-12, atol=0)
+        traced = [float(schedule(n - 1)) for n in updates]
+        np.testing.assert_allclose(traced, recorded, rtol=1e-5, atol=1e-6 * case["max_lr"])
+        assert all(schedule.rate(case["total"] + extra) == case["min_lr"] for extra in (1, 2, 3))
