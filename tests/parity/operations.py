@@ -34,7 +34,7 @@ def forward(flow, x, cond, guidance):
 
 
 def check_forward(folder: Folder, name: str, experiment: dict[str, Any]) -> list[Check]:
-    flow, arrays = folder.flow, folder.arrays
+    flow = folder.flow
     x = channels_last(folder.input(experiment, "x"))
     y = condition(folder.input(experiment, "y"))
     weight = experiment.get("args", {}).get("guidance")
