@@ -1,0 +1,8 @@
+"""`python -m starflow_jax` is `starflow`."""
+
+import sys
+
+from starflow_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""`starflow COMMAND`: parses, dispatches, answers refusals with one sentence and an exit code.
+
+Exit codes: 0 done, 2 refused (bad input), 130 interrupted. Any other error is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from starflow_jax import __version__
+from starflow_jax.commands import demo, evaluate, sample, train, version
+from starflow_jax.commands.arguments import Parser, check_names, split_overrides
+from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
+
+COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "demo": demo, "version": version}
+
+EXAMPLES = """\
+examples:
+  starflow demo
+  starflow train --config experiments/digits.py --workdir runs/digits
+  starflow evaluate --workdir runs/digits
+  starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out x.png
+
+starflow COMMAND --help explains every option.
+"""
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of all commands, and that of each."""
+    parser = Parser(
+        prog="starflow",
+        description="Transformer autoregressive normalizing flows: train, sample, evaluate.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"starflow {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS.values():
+        command.add_to(subparsers)
+    return parser, subparsers.choices
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: arguments without the program's name; None for those of the process, which is then `starflow` itself.
+
+    Returns:
+      The exit code.
+    """
+    if argv is not None:
+        return _answer(list(argv))
+    code = _answer(sys.argv[1:])
+    if code == INTERRUPTED:
+        # Everything is saved and closed. Tearing down a library that was stopped while it compiled can crash, which
+        # would turn this exit code into another.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _answer(argv: list[str]) -> int:
+    """The exit code of a command, its refusal said."""
+    try:
+        return _run(argv)
+    except CommandError as error:
+        print(f"starflow: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt as interrupt:
+        how = str(interrupt) or "nothing was written, and the same command starts again"
+        print(f"starflow: interrupted; {how}", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as end:  # argparse, after --help and --version
+        return int(end.code or 0)
+
+
+def _run(argv: list[str]) -> int:
+    parser, parsers = build_parser()
+    if not argv:
+        raise CommandError(f"name a command: {', '.join(COMMANDS)} (see starflow --help)")
+    name = argv[0]
+    overrides: list[str] = []
+    if not name.startswith("-"):
+        check_names([name], list(COMMANDS), "a command")
+        if name == "train":
+            argv, overrides = split_overrides(argv)
+        # Before argparse, which would first complain of what is missing because a name is misspelt.
+        known = [*re.findall(r"--[a-z-]+", parsers[name].format_usage()), "--help"]
+        check_names([text for text in argv if text.startswith("--")], known, f"an option of {name}")
+    arguments = parser.parse_args(argv)
+    arguments.overrides = overrides
+    return arguments.run(arguments)

@@ -1,0 +1,327 @@
+"""Noise to pictures: draw noise, invert the flow, remove the training noise, round to pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.config.experiment import DataConfig, ExperimentConfig
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.data import digits, quantise
+from starflow_jax.flows import Flow, Guidance, LinearGuidance, learned_denoise, score_denoise
+from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.parameters import Params, abstract, merge, split
+from starflow_jax.media import to_uint8
+from starflow_jax.solvers import Inversion, Jacobi, Sequential, Solver, inverse
+from starflow_jax.training.inputs import condition
+
+Denoise = Literal["none", "score", "learned"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnconvergedChunk:
+    """A stretch of tokens that Jacobi iteration left unsolved.
+
+    Attributes:
+      batch: of the call; block: of the flow; start, length: its tokens in that block's order.
+      iterations: spent on it; residual: the last relative mean-square change.
+    """
+
+    batch: int
+    block: int
+    start: int
+    length: int
+    iterations: int
+    residual: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleReport:
+    """How a drawing went.
+
+    Attributes:
+      images: drawn; batches: calls of the compiled program, each of `batch_size` rows.
+      evaluations: network evaluations of a whole batch (a guided pair counts once), over all batches.
+      iterations: evaluations a block, in order of inversion (deep block first), over all batches.
+      seconds: drawing; compile_seconds: building the program before that, 0 where it was there already.
+      unconverged: chunks whose iteration ended before it settled; empty for the sequential solver.
+      non_finite: images with a value that is NaN or infinite (shown as black or white).
+    """
+
+    images: int
+    batches: int
+    batch_size: int
+    evaluations: int
+    iterations: tuple[int, ...]
+    seconds: float
+    compile_seconds: float
+    unconverged: tuple[UnconvergedChunk, ...]
+    non_finite: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether every chunk of every block of every batch converged."""
+        return not self.unconverged
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """What `sample` returns.
+
+    Attributes:
+      images: uint8 [n, H, W, C], 0..255; of a model of dequantised data the integer levels, stretched.
+      x: float32 [n, H, W, C], what the flow (and denoiser) gave, about [-1, 1].
+      labels: int32 [n], -1 where there is none.
+      report: how it went.
+    """
+
+    images: np.ndarray
+    x: np.ndarray
+    labels: np.ndarray
+    report: SampleReport
+
+
+def sample(
+    flow: Flow | Params,
+    config: ExperimentConfig,
+    key: jax.Array,
+    labels: Sequence[int] | np.ndarray,
+    *,
+    solver: Solver | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    attention_temperature: float = 1.0,
+    denoise: Denoise | None = None,
+    batch_size: int = 64,
+) -> Samples:
+    """Draws one picture for every label.
+
+    Picture i depends on the key, its place i and its label alone: the batch size changes speed, and what a
+    batch-wide stopping rule may change within its tolerance. One program is compiled for a batch size and a
+    kind of call and kept; keys, labels, weights and temperatures do not recompile it. Arguments left None
+    take the value of `config.sample`.
+
+    Args:
+      flow: a flow, or its parameters as `flows.parameters.split` gives them.
+      config: what the flow was trained as.
+      key: of the noise.
+      labels: integers [n], -1 for an unconditional picture.
+      solver: how blocks are inverted.
+      guidance: weight w >= 0 of classifier-free guidance, 0 for none.
+      temperature: factor of the noise z.
+      attention_temperature: divides attention logits: in TARFlow of the unconditional half of a guided pair,
+        in STARFlow everywhere.
+      denoise: what removes the training noise.
+      batch_size: pictures drawn together; the last batch is filled up with copies.
+
+    Raises:
+      ValueError: see `check_request`.
+    """
+    options = config.sample
+    guidance = options.guidance if guidance is None else guidance
+    temperature = options.temperature if temperature is None else temperature
+    denoise = options.denoise if denoise is None else denoise
+    if solver is None:
+        solver = Jacobi() if options.solver == "jacobi" else Sequential()
+    labels = np.asarray(labels, np.int32)
+    check_request(
+        config,
+        labels,
+        guidance=guidance,
+        temperature=temperature,
+        attention_temperature=attention_temperature,
+        denoise=denoise,
+        batch_size=batch_size,
+    )
+    params = split(flow)[1] if isinstance(flow, Flow) else flow
+    count, batch_size = len(labels), min(batch_size, len(labels))
+    kind = _Kind(
+        config.flow,
+        solver,
+        guidance > 0,
+        attention_temperature != 1.0,
+        denoise,
+        config.data.noise_std,
+        batch_size,
+    )
+    numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
+    scalars = {name: jnp.float32(value) for name, value in numbers.items()}
+    # The filling repeats rows of the same batch: a residual over the batch then still speaks of its members.
+    batches = [
+        np.resize(np.arange(first, min(first + batch_size, count)), batch_size) for first in range(0, count, batch_size)
+    ]
+    begun = time.perf_counter()
+    program = _compiled(kind, params, key, scalars)
+    compiled = time.perf_counter()
+    drawn, outcomes = [], []
+    for index in batches:
+        pictures, reports = program(params, key, index.astype(np.int32), labels[index], scalars)
+        drawn.append(np.asarray(pictures))
+        outcomes.append(jax.device_get(reports))
+    done = time.perf_counter()
+
+    x = np.concatenate(drawn)[:count]
+    finite = np.isfinite(x).all(axis=(1, 2, 3))
+    report = SampleReport(
+        images=count,
+        batches=len(batches),
+        batch_size=batch_size,
+        evaluations=int(sum(r.iterations.sum() for outcome in outcomes for r in outcome)),
+        iterations=tuple(int(sum(r.iterations.sum() for r in block)) for block in zip(*outcomes, strict=True)),
+        seconds=done - compiled,
+        compile_seconds=compiled - begun,
+        unconverged=tuple(_unconverged(outcomes)),
+        non_finite=int(count - finite.sum()),
+    )
+    return Samples(to_pixels(x, config.data), x, labels, report)
+
+
+def check_request(
+    config: ExperimentConfig,
+    labels: np.ndarray,
+    *,
+    guidance: float,
+    temperature: float,
+    attention_temperature: float,
+    denoise: str,
+    batch_size: int,
+) -> None:
+    """Raises ValueError, naming the field, where a flow cannot be sampled as asked."""
+    check(labels.ndim == 1 and len(labels) > 0, f"labels must be [n] with n above 0, got {list(labels.shape)}")
+    flow, data = config.flow, config.data
+    classes = flow.num_classes or flow.text_dim
+    lowest, highest = int(labels.min()), int(labels.max())
+    if not classes:
+        check(highest < 0, f"class must be none for a model without classes, got {highest}")
+    wrong = highest if highest >= classes else lowest
+    check(lowest >= -1 and highest < max(classes, 1), f"class must be 0 to {classes - 1}, got {wrong}")
+    check_real("guidance", guidance, minimum=0.0)
+    check_real("temperature", temperature, minimum=0.0)
+    check_real("attention_temperature", attention_temperature)
+    check(attention_temperature > 0, f"attention_temperature must be above 0, got {attention_temperature}")
+    check_integer("batch_size", batch_size, minimum=1)
+    if guidance > 0:
+        check(
+            flow.family == "tarflow" or flow.text_dim > 0,
+            f"guidance must be 0 for a model that reads no condition, got {guidance}",
+        )
+        check(
+            highest >= 0 or attention_temperature != 1.0,
+            "guidance of unconditional pictures needs attention_temperature other than 1 "
+            f"(there is nothing else to guide by), got guidance {guidance}",
+        )
+    check_choice("denoise", denoise, ("none", "score", "learned"))
+    check(
+        denoise == "none" or data.noise == "gaussian",
+        f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",
+    )
+    check(
+        denoise != "learned" or flow.denoiser is not None,
+        "denoise must be 'none' or 'score' for a model without a learned denoiser, got 'learned'",
+    )
+
+
+def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
+    """Labels int32 [count] that take the classes in turn; -1 for a model without classes."""
+    classes = config.flow.num_classes or config.flow.text_dim
+    return (np.arange(count) % classes if classes else np.full(count, -1)).astype(np.int32)
+
+
+def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
+    """Pictures as they are looked at, uint8 0..255, of data in the flow's units; NaN becomes black.
+
+    A model of dequantised data speaks of integer levels: they are found again and stretched over 0..255.
+    """
+    x = np.clip(np.nan_to_num(x, nan=-1.0), -1.0, 1.0)
+    if data.noise == "gaussian":
+        return to_uint8(x)
+    # An npz source holds bytes, and may have gone elsewhere since the training.
+    levels = digits("train").levels if data.source == "digits" else 256
+    return np.rint(quantise(x, levels) * (255.0 / (levels - 1))).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What decides a compiled program."""
+
+    flow: FlowConfig
+    solver: Solver
+    guided: bool
+    tempered: bool
+    denoise: Denoise
+    noise_std: float
+    batch_size: int
+
+
+_Program = Callable[..., tuple[jax.Array, tuple[Any, ...]]]
+_programs: dict[_Kind, _Program] = {}
+_KEPT = 8
+
+
+def _compiled(kind: _Kind, params: Params, key: jax.Array, scalars: dict[str, jax.Array]) -> _Program:
+    """The program of a kind, built ahead of its first run so that its time is told apart from drawing."""
+    if kind not in _programs:
+        rows = jax.ShapeDtypeStruct((kind.batch_size,), jnp.int32)
+        program = jax.jit(_draw_of(kind)).lower(params, key, rows, rows, scalars).compile()
+        while len(_programs) >= _KEPT:
+            del _programs[next(iter(_programs))]
+        _programs[kind] = program
+    return _programs[kind]
+
+
+def _draw_of(kind: _Kind) -> _Program:
+    definition = abstract(kind.flow)[0]
+    shape = (*kind.flow.image_shape, kind.flow.channels)
+
+    def draw(params, key, index, label, scalars):
+        flow = merge(definition, params)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
+        cond = condition(label, kind.flow)
+        guidance = _guidance(kind, cond, scalars) if kind.guided else None
+        tempered = kind.tempered and kind.flow.family == "starflow"
+        result: Inversion = inverse(
+            flow,
+            z,
+            cond,
+            solver=kind.solver,
+            guidance=guidance,
+            temperature=scalars["attention_temperature"] if tempered else None,
+        )
+        drawn = result.x
+        if kind.denoise == "score":
+            drawn = score_denoise(flow, drawn, cond, kind.noise_std)
+        elif kind.denoise == "learned":
+            drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
+        return drawn, result.reports
+
+    return draw
+
+
+def _guidance(kind: _Kind, cond: jax.Array | None, scalars: dict[str, jax.Array]) -> AnyGuidance:
+    if kind.flow.family == "tarflow":
+        return LinearGuidance(scalars["weight"], scalars["attention_temperature"])
+    assert cond is not None  # check_request lets no other model be guided
+    # The empty caption of a model whose text is a one-hot label.
+    return Guidance(scalars["weight"], jnp.zeros_like(cond))
+
+
+def _unconverged(outcomes: Sequence[Sequence[Any]]) -> list[UnconvergedChunk]:
+    found = []
+    for batch, reports in enumerate(outcomes):
+        for report in reports:
+            # The map is triangular: as many iterations as tokens are exact, whatever the last change was.
+            settled = report.converged | (report.iterations >= report.lengths)
+            for chunk in np.flatnonzero(~settled):
+                values = (report.starts, report.lengths, report.iterations)
+                start, length, iterations = (int(value[chunk]) for value in values)
+                residual = float(report.residual[chunk])
+                found.append(UnconvergedChunk(batch, report.block, start, length, iterations, residual))
+    return found
