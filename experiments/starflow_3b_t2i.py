@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from starflow_jax.experiments.recipes import is_tiny
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" as released, "tiny" for tests.
-
-    Raises:
-      ValueError: for another variant.
-    """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
+    """The experiment; variant: "" as released, "tiny" for tests."""
     config = ConfigDict()
     config.name = "starflow-3b-t2i-256"
     config.flow = ConfigDict(
@@ -62,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.sample = ConfigDict({"num": 16, "guidance": 3.6, "solver": "jacobi", "denoise": "score"})
-    if variant == "tiny":
+    if is_tiny(variant):
         config.flow.update(
             {"image_size": 4, "width": 40, "head_dim": 20, "num_blocks": 3, "layers_per_block": (1, 1, 2)}
         )

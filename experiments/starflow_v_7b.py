@@ -12,15 +12,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from starflow_jax.experiments.recipes import is_tiny
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" as released, "tiny" for tests.
-
-    Raises:
-      ValueError: for another variant.
-    """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
+    """The experiment; variant: "" as released, "tiny" for tests."""
     config = ConfigDict()
     config.name = "starflow-v-7b-480p"
     config.flow = ConfigDict(
@@ -67,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.sample = ConfigDict({"num": 1, "guidance": 3.5, "solver": "jacobi", "denoise": "learned"})
-    if variant == "tiny":
+    if is_tiny(variant):
         config.flow.update({"channels": 4, "image_size": 4, "width": 20, "deep_width": 40, "head_dim": 20})
         config.flow.update({"num_blocks": 3, "layers_per_block": (1, 1, 2), "text_dim": 8, "text_length": 4})
         config.flow.update({"pt_seq_len": 3, "dtype": "float32"})

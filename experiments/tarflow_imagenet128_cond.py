@@ -8,42 +8,18 @@ Expected (arXiv 2412.06329): FID 5.03. 823,927,552 parameters.
 `experiments/tarflow_imagenet128_cond.py:tiny` is the same experiment at a size that a laptop trains in seconds.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
+
+from starflow_jax.experiments.recipes import tarflow
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" as released, "tiny" for tests.
-
-    Raises:
-      ValueError: for another variant.
-    """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
-    config = ConfigDict()
-    config.name = "tarflow-imagenet128-cond"
-    config.flow = ConfigDict(
-        {
-            "family": "tarflow",
-            "channels": 3,
-            "image_size": 128,
-            "patch_size": 4,
-            "width": 1024,
-            "num_blocks": 8,
-            "layers_per_block": 8,
-            "head_dim": 64,
-            "num_classes": 1000,
-            "dtype": "bfloat16",
-            "remat": "block",
-        }
+    """The experiment; variant: "" as released, "tiny" for tests."""
+    return tarflow(
+        variant,
+        name="tarflow-imagenet128-cond",
+        flow={"image_size": 128, "patch_size": 4, "width": 1024, "num_classes": 1000, "dtype": "bfloat16"},
+        data={"path": "data/imagenet128", "noise": "gaussian", "noise_std": 0.15, "label_drop": 0.1},
+        batch_size=768,
+        steps=533_760,
     )
-    config.data = ConfigDict(
-        {"source": "npz", "path": "data/imagenet128", "noise": "gaussian", "noise_std": 0.15, "label_drop": 0.1}
-    )
-    config.train = ConfigDict({"steps": 533_760, "batch_size": 768, "lr": 1e-4, "min_lr": 1e-6, "warmup": 1_668})
-    if variant == "tiny":
-        config.flow.update({"image_size": 8, "patch_size": 4, "width": 16, "head_dim": 16, "num_blocks": 2})
-        config.flow.update({"layers_per_block": 1, "dtype": "float32"})
-        config.train.update({"steps": 4, "batch_size": 4, "warmup": 1})
-    return config

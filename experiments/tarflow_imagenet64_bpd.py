@@ -8,39 +8,18 @@ Expected (arXiv 2412.06329): 2.99 bits/dim. 460,142,784 parameters.
 `experiments/tarflow_imagenet64_bpd.py:tiny` is the same experiment at a size that a laptop trains in seconds.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
+
+from starflow_jax.experiments.recipes import tarflow
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" as released, "tiny" for tests.
-
-    Raises:
-      ValueError: for another variant.
-    """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
-    config = ConfigDict()
-    config.name = "tarflow-imagenet64-bpd"
-    config.flow = ConfigDict(
-        {
-            "family": "tarflow",
-            "channels": 3,
-            "image_size": 64,
-            "patch_size": 2,
-            "width": 768,
-            "num_blocks": 8,
-            "layers_per_block": 8,
-            "head_dim": 64,
-            "dtype": "float32",
-            "remat": "block",
-        }
+    """The experiment; variant: "" as released, "tiny" for tests."""
+    return tarflow(
+        variant,
+        name="tarflow-imagenet64-bpd",
+        flow={"image_size": 64, "patch_size": 2, "width": 768, "dtype": "float32"},
+        data={"path": "data/imagenet64", "noise": "uniform"},
+        batch_size=256,
+        steps=500_400,
     )
-    config.data = ConfigDict({"source": "npz", "path": "data/imagenet64", "noise": "uniform"})
-    config.train = ConfigDict({"steps": 500_400, "batch_size": 256, "lr": 1e-4, "min_lr": 1e-6, "warmup": 5_004})
-    if variant == "tiny":
-        config.flow.update({"image_size": 8, "patch_size": 4, "width": 16, "head_dim": 16, "num_blocks": 2})
-        config.flow.update({"layers_per_block": 1, "dtype": "float32"})
-        config.train.update({"steps": 4, "batch_size": 4, "warmup": 1})
-    return config

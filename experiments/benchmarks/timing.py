@@ -1,0 +1,40 @@
+"""Timing of compiled programs side by side: what the benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float]:
+    """`function` compiled ahead of time and bound to `arguments`, and the seconds that compiling took."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    return lambda: jax.block_until_ready(program(*arguments)), seconds
+
+
+def best_seconds(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
+    """The shortest time of each program, in seconds.
+
+    Every round runs all programs once, one after the other, so that whatever else the machine does meanwhile falls on
+    all of them; the shortest of several rounds is the one that was disturbed least. The first run is not counted.
+    """
+    best = dict.fromkeys(programs, float("inf"))
+    for number in range(rounds + 1):
+        for name, run in programs.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def square_product(size: int) -> Callable[[], Any]:
+    """A bare float32 product of two size x size matrices: how fast this machine is."""
+    left, right = (jax.random.normal(jax.random.key(i), (size, size)) for i in range(2))
+    return compiled(jnp.dot, left, right)[0]

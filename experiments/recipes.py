@@ -1,0 +1,47 @@
+"""What the released experiments have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def is_tiny(variant: str) -> bool:
+    """Whether an experiment's variant is the tiny one.
+
+    Raises:
+      ValueError: for a variant that is neither "" nor "tiny".
+    """
+    if variant not in ("", "tiny"):
+        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
+    return variant == "tiny"
+
+
+def tarflow(
+    variant: str, *, name: str, flow: dict[str, Any], data: dict[str, Any], batch_size: int, steps: int
+) -> ConfigDict:
+    """A released TARFlow (arXiv 2412.06329): 8 blocks of 8 layers on 1,024 tokens, heads of 64, AdamW at 1e-4.
+
+    Args:
+      variant: "" as released, "tiny" for tests.
+      name: of the experiment.
+      flow: image_size, patch_size, width, and what else differs.
+      data: noise and where the images are.
+      batch_size, steps: of the training; the first hundredth of it warms up.
+    """
+    shared = {
+        "family": "tarflow",
+        "channels": 3,
+        "num_blocks": 8,
+        "layers_per_block": 8,
+        "head_dim": 64,
+        "remat": "block",
+    }
+    train = {"steps": steps, "batch_size": batch_size, "lr": 1e-4, "min_lr": 1e-6, "warmup": steps // 100}
+    config = ConfigDict({"name": name, "flow": shared | flow, "data": {"source": "npz"} | data, "train": train})
+    if is_tiny(variant):
+        config.flow.update({"image_size": 8, "patch_size": 4, "width": 16, "head_dim": 16, "num_blocks": 2})
+        config.flow.update({"layers_per_block": 1, "dtype": "float32"})
+        config.train.update({"steps": 4, "batch_size": 4, "warmup": 1})
+    return config
