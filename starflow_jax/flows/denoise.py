@@ -22,14 +22,20 @@ def noise_level_weight(noise_std: jax.Array | float) -> jax.Array | float:
     return noise_std / NOISE_SCALE
 
 
+def _like(x: jax.Array, level: float | jax.Array) -> jax.Array:
+    """A noise level, scalar or one a sample [B], so that it broadcasts against x: [B, ...]."""
+    level = jnp.asarray(level, jnp.float32)
+    return level.reshape(-1, *(1,) * (x.ndim - 1)) if level.ndim else level
+
+
 def score(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
     """grad_x log p(x), in the layout of x: one forward and one backward pass."""
     return jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
 
 
 def score_denoise(flow: Flow, x: jax.Array, cond: jax.Array | None, noise_std: float | jax.Array) -> jax.Array:
-    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (arXiv 2412.06329, section 3.4)."""
-    return x + jnp.float32(noise_std) ** 2 * score(flow, x, cond)
+    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (SPEC section 6); noise_std: scalar or [B]."""
+    return x + _like(x, noise_std) ** 2 * score(flow, x, cond)
 
 
 def learned_denoise(
@@ -41,12 +47,15 @@ def learned_denoise(
 ) -> jax.Array:
     """x - 0.3 D(x, text) (sigma_n - sigma_next) / sigma_n: from noise level sigma_n down to sigma_next.
 
+    Levels are scalars or one a sample, [B].
+
     Raises:
       ValueError: if the flow has no learned denoiser.
     """
     if flow.denoiser is None:
         raise ValueError("denoiser is None: this flow has no learned denoiser; use score_denoise")
-    share = (noise_std - next_std) / noise_std
+    current = _like(x, noise_std)
+    share = (current - _like(x, next_std)) / current
     return x - NOISE_SCALE * share * flow.denoiser(x, cond)
 
 
