@@ -1,6 +1,12 @@
 """STARFlow 3B, text to image at 256x256 (arXiv 2506.06276): the released text-to-image configuration.
 
-    starflow train --config experiments/starflow_3b_t2i.py --workdir W --config.data.path=FOLDER
+    from starflow_jax.config import load_config
+    from starflow_jax.flows.parameters import abstract
+
+    definition, params = abstract(load_config("experiments/starflow_3b_t2i.py").flow)
+
+This file says what the model is and how it is optimised; `starflow train` reads still images with labels so far, and
+neither latents nor captions nor videos.
 
 Data are SD-VAE latents [32, 32, 4]; text states are those of Flan-T5-XL, 128 tokens. The paper's run took about two
 weeks on 64 H100 at batch 512, 400 M images; the released recipe says batch 1,024. Expected: COCO FID-30K 9.1.

@@ -1,6 +1,12 @@
 """STARFlow-V 7B, 480p video at 16 frames/s, 81 frames (arXiv 2511.20462): the released video configuration.
 
-    starflow train --config experiments/starflow_v_7b.py --workdir W --config.data.path=FOLDER
+    from starflow_jax.config import load_config
+    from starflow_jax.flows.parameters import abstract
+
+    definition, params = abstract(load_config("experiments/starflow_v_7b.py").flow)
+
+This file says what the model is and how it is optimised; `starflow train` reads still images with labels so far, and
+neither latents nor captions nor videos.
 
 Data are Wan2.2 VAE latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16); text
 states are those of Flan-T5-XL, 256 tokens. The released recipe mixes 192 videos with 1,536 images a batch

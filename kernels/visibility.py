@@ -38,7 +38,7 @@ class Full:
 
 @dataclasses.dataclass(frozen=True)
 class FrameWindow:
-    """Block-causal over frames with look-ahead and a window; a text prefix that all see (SPEC section 6).
+    """Block-causal over frames with look-ahead and a window; a text prefix that all see (specification, section 6).
 
     Query frame q sees key frames q + look_ahead - 1 - window .. q + look_ahead - 1; text queries see all text and
     frames 0 .. look_ahead - 1.

@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 refused (bad input), 130 interrupted. Any other error is a
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -89,8 +88,7 @@ def _run(argv: list[str]) -> int:
         if name == "train":
             argv, overrides = split_overrides(argv)
         # Before argparse, which would first complain of what is missing because a name is misspelt.
-        known = [*re.findall(r"--[a-z-]+", parsers[name].format_usage()), "--help"]
-        check_names([text for text in argv if text.startswith("--")], known, f"an option of {name}")
+        check_names([text for text in argv if text.startswith("--")], parsers[name].options(), f"an option of {name}")
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
     return arguments.run(arguments)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -50,7 +51,7 @@ class SampleReport:
       images: drawn; batches: calls of the compiled program, each of `batch_size` rows.
       evaluations: network evaluations of a whole batch (a guided pair counts once), over all batches.
       iterations: evaluations a block, in order of inversion (deep block first), over all batches.
-      seconds: drawing; compile_seconds: building the program before that, 0 where it was there already.
+      seconds: drawing; compile_seconds: building the program before that, about 0 where it was there already.
       unconverged: chunks whose iteration ended before it settled; empty for the sequential solver.
       non_finite: images with a value that is NaN or infinite (shown as black or white).
     """
@@ -130,7 +131,7 @@ def sample(
     denoise = options.denoise if denoise is None else denoise
     if solver is None:
         solver = Jacobi() if options.solver == "jacobi" else Sequential()
-    labels = np.asarray(labels, np.int32)
+    labels = np.asarray(labels)
     check_request(
         config,
         labels,
@@ -140,6 +141,7 @@ def sample(
         denoise=denoise,
         batch_size=batch_size,
     )
+    labels = labels.astype(np.int32)  # after the check, which says which number has no class
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count, batch_size = len(labels), min(batch_size, len(labels))
     kind = _Kind(
@@ -149,7 +151,6 @@ def sample(
         attention_temperature != 1.0,
         denoise,
         config.data.noise_std,
-        batch_size,
     )
     numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
     scalars = {name: jnp.float32(value) for name, value in numbers.items()}
@@ -158,7 +159,9 @@ def sample(
         np.resize(np.arange(first, min(first + batch_size, count)), batch_size) for first in range(0, count, batch_size)
     ]
     begun = time.perf_counter()
-    program = _compiled(kind, params, key, scalars)
+    # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    program = _draw.lower(kind, params, key, rows, rows, scalars).compile()
     compiled = time.perf_counter()
     drawn, outcomes = [], []
     for index in batches:
@@ -257,52 +260,34 @@ class _Kind:
     tempered: bool
     denoise: Denoise
     noise_std: float
-    batch_size: int
 
 
-_Program = Callable[..., tuple[jax.Array, tuple[Any, ...]]]
-_programs: dict[_Kind, _Program] = {}
-_KEPT = 8
-
-
-def _compiled(kind: _Kind, params: Params, key: jax.Array, scalars: dict[str, jax.Array]) -> _Program:
-    """The program of a kind, built ahead of its first run so that its time is told apart from drawing."""
-    if kind not in _programs:
-        rows = jax.ShapeDtypeStruct((kind.batch_size,), jnp.int32)
-        program = jax.jit(_draw_of(kind)).lower(params, key, rows, rows, scalars).compile()
-        while len(_programs) >= _KEPT:
-            del _programs[next(iter(_programs))]
-        _programs[kind] = program
-    return _programs[kind]
-
-
-def _draw_of(kind: _Kind) -> _Program:
-    definition = abstract(kind.flow)[0]
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(
+    kind: _Kind, params: Params, key: jax.Array, index: jax.Array, label: jax.Array, scalars: dict[str, jax.Array]
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Pictures [B, H, W, C] for places and labels int32 [B], and what the solver reports of every block."""
+    flow = merge(abstract(kind.flow)[0], params)
     shape = (*kind.flow.image_shape, kind.flow.channels)
-
-    def draw(params, key, index, label, scalars):
-        flow = merge(definition, params)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
-        cond = condition(label, kind.flow)
-        guidance = _guidance(kind, cond, scalars) if kind.guided else None
-        tempered = kind.tempered and kind.flow.family == "starflow"
-        result: Inversion = inverse(
-            flow,
-            z,
-            cond,
-            solver=kind.solver,
-            guidance=guidance,
-            temperature=scalars["attention_temperature"] if tempered else None,
-        )
-        drawn = result.x
-        if kind.denoise == "score":
-            drawn = score_denoise(flow, drawn, cond, kind.noise_std)
-        elif kind.denoise == "learned":
-            drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
-        return drawn, result.reports
-
-    return draw
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
+    cond = condition(label, kind.flow)
+    guidance = _guidance(kind, cond, scalars) if kind.guided else None
+    tempered = kind.tempered and kind.flow.family == "starflow"
+    result: Inversion = inverse(
+        flow,
+        z,
+        cond,
+        solver=kind.solver,
+        guidance=guidance,
+        temperature=scalars["attention_temperature"] if tempered else None,
+    )
+    drawn = result.x
+    if kind.denoise == "score":
+        drawn = score_denoise(flow, drawn, cond, kind.noise_std)
+    elif kind.denoise == "learned":
+        drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
+    return drawn, result.reports
 
 
 def _guidance(kind: _Kind, cond: jax.Array | None, scalars: dict[str, jax.Array]) -> AnyGuidance:
@@ -317,9 +302,7 @@ def _unconverged(outcomes: Sequence[Sequence[Any]]) -> list[UnconvergedChunk]:
     found = []
     for batch, reports in enumerate(outcomes):
         for report in reports:
-            # The map is triangular: as many iterations as tokens are exact, whatever the last change was.
-            settled = report.converged | (report.iterations >= report.lengths)
-            for chunk in np.flatnonzero(~settled):
+            for chunk in np.flatnonzero(~report.converged):
                 values = (report.starts, report.lengths, report.iterations)
                 start, length, iterations = (int(value[chunk]) for value in values)
                 residual = float(report.residual[chunk])

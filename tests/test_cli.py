@@ -47,6 +47,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("cli")
     (home / "tiny.py").write_text(EXPERIMENT)
     (home / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    (home / "leaving.py").write_text("import sys\nsys.exit()\n")
     (home / "file").write_text("not a folder")
     (home / "foreign").mkdir()
     (home / "foreign" / "letter.txt").write_text("dear reader")
@@ -135,6 +136,9 @@ REFUSALS = {
     "unknown key": ([*TRAIN, "--config.train.lrr=1"], "did you mean lr"),
     "wrong type": ([*TRAIN, "--config.train.lr=fast"], "config.train.lr must be a number, got 'fast'"),
     "out of range": ([*TRAIN, "--config.train.lr=-1"], "lr must be a finite number >= 0, got -1.0"),
+    "too many steps": ([*TRAIN, "--config.train.steps=100000000000000000000"], "steps must be below 2147483648"),
+    "too many digits": ([*TRAIN, f"--config.train.lr=1{'0' * 400}"], "config.train.lr must be a number that a float"),
+    "leaving config": (["train", "--config", "leaving.py", "--workdir", "new"], "failed with SystemExit"),
     "not finite": ([*TRAIN, "--config.train.lr=1e999"], "lr must be a finite number"),
     "no value": ([*TRAIN, "--config.train.lr", "1"], "--config.NAME=VALUE"),
     "override elsewhere": ([*SAMPLE, "--config.train.lr=1"], "not an option of sample"),
@@ -154,6 +158,14 @@ REFUSALS = {
     "zero samples": ([*SAMPLE, "--num", "0"], "--num must be an integer from 1 to 1000000000, got '0'"),
     "half a sample": ([*SAMPLE, "--num", "1.5"], "--num must be an integer"),
     "no such class": ([*SAMPLE, "--class", "10"], "class must be 0 to 9, got 10"),
+    "huge class": ([*SAMPLE, "--class", "100000000000"], "--class must be a class number from 0 to 2147483647"),
+    "huge iterations": (
+        [*SAMPLE, "--solver", "jacobi", "--max-iterations", "1000000000000"],
+        "--max-iterations must be an integer from 1 to 100000, got '1000000000000'",
+    ),
+    "out too long": (["sample", "--workdir", "run", "--out", "x" * 300 + ".png"], "--out cannot be written"),
+    "out too long at first": (["sample", "--workdir", "run", "--out", "x" * 240 + ".png"], "--out cannot be written"),
+    "json too long": ([*TRAIN, "--json", f"new/{'x' * 300}/x.json"], "--json cannot be written"),
     "negative class": ([*SAMPLE, "--class", "-1"], "--class must be"),
     "negative guidance": ([*SAMPLE, "--guidance", "-1"], "--guidance must be a finite number >= 0, got '-1'"),
     "guidance nan": ([*SAMPLE, "--guidance", "nan"], "--guidance must be a finite number"),

@@ -98,6 +98,8 @@ def test_json_round_trip():
         (changed(train={"betas": [0.9]}), r"config.train.betas must have 2 entries, got 1: \[0.9\]"),
         (changed(train={"schedule": "tarflwo"}), "got 'tarflwo'; did you mean tarflow"),
         (changed(train={"steps": 0}), "config.train: steps must be an integer >= 1, got 0"),
+        (changed(train={"steps": 10**20}), "config.train: steps must be below 2147483648, got 1000"),
+        (changed(train={"batch_size": 2**20}), "config.train: batch_size must be below 1048576, got 1048576"),
         (changed(flow={"layers_per_block": "all"}), "flow.layers_per_block must be an integer or a list"),
         (changed(flow={"head_dim": 5}), "config.flow: head_dim must divide width"),
         (changed(flow={"denoiser": 3}), "flow.denoiser must be a mapping of the fields of DenoiserConfig"),
@@ -150,6 +152,7 @@ def test_overrides_are_read_as_the_declared_type():
         ("--config.train.lr", "an override must be --config.NAME=VALUE"),
         ("--config.train.lr=fast", "config.train.lr must be a number, got 'fast'"),
         ("--config.train.steps=1e3", "config.train.steps must be an integer, got 1000.0"),
+        (f"--config.train.lr=1{'0' * 400}", "config.train.lr must be a number that a float can hold, got 1000"),
         ("--config.train.steps=none", "config.train.steps must be an integer, got None"),
     ],
 )
@@ -157,6 +160,18 @@ def test_bad_overrides_are_answered_by_one_sentence(override, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         apply_overrides(VALUES, [override])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{[]:1}", "[" * 5000, "-" * 100000 + "1"])
+def test_what_python_cannot_read_is_text(text):
+    assert apply_overrides(VALUES, [f"name={text}"])["name"] == text
+
+
+def test_an_override_inside_what_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match="config.flow must be a mapping of the fields of FlowConfig, got 5"):
+        apply_overrides(VALUES | {"flow": 5}, ["flow.width=3"])
+    nested = apply_overrides(VALUES | {"flow": ConfigDict(VALUES["flow"])}, ["flow.width=32"])
+    assert nested["flow"]["width"] == 32
 
 
 def test_loads_an_experiment_file_with_variant_and_overrides(experiment_file):
@@ -181,6 +196,10 @@ def test_bad_experiment_files_are_answered_by_one_sentence(tmp_path):
         load_config(written("def get_config(): return {}") + ":tiny")
     with pytest.raises(ValueError, match="must return a ConfigDict, got int"):
         load_config(written("def get_config(): return 1"))
+    with pytest.raises(ValueError, match="failed with SystemExit: 3"):
+        load_config(written("import sys; sys.exit(3)"))
+    with pytest.raises(ValueError, match="failed with SystemExit"):
+        load_config(written("import sys\ndef get_config(): sys.exit()"))
 
 
 def test_configurations_are_frozen():

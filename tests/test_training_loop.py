@@ -1,6 +1,7 @@
 """A run can be stopped anywhere and goes on to exactly where it would have gone."""
 
 import dataclasses
+import json
 import signal
 import threading
 
@@ -10,7 +11,8 @@ import pytest
 
 from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
-from starflow_jax.training import load_run, open_source, plot_curves, train
+from starflow_jax.training import init_state, load_run, open_source, plot_curves, train
+from starflow_jax.training.checkpoint import Checkpoints, claim_workdir
 from starflow_jax.training.loop import objective_bits_per_dim, stop_requests
 from starflow_jax.training.metrics import FIELDS, MetricsWriter, average, read_metrics
 
@@ -143,6 +145,28 @@ def test_another_configuration_is_refused_and_changes_nothing(unstopped):
     assert (unstopped / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize(("name", "kind"), [("checkpoints", "folder"), ("events", "folder"), ("metrics.csv", "file")])
+def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, name, kind):
+    claim_workdir(tmp_path, CONFIG)
+    if kind == "folder":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"cannot hold a run: {name} is there and is no {kind}"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("place", [{}, [], 5, {"next_index": "x"}, {"next_index": 1.5}, {"next_index": 10**30}])
+def test_a_wrong_place_in_the_data_is_a_damaged_checkpoint(tmp_path, place):
+    claim_workdir(tmp_path, CONFIG)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(init_state(CONFIG), {"next_index": 0})
+    (file,) = (path for path in (tmp_path / "checkpoints" / "0" / "loader").iterdir() if "next_index" in path.read_text())
+    file.write_text(json.dumps(place))
+    with pytest.raises(ValueError, match=r"checkpoints/0 is damaged"):
+        run(tmp_path)
+
+
 def test_images_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     images, labels = np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32)
     small = ArraySource("small", images, labels, levels=2, num_classes=2)
@@ -173,13 +197,14 @@ def test_npz_sources(tmp_path):
         open_source(config, "test")
 
 
-def test_a_second_ctrl_c_does_not_wait():
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_wait(second):
     with stop_requests() as stop_requested:
         assert not stop_requested()
         signal.raise_signal(signal.SIGINT)
         assert stop_requested()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(second)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

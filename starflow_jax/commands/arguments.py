@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from starflow_jax.commands.errors import CommandError
 
+LARGEST_INT32 = 2**31 - 1  # labels are int32
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that refuses with one sentence instead of a usage message, and guesses no option."""
@@ -18,6 +20,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+
+    def options(self) -> list[str]:
+        """The long options declared so far; argparse keeps them and has no public list."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
 
     def error(self, message: str) -> NoReturn:
         """Raises CommandError."""
@@ -72,9 +78,10 @@ def class_choice(text: str) -> int | str:
     if text in ("all", "none"):
         return text
     try:
-        return integer(0)(text)
+        return integer(0, LARGEST_INT32)(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"must be a class number >= 0, all or none, got {text!r}") from None
+        allowed = f"a class number from 0 to {LARGEST_INT32}, all or none"
+        raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
 
 
 def check_names(argv: Sequence[str], known: Sequence[str], what: str) -> None:

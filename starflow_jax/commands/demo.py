@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     again = f"the same command goes on from {arguments.out / demo.RUN_FOLDER}"
     try:
-        with sentences(demo.demo_config, demo.claim, Checkpoints.restore):
+        with sentences(demo.demo_config, demo.claim, Checkpoints.restore, Checkpoints.resume):
             config = demo.demo_config(tiny=arguments.tiny, seed=arguments.seed)
             report = demo.run_demo(config, arguments.out, progress=not arguments.quiet)
     except KeyboardInterrupt:

@@ -34,7 +34,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
     parser.add_argument(
         "--draws",
-        type=integer(1),
+        type=integer(1, 10**6),
         metavar="N",
         help="draws of the dequantisation noise (default: the configuration's)",
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from starflow_jax.commands.errors import CommandError
@@ -13,26 +16,43 @@ def check_writable(name: str, path: Path) -> None:
 
     Folders that are missing on the way would be created.
     """
-    if path.is_dir():
-        raise CommandError(f"{name} must name a file, got the folder {path}")
-    _check_folder(name, path, path.parent)
+    with _refusing(name, path):
+        if path.is_dir():
+            raise CommandError(f"{name} must name a file, got the folder {path}")
+        _try(path)
 
 
 def check_new_folder(name: str, path: Path) -> None:
     """Raises CommandError unless `path` is, or could become, an empty folder; leaves nothing behind."""
-    if path.exists() and not path.is_dir():
-        raise CommandError(f"{name} must name a folder, got the file {path}")
-    if path.is_dir() and any(path.iterdir()):
-        raise CommandError(f"{name} must be an empty or a new folder, got {path}, which holds files")
-    _check_folder(name, path, path.parent)
+    with _refusing(name, path):
+        if path.exists() and not path.is_dir():
+            raise CommandError(f"{name} must name a folder, got the file {path}")
+        if path.is_dir() and any(path.iterdir()):
+            raise CommandError(f"{name} must be an empty or a new folder, got {path}, which holds files")
+        _try(path)
 
 
-def _check_folder(name: str, path: Path, folder: Path) -> None:
-    while not folder.exists():
-        folder = folder.parent
+@contextmanager
+def _refusing(name: str, path: Path) -> Iterator[None]:
+    """Turns an OSError into the refusal of an option; even asking whether a path exists can raise one."""
     try:
-        # Trying says more than permissions do: a read-only file system, a full disk, a parent that is a file.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        yield
     except OSError as error:
         raise CommandError(f"{name} cannot be written at {path}: {error.strerror or error}") from error
+
+
+def _try(path: Path) -> None:
+    """Raises OSError unless something could be made at `path`."""
+    # Files are written under a temporary name first, which is longer than their own.
+    folder, names = path.parent, [f".{path.name}.{uuid.uuid4().hex}"]
+    while not folder.exists():
+        names.append(folder.name)
+        folder = folder.parent
+    for name in names:
+        try:
+            (folder / name).lstat()  # a name that is too long
+        except FileNotFoundError:
+            continue
+    # Trying says more than permissions do: a read-only file system, a full disk, a parent that is a file.
+    with tempfile.TemporaryFile(dir=folder):
+        pass

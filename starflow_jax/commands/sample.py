@@ -68,7 +68,7 @@ def add_to(subparsers: Any) -> None:
     )
     option(
         "--max-iterations",
-        type=integer(1),
+        type=integer(1, 100_000),
         metavar="N",
         help="jacobi: most iterations of a chunk (default 32)",
     )

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     begun = time.perf_counter()
     try:
-        with sentences(open_source, check_source, claim_workdir, Checkpoints.restore):
+        with sentences(open_source, check_source, claim_workdir, Checkpoints.restore, Checkpoints.resume):
             result = train(config, arguments.workdir, callbacks=[write_sample_grid], progress=not arguments.quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one") from None

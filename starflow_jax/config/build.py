@@ -79,7 +79,7 @@ def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConf
         raise ValueError(f"config file {path} does not exist")
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the file is anyone's Python, and may end the process
         raise ValueError(f"config file {path} failed with {type(error).__name__}: {error}") from error
     if not callable(get_config):
         raise ValueError(f"config file {path} must define get_config(), and does not")
@@ -87,7 +87,7 @@ def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConf
         raise ValueError(f"config file {path} has no variants, got {variant!r}")
     try:
         values = get_config(variant) if variant else get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"get_config of {path} failed with {type(error).__name__}: {error}") from error
     if not isinstance(values, Mapping | ConfigDict):
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(values).__name__}")
@@ -126,7 +126,7 @@ def from_json(text: str, cls: type[T] = ExperimentConfig) -> T:  # type: ignore[
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also an integer of too many digits
         raise ValueError(f"a configuration must be JSON, got an error at {error}") from error
     return build(cls, values)
 
@@ -143,6 +143,8 @@ def _override(values: dict[str, Any], names: list[str], text: str) -> None:
             values[name] = {}
         elif dataclasses.is_dataclass(values[name]):
             values[name] = dataclasses.asdict(values[name])
+        elif not isinstance(values[name], Mapping):
+            raise ValueError(f"{path} must be a mapping of the fields of {inner.__name__}, got {values[name]!r}")
         values, cls = values[name], inner
     hint = _hint(cls, names[-1], path)
     values[names[-1]] = _parse(text, hint, f"{path}.{names[-1]}")
@@ -159,7 +161,7 @@ def _parse(text: str, hint: Any, path: str) -> Any:
     spelled = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         value = ast.literal_eval(spelled)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
         value = text
     try:
         return _convert(value, hint, path)
@@ -191,7 +193,10 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, path=path)  # type: ignore[arg-type]
     if hint is float and _is_number(value, numbers.Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{path} must be a number that a float can hold, got {value!r}") from None
     if hint is int and _is_number(value, numbers.Integral):
         return int(value)
     if hint in (bool, str, type(None)) and isinstance(value, hint):
@@ -262,4 +267,6 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def _copy(values: Any) -> Any:
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
     return {key: _copy(value) for key, value in values.items()} if isinstance(values, Mapping) else values

@@ -24,6 +24,9 @@ class DataConfig:
         noise_std times a standard normal to pixels in [-1, 1].
       noise_std: sigma_n of Gaussian noise, in units of those pixels.
       label_drop: probability that a label is dropped (-1), for guidance.
+      warp: probability that a training image is distorted (`training.warp`); images stay integers, and
+        evaluation sees none of it.
+      warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
     """
 
     source: Literal["digits", "npz"] = "digits"
@@ -31,6 +34,8 @@ class DataConfig:
     noise: Literal["uniform", "gaussian"] = "uniform"
     noise_std: float = 0.0
     label_drop: float = 0.0
+    warp: float = 0.0
+    warp_strength: float = 0.5
 
     def __post_init__(self):
         check_choice("source", self.source, ("digits", "npz"))
@@ -38,6 +43,9 @@ class DataConfig:
         check_real("noise_std", self.noise_std, minimum=0.0)
         check_real("label_drop", self.label_drop, minimum=0.0)
         check(self.label_drop < 1.0, f"label_drop must be below 1, got {self.label_drop}")
+        check_real("warp", self.warp, minimum=0.0)
+        check(self.warp <= 1.0, f"warp must be at most 1, got {self.warp}")
+        check_real("warp_strength", self.warp_strength, minimum=0.0)
         check(
             (self.source == "npz") == (self.path is not None),
             f"path goes with source 'npz', got source={self.source!r} and path={self.path!r}",
@@ -51,7 +59,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation and its records (SPEC section 7).
+    """Optimisation and its records (specification, section 7).
 
     Attributes:
       steps: updates in all; batch_size: images an update.
@@ -62,7 +70,7 @@ class TrainConfig:
       grad_clip: largest global norm of a gradient (flow and denoiser apart); 0 for no limit.
       skip_after: updates beyond this many are skipped where the norm exceeds grad_clip; None never skips.
       latent_norm: weight of the mean square of the tokens that enter the blocks.
-      noise_weight: weigh the objective by sigma_n / 0.3 (noise-level conditioning, SPEC section 2).
+      noise_weight: weigh the objective by sigma_n / 0.3 (noise-level conditioning, specification, section 2).
       ema: decay of the running mean of the parameters; 0 for none.
       steps_per_call: updates in one call of the compiled program. It changes speed, not results.
       log_every, checkpoint_every, sample_every: updates between rows of metrics, checkpoints, callbacks.
@@ -106,6 +114,10 @@ class TrainConfig:
             check_integer("skip_after", self.skip_after, minimum=0)
         for name in ("lr", "min_lr", "weight_decay", "denoiser_lr", "grad_clip", "latent_norm", "ema"):
             check_real(name, getattr(self, name), minimum=0.0)
+        # The device counts in int32; a call of the compiled program holds its batches in memory.
+        for name, bound in (("steps", 2**31), ("skip_after", 2**31), ("batch_size", 2**20), ("steps_per_call", 2**20)):
+            value = getattr(self, name)
+            check(value is None or value < bound, f"{name} must be below {bound}, got {value}")
         check(self.warmup <= self.steps, f"warmup must be at most steps={self.steps}, got {self.warmup}")
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")

@@ -62,7 +62,7 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserConfig:
-    """The learned denoiser D(x, text) of STARFlow-V (SPEC section 6): same width and heads as the shallow blocks.
+    """The learned denoiser D(x, text) of STARFlow-V (specification, section 6), as wide as the shallow blocks.
 
     Attributes:
       layers: transformer layers.
@@ -100,7 +100,7 @@ class FlowConfig:
       width, deep_width: residual channels of the shallow blocks and of the deep one (None: same).
       num_blocks: K; layers_per_block: one number for all, or K numbers (0: identity block).
       head_dim, heads, kv_heads: None for heads means width / head_dim, None for kv_heads means heads.
-      order: "R2L" or "L2R"; which blocks read the tokens backwards (SPEC section 1.2).
+      order: "R2L" or "L2R"; which blocks read the tokens backwards (specification, section 1.2).
       scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
       soft_clip: s of s * tanh(out / s); 0 turns it off.
       sos: a learned start token; without it the output is shifted by one.
@@ -248,6 +248,15 @@ class FlowConfig:
                 f"text_dim must equal language_model.width={self.language_model.width} (there is no text projection), "
                 f"got {self.text_dim}",
             )
+            last = self.layers_per_block if isinstance(self.layers_per_block, int) else self.layers_per_block[-1]
+            check(
+                last == self.language_model.layers,
+                f"the last of layers_per_block must be language_model.layers={self.language_model.layers}, got {last}",
+            )
+            check(
+                self.deep_width in (None, self.language_model.width),
+                f"deep_width must be None or language_model.width={self.language_model.width}, got {self.deep_width}",
+            )
             check(
                 self.language_model.rope == "1d",
                 f"language_model.rope must be '1d', got '{self.language_model.rope}'",
@@ -336,7 +345,7 @@ class FlowConfig:
         return self._transformer(self.width, self.denoiser.layers)  # type: ignore[union-attr]
 
     def reads_backwards(self, block: int) -> bool:
-        """Whether a block reverses the tokens (SPEC section 1.2)."""
+        """Whether a block reverses the tokens (specification, section 1.2)."""
         return (block % 2 == 1) == (self.order == "R2L")
 
     def is_conditioned(self, block: int) -> bool:

@@ -16,8 +16,11 @@ for 8-bit images; a uniform density scores log2(levels). The functions take NumP
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+from starflow_jax.flows.bits import bits_per_dim
+
+__all__ = ["bits_per_dim", "dequantise", "quantise"]
 
 Array = Any  # numpy.ndarray or jax.Array: the same code serves the loader's side and the jitted step
 
@@ -49,17 +52,3 @@ def quantise(x: Array, levels: int) -> Array:
       uint8 array of that shape, values in `0 .. levels - 1`.
     """
     return ((x + 1.0) * (levels / 2.0)).clip(0, levels - 1).astype("uint8")
-
-
-def bits_per_dim(log_prob: Array, dims: int, levels: int) -> Array:
-    """Bits/dim of dequantised data.
-
-    Args:
-      log_prob: log density of `x` in nats, as `dequantise` scales it; any shape.
-      dims: numbers in one example.
-      levels: number of values a pixel can take.
-
-    Returns:
-      Array of that shape; lower is better.
-    """
-    return (-log_prob / dims + math.log(levels / 2.0)) / math.log(2.0)

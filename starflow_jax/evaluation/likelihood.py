@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +122,6 @@ def log_probs(
     check_integer("draws", draws, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(source))
-    program = _program(config, source.levels)
     found = np.empty((draws, len(source), 1 if labels is None else len(labels)))
     first = 0
     for batch in eval_batches(source, batch_size):
@@ -132,21 +130,24 @@ def log_probs(
         given = np.asarray(labels, np.int32)[:, None] if labels is not None else batch["label"][None]
         tried = np.broadcast_to(given, (len(given), batch_size))
         for draw in range(draws):
-            scores = program(params, key, batch["image"], places, draw, tried)
+            scores = _scores(config, source.levels, params, key, batch["image"], places, draw, tried)
             found[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
         first += count
     return found[..., 0] if labels is None else found
 
 
-@functools.lru_cache(maxsize=8)
-def _program(config: FlowConfig, levels: int) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    config: FlowConfig,
+    levels: int,
+    params: Params,
+    key: jax.Array,
+    images: jax.Array,
+    places: jax.Array,
+    draw: jax.Array | int,
+    labels: jax.Array,
+) -> jax.Array:
     """log p(x | label) of a batch for each row of labels [m, B], as [m, B]."""
-    definition = abstract(config)[0]
-
-    @jax.jit
-    def score(params, key, images, places, draw, labels):
-        flow = merge(definition, params)
-        x = dequantised(key, images, places, draw, levels)
-        return jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels)
-
-    return score
+    flow = merge(abstract(config)[0], params)
+    x = dequantised(key, images, places, draw, levels)
+    return jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels)

@@ -1,6 +1,7 @@
 """The mathematics: blocks, flow, guidance, likelihood, denoising."""
 
 from starflow_jax.flows.affine import Affine
+from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.denoise import denoise_in_chunks, learned_denoise, score, score_denoise
 from starflow_jax.flows.flow import Flow, FlowOutput
 from starflow_jax.flows.guidance import Guidance, LinearGuidance
@@ -13,6 +14,7 @@ __all__ = [
     "Guidance",
     "LinearGuidance",
     "Objective",
+    "bits_per_dim",
     "denoise_in_chunks",
     "learned_denoise",
     "objective",

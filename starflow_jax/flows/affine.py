@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# softplus^-1(1), so that a = 0 means scale 1 (SPEC section 1.5).
+# softplus^-1(1), so that a = 0 means scale 1 (specification, section 1.5).
 SOFTPLUS_OF_ONE = 0.541324854612918
 
 

@@ -42,7 +42,7 @@ def slot_rotation(config: FlowConfig, block: int | None, grid: Grid, text: int, 
 
 
 class AutoregressiveBlock(nnx.Module):
-    """x_i = mean_i + scale_i * z_i with (mean_i, scale_i) = f(x_<i, text) (SPEC section 1).
+    """x_i = mean_i + scale_i * z_i with (mean_i, scale_i) = f(x_<i, text) (specification, section 1).
 
     A block without layers is the identity map and holds no parameters.
     """
@@ -98,7 +98,9 @@ class AutoregressiveBlock(nnx.Module):
         mean = jnp.mean(table, axis=0)
         if labels is None:
             return mean[None, None]
-        return jnp.where(labels[:, None] < 0, mean, table[jnp.maximum(labels, 0)])[:, None]
+        # A label out of range gives NaN rather than another class: values cannot be checked under a transformation.
+        rows = table.at[jnp.maximum(labels, 0)].get(mode="fill", fill_value=jnp.nan)
+        return jnp.where(labels[:, None] < 0, mean, rows)[:, None]
 
     def _embed(self, tokens: jax.Array, positions: jax.Array | None, class_vector: jax.Array | None) -> jax.Array:
         h = self.proj_in(tokens)
@@ -190,6 +192,7 @@ class AutoregressiveBlock(nnx.Module):
         class_vector = self.class_vector(cond) if self.reads_class else None
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
+
 
         def run(h: jax.Array, slot: int | jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
             h, written = self.transformer(

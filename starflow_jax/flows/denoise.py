@@ -1,4 +1,7 @@
-"""Removing the training noise from samples: by the flow's own score, or by the learned denoiser (SPEC section 6)."""
+"""Removing the training noise from samples, by the flow's own score or by the learned denoiser.
+
+Specification, section 6.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def score(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
 
 
 def score_denoise(flow: Flow, x: jax.Array, cond: jax.Array | None, noise_std: float | jax.Array) -> jax.Array:
-    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (SPEC section 6); noise_std: scalar or [B]."""
+    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (specification, section 6); noise_std: scalar or [B]."""
     return x + _like(x, noise_std) ** 2 * score(flow, x, cond)
 
 
@@ -81,7 +84,7 @@ def denoise_in_chunks(
     Raises:
       ValueError: if the overlap is not below the chunk.
     """
-    frames = video.shape[1]
+    video, frames = video.astype(jnp.float32), video.shape[1]
     if chunk is None or chunk >= frames:
         return denoise(video)
     check_integer("chunk", chunk, minimum=1)

@@ -1,4 +1,4 @@
-"""The learned denoiser D(x, text): a light transformer that sees whole frames (SPEC section 6)."""
+"""The learned denoiser D(x, text): a light transformer that sees whole frames (specification, section 6)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows.affine import Affine
+from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
@@ -39,7 +40,7 @@ class FlowOutput:
 
 
 class Flow(nnx.Module):
-    """A stack of blocks, 0 nearest the data, the last one deep (SPEC section 2).
+    """A stack of blocks, 0 nearest the data, the last one deep (specification, section 2).
 
     The module is the tree of parameters: every method is a pure function of it and its arguments, to be used with
     `jax.*` transformations. Cross a `jit` boundary that is passed every step with `flows.parameters.split`.
@@ -50,7 +51,7 @@ class Flow(nnx.Module):
         self.config = config
         self.blocks = nnx.List([AutoregressiveBlock(config, i, keys[i]) for i in range(config.num_blocks)])
         self.denoiser = Denoiser(config, keys[-1]) if config.denoiser is not None else None
-        # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (SPEC section 2).
+        # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (specification, section 2).
         rows, columns = config.grid
         statistic = jnp.ones((rows * columns, config.token_channels))
         self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
@@ -110,7 +111,7 @@ class Flow(nnx.Module):
         """
         grid = Grid.of(self.config, x.shape)
         self.check_condition(cond, x.shape[0])
-        check_guidance(self.config, guidance)
+        check_guidance(self.config, guidance, cond)
         tokens = self.tokens_of(x)
         states, logdets, text = [tokens], [], None
         keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
@@ -161,9 +162,13 @@ class Flow(nnx.Module):
         return tokens.reshape(batch, *grid.shape, -1)
 
     def log_prob(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (SPEC section 2)."""
+        """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2)."""
         out = self.forward(x, cond)
         return standard_normal_log_prob(out.z) + out.logdet
+
+    def bits_per_dim(self, x: jax.Array, cond: jax.Array | None = None, *, levels: int = 256) -> jax.Array:
+        """Bits/dim of dequantised integer data x, [B]; see `flows.bits.bits_per_dim`."""
+        return bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
 
 
 def standard_normal_log_prob(z: jax.Array) -> jax.Array:
@@ -177,15 +182,17 @@ def fold_condition(cond: jax.Array | None, frames: int) -> jax.Array | None:
     return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
 
 
-def check_guidance(config: FlowConfig, guidance: AnyGuidance | None) -> None:
+def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: jax.Array | None) -> None:
     """Raises ValueError where a flow cannot be guided as asked."""
     if guidance is None:
         return
     if isinstance(guidance, Guidance):
         if not config.text_dim:
             raise ValueError(f"Guidance needs a flow that reads text, got family '{config.family}' with text_dim=0")
-        if guidance.null is None or guidance.null.ndim != 3 or guidance.null.shape[2] != config.text_dim:
-            seen = "None" if guidance.null is None else f"shape {tuple(guidance.null.shape)}"
-            raise ValueError(f"guidance.null must be text states [B, L, {config.text_dim}], got {seen}")
+        assert cond is not None  # checked before
+        null, (batch, length, width) = guidance.null, cond.shape
+        if null is None or null.shape not in ((1, length, width), (batch, length, width)):
+            seen = "None" if null is None else f"shape {tuple(null.shape)}"
+            raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {seen}")
     elif config.family != "tarflow":
         raise ValueError(f"LinearGuidance belongs to family 'tarflow', got family '{config.family}'")

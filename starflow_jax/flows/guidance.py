@@ -1,4 +1,7 @@
-"""Classifier-free guidance: how two predictions, with and without the condition, become one (SPEC section 3)."""
+"""Classifier-free guidance: how two predictions, with and without the condition, become one.
+
+Specification, section 3.
+"""
 
 from __future__ import annotations
 

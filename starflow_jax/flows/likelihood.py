@@ -1,4 +1,4 @@
-"""The training objective: negative log-likelihood per dimension (SPEC section 2)."""
+"""The training objective: negative log-likelihood per dimension (specification, section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of a picture or video, and the order in which a block reads them (SPEC sections 1.1 and 1.2)."""
+"""Tokens of a picture or video, and the order in which a block reads them (specification, sections 1.1 and 1.2)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Grid:
             raise ValueError(
                 f"learned positions (rope=False) fix the size of x at {config.image_shape}, got shape {tuple(shape)}"
             )
-        if grid.frames is not None and config.axes == 2 and not config.shallow_local:
+        if grid.frames is not None and config.axes == 2:
             raise ValueError(f"a video needs rope_axes=3, got rope_axes=2 and x of shape {tuple(shape)}")
         return grid
 

@@ -20,8 +20,8 @@ class Compute:
 class Linear(nnx.Module):
     """x @ kernel + bias.
 
-    The kernel is [inputs, outputs] in float32; the product runs in `compute.dtype`. The weights start normal with the given
-    standard deviation (default inputs^-1/2), the bias at zero.
+    The kernel is [inputs, outputs] in float32; the product runs in `compute.dtype`. The weights start normal with the
+    given standard deviation (default inputs^-1/2), the bias at zero.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Linear(nnx.Module):
         *,
         bias: bool = True,
         std: float | None = None,
-        compute: Compute = Compute(),  # noqa: B008 (frozen)
+        compute: Compute = Compute(),
     ):
         std = inputs**-0.5 if std is None else std
         self.kernel = nnx.Param(std * jax.random.normal(key, (inputs, outputs)))

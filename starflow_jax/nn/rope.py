@@ -1,4 +1,4 @@
-"""Rotary positions (SPEC section 1, "RoPE").
+"""Rotary positions (specification, section 1, "RoPE").
 
 Positions are static per geometry and are computed in numpy; the rotation itself is traced.
 """
@@ -38,11 +38,8 @@ class Rotation:
         else:
             first, second = jnp.split(h, 2, axis=-1)
         rotated = first * self.cos - second * self.sin, second * self.cos + first * self.sin
-        if self.adjacent:
-            out = jnp.stack(rotated, axis=-1).reshape(h.shape)
-        else:
-            out = jnp.concatenate(rotated, axis=-1)
-        return out.astype(x.dtype)
+        join = jnp.stack if self.adjacent else jnp.concatenate
+        return join(rotated, axis=-1).reshape(h.shape).astype(x.dtype)
 
 
 def axial_positions(rows: int, columns: int, *, span: int, axes: int = 3, text: int = 0, frames: int = 1) -> np.ndarray:

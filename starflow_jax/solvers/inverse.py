@@ -1,4 +1,7 @@
-"""Noise to data: every block inverted in turn, with guidance, given frames and sliding windows (SPEC sections 3 to 5)."""
+"""Noise to data: every block inverted in turn, with guidance, given frames and sliding windows.
+
+Specification, sections 3 to 5.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from starflow_jax.solvers.sequential import Sequential
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
-    """How a video longer than the trained one is generated (SPEC section 4, "Longer than trained").
+    """How a video longer than the trained one is generated (specification, section 4, "Longer than trained").
 
     Attributes:
       frames: G, generated together. context: Q < G, kept as context of the next window; None means G - 1.
@@ -79,7 +82,7 @@ class Inversion:
     @property
     def converged(self) -> jax.Array:
         """Whether every chunk of every block converged."""
-        return jnp.all(jnp.stack([jnp.all(r.converged) for r in self.reports]))
+        return jnp.all(jnp.concatenate([jnp.ones((1,), bool), *(r.converged for r in self.reports)]))
 
 
 def inverse(
@@ -95,6 +98,9 @@ def inverse(
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
+    TARFlow draws from its prior: z is scaled by the square root of `prior_variance` first, so that the inverse of a
+    forward pass takes z / sqrt(prior_variance) where that is not 1 (the volume-preserving variant).
+
     Args:
       flow: the parameters.
       z: noise [B, H, W, C] or [B, T, H, W, C].
@@ -103,7 +109,8 @@ def inverse(
       guidance: classifier-free guidance.
       prefix: given frames [B, P, H, W, C]; they come back exactly, followed by T - P new ones.
       window: generate a video longer than the trained one in overlapping windows.
-      temperature: divides every attention logit (STARFlow; TARFlow's belongs to `LinearGuidance`).
+      temperature: scalar that divides every attention logit of the inverse, the re-encoding of given frames included
+        (STARFlow; TARFlow's belongs to `LinearGuidance`).
 
     Raises:
       ValueError: where the arguments contradict each other or the configuration.
@@ -112,7 +119,10 @@ def inverse(
     config = flow.config
     grid = Grid.of(config, z.shape)
     flow.check_condition(cond, z.shape[0])
-    check_guidance(config, guidance)
+    check_guidance(config, guidance, cond)
+    if temperature is not None:
+        check(config.family == "starflow", "temperature belongs to family 'starflow'; TARFlow's is LinearGuidance's")
+        check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
     _check_frames(flow, grid, z.shape, prefix, window)
     tokens = flow.tokens_of(z)
     if flow.prior_variance is not None:

@@ -1,4 +1,4 @@
-"""Block-wise Jacobi iteration with a video-aware start (SPEC section 4, arXiv 2511.20462)."""
+"""Block-wise Jacobi iteration with a video-aware start (specification, section 4, arXiv 2511.20462)."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ class Jacobi:
             lengths=lengths,
             iterations=iterations,
             residual=residual,
-            converged=residual < self.tolerance,
+            # As many iterations as tokens are exact whatever the tolerance.
+            converged=(residual < self.tolerance) | (iterations >= lengths),
             residuals=residuals,
         )
 
@@ -105,7 +106,9 @@ class Jacobi:
             new = jnp.where(valid, affine.inverse(z), old)
             # Sums over the chunk's own tokens; means over them and the batch have the same ratio.
             change = jnp.sum(jnp.where(valid, new - old, 0.0) ** 2)
-            residual = change / jnp.sum(jnp.where(valid, new, 0.0) ** 2)
+            # All-zero tokens that did not move have settled: 0 / 0 counts as 0.
+            size_of_new = jnp.sum(jnp.where(valid, new, 0.0) ** 2)
+            residual = jnp.where((change == 0) & (size_of_new == 0), 0.0, change / size_of_new)
             buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new, place, axis=1)
             return buffer, cache, number + 1, residual, residuals.at[number].set(residual)
 

@@ -1,4 +1,4 @@
-"""Token by token with a key/value cache: the exact inverse (SPEC section 4)."""
+"""Token by token with a key/value cache: the exact inverse (specification, section 4)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Training: from a configuration to checkpoints and curves.
 
 - `schedule`, `optimizer`: the learning rate; AdamW in two groups, clipping, skipping, running mean.
+- `warp`: random distortions of training images.
 - `inputs`: from the loader's integers to noisy pixels and a condition.
 - `step`: losses and gradients, one update, several updates in one program.
 - `loop`: the run. `checkpoint`, `metrics`, `plots`, `files`: what it leaves behind.

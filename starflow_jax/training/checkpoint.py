@@ -17,7 +17,9 @@ from starflow_jax.config.build import from_json, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.training.files import write_text
+from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
 from starflow_jax.training.optimizer import Params
+from starflow_jax.training.plots import CURVES_FILE
 from starflow_jax.training.step import TrainState, init_state
 
 CONFIG_FILE = "config.json"
@@ -92,12 +94,34 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # the libraries below raise many kinds for damaged files
-            folder = self.folder / str(step)
-            raise ValueError(
-                f"checkpoint {folder} is damaged or belongs to another model ({type(error).__name__}), "
-                "delete it to go on from an older one"
-            ) from error
+            raise self._damaged(step, error) from error
         return restored["state"], restored["loader"]
+
+    def resume(self, like: TrainState, loader: Any) -> TrainState:
+        """The newest state, with `loader`, built as it was for the run, put where the run left it.
+
+        Args:
+          like: the state as ShapeDtypeStructs.
+
+        Raises:
+          ValueError: no checkpoint, or one that cannot be read.
+        """
+        step = self.latest_step()
+        state, place = self.restore(like, step)
+        try:
+            # A loader takes some states of other types, and fails only when it is read.
+            if jax.tree.map(type, place) != jax.tree.map(type, loader.get_state()):
+                raise TypeError(f"{place!r} is no state of this loader")
+            loader.set_state(place)
+        except Exception as error:  # Grain raises whatever its own reading of the values meets
+            raise self._damaged(step, error) from error
+        return state
+
+    def _damaged(self, step: int | None, error: Exception) -> ValueError:
+        return ValueError(
+            f"checkpoint {self.folder / str(step)} is damaged or belongs to another model ({type(error).__name__}), "
+            "delete it to go on from an older one"
+        )
 
 
 def _placed(like: TrainState) -> TrainState:
@@ -172,6 +196,13 @@ def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
                 raise ValueError(
                     f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
                 )
+        for names, kind, is_kind in (
+            ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
+            ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
+        ):
+            for path in (workdir / name for name in names):
+                if path.exists() and not is_kind(path):
+                    raise ValueError(f"workdir {workdir} cannot hold a run: {path.name} is there and is no {kind}")
         write_text(workdir / CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error

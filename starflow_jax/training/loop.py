@@ -105,8 +105,7 @@ def train(
             # put where a restored state lies too, so that both run the same compiled program
             state = jax.device_put(init_state(config), jax.local_devices()[0])
         else:
-            state, loader_state = checkpoints.restore(abstract_state(config))
-            loader.set_state(loader_state)
+            state = checkpoints.resume(abstract_state(config), loader)
         start = int(state.step)
         with (
             MetricsWriter(workdir, start) as writer,
@@ -274,13 +273,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGINT or SIGTERM came.
 
     Between updates is the only place to stop without losing the state, so the first signal is only noted; a
-    second SIGINT raises KeyboardInterrupt. Outside the main thread signals cannot be caught and are left
+    second of either kind raises KeyboardInterrupt. Outside the main thread signals cannot be caught and are left
     alone.
     """
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
+        if received:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -77,7 +77,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     rows = []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for raw in csv.DictReader(file):
             try:
                 row = {name: float(cell) for name, cell in raw.items() if cell}

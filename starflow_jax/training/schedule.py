@@ -1,4 +1,4 @@
-"""The learning rate: linear warm-up, then half a cosine (SPEC section 7)."""
+"""The learning rate: linear warm-up, then half a cosine (specification, section 7)."""
 
 from __future__ import annotations
 

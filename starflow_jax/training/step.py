@@ -25,6 +25,7 @@ from starflow_jax.training.optimizer import (
     update_ema,
 )
 from starflow_jax.training.schedule import CosineSchedule
+from starflow_jax.training.warp import random_warp
 
 PRIOR_RATE = 0.1
 
@@ -92,7 +93,7 @@ def loss_and_gradients(
     """Losses, and gradients with respect to the parameters and to x from one backward pass.
 
     A learned denoiser is trained on what that pass yields for free: its target is `sigma_n * dL/dx` with L
-    the weighted objective summed over samples and dimensions (SPEC section 6).
+    the weighted objective summed over samples and dimensions (specification, section 6).
 
     Args:
       definition, params: of `flows.parameters.split`.
@@ -149,7 +150,11 @@ def train_step(
     train = config.train
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     noise_key, label_key, dropout_key = jax.random.split(key, 3)
-    x = noisy_pixels(noise_key, batch["image"], levels, config.data)
+    image = batch["image"]
+    if config.data.warp > 0:
+        # Folded, not split off: the other keys are the same with warping as without.
+        image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
+    x = noisy_pixels(noise_key, image, levels, config.data)
     cond = condition(drop_labels(label_key, batch["label"], config.data.label_drop), config.flow)
 
     losses, grads, _ = loss_and_gradients(
@@ -195,7 +200,7 @@ def train_step(
 
 
 def update_prior_variance(variance: jax.Array, latent_square: jax.Array) -> jax.Array:
-    """TARFlow's running mean of z², rate 0.1 (SPEC section 2); both arrays [N, c]."""
+    """TARFlow's running mean of z², rate 0.1 (specification, section 2); both arrays [N, c]."""
     return variance + PRIOR_RATE * (latent_square - variance)
 
 

@@ -1,0 +1,22 @@
+"""Nats to bits/dim: the unit in which likelihoods of integer data are reported (specification, section 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Array = Any  # numpy.ndarray or jax.Array
+
+
+def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
+    """Bits/dim of integer data with `levels` values, dequantised to x = 2 (v + u) / levels - 1 with u in [0, 1).
+
+    Args:
+      log_prob: log density of x in nats; any shape.
+      dims: numbers in one example.
+      levels: number of values a pixel can take; each spans 2 / levels of x, hence the term log(levels / 2).
+
+    Returns:
+      Array of that shape; lower is better.
+    """
+    return (math.log(levels / 2.0) - log_prob / dims) / math.log(2.0)

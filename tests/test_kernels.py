@@ -1,0 +1,124 @@
+"""Attention against a naive masked softmax in float64; visibility rules, cache and rotary positions as stated."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_flows import normal
+
+from starflow_jax.kernels import Causal, FrameWindow, Full, attention
+from starflow_jax.nn import KVCache
+from starflow_jax.nn.rope import axial_positions, line_positions, rotation
+
+
+def naive(query, key, value, visibility, offset):
+    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
+    group = query.shape[1] // key.shape[1]
+    key, value = (np.repeat(a, group, axis=1) for a in (key, value))
+    logits = query @ key.swapaxes(-1, -2)
+    rows, columns = np.arange(query.shape[2])[:, None] + offset, np.arange(key.shape[2])[None]
+    seen = np.asarray(visibility.mask(jnp.asarray(rows), jnp.asarray(columns)))
+    logits = np.where(seen, logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ value
+
+
+SHAPES = [  # queries, slots, offset
+    (1, 1, 0),
+    (7, 7, 0),
+    (5, 12, 4),
+    (1, 9, 8),
+    (13, 13, 0),
+]
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("count, slots, offset", SHAPES)
+@pytest.mark.parametrize("visibility", [Causal(), Full(), FrameWindow(2, 3, 2, 1)], ids=["causal", "full", "frames"])
+def test_attention_is_the_naive_one(heads, kv_heads, count, slots, offset, visibility):
+    query, key, value = (normal((2, h, n, 8), i) for i, (h, n) in enumerate([(heads, count), *2 * [(kv_heads, slots)]]))
+    expected = naive(query, key, value, visibility, offset)
+    for chunk in (4, 128):
+        ours = attention(query, key, value, visibility=visibility, offset=offset, query_chunk=chunk)
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_a_traced_offset_gives_the_same():
+    query, key, value = (normal((1, 2, n, 8), i) for i, n in enumerate((3, 9, 9)))
+    run = jax.jit(lambda offset: attention(query, key, value, visibility=Causal(), offset=offset))
+    for offset in (0, 4, 6):
+        np.testing.assert_allclose(run(offset), naive(query, key, value, Causal(), offset), atol=2e-5)
+
+
+def test_chunks_change_no_gradient():
+    query, key, value = (normal((1, 2, 11, 8), i) for i in range(3))
+
+    def loss(parts, chunk):
+        return jnp.sum(attention(*parts, visibility=Causal(), query_chunk=chunk) ** 2)
+
+    whole, chunked = (jax.grad(loss)((query, key, value), chunk) for chunk in (128, 3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, chunked)
+
+
+def test_a_row_that_sees_nothing_is_finite():
+    class Nothing:
+        def mask(self, query, key):
+            return jnp.zeros(jnp.broadcast_shapes(query.shape, key.shape), bool)
+
+    out = attention(*(normal((1, 1, 3, 4), i) for i in range(3)), visibility=Nothing())
+    assert bool(jnp.all(jnp.isfinite(out)))
+
+
+@pytest.mark.parametrize(
+    "text, frame, frames, look_ahead, window", [(2, 3, 4, 2, 1), (0, 2, 5, 1, None), (3, 1, 4, 3, 2)]
+)
+def test_frame_window_is_the_rule_as_written(text, frame, frames, look_ahead, window):
+    """Query frame q sees frames q+A-1-R .. q+A-1 and all text; text sees all text and frames 0 .. A-1."""
+    slots = jnp.arange(text + frame * frames)
+    ours = np.asarray(FrameWindow(text, frame, look_ahead, window).mask(slots[:, None], slots[None]))
+    for q, k in itertools.product(range(len(slots)), repeat=2):
+        if k < text:
+            expected = True
+        elif q < text:
+            expected = (k - text) // frame <= look_ahead - 1
+        else:
+            last = (q - text) // frame + look_ahead - 1
+            first = 0 if window is None else last - window
+            expected = first <= (k - text) // frame <= last
+        assert ours[q, k] == expected, (q, k)
+
+
+def test_writing_a_slot_again_replaces_it():
+    first, second = normal((1, 2, 3, 4), 1), normal((1, 2, 3, 4), 2)
+    empty = KVCache.empty(2, 1, 2, 8, 4, "float32")
+    layer = jnp.int32(1)
+    once, keys, values = empty.write(layer, 2, second, first)
+    twice = empty.write(layer, 2, first, second)[0].write(layer, 2, second, first)[0]
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    np.testing.assert_array_equal(keys[:, :, 2:5], second)
+    np.testing.assert_array_equal(values[:, :, 2:5], first)
+    assert float(jnp.abs(once.keys[0]).max()) == 0.0  # the other layer is untouched
+
+
+@pytest.mark.parametrize("pairs", ["adjacent", "half"])
+def test_rotary_products_depend_on_distance_alone(pairs):
+    query, key = (normal((1, 1, 1, 16), i) for i in range(2))
+    table = rotation(line_positions(20), 16, pairs)
+
+    def product(i, j):
+        return float(jnp.sum(table.at(i, 1)(query) * table.at(j, 1)(key)))
+
+    assert product(3, 1) == pytest.approx(product(17, 15), abs=1e-4)
+    assert product(3, 1) != pytest.approx(product(3, 2), abs=1e-3)
+    np.testing.assert_allclose(jnp.linalg.norm(table.at(9, 1)(query)), jnp.linalg.norm(query), rtol=1e-5)
+
+
+def test_any_aspect_ratio_spans_the_same_area():
+    for rows, columns in ((4, 4), (2, 8)):
+        positions = axial_positions(rows, columns, span=4, text=3)
+        extent = positions[3:].max(axis=0) - positions[3:].min(axis=0)
+        scale = 4 / np.sqrt(rows * columns)
+        np.testing.assert_allclose(extent, [scale * (rows - 1), scale * (columns - 1), 0])
+        np.testing.assert_allclose(positions[:3, 2], [0, 4 / 3, 8 / 3])
