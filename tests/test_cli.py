@@ -153,7 +153,10 @@ REFUSALS = {
     "json is a folder": (["evaluate", "--workdir", "run", "--json", "foreign"], "--json must name a file"),
     "no run": (["evaluate", "--workdir", "foreign"], "holds no training run"),
     "missing run": (["sample", "--workdir", "gone", "--out", "x.png"], "holds no training run"),
-    "no draws": (["evaluate", "--workdir", "run", "--draws", "0"], "--draws must be an integer >= 1, got '0'"),
+    "no draws": (
+        ["evaluate", "--workdir", "run", "--draws", "0"],
+        "--draws must be an integer from 1 to 1000000, got '0'",
+    ),
     "unknown split": (["evaluate", "--workdir", "run", "--split", "dev"], "--split must be one of test, train"),
     "zero samples": ([*SAMPLE, "--num", "0"], "--num must be an integer from 1 to 1000000000, got '0'"),
     "half a sample": ([*SAMPLE, "--num", "1.5"], "--num must be an integer"),

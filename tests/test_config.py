@@ -168,7 +168,7 @@ def test_what_python_cannot_read_is_text(text):
 
 
 def test_an_override_inside_what_is_no_mapping_is_refused():
-    with pytest.raises(ValueError, match="config.flow must be a mapping of the fields of FlowConfig, got 5"):
+    with pytest.raises(ValueError, match=r"config\.flow must be a mapping of the fields of FlowConfig, got 5"):
         apply_overrides(VALUES | {"flow": 5}, ["flow.width=3"])
     nested = apply_overrides(VALUES | {"flow": ConfigDict(VALUES["flow"])}, ["flow.width=32"])
     assert nested["flow"]["width"] == 32

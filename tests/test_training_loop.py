@@ -161,7 +161,8 @@ def test_a_wrong_place_in_the_data_is_a_damaged_checkpoint(tmp_path, place):
     claim_workdir(tmp_path, CONFIG)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(init_state(CONFIG), {"next_index": 0})
-    (file,) = (path for path in (tmp_path / "checkpoints" / "0" / "loader").iterdir() if "next_index" in path.read_text())
+    folder = tmp_path / "checkpoints" / "0" / "loader"
+    (file,) = (path for path in folder.iterdir() if "next_index" in path.read_text())
     file.write_text(json.dumps(place))
     with pytest.raises(ValueError, match=r"checkpoints/0 is damaged"):
         run(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from starflow_jax.commands.errors import CommandError
@@ -49,10 +49,8 @@ def _try(path: Path) -> None:
         names.append(folder.name)
         folder = folder.parent
     for name in names:
-        try:
-            (folder / name).lstat()  # a name that is too long
-        except FileNotFoundError:
-            continue
+        with suppress(FileNotFoundError):
+            (folder / name).lstat()  # refuses a name that is too long
     # Trying says more than permissions do: a read-only file system, a full disk, a parent that is a file.
     with tempfile.TemporaryFile(dir=folder):
         pass

@@ -17,6 +17,7 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source, train_loader
+from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state, claim_workdir
 from starflow_jax.training.inputs import check_source, open_source
@@ -260,8 +261,7 @@ class _Rate:
 
 def objective_bits_per_dim(objective: float, levels: int) -> float:
     """Bits/dim of uniformly dequantised data from the objective (nats a dimension, constants dropped)."""
-    nats = objective + 0.5 * math.log(2 * math.pi)
-    return (nats + math.log(levels / 2)) / math.log(2)
+    return bits_per_dim(-(objective + 0.5 * math.log(2 * math.pi)), dims=1, levels=levels)
 
 
 def _is_alive(state: TrainState) -> bool:
