@@ -82,7 +82,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "tiny":
         config.name = "digits-tiny"
         config.flow.update({"width": 16, "num_blocks": 2, "head_dim": 16})
-        config.data.warp = 0.0
         config.train.update(
             {
                 "steps": 60,
