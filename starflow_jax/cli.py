@@ -10,11 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import demo, evaluate, sample, train, version
+from starflow_jax.commands import calibrate, demo, evaluate, sample, score, train, version
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
 
-COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "demo": demo, "version": version}
+COMMANDS = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "score": score,
+    "calibrate": calibrate,
+    "demo": demo,
+    "version": version,
+}
 
 EXAMPLES = """\
 examples:

@@ -142,7 +142,7 @@ REFUSALS = {
     "not finite": ([*TRAIN, "--config.train.lr=1e999"], "lr must be a finite number"),
     "no value": ([*TRAIN, "--config.train.lr", "1"], "--config.NAME=VALUE"),
     "override elsewhere": ([*SAMPLE, "--config.train.lr=1"], "not an option of sample"),
-    "images do not fit": ([*TRAIN, "--config.flow.image_size=16"], "flow.image_size"),
+    "images do not fit": ([*TRAIN, "--config.flow.image_size=12"], "flow.image_size"),
     "too few classes": ([*TRAIN, "--config.flow.num_classes=5"], "flow.num_classes"),
     "missing data": ([*TRAIN, "--config.data.source=npz", "--config.data.path=gone"], "train.npz does not exist"),
     "another config": (["train", "--config", "tiny.py", "--workdir", "run", "--config.train.lr=0.5"], "another config"),

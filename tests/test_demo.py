@@ -10,8 +10,8 @@ import types
 import pytest
 from PIL import Image
 
-from starflow_jax import demo
 from starflow_jax.cli import main
+from starflow_jax.demos import digits as demo
 from starflow_jax.evaluation import Scores, gaussian
 from starflow_jax.training import TrainResult
 

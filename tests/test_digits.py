@@ -63,6 +63,16 @@ def test_unknown_split_is_refused():
         digits("valid")
 
 
+def test_enlarged_digits_are_the_same_pictures_on_a_finer_grid():
+    small, large = digits("test"), digits("test", enlarge=3)
+    assert large.images.shape == (360, 24, 24, 1) and large.images.dtype == np.uint8
+    np.testing.assert_array_equal(large.labels, small.labels)
+    # With three new pixels for an old one, the middle of each three lies on the old pixel.
+    np.testing.assert_array_equal(large.images[:, 1::3, 1::3], small.images)
+    with pytest.raises(ValueError, match="enlarge must be an integer >= 1, got 0"):
+        digits("test", enlarge=0)
+
+
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_quantise_undoes_dequantise(levels):
     rng = np.random.default_rng(0)

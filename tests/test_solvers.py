@@ -56,7 +56,8 @@ def test_reports_say_what_happened(clip):
     # 4 tokens a frame: 3 tokens a chunk up to and including the start at the end of frame 0, then 12.
     assert deep.starts.tolist() == [0, 3, 6]
     assert deep.lengths.tolist() == [3, 3, 10]
-    assert deep.iterations.tolist() == [1, 1, 1]
+    assert deep.evaluations.tolist() == [1, 1, 1]
+    assert deep.iterations.tolist() == [[1, 1]] * 3
     assert int(one.evaluations) == 3 + 2 + 2
     many = solve(clip, z, TEXT, Jacobi(block=3, tolerance=1e-6, max_iterations=40))
     assert bool(many.converged)
@@ -67,7 +68,7 @@ def test_nan_is_never_converged(still):
     z = normal(STILL).at[0, 0, 0, 0].set(jnp.nan)
     solved = solve(still, z, TEXT, Jacobi(block=12, max_iterations=3))
     assert not bool(solved.converged)
-    assert int(solved.reports[0].iterations[0]) == 3
+    assert int(solved.reports[0].evaluations[0]) == 3
 
 
 def test_sequential_counts_one_evaluation_a_token(still):

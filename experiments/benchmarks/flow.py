@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from bare_products import (
     backward_products,
     block_shapes,
@@ -164,18 +165,11 @@ class FlowBenchmark:
         kinds = []
         for report in found.reports:
             place = with_layers.index(report.block)
-            shape = self.shapes[place]
-            own_frame = shape.tokens if self.config.is_local(report.block) else self.grid.frame
             doubled = guided and (self.config.is_conditioned(report.block))
-            rows = shape.batch * (2 if doubled else 1)
-            if len(report.starts) == 1:  # token by token
-                kinds.append((place, rows, int(report.iterations[0])))
-                continue
-            past = report.starts > own_frame
-            for group in (~past, past):
-                if group.any():
-                    size = int(report.lengths[group].max())
-                    kinds.append((place, rows * size, int(report.iterations[group].sum())))
+            at_once = report.tokens // report.evaluations  # one number for each kind of chunk
+            for size in np.unique(at_once):
+                count = report.evaluations[at_once == size].sum()
+                kinds.append((place, int(size) * (2 if doubled else 1), int(count)))
         return kinds
 
     def run(self, wanted: str) -> list[dict[str, Any]]:

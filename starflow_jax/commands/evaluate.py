@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, integer
-from starflow_jax.commands.errors import sentences
+from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
 
 DESCRIPTION = """\
@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with sentences(load_run, open_source, check_source):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
-        source = open_source(config.data, arguments.split)
+        if config.data.frames:
+            raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
+        source = open_source(config.data, arguments.split, flow=config.flow)
         check_source(source, config.flow)
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(

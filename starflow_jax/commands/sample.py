@@ -1,40 +1,61 @@
-"""`starflow sample`: pictures drawn from a trained run."""
+"""`starflow sample`: pictures or videos drawn from a trained run."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import shutil
-import sys
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starflow_jax.commands.arguments import choice, class_choice, integer, real
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
-
-if TYPE_CHECKING:
-    from starflow_jax.sampling import Samples
+from starflow_jax.commands.solver_options import add_solver_options
 
 DESCRIPTION = """\
-Draws pictures from a trained run: noise, through the inverse of the flow, to pixels.
+Draws pictures or videos from a trained run: noise, through the inverse of the flow, to pixels.
 
 The sequential solver is exact: one network evaluation a token. Jacobi iterates whole chunks of tokens until
-they stop moving, usually far fewer evaluations; a chunk that did not settle is reported."""
+they stop moving, usually far fewer evaluations; a chunk that did not settle is reported. Sliding commits tokens one
+by one as they settle, selective and gs-jacobi treat the deep block apart, and auto takes what starflow calibrate found
+best for each block.
+
+Videos begin with given frames where there are some, and hold them as they were given. More frames than the run
+was trained on are drawn in windows, each of which begins with the last frames before it. A caption that the run
+cannot read is reported and left out; the exit code is 2 only if none is left."""
 
 EXAMPLES = """\
 examples:
   starflow sample --workdir runs/digits --num 64 --out digits.png
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out sevens.png
-  starflow sample --workdir runs/digits --num 1000 --out digits.npz
+  starflow sample --workdir runs/digits --class 7 --candidates 64 --keep 8 --out likely_sevens.png
+  starflow sample --workdir runs/video --caption "a seven moving left" --frames 24 --out seven.mp4
+  starflow sample --workdir runs/video --caption captions.txt --num 4 --solver auto --out videos
+  starflow sample --workdir runs/video --caption "a two moving up" --image first.png --out two.gif
+  starflow sample --workdir runs/video --caption inverted --video source.mp4 --out inverted.mp4
+  starflow sample --workdir runs/video --caption "a two moving up" --continue two.gif --frames 24 --out more.mp4
 """
+
+# Options of one kind of run: the name in the namespace, and what a person typed.
+_OF_VIDEOS = {
+    "caption": "--caption",
+    "image": "--image",
+    "continued": "--continue",
+    "video": "--video",
+    "frames": "--frames",
+    "fps": "--fps",
+    "aspect": "--aspect",
+    "window": "--window",
+    "context": "--context",
+    "stream": "--stream",
+}
+_OF_PICTURES = {"label": "--class"}
 
 
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
-    parser = subparsers.add_parser("sample", help="draw pictures from a run", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = subparsers.add_parser(
+        "sample", help="draw pictures or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
+    )
     option = parser.add_argument
     option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
     option(
@@ -42,36 +63,34 @@ def add_to(subparsers: Any) -> None:
         required=True,
         type=Path,
         metavar="PATH",
-        help="x.png: one grid; x.npz: arrays image, label, x; a name without a suffix: a new folder of PNGs",
+        help="x.png: one grid (videos: a row each, a column a frame); x.mp4, x.gif: videos in a grid; x.npz: arrays; "
+        "a name without a suffix: a new folder with a PNG or MP4 for each",
     )
-    option("--num", type=integer(1, 10**9), metavar="N", help="pictures (default: the configuration's)")
+    option(
+        "--num",
+        type=integer(1, 10**9),
+        metavar="N",
+        help="pictures, or videos of every caption (default: the configuration's)",
+    )
+    option(
+        "--candidates", type=integer(1, 10**6), metavar="K", help="draw K of every class or caption, keep the likeliest"
+    )
+    option("--keep", type=integer(1, 10**6), metavar="M", help="how many of the candidates to keep (default 1)")
     option(
         "--class",
         dest="label",
         type=class_choice,
         metavar="N|all|none",
-        help="a class, all classes in turn (default), or none",
+        help="pictures: a class, all classes in turn (default), or none",
     )
+    _add_video_options(parser)
     option(
         "--guidance",
         type=real(),
         metavar="W",
         help="weight of classifier-free guidance, 0 for none (default: the configuration's)",
     )
-    option("--solver", type=choice("sequential", "jacobi"), metavar="NAME", help="sequential or jacobi")
-    option("--block", type=integer(1), metavar="N", help="jacobi: tokens of a chunk (default 64)")
-    option(
-        "--tolerance",
-        type=real(),
-        metavar="X",
-        help="jacobi: stop at this relative mean-square change (default 1e-3, a relative error near 0.1)",
-    )
-    option(
-        "--max-iterations",
-        type=integer(1, 100_000),
-        metavar="N",
-        help="jacobi: most iterations of a chunk (default 32)",
-    )
+    add_solver_options(parser)
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option(
         "--attention-temperature",
@@ -87,151 +106,107 @@ def add_to(subparsers: Any) -> None:
         help="remove the training noise: none, score or learned (default: the configuration's)",
     )
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
-    option("--batch", type=integer(1), default=64, metavar="N", help="pictures at a time (default 64)")
+    option("--batch", type=integer(1), metavar="N", help="pictures or videos at a time (default 64 or 8)")
     option(
         "--scale",
         type=integer(1, 64),
         metavar="N",
-        help="enlarge every pixel of a PNG (default: up to about 64 pixels a picture)",
+        help="enlarge every pixel (default: up to about 64 pixels a picture, 128 a video)",
     )
     option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.set_defaults(run=run)
 
 
+def _add_video_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
+        "--caption",
+        action="append",
+        metavar="TEXT|FILE.txt",
+        help="videos: what they show, or a file with a caption a line (repeatable; default: nothing said)",
+    )
+    option("--image", type=Path, metavar="FILE", help="videos: a picture as the first frame")
+    option(
+        "--continue",
+        dest="continued",
+        type=Path,
+        metavar="FILE",
+        help="videos: a video, or a folder of PNGs, to go on with",
+    )
+    option(
+        "--video",
+        type=Path,
+        metavar="FILE",
+        help="videos: a source to translate as the caption says; it comes first, as many new frames after it",
+    )
+    option(
+        "--frames",
+        type=integer(1, 10**5),
+        metavar="N",
+        help="videos: frames in all, given ones included (default: as trained)",
+    )
+    option(
+        "--fps", type=real(above=True), metavar="X", help="videos: frames per second (default: the given file's, or 8)"
+    )
+    option("--aspect", metavar="W:H", help="videos: another aspect ratio, such as 16:9, of the same area")
+    option("--window", type=integer(2, 10**4), metavar="N", help="videos: frames of a window (default: as trained)")
+    option(
+        "--context",
+        type=integer(1, 10**4),
+        metavar="N",
+        help="videos: frames that a window begins with (default: about three quarters)",
+    )
+    option(
+        "--stream",
+        action="store_const",
+        const=True,
+        help="videos: finish frame after frame instead of all together; says when the first one was there",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    out = arguments.out
-    if out.suffix in (".png", ".npz"):
-        check_writable("--out", out)
-    elif out.suffix:
-        raise CommandError(f"--out must end in .png or .npz, or be a folder without a suffix, got {str(out)!r}")
-    else:
-        check_new_folder("--out", out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
+    _check_options(arguments)
 
-    import jax
-    import numpy as np
-
-    from starflow_jax.figures import write_json
-    from starflow_jax.sampling import check_request, class_labels, sample
     from starflow_jax.training import load_run
 
     with sentences(load_run):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
-    count = arguments.num or config.sample.num
-    label = "all" if arguments.label is None else arguments.label
-    if label == "all":
-        labels = class_labels(config, count)
-    else:
-        labels = np.full(count, -1 if label == "none" else label, np.int32)
-    guidance = arguments.guidance
-    if guidance is None:  # what the configuration says is meant for pictures of a class
-        guidance = config.sample.guidance if (labels >= 0).any() else 0.0
-    solver = _solver(arguments, arguments.solver or config.sample.solver)
-    with sentences(check_request):
-        drawn = sample(
-            params,
-            config,
-            jax.random.key(arguments.seed),
-            labels,
-            solver=solver,
-            guidance=guidance,
-            temperature=arguments.temperature,
-            attention_temperature=arguments.attention_temperature,
-            denoise=arguments.denoise,
-            batch_size=arguments.batch,
-        )
-    _write(out, drawn, arguments.scale, config.flow.num_classes if label == "all" else 0)
+    foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
+    kind = "clips" if config.data.frames else "still images"
+    for name, flag in foreign.items():
+        if getattr(arguments, name) is not None:
+            raise CommandError(f"{flag} does not go with the run in {arguments.workdir}, which is on {kind}")
+    if config.data.frames:
+        from starflow_jax.commands.sample_videos import draw_videos
 
-    report = drawn.report
-    print(
-        f"{report.images} pictures in {report.seconds:.2f} s, after {report.compile_seconds:.1f} s to compile; "
-        f"{report.evaluations} network evaluations in {report.batches} batches of {report.batch_size}"
-    )
-    _warn(drawn, guidance, config.flow.num_classes or config.flow.text_dim, config.data.label_drop)
-    print(f"written: {out}")
+        return draw_videos(arguments, config, params, step)
+    from starflow_jax.commands.sample_pictures import draw_pictures
+
+    return draw_pictures(arguments, config, params, step)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses what can be refused before the run is read."""
+    out = arguments.out
+    if out.suffix in (".png", ".npz", ".mp4", ".gif"):
+        check_writable("--out", out)
+    elif out.suffix:
+        raise CommandError(
+            "--out must end in .png or .npz (of videos also .mp4 or .gif), or be a folder without a suffix, "
+            f"got {str(out)!r}"
+        )
+    else:
+        check_new_folder("--out", out)
     if arguments.json is not None:
-        figures = {
-            "workdir": str(arguments.workdir),
-            "out": str(out),
-            "step": step,
-            "seed": arguments.seed,
-            "class": label,
-            "solver": {"name": type(solver).__name__.lower(), **dataclasses.asdict(solver)},
-            "guidance": guidance,
-            "converged": report.converged,
-            **dataclasses.asdict(report),
-        }
-        write_json(arguments.json, figures)
-        print(f"figures: {arguments.json}")
-    return 0
-
-
-def _solver(arguments: argparse.Namespace, name: str) -> Any:
-    from starflow_jax.solvers import Jacobi, Sequential
-
-    given = {
-        "block": arguments.block,
-        "tolerance": arguments.tolerance,
-        "max_iterations": arguments.max_iterations,
-    }
-    given = {option: value for option, value in given.items() if value is not None}
-    if name == "jacobi":
-        return Jacobi(**given)
-    if given:
-        option = f"--{next(iter(given)).replace('_', '-')}"
-        raise CommandError(f"{option} belongs to --solver jacobi, got --solver {name}")
-    return Sequential()
-
-
-def _warn(drawn: Samples, guidance: float, classes: int, label_drop: float) -> None:
-    """Says what may be wrong with the pictures."""
-    report = drawn.report
-    if not report.converged:
-        worst = max(report.unconverged, key=lambda chunk: chunk.residual)
-        print(
-            f"starflow: warning: {len(report.unconverged)} chunks did not converge (worst: relative change "
-            f"{worst.residual:.2g} in block {worst.block} after {worst.iterations} iterations); "
-            "raise --max-iterations or use --solver sequential",
-            file=sys.stderr,
-        )
-    if report.non_finite:
-        print(
-            f"starflow: warning: {report.non_finite} of {report.images} pictures hold values that are not "
-            "finite, shown as black or white",
-            file=sys.stderr,
-        )
-    if classes and not label_drop and (guidance > 0 or (drawn.labels < 0).any()):
-        print(
-            "starflow: warning: the model was trained with label_drop 0, so what it does without a class (of which "
-            "guidance is made, too) is untrained",
-            file=sys.stderr,
-        )
-
-
-def _write(out: Path, drawn: Samples, scale: int | None, classes: int) -> None:
-    import numpy as np
-
-    from starflow_jax.evaluation.pictures import class_columns, enlargement
-    from starflow_jax.media import image_grid, write_png
-    from starflow_jax.training.files import replacing
-
-    images = drawn.images
-    scale = enlargement(*images.shape[1:3]) if scale is None else scale
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".png":
-        write_png(out, image_grid(images, class_columns(classes, len(images))), scale=scale)
-    elif out.suffix == ".npz":
-        with replacing(out) as temporary:
-            np.savez_compressed(temporary, image=images, label=drawn.labels, x=drawn.x)
-    else:
-        temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-        digits = len(str(len(images) - 1))
-        try:
-            for number, image in enumerate(images):
-                write_png(temporary / f"{number:0{digits}d}.png", image, scale=scale)
-            os.replace(temporary, out)  # also onto an empty folder
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        check_writable("--json", arguments.json)
+    if arguments.keep is not None and arguments.candidates is None:
+        raise CommandError(f"--keep goes with --candidates, got --keep {arguments.keep} alone")
+    if arguments.candidates is not None:
+        if arguments.num is not None:
+            raise CommandError("--num and --candidates exclude each other: --candidates says how many are drawn")
+        if (arguments.keep or 1) > arguments.candidates:
+            raise CommandError(f"--keep must be at most --candidates {arguments.candidates}, got {arguments.keep}")
+    if arguments.fps is not None and arguments.fps > 240:
+        raise CommandError(f"--fps must be at most 240, got {arguments.fps:g}")

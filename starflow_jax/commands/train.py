@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     begun = time.perf_counter()
     try:
         with sentences(open_source, check_source, claim_workdir, Checkpoints.restore, Checkpoints.resume):
-            result = train(config, arguments.workdir, callbacks=[write_sample_grid], progress=not arguments.quiet)
+            # Clips take too long to draw to interrupt a training for them.
+            callbacks = [] if config.data.frames else [write_sample_grid]
+            result = train(config, arguments.workdir, callbacks=callbacks, progress=not arguments.quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one") from None
     figures = {

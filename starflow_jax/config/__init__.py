@@ -12,6 +12,7 @@ from starflow_jax.config.experiment import (
     EvaluateConfig,
     ExperimentConfig,
     SampleConfig,
+    TextConfig,
     TrainConfig,
 )
 from starflow_jax.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
@@ -23,6 +24,7 @@ __all__ = [
     "ExperimentConfig",
     "FlowConfig",
     "SampleConfig",
+    "TextConfig",
     "TrainConfig",
     "TransformerConfig",
     "apply_overrides",

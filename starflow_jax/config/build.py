@@ -173,6 +173,8 @@ def _parse(text: str, hint: Any, path: str) -> Any:
 
 
 def _accepts_text(hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Literal:  # among whose words may be "none"
+        return any(isinstance(word, str) for word in typing.get_args(hint))
     return hint is str or any(_accepts_text(member) for member in typing.get_args(hint))
 
 

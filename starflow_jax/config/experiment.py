@@ -17,9 +17,13 @@ class DataConfig:
     """Where images come from and what is added to them.
 
     Attributes:
-      source: "digits" (scikit-learn's 8x8 digits) or "npz" (a folder with train.npz and test.npz, each
-        holding `image` uint8 [n, H, W, C] and `label` integer [n]).
+      source: "digits" (scikit-learn's 8x8 digits), "moving_digits" (clips of them, with captions) or "npz" (a
+        folder with train.npz and test.npz, each holding `image` uint8 [n, H, W, C] and `label` integer [n]).
       path: the folder of an "npz" source.
+      frames: of a clip, 0 for still images; clips, test_clips: how many clips each split of moving digits holds.
+      digits: digits in a clip, 1 or 2; speed: pixels they move from frame to frame.
+      extend, inverted: shares of clips that are seen from a later moment, and of those whose second half inverts the
+        first (`data.moving_digits`).
       noise: "uniform" spreads each integer level over its unit interval (exact bits/dim); "gaussian" adds
         noise_std times a standard normal to pixels in [-1, 1].
       noise_std: sigma_n of Gaussian noise, in units of those pixels.
@@ -29,8 +33,15 @@ class DataConfig:
       warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
     """
 
-    source: Literal["digits", "npz"] = "digits"
+    source: Literal["digits", "moving_digits", "npz"] = "digits"
     path: str | None = None
+    frames: int = 0
+    clips: int = 20_000
+    test_clips: int = 100
+    digits: int = 1
+    speed: int = 2
+    extend: float = 0.0
+    inverted: float = 0.0
     noise: Literal["uniform", "gaussian"] = "uniform"
     noise_std: float = 0.0
     label_drop: float = 0.0
@@ -38,13 +49,30 @@ class DataConfig:
     warp_strength: float = 0.5
 
     def __post_init__(self):
-        check_choice("source", self.source, ("digits", "npz"))
+        check_choice("source", self.source, ("digits", "moving_digits", "npz"))
+        check_integer("frames", self.frames, minimum=0)
+        check(
+            (self.source == "moving_digits") == (self.frames > 0),
+            f"frames must be above 0 for source 'moving_digits' and 0 for others, got source={self.source!r} and "
+            f"frames={self.frames}",
+        )
+        for name in ("clips", "test_clips"):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_choice("digits", self.digits, (1, 2))
+        check_integer("speed", self.speed, minimum=1)
+        for name in ("extend", "inverted"):
+            check_real(name, getattr(self, name), minimum=0.0)
+            check(
+                self.source == "moving_digits" or not getattr(self, name),
+                f"{name} belongs to source 'moving_digits', got source={self.source!r}, {name}={getattr(self, name)}",
+            )
         check_choice("noise", self.noise, ("uniform", "gaussian"))
         check_real("noise_std", self.noise_std, minimum=0.0)
         check_real("label_drop", self.label_drop, minimum=0.0)
         check(self.label_drop < 1.0, f"label_drop must be below 1, got {self.label_drop}")
         check_real("warp", self.warp, minimum=0.0)
         check(self.warp <= 1.0, f"warp must be at most 1, got {self.warp}")
+        check(not (self.warp and self.frames), f"warp must be 0 for clips, got {self.warp}")
         check_real("warp_strength", self.warp_strength, minimum=0.0)
         check(
             (self.source == "npz") == (self.path is not None),
@@ -58,11 +86,31 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Captions of a small vocabulary, each word a one-hot text state (`text.words`).
+
+    Attributes:
+      vocabulary: the words, as many as `flow.text_dim`; captions are padded to `flow.text_length` words.
+    """
+
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self):
+        check(len(self.vocabulary) > 0, "vocabulary must hold at least one word, got none")
+        for word in self.vocabulary:
+            check(word.split() == [word], f"vocabulary must hold single words, got {word!r}")
+        twice = {word for word in self.vocabulary if self.vocabulary.count(word) > 1}
+        check(not twice, f"vocabulary must hold every word once, got {', '.join(sorted(twice))} again")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Optimisation and its records (specification, section 7).
 
     Attributes:
-      steps: updates in all; batch_size: images an update.
+      steps: updates in all; batch_size: images or clips an update.
+      curriculum: stages (updates, frames, batch_size) before the training proper, counted in `steps`: so many updates
+        on shorter clips, or stills of 1 frame (from images to video, arXiv 2511.20462). Empty for none.
       lr, min_lr, warmup: highest and last learning rate, updates until the highest; schedule: where the
         warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
       betas, weight_decay: of AdamW, for the flow. Weight decay reaches every parameter, as in the original.
@@ -80,6 +128,7 @@ class TrainConfig:
     steps: int
     batch_size: int
     lr: float
+    curriculum: tuple[tuple[int, int, int], ...] = ()
     min_lr: float = 1e-6
     warmup: int = 0
     schedule: Literal["tarflow", "starflow"] = "tarflow"
@@ -118,6 +167,14 @@ class TrainConfig:
         for name, bound in (("steps", 2**31), ("skip_after", 2**31), ("batch_size", 2**20), ("steps_per_call", 2**20)):
             value = getattr(self, name)
             check(value is None or value < bound, f"{name} must be below {bound}, got {value}")
+        for stage in self.curriculum:
+            for name, value in zip(("updates", "frames", "batch_size"), stage, strict=True):
+                check_integer(f"curriculum {name}", value, minimum=1)
+        staged = sum(updates for updates, _, _ in self.curriculum)
+        check(
+            staged < self.steps or not self.curriculum,
+            f"curriculum must leave some of steps={self.steps} updates, got stages of {staged}",
+        )
         check(self.warmup <= self.steps, f"warmup must be at most steps={self.steps}, got {self.warmup}")
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
@@ -128,27 +185,40 @@ class TrainConfig:
                 check(beta < 1.0, f"{name} must be below 1, got {getattr(self, name)}")
 
 
+    def stage(self, step: int) -> tuple[int, int | None, int]:
+        """What update number `step` is part of: its stage's first later update, frames (None: all) and batch size."""
+        end = 0
+        for updates, frames, batch_size in self.curriculum:
+            end += updates
+            if step < end:
+                return end, frames, batch_size
+        return self.steps, None, self.batch_size
+
+
+SOLVERS = ("sequential", "jacobi", "sliding", "selective", "gs-jacobi", "auto")
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """How pictures are drawn unless a call says otherwise.
 
     Attributes:
       num: pictures; guidance: weight w of classifier-free guidance, 0 for none.
-      solver: how blocks are inverted, "sequential" or "jacobi".
+      solver: how blocks are inverted, one of `SOLVERS`; "auto" is chosen by the run's calibration.
       temperature: factor of the noise z.
       denoise: what removes the training noise, "none", "score" or "learned".
     """
 
     num: int = 64
     guidance: float = 0.0
-    solver: Literal["sequential", "jacobi"] = "sequential"
+    solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "auto"] = "sequential"
     temperature: float = 1.0
     denoise: Literal["none", "score", "learned"] = "none"
 
     def __post_init__(self):
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
-        check_choice("solver", self.solver, ("sequential", "jacobi"))
+        check_choice("solver", self.solver, SOLVERS)
         check_real("temperature", self.temperature, minimum=0.0)
         check_choice("denoise", self.denoise, ("none", "score", "learned"))
 
@@ -176,6 +246,7 @@ class ExperimentConfig:
 
     Attributes:
       name: what the experiment is called; flow, data, train, sample, evaluate: its parts.
+      text: how captions are read; None for a flow that reads labels or nothing.
       seed: of the initial parameters, the order of the data, and all noise; 0 to 2**32 - 1.
     """
 
@@ -185,11 +256,26 @@ class ExperimentConfig:
     train: TrainConfig
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    text: TextConfig | None = None
     seed: int = 0
 
     def __post_init__(self):
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
+        words = None if self.text is None else len(self.text.vocabulary)
+        check(
+            words in (None, self.flow.text_dim),
+            f"flow.text_dim must be the {words} words of text.vocabulary, got {self.flow.text_dim}",
+        )
+        check(
+            self.data.source != "moving_digits" or words is not None,
+            "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
+        )
+        longest = max((frames for _, frames, _ in self.train.curriculum), default=0)
+        check(
+            longest <= self.data.frames,
+            f"train.curriculum must have at most data.frames={self.data.frames} frames, got {longest}",
+        )
         gaussian = self.data.noise == "gaussian"
         has_denoiser = self.flow.denoiser is not None
         check(

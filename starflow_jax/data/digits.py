@@ -9,31 +9,38 @@ number generator nor on the order in which a library returns them (see `every_fi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from typing import Literal
 
 import numpy as np
 
+from starflow_jax.config.checks import check_integer
 from starflow_jax.data.source import ArraySource
 
 
-def digits(split: Literal["train", "test", "all"] = "train") -> ArraySource:
-    """The digits of one split: images uint8 [n, 8, 8, 1] with values 0..16, labels 0..9.
+def digits(split: Literal["train", "test", "all"] = "train", enlarge: int = 1) -> ArraySource:
+    """The digits of one split: images uint8 [n, 8 e, 8 e, 1] with values 0..16, labels 0..9.
 
     Args:
       split: "train" (1,437 images), "test" (360) or "all" (1,797).
+      enlarge: e >= 1, how many times more rows and columns (linear interpolation, rounded); for longer sequences.
 
     Raises:
-      ValueError: another split.
+      ValueError: another split, or an enlargement below 1.
     """
     if split not in ("train", "test", "all"):
         raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}.")
+    check_integer("enlarge", enlarge, minimum=1)
     source = _all_digits()
-    if split == "all":
+    # The split belongs to the original pixels: an image and its enlargement are on the same side.
+    if split != "all":
+        rest, chosen = every_fifth(source)
+        source = source.subset(chosen if split == "test" else rest, f"digits-{split}")
+    if enlarge == 1:
         return source
-    rest, chosen = every_fifth(source)
-    return source.subset(chosen if split == "test" else rest, f"digits-{split}")
+    return dataclasses.replace(source, images=_enlarged(source.images, enlarge))
 
 
 def every_fifth(source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +57,14 @@ def every_fifth(source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
     order = sorted(range(len(source)), key=lambda index: (int(source.labels[index]), hashes[index]))
     chosen = np.sort(np.asarray(order[::5], np.int64))
     return np.setdiff1d(np.arange(len(source)), chosen), chosen
+
+
+def _enlarged(images: np.ndarray, factor: int) -> np.ndarray:
+    """Rows and columns `factor` times as many, by linear interpolation between pixel centres (borders repeat)."""
+    side = images.shape[1]
+    centres = (np.arange(side * factor) + 0.5) / factor - 0.5
+    weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)
+    return np.rint(np.einsum("ai,nijc,bj->nabc", weights, images, weights, optimize=True)).astype(np.uint8)
 
 
 @functools.cache

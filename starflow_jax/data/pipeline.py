@@ -40,7 +40,7 @@ def train_loader(
       prefetch: examples read ahead by those threads.
 
     Returns:
-      Iterator over `{"image": uint8 [B, H, W, C], "label": int32 [B]}`.
+      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B]}`, and what else the source gives, stacked.
 
     Raises:
       ValueError: a number out of range, or a shard without examples.
@@ -77,7 +77,8 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarr
       batch_size: rows in a batch.
 
     Returns:
-      Iterator over `{"image": uint8 [B, H, W, C], "label": int32 [B], "valid": bool [B]}`.
+      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B], "valid": bool [B]}`, and what else the
+      source gives, stacked.
 
     Raises:
       ValueError: batch_size below 1.
@@ -92,8 +93,5 @@ def _padded_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.nd
         stop = min(start + batch_size, len(source))
         examples = [source[index] for index in range(start, stop)]
         examples += [examples[0]] * (batch_size - len(examples))
-        yield {
-            "image": np.stack([example["image"] for example in examples]),
-            "label": np.asarray([example["label"] for example in examples], np.int32),
-            "valid": np.arange(batch_size) < stop - start,
-        }
+        stacked = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        yield {**stacked, "valid": np.arange(batch_size) < stop - start}

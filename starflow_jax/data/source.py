@@ -1,4 +1,4 @@
-"""What a source of labelled images offers, and the plainest one: two arrays in memory."""
+"""What a source of labelled images or clips offers, and the plainest one: two arrays in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Source(Protocol):
-    """A finite, indexable set of labelled images with integer pixel values in `0 .. levels - 1`."""
+    """A finite, indexable set of labelled images or clips with integer pixel values in `0 .. levels - 1`."""
 
     @property
     def name(self) -> str: ...
@@ -25,7 +25,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`image` uint8 [H, W, C] and `label` int32 [] of one example."""
+        """`image` uint8 [H, W, C] ([T, H, W, C] for a clip) and `label` int32 [] of one example.
+
+        A source with captions adds `text`, word ids int32 [L].
+        """
         ...
 
 

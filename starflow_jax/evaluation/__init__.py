@@ -3,6 +3,9 @@
 - `likelihood`: exact log-likelihoods under uniform dequantisation, bits/dim and its uncertainty.
 - `classify`: a class-conditional density as a classifier.
 - `gaussian`: the class-conditional Gaussian mixture, a baseline for likelihood and classification.
+- `frames`, `surprise`, `surprise_pictures`: likelihood of clips by frame and by token, in numbers and pictures.
+- `quality`: PSNR and SSIM against clean clips, and what each denoiser gains.
+- `recognise`: whether a generated clip shows the digit and the direction of its caption.
 - `pictures`: what a model draws, as PNG files.
 - `report`: models scored on the same images and draws, and the table that compares them.
 """

@@ -35,6 +35,13 @@ def merge(definition: nnx.GraphDef, params: Params) -> Flow:
     return nnx.merge(definition, _with_keys(params, lambda k: int(k) if k.isdecimal() else k))
 
 
+def overlaid(leaves: Params, params: Params) -> Params:
+    """`leaves` with what `params`, a part of the same nested dict, has instead."""
+    if not isinstance(leaves, Mapping):
+        return params
+    return {name: overlaid(leaf, params[name]) if name in params else leaf for name, leaf in leaves.items()}
+
+
 def abstract(config: FlowConfig) -> tuple[nnx.GraphDef, Params]:
     """Like `split(Flow(config, key))`, with ShapeDtypeStructs: allocates nothing."""
     definitions = []

@@ -1,17 +1,45 @@
 """Inverting the flow: one algorithm a file, all written against a block's prediction."""
 
-from starflow_jax.solvers.base import Solution, Solver
-from starflow_jax.solvers.inverse import BlockReport, Inversion, SlidingWindow, inverse
+from starflow_jax.solvers.auto import auto
+from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
+from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.solvers.gs_jacobi import gs_jacobi
+from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
+from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_of
+from starflow_jax.solvers.secant import Secant
+from starflow_jax.solvers.selective import selective
 from starflow_jax.solvers.sequential import Sequential
+from starflow_jax.solvers.sliding import SlidingJacobi
+from starflow_jax.solvers.span import Span
+from starflow_jax.solvers.start import AffineStart, Start
 
 __all__ = [
+    "AffineStart",
+    "AnySolver",
     "BlockReport",
+    "BlockTask",
+    "Calibration",
     "Inversion",
     "Jacobi",
+    "Kind",
+    "PerBlock",
+    "Report",
+    "Secant",
     "Sequential",
+    "SlidingJacobi",
     "SlidingWindow",
     "Solution",
     "Solver",
+    "Span",
+    "Stage",
+    "StageReport",
+    "Start",
+    "State",
+    "auto",
+    "check_frames",
+    "gs_jacobi",
     "inverse",
+    "selective",
+    "solver_of",
 ]

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.config.checks import check, check_integer
-from starflow_jax.flows.block import Predict
-from starflow_jax.flows.flow import Flow, check_guidance, fold_condition
-from starflow_jax.flows.guidance import AnyGuidance, Guidance, guided
+from starflow_jax.flows.flow import Flow, check_guidance
+from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import Grid, block_order
-from starflow_jax.nn.cache import KVCache
-from starflow_jax.solvers.base import Solution, Solver
+from starflow_jax.solvers.base import Report, Solver
+from starflow_jax.solvers.per_block import AnySolver, solver_of
 from starflow_jax.solvers.sequential import Sequential
+from starflow_jax.solvers.span import Span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +48,10 @@ class SlidingWindow:
 
 
 @flax.struct.dataclass
-class BlockReport:
-    """How one block's inversion went; arrays over its chunks, as in `Solution`."""
+class BlockReport(Report):
+    """How one block's inversion went: as `Report`, of B samples (of B videos where the block runs inside frames)."""
 
     block: int = flax.struct.field(pytree_node=False)
-    starts: jax.Array
-    lengths: jax.Array
-    iterations: jax.Array
-    residual: jax.Array
-    converged: jax.Array
-    residuals: jax.Array
 
 
 @flax.struct.dataclass
@@ -76,13 +70,18 @@ class Inversion:
 
     @property
     def evaluations(self) -> jax.Array:
-        """Network evaluations in all."""
-        return sum(jnp.sum(r.iterations) for r in self.reports)  # type: ignore[return-value]
+        """Depth: network evaluations that followed one another, over all blocks, [] int32."""
+        return sum((jnp.sum(r.evaluations) for r in self.reports), jnp.int32(0))
+
+    @property
+    def tokens(self) -> jax.Array:
+        """Tokens that went through a network, over all blocks, [] int32 (see `StageReport.tokens`)."""
+        return sum((jnp.sum(r.tokens) for r in self.reports), jnp.int32(0))
 
     @property
     def converged(self) -> jax.Array:
-        """Whether every chunk of every block converged."""
-        return jnp.all(jnp.concatenate([jnp.ones((1,), bool), *(r.converged for r in self.reports)]))
+        """Whether every chunk of every block converged for every sample, [] bool."""
+        return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(r.converged) for r in self.reports)]))
 
 
 def inverse(
@@ -90,11 +89,12 @@ def inverse(
     z: jax.Array,
     cond: jax.Array | None = None,
     *,
-    solver: Solver | None = None,
+    solver: AnySolver | None = None,
     guidance: AnyGuidance | None = None,
     prefix: jax.Array | None = None,
     window: SlidingWindow | None = None,
     temperature: float | jax.Array | None = None,
+    later_cond: jax.Array | None = None,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -105,25 +105,28 @@ def inverse(
       flow: the parameters.
       z: noise [B, H, W, C] or [B, T, H, W, C].
       cond: as in `Flow.forward`.
-      solver: how blocks are inverted; None means `Sequential()`.
+      solver: how blocks are inverted (`PerBlock`: each in its own way); None means `Sequential()`.
       guidance: classifier-free guidance.
       prefix: given frames [B, P, H, W, C]; they come back exactly, followed by T - P new ones.
       window: generate a video longer than the trained one in overlapping windows.
       temperature: scalar that divides every attention logit of the inverse, the re-encoding of given frames included
         (STARFlow; TARFlow's belongs to `LinearGuidance`).
+      later_cond: as `cond`, what windows after the first are conditioned on (a caption for a clip that goes on, say);
+        None means `cond`.
 
     Raises:
       ValueError: where the arguments contradict each other or the configuration.
     """
-    solver = Sequential() if solver is None else solver
     config = flow.config
+    solvers = [solver_of(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
     grid = Grid.of(config, z.shape)
     flow.check_condition(cond, z.shape[0])
+    check_later(cond, later_cond)
     check_guidance(config, guidance, cond)
     if temperature is not None:
         check(config.family == "starflow", "temperature belongs to family 'starflow'; TARFlow's is LinearGuidance's")
         check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
-    _check_frames(flow, grid, z.shape, prefix, window)
+    check_frames(flow, grid, z.shape, prefix, window)
     tokens = flow.tokens_of(z)
     if flow.prior_variance is not None:
         tokens = tokens * jnp.sqrt(flow.prior_variance[...]).reshape(1, *grid.shape, -1)
@@ -134,7 +137,17 @@ def inverse(
     for index in reversed(range(config.num_blocks)):
         if not flow.blocks[index].is_identity:
             given = None if entered is None else entered[index]
-            task = _BlockTask(flow, index, grid, cond, guidance, solver, window, temperature)
+            task = BlockTask(
+                flow,
+                cond,
+                guidance,
+                temperature,
+                later_cond,
+                index=index,
+                grid=grid,
+                solver=solvers[index],
+                window=window,
+            )
             tokens, report = task.solve(tokens, given)
             reports.append(report)
         elif entered is not None:
@@ -145,8 +158,23 @@ def inverse(
     return Inversion(states[-1], tuple(states), tuple(reports))
 
 
-def _check_frames(flow: Flow, grid: Grid, shape, prefix, window) -> None:
-    """Given frames and sliding windows need frames that stay in order in every block that spans frames."""
+def check_later(cond: jax.Array | None, later_cond: jax.Array | None) -> None:
+    """Raises ValueError unless `later_cond` is None or looks like `cond`: one program serves all later windows."""
+    if later_cond is not None:
+        seen = None if cond is None else tuple(cond.shape)
+        check(
+            seen == tuple(later_cond.shape),
+            f"later_cond must have the shape of cond, {seen}, got {tuple(later_cond.shape)}",
+        )
+
+
+def check_frames(
+    flow: Flow, grid: Grid, shape: tuple[int, ...], prefix: jax.Array | None, window: SlidingWindow | None
+) -> None:
+    """Raises ValueError where given frames or windows do not fit noise of `shape` [B, T, H, W, C].
+
+    Both need frames that stay in order in every block that spans frames.
+    """
     if prefix is None and window is None:
         return
     config = flow.config
@@ -170,158 +198,125 @@ def _check_frames(flow: Flow, grid: Grid, shape, prefix, window) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _BlockTask:
-    """The inversion of one block: orders, guidance, given tokens and windows around a solver."""
+@flax.struct.dataclass
+class BlockTask:
+    """The inversion of one block: orders, given tokens and windows around spans and their solver.
+
+    Attributes:
+      flow, cond, guidance, temperature, index, solver: as in `Span`.
+      later_cond: as in `inverse`.
+      grid: of the whole call, raster order.
+      window: as in `inverse`.
+    """
 
     flow: Flow
-    index: int
-    grid: Grid
     cond: jax.Array | None
     guidance: AnyGuidance | None
-    solver: Solver
-    window: SlidingWindow | None
     temperature: float | jax.Array | None
+    later_cond: jax.Array | None = None
+    index: int = flax.struct.field(pytree_node=False, kw_only=True)
+    grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
+    solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
+    window: SlidingWindow | None = flax.struct.field(pytree_node=False, default=None)
 
-    def solve(self, tokens: jax.Array, given: jax.Array | None) -> tuple[jax.Array, BlockReport]:
+    def span(self, tokens: int, *, start: int = 0, context: int = 0) -> Span:
+        """The span of `tokens` unsolved tokens after `context` encoded ones, the first at place `start` of all."""
+        own, folded = self.flow.block_grid(self.index, self.grid)
+        if own.frames is not None:
+            own = own.with_frames((context + tokens) // own.frame)
+        return Span(
+            self.flow,
+            self.cond,
+            self.guidance,
+            self.temperature,
+            index=self.index,
+            grid=own,
+            folded=folded,
+            solver=self.solver,
+            start=start,
+            context=context,
+        )
+
+    def solve(self, tokens: jax.Array, given: jax.Array | None = None) -> tuple[jax.Array, BlockReport]:
         """Inverts raster tokens [B, ([T,] h, w), c]; given: the first frames' tokens as they entered the block."""
         flow, index = self.flow, self.index
-        own, frames = flow.block_grid(index, self.grid)
+        own, folded = flow.block_grid(index, self.grid)
         z = flow.to_block(index, tokens, self.grid)
         # Inside frames nothing needs a prefix: each frame is inverted alone, and given ones are put back below.
         prefix = None if own.frames is None else self._ordered_prefix(given)
         if own.frames is None or self.window is None or own.frames <= self.window.frames:
-            solutions = [self._solve_span(z, prefix, own, frames)]
+            parts, report = self._solve_span(z, prefix)
         else:
-            solutions = self._solve_windows(z, prefix, own)
-        x = jnp.concatenate(([] if prefix is None else [prefix]) + [s.x for s in solutions], axis=1)
+            parts, report = self._solve_windows(z, prefix)
+        x = jnp.concatenate(([] if prefix is None else [prefix]) + [parts], axis=1)
         raster = flow.from_block(index, x, self.grid, tokens.shape[0])
         if given is not None:
             raster = raster.at[:, : given.shape[1]].set(given)
-        joined = {
-            name: jnp.concatenate([getattr(s, name) for s in solutions])
-            for name in ("starts", "lengths", "iterations", "residual", "converged", "residuals")
-        }
-        return raster, BlockReport(block=index, **joined)
+        return raster, BlockReport(**vars(_of_videos(report, folded)), block=index)
 
     def _ordered_prefix(self, given: jax.Array | None) -> jax.Array | None:
         if given is None:
             return None
         return self.flow.to_block(self.index, given, self.grid.with_frames(given.shape[1]))
 
-    def _predictor(self, own: Grid, batch: int, frames: int, padding: int) -> tuple[Predict, KVCache]:
-        """The block's prediction, guided where it is guided, with the text already in the cache."""
-        block, guidance = self.flow.blocks[self.index], self.guidance
-        cond = self.cond
-        temperature = self.temperature
-        if not self.flow.is_guided(self.index, guidance):
-            folded = fold_condition(cond, frames)
-            return block.predictor(folded, own, batch, padding=padding, temperature=temperature)
-        assert guidance is not None
-        if cond is not None:
-            pair = (cond, guidance.unconditional(cond))
-            cond = jnp.concatenate([fold_condition(c, frames) for c in pair])  # type: ignore[misc]
-        if not isinstance(guidance, Guidance):
-            temperature = guidance.temperatures(batch)
-        predict, cache = block.predictor(cond, own, 2 * batch, padding=padding, temperature=temperature)
-        return guided(predict, guidance, own.tokens), cache
-
-    def _solve_span(self, z, prefix, own: Grid, frames: int) -> Solution:
+    def _solve_span(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
         """Solves tokens that pass through one cache; prefix: the given tokens at their beginning."""
         given = 0 if prefix is None else prefix.shape[1]
-        return self._solve_after(z[:, given:], prefix, prefix, own, frames, start=given)
+        return self.span(z.shape[1] - given, start=given, context=given).solve(z[:, given:], prefix)
 
-    def _solve_after(self, z, context, history, own: Grid, frames: int, *, start: int) -> Solution:
-        """Solves z after `context`, re-encoded from the start token on; `history` is what came before in the video.
-
-        They differ in a sliding window only, whose first iteration may look further back than its context.
-        """
-        batch = z.shape[0]
-        block = self.flow.blocks[self.index]
-        padding = self.solver.padding(z.shape[1], start, own.frame)
-        span = (
-            own
-            if own.frames is None
-            else own.with_frames((z.shape[1] + (0 if context is None else context.shape[1])) // own.frame)
-        )
-        predict, cache = self._predictor(span, batch, frames, padding)
-        shift = 0
-        lead = block.start_token(batch)
-        exact = None
-        if block.sos_embed is None and context is None:
-            # Without a start token, token 0 has mean 0 and scale 1: it is its own noise.
-            exact, z, shift = z[:, :1], z[:, 1:], 1
-            context = history = exact
-        if context is None:
-            known = lead
-        else:
-            count = context.shape[1]
-            shift = count
-            # The cache gets every known token but the last, which the first chunk reads itself.
-            if block.sos_embed is not None:
-                _, cache = predict(jnp.concatenate([lead, context[:, :-1]], axis=1), 0, cache)
-            elif count > 1:
-                _, cache = predict(context[:, :-1], 1, cache)
-            known = jnp.concatenate([lead, history], axis=1)
-
-        def after_known(previous, first, cache):
-            return predict(previous, first + shift, cache)
-
-        begin = start if exact is None else start + 1
-        if z.shape[1] == 0:
-            assert exact is not None  # the only token there was
-            return _solved(exact, cache)
-        solution = self.solver(after_known, z, known, cache, start=begin, frame=own.frame)
-        return (
-            solution if exact is None else dataclasses.replace(solution, x=jnp.concatenate([exact, solution.x], axis=1))
-        )
-
-    def _solve_windows(self, z, prefix, own: Grid) -> list[Solution]:
+    def _solve_windows(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
         """G frames, then G - Q more at a time, each after its Q frames of context re-encoded from position 0."""
-        window = self.window
+        window, own = self.window, self.grid
         assert window is not None and own.frames is not None
         frame = own.frame
-        first = self._solve_span(z[:, : window.frames * frame], prefix, own, 1)
-        x = first.x if prefix is None else jnp.concatenate([prefix, first.x], axis=1)
-        first = dataclasses.replace(first, cache=None)
-        fresh = window.frames - window.kept
-        full, rest = divmod(own.frames - window.frames, fresh)
-        solutions = [first]
-        # The last G frames so far: the context, and what a first iteration may read before it.
-        history = x[:, -window.frames * frame :]
+        x, report = self._solve_span(z[:, : window.frames * frame], prefix)
+        parts, reports = [x], [report]
+        if prefix is not None:
+            x = jnp.concatenate([prefix, x], axis=1)
+        fresh, kept = (window.frames - window.kept) * frame, window.kept * frame
         done = window.frames * frame
+        full, rest = divmod(own.tokens - done, fresh)
+        # The last G frames so far: the context, and what a first iteration may read before it.
+        history = x[:, -done:]
+        later = self if self.later_cond is None else self.replace(cond=self.later_cond)  # type: ignore[attr-defined]
 
         def advance(history, noise):
-            context = history[:, -window.kept * frame :]
-            solution = self._solve_after(noise, context, history, own, 1, start=done)
-            history = jnp.concatenate([history, solution.x], axis=1)[:, -window.frames * frame :]
-            return history, dataclasses.replace(solution, cache=None)
+            span = later.span(noise.shape[1], start=done, context=kept)
+            x, report = span.solve(noise, history[:, -kept:], history)
+            return jnp.concatenate([history, x], axis=1)[:, -done:], (x, report)
 
         if full:
-            stretch = z[:, done : done + full * fresh * frame]
-            noise = stretch.reshape(z.shape[0], full, fresh * frame, -1).swapaxes(0, 1)
-            history, solved = jax.lax.scan(advance, history, noise)
-            solutions.append(_join_windows(solved, fresh * frame))
+            stretch = z[:, done : done + full * fresh]
+            noise = stretch.reshape(z.shape[0], full, fresh, -1).swapaxes(0, 1)
+            history, (x, report) = jax.lax.scan(advance, history, noise)
+            parts.append(jnp.moveaxis(x, 0, 1).reshape(stretch.shape))
+            reports.append(_join_windows(report, fresh))
         if rest:
-            _, solution = advance(history, z[:, done + full * fresh * frame :])
-            solutions.append(dataclasses.replace(solution, starts=solution.starts + full * fresh * frame))
-        return solutions
+            _, (x, report) = advance(history, z[:, done + full * fresh :])
+            parts.append(x)
+            reports.append(dataclasses.replace(report, starts=report.starts + full * fresh))
+        joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *reports)
+        return jnp.concatenate(parts, axis=1), joined
 
 
-def _solved(x: jax.Array, cache: KVCache) -> Solution:
-    """The solution of a sequence that took no evaluation."""
-    none = jnp.zeros((0,), jnp.int32)
-    return Solution(x, cache, none, none, none, jnp.zeros((0,)), jnp.zeros((0,), bool), jnp.zeros((0, 0)))
+def _of_videos(report: Report, folded: int) -> Report:
+    """A report of B x T frames as one of B videos: their worst frame."""
+    if folded == 1:
+        return report
+
+    def frames(a: jax.Array) -> jax.Array:
+        return a.reshape(a.shape[0], -1, folded)
+
+    return dataclasses.replace(
+        report,
+        iterations=frames(report.iterations).max(axis=2),
+        residual=frames(report.residual).max(axis=2),
+        converged=frames(report.converged).all(axis=2),
+    )
 
 
-def _join_windows(solved: Solution, tokens: int) -> Solution:
-    """Solutions stacked over windows [windows, ...] as one."""
-    windows, chunks = solved.starts.shape
-    offsets = jnp.arange(windows, dtype=jnp.int32)[:, None] * tokens
-    flat = {
-        name: getattr(solved, name).reshape(windows * chunks, *getattr(solved, name).shape[2:])
-        for name in ("lengths", "iterations", "residual", "converged", "residuals")
-    }
-    x = jnp.moveaxis(solved.x, 0, 1)
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
-    return dataclasses.replace(solved, x=x, starts=(solved.starts + offsets).reshape(-1), **flat)
+def _join_windows(report: Report, tokens: int) -> Report:
+    """Reports stacked over windows of `tokens` tokens, [windows, chunks, ...], as one."""
+    offsets = jnp.arange(report.starts.shape[0], dtype=jnp.int32)[:, None] * tokens
+    report = dataclasses.replace(report, starts=report.starts + offsets)
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), report)

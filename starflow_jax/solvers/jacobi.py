@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from starflow_jax.config.checks import check_integer, check_real
 from starflow_jax.flows.block import Predict
-from starflow_jax.nn.cache import KVCache
-from starflow_jax.solvers.base import Solution
+from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
+from starflow_jax.solvers.start import Start, check_start, guess
 
 
 @dataclasses.dataclass(frozen=True)
-class Jacobi:
+class Jacobi(Solver):
     """Iterates whole chunks of tokens until they stop moving.
 
     The map is triangular, so n iterations solve n tokens exactly; far fewer usually do. The tolerance bounds a
@@ -23,114 +23,130 @@ class Jacobi:
     reported as not converged. The keys and values of the last input iterate stay in the cache.
 
     Attributes:
-      block: chunk length up to and including the end of the first frame.
+      block: chunk length up to and including the end of the first frame; None for `modules` equal chunks.
       growth: chunks that start later are this many times longer.
+      modules: where block is None, chunks that the whole sequence is cut into.
       tolerance: stop at mean((x_new - x_old)^2) / mean(x_new^2) below this, over the chunk and the batch.
-      max_iterations: most iterations of a chunk.
-      video_start: chunks past the first frame start from the frame before instead of from the noise.
+      max_iterations: most iterations of a chunk (rounded up to a multiple of `check_every`).
+      start: first estimate of a chunk. "frame" starts chunks past the first frame from the frame before instead of
+        from the noise.
+      per_sample: measure the residual of every sample alone; a sample that has settled stops changing.
+      check_every: iterations between two looks at the residual.
     """
 
-    block: int = 64
+    block: int | None = 64
     growth: int = 4
+    modules: int = 1
     tolerance: float = 1e-3
     max_iterations: int = 32
-    video_start: bool = True
+    start: Start = "frame"
+    per_sample: bool = False
+    check_every: int = 1
 
     def __post_init__(self):
-        for name in ("block", "growth", "max_iterations"):
+        for name in ("growth", "modules", "max_iterations", "check_every"):
             check_integer(f"jacobi.{name}", getattr(self, name), minimum=1)
+        if self.block is not None:
+            check_integer("jacobi.block", self.block, minimum=1)
         check_real("jacobi.tolerance", self.tolerance, minimum=0.0)
+        check_start("jacobi.start", self.start)
 
-    def chunks(self, count: int, start: int, frame: int) -> list[tuple[int, int]]:
-        """(first, length) of every chunk of `count` tokens that follow `start` others; first counts from them."""
+    @classmethod
+    def paper(cls, **options: Any) -> Jacobi:
+        """The schedule of the paper's text: chunks of 64 in the first frame, of 512 after (released code: x4)."""
+        return cls(**({"block": 64, "growth": 8} | options))
+
+    @classmethod
+    def whole(cls, **options: Any) -> Jacobi:
+        """The whole sequence as one chunk, as suits shallow blocks (arXiv 2505.24791)."""
+        return cls(**({"block": None} | options))
+
+    def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
+        """See `Solver`; a last chunk that is cut short runs at the length of the longest of its kind."""
         found, first = [], 0
         while first < count:
-            size = self.block if start + first <= frame else self.block * self.growth
-            found.append((first, min(size, count - first)))
+            past = start + first > frame
+            size = -(-count // self.modules) if self.block is None else self.block * (self.growth if past else 1)
+            found.append((first, min(size, count - first), past))
             first += size
-        return found
+        longest = {past: max(n for _, n, p in found if p == past) for _, _, past in found}
+        return tuple(Stage(first, length, Kind(longest[past], past)) for first, length, past in found)
 
-    def padding(self, count: int, start: int, frame: int) -> int:
-        """A last chunk that is cut short still runs at the length of the others of its kind."""
-        return max(size for _, size in _groups(self.chunks(count, start, frame), start, frame))
+    def guess(self, noise: jax.Array) -> jax.Array:
+        """See `Solver`."""
+        return guess(self.start, noise)
 
-    def __call__(
-        self, predict: Predict, z: jax.Array, known: jax.Array, cache: KVCache, *, start: int, frame: int
-    ) -> Solution:
-        """See `Solver`; `known` holds at least frame + 1 tokens where start > frame."""
-        chunks = self.chunks(z.shape[1], start, frame)
-        pad = self.padding(z.shape[1], start, frame)
-        widths = ((0, 0), (0, pad), (0, 0))
-        before = known.shape[1]
-        # One buffer holds the tokens before z, then the current estimate; z[i] stands at before + i.
-        state = jnp.pad(jnp.concatenate([known, z], axis=1), widths), cache
-        noise = jnp.pad(z, widths)
-        reports = []
-        # Chunks of one kind run under one scan, so that nothing is compiled once a chunk.
-        for members, size in _groups(chunks, start, frame):
-            from_frame_before = self.video_start and start + members[0][0] > frame
-
-            def solve(state, chunk, size=size, from_frame_before=from_frame_before):
-                return self._solve_chunk(predict, noise, state, chunk, size, before, frame, from_frame_before)
-
-            state, report = jax.lax.scan(solve, state, jnp.asarray(members, jnp.int32))
-            reports.append(report)
-        (buffer, cache) = state
-        iterations, residual, residuals = jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
-        firsts, lengths = jnp.asarray(chunks, jnp.int32).T
-        return Solution(
-            x=buffer[:, before : before + z.shape[1]],
-            cache=cache,
-            starts=firsts + start,
-            lengths=lengths,
-            iterations=iterations,
-            residual=residual,
-            # As many iterations as tokens are exact whatever the tolerance.
-            converged=(residual < self.tolerance) | (iterations >= lengths),
-            residuals=residuals,
-        )
-
-    def _solve_chunk(self, predict, noise, state, chunk, size, before, frame, from_frame_before):
-        buffer, cache = state
-        first, length = chunk[0], chunk[1]
+    def advance(
+        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+    ) -> tuple[State, StageReport]:
+        """See `Solver`; where the stage starts past the first frame, at least frame + 1 tokens are known."""
+        size, batch = kind.size, state.noise.shape[0]
         valid = (jnp.arange(size) < length)[None, :, None]
-        z = jax.lax.dynamic_slice_in_dim(noise, first, size, axis=1)
-        place = first + before
+        z = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
+        place = first + state.before
 
-        def read(buffer, back):
-            return jax.lax.dynamic_slice_in_dim(buffer, place - back, size, axis=1)
+        def read(tokens, back):
+            return jax.lax.dynamic_slice_in_dim(tokens, place - back, size, axis=1)
 
-        def iterate(buffer, cache, previous, number, residuals):
-            affine, cache = predict(previous, first, cache)
-            old = read(buffer, 0)
+        def next_inputs(tokens, active, inputs):
+            # A settled sample reads the same input again: its tokens, keys and values come out as they were.
+            return jnp.where(active[:, None, None], read(tokens, 1), inputs)
+
+        def iterate(carry):
+            tokens, cache, inputs, _ = carry
+            # Far from the solution an estimate may overflow: it must not poison what is computed from it next.
+            affine, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
+            old = read(tokens, 0)
             new = jnp.where(valid, affine.inverse(z), old)
-            # Sums over the chunk's own tokens; means over them and the batch have the same ratio.
-            change = jnp.sum(jnp.where(valid, new - old, 0.0) ** 2)
-            # All-zero tokens that did not move have settled: 0 / 0 counts as 0.
-            size_of_new = jnp.sum(jnp.where(valid, new, 0.0) ** 2)
-            residual = jnp.where((change == 0) & (size_of_new == 0), 0.0, change / size_of_new)
-            buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new, place, axis=1)
-            return buffer, cache, number + 1, residual, residuals.at[number].set(residual)
+            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new, place, axis=1)
+            return tokens, cache, inputs, self._residual(jnp.where(valid, new, 0.0), jnp.where(valid, old, 0.0))
 
         def unfinished(carry):
-            _, _, number, residual, _ = carry
-            # Written so that a NaN residual counts as unfinished.
-            return ~(residual < self.tolerance) & (number < self.max_iterations)
+            *_, active, _, number, _ = carry
+            return jnp.any(active) & (number < self.max_iterations)
 
         def body(carry):
-            buffer, cache, number, _, residuals = carry
-            # The first iteration of a chunk past the first frame reads one frame back; entries of that slice at or
-            # beyond the chunk's start still hold the noise.
-            back = jnp.where(number == 0, 1 + frame, 1) if from_frame_before else 1
-            return iterate(buffer, cache, read(buffer, back), number, residuals)
+            tokens, cache, inputs, residual, active, iterations, number, residuals = carry
 
-        carry = (buffer, cache, jnp.int32(0), jnp.float32(jnp.inf), jnp.full(self.max_iterations, jnp.nan))
-        buffer, cache, number, residual, residuals = jax.lax.while_loop(unfinished, body, carry)
-        return (buffer, cache), (number, residual, residuals)
+            def again(_, carry):
+                tokens, cache, inputs, _ = carry
+                return iterate((tokens, cache, next_inputs(tokens, active, inputs), residual))
 
+            tokens, cache, inputs, measured = jax.lax.fori_loop(
+                1, self.check_every, again, iterate((tokens, cache, inputs, residual))
+            )
+            residual = jnp.where(active, measured, residual)
+            residuals = residuals.at[number // self.check_every].set(jnp.max(residual))
+            iterations = iterations + self.check_every * active
+            # Written so that a NaN residual counts as unfinished.
+            active = ~(residual < self.tolerance)
+            inputs = next_inputs(tokens, active, inputs)
+            return tokens, cache, inputs, residual, active, iterations, number + self.check_every, residuals
 
-def _groups(chunks: list[tuple[int, int]], start: int, frame: int) -> list[tuple[list[tuple[int, int]], int]]:
-    """Chunks within the first frame and chunks past it, each with the length of its longest."""
-    grouped = itertools.groupby(chunks, key=lambda chunk: start + chunk[0] > frame)
-    listed = [list(members) for _, members in grouped]
-    return [(members, max(length for _, length in members)) for members in listed]
+        # The first iteration of a chunk past the first frame reads one frame back; entries of that slice at or beyond
+        # the chunk's start still hold the noise.
+        back = 1 + state.frame if self.start == "frame" and kind.past else 1
+        checks = -(-self.max_iterations // self.check_every)
+        carry = (
+            state.tokens,
+            state.cache,
+            read(state.tokens, back),
+            jnp.full((batch,), jnp.inf),
+            jnp.ones((batch,), bool),
+            jnp.zeros((batch,), jnp.int32),
+            jnp.int32(0),
+            jnp.full((checks,), jnp.nan),
+        )
+        tokens, cache, _, residual, _, iterations, number, residuals = jax.lax.while_loop(unfinished, body, carry)
+        # As many iterations as tokens are exact whatever the tolerance.
+        settled = ((residual < self.tolerance) | (iterations >= length)) & finite_until(tokens, place + length)
+        report = StageReport(iterations, number, number * (size * batch), residual, settled, residuals)
+        return dataclasses.replace(state, tokens=tokens, cache=cache), report
+
+    def _residual(self, new: jax.Array, old: jax.Array) -> jax.Array:
+        """Relative mean-square change [B] of each sample, or of the whole batch."""
+        axes = (1, 2) if self.per_sample else None
+        change, size = jnp.sum((new - old) ** 2, axis=axes), jnp.sum(new**2, axis=axes)
+        # All-zero tokens that did not move have settled: 0 / 0 counts as 0.
+        residual = jnp.where((change == 0) & (size == 0), 0.0, change / size)
+        return jnp.broadcast_to(residual, new.shape[:1])

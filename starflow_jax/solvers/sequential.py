@@ -8,39 +8,42 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.flows.block import Predict
-from starflow_jax.nn.cache import KVCache
-from starflow_jax.solvers.base import Solution
+from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until, frame_stages
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential:
-    """One network evaluation a token; exact by construction."""
+class Sequential(Solver):
+    """One network evaluation a token; exact by construction. A stage is a frame."""
+
+    def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
+        """See `Solver`."""
+        return frame_stages(count, start, frame, size=1)
 
     def padding(self, count: int, start: int, frame: int) -> int:
         """None: it writes one slot at a time."""
         return 0
 
-    def __call__(
-        self, predict: Predict, z: jax.Array, known: jax.Array, cache: KVCache, *, start: int, frame: int
-    ) -> Solution:
+    def advance(
+        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+    ) -> tuple[State, StageReport]:
         """See `Solver`."""
+        batch = state.noise.shape[0]
 
-        def step(carry, inputs):
-            previous, cache = carry
-            index, noise = inputs
+        def step(index, carry):
+            tokens, cache = carry
+            previous = jax.lax.dynamic_slice_in_dim(tokens, state.before + index - 1, 1, axis=1)
             affine, cache = predict(previous, index, cache)
-            token = affine.inverse(noise[:, None])
-            return (token, cache), token[:, 0]
+            token = affine.inverse(jax.lax.dynamic_slice_in_dim(state.noise, index, 1, axis=1))
+            return jax.lax.dynamic_update_slice_in_dim(tokens, token, state.before + index, axis=1), cache
 
-        count = z.shape[1]
-        (_, cache), tokens = jax.lax.scan(step, (known[:, -1:], cache), (jnp.arange(count), jnp.moveaxis(z, 1, 0)))
-        return Solution(
-            x=jnp.moveaxis(tokens, 0, 1),
-            cache=cache,
-            starts=jnp.full((1,), start, jnp.int32),
-            lengths=jnp.full((1,), count, jnp.int32),
-            iterations=jnp.full((1,), count, jnp.int32),
-            residual=jnp.zeros((1,)),
-            converged=jnp.ones((1,), bool),
-            residuals=jnp.full((1, 0), jnp.nan),
+        length = jnp.asarray(length, jnp.int32)
+        tokens, cache = jax.lax.fori_loop(first, first + length, step, (state.tokens, state.cache))
+        report = StageReport(
+            iterations=jnp.broadcast_to(length, (batch,)),
+            evaluations=length,
+            tokens=length * batch,
+            residual=jnp.zeros((batch,)),
+            converged=finite_until(tokens, state.before + first + length),
+            residuals=jnp.full((0,), jnp.nan),
         )
+        return dataclasses.replace(state, tokens=tokens, cache=cache), report

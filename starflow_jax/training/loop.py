@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from grain import DatasetIterator
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source, train_loader
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state, claim_workdir
-from starflow_jax.training.inputs import check_source, open_source
+from starflow_jax.training.inputs import check_source, first_frames, open_source, shortened
 from starflow_jax.training.metrics import MetricsWriter, ProgressBar, average
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.plots import plot_curves
@@ -97,12 +98,13 @@ def train(
         a damaged checkpoint.
     """
     workdir = Path(workdir)
-    source = open_source(config.data, "train") if source is None else source
+    source = open_source(config.data, "train", flow=config.flow) if source is None else source
     check_source(source, config.flow)
     claim_workdir(workdir, config)
     with Checkpoints(workdir, config.train.keep) as checkpoints:
-        loader = train_loader(source, config.train.batch_size, config.seed)
-        if checkpoints.latest_step() is None:
+        latest = checkpoints.latest_step()
+        loader = _loader(config, source, latest or 0)
+        if latest is None:
             # put where a restored state lies too, so that both run the same compiled program
             state = jax.device_put(init_state(config), jax.local_devices()[0])
         else:
@@ -115,6 +117,14 @@ def train(
         ):
             run = _Run(config, workdir, source, loader, state, checkpoints, writer, bar, callbacks)
             return run.until(stop_requested)
+
+
+def _loader(config: ExperimentConfig, source: Source, step: int) -> DatasetIterator:
+    """The batches of the stage that update `step` is part of, from its beginning."""
+    end, frames, batch_size = config.train.stage(step)
+    # Each stage shuffles anew; the training proper as it would without stages before it.
+    seed = config.seed if end == config.train.steps else (config.seed + end) % 2**32
+    return train_loader(shortened(source, frames), batch_size, seed)
 
 
 class _Run:
@@ -133,7 +143,8 @@ class _Run:
         self.callbacks: Sequence[Callback] = callbacks
         self.calls: list[Mapping[str, Any]] = []
         self.metrics: dict[str, float] = {}
-        self.rate = _Rate(config.train.batch_size)
+        self.rate = _Rate()
+        self.compiled = {config.train.stage(self.step)[1:]}  # frames and batch sizes that have a program
 
     def until(self, stop_requested: Callable[[], bool]) -> TrainResult:
         """Runs to the last step, or until asked to stop."""
@@ -168,15 +179,23 @@ class _Run:
         """One call of the compiled program: as many updates as fit before something else is due."""
         train = self.config.train
         due = (train.log_every, train.checkpoint_every, train.sample_every)
-        count = min(train.steps_per_call, train.steps - self.step, *(every - self.step % every for every in due))
-        batches = [next(self.loader) for _ in range(count)]
+        end, frames, batch_size = train.stage(self.step)
+        count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in due))
+        batches = [first_frames(next(self.loader), frames) for _ in range(count)]
         batches += [batches[0]] * (train.steps_per_call - count)  # not used: they keep the shape
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in ("image", "label")}
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         self.state, metrics = train_steps(self.config, self.source.levels, self.state, stacked, count)
         self.calls.append(metrics)
         self.step += count
         self.bar.advance(count)
-        self.rate.made(count, self.wait)
+        self.rate.made(count, batch_size, self.wait)
+        if self.step == end < train.steps:
+            # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
+            self.loader = _loader(self.config, self.source, self.step)
+            kind = train.stage(self.step)[1:]
+            if kind not in self.compiled:
+                self.rate.restart()
+            self.compiled.add(kind)
 
     def measure(self) -> dict[str, float]:
         """Fetches the metrics since the last row: the one place that waits for the device."""
@@ -222,27 +241,31 @@ class _Run:
 class _Rate:
     """Images a second, without the first call (which compiles) and without what is no training."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._pending = 0  # updates asked for and not known to be done
-        self._steps = 0
+    def __init__(self):
+        self._pending = 0  # images asked for and not known to be done
+        self._images = 0
         self._seconds = 0.0
         self._since: float | None = None
 
-    def made(self, steps: int, wait: Callable[[], Any]) -> None:
+    def made(self, steps: int, batch_size: int, wait: Callable[[], Any]) -> None:
         """After a call that asked for `steps` updates; `wait` returns when they are done."""
         if self._since is None:
             wait()
             self._since = time.perf_counter()
         else:
-            self._pending += steps
+            self._pending += steps * batch_size
+
+    def restart(self) -> None:
+        """Begins anew: the next call compiles."""
+        self._pending = self._images = 0
+        self._seconds, self._since = 0.0, None
 
     def finished(self) -> None:
         """When the device has done everything asked of it."""
         if self._since is not None:
             now = time.perf_counter()
             self._seconds += now - self._since
-            self._steps += self._pending
+            self._images += self._pending
             self._since, self._pending = now, 0
 
     @contextmanager
@@ -256,7 +279,7 @@ class _Rate:
 
     @property
     def images_per_second(self) -> float:
-        return self._steps * self._batch_size / self._seconds if self._steps else math.nan
+        return self._images / self._seconds if self._images else math.nan
 
 
 def objective_bits_per_dim(objective: float, levels: int) -> float:

@@ -15,7 +15,7 @@ from starflow_jax.flows import Flow
 from starflow_jax.flows.denoise import noise_level_weight
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
-from starflow_jax.training.inputs import condition, drop_labels, noisy_pixels
+from starflow_jax.training.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.optimizer import (
     DENOISER,
     Params,
@@ -140,7 +140,7 @@ def train_step(
     Args:
       config, definition, levels: static; `levels` is the number of values a pixel can take.
       state: before the update.
-      batch: `image` integers [B, H, W, C], `label` int32 [B].
+      batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
 
     Returns:
       The state after it, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and
@@ -155,7 +155,7 @@ def train_step(
         # Folded, not split off: the other keys are the same with warping as without.
         image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
     x = noisy_pixels(noise_key, image, levels, config.data)
-    cond = condition(drop_labels(label_key, batch["label"], config.data.label_drop), config.flow)
+    cond = batch_condition(label_key, batch, config)
 
     losses, grads, _ = loss_and_gradients(
         definition,

@@ -7,7 +7,7 @@ import numpy as np
 from recordings import Check, Folder, channels_first, channels_last, condition, relative_error
 
 from starflow_jax.flows import Guidance, LinearGuidance
-from starflow_jax.solvers import Inversion, Jacobi, Sequential, SlidingWindow, inverse
+from starflow_jax.solvers import AnySolver, Inversion, Jacobi, Sequential, SlidingWindow, inverse
 
 INVERSE_BAR = 1e-4
 # Traces are recorded to 4 digits, and a residual is a small difference of larger numbers.
@@ -49,13 +49,13 @@ def guided_condition(folder: Folder, arguments: dict[str, Any], y: np.ndarray | 
     return y[:batch], Guidance(weight, y[batch:], bool(arguments.get("guide_top"))), temperature
 
 
-def run(folder: Folder, experiment: dict[str, Any]) -> Inversion:
+def run(folder: Folder, experiment: dict[str, Any], solver: AnySolver | None = None) -> Inversion:
+    """The recorded call, by the recorded solver unless another is named."""
     arguments = experiment.get("args", {})
     z = noise(folder, folder.input(experiment, "z"))
     y = condition(folder.input(experiment, "y"))
     cond, guidance, temperature = guided_condition(folder, arguments, y, z.shape[0])
-    solver = Sequential()
-    if arguments.get("jacobi"):
+    if solver is None and arguments.get("jacobi"):
         solver = Jacobi(
             block=arguments["jacobi_block_size"],
             tolerance=arguments["jacobi_th"],
@@ -66,7 +66,7 @@ def run(folder: Folder, experiment: dict[str, Any]) -> Inversion:
     prefix = folder.input(experiment, "context_x0")
     if prefix is not None:
         prefix = channels_last(prefix if prefix.ndim == 5 else prefix[:, None])
-    return invert(folder.flow, z, cond, guidance, prefix, temperature, solver=solver, window=window)
+    return invert(folder.flow, z, cond, guidance, prefix, temperature, solver=solver or Sequential(), window=window)
 
 
 def check_inversion(folder: Folder, name: str, experiment: dict[str, Any]) -> list[Check]:
@@ -104,7 +104,7 @@ def check_trace(name: str, inversion: Inversion, trace: list[dict[str, Any]], re
     """Chunks and iteration counts must be equal; residuals agree in blocks from `residuals_from` on."""
     chunks, distances = [], [0.0]
     for report in inversion.reports:
-        for i, count in enumerate(np.asarray(report.iterations)):
+        for i, count in enumerate(np.asarray(report.evaluations)):
             start, length = int(report.starts[i]), int(report.lengths[i])
             chunks.append((report.block, start, length, int(count), np.asarray(report.residuals[i])[: int(count)]))
     recorded = [(t["block"], t["start"], t["chunk"], t["iters"]) for t in trace]

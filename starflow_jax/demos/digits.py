@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,13 @@ MAX_BITS_PER_DIM, MIN_ACCURACY = 2.2, 0.97
 Say = Callable[[str], None]
 
 
-def demo_config(*, tiny: bool = False, seed: int | None = None) -> ExperimentConfig:
-    """The experiment of the demo, `experiments/digits.py`; its tiny twin where `tiny`.
+def demo_config(name: str = "digits", *, tiny: bool = False, seed: int | None = None) -> ExperimentConfig:
+    """The experiment of the demo, `experiments/NAME.py`; its tiny twin where `tiny`.
 
     Raises:
       ValueError: the file is missing or not valid.
     """
-    path = Path(next(iter(experiments.__path__))) / "digits.py"
+    path = Path(next(iter(experiments.__path__))) / f"{name}.py"
     overrides = [] if seed is None else [f"seed={seed}"]
     return load_config(f"{path}:tiny" if tiny else str(path), overrides)
 
@@ -61,9 +61,9 @@ def claim(out: Path, config: ExperimentConfig) -> None:
     claim_workdir(out / RUN_FOLDER, config)
 
 
-def finished_report(out: Path, config: ExperimentConfig) -> dict[str, Any] | None:
-    """The figures of a demo of this configuration that is finished in `out`, None where there is none."""
-    if not all((out / name).is_file() for name in FILES):
+def finished_report(out: Path, config: ExperimentConfig, files: Sequence[str] = FILES) -> dict[str, Any] | None:
+    """The figures of a demo of this configuration that is finished in `out`, None where one of `files` is missing."""
+    if not all((out / name).is_file() for name in files):
         return None
     try:
         report = json.loads((out / FIGURES).read_text(encoding="utf-8"))
@@ -94,12 +94,12 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
         say(f"{out} holds this demo, finished; delete it to begin anew.\n")
         say(closing(report, out))
         return report
-    clock = _Clock()
+    clock = Clock()
     run = out / RUN_FOLDER
-    source, held_out = open_source(config.data, "train"), open_source(config.data, "test")
+    source, held_out = (open_source(config.data, split, flow=config.flow) for split in ("train", "test"))
     assert isinstance(source, ArraySource) and isinstance(held_out, ArraySource)
 
-    begun_at = _latest_step(run)
+    begun_at = latest_step(run)
     say(f"training {config.name}: {config.train.steps} steps on {len(source)} images")
     with clock.phase("training"):
         result = train(config, run, callbacks=[write_sample_grid], progress=progress, source=source)
@@ -186,7 +186,7 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
     """What the demo prints at its end."""
     paths = "\n".join(f"  {out / name}" for name in FILES)
     return (
-        f"{scores_table(report['scores'])}\n\n{_bars(report)}\n\n{_seconds(report)}\n\n{_drawings(report)}\n\n"
+        f"{scores_table(report['scores'])}\n\n{_bars(report)}\n\n{seconds_table(report)}\n\n{_drawings(report)}\n\n"
         f"written:\n{paths}\n"
         f"draw more:\n  starflow sample --workdir {out / RUN_FOLDER} --num 64 --class 7 --out sevens.png"
     )
@@ -228,7 +228,7 @@ digits).
 
 ## Time
 
-{_seconds(report)}
+{seconds_table(report)}
 
 {machine["cpu"]}, {machine["cores"]} cores, {machine["device"]}, {machine["system"]},
 Python {machine["python"]}, JAX {machine["jax"]}, starflow {report["version"]}, seed {report["config"]["seed"]}.
@@ -248,7 +248,8 @@ def _bars(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _seconds(report: Mapping[str, Any]) -> str:
+def seconds_table(report: Mapping[str, Any]) -> str:
+    """Wall-clock seconds of every phase, as a table."""
     seconds = report["seconds"]
     rows = [("phase", "seconds"), *((name, f"{value:.1f}") for name, value in seconds.items())]
     return text_table([*rows, ("in all", f"{sum(seconds.values()):.1f}")])
@@ -296,7 +297,7 @@ def _draw(params: Params, config: ExperimentConfig, real: ArraySource, path: Pat
     return drawings
 
 
-def _latest_step(run: Path) -> int:
+def latest_step(run: Path) -> int:
     """The step that training goes on from."""
     if not (run / CHECKPOINT_FOLDER).is_dir():
         return 0
@@ -304,7 +305,7 @@ def _latest_step(run: Path) -> int:
         return checkpoints.latest_step() or 0
 
 
-class _Clock:
+class Clock:
     """Wall-clock seconds of every phase."""
 
     def __init__(self) -> None:

@@ -1,14 +1,15 @@
-"""Pictures out: a grid of samples, and PNG files."""
+"""Still pictures: pixels, a grid of samples, and PNG files."""
 
 from __future__ import annotations
 
 import math
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from starflow_jax.training.files import replacing
 
 
 def grid_columns(count: int) -> int:
@@ -91,9 +92,7 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, scale: int = 1
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"image must have shape [h, w] or [h, w, c] with c of 1, 3 or 4, got {list(np.shape(image))}."
-        )
+        raise ValueError(f"image must have shape [h, w] or [h, w, c] with c of 1, 3 or 4, got {list(np.shape(image))}.")
     if scale < 1:
         raise ValueError(f"scale must be at least 1, got {scale}.")
     pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -102,10 +101,5 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray, *, scale: int = 1
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

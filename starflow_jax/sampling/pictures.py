@@ -13,63 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.checks import check, check_choice, check_integer, check_real
-from starflow_jax.config.experiment import DataConfig, ExperimentConfig
+from starflow_jax.config.experiment import SOLVERS, DataConfig, ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import digits, quantise
 from starflow_jax.flows import Flow, Guidance, LinearGuidance, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
-from starflow_jax.solvers import Inversion, Jacobi, Sequential, Solver, inverse
+from starflow_jax.sampling.report import SampleReport, report_on
+from starflow_jax.solvers import (
+    AnySolver,
+    Inversion,
+    Jacobi,
+    Sequential,
+    SlidingJacobi,
+    Solver,
+    gs_jacobi,
+    inverse,
+    selective,
+)
 from starflow_jax.training.inputs import condition
 
 Denoise = Literal["none", "score", "learned"]
-
-
-@dataclasses.dataclass(frozen=True)
-class UnconvergedChunk:
-    """A stretch of tokens that Jacobi iteration left unsolved.
-
-    Attributes:
-      batch: of the call; block: of the flow; start, length: its tokens in that block's order.
-      iterations: spent on it; residual: the last relative mean-square change.
-    """
-
-    batch: int
-    block: int
-    start: int
-    length: int
-    iterations: int
-    residual: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleReport:
-    """How a drawing went.
-
-    Attributes:
-      images: drawn; batches: calls of the compiled program, each of `batch_size` rows.
-      evaluations: network evaluations of a whole batch (a guided pair counts once), over all batches.
-      iterations: evaluations a block, in order of inversion (deep block first), over all batches.
-      seconds: drawing; compile_seconds: building the program before that, about 0 where it was there already.
-      unconverged: chunks whose iteration ended before it settled; empty for the sequential solver.
-      non_finite: images with a value that is NaN or infinite (shown as black or white).
-    """
-
-    images: int
-    batches: int
-    batch_size: int
-    evaluations: int
-    iterations: tuple[int, ...]
-    seconds: float
-    compile_seconds: float
-    unconverged: tuple[UnconvergedChunk, ...]
-    non_finite: int
-
-    @property
-    def converged(self) -> bool:
-        """Whether every chunk of every block of every batch converged."""
-        return not self.unconverged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,12 +44,14 @@ class Samples:
     Attributes:
       images: uint8 [n, H, W, C], 0..255; of a model of dequantised data the integer levels, stretched.
       x: float32 [n, H, W, C], what the flow (and denoiser) gave, about [-1, 1].
+      noisy: float32 [n, H, W, C], what the flow gave, before its noise was removed: the flow's likelihood speaks of it.
       labels: int32 [n], -1 where there is none.
       report: how it went.
     """
 
     images: np.ndarray
     x: np.ndarray
+    noisy: np.ndarray
     labels: np.ndarray
     report: SampleReport
 
@@ -95,7 +62,7 @@ def sample(
     key: jax.Array,
     labels: Sequence[int] | np.ndarray,
     *,
-    solver: Solver | None = None,
+    solver: AnySolver | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
     attention_temperature: float = 1.0,
@@ -129,8 +96,7 @@ def sample(
     guidance = options.guidance if guidance is None else guidance
     temperature = options.temperature if temperature is None else temperature
     denoise = options.denoise if denoise is None else denoise
-    if solver is None:
-        solver = Jacobi() if options.solver == "jacobi" else Sequential()
+    solver = default_solver(config) if solver is None else solver
     labels = np.asarray(labels)
     check_request(
         config,
@@ -163,27 +129,25 @@ def sample(
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     program = _draw.lower(kind, params, key, rows, rows, scalars).compile()
     compiled = time.perf_counter()
-    drawn, outcomes = [], []
+    drawn, noisy, outcomes = [], [], []
     for index in batches:
-        pictures, reports = program(params, key, index.astype(np.int32), labels[index], scalars)
+        pictures, before, reports = program(params, key, index.astype(np.int32), labels[index], scalars)
         drawn.append(np.asarray(pictures))
+        noisy.append(np.asarray(before))
         outcomes.append(jax.device_get(reports))
     done = time.perf_counter()
 
     x = np.concatenate(drawn)[:count]
     finite = np.isfinite(x).all(axis=(1, 2, 3))
-    report = SampleReport(
-        images=count,
-        batches=len(batches),
+    report = report_on(
+        outcomes,
+        count=count,
         batch_size=batch_size,
-        evaluations=int(sum(r.iterations.sum() for outcome in outcomes for r in outcome)),
-        iterations=tuple(int(sum(r.iterations.sum() for r in block)) for block in zip(*outcomes, strict=True)),
         seconds=done - compiled,
         compile_seconds=compiled - begun,
-        unconverged=tuple(_unconverged(outcomes)),
         non_finite=int(count - finite.sum()),
     )
-    return Samples(to_pixels(x, config.data), x, labels, report)
+    return Samples(to_pixels(x, config.data), x, np.concatenate(noisy)[:count], labels, report)
 
 
 def check_request(
@@ -198,7 +162,7 @@ def check_request(
 ) -> None:
     """Raises ValueError, naming the field, where a flow cannot be sampled as asked."""
     check(labels.ndim == 1 and len(labels) > 0, f"labels must be [n] with n above 0, got {list(labels.shape)}")
-    flow, data = config.flow, config.data
+    flow = config.flow
     classes = flow.num_classes or flow.text_dim
     lowest, highest = int(labels.min()), int(labels.max())
     if not classes:
@@ -220,15 +184,43 @@ def check_request(
             "guidance of unconditional pictures needs attention_temperature other than 1 "
             f"(there is nothing else to guide by), got guidance {guidance}",
         )
+    check_denoise(config, denoise)
+
+
+def check_denoise(config: ExperimentConfig, denoise: str) -> None:
+    """Raises ValueError where the training noise of a model cannot be removed as asked."""
     check_choice("denoise", denoise, ("none", "score", "learned"))
     check(
-        denoise == "none" or data.noise == "gaussian",
+        denoise == "none" or config.data.noise == "gaussian",
         f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",
     )
     check(
-        denoise != "learned" or flow.denoiser is not None,
+        denoise != "learned" or config.flow.denoiser is not None,
         "denoise must be 'none' or 'score' for a model without a learned denoiser, got 'learned'",
     )
+
+
+def default_solver(config: ExperimentConfig) -> AnySolver:
+    """The solver that `config.sample` names; ValueError for "auto", which needs a calibration."""
+    return named_solver(config.sample.solver, config.flow)
+
+
+def named_solver(name: str, flow: FlowConfig, **options: Any) -> AnySolver:
+    """A solver by its name, with the options of its class or function.
+
+    "gs-jacobi" takes the deep block for the tough one, which a calibration would rank.
+
+    Raises:
+      ValueError: "auto", which a calibration has to choose, or an option out of range.
+    """
+    check_choice("solver", name, SOLVERS)
+    check(name != "auto", "solver 'auto' chooses by a calibration; give solver=auto(read_calibration(workdir, config))")
+    if name == "gs-jacobi":
+        return gs_jacobi(flow.num_blocks, (flow.num_blocks - 1,), **options)
+    if name == "selective":
+        return selective(flow.num_blocks, **options)
+    kinds: dict[str, type[Solver]] = {"sequential": Sequential, "jacobi": Jacobi, "sliding": SlidingJacobi}
+    return kinds[name](**options)
 
 
 def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
@@ -246,7 +238,7 @@ def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
     if data.noise == "gaussian":
         return to_uint8(x)
     # An npz source holds bytes, and may have gone elsewhere since the training.
-    levels = digits("train").levels if data.source == "digits" else 256
+    levels = digits("train").levels if data.source in ("digits", "moving_digits") else 256
     return np.rint(quantise(x, levels) * (255.0 / (levels - 1))).astype(np.uint8)
 
 
@@ -255,7 +247,7 @@ class _Kind:
     """What decides a compiled program."""
 
     flow: FlowConfig
-    solver: Solver
+    solver: AnySolver
     guided: bool
     tempered: bool
     denoise: Denoise
@@ -265,8 +257,8 @@ class _Kind:
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(
     kind: _Kind, params: Params, key: jax.Array, index: jax.Array, label: jax.Array, scalars: dict[str, jax.Array]
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Pictures [B, H, W, C] for places and labels int32 [B], and what the solver reports of every block."""
+) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
+    """For places and labels int32 [B]: pictures [B, H, W, C], these before denoising, the solver's reports."""
     flow = merge(abstract(kind.flow)[0], params)
     shape = (*kind.flow.image_shape, kind.flow.channels)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
@@ -287,7 +279,7 @@ def _draw(
         drawn = score_denoise(flow, drawn, cond, kind.noise_std)
     elif kind.denoise == "learned":
         drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
-    return drawn, result.reports
+    return drawn, result.x, result.reports
 
 
 def _guidance(kind: _Kind, cond: jax.Array | None, scalars: dict[str, jax.Array]) -> AnyGuidance:
@@ -296,15 +288,3 @@ def _guidance(kind: _Kind, cond: jax.Array | None, scalars: dict[str, jax.Array]
     assert cond is not None  # check_request lets no other model be guided
     # The empty caption of a model whose text is a one-hot label.
     return Guidance(scalars["weight"], jnp.zeros_like(cond))
-
-
-def _unconverged(outcomes: Sequence[Sequence[Any]]) -> list[UnconvergedChunk]:
-    found = []
-    for batch, reports in enumerate(outcomes):
-        for report in reports:
-            for chunk in np.flatnonzero(~report.converged):
-                values = (report.starts, report.lengths, report.iterations)
-                start, length, iterations = (int(value[chunk]) for value in values)
-                residual = float(report.residual[chunk])
-                found.append(UnconvergedChunk(batch, report.block, start, length, iterations, residual))
-    return found

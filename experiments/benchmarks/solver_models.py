@@ -1,0 +1,131 @@
+"""What the solvers are raced on: trained runs, and random weights of the released shapes, scaled down."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.config import FlowConfig
+from starflow_jax.flows import Guidance, LinearGuidance
+from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.parameters import Params, initialise
+from starflow_jax.solvers.calibrate import calibrate
+from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.training import load_run
+from starflow_jax.training.calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
+
+_SHALLOW = (2, 2, 2, 2, 2)
+_COMMON = {
+    "rope": True, "sos": True, "order": "L2R", "scale": "softplus", "soft_clip": 4.0, "final_norm": True,
+    "text_dim": 8, "text_length": 8, "cond_top_only": True, "num_blocks": 6, "head_dim": 32, "channels": 4,
+}  # fmt: skip
+
+# Six blocks of 2 2 2 2 2 N layers, as released (N = 24 there), a deep block wider than the others, and guidance 3.5.
+_RANDOM = {
+    "starflow_v_7b, scaled": FlowConfig(
+        image_size=8, width=32, deep_width=64, layers_per_block=(*_SHALLOW, 6), temporal_causal=True,
+        shallow_local=True, **_COMMON,
+    ),
+    "starflow_3b_t2i, scaled": FlowConfig(
+        image_size=24, width=32, deep_width=64, layers_per_block=(*_SHALLOW, 6), **_COMMON
+    ),
+}  # fmt: skip
+_TINY = {
+    "tiny video": FlowConfig(
+        image_size=4, width=32, deep_width=32, layers_per_block=(1, 1), temporal_causal=True, shallow_local=True,
+        **{**_COMMON, "num_blocks": 2},
+    ),
+}  # fmt: skip
+_WEIGHT = 3.5
+_SAMPLES = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A flow and how it is sampled.
+
+    Attributes:
+      name: in tables. config, params: the flow. shape: of a sample. weight: of guidance.
+      calibration: of the flow. known: conditions [n, ...], taken in turn; None for a flow without.
+    """
+
+    name: str
+    config: FlowConfig
+    params: Params
+    shape: tuple[int, ...]
+    weight: float
+    calibration: Calibration
+    known: np.ndarray | None
+
+    @property
+    def frames(self) -> int:
+        """T; 0 for still images."""
+        return self.shape[0] if len(self.shape) == 4 else 0
+
+    @property
+    def tokens(self) -> int:
+        """N of the deep block."""
+        rows, columns = self.config.grid
+        return rows * columns * max(self.frames, 1)
+
+    def conditions(self, batch: int) -> jax.Array | None:
+        """Conditions of a batch."""
+        return None if self.known is None else jnp.asarray(np.resize(self.known, (batch, *self.known.shape[1:])))
+
+    @staticmethod
+    def guidance(config: FlowConfig, weight: float, cond: jax.Array | None) -> AnyGuidance | None:
+        """As the commands guide."""
+        if not weight or cond is None:
+            return None
+        return LinearGuidance(weight) if config.family == "tarflow" else Guidance(weight, jnp.zeros_like(cond))
+
+
+def models_of(options: argparse.Namespace) -> Iterator[Model]:
+    """The models that the options ask for, each calibrated when its turn comes."""
+    for workdir in options.workdir:
+        yield trained(workdir, options.guidance, options.target)
+    if options.random or not options.workdir:
+        for name, config in (_TINY if options.quick else _RANDOM).items():
+            yield random(name, config, options.target)
+
+
+def trained(workdir: Path, weight: float | None, target: float) -> Model:
+    """A run, with its own calibration where that is of this step, weight and target, else with a new one."""
+    config, _, params, step = load_run(workdir)
+    weight = config.sample.guidance if weight is None else weight
+    found = read_calibration(workdir, config) if (workdir / CALIBRATION_FILE).is_file() else None
+    if found is None or (found.step, found.guidance, found.target_error) != (step, weight, target):
+        found = calibrate_run(config, params, samples=_SAMPLES, guidance=weight, target_error=target, step=step)
+    cond = conditions_of(config, "test", 16)
+    known = None if cond is None else np.asarray(cond)
+    return Model(config.name, config.flow, params, found.shape, weight, found, known)
+
+
+def random(name: str, config: FlowConfig, target: float) -> Model:
+    """Random weights, the output projections large enough for iterations to have something to do."""
+    _, params = initialise(config, jax.random.key(0))
+    for place, block in enumerate(params["blocks"].values()):
+        kernel = block["proj_out"]["kernel"]
+        draws = jax.random.normal(jax.random.key(place), kernel.shape)
+        block["proj_out"]["kernel"] = 0.3 * kernel.shape[0] ** -0.5 * draws
+    frames = (2 if config.image_size == 4 else 8,) if config.temporal_causal else ()
+    shape = (*frames, *config.image_shape, config.channels)
+    known = np.asarray(jax.random.normal(jax.random.key(1), (16, config.text_length, config.text_dim)))
+    cond = jnp.asarray(known[:_SAMPLES])
+    found = calibrate(
+        config,
+        params,
+        jax.random.normal(jax.random.key(2), (_SAMPLES, *shape)),
+        cond,
+        guidance=Model.guidance(config, _WEIGHT, cond),
+        weight=_WEIGHT,
+        target_error=target,
+        rounds=1 if config.image_size == 4 else 3,
+    )
+    return Model(name, config, params, shape, _WEIGHT, found, known)

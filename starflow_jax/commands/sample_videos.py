@@ -1,0 +1,163 @@
+"""`starflow sample` of a run on clips."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.commands.captions import prefixed, read_captions, readable_captions
+from starflow_jax.commands.errors import REFUSED, CommandError, sentences
+from starflow_jax.commands.given_frames import read_given
+from starflow_jax.commands.sample_warnings import warn_of
+from starflow_jax.commands.solver_options import chosen_solver, solver_figures
+from starflow_jax.commands.video_results import choose_scale, write_videos
+from starflow_jax.config.experiment import ExperimentConfig
+
+DEFAULT_FPS = 8.0
+
+
+def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params: dict[str, Any], step: int) -> int:
+    """Draws, writes and reports what the options ask of a run's flow.
+
+    Returns:
+      An exit code: 0, or 2 where no caption could be read.
+    """
+    import jax
+    from tqdm import tqdm
+
+    from starflow_jax.figures import write_json
+    from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+    from starflow_jax.sampling.stream import stream_plan
+    from starflow_jax.sampling.video_plan import plan_videos
+    from starflow_jax.sampling.videos import draw_plan
+    from starflow_jax.solvers.stream import check_streaming
+
+    size = _size(arguments, config)
+    window = _window(arguments, config)
+    given = read_given(arguments, config, size, window)
+    captions = [prefixed(caption, given.word) for caption in read_captions(arguments.caption or [""])]
+    good, bad = readable_captions(captions, config)
+    if not good:
+        return REFUSED
+    each = arguments.candidates or arguments.num or config.sample.num
+    keep = arguments.keep or 1 if arguments.candidates is not None else each
+    solver = chosen_solver(arguments, config, batch=min(arguments.batch or 8, len(good) * each))
+    scale = choose_scale(arguments.out, len(good) * keep, given.frames, size, arguments.scale)
+    guidance = arguments.guidance
+    if guidance is None and not any(captions[place].strip() for place in good):
+        guidance = 0.0  # what the configuration says is meant for videos of a caption
+    with sentences(plan_videos):
+        plan = plan_videos(
+            config,
+            [captions[place] for place in good for _ in range(each)],
+            frames=given.frames,
+            size=size,
+            prefix=given.prefix,
+            solver=solver,
+            guidance=guidance,
+            temperature=arguments.temperature,
+            attention_temperature=arguments.attention_temperature,
+            denoise=arguments.denoise,
+            window=window,
+            batch_size=arguments.batch or 8,
+            # A caption keeps its noise when another one is left out.
+            places=[place * each + number for place in good for number in range(each)],
+        )
+    new_frames = len(plan.captions) * (given.frames - plan.given_frames)
+    with tqdm(total=new_frames, unit="frame", disable=None, dynamic_ncols=True) as bar:
+        key = jax.random.key(arguments.seed)
+        streams: tuple[Any, ...] = ()
+        if arguments.stream:
+            with sentences(check_streaming):
+                drawn, streams = stream_plan(params, key, plan, progress=bar.update)
+        else:
+            drawn = draw_plan(params, key, plan, progress=bar.update)
+    kept, scores = np.arange(len(plan.captions)), None
+    if arguments.candidates is not None:
+        found = log_likelihoods(
+            params, config.flow, drawn.x, drawn.text, given=plan.given_frames, batch_size=plan.batch_size
+        )
+        kept = likeliest(found, each, keep)
+        scores = found[kept]
+    fps = arguments.fps or given.fps or DEFAULT_FPS
+    names = [plan.captions[place] for place in kept]
+    files = write_videos(arguments.out, drawn, kept, names, fps=fps, scale=scale)
+
+    report = drawn.report
+    rate = new_frames / report.seconds
+    print(
+        f"{report.images} videos, {new_frames} new frames in {report.seconds:.2f} s ({rate:.1f} frames/s), after "
+        f"{report.compile_seconds:.1f} s to compile; {report.evaluations} network evaluations in {report.batches} "
+        f"batches of {report.batch_size}"
+    )
+    if streams:
+        print(f"streamed: the first new frame was there after {streams[0].first_frame:.3f} s")
+    if scores is not None:
+        print(f"kept: the likeliest {keep} of every {each}")
+    unconditional = plan.kind.guided or not all(caption.strip() for caption in plan.captions)
+    warn_of(report, "videos", untrained_null=not config.data.label_drop and unconditional)
+    print(f"written: {arguments.out}")
+    if arguments.json is not None:
+        figures = {
+            "workdir": str(arguments.workdir),
+            "out": str(arguments.out),
+            "step": step,
+            "seed": arguments.seed,
+            "videos": [
+                {
+                    "file": file,
+                    "caption": plan.captions[place],
+                    "place": int(plan.places[place]),
+                    "log_likelihood": None if scores is None else float(scores[number]),
+                }
+                for number, (place, file) in enumerate(zip(kept, files, strict=True))
+            ],
+            "left_out": [{"caption": captions[place], "reason": reason} for place, reason in bad.items()],
+            "candidates": arguments.candidates,
+            "keep": None if scores is None else keep,
+            "frames": given.frames,
+            "given_frames": plan.given_frames,
+            "size": list(size),
+            "fps": fps,
+            "window": None if plan.kind.window is None else [plan.kind.window.frames, plan.kind.window.kept],
+            "solver": solver_figures(solver),
+            "guidance": float(plan.scalars["weight"]),
+            "denoise": plan.kind.denoise,
+            "new_frames_per_second": rate,
+            "first_frame_seconds": [report.first_frame for report in streams] if streams else None,
+            "converged": report.converged,
+            **dataclasses.asdict(report),
+        }
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def _size(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[int, int]:
+    """Rows and columns: as trained, or the trained area in another aspect ratio."""
+    rows, columns = config.flow.image_shape
+    if arguments.aspect is None:
+        return rows, columns
+    from starflow_jax.data.buckets import image_size
+
+    with sentences(image_size):
+        return image_size(round((rows * columns) ** 0.5), arguments.aspect, config.flow.patch_size)
+
+
+def _window(arguments: argparse.Namespace, config: ExperimentConfig):
+    """The sliding window, its context adapted where only its length is given."""
+    from starflow_jax.sampling.video_plan import default_window
+    from starflow_jax.solvers import SlidingWindow
+
+    if arguments.window is None and config.data.frames < 2:
+        raise CommandError(f"a run on clips of {config.data.frames} frame needs --window, got none")
+    frames = arguments.window or config.data.frames
+    window = default_window(frames)
+    if arguments.context is None:
+        return window
+    if arguments.context >= frames:
+        raise CommandError(f"--context must be below the {frames} frames of a window, got {arguments.context}")
+    return SlidingWindow(frames, arguments.context)

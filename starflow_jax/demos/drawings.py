@@ -1,0 +1,174 @@
+"""The drawings of the video demo: from captions, from a first frame, from another video, and beyond the trained length.
+
+Each is drawn beside real clips, before and after the training noise is removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from starflow_jax.config import ExperimentConfig
+from starflow_jax.data import MovingDigits
+from starflow_jax.data.moving_digits import ARTICLED, DIRECTIONS
+from starflow_jax.evaluation.recognise import caption_agreement, centre_of, ink_of, read_digits
+from starflow_jax.flows.parameters import Params
+from starflow_jax.media import video_grid, write_gif, write_mp4
+from starflow_jax.sampling.videos import Videos, generate
+
+FPS = 4.0
+LONGER = 3  # times the trained number of frames
+SHOWN = 10  # clips of each kind in a picture
+_SCALE = 4
+_GAP = 4  # pixels between real clips, noisy and denoised drawings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+    """One kind of drawing.
+
+    Attributes:
+      name: of its files.
+      real: uint8 [m, T, H, W, C] 0..255, what is shown beside; rows: m numbers, the drawn clips shown with them.
+      drawn: the model's clips, noisy and denoised.
+      figures: what was measured, plain values.
+    """
+
+    name: str
+    real: np.ndarray
+    rows: Sequence[int]
+    drawn: Videos
+    figures: dict[str, Any]
+
+
+def all_captions(repeats: int = 1) -> list[str]:
+    """Every digit in every direction, `repeats` times."""
+    return [f"{digit} moving {direction}" for _ in range(repeats) for digit in ARTICLED for direction in DIRECTIONS]
+
+
+def draw_all(
+    params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, *, repeats: int = 1
+) -> list[Drawing]:
+    """All four kinds.
+
+    Args:
+      params: of the trained flow; config: what it was trained as.
+      source: held-out plain clips, at least `SHOWN` of them.
+      key: of the noise.
+      repeats: how often every caption is drawn for the measurement.
+    """
+    kinds = (_from_captions, _from_first_frame, _from_video, _longer)
+    keys = jax.random.split(key, len(kinds))
+    return [kind(params, config, source, k, repeats) for kind, k in zip(kinds, keys, strict=True)]
+
+
+def _bytes(clips: np.ndarray, levels: int) -> np.ndarray:
+    return np.rint(clips * (255.0 / (levels - 1))).astype(np.uint8)
+
+
+def _clips(source: MovingDigits, count: int) -> tuple[np.ndarray, list[str]]:
+    """The first clips, uint8 [count, T, H, W, C] 0..255, and their captions."""
+    clips = np.stack([source[index]["image"] for index in range(count)])
+    return _bytes(clips, source.levels), [source.caption(index) for index in range(count)]
+
+
+def _figures(drawn: Videos) -> dict[str, Any]:
+    report = drawn.report
+    return {
+        "videos": report.images,
+        "seconds": report.seconds,
+        "compile_seconds": report.compile_seconds,
+        "evaluations": report.evaluations,
+        "converged": report.converged,
+    }
+
+
+def _signed(pixels: np.ndarray) -> np.ndarray:
+    """uint8 0..255 as float in [-1, 1]."""
+    return pixels / 127.5 - 1.0
+
+
+def _from_captions(params, config, source, key, repeats) -> Drawing:
+    captions = all_captions(repeats)
+    drawn = generate(params, config, key, captions, batch_size=len(captions) // repeats)
+    real, real_captions = _clips(source, min(SHOWN, len(source)))
+    agreement = caption_agreement(drawn.denoised, captions)
+    noisy = caption_agreement(drawn.x, captions)
+    # The same judge on real clips says what a perfect model would score.
+    judged, judged_captions = _clips(source, len(source))
+    reference = caption_agreement(_signed(judged), judged_captions)
+    figures = {
+        "agreement": agreement.to_dict(),
+        "agreement_noisy": noisy.to_dict(),
+        "agreement_real": reference.to_dict(),
+    }
+    shown = [captions.index(caption) for caption in real_captions]
+    return Drawing("captions", real, shown, drawn, figures | _figures(drawn))
+
+
+def _from_first_frame(params, config, source, key, repeats) -> Drawing:
+    real, captions = _clips(source, min(SHOWN, len(source)))
+    drawn = generate(params, config, key, captions, prefix=real[:, :1])
+    new = drawn.denoised[:, 1:]
+    # The digit that the judge reads in the given frame should be read in the new ones.
+    read = read_digits(_signed(real[:, 0]))
+    kept = float((read_digits(new) == read[:, None]).mean())
+    figures = {"agreement": caption_agreement(drawn.denoised, captions).to_dict(), "digit_kept": kept}
+    return Drawing("first_frame", real, range(len(real)), drawn, figures | _figures(drawn))
+
+
+def _from_video(params, config, source, key, repeats) -> Drawing:
+    """The first half of the frames given; the second half should be the same with ink and paper exchanged."""
+    half = config.data.frames // 2
+    given, _ = _clips(source, min(SHOWN, len(source)))
+    given = given[:, :half]
+    truth = np.concatenate([given, 255 - given], axis=1)
+    captions = ["(v2v) inverted"] * len(given)
+    drawn = generate(params, config, key, captions, prefix=given)
+    error = drawn.denoised[:, half:] - _signed(truth[:, half:])
+    figures = {"psnr": float(10 * np.log10(4.0 / np.mean(np.clip(error, -2, 2) ** 2)))}
+    return Drawing("video_to_video", truth, range(len(truth)), drawn, figures | _figures(drawn))
+
+
+def _longer(params, config, source, key, repeats) -> Drawing:
+    """Held-out clips continued to three times the trained length, beside the digit's true journey."""
+    frames = LONGER * config.data.frames
+    journey = dataclasses.replace(source, frames=frames, straight_frames=source.straight)
+    real, captions = _clips(journey, min(SHOWN, len(source)))
+    kept = max(1, 3 * config.data.frames // 4)
+    captions = [f"(extend) {caption}" for caption in captions]
+    drawn = generate(params, config, key, captions, prefix=real[:, :kept], frames=frames)
+    centres, true_centres = centre_of(ink_of(drawn.denoised)), centre_of(ink_of(_signed(real)))
+    distance = np.sqrt(np.sum((centres - true_centres) ** 2, axis=-1))
+    read = read_digits(_signed(real[:, 0]))
+    figures = {
+        # Mean distance between the drawn digit's centre and the true one, in pixels, frame by frame.
+        "distance": [float(value) for value in np.nanmean(distance, axis=0)],
+        "digit_kept": float((read_digits(drawn.denoised[:, kept:]) == read[:, None]).mean()),
+        "given_frames": kept,
+    }
+    return Drawing("longer", real, range(len(real)), drawn, figures | _figures(drawn))
+
+
+def write_drawing(drawing: Drawing, folder: Path) -> list[str]:
+    """Writes NAME.mp4 and NAME.gif: real clips, drawings with the training noise, denoised drawings, side by side.
+
+    Returns:
+      The names of the files.
+    """
+    noisy = np.rint((np.clip(drawing.drawn.x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    rows = list(drawing.rows)
+    panels = [drawing.real, noisy[rows], drawing.drawn.videos[rows]]
+    columns = 5 if len(rows) % 5 == 0 else None
+    grids = [video_grid(panel, columns=columns) for panel in panels]
+    gap = np.full((*grids[0].shape[:2], _GAP, grids[0].shape[-1]), 128, np.uint8)
+    video = np.concatenate([grids[0], gap, grids[1], gap, grids[2]], axis=2)
+    writers: dict[str, Callable[..., None]] = {".mp4": write_mp4, ".gif": write_gif}
+    for suffix, write in writers.items():
+        write(folder / f"{drawing.name}{suffix}", video, fps=FPS, scale=_SCALE)
+    return [f"{drawing.name}{suffix}" for suffix in writers]

@@ -1,0 +1,89 @@
+"""Exact log-likelihood of a video frame by frame, and where in a frame it is spent.
+
+A temporally causal flow factorises as log p(x) = sum over t of log p(frame t | frames before t): every block maps a
+frame with parameters that depend on that frame and on earlier ones alone, so frame t of z and of every logdet is a
+function of frames up to t. One parallel pass gives all of these conditionals at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.config.checks import check, check_integer
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.flows import Flow
+from starflow_jax.flows.order import Grid, block_order
+
+
+def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    """The log-likelihood of data, split over its tokens.
+
+    A token's share is log N of its own z plus the logdets of all blocks at its place. Summed over everything it is
+    `flow.log_prob`; summed over a frame of a frame-causal flow it is log p(frame | earlier frames, cond). Within a
+    frame it shows where likelihood is lost, but is no conditional density: blocks read a frame in both directions.
+
+    Args:
+      x: [B, H, W, C] images or [B, T, H, W, C] video; cond: as for `Flow.forward`.
+
+    Returns:
+      float32 nats [B, h, w] or [B, T, h, w], h and w the rows and columns of tokens.
+
+    Raises:
+      ValueError: as `Flow.forward`.
+    """
+    output, grid = flow.forward(x, cond), Grid.of(flow.config, x.shape)
+    z = output.tokens[-1].astype(jnp.float32)
+    shares = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
+    for index, logdet in enumerate(output.logdets):
+        if flow.blocks[index].is_identity:
+            continue
+        # Logdets come in the order in which their block read the tokens.
+        own, _ = flow.block_grid(index, grid)
+        ordered = logdet.reshape(-1, own.tokens, logdet.shape[-1])
+        shares = shares + jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1)
+    return shares
+
+
+def is_frame_causal(config: FlowConfig) -> bool:
+    """Whether no block of a flow lets a frame of a video see a later one."""
+    two_frames = Grid(2, *config.grid)
+    return not any(
+        block.layers and not config.is_local(index) and block_order(config, index, two_frames) == "flip"
+        for index, block in enumerate(config.blocks)
+    )
+
+
+def window_starts(frames: int, window: int, context: int) -> list[int]:
+    """First frames of the windows in which a video is scored that is longer than the flow was trained on.
+
+    The first window counts whole; of every other, the first `context` frames are given and those after them count.
+    This is how such a video is generated (specification, section 4), so the conditionals are those it is drawn from.
+
+    Raises:
+      ValueError: a number out of range, or a context that leaves nothing of a window to score.
+    """
+    check_integer("frames", frames, minimum=1)
+    check_integer("window", window, minimum=1)
+    check_integer("context", context, minimum=0)
+    check(context < window, f"context must be below window={window}, got {context}")
+    return [0, *range(window - context, frames - context, window - context)]
+
+
+def cut_windows(x: np.ndarray, window: int, context: int) -> np.ndarray:
+    """A video [T, ...] as the windows of `window_starts`, [n, window, ...]; frames beyond its end are zero.
+
+    Padding at the end changes no score of a frame-causal flow, so videos of every length share one program.
+    """
+    starts = window_starts(len(x), window, context)
+    padded = np.zeros((starts[-1] + window, *x.shape[1:]), x.dtype)
+    padded[: len(x)] = x
+    return np.stack([padded[start : start + window] for start in starts])
+
+
+def join_windows(values: np.ndarray, frames: int, context: int) -> np.ndarray:
+    """What was found for the frames of windows [n, window, ...] as one array [frames, ...], each frame once."""
+    return np.concatenate([values[0], *(found[context:] for found in values[1:])])[:frames]

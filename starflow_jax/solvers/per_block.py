@@ -1,0 +1,38 @@
+"""A solver for each block."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from starflow_jax.config.checks import check
+from starflow_jax.solvers.base import Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class PerBlock:
+    """Different solvers for different blocks of a flow.
+
+    Attributes:
+      solvers: one a block, block 0 (nearest the data) first; that of an identity block is never used.
+    """
+
+    solvers: tuple[Solver, ...]
+
+    def __post_init__(self):
+        check(len(self.solvers) > 0, "solver.solvers must name at least one solver, got none")
+        for solver in self.solvers:
+            check(isinstance(solver, Solver), f"solver.solvers must hold solvers, got {solver!r}")
+
+
+AnySolver = Solver | PerBlock
+
+
+def solver_of(solver: AnySolver, block: int, num_blocks: int) -> Solver:
+    """The solver of one of `num_blocks` blocks; ValueError where a `PerBlock` was made for another number of them."""
+    if isinstance(solver, Solver):
+        return solver
+    check(
+        len(solver.solvers) == num_blocks,
+        f"solver must name a solver for each of the {num_blocks} blocks, got {len(solver.solvers)}",
+    )
+    return solver.solvers[block]

@@ -1,0 +1,59 @@
+"""Where an iteration starts: the noise, zero, an affine map of the noise, or the frame before."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.config.checks import check, check_choice, check_real
+
+
+@dataclasses.dataclass(frozen=True)
+class AffineStart:
+    """x = mean_c + scale_c z for every channel c of a token: the best guess that knows statistics alone.
+
+    Attributes:
+      mean, scale: one number a token channel.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self):
+        check(
+            len(self.mean) == len(self.scale) > 0,
+            f"start.scale must have as many numbers as start.mean, at least 1, got {len(self.scale)} and "
+            f"{len(self.mean)}",
+        )
+        for name in ("mean", "scale"):
+            for value in getattr(self, name):
+                check_real(f"start.{name}", value)
+
+    def __call__(self, noise: jax.Array) -> jax.Array:
+        """The guess for noise [B, n, c]; ValueError where c differs."""
+        check(
+            noise.shape[-1] == len(self.mean),
+            f"start.mean must have a number for each of the {noise.shape[-1]} channels of a token, "
+            f"got {len(self.mean)}",
+        )
+        return jnp.asarray(self.mean, jnp.float32) + jnp.asarray(self.scale, jnp.float32) * noise
+
+
+# "frame": tokens past the first frame start from the frame before, those of the first from the noise.
+Start = Literal["noise", "zero", "frame"] | AffineStart
+
+
+def check_start(name: str, start: Start) -> None:
+    """Raises ValueError unless `start` is one of the starts."""
+    if not isinstance(start, AffineStart):
+        check_choice(name, start, ("noise", "zero", "frame"))
+
+
+def guess(start: Start, noise: jax.Array) -> jax.Array:
+    """The first estimate that needs the noise alone, for noise [B, n, c] (of "frame" that of the first frame)."""
+    if isinstance(start, AffineStart):
+        return start(noise)
+    return jnp.zeros_like(noise) if start == "zero" else noise

@@ -1,0 +1,123 @@
+"""The calibration of a run: measured on its own training data, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.flows.guidance import AnyGuidance, Guidance, LinearGuidance
+from starflow_jax.flows.parameters import Params
+from starflow_jax.solvers.calibrate import calibrate
+from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.training.files import write_text
+from starflow_jax.training.inputs import condition, noisy_pixels, open_source, word_encoder
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def calibrate_run(
+    config: ExperimentConfig,
+    params: Params,
+    *,
+    samples: int = 4,
+    guidance: float | None = None,
+    target_error: float = 1e-3,
+    step: int = 0,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Calibrates a trained flow on images or clips that it was trained on; see `solvers.calibrate`.
+
+    Args:
+      config, params, step: as `load_run` gives them.
+      samples: how many of the training data, spread over all of them; guidance: weight of classifier-free guidance
+        (None: the configuration's).
+      target_error: relative error of the final sample. seed: of the noise that is added to the data.
+
+    Raises:
+      ValueError: data that cannot be read, or an argument out of range.
+    """
+    levels, examples = _examples(config, "train", samples)
+    pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
+    x = noisy_pixels(jax.random.key(seed), pixels, levels, config.data)
+    cond = _conditions(config, examples)
+    weight = config.sample.guidance if guidance is None else guidance
+    return calibrate(
+        config.flow,
+        params,
+        x,
+        cond,
+        guidance=guidance_of(config, cond, weight),
+        weight=weight,
+        target_error=target_error,
+        step=step,
+        progress=progress,
+    )
+
+
+def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], samples: int) -> jax.Array | None:
+    """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
+    return _conditions(config, _examples(config, split, samples)[1])
+
+
+def _examples(
+    config: ExperimentConfig, split: Literal["train", "test"], samples: int
+) -> tuple[int, list[Mapping[str, Any]]]:
+    """Levels of the pixels, and at most `samples` examples."""
+    source = open_source(config.data, split, flow=config.flow)
+    places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
+    return source.levels, [source[int(place)] for place in places]
+
+
+def _conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
+    if config.text is not None:
+        return word_encoder(config).states(jnp.asarray(np.stack([example["text"] for example in examples])))
+    return condition(jnp.asarray([int(example["label"]) for example in examples], jnp.int32), config.flow)
+
+
+def guidance_of(config: ExperimentConfig, cond: jax.Array | None, weight: float) -> AnyGuidance | None:
+    """Guidance as `sampling` applies it; None for weight 0 or a flow without a condition."""
+    if not weight or cond is None:
+        return None
+    if config.flow.family == "tarflow":
+        return LinearGuidance(jnp.float32(weight))
+    return Guidance(jnp.float32(weight), jnp.zeros_like(cond))
+
+
+def write_calibration(workdir: Path | str, calibration: Calibration) -> Path:
+    """Writes `calibration.json` into a run's folder, whole or not at all; returns its path."""
+    path = Path(workdir) / CALIBRATION_FILE
+    write_text(path, calibration.to_json())
+    return path
+
+
+def read_calibration(workdir: Path | str, config: ExperimentConfig) -> Calibration:
+    """The calibration in a run's folder.
+
+    Raises:
+      ValueError: none there, a file that is none, or one of another flow; one sentence that says what to do.
+    """
+    path = Path(workdir) / CALIBRATION_FILE
+    remedy = f"run starflow calibrate --workdir {workdir}"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {remedy}")
+    try:
+        found = Calibration.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no calibration ({error}); {remedy}") from error
+    with_layers = tuple(place for place, block in enumerate(config.flow.blocks) if block.layers)
+    channels = {len(block.mean) for block in found.blocks}
+    fits = (found.num_blocks, tuple(block.block for block in found.blocks), channels) == (
+        config.flow.num_blocks,
+        with_layers,
+        {config.flow.token_channels},
+    )
+    if not fits:
+        raise ValueError(f"{path} is the calibration of another flow; {remedy}")
+    return found

@@ -1,0 +1,193 @@
+"""Calibration: facts about a random flow, their file, and the command that measures them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_flows import IMAGE, VIDEO, normal, random_flow
+
+from starflow_jax.cli import main
+from starflow_jax.config import ExperimentConfig, build
+from starflow_jax.flows.parameters import split
+from starflow_jax.solvers import Sequential, inverse
+from starflow_jax.solvers.auto import auto, choices
+from starflow_jax.solvers.calibrate import calibrate, fit_affine
+from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.training import Checkpoints, init_state
+from starflow_jax.training.calibration import CALIBRATION_FILE, read_calibration, write_calibration
+
+TEXT = normal((2, 3, 6), seed=1)
+TARGET = 1e-3
+CONFIG = build(
+    ExperimentConfig,
+    {
+        "name": "tiny",
+        "flow": {"family": "tarflow", "channels": 1, "image_size": 8, "patch_size": 4, "width": 16, "num_blocks": 2,
+                 "layers_per_block": 1, "head_dim": 8, "num_classes": 10},
+        "data": {"label_drop": 0.1},
+        "train": {"steps": 8, "batch_size": 16, "lr": 1e-3},
+        "sample": {"num": 3},
+    },
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def still():
+    """A random flow of 16 tokens and its calibration."""
+    flow = random_flow(IMAGE)
+    x = 0.5 * normal((2, 4, 4, 2))
+    return flow, calibrate(IMAGE, split(flow)[1], x, TEXT, target_error=TARGET, rounds=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was never trained."""
+    workdir = tmp_path_factory.mktemp("calibrated") / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(CONFIG)))
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(init_state(CONFIG), {}, wait=True)
+    return workdir
+
+
+def test_trials_are_of_every_kind_and_keep_their_target(still):
+    _, found = still
+    assert [block.block for block in found.blocks] == [0, 1] and found.blocks[0].amplification == 1.0
+    for block in found.blocks:
+        assert block.tokens == 16 and block.sequential.depth == 16 and block.sequential.error < 1e-5
+        methods = {trial.method for trial in block.trials}
+        assert {method.solver for method in methods} == {"sequential", "jacobi", "sliding", "secant"}
+        assert {m.start for m in methods if m.solver == "jacobi" and m.window == 16} == {"noise", "zero", "affine"}
+        allowed = TARGET / 2 / block.amplification
+        for solver in ("sequential", "jacobi", "sliding", "secant"):
+            assert min(trial.error for trial in block.trials if trial.method.solver == solver) <= allowed
+        # A tighter tolerance costs iterations and buys accuracy.
+        for method in methods:
+            own = sorted((t for t in block.trials if t.method == method), key=lambda t: -t.tolerance)
+            assert [t.depth for t in own] == sorted(t.depth for t in own)
+        assert all(cost.seconds > 0 for cost in block.costs) and {cost.batch for cost in block.costs} == {1, 2}
+
+
+@pytest.mark.parametrize("objective", ["time", "depth"])
+def test_auto_gives_the_sequential_answer_to_the_target(still, objective):
+    flow, found = still
+    z = normal((2, 4, 4, 2), seed=5)
+    exact = inverse(flow, z, TEXT).x
+    solved = jax.jit(lambda z: inverse(flow, z, TEXT, solver=auto(found, batch=2, objective=objective)))(z)
+    apart = jnp.sqrt(jnp.sum((solved.x - exact) ** 2, axis=(1, 2, 3)) / jnp.sum(exact**2, axis=(1, 2, 3)))
+    assert float(apart.max()) <= 2 * TARGET  # other samples than those it was calibrated on
+    assert int(solved.evaluations) <= 32
+    if objective == "depth":
+        assert int(solved.evaluations) < 32 and sum(c.trial.depth for c in choices(found, objective="depth")) < 32
+
+
+def test_the_affine_start_is_the_least_squares_fit():
+    z = normal((3, 50, 2))
+    x = jnp.asarray([1.0, -2.0]) + jnp.asarray([0.5, 3.0]) * z
+    found = fit_affine(x, z)
+    np.testing.assert_allclose([found.mean, found.scale], [[1.0, -2.0], [0.5, 3.0]], rtol=1e-5)
+
+
+def test_blocks_that_run_inside_frames_are_calibrated_on_frames():
+    config = dataclasses.replace(VIDEO, num_blocks=2, denoiser=None)
+    flow = random_flow(config)
+    x = 0.5 * normal((1, 2, 4, 4, 2))
+    found = calibrate(config, split(flow)[1], x, TEXT[:1], rounds=1, shares=(), target_error=1e-2)
+    assert [(block.tokens, block.sequential.depth) for block in found.blocks] == [(16, 16), (32, 32)]
+    lags = [{trial.method.lags for trial in block.trials if trial.method.solver == "secant"} for block in found.blocks]
+    assert lags == [{(1, 4)}, {(1, 4, 16)}]  # the token before, the one above, that of the last frame
+
+
+def test_the_file_reads_back_as_it_was_written(still, tmp_path):
+    _, found = still
+    assert Calibration.from_json(found.to_json()) == found
+    path = write_calibration(tmp_path, found)
+    assert path.name == CALIBRATION_FILE and [p.name for p in tmp_path.iterdir()] == [CALIBRATION_FILE]
+    config = dataclasses.replace(CONFIG, flow=IMAGE, data=CONFIG.data)
+    assert read_calibration(tmp_path, config) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[", "null", "[1]", "{}", "\x00", "[" * 100_000, '{"step": NaN}', "__import__('os').abort()",
+        '{"step": 1, "blocks": "rm -rf"}', '{"step": ' + "9" * 5000 + "}",
+    ],
+)  # fmt: skip
+def test_a_hostile_file_is_refused_in_one_sentence(tmp_path, text):
+    (tmp_path / CALIBRATION_FILE).write_text(text)
+    with pytest.raises(ValueError, match=r"is no calibration.*run starflow calibrate --workdir"):
+        read_calibration(tmp_path, CONFIG)
+
+
+def test_numbers_that_are_none_and_other_flows_are_refused(still, tmp_path):
+    _, found = still
+    values = json.loads(found.to_json())
+    for name, value in [("seconds", float("nan")), ("error", -1.0), ("depth", 1.5), ("depth", "many")]:
+        damaged = json.loads(found.to_json())
+        damaged["blocks"][0]["trials"][0][name] = value
+        with pytest.raises(ValueError, match=name):
+            Calibration.from_json(json.dumps(damaged))
+    with pytest.raises(ValueError, match="blocks must be different ones"):
+        Calibration.from_json(json.dumps({**values, "blocks": []}))
+    write_calibration(tmp_path, found)
+    with pytest.raises(ValueError, match="of another flow; run starflow calibrate"):
+        read_calibration(tmp_path, CONFIG)
+
+
+def test_the_commands(run, tmp_path, capsys):
+    sample = ["sample", "--workdir", str(run), "--solver", "auto", "--out", str(tmp_path / "x.npz")]
+    assert main(sample) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"run starflow calibrate --workdir {run}" in said
+    assert main(["calibrate", "--workdir", str(run), "--samples", "1", "--batch", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "CRM" in said and "auto, batch 3" in said and "written" in said
+    assert read_calibration(run, CONFIG).samples == 1
+    assert main([*sample, "--objective", "depth", "--json", str(tmp_path / "x.json")]) == 0
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures["converged"] and figures["solver"]["name"] == "perblock"
+    # The flow is new, hence the identity: one look tells that the start is the answer.
+    assert figures["evaluations"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--target-error", "1e-9"], "--target-error must be at least 1e-6, got 1e-09"),
+        (["--target-error", "0"], "--target-error must be a finite number > 0"),
+        (["--samples", "0"], "--samples must be an integer from 1 to 4096"),
+        (["--workdir", "nowhere"], "workdir nowhere holds no training run"),
+    ],
+)
+def test_what_calibrate_refuses(run, capsys, options, sentence):
+    assert main(["calibrate", "--workdir", str(run), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("starflow: ") and said.count("\n") == 1 and sentence in said
+
+
+def test_sample_options_belong_to_their_solvers(run, capsys):
+    base = ["sample", "--workdir", str(run), "--out", "x.png"]
+    for options, sentence in [
+        (["--objective", "depth"], "--objective belongs to --solver auto, got --solver sequential"),
+        (["--solver", "auto", "--tolerance", "1"], "--tolerance belongs to --solver jacobi or sliding"),
+        (["--solver", "sliding", "--modules", "2"], "--modules belongs to --solver gs-jacobi, got --solver sliding"),
+    ]:
+        assert main([*base, *options]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_every_named_solver_draws(still):
+    from starflow_jax.sampling import named_solver
+
+    flow, _ = still
+    z = normal((1, 4, 4, 2), seed=5)
+    exact = inverse(flow, z, TEXT[:1], solver=Sequential()).x
+    for name in ("sliding", "gs-jacobi"):
+        solved = inverse(flow, z, TEXT[:1], solver=named_solver(name, IMAGE))
+        np.testing.assert_allclose(solved.x, exact, atol=5e-3)
+    with pytest.raises(ValueError, match="'auto' chooses by a calibration"):
+        named_solver("auto", IMAGE)

@@ -1,0 +1,258 @@
+"""`starflow sample` on a run on clips, and the likeliest of several candidates of either kind."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from random_flows import CLASSES, VIDEO, random_flow
+
+from starflow_jax.cli import main
+from starflow_jax.commands.video_results import choose_scale, file_name
+from starflow_jax.config import ExperimentConfig, build
+from starflow_jax.flows.parameters import split
+from starflow_jax.media import read_video, write_frames, write_gif, write_png
+from starflow_jax.sampling import videos as video_sampling
+from starflow_jax.sampling.ranking import log_likelihoods
+from starflow_jax.sampling.video_plan import text_states
+from starflow_jax.training import checkpoint
+from starflow_jax.training.checkpoint import abstract_state
+
+FRAMES, SIDE = 4, 4
+WORDS = ("(v2v)", "(extend)", "a", "one", "two", "left")
+
+
+def video_config(words=WORDS):
+    flow = dataclasses.asdict(VIDEO) | {"channels": 1, "text_length": 4, "text_dim": len(words), "patch_size": 2}
+    return build(
+        ExperimentConfig,
+        {
+            "name": "tiny-video",
+            "flow": flow,
+            "text": {"vocabulary": words},
+            "data": {"source": "moving_digits", "frames": FRAMES, "noise": "gaussian", "noise_std": 0.3},
+            "train": {"steps": 1, "batch_size": 1, "lr": 1e-3},
+            "sample": {"num": 1, "guidance": 1.0, "denoise": "none"},
+        },
+    )
+
+
+def save_run(workdir, config):
+    checkpoint.claim_workdir(workdir, config)
+    params = split(random_flow(config.flow))[1]
+    # Without compiling a program for the zeros that sampling never reads.
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract_state(config)).replace(params=params)
+    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(state, {})
+    return params
+
+
+CONFIG = video_config()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("videos")
+    save_run(home / "run", CONFIG)
+    save_run(home / "silent", video_config(("a", "one", "two", "left")))
+    still = {"name": "tiny", "flow": dataclasses.asdict(CLASSES), "data": {"label_drop": 0.1}}
+    save_run(home / "still", build(ExperimentConfig, still | {"train": {"steps": 1, "batch_size": 1, "lr": 1e-3}}))
+    clip = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 1), np.uint8)
+    np.save(home / "clip.npy", clip)
+    write_gif(home / "clip.gif", clip, fps=5, scale=2)
+    write_frames(home / "clip", clip)
+    write_png(home / "first.png", clip[0].repeat(3, axis=2), scale=3)
+    (home / "captions.txt").write_text("a one\n\na zwei\n  two left  \n")
+    (home / "bad.txt").write_text("drei\nvier\n")
+    (home / "empty.txt").write_text(" \n")
+    (home / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    (home / "broken.mp4").write_bytes(b"no video")
+    return home
+
+
+@pytest.fixture
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    return home
+
+
+SAMPLE = ["sample", "--workdir", "run", "--guidance", "0"]
+
+
+def test_a_caption_that_cannot_be_read_does_not_lose_the_others(here, tmp_path, capsys):
+    argv = [*SAMPLE, "--caption", "captions.txt", "--num", "2", "--fps", "12"]
+    assert main([*argv, "--out", str(tmp_path / "videos"), "--json", str(tmp_path / "x.json")]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "left out caption 2 of 3: caption 'a zwei' holds the unknown word" in said.err
+    assert "4 videos, 16 new frames" in said.out
+    names = ["0-a-one.mp4", "1-a-one.mp4", "2-two-left.mp4", "3-two-left.mp4"]
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == names
+    read = read_video(tmp_path / "videos" / names[3])
+    assert read.frames.shape == (FRAMES, 128, 128, 3) and read.fps == 12
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert [video["file"] for video in figures["videos"]] == names
+    assert [video["place"] for video in figures["videos"]] == [0, 1, 4, 5]  # as if none had been left out
+    assert [video["caption"] for video in figures["left_out"]] == ["a zwei"]
+    assert figures["frames"] == FRAMES and figures["window"] is None and figures["images"] == 4
+    assert figures["solver"] == {"name": "sequential"} and figures["new_frames_per_second"] > 0
+
+
+def test_the_same_videos_in_every_format(here, tmp_path):
+    argv = [*SAMPLE, "--caption", "a one", "--caption", "two left", "--num", "2", "--scale", "4"]
+    for name in ("x.npz", "x.gif", "x.png", "x.mp4"):
+        scale = argv if name != "x.npz" else argv[:-2]
+        assert main([*scale, "--out", str(tmp_path / "new" / name)]) == 0
+    with np.load(tmp_path / "new" / "x.npz") as arrays:
+        videos, captions = arrays["video"], list(arrays["caption"])
+    assert videos.shape == (4, FRAMES, SIDE, SIDE, 1) and captions == ["a one", "a one", "two left", "two left"]
+    grid = read_video(tmp_path / "new" / "x.gif")
+    assert abs(grid.fps - 8) < 0.5  # of the grid of 2 x 2, each pixel 4 x 4
+    np.testing.assert_array_equal(grid.frames[:, 16::4, ::4][:, :, :4], videos[2])
+    strip = read_video(tmp_path / "new" / "x.png").frames[0]
+    np.testing.assert_array_equal(strip[::4, ::4][4:8, 8:12], videos[1, 2])
+    assert read_video(tmp_path / "new" / "x.mp4").frames.shape == (FRAMES, 32, 32, 3)
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "given", "frames", "caption"),
+    [
+        (["--image", "first.png"], slice(0, 1), 4, "two left"),
+        (["--continue", "clip"], slice(0, 3), 4, "(extend) two left"),
+        (["--continue", "clip.gif", "--context", "2", "--frames", "6"], slice(1, 3), 6, "(extend) two left"),
+        (["--video", "clip.gif"], slice(0, 2), 4, "(v2v) two left"),
+    ],
+)
+def test_videos_begin_with_what_was_given(argv, given, frames, caption, here, tmp_path, capsys):
+    out, figures = tmp_path / "x.npz", tmp_path / "x.json"
+    assert main([*SAMPLE, "--caption", "two left", *argv, "--out", str(out), "--json", str(figures)]) == 0
+    with np.load(out) as arrays:
+        video = arrays["video"][0]
+        assert list(arrays["caption"]) == [caption]
+    clip = np.load("clip.npy")[given]
+    assert len(video) == frames
+    np.testing.assert_array_equal(video[: len(clip)], clip)
+    figures = json.loads(figures.read_text())
+    assert figures["given_frames"] == len(clip)
+    assert figures["fps"] == (5 if "clip.gif" in argv else 8)
+    assert ("last 2 of the 3 frames" in capsys.readouterr().err) == ("--context" in argv)
+
+
+def test_another_shape(here, tmp_path):
+    argv = [*SAMPLE, "--aspect", "4:1", "--frames", "2", "--out", str(tmp_path / "x.npz")]
+    assert main(argv) == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["video"].shape == (1, 2, 2, 8, 1)
+
+
+def test_the_likeliest_candidates_are_kept_in_order(here, tmp_path):
+    argv = [*SAMPLE, "--caption", "a one", "--caption", "two left"]
+    out, every = tmp_path / "best.npz", tmp_path / "all.npz"
+    assert main([*argv, "--num", "3", "--out", str(every)]) == 0
+    assert main([*argv, "--candidates", "3", "--keep", "2", "--out", str(out), "--json", str(tmp_path / "x.json")]) == 0
+    with np.load(every) as arrays:
+        x = arrays["x"]
+    text = text_states(CONFIG, ["a one"] * 3 + ["two left"] * 3)
+    scores = log_likelihoods(split(random_flow(CONFIG.flow))[1], CONFIG.flow, x, text)
+    best = np.concatenate([3 * row + np.argsort(-scores[3 * row : 3 * row + 3])[:2] for row in range(2)])
+    with np.load(out) as arrays:
+        np.testing.assert_allclose(arrays["x"], x[best], atol=1e-5)
+    videos = json.loads((tmp_path / "x.json").read_text())["videos"]
+    assert [video["place"] for video in videos] == best.tolist()
+    np.testing.assert_allclose([video["log_likelihood"] for video in videos], scores[best], rtol=1e-4)
+
+
+def test_the_likeliest_pictures_of_every_class(here, tmp_path):
+    argv = ["sample", "--workdir", "still", "--candidates", "4", "--keep", "2"]
+    assert main([*argv, "--out", str(tmp_path / "x.npz"), "--json", str(tmp_path / "x.json")]) == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["label"].tolist() == [0, 0, 1, 1, 2, 2] and arrays["image"].shape == (6, 4, 4, 1)
+    figures = json.loads((tmp_path / "x.json").read_text())
+    scores = np.reshape([kept["log_likelihood"] for kept in figures["kept"]], (3, 2))
+    assert (scores[:, 0] >= scores[:, 1]).all() and figures["images"] == 12
+    assert main([*argv, "--class", "1", "--out", str(tmp_path / "one")]) == 0
+    assert len(list((tmp_path / "one").iterdir())) == 2
+
+
+def test_long_videos_are_reported_with_their_window(here, tmp_path, monkeypatch):
+    bars = []
+    draw = video_sampling.draw_plan
+
+    def counted(*args, progress, **options):
+        return draw(*args, progress=lambda frames: bars.append(frames) or progress(frames), **options)
+
+    monkeypatch.setattr(video_sampling, "draw_plan", counted)
+    argv = [*SAMPLE, "--frames", "7", "--window", "3", "--batch", "2", "--num", "3"]
+    assert main([*argv, "--out", str(tmp_path / "x.gif"), "--json", str(tmp_path / "x.json")]) == 0
+    assert bars == [14, 7]
+    assert json.loads((tmp_path / "x.json").read_text())["window"] == [3, 2]
+
+
+RUN = [*SAMPLE, "--out", "x.mp4"]
+REFUSALS = {
+    "unknown word": ([*RUN, "--caption", "a three"], "unknown word 'three'"),
+    "too many words": ([*RUN, "--caption", "a a a a a"], "at most 4 words"),
+    "missing captions": ([*RUN, "--caption", "gone.txt"], "--caption file gone.txt cannot be read: No such file"),
+    "no captions": ([*RUN, "--caption", "empty.txt"], "must hold at least one caption, got none"),
+    "captions of bytes": ([*RUN, "--caption", "bytes.txt"], "must be text in UTF-8"),
+    "two sources": ([*RUN, "--image", "first.png", "--video", "clip.gif"], "--image and --video exclude each other"),
+    "missing picture": ([*RUN, "--image", "gone.png"], "gone.png cannot be read: there is no such file"),
+    "broken video": ([*RUN, "--continue", "broken.mp4"], "broken.mp4 cannot be read"),
+    "words as a picture": ([*RUN, "--image", "captions.txt"], "suffix must be one of"),
+    "too few frames": ([*RUN, "--image", "first.png", "--frames", "1"], "--frames must be above the 1 frames"),
+    "odd frames": ([*RUN, "--video", "clip.gif", "--frames", "3"], "--frames must be even and at most 4"),
+    "long translation": ([*RUN, "--video", "clip.gif", "--frames", "6"], "--frames must be even and at most 4"),
+    "no translation": (
+        ["sample", "--workdir", "silent", "--out", "x.mp4", "--video", "clip.gif"],
+        "needs a run trained with (v2v) captions",
+    ),
+    "class": ([*RUN, "--class", "3"], "--class does not go with the run in run, which is on clips"),
+    "caption of a picture": (
+        ["sample", "--workdir", "still", "--out", "x.png", "--caption", "a one"],
+        "--caption does not go with the run in still, which is on still images",
+    ),
+    "mp4 of pictures": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
+    "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also .mp4 or .gif)"),
+    "aspect": ([*RUN, "--aspect", "wide"], "aspect_ratio must be 'width:height'"),
+    "thin": ([*RUN, "--aspect", "1:1000"], "multiple must leave both sides above 0"),
+    "fps": ([*RUN, "--fps", "0"], "--fps must be a finite number > 0"),
+    "fast": ([*RUN, "--fps", "241"], "--fps must be at most 240, got 241"),
+    "window": ([*RUN, "--window", "1"], "--window must be an integer from 2"),
+    "context": ([*RUN, "--context", "4"], "--context must be below the 4 frames of a window, got 4"),
+    "keep alone": ([*RUN, "--keep", "2"], "--keep goes with --candidates"),
+    "keep more": ([*RUN, "--candidates", "2", "--keep", "3"], "--keep must be at most --candidates 2, got 3"),
+    "both numbers": ([*RUN, "--candidates", "2", "--num", "3"], "--num and --candidates exclude each other"),
+    "huge": ([*SAMPLE, "--out", "x.png", "--frames", "5000"], "x.png would be 4 x 20000 pixels"),
+    "scaled arrays": ([*SAMPLE, "--out", "x.npz", "--scale", "2"], "--scale does not go with --out x.npz"),
+    "solver": ([*RUN, "--block", "8"], "--block belongs to --solver jacobi"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name, here, capfd):
+    argv, said = REFUSALS[name]
+    before = sorted(here.rglob("*"))
+    assert main(argv) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("starflow: ")
+    assert said in captured.err
+    assert sorted(here.rglob("*")) == before
+
+
+def test_only_captions_that_cannot_be_read_are_refused(here, capfd):
+    assert main([*RUN, "--caption", "bad.txt"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.count("left out caption") == 2 and not (here / "x.mp4").exists()
+
+
+def test_file_names_are_safe():
+    assert file_name(3, 100, "../../etc/passwd\n a Ünï \x00 *") == "03-etc-passwd-a-n.mp4"
+    assert file_name(0, 1, "...") == "0.mp4"
+    assert len(file_name(0, 1, "a" * 5000)) < 80
+
+
+def test_the_scale_shrinks_with_many_videos(tmp_path):
+    assert choose_scale(tmp_path / "x.mp4", 1, 8, (16, 16), None) == 8
+    assert choose_scale(tmp_path / "x.mp4", 400, 8, (64, 64), None) == 2
+    assert choose_scale(tmp_path / "folder", 400, 8, (64, 64), 5) == 5
