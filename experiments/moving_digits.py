@@ -1,4 +1,26 @@
-"""STARFlow-V on clips of moving handwritten digits: the main job of `starflow demo --video`."""
+"""STARFlow-V on clips of moving handwritten digits: the main job of `starflow demo --video`.
+
+    starflow train --config experiments/moving_digits.py --workdir /tmp/moving
+    starflow sample --workdir /tmp/moving --caption "a seven moving left" --frames 24 --out seven.mp4
+    starflow train --config experiments/moving_digits.py:tiny --workdir /tmp/tiny        # under a minute, for tests
+
+Clips of 8 frames of 16x16 pixels, 64 tokens of 2x2 a frame, 512 in all; a deep block of 3 layers, 96 wide, over the
+whole clip and one shallow block of 1 layer, 32 wide, inside each frame; noise of 0.3 on pixels in [-1, 1].
+
+Hardware: any CPU; about 12 minutes on two cores, compilation included. EXPECTED
+
+How the recipe was found, by the loss (nats a dimension; 0.5 + ln 0.3 = -0.70 is all noise) on few, short runs:
+
+- Batches of 1,024 tokens, not 4,096: after 8,000 clips of 2 frames -0.566 against -0.547, and the larger number of
+  updates takes less time as well.
+- Clips of 2 frames first. The second frame of a pair is a copy of the first one, a token further; the deep block learns
+  to fetch it within 2,000 updates (-0.68 for that frame). Stills first give better first frames and then hardly any
+  copying (-0.62 after as many pairs): the shallow block has made each frame look like noise by then. For the same
+  reason one narrow shallow block did better than two (-0.61 against -0.59).
+- Stills among the clips afterwards, in turn: which digit a caption names is decided in the first frame, of which a
+  clip has only one. Without them 46 % of frames showed the digit of the caption, with them about 80 %.
+- 2 pixels a frame, the width of a token: a copy is one token and not a mixture of two.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "checkpoint_every": 500,
                 "sample_every": 10_000,
             },
-            "sample": {"num": 1, "guidance": 2.0, "temperature": 0.9, "solver": "sequential", "denoise": "learned"},
+            "sample": {"num": 1, "guidance": 3.0, "temperature": 0.8, "solver": "sequential", "denoise": "learned"},
             "evaluate": {"draws": 2, "batch_size": 20},
             "seed": 0,
         }

@@ -71,7 +71,7 @@ def test_a_demo_from_end_to_end(finished, capsys):
     report = json.loads((finished / "report.json").read_text())
     assert [row["method"] for row in report["denoisers"]] == ["none", "score", "learned"]
     assert len(report["scores"]["frames"]) == 4
-    assert report["drawings"]["captions"]["agreement"]["clips"] == 40
+    assert report["drawings"]["captions"]["agreement"]["clips"] == 80
     assert report["drawings"]["captions"]["agreement_real"]["frame_share"] > 0.9
     assert len(report["drawings"]["longer"]["distance"]) == 12
     longer = read_video(finished / "longer.mp4")

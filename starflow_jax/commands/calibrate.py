@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the data's noise (default 0)")
     option("--no-ema", action="store_true", help="calibrate the last parameters, not their running mean")
-    option("--json", action="store_true", help="print the calibration as JSON instead of tables")
+    option("--json", type=Path, metavar="FILE", help="also write the calibration there")
     parser.set_defaults(run=run)
 
 
@@ -69,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from starflow_jax.training import load_run, open_source
     from starflow_jax.training.calibration import CALIBRATION_FILE, calibrate_run, write_calibration
+    from starflow_jax.training.files import write_text
     from starflow_jax.training.inputs import check_source
 
     with sentences(load_run, open_source, check_source):
@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_source(open_source(config.data, "train", flow=config.flow), config.flow)
     if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
         raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
     check_writable("the calibration", arguments.workdir / CALIBRATION_FILE)
     count = sum(bool(block.layers) for block in config.flow.blocks)
     with tqdm(total=count, unit="block", disable=None, dynamic_ncols=True) as bar:
@@ -95,9 +97,6 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     path = write_calibration(arguments.workdir, found)
-    if arguments.json:
-        print(json.dumps(json.loads(found.to_json())))
-        return 0
     print(blocks_table(found), trials_table(found), sep="\n\n", end="\n\n")
     for batch in arguments.batch or (1, 4, 16):
         print(choices_table(found, batch), end="\n\n")
@@ -106,6 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"{found.device} as it was just now"
     )
     print(f"written: {path}")
+    if arguments.json is not None:
+        write_text(arguments.json, found.to_json())
+        print(f"figures: {arguments.json}")
     return 0
 
 

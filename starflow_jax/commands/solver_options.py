@@ -20,6 +20,7 @@ _OPTIONS = {
     "sliding": {"block": "window", "tolerance": "tolerance"},
     "selective": {"tolerance": "tolerance", "max_iterations": "max_iterations"},
     "gs-jacobi": {"modules": "modules", "tolerance": "tolerance", "max_iterations": "tough_iterations"},
+    "secant": {"block": "block", "tolerance": "tolerance", "max_iterations": "max_iterations"},
     "auto": {"objective": "objective", "target_error": "target_error"},
 }
 NAMES = tuple(_OPTIONS)
@@ -38,21 +39,27 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
         "--block",
         type=integer(1, 10**6),
         metavar="N",
-        help="jacobi: tokens of a chunk, of the first frame in videos; sliding: of the window (default 64)",
+        help="jacobi: tokens of a chunk, of the first frame in videos; sliding: of the window (default 64); secant: of "
+        "a chunk (default all)",
     )
-    option("--modules", type=integer(1, 10**6), metavar="N", help="gs-jacobi: modules of a tough block (default 8)")
+    option(
+        "--modules",
+        type=integer(1, 10**6),
+        metavar="N",
+        help="gs-jacobi: modules of a tough block (default 8); a calibration of the run says which block is tough",
+    )
     option(
         "--tolerance",
         type=real(),
         metavar="X",
-        help="jacobi, selective, gs-jacobi: stop at this relative mean-square change (default 1e-3, a relative error "
-        "near 0.1; gs-jacobi 1e-8); sliding: relative root mean square a token (default 1e-3)",
+        help="jacobi, selective, gs-jacobi, secant: stop at this relative mean-square change (default 1e-3, a relative "
+        "error near 0.1; gs-jacobi 1e-8, secant 1e-6); sliding: relative root mean square a token (default 1e-3)",
     )
     option(
         "--max-iterations",
         type=integer(1, 100_000),
         metavar="N",
-        help="jacobi, selective, gs-jacobi: most iterations of a chunk (default 32)",
+        help="jacobi, selective, gs-jacobi, secant: most iterations of a chunk (default 32; secant 64)",
     )
     option(
         "--objective",
@@ -79,6 +86,8 @@ def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, ba
       CommandError: an option of another solver, or no calibration for "auto".
     """
     from starflow_jax.sampling import default_solver, named_solver
+    from starflow_jax.solvers import auto, calibrated_gs_jacobi
+    from starflow_jax.training.calibration import CALIBRATION_FILE, read_calibration
 
     name = arguments.solver or config.sample.solver
     known = _OPTIONS[name]
@@ -93,12 +102,12 @@ def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, ba
             raise CommandError(f"{flag} belongs to --solver {' or '.join(owners)}, got --solver {name}")
         given[known[option]] = value
     if name == "auto":
-        from starflow_jax.solvers.auto import auto
-        from starflow_jax.training.calibration import read_calibration
-
         with sentences(read_calibration):
             found = read_calibration(arguments.workdir, config)
         return auto(found, batch=batch, **given)
+    if name == "gs-jacobi" and (arguments.workdir / CALIBRATION_FILE).is_file():
+        with sentences(read_calibration):
+            return calibrated_gs_jacobi(read_calibration(arguments.workdir, config), **given)
     return named_solver(name, config.flow, **given) if given or arguments.solver else default_solver(config)
 
 

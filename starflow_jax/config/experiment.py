@@ -195,7 +195,7 @@ class TrainConfig:
         return self.steps, None, self.batch_size
 
 
-SOLVERS = ("sequential", "jacobi", "sliding", "selective", "gs-jacobi", "auto")
+SOLVERS = ("sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ Say = Callable[[str], None]
 
 
 def run_video_demo(
-    config: ExperimentConfig, out: Path, *, progress: bool = True, say: Say = print, repeats: int = 1
+    config: ExperimentConfig, out: Path, *, progress: bool = True, say: Say = print, repeats: int = 2
 ) -> dict[str, Any] | None:
     """Does it all, or what is left to do.
 

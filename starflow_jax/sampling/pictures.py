@@ -25,6 +25,8 @@ from starflow_jax.solvers import (
     AnySolver,
     Inversion,
     Jacobi,
+    PerBlock,
+    Secant,
     Sequential,
     SlidingJacobi,
     Solver,
@@ -219,8 +221,19 @@ def named_solver(name: str, flow: FlowConfig, **options: Any) -> AnySolver:
         return gs_jacobi(flow.num_blocks, (flow.num_blocks - 1,), **options)
     if name == "selective":
         return selective(flow.num_blocks, **options)
+    if name == "secant":
+        return PerBlock(tuple(Secant(lags=_lags(flow, block), **options) for block in range(flow.num_blocks)))
     kinds: dict[str, type[Solver]] = {"sequential": Sequential, "jacobi": Jacobi, "sliding": SlidingJacobi}
     return kinds[name](**options)
+
+
+def _lags(flow: FlowConfig, block: int) -> tuple[int, ...]:
+    """How far back a token's nearest neighbours are: the token before, the one above, that of the frame before."""
+    rows, columns = flow.grid
+    found = {1, columns}
+    if flow.temporal_causal and not flow.is_local(block):
+        found.add(rows * columns)
+    return tuple(sorted(found))
 
 
 def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from starflow_jax.solvers.auto import auto
 from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
 from starflow_jax.solvers.calibration import Calibration
-from starflow_jax.solvers.gs_jacobi import gs_jacobi
+from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_of
@@ -37,6 +37,7 @@ __all__ = [
     "Start",
     "State",
     "auto",
+    "calibrated_gs_jacobi",
     "check_frames",
     "gs_jacobi",
     "inverse",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from starflow_jax.config.checks import check, check_integer
+from starflow_jax.solvers.calibration import Calibration
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.start import Start
@@ -59,3 +61,26 @@ def gs_jacobi(
             for block in range(num_blocks)
         )
     )
+
+
+def calibrated_gs_jacobi(calibration: Calibration, *, tough: int = 1, **options: Any) -> PerBlock:
+    """`gs_jacobi` set up by the paper's two measures.
+
+    The blocks of the largest convergence ranking (CRM) are the tough ones; every block starts where its initial guess
+    metric (IGM) is least.
+
+    Args:
+      calibration: of the flow.
+      tough: how many blocks are tough.
+      options: of `gs_jacobi`.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    check_integer("gs_jacobi.tough", tough, minimum=0)
+    ranked = sorted(calibration.blocks, key=lambda found: found.crm, reverse=True)
+    starts: dict[int, Start] = {}
+    for found in calibration.blocks:
+        best = min(found.starts, key=lambda measure: measure.igm).start
+        starts[found.block] = found.affine if best == "affine" else best
+    return gs_jacobi(calibration.num_blocks, [found.block for found in ranked[:tough]], starts=starts, **options)
