@@ -13,7 +13,7 @@ from starflow_jax.flows import Guidance
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.order import Grid
 from starflow_jax.nn.cache import KVCache
-from starflow_jax.solvers import BlockTask, Jacobi, Sequential, SlidingJacobi, SlidingWindow, inverse
+from starflow_jax.solvers import BlockTask, Jacobi, Secant, Sequential, SlidingJacobi, SlidingWindow, inverse
 
 TEXT = normal((2, 3, 6), 3)
 GUIDANCE = Guidance(1.5, normal((1, 3, 6), 4))
@@ -138,7 +138,11 @@ def test_an_estimate_that_overflows_does_not_spoil_the_solution():
         poison = 0.0 * jnp.sum(inputs, axis=1, keepdims=True)
         return Affine(1e30 * (inputs - 1.0) ** 2 + poison, jnp.ones_like(inputs)), cache
 
-    for solver in (Jacobi.whole(tolerance=0.0), SlidingJacobi(window=4, tolerance=0.0)):
+    for solver in (
+        Jacobi.whole(tolerance=0.0, start="zero"),
+        SlidingJacobi(window=4, tolerance=0.0),
+        Secant(tolerance=0.0, start="zero"),
+    ):
         solved = solver(
             predict, jnp.ones((1, 6, 1)), jnp.ones((1, 1, 1)), _no_cache(), start=0, frame=6
         )  # fmt: skip
@@ -201,7 +205,7 @@ def test_tokens_enter_the_window_as_one_frame_before():
         assert least <= solved.report.evaluations.min() and solved.report.evaluations.max() <= most
 
 
-COMPILED = [Sequential(), Jacobi(block=16, growth=1, per_sample=True), SlidingJacobi(window=8)]
+COMPILED = [Sequential(), Jacobi(block=16, growth=1, per_sample=True), SlidingJacobi(window=8), Secant(block=16)]
 
 
 @pytest.mark.parametrize("solver", COMPILED, ids=lambda solver: type(solver).__name__)

@@ -38,6 +38,7 @@ from timing import best_seconds
 
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.sampling import named_solver
 from starflow_jax.solvers import (
     AnySolver,
     BlockTask,
@@ -76,6 +77,7 @@ def uniform_solvers(model: Model) -> dict[str, AnySolver]:
         "selective": selective(count, **limit),
         "gs-jacobi": gs_jacobi(count, known.ranked()[:1], starts=starts, **tough),
         "sliding 64": SlidingJacobi(),
+        "secant": named_solver("secant", model.config, tolerance=1e-6, max_iterations=_MOST),
     }
 
 

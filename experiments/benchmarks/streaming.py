@@ -5,7 +5,7 @@
     python experiments/benchmarks/streaming.py --quick                 # a tiny flow once, seconds
 
 Both draw the same videos. "batch" is `videos.generate`, whose first frame comes with its last; "stream" is
-`streaming.stream`, on one device and on two, of which the second takes the shallow blocks and the denoiser. On a CPU
+`sampling.stream`, on one device and on two, of which the second takes the shallow blocks and the denoiser. On a CPU
 the two devices are fake: they share the cores, so that they show what runs at once and not what two devices gain.
 Compile time is apart; the best of several rounds counts, in which all take turns.
 """

@@ -16,7 +16,7 @@ from starflow_jax.commands.solver_options import chosen_solver, solver_figures
 from starflow_jax.commands.video_results import choose_scale, write_videos
 from starflow_jax.config.experiment import ExperimentConfig
 
-DEFAULT_FPS = 8.0
+DEFAULT_FPS, MAX_FPS = 8.0, 240.0
 
 
 def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params: dict[str, Any], step: int) -> int:
@@ -82,7 +82,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
         )
         kept = likeliest(found, each, keep)
         scores = found[kept]
-    fps = arguments.fps or given.fps or DEFAULT_FPS
+    fps = arguments.fps or min(given.fps or DEFAULT_FPS, MAX_FPS)
     names = [plan.captions[place] for place in kept]
     files = write_videos(arguments.out, drawn, kept, names, fps=fps, scale=scale)
 

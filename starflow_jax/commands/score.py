@@ -233,22 +233,21 @@ def _write(out: Path, found: Sequence[ClipSurprise]) -> None:
     import numpy as np
 
     from starflow_jax.evaluation.surprise_pictures import draw_surprise, plot_frames
-    from starflow_jax.training.files import replacing, write_text
+    from starflow_jax.training.files import replacing_folder
 
-    out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["clip", "caption", "frame", "bits_per_dim"])
     for of_clip in found:
         for frame, bits in enumerate(of_clip.frames):
             table.writerow([of_clip.clip.name, of_clip.clip.caption, frame, f"{bits:.6f}"])
-    write_text(out / "frames.csv", text.getvalue())
-    with replacing(out / "tokens.npz") as temporary:
-        # One array a clip, since clips may differ in length.
-        maps = {f"clip_{place}": of_clip.tokens.mean(axis=0) for place, of_clip in enumerate(found)}
-        np.savez_compressed(temporary, **maps)
-    plot_frames(out / "frames.png", found)
-    draw_surprise(out / "surprise.png", found)
+    # One array a clip, since clips may differ in length.
+    maps = {f"clip_{place}": of_clip.tokens.mean(axis=0) for place, of_clip in enumerate(found)}
+    with replacing_folder(out) as folder:
+        (folder / "frames.csv").write_text(text.getvalue(), encoding="utf-8")
+        np.savez_compressed(folder / "tokens.npz", **maps)
+        plot_frames(folder / "frames.png", found)
+        draw_surprise(folder / "surprise.png", found)
 
 
 def _number(value: float) -> str:

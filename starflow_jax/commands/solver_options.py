@@ -59,7 +59,7 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
         "--max-iterations",
         type=integer(1, 100_000),
         metavar="N",
-        help="jacobi, selective, gs-jacobi, secant: most iterations of a chunk (default 32; secant 64)",
+        help="jacobi, selective, gs-jacobi (tough blocks), secant: most iterations of a chunk (default 32; secant 64)",
     )
     option(
         "--objective",

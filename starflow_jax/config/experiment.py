@@ -211,7 +211,7 @@ class SampleConfig:
 
     num: int = 64
     guidance: float = 0.0
-    solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "auto"] = "sequential"
+    solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto"] = "sequential"
     temperature: float = 1.0
     denoise: Literal["none", "score", "learned"] = "none"
 

@@ -134,12 +134,11 @@ class MovingDigits:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         kind, delay, movers = self._clip(index)
-        steps = np.arange(self.frames) + delay
+        video = self._draw(movers, np.arange(self.frames) + delay)
         if kind == "inverted":
-            steps = steps[: self.frames // 2]
-        video = self._draw(movers, steps)
-        if kind == "inverted":
-            video = np.concatenate([video, (LEVELS - 1) - video])
+            # The target of an odd number of frames has the one more, which goes on a step.
+            source = video[: self.frames // 2]
+            video = np.concatenate([source, (LEVELS - 1) - video[: self.frames - len(source)]])
         label = _digits(self.split).labels[movers[0].digit]
         return {"image": video, "label": label, "text": self.encoder.ids([self.caption(index)])[0]}
 

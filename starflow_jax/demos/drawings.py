@@ -118,7 +118,10 @@ def _from_first_frame(params, config, source, key, repeats) -> Drawing:
     # The digit that the judge reads in the given frame should be read in the new ones.
     read = read_digits(_signed(real[:, 0]))
     kept = float((read_digits(new) == read[:, None]).mean())
-    figures = {"agreement": caption_agreement(drawn.denoised, captions).to_dict(), "digit_kept": kept}
+    # Directions are read from the given frame on, digits in the new frames only.
+    agreement = caption_agreement(new, captions).to_dict()
+    agreement["direction_share"] = caption_agreement(drawn.denoised, captions).direction_share
+    figures = {"agreement": agreement, "digit_kept": kept}
     return Drawing("first_frame", real, range(len(real)), drawn, figures | _figures(drawn))
 
 

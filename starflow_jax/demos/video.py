@@ -109,7 +109,6 @@ def run_video_demo(
             "parameters": count(params),
             "steps": result.step,
             "begun_at_step": begun_at,
-            "clips_per_second": result.images_per_second,
             "scores": _scores(found),
             "denoisers": ablation,
             "drawings": {drawing.name: drawing.figures for drawing in drawings},
@@ -205,15 +204,15 @@ def _agreement(report: Mapping[str, Any]) -> str:
     for name, shares in judged:
         rows.append((name, f"{100 * shares['frame_share']:.1f} %", f"{100 * shares['direction_share']:.1f} %"))
     longer = drawings["longer"]
-    distance = longer["distance"][longer["given_frames"] :]
+    distance = np.array(longer["distance"][longer["given_frames"] :], float)  # None, where no ink is left, is NaN
     first_kept = 100 * drawings["first_frame"]["digit_kept"]
     return (
         f"{text_table(rows)}\n\n"
         f"- first frame to video: the given digit is read in {first_kept:.1f} % of new frames\n"
         f"- video to video: {drawings['video_to_video']['psnr']:.1f} dB against the true inverted clip\n"
         f"- continued to {len(longer['distance'])} frames: the digit is read in {100 * longer['digit_kept']:.1f} % of "
-        f"the new ones; its centre is {np.mean(distance[:6]):.1f} pixels from the true one at first, "
-        f"{np.mean(distance[-6:]):.1f} at last"
+        f"the new ones; its centre is {np.nanmean(distance[:6]):.1f} pixels from the true one at first, "
+        f"{np.nanmean(distance[-6:]):.1f} at last"
     )
 
 

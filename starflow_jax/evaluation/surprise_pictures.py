@@ -37,7 +37,7 @@ def plot_frames(path: Path, found: Sequence[ClipSurprise]) -> None:
         for of_clip in found:
             (line,) = axes.plot(of_clip.frames, linewidth=1.0 if named else 0.6)
             if named:
-                line.set_label(of_clip.clip.name)
+                line.set_label(of_clip.clip.name.replace("$", r"\$"))
             else:
                 line.set_color("0.75")
         mean, error = np.asarray([row[0] for row in rows]), np.nan_to_num([row[1] for row in rows])
@@ -77,7 +77,7 @@ def draw_surprise(path: Path, found: Sequence[ClipSurprise]) -> int:
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     for part, of_clip, at, tokens in zip(parts, shown, places, maps, strict=True):
         clip = of_clip.clip
-        part.suptitle(f"{clip.name}  {clip.caption}".strip(), fontsize=9)
+        part.suptitle(f"{clip.name}  {clip.caption}".strip(), fontsize=9, parse_math=False)
         grid = part.subplots(2, columns, squeeze=False)
         for axes in grid.ravel():
             axes.set_axis_off()

@@ -116,7 +116,7 @@ def write_gif(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, sc
     _check_fps(fps)
     images = [Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame) for frame in frames]
     # Viewers take less than two hundredths for a mistake and play slowly.
-    duration = 10 * max(2, round(100 / fps))
+    duration = 10 * min(65535, max(2, round(100 / fps)))  # 16 bits in the file
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

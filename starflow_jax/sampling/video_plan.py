@@ -172,8 +172,14 @@ def _later_text(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray
     """Text states of the captions as a model that was trained on "(extend)" clips reads them once a clip goes on."""
     if config.text is None or EXTEND not in config.text.vocabulary:
         return None
-    going_on = [c if not c.strip() or c.split()[0] == EXTEND else f"{EXTEND} {c}" for c in captions]
-    return text_states(config, going_on)
+
+    def going_on(caption: str) -> str:
+        words = caption.split()
+        # A caption that leaves no room for the word stays as it is.
+        as_it_is = not words or words[0] == EXTEND or len(words) >= config.flow.text_length
+        return caption if as_it_is else f"{EXTEND} {caption}"
+
+    return text_states(config, [going_on(caption) for caption in captions])
 
 
 def text_states(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray:

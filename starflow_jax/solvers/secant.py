@@ -113,9 +113,11 @@ class Secant(Solver):
             residual = jnp.where(active, jnp.where((square == 0) & (total == 0), 0.0, square / total), residual)
             going = ~(residual < self.tolerance)  # written so that NaN goes on
             normal = self._observe(normal, step, image - before, groups)
-            step = gap + self._correction(self._fit(normal), gap)
-            # A sample that settles ends on F(x) itself, one Jacobi step better than what was measured.
-            moved = jnp.where(going[:, None, None], x + step, new)
+            correction = self._correction(self._fit(normal), gap)
+            # A sample that settles ends on F(x) itself, one Jacobi step better than what was measured. The correction
+            # is added to F(x), not the gap to x: x + (F(x) - x) is not F(x) where x is far off.
+            moved = jnp.where(going[:, None, None], new + correction, new)
+            step = jnp.where(jnp.isfinite(moved - x), moved - x, 0.0)
             x = jnp.where(active[:, None, None] & valid, moved, x)
             residuals = residuals.at[number].set(jnp.max(residual))
             return x, image, step, normal, cache, residual, active & going, iterations + active, number + 1, residuals
