@@ -7,7 +7,12 @@
 Clips of 8 frames of 16x16 pixels, 64 tokens of 2x2 a frame, 512 in all; a deep block of 3 layers, 96 wide, over the
 whole clip and one shallow block of 1 layer, 32 wide, inside each frame; noise of 0.3 on pixels in [-1, 1].
 
-Hardware: any CPU; about 12 minutes on two cores, compilation included. EXPECTED
+Hardware: any CPU; 14 minutes on two cores that also did other work, compilation included.
+
+Expected with seed 0 (guidance 3, noise scaled by 0.8): the caption's digit in 83.6 % of the frames of 80 drawn clips
+(99.0 % of real ones), the caption's direction in 95.0 % of them; 3.480 bits/dim on 100 held-out clips, 3.560 for the
+first frame and 3.46 to 3.48 for the others; after the training noise 19.2 dB, denoised by the score 27.6, by the learned
+denoiser 28.6. Guidance and scale were chosen among seven pairs on other noise, 160 clips each: 78 to 85 %.
 
 How the recipe was found, by the loss (nats a dimension; 0.5 + ln 0.3 = -0.70 is all noise) on few, short runs:
 
@@ -18,7 +23,7 @@ How the recipe was found, by the loss (nats a dimension; 0.5 + ln 0.3 = -0.70 is
   copying (-0.62 after as many pairs): the shallow block has made each frame look like noise by then. For the same
   reason one narrow shallow block did better than two (-0.61 against -0.59).
 - Stills among the clips afterwards, in turn: which digit a caption names is decided in the first frame, of which a
-  clip has only one. Without them 46 % of frames showed the digit of the caption, with them about 80 %.
+  clip has only one. Without them 46 % of frames showed the digit of the caption (20 clips, part of the training).
 - 2 pixels a frame, the width of a token: a copy is one token and not a mixture of two.
 """
 
