@@ -217,7 +217,7 @@ REFUSALS = {
     "aspect": ([*RUN, "--aspect", "wide"], "aspect_ratio must be 'width:height'"),
     "thin": ([*RUN, "--aspect", "1:1000"], "multiple must leave both sides above 0"),
     "fps": ([*RUN, "--fps", "0"], "--fps must be a finite number > 0"),
-    "fast": ([*RUN, "--fps", "241"], "--fps must be at most 240, got 241"),
+    "fast": ([*RUN, "--fps", "241"], "--fps must be from 0.01 to 240, got 241"),
     "window": ([*RUN, "--window", "1"], "--window must be an integer from 2"),
     "context": ([*RUN, "--context", "4"], "--context must be below the 4 frames of a window, got 4"),
     "keep alone": ([*RUN, "--keep", "2"], "--keep goes with --candidates"),

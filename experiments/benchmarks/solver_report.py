@@ -11,7 +11,9 @@ from starflow_jax.figures import text_table
 def table(name: str, result: dict[str, Any], target: float) -> str:
     """Both tables of a model as Markdown."""
     head = f"{name}: {result['tokens']} tokens, guidance {result['guidance']:g}, relative error {target:g}"
-    parts = [head, _lines(result["lines"]), "What the gain comes from, batch 1:", _lines(result["attribution"])]
+    parts = [head, _lines(result["lines"])]
+    if result["attribution"]:
+        parts += ["What the gain comes from, batch 1:", _lines(result["attribution"])]
     return "\n\n".join(parts)
 
 

@@ -237,13 +237,18 @@ def _last_frame(config, solver: AnySolver, params: Params, x, cond, factor) -> j
     return depth
 
 
-def measure(model: Model, batches: list[int], rounds: int, target: float) -> dict[str, Any]:
-    """Both tables of a model."""
+def measure(
+    model: Model, batches: list[int], rounds: int, target: float, only: list[str] | None = None
+) -> dict[str, Any]:
+    """Both tables of a model; the second one is empty where `only` names some of the solvers of the first."""
     lines, attribution = [], []
     for number, batch in enumerate(batches):
         race = Race(model, batch, target)
-        lines += race.run(uniform_solvers(model) | auto_solvers(model, batch), rounds, curve=number == 0)
-        if not number:
+        solvers = uniform_solvers(model) | auto_solvers(model, batch)
+        if only:
+            solvers = {name: solver for name, solver in solvers.items() if name in ("sequential", *only)}
+        lines += race.run(solvers, rounds, curve=number == 0)
+        if not number and not only:
             ladder = {"sequential": Sequential(), **attributed_solvers(model), **auto_solvers(model, batch)}
             attribution = race.run(ladder, rounds, curve=False)
     return {
@@ -263,6 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--random", action="store_true", help="also the random-weight models, beside --workdir")
     parser.add_argument("--guidance", metavar="W", type=float, help="of trained runs (default: their configuration's)")
     parser.add_argument("--batch", metavar="N", type=int, action="append", help="repeatable (default: 1, 4 and 16)")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help='a line of the table, such as "auto, time" (repeatable)'
+    )
     parser.add_argument("--rounds", type=int, default=5, help="runs of each program, of which the best counts")
     parser.add_argument("--target", type=float, default=1e-3, metavar="X", help="largest relative error")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
@@ -273,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = 1 if options.quick else options.rounds
     results = {}
     for model in models_of(options):
-        results[model.name] = measure(model, batches, rounds, options.target)
+        results[model.name] = measure(model, batches, rounds, options.target, options.only)
         print(table(model.name, results[model.name], options.target), end="\n\n", flush=True)
     if options.json:
         about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "target": options.target}

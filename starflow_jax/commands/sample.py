@@ -161,7 +161,8 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         "--stream",
         action="store_const",
         const=True,
-        help="videos: finish frame after frame instead of all together; says when the first one was there",
+        help="videos: finish frame after frame instead of all together, on two devices where there are; says when the "
+        "first one was there (files are written at the end all the same)",
     )
 
 
@@ -201,6 +202,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         check_new_folder("--out", out)
     if arguments.json is not None:
         check_writable("--json", arguments.json)
+        if arguments.json.absolute() == out.absolute():
+            raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")
     if arguments.keep is not None and arguments.candidates is None:
         raise CommandError(f"--keep goes with --candidates, got --keep {arguments.keep} alone")
     if arguments.candidates is not None:
@@ -208,5 +211,5 @@ def _check_options(arguments: argparse.Namespace) -> None:
             raise CommandError("--num and --candidates exclude each other: --candidates says how many are drawn")
         if (arguments.keep or 1) > arguments.candidates:
             raise CommandError(f"--keep must be at most --candidates {arguments.candidates}, got {arguments.keep}")
-    if arguments.fps is not None and arguments.fps > 240:
-        raise CommandError(f"--fps must be at most 240, got {arguments.fps:g}")
+    if arguments.fps is not None and not 0.01 <= arguments.fps <= 240:
+        raise CommandError(f"--fps must be from 0.01 to 240, got {arguments.fps:g}")

@@ -41,7 +41,7 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
     if guidance is None:  # what the configuration says is meant for pictures of a class
         guidance = config.sample.guidance if (labels >= 0).any() else 0.0
     batch_size, keep = arguments.batch or 64, arguments.keep or 1
-    solver = chosen_solver(arguments, config, batch=min(batch_size, len(labels)))
+    solver = chosen_solver(arguments, config, step=step, batch=min(batch_size, len(labels)))
     with sentences(check_request):
         drawn = sample(
             params,

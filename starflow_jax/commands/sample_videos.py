@@ -44,7 +44,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
         return REFUSED
     each = arguments.candidates or arguments.num or config.sample.num
     keep = arguments.keep or 1 if arguments.candidates is not None else each
-    solver = chosen_solver(arguments, config, batch=min(arguments.batch or 8, len(good) * each))
+    solver = chosen_solver(arguments, config, step=step, batch=min(arguments.batch or 8, len(good) * each))
     scale = choose_scale(arguments.out, len(good) * keep, given.frames, size, arguments.scale)
     guidance = arguments.guidance
     if guidance is None and not any(captions[place].strip() for place in good):
@@ -72,7 +72,9 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
         streams: tuple[Any, ...] = ()
         if arguments.stream:
             with sentences(check_streaming):
-                drawn, streams = stream_plan(params, key, plan, progress=bar.update)
+                # The deep block on one device, what follows it on another, where there are two.
+                devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
+                drawn, streams = stream_plan(params, key, plan, progress=bar.update, devices=devices)
         else:
             drawn = draw_plan(params, key, plan, progress=bar.update)
     kept, scores = np.arange(len(plan.captions)), None

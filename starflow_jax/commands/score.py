@@ -22,7 +22,8 @@ bits/dim of a frame is that of its density given the frames before it, exact, wi
 and averaged over draws of it. For a run on Gaussian noise it is the density of the noisy frame at the resolution
 of one pixel level: it compares clips and frames, it is no code length. --out receives frames.png (bits/dim
 against the frame), surprise.png (which tokens of each frame surprise), frames.csv and tokens.npz (the numbers).
-A clip longer than the run's is scored in windows of the run's length, as it would be generated."""
+A clip longer than the run's is scored in windows of the run's length, each frame given those before it in its
+window and the clip's caption."""
 
 EXAMPLES = """\
 examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.commands.arguments import choice, integer, real
@@ -11,7 +12,7 @@ from starflow_jax.commands.errors import CommandError, sentences
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
-    from starflow_jax.solvers import AnySolver
+    from starflow_jax.solvers import AnySolver, Calibration
 
 # What each solver takes: the name in the namespace, and that of the solver's own argument.
 _OPTIONS = {
@@ -75,12 +76,14 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, batch: int) -> AnySolver:
+def chosen_solver(
+    arguments: argparse.Namespace, config: ExperimentConfig, *, step: int, batch: int
+) -> AnySolver:
     """The solver that the options name, or that of `config.sample` where they name none.
 
     Args:
       arguments: with `workdir`, where "auto" finds its calibration.
-      config: of the run. batch: samples that are drawn together.
+      config: of the run. step: of the parameters that are used. batch: samples that are drawn together.
 
     Raises:
       CommandError: an option of another solver, or no calibration for "auto".
@@ -104,11 +107,23 @@ def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, ba
     if name == "auto":
         with sentences(read_calibration):
             found = read_calibration(arguments.workdir, config)
+        _warn_of_age(found, step)
         return auto(found, batch=batch, **given)
     if name == "gs-jacobi" and (arguments.workdir / CALIBRATION_FILE).is_file():
         with sentences(read_calibration):
-            return calibrated_gs_jacobi(read_calibration(arguments.workdir, config), **given)
+            found = read_calibration(arguments.workdir, config)
+            _warn_of_age(found, step)
+            return calibrated_gs_jacobi(found, **given)
     return named_solver(name, config.flow, **given) if given or arguments.solver else default_solver(config)
+
+
+def _warn_of_age(calibration: Calibration, step: int) -> None:
+    if calibration.step != step:
+        print(
+            f"starflow: warning: the calibration is of step {calibration.step}, the parameters of step {step}; "
+            "starflow calibrate measures again",
+            file=sys.stderr,
+        )
 
 
 def solver_figures(solver: AnySolver) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def window_starts(frames: int, window: int, context: int) -> list[int]:
     """First frames of the windows in which a video is scored that is longer than the flow was trained on.
 
     The first window counts whole; of every other, the first `context` frames are given and those after them count.
-    This is how such a video is generated (specification, section 4), so the conditionals are those it is drawn from.
+    Such a video is generated in windows, too (specification, section 4), if with another context and other captions for
+    the later ones: the conditionals are those it was drawn from only where these are the same.
 
     Raises:
       ValueError: a number out of range, or a context that leaves nothing of a window to score.
