@@ -30,3 +30,15 @@ def goldens_dir(pytestconfig) -> Path:
     """The folder of recordings."""
     option = pytestconfig.getoption("goldens")
     return Path(option) if option else Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_module():
+    """Every compiled program holds memory maps, of which the system allows a process some ten thousands."""
+    yield
+    import gc
+
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
