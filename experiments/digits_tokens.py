@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from starflow_jax.experiments.recipes import is_tiny
+from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "name": "digits-tokens",
             "flow": {
-                "family": "starflow",
+                **STARFLOW,
                 "channels": 1,
                 "image_size": 24,
                 "patch_size": 1,
@@ -30,15 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
                 "num_blocks": 3,
                 "layers_per_block": (1, 1, 2),
                 "head_dim": 32,
-                "rope": True,
-                "sos": True,
-                "order": "L2R",
-                "scale": "softplus",
-                "soft_clip": 4.0,
-                "final_norm": True,
                 "text_dim": 10,
                 "text_length": 1,
-                "cond_top_only": True,
             },
             "data": {"source": "digits", "noise": "gaussian", "noise_std": 0.3, "label_drop": 0.1},
             "train": {

@@ -32,7 +32,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from starflow_jax.data.moving_digits import VOCABULARY
-from starflow_jax.experiments.recipes import is_tiny
+from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "name": "moving-digits",
             "flow": {
-                "family": "starflow",
+                **STARFLOW,
                 "channels": 1,
                 "image_size": 16,
                 "patch_size": 2,
@@ -51,15 +51,8 @@ def get_config(variant: str = "") -> ConfigDict:
                 "layers_per_block": (1, 3),
                 "heads": 4,
                 "head_dim": 32,
-                "rope": True,
-                "sos": True,
-                "order": "L2R",
-                "scale": "softplus",
-                "soft_clip": 4.0,
-                "final_norm": True,
                 "text_dim": len(VOCABULARY),
                 "text_length": 6,
-                "cond_top_only": True,
                 "temporal_causal": True,
                 "shallow_local": True,
                 "denoiser": {"layers": 3, "conditional": True, "look_ahead": 2, "window": None},

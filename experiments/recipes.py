@@ -6,6 +6,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# What every STARFlow has, whatever its size (arXiv 2506.06276, 2511.20462).
+STARFLOW = {
+    "family": "starflow",
+    "rope": True,
+    "sos": True,
+    "order": "L2R",
+    "scale": "softplus",
+    "soft_clip": 4.0,
+    "final_norm": True,
+    "cond_top_only": True,
+}
+
 
 def is_tiny(variant: str) -> bool:
     """Whether an experiment's variant is the tiny one.

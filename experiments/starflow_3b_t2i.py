@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from starflow_jax.experiments.recipes import is_tiny
+from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "starflow-3b-t2i-256"
     config.flow = ConfigDict(
         {
-            "family": "starflow",
+            **STARFLOW,
             "channels": 4,
             "image_size": 32,
             "patch_size": 1,
@@ -34,15 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "num_blocks": 6,
             "layers_per_block": (2, 2, 2, 2, 2, 24),
             "head_dim": 64,
-            "rope": True,
-            "sos": True,
-            "order": "L2R",
-            "scale": "softplus",
-            "soft_clip": 4.0,
-            "final_norm": True,
             "text_dim": 2048,
             "text_length": 128,
-            "cond_top_only": True,
             "dtype": "bfloat16",
             "remat": "block",
         }

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from starflow_jax.experiments.recipes import is_tiny
+from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "starflow-v-7b-480p"
     config.flow = ConfigDict(
         {
-            "family": "starflow",
+            **STARFLOW,
             "channels": 48,
             "image_size": 40,
             "patch_size": 1,
@@ -36,16 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "num_blocks": 6,
             "layers_per_block": (2, 2, 2, 2, 2, 24),
             "head_dim": 64,
-            "rope": True,
             "pt_seq_len": 32,
-            "sos": True,
-            "order": "L2R",
-            "scale": "softplus",
-            "soft_clip": 4.0,
-            "final_norm": True,
             "text_dim": 2048,
             "text_length": 256,
-            "cond_top_only": True,
             "temporal_causal": True,
             "shallow_local": True,
             "denoiser": {"layers": 8, "conditional": True, "look_ahead": 2, "window": 10},

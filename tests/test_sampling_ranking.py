@@ -8,6 +8,7 @@ from random_flows import CLASSES, VIDEO, normal, random_flow
 from starflow_jax.evaluation.frames import token_log_probs
 from starflow_jax.flows.parameters import split
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+from starflow_jax.solvers import SlidingWindow, inverse
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,18 @@ def test_given_frames_do_not_count(video):
     np.testing.assert_allclose(scores, shares.sum(axis=1), rtol=1e-5)
     scores = log_likelihoods(params, VIDEO, x, cond, given=2)
     np.testing.assert_allclose(scores, shares[:, 2], rtol=1e-4, atol=1e-3)
+
+
+def test_a_video_drawn_in_windows_has_the_density_that_it_was_drawn_from(video):
+    flow, _, cond = video
+    noise, later, window = normal((2, 4, 4, 4, 2), 3), np.asarray(normal((2, 3, 6), 4)), SlidingWindow(2, 1)
+    x = np.asarray(jax.jit(lambda z: inverse(flow, z, cond[:2], window=window, later_cond=later).x)(noise))
+    scores = log_likelihoods(split(flow)[1], VIDEO, x, cond[:2], window=window, later_cond=later)
+    shares = jax.jit(token_log_probs)
+    expected = np.asarray(shares(flow, x[:, :2], cond[:2])).sum(axis=(1, 2, 3))
+    for first in (1, 2):  # later windows count their last frame, given the one before
+        expected = expected + np.asarray(shares(flow, x[:, first : first + 2], later))[:, 1].sum(axis=(1, 2))
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_scores_of_pictures_of_a_class():

@@ -95,7 +95,7 @@ def test_without_noise_windows_are_conditionals_given_their_context(flow):
     """Frame 4 of six, scored with two frames of context, is frame 2 of the clip that starts at frame 2."""
     quiet = dataclasses.replace(VIDEO, data=dataclasses.replace(VIDEO.data, noise_std=1e-12))
     params, long = split(flow)[1], np.concatenate([SOURCE[0]["image"], SOURCE[0]["image"][::-1]])[:6]
-    whole = score_clips(params, quiet, [clip(0, long)], KEY, draws=1, batch_size=1)[0].tokens[0]
+    whole = score_clips(params, quiet, [clip(0, long)], KEY, draws=1, batch_size=1, context=2)[0].tokens[0]
     first = score_clips(params, quiet, [clip(0, long[:4])], KEY, draws=1, batch_size=1)[0].tokens[0]
     later = score_clips(params, quiet, [clip(0, long[2:])], KEY, draws=1, batch_size=1)[0].tokens[0]
     np.testing.assert_allclose(whole[:4], first, rtol=1e-5)

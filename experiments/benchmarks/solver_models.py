@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config import FlowConfig
-from starflow_jax.flows import Guidance, LinearGuidance
-from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.guidance import AnyGuidance, guidance_of
 from starflow_jax.flows.parameters import Params, initialise
 from starflow_jax.solvers.calibrate import calibrate
 from starflow_jax.solvers.calibration import Calibration
@@ -81,9 +80,7 @@ class Model:
     @staticmethod
     def guidance(config: FlowConfig, weight: float, cond: jax.Array | None) -> AnyGuidance | None:
         """As the commands guide."""
-        if not weight or cond is None:
-            return None
-        return LinearGuidance(weight) if config.family == "tarflow" else Guidance(weight, jnp.zeros_like(cond))
+        return guidance_of(config.family, cond, weight) if weight and cond is not None else None
 
 
 def models_of(options: argparse.Namespace) -> Iterator[Model]:

@@ -32,13 +32,6 @@ def read_captions(given: Sequence[str]) -> list[str]:
     return captions
 
 
-def prefixed(caption: str, word: str | None) -> str:
-    """A caption behind a word that says what the video begins with, once."""
-    if word is None or caption.split()[:1] == [word]:
-        return caption
-    return f"{word} {caption}".strip()
-
-
 def readable_captions(captions: Sequence[str], config: ExperimentConfig) -> tuple[list[int], dict[int, str]]:
     """Tells the captions that a run can read from those it cannot, which are reported on stderr.
 

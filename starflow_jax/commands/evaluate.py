@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
         source = open_source(config.data, arguments.split, flow=config.flow)
-        check_source(source, config.flow)
+        check_source(source, config.flow, config.text)
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(
         params,

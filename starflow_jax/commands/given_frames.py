@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
     from starflow_jax.solvers import SlidingWindow
 
-TRANSLATE, EXTEND = "(v2v)", "(extend)"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenFrames:
@@ -53,6 +51,8 @@ def read_given(
         return GivenFrames(arguments.frames or trained)
     [(name, path)] = named.items()
     clip = _read(name, path, size, config.flow.channels)
+    from starflow_jax.text.captions import EXTEND, TRANSLATE
+
     known = () if config.text is None else config.text.vocabulary
     if name == "--video":
         if TRANSLATE not in known:

@@ -113,8 +113,8 @@ def _write(
     out: Path, images: np.ndarray, x: np.ndarray, labels: np.ndarray, scale: int | None, columns: int | None
 ) -> None:
     from starflow_jax.evaluation.pictures import enlargement
+    from starflow_jax.files import replacing, replacing_folder
     from starflow_jax.media import image_grid, write_png
-    from starflow_jax.training.files import replacing, replacing_folder
 
     scale = enlargement(*images.shape[1:3]) if scale is None else scale
     out.parent.mkdir(parents=True, exist_ok=True)

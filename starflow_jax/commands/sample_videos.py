@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.commands.captions import prefixed, read_captions, readable_captions
+from starflow_jax.commands.captions import read_captions, readable_captions
 from starflow_jax.commands.errors import REFUSED, CommandError, sentences
 from starflow_jax.commands.given_frames import read_given
 from starflow_jax.commands.sample_warnings import warn_of
@@ -34,6 +34,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     from starflow_jax.sampling.video_plan import plan_videos
     from starflow_jax.sampling.videos import draw_plan
     from starflow_jax.solvers.stream import check_streaming
+    from starflow_jax.text.captions import prefixed
 
     size = _size(arguments, config)
     window = _window(arguments, config)
@@ -80,7 +81,14 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     kept, scores = np.arange(len(plan.captions)), None
     if arguments.candidates is not None:
         found = log_likelihoods(
-            params, config.flow, drawn.x, drawn.text, given=plan.given_frames, batch_size=plan.batch_size
+            params,
+            config.flow,
+            drawn.x,
+            drawn.text,
+            given=plan.given_frames,
+            window=plan.kind.window,
+            later_cond=plan.later_text,
+            batch_size=plan.batch_size,
         )
         kept = likeliest(found, each, keep)
         scores = found[kept]

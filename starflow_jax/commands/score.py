@@ -22,8 +22,8 @@ bits/dim of a frame is that of its density given the frames before it, exact, wi
 and averaged over draws of it. For a run on Gaussian noise it is the density of the noisy frame at the resolution
 of one pixel level: it compares clips and frames, it is no code length. --out receives frames.png (bits/dim
 against the frame), surprise.png (which tokens of each frame surprise), frames.csv and tokens.npz (the numbers).
-A clip longer than the run's is scored in windows of the run's length, each frame given those before it in its
-window and the clip's caption."""
+A clip longer than the run's is scored in windows, as it would be drawn: each frame given those before it in its
+window, windows after the first under the caption of a clip that goes on."""
 
 EXAMPLES = """\
 examples:
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video:
         clips = _video_clips(arguments.video, arguments.caption or [""], config)
     else:
-        clips = _source_clips(arguments.split or "test", arguments.num or 16, config)
+        clips = _split_clips(arguments.split or "test", arguments.num or 16, config)
     draws = arguments.draws or config.evaluate.draws
     with sentences(surprise.check_request):
         found = surprise.score_clips(
@@ -122,34 +122,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--caption must be given once or once a --video, got {len(captions)} for {len(videos)}")
 
 
-def _source_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]:
+def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]:
     """The first clips (or images) of the run's own data, under their own conditions."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from starflow_jax.evaluation.surprise import Clip
+    from starflow_jax.evaluation.surprise import source_clips
     from starflow_jax.training import open_source
-    from starflow_jax.training.inputs import check_source, condition, word_encoder
+    from starflow_jax.training.inputs import check_source
 
     with sentences(open_source, check_source):
         source = open_source(config.data, split, flow=config.flow)
-        check_source(source, config.flow)
-    clips = []
-    for place in range(min(count, len(source))):
-        example = source[place]
-        pixels = example["image"]
-        if config.text is not None:
-            encoder = word_encoder(config)
-            states: Any = encoder.states(example["text"][None])
-            caption = " ".join(encoder.vocabulary[word - 1] for word in example["text"] if word)
-        else:
-            reads_label = config.flow.num_classes or config.flow.text_dim
-            states = condition(jnp.asarray(example["label"])[None], config.flow)
-            caption = f"class {int(example['label'])}" if reads_label else ""
-        cond = None if states is None else np.asarray(states)[0]
-        pixels = pixels if pixels.ndim == 4 else pixels[None]
-        clips.append(Clip(f"{split} {place}", caption, pixels, source.levels, cond))
-    return clips
+        check_source(source, config.flow, config.text)
+    return source_clips(source, config, min(count, len(source)), name=split)
 
 
 def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: ExperimentConfig) -> list[Clip]:
@@ -159,15 +141,17 @@ def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: Experim
 
     from starflow_jax.evaluation.surprise import Clip, file_pixels
     from starflow_jax.media import read_video
-    from starflow_jax.training.inputs import condition, word_encoder
+    from starflow_jax.sampling.video_plan import later_text, text_states
+    from starflow_jax.training.inputs import condition
 
     if not config.data.frames:
         raise CommandError("--video needs a run on video, got one on still images")
     captions = list(captions) * (len(paths) if len(captions) == 1 else 1)
+    later: Any = None
     if config.text is not None:
-        encoder = word_encoder(config)
-        with sentences(type(encoder).ids):
-            states: Any = encoder.states(encoder.ids(captions))
+        with sentences(text_states):
+            states: Any = text_states(config, captions)
+        later = later_text(config, captions)
     else:
         if any(captions):
             raise CommandError("--caption needs a run that reads captions, got one that does not")
@@ -177,7 +161,8 @@ def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: Experim
         with sentences(read_video):
             frames = read_video(path, size=config.flow.image_shape, channels=config.flow.channels).frames
         pixels, levels = file_pixels(frames, config.data)
-        clips.append(Clip(path.name, caption, pixels, levels, None if states is None else np.asarray(states[place])))
+        own, going_on = (None if rows is None else np.asarray(rows[place]) for rows in (states, later))
+        clips.append(Clip(path.name, caption, pixels, levels, own, going_on))
     return clips
 
 
@@ -234,7 +219,7 @@ def _write(out: Path, found: Sequence[ClipSurprise]) -> None:
     import numpy as np
 
     from starflow_jax.evaluation.surprise_pictures import draw_surprise, plot_frames
-    from starflow_jax.training.files import replacing_folder
+    from starflow_jax.files import replacing_folder
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -58,8 +58,8 @@ def write_videos(
     Returns:
       The name of the file that holds each.
     """
+    from starflow_jax.files import replacing, replacing_folder
     from starflow_jax.media import video_grid, video_strip, write_mp4, write_png, write_video
-    from starflow_jax.training.files import replacing, replacing_folder
 
     videos = drawn.videos[keep]
     out.parent.mkdir(parents=True, exist_ok=True)

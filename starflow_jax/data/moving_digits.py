@@ -21,12 +21,13 @@ import numpy as np
 
 from starflow_jax.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.data.digits import digits
+from starflow_jax.text.captions import EXTEND, TRANSLATE, prefixed
 from starflow_jax.text.words import WordEncoder
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ARTICLED = tuple(f"{'an' if name == 'eight' else 'a'} {name}" for name in NAMES)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-VOCABULARY = ("(v2v)", "(extend)", "inverted", "a", "an", "and", "moving", *NAMES, *DIRECTIONS)
+VOCABULARY = (TRANSLATE, EXTEND, "inverted", "a", "an", "and", "moving", *NAMES, *DIRECTIONS)
 LEVELS, SIDE = 17, 8
 # The longest journey before the moment from which an "(extend)" clip shows it.
 _MAX_DELAY = 32
@@ -146,9 +147,9 @@ class MovingDigits:
         """What the clip shows."""
         kind, _, movers = self._clip(index)
         if kind == "inverted":
-            return "(v2v) inverted"
+            return f"{TRANSLATE} inverted"
         named = [f"{ARTICLED[_digits(self.split).labels[m.digit]]} moving {m.direction}" for m in movers]
-        return ("(extend) " if kind == "extend" else "") + " and ".join(named)
+        return prefixed(" and ".join(named), EXTEND if kind == "extend" else None)
 
     def _clip(self, index: int) -> tuple[str, int, list[_Mover]]:
         """The clip's kind, the step of the journey at which it begins, and who moves."""

@@ -22,11 +22,11 @@ from starflow_jax.data import ArraySource
 from starflow_jax.evaluation import fit_class_gaussians, score_flow, score_gaussian, scores_table
 from starflow_jax.evaluation.pictures import write_class_panels, write_sample_grid
 from starflow_jax.figures import finite, text_table, write_json
+from starflow_jax.files import write_text
 from starflow_jax.flows.parameters import Params, count
 from starflow_jax.sampling import sample
 from starflow_jax.training import Checkpoints, load_run, open_source, plot_curves, train
 from starflow_jax.training.checkpoint import CHECKPOINT_FOLDER, claim_workdir
-from starflow_jax.training.files import write_text
 
 RUN_FOLDER = "run"
 SAMPLES, CURVES, REPORT, FIGURES = FILES = ("samples.png", "curves.png", "report.md", "report.json")

@@ -20,6 +20,7 @@ from starflow_jax.evaluation.recognise import caption_agreement, centre_of, ink_
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
 from starflow_jax.sampling.videos import Videos, generate
+from starflow_jax.text.captions import EXTEND, TRANSLATE, prefixed
 
 FPS = 4.0
 LONGER = 3  # times the trained number of frames
@@ -131,7 +132,7 @@ def _from_video(params, config, source, key, repeats) -> Drawing:
     given, _ = _clips(source, min(SHOWN, len(source)))
     given = given[:, :half]
     truth = np.concatenate([given, 255 - given], axis=1)
-    captions = ["(v2v) inverted"] * len(given)
+    captions = [f"{TRANSLATE} inverted"] * len(given)
     drawn = generate(params, config, key, captions, prefix=given)
     error = drawn.denoised[:, half:] - _signed(truth[:, half:])
     figures = {"psnr": float(10 * np.log10(4.0 / np.mean(np.clip(error, -2, 2) ** 2)))}
@@ -144,7 +145,7 @@ def _longer(params, config, source, key, repeats) -> Drawing:
     journey = dataclasses.replace(source, frames=frames, straight_frames=source.straight)
     real, captions = _clips(journey, min(SHOWN, len(source)))
     kept = max(1, 3 * config.data.frames // 4)
-    captions = [f"(extend) {caption}" for caption in captions]
+    captions = [prefixed(caption, EXTEND) for caption in captions]
     drawn = generate(params, config, key, captions, prefix=real[:, :kept], frames=frames)
     centres, true_centres = centre_of(ink_of(drawn.denoised)), centre_of(ink_of(_signed(real)))
     distance = np.sqrt(np.sum((centres - true_centres) ** 2, axis=-1))

@@ -27,13 +27,19 @@ from starflow_jax.demos.digits import (
 )
 from starflow_jax.demos.drawings import Drawing, draw_all, write_drawing
 from starflow_jax.evaluation.quality import denoiser_ablation, denoisers_table
-from starflow_jax.evaluation.surprise import Clip, ClipSurprise, mean_per_clip, mean_per_frame, score_clips
+from starflow_jax.evaluation.surprise import (
+    Clip,
+    ClipSurprise,
+    mean_per_clip,
+    mean_per_frame,
+    score_clips,
+    source_clips,
+)
 from starflow_jax.evaluation.surprise_pictures import draw_surprise, plot_frames
 from starflow_jax.figures import finite, text_table, write_json
+from starflow_jax.files import write_text
 from starflow_jax.flows.parameters import Params, count
 from starflow_jax.training import load_run, open_source, plot_curves, train
-from starflow_jax.training.files import write_text
-from starflow_jax.training.inputs import word_encoder
 
 FRAMES_PLOT, SURPRISE = "frames.png", "surprise.png"
 KINDS = ("captions", "first_frame", "video_to_video", "longer")
@@ -89,11 +95,12 @@ def run_video_demo(
     score_key, noise_key, draw_key = jax.random.split(jax.random.key(config.seed), 3)
     say(f"scoring {len(held_out)} held-out clips")
     with clock.phase("scoring"):
-        found = score_clips(params, config, _held_out_clips(held_out, config), score_key, draws=config.evaluate.draws)
+        clips = source_clips(held_out, config, len(held_out))
+        found = score_clips(params, config, clips, score_key, draws=config.evaluate.draws)
     plot_frames(out / FRAMES_PLOT, found)
     draw_surprise(out / SURPRISE, found)
     with clock.phase("denoising"):
-        ablation = _ablation(params, config, held_out, noise_key)
+        ablation = _ablation(params, config, clips, noise_key)
     say("drawing")
     with clock.phase("drawing"):
         drawings = draw_all(params, config, held_out, draw_key, repeats=repeats)
@@ -123,20 +130,9 @@ def run_video_demo(
     return report
 
 
-def _held_out_clips(source: MovingDigits, config: ExperimentConfig) -> list[Clip]:
-    encoder = word_encoder(config)
-    clips = []
-    for index in range(len(source)):
-        caption = source.caption(index)
-        cond = np.asarray(encoder.states(encoder.ids([caption])))[0]
-        clips.append(Clip(f"clip {index}", caption, source[index]["image"], source.levels, cond))
-    return clips
-
-
-def _ablation(params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array) -> list[dict[str, Any]]:
-    clean = np.stack([source[index]["image"] for index in range(len(source))]) * (2.0 / (source.levels - 1)) - 1.0
-    encoder = word_encoder(config)
-    cond = np.asarray(encoder.states(encoder.ids([source.caption(index) for index in range(len(source))])))
+def _ablation(params: Params, config: ExperimentConfig, clips: Sequence[Clip], key: jax.Array) -> list[dict[str, Any]]:
+    clean = np.stack([clip.pixels for clip in clips]) * (2.0 / (clips[0].levels - 1)) - 1.0
+    cond = np.stack([np.asarray(clip.cond) for clip in clips])
     rows = denoiser_ablation(params, config.flow, clean, cond, key, noise_std=config.data.noise_std)
     return [row.to_dict() for row in rows]
 

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.checks import check, check_integer
-from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows import Flow
-from starflow_jax.flows.order import Grid, block_order
+from starflow_jax.flows.order import Grid
 
 
 def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
@@ -48,21 +47,12 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
     return shares
 
 
-def is_frame_causal(config: FlowConfig) -> bool:
-    """Whether no block of a flow lets a frame of a video see a later one."""
-    two_frames = Grid(2, *config.grid)
-    return not any(
-        block.layers and not config.is_local(index) and block_order(config, index, two_frames) == "flip"
-        for index, block in enumerate(config.blocks)
-    )
-
-
 def window_starts(frames: int, window: int, context: int) -> list[int]:
     """First frames of the windows in which a video is scored that is longer than the flow was trained on.
 
     The first window counts whole; of every other, the first `context` frames are given and those after them count.
-    Such a video is generated in windows, too (specification, section 4), if with another context and other captions for
-    the later ones: the conditionals are those it was drawn from only where these are the same.
+    Such a video is drawn in windows, too (specification, section 4): with the same context and the same conditions the
+    conditionals are those it is drawn from.
 
     Raises:
       ValueError: a number out of range, or a context that leaves nothing of a window to score.

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from starflow_jax.files import replacing
 from starflow_jax.media import image_grid, write_png
 from starflow_jax.sampling import class_labels, sample
 from starflow_jax.training import Snapshot
-from starflow_jax.training.files import replacing
 
 # Keeps the noise of these pictures apart from all noise that training draws from the same seed.
 _STREAM = 0x5A4D

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,19 @@ import numpy as np
 from starflow_jax.config.checks import check, check_integer
 from starflow_jax.config.experiment import DataConfig, ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
-from starflow_jax.data import bits_per_dim
+from starflow_jax.data import Source, bits_per_dim
 from starflow_jax.data.moving_digits import LEVELS as DIGIT_LEVELS
 from starflow_jax.evaluation.frames import (
     cut_windows,
-    is_frame_causal,
     join_windows,
     token_log_probs,
     window_starts,
 )
 from starflow_jax.evaluation.likelihood import standard_error
+from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.training.inputs import noisy_pixels
+from starflow_jax.sampling.video_plan import default_window
+from starflow_jax.training.inputs import condition, noisy_pixels, word_encoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Clip:
       pixels: integers [T, H, W, C], 0 .. levels - 1; T is 1 for a still image.
       levels: values that a pixel can take.
       cond: one row of what the flow reads: text states [L, text_dim], a label [], or None.
+      later_cond: the same for windows after the first of a long clip; None where that is `cond`.
     """
 
     name: str
@@ -48,6 +51,27 @@ class Clip:
     pixels: np.ndarray
     levels: int
     cond: np.ndarray | None = None
+    later_cond: np.ndarray | None = None
+
+
+def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: str = "clip") -> list[Clip]:
+    """The first `count` clips (or images) of a source, under their own conditions, called `name` and their number."""
+    clips = []
+    for place in range(count):
+        example = source[place]
+        pixels = example["image"]
+        if config.text is not None:
+            encoder = word_encoder(config)
+            states: Any = encoder.states(example["text"][None])
+            caption = " ".join(encoder.vocabulary[word - 1] for word in example["text"] if word)
+        else:
+            reads_label = config.flow.num_classes or config.flow.text_dim
+            states = condition(jnp.asarray(example["label"])[None], config.flow)
+            caption = f"class {int(example['label'])}" if reads_label else ""
+        cond = None if states is None else np.asarray(states)[0]
+        pixels = pixels if pixels.ndim == 4 else pixels[None]
+        clips.append(Clip(f"{name} {place}", caption, pixels, source.levels, cond))
+    return clips
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,13 +126,14 @@ def score_clips(
       params: of a flow of `config.flow`, as `flows.parameters.split` gives them.
       clips: all of one size; key: of the noise.
       draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch filled up.
-      context: frames that a later window is given; None for half the run's, rounded down.
+      context: frames that a later window is given; None for as many as drawing gives it (`default_window`).
 
     Raises:
       ValueError: see `check_request`.
     """
     window = config.data.frames
-    context = window // 2 if context is None else context
+    if context is None:
+        context = default_window(window).kept if window > 1 else 0
     check_request(config, clips, draws=draws, batch_size=batch_size, context=context)
     counts = [len(window_starts(len(clip.pixels), max(window, 1), context)) for clip in clips]
     size = min(batch_size, sum(counts))
@@ -128,13 +153,19 @@ def score_clips(
         x = np.concatenate(noisy)
         cond = None
         if clips[0].cond is not None:
-            cond = np.repeat(np.stack([np.asarray(clip.cond) for clip in clips]), counts, axis=0)
+            cond = np.stack([row for clip, windows in zip(clips, counts, strict=True) for row in _rows(clip, windows)])
         scores = _in_batches(config.flow, params, x if window else x[:, 0], cond, size)
         bits = bits_per_dim(scores.astype(np.float64), token, levels)
         bits = bits if window else bits[:, None]
         for place, own in enumerate(np.split(bits, np.cumsum(counts)[:-1])):
             found[place].append(join_windows(own, len(clips[place].pixels), context))
     return [ClipSurprise(clip, np.stack(of_clip)) for clip, of_clip in zip(clips, found, strict=True)]
+
+
+def _rows(clip: Clip, windows: int) -> list[np.ndarray]:
+    """What each window of a clip is conditioned on."""
+    later = clip.cond if clip.later_cond is None else clip.later_cond
+    return [np.asarray(clip.cond), *[np.asarray(later)] * (windows - 1)]
 
 
 def check_request(

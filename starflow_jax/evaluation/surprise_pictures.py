@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from starflow_jax.evaluation.surprise import ClipSurprise, mean_per_frame
-from starflow_jax.training.files import replacing
+from starflow_jax.files import replacing
 
 # More would be too small to look at.
 _CLIPS, _FRAMES = 6, 16

@@ -97,6 +97,21 @@ class LinearGuidance:
 AnyGuidance = Guidance | LinearGuidance
 
 
+def guidance_of(
+    family: str, cond: jax.Array | None, weight: float | jax.Array, temperature: float | jax.Array = 1.0
+) -> AnyGuidance:
+    """The guidance of a flow's own family, away from no condition: no class, or text states that are all zeros.
+
+    Args:
+      family: of the flow. cond: what it reads, for its shape.
+      weight: w >= 0. temperature: attention temperature of TARFlow's unconditional half.
+    """
+    if family == "tarflow":
+        return LinearGuidance(jnp.float32(weight), temperature)
+    assert cond is not None  # no other flow is guided
+    return Guidance(jnp.float32(weight), jnp.zeros_like(cond))
+
+
 def doubled(x: jax.Array) -> jax.Array:
     """[x; x] along the batch."""
     return jnp.concatenate([x, x], axis=0)

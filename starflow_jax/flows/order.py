@@ -95,6 +95,15 @@ def block_order(config: FlowConfig, block: int, grid: Grid) -> Order:
     return "flip_in_frame" if config.temporal_causal and grid.frames is not None else "flip"
 
 
+def is_frame_causal(config: FlowConfig) -> bool:
+    """Whether no block of a flow lets a frame of a video see a later one."""
+    two_frames = Grid(2, *config.grid)
+    return not any(
+        block.layers and not config.is_local(index) and block_order(config, index, two_frames) == "flip"
+        for index, block in enumerate(config.blocks)
+    )
+
+
 def reorder(tokens: jax.Array, order: Order, frame: int) -> jax.Array:
     """Permutes tokens [B, N, c]; each order is its own inverse."""
     if order == "identity":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from starflow_jax.training.files import replacing
+from starflow_jax.files import replacing
 
 
 def grid_columns(count: int) -> int:

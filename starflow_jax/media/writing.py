@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from starflow_jax.config.checks import check, check_integer, check_real
+from starflow_jax.files import replacing, replacing_folder
 from starflow_jax.media.pictures import image_grid, to_uint8, write_png
-from starflow_jax.training.files import replacing, replacing_folder
 
 MAX_FPS = 240
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")

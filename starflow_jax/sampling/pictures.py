@@ -16,8 +16,8 @@ from starflow_jax.config.checks import check, check_choice, check_integer, check
 from starflow_jax.config.experiment import SOLVERS, DataConfig, ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import digits, quantise
-from starflow_jax.flows import Flow, Guidance, LinearGuidance, learned_denoise, score_denoise
-from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows import Flow, learned_denoise, score_denoise
+from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.report import SampleReport, report_on
@@ -277,7 +277,9 @@ def _draw(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
     cond = condition(label, kind.flow)
-    guidance = _guidance(kind, cond, scalars) if kind.guided else None
+    guidance = None
+    if kind.guided:
+        guidance = guidance_of(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"])
     tempered = kind.tempered and kind.flow.family == "starflow"
     result: Inversion = inverse(
         flow,
@@ -293,11 +295,3 @@ def _draw(
     elif kind.denoise == "learned":
         drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
     return drawn, result.x, result.reports
-
-
-def _guidance(kind: _Kind, cond: jax.Array | None, scalars: dict[str, jax.Array]) -> AnyGuidance:
-    if kind.flow.family == "tarflow":
-        return LinearGuidance(scalars["weight"], scalars["attention_temperature"])
-    assert cond is not None  # check_request lets no other model be guided
-    # The empty caption of a model whose text is a one-hot label.
-    return Guidance(scalars["weight"], jnp.zeros_like(cond))

@@ -9,8 +9,9 @@ import numpy as np
 
 from starflow_jax.config.checks import check, check_integer
 from starflow_jax.config.flow import FlowConfig
-from starflow_jax.evaluation.frames import is_frame_causal
+from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.solvers import SlidingWindow
 
 
 def log_likelihoods(
@@ -20,18 +21,22 @@ def log_likelihoods(
     cond: np.ndarray | None,
     *,
     given: int = 0,
+    window: SlidingWindow | None = None,
+    later_cond: np.ndarray | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
     """log p(x | cond) of samples, in nats, float32 [n]; of the frames after given ones, given those.
 
-    The samples are the flow's own, with the training noise still in them: that is what its density is of. A video is
-    one whole, however long. One program is compiled for a shape and kept.
+    The samples are the flow's own, with the training noise still in them: that is what its density is of. A video that
+    was drawn in windows has the density that it was drawn from: that of its first window, times that of every later
+    one's new frames given its context. One program is compiled for a shape and kept.
 
     Args:
       params: of the flow; config: what it is.
       x: float32 [n, H, W, C] or [n, T, H, W, C].
       cond: text states [n, L, text_dim], integer labels [n], or None.
       given: frames P at the beginning of every video that were not drawn; needs a flow that is causal in time.
+      window, later_cond: as in `solvers.inverse`, of a video that is longer than the window.
       batch_size: samples at a time; the last batch is filled up with copies.
 
     Raises:
@@ -43,6 +48,14 @@ def log_likelihoods(
     if given:
         check(x.ndim == 5 and given < x.shape[1], f"given must be below the frames of x {list(x.shape)}, got {given}")
         check(is_frame_causal(config), f"given must be 0 for a flow that is not causal in time, got {given}")
+    if window is not None and window.frames < x.shape[1]:
+        scored = functools.partial(log_likelihoods, params, config, batch_size=batch_size)
+        total = scored(x[:, : window.frames], cond, given=given)
+        later = cond if later_cond is None else later_cond
+        for end in range(window.frames, x.shape[1], window.frames - window.kept):
+            first = end - window.kept
+            total = total + scored(x[:, first : first + window.frames], later, given=window.kept)
+        return total
     count, batch_size = len(x), min(batch_size, len(x))
     scores = []
     for first in range(0, count, batch_size):

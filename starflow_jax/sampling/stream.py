@@ -16,13 +16,14 @@ import numpy as np
 from starflow_jax.config.checks import check
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows import Flow
+from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.pictures import to_pixels
 from starflow_jax.sampling.report import report_on
 from starflow_jax.sampling.stream_denoise import FinalFrame, FrameDenoiser, chunk_plan, frames_ahead
 from starflow_jax.sampling.video_plan import VideoKind, VideoPlan, plan_videos
-from starflow_jax.sampling.videos import Videos, denoise_chunks, denoise_video, frame_noise, guidance_of, noisy_given
+from starflow_jax.sampling.videos import Videos, denoise_chunks, denoise_video, frame_noise, noisy_given
 from starflow_jax.solvers import BlockReport
 from starflow_jax.solvers.stream import FrameStream
 from starflow_jax.solvers.stream_programs import partial_flow
@@ -177,7 +178,7 @@ class VideoStream(Iterator[StreamedFrame]):
             text,
             given=plan.given_frames,
             solver=kind.solver,
-            guidance=guidance_of(kind, text, plan.scalars),
+            guidance=guidance_of(kind.flow.family, text, plan.scalars["weight"]) if kind.guided else None,
             window=kind.window,
             temperature=plan.scalars["attention_temperature"] if kind.tempered else None,
             later_cond=None if plan.later_text is None else jnp.asarray(plan.later_text),

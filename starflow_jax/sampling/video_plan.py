@@ -14,11 +14,10 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.sampling.pictures import Denoise, check_denoise, default_solver
 from starflow_jax.solvers import AnySolver, SlidingWindow
+from starflow_jax.text.captions import EXTEND, prefixed
 from starflow_jax.training.inputs import word_encoder
 
 MOST_PLACES = 2**30
-# The first word of the caption of a clip that shows a later part of what the caption tells (specification, section 5).
-EXTEND = "(extend)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,7 @@ def plan_videos(
         captions=tuple(captions),
         places=_checked_places(places, len(captions)),
         text=text,
-        later_text=None if window is None else _later_text(config, captions),
+        later_text=None if window is None else later_text(config, captions),
         given=None
         if prefix is None
         else _checked_given(config, prefix, len(captions), frames, (rows, columns), window),
@@ -168,18 +167,17 @@ def plan_videos(
     )
 
 
-def _later_text(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray | None:
-    """Text states of the captions as a model that was trained on "(extend)" clips reads them once a clip goes on."""
+def later_text(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray | None:
+    """Text states of the captions as windows after the first read them: those of clips that go on.
+
+    None for a model that was not trained on "(extend)" clips. A caption stays as it is if it is empty or leaves no
+    room for the word.
+    """
     if config.text is None or EXTEND not in config.text.vocabulary:
         return None
-
-    def going_on(caption: str) -> str:
-        words = caption.split()
-        # A caption that leaves no room for the word stays as it is.
-        as_it_is = not words or words[0] == EXTEND or len(words) >= config.flow.text_length
-        return caption if as_it_is else f"{EXTEND} {caption}"
-
-    return text_states(config, [going_on(caption) for caption in captions])
+    room = config.flow.text_length
+    going_on = [prefixed(c, EXTEND) if 0 < len(c.split()) < room else c for c in captions]
+    return text_states(config, going_on)
 
 
 def text_states(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Captions to videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
 
 `video_plan.plan_videos` checks a request and resolves what it leaves open; `generate` draws it. The pieces between them
-are functions of their own (`frame_noise`, `noisy_given`, `guidance_of`, `denoise_video`, `pixels_of`), so that another
+are functions of their own (`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`), so that another
 way of drawing the same plan gives the same videos.
 """
 
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.flows import Flow, Guidance, denoise_in_chunks, learned_denoise, score_denoise
+from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
+from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.pictures import to_pixels
@@ -185,18 +186,13 @@ def _draw(
         z,
         text,
         solver=kind.solver,
-        guidance=guidance_of(kind, text, scalars),
+        guidance=guidance_of(kind.flow.family, text, scalars["weight"]) if kind.guided else None,
         prefix=None if given is None else noisy_given(key, places, given, kind.noise_std),
         window=kind.window,
         temperature=scalars["attention_temperature"] if kind.tempered else None,
         later_cond=later_text,
     )
     return result.x, denoise_video(flow, result.x, text, kind), result.reports
-
-
-def guidance_of(kind: VideoKind, text: jax.Array, scalars: dict[str, jax.Array]) -> Guidance | None:
-    """Guidance away from the empty caption, whose states are zeros; None where there is none."""
-    return Guidance(scalars["weight"], jnp.zeros_like(text)) if kind.guided else None
 
 
 def _rows(

@@ -17,7 +17,18 @@ from typing import Any
 
 import numpy as np
 
+# First words of captions of other clips than plain ones (specification, section 5): a clip that shows a later part of
+# what the caption tells, and one whose first frames are the source of the others.
+EXTEND, TRANSLATE = "(extend)", "(v2v)"
+
 _ASPECT_RATIO = re.compile(r"[1-9]\d*:[1-9]\d*")
+
+
+def prefixed(caption: str, word: str | None) -> str:
+    """A caption behind a word that says what kind of clip it is of, once; as it is where the word is None."""
+    if word is None or caption.split()[:1] == [word]:
+        return caption
+    return f"{word} {caption}".strip()
 
 
 def caption_prompts(

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.flows.guidance import AnyGuidance, Guidance, LinearGuidance
+from starflow_jax.files import write_text
+from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params
 from starflow_jax.solvers.calibrate import calibrate
 from starflow_jax.solvers.calibration import Calibration
-from starflow_jax.training.files import write_text
 from starflow_jax.training.inputs import condition, noisy_pixels, open_source, word_encoder
 
 CALIBRATION_FILE = "calibration.json"
@@ -53,7 +53,7 @@ def calibrate_run(
         params,
         x,
         cond,
-        guidance=guidance_of(config, cond, weight),
+        guidance=guidance_of(config.flow.family, cond, weight) if weight and cond is not None else None,
         weight=weight,
         target_error=target_error,
         step=step,
@@ -79,15 +79,6 @@ def _conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]])
     if config.text is not None:
         return word_encoder(config).states(jnp.asarray(np.stack([example["text"] for example in examples])))
     return condition(jnp.asarray([int(example["label"]) for example in examples], jnp.int32), config.flow)
-
-
-def guidance_of(config: ExperimentConfig, cond: jax.Array | None, weight: float) -> AnyGuidance | None:
-    """Guidance as `sampling` applies it; None for weight 0 or a flow without a condition."""
-    if not weight or cond is None:
-        return None
-    if config.flow.family == "tarflow":
-        return LinearGuidance(jnp.float32(weight))
-    return Guidance(jnp.float32(weight), jnp.zeros_like(cond))
 
 
 def write_calibration(workdir: Path | str, calibration: Calibration) -> Path:

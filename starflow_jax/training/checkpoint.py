@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 
 from starflow_jax.config.build import from_json, to_json
 from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.files import write_text
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.training.files import write_text
 from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.plots import CURVES_FILE

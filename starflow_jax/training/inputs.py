@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config.experiment import DataConfig, ExperimentConfig
+from starflow_jax.config.experiment import DataConfig, ExperimentConfig, TextConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import ArraySource, MovingDigits, Source, dequantise, digits
 from starflow_jax.text.words import WordEncoder
@@ -59,8 +59,8 @@ def open_source(config: DataConfig, split: Literal["train", "test"], *, flow: Fl
     return ArraySource(path.stem, images, labels, levels=256, num_classes=num_classes)
 
 
-def check_source(source: Source, flow: FlowConfig) -> None:
-    """Raises ValueError unless the images and classes of `source` fit `flow`."""
+def check_source(source: Source, flow: FlowConfig, text: TextConfig | None = None) -> None:
+    """Raises ValueError unless the images and classes, or captions, of `source` fit `flow` and `text`."""
     shape = tuple(source[0]["image"].shape)
     expected = (*flow.image_shape, flow.channels)
     if shape[-3:] != expected:
@@ -68,7 +68,12 @@ def check_source(source: Source, flow: FlowConfig) -> None:
             f"flow.image_size and flow.channels must fit the images of {source.name}, {list(shape[-3:])}, "
             f"got {list(expected)}"
         )
-    if "text" in source[0]:
+    if isinstance(source, MovingDigits):
+        # Its word ids mean nothing in another vocabulary, or in the same words in another order.
+        words = None if text is None else text.vocabulary
+        if words != source.encoder.vocabulary:
+            known, seen = (" ".join(some) for some in (source.encoder.vocabulary, words or ("none",)))
+            raise ValueError(f"text.vocabulary must be that of {source.name}, {known!r}, got {seen!r}")
         return
     room = flow.num_classes or flow.text_dim
     if 0 < room < source.num_classes:

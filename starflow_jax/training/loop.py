@@ -99,7 +99,7 @@ def train(
     """
     workdir = Path(workdir)
     source = open_source(config.data, "train", flow=config.flow) if source is None else source
-    check_source(source, config.flow)
+    check_source(source, config.flow, config.text)
     claim_workdir(workdir, config)
     with Checkpoints(workdir, config.train.keep) as checkpoints:
         latest = checkpoints.latest_step()

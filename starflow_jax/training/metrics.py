@@ -12,7 +12,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from starflow_jax.training.files import write_text
+from starflow_jax.files import write_text
 
 CSV_FILE = "metrics.csv"
 EVENTS_FOLDER = "events"

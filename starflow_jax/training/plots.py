@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starflow_jax.training.files import replacing
+from starflow_jax.files import replacing
 from starflow_jax.training.metrics import CSV_FILE, read_metrics
 
 CURVES_FILE = "curves.png"
