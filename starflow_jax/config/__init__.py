@@ -1,21 +1,18 @@
 """Configuration: frozen dataclasses that check themselves, and the one place that builds them.
 
 - `flow`: what a flow is made of.
-- `experiment`: a flow with its data, training, sampling and evaluation.
+- `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
+- `experiment`: a flow with all of these, and how it is sampled and evaluated.
 - `build`: from an experiment file, command-line overrides, or JSON.
 - `checks`: one-sentence checks of fields.
 """
 
 from starflow_jax.config.build import apply_overrides, build, from_json, load_config, to_json
-from starflow_jax.config.experiment import (
-    DataConfig,
-    EvaluateConfig,
-    ExperimentConfig,
-    SampleConfig,
-    TextConfig,
-    TrainConfig,
-)
+from starflow_jax.config.data import DataConfig
+from starflow_jax.config.experiment import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
 from starflow_jax.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.config.mesh import MeshConfig
+from starflow_jax.config.train import TrainConfig
 
 __all__ = [
     "DataConfig",
@@ -23,6 +20,7 @@ __all__ = [
     "EvaluateConfig",
     "ExperimentConfig",
     "FlowConfig",
+    "MeshConfig",
     "SampleConfig",
     "TextConfig",
     "TrainConfig",

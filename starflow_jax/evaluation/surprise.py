@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.checks import check, check_integer
-from starflow_jax.config.experiment import DataConfig, ExperimentConfig
+from starflow_jax.config.data import DataConfig
+from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import Source, bits_per_dim
 from starflow_jax.data.moving_digits import LEVELS as DIGIT_LEVELS

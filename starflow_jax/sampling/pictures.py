@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.checks import check, check_choice, check_integer, check_real
-from starflow_jax.config.experiment import SOLVERS, DataConfig, ExperimentConfig
+from starflow_jax.config.data import DataConfig
+from starflow_jax.config.experiment import SOLVERS, ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import digits, quantise
 from starflow_jax.flows import Flow, learned_denoise, score_denoise

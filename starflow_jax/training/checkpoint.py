@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 
 # What may differ between a run and its continuation: it changes no parameter.
-_FREE = ("sample", "evaluate")
+_FREE = ("sample", "evaluate", "mesh")
 _FREE_IN_TRAIN = ("log_every", "checkpoint_every", "sample_every", "keep", "steps_per_call")
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config.experiment import DataConfig, ExperimentConfig, TextConfig
+from starflow_jax.config.data import DataConfig
+from starflow_jax.config.experiment import ExperimentConfig, TextConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import ArraySource, MovingDigits, Source, dequantise, digits
 from starflow_jax.text.words import WordEncoder

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from starflow_jax.config.experiment import TrainConfig
+from starflow_jax.config.train import TrainConfig
 
 Params = dict[str, Any]
 
