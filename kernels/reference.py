@@ -5,10 +5,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.kernels.visibility import Causal, Full, Visibility
+from starflow_jax.kernels.visibility import Full, Visibility
 
 # Finite, so that a row that sees nothing stays finite too.
 _HIDDEN = -1e30
+
+# Queries worked on together: enough to keep a processor's caches busy, and at most so many chunks that the program of
+# a long sequence stays small.
+_CHUNK, _CHUNKS = 128, 16
+
+# From so many pairs on, weights are computed anew in the backward pass rather than kept: those of 1,024 tokens are
+# 4 MiB for each head of each sample.
+_REMEMBERED_PAIRS = 2**20
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array | None, precision) -> jax.Array:
@@ -26,17 +34,20 @@ def attention(
     *,
     visibility: Visibility,
     offset: int | jax.Array = 0,
-    query_chunk: int = 128,
+    query_chunk: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """Scaled attention whose scale is already inside `query`; softmax in float32.
+
+    A pass from slot 0 works on some queries at a time, each on the keys it can see only, and keeps no weights of a
+    long sequence for the backward pass.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale.
       key, value: [B, k, S, d] with k dividing h (grouped-query attention: head j uses kv head j // (h / k)).
       visibility: which slots see which.
       offset: slot index of the first query (may be traced).
-      query_chunk: a causal pass from slot 0 works on this many queries at a time, each on the keys it can see only.
+      query_chunk: queries at a time; None for 128, or a sixteenth of a long sequence.
       precision: of the two products.
 
     Returns:
@@ -48,21 +59,29 @@ def attention(
     # Queries of one group share keys: folding the group into the query axis keeps a plain batched product.
     query = query.reshape(batch, kv_heads, group, count, dim)
 
-    def chunk(first: int, last: int, visible_slots: int) -> jax.Array:
+    def chunk(query, key, value, first: int, last: int, spans: tuple[tuple[int, int], ...]) -> jax.Array:
         part = query[:, :, :, first:last].reshape(batch, kv_heads, group * (last - first), dim)
+        keys, values = (_joined([array[:, :, a:b] for a, b in spans], axis=2) for array in (key, value))
         seen = None
         if not isinstance(visibility, Full):
             rows = offset + jnp.arange(first, last)
-            seen = visibility.mask(rows[:, None], jnp.arange(visible_slots)[None, :])
+            columns = _joined([jnp.arange(a, b) for a, b in spans], axis=0)
+            seen = visibility.mask(rows[:, None], columns[None, :])
             seen = jnp.tile(seen, (group, 1)) if group > 1 else seen
-        out = _attend(part, key[:, :, :visible_slots], value[:, :, :visible_slots], seen, precision)
+        out = _attend(part, keys, values, seen, precision)
         return out.reshape(batch, kv_heads, group, last - first, dim)
 
-    from_start = isinstance(visibility, Causal) and isinstance(offset, int) and offset == 0
-    if from_start and count > query_chunk:
-        bounds = range(0, count, query_chunk)
-        parts = [chunk(i, min(i + query_chunk, count), min(i + query_chunk, slots)) for i in bounds]
+    size = max(_CHUNK, -(-count // _CHUNKS)) if query_chunk is None else query_chunk
+    if isinstance(offset, int) and offset == 0 and count > size:
+        if count * slots >= _REMEMBERED_PAIRS:
+            chunk = jax.checkpoint(chunk, static_argnums=(3, 4, 5))
+        bounds = [(first, min(first + size, count)) for first in range(0, count, size)]
+        parts = [chunk(query, key, value, *b, visibility.spans(*b, slots)) for b in bounds]
         out = jnp.concatenate(parts, axis=3)
     else:
-        out = chunk(0, count, slots)
+        out = chunk(query, key, value, 0, count, ((0, slots),))
     return out.reshape(batch, heads, count, dim)
+
+
+def _joined(parts: list[jax.Array], axis: int) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)

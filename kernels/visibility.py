@@ -19,6 +19,9 @@ class Visibility(Protocol):
     def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """Booleans of the broadcast shape of `query` and `key` (slot indices)."""
 
+    def spans(self, first: int, last: int, slots: int) -> tuple[tuple[int, int], ...]:
+        """Ranges [start, end) of keys, in order, outside which no query of [first, last) sees any of `slots` keys."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
@@ -27,6 +30,9 @@ class Causal:
     def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return key <= query
 
+    def spans(self, first: int, last: int, slots: int) -> tuple[tuple[int, int], ...]:
+        return ((0, min(last, slots)),)
+
 
 @dataclasses.dataclass(frozen=True)
 class Full:
@@ -34,6 +40,9 @@ class Full:
 
     def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+
+    def spans(self, first: int, last: int, slots: int) -> tuple[tuple[int, int], ...]:
+        return ((0, slots),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +73,12 @@ class FrameWindow:
             # A text query has no past to cut off: it sees every frame from 0.
             seen &= (key_frame >= last - self.window) | (query < self.text)
         return seen | (key < self.text)
+
+    def spans(self, first: int, last: int, slots: int) -> tuple[tuple[int, int], ...]:
+        frame_of = [max(slot - self.text, 0) // self.frame for slot in (first, last - 1)]
+        end = min(self.text + (frame_of[1] + self.look_ahead) * self.frame, slots)
+        start = 0
+        if self.window is not None and first >= self.text:
+            start = max(0, frame_of[0] + self.look_ahead - 1 - self.window)
+        start = self.text + start * self.frame
+        return ((0, end),) if start == self.text else ((0, self.text), (start, end))

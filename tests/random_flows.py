@@ -33,7 +33,7 @@ def random_flow(config: FlowConfig, seed: int = 0) -> Flow:
             return {key: fill(value, f"{name}.{key}") for key, value in tree.items()}
         value = rng.normal(size=tree.shape)
         if name.endswith("kernel"):
-            value *= (0.15 if "proj_out" in name else 0.7) * tree.shape[-2] ** -0.5
+            value *= (0.15 if "proj_out" in name else 0.7) * tree.shape[-4 if "qkv" in name else -2] ** -0.5
         else:
             value *= 0.1
         # Layer norms start at gain 1; RMS norms have gain 1 + weight.

@@ -16,6 +16,7 @@ from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
 from starflow_jax.nn.transformer import Transformer
+from starflow_jax.parallel.layout import Layout
 
 # predict(previous, first, cache): mean and scale of tokens first .. first + n - 1 in the block's order, from the n
 # tokens before them, previous: [B, n, c] (the start token where first = 0), and everything earlier in the cache.
@@ -47,7 +48,7 @@ class AutoregressiveBlock(nnx.Module):
     A block without layers is the identity map and holds no parameters.
     """
 
-    def __init__(self, config: FlowConfig, index: int, key: jax.Array):
+    def __init__(self, config: FlowConfig, index: int, key: jax.Array, layout: Layout | None = None):
         transformer = config.blocks[index]
         self.config = config
         self.index = index
@@ -56,11 +57,11 @@ class AutoregressiveBlock(nnx.Module):
             return
         keys = jax.random.split(key, 8)
         width, c = transformer.width, config.token_channels
-        compute = Compute(config.dtype, config.matmul_precision)
-        self.proj_in = Linear(c, width, keys[0], compute=compute)
+        compute = Compute(config.dtype, config.matmul_precision, layout)
+        self.proj_in = Linear(c, width, keys[0], name="proj_in", compute=compute)
         reads_text = config.is_conditioned(index)
         projects = reads_text and config.language_model is not transformer
-        self.proj_txt = Linear(config.text_dim, width, keys[1], compute=compute) if projects else None
+        self.proj_txt = Linear(config.text_dim, width, keys[1], name="proj_txt", compute=compute) if projects else None
         self.sos_embed = nnx.Param(0.02 * jax.random.normal(keys[2], (c,))) if config.sos else None
         rows, columns = config.grid
         learned = (rows * columns, width)
@@ -71,8 +72,8 @@ class AutoregressiveBlock(nnx.Module):
             transformer, keys[5], compute=compute, remat=config.remat, dropout=config.dropout
         )
         # Zero: a new block is the identity map, so that a new flow of any depth survives the round trip in float32.
-        outputs = c if config.scale == "unit" else 2 * c
-        self.proj_out = Linear(width, outputs, keys[6], std=0.0, compute=Compute(precision=config.matmul_precision))
+        outputs, exact = c if config.scale == "unit" else 2 * c, Compute("float32", config.matmul_precision, layout)
+        self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
 
     @property
     def reads_text(self) -> bool:

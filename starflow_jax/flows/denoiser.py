@@ -13,27 +13,29 @@ from starflow_jax.flows.order import Grid, patchify, unpatchify
 from starflow_jax.kernels import FrameWindow, Full, Visibility
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.transformer import Transformer
+from starflow_jax.parallel.layout import Layout
 
 
 class Denoiser(nnx.Module):
     """Predicts sigma_n * dL/dx, the flow's own input gradient, in one pass (arXiv 2511.20462, flow-score matching)."""
 
-    def __init__(self, config: FlowConfig, key: jax.Array):
+    def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
         check(config.denoiser is not None, "denoiser is None: this flow has no learned denoiser")
         options = config.denoiser
         transformer = config.denoiser_transformer
         keys = jax.random.split(key, 3)
-        compute = Compute(config.dtype, config.matmul_precision)
+        compute = Compute(config.dtype, config.matmul_precision, layout)
         self.config = config
-        self.proj_in = Linear(config.token_channels, transformer.width, keys[0], compute=compute)
+        self.proj_in = Linear(config.token_channels, transformer.width, keys[0], name="proj_in", compute=compute)
         self.proj_txt = (
-            Linear(config.text_dim, transformer.width, keys[1], compute=compute)
+            Linear(config.text_dim, transformer.width, keys[1], name="proj_txt", compute=compute)
             if options.conditional  # type: ignore[union-attr]
             else None
         )
         self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
+        exact = Compute("float32", config.matmul_precision, layout)
         self.proj_out = Linear(
-            transformer.width, config.token_channels, key, std=0.0, compute=Compute(precision=config.matmul_precision)
+            transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact
         )
 
     def visibility(self, grid: Grid, text: int) -> Visibility:

@@ -14,6 +14,7 @@ from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.order import Grid, block_order, patchify, reorder, unpatchify
+from starflow_jax.parallel.layout import Layout
 
 
 @flax.struct.dataclass
@@ -44,13 +45,14 @@ class Flow(nnx.Module):
 
     The module is the tree of parameters: every method is a pure function of it and its arguments, to be used with
     `jax.*` transformations. Cross a `jit` boundary that is passed every step with `flows.parameters.split`.
+    With a layout its arithmetic is spread over the devices of a mesh.
     """
 
-    def __init__(self, config: FlowConfig, key: jax.Array):
+    def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
         keys = jax.random.split(key, config.num_blocks + 1)
         self.config = config
-        self.blocks = nnx.List([AutoregressiveBlock(config, i, keys[i]) for i in range(config.num_blocks)])
-        self.denoiser = Denoiser(config, keys[-1]) if config.denoiser is not None else None
+        self.blocks = nnx.List([AutoregressiveBlock(config, i, keys[i], layout) for i in range(config.num_blocks)])
+        self.denoiser = Denoiser(config, keys[-1], layout) if config.denoiser is not None else None
         # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (specification, section 2).
         rows, columns = config.grid
         statistic = jnp.ones((rows * columns, config.token_channels))

@@ -14,6 +14,7 @@ from flax import nnx
 
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows.flow import Flow
+from starflow_jax.parallel.layout import Layout
 
 Params = dict[str, Any]
 
@@ -42,12 +43,12 @@ def overlaid(leaves: Params, params: Params) -> Params:
     return {name: overlaid(leaf, params[name]) if name in params else leaf for name, leaf in leaves.items()}
 
 
-def abstract(config: FlowConfig) -> tuple[nnx.GraphDef, Params]:
-    """Like `split(Flow(config, key))`, with ShapeDtypeStructs: allocates nothing."""
+def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.GraphDef, Params]:
+    """Like `split(Flow(config, key, layout))`, with ShapeDtypeStructs: allocates nothing."""
     definitions = []
 
     def build(key):
-        definition, params = split(Flow(config, key))
+        definition, params = split(Flow(config, key, layout))
         definitions.append(definition)
         return params
 

@@ -11,6 +11,7 @@ from starflow_jax.kernels import Visibility, attention
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
+from starflow_jax.parallel.layout import placed
 
 
 class Attention(nnx.Module):
@@ -20,10 +21,12 @@ class Attention(nnx.Module):
         c = config
         into, out = jax.random.split(key)
         self.norm = make_norm(c.norm, c.width)
-        self.qkv = Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, into, bias=c.bias, compute=compute)
+        # By key/value head: the queries that read it, the key, the value. A mesh may so part the heads in one cut.
+        grouped = (c.kv_heads, c.heads // c.kv_heads + 2, c.head_dim)
+        self.qkv = Linear(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
         # Residual branches start small, so that depth does not blow up the first hidden states.
         std = (2 * c.layers * c.heads * c.head_dim) ** -0.5
-        self.proj = Linear(c.heads * c.head_dim, c.width, out, bias=c.bias, std=std, compute=compute)
+        self.proj = Linear(c.heads * c.head_dim, c.width, out, name="proj", bias=c.bias, std=std, compute=compute)
         self.query_norm = RMSNorm(c.head_dim) if c.qk_norm else None
         self.key_norm = RMSNorm(c.head_dim) if c.qk_norm else None
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
@@ -47,8 +50,10 @@ class Attention(nnx.Module):
         """
         c = self.config
         batch, count, _ = h.shape
-        packed = self.qkv(self.norm(h)).reshape(batch, count, c.heads + 2 * c.kv_heads, c.head_dim)
-        query, key, value = jnp.split(packed.transpose(0, 2, 1, 3), (c.heads, c.heads + c.kv_heads), axis=1)
+        layout, group = self.compute.layout, c.heads // c.kv_heads
+        packed = placed(layout, self.qkv(self.norm(h)), "packed").transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
+        query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), "heads")
+        key, value = (placed(layout, packed[:, :, place], "heads") for place in (group, group + 1))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
@@ -60,5 +65,6 @@ class Attention(nnx.Module):
         if cache is not None:
             cache, key, value = cache.write(jnp.asarray(layer), slot, key, value)
         mixed = attention(query, key, value, visibility=visibility, offset=slot, precision=self.compute.precision)
-        out = self.proj(mixed.transpose(0, 2, 1, 3).reshape(batch, count, -1))
+        mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
+        out = self.proj(placed(layout, mixed, "channels"))
         return (out if self.post_norm is None else self.post_norm(out)), cache

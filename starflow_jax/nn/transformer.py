@@ -12,6 +12,7 @@ from starflow_jax.nn.attention import Attention
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
+from starflow_jax.parallel.layout import placed
 
 
 class MLP(nnx.Module):
@@ -21,19 +22,24 @@ class MLP(nnx.Module):
         c = config
         hidden = c.expansion * c.width
         keys = jax.random.split(key, 3)
+        gated = c.mlp == "gated"
         self.norm = make_norm(c.norm, c.width)
-        self.gate = Linear(c.width, hidden, keys[0], bias=c.bias, compute=compute) if c.mlp == "gated" else None
-        self.up = Linear(c.width, hidden, keys[1], bias=c.bias, compute=compute)
-        self.down = Linear(hidden, c.width, keys[2], bias=c.bias, std=(2 * c.layers * hidden) ** -0.5, compute=compute)
+        self.gate = Linear(c.width, hidden, keys[0], name="gate", bias=c.bias, compute=compute) if gated else None
+        self.up = Linear(c.width, hidden, keys[1], name="up", bias=c.bias, compute=compute)
+        std = (2 * c.layers * hidden) ** -0.5
+        self.down = Linear(hidden, c.width, keys[2], name="down", bias=c.bias, std=std, compute=compute)
+        self.layout = compute.layout
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
 
     def __call__(self, h: jax.Array) -> jax.Array:
         """The branch's output for h: [B, n, D]."""
         x = self.norm(h)
+        hidden = placed(self.layout, self.up(x), "channels")
         if self.gate is None:
-            out = self.down(jax.nn.gelu(self.up(x), approximate=False))
+            out = self.down(jax.nn.gelu(hidden, approximate=False))
         else:
-            out = self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
+            gate = placed(self.layout, self.gate(x), "channels")
+            out = self.down(jax.nn.gelu(gate, approximate=True) * hidden)
         return out if self.post_norm is None else self.post_norm(out)
 
 
@@ -117,12 +123,13 @@ class Transformer(nnx.Module):
 
         def step(carry, inputs):
             h, cache = carry
+            h = placed(self.compute.layout, h, "hidden")
             layer, index, key = inputs
             keys = (None, None) if key is None else jax.random.split(key)
             branch, cache = attend(layer, h, cache, index)
-            h = h + _dropout(branch, self.dropout, keys[0])
+            h = placed(self.compute.layout, h + _dropout(branch, self.dropout, keys[0]), "hidden")
             h = h + _dropout(feed(layer, h), self.dropout, keys[1])
-            return (h, cache), None
+            return (placed(self.compute.layout, h, "hidden"), cache), None
 
         if self.remat == "block":
             step = jax.checkpoint(step)

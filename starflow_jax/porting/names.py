@@ -67,7 +67,25 @@ def _is_gated(flat: Mapping[str, Any], path: str) -> bool:
     return f"{owner}transformer.layers.mlp.gate.kernel" in flat
 
 
+def _to_packed(value: np.ndarray) -> np.ndarray:
+    """Rows [k, group + 2, d, ...] by key/value head as the original packs them: all queries, all keys, all values."""
+    parts = (value[:, :-2], value[:, -2], value[:, -1])
+    return np.concatenate([part.reshape(-1, *value.shape[3:]) for part in parts])
+
+
+def _from_packed(value: np.ndarray, grouped: tuple[int, int, int]) -> np.ndarray:
+    """The inverse of `_to_packed`; grouped: k, group + 2 and d."""
+    kv_heads, members, dim = grouped
+    queries, keys, values = np.split(value, [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim])
+    heads = [part.reshape(kv_heads, -1, dim, *value.shape[1:]) for part in (queries, keys, values)]
+    return np.concatenate(heads, axis=1)
+
+
 def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
+    if path.endswith(".qkv.kernel"):
+        return np.ascontiguousarray(_to_packed(np.moveaxis(value, 0, -1)))
+    if path.endswith(".qkv.bias"):
+        return _to_packed(value)
     if path.endswith(".kernel"):
         return np.ascontiguousarray(value.T)
     if path.endswith(".sos_embed"):
@@ -77,7 +95,11 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _from_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
+def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if path.endswith(".qkv.kernel"):
+        return np.ascontiguousarray(np.moveaxis(_from_packed(value, shape[1:]), -1, 0))  # type: ignore[arg-type]
+    if path.endswith(".qkv.bias"):
+        return _from_packed(value, shape)  # type: ignore[arg-type]
     if path.endswith(".kernel"):
         return np.ascontiguousarray(value.T)
     if path.endswith(".sos_embed"):
@@ -126,7 +148,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
         if value.shape != wanted:
             problems.append(f"{name} has shape {value.shape}, expected {wanted}")
             return None
-        return _from_torch_layout(path, value)
+        return _from_torch_layout(path, value, shape)
 
     filled: dict[str, Any] = {}
     for path, leaf in flat.items():

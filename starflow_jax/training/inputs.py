@@ -107,6 +107,8 @@ def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConf
     Returns:
       float32 array of that shape.
     """
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return image.astype(jnp.float32) + config.noise_std * jax.random.normal(key, image.shape)
     if config.noise == "uniform":
         return dequantise(image, jax.random.uniform(key, image.shape), levels)
     pixels = image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
@@ -138,6 +140,10 @@ def batch_condition(key: jax.Array, batch: Mapping[str, Any], config: Experiment
     Returns:
       See `condition`; text states [B, L, V] of captions, zeros for a dropped one.
     """
+    if "text" in batch and jnp.issubdtype(batch["text"].dtype, jnp.floating):
+        states = jnp.asarray(batch["text"])
+        kept = jax.random.uniform(key, states.shape[:1]) >= config.data.label_drop
+        return jnp.where(kept[:, None, None], states, 0)
     if config.text is None:
         return condition(drop_labels(key, batch["label"], config.data.label_drop), config.flow)
     ids = jnp.asarray(batch["text"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -15,6 +15,7 @@ from starflow_jax.flows import Flow
 from starflow_jax.flows.denoise import noise_level_weight
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
+from starflow_jax.parallel.layout import Layout, placed
 from starflow_jax.training.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.optimizer import (
     DENOISER,
@@ -69,9 +70,19 @@ class Losses:
     latent_square: jax.Array | None = None
 
 
+def init_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
+    """The state before the first update, all of it drawn from `config.seed`, by one compiled program.
+
+    With a layout every device makes its own part, and the numbers are those of one device.
+    """
+    if layout is None:
+        return _init_state(config)
+    shardings = layout.tree(jax.eval_shape(lambda: _init_state(config)))
+    return jax.jit(_init_state, static_argnums=0, out_shardings=shardings)(config)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def init_state(config: ExperimentConfig) -> TrainState:
-    """The state before the first update, all of it drawn from `config.seed`; one compiled program."""
+def _init_state(config: ExperimentConfig) -> TrainState:
     flow_key, key = jax.random.split(jax.random.key(config.seed))
     params = split(Flow(config.flow, flow_key))[1]
     ema = jax.tree.map(jnp.copy, params) if config.train.ema else None
@@ -132,13 +143,64 @@ def loss_and_gradients(
     return losses.replace(loss_denoiser=loss_denoiser), {**grads, DENOISER: denoiser_grads}, x_grad
 
 
+def accumulated(
+    function: Callable[..., tuple[Losses, Params, jax.Array]],
+    params: Params,
+    x: jax.Array,
+    cond: jax.Array | None,
+    *,
+    parts: int,
+    dropout_key: jax.Array | None = None,
+    layout: Layout | None = None,
+) -> tuple[Losses, Params]:
+    """Losses and gradients of a batch, a part of it at a time: means over the parts, which are of one size.
+
+    Noise and conditions are drawn before, so that the number of parts changes memory and nothing else (dropout masks
+    are drawn for each part).
+
+    Args:
+      function: of params, a part of x and cond, and a dropout key; gives what `loss_and_gradients` gives.
+      x: [B, ...]; cond: [B, ...] or None.
+      parts: of the batch; divides B.
+    """
+    if parts == 1:
+        x = placed(layout, x, "batch")
+        cond = None if cond is None else placed(layout, cond, "batch")
+        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key)
+        return losses, grads
+
+    def cut(array: jax.Array) -> jax.Array:
+        # Every part takes some rows of each device, so that no row moves: device-major, then part.
+        rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
+        return jnp.moveaxis(placed(layout, rows, "batch"), 1, 0)
+
+    def add(total: tuple[Losses, Params], index: jax.Array) -> tuple[tuple[Losses, Params], None]:
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        part = [None if array is None else array[index] for array in pieces]
+        losses, grads, _ = function(params, *part, dropout_key=key)
+        return jax.tree.map(lambda a, b: a + b / parts, total, (losses, grads)), None
+
+    pieces = [None if array is None else cut(array) for array in (x, cond)]
+    shapes = jax.eval_shape(lambda: function(params, *[None if a is None else a[0] for a in pieces])[:2])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if layout is not None:
+        zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
+    (losses, grads), _ = jax.lax.scan(add, zeros, jnp.arange(parts))
+    return losses, grads
+
+
 def train_step(
-    config: ExperimentConfig, definition: Any, levels: int, state: TrainState, batch: Batch
+    config: ExperimentConfig,
+    definition: Any,
+    levels: int,
+    state: TrainState,
+    batch: Batch,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
     Args:
-      config, definition, levels: static; `levels` is the number of values a pixel can take.
+      config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
       batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
 
@@ -156,16 +218,20 @@ def train_step(
         image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
     x = noisy_pixels(noise_key, image, levels, config.data)
     cond = batch_condition(label_key, batch, config)
-
-    losses, grads, _ = loss_and_gradients(
-        definition,
+    losses, grads = accumulated(
+        functools.partial(
+            loss_and_gradients,
+            definition,
+            weights=noise_level_weight(config.data.noise_std) if train.noise_weight else None,
+            latent_norm=train.latent_norm,
+            noise_std=config.data.noise_std,
+        ),
         state.params,
         x,
         cond,
-        weights=noise_level_weight(config.data.noise_std) if train.noise_weight else None,
-        latent_norm=train.latent_norm,
-        noise_std=config.data.noise_std,
+        parts=train.accumulate,
         dropout_key=dropout_key if config.flow.dropout > 0 else None,
+        layout=layout,
     )
     finite = jnp.isfinite(losses.loss)
     params, opt_state, report = apply_updates(
@@ -210,9 +276,14 @@ def learning_rate(config: ExperimentConfig) -> CosineSchedule:
     return CosineSchedule(train.steps, train.warmup, train.lr, train.min_lr, train.schedule)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
 def train_steps(
-    config: ExperimentConfig, levels: int, state: TrainState, batches: Batch, count: jax.Array | int
+    config: ExperimentConfig,
+    levels: int,
+    state: TrainState,
+    batches: Batch,
+    count: jax.Array | int,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Several updates in one call of one program: a small model should not wait for Python between updates.
 
@@ -223,22 +294,27 @@ def train_steps(
       state: before the updates; its buffers are reused, so it cannot be read afterwards.
       batches: as for `train_step`, stacked along a new first axis.
       count: how many of them to use.
+      layout: static; of the devices that state and batches are spread over, None for one.
 
     Returns:
       The state after them, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
     """
-    definition = abstract(config.flow)[0]
+    definition = abstract(config.flow, layout)[0]
 
     def one(state: TrainState, index: jax.Array | int) -> tuple[TrainState, Metrics]:
         batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        return train_step(config, definition, levels, state, batch)
+        return train_step(config, definition, levels, state, batch, layout)
 
     def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
         state, new = one(state, index)
         return state, {name: metrics[name].at[index].set(value) for name, value in new.items()}
 
-    capacity = len(batches["label"])
+    capacity = len(batches["image"])
     names = jax.eval_shape(one, state, 0)[1]
     empty = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in names}
-    return jax.lax.fori_loop(0, count, body, (state, empty))
+    state, metrics = jax.lax.fori_loop(0, count, body, (state, empty))
+    if layout is not None:  # each part stays where it was, so that the next call runs the same program
+        state = jax.lax.with_sharding_constraint(state, layout.tree(state))
+        metrics = jax.lax.with_sharding_constraint(metrics, layout.whole())
+    return state, metrics

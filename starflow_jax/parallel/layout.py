@@ -1,0 +1,93 @@
+"""Where arrays lie on a mesh of devices: a handful of named places for activations, a table of rules for parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from starflow_jax.parallel.rules import Spec, spec_of
+
+# An axis of an array may be cut by several axes of the mesh.
+Cut = str | tuple[str, ...] | None
+
+BATCH = ("data", "fsdp")
+
+ACTIVATIONS: dict[str, tuple[Cut, ...]] = {
+    # hidden states [B, n, D]: whole channels, so that norms need no communication
+    "hidden": (BATCH, "sequence", None),
+    # inside the MLP, and the joined heads: [B, n, channels]
+    "channels": (BATCH, "sequence", "tensor"),
+    # the same by head, before they are parted into q, k, v: [B, n, k, group + 2, d]
+    "packed": (BATCH, "sequence", "tensor", None, None),
+    # q, k, v [B, heads, n, d]: the tokens come together, the heads part (DeepSpeed-Ulysses, arXiv 2309.14509)
+    "heads": (BATCH, ("tensor", "sequence"), None, None),
+    # data, conditions and weights of samples: [B, ...]
+    "batch": (BATCH,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh with the axes of `config.mesh.AXES`; static under `jit`.
+
+    Where an axis of an array does not divide into as many parts as the mesh asks for, it stays whole: a single token
+    of decoding, or a batch of one, is computed by all.
+    """
+
+    mesh: jax.sharding.Mesh
+
+    def size(self, cut: Cut) -> int:
+        """Parts into which an axis is cut."""
+        names = (cut,) if isinstance(cut, str) else cut or ()
+        return math.prod(self.mesh.shape[name] for name in names)
+
+    def sharding(self, shape: Sequence[int], cuts: Sequence[Cut]) -> NamedSharding:
+        """The sharding of an array of that shape; axes beyond `cuts` are whole."""
+        cuts = tuple(cuts) + (None,) * (len(shape) - len(cuts))
+        fits = [
+            cut if size % self.size(cut) == 0 and self.size(cut) > 1 else None
+            for size, cut in zip(shape, cuts, strict=True)
+        ]
+        return NamedSharding(self.mesh, PartitionSpec(*fits))
+
+    def place(self, x: jax.Array, name: str) -> jax.Array:
+        """`x` at one of the named places of `ACTIVATIONS`."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, ACTIVATIONS[name]))
+
+    def constrain(self, x: jax.Array, cuts: Sequence[Cut]) -> jax.Array:
+        """`x` cut as said."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, cuts))
+
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device holds all of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def batch(self, shape: Sequence[int], axis: int = 0) -> NamedSharding:
+        """The sharding of a batch whose samples lie along `axis`."""
+        return self.sharding(shape, (None,) * axis + (BATCH,))
+
+    def tree(self, tree: Any) -> Any:
+        """The shardings of a tree of parameters, moments or a whole training state (arrays or ShapeDtypeStructs)."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: self.sharding(leaf.shape, spec_of(_slashed(path), len(leaf.shape))), tree
+        )
+
+
+def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:
+    """`Layout.place`, or `x` as it is on one device."""
+    return x if layout is None else layout.place(x, name)
+
+
+def kernel_cuts(name: str, ndim: int) -> tuple[Spec, Spec]:
+    """How the kernel of the dense layer called `name` is stored, and how it is used: the fsdp axis gathered."""
+    stored = spec_of(f"{name}/kernel", ndim)
+    return stored, tuple(None if axis == "fsdp" else axis for axis in stored)
+
+
+def _slashed(path: Sequence[Any]) -> str:
+    return "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
