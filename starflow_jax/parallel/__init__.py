@@ -3,6 +3,7 @@
 - `mesh`: the mesh that a configuration asks for.
 - `layout`: named places of activations, shardings of parameters.
 - `rules`: the one table of parameter paths.
+- `hlo`, `collectives`: what a compiled program moves between devices.
 """
 
 from starflow_jax.parallel.layout import Layout

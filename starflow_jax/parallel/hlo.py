@@ -1,0 +1,243 @@
+"""Compiled programs as text (HLO): computations, instructions, and how often each of them runs.
+
+The text is what `jax.stages.Compiled.as_text()` gives, on any platform. Only what the planner reads is understood:
+types, operands, called computations, the number of turns of a counted loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+    "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.$-]+) = ")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.$-]+)")
+_SAME_VALUE = ("copy", "bitcast", "convert", "reshape")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array type: its dtype as HLO names it, and its shape on one device."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes without padding; 0 for tokens and other types that hold no numbers."""
+        return math.ceil(BYTES.get(self.dtype, 0) * math.prod(self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name, opcode, operands: as written; operands are names of the same computation.
+      arrays: the arrays of its type, those of a tuple in order.
+      literal: what stands between the parentheses (a constant's value).
+      attributes: what follows them.
+    """
+
+    name: str
+    opcode: str
+    operands: tuple[str, ...]
+    arrays: tuple[Array, ...]
+    literal: str
+    attributes: str
+    root: bool
+
+    def computation(self, attribute: str) -> str | None:
+        """The computation named by `calls`, `body`, `condition`, `to_apply`; None where there is none."""
+        found = re.search(rf"\b{attribute}=%?([\w.$-]+)", self.attributes)
+        return found.group(1) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computations by name, each a dictionary of its instructions in the order of the schedule."""
+
+    computations: Mapping[str, Mapping[str, Instruction]]
+    entry: str
+
+    def times(self) -> dict[str, int]:
+        """How often every computation that is reached runs in one call of the program.
+
+        A loop counts its turns where the text tells them, and one where it does not: a loop that ends on a condition
+        of its data, or on a number that is given at run time. Each branch of a conditional counts.
+        """
+        times: dict[str, int] = {}
+        for name in reversed(self._callees_first()):
+            times.setdefault(name, 1 if name == self.entry else 0)
+            for callee, turns in self._calls(name):
+                times[callee] = times.get(callee, 0) + times[name] * turns
+        return times
+
+    def _callees_first(self) -> list[str]:
+        order: list[str] = []
+        seen: set[str] = set()
+        stack = [(self.entry, False)]
+        while stack:
+            name, done = stack.pop()
+            if done:
+                order.append(name)
+            elif name not in seen:
+                seen.add(name)
+                stack.append((name, True))
+                stack.extend((callee, False) for callee, _ in self._calls(name))
+        return order
+
+    def _calls(self, name: str) -> Iterator[tuple[str, int]]:
+        for instruction in self.computations[name].values():
+            for callee, turns in self._called(instruction, name):
+                if callee in self.computations:
+                    yield callee, turns
+
+    def _called(self, instruction: Instruction, caller: str) -> Iterator[tuple[str, int]]:
+        if instruction.opcode == "while":
+            turns = self.turns(instruction, caller) or 1
+            for attribute in ("body", "condition"):
+                callee = instruction.computation(attribute)
+                if callee:
+                    yield callee, turns
+        elif instruction.opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+            if branches:
+                yield from ((callee, 1) for callee in _NAME.findall(branches.group(1)))
+            for attribute in ("true_computation", "false_computation"):
+                callee = instruction.computation(attribute)
+                if callee:
+                    yield callee, 1
+        elif instruction.opcode in ("fusion", "async-start", "call"):
+            callee = instruction.computation("to_apply" if instruction.opcode == "call" else "calls")
+            if callee:
+                yield callee, 1
+
+    def turns(self, loop: Instruction, caller: str) -> int | None:
+        """Turns of a `while`, None where only running it can tell."""
+        known = _TRIPS.search(loop.attributes)
+        if known:
+            return int(known.group(1))
+        condition = self.computations.get(loop.computation("condition") or "", {})
+        root = next((i for i in condition.values() if i.root), None)
+        if root is None or root.opcode not in ("compare", "fusion"):
+            return None
+        limits = [i for i in condition.values() if i.opcode == "constant"]
+        counters = [i for i in condition.values() if i.opcode == "get-tuple-element"]
+        if root.opcode == "fusion":  # the comparison alone, or with constants of its own
+            inner = self.computations.get(root.computation("calls") or "", {})
+            if not any(i.root and i.opcode == "compare" for i in inner.values()):
+                return None
+            limits += [i for i in inner.values() if i.opcode == "constant"]
+        if len(limits) != 1 or len(counters) != 1 or not re.fullmatch(r"-?\d+", limits[0].literal):
+            return None
+        found = re.search(r"index=(\d+)", counters[0].attributes)
+        index = int(found.group(1)) if found else 0
+        span = int(limits[0].literal) - self._start(loop, caller, index)
+        return max(-(-span // self._stride(loop, index)), 0)
+
+    def _start(self, loop: Instruction, caller: str, index: int) -> int:
+        """The first value of element `index` of a loop's carry; 0 where it is not a constant."""
+        lines = self.computations[caller]
+        carry = lines.get(loop.operands[0]) if loop.operands else None
+        value = _constant(lines, carry.operands[index]) if carry is not None and carry.opcode == "tuple" else None
+        return value or 0
+
+    def _stride(self, loop: Instruction, index: int) -> int:
+        """What a turn adds to element `index` of the carry; 1 where that is not to be read."""
+        body = self.computations.get(loop.computation("body") or "", {})
+        carry = next((i for i in body.values() if i.root), None)
+        if carry is None or carry.opcode != "tuple":
+            return 1
+        new = body.get(carry.operands[index])
+        while new is not None and new.opcode in _SAME_VALUE:
+            new = body.get(new.operands[0])
+        if new is None or new.opcode != "add":
+            return 1
+        added = [value for value in (_constant(body, name) for name in new.operands) if value is not None]
+        return added[0] if len(added) == 1 and added[0] > 0 else 1
+
+
+def parse(text: str) -> Program:
+    """The program that an HLO text describes.
+
+    Raises:
+      ValueError: a text without an ENTRY computation.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            lines = computations.setdefault(head.group(2), {})
+            entry = head.group(2) if head.group(1) else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None:
+            instruction = _instruction(line)
+            if instruction is not None:
+                lines[instruction.name] = instruction
+    if not entry:
+        raise ValueError("the text must be a compiled HLO program with an ENTRY computation, and has none")
+    return Program(computations, entry)
+
+
+def _constant(lines: Mapping[str, Instruction], name: str) -> int | None:
+    """The integer that a name stands for, None where it is no constant."""
+    value = lines.get(name)
+    while value is not None and value.opcode in _SAME_VALUE:
+        value = lines.get(value.operands[0])
+    if value is None or value.opcode != "constant" or not re.fullmatch(r"-?\d+", value.literal):
+        return None
+    return int(value.literal)
+
+
+def arrays(type_text: str) -> tuple[Array, ...]:
+    """The arrays in a type as HLO writes it, `f32[8,4]{1,0}` or a tuple of such."""
+    bare = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", type_text)
+    return tuple(Array(dtype, _shape(shape)) for dtype, shape in _ARRAY.findall(bare))
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",")) if text else ()
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = _INSTRUCTION.match(line)
+    if head is None:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    opening = rest.find("(", end)
+    if end <= 0 or opening < 0:
+        return None
+    closing = _closing(rest, opening)
+    inside = rest[opening + 1 : closing]
+    return Instruction(
+        head.group(2),
+        rest[end:opening].strip(),
+        tuple(_NAME.findall(inside)),
+        arrays(rest[:end]),
+        inside,
+        rest[closing + 1 :],
+        bool(head.group(1)),
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """Index of the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for place in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if place.group() == "(" else -1
+        if depth == 0:
+            return opening + place.start()
+    return len(text) - 1
