@@ -138,10 +138,10 @@ def test_seeds_differ():
     assert list(first) != list(second)
 
 
-def test_shards_share_the_examples_out():
+def test_processes_share_the_examples_out():
     source = numbered_source(10)
-    shards = [next(train_loader(source, 5, seed=0, shard=(index, 2)))["label"] for index in range(2)]
-    assert sorted(np.concatenate(shards)) == list(range(10))
+    parts = [next(train_loader(source, 10, seed=0, process=(index, 2)))["label"] for index in range(2)]
+    assert sorted(np.concatenate(parts)) == list(range(10))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 13])
@@ -161,9 +161,10 @@ def test_evaluation_sees_every_example_once(batch_size):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be 0 to"),
-        ({"shard": (2, 2)}, r"shard must be \(index, count\)"),
-        ({"shard": (0, 11)}, "each of 11 shards, got 10"),
-        ({"threads": -1}, "threads and prefetch"),
+        ({"process": (2, 2)}, r"process must be \(index, count\)"),
+        ({"process": (0, 4)}, "batch_size must be a multiple of the 4 processes, got 2"),
+        ({"threads": -1}, "threads and workers must not be negative"),
+        ({"threads": 1, "workers": 1}, "threads or workers must be 0, got threads=1 and workers=1"),
     ],
 )
 def test_bad_loaders_are_refused(change, message):

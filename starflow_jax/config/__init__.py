@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses that check themselves, and the one place that builds them.
 
 - `flow`: what a flow is made of.
-- `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
+- `source`, `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
 - `experiment`: a flow with all of these, and how it is sampled and evaluated.
 - `build`: from an experiment file, command-line overrides, or JSON.
 - `checks`: one-sentence checks of fields.
@@ -12,9 +12,12 @@ from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
 from starflow_jax.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
 from starflow_jax.config.mesh import MeshConfig
+from starflow_jax.config.source import CaptionConfig, ComponentConfig, SourceConfig
 from starflow_jax.config.train import TrainConfig
 
 __all__ = [
+    "CaptionConfig",
+    "ComponentConfig",
     "DataConfig",
     "DenoiserConfig",
     "EvaluateConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "FlowConfig",
     "MeshConfig",
     "SampleConfig",
+    "SourceConfig",
     "TextConfig",
     "TrainConfig",
     "TransformerConfig",

@@ -108,7 +108,7 @@ class ExperimentConfig:
             f"flow.text_dim must be the {words} words of text.vocabulary, got {self.flow.text_dim}",
         )
         check(
-            self.data.source != "moving_digits" or words is not None,
+            words is not None or all(part.source != "moving_digits" for part in (self.data, *self.data.mixture)),
             "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
         )
         longest = max((frames for _, frames, _ in self.train.curriculum), default=0)

@@ -10,12 +10,17 @@
 
 from starflow_jax.data.dequantise import bits_per_dim, dequantise, quantise
 from starflow_jax.data.digits import digits
+from starflow_jax.data.loader import Loader
+from starflow_jax.data.mixture import Component, Mixture
 from starflow_jax.data.moving_digits import MovingDigits
 from starflow_jax.data.pipeline import eval_batches, train_loader
 from starflow_jax.data.source import ArraySource, Source
 
 __all__ = [
     "ArraySource",
+    "Component",
+    "Loader",
+    "Mixture",
     "MovingDigits",
     "Source",
     "bits_per_dim",

@@ -28,6 +28,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 # What may differ between a run and its continuation: it changes no parameter.
 _FREE = ("sample", "evaluate", "mesh")
 _FREE_IN_TRAIN = ("log_every", "checkpoint_every", "sample_every", "keep", "steps_per_call")
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
 
 
 class Checkpoints:
@@ -212,7 +213,7 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
     """The first field, with both values, in which two configurations describe different runs."""
     for name in old.__dataclass_fields__:
         a, b = getattr(old, name), getattr(new, name)
-        free = _FREE if path == "config" else _FREE_IN_TRAIN if path == "config.train" else ()
+        free = {"config": _FREE, "config.train": _FREE_IN_TRAIN, "config.data": _FREE_IN_DATA}.get(path, ())
         if name in free or a == b:
             continue
         if type(a) is type(b) and hasattr(a, "__dataclass_fields__"):

@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from grain import DatasetIterator
 
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.data import Source, train_loader
+from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state, claim_workdir
@@ -119,12 +118,14 @@ def train(
             return run.until(stop_requested)
 
 
-def _loader(config: ExperimentConfig, source: Source, step: int) -> DatasetIterator:
+def _loader(config: ExperimentConfig, source: Source, step: int) -> Loader:
     """The batches of the stage that update `step` is part of, from its beginning."""
     end, frames, batch_size = config.train.stage(step)
     # Each stage shuffles anew; the training proper as it would without stages before it.
     seed = config.seed if end == config.train.steps else (config.seed + end) % 2**32
-    return train_loader(shortened(source, frames), batch_size, seed)
+    data = config.data
+    reading = {"threads": data.threads, "workers": data.workers, "prefetch": data.prefetch}
+    return train_loader(shortened(source, frames), batch_size, seed, **reading)
 
 
 class _Run:
