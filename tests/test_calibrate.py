@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("calibrated") / "run"
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(CONFIG)))
-    with Checkpoints(workdir, keep=1) as checkpoints:
+    with Checkpoints(workdir, CONFIG, write=True) as checkpoints:
         checkpoints.save(init_state(CONFIG), {}, wait=True)
     return workdir
 

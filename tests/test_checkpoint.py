@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,10 @@ import numpy as np
 import pytest
 
 from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
-from starflow_jax.training.checkpoint import (
-    Checkpoints,
-    abstract_state,
-    claim_workdir,
-    load_run,
-    read_config,
-)
+from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run
+from starflow_jax.training.digests import digest
+from starflow_jax.training.retention import NewestAndBest
+from starflow_jax.training.workdir import claim_workdir, read_config
 
 CONFIG = ExperimentConfig(
     name="test",
@@ -54,7 +52,7 @@ def saved(tmp_path):
     """A run with checkpoints at steps 2, 4 and 6, of which two are kept."""
     workdir = tmp_path / "run"
     claim_workdir(workdir, CONFIG)
-    with Checkpoints(workdir, keep=2) as checkpoints:
+    with Checkpoints(workdir, CONFIG, write=True) as checkpoints:
         for step in (2, 4, 6):
             checkpoints.save(state_of(CONFIG, step, seed=step), {"next_index": 10 * step})
     return workdir
@@ -72,7 +70,7 @@ def test_the_last_ones_are_kept_and_come_back_exactly(saved):
 
 def test_a_saved_state_may_be_overwritten_at_once(tmp_path):
     state = state_of(CONFIG, 1)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with Checkpoints(tmp_path, CONFIG, write=True) as checkpoints:
         checkpoints.save(state, {})
         jax.jit(lambda s: jax.tree.map(lambda a: a * 0, s), donate_argnums=0)(state)
         restored, _ = checkpoints.restore(abstract_state(CONFIG))
@@ -96,21 +94,111 @@ def test_no_run_is_one_sentence(tmp_path):
     assert not (tmp_path / "fresh" / "checkpoints").exists()
 
 
+def test_inference_opens_the_parameters_and_nothing_else(saved):
+    for name in ("opt_state", "rest", "params", "loader"):
+        shutil.rmtree(saved / "checkpoints" / "6" / name)
+    assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)
+    with pytest.raises(ValueError, match="checkpoints/6 is damaged: it has no params"):
+        load_run(saved, ema=False)
+    with Checkpoints(saved, CONFIG) as checkpoints, pytest.raises(ValueError, match="6 is damaged: it has no loader"):
+        checkpoints.restore(abstract_state(CONFIG))
+
+
+def arrays_of(folder):
+    """The file of a part that holds its numbers."""
+    return max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size)
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 # the readers of the damaged arrays outlive the refusal, and complain where nobody hears them
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["truncate", "garble", "loader"])
-def test_a_damaged_checkpoint_is_one_sentence(saved, damage):
-    folder = saved / "checkpoints" / "6"
-    if damage == "loader":
-        (folder / "loader" / "metadata").write_text("{")
-    else:
-        for path in (folder / "state").rglob("*"):
-            if path.is_file() and path.parent.name == "d":
-                data = path.read_bytes()
-                path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"\x00" * len(data))
-    with pytest.raises(ValueError, match=r"checkpoint .*checkpoints/6 is damaged") as error:
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda step: truncate(arrays_of(step / "ema")), "is damaged or of another model: its ema cannot be read"),
+        (lambda step: arrays_of(step / "ema").unlink(), "is damaged or of another model: its ema cannot be read"),
+        (lambda step: (step / "ema" / "_METADATA").write_text("{}"), "its ema cannot be read"),
+        (lambda step: shutil.rmtree(step / "ema"), "is damaged: it has no ema"),
+        (lambda step: shutil.rmtree(step / "digests"), "is no checkpoint of starflow, or half of one"),
+        (lambda step: (step / "digests" / "metadata").write_text("[1]"), "is damaged: its digests are no table"),
+        (lambda step: (step / "config" / "metadata").write_bytes(b"\xff{"), "its config cannot be read"),
+        (lambda step: (step / "config" / "metadata").write_text("{}"), "config is not what was saved"),
+        (lambda step: [shutil.rmtree(step), step.mkdir()], "is no checkpoint of starflow, or half of one"),
+        (lambda step: [shutil.rmtree(step), step.write_text("")], "is no checkpoint but a file"),
+        (lambda step: [shutil.rmtree(step), (step.parent / "4").rename(step)], "is not that of its step but of step 4"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused_by_one_sentence(saved, damage, sentence, capfd):
+    damage(saved / "checkpoints" / "6")
+    with pytest.raises(ValueError, match=rf"^checkpoint .*checkpoints/6 .*{sentence}") as error:
         load_run(saved)
     assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_bit_may_change(saved):
+    """Some flips the array format finds itself; those inside the numbers only the checksum does."""
+    path = arrays_of(saved / "checkpoints" / "6" / "ema")
+    whole, said = path.read_bytes(), []
+    for bit in np.random.default_rng(1).integers(0, 8 * len(whole), 12):
+        flip(path, int(bit))
+        try:
+            assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is not read
+        except ValueError as error:
+            said.append(str(error))
+        path.write_bytes(whole)
+    assert any("ema is not what was saved" in text for text in said)
+
+
+def test_a_checkpoint_of_another_run_is_refused(saved):
+    wider = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, width=32))
+    (saved / "config.json").write_text(to_json(wider))
+    with pytest.raises(ValueError, match=r"6 is of another run: config\.flow\.width is 16 there and 32 here"):
+        load_run(saved)
+
+
+def test_every_bit_and_every_place_counts():
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, jnp.bfloat16, np.int32, np.uint8, np.bool_):
+        array = np.asarray(rng.integers(0, 2, (3, 5)), dtype)
+        seen = {digest({"a": array}), digest({"b": array})}
+        words = array.view(f"uint{8 * array.dtype.itemsize}")
+        for bit in range(1 if dtype == np.bool_ else 8 * array.dtype.itemsize):
+            changed = words.copy()
+            changed[1, 2] ^= 1 << bit
+            seen.add(digest({"a": changed.view(array.dtype)}))
+        assert len(seen) == 2 + bit + 1
+    ones = np.eye(4, dtype=np.float32)
+    assert len({digest(np.roll(ones[0], shift)) for shift in range(4)}) == 4
+
+
+def test_the_newest_and_the_best_stay():
+    policy = NewestAndBest(2, 2, {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0, 60: 9.0})
+    assert policy.kept([10, 20, 30, 40, 50, 60, 70]) == {20, 40, 60, 70}
+    assert policy.kept([10]) == {10}
+    assert NewestAndBest(1, 0, {}).kept([1, 2, 3]) == {3}
+
+
+def test_the_best_stays_over_several_calls(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, train=dataclasses.replace(CONFIG.train, keep=1, keep_best=1, best_metric="loss")
+    )
+    for steps in ((2, 4), (6, 8)):
+        with Checkpoints(tmp_path, config, write=True) as checkpoints:
+            for step in steps:
+                loss = {2: 5.0, 4: float("nan"), 6: 1.0, 8: 2.0}[step]
+                checkpoints.save(state_of(config, step), {}, metrics={"loss": loss}, wait=True)
+        assert checkpoints.steps() == {4: [2, 4], 8: [6, 8]}[steps[-1]]
 
 
 def test_a_workdir_belongs_to_one_configuration(tmp_path):

@@ -20,8 +20,9 @@ from starflow_jax import evaluation, sampling, training
 from starflow_jax.cli import COMMANDS, main
 from starflow_jax.config import load_config
 from starflow_jax.evaluation import pictures
-from starflow_jax.training import checkpoint, init_state
+from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.metrics import read_metrics
+from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir
 
 EXPERIMENT = """
 from ml_collections import ConfigDict
@@ -200,11 +201,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(name, here, capfd):
 
 
 def damaged(run, target):
-    """A copy of a run whose newest checkpoint lost the second half of its largest file."""
+    """A copy of a run whose newest checkpoint lost the second half of the largest file of every part."""
     shutil.copytree(run, target)
-    newest = max((target / checkpoint.CHECKPOINT_FOLDER).iterdir(), key=lambda path: int(path.name))
-    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    newest = max((target / CHECKPOINT_FOLDER).iterdir(), key=lambda path: int(path.name))
+    for part in (path for path in newest.iterdir() if path.is_dir()):
+        largest = max((path for path in part.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
     return target
 
 
@@ -230,8 +232,8 @@ def test_a_damaged_configuration_is_refused(here, tmp_path, capsys):
 
 def test_an_unconditional_run(here, tmp_path, capsys):
     config = load_config("tiny.py:unconditional")
-    checkpoint.claim_workdir(tmp_path / "run", config)
-    with checkpoint.Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+    claim_workdir(tmp_path / "run", config)
+    with Checkpoints(tmp_path / "run", config, write=True) as checkpoints:
         checkpoints.save(jax.jit(lambda: init_state(config))(), {})
     sample = ["sample", "--workdir", str(tmp_path / "run"), "--num", "4", "--out", str(tmp_path / "x.png")]
     for argv, said in {("--guidance", "1"): "attention_temperature", ("--class", "0"): "class must be none"}.items():

@@ -16,8 +16,8 @@ from starflow_jax.media import read_video, write_frames, write_gif, write_png
 from starflow_jax.sampling import videos as video_sampling
 from starflow_jax.sampling.ranking import log_likelihoods
 from starflow_jax.sampling.video_plan import text_states
-from starflow_jax.training import checkpoint
-from starflow_jax.training.checkpoint import abstract_state
+from starflow_jax.training import Checkpoints, abstract_state
+from starflow_jax.training.workdir import claim_workdir
 
 FRAMES, SIDE = 4, 4
 WORDS = ("(v2v)", "(extend)", "a", "one", "two", "left")
@@ -39,11 +39,11 @@ def video_config(words=WORDS):
 
 
 def save_run(workdir, config):
-    checkpoint.claim_workdir(workdir, config)
+    claim_workdir(workdir, config)
     params = split(random_flow(config.flow))[1]
     # Without compiling a program for the zeros that sampling never reads.
     state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract_state(config)).replace(params=params)
-    with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+    with Checkpoints(workdir, config, write=True) as checkpoints:
         checkpoints.save(state, {})
     return params
 

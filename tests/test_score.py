@@ -20,8 +20,9 @@ from starflow_jax.evaluation.surprise import Clip, file_pixels, mean_per_frame, 
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import write_video
-from starflow_jax.training import checkpoint, init_state
+from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.inputs import noisy_pixels, word_encoder
+from starflow_jax.training.workdir import claim_workdir
 
 VIDEO = ExperimentConfig(
     name="clips",
@@ -117,8 +118,8 @@ def home(tmp_path_factory):
     """Runs with new weights, video files and what is not one."""
     home = tmp_path_factory.mktemp("score")
     for name, config in {"run": VIDEO, "stills": STILL}.items():
-        checkpoint.claim_workdir(home / name, config)
-        with checkpoint.Checkpoints(home / name, keep=1) as checkpoints:
+        claim_workdir(home / name, config)
+        with Checkpoints(home / name, config, write=True) as checkpoints:
             checkpoints.save(init_state(config), {})
     frames = np.rint(SOURCE[0]["image"] * (255 / 16)).astype(np.uint8)
     write_video(home / "a.gif", frames, fps=8, scale=4)

@@ -12,9 +12,10 @@ import pytest
 from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
 from starflow_jax.training import init_state, load_run, open_source, plot_curves, train
-from starflow_jax.training.checkpoint import Checkpoints, claim_workdir
+from starflow_jax.training.checkpoint import Checkpoints
 from starflow_jax.training.loop import objective_bits_per_dim, stop_requests
 from starflow_jax.training.metrics import FIELDS, MetricsWriter, average, read_metrics
+from starflow_jax.training.workdir import claim_workdir
 
 CONFIG = ExperimentConfig(
     name="test",
@@ -159,7 +160,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, name, kind):
 @pytest.mark.parametrize("place", [{}, [], 5, {"next_index": "x"}, {"next_index": 1.5}, {"next_index": 10**30}])
 def test_a_wrong_place_in_the_data_is_a_damaged_checkpoint(tmp_path, place):
     claim_workdir(tmp_path, CONFIG)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with Checkpoints(tmp_path, CONFIG, write=True) as checkpoints:
         checkpoints.save(init_state(CONFIG), {"next_index": 0})
     folder = tmp_path / "checkpoints" / "0" / "loader"
     (file,) = (path for path in folder.iterdir() if "next_index" in path.read_text())

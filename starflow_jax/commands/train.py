@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.evaluation.pictures import write_sample_grid
     from starflow_jax.figures import write_json
     from starflow_jax.training import Checkpoints, open_source, train
-    from starflow_jax.training.checkpoint import claim_workdir
     from starflow_jax.training.inputs import check_source
+    from starflow_jax.training.workdir import claim_workdir
 
     begun = time.perf_counter()
     try:

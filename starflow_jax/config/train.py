@@ -28,7 +28,11 @@ class TrainConfig:
       accumulate: parts into which the step cuts a batch, whose gradients it adds up: less memory, the same update.
       steps_per_call: updates in one call of the compiled program. It changes speed, not results.
       log_every, checkpoint_every, sample_every: updates between rows of metrics, checkpoints, callbacks.
-      keep: checkpoints kept.
+      evaluate_every: updates between scores of held-out data; 0 for never.
+      keep: newest checkpoints kept; keep_best: checkpoints kept besides, those with the lowest best_metric.
+      best_metric: "loss", "bits_per_dim" (over the updates since the last row) or "held_out_bits_per_dim"; a
+        checkpoint counts where the figure was measured at its very step.
+      max_skipped: updates skipped in a row after which a run stops; 0 for never.
     """
 
     steps: int
@@ -52,7 +56,11 @@ class TrainConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
     sample_every: int = 1000
+    evaluate_every: int = 0
     keep: int = 2
+    keep_best: int = 0
+    best_metric: Literal["loss", "bits_per_dim", "held_out_bits_per_dim"] | None = None
+    max_skipped: int = 0
 
     def __post_init__(self):
         for name in (
@@ -66,7 +74,8 @@ class TrainConfig:
             "keep",
         ):
             check_integer(name, getattr(self, name), minimum=1)
-        check_integer("warmup", self.warmup, minimum=0)
+        for name in ("warmup", "evaluate_every", "keep_best", "max_skipped"):
+            check_integer(name, getattr(self, name), minimum=0)
         if self.skip_after is not None:
             check_integer("skip_after", self.skip_after, minimum=0)
         for name in ("lr", "min_lr", "weight_decay", "denoiser_lr", "grad_clip", "latent_norm", "ema"):
@@ -92,6 +101,16 @@ class TrainConfig:
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
         check_choice("schedule", self.schedule, ("tarflow", "starflow"))
+        metrics = (None, "loss", "bits_per_dim", "held_out_bits_per_dim")
+        check_choice("best_metric", self.best_metric, metrics)
+        check(
+            (self.keep_best > 0) == (self.best_metric is not None),
+            f"keep_best needs best_metric and the other way round, got {self.keep_best} and {self.best_metric!r}",
+        )
+        check(
+            self.best_metric != "held_out_bits_per_dim" or self.evaluate_every > 0,
+            "best_metric 'held_out_bits_per_dim' needs evaluate_every above 0, got 0",
+        )
         for name in ("betas", "denoiser_betas"):
             for beta in getattr(self, name):
                 check_real(name, beta, minimum=0.0)

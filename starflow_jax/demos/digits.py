@@ -26,7 +26,7 @@ from starflow_jax.files import write_text
 from starflow_jax.flows.parameters import Params, count
 from starflow_jax.sampling import sample
 from starflow_jax.training import Checkpoints, load_run, open_source, plot_curves, train
-from starflow_jax.training.checkpoint import CHECKPOINT_FOLDER, claim_workdir
+from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir
 
 RUN_FOLDER = "run"
 SAMPLES, CURVES, REPORT, FIGURES = FILES = ("samples.png", "curves.png", "report.md", "report.json")

@@ -4,7 +4,7 @@
 - `warp`: random distortions of training images.
 - `inputs`: from the loader's integers to noisy pixels and a condition.
 - `step`: losses and gradients, one update, several updates in one program.
-- `loop`: the run. `checkpoint`, `metrics`, `plots`, `files`: what it leaves behind.
+- `loop`: the run. `checkpoint`, `metrics`, `plots`, `workdir`: what it leaves behind.
 """
 
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run

@@ -1,135 +1,282 @@
 """Checkpoints: the training state and the place in the data, in one folder a step.
 
-A working folder holds `config.json` and `checkpoints/STEP/`, with the state in Orbax's own array format and
-the loader's state as JSON, so nothing that is read can run code. Orbax writes a step under a temporary name,
-renames it, and removes old steps.
+A working folder holds `config.json` and `checkpoints/STEP/`, in which every part has a folder of its own, so that
+sampling and scoring read `params` or `ema` and nothing else:
+
+    params, opt_state, ema   in Orbax's array format; ema where the run keeps a running mean
+    rest                     what else `TrainState` holds: the step and the key
+    loader, config           the place in the data and the configuration, JSON
+    figures                  the metrics measured at that very step, JSON
+    digests                  the step, and a checksum of every part, JSON
+
+Nothing that is read can run code. Orbax writes a step under a temporary name, renames it, and removes old steps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from starflow_jax.config.build import from_json, to_json
+from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.files import write_text
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
+from starflow_jax.training.agreement import wait_for_all
+from starflow_jax.training.checkpoint_parts import (
+    DIGESTS,
+    Unusable,
+    agreed,
+    read_arrays,
+    read_digests,
+    read_json,
+)
+from starflow_jax.training.digests import digest, json_digest
 from starflow_jax.training.optimizer import Params
-from starflow_jax.training.plots import CURVES_FILE
+from starflow_jax.training.retention import NewestAndBest
 from starflow_jax.training.step import TrainState, init_state
+from starflow_jax.training.workdir import CHECKPOINT_FOLDER, first_difference, read_config
 
-CONFIG_FILE = "config.json"
-CHECKPOINT_FOLDER = "checkpoints"
+REST = "rest"
 
-# What may differ between a run and its continuation: it changes no parameter.
-_FREE = ("sample", "evaluate", "mesh")
-_FREE_IN_TRAIN = ("log_every", "checkpoint_every", "sample_every", "keep", "steps_per_call")
-_FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; the message is one sentence. What was saved before is untouched."""
 
 
 class Checkpoints:
     """The checkpoints of one working folder. A context manager: leaving it waits for writes to finish.
 
+    With several processes all of them make the same calls.
+
     Args:
       workdir: the folder.
-      keep: how many to keep; None only reads, and removes nothing that a run in progress still writes.
+      config: of the run; with it, a checkpoint of another run is refused.
+      write: saves, keeping what `config.train` says; else it only reads, and removes nothing that a run in
+        progress still writes.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = None):
+    def __init__(self, workdir: Path, config: ExperimentConfig | None = None, *, write: bool = False):
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
-        writes = keep is not None
-        # what a killed run left half-written goes when the next one starts
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
+        self.config = config
+        self._saving: int | None = None  # a step whose files are perhaps not all written
+        self._scores: dict[int, float] = {}
+        policy = None
+        if write:
+            assert config is not None  # what is saved names its configuration
+            train = config.train
+            for folder in map(self._folder, self.steps()):
+                with contextlib.suppress(Unusable):  # said where it is to be restored
+                    self._note_score(int(folder.name), read_json(folder, "figures", read_digests(folder)))
+            policy = NewestAndBest(train.keep, train.keep_best, self._scores)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            create=write,
+            # what a killed run left half-written goes when the next one starts
+            cleanup_tmp_directories=write,
+            lightweight_initialize=True,
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()  # waits
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()  # waits
+        except Exception as error:  # of a save in the background
+            if kind is None:
+                raise self._failed(error) from error
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder (or something of its name), oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
 
     def latest_step(self) -> int | None:
         """The newest step saved, None where there is none."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
-    def save(self, state: TrainState, loader_state: dict[str, Any], *, wait: bool = False) -> None:
-        """Saves step `state.step`, in the background once the arrays are copied; a step saved already is
-        left.
+    def save(
+        self,
+        state: TrainState,
+        loader_state: dict[str, Any],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves step `state.step`, in the background once the arrays are copied; a step saved already is left.
 
         Args:
           loader_state: JSON values.
+          metrics: figures of this very step; `train.best_metric` is looked up among them.
           wait: returns when the files are written.
+
+        Raises:
+          SaveFailed: this checkpoint, or the one before, could not be written.
         """
+        assert self.config is not None
         step = int(state.step)
-        if step != self.latest_step():
-            # the copy is taken before this returns, so the caller may go on to reuse the buffers
-            arguments = ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                loader=ocp.args.JsonSave(loader_state),
-            )
-            self._manager.save(step, args=arguments, force=True)
-        if wait:
+        if step not in self._manager.all_steps():
+            self.check(wait=True)
+            figures = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
+            values = {"loader": loader_state, "config": json.loads(to_json(self.config)), "figures": figures}
+            trees = _parts(state)
+            values[DIGESTS] = {
+                "step": step,
+                **{name: json_digest(value) for name, value in values.items()},
+                **{name: digest(tree) for name, tree in trees.items()},
+            }
+            arguments: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+            arguments |= {name: ocp.args.JsonSave(value) for name, value in values.items()}
+            self._note_score(step, figures)
+            self._saving = step
+            try:
+                # the copy is taken before this returns, so the caller may go on to reuse the buffers
+                self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+            except Exception as error:  # tensorstore and Orbax raise many kinds for one full disk
+                raise self._failed(error) from error
+        self.check(wait=wait)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raises SaveFailed if a save in the background has failed; with `wait`, waits for its end."""
+        if self._saving is None or (not wait and self._manager.is_saving_in_progress()):
+            return
+        try:
             self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the loader's state of one step.
+        """The state and the loader's state of one step, onto any devices and by any number of processes.
 
         Args:
-          like: the state as ShapeDtypeStructs.
+          like: the state as ShapeDtypeStructs; those with a sharding say where their array goes, the others go to
+            this process's first device.
           step: None for the newest.
 
         Raises:
-          ValueError: no checkpoint, or one that cannot be read.
+          ValueError: no checkpoint, one that is damaged, or one of another run.
         """
+        folder = self._folder(step)
+
+        def read() -> tuple[TrainState, dict[str, Any]]:
+            digests = self._read_digests(folder)
+            place = read_json(folder, "loader", digests)
+            trees = {name: read_arrays(folder, name, tree, digests) for name, tree in _parts(like).items()}
+            return dataclasses.replace(like, **trees.pop(REST), **trees), place
+
+        return agreed(folder, read)
+
+    def restore_params(self, like: Params, step: int | None = None, *, ema: bool = False) -> tuple[Params, int]:
+        """The parameters, or their running mean, of one step, and the step; opens no other arrays.
+
+        Raises:
+          ValueError: as `restore`.
+        """
+        folder = self._folder(step)
+        name = "ema" if ema else "params"
+        params = agreed(folder, lambda: read_arrays(folder, name, like, self._read_digests(folder)))
+        return params, int(folder.name)
+
+    def resume(self, like: TrainState, loader_at: Callable[[int], Any], step: int | None = None) -> tuple[Any, Any]:
+        """The state of one step, and the loader, put where the run left it.
+
+        Args:
+          like: the state as ShapeDtypeStructs, as for `restore`.
+          loader_at: builds the loader as it was for the run at a step.
+
+        Raises:
+          ValueError: as `restore`; also for a place that the loader does not know.
+        """
+        folder = self._folder(step)
+        state, place = self.restore(like, int(folder.name))
+        loader = loader_at(int(folder.name))
+
+        def put() -> None:
+            # A loader takes some states of other types, and fails only when it is read.
+            if jax.tree.map(type, place) != jax.tree.map(type, loader.get_state()):
+                raise Unusable(f"is damaged: {place!r} is no place in the data")
+            try:
+                loader.set_state(place)
+            except Exception as error:  # a loader raises whatever its own reading of the values meets
+                raise Unusable(f"is damaged: {place!r} is no place in the data") from error
+
+        agreed(folder, put)
+        return state, loader
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a step's folder so that it counts no longer; returns its new path."""
+        folder = self._folder(step)
+        aside = folder.with_name(f"{step}.damaged")
+        if jax.process_index() == 0:
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}+")
+            folder.rename(aside)
+        wait_for_all("set aside")
+        self._manager.reload()
+        return aside
+
+    def _folder(self, step: int | None) -> Path:
+        self.check(wait=True)
         step = self.latest_step() if step is None else step
         if step is None:
             raise ValueError(f"{self.folder} holds no checkpoint")
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_placed(like)),
-            loader=ocp.args.JsonRestore(),
-        )
-        try:
-            restored = self._manager.restore(step, args=arguments)
-        except Exception as error:  # the libraries below raise many kinds for damaged files
-            raise self._damaged(step, error) from error
-        return restored["state"], restored["loader"]
+        return self.folder / str(step)
 
-    def resume(self, like: TrainState, loader: Any) -> TrainState:
-        """The newest state, with `loader`, built as it was for the run, put where the run left it.
+    def _read_digests(self, folder: Path) -> Mapping[str, Any]:
+        """The checksums of a whole checkpoint of this run; raises Unusable."""
+        digests = read_digests(folder)
+        found = read_json(folder, "config", digests)
+        if self.config is not None:
+            try:
+                difference = first_difference(build(ExperimentConfig, found), self.config)
+            except ValueError as error:
+                raise Unusable(f"is of another version: {error}") from error
+            if difference is not None:
+                name, there, here = difference
+                raise Unusable(f"is of another run: {name} is {there!r} there and {here!r} here")
+        return digests
 
-        Args:
-          like: the state as ShapeDtypeStructs.
+    def _note_score(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self.config is not None
+        name = self.config.train.best_metric
+        if name is not None and name in metrics:
+            self._scores[step] = metrics[name]
 
-        Raises:
-          ValueError: no checkpoint, or one that cannot be read.
-        """
-        step = self.latest_step()
-        state, place = self.restore(like, step)
-        try:
-            # A loader takes some states of other types, and fails only when it is read.
-            if jax.tree.map(type, place) != jax.tree.map(type, loader.get_state()):
-                raise TypeError(f"{place!r} is no state of this loader")
-            loader.set_state(place)
-        except Exception as error:  # Grain raises whatever its own reading of the values meets
-            raise self._damaged(step, error) from error
-        return state
-
-    def _damaged(self, step: int | None, error: Exception) -> ValueError:
-        return ValueError(
-            f"checkpoint {self.folder / str(step)} is damaged or belongs to another model ({type(error).__name__}), "
-            "delete it to go on from an older one"
+    def _failed(self, error: Exception) -> SaveFailed:
+        """The sentence of a failed save; what it left half-written goes, so that a full disk is less full."""
+        step, self._saving = self._saving, None
+        for path in self.folder.glob(f"{step}.*-tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        return SaveFailed(
+            f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
+            "what was saved before is untouched"
         )
 
 
-def _placed(like: TrainState) -> TrainState:
-    """ShapeDtypeStructs with a place for their arrays: this process's first device unless they name
-    another."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), like)
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The trees of arrays that are saved apart, by the name of their folder."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    parts = {name: fields.pop(name) for name in ("params", "opt_state", "ema")}
+    return {name: tree for name, tree in parts.items() if tree is not None} | {REST: fields}
+
+
+def _cause(error: Exception) -> str:
+    """Why a write failed, in a few words."""
+    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+        return "no space left on the disk"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
 
 
 def abstract_state(config: ExperimentConfig) -> TrainState:
@@ -154,72 +301,7 @@ def load_run(workdir: Path | str, *, ema: bool = True) -> tuple[ExperimentConfig
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"workdir {workdir} holds no training run")
-    with Checkpoints(workdir) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(config))
-    params = state.ema if ema and state.ema is not None else state.params
-    return config, abstract(config.flow)[0], params, int(state.step)
-
-
-def read_config(workdir: Path) -> ExperimentConfig | None:
-    """The configuration of the run in `workdir`, None where there is no run.
-
-    Raises:
-      ValueError: a file that is no configuration.
-    """
-    path = Path(workdir) / CONFIG_FILE
-    if not path.is_file():
-        return None
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a configuration: {error}") from error
-
-
-def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
-    """Makes `workdir` the folder of `config`: creates it, or checks that its run is of this configuration.
-
-    Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
-
-    Raises:
-      ValueError: a folder with something else in it, a run of another configuration, or a path that cannot
-        be written.
-    """
-    workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        old = read_config(workdir)
-        if old is None and any(workdir.iterdir()):
-            raise ValueError(f"workdir {workdir} is not empty and holds no training run")
-        if old is not None:
-            difference = first_difference(old, config)
-            if difference is not None:
-                name, before, now = difference
-                raise ValueError(
-                    f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
-                )
-        for names, kind, is_kind in (
-            ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
-            ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
-        ):
-            for path in (workdir / name for name in names):
-                if path.exists() and not is_kind(path):
-                    raise ValueError(f"workdir {workdir} cannot hold a run: {path.name} is there and is no {kind}")
-        write_text(workdir / CONFIG_FILE, to_json(config))
-    except OSError as error:
-        raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
-
-
-def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any, Any] | None:
-    """The first field, with both values, in which two configurations describe different runs."""
-    for name in old.__dataclass_fields__:
-        a, b = getattr(old, name), getattr(new, name)
-        free = {"config": _FREE, "config.train": _FREE_IN_TRAIN, "config.data": _FREE_IN_DATA}.get(path, ())
-        if name in free or a == b:
-            continue
-        if type(a) is type(b) and hasattr(a, "__dataclass_fields__"):
-            difference = first_difference(a, b, f"{path}.{name}")
-            if difference is not None:
-                return difference
-            continue
-        return f"{path}.{name}", a, b
-    return None
+    definition, like = abstract(config.flow)
+    with Checkpoints(workdir, config) as checkpoints:
+        params, step = checkpoints.restore_params(like, ema=ema and config.train.ema > 0)
+    return config, definition, params, step

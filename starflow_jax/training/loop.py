@@ -19,12 +19,13 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.training.checkpoint import Checkpoints, abstract_state, claim_workdir
+from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.inputs import check_source, first_frames, open_source, shortened
 from starflow_jax.training.metrics import MetricsWriter, ProgressBar, average
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.plots import plot_curves
 from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
+from starflow_jax.training.workdir import claim_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +101,14 @@ def train(
     source = open_source(config.data, "train", flow=config.flow) if source is None else source
     check_source(source, config.flow, config.text)
     claim_workdir(workdir, config)
-    with Checkpoints(workdir, config.train.keep) as checkpoints:
+    with Checkpoints(workdir, config, write=True) as checkpoints:
         latest = checkpoints.latest_step()
-        loader = _loader(config, source, latest or 0)
         if latest is None:
+            loader = _loader(config, source, 0)
             # put where a restored state lies too, so that both run the same compiled program
             state = jax.device_put(init_state(config), jax.local_devices()[0])
         else:
-            state = checkpoints.resume(abstract_state(config), loader)
+            state, loader = checkpoints.resume(abstract_state(config), lambda step: _loader(config, source, step))
         start = int(state.step)
         with (
             MetricsWriter(workdir, start) as writer,

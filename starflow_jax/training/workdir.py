@@ -1,0 +1,95 @@
+"""The folder of a run: whose it is, and what lies in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.config.build import from_json, to_json
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.files import write_text
+from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
+from starflow_jax.training.plots import CURVES_FILE
+
+CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+# What may differ between a run and its continuation: it changes no parameter.
+_FREE = ("sample", "evaluate", "mesh")
+_FREE_IN_TRAIN = (
+    "log_every",
+    "checkpoint_every",
+    "sample_every",
+    "evaluate_every",
+    "keep",
+    "keep_best",
+    "best_metric",
+    "max_skipped",
+    "steps_per_call",
+)
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
+
+
+def read_config(workdir: Path) -> ExperimentConfig | None:
+    """The configuration of the run in `workdir`, None where there is no run.
+
+    Raises:
+      ValueError: a file that is no configuration.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a configuration: {error}") from error
+
+
+def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
+    """Makes `workdir` the folder of `config`: creates it, or checks that its run is of this configuration.
+
+    Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
+
+    Raises:
+      ValueError: a folder with something else in it, a run of another configuration, or a path that cannot
+        be written.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        old = read_config(workdir)
+        if old is None and any(workdir.iterdir()):
+            raise ValueError(f"workdir {workdir} is not empty and holds no training run")
+        if old is not None:
+            difference = first_difference(old, config)
+            if difference is not None:
+                name, before, now = difference
+                raise ValueError(
+                    f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
+                )
+        for names, kind, is_kind in (
+            ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
+            ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
+        ):
+            for path in (workdir / name for name in names):
+                if path.exists() and not is_kind(path):
+                    raise ValueError(f"workdir {workdir} cannot hold a run: {path.name} is there and is no {kind}")
+        write_text(workdir / CONFIG_FILE, to_json(config))
+    except OSError as error:
+        raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+
+
+def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any, Any] | None:
+    """The first field, with both values, in which two configurations describe different runs."""
+    for name in old.__dataclass_fields__:
+        a, b = getattr(old, name), getattr(new, name)
+        free = {"config": _FREE, "config.train": _FREE_IN_TRAIN, "config.data": _FREE_IN_DATA}.get(path, ())
+        if name in free or a == b:
+            continue
+        if type(a) is type(b) and hasattr(a, "__dataclass_fields__"):
+            difference = first_difference(a, b, f"{path}.{name}")
+            if difference is not None:
+                return difference
+            continue
+        return f"{path}.{name}", a, b
+    return None
