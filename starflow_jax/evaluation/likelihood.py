@@ -18,6 +18,7 @@ from starflow_jax.config.checks import check_integer
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import Source, bits_per_dim, dequantise, eval_batches
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.training.inputs import condition
 
 
@@ -123,23 +124,26 @@ def log_probs(
     check_integer("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(source))
     found = np.empty((draws, len(source), 1 if labels is None else len(labels)))
-    first = 0
+    layout = layout_of(params)
+    key, first = spread(layout, key), 0
     for batch in eval_batches(source, batch_size):
         count = int(batch["valid"].sum())
         places = np.arange(first, first + batch_size, dtype=np.int32)
         given = np.asarray(labels, np.int32)[:, None] if labels is not None else batch["label"][None]
         tried = np.broadcast_to(given, (len(given), batch_size))
         for draw in range(draws):
-            scores = _scores(config, source.levels, params, key, batch["image"], places, draw, tried)
+            given = spread(layout, (batch["image"], places, draw, tried))
+            scores = _scores(config, source.levels, layout, params, key, *given)
             found[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
         first += count
     return found[..., 0] if labels is None else found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _scores(
     config: FlowConfig,
     levels: int,
+    layout: Layout | None,
     params: Params,
     key: jax.Array,
     images: jax.Array,
@@ -148,6 +152,6 @@ def _scores(
     labels: jax.Array,
 ) -> jax.Array:
     """log p(x | label) of a batch for each row of labels [m, B], as [m, B]."""
-    flow = merge(abstract(config)[0], params)
-    x = dequantised(key, images, places, draw, levels)
-    return jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels)
+    flow = merge(abstract(config, layout)[0], params)
+    x = placed(layout, dequantised(key, images, places, draw, levels), "batch")
+    return gathered(layout, jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels))

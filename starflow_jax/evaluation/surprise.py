@@ -31,6 +31,7 @@ from starflow_jax.evaluation.frames import (
 from starflow_jax.evaluation.likelihood import standard_error
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.sampling.video_plan import default_window
 from starflow_jax.training.inputs import condition, noisy_pixels, word_encoder
 
@@ -218,10 +219,11 @@ def mean_per_frame(found: Sequence[ClipSurprise]) -> list[tuple[float, float, in
 
 def _in_batches(config: FlowConfig, params: Params, x: np.ndarray, cond: np.ndarray | None, size: int) -> np.ndarray:
     """`token_log_probs` of any number of rows in batches of one size, float32 [n, ...]."""
-    scores = []
+    scores, layout = [], layout_of(params)
     for first in range(0, len(x), size):
         rows = np.resize(np.arange(first, min(first + size, len(x))), size)
-        scores.append(np.asarray(_scores(config, params, x[rows], None if cond is None else cond[rows])))
+        given = spread(layout, (x[rows], None if cond is None else cond[rows]))
+        scores.append(np.asarray(_scores(config, layout, params, *given)))
     return np.concatenate(scores)[: len(x)]
 
 
@@ -230,6 +232,9 @@ def _noisy(levels: int, data: DataConfig, key: jax.Array, pixels: jax.Array) -> 
     return noisy_pixels(key, pixels, levels, data)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(config: FlowConfig, params: Params, x: jax.Array, cond: jax.Array | None) -> jax.Array:
-    return token_log_probs(merge(abstract(config)[0], params), jnp.asarray(x), cond)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    config: FlowConfig, layout: Layout | None, params: Params, x: jax.Array, cond: jax.Array | None
+) -> jax.Array:
+    flow = merge(abstract(config, layout)[0], params)
+    return gathered(layout, token_log_probs(flow, placed(layout, jnp.asarray(x), "batch"), cond))

@@ -6,7 +6,7 @@
 - `hlo`, `collectives`: what a compiled program moves between devices.
 """
 
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.parallel.layout import Layout, layout_of
 from starflow_jax.parallel.mesh import check_fit, make_layout
 
-__all__ = ["Layout", "check_fit", "make_layout"]
+__all__ = ["Layout", "check_fit", "layout_of", "make_layout"]

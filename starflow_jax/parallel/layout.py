@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from starflow_jax.config.mesh import AXES
 from starflow_jax.parallel.rules import Spec, spec_of
 
 # An axis of an array may be cut by several axes of the mesh.
@@ -71,11 +73,67 @@ class Layout:
         """The sharding of a batch whose samples lie along `axis`."""
         return self.sharding(shape, (None,) * axis + (BATCH,))
 
+    def share(self) -> tuple[int, int]:
+        """Which part of every batch's rows this process holds: `(index, count)`, part `index` of `count` equal ones.
+
+        Processes whose devices hold the same rows (other tokens or channels of them) have the same part.
+        """
+        rows = self.size(BATCH)
+        places = self.batch((rows,)).addressable_devices_indices_map((rows,)).values()
+        held = sorted({row for place in places if place is not None for row in range(*place[0].indices(rows))})
+        if rows % len(held) or held != list(range(held[0], held[0] + len(held))) or held[0] % len(held):
+            raise ValueError(f"mesh must give every process a run of rows of the batch, got rows {held} of {rows}")
+        return held[0] // len(held), rows // len(held)
+
+    def assemble(self, part: np.ndarray, axis: int = 0) -> jax.Array:
+        """A batch over the devices, of which every process has its share of the rows (along `axis`) in `part`."""
+        shape = list(part.shape)
+        shape[axis] *= self.share()[1]
+        return jax.make_array_from_process_local_data(self.batch(shape, axis), part, tuple(shape))
+
+    def spread(self, tree: Any) -> Any:
+        """What every process holds alike (arrays, numbers, a key), whole on every device."""
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+            array = np.asarray(leaf)
+            return jax.make_array_from_callback(array.shape, self.whole(), lambda place: array[place])
+
+        return jax.tree.map(put, tree)
+
     def tree(self, tree: Any) -> Any:
         """The shardings of a tree of parameters, moments or a whole training state (arrays or ShapeDtypeStructs)."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: self.sharding(leaf.shape, spec_of(_slashed(path), len(leaf.shape))), tree
         )
+
+
+def layout_of(tree: Any) -> Layout | None:
+    """The layout that a tree of arrays, such as parameters, lies in; None where it lies on one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and tuple(sharding.mesh.axis_names) == AXES:
+        return Layout(cast(jax.sharding.Mesh, sharding.mesh))
+    return None
+
+
+def located(layout: Layout | None, tree: Any) -> Any:
+    """ShapeDtypeStructs of parameters or a state with their shardings; as they are on one device."""
+    if layout is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, layout.tree(tree)
+    )
+
+
+def spread(layout: Layout | None, tree: Any) -> Any:
+    """`Layout.spread`, or the tree as it is on one device."""
+    return tree if layout is None else layout.spread(tree)
+
+
+def gathered(layout: Layout | None, tree: Any) -> Any:
+    """Results whole on every device, for every process to read; as they are on one device."""
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout.whole())
 
 
 def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:

@@ -21,6 +21,7 @@ from starflow_jax.flows import Flow, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
+from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.sampling.report import SampleReport, report_on
 from starflow_jax.solvers import (
     AnySolver,
@@ -120,6 +121,7 @@ def sample(
         attention_temperature != 1.0,
         denoise,
         config.data.noise_std,
+        layout := layout_of(params),
     )
     numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
     scalars = {name: jnp.float32(value) for name, value in numbers.items()}
@@ -129,12 +131,13 @@ def sample(
     ]
     begun = time.perf_counter()
     # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
-    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    program = _draw.lower(kind, params, key, rows, rows, scalars).compile()
+    key, scalars = spread(layout, (key, scalars))
+    rows = [spread(layout, (index.astype(np.int32), labels[index])) for index in batches]
+    program = _draw.lower(kind, params, key, *rows[0], scalars).compile()
     compiled = time.perf_counter()
     drawn, noisy, outcomes = [], [], []
-    for index in batches:
-        pictures, before, reports = program(params, key, index.astype(np.int32), labels[index], scalars)
+    for places, given in rows:
+        pictures, before, reports = program(params, key, places, given, scalars)
         drawn.append(np.asarray(pictures))
         noisy.append(np.asarray(before))
         outcomes.append(jax.device_get(reports))
@@ -266,6 +269,7 @@ class _Kind:
     tempered: bool
     denoise: Denoise
     noise_std: float
+    layout: Layout | None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -273,10 +277,11 @@ def _draw(
     kind: _Kind, params: Params, key: jax.Array, index: jax.Array, label: jax.Array, scalars: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """For places and labels int32 [B]: pictures [B, H, W, C], these before denoising, the solver's reports."""
-    flow = merge(abstract(kind.flow)[0], params)
+    flow = merge(abstract(kind.flow, kind.layout)[0], params)
     shape = (*kind.flow.image_shape, kind.flow.channels)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
+    z = placed(kind.layout, z, "batch")
     cond = condition(label, kind.flow)
     guidance = None
     if kind.guided:
@@ -295,4 +300,4 @@ def _draw(
         drawn = score_denoise(flow, drawn, cond, kind.noise_std)
     elif kind.denoise == "learned":
         drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
-    return drawn, result.x, result.reports
+    return gathered(kind.layout, (drawn, result.x, result.reports))

@@ -11,6 +11,7 @@ from starflow_jax.config.checks import check, check_integer
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.solvers import SlidingWindow
 
 
@@ -56,12 +57,12 @@ def log_likelihoods(
             first = end - window.kept
             total = total + scored(x[:, first : first + window.frames], later, given=window.kept)
         return total
-    count, batch_size = len(x), min(batch_size, len(x))
+    count, batch_size, layout = len(x), min(batch_size, len(x)), layout_of(params)
     scores = []
     for first in range(0, count, batch_size):
         rows = np.resize(np.arange(first, min(first + batch_size, count)), batch_size)
         some = None if cond is None else np.asarray(cond)[rows]
-        scores.append(np.asarray(_log_prob(config, given, params, x[rows], some)))
+        scores.append(np.asarray(_log_prob(config, given, layout, params, *spread(layout, (x[rows], some)))))
     return np.concatenate(scores)[:count]
 
 
@@ -89,10 +90,14 @@ def likeliest(scores: np.ndarray, candidates: int, keep: int) -> np.ndarray:
     return (best + candidates * np.arange(len(table))[:, None]).reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_prob(config: FlowConfig, given: int, params: Params, x: jax.Array, cond: jax.Array | None) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _log_prob(
+    config: FlowConfig, given: int, layout: Layout | None, params: Params, x: jax.Array, cond: jax.Array | None
+) -> jax.Array:
     """[B]; see `log_likelihoods`."""
-    flow = merge(abstract(config)[0], params)
-    whole = flow.log_prob(x, cond)
-    # Frames are causal, so the density of the first ones alone is the flow's of that shorter video.
-    return whole - flow.log_prob(x[:, :given], cond) if given else whole
+    flow = merge(abstract(config, layout)[0], params)
+    x = placed(layout, x, "batch")
+    scores = flow.log_prob(x, cond)
+    if given:  # frames are causal: the density of the first ones alone is the flow's of that shorter video
+        scores = scores - flow.log_prob(x[:, :given], cond)
+    return gathered(layout, scores)

@@ -12,6 +12,7 @@ import numpy as np
 from starflow_jax.config.checks import check, check_integer, check_real
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
+from starflow_jax.parallel.layout import Layout
 from starflow_jax.sampling.pictures import Denoise, check_denoise, default_solver
 from starflow_jax.solvers import AnySolver, SlidingWindow
 from starflow_jax.text.captions import EXTEND, prefixed
@@ -29,6 +30,7 @@ class VideoKind:
       frames, size: T and (H, W) of the videos.
       window: where they are longer than it, else None.
       guided, tempered: whether guidance and attention temperature are in the program at all.
+      layout: that the parameters lie in; None on one device.
     """
 
     flow: FlowConfig
@@ -40,6 +42,7 @@ class VideoKind:
     window: SlidingWindow | None
     guided: bool
     tempered: bool
+    layout: Layout | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_d
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
+from starflow_jax.parallel.layout import gathered, layout_of, placed, spread
 from starflow_jax.sampling.pictures import to_pixels
 from starflow_jax.sampling.report import SampleReport, report_on
 from starflow_jax.sampling.video_plan import VideoKind, VideoPlan, plan_videos
@@ -87,15 +88,18 @@ def draw_plan(
     """Draws the videos of a plan; arguments and result as of `generate`."""
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count = len(plan.captions)
+    layout = layout_of(params)
+    kind = dataclasses.replace(plan.kind, layout=layout)
+    key, scalars = spread(layout, (key, plan.scalars))
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     begun = time.perf_counter()
     # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
-    program = _draw.lower(plan.kind, params, key, *_rows(plan, batches[0]), plan.scalars).compile()
+    program = _draw.lower(kind, params, key, *spread(layout, _rows(plan, batches[0])), scalars).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []
     for batch in batches:
-        x, clean, reports = program(params, key, *_rows(plan, batch), plan.scalars)
+        x, clean, reports = program(params, key, *spread(layout, _rows(plan, batch)), scalars)
         noisy.append(np.asarray(x)[: len(batch)])
         denoised.append(np.asarray(clean)[: len(batch)])
         outcomes.append(jax.device_get(reports))
@@ -178,9 +182,10 @@ def _draw(
     scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Noisy and denoised videos [B, T, H, W, C], and what the solver reports of every block."""
-    flow = merge(abstract(kind.flow)[0], params)
+    flow = merge(abstract(kind.flow, kind.layout)[0], params)
     shape = (*kind.size, kind.flow.channels)
     z = frame_noise(key, places, jnp.arange(kind.frames), shape) * scalars["temperature"]
+    z = placed(kind.layout, z, "batch")
     result = inverse(
         flow,
         z,
@@ -192,7 +197,7 @@ def _draw(
         temperature=scalars["attention_temperature"] if kind.tempered else None,
         later_cond=later_text,
     )
-    return result.x, denoise_video(flow, result.x, text, kind), result.reports
+    return gathered(kind.layout, (result.x, denoise_video(flow, result.x, text, kind), result.reports))
 
 
 def _rows(

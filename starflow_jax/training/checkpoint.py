@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.parallel.layout import Layout, located
 from starflow_jax.training.agreement import wait_for_all
 from starflow_jax.training.checkpoint_parts import (
     DIGESTS,
@@ -279,17 +280,21 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
 
 
-def abstract_state(config: ExperimentConfig) -> TrainState:
-    """The training state as ShapeDtypeStructs; allocates nothing."""
-    return jax.eval_shape(lambda: init_state(config))
+def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
+    """The training state as ShapeDtypeStructs, with shardings where there is a layout; allocates nothing."""
+    return located(layout, jax.eval_shape(lambda: init_state(config)))
 
 
-def load_run(workdir: Path | str, *, ema: bool = True) -> tuple[ExperimentConfig, Any, Params, int]:
+def load_run(
+    workdir: Path | str, *, ema: bool = True, layout: Layout | None = None
+) -> tuple[ExperimentConfig, Any, Params, int]:
     """What a trained run left, for sampling and evaluation.
 
     Args:
       workdir: the run's folder.
       ema: takes the running mean of the parameters where the run kept one.
+      layout: of the devices that the parameters are spread over, whatever the run was trained on; what is done with
+        them is spread over the same. None for one device.
 
     Returns:
       Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step.
@@ -301,7 +306,7 @@ def load_run(workdir: Path | str, *, ema: bool = True) -> tuple[ExperimentConfig
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"workdir {workdir} holds no training run")
-    definition, like = abstract(config.flow)
+    definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:
-        params, step = checkpoints.restore_params(like, ema=ema and config.train.ema > 0)
+        params, step = checkpoints.restore_params(located(layout, like), ema=ema and config.train.ema > 0)
     return config, definition, params, step

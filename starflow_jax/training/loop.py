@@ -19,6 +19,8 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.parallel.layout import Layout
+from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.inputs import check_source, first_frames, open_source, shortened
 from starflow_jax.training.metrics import MetricsWriter, ProgressBar, average
@@ -100,42 +102,65 @@ def train(
     workdir = Path(workdir)
     source = open_source(config.data, "train", flow=config.flow) if source is None else source
     check_source(source, config.flow, config.text)
+    layout = run_layout(config)
     claim_workdir(workdir, config)
     with Checkpoints(workdir, config, write=True) as checkpoints:
         latest = checkpoints.latest_step()
         if latest is None:
-            loader = _loader(config, source, 0)
-            # put where a restored state lies too, so that both run the same compiled program
-            state = jax.device_put(init_state(config), jax.local_devices()[0])
+            loader = _loader(config, source, 0, layout)
+            state = init_state(config, layout)
+            if layout is None:  # put where a restored state lies too, so that both run the same compiled program
+                state = jax.device_put(state, jax.local_devices()[0])
         else:
-            state, loader = checkpoints.resume(abstract_state(config), lambda step: _loader(config, source, step))
+            like = abstract_state(config, layout)
+            state, loader = checkpoints.resume(like, lambda step: _loader(config, source, step, layout))
         start = int(state.step)
         with (
             MetricsWriter(workdir, start) as writer,
             ProgressBar(config.name, config.train.steps, initial=start, enabled=progress) as bar,
             stop_requests() as stop_requested,
         ):
-            run = _Run(config, workdir, source, loader, state, checkpoints, writer, bar, callbacks)
+            run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, callbacks)
             return run.until(stop_requested)
 
 
-def _loader(config: ExperimentConfig, source: Source, step: int) -> Loader:
-    """The batches of the stage that update `step` is part of, from its beginning."""
+def run_layout(config: ExperimentConfig) -> Layout | None:
+    """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
+
+    Raises:
+      ValueError: axes that do not multiply to the devices, or a flow or batch that does not divide over them.
+    """
+    layout = make_layout(config.mesh)
+    for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
+        check_fit(layout, config.flow, size, config.train.accumulate)
+    return layout
+
+
+def _loader(config: ExperimentConfig, source: Source, step: int, layout: Layout | None) -> Loader:
+    """This process's rows of the batches of the stage that update `step` is part of, from its beginning."""
     end, frames, batch_size = config.train.stage(step)
     # Each stage shuffles anew; the training proper as it would without stages before it.
     seed = config.seed if end == config.train.steps else (config.seed + end) % 2**32
     data = config.data
-    reading = {"threads": data.threads, "workers": data.workers, "prefetch": data.prefetch}
-    return train_loader(shortened(source, frames), batch_size, seed, **reading)
+    return train_loader(
+        shortened(source, frames),
+        batch_size,
+        seed,
+        process=(0, 1) if layout is None else layout.share(),
+        threads=data.threads,
+        workers=data.workers,
+        prefetch=data.prefetch,
+    )
 
 
 class _Run:
     """The moving parts of one call of `train`."""
 
-    def __init__(self, config, workdir, source, loader, state, checkpoints, writer, bar, callbacks):
+    def __init__(self, config, workdir, source, layout, loader, state, checkpoints, writer, bar, callbacks):
         self.config: ExperimentConfig = config
         self.workdir: Path = workdir
         self.source: Source = source
+        self.layout: Layout | None = layout
         self.loader = loader
         self.state: TrainState = state
         self.step = int(state.step)  # on the host, so that nothing waits for the device
@@ -185,15 +210,17 @@ class _Run:
         count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in due))
         batches = [first_frames(next(self.loader), frames) for _ in range(count)]
         batches += [batches[0]] * (train.steps_per_call - count)  # not used: they keep the shape
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        self.state, metrics = train_steps(self.config, self.source.levels, self.state, stacked, count)
+        stacked: Any = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        if self.layout is not None:
+            stacked = {name: self.layout.assemble(rows, 1) for name, rows in stacked.items()}
+        self.state, metrics = train_steps(self.config, self.source.levels, self.state, stacked, count, self.layout)
         self.calls.append(metrics)
         self.step += count
         self.bar.advance(count)
         self.rate.made(count, batch_size, self.wait)
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
-            self.loader = _loader(self.config, self.source, self.step)
+            self.loader = _loader(self.config, self.source, self.step, self.layout)
             kind = train.stage(self.step)[1:]
             if kind not in self.compiled:
                 self.rate.restart()
@@ -227,7 +254,7 @@ class _Run:
     def call_back(self) -> dict[str, float]:
         """Calls the callbacks and collects what they want recorded."""
         params = self.state.params if self.state.ema is None else self.state.ema
-        definition = abstract(self.config.flow)[0]
+        definition = abstract(self.config.flow, self.layout)[0]
         snapshot = Snapshot(self.config, self.workdir, self.source, self.step, definition, params)
         values: dict[str, float] = {}
         with self.rate.not_counting(self.wait):
