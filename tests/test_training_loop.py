@@ -13,8 +13,9 @@ from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainC
 from starflow_jax.data import ArraySource
 from starflow_jax.training import init_state, load_run, open_source, plot_curves, train
 from starflow_jax.training.checkpoint import Checkpoints
-from starflow_jax.training.loop import objective_bits_per_dim, stop_requests
+from starflow_jax.training.loop import objective_bits_per_dim
 from starflow_jax.training.metrics import FIELDS, MetricsWriter, average, read_metrics
+from starflow_jax.training.signals import stop_requests
 from starflow_jax.training.workdir import claim_workdir
 
 CONFIG = ExperimentConfig(
@@ -201,10 +202,10 @@ def test_npz_sources(tmp_path):
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_does_not_wait(second):
-    with stop_requests() as stop_requested:
-        assert not stop_requested()
+    with stop_requests() as stop:
+        assert stop.agreed() == 0
         signal.raise_signal(signal.SIGINT)
-        assert stop_requested()
+        assert stop.agreed() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(second)
 
@@ -213,13 +214,13 @@ def test_outside_the_main_thread_signals_are_left_alone():
     answers = []
 
     def inside():
-        with stop_requests() as stop_requested:
-            answers.append(stop_requested())
+        with stop_requests() as stop:
+            answers.append(stop.agreed())
 
     thread = threading.Thread(target=inside)
     thread.start()
     thread.join()
-    assert answers == [False]
+    assert answers == [0]
 
 
 def test_averages_leave_out_what_is_not_finite():

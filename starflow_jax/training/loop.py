@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,20 @@ from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import check_fit, make_layout
+from starflow_jax.training.agreement import first_does
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.inputs import check_source, first_frames, open_source, shortened
-from starflow_jax.training.metrics import MetricsWriter, ProgressBar, average
+from starflow_jax.training.metrics import MetricsWriter, average
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.plots import plot_curves
+from starflow_jax.training.profile import Profiler, Window
+from starflow_jax.training.progress import Progress
+from starflow_jax.training.rate import Rate, utilisation
+from starflow_jax.training.resume import Policy, go_on
+from starflow_jax.training.signals import StopRequests, stop_requests
+from starflow_jax.training.skipping import Skips
 from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
+from starflow_jax.training.weights_and_biases import WandbRecorder
 from starflow_jax.training.workdir import claim_workdir
 
 
@@ -58,14 +64,17 @@ class TrainResult:
 
     Attributes:
       step: updates made in all, the step of the last checkpoint.
-      interrupted: stopped by Ctrl-C or a termination signal before `config.train.steps`; the same call goes
-        on.
+      interrupted: stopped before `config.train.steps`; the same call goes on.
+      stopped_by: the number of the signal that stopped it, 0 for none.
+      skips: updates that were skipped; `skips.longest` reached `config.train.max_skipped` where that stopped it.
       metrics: the last row of metrics, empty where none was due.
       images_per_second: mean rate without compilation and callbacks, NaN where one program call did it all.
     """
 
     step: int
     interrupted: bool
+    stopped_by: int
+    skips: Skips
     metrics: Mapping[str, float]
     images_per_second: float
 
@@ -75,53 +84,80 @@ def train(
     workdir: Path | str,
     *,
     callbacks: Sequence[Callback] = (),
+    evaluations: Sequence[Callback] = (),
     progress: bool = True,
     source: Source | None = None,
+    resume: Policy = "latest",
+    grace: float | None = None,
+    profile: Window | None = None,
+    wandb: str | None = None,
+    flops_per_image: float | None = None,
+    peak: float | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, the experiment in `workdir`.
 
     The folder receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard) and curves.png. A run
     that was stopped continues from its last checkpoint to exactly the parameters it would have reached
-    unstopped. Ctrl-C (or a termination signal) saves a checkpoint and returns.
+    unstopped. Ctrl-C and SIGTERM save a checkpoint and return: after the running call of the program
+    (`steps_per_call` updates), or at once where a callback is running.
 
     Args:
       config: the experiment.
       workdir: empty, missing, or of a run of the same configuration.
-      callbacks: called every `sample_every` updates and after the last.
-      progress: shows a progress bar.
+      callbacks: called every `sample_every` updates and after the last; evaluations: every `evaluate_every`.
+      progress: shows a progress bar, or lines where there is no terminal.
       source: images instead of those that `config.data` names.
+      resume: which checkpoint to go on from, see `training.resume`.
+      grace: seconds from SIGTERM to the end, at the latest; see `training.signals`.
+      profile: updates to trace into `workdir/profile`.
+      wandb: a project of Weights & Biases that is told the metrics, too.
+      flops_per_image, peak: for the utilisation in the metrics, see `training.rate`.
 
     Returns:
       How it ended.
 
     Raises:
       ValueError: images that do not fit the flow, or a folder that is not this run's, cannot be written, or
-      holds
-        a damaged checkpoint.
+        holds a damaged checkpoint.
+      SaveFailed: a checkpoint could not be written.
     """
     workdir = Path(workdir)
     source = open_source(config.data, "train", flow=config.flow) if source is None else source
     check_source(source, config.flow, config.text)
     layout = run_layout(config)
-    claim_workdir(workdir, config)
-    with Checkpoints(workdir, config, write=True) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
+    first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_requests(grace))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
+        progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
+        found = go_on(
+            checkpoints,
+            abstract_state(config, layout),
+            lambda step: _loader(config, source, step, layout),
+            resume,
+            progress_of_steps.say,
+        )
+        if found is not None:
+            state, loader = found
+        else:
             loader = _loader(config, source, 0, layout)
             state = init_state(config, layout)
             if layout is None:  # put where a restored state lies too, so that both run the same compiled program
                 state = jax.device_put(state, jax.local_devices()[0])
-        else:
-            like = abstract_state(config, layout)
-            state, loader = checkpoints.resume(like, lambda step: _loader(config, source, step, layout))
         start = int(state.step)
-        with (
-            MetricsWriter(workdir, start) as writer,
-            ProgressBar(config.name, config.train.steps, initial=start, enabled=progress) as bar,
-            stop_requests() as stop_requested,
-        ):
-            run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, callbacks)
-            return run.until(stop_requested)
+        bar = stack.enter_context(progress_of_steps.begun(start))
+        writer = stack.enter_context(MetricsWriter(workdir, start, enabled=first))
+        if wandb is not None and first:
+            recorder = WandbRecorder(wandb, workdir, name=config.name, config=dataclasses.asdict(config))
+            stack.callback(recorder.close)
+            writer.also(recorder.write)
+        profiler = Profiler(workdir, profile)
+        stack.callback(profiler.close)
+        run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
+        run.callbacks, run.evaluations = callbacks, evaluations
+        run.flops_per_image, run.peak = flops_per_image, peak
+        return run.until(stop)
 
 
 def run_layout(config: ExperimentConfig) -> Layout | None:
@@ -156,7 +192,7 @@ def _loader(config: ExperimentConfig, source: Source, step: int, layout: Layout 
 class _Run:
     """The moving parts of one call of `train`."""
 
-    def __init__(self, config, workdir, source, layout, loader, state, checkpoints, writer, bar, callbacks):
+    def __init__(self, config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler):
         self.config: ExperimentConfig = config
         self.workdir: Path = workdir
         self.source: Source = source
@@ -166,49 +202,54 @@ class _Run:
         self.step = int(state.step)  # on the host, so that nothing waits for the device
         self.checkpoints: Checkpoints = checkpoints
         self.writer: MetricsWriter = writer
-        self.bar: ProgressBar = bar
-        self.callbacks: Sequence[Callback] = callbacks
+        self.bar: Progress = bar
+        self.callbacks: Sequence[Callback] = ()
+        self.evaluations: Sequence[Callback] = ()
+        self.profiler: Profiler = profiler
+        self.flops_per_image: float | None = None
+        self.peak: float | None = None
         self.calls: list[Mapping[str, Any]] = []
+        self.row: dict[str, float] = {}  # figures of this very step
+        self.written = -1  # the step of the last row written
         self.metrics: dict[str, float] = {}
-        self.rate = _Rate()
+        self.rate = Rate()
+        self.skips = Skips(writer.skipped_before)
         self.compiled = {config.train.stage(self.step)[1:]}  # frames and batch sizes that have a program
 
-    def until(self, stop_requested: Callable[[], bool]) -> TrainResult:
-        """Runs to the last step, or until asked to stop."""
-        train = self.config.train
+    def until(self, stop: StopRequests) -> TrainResult:
+        """Runs to the last step, or until asked to stop, or until too many updates are skipped in a row."""
+        train, stopped_by = self.config.train, 0
         try:
-            while self.step < train.steps and not stop_requested():
+            while self.step < train.steps and not self.diverged():
+                if stopped_by := stop.agreed():
+                    break
                 self.advance()
-                last = self.step == train.steps
-                row: dict[str, float] = {}
-                if last or self.step % train.log_every == 0:
-                    row |= self.measure()
-                if self.step % train.checkpoint_every == 0 and not last:
-                    self.save()
-                if last or self.step % train.sample_every == 0:
-                    row |= self.call_back()
-                    self.write(row)
-                    plot_curves(self.workdir)
-                else:
-                    self.write(row)
+                self.record(stop)
         except KeyboardInterrupt:
-            # From a callback, or a second Ctrl-C. Where it struck inside an update the state is gone, and the
-            # last checkpoint is what there is.
-            if not _is_alive(self.state):
+            # From a callback, or a second signal. Where it struck inside an update the state is gone, and the last
+            # checkpoint is what there is; with other processes, they would not save with this one.
+            if jax.process_count() > 1 or not _is_alive(self.state):
                 raise
+            stopped_by = stop.received or signal.SIGINT
         if self.calls:  # stopped between two rows
-            self.write(self.measure())
+            self.row |= self.measure()
+        self.write()
         self.save(wait=True)
-        plot_curves(self.workdir)
-        return TrainResult(self.step, self.step < train.steps, self.metrics, self.rate.images_per_second)
+        if jax.process_index() == 0:
+            plot_curves(self.workdir)
+        images_per_second = self.rate.total.images_per_second
+        interrupted = self.step < train.steps
+        return TrainResult(self.step, interrupted, stopped_by, self.skips, self.metrics, images_per_second)
 
     def advance(self) -> None:
         """One call of the compiled program: as many updates as fit before something else is due."""
         train = self.config.train
-        due = (train.log_every, train.checkpoint_every, train.sample_every)
         end, frames, batch_size = train.stage(self.step)
-        count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in due))
-        batches = [first_frames(next(self.loader), frames) for _ in range(count)]
+        count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in self.due()))
+        count = min(count, self.profiler.room(self.step) or count)
+        self.profiler.before(self.step, self.wait)
+        with self.rate.waiting_for_data():
+            batches = [first_frames(next(self.loader), frames) for _ in range(count)]
         batches += [batches[0]] * (train.steps_per_call - count)  # not used: they keep the shape
         stacked: Any = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         if self.layout is not None:
@@ -216,8 +257,10 @@ class _Run:
         self.state, metrics = train_steps(self.config, self.source.levels, self.state, stacked, count, self.layout)
         self.calls.append(metrics)
         self.step += count
+        self.row = {}
         self.bar.advance(count)
         self.rate.made(count, batch_size, self.wait)
+        self.profiler.after(self.step, self.wait)
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
             self.loader = _loader(self.config, self.source, self.step, self.layout)
@@ -226,89 +269,86 @@ class _Run:
                 self.rate.restart()
             self.compiled.add(kind)
 
+    def due(self) -> tuple[int, ...]:
+        """After how many updates something happens that needs a whole call."""
+        train = self.config.train
+        every = (train.log_every, train.checkpoint_every, train.sample_every, train.evaluate_every)
+        return tuple(updates for updates in every if updates)
+
+    def record(self, stop: StopRequests) -> None:
+        """After a call: metrics, callbacks, a checkpoint, whatever is due."""
+        train = self.config.train
+        last = self.step == train.steps
+        save = self.step % train.checkpoint_every == 0 and not last
+        sample = last or self.step % train.sample_every == 0
+        evaluate = train.evaluate_every > 0 and (last or self.step % train.evaluate_every == 0)
+        if last or self.step % train.log_every == 0:
+            self.row |= self.measure()
+        if sample or evaluate:
+            try:
+                with stop.interruptible():
+                    self.call_back([*(self.callbacks if sample else ()), *(self.evaluations if evaluate else ())])
+            except Exception:
+                # What a callback does must not cost the run its progress.
+                if save and jax.process_count() == 1:
+                    self.save(wait=True)
+                raise
+        self.write()
+        if save:
+            self.save()
+        if sample and jax.process_index() == 0:
+            plot_curves(self.workdir)
+
     def measure(self) -> dict[str, float]:
         """Fetches the metrics since the last row: the one place that waits for the device."""
-        values = average(jax.device_get(self.calls))
+        calls = jax.device_get(self.calls)
+        values = average(calls)
         self.calls = []
+        self.skips.count(calls)
         self.rate.finished()
         if self.config.data.noise == "uniform":
             values["bits_per_dim"] = objective_bits_per_dim(
                 values["loss_z"] + values["loss_logdet"], self.source.levels
             )
+        speed = self.rate.row()
+        values["skipped_updates"] = self.skips.total
         values["learning_rate"] = learning_rate(self.config).rate(self.step)
-        values["images_per_second"] = self.rate.images_per_second
+        values["images_per_second"] = speed.images_per_second
+        values["data_wait"] = speed.data_wait
+        if self.config.train.stage(self.step - 1)[1] is None:  # shorter clips take less
+            values["mfu"] = utilisation(speed.images_per_second, self.flops_per_image, self.peak)
         self.metrics = values
-        self.bar.show(values)
+        self.checkpoints.check()
         return values
 
-    def write(self, row: Mapping[str, float]) -> None:
-        """Records a row, if there is anything in it."""
-        if row:
-            self.writer.write(self.step, row)
+    def diverged(self) -> bool:
+        """Whether as many updates were skipped in a row as `max_skipped` allows; looked at with every row."""
+        return 0 < self.config.train.max_skipped <= self.skips.longest
+
+    def write(self) -> None:
+        """Records the row of this step, if there is anything in it, once."""
+        if self.row and self.written != self.step:
+            self.writer.write(self.step, self.row)
+            self.bar.show(self.step, self.row)
+            self.written = self.step
 
     def save(self, wait: bool = False) -> None:
         """Saves the state with the loader's place."""
         with self.rate.not_counting(self.wait):
-            self.checkpoints.save(self.state, self.loader.get_state(), wait=wait)
+            self.checkpoints.save(self.state, self.loader.get_state(), metrics=self.row, wait=wait)
 
-    def call_back(self) -> dict[str, float]:
-        """Calls the callbacks and collects what they want recorded."""
+    def call_back(self, callbacks: Sequence[Callback]) -> None:
+        """Calls callbacks and puts what they want recorded into the row."""
         params = self.state.params if self.state.ema is None else self.state.ema
         definition = abstract(self.config.flow, self.layout)[0]
         snapshot = Snapshot(self.config, self.workdir, self.source, self.step, definition, params)
-        values: dict[str, float] = {}
         with self.rate.not_counting(self.wait):
-            for callback in self.callbacks:
-                values |= callback(snapshot) or {}
-        return values
+            for callback in callbacks:
+                self.row |= callback(snapshot) or {}
 
     def wait(self) -> None:
         """Returns when the device has done everything asked of it."""
         jax.block_until_ready(self.state.step)
-
-
-class _Rate:
-    """Images a second, without the first call (which compiles) and without what is no training."""
-
-    def __init__(self):
-        self._pending = 0  # images asked for and not known to be done
-        self._images = 0
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def made(self, steps: int, batch_size: int, wait: Callable[[], Any]) -> None:
-        """After a call that asked for `steps` updates; `wait` returns when they are done."""
-        if self._since is None:
-            wait()
-            self._since = time.perf_counter()
-        else:
-            self._pending += steps * batch_size
-
-    def restart(self) -> None:
-        """Begins anew: the next call compiles."""
-        self._pending = self._images = 0
-        self._seconds, self._since = 0.0, None
-
-    def finished(self) -> None:
-        """When the device has done everything asked of it."""
-        if self._since is not None:
-            now = time.perf_counter()
-            self._seconds += now - self._since
-            self._images += self._pending
-            self._since, self._pending = now, 0
-
-    @contextmanager
-    def not_counting(self, wait: Callable[[], Any]) -> Iterator[None]:
-        """Leaves out the time of what is done inside."""
-        wait()
-        self.finished()
-        yield
-        if self._since is not None:
-            self._since = time.perf_counter()
-
-    @property
-    def images_per_second(self) -> float:
-        return self._images / self._seconds if self._images else math.nan
 
 
 def objective_bits_per_dim(objective: float, levels: int) -> float:
@@ -318,29 +358,3 @@ def objective_bits_per_dim(objective: float, levels: int) -> float:
 
 def _is_alive(state: TrainState) -> bool:
     return not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came.
-
-    Between updates is the only place to stop without losing the state, so the first signal is only noted; a
-    second of either kind raises KeyboardInterrupt. Outside the main thread signals cannot be caught and are left
-    alone.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

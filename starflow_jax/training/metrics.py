@@ -1,16 +1,15 @@
-"""Where the numbers of a run go: a CSV file, TensorBoard event files, and a progress bar."""
+"""Where the numbers of a run go: a CSV file, TensorBoard event files, and who else wants them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from starflow_jax.files import write_text
 
@@ -25,10 +24,13 @@ FIELDS = (
     "grad_norm",
     "learning_rate",
     "skipped",
+    "skipped_updates",
     "loss_denoiser",
     "denoiser_grad_norm",
     "denoiser_skipped",
     "images_per_second",
+    "data_wait",
+    "mfu",
     "held_out_bits_per_dim",
 )
 
@@ -39,27 +41,43 @@ class MetricsWriter:
 
     Names outside FIELDS go to the event files only. A context manager.
 
+    Attributes:
+      skipped_before: updates that had been skipped at `step`.
+
     Args:
       workdir: an existing folder.
       step: the step a run continues from: later rows, of an attempt that went on beyond its last checkpoint,
         are dropped from both.
+      enabled: false writes nothing, for all processes of a run but one.
     """
 
-    def __init__(self, workdir: Path, step: int = 0):
+    def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True):
         path = Path(workdir) / CSV_FILE
         rows = [row for row in read_metrics(path) if row["step"] <= step]
-        write_text(path, _csv([dict.fromkeys(FIELDS) | row for row in rows], header=True))
+        self.skipped_before = int(max((row.get("skipped_updates", 0.0) for row in rows), default=0.0))
         self._path = path
-        self._events = SummaryWriter(str(Path(workdir) / EVENTS_FOLDER), purge_step=step + 1 if step else None)
+        self._others: list[Callable[[int, Mapping[str, float]], None]] = []
+        self._events: SummaryWriter | None = None
+        if enabled:
+            write_text(path, _csv([dict.fromkeys(FIELDS) | row for row in rows], header=True))
+            folder = str(Path(workdir) / EVENTS_FOLDER)
+            self._events = SummaryWriter(folder, purge_step=step + 1 if step else None)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
+
+    def also(self, write: Callable[[int, Mapping[str, float]], None]) -> None:
+        """Gives every row to `write`, too."""
+        self._others.append(write)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row; numbers that are not finite are left out."""
+        if self._events is None:
+            return
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         row = {name: value for name, value in finite.items() if name in FIELDS}
         with self._path.open("a", encoding="utf-8", newline="") as file:
@@ -67,6 +85,8 @@ class MetricsWriter:
         for name, value in finite.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
+        for other in self._others:
+            other(step, finite)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -120,36 +140,3 @@ def average(calls: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
         finite = values[np.isfinite(values)]
         means[name] = float(finite.mean()) if finite.size else math.nan
     return means
-
-
-class ProgressBar:
-    """One line in the terminal: updates, loss, bits/dim, images/s, time left. A context manager."""
-
-    def __init__(self, name: str, steps: int, *, initial: int = 0, enabled: bool = True):
-        self._bar = tqdm(
-            total=steps,
-            initial=initial,
-            desc=name,
-            unit="step",
-            disable=not enabled,
-            dynamic_ncols=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
-        )
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, steps: int) -> None:
-        """Moves on by `steps` updates."""
-        self._bar.update(steps)
-
-    def show(self, values: Mapping[str, float]) -> None:
-        """Shows the numbers of a row of metrics."""
-        shown = {"loss": f"{values['loss']:.4f}"}
-        if "bits_per_dim" in values:
-            shown["bits/dim"] = f"{values['bits_per_dim']:.3f}"
-        shown["images/s"] = f"{values['images_per_second']:.0f}"
-        self._bar.set_postfix(shown, refresh=False)

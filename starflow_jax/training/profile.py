@@ -1,0 +1,70 @@
+"""A trace of some updates, for xprof and TensorBoard's profile plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PROFILE_FOLDER = "profile"
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Updates `first` to `last`, counted from 1, both traced."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """From "10:15".
+
+        Raises:
+          ValueError: any other form, or updates that do not follow each other.
+        """
+        first, _, last = text.partition(":")
+        if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last):
+            return cls(int(first), int(last))
+        raise ValueError(f"must be FIRST:LAST with 1 <= FIRST <= LAST, such as 10:15, got {text!r}")
+
+
+class Profiler:
+    """Traces a window of updates into `workdir/profile`.
+
+    Calls of the compiled program are cut at the ends of the window (`room`), so that the trace holds whole calls and
+    exactly those updates.
+    """
+
+    def __init__(self, workdir: Path, window: Window | None):
+        self.folder = Path(workdir) / PROFILE_FOLDER
+        self.window = window
+        self._active = False
+
+    def room(self, step: int) -> int | None:
+        """Updates after `step` that may go into one call; None for any number."""
+        if self.window is None or step >= self.window.last:
+            return None
+        return (self.window.first - 1 if step < self.window.first - 1 else self.window.last) - step
+
+    def before(self, step: int, wait: Callable[[], Any]) -> None:
+        """Before a call that begins at `step`; `wait` returns when the device is idle."""
+        if self.window is not None and not self._active and self.window.first - 1 <= step < self.window.last:
+            wait()
+            jax.profiler.start_trace(str(self.folder))
+            self._active = True
+
+    def after(self, step: int, wait: Callable[[], Any]) -> None:
+        """After a call that ended at `step`."""
+        if self.window is not None and self._active and step >= self.window.last:
+            wait()
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is being taken."""
+        if self._active:
+            self._active = False
+            jax.profiler.stop_trace()

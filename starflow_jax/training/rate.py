@@ -1,0 +1,104 @@
+"""How fast a run goes: images a second, the share of time spent waiting for data, model FLOPs utilisation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What was measured over some time.
+
+    Attributes:
+      images: made; seconds: in which they were; waited: seconds of those in which the loader was waited for.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """NaN where nothing was measured."""
+        return self.images / self.seconds if self.images else math.nan
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time, 0 to 1; NaN where nothing was measured."""
+        return self.waited / self.seconds if self.images else math.nan
+
+
+class Rate:
+    """A stopwatch without the first call (which compiles) and without what is no training."""
+
+    def __init__(self):
+        self.total = self._row = Speed()
+        self._pending = 0  # images asked for and not known to be done
+        self._waited = 0.0
+        self._since: float | None = None
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting for the loader."""
+        begun = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._waited += time.perf_counter() - begun
+
+    def made(self, steps: int, batch_size: int, wait: Callable[[], Any]) -> None:
+        """After a call that asked for `steps` updates; `wait` returns when they are done."""
+        if self._since is None:
+            wait()
+            self._since = time.perf_counter()
+        else:
+            self._pending += steps * batch_size
+
+    def restart(self) -> None:
+        """Begins anew: the next call compiles."""
+        self.total = self._row = Speed()
+        self._pending, self._waited, self._since = 0, 0.0, None
+
+    def finished(self) -> None:
+        """When the device has done everything asked of it."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.total, self._row = (
+                Speed(
+                    speed.images + self._pending,
+                    speed.seconds + now - self._since,
+                    speed.waited + self._waited,
+                )
+                for speed in (self.total, self._row)
+            )
+            self._since, self._pending, self._waited = now, 0, 0.0
+
+    def row(self) -> Speed:
+        """What was measured since the last row."""
+        row, self._row = self._row, Speed()
+        return row
+
+    @contextlib.contextmanager
+    def not_counting(self, wait: Callable[[], Any]) -> Iterator[None]:
+        """Leaves out the time of what is done inside."""
+        wait()
+        self.finished()
+        yield
+        if self._since is not None:
+            self._since = time.perf_counter()
+
+
+def utilisation(images_per_second: float, flops_per_image: float | None, peak: float | None) -> float:
+    """Model FLOPs utilisation, 0 to 1: what the model's arithmetic takes of what the devices could do.
+
+    Args:
+      flops_per_image: of the forward and backward pass of one image or clip, recomputation not counted.
+      peak: FLOPs a second of all devices together. NaN where either is not known.
+    """
+    if flops_per_image is None or peak is None:
+        return math.nan
+    return images_per_second * flops_per_image / peak
