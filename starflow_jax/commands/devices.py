@@ -49,6 +49,9 @@ def join(arguments: argparse.Namespace) -> None:
 
     import jax
 
+    # Programs of several processes on CPUs wait for one another in threads of a small pool: two of them under way at
+    # once, begun in another order elsewhere, would wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             given["coordinator"], given["processes"], given["process"], initialization_timeout=JOIN_SECONDS

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
 
@@ -43,6 +44,8 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their running mean")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    add_mesh(parser)
+    add_processes(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training import load_run, open_source
     from starflow_jax.training.inputs import check_source
 
+    join(arguments)
+    layout = layout_of_command(arguments)
     with sentences(load_run, open_source, check_source):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
+        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
         source = open_source(config.data, arguments.split, flow=config.flow)
@@ -74,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch or config.evaluate.batch_size,
         model=config.name,
     ).to_dict()
+    if not is_first():
+        return 0
     print(scores_table([scores]))
     print(
         f"{len(source)} images of {source.name}, {draws} draws, step {step}, "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, class_choice, integer, real
+from starflow_jax.commands.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
 from starflow_jax.commands.solver_options import add_solver_options
@@ -115,6 +116,8 @@ def add_to(subparsers: Any) -> None:
     )
     option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    add_mesh(parser)
+    add_processes(parser)
     parser.set_defaults(run=run)
 
 
@@ -172,8 +175,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from starflow_jax.training import load_run
 
+    join(arguments)
+    # A stream puts the deep block on one device and what follows it on another by itself.
+    layout = None if arguments.stream else layout_of_command(arguments)
     with sentences(load_run):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
+        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"
     for name, flag in foreign.items():

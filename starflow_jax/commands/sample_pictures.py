@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.commands.devices import is_first
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.sample_warnings import warn_of
 from starflow_jax.commands.solver_options import chosen_solver, solver_figures
@@ -62,6 +63,8 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
         found = log_likelihoods(params, config.flow, drawn.noisy, known, batch_size=batch_size)
         kept = likeliest(found, arguments.candidates, keep)
         scores = found[kept]
+    if not is_first():
+        return 0
     # Pictures of all classes: a column for each class, or a row for each where the likeliest stand side by side.
     columns = class_columns(config.flow.num_classes if label == "all" else 0, len(labels))
     if scores is not None and len(kept) > keep:

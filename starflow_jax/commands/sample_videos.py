@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.commands.captions import read_captions, readable_captions
+from starflow_jax.commands.devices import is_first
 from starflow_jax.commands.errors import REFUSED, CommandError, sentences
 from starflow_jax.commands.given_frames import read_given
 from starflow_jax.commands.sample_warnings import warn_of
@@ -92,6 +93,8 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
         )
         kept = likeliest(found, each, keep)
         scores = found[kept]
+    if not is_first():
+        return 0
     fps = arguments.fps or min(given.fps or DEFAULT_FPS, MAX_FPS)
     names = [plan.captions[place] for place in kept]
     files = write_videos(arguments.out, drawn, kept, names, fps=fps, scale=scale)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
 
@@ -61,6 +62,8 @@ def add_to(subparsers: Any) -> None:
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     option("--no-ema", action="store_true", help="score with the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    add_mesh(parser)
+    add_processes(parser)
     parser.set_defaults(run=run)
 
 
@@ -77,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.figures import write_json
     from starflow_jax.training import load_run
 
+    join(arguments)
+    layout = layout_of_command(arguments)
     with sentences(load_run):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
+        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
     if arguments.video:
         clips = _video_clips(arguments.video, arguments.caption or [""], config)
     else:
@@ -94,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch,
             context=arguments.context,
         )
+    if not is_first():
+        return 0
     print(clips_table(found), end="\n\n")
     if config.data.frames:
         print(frames_table(found), end="\n\n")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from starflow_jax.commands.devices import add_processes, join
 from starflow_jax.commands.errors import INTERRUPTED, sentences
 from starflow_jax.commands.outputs import check_writable
 
@@ -43,6 +44,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_processes(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
+    join(arguments)
     from starflow_jax.evaluation.pictures import write_sample_grid
     from starflow_jax.figures import write_json
     from starflow_jax.training import Checkpoints, open_source, train

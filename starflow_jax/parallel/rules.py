@@ -10,7 +10,8 @@ import re
 Spec = tuple[str | None, ...]
 
 # The end of a path, and its axes without the leading one of stacked layers. Everything else is small and whole
-# everywhere: norms, the biases of outputs, start tokens. "tensor" cuts heads and the channels of the MLP, so that a
+# everywhere: norms, the biases of outputs, start tokens, tables of
+# positions and classes. "tensor" cuts heads and the channels of the MLP, so that a
 # branch needs one sum over its parts; "fsdp" cuts the other axis, and is gathered where the kernel is used.
 RULES: tuple[tuple[str, Spec], ...] = (
     (r"qkv/kernel", ("fsdp", "tensor", None, None)),
@@ -20,7 +21,6 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
-    (r"(pos_embed|class_embed)", (None, "fsdp")),
 )
 
 

@@ -6,6 +6,7 @@ of the values does, on any layout of any number of devices: it is a sum of integ
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from starflow_jax.parallel.layout import Layout, gathered, layout_of
 
 
 def digest(tree: Any) -> str:
@@ -22,7 +25,8 @@ def digest(tree: Any) -> str:
       tree: arrays of at most 32 bits a value; on whatever devices, in whatever pieces.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_sum(leaf) for _, leaf in leaves])
+    # One program for all: every program of several processes waits for them anew.
+    sums = np.asarray(_sums(layout_of(tree), [leaf for _, leaf in leaves])) if leaves else ()
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     return json_digest(sorted((name, int(value)) for name, value in zip(names, sums, strict=True)))
 
@@ -32,7 +36,12 @@ def json_digest(value: Any) -> str:
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(layout: Layout | None, arrays: list[jax.Array]) -> jax.Array:
+    """uint32 [n]: the sum of each array."""
+    return gathered(layout, jnp.stack([_sum(array) for array in arrays]))
+
+
 def _sum(array: jax.Array) -> jax.Array:
     """uint32 []: the sum of every value's bits, mixed with the value's place."""
     bits = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array

@@ -214,7 +214,7 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self.rate = Rate()
         self.skips = Skips(writer.skipped_before)
-        self.compiled = {config.train.stage(self.step)[1:]}  # frames and batch sizes that have a program
+        self.compiled: set[Any] = set()  # kinds of batches that have a program
 
     def until(self, stop: StopRequests) -> TrainResult:
         """Runs to the last step, or until asked to stop, or until too many updates are skipped in a row."""
@@ -244,12 +244,19 @@ class _Run:
     def advance(self) -> None:
         """One call of the compiled program: as many updates as fit before something else is due."""
         train = self.config.train
-        end, frames, batch_size = train.stage(self.step)
+        end, frames, _ = train.stage(self.step)
         count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in self.due()))
         count = min(count, self.profiler.room(self.step) or count)
         self.profiler.before(self.step, self.wait)
+        kind = (frames, self.loader.peek())
+        if kind not in self.compiled:  # the call compiles a program
+            self.rate.restart()
+        self.compiled.add(kind)
+        batches: list[dict[str, np.ndarray]] = []
         with self.rate.waiting_for_data():
-            batches = [first_frames(next(self.loader), frames) for _ in range(count)]
+            while len(batches) < count and (frames, self.loader.peek()) == kind:  # one call, one shape
+                batches.append(first_frames(next(self.loader), frames))
+        count = len(batches)
         batches += [batches[0]] * (train.steps_per_call - count)  # not used: they keep the shape
         stacked: Any = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         if self.layout is not None:
@@ -259,15 +266,11 @@ class _Run:
         self.step += count
         self.row = {}
         self.bar.advance(count)
-        self.rate.made(count, batch_size, self.wait)
+        self.rate.made(count, stacked["image"].shape[1], self.wait)
         self.profiler.after(self.step, self.wait)
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
             self.loader = _loader(self.config, self.source, self.step, self.layout)
-            kind = train.stage(self.step)[1:]
-            if kind not in self.compiled:
-                self.rate.restart()
-            self.compiled.add(kind)
 
     def due(self) -> tuple[int, ...]:
         """After how many updates something happens that needs a whole call."""
