@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import calibrate, demo, evaluate, sample, score, train, version
+from starflow_jax.commands import calibrate, demo, evaluate, info, sample, score, train, version
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
 
 COMMANDS = {
     "train": train,
+    "info": info,
     "sample": sample,
     "evaluate": evaluate,
     "score": score,
@@ -28,6 +29,7 @@ EXAMPLES = """\
 examples:
   starflow demo
   starflow train --config experiments/digits.py --workdir runs/digits
+  starflow info --workdir runs/digits
   starflow evaluate --workdir runs/digits
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out x.png
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.commands.devices import add_processes, join
-from starflow_jax.commands.errors import INTERRUPTED, sentences
+from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.devices import add_processes, is_first, join
+from starflow_jax.commands.errors import INTERRUPTED, CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
 
 DESCRIPTION = """\
 Trains the experiment of a configuration file, or goes on where an earlier call stopped.
 
 The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard),
-samples_STEP.png and curves.png. Ctrl-C saves a checkpoint; the same command then goes on to exactly the
-parameters it would have reached unstopped."""
+samples_STEP.png and curves.png. Ctrl-C (exit code 130) and SIGTERM (0) save a checkpoint; the same command then
+goes on to exactly the parameters it would have reached unstopped. Both wait for the running call of the program
+(train.steps_per_call updates) and for the files; a second signal waits for nothing. An update whose loss or
+gradient is not finite, or too large (train.grad_clip, train.skip_after), changes nothing and is counted."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -25,6 +30,10 @@ EXAMPLES = """\
 examples:
   starflow train --config experiments/digits.py --workdir runs/digits
   starflow train --config experiments/digits.py:tiny --workdir runs/tiny --config.train.lr=1e-3
+  starflow train --config experiments/digits.py --workdir runs/digits --resume latest-good --max-skipped 50
+  starflow train --config experiments/digits.py --workdir runs/digits --profile 110:115 --quiet
+
+starflow info --workdir DIR tells where a run stands.
 """
 
 
@@ -42,8 +51,35 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
+    parser.add_argument(
+        "--resume",
+        type=choice("latest", "latest-good"),
+        default="latest",
+        help="go on from the newest checkpoint, refusing a bad one (default), or from the newest good one; those "
+        "passed over are renamed to STEP.damaged",
+    )
+    parser.add_argument(
+        "--max-skipped",
+        type=integer(0),
+        metavar="N",
+        help="stop, with a checkpoint and exit code 2, once N updates in a row were skipped, looked at with every row "
+        "of the log; 0 for never (default: train.max_skipped of the configuration)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=integer(1),
+        default=300,
+        metavar="SECONDS",
+        help="after SIGTERM, end after so many seconds whatever is still running, with exit code 1 (default 300)",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, and no lines in its place")
     add_processes(parser)
     parser.set_defaults(run=run)
 
@@ -54,22 +90,56 @@ def run(arguments: argparse.Namespace) -> int:
 
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
+    if arguments.max_skipped is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped=arguments.max_skipped))
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
     join(arguments)
+    from starflow_jax.evaluation.held_out import held_out_score
     from starflow_jax.evaluation.pictures import write_sample_grid
     from starflow_jax.figures import write_json
-    from starflow_jax.training import Checkpoints, open_source, train
+    from starflow_jax.training import Checkpoints, open_source, plot_curves, train
+    from starflow_jax.training.agreement import first_does
     from starflow_jax.training.inputs import check_source
-    from starflow_jax.training.workdir import claim_workdir
+    from starflow_jax.training.metrics import MetricsWriter
+    from starflow_jax.training.profile import Window
+    from starflow_jax.training.resume import go_on
+    from starflow_jax.training.weights_and_biases import check_installed
+    from starflow_jax.training.workdir import claim_workdir, in_use
+
+    window = None
+    if arguments.profile is not None:
+        try:
+            window = Window.parse(arguments.profile)
+        except ValueError as error:
+            raise CommandError(f"--profile {error}") from error
+        if window.last > config.train.steps:
+            raise CommandError(f"--profile must end at train.steps={config.train.steps}, got {arguments.profile!r}")
+    if arguments.wandb is not None:
+        with sentences(check_installed):
+            check_installed()
 
     begun = time.perf_counter()
+    reading = (open_source, check_source, claim_workdir, first_does, in_use, go_on)
+    writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
+    records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:
-        with sentences(open_source, check_source, claim_workdir, Checkpoints.restore, Checkpoints.resume):
+        with sentences(*reading, *writing, *records):
+            evaluations = [held_out_score(config)] if config.train.evaluate_every else []
             # Clips take too long to draw to interrupt a training for them.
             callbacks = [] if config.data.frames else [write_sample_grid]
-            result = train(config, arguments.workdir, callbacks=callbacks, progress=not arguments.quiet)
+            result = train(
+                config,
+                arguments.workdir,
+                callbacks=callbacks,
+                evaluations=evaluations,
+                progress=not arguments.quiet,
+                resume=arguments.resume,
+                grace=arguments.grace,
+                profile=window,
+                wandb=arguments.wandb,
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one") from None
     figures = {
@@ -78,20 +148,33 @@ def run(arguments: argparse.Namespace) -> int:
         "step": result.step,
         "steps": config.train.steps,
         "interrupted": result.interrupted,
+        "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
+        "skipped_updates": result.skips.total,
+        "longest_skipped_in_a_row": result.skips.longest,
         "seconds": time.perf_counter() - begun,
         "images_per_second": result.images_per_second,
         "metrics": dict(result.metrics),
     }
-    if arguments.json is not None:
+    if arguments.json is not None and is_first():
         write_json(arguments.json, figures)
+    if 0 < config.train.max_skipped <= result.skips.longest:
+        raise CommandError(
+            f"stopped at step {result.step}: {result.skips.longest} updates in a row were skipped (--max-skipped "
+            f"{config.train.max_skipped}); the checkpoint of this step holds the last parameters that were good"
+        )
+    if not is_first():
+        return 0 if not result.interrupted or result.stopped_by == signal.SIGTERM else INTERRUPTED
     if result.interrupted:
+        preempted = result.stopped_by == signal.SIGTERM
         print(
-            f"starflow: interrupted at step {result.step} of {config.train.steps}; "
-            "a checkpoint is saved and the same command goes on from it",
+            f"starflow: {'stopped by SIGTERM' if preempted else 'interrupted'} at step {result.step} of "
+            f"{config.train.steps}; a checkpoint is saved and the same command goes on from it",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return 0 if preempted else INTERRUPTED
     print(_summary(config.name, result.step, result.metrics))
+    if result.skips.total:
+        print(f"{result.skips.total} updates skipped, {result.skips.longest} at most in a row")
     print(f"run: {arguments.workdir}  curves: {arguments.workdir / 'curves.png'}")
     return 0
 

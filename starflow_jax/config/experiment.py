@@ -68,13 +68,16 @@ class EvaluateConfig:
     Attributes:
       draws: independent draws of the dequantisation noise.
       batch_size: images scored at a time.
+      held_out: images or clips scored while a run trains (`train.evaluate_every`).
     """
 
     draws: int = 4
     batch_size: int = 256
+    held_out: int = 512
 
     def __post_init__(self):
         check_integer("draws", self.draws, minimum=1)
+        check_integer("held_out", self.held_out, minimum=1)
         check_integer("batch_size", self.batch_size, minimum=1)
 
 

@@ -47,6 +47,7 @@ from starflow_jax.training.step import TrainState, init_state
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, first_difference, read_config
 
 REST = "rest"
+PARTS = ("params", "ema", "opt_state", REST, "loader", "config", "figures", DIGESTS)
 
 
 class SaveFailed(OSError):

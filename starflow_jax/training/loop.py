@@ -33,7 +33,7 @@ from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
 from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
-from starflow_jax.training.workdir import claim_workdir
+from starflow_jax.training.workdir import claim_workdir, in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +129,8 @@ def train(
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(grace))
+        if first:
+            stack.enter_context(in_use(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         found = go_on(
@@ -247,12 +249,14 @@ class _Run:
         end, frames, _ = train.stage(self.step)
         count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in self.due()))
         count = min(count, self.profiler.room(self.step) or count)
-        self.profiler.before(self.step, self.wait)
         kind = (frames, self.loader.peek())
         if kind not in self.compiled:  # the call compiles a program
             self.rate.restart()
         self.compiled.add(kind)
         batches: list[dict[str, np.ndarray]] = []
+        if self.profiler.before(self.step):
+            with self.rate.not_counting(self.wait):
+                self.profiler.begin()
         with self.rate.waiting_for_data():
             while len(batches) < count and (frames, self.loader.peek()) == kind:  # one call, one shape
                 batches.append(first_frames(next(self.loader), frames))
@@ -267,7 +271,9 @@ class _Run:
         self.row = {}
         self.bar.advance(count)
         self.rate.made(count, stacked["image"].shape[1], self.wait)
-        self.profiler.after(self.step, self.wait)
+        if self.profiler.after(self.step):
+            with self.rate.not_counting(self.wait):
+                self.profiler.close()
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
             self.loader = _loader(self.config, self.source, self.step, self.layout)

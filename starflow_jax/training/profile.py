@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -50,18 +48,18 @@ class Profiler:
             return None
         return (self.window.first - 1 if step < self.window.first - 1 else self.window.last) - step
 
-    def before(self, step: int, wait: Callable[[], Any]) -> None:
-        """Before a call that begins at `step`; `wait` returns when the device is idle."""
-        if self.window is not None and not self._active and self.window.first - 1 <= step < self.window.last:
-            wait()
-            jax.profiler.start_trace(str(self.folder))
-            self._active = True
+    def before(self, step: int) -> bool:
+        """Whether a trace is to begin before the call that begins at `step`."""
+        return self.window is not None and not self._active and self.window.first - 1 <= step < self.window.last
 
-    def after(self, step: int, wait: Callable[[], Any]) -> None:
-        """After a call that ended at `step`."""
-        if self.window is not None and self._active and step >= self.window.last:
-            wait()
-            self.close()
+    def after(self, step: int) -> bool:
+        """Whether the trace is to end after the call that ended at `step`."""
+        return self.window is not None and self._active and step >= self.window.last
+
+    def begin(self) -> None:
+        """Begins the trace; the device should be idle."""
+        jax.profiler.start_trace(str(self.folder))
+        self._active = True
 
     def close(self) -> None:
         """Ends a trace that is being taken."""

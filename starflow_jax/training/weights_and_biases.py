@@ -13,6 +13,14 @@ from starflow_jax.files import write_text
 ID_FILE = "wandb_id.txt"
 
 
+def check_installed() -> None:
+    """Raises ValueError unless the library can be imported."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError("Weights & Biases is not installed: pip install wandb") from error
+
+
 class WandbRecorder:
     """One run there for one working folder, gone on with when the folder is.
 
@@ -25,10 +33,9 @@ class WandbRecorder:
     """
 
     def __init__(self, project: str, workdir: Path, *, name: str, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("Weights & Biases is not installed: pip install wandb") from error
+        check_installed()
+        import wandb
+
         path = Path(workdir) / ID_FILE
         if not path.is_file():
             write_text(path, uuid.uuid4().hex)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,44 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
             continue
         return f"{path}.{name}", a, b
     return None
+
+
+@contextlib.contextmanager
+def in_use(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from training in `workdir`; the system forgets it when this process ends, however it does.
+
+    Raises:
+      ValueError: another process trains there.
+    """
+    with _locked(workdir) as free:
+        if not free:
+            raise ValueError(f"workdir {workdir} is in use by another process that trains there")
+        yield
+
+
+def is_in_use(workdir: Path) -> bool:
+    """Whether a process of this machine trains in `workdir`."""
+    with _locked(workdir) as free:
+        return not free
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[bool]:
+    """Holds the lock of a folder, and yields whether it was free; also where the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield True
+        return
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        yield free
+    finally:
+        os.close(handle)
