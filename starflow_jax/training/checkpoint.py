@@ -259,7 +259,7 @@ class Checkpoints:
     def _failed(self, error: Exception) -> SaveFailed:
         """The sentence of a failed save; what it left half-written goes, so that a full disk is less full."""
         step, self._saving = self._saving, None
-        for path in self.folder.glob(f"{step}.*-tmp-*"):
+        for path in self.folder.glob(f"{step}.*-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
         return SaveFailed(
             f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "

@@ -1,0 +1,83 @@
+"""A small training run as a process of its own, for tests that kill it: `python killed_run.py WORKDIR [SECONDS]`.
+
+It appends a line to WORKDIR.seen for every batch the run reads: the number of the update, and the examples in it.
+SECONDS are spent on every batch, so that there is time to strike.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.data import ArraySource
+from starflow_jax.training import loop
+
+STEPS, BATCH = 40, 4
+CONFIG = ExperimentConfig(
+    name="killed",
+    flow=FlowConfig(
+        family="tarflow",
+        channels=1,
+        image_size=8,
+        patch_size=4,
+        width=16,
+        num_blocks=2,
+        layers_per_block=1,
+        head_dim=16,
+        num_classes=10,
+        dropout=0.1,
+    ),
+    data=DataConfig(label_drop=0.1),
+    train=TrainConfig(
+        steps=STEPS,
+        batch_size=BATCH,
+        lr=1e-2,
+        warmup=2,
+        ema=0.9,
+        grad_clip=1.0,
+        steps_per_call=3,
+        log_every=5,
+        checkpoint_every=4,
+        sample_every=1000,
+    ),
+)
+
+
+def numbered_images(count: int = 30) -> ArraySource:
+    """Images that say in two of their pixels which one they are."""
+    images = np.random.default_rng(0).integers(0, 17, (count, 8, 8, 1)).astype(np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(count), 17)
+    return ArraySource("numbered", images, np.arange(count, dtype=np.int32) % 10, levels=17, num_classes=10)
+
+
+class Noted:
+    """A loader that notes what is read from it."""
+
+    def __init__(self, loader, path: Path, seconds: float):
+        self._loader, self._path, self._seconds = loader, path, seconds
+        self.get_state, self.set_state = loader.get_state, loader.set_state
+
+    def __next__(self):
+        place = self._loader.get_state()["next_index"]
+        batch = next(self._loader)
+        pixels = batch["image"][:, 0, :2, 0].astype(int)
+        with self._path.open("a") as file:
+            file.write(f"{place} {' '.join(str(17 * high + low) for high, low in pixels)}\n")
+        time.sleep(self._seconds)
+        return batch
+
+
+def main(workdir: Path, seconds: float) -> int:
+    """Trains to the end or to a signal; exit code 0."""
+    build, seen = loop._loader, workdir.with_name(f"{workdir.name}.seen")
+    loop._loader = lambda *arguments: Noted(build(*arguments), seen, seconds)
+    result = loop.train(CONFIG, workdir, source=numbered_images(), progress=False)
+    print(dataclasses.asdict(result)["step"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))

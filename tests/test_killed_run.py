@@ -1,0 +1,151 @@
+"""A run that is killed at any moment goes on to the very end it would have had, on the very data."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from killed_run import BATCH, STEPS
+from starflow_jax.training import load_run
+
+SCRIPT = Path(__file__).parent / "killed_run.py"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """All processes share what they compile."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": str(SCRIPT.parent.parent),
+    }
+
+
+def start(workdir, environment, seconds=0.0):
+    command = [sys.executable, str(SCRIPT), str(workdir), str(seconds)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(workdir, environment):
+    process = start(workdir, environment)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.split() == [str(STEPS)]
+
+
+def batches(workdir):
+    """The examples of every update, which must be the same in every attempt that made it."""
+    seen = {}
+    for line in workdir.with_name(f"{workdir.name}.seen").read_text().splitlines():
+        place, *examples = map(int, line.split())
+        assert seen.setdefault(place, examples) == examples and len(examples) == BATCH
+    return seen
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    finish(workdir, environment)
+    assert sorted(batches(workdir)) == list(range(STEPS))
+    return workdir
+
+
+def assert_same_run(workdir, straight):
+    assert batches(workdir) == batches(straight)
+    for ema in (False, True):
+        (_, _, a, step), (_, _, b, _) = load_run(workdir, ema=ema), load_run(straight, ema=ema)
+        assert step == STEPS
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def wait_for(process, happened, seconds=120.0):
+    """Waits, looking often, until `happened()`; what it gave."""
+    end = time.monotonic() + seconds
+    while not (value := happened()):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.0005)
+    return value
+
+
+def updates(workdir):
+    path = workdir.with_name(f"{workdir.name}.seen")
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
+def half_written(workdir):
+    folder = workdir / "checkpoints"
+    try:
+        return [path for path in folder.iterdir() if "-tmp" in path.name]
+    except FileNotFoundError:  # the folder, or what is being renamed in it
+        return []
+
+
+def test_killed_between_and_while_saving(straight, tmp_path, environment):
+    workdir = tmp_path / "run"
+    process = start(workdir, environment, 0.02)
+    wait_for(process, lambda: updates(workdir) >= 17)
+    kill(process)
+    for _ in range(10):
+        made = updates(workdir)
+        process = start(workdir, environment, 0.01)
+        wait_for(process, lambda made=made: updates(workdir) > made and half_written(workdir))
+        kill(process)
+        if half_written(workdir):
+            break
+    assert half_written(workdir)
+    assert_whole_checkpoints(workdir)
+    finish(workdir, environment)
+    assert not half_written(workdir)
+    assert_same_run(workdir, straight)
+
+
+def assert_whole_checkpoints(workdir):
+    assert load_run(workdir)[3] % 4 == 0
+
+
+def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(straight, tmp_path, environment):
+    workdir = tmp_path / "run"
+    process = start(workdir, environment, 0.02)
+    wait_for(process, lambda: updates(workdir) >= 10)
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    stopped = int(out)
+    assert 10 <= stopped < STEPS and load_run(workdir)[3] == stopped
+    assert time.monotonic() - begun < 30
+    assert len(batches(workdir)) == stopped  # nothing was read in vain
+    finish(workdir, environment)
+    assert_same_run(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_random(straight, tmp_path, environment, seed):
+    """Three times each: anywhere from the start of the process to the last update."""
+    workdir, rng = tmp_path / "run", random.Random(seed)
+    for _ in range(3):
+        process = start(workdir, environment, 0.02)
+        moment = rng.randrange(STEPS + 1)
+        if moment < 3:
+            time.sleep(rng.uniform(0, 4))
+        else:
+            wait_for(process, lambda moment=moment, process=process: updates(workdir) >= moment or process.poll() == 0)
+            time.sleep(rng.uniform(0, 0.06))
+        kill(process)
+    finish(workdir, environment)
+    assert_same_run(workdir, straight)
