@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _answer(list(argv))
     code = _answer(sys.argv[1:])
-    if code == INTERRUPTED:
+    if code:
         # Everything is saved and closed. Tearing down a library that was stopped while it compiled can crash, which
-        # would turn this exit code into another.
+        # would turn this exit code into another; one whose files could not be written complains at length.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

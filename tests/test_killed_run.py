@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from killed_run import BATCH, STEPS
+
 from starflow_jax.training import load_run
 
 SCRIPT = Path(__file__).parent / "killed_run.py"

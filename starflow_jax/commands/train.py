@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
+import logging
 import signal
 import sys
 import time
@@ -12,8 +14,10 @@ from typing import Any
 
 from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_processes, is_first, join
-from starflow_jax.commands.errors import INTERRUPTED, CommandError, sentences
+from starflow_jax.commands.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.commands.outputs import check_writable
+
+GOES_ON = "the same command goes on from the last checkpoint, if there is one"
 
 DESCRIPTION = """\
 Trains the experiment of a configuration file, or goes on where an earlier call stopped.
@@ -120,6 +124,9 @@ def run(arguments: argparse.Namespace) -> int:
         with sentences(check_installed):
             check_installed()
 
+    for name in ("absl", "asyncio"):
+        # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
     reading = (open_source, check_source, claim_workdir, first_does, in_use, go_on)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
@@ -141,7 +148,12 @@ def run(arguments: argparse.Namespace) -> int:
                 wandb=arguments.wandb,
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last checkpoint, if there is one") from None
+        raise KeyboardInterrupt(GOES_ON) from None
+    except OSError as error:
+        # Anything that is written may be what fills a disk, such as a picture of samples.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CommandError(f"{sentence(error)}; {GOES_ON}") from error
     figures = {
         "name": config.name,
         "workdir": str(arguments.workdir),

@@ -70,6 +70,7 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
         self._saving: int | None = None  # a step whose files are perhaps not all written
+        self._writes = write
         self._scores: dict[int, float] = {}
         policy = None
         if write:
@@ -95,8 +96,14 @@ class Checkpoints:
         try:
             self._manager.close()  # waits
         except Exception as error:  # of a save in the background
+            failed = self._failed(error)
             if kind is None:
-                raise self._failed(error) from error
+                raise failed from error
+        finally:
+            if self._writes and jax.process_index() == 0:
+                # What a failed save left goes at once: on a full disk, the next run could not even begin.
+                for path in self.folder.glob("*-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The steps that have a folder (or something of its name), oldest first."""
@@ -257,10 +264,8 @@ class Checkpoints:
             self._scores[step] = metrics[name]
 
     def _failed(self, error: Exception) -> SaveFailed:
-        """The sentence of a failed save; what it left half-written goes, so that a full disk is less full."""
+        """The sentence of a failed save."""
         step, self._saving = self._saving, None
-        for path in self.folder.glob(f"{step}.*-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
         return SaveFailed(
             f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
             "what was saved before is untouched"
