@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import calibrate, demo, evaluate, info, sample, score, train, version
+from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, sample, score, train, version
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
 
@@ -21,15 +21,21 @@ COMMANDS = {
     "evaluate": evaluate,
     "score": score,
     "calibrate": calibrate,
+    "data": data,
+    "encode": encode,
     "demo": demo,
     "version": version,
 }
+
+# Commands that take --config.NAME=VALUE.
+OVERRIDABLE = ("train", "data", "encode", "plan")
 
 EXAMPLES = """\
 examples:
   starflow demo
   starflow train --config experiments/digits.py --workdir runs/digits
   starflow info --workdir runs/digits
+  starflow data --config experiments/digits.py --out sheet.png
   starflow evaluate --workdir runs/digits
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out x.png
 
@@ -95,7 +101,7 @@ def _run(argv: list[str]) -> int:
     overrides: list[str] = []
     if not name.startswith("-"):
         check_names([name], list(COMMANDS), "a command")
-        if name == "train":
+        if name in OVERRIDABLE:
             argv, overrides = split_overrides(argv)
         # Before argparse, which would first complain of what is missing because a name is misspelt.
         check_names([text for text in argv if text.startswith("--")], parsers[name].options(), f"an option of {name}")

@@ -79,7 +79,8 @@ def test_one_source_is_read_in_the_order_of_its_shuffled_epochs():
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_read_the_parts_of_the_same_batches(expected, count):
     parts = [take(train_loader(MIXED, 12, seed=5, process=(index, count)), 14) for index in range(count)]
-    joined = [{name: np.concatenate([part[name] for part in row]) for name in row[0]} for row in zip(*parts, strict=True)]
+    rows = zip(*parts, strict=True)
+    joined = [{name: np.concatenate([part[name] for part in row]) for name in row[0]} for row in rows]
     assert_same(joined, expected)
 
 
@@ -155,7 +156,7 @@ def test_data_that_are_mostly_bad_end_with_a_sentence(threads):
 
 @pytest.mark.parametrize("state", [{}, {"next_index": -1}, {"next_index": True}, {"next_index": "3"}, None])
 def test_states_of_other_loaders_are_refused(state):
-    with pytest.raises(ValueError, match="state must be {'next_index': a whole number not below 0}"):
+    with pytest.raises(ValueError, match=r"state must be \{'next_index': a whole number not below 0\}"):
         train_loader(SMALL, 2, seed=0).set_state(state)
 
 

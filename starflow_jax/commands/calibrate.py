@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with sentences(load_run, open_source, check_source):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
-        check_source(open_source(config.data, "train", flow=config.flow), config.flow, config.text)
+        check_source(open_source(config.data, "train", flow=config.flow, text=config.text), config.flow, config.text)
     if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
         raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
     if arguments.json is not None:

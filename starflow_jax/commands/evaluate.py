@@ -56,6 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
+    from starflow_jax.data.mixture import components_of, example_spec
+    from starflow_jax.data.readable import readable
+    from starflow_jax.data.skipped import Skipped
     from starflow_jax.evaluation import score_flow, scores_table
     from starflow_jax.figures import write_json
     from starflow_jax.training import load_run, open_source
@@ -63,12 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     join(arguments)
     layout = layout_of_command(arguments)
-    with sentences(load_run, open_source, check_source):
+    skipped = Skipped()
+    with sentences(load_run, open_source, check_source, readable):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
-        source = open_source(config.data, arguments.split, flow=config.flow)
+        source = open_source(config.data, arguments.split, flow=config.flow, text=config.text)
         check_source(source, config.flow, config.text)
+        shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
+        if not source.levels or len(shapes) > 1:
+            seen = "latents" if not source.levels else f"{len(shapes)} shapes"
+            raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
+        source = readable(source, skipped)
+    for name, reason in skipped.reasons.items():
+        print(f"skipped {name}: {reason}")
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(
         params,

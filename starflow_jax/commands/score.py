@@ -131,13 +131,24 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]:
     """The first clips (or images) of the run's own data, under their own conditions."""
+    from starflow_jax.data.mixture import components_of, example_spec
+    from starflow_jax.data.readable import readable
+    from starflow_jax.data.skipped import Skipped
     from starflow_jax.evaluation.surprise import source_clips
     from starflow_jax.training import open_source
     from starflow_jax.training.inputs import check_source
 
-    with sentences(open_source, check_source):
-        source = open_source(config.data, split, flow=config.flow)
+    skipped = Skipped()
+    with sentences(open_source, check_source, readable):
+        source = open_source(config.data, split, flow=config.flow, text=config.text)
         check_source(source, config.flow, config.text)
+        shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
+        if not source.levels or len(shapes) > 1:
+            seen = "latents" if not source.levels else f"{len(shapes)} shapes"
+            raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
+        source = readable(source, skipped, count)
+    for name, reason in skipped.reasons.items():
+        print(f"skipped {name}: {reason}")
     return source_clips(source, config, min(count, len(source)), name=split)
 
 

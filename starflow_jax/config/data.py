@@ -80,5 +80,5 @@ class DataConfig(SourceConfig):
             self.frames == longest,
             f"frames must be the most frames of the mixture, {longest}, got {self.frames}",
         )
-        for name in ("size", "channels", "aspect_ratios", "flip", "drop_first", "fps"):
+        for name in ("aspect_ratios", "flip", "drop_first", "fps"):
             check(not getattr(self, name), f"{name} belongs to the sources of the mixture, got {getattr(self, name)!r}")

@@ -54,9 +54,8 @@ class SourceConfig:
         or val), that one is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.
       frames: of a clip, 0 for still images; fps: at which videos are sampled, 0 takes every frame.
-      size: side in pixels of the square whose area pictures and videos are cut to; None for flow.image_size.
-      channels: 1 (grey) or 3; None for flow.channels. size and channels are for data that `starflow encode` reads.
-      aspect_ratios: buckets, as "width:height"; every example goes to the one it fits best. Empty cuts all to one shape.
+      aspect_ratios: buckets of about the area of flow.image_size, as "width:height"; every example goes to
+        the one it fits best. Empty: one shape, flow.image_size.
       multiple: sides of buckets are multiples of it; None for flow.patch_size.
       crop: "centre" or "random" (anywhere along the side that is too long); flip: probability of mirroring.
       drop_first: probability that a clip begins at its second frame, its caption marked "(extend)".
@@ -73,8 +72,6 @@ class SourceConfig:
     dataset: str | None = None
     frames: int = 0
     fps: float = 0.0
-    size: int | None = None
-    channels: int | None = None
     aspect_ratios: tuple[str, ...] = ()
     multiple: int | None = None
     crop: Literal["centre", "random"] = "centre"
@@ -129,10 +126,8 @@ class SourceConfig:
 
     def _check_decoding(self) -> None:
         check_choice("crop", self.crop, ("centre", "random"))
-        for name in ("size", "multiple"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), minimum=1)
-        check_choice("channels", self.channels, (None, 1, 3))
+        if self.multiple is not None:
+            check_integer("multiple", self.multiple, minimum=1)
         check(
             self.source == "tfds" or self.dataset is None,
             f"dataset goes with source 'tfds', got source={self.source!r} and dataset={self.dataset!r}",

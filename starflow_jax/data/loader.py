@@ -92,9 +92,12 @@ class Loader:
         """One row of `rows`, drawn as it will be."""
         return self._draw.row(component, place, example)
 
-    def peek(self) -> Peek:
-        """What the coming batch looks like; reads nothing but, once, an example of a source that does not know."""
-        rows = self.rows()
+    def peek(self, ahead: int = 0) -> Peek:
+        """What the coming batch looks like, or the one `ahead` of it.
+
+        Reads nothing but, once, an example of a source that does not know its shapes.
+        """
+        rows = self.rows(ahead)
         if rows.component not in self._specs:
             spec = example_spec(self._draw.sources[rows.component])
             self._specs[rows.component] = tuple(

@@ -29,6 +29,8 @@ class BadExample(Exception):
 
 def reason_of(error: BaseException) -> str:
     """Why, in one line, of whatever a decoder raised."""
+    if type(error).__name__ == "UnidentifiedImageError":  # whose text is the address of an object
+        return "it is no picture, or of no known format"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).removesuffix(".")[:200] or type(error).__name__
 

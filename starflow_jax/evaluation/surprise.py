@@ -105,8 +105,8 @@ class ClipSurprise:
 
 
 def data_levels(data: DataConfig) -> int:
-    """Values that a pixel of a run's data can take; an npz source holds bytes."""
-    return 256 if data.source == "npz" else DIGIT_LEVELS
+    """Values that a pixel of a run's data can take; files hold bytes."""
+    return DIGIT_LEVELS if data.source in ("digits", "moving_digits") else 256
 
 
 def score_clips(

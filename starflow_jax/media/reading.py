@@ -24,7 +24,7 @@ MAX_FRAME_PIXELS = 2**25
 MAX_CLIP_BYTES = 2**30
 
 # What FFmpeg calls the containers. Some others (playlists, lists of parts) make it open further files.
-_CONTAINERS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska", ".avi": "avi"}
+CONTAINERS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska", ".avi": "avi"}
 _PICTURES = {
     ".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP",
 }  # fmt: skip
@@ -95,12 +95,12 @@ class _Source:
                 yield from self._pictures(picture, animated=False)
         elif not path.is_file():
             raise ValueError("there is no such file or folder")
-        elif suffix in _CONTAINERS:
-            yield from self._container(path, _CONTAINERS[suffix])
+        elif suffix in CONTAINERS:
+            yield from self._container(path, CONTAINERS[suffix])
         elif suffix in _PICTURES:
             yield from self._pictures(path, animated=True)
         else:
-            known = ", ".join([*_CONTAINERS, *_PICTURES])
+            known = ", ".join([*CONTAINERS, *_PICTURES])
             raise ValueError(f"its suffix must be one of {known}, or none for a folder of PNGs, got {suffix!r}")
 
     def _container(self, path: Path, container_format: str) -> Iterator[np.ndarray]:
@@ -114,7 +114,7 @@ class _Source:
                 if stream.average_rate:
                     self.fps = float(stream.average_rate)
                 for frame in container.decode(stream):
-                    _check_pixels(frame.height, frame.width)
+                    check_pixels(frame.height, frame.width)
                     yield frame.to_ndarray(format="rgb24")
         except av.error.FFmpegError as error:
             raise ValueError(error.strerror or type(error).__name__) from error
@@ -123,7 +123,7 @@ class _Source:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes, which are checked, and damage, which is refused
             with Image.open(path, formats=[_PICTURES[path.suffix.lower()]]) as image:
-                _check_pixels(image.height, image.width)
+                check_pixels(image.height, image.width)
                 if not animated or getattr(image, "n_frames", 1) == 1:
                     yield _pixels(image)
                     return
@@ -167,7 +167,8 @@ def _collect(
     return np.stack([np.broadcast_to(frame, (*frame.shape[:2], widest)) for frame in collected])
 
 
-def _check_pixels(height: int, width: int) -> None:
+def check_pixels(height: int, width: int) -> None:
+    """Raises ValueError for a frame that is empty or huge."""
     check(
         0 < height * width <= MAX_FRAME_PIXELS,
         f"a frame must have at most {MAX_FRAME_PIXELS} pixels, got {height} x {width}",

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+_PUNCTUATION = ".,;:!?\"'()[]"
+
 
 @dataclasses.dataclass(frozen=True)
 class WordEncoder:
@@ -46,6 +48,23 @@ class WordEncoder:
                     raise ValueError(f"caption {caption!r} holds the unknown word {word!r}; {hint}")
                 row[i] = places[word]
         return found
+
+    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+        """Word ids int32 [B, L] of any captions: words that are not in the vocabulary, or beyond L, are left out.
+
+        A word also counts as known without the punctuation around it.
+        """
+        places = {word: i for i, word in enumerate(self.vocabulary, start=1)}
+        found = np.zeros((len(captions), self.length), np.int32)
+        for row, caption in zip(found, captions, strict=True):
+            words = (word if word in places else word.strip(_PUNCTUATION) for word in caption.lower().split())
+            ids = [places[word] for word in words if word in places][: self.length]
+            row[: len(ids)] = ids
+        return found
+
+    def words(self, ids: np.ndarray) -> str:
+        """The words of ids int32 [L], separated by spaces."""
+        return " ".join(self.vocabulary[i - 1] for i in ids if i > 0)
 
     def states(self, ids: jax.Array | np.ndarray) -> jax.Array:
         """Text states float32 [B, L, V] of ids int32 [B, L]: one-hot, zeros where there is no word."""

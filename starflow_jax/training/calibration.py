@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.data.mixture import components_of, example_spec
+from starflow_jax.data.readable import next_readable
 from starflow_jax.files import write_text
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params
@@ -70,12 +72,18 @@ def _examples(
     config: ExperimentConfig, split: Literal["train", "test"], samples: int
 ) -> tuple[int, list[Mapping[str, Any]]]:
     """Levels of the pixels, and at most `samples` examples."""
-    source = open_source(config.data, split, flow=config.flow)
+    source = open_source(config.data, split, flow=config.flow, text=config.text)
+    # Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn.
+    shapes = {one.source: example_spec(one.source)["image"][0] for one in components_of(source)}
+    own = [one for one, shape in shapes.items() if shape[-3:-1] == config.flow.image_shape]
+    source = max(own, key=lambda one: shapes[one], default=source)
     places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
-    return source.levels, [source[int(place)] for place in places]
+    return source.levels, [next_readable(source, int(place)) for place in places]
 
 
 def _conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
+    if "text_states" in examples[0]:
+        return jnp.asarray(np.stack([example["text_states"] for example in examples]))
     if config.text is not None:
         return word_encoder(config).states(jnp.asarray(np.stack([example["text"] for example in examples])))
     return condition(jnp.asarray([int(example["label"]) for example in examples], jnp.int32), config.flow)

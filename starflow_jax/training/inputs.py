@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,66 +13,69 @@ import numpy as np
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig, TextConfig
 from starflow_jax.config.flow import FlowConfig
-from starflow_jax.data import ArraySource, MovingDigits, Source, dequantise, digits
+from starflow_jax.data import MovingDigits, Source, dequantise
+from starflow_jax.data.clips import ClipSource
+from starflow_jax.data.latents import LatentSource
+from starflow_jax.data.mixture import Mixture, components_of, example_spec
+from starflow_jax.data.opening import open_source
 from starflow_jax.text.words import WordEncoder
 
-
-def open_source(config: DataConfig, split: Literal["train", "test"], *, flow: FlowConfig | None = None) -> Source:
-    """The images or clips of one split.
-
-    Moving digits take the size of the canvas and of captions from `flow`; digits are enlarged to a `flow.image_size`
-    that is a multiple of their 8 pixels.
-
-    Raises:
-      ValueError: a file that is missing, unreadable, or holds other arrays than `image` and `label`.
-    """
-    if config.source == "digits":
-        shape = (8, 8) if flow is None else flow.image_shape
-        fits = shape[0] == shape[1] and shape[0] % 8 == 0
-        return digits(split, enlarge=shape[0] // 8 if fits else 1)  # `check_source` refuses what does not fit
-    if config.source == "moving_digits":
-        if flow is None or flow.image_shape[0] != flow.image_shape[1]:
-            raise ValueError("data.source 'moving_digits' needs a flow of a square flow.image_size")
-        return MovingDigits(
-            split,
-            frames=config.frames,
-            canvas=flow.image_shape[0],
-            digits=config.digits,
-            speed=config.speed,
-            clips=config.clips if split == "train" else config.test_clips,
-            words=flow.text_length,
-            # Held-out clips are plain ones, so that what is scored does not depend on the mixture.
-            extend=config.extend if split == "train" else 0.0,
-            inverted=config.inverted if split == "train" else 0.0,
-        )
-    assert config.path is not None  # DataConfig checks it
-    path = Path(config.path) / f"{split}.npz"
-    if not path.is_file():
-        raise ValueError(f"data file {path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["image"], arrays["label"].astype(np.int32)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"data file {path} cannot be read: {str(error).splitlines()[0]}") from error
-    num_classes = int(labels.max(initial=0)) + 1
-    return ArraySource(path.stem, images, labels, levels=256, num_classes=num_classes)
+__all__ = [
+    "batch_condition",
+    "check_source",
+    "condition",
+    "drop_labels",
+    "first_frames",
+    "noisy_pixels",
+    "open_source",
+    "shortened",
+    "word_encoder",
+]
 
 
 def check_source(source: Source, flow: FlowConfig, text: TextConfig | None = None) -> None:
-    """Raises ValueError unless the images and classes, or captions, of `source` fit `flow` and `text`."""
-    shape = tuple(source[0]["image"].shape)
+    """Raises ValueError unless the images and classes, or captions, of `source` fit `flow` and `text`.
+
+    Of several shapes those that are not the flow's own must suit its patches, and its positions must be rotary.
+    """
+    parts = [component.source for component in components_of(source)]
+    specs = [example_spec(part) for part in parts]
+    several = len({spec["image"][0][-3:-1] for spec in specs}) > 1
     expected = (*flow.image_shape, flow.channels)
-    if shape[-3:] != expected:
-        raise ValueError(
-            f"flow.image_size and flow.channels must fit the images of {source.name}, {list(shape[-3:])}, "
-            f"got {list(expected)}"
-        )
+    for part, spec in zip(parts, specs, strict=True):
+        shape = spec["image"][0][-3:]
+        if several and shape != expected:
+            suits = flow.rope and shape[2] == flow.channels and not any(side % flow.patch_size for side in shape[:2])
+            if not suits:
+                raise ValueError(
+                    f"flow.rope, flow.channels and flow.patch_size must fit the images of {part.name}, {list(shape)}, "
+                    f"got rope={flow.rope}, channels={flow.channels} and patch_size={flow.patch_size}"
+                )
+        elif shape != expected:
+            raise ValueError(
+                f"flow.image_size and flow.channels must fit the images of {part.name}, {list(shape)}, "
+                f"got {list(expected)}"
+            )
+        _check_condition(part, spec, flow, text)
+
+
+def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:
+    """The part of `check_source` about what the flow is conditioned on."""
     if isinstance(source, MovingDigits):
         # Its word ids mean nothing in another vocabulary, or in the same words in another order.
         words = None if text is None else text.vocabulary
         if words != source.encoder.vocabulary:
             known, seen = (" ".join(some) for some in (source.encoder.vocabulary, words or ("none",)))
             raise ValueError(f"text.vocabulary must be that of {source.name}, {known!r}, got {seen!r}")
+        return
+    if "text_states" in spec:
+        dim = spec["text_states"][0][1]
+        if flow.text_dim != dim:
+            raise ValueError(f"flow.text_dim must be {dim}, as the text states of {source.name}, got {flow.text_dim}")
+        return
+    if text is not None:
+        if "text" not in spec:
+            raise ValueError(f"text must be None for {source.name}, which has no captions, got a vocabulary")
         return
     room = flow.num_classes or flow.text_dim
     if 0 < room < source.num_classes:
@@ -84,34 +85,44 @@ def check_source(source: Source, flow: FlowConfig, text: TextConfig | None = Non
 
 def shortened(source: Source, frames: int | None) -> Source:
     """What a stage on clips of `frames` frames reads: a source of such clips where it can be made, else as it is."""
-    if frames is None or not isinstance(source, MovingDigits):
+    if frames is None:
+        return source
+    if isinstance(source, Mixture):
+        parts = tuple(dataclasses.replace(one, source=shortened(one.source, frames)) for one in source.components)
+        return dataclasses.replace(source, components=parts)
+    if isinstance(source, ClipSource) or (isinstance(source, LatentSource) and source.frames is not None):
+        return dataclasses.replace(source, frames=min(frames, source.frames or frames))
+    if not isinstance(source, MovingDigits):
         return source
     # Two at least, as a "(v2v)" clip has a source and a target; `first_frames` makes stills of them.
     return dataclasses.replace(source, frames=max(2, frames), straight_frames=source.straight)
 
 
 def first_frames(batch: Mapping[str, np.ndarray], frames: int | None) -> dict[str, np.ndarray]:
-    """A batch of clips cut to their first frames; as it is where `frames` is None."""
-    return {**batch, "image": batch["image"][:, :frames]} if frames is not None else dict(batch)
+    """A batch of clips cut to their first frames; as it is where `frames` is None, or of still images."""
+    if frames is None or batch["image"].ndim != 5:
+        return dict(batch)
+    return {**batch, "image": batch["image"][:, :frames]}
 
 
 def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConfig) -> jax.Array:
-    """Integer pixels to what the flow is trained on.
+    """Integer pixels, or latents, to what the flow is trained on.
 
-    "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives `2 v / (levels - 1) - 1 + noise_std eps`.
+    "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives `2 v / (levels - 1) - 1 + noise_std eps`, and of latents
+    `v + noise_std eps`.
 
     Args:
       key: of the noise.
-      image: integers of any shape, values in `0 .. levels - 1`.
+      image: integers of any shape, values in `0 .. levels - 1`; with levels of 0 continuous values.
 
     Returns:
       float32 array of that shape.
     """
-    if jnp.issubdtype(image.dtype, jnp.floating):
-        return image.astype(jnp.float32) + config.noise_std * jax.random.normal(key, image.shape)
     if config.noise == "uniform":
         return dequantise(image, jax.random.uniform(key, image.shape), levels)
-    pixels = image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
+    pixels = image.astype(jnp.float32)
+    if levels:
+        pixels = pixels * (2.0 / (levels - 1)) - 1.0
     return pixels + config.noise_std * jax.random.normal(key, image.shape)
 
 
@@ -135,15 +146,15 @@ def batch_condition(key: jax.Array, batch: Mapping[str, Any], config: Experiment
     """What the flow is conditioned on for a training batch, some conditions dropped (`data.label_drop`).
 
     Args:
-      key: decides which; batch: `label` int32 [B], and `text` int32 [B, L] where the experiment has captions.
+      key: decides which; batch: `label` int32 [B]; with captions `text` int32 [B, L], or `text_states` [B, L, D] that
+        were computed before.
 
     Returns:
-      See `condition`; text states [B, L, V] of captions, zeros for a dropped one.
+      See `condition`; text states [B, L, V] of captions, zeros for a dropped one. States that were computed before are
+      taken as they are: their source drops captions, as it knows the states of the empty one.
     """
-    if "text" in batch and jnp.issubdtype(batch["text"].dtype, jnp.floating):
-        states = jnp.asarray(batch["text"])
-        kept = jax.random.uniform(key, states.shape[:1]) >= config.data.label_drop
-        return jnp.where(kept[:, None, None], states, 0)
+    if "text_states" in batch:
+        return jnp.asarray(batch["text_states"], jnp.float32)
     if config.text is None:
         return condition(drop_labels(key, batch["label"], config.data.label_drop), config.flow)
     ids = jnp.asarray(batch["text"])

@@ -122,7 +122,7 @@ def train(
       SaveFailed: a checkpoint could not be written.
     """
     workdir = Path(workdir)
-    source = open_source(config.data, "train", flow=config.flow) if source is None else source
+    source = open_source(config.data, "train", flow=config.flow, text=config.text) if source is None else source
     check_source(source, config.flow, config.text)
     layout = run_layout(config)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
