@@ -95,6 +95,7 @@ def test_photos_are_turned_as_the_camera_says(turn):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_pictures_are_named_and_others_stand_in(tmp_path):
     write_photos(tmp_path, {"cat": [(20, 20)] * 6, "dog": [(20, 20)] * 6}, captions=False)
     jpeg = encoded(picture(1, 400, 400), "JPEG")

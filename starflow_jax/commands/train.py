@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
+    from starflow_jax.data import Loader
     join(arguments)
     from starflow_jax.evaluation.held_out import held_out_score
     from starflow_jax.evaluation.pictures import write_sample_grid
@@ -106,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training import Checkpoints, open_source, plot_curves, train
     from starflow_jax.training.agreement import first_does
     from starflow_jax.training.inputs import check_source
+    from starflow_jax.training.loop import run_layout
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
@@ -128,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
-    reading = (open_source, check_source, claim_workdir, first_does, in_use, go_on)
+    reading = (open_source, check_source, run_layout, claim_workdir, first_does, in_use, go_on, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:

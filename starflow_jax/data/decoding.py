@@ -85,14 +85,16 @@ def decode_picture(stream: BinaryIO, name: str, cut: Cut) -> np.ndarray:
 
 
 def fit(picture: Image.Image, cut: Cut) -> np.ndarray:
-    """A picture of mode L or RGB, scaled (bicubic) and cropped: uint8 [rows, columns, 1 or 3]."""
+    """A picture of mode L or RGB, scaled and cropped: uint8 [rows, columns, 1 or 3]."""
     rows, columns = cut.size
     scale = max(columns / picture.width, rows / picture.height)
     width, height = columns / scale, rows / scale
     left, top = (picture.width - width) * cut.place, (picture.height - height) * cut.place
     box = (max(left, 0.0), max(top, 0.0), min(left + width, picture.width), min(top + height, picture.height))
     if picture.size != (columns, rows):
-        picture = picture.resize((columns, rows), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        # Hamming's filter shrinks as sharply as a cubic one in two thirds of the time.
+        method = Image.Resampling.HAMMING if scale < 1.0 else Image.Resampling.BICUBIC
+        picture = picture.resize((columns, rows), method, box=box, reducing_gap=3.0)
     if cut.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture).reshape(rows, columns, cut.channels)

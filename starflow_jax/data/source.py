@@ -27,7 +27,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`image` uint8 [H, W, C] ([T, H, W, C] for a clip) and `label` int32 [] of one example.
 
-        A source with captions adds `text`, word ids int32 [L].
+        A source with captions adds `text`, word ids int32 [L], or `text_states` [L, D]. With `levels` of 0 values are
+        continuous: `image` is float32, taken as it is. A source may have more: `draw(index, rng)`, an example as it is
+        trained on; `spec()`, shapes and dtypes without reading one.
+
+        Raises:
+          BadExample: of a source in files, an example that cannot be read.
         """
         ...
 

@@ -56,9 +56,8 @@ class TfdsRecords:
             "image" in features and type(features["image"]).__name__ == "Image",
             f"data set {builder.info.name} must have a picture called 'image', got {', '.join(features)}",
         )
-        label = features["label"] if "label" in features else None
         texts = tuple(name for name in features if type(features[name]).__name__ == "Text")
-        num_classes = int(getattr(label, "num_classes", 0) or 0)
+        num_classes = int(features["label"].num_classes or 0) if "label" in features else 0
         length = int(builder.info.splits[found].num_examples)
         return cls(builder.info.name, path, dataset, str(found), length, num_classes, texts)
 

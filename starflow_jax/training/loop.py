@@ -159,6 +159,7 @@ def train(
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
         run.flops_per_image, run.peak = flops_per_image, peak
+        stack.callback(lambda: run.loader.close())
         return run.until(stop)
 
 
@@ -276,6 +277,7 @@ class _Run:
                 self.profiler.close()
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
+            self.loader.close()
             self.loader = _loader(self.config, self.source, self.step, self.layout)
 
     def due(self) -> tuple[int, ...]:
