@@ -5,12 +5,11 @@
 
     definition, params = abstract(load_config("experiments/starflow_v_7b.py").flow)
 
-This file says what the model is and how it is optimised; `starflow train` reads still images with labels so far, and
-neither latents nor captions nor videos.
-
-Data are Wan2.2 VAE latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16); text
-states are those of Flan-T5-XL, 256 tokens. The released recipe mixes 192 videos with 1,536 images a batch
-(secondary_ratio 0.2) and drops the first frame of a quarter of the clips; its training time is not published.
+Data are Wan2.2 VAE latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16), with the
+states of Flan-T5-XL, 256 tokens, in the form that `starflow encode` writes (which has neither this autoencoder nor this
+text encoder yet). As released, batches are of 192 videos or, one in five, of 1,536 images (secondary_ratio 0.2), and a
+quarter of the clips begin at their second latent frame, for which one more is stored. The training time is
+not published.
 6,890,096,528 parameters, 912,884,784 of them the denoiser's. `:tiny` is the same model at a size for tests.
 """
 
@@ -23,6 +22,7 @@ from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; variant: "" as released, "tiny" for tests."""
+    tiny = is_tiny(variant)
     config = ConfigDict()
     config.name = "starflow-v-7b-480p"
     config.flow = ConfigDict(
@@ -47,8 +47,21 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.data = ConfigDict(
-        {"source": "npz", "path": "data/video_latents480", "noise": "gaussian", "noise_std": 0.5, "label_drop": 0.1}
-    )
+        {
+            "source": "mixture",
+            "frames": 21,
+            "mixture": (
+                {
+                    "source": "latents", "path": "data/video_latents480", "frames": 21, "drop_first": 0.25,
+                    "weight": 0.8,
+                },
+                {"source": "latents", "path": "data/latents480", "weight": 0.2, "batch_size": 4 if tiny else 1536},
+            ),
+            "noise": "gaussian",
+            "noise_std": 0.5,
+            "label_drop": 0.1,
+        }
+    )  # fmt: skip
     config.train = ConfigDict(
         {
             "steps": 100_000,
@@ -62,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.sample = ConfigDict({"num": 1, "guidance": 3.5, "solver": "jacobi", "denoise": "learned"})
-    if is_tiny(variant):
+    if tiny:
         config.flow.update({"channels": 4, "image_size": 4, "width": 20, "deep_width": 40, "head_dim": 20})
         config.flow.update({"num_blocks": 3, "layers_per_block": (1, 1, 2), "text_dim": 8, "text_length": 4})
         config.flow.update({"pt_seq_len": 3, "dtype": "float32"})

@@ -21,7 +21,7 @@ from starflow_jax.text.words import WordEncoder
 from starflow_jax.training.inputs import noisy_pixels, open_source
 
 WORDS = ("a", "cat", "dog")
-CONFIG = '''
+CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config(variant="pixels"):
@@ -34,7 +34,7 @@ def get_config(variant="pixels"):
     train = dict(steps=3, batch_size=2, lr=1e-3, checkpoint_every=2, log_every=1)
     return ConfigDict(dict(name="l", flow=flow, data=data, text=dict(vocabulary={words!r}), train=train,
                            sample=dict(num=2)))
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -293,6 +293,7 @@ def prepared(tmp_path_factory):
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")
+
     class Tiny(tfds.core.GeneratorBasedBuilder):
         """Seven pictures of two shapes."""
 

@@ -114,6 +114,12 @@ class ExperimentConfig:
             words is not None or all(part.source != "moving_digits" for part in (self.data, *self.data.mixture)),
             "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
         )
+        for part in self.data.mixture:
+            check(
+                (part.batch_size or 0) % self.train.accumulate == 0,
+                "train.accumulate must divide every batch size of data.mixture, "
+                f"got accumulate={self.train.accumulate} for a batch of {part.batch_size}",
+            )
         longest = max((frames for _, frames, _ in self.train.curriculum), default=0)
         check(
             longest <= self.data.frames,
