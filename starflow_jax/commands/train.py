@@ -99,8 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    from starflow_jax.data import Loader
     join(arguments)
+
+    from starflow_jax.data import Loader
     from starflow_jax.evaluation.held_out import held_out_score
     from starflow_jax.evaluation.pictures import write_sample_grid
     from starflow_jax.figures import write_json
