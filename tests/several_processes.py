@@ -1,0 +1,41 @@
+"""Run as a program by every process of a run: trains, scores and samples through the command line, one after another.
+
+    python tests/several_processes.py FOLDER COORDINATOR PROCESSES PROCESS [--config.x=y ...]
+
+FOLDER receives run/ and, from the first process, train.json, evaluate.json and samples.npz.
+"""
+
+import sys
+from pathlib import Path
+
+from starflow_jax.commands import devices
+
+if __name__ == "__main__":
+    folder, coordinator, processes, process, *overrides = sys.argv[1:]
+    joined = []
+
+    def once(arguments, join=devices.join):
+        # One process joins once: the commands after the first find the others joined.
+        if not joined:
+            join(arguments)
+        joined.append(True)
+
+    for command in ("train", "evaluate", "sample"):
+        __import__(f"starflow_jax.commands.{command}")
+        sys.modules[f"starflow_jax.commands.{command}"].join = once
+    from starflow_jax.cli import main
+
+    place = [] if processes == "1" else ["--coordinator", coordinator, "--processes", processes, "--process", process]
+    run, config = str(Path(folder) / "run"), str(Path(__file__).parents[1] / "experiments" / "digits.py") + ":tiny"
+    sizes = ["--config.train.steps=6", "--config.train.batch_size=8", "--config.train.steps_per_call=2"]
+    every = [f"--config.train.{name}_every=3" for name in ("log", "checkpoint", "sample")]
+    mesh = [text.removeprefix("--config.mesh.") for text in overrides if text.startswith("--config.mesh.")]
+    spread = ["--mesh", ",".join(mesh)] if mesh else []
+    for argv in (
+        ["train", "--config", config, *sizes, *every, *overrides, "--json", f"{folder}/train.json", *place],
+        ["evaluate", "--draws", "1", "--batch", "120", "--json", f"{folder}/evaluate.json", *spread, *place],
+        ["sample", "--num", "8", "--seed", "3", "--out", f"{folder}/samples.npz", *spread, *place],
+    ):
+        code = main([argv[0], "--workdir", run, *argv[1:]])
+        if code:
+            sys.exit(code)

@@ -1,0 +1,94 @@
+"""Several processes train, save, score and sample together, with the numbers of one."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from starflow_jax.training.checkpoint import load_run
+
+SCRIPT = Path(__file__).parent / "several_processes.py"
+
+
+def run_together(folder, count, devices, *overrides):
+    """Runs `several_processes.py` on so many processes of so many fake devices each; returns what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), address, str(count), str(index), *overrides],
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=420)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return printed
+
+
+def figures(folder):
+    """What a run left: losses, parameters, scores and samples."""
+    with (folder / "run" / "metrics.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    params = load_run(folder / "run")[2]
+    with np.load(folder / "samples.npz") as samples:
+        drawn = samples["x"]
+    return losses, params, json.loads((folder / "evaluate.json").read_text()), drawn
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    run_together(folder, 1, 1)
+    return figures(folder)
+
+
+def assert_same(found, expected):
+    losses, params, scores, drawn = found
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+    # All together: Adam turns a gradient that is all rounding, such as that of a key's bias, into whole steps.
+    ours, theirs = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (params, expected[1])
+    )
+    assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+    assert scores["bits_per_dim"] == pytest.approx(expected[2]["bits_per_dim"], rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(expected[2]["accuracy"], abs=0.01)
+    np.testing.assert_allclose(drawn, expected[3], atol=1e-3)
+
+
+def test_two_processes(alone, tmp_path):
+    printed = run_together(tmp_path, 2, 2, "--config.mesh.fsdp=2")
+    assert_same(figures(tmp_path), alone)
+    assert "bits/dim" in printed[0] and "bits/dim" not in printed[1]  # one of them speaks for all
+
+
+@pytest.mark.slow
+def test_four_processes_on_a_mesh_that_crosses_them(alone, tmp_path):
+    run_together(tmp_path, 4, 1, "--config.mesh.fsdp=4", "--config.mesh.data=1")
+    assert_same(figures(tmp_path), alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(alone, tmp_path):
+    run_together(tmp_path, 2, 1, "--config.mesh.data=2")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if stopped before: step 3 is what there is
+    run_together(tmp_path, 4, 1, "--config.mesh.data=2", "--config.mesh.fsdp=2")
+    assert_same(figures(tmp_path), alone)
