@@ -70,7 +70,6 @@ def assert_same(found, expected):
     )
     assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
     assert scores["bits_per_dim"] == pytest.approx(expected[2]["bits_per_dim"], rel=1e-5)
-    assert scores["accuracy"] == pytest.approx(expected[2]["accuracy"], abs=0.01)
     np.testing.assert_allclose(drawn, expected[3], atol=1e-3)
 
 
