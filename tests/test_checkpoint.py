@@ -48,9 +48,14 @@ def assert_same(a, b):
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(saved_once, tmp_path):
     """A run with checkpoints at steps 2, 4 and 6, of which two are kept."""
-    workdir = tmp_path / "run"
+    return shutil.copytree(saved_once, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved") / "run"
     claim_workdir(workdir, CONFIG)
     with Checkpoints(workdir, CONFIG, write=True) as checkpoints:
         for step in (2, 4, 6):
@@ -104,19 +109,15 @@ def test_inference_opens_the_parameters_and_nothing_else(saved):
         checkpoints.restore(abstract_state(CONFIG))
 
 
-def arrays_of(folder):
-    """The file of a part that holds its numbers."""
-    return max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size)
-
-
 def flip(path, bit):
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncate(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 # the readers of the damaged arrays outlive the refusal, and complain where nobody hears them
@@ -124,8 +125,8 @@ def truncate(path):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda step: truncate(arrays_of(step / "ema")), "is damaged or of another model: its ema cannot be read"),
-        (lambda step: arrays_of(step / "ema").unlink(), "is damaged or of another model: its ema cannot be read"),
+        (lambda step: truncate(step / "ema"), "is damaged or of another model: its ema cannot be read"),
+        (lambda step: [path.unlink() for path in (step / "ema").rglob("d/*")], "its ema cannot be read"),
         (lambda step: (step / "ema" / "_METADATA").write_text("{}"), "its ema cannot be read"),
         (lambda step: shutil.rmtree(step / "ema"), "is damaged: it has no ema"),
         (lambda step: shutil.rmtree(step / "digests"), "is no checkpoint of starflow, or half of one"),
@@ -148,15 +149,16 @@ def test_what_is_no_whole_checkpoint_is_refused_by_one_sentence(saved, damage, s
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_bit_may_change(saved):
     """Some flips the array format finds itself; those inside the numbers only the checksum does."""
-    path = arrays_of(saved / "checkpoints" / "6" / "ema")
-    whole, said = path.read_bytes(), []
-    for bit in np.random.default_rng(1).integers(0, 8 * len(whole), 12):
-        flip(path, int(bit))
-        try:
-            assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is not read
-        except ValueError as error:
-            said.append(str(error))
-        path.write_bytes(whole)
+    said, rng = [], np.random.default_rng(1)
+    for path in (saved / "checkpoints" / "6" / "ema").rglob("d/*"):
+        whole = path.read_bytes()
+        for bit in rng.integers(0, 8 * len(whole), 6):
+            flip(path, int(bit))
+            try:
+                assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is not read
+            except ValueError as error:
+                said.append(str(error))
+            path.write_bytes(whole)
     assert any("ema is not what was saved" in text for text in said)
 
 

@@ -4,7 +4,10 @@
 - `warp`: random distortions of training images.
 - `inputs`: from the loader's integers to noisy pixels and a condition.
 - `step`: losses and gradients, one update, several updates in one program.
-- `loop`: the run. `checkpoint`, `metrics`, `plots`, `workdir`: what it leaves behind.
+- `loop`: the run. `signals`, `agreement`: how it stops. `skipping`, `rate`, `progress`, `profile`: what it tells.
+- `workdir`, `metrics`, `plots`, `weights_and_biases`: what it leaves behind.
+- `checkpoint`: state and place in the data. `checkpoint_parts`, `digests`: its parts, and whether they are whole.
+  `resume`, `retention`: which one to go on from, which ones to keep. `inventory`: what lies in the folder.
 """
 
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run

@@ -6,7 +6,6 @@ of the values does, on any layout of any number of devices: it is a sum of integ
 
 from __future__ import annotations
 
-import functools
 import json
 import zlib
 from typing import Any
@@ -14,19 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from starflow_jax.parallel.layout import Layout, gathered, layout_of
+from jax.experimental import multihost_utils
 
 
 def digest(tree: Any) -> str:
-    """Checksum of a tree of arrays and of their names, 8 hexadecimal digits.
+    """Checksum of a tree of arrays and of their names, 8 hexadecimal digits; all processes ask together.
 
     Args:
       tree: arrays of at most 32 bits a value; on whatever devices, in whatever pieces.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One program for all: every program of several processes waits for them anew.
-    sums = np.asarray(_sums(layout_of(tree), [leaf for _, leaf in leaves])) if leaves else ()
+    pieces = jax.device_get([_pieces(leaf) for _, leaf in leaves])
+    sums = np.asarray([sum(map(int, own)) % 2**32 for own in pieces], np.uint32)
+    if jax.process_count() > 1:
+        # One question for all arrays: each process has summed its own pieces.
+        sums = np.asarray(multihost_utils.process_allgather(sums)).sum(axis=0, dtype=np.uint32)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     return json_digest(sorted((name, int(value)) for name, value in zip(names, sums, strict=True)))
 
@@ -36,20 +37,30 @@ def json_digest(value: Any) -> str:
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sums(layout: Layout | None, arrays: list[jax.Array]) -> jax.Array:
-    """uint32 [n]: the sum of each array."""
-    return gathered(layout, jnp.stack([_sum(array) for array in arrays]))
+def _pieces(array: Any) -> list[jax.Array]:
+    """The sums of those pieces of an array that lie on this process's devices, copies left out."""
+    array = array if isinstance(array, jax.Array) else jnp.asarray(array)
+    strides = np.cumprod([1, *array.shape[:0:-1]], dtype=np.uint32)[::-1][: array.ndim]
+    sums = []
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            starts = np.asarray([part.start or 0 for part in shard.index], np.uint32)
+            sums.append(_sum(shard.data, starts, strides))
+    return sums
 
 
-def _sum(array: jax.Array) -> jax.Array:
-    """uint32 []: the sum of every value's bits, mixed with the value's place."""
-    bits = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
+@jax.jit
+def _sum(piece: jax.Array, starts: jax.Array, strides: jax.Array) -> jax.Array:
+    """uint32 []: the sum of every value's bits, mixed with the value's place in the whole array.
+
+    Args:
+      piece: any shape; starts: uint32 [axes], where it begins in the whole; strides: uint32 [axes], of the whole.
+    """
+    bits = piece.astype(jnp.uint8) if piece.dtype == jnp.bool_ else piece
     words = jax.lax.bitcast_convert_type(bits, f"uint{8 * bits.dtype.itemsize}").astype(jnp.uint32)
-    # The place by axes, not along the flattened array, which would have to be gathered from its devices.
-    place = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    place = jnp.zeros(piece.shape, jnp.uint32)
+    for axis in range(piece.ndim):
+        place += (jax.lax.broadcasted_iota(jnp.uint32, piece.shape, axis) + starts[axis]) * strides[axis]
     # One-to-one in the word, so that no change of one value goes unnoticed (the finaliser of MurmurHash3).
     mixed = words ^ (place * np.uint32(0x9E3779B9))
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)

@@ -224,7 +224,7 @@ class _Run:
         train, stopped_by = self.config.train, 0
         try:
             while self.step < train.steps and not self.diverged():
-                if stopped_by := stop.agreed():
+                if stopped_by := stop.agreed(self.wait):
                     break
                 self.advance()
                 self.record(stop)

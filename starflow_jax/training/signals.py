@@ -45,14 +45,19 @@ class StopRequests:
         finally:
             self._interruptible = False
 
-    def agreed(self) -> int:
+    def agreed(self, wait: Callable[[], Any] = lambda: None) -> int:
         """The signal that ends the run here, 0 for none; every process asks once a call of the program.
 
         Of several processes all stop where one has to, one call later: asking goes on the devices' queue, so that
         nothing waits for them.
+
+        Args:
+          wait: returns when the devices are idle; used where there is no such queue (`agreement.ask_largest`).
         """
         if jax.process_count() == 1:
             return self.received
+        if jax.default_backend() == "cpu":
+            wait()
         answer = 0 if self._pending is None else self._pending()
         self._pending = ask_largest(self.received)
         return answer
