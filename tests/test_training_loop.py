@@ -200,14 +200,21 @@ def test_npz_sources(tmp_path):
         open_source(config, "test")
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_does_not_wait(second):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_does_not_wait(first):
     with stop_requests() as stop:
         assert stop.agreed() == 0
-        signal.raise_signal(signal.SIGINT)
-        assert stop.agreed() == signal.SIGINT
+        signal.raise_signal(first)
+        assert stop.agreed() == first
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(second)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_sigterm_may_come_again():
+    with stop_requests() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop.agreed() == signal.SIGTERM
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

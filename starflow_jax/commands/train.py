@@ -25,7 +25,7 @@ Trains the experiment of a configuration file, or goes on where an earlier call 
 The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard),
 samples_STEP.png and curves.png. Ctrl-C (exit code 130) and SIGTERM (0) save a checkpoint; the same command then
 goes on to exactly the parameters it would have reached unstopped. Both wait for the running call of the program
-(train.steps_per_call updates) and for the files; a second signal waits for nothing. An update whose loss or
+(train.steps_per_call updates) and for the files; a second Ctrl-C waits for nothing. An update whose loss or
 gradient is not finite, or too large (train.grad_clip, train.skip_after), changes nothing and is counted."""
 
 EXAMPLES = """\

@@ -31,9 +31,13 @@ class StopRequests:
         self._pending: Callable[[], int] | None = None
 
     def note(self, number: int) -> None:
-        """A signal has come; the second, and one in interruptible code, raises KeyboardInterrupt."""
-        second, self.received = self.received != 0, self.received or number
-        if second or self._interruptible:
+        """A signal has come. In interruptible code, and as a second Ctrl-C, it raises KeyboardInterrupt.
+
+        SIGTERM may be sent twice by those who mean it once, and wins over Ctrl-C.
+        """
+        impatient = number == signal.SIGINT and self.received != 0
+        self.received = max(self.received, int(number))
+        if impatient or self._interruptible:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
