@@ -1,7 +1,7 @@
-"""A small training run as a process of its own, for tests that kill it: `python killed_run.py WORKDIR [SECONDS]`.
+"""A small training run as a process of its own, for tests that kill it: `python killed_run.py WORKDIR SECONDS WORKERS`.
 
 It appends a line to WORKDIR.seen for every batch the run reads: the number of the update, and the examples in it.
-SECONDS are spent on every batch, so that there is time to strike.
+SECONDS are spent on every batch, so that there is time to strike. WORKERS processes read the data.
 """
 
 import dataclasses
@@ -58,7 +58,9 @@ class Noted:
 
     def __init__(self, loader, path: Path, seconds: float):
         self._loader, self._path, self._seconds = loader, path, seconds
-        self.get_state, self.set_state = loader.get_state, loader.set_state
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
 
     def __next__(self):
         place = self._loader.get_state()["next_index"]
@@ -70,14 +72,16 @@ class Noted:
         return batch
 
 
-def main(workdir: Path, seconds: float) -> int:
+def main(workdir: Path, seconds: float, workers: int) -> int:
     """Trains to the end or to a signal; exit code 0."""
     build, seen = loop._loader, workdir.with_name(f"{workdir.name}.seen")
     loop._loader = lambda *arguments: Noted(build(*arguments), seen, seconds)
-    result = loop.train(CONFIG, workdir, source=numbered_images(), progress=False)
+    data = dataclasses.replace(CONFIG.data, **({"workers": workers} if workers else {}))
+    config = dataclasses.replace(CONFIG, data=data)
+    result = loop.train(config, workdir, source=numbered_images(), progress=False)
     print(dataclasses.asdict(result)["step"])
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))

@@ -1,5 +1,6 @@
 """A run that is killed at any moment goes on to the very end it would have had, on the very data."""
 
+import contextlib
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from killed_run import BATCH, STEPS
 
+from starflow_jax.config import DataConfig
 from starflow_jax.training import load_run
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
@@ -29,9 +31,10 @@ def environment(tmp_path_factory):
     }
 
 
-def start(workdir, environment, seconds=0.0):
-    command = [sys.executable, str(SCRIPT), str(workdir), str(seconds)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(workdir, environment, seconds=0.0, workers=0, **options):
+    command = [sys.executable, str(SCRIPT), str(workdir), str(seconds), str(workers)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, env=environment, text=True, **options)
 
 
 def finish(workdir, environment):
@@ -129,6 +132,29 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(straight, tmp_path, envi
     assert 10 <= stopped < STEPS and load_run(workdir)[3] == stopped
     assert time.monotonic() - begun < 30
     assert len(batches(workdir)) == stopped  # nothing was read in vain
+    finish(workdir, environment)
+    assert_same_run(workdir, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("workers" not in DataConfig.__dataclass_fields__, reason="no data.workers in this version")
+def test_workers_may_come_and_go(straight, tmp_path, environment):
+    """Killed with two, preempted with one, then with two that hear of it themselves; finished without any."""
+    workdir = tmp_path / "run"
+    for workers, more, strike, code in (
+        (2, 6, subprocess.Popen.kill, -signal.SIGKILL),
+        (1, 10, subprocess.Popen.terminate, 0),
+        (2, 10, lambda process: os.killpg(process.pid, signal.SIGTERM), 0),
+    ):
+        made = updates(workdir)
+        # Workers outlive a killed process, and would keep its pipes open.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        process = start(workdir, environment, 0.1, workers, **quiet)
+        wait_for(process, lambda made=made, more=more: updates(workdir) >= made + more)
+        strike(process)
+        assert process.wait(timeout=60) == code
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     finish(workdir, environment)
     assert_same_run(workdir, straight)
 
