@@ -1,0 +1,169 @@
+"""Accelerators by their published peaks, and names of many of them: `v5p:4x4x4`, `v5e:8x8`, `h100:8x4`.
+
+Figures are the makers' own: TPUs, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; GPUs, NVIDIA's data sheets of
+the SXM modules, dense (without sparsity). Bandwidth of a link is one way. What a program may use of a TPU's memory is
+what its compiler grants (the rest is reserved); of a GPU's, JAX is assumed to take 92 %.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from typing import Literal
+
+GIB = 2**30
+GB = 10**9
+_GPU_SHARE = 0.92
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      name: as in a topology; kind: "tpu" or "gpu".
+      peak: bfloat16 FLOP/s of the chip, float32 accumulation.
+      usable: bytes of memory that programs may use, of a JAX device.
+      bandwidth: bytes/s between the chip and its memory.
+      link: bytes/s of one link, one way. Of a GPU, of all its links inside a node.
+      links: links of a chip, two an axis of a TPU's torus; 1 for a GPU.
+      outside: bytes/s of a chip to other nodes (GPUs) or slices (TPUs), one way.
+      devices: JAX devices a chip; each has its share of everything above but `usable`.
+      clock: of the matrix units, Hz, by which the compiler's cycles are read; 0 where there are no such cycles.
+    """
+
+    name: str
+    kind: Literal["tpu", "gpu"]
+    peak: float
+    usable: float
+    bandwidth: float
+    link: float
+    links: int
+    outside: float
+    devices: int = 1
+    clock: float = 0.0
+
+    @property
+    def axes(self) -> int:
+        """Dimensions of a TPU's torus."""
+        return self.links // 2
+
+
+def _tpu(name: str, peak: float, usable: float, bandwidth: float, link: float, links: int, outside: float, **more):
+    return Chip(name, "tpu", peak * 1e12, usable * GIB, bandwidth * GB, link * GB, links, outside * GB, **more)
+
+
+def _gpu(name: str, peak: float, memory: float, bandwidth: float, link: float, outside: float):
+    return Chip(name, "gpu", peak * 1e12, _GPU_SHARE * memory * GB, bandwidth * GB, link * GB, 1, outside * GB)
+
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        # Clocks follow from the peaks and the matrix units: 128 x 128 multiply-adds each (v6e and tpu7x: 256 x 256).
+        _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9),
+        _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9),
+        _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9),
+        _tpu("v6e", 918, 31.25, 1638, 100, 4, 12.5, clock=1.75e9),
+        _tpu("tpu7x", 2307, 94.75, 7380, 100, 6, 12.5, devices=2, clock=2.2e9),
+        _gpu("a100-40", 312, 40, 1555, 300, 25),
+        _gpu("a100-80", 312, 80, 2039, 300, 25),
+        _gpu("h100", 989, 80, 3350, 450, 50),
+        _gpu("h200", 989, 141, 4800, 450, 50),
+        _gpu("b200", 2250, 180, 7700, 900, 50),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """So many chips of one kind, and how they are connected.
+
+    Attributes:
+      name: as it was written.
+      chip: of which all are.
+      shape: of a TPU, chips along each axis of its torus or mesh; of GPUs, (nodes, GPUs a node).
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        """Chips in all."""
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """JAX devices in all."""
+        return self.chips * self.chip.devices
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of one device."""
+        return self.chip.peak / self.chip.devices
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s between one device and its memory."""
+        return self.chip.bandwidth / self.chip.devices
+
+    def wraps(self, size: int) -> bool:
+        """Whether an axis of the torus that is that long closes to a ring.
+
+        v5e and v6e close their axes of 16 only, the others those that are multiples of 4.
+        """
+        return size == 16 if self.chip.axes == 2 else size % 4 == 0
+
+    def group_bandwidth(self, group: int) -> float:
+        """Bytes/s that one device sends in a collective over `group` devices of a mesh that is laid out for it.
+
+        A TPU group that is a product of axes of the torus sends along all of them at once, both ways where an axis
+        closes to a ring, one way at a time where it does not (its ends have one neighbour). A group that no whole
+        axes make up has one axis. GPUs send over NVLink inside a node, and at their share of the network beyond.
+        """
+        chip = self.chip
+        if chip.kind == "gpu":
+            return chip.link if group <= self.shape[-1] else chip.outside
+        return max(sum(chip.link * (2 if self.wraps(n) else 1) for n in axes) for axes in self._axes(group)) / (
+            chip.devices
+        )
+
+    def _axes(self, group: int) -> list[tuple[int, ...]]:
+        """The ways to make up a group from whole axes of the torus; one short axis where there is none."""
+        group = -(-group // self.chip.devices)
+        sizes = [n for n in self.shape if n > 1]
+        found = []
+        for pick in range(1, 2 ** len(sizes)):
+            chosen = tuple(n for place, n in enumerate(sizes) if pick >> place & 1)
+            if math.prod(chosen) == group:
+                found.append(chosen)
+        return found or [(2,)]
+
+
+def topology(text: str) -> Topology:
+    """Reads `v5p:4x4x4`, `v5e:8x8`, `tpu7x:2x2x1`, `h100:8` (one node) or `h100:8x4` (GPUs a node x nodes).
+
+    Raises:
+      ValueError: an unknown chip, or a shape that this chip does not come in.
+    """
+    name, colon, shape = text.strip().lower().partition(":")
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name, CHIPS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(CHIPS)}"
+        raise ValueError(f"topology must begin with a known chip, got {name!r}; {hint}")
+    chip = CHIPS[name]
+    example = f"{name}:8x4 (GPUs a node x nodes)" if chip.kind == "gpu" else f"{name}:{'x'.join('4' * chip.axes)}"
+    if not colon or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):
+        raise ValueError(f"topology must say how many chips, as in {example}, got {text!r}")
+    sizes = tuple(int(size) for size in shape.split("x"))
+    if chip.kind == "gpu":
+        if len(sizes) > 2:
+            raise ValueError(f"topology must be GPUs a node x nodes, as in {example}, got {text!r}")
+        return Topology(text, chip, (sizes[1] if len(sizes) == 2 else 1, sizes[0]))
+    if len(sizes) != chip.axes:
+        raise ValueError(f"topology of {name} must have {chip.axes} axes, as in {example}, got {text!r}")
+    return Topology(text, chip, sizes)
