@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from starflow_jax.config.checks import check
@@ -27,7 +28,17 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
     sizes = config.sizes(len(devices))
     if len(devices) == 1:
         return None
-    return Layout(Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+    return Layout(Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the shape of the mesh; TPUs so that its axes are axes of their torus, along which transfers are fast.
+
+    The numbers of TPUs run host by host, and so zigzag through the torus.
+    """
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(tuple(sizes), list(devices), allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)
 
 
 def check_fit(layout: Layout | None, flow: FlowConfig, batch_size: int, accumulate: int = 1) -> None:
