@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +13,7 @@ from starflow_jax.kernels import Visibility, attention
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
-from starflow_jax.parallel.layout import placed
+from starflow_jax.parallel.layout import ACTIVATIONS, Layout, placed
 
 
 class Attention(nnx.Module):
@@ -64,7 +66,25 @@ class Attention(nnx.Module):
         query = (query * scale).astype(h.dtype)
         if cache is not None:
             cache, key, value = cache.write(jnp.asarray(layer), slot, key, value)
-        mixed = attention(query, key, value, visibility=visibility, offset=slot, precision=self.compute.precision)
+        if layout is not None and layout.platform == "tpu" and cache is None and h.dtype == jnp.bfloat16:
+            mixed = _on_tpus(layout, query, key, value, visibility)
+        else:
+            mixed = attention(query, key, value, visibility=visibility, offset=slot, precision=self.compute.precision)
         mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
         out = self.proj(placed(layout, mixed, "channels"))
         return (out if self.post_norm is None else self.post_norm(out)), cache
+
+
+def _on_tpus(
+    layout: Layout, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
+) -> jax.Array:
+    """Attention of whole sequences by the kernel, every device on its own heads and samples."""
+    # Where the kernel runs only: its module loads Pallas.
+    from starflow_jax.kernels import attention_tpu
+
+    of_query, of_key = (layout.sharding(array.shape, ACTIVATIONS["heads"]).spec for array in (query, key))
+    local = functools.partial(attention_tpu.attention, visibility=visibility)
+    mapped = jax.shard_map(
+        local, mesh=layout.mesh, in_specs=(of_query, of_key, of_key), out_specs=of_query, check_vma=False
+    )
+    return mapped(query, key, value)

@@ -43,6 +43,11 @@ class Layout:
 
     mesh: jax.sharding.Mesh
 
+    @property
+    def platform(self) -> str:
+        """What the devices are, "cpu", "gpu" or "tpu"; they may be those of a topology that is not there."""
+        return self.mesh.devices.flat[0].platform
+
     def size(self, cut: Cut) -> int:
         """Parts into which an axis is cut."""
         names = (cut,) if isinstance(cut, str) else cut or ()
