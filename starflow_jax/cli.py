@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, sample, score, train, version
+from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, plan, sample, score, train, version
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "data": data,
     "encode": encode,
+    "plan": plan,
     "demo": demo,
     "version": version,
 }

@@ -192,6 +192,12 @@ def test_a_reduction_that_is_cut_afterwards_is_known(sliced):
     assert found.sliced is sliced
 
 
+def test_attributes_over_several_lines_end_no_computation():
+    kernel = '%k = f32[4,8]{1,0} custom-call(%p), frontend_attributes={kernel_metadata={\n"a":1\n}}, backend_config={}'
+    found = one(kernel, "%r = f32[4,8]{1,0} all-reduce(%k), replica_groups=[4,2]<=[8], to_apply=%add")
+    assert found.kind == "all-reduce"
+
+
 def test_devices_alone_are_no_collective():
     assert collectives(program("%r = f32[4,8]{1,0} all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add")) == []
 

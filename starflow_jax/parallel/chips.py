@@ -32,6 +32,7 @@ class Chip:
       outside: bytes/s of a chip to other nodes (GPUs) or slices (TPUs), one way.
       devices: JAX devices a chip; each has its share of everything above but `usable`.
       clock: of the matrix units, Hz, by which the compiler's cycles are read; 0 where there are no such cycles.
+      unit: rows and columns of a TPU's matrix unit: a product over fewer channels leaves the rest of it idle.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Chip:
     outside: float
     devices: int = 1
     clock: float = 0.0
+    unit: int = 0
 
     @property
     def axes(self) -> int:
@@ -63,11 +65,11 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         # Clocks follow from the peaks and the matrix units: 128 x 128 multiply-adds each (v6e and tpu7x: 256 x 256).
-        _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9),
-        _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9),
-        _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9),
-        _tpu("v6e", 918, 31.25, 1638, 100, 4, 12.5, clock=1.75e9),
-        _tpu("tpu7x", 2307, 94.75, 7380, 100, 6, 12.5, devices=2, clock=2.2e9),
+        _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9, unit=128),
+        _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9, unit=128),
+        _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9, unit=128),
+        _tpu("v6e", 918, 31.25, 1638, 100, 4, 12.5, clock=1.75e9, unit=256),
+        _tpu("tpu7x", 2307, 94.75, 7380, 100, 6, 12.5, devices=2, clock=2.2e9, unit=256),
         _gpu("a100-40", 312, 40, 1555, 300, 25),
         _gpu("a100-80", 312, 80, 2039, 300, 25),
         _gpu("h100", 989, 80, 3350, 450, 50),

@@ -253,9 +253,7 @@ def _moved(instruction: Instruction, kind: Kind, size: int) -> tuple[Array, ...]
     if kind == "reduce-scatter" and instruction.opcode.startswith("reduce-scatter"):
         dimension = re.search(r"dimensions=\{(\d+)\}", instruction.attributes)
         axis = int(dimension.group(1)) if dimension else 0
-        return tuple(
-            Array(a.dtype, tuple(n * size if i == axis else n for i, n in enumerate(a.shape))) for a in found
-        )
+        return tuple(Array(a.dtype, tuple(n * size if i == axis else n for i, n in enumerate(a.shape))) for a in found)
     return found
 
 
@@ -272,9 +270,6 @@ def _slices(program: Program, lines: Mapping[str, Instruction], user: Instructio
         return not user.root and _is_sliced(program, lines, user.name)
     if user.opcode == "fusion":
         inner = program.computations.get(user.computation("calls") or "", {})
-        parameters = [
-            i for i in inner.values() if i.opcode == "parameter" and user.operands[int(i.literal)] == name
-        ]
+        parameters = [i for i in inner.values() if i.opcode == "parameter" and user.operands[int(i.literal)] == name]
         return bool(parameters) and all(_is_sliced(program, inner, parameter.name) for parameter in parameters)
     return False
-

@@ -3,18 +3,21 @@
 Convention: a product of [m, k] and [k, n] is 2 m n k FLOPs; attention counts the pairs that a query sees, so causal
 attention once, n (n + 1) / 2; a training step counts three forward passes (one forward, two backward). Recomputation,
 norms, activations and the optimizer do not count: this is what MFU divides by the peak. What a program really
-computes, masked pairs and recomputation included, is `traced`.
+computes, masked pairs and recomputation included, is `traced`, and `kernel_flops` for what runs in attention kernels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import jaxprs_in_params
 
 from starflow_jax.config.flow import FlowConfig, TransformerConfig
+from starflow_jax.kernels import Causal, FrameWindow, Full, Visibility
+from starflow_jax.kernels.tiling import blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,39 @@ def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
     return total + text * (text + min(options.look_ahead, work.frames) * work.frame)
 
 
+def kernel_flops(flow: FlowConfig, work: Work) -> int:
+    """FLOPs of the TPU's attention kernels in one training step: whole blocks, and recomputation.
+
+    A forward pass has two products a pair; a backward pass seven, three for the gradient of the queries and four for
+    those of keys and values, as both compute the weights anew. Layers that are computed anew add a forward pass.
+    """
+    passes = 1 + 3.5 + (flow.remat in ("block", "attention"))
+    total = 0
+    for transformer, sequences, text, local, rule in _attentions(flow, work):
+        slots = (work.frame if local else work.tokens) + text
+        block, _ = blocks(slots)
+        visited = 0
+        for first in range(0, slots, block):
+            spans = rule.spans(first, min(first + block, slots), slots)
+            visited += len({place // block for a, b in spans for place in (*range(a, b, block), b - 1)})
+        total += sequences * transformer.layers * transformer.heads * transformer.head_dim * visited * block * block
+    return int(4 * passes * total)
+
+
+def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:
+    """Of every network: its shape, sequences, text slots, whether it runs inside frames, what sees what."""
+    for index, transformer in enumerate(flow.blocks):
+        local = flow.is_local(index) and work.frames is not None
+        sequences = work.batch * (work.frames or 1) if local else work.batch
+        yield transformer, sequences, work.text if flow.is_conditioned(index) else 0, local, Causal()
+    if flow.denoiser is not None:
+        options = flow.denoiser
+        text = work.text if options.conditional else 0
+        whole = work.frames is None or options.look_ahead is None
+        rule = Full() if whole else FrameWindow(text, work.frame, options.look_ahead or 1, options.window)
+        yield flow.denoiser_transformer, work.batch, text, False, rule
+
+
 def model_flops(flow: FlowConfig, work: Work) -> int:
     """FLOPs of one training step by the convention above."""
     return 3 * sum(part.total for part in forward_parts(flow, work))
@@ -126,7 +162,7 @@ def traced(jaxpr: Any) -> int:
     """FLOPs of all dense products of a traced program; a scan counts its turns, any other loop one.
 
     Args:
-      jaxpr: of `jax.make_jaxpr` or of a traced `jit` function, closed or open.
+      jaxpr: of `jax.make_jaxpr` or of a traced `jit` function, closed or open. Kernels count nothing.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0
@@ -135,6 +171,8 @@ def traced(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        if equation.primitive.name == "pallas_call":
+            continue
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
         inner = [traced(part) for part in jaxprs_in_params(equation.params)]
         total += max(inner, default=0) if equation.primitive.name == "cond" else turns * sum(inner)

@@ -18,7 +18,8 @@ BYTES = {
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.$-]+) = ")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.$-]+)")
 _SAME_VALUE = ("copy", "bitcast", "convert", "reshape")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -26,10 +27,11 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array type: its dtype as HLO names it, and its shape on one device."""
+    """An array type: dtype as HLO names it, shape on one device, and the memory it lies in (0: the main one)."""
 
     dtype: str
     shape: tuple[int, ...]
+    space: int = 0
 
     @property
     def bytes(self) -> int:
@@ -180,8 +182,8 @@ def parse(text: str) -> Program:
         if head:
             lines = computations.setdefault(head.group(2), {})
             entry = head.group(2) if head.group(1) else entry
-        elif line.startswith("}"):
-            lines = None
+        elif line.rstrip() == "}":
+            lines = None  # a longer line that starts so belongs to the attributes of the instruction before
         elif lines is not None:
             instruction = _instruction(line)
             if instruction is not None:
@@ -203,8 +205,11 @@ def _constant(lines: Mapping[str, Instruction], name: str) -> int | None:
 
 def arrays(type_text: str) -> tuple[Array, ...]:
     """The arrays in a type as HLO writes it, `f32[8,4]{1,0}` or a tuple of such."""
-    bare = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", type_text)
-    return tuple(Array(dtype, _shape(shape)) for dtype, shape in _ARRAY.findall(bare))
+    found = []
+    for dtype, shape, layout in _ARRAY.findall(type_text):
+        space = _SPACE.search(layout)
+        found.append(Array(dtype, _shape(shape), int(space.group(1)) if space else 0))
+    return tuple(found)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -1,0 +1,180 @@
+"""`starflow plan`: what a run would need and take on accelerators that are not there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.outputs import check_writable
+
+if TYPE_CHECKING:
+    from starflow_jax.config.experiment import ExperimentConfig
+    from starflow_jax.parallel.flops import Work
+    from starflow_jax.parallel.plan import Plan
+
+DESCRIPTION = """\
+Plans an experiment on accelerators that are not there. For TPUs the real training step, and the real Jacobi iteration
+of the deep block, are compiled on this machine by the TPU's own compiler (pip install 'starflow-jax[tpu]'); for GPUs
+the same arithmetic is done without a compilation.
+
+Says the bytes a device needs and whether they fit, FLOPs a step (causal attention counts the pairs that are seen, once;
+training is three forward passes; recomputation does not count), what is moved between devices, and estimates of the
+time of a step and of MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md says what each
+assumes. A large model takes the compiler minutes."""
+
+EXAMPLES = """\
+--config.NAME=VALUE overrides a field of the configuration, as in starflow train.
+
+topologies: v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; a100-80:8, h100:8x4 (GPUs a node x nodes)
+
+examples:
+  starflow plan --config experiments/starflow_3b_t2i.py --topology v6e:8x8 --config.mesh.fsdp=8
+  starflow plan --config experiments/starflow_v_7b.py --topology v5p:4x4x4 --frames 21 --size 22x40 --search
+  starflow plan --config experiments/starflow_3b_t2i.py --topology h100:8x8 --config.mesh.fsdp=64 --json plan.json
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="memory, FLOPs and step time on hardware that is not there",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+    )
+    option = parser.add_argument
+    option("--config", required=True, metavar="FILE[:VARIANT]", help="as in starflow train")
+    option("--topology", required=True, metavar="CHIP:SHAPE", help="accelerators: see below")
+    option(
+        "--program",
+        type=choice("train", "inverse", "all"),
+        default="train",
+        metavar="NAME",
+        help="train, inverse (one guided Jacobi iteration of the deep block) or all (default train)",
+    )
+    option(
+        "--frames", type=integer(0, 10**5), metavar="N", help="frames of a video, 0 for images (default: data.frames)"
+    )
+    option("--size", type=rows_and_columns, metavar="HxW", help="rows x columns (default: flow.image_size)")
+    option("--text", type=integer(0, 10**5), metavar="N", help="text tokens (default: flow.text_length)")
+    option("--samples", type=integer(1, 10**4), default=1, metavar="N", help="inverse: drawn together (default 1)")
+    option("--search", action="store_true", help="also find the largest batch that fits (several compilations)")
+    option("--json", type=Path, metavar="FILE", help="also write the plans as JSON")
+    parser.set_defaults(run=run)
+
+
+def rows_and_columns(text: str) -> tuple[int, int]:
+    """Reads `22x40`."""
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"must be ROWSxCOLUMNS, as in 22x40, got {text!r}")
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code: 0 where everything fits or only a figure was asked for."""
+    # Before JAX looks for devices: nothing runs on them here.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+
+    from starflow_jax.config import load_config
+    from starflow_jax.parallel.chips import topology
+
+    with sentences():
+        config = load_config(arguments.config, arguments.overrides)
+        place = topology(arguments.topology)
+    work = work_of(config, arguments)
+
+    from starflow_jax.figures import write_json
+    from starflow_jax.parallel.ahead import tpu_layout
+    from starflow_jax.parallel.mesh import check_fit
+    from starflow_jax.parallel.plan import as_values, check_sizes, make_plan
+    from starflow_jax.parallel.report import report
+
+    plans = []
+    for program in ("train", "inverse") if arguments.program == "all" else (arguments.program,):
+        sized = _resized(work, arguments.samples) if program == "inverse" else work
+        with sentences(tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
+            plan = make_plan(config, place, sized, program)
+        plans.append(plan)
+        print(report(plan), end="\n\n")
+    values: dict[str, Any] = {"plans": [as_values(plan) for plan in plans]}
+    if arguments.search:
+        values["largest"] = _searched(config, arguments, work)
+    if arguments.json is not None:
+        write_json(arguments.json, values)
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def work_of(config: ExperimentConfig, arguments: argparse.Namespace) -> Work:
+    """The sizes of the data; CommandError where the flow cannot take them."""
+    from starflow_jax.parallel.flops import Work
+
+    flow = config.flow
+    height, width = arguments.size or flow.image_shape
+    if height % flow.patch_size or width % flow.patch_size:
+        raise CommandError(f"--size must be multiples of flow.patch_size={flow.patch_size}, got {height}x{width}")
+    if not flow.rope and (height, width) != flow.image_shape:
+        raise CommandError(f"--size must be {flow.image_shape[0]}x{flow.image_shape[1]} for learned positions")
+    frames = config.data.frames if arguments.frames is None else arguments.frames
+    if frames and flow.axes == 2:
+        raise CommandError(f"--frames must be 0 for a flow of still images, got {frames}")
+    text = flow.text_length if arguments.text is None else arguments.text
+    if text and not flow.text_dim:
+        raise CommandError(f"--text must be 0 for a flow that reads no text, got {text}")
+    if flow.text_dim and not text:
+        raise CommandError("--text must be at least 1 for a flow that reads text, got 0")
+    rows, columns = height // flow.patch_size, width // flow.patch_size
+    return Work(config.train.batch_size, frames or None, rows, columns, text)
+
+
+def _resized(work: Work, batch: int) -> Work:
+    import dataclasses
+
+    return dataclasses.replace(work, batch=batch)
+
+
+def _searched(config: ExperimentConfig, arguments: argparse.Namespace, work: Work) -> dict[str, Any]:
+    """Finds the largest batch of the first program asked for, prints it, and returns it for JSON."""
+    import dataclasses
+
+    from starflow_jax.parallel import budget
+    from starflow_jax.parallel.chips import topology
+    from starflow_jax.parallel.plan import as_values, largest_batch, make_plan
+    from starflow_jax.parallel.report import short_report
+
+    place, training = topology(arguments.topology), arguments.program != "inverse"
+    sizes = dict(zip(("data", "fsdp", "tensor", "sequence"), config.mesh.sizes(place.devices), strict=True))
+    step = sizes["data"] * sizes["fsdp"] * config.train.accumulate if training else 1
+
+    def plan_of(batch: int) -> Plan:
+        sized = _resized(work, batch)
+        train = dataclasses.replace(config.train, batch_size=batch, curriculum=())
+        plan = make_plan(
+            dataclasses.replace(config, train=train) if training else config,
+            place,
+            sized,
+            "train" if training else "inverse",
+        )
+        print(short_report(plan), flush=True)
+        return plan
+
+    def predicted(batch: int) -> bool:
+        model = budget.train_memory if training else budget.inverse_memory
+        return model(config, place, sizes, _resized(work, batch)).fits
+
+    guess = step
+    while guess < 2**16 and predicted(2 * guess):
+        guess *= 2
+    print("largest batch:")
+    plan, tried = largest_batch(plan_of, step, guess)
+    found = f"{plan.batch}, a multiple of {step}" if plan else f"none: not even {step} fit"
+    print(f"largest batch that fits: {found}")
+    return {"batch": plan.batch if plan else None, "tried": tried, "plan": as_values(plan) if plan else None}

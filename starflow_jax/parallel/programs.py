@@ -1,0 +1,130 @@
+"""The programs that are planned: the training step, and a Jacobi stage of the deep block, lowered without arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.order import Grid
+from starflow_jax.flows.parameters import abstract, merge
+from starflow_jax.parallel.flops import Work
+from starflow_jax.parallel.layout import Layout, located
+from starflow_jax.solvers import Jacobi
+from starflow_jax.solvers.base import State
+from starflow_jax.solvers.span import Span
+from starflow_jax.training.checkpoint import abstract_state
+from starflow_jax.training.step import train_steps
+
+# Values a pixel can take; latents are not counted in levels.
+_LEVELS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to be compiled.
+
+    Attributes:
+      function: jitted; call `function.trace(*arguments)`.
+      arguments: its static values and ShapeDtypeStructs with shardings.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        """The arguments that live on the devices."""
+        return [leaf for leaf in jax.tree.leaves(self.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+
+def training_program(config: ExperimentConfig, work: Work, layout: Layout | None) -> Program:
+    """One call of `training.step.train_steps` with one batch: latents as float32, text states as bfloat16.
+
+    Args:
+      config: with the batch size, the parts it is accumulated over, and the mesh of `layout`.
+      work: sizes of the data; its batch is the configuration's.
+      layout: of the devices; None for one.
+    """
+    batches = _batch(config.flow, work)
+    if layout is not None:
+        batches = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
+            for name, leaf in batches.items()
+        }
+    state, count = abstract_state(config, layout), _number(layout)
+    return Program(train_steps, (config, _LEVELS, state, batches, count, layout))
+
+
+def _batch(flow: FlowConfig, work: Work) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the loader, with the first axis of `train_steps`."""
+    shape = (work.rows * flow.patch_size, work.columns * flow.patch_size, flow.channels)
+    frames = () if work.frames is None else (work.frames,)
+    found = {
+        "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((1, work.batch), jnp.int32),
+    }
+    if flow.text_dim:
+        found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.bfloat16)
+    return found
+
+
+def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
+    """A stage of Jacobi iteration in the deep block: as many tokens at once as the paper's schedule works on.
+
+    Its loop ends on a condition of the data; what is counted of it is one iteration.
+
+    Args:
+      config: of the flow.
+      work: the sequence, and how many are drawn together (guided, so twice as many rows).
+      layout: of the devices; None for one.
+      growth: chunks after the first frame hold 64 times as many tokens.
+    """
+    flow, index = config.flow, config.flow.num_blocks - 1
+    definition, params = abstract(flow, layout)
+    solver, grid = Jacobi(growth=growth), Grid(work.frames, work.rows, work.columns)
+    text = jax.ShapeDtypeStruct((work.batch, work.text, flow.text_dim), jnp.bfloat16) if flow.text_dim else None
+
+    def span(params: Any, cond: jax.Array | None) -> Span:
+        model: Flow = merge(definition, params)
+        guidance = guidance_of(flow.family, cond, 1.0)
+        return Span(model, cond, guidance, None, index, grid, 1, solver)
+
+    def begin(params: Any, cond: jax.Array | None, z: jax.Array) -> State:
+        return span(params, cond).begin(z)
+
+    noise = jax.ShapeDtypeStruct((work.batch, grid.tokens, flow.token_channels), jnp.float32)
+    state = jax.eval_shape(begin, params, text, noise)
+    _, _, kind = solver.plan(grid.tokens, 0, grid.frame)[-1]
+
+    def advance(params: Any, cond: jax.Array | None, state: State, first: jax.Array) -> tuple[State, Any]:
+        return span(params, cond).advance(state, first, kind.size, kind=kind)
+
+    if layout is not None:
+        state = _spread(state, layout)
+        text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
+    function = jax.jit(advance, donate_argnums=2)
+    return Program(function, (located(layout, params), text, state, _number(layout)))
+
+
+def _spread(state: State, layout: Layout) -> State:
+    """The cache with its heads parted, everything else whole."""
+
+    def place(leaf: jax.ShapeDtypeStruct, cuts: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(leaf.shape, cuts))
+
+    heads = (None, None, ("tensor", "sequence"))
+    cache = jax.tree.map(lambda leaf: place(leaf, heads), state.cache)
+    rest = jax.tree.map(lambda leaf: place(leaf, ()), dataclasses.replace(state, cache=None))
+    return dataclasses.replace(rest, cache=cache)
+
+
+def _number(layout: Layout | None) -> jax.ShapeDtypeStruct:
+    sharding = None if layout is None else layout.whole()
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)

@@ -1,0 +1,249 @@
+"""Plans: what does not fit is said with what is missing, estimates keep their order, refusals are sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from starflow_jax.cli import main
+from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, MeshConfig, TrainConfig, load_config
+from starflow_jax.parallel import ahead, budget
+from starflow_jax.parallel.ahead import Memory, exceeded
+from starflow_jax.parallel.chips import topology
+from starflow_jax.parallel.collectives import collectives
+from starflow_jax.parallel.flops import Work, kernel_flops, model_flops
+from starflow_jax.parallel.hlo import parse
+from starflow_jax.parallel.plan import largest_batch, make_plan
+from starflow_jax.parallel.report import report
+from starflow_jax.parallel.roofline import Region, estimates, regions
+
+V5E = topology("v5e:2x2")
+STILL = Work(8, None, 2, 2, 3)
+SMALL = ExperimentConfig(
+    name="small",
+    flow=FlowConfig(
+        channels=2, image_size=2, width=128, num_blocks=2, layers_per_block=1, head_dim=64, rope=True, sos=True,
+        text_dim=8, text_length=3, cond_top_only=True, dtype="bfloat16", remat="block",
+    ),
+    data=DataConfig(source="npz", path="none", noise="gaussian", noise_std=0.3),
+    train=TrainConfig(steps=4, batch_size=8, lr=1e-4),
+    mesh=MeshConfig(data=2, fsdp=2),
+)  # fmt: skip
+RELEASED = "experiments/starflow_3b_t2i.py"
+IMAGES = Work(1024, None, 32, 32, 128)
+
+
+# Memory
+
+
+def test_refusals_of_the_compiler_are_read():
+    first = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (17.91G) exceeds "
+        "available HBM (15.75G)."
+    )
+    other = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.5M of 1.0G hbm. Exceeded"
+    assert exceeded(first) == pytest.approx((17.91 * 2**30, 15.75 * 2**30))
+    assert exceeded(other) == pytest.approx((512.5 * 2**20, 2**30))
+    assert exceeded("INTERNAL: something else") is None
+    assert exceeded("RESOURCE_EXHAUSTED: out of vmem") is None
+
+
+def test_what_is_missing_is_what_the_peak_exceeds():
+    memory = Memory(10.0, 8.0, 15.0)
+    assert (memory.peak, memory.fits, memory.short) == (18.0, False, 3.0)
+    assert Memory(10.0, 5.0, 15.0).fits and Memory(10.0, 5.0, 15.0).short == 0
+
+
+def memory_of(batch=1024, accumulate=1, remat="block", **mesh):
+    config = load_config(RELEASED, [f"train.batch_size={batch}", f"train.accumulate={accumulate}", f"flow.remat={remat}"])
+    sizes = {"data": 1, "fsdp": 64, "tensor": 1, "sequence": 1} | mesh
+    return budget.train_memory(config, topology("v5e:8x8"), sizes, dataclasses.replace(IMAGES, batch=batch))
+
+
+def test_the_memory_model_follows_what_causes_it():
+    base = memory_of()
+    assert memory_of(data=8, fsdp=8).arguments == pytest.approx(8 * base.arguments)
+    assert memory_of(batch=512).temporaries < base.temporaries
+    assert memory_of(accumulate=4).temporaries < base.temporaries
+    assert memory_of(remat="none").temporaries > memory_of(remat="mlp").temporaries > base.temporaries
+    assert memory_of(fsdp=16, sequence=4).temporaries < memory_of(fsdp=16).temporaries
+
+
+@pytest.mark.parametrize(("limit", "start"), [(52, 4), (52, 512), (4, 4), (3, 64), (10**6, 8)])
+def test_a_search_ends_at_the_largest_batch_that_fits(limit, start):
+    asked = []
+
+    def plan_of(batch):
+        asked.append(batch)
+        return SimpleNamespace(batch=batch, memory=Memory(0.0, float(batch), float(limit)))
+
+    found, tried = largest_batch(plan_of, 4, start, limit=1024)
+    expected = min(limit // 4 * 4, 1024)
+    assert (found.batch if found else 0) == expected
+    assert len(asked) == len(set(asked)) <= 2 * 8 + 2
+    assert all(fitted == (batch <= limit) for batch, fitted in tried)
+
+
+# Estimates
+
+
+def region(**seconds):
+    base = {"cycles": 2.0, "kernels": 0.0, "bytes": 0.0, "beside": 0.0, "between": 0.0, "hideable": 0.0, "needed": 0.0}
+    return Region("body", **(base | seconds))
+
+
+def times(*parts, flops=V5E.devices * V5E.peak, **more):
+    return {e.name: e for e in estimates(list(parts), V5E, model_flops=flops, hardware_flops=flops, **more)}
+
+
+def test_a_product_at_the_stated_share_of_the_peak():
+    found = times(region())
+    assert found["hidden"].seconds == pytest.approx(1 / 0.9) and found["hidden"].mfu == pytest.approx(0.9)
+
+
+def test_what_overlaps_costs_what_it_takes_longer():
+    short, long = times(region(hideable=0.5)), times(region(hideable=3.0))
+    assert short["hidden"].seconds == times(region())["hidden"].seconds
+    assert long["hidden"].seconds == 3.0
+    assert short["exposed"].seconds == short["hidden"].seconds + 0.5
+    assert times(region(needed=0.5))["hidden"].seconds == short["hidden"].seconds + 0.5
+    assert times(region(beside=1.0))["compiler"].seconds == 2.0
+    assert times(region(between=1.0))["compiler"].seconds == 3.0
+
+
+def test_traffic_bounds_a_region():
+    seconds = 5.0
+    found = times(region(bytes=seconds * V5E.bandwidth))
+    assert found["hidden"].seconds == seconds
+
+
+def test_kernels_of_narrow_heads_leave_units_idle():
+    one = times(region(kernels=1.0), kernel_flops=V5E.devices * V5E.peak, head_dim=128)
+    half = times(region(kernels=1.0), kernel_flops=V5E.devices * V5E.peak, head_dim=64)
+    assert half["hidden"].kernels == pytest.approx(2 * one["hidden"].kernels)
+    assert half["compiler"].seconds == pytest.approx(2.0 + half["hidden"].kernels)
+
+
+PROGRAM = """HloModule m, num_partitions=4
+
+%slices (w: f32[6,256,128], i: s32[]) -> f32[1,256,128] {
+  %w = f32[6,256,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,256,128]{2,1,0} dynamic-slice(%w, %i), dynamic_slice_sizes={1,256,128}
+}
+
+ENTRY %main (w: f32[6,256,128], i: s32[]) -> f32[1,256,128] {
+  %w = f32[6,256,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %one = f32[1,256,128]{2,1,0} fusion(%w, %i), calls=%slices, backend_config={"estimated_cycles":"1500000"}
+  %near = f32[1,256,128]{2,1,0:T(8,128)S(1)} negate(%one), backend_config={"estimated_cycles":"1500000"}
+  ROOT %r = f32[1,256,128]{2,1,0} all-reduce(%near), replica_groups=[2,2]<=[4], to_apply=%add
+}
+"""
+
+
+def test_a_program_is_read_by_region():
+    (found,) = regions(
+        parse(PROGRAM), collectives(PROGRAM), V5E, {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 1}
+    )
+    slice_bytes = 256 * 128 * 4
+    assert found.cycles == pytest.approx(3e6 / 1.5e9)
+    # The slice is read and written, then read; what is kept on the chip is no traffic.
+    assert found.bytes == pytest.approx(3 * slice_bytes, rel=1e-4)
+    assert found.between == found.needed == pytest.approx(slice_bytes / V5E.chip.link)
+    assert found.hideable == found.beside == 0.0
+
+
+def test_attention_kernels_compute_more_than_counts_and_less_than_everything():
+    flow = load_config(RELEASED).flow
+    none = dataclasses.replace(flow, remat="none")
+    attention = 3 * sum(4 * n * (n + 1) // 2 * 3072 * layers for n, layers in [(1024, 10), (1152, 24)])
+    one = dataclasses.replace(IMAGES, batch=1)
+    assert 1.5 < kernel_flops(none, one) / attention < 3.2
+    assert kernel_flops(flow, one) > kernel_flops(none, one)
+
+
+# Whole plans
+
+
+def test_gpus_are_planned_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = load_config(RELEASED, ["mesh.data=1", "mesh.fsdp=64"])
+    plan = make_plan(config, topology("h100:8x8"), IMAGES)
+    assert plan.source == "arithmetic" and plan.compile_seconds is None and plan.memory.fits
+    assert plan.model_flops == model_flops(config.flow, IMAGES) < plan.hardware_flops
+    assert plan.estimate("exposed").seconds > plan.estimate("hidden").seconds
+    assert {move.kind for move in plan.transfers} == {"all-gather", "reduce-scatter"}
+    inverse = make_plan(config, topology("h100:8x8"), dataclasses.replace(IMAGES, batch=1), "inverse")
+    assert inverse.memory.arguments < 2**30 and inverse.model_flops < plan.model_flops / 1000
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[tpu\]'"):
+        ahead.tpu_layout(V5E, MeshConfig())
+
+
+@pytest.mark.parametrize("program", ["train", "inverse"])
+def test_a_tiny_flow_is_compiled_for_tpus(program):
+    pytest.importorskip("libtpu")
+    work = STILL if program == "train" else dataclasses.replace(STILL, batch=1)
+    plan = make_plan(SMALL, V5E, work, program)
+    assert plan.source == "compiler" and plan.memory.fits
+    # Parameters and moments, halved over fsdp, are most of what goes in.
+    if program == "train":
+        assert 1.0 < plan.memory.arguments / (12 * plan.parameters / 2) < 1.3
+        kinds = {(move.kind, move.axes) for move in plan.transfers}
+        assert ("all-gather", ("fsdp",)) in kinds
+        assert plan.model_flops < plan.hardware_flops + plan.kernel_flops
+    assert [found.name for found in plan.estimates] == ["hidden", "exposed", "compiler"]
+    assert "fits" in report(plan) and plan.topology in report(plan)
+
+
+@pytest.mark.slow
+def test_a_large_flow_that_does_not_fit_is_short_by_some():
+    pytest.importorskip("libtpu")
+    config = load_config(RELEASED, ["mesh.data=4", "train.batch_size=4"])
+    plan = make_plan(config, V5E, dataclasses.replace(IMAGES, batch=4))
+    assert not plan.memory.fits and plan.memory.short > 2**30
+    assert plan.estimates == () and "does not fit, short by" in report(plan)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--topology", "v9:4x4"], "topology must begin with a known chip"),
+        (["--topology", "v5e:8"], "2 axes"),
+        (["--topology", "h100:8", "--size", "22"], "ROWSxCOLUMNS"),
+        (["--topology", "h100:8", "--text", "0"], "--text must be at least 1"),
+        (["--topology", "h100:8", "--program", "sing"], "train, inverse, all"),
+        (["--topology", "h100:8", "--config.mesh.data=3"], "mesh must multiply"),
+        (["--topology", "h100:8", "--config.mesh.fsdp=8", "--config.train.batch_size=12"], "multiple of"),
+        (["--topology", "h100:8", "--json", "."], "--json must name a file"),
+        (["--topology", "h100:8", "--config.mesh.fdsp=8"], "fsdp"),
+    ],
+)
+def test_refusals_are_sentences(arguments, sentence, capsys):
+    assert main(["plan", "--config", RELEASED, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    arguments = ["--topology", "h100:8", "--config.mesh.data=1", "--config.mesh.fsdp=8", "--program", "all", "--search"]
+    assert main(["plan", "--config", RELEASED, *arguments, "--json", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "verdict" in said and "largest batch that fits" in said
+    values = json.loads(path.read_text())
+    assert [plan["program"] for plan in values["plans"]] == ["train", "inverse"]
+    assert values["largest"]["batch"] % 8 == 0
+    fitted = dict(values["largest"]["tried"])
+    assert fitted[values["largest"]["batch"]] and not fitted.get(values["largest"]["batch"] + 8, False)
