@@ -122,3 +122,11 @@ def test_any_aspect_ratio_spans_the_same_area():
         scale = 4 / np.sqrt(rows * columns)
         np.testing.assert_allclose(extent, [scale * (rows - 1), scale * (columns - 1), 0])
         np.testing.assert_allclose(positions[:3, 2], [0, 4 / 3, 8 / 3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rotation_is_the_same_with_pairs_exchanged_by_a_product(dtype):
+    table = rotation(axial_positions(2, 3, span=3, axes=3, text=2), 20, "adjacent")
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8, 20)).astype(dtype)
+    difference = table(x) - table(x, exchange_by_product=True)
+    assert jnp.max(jnp.abs(difference.astype(jnp.float32))) <= jnp.finfo(dtype).eps

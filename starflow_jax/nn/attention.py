@@ -59,7 +59,8 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
-            query, key = rotation(query), rotation(key)
+            on_tpus = layout is not None and layout.platform == "tpu"
+            query, key = (rotation(array, exchange_by_product=on_tpus) for array in (query, key))
         scale = jnp.float32(c.head_dim**-0.5)
         if temperature is not None:
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))

@@ -117,7 +117,7 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
         needed, there = found
         return Compiled(Memory(arguments, needed - arguments, there), "", time.perf_counter() - begun)
     seconds = time.perf_counter() - begun
-    said = compiled.memory_analysis()
+    said: Any = compiled.memory_analysis()
     own = said.output_size_in_bytes - said.alias_size_in_bytes
     memory = Memory(float(said.argument_size_in_bytes), float(said.temp_size_in_bytes + own), topology.chip.usable)
     return Compiled(memory, compiled.as_text() or "", seconds)

@@ -214,11 +214,12 @@ def _started(program: Program) -> set[str]:
 def _of_instruction(
     instruction: Instruction, kind: Kind, devices: int, times: int, computation: str, **flags: bool
 ) -> Iterator[Collective]:
+    groups: tuple[tuple[int, ...], ...]
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", instruction.attributes)
         found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1)) if pairs else []
         groups = tuple((int(source), int(target)) for source, target in found)
-        size = 2 if any(source != target for source, target in groups) else 1
+        size = 2 if any(len(set(pair)) > 1 for pair in groups) else 1
     else:
         groups = replica_groups(instruction.attributes)
         size = len(groups[0]) if groups else devices

@@ -121,7 +121,8 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
     hardware = traced(trace.jaxpr)
     kernels = kernel_flops(config.flow, work) if program == "train" and config.flow.dtype == "bfloat16" else 0
-    moved, times = (), ()
+    moved: tuple[Transfer, ...] = ()
+    times: tuple[Estimate, ...] = ()
     if compiled.text:
         moves = collectives(compiled.text)
         moved = tuple(transfers(moves, sizes))

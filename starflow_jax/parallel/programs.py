@@ -121,8 +121,7 @@ def _spread(state: State, layout: Layout) -> State:
 
     heads = (None, None, ("tensor", "sequence"))
     cache = jax.tree.map(lambda leaf: place(leaf, heads), state.cache)
-    rest = jax.tree.map(lambda leaf: place(leaf, ()), dataclasses.replace(state, cache=None))
-    return dataclasses.replace(rest, cache=cache)
+    return dataclasses.replace(jax.tree.map(lambda leaf: place(leaf, ()), state), cache=cache)
 
 
 def _number(layout: Layout | None) -> jax.ShapeDtypeStruct:
