@@ -34,7 +34,7 @@ topologies: v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; a100-80:8, h10
 
 examples:
   starflow plan --config experiments/starflow_3b_t2i.py --topology v6e:8x8 --config.mesh.fsdp=8
-  starflow plan --config experiments/starflow_v_7b.py --topology v5p:4x4x4 --frames 21 --size 22x40 --search
+  starflow plan --config experiments/starflow_v_7b.py --topology v5p:4x4x4 --size 22x40 --search
   starflow plan --config experiments/starflow_3b_t2i.py --topology h100:8x8 --config.mesh.fsdp=64 --json plan.json
 """
 
@@ -58,7 +58,10 @@ def add_to(subparsers: Any) -> None:
         help="train, inverse (one guided Jacobi iteration of the deep block) or all (default train)",
     )
     option(
-        "--frames", type=integer(0, 10**5), metavar="N", help="frames of a video, 0 for images (default: data.frames)"
+        "--frames",
+        type=integer(0, 10**5),
+        metavar="N",
+        help="frames of a video, 0 for images (default: those of the data, each source of a mixture in turn)",
     )
     option("--size", type=rows_and_columns, metavar="HxW", help="rows x columns (default: flow.image_size)")
     option("--text", type=integer(0, 10**5), metavar="N", help="text tokens (default: flow.text_length)")
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
         place = topology(arguments.topology)
-    work = work_of(config, arguments)
+    works = works_of(config, arguments)
 
     from starflow_jax.figures import write_json
     from starflow_jax.parallel.ahead import tpu_layout
@@ -97,24 +100,26 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.parallel.plan import as_values, check_sizes, make_plan
     from starflow_jax.parallel.report import report
 
+    wanted = [("train", work) for work in works] if arguments.program != "inverse" else []
+    if arguments.program != "train":
+        wanted.append(("inverse", _resized(works[0], arguments.samples)))
     plans = []
-    for program in ("train", "inverse") if arguments.program == "all" else (arguments.program,):
-        sized = _resized(work, arguments.samples) if program == "inverse" else work
+    for program, work in wanted:
         with sentences(tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
-            plan = make_plan(config, place, sized, program)
+            plan = make_plan(config, place, work, program)
         plans.append(plan)
-        print(report(plan), end="\n\n")
+        print(report(plan), end="\n\n", flush=True)
     values: dict[str, Any] = {"plans": [as_values(plan) for plan in plans]}
     if arguments.search:
-        values["largest"] = _searched(config, arguments, work)
+        values["largest"] = _searched(config, arguments, works[0])
     if arguments.json is not None:
         write_json(arguments.json, values)
         print(f"figures: {arguments.json}")
     return 0
 
 
-def work_of(config: ExperimentConfig, arguments: argparse.Namespace) -> Work:
-    """The sizes of the data; CommandError where the flow cannot take them."""
+def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Work]:
+    """The sizes of the data of every source, the longest clips first; CommandError where the flow cannot take them."""
     from starflow_jax.parallel.flops import Work
 
     flow = config.flow
@@ -123,16 +128,21 @@ def work_of(config: ExperimentConfig, arguments: argparse.Namespace) -> Work:
         raise CommandError(f"--size must be multiples of flow.patch_size={flow.patch_size}, got {height}x{width}")
     if not flow.rope and (height, width) != flow.image_shape:
         raise CommandError(f"--size must be {flow.image_shape[0]}x{flow.image_shape[1]} for learned positions")
-    frames = config.data.frames if arguments.frames is None else arguments.frames
-    if frames and flow.axes == 2:
-        raise CommandError(f"--frames must be 0 for a flow of still images, got {frames}")
     text = flow.text_length if arguments.text is None else arguments.text
     if text and not flow.text_dim:
         raise CommandError(f"--text must be 0 for a flow that reads no text, got {text}")
     if flow.text_dim and not text:
         raise CommandError("--text must be at least 1 for a flow that reads text, got 0")
+    parts = {(part.frames, part.batch_size or config.train.batch_size) for part in config.data.mixture}
+    parts = parts or {(config.data.frames, config.train.batch_size)}
+    if arguments.frames is not None:
+        # Of a mixture, the part with so many frames.
+        parts = {part for part in parts if part[0] == arguments.frames} or {(arguments.frames, config.train.batch_size)}
+    longest = max(frames for frames, _ in parts)
+    if longest and flow.axes == 2:
+        raise CommandError(f"--frames must be 0 for a flow of still images, got {longest}")
     rows, columns = height // flow.patch_size, width // flow.patch_size
-    return Work(config.train.batch_size, frames or None, rows, columns, text)
+    return [Work(batch, frames or None, rows, columns, text) for frames, batch in sorted(parts, reverse=True)]
 
 
 def _resized(work: Work, batch: int) -> Work:

@@ -106,7 +106,9 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
         sum(net.tokens * _kept(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
         for group in (flow, nets[len(flow) :])
     ]
-    at_work = max(2 * net.tokens * _kept(net, "none", sizes) * word + _weights(net, sizes) for net in nets)
+    # A TPU's kernels keep attention weights out of the memory.
+    weights = 0.0 if topology.chip.kind == "tpu" and word == 2 else 1.0
+    at_work = max(2 * net.tokens * _kept(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets)
     gathered = max(2 * net.kernels * word / sizes["tensor"] for net in nets)
     return Memory(state, own + max(kept) + at_work + gathered, topology.chip.usable)
 

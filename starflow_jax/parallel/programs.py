@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.order import Grid
@@ -21,9 +20,6 @@ from starflow_jax.solvers.base import State
 from starflow_jax.solvers.span import Span
 from starflow_jax.training.checkpoint import abstract_state
 from starflow_jax.training.step import train_steps
-
-# Values a pixel can take; latents are not counted in levels.
-_LEVELS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,34 +41,39 @@ class Program:
 
 
 def training_program(config: ExperimentConfig, work: Work, layout: Layout | None) -> Program:
-    """One call of `training.step.train_steps` with one batch: latents as float32, text states as bfloat16.
+    """One call of `training.step.train_steps` with one batch, as the sources of the experiment give it.
 
     Args:
       config: with the batch size, the parts it is accumulated over, and the mesh of `layout`.
       work: sizes of the data; its batch is the configuration's.
       layout: of the devices; None for one.
     """
-    batches = _batch(config.flow, work)
+    batches, levels = _batch(config, work)
     if layout is not None:
         batches = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
             for name, leaf in batches.items()
         }
     state, count = abstract_state(config, layout), _number(layout)
-    return Program(train_steps, (config, _LEVELS, state, batches, count, layout))
+    return Program(train_steps, (config, levels, state, batches, count, layout))
 
 
-def _batch(flow: FlowConfig, work: Work) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the loader, with the first axis of `train_steps`."""
+def _batch(config: ExperimentConfig, work: Work) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
+    """A batch of the loader, with the first axis of `train_steps`, and the number of values a pixel can take."""
+    flow = config.flow
     shape = (work.rows * flow.patch_size, work.columns * flow.patch_size, flow.channels)
     frames = () if work.frames is None else (work.frames,)
+    latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
+    dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)
     found = {
-        "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), jnp.float32),
+        "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), dtype),
         "label": jax.ShapeDtypeStruct((1, work.batch), jnp.int32),
     }
-    if flow.text_dim:
-        found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.bfloat16)
-    return found
+    if config.text is not None:
+        found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text), jnp.int32)
+    elif flow.text_dim:
+        found["text_states"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.float32)
+    return found, levels
 
 
 def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
