@@ -84,6 +84,14 @@ def test_processes_read_the_parts_of_the_same_batches(expected, count):
     assert_same(joined, expected)
 
 
+def test_a_process_may_hold_parts_that_do_not_follow_one_another(expected):
+    held = take(train_loader(MIXED, 12, seed=5, process=((0, 2), 4)), 6)
+    for batch, whole in zip(held, expected[:6], strict=True):
+        for name, rows in batch.items():
+            quarters = np.split(whole[name], 4)
+            np.testing.assert_array_equal(rows, np.concatenate([quarters[0], quarters[2]]))
+
+
 @pytest.mark.parametrize("stop", [1, 6])
 def test_threads_change_nothing_and_resume_what_none_began(expected, stop):
     loader = train_loader(MIXED, 12, seed=5)

@@ -6,7 +6,7 @@ key, so that what a step computes depends on its number and not on the loader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def train_loader(
     batch_size: int,
     seed: int,
     *,
-    process: tuple[int, int] = (0, 1),
+    process: tuple[int | Sequence[int], int] = (0, 1),
     threads: int = 0,
     workers: int = 0,
     prefetch: int = 2,
@@ -40,7 +40,8 @@ def train_loader(
       source: the examples; of a `Mixture` every batch comes from one component.
       batch_size: examples in a batch, over all processes; a component may have its own.
       seed: seed of the permutations and of what is random in reading, 0 to 2**32 - 1.
-      process: `(index, count)`: of `count` processes this is number `index`.
+      process: `(index, count)`: of `count` equal parts of the rows this process reads number `index`, or those of a
+        sequence of numbers.
       threads: threads that read ahead, or
       workers: processes that do; 0 of both reads when asked.
       prefetch: batches read ahead by the threads, or by each worker.
@@ -52,9 +53,10 @@ def train_loader(
       ValueError: a number out of range, or a batch that cannot be shared out evenly.
     """
     index, count = process
+    parts = (index,) if isinstance(index, int) else tuple(index)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be 0 to 2**32 - 1, got {seed}.")
-    if not 0 <= index < count:
+    if not parts or not all(0 <= part < count for part in parts):
         raise ValueError(f"process must be (index, count) with 0 <= index < count, got {process}.")
     if threads < 0 or workers < 0 or prefetch < 1:
         raise ValueError(
@@ -71,7 +73,7 @@ def train_loader(
         check(size % count == 0, f"batch_size must be a multiple of the {count} processes, got {size}")
         check(len(component.source) > 0, f"{component.source.name} must hold an example, got none")
     lengths = [len(component.source) for component in components]
-    plan = batch_plan(lengths, [component.weight for component in components], sizes, seed, process)
+    plan = batch_plan(lengths, [component.weight for component in components], sizes, seed, (parts, count))
     return Loader(components, plan, seed, threads, workers, prefetch)
 
 

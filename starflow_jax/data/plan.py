@@ -27,7 +27,11 @@ class Rows(NamedTuple):
 
 
 def batch_plan(
-    lengths: Sequence[int], weights: Sequence[float], batch_sizes: Sequence[int], seed: int, process: tuple[int, int]
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    batch_sizes: Sequence[int],
+    seed: int,
+    share: tuple[Sequence[int], int],
 ) -> Any:
     """An endless `grain.MapDataset` whose element k is the Rows of batch k.
 
@@ -37,13 +41,14 @@ def batch_plan(
     Args:
       lengths, weights, batch_sizes: of the sources; batch sizes count the rows of all processes.
       seed: of the permutations.
-      process: `(index, count)`: rows `index * size / count` to `(index + 1) * size / count` are this process's.
+      share: `(parts, count)`: of `count` equal parts of the rows, these are this process's.
     """
-    index, count = process
+    parts, count = share
     plans = []
     for number, (length, size) in enumerate(zip(lengths, batch_sizes, strict=True)):
         order = grain.MapDataset.range(length).shuffle(seed=(seed + number * _NEXT_ORDER) % 2**32).repeat()
-        rows = _RowsOf(number, order, size, index * size // count, (index + 1) * size // count)
+        own = [row for part in parts for row in range(part * size // count, (part + 1) * size // count)]
+        rows = _RowsOf(number, order, size, own)
         plans.append(grain.MapDataset.range(1).repeat().map_with_index(rows))
     return plans[0] if len(plans) == 1 else grain.MapDataset.mix(plans, weights)
 
@@ -51,11 +56,11 @@ def batch_plan(
 class _RowsOf:
     """From the number of a source's batch to its rows."""
 
-    def __init__(self, component: int, order: Any, size: int, first: int, last: int):
+    def __init__(self, component: int, order: Any, size: int, own: Sequence[int]):
         self.component = component
         self.order = order
         self.size = size
-        self.own = range(first, last)
+        self.own = own
 
     def __call__(self, batch: int, _: int) -> Rows:
         places = (batch * self.size + row for row in self.own)

@@ -78,23 +78,31 @@ class Layout:
         """The sharding of a batch whose samples lie along `axis`."""
         return self.sharding(shape, (None,) * axis + (BATCH,))
 
-    def share(self) -> tuple[int, int]:
-        """Which part of every batch's rows this process holds: `(index, count)`, part `index` of `count` equal ones.
+    def share(self) -> tuple[tuple[int, ...], int]:
+        """Which of how many equal parts of every batch's rows this process's devices hold: `(parts, count)`.
 
-        Processes whose devices hold the same rows (other tokens or channels of them) have the same part.
+        Processes whose devices hold other tokens or channels of the same rows have the same parts. They need not
+        follow one another: a host of a TPU pod is a corner of its torus.
         """
-        rows = self.size(BATCH)
-        places = self.batch((rows,)).addressable_devices_indices_map((rows,)).values()
-        held = sorted({row for place in places if place is not None for row in range(*place[0].indices(rows))})
-        if rows % len(held) or held != list(range(held[0], held[0] + len(held))) or held[0] % len(held):
-            raise ValueError(f"mesh must give every process a run of rows of the batch, got rows {held} of {rows}")
-        return held[0] // len(held), rows // len(held)
+        count = self.size(BATCH)
+        places = self.batch((count,)).addressable_devices_indices_map((count,)).values()
+        held = {row for place in places if place is not None for row in range(*place[0].indices(count))}
+        return tuple(sorted(held)), count
 
-    def assemble(self, part: np.ndarray, axis: int = 0) -> jax.Array:
-        """A batch over the devices, of which every process has its share of the rows (along `axis`) in `part`."""
-        shape = list(part.shape)
-        shape[axis] *= self.share()[1]
-        return jax.make_array_from_process_local_data(self.batch(shape, axis), part, tuple(shape))
+    def assemble(self, rows: np.ndarray, axis: int = 0) -> jax.Array:
+        """A batch over the devices, of which every process has its share of the rows (along `axis`) in `rows`."""
+        parts, count = self.share()
+        size = rows.shape[axis] // len(parts)  # of one part
+        shape = list(rows.shape)
+        shape[axis] = size * count
+
+        def of_device(place: tuple[slice, ...] | None) -> np.ndarray:
+            assert place is not None  # one of this process's devices
+            first, last, _ = place[axis].indices(shape[axis])
+            own = [parts.index(part) for part in range(first // size, last // size)]
+            return np.concatenate([rows.take(range(p * size, (p + 1) * size), axis) for p in own], axis)
+
+        return jax.make_array_from_callback(tuple(shape), self.batch(shape, axis), of_device)
 
     def spread(self, tree: Any) -> Any:
         """What every process holds alike (arrays, numbers, a key), whole on every device."""
