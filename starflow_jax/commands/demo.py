@@ -65,13 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.demos import video as video_demo
     from starflow_jax.figures import write_json
     from starflow_jax.training import Checkpoints
+    from starflow_jax.training.resume import go_on
+    from starflow_jax.training.workdir import in_use
 
     out = arguments.out or Path("demo_video" if arguments.video else "demo")
     again = f"the same command goes on from {out / demo.RUN_FOLDER}"
     experiment = "moving_digits" if arguments.video else "digits"
     run_demo = video_demo.run_video_demo if arguments.video else demo.run_demo
     try:
-        with sentences(demo.demo_config, demo.claim, Checkpoints.restore, Checkpoints.resume):
+        reading = (demo.demo_config, demo.claim, in_use, go_on, Checkpoints.restore_params)
+        with sentences(*reading, Checkpoints.save, Checkpoints.check, Checkpoints.__exit__):
             config = demo.demo_config(experiment, tiny=arguments.tiny, seed=arguments.seed)
             report = run_demo(config, out, progress=not arguments.quiet)
     except KeyboardInterrupt:

@@ -65,18 +65,18 @@ class TrainResult:
     Attributes:
       step: updates made in all, the step of the last checkpoint.
       interrupted: stopped before `config.train.steps`; the same call goes on.
-      stopped_by: the number of the signal that stopped it, 0 for none.
-      skips: updates that were skipped; `skips.longest` reached `config.train.max_skipped` where that stopped it.
       metrics: the last row of metrics, empty where none was due.
       images_per_second: mean rate without compilation and callbacks, NaN where one program call did it all.
+      stopped_by: the number of the signal that stopped it, 0 for none.
+      skips: updates that were skipped; `skips.longest` reached `config.train.max_skipped` where that stopped it.
     """
 
     step: int
     interrupted: bool
-    stopped_by: int
-    skips: Skips
     metrics: Mapping[str, float]
     images_per_second: float
+    stopped_by: int = 0
+    skips: Skips = dataclasses.field(default_factory=Skips)
 
 
 def train(
@@ -242,7 +242,7 @@ class _Run:
             plot_curves(self.workdir)
         images_per_second = self.rate.total.images_per_second
         interrupted = self.step < train.steps
-        return TrainResult(self.step, interrupted, stopped_by, self.skips, self.metrics, images_per_second)
+        return TrainResult(self.step, interrupted, self.metrics, images_per_second, stopped_by, self.skips)
 
     def advance(self) -> None:
         """One call of the compiled program: as many updates as fit before something else is due."""

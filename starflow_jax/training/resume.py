@@ -36,7 +36,8 @@ def go_on(
             found = checkpoints.resume(like, loader_at, step)
         except ValueError as error:
             if policy == "latest":
-                raise ValueError(f"{error}; --resume=latest-good goes on from the newest that is good") from error
+                remedy = "starflow train --resume=latest-good goes on from the newest good one"
+                raise ValueError(f"{error}; {remedy}") from error
             problems.append((step, str(error)))
             continue
         for bad, problem in problems:
