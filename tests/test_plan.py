@@ -59,7 +59,8 @@ def test_what_is_missing_is_what_the_peak_exceeds():
 
 
 def memory_of(batch=1024, accumulate=1, remat="block", **mesh):
-    config = load_config(RELEASED, [f"train.batch_size={batch}", f"train.accumulate={accumulate}", f"flow.remat={remat}"])
+    options = {"train.batch_size": batch, "train.accumulate": accumulate, "flow.remat": remat}
+    config = load_config(RELEASED, [f"{name}={value}" for name, value in options.items()])
     sizes = {"data": 1, "fsdp": 64, "tensor": 1, "sequence": 1} | mesh
     return budget.train_memory(config, topology("v5e:8x8"), sizes, dataclasses.replace(IMAGES, batch=batch))
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.errors import CommandError, sentences
@@ -100,7 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.parallel.plan import as_values, check_sizes, make_plan
     from starflow_jax.parallel.report import report
 
-    wanted = [("train", work) for work in works] if arguments.program != "inverse" else []
+    wanted: list[tuple[Literal["train", "inverse"], Any]] = []
+    if arguments.program != "inverse":
+        wanted += [("train", work) for work in works]
     if arguments.program != "train":
         wanted.append(("inverse", _resized(works[0], arguments.samples)))
     plans = []
