@@ -69,7 +69,7 @@ def assert_same(found, expected):
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (params, expected[1])
     )
     assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
-    assert scores["bits_per_dim"] == pytest.approx(expected[2]["bits_per_dim"], rel=1e-5)
+    assert scores["bits_per_dim"]["mean"] == pytest.approx(expected[2]["bits_per_dim"]["mean"], rel=1e-5)
     np.testing.assert_allclose(drawn, expected[3], atol=1e-3)
 
 

@@ -354,7 +354,7 @@ def test_speed_leaves_out_compilation_and_counts_waiting(monkeypatch):
     assert rate.row() == rate.total == Speed(16, 8.0, 3.0)
     assert (rate.total.images_per_second, rate.total.data_wait) == (2.0, 3 / 8)
     assert np.isnan(rate.row().images_per_second)  # nothing since the last row
-    assert utilisation(2.0, 1e9, 1e10) == pytest.approx(0.2) and np.isnan(utilisation(2.0, None, 1e10))
+    assert utilisation(2.0, 1e9, 1e10) == pytest.approx(0.2) and np.isnan(utilisation(2.0, 1e9, None))
 
 
 def test_a_line_leaves_out_what_is_not_known():

@@ -166,6 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
         "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
         "skipped_updates": result.skips.total,
         "longest_skipped_in_a_row": result.skips.longest,
+        "bad_examples": dict(result.bad),
         "seconds": time.perf_counter() - begun,
         "images_per_second": result.images_per_second,
         "metrics": dict(result.metrics),
@@ -190,6 +191,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(_summary(config.name, result.step, result.metrics))
     if result.skips.total:
         print(f"{result.skips.total} updates skipped, {result.skips.longest} at most in a row")
+    for name, reason in result.bad.items():
+        print(f"passed over {name}: {reason}")
     print(f"run: {arguments.workdir}  curves: {arguments.workdir / 'curves.png'}")
     return 0
 

@@ -37,6 +37,8 @@ def write_sample_grid(snapshot: Snapshot) -> None:
     key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
     labels = class_labels(config, config.sample.num)
     drawn = sample(snapshot.params, config, key, labels)
+    if jax.process_index():  # all draw, the first writes
+        return
     columns = class_columns(config.flow.num_classes or config.flow.text_dim, len(labels))
     write_png(
         snapshot.workdir / f"samples_{snapshot.step:06d}.png",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import jaxprs_in_params
@@ -88,6 +88,19 @@ def forward_parts(flow: FlowConfig, work: Work, *, masked: bool = False) -> list
         pairs = slots * slots if masked else denoiser_pairs(flow, work)
         parts.append(_part("denoiser", transformer, work.batch, slots, dense, pairs))
     return parts
+
+
+def train_flops(flow: FlowConfig, work: Work) -> int:
+    """FLOPs of one training step by the convention above: three forward passes."""
+    return 3 * sum(part.total for part in forward_parts(flow, work))
+
+
+def work_of(flow: FlowConfig, shape: Sequence[int]) -> Work:
+    """The work of a batch of that shape, [B, H, W, C] or [B, T, H, W, C], with all the text that the flow can read."""
+    *front, rows, columns, _ = shape
+    frames = front[1] if len(front) > 1 else None
+    text = flow.text_length if flow.text_dim else 0
+    return Work(front[0], frames, rows // flow.patch_size, columns // flow.patch_size, text)
 
 
 def _ends(flow: FlowConfig, transformer: TransformerConfig, tokens: int, text: int, outputs: int) -> int:

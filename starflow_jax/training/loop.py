@@ -17,6 +17,8 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.parallel.attached import peak_of
+from starflow_jax.parallel.flops import train_flops, work_of
 from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
@@ -65,6 +67,7 @@ class TrainResult:
     Attributes:
       step: updates made in all, the step of the last checkpoint.
       interrupted: stopped before `config.train.steps`; the same call goes on.
+      bad: examples that could not be read, and were passed over, by name with the reason.
       metrics: the last row of metrics, empty where none was due.
       images_per_second: mean rate without compilation and callbacks, NaN where one program call did it all.
       stopped_by: the number of the signal that stopped it, 0 for none.
@@ -77,6 +80,7 @@ class TrainResult:
     images_per_second: float
     stopped_by: int = 0
     skips: Skips = dataclasses.field(default_factory=Skips)
+    bad: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -91,7 +95,6 @@ def train(
     grace: float | None = None,
     profile: Window | None = None,
     wandb: str | None = None,
-    flops_per_image: float | None = None,
     peak: float | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, the experiment in `workdir`.
@@ -111,7 +114,7 @@ def train(
       grace: seconds from SIGTERM to the end, at the latest; see `training.signals`.
       profile: updates to trace into `workdir/profile`.
       wandb: a project of Weights & Biases that is told the metrics, too.
-      flops_per_image, peak: for the utilisation in the metrics, see `training.rate`.
+      peak: FLOP/s of all devices, for the utilisation in the metrics; None for what is published of them.
 
     Returns:
       How it ended.
@@ -158,7 +161,7 @@ def train(
         stack.callback(profiler.close)
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
-        run.flops_per_image, run.peak = flops_per_image, peak
+        run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
         return run.until(stop)
 
@@ -209,7 +212,8 @@ class _Run:
         self.callbacks: Sequence[Callback] = ()
         self.evaluations: Sequence[Callback] = ()
         self.profiler: Profiler = profiler
-        self.flops_per_image: float | None = None
+        self.images = self.flops = 0  # since the last row
+        self.bad: dict[str, str] = {}
         self.peak: float | None = None
         self.calls: list[Mapping[str, Any]] = []
         self.row: dict[str, float] = {}  # figures of this very step
@@ -242,7 +246,8 @@ class _Run:
             plot_curves(self.workdir)
         images_per_second = self.rate.total.images_per_second
         interrupted = self.step < train.steps
-        return TrainResult(self.step, interrupted, self.metrics, images_per_second, stopped_by, self.skips)
+        bad = self.bad | self.loader.skipped.reasons
+        return TrainResult(self.step, interrupted, self.metrics, images_per_second, stopped_by, self.skips, bad)
 
     def advance(self) -> None:
         """One call of the compiled program: as many updates as fit before something else is due."""
@@ -271,12 +276,16 @@ class _Run:
         self.step += count
         self.row = {}
         self.bar.advance(count)
-        self.rate.made(count, stacked["image"].shape[1], self.wait)
+        images = stacked["image"].shape[1]
+        self.images += count * images
+        self.flops += count * train_flops(self.config.flow, work_of(self.config.flow, stacked["image"].shape[1:]))
+        self.rate.made(count, images, self.wait)
         if self.profiler.after(self.step):
             with self.rate.not_counting(self.wait):
                 self.profiler.close()
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
+            self.bad |= self.loader.skipped.reasons
             self.loader.close()
             self.loader = _loader(self.config, self.source, self.step, self.layout)
 
@@ -326,8 +335,8 @@ class _Run:
         values["learning_rate"] = learning_rate(self.config).rate(self.step)
         values["images_per_second"] = speed.images_per_second
         values["data_wait"] = speed.data_wait
-        if self.config.train.stage(self.step - 1)[1] is None:  # shorter clips take less
-            values["mfu"] = utilisation(speed.images_per_second, self.flops_per_image, self.peak)
+        values["mfu"] = utilisation(speed.images_per_second, self.flops / max(self.images, 1), self.peak)
+        self.images = self.flops = 0
         self.metrics = values
         self.checkpoints.check()
         return values

@@ -92,13 +92,13 @@ class Rate:
             self._since = time.perf_counter()
 
 
-def utilisation(images_per_second: float, flops_per_image: float | None, peak: float | None) -> float:
+def utilisation(images_per_second: float, flops_per_image: float, peak: float | None) -> float:
     """Model FLOPs utilisation, 0 to 1: what the model's arithmetic takes of what the devices could do.
 
     Args:
       flops_per_image: of the forward and backward pass of one image or clip, recomputation not counted.
       peak: FLOPs a second of all devices together. NaN where either is not known.
     """
-    if flops_per_image is None or peak is None:
+    if peak is None:
         return math.nan
     return images_per_second * flops_per_image / peak
