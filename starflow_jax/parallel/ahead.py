@@ -15,8 +15,9 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
-from starflow_jax.config.mesh import MeshConfig
+from starflow_jax.config.mesh import AXES, MeshConfig
 from starflow_jax.parallel.chips import Topology
 from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import make_layout
@@ -26,6 +27,7 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any: topologies are named
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
@@ -38,7 +40,7 @@ class Memory:
 
     Attributes:
       arguments: of the program's inputs; outputs that reuse their memory are in them.
-      temporaries: everything else it holds at its fullest, results without a place of their own included.
+      temporaries: everything else it holds at its fullest.
       usable: what programs may use of the device.
     """
 
@@ -92,10 +94,9 @@ def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ValueError(f"topology {name} is refused by libtpu: {str(error).splitlines()[0]}") from error
-    layout = make_layout(mesh, devices)
-    if layout is None:
-        raise ValueError(f"topology must have more than one device, got {topology.name!r}")
-    return layout
+    axes = (jax.sharding.AxisType.Auto,) * len(AXES)
+    alone = jax.sharding.Mesh(np.asarray(devices[:1]).reshape((1,) * len(AXES)), AXES, axis_types=axes)
+    return make_layout(mesh, devices) or Layout(alone)
 
 
 def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: float) -> Compiled:
@@ -105,7 +106,7 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
 
     Args:
       lowered, topology: the program and its devices.
-      arguments: bytes of its arguments on one device, for the report of one that does not fit.
+      arguments: bytes of its arguments on one device.
     """
     begun = time.perf_counter()
     try:
@@ -118,8 +119,8 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
         return Compiled(Memory(arguments, needed - arguments, there), "", time.perf_counter() - begun)
     seconds = time.perf_counter() - begun
     said: Any = compiled.memory_analysis()
-    own = said.output_size_in_bytes - said.alias_size_in_bytes
-    memory = Memory(float(said.argument_size_in_bytes), float(said.temp_size_in_bytes + own), topology.chip.usable)
+    # Of the compiler's figures this is the one that it holds against the memory there is, arguments included.
+    memory = Memory(arguments, max(float(said.peak_memory_in_bytes) - arguments, 0.0), topology.chip.usable)
     return Compiled(memory, compiled.as_text() or "", seconds)
 
 
