@@ -1,5 +1,6 @@
 """A flow over a mesh computes what one device computes, and moves between devices only what its layout needs."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -168,6 +169,16 @@ def test_what_does_not_divide_is_refused():
         with pytest.raises(ValueError, match=said):
             check_fit(Layout(FakeMesh(**shape)), STARFLOW.flow, batch, parts)
     check_fit(None, STARFLOW.flow, 3)
+
+
+def test_tokens_that_do_not_divide_are_refused():
+    layout = Layout(FakeMesh(sequence=4))
+    check_fit(layout, STARFLOW.flow, 16, 1, (2, 4, 4, 2))
+    with pytest.raises(ValueError, match=r"mesh.sequence must divide the tokens that block 0 reads, 18 and 0 of text"):
+        check_fit(layout, STARFLOW.flow, 16, 1, (2, 6, 3, 2))
+    deep_alone = dataclasses.replace(STARFLOW.flow, layers_per_block=(0, 2))
+    with pytest.raises(ValueError, match="block 1 reads, 20 and 4 of text"):
+        check_fit(Layout(FakeMesh(sequence=5)), deep_alone, 15, 1, (2, 5, 2, 2))
 
 
 def test_one_device_needs_no_layout():

@@ -7,7 +7,13 @@
 
 from starflow_jax.autoencoders.patch_pca import PatchPCA, fit_patch_pca
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity
-from starflow_jax.autoencoders.stored import AUTOENCODER_FILE, decode_latents, load_autoencoder, save_autoencoder
+from starflow_jax.autoencoders.stored import (
+    AUTOENCODER_FILE,
+    decode_latents,
+    has_autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+)
 
 __all__ = [
     "AUTOENCODER_FILE",
@@ -16,6 +22,7 @@ __all__ = [
     "PatchPCA",
     "decode_latents",
     "fit_patch_pca",
+    "has_autoencoder",
     "load_autoencoder",
     "save_autoencoder",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in file.files}
         kind = str(arrays.pop("kind"))
         stride, pixel_channels, channels = (int(arrays.pop(name)) for name in ("stride", "pixel_channels", "channels"))
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip file raises anything
         raise ValueError(f"autoencoder {path} cannot be read: {str(error).splitlines()[0]}") from error
     check(kind in _KINDS, f"autoencoder {path} must be of kind {' or '.join(_KINDS)}, got {kind!r}")
     params = {name.removeprefix("params."): value.astype(np.float32) for name, value in arrays.items()}
@@ -56,6 +55,11 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
     check(all(np.isfinite(value).all() for value in params.values()), f"autoencoder {path} must hold finite numbers")
     check(bool((params["std"] > 0).all()), f"autoencoder {path} must have std above 0")
     return autoencoder, params
+
+
+def has_autoencoder(folder: Path) -> bool:
+    """Whether `decode_latents` finds an autoencoder there."""
+    return any((path / AUTOENCODER_FILE).is_file() for path in (folder / "train", folder))
 
 
 def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:

@@ -44,6 +44,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their running mean")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -68,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     layout = layout_of_command(arguments)
     skipped = Skipped()
     with sentences(load_run, open_source, check_source, readable):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
+        config, _, params, step = load_run(
+            arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
+        )
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
         source = open_source(config.data, arguments.split, flow=config.flow, text=config.text)

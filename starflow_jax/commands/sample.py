@@ -116,6 +116,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -179,7 +180,9 @@ def run(arguments: argparse.Namespace) -> int:
     # A stream puts the deep block on one device and what follows it on another by itself.
     layout = None if arguments.stream else layout_of_command(arguments)
     with sentences(load_run):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
+        config, _, params, step = load_run(
+            arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
+        )
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"
     for name, flag in foreign.items():

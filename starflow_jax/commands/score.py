@@ -62,6 +62,7 @@ def add_to(subparsers: Any) -> None:
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     option("--no-ema", action="store_true", help="score with the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -83,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     join(arguments)
     layout = layout_of_command(arguments)
     with sentences(load_run):
-        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, layout=layout)
+        config, _, params, step = load_run(
+            arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
+        )
     if arguments.video:
         clips = _video_clips(arguments.video, arguments.caption or [""], config)
     else:

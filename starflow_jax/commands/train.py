@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from starflow_jax.data import Loader
     from starflow_jax.evaluation.held_out import held_out_score
-    from starflow_jax.evaluation.pictures import write_sample_grid
+    from starflow_jax.evaluation.pictures import why_not_drawn, write_sample_grid
     from starflow_jax.figures import write_json
     from starflow_jax.training import Checkpoints, open_source, plot_curves, train
     from starflow_jax.training.agreement import first_does
@@ -137,8 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with sentences(*reading, *writing, *records):
             evaluations = [held_out_score(config)] if config.train.evaluate_every else []
-            # Clips take too long to draw to interrupt a training for them.
-            callbacks = [] if config.data.frames else [write_sample_grid]
+            reason = why_not_drawn(config)
+            if reason is not None and not arguments.quiet and is_first():
+                print(f"starflow: no pictures while training: {reason}", file=sys.stderr)
+            callbacks = [] if reason is not None else [write_sample_grid]
             result = train(
                 config,
                 arguments.workdir,

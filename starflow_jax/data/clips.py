@@ -102,7 +102,7 @@ class ClipSource:
             frames = frames_at(path, chosen, facts.fps)
             cut = Cut(self.size, self.channels, place, flip)
             image = np.stack([_cut(frame, cut) for frame in frames])
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a damaged file makes a decoder raise anything
             raise BadExample(str(path), reason_of(error)) from error
         example = {"image": image, "label": np.int32(self.folder.label(where))}
         if self.captioner is None:
@@ -127,7 +127,7 @@ def facts_of(folder: Folder, index: int) -> VideoFacts:
     path = folder.path(index)
     try:
         return video_facts(path)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a damaged header makes the reader raise anything
         raise BadExample(str(path), reason_of(error)) from error
 
 

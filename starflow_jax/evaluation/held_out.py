@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.data import Source
+from starflow_jax.data import Source, bits_per_dim
+from starflow_jax.data.mixture import example_spec
+from starflow_jax.data.readable import next_readable
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
 from starflow_jax.evaluation.surprise import score_clips, source_clips
+from starflow_jax.sampling.ranking import log_likelihoods
 from starflow_jax.training import Callback, Snapshot, open_source
-from starflow_jax.training.inputs import check_source
+from starflow_jax.training.calibration import example_conditions, main_component
+from starflow_jax.training.inputs import check_source, noisy_pixels
 
 
 def held_out_score(config: ExperimentConfig) -> Callback:
@@ -18,13 +25,16 @@ def held_out_score(config: ExperimentConfig) -> Callback:
 
     It scores the first `evaluate.held_out` images or clips of the test split with the noise of seed 0: what
     `starflow evaluate` reports for images (under uniform dequantisation, whatever noise the run trains with) and
-    `starflow score` for clips (with the run's own noise), where those read as many.
+    `starflow score` for clips (with the run's own noise), where those read as many. Images with captions, and
+    latents, are scored with the run's own noise and under their own conditions; of latents it is the density's -log2 a
+    dimension, which has no pixel level to count in. Of several sources or buckets it is the one of the flow's own size.
 
     Raises:
       ValueError: no test split, or one that does not fit the flow.
     """
-    source = open_source(config.data, "test", flow=config.flow)
+    source = open_source(config.data, "test", flow=config.flow, text=config.text)
     check_source(source, config.flow, config.text)
+    source = main_component(source, config.flow)
     count = min(config.evaluate.held_out, len(source))
     return lambda snapshot: {"held_out_bits_per_dim": _bits_per_dim(snapshot, source, count)}
 
@@ -32,6 +42,9 @@ def held_out_score(config: ExperimentConfig) -> Callback:
 def _bits_per_dim(snapshot: Snapshot, source: Source, count: int) -> float:
     config, draws = snapshot.config, snapshot.config.evaluate.draws
     key = jax.random.key(0)
+    captioned = "text_states" in example_spec(source) or (config.text is not None and not _is_clips(source))
+    if captioned or not source.levels:
+        return _density(snapshot, source, count, key)
     if config.data.frames:
         clips = source_clips(source, config, count)
         found = score_clips(
@@ -41,6 +54,29 @@ def _bits_per_dim(snapshot: Snapshot, source: Source, count: int) -> float:
     first = _First(source, count)
     scores = log_probs(snapshot.params, config.flow, first, key, draws=draws, batch_size=config.evaluate.batch_size)
     return BitsPerDim.of(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
+
+
+def _is_clips(source: Source) -> bool:
+    return len(example_spec(source)["image"][0]) == 4
+
+
+def _density(snapshot: Snapshot, source: Source, count: int, key: jax.Array) -> float:
+    """Mean bits/dim of the noisy examples, each under its own condition."""
+    config, draws = snapshot.config, snapshot.config.evaluate.draws
+    examples = [next_readable(source, place) for place in range(count)]
+    conditions = example_conditions(config, examples)
+    cond = None if conditions is None else np.asarray(conditions)
+    found = []
+    for draw in range(draws):
+        x = []
+        for place, example in enumerate(examples):
+            own = jax.random.fold_in(jax.random.fold_in(key, draw), place)
+            x.append(np.asarray(noisy_pixels(own, jnp.asarray(example["image"]), source.levels, config.data)))
+        size = min(count, config.evaluate.batch_size)
+        nats = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size).astype(np.float64)
+        dims = x[0].size
+        found.append(bits_per_dim(nats, dims, source.levels) if source.levels else -nats / (dims * math.log(2)))
+    return float(np.mean(found))
 
 
 class _First:

@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from starflow_jax.autoencoders import has_autoencoder
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.config.source import SourceConfig
 from starflow_jax.files import replacing
 from starflow_jax.media import image_grid, write_png
 from starflow_jax.sampling import class_labels, sample
@@ -25,6 +28,22 @@ def enlargement(height: int, width: int) -> int:
 def class_columns(classes: int, count: int) -> int | None:
     """One column a class where there are few enough and `count` pictures fill a row; else None."""
     return classes if 1 < classes <= 20 and count >= classes else None
+
+
+def why_not_drawn(config: ExperimentConfig) -> str | None:
+    """Why a run draws no pictures while it trains; None where it does."""
+    data = config.data
+    kinds: list[SourceConfig] = [data] if data.source != "mixture" else [*data.mixture]
+    if any(kind.frames for kind in kinds):
+        return "clips take too long to draw"
+    if config.text is not None:
+        return "pictures of captions are drawn by starflow sample"
+    latents = [kind.path for kind in kinds if kind.source == "latents"]
+    if latents and config.flow.text_dim:
+        return "pictures from text states need captions"
+    if latents and (data.source == "mixture" or not has_autoencoder(Path(latents[0] or ""))):
+        return f"latents are seen only with their autoencoder, and {latents[0]} holds none"
+    return None
 
 
 def write_sample_grid(snapshot: Snapshot) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +90,17 @@ def _gathered(compute: Compute, name: str, kernel: jax.Array) -> jax.Array:
     return compute.layout.constrain(kernel.astype(compute.dtype), kernel_cuts(name, kernel.ndim)[1])
 
 
+def _summed_in(compute: Compute, cuts: Sequence[str | None]) -> str:
+    """The type in which a product is summed over devices: float32 where the contracted axes are cut, by `cuts`."""
+    assert compute.layout is not None
+    return "float32" if any(compute.layout.size(cut) > 1 for cut in cuts) else compute.dtype
+
+
 def _project(compute: Compute, name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(x, _gathered(compute, name, kernel), axes=1, precision=compute.precision)
+    summed = _summed_in(compute, kernel_cuts(name, kernel.ndim)[1][:1])
+    columns = _gathered(compute, name, kernel)
+    out = jnp.tensordot(x, columns, axes=1, precision=compute.precision, preferred_element_type=summed)
+    return out.astype(compute.dtype)
 
 
 def _sharded_dense_forward(compute, name, x, kernel, bias):
@@ -101,7 +111,10 @@ def _sharded_dense_backward(compute, name, residuals, gradient):
     x, kernel, bias = residuals
     columns = _gathered(compute, name, kernel)
     channels = (tuple(range(x.ndim - 1, gradient.ndim)), tuple(range(1, kernel.ndim)))
-    x_gradient = jnp.tensordot(gradient, columns, axes=channels, precision=compute.precision)
+    summed = _summed_in(compute, kernel_cuts(name, kernel.ndim)[1][1:])
+    x_gradient = jnp.tensordot(
+        gradient, columns, axes=channels, precision=compute.precision, preferred_element_type=summed
+    ).astype(x.dtype)
     rows = tuple(range(x.ndim - 1))
     kernel_gradient = jnp.tensordot(
         x, gradient, axes=(rows, rows), precision=compute.precision, preferred_element_type=jnp.float32

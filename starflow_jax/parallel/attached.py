@@ -28,6 +28,8 @@ _KINDS = (
 def peak_of(devices: Sequence[jax.Device]) -> float | None:
     """bfloat16 FLOP/s of all these devices together; None where they are of a kind without a published peak."""
     kind = devices[0].device_kind.lower()
+    if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # slower, or coupled otherwise
+        return None
     for part, name in _KINDS:
         if part in kind:
             return len(devices) * CHIPS[name].peak / CHIPS[name].devices

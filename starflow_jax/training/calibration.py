@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.data import Source
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.data.readable import next_readable
 from starflow_jax.files import write_text
@@ -48,7 +50,7 @@ def calibrate_run(
     levels, examples = _examples(config, "train", samples)
     pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
     x = noisy_pixels(jax.random.key(seed), pixels, levels, config.data)
-    cond = _conditions(config, examples)
+    cond = example_conditions(config, examples)
     weight = config.sample.guidance if guidance is None else guidance
     return calibrate(
         config.flow,
@@ -65,23 +67,26 @@ def calibrate_run(
 
 def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], samples: int) -> jax.Array | None:
     """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
-    return _conditions(config, _examples(config, split, samples)[1])
+    return example_conditions(config, _examples(config, split, samples)[1])
 
 
 def _examples(
     config: ExperimentConfig, split: Literal["train", "test"], samples: int
 ) -> tuple[int, list[Mapping[str, Any]]]:
     """Levels of the pixels, and at most `samples` examples."""
-    source = open_source(config.data, split, flow=config.flow, text=config.text)
-    # Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn.
-    shapes = {one.source: example_spec(one.source)["image"][0] for one in components_of(source)}
-    own = [one for one, shape in shapes.items() if shape[-3:-1] == config.flow.image_shape]
-    source = max(own, key=lambda one: shapes[one], default=source)
+    source = main_component(open_source(config.data, split, flow=config.flow, text=config.text), config.flow)
     places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
     return source.levels, [next_readable(source, int(place)) for place in places]
 
 
-def _conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
+def main_component(source: Source, flow: FlowConfig) -> Source:
+    """Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn."""
+    shapes = {one.source: example_spec(one.source)["image"][0] for one in components_of(source)}
+    own = [one for one, shape in shapes.items() if shape[-3:-1] == flow.image_shape]
+    return max(own, key=lambda one: shapes[one], default=source)
+
+
+def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
     if "text_states" in examples[0]:
         return jnp.asarray(np.stack([example["text_states"] for example in examples]))
     if config.text is not None:

@@ -292,7 +292,7 @@ def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> Tr
 
 
 def load_run(
-    workdir: Path | str, *, ema: bool = True, layout: Layout | None = None
+    workdir: Path | str, *, ema: bool = True, layout: Layout | None = None, step: int | None = None
 ) -> tuple[ExperimentConfig, Any, Params, int]:
     """What a trained run left, for sampling and evaluation.
 
@@ -301,6 +301,7 @@ def load_run(
       ema: takes the running mean of the parameters where the run kept one.
       layout: of the devices that the parameters are spread over, whatever the run was trained on; what is done with
         them is spread over the same. None for one device.
+      step: which checkpoint; None for the newest.
 
     Returns:
       Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step.
@@ -314,5 +315,8 @@ def load_run(
         raise ValueError(f"workdir {workdir} holds no training run")
     definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:
-        params, step = checkpoints.restore_params(located(layout, like), ema=ema and config.train.ema > 0)
+        if step is not None and step not in checkpoints.steps():
+            there = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {there}, got {step}")
+        params, step = checkpoints.restore_params(located(layout, like), step, ema=ema and config.train.ema > 0)
     return config, definition, params, step

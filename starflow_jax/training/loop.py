@@ -15,6 +15,7 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
+from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.parallel.attached import peak_of
@@ -127,13 +128,12 @@ def train(
     workdir = Path(workdir)
     source = open_source(config.data, "train", flow=config.flow, text=config.text) if source is None else source
     check_source(source, config.flow, config.text)
-    layout = run_layout(config)
+    layout = run_layout(config, source)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(grace))
-        if first:
-            stack.enter_context(in_use(workdir))
+        first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
         checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         found = go_on(
@@ -166,7 +166,7 @@ def train(
         return run.until(stop)
 
 
-def run_layout(config: ExperimentConfig) -> Layout | None:
+def run_layout(config: ExperimentConfig, source: Source) -> Layout | None:
     """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
 
     Raises:
@@ -175,6 +175,11 @@ def run_layout(config: ExperimentConfig) -> Layout | None:
     layout = make_layout(config.mesh)
     for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
         check_fit(layout, config.flow, size, config.train.accumulate)
+    for component in components_of(source):
+        shape = example_spec(component.source)["image"][0]
+        own = component.batch_size
+        where = "train.batch_size" if own is None else f"batch_size of {component.source.name}"
+        check_fit(layout, config.flow, own or config.train.batch_size, config.train.accumulate, shape, field=where)
     return layout
 
 
@@ -255,7 +260,7 @@ class _Run:
         end, frames, _ = train.stage(self.step)
         count = min(train.steps_per_call, end - self.step, *(every - self.step % every for every in self.due()))
         count = min(count, self.profiler.room(self.step) or count)
-        kind = (frames, self.loader.peek())
+        kind = (frames, self.loader.peek().shapes)
         if kind not in self.compiled:  # the call compiles a program
             self.rate.restart()
         self.compiled.add(kind)
@@ -264,7 +269,7 @@ class _Run:
             with self.rate.not_counting(self.wait):
                 self.profiler.begin()
         with self.rate.waiting_for_data():
-            while len(batches) < count and (frames, self.loader.peek()) == kind:  # one call, one shape
+            while len(batches) < count and (frames, self.loader.peek().shapes) == kind:  # one call, one shape
                 batches.append(first_frames(next(self.loader), frames))
         count = len(batches)
         batches += [batches[0]] * (train.steps_per_call - count)  # not used: they keep the shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,16 @@ _FREE_IN_TRAIN = (
     "best_metric",
     "max_skipped",
     "steps_per_call",
+    "accumulate",
 )
+_FREE_IN_FLOW = ("remat",)
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
+_FREE_BY_PATH = {
+    "config": _FREE,
+    "config.train": _FREE_IN_TRAIN,
+    "config.data": _FREE_IN_DATA,
+    "config.flow": _FREE_IN_FLOW,
+}
 
 
 def read_config(workdir: Path) -> ExperimentConfig | None:
@@ -58,6 +67,8 @@ def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
         be written.
     """
     workdir = Path(workdir)
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        raise ValueError(f"workdir must be a folder of a file system (mount a bucket as one), got {str(workdir)!r}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         old = read_config(workdir)
@@ -86,7 +97,7 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
     """The first field, with both values, in which two configurations describe different runs."""
     for name in old.__dataclass_fields__:
         a, b = getattr(old, name), getattr(new, name)
-        free = {"config": _FREE, "config.train": _FREE_IN_TRAIN, "config.data": _FREE_IN_DATA}.get(path, ())
+        free = _FREE_BY_PATH.get(path, ())
         if name in free or a == b:
             continue
         if type(a) is type(b) and hasattr(a, "__dataclass_fields__"):
