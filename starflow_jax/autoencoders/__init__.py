@@ -9,6 +9,7 @@ from starflow_jax.autoencoders.patch_pca import PatchPCA, fit_patch_pca
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity
 from starflow_jax.autoencoders.stored import (
     AUTOENCODER_FILE,
+    decode_by,
     decode_latents,
     has_autoencoder,
     load_autoencoder,
@@ -20,6 +21,7 @@ __all__ = [
     "Autoencoder",
     "Identity",
     "PatchPCA",
+    "decode_by",
     "decode_latents",
     "fit_patch_pca",
     "has_autoencoder",

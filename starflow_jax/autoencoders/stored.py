@@ -73,10 +73,19 @@ def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
     """
     found = [path / AUTOENCODER_FILE for path in (folder / "train", folder) if (path / AUTOENCODER_FILE).is_file()]
     check(len(found) > 0, f"latents can be seen only with their autoencoder, and {folder} holds no {AUTOENCODER_FILE}")
-    autoencoder, params = load_autoencoder(found[0])
+    return decode_by(found[0], latents)
+
+
+def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
+    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder in a file.
+
+    Raises:
+      ValueError: see `load_autoencoder`; one of other latents.
+    """
+    autoencoder, params = load_autoencoder(path)
     channels = latents.shape[-1]
     check(
         channels == autoencoder.channels,
-        f"autoencoder {found[0]} must be of latents of {channels} channels, got {autoencoder.channels}",
+        f"autoencoder {path} must be of latents of {channels} channels, got {autoencoder.channels}",
     )
     return np.asarray(autoencoder.decode(params, jnp.asarray(latents)))

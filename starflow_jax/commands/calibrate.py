@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from starflow_jax.files import write_text
-    from starflow_jax.training import load_run, open_source
+    from starflow_jax.training import load_run
     from starflow_jax.training.calibration import CALIBRATION_FILE, calibrate_run, write_calibration
-    from starflow_jax.training.inputs import check_source
+    from starflow_jax.training.frozen import open_with_encoder
 
-    with sentences(load_run, open_source, check_source):
+    with sentences(load_run, open_with_encoder):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
-        check_source(open_source(config.data, "train", flow=config.flow, text=config.text), config.flow, config.text)
+        open_with_encoder(config, "train")
     if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
         raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
     if arguments.json is not None:

@@ -55,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.data.pipeline import train_loader
     from starflow_jax.figures import text_table, write_json
     from starflow_jax.media.contact_sheet import write_contact_sheet
-    from starflow_jax.training.inputs import check_source, open_source, word_encoder
+    from starflow_jax.training.frozen import open_with_encoder
+    from starflow_jax.training.inputs import latent_shape, word_encoder
 
     needed = None if arguments.workdir is None else _trained_rate(arguments.workdir)
     data, batch_size = config.data, config.train.batch_size
-    with sentences(open_source, check_source, train_loader, overview, Loader.__next__):
-        source = open_source(data, arguments.split, flow=config.flow, text=config.text)
-        check_source(source, config.flow, config.text)
+    with sentences(open_with_encoder, train_loader, overview, Loader.__next__):
+        source, encoder_of_step = open_with_encoder(config, arguments.split)
         loader = train_loader(
             source, batch_size, config.seed, threads=data.threads, workers=data.workers, prefetch=data.prefetch
         )
@@ -69,6 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         seen = overview(source, loader, batch_size, encoder)
         print(text_table(seen.rows()))
         print("\n".join(seen.notes()))
+        if encoder_of_step is not None:
+            latents = {latent_shape(encoder_of_step.autoencoder, part.shape) for part in seen.parts}
+            print(
+                f"the training step encodes them by {data.autoencoder} to latents of "
+                + ", ".join("x".join(map(str, shape)) for shape in sorted(latents))
+            )
         if arguments.out is not None:
             rows = [
                 (

@@ -17,7 +17,8 @@ from them with --config.data.source=latents --config.data.path=DIR. Pictures are
 flow.image_size; captions are encoded too where the experiment has a vocabulary.
 
 The autoencoder is a file (--autoencoder), or patches of P x P pixels are fitted to C principal components
-(--fit-patch-pca P:C), or pixels are kept as they are. It is kept in the folder as autoencoder.npz."""
+(--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It is kept in the folder as
+autoencoder.npz."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -38,7 +39,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
     parser.add_argument("--split", type=choice("train", "test"), default="train", help="train (default) or test")
     parser.add_argument("--limit", type=integer(1), metavar="N", help="encode the first N examples only")
-    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help=".npz of an autoencoder")
+    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help=".npz (default: data.autoencoder)")
     parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
     parser.add_argument(
         "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
@@ -80,10 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
             fitted, values = fit_to(source, *fit, arguments.fit_images)
             autoencoder, params = fitted, dict(values)
         else:
-            if arguments.autoencoder is None:
+            file = arguments.autoencoder or config.data.autoencoder
+            if file is None:
                 autoencoder = Identity(config.flow.channels)
             else:
-                autoencoder, params = load_autoencoder(arguments.autoencoder)
+                autoencoder, params = load_autoencoder(Path(file))
             source = pixel_source(config, arguments.split, autoencoder.stride, autoencoder.pixel_channels)
         if autoencoder.channels != config.flow.channels:
             raise CommandError(

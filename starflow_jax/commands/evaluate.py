@@ -74,6 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
+        if config.data.autoencoder is not None:
+            raise CommandError(
+                "--workdir must be a run on pixels of one shape, whose bits/dim compare, got the latents of "
+                f"{config.data.autoencoder}"
+            )
         source = open_source(config.data, arguments.split, flow=config.flow, text=config.text)
         check_source(source, config.flow, config.text)
         shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}

@@ -50,6 +50,8 @@ def read_given(
     if not named:
         return GivenFrames(arguments.frames or trained)
     [(name, path)] = named.items()
+    if config.data.on_latents:
+        raise CommandError(f"{name} needs a run on grey or RGB pixels, got one on latents")
     clip = _read(name, path, size, config.flow.channels)
     from starflow_jax.text.captions import EXTEND, TRANSLATE
 

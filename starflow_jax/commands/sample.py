@@ -175,14 +175,16 @@ def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
 
     from starflow_jax.training import load_run
+    from starflow_jax.training.frozen import load_encoder
 
     join(arguments)
     # A stream puts the deep block on one device and what follows it on another by itself.
     layout = None if arguments.stream else layout_of_command(arguments)
-    with sentences(load_run):
+    with sentences(load_run, load_encoder):
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
+        load_encoder(config)  # before anything is drawn that could not be decoded
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"
     for name, flag in foreign.items():

@@ -87,6 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
+    if config.data.autoencoder is not None:
+        raise CommandError(
+            "--workdir must be a run on pixels of one shape, whose bits/dim compare, got the latents of "
+            f"{config.data.autoencoder}"
+        )
     if arguments.video:
         clips = _video_clips(arguments.video, arguments.caption or [""], config)
     else:

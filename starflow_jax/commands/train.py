@@ -105,9 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.evaluation.held_out import held_out_score
     from starflow_jax.evaluation.pictures import why_not_drawn, write_sample_grid
     from starflow_jax.figures import write_json
-    from starflow_jax.training import Checkpoints, open_source, plot_curves, train
+    from starflow_jax.training import Checkpoints, plot_curves, train
     from starflow_jax.training.agreement import first_does
-    from starflow_jax.training.inputs import check_source
+    from starflow_jax.training.frozen import open_with_encoder
     from starflow_jax.training.loop import run_layout
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
@@ -131,7 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
-    reading = (open_source, check_source, run_layout, claim_workdir, first_does, in_use, go_on, Loader.__next__)
+    opening = (held_out_score, open_with_encoder, run_layout)
+    reading = (*opening, claim_workdir, first_does, in_use, go_on, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:

@@ -25,6 +25,8 @@ class DataConfig(SourceConfig):
       warp: probability that a training image is distorted (`training.warp`); images stay integers, and
         evaluation sees none of it.
       warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
+      autoencoder: .npz file of a frozen autoencoder (`autoencoders.stored`) that encodes pictures or clips inside the
+        training step; the flow's image_size and channels are then those of the latents.
     """
 
     mixture: tuple[ComponentConfig, ...] = ()
@@ -36,6 +38,7 @@ class DataConfig(SourceConfig):
     label_drop: float = 0.0
     warp: float = 0.0
     warp_strength: float = 0.5
+    autoencoder: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,6 +66,19 @@ class DataConfig(SourceConfig):
         if any(source.source == "latents" for source in (self, *self.mixture)):
             check(self.noise == "gaussian", f"noise must be 'gaussian' for latents, got {self.noise!r}")
             check(not self.warp, f"warp must be 0 for latents, got {self.warp}")
+            check(
+                self.autoencoder is None,
+                f"autoencoder must be None for latents, which are encoded already, got {self.autoencoder!r}",
+            )
+        if self.autoencoder is not None:
+            check(bool(self.autoencoder), "autoencoder must be None or the path of a file, got ''")
+            check(self.noise == "gaussian", f"noise must be 'gaussian' with an autoencoder, got {self.noise!r}")
+            check(not self.warp, f"warp must be 0 with an autoencoder, got {self.warp}")
+
+    @property
+    def on_latents(self) -> bool:
+        """Whether the flow reads latents, computed before or inside the step, and not pixels."""
+        return self.autoencoder is not None or any(part.source == "latents" for part in (self, *self.mixture))
 
     def _check_mixture(self) -> None:
         check(

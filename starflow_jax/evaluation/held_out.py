@@ -15,9 +15,10 @@ from starflow_jax.data.readable import next_readable
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
 from starflow_jax.evaluation.surprise import score_clips, source_clips
 from starflow_jax.sampling.ranking import log_likelihoods
-from starflow_jax.training import Callback, Snapshot, open_source
+from starflow_jax.training import Callback, Snapshot
 from starflow_jax.training.calibration import example_conditions, main_component
-from starflow_jax.training.inputs import check_source, noisy_pixels
+from starflow_jax.training.frozen import Frozen, open_with_encoder
+from starflow_jax.training.inputs import noisy_pixels
 
 
 def held_out_score(config: ExperimentConfig) -> Callback:
@@ -30,21 +31,20 @@ def held_out_score(config: ExperimentConfig) -> Callback:
     dimension, which has no pixel level to count in. Of several sources or buckets it is the one of the flow's own size.
 
     Raises:
-      ValueError: no test split, or one that does not fit the flow.
+      ValueError: no test split, one that does not fit the flow, or a flow of latents.
     """
-    source = open_source(config.data, "test", flow=config.flow, text=config.text)
-    check_source(source, config.flow, config.text)
-    source = main_component(source, config.flow)
+    source, encoder = open_with_encoder(config, "test")
+    source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
     count = min(config.evaluate.held_out, len(source))
-    return lambda snapshot: {"held_out_bits_per_dim": _bits_per_dim(snapshot, source, count)}
+    return lambda snapshot: {"held_out_bits_per_dim": _bits_per_dim(snapshot, source, encoder, count)}
 
 
-def _bits_per_dim(snapshot: Snapshot, source: Source, count: int) -> float:
+def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int) -> float:
     config, draws = snapshot.config, snapshot.config.evaluate.draws
     key = jax.random.key(0)
     captioned = "text_states" in example_spec(source) or (config.text is not None and not _is_clips(source))
-    if captioned or not source.levels:
-        return _density(snapshot, source, count, key)
+    if captioned or not source.levels or encoder is not None:
+        return _density(snapshot, source, encoder, count, key)
     if config.data.frames:
         clips = source_clips(source, config, count)
         found = score_clips(
@@ -60,22 +60,25 @@ def _is_clips(source: Source) -> bool:
     return len(example_spec(source)["image"][0]) == 4
 
 
-def _density(snapshot: Snapshot, source: Source, count: int, key: jax.Array) -> float:
+def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int, key: jax.Array) -> float:
     """Mean bits/dim of the noisy examples, each under its own condition."""
     config, draws = snapshot.config, snapshot.config.evaluate.draws
     examples = [next_readable(source, place) for place in range(count)]
     conditions = example_conditions(config, examples)
     cond = None if conditions is None else np.asarray(conditions)
+    clean, levels = [jnp.asarray(example["image"]) for example in examples], source.levels
+    if encoder is not None:
+        clean, levels = [encoder.latents(image[None], levels)[0] for image in clean], 0
     found = []
     for draw in range(draws):
         x = []
-        for place, example in enumerate(examples):
+        for place, image in enumerate(clean):
             own = jax.random.fold_in(jax.random.fold_in(key, draw), place)
-            x.append(np.asarray(noisy_pixels(own, jnp.asarray(example["image"]), source.levels, config.data)))
+            x.append(np.asarray(noisy_pixels(own, image, levels, config.data)))
         size = min(count, config.evaluate.batch_size)
         nats = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size).astype(np.float64)
         dims = x[0].size
-        found.append(bits_per_dim(nats, dims, source.levels) if source.levels else -nats / (dims * math.log(2)))
+        found.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
     return float(np.mean(found))
 
 

@@ -178,6 +178,7 @@ def check_request(
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("context", context, minimum=0)
     check(len(clips) > 0, "clips must hold at least one clip, got none")
+    check(not config.data.on_latents, "scores in bits/dim need a run on pixels, got one on latents")
     frames = config.data.frames
     longest = max(len(clip.pixels) for clip in clips)
     if not frames:

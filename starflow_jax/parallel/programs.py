@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from starflow_jax.autoencoders import Autoencoder
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import guidance_of
@@ -19,6 +20,7 @@ from starflow_jax.solvers import Jacobi
 from starflow_jax.solvers.base import State
 from starflow_jax.solvers.span import Span
 from starflow_jax.training.checkpoint import abstract_state
+from starflow_jax.training.frozen import load_encoder
 from starflow_jax.training.step import train_steps
 
 
@@ -47,21 +49,29 @@ def training_program(config: ExperimentConfig, work: Work, layout: Layout | None
       config: with the batch size, the parts it is accumulated over, and the mesh of `layout`.
       work: sizes of the data; its batch is the configuration's.
       layout: of the devices; None for one.
+
+    Raises:
+      ValueError: see `training.frozen.load_encoder`.
     """
-    batches, levels = _batch(config, work)
+    encoder = load_encoder(config)
+    batches, levels = _batch(config, work, None if encoder is None else encoder.autoencoder)
+    encoder = None if encoder is None else encoder.abstract(layout)
     if layout is not None:
         batches = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
             for name, leaf in batches.items()
         }
     state, count = abstract_state(config, layout), _number(layout)
-    return Program(train_steps, (config, levels, state, batches, count, layout))
+    return Program(train_steps, (config, levels, state, batches, count, layout, encoder))
 
 
-def _batch(config: ExperimentConfig, work: Work) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
+def _batch(
+    config: ExperimentConfig, work: Work, autoencoder: Autoencoder | None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
     """A batch of the loader, with the first axis of `train_steps`, and the number of values a pixel can take."""
     flow = config.flow
-    shape = (work.rows * flow.patch_size, work.columns * flow.patch_size, flow.channels)
+    stride, channels = (1, flow.channels) if autoencoder is None else (autoencoder.stride, autoencoder.pixel_channels)
+    shape = (work.rows * flow.patch_size * stride, work.columns * flow.patch_size * stride, channels)
     frames = () if work.frames is None else (work.frames,)
     latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
     dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)

@@ -21,6 +21,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
+    (r"basis", ("fsdp", None)),  # of a frozen linear autoencoder
 )
 
 

@@ -227,6 +227,7 @@ def _checked_given(
         f"got shape {list(prefix.shape)}",
     )
     if prefix.dtype == np.uint8:
+        check(not data.on_latents, "prefix must be latents in floating point for a run on latents, got uint8")
         return prefix.astype(np.float32) / 127.5 - 1.0
     check(prefix.dtype.kind == "f", f"prefix must be uint8 or floating point, got dtype {prefix.dtype}")
     prefix = prefix.astype(np.float32)

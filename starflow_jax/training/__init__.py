@@ -3,6 +3,7 @@
 - `schedule`, `optimizer`: the learning rate; AdamW in two groups, clipping, skipping, running mean.
 - `warp`: random distortions of training images.
 - `inputs`: from the loader's integers to noisy pixels and a condition.
+- `encoding`: latents of a source, computed once; `frozen`: what encodes inside the step instead.
 - `step`: losses and gradients, one update, several updates in one program.
 - `loop`: the run. `signals`, `agreement`: how it stops. `skipping`, `rate`, `progress`, `profile`: what it tells.
 - `workdir`, `metrics`, `plots`, `weights_and_biases`: what it leaves behind.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.autoencoders import Autoencoder
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import Source
@@ -20,7 +21,8 @@ from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params
 from starflow_jax.solvers.calibrate import calibrate
 from starflow_jax.solvers.calibration import Calibration
-from starflow_jax.training.inputs import condition, noisy_pixels, open_source, word_encoder
+from starflow_jax.training.frozen import Frozen, open_with_encoder
+from starflow_jax.training.inputs import condition, latent_shape, noisy_pixels, word_encoder
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -47,8 +49,10 @@ def calibrate_run(
     Raises:
       ValueError: data that cannot be read, or an argument out of range.
     """
-    levels, examples = _examples(config, "train", samples)
+    levels, encoder, examples = _examples(config, "train", samples)
     pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
+    if encoder is not None:
+        pixels, levels = encoder.latents(pixels, levels), 0
     x = noisy_pixels(jax.random.key(seed), pixels, levels, config.data)
     cond = example_conditions(config, examples)
     weight = config.sample.guidance if guidance is None else guidance
@@ -67,26 +71,29 @@ def calibrate_run(
 
 def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], samples: int) -> jax.Array | None:
     """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
-    return example_conditions(config, _examples(config, split, samples)[1])
+    return example_conditions(config, _examples(config, split, samples)[2])
 
 
 def _examples(
     config: ExperimentConfig, split: Literal["train", "test"], samples: int
-) -> tuple[int, list[Mapping[str, Any]]]:
-    """Levels of the pixels, and at most `samples` examples."""
-    source = main_component(open_source(config.data, split, flow=config.flow, text=config.text), config.flow)
+) -> tuple[int, Frozen | None, list[Mapping[str, Any]]]:
+    """Levels of the pixels, what encodes them, and at most `samples` examples."""
+    source, encoder = open_with_encoder(config, split)
+    source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
     places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
-    return source.levels, [next_readable(source, int(place)) for place in places]
+    return source.levels, encoder, [next_readable(source, int(place)) for place in places]
 
 
-def main_component(source: Source, flow: FlowConfig) -> Source:
+def main_component(source: Source, flow: FlowConfig, autoencoder: Autoencoder | None = None) -> Source:
     """Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn."""
-    shapes = {one.source: example_spec(one.source)["image"][0] for one in components_of(source)}
+    parts = [one.source for one in components_of(source)]
+    shapes = {part: latent_shape(autoencoder, example_spec(part)["image"][0]) for part in parts}
     own = [one for one, shape in shapes.items() if shape[-3:-1] == flow.image_shape]
     return max(own, key=lambda one: shapes[one], default=source)
 
 
 def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
+    """What examples of a source are conditioned on, as `Flow.forward` reads it."""
     if "text_states" in examples[0]:
         return jnp.asarray(np.stack([example["text_states"] for example in examples]))
     if config.text is not None:

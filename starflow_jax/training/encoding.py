@@ -48,6 +48,13 @@ def pixel_source(config: ExperimentConfig, split: Split, stride: int, pixel_chan
     parts = tuple(dataclasses.replace(part, multiple=part.multiple or multiple) for part in config.data.mixture)
     data = dataclasses.replace(config.data, mixture=parts, multiple=config.data.multiple or multiple)
     source = open_source(data, split, flow=pixels, text=config.text)
+    check_pixels(source, stride, pixel_channels)
+    return source
+
+
+def check_pixels(source: Source, stride: int, pixel_channels: int) -> None:
+    """Raises ValueError unless an autoencoder of that stride and those channels can encode all of `source`."""
+    check(source.levels > 0, f"{source.name} must hold pixels to be encoded, got latents")
     for component in components_of(source):
         shape = example_spec(component.source)["image"][0]
         check(
@@ -55,7 +62,6 @@ def pixel_source(config: ExperimentConfig, split: Split, stride: int, pixel_chan
             f"pictures of {component.source.name} must have {pixel_channels} channels and sides that are multiples of "
             f"{stride} for this autoencoder, got {list(shape)}",
         )
-    return source
 
 
 def fit_to(source: Source, patch: int, channels: int, count: int) -> tuple[Autoencoder, Mapping[str, np.ndarray]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.autoencoders import Autoencoder
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig, TextConfig
 from starflow_jax.config.flow import FlowConfig
@@ -26,6 +27,7 @@ __all__ = [
     "condition",
     "drop_labels",
     "first_frames",
+    "latent_shape",
     "noisy_pixels",
     "open_source",
     "shortened",
@@ -33,30 +35,42 @@ __all__ = [
 ]
 
 
-def check_source(source: Source, flow: FlowConfig, text: TextConfig | None = None) -> None:
+def check_source(
+    source: Source, flow: FlowConfig, text: TextConfig | None = None, autoencoder: Autoencoder | None = None
+) -> None:
     """Raises ValueError unless the images and classes, or captions, of `source` fit `flow` and `text`.
 
-    Of several shapes those that are not the flow's own must suit its patches, and its positions must be rotary.
+    With an autoencoder their latents must fit. Of several shapes those that are not the flow's own must suit its
+    patches, and its positions must be rotary.
     """
     parts = [component.source for component in components_of(source)]
     specs = [example_spec(part) for part in parts]
-    several = len({spec["image"][0][-3:-1] for spec in specs}) > 1
+    shapes = [latent_shape(autoencoder, spec["image"][0])[-3:] for spec in specs]
+    several = len({shape[:2] for shape in shapes}) > 1
+    seen = "images" if autoencoder is None else "latents"
     expected = (*flow.image_shape, flow.channels)
-    for part, spec in zip(parts, specs, strict=True):
-        shape = spec["image"][0][-3:]
+    for part, spec, shape in zip(parts, specs, shapes, strict=True):
         if several and shape != expected:
             suits = flow.rope and shape[2] == flow.channels and not any(side % flow.patch_size for side in shape[:2])
             if not suits:
                 raise ValueError(
-                    f"flow.rope, flow.channels and flow.patch_size must fit the images of {part.name}, {list(shape)}, "
+                    f"flow.rope, flow.channels and flow.patch_size must fit the {seen} of {part.name}, {list(shape)}, "
                     f"got rope={flow.rope}, channels={flow.channels} and patch_size={flow.patch_size}"
                 )
         elif shape != expected:
             raise ValueError(
-                f"flow.image_size and flow.channels must fit the images of {part.name}, {list(shape)}, "
+                f"flow.image_size and flow.channels must fit the {seen} of {part.name}, {list(shape)}, "
                 f"got {list(expected)}"
             )
         _check_condition(part, spec, flow, text)
+
+
+def latent_shape(autoencoder: Autoencoder | None, shape: Sequence[int]) -> tuple[int, ...]:
+    """What pixels [..., H, W, C] are encoded to, [..., h, w, c]; the same shape without an autoencoder."""
+    if autoencoder is None:
+        return tuple(shape)
+    *batch, height, width, _ = shape
+    return (*batch, height // autoencoder.stride, width // autoencoder.stride, autoencoder.channels)
 
 
 def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:

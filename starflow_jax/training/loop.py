@@ -24,7 +24,8 @@ from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
-from starflow_jax.training.inputs import check_source, first_frames, open_source, shortened
+from starflow_jax.training.frozen import Frozen, open_with_encoder
+from starflow_jax.training.inputs import first_frames, latent_shape, shortened
 from starflow_jax.training.metrics import MetricsWriter, average
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.plots import plot_curves
@@ -126,9 +127,8 @@ def train(
       SaveFailed: a checkpoint could not be written.
     """
     workdir = Path(workdir)
-    source = open_source(config.data, "train", flow=config.flow, text=config.text) if source is None else source
-    check_source(source, config.flow, config.text)
-    layout = run_layout(config, source)
+    source, encoder = open_with_encoder(config, "train", source)
+    layout = run_layout(config, source, encoder)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -161,12 +161,13 @@ def train(
         stack.callback(profiler.close)
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
+        run.encoder = None if encoder is None else encoder.over(layout)
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
         return run.until(stop)
 
 
-def run_layout(config: ExperimentConfig, source: Source) -> Layout | None:
+def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None = None) -> Layout | None:
     """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
 
     Raises:
@@ -176,7 +177,8 @@ def run_layout(config: ExperimentConfig, source: Source) -> Layout | None:
     for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
         check_fit(layout, config.flow, size, config.train.accumulate)
     for component in components_of(source):
-        shape = example_spec(component.source)["image"][0]
+        pixels = example_spec(component.source)["image"][0]
+        shape = latent_shape(None if encoder is None else encoder.autoencoder, pixels)
         own = component.batch_size
         where = "train.batch_size" if own is None else f"batch_size of {component.source.name}"
         check_fit(layout, config.flow, own or config.train.batch_size, config.train.accumulate, shape, field=where)
@@ -216,6 +218,7 @@ class _Run:
         self.bar: Progress = bar
         self.callbacks: Sequence[Callback] = ()
         self.evaluations: Sequence[Callback] = ()
+        self.encoder: Frozen | None = None
         self.profiler: Profiler = profiler
         self.images = self.flops = 0  # since the last row
         self.bad: dict[str, str] = {}
@@ -276,14 +279,17 @@ class _Run:
         stacked: Any = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         if self.layout is not None:
             stacked = {name: self.layout.assemble(rows, 1) for name, rows in stacked.items()}
-        self.state, metrics = train_steps(self.config, self.source.levels, self.state, stacked, count, self.layout)
+        self.state, metrics = train_steps(
+            self.config, self.source.levels, self.state, stacked, count, self.layout, self.encoder
+        )
         self.calls.append(metrics)
         self.step += count
         self.row = {}
         self.bar.advance(count)
         images = stacked["image"].shape[1]
         self.images += count * images
-        self.flops += count * train_flops(self.config.flow, work_of(self.config.flow, stacked["image"].shape[1:]))
+        shape = latent_shape(None if self.encoder is None else self.encoder.autoencoder, stacked["image"].shape[1:])
+        self.flops += count * train_flops(self.config.flow, work_of(self.config.flow, shape))
         self.rate.made(count, images, self.wait)
         if self.profiler.after(self.step):
             with self.rate.not_counting(self.wait):

@@ -16,6 +16,7 @@ from starflow_jax.flows.denoise import noise_level_weight
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
 from starflow_jax.parallel.layout import Layout, placed
+from starflow_jax.training.frozen import Frozen
 from starflow_jax.training.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.optimizer import (
     DENOISER,
@@ -196,6 +197,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     layout: Layout | None = None,
+    encoder: Frozen | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -203,6 +205,7 @@ def train_step(
       config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
       batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
+      encoder: turns images into what the flow reads; no update changes it.
 
     Returns:
       The state after it, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and
@@ -216,6 +219,8 @@ def train_step(
     if config.data.warp > 0:
         # Folded, not split off: the other keys are the same with warping as without.
         image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
+    if encoder is not None:
+        image, levels = encoder.latents(image, levels, layout), 0
     x = noisy_pixels(noise_key, image, levels, config.data)
     cond = batch_condition(label_key, batch, config)
     losses, grads = accumulated(
@@ -284,6 +289,7 @@ def train_steps(
     batches: Batch,
     count: jax.Array | int,
     layout: Layout | None = None,
+    encoder: Frozen | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Several updates in one call of one program: a small model should not wait for Python between updates.
 
@@ -295,6 +301,7 @@ def train_steps(
       batches: as for `train_step`, stacked along a new first axis.
       count: how many of them to use.
       layout: static; of the devices that state and batches are spread over, None for one.
+      encoder: as for `train_step`, over the same devices.
 
     Returns:
       The state after them, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
@@ -303,7 +310,7 @@ def train_steps(
 
     def one(state: TrainState, index: jax.Array | int) -> tuple[TrainState, Metrics]:
         batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        return train_step(config, definition, levels, state, batch, layout)
+        return train_step(config, definition, levels, state, batch, layout, encoder)
 
     def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
