@@ -21,7 +21,6 @@ from starflow_jax.training.checkpoint import abstract_state
 
 FLAGS = "--xla_force_host_platform_device_count=8"
 QUICK = [
-    "data 8",
     "fsdp 8",
     "data 2, fsdp 2, tensor 2",
     "fsdp 2, tensor 2, sequence 2",
