@@ -77,8 +77,10 @@ def attention(
 def _kernel(visibility: Visibility, heads: int, count: int, interpret: bool) -> tuple[Any, int]:
     block, padded = blocks(count)
     mask = MultiHeadMask([_Rule(visibility, count, padded)] * heads)
+    # One kernel for all gradients: five products a pair instead of seven. It writes those of the queries once for each
+    # block of keys, which costs memory that one layer needs at a time.
     sizes = BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-        block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+        block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
     )  # fmt: skip
     return make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret), padded

@@ -136,10 +136,10 @@ def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
 def kernel_flops(flow: FlowConfig, work: Work) -> int:
     """FLOPs of the TPU's attention kernels in one training step: whole blocks, and recomputation.
 
-    A forward pass has two products a pair; a backward pass seven, three for the gradient of the queries and four for
-    those of keys and values, as both compute the weights anew. Layers that are computed anew add a forward pass.
+    A forward pass has two products a pair; a backward pass five, as it computes the weights anew. Layers that are
+    computed anew add a forward pass.
     """
-    passes = 1 + 3.5 + (flow.remat in ("block", "attention"))
+    passes = 1 + 2.5 + (flow.remat in ("block", "attention"))
     total = 0
     for transformer, sequences, text, local, rule in _attentions(flow, work):
         slots = (work.frame if local else work.tokens) + text
