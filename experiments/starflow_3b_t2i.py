@@ -39,7 +39,14 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.data = ConfigDict(
-        {"source": "latents", "path": "data/latents256", "noise": "gaussian", "noise_std": 0.3, "label_drop": 0.1}
+        {
+            "source": "latents",
+            "path": "data/latents256",
+            "noise": "gaussian",
+            "noise_std": 0.3,
+            "label_drop": 0.1,
+            "threads": 8,
+        }
     )
     config.train = ConfigDict(
         {
@@ -54,6 +61,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "noise_weight": True,
         }
     )
+    # Parameters and moments in as many parts as there are devices; docs/plan.md says what is best on which.
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 16, "guidance": 3.6, "solver": "jacobi", "denoise": "score"})
     if is_tiny(variant):
         config.flow.update(

@@ -60,6 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "noise": "gaussian",
             "noise_std": 0.5,
             "label_drop": 0.1,
+            "threads": 8,
         }
     )  # fmt: skip
     config.train = ConfigDict(
@@ -74,6 +75,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "noise_weight": True,
         }
     )
+    # Parameters and moments in as many parts as there are devices; docs/plan.md says what is best on which.
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 1, "guidance": 3.5, "solver": "jacobi", "denoise": "learned"})
     if tiny:
         config.flow.update({"channels": 4, "image_size": 4, "width": 20, "deep_width": 40, "head_dim": 20})
