@@ -242,9 +242,10 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     arguments = ["--topology", "h100:8", "--config.mesh.data=1", "--config.mesh.fsdp=8", "--program", "all", "--search"]
     assert main(["plan", "--config", RELEASED, *arguments, "--json", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "verdict" in said and "largest batch that fits" in said
+    assert "verdict" in said and "largest batch that fits, to within 3 %" in said
     values = json.loads(path.read_text())
     assert [plan["program"] for plan in values["plans"]] == ["train", "inverse"]
     assert values["largest"]["batch"] % 8 == 0
     fitted = dict(values["largest"]["tried"])
-    assert fitted[values["largest"]["batch"]] and not fitted.get(values["largest"]["batch"] + 8, False)
+    assert fitted[values["largest"]["batch"]]
+    assert any(not fits and batch <= 1.04 * values["largest"]["batch"] + 8 for batch, fits in fitted.items())

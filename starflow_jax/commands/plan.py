@@ -66,7 +66,9 @@ def add_to(subparsers: Any) -> None:
     option("--size", type=rows_and_columns, metavar="HxW", help="rows x columns (default: flow.image_size)")
     option("--text", type=integer(0, 10**5), metavar="N", help="text tokens (default: flow.text_length)")
     option("--samples", type=integer(1, 10**4), default=1, metavar="N", help="inverse: drawn together (default 1)")
-    option("--search", action="store_true", help="also find the largest batch that fits (several compilations)")
+    option(
+        "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
+    )
     option("--json", type=Path, metavar="FILE", help="also write the plans as JSON")
     parser.set_defaults(run=run)
 
@@ -189,5 +191,5 @@ def _searched(config: ExperimentConfig, arguments: argparse.Namespace, work: Wor
     print("largest batch:")
     plan, tried = largest_batch(plan_of, step, guess)
     found = f"{plan.batch}, a multiple of {step}" if plan else f"none: not even {step} fit"
-    print(f"largest batch that fits: {found}")
+    print(f"largest batch that fits, to within 3 %: {found}")
     return {"batch": plan.batch if plan else None, "tried": tried, "plan": as_values(plan) if plan else None}

@@ -194,7 +194,7 @@ def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
 def largest_batch(
     plan_of: Callable[[int], Plan], step: int, start: int, limit: int = 2**16
 ) -> tuple[Plan | None, list[tuple[int, bool]]]:
-    """The plan of the largest batch that fits, by doubling and bisection; None where not even `step` does.
+    """The plan of the largest batch that fits, by doubling and bisection to within 3 %; None where `step` does not fit.
 
     Args:
       plan_of: the plan of a batch.
@@ -214,7 +214,7 @@ def largest_batch(
 
     low, high = 0, limit // step + 1
     guess = min(max(start // step, 1), high - 1)
-    while low + 1 < high:
+    while high - low > max(1, low // 32):
         if fits(guess):
             low = guess
             guess = min(2 * guess, high - 1) if high > limit // step else (low + high) // 2
