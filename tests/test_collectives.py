@@ -192,6 +192,24 @@ def test_a_reduction_that_is_cut_afterwards_is_known(sliced):
     assert found.sliced is sliced
 
 
+@pytest.mark.parametrize(
+    ("start", "called"), [("async-start", "calls=%behind"), ("call-start", 'thread="sparsecore", to_apply=%behind')]
+)
+def test_what_is_started_in_the_background_runs_beside_other_work(start, called):
+    behind = """
+%behind (a: f32[4,8]) -> f32[2,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  ROOT %s = f32[2,8]{1,0} reduce-scatter(%a), replica_groups=[4,2]<=[8], dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+"""
+    lines = [
+        f"%b = ((f32[4,8]{{1,0}}, token[]), f32[2,8]{{1,0}}) {start}(%p), {called}",
+        f"%d = f32[2,8]{{1,0}} {start.replace('start', 'done')}(%b)",
+    ]
+    found = one(*lines, more=behind)
+    assert (found.kind, found.overlapped, found.times, found.shape) == ("reduce-scatter", True, 1, (4, 8))
+
+
 def test_attributes_over_several_lines_end_no_computation():
     kernel = '%k = f32[4,8]{1,0} custom-call(%p), frontend_attributes={kernel_metadata={\n"a":1\n}}, backend_config={}'
     found = one(kernel, "%r = f32[4,8]{1,0} all-reduce(%k), replica_groups=[4,2]<=[8], to_apply=%add")
@@ -208,7 +226,5 @@ def test_text_that_is_no_program_is_refused():
 
 
 def test_sent_bytes_grow_towards_the_whole_array_with_the_group():
-    sent = [
-        Collective("all-gather", 1024, (256,), "f32", (tuple(range(n)),), n, 1, "", "").sent for n in (2, 4, 8, 64)
-    ]
+    sent = [Collective("all-gather", 1024, (256,), "f32", (tuple(range(n)),), n, 1, "", "").sent for n in (2, 4, 8, 64)]
     assert sent == sorted(sent) and math.isclose(sent[-1], 1024, rel_tol=0.02)

@@ -3,9 +3,9 @@
     for collective in collectives(compiled.as_text()):
         print(collective.kind, collective.shape, mesh_axes(collective, {"fsdp": 4, "tensor": 2}), collective.times)
 
-The forms that XLA's CPU, GPU and TPU compilers write are read: plain operations, pairs of start and done, wrapped
-asynchronous computations, and the TPU compiler's fusions (a reduce-scatter written as an all-reduce in a fusion of that
-name, and collectives that are spread over the fusions they run beside).
+The forms that XLA's CPU, GPU and TPU compilers write are read: plain operations, pairs of start and done, computations
+that are started in the background (on a TPU's SparseCores), and the TPU compiler's fusions (a reduce-scatter written as
+an all-reduce in a fusion of that name, and collectives that are spread over the fusions they run beside).
 """
 
 from __future__ import annotations
@@ -170,12 +170,13 @@ def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
 
 def _found(program: Program, devices: int) -> Iterator[Collective]:
     times = program.times()
-    started = _started(program)
+    started, callers = _started(program), program.callers()
     for computation, lines in program.computations.items():
         if not times.get(computation):
             continue
         scattering = "reduce-scatter" in computation or "all-reduce-scatter" in computation
         chained = any("AsyncCollective" in i.attributes for i in lines.values()) or computation.startswith("async_coll")
+        behind = computation in callers and callers[computation][1].opcode.endswith("-start")
         starts = any("AsyncCollectiveStart" in i.attributes for i in lines.values())
         for instruction in lines.values():
             kind = _kind(instruction.opcode)
@@ -190,7 +191,7 @@ def _found(program: Program, devices: int) -> Iterator[Collective]:
                 devices,
                 times[computation],
                 computation,
-                overlapped=chained or instruction.opcode.endswith("-start") or "async" in computation.split(".")[0],
+                overlapped=chained or behind or instruction.opcode.endswith("-start"),
                 sliced=kind == "all-reduce" and not scattering and _is_sliced(program, lines, instruction.name),
             )
 

@@ -17,10 +17,15 @@ BYTES = {
 }  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\) -> .*\{$")
+# Other lines that begin so belong to the attributes of the instruction before.
+_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.$-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.$-]+)")
+# Operations whose computations happen where they stand, as parts of them or in the background.
+WITHIN = ("fusion", "async-start", "call-start")
+
 _SAME_VALUE = ("copy", "bitcast", "convert", "reshape")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -58,6 +63,11 @@ class Instruction:
     attributes: str
     root: bool
 
+    @property
+    def callee(self) -> str | None:
+        """The computation that a fusion or a call runs, at once or in the background."""
+        return self.computation("to_apply" if self.opcode in ("call", "call-start") else "calls")
+
     def computation(self, attribute: str) -> str | None:
         """The computation named by `calls`, `body`, `condition`, `to_apply`; None where there is none."""
         found = re.search(rf"\b{attribute}=%?([\w.$-]+)", self.attributes)
@@ -83,6 +93,15 @@ class Program:
             for callee, turns in self._calls(name):
                 times[callee] = times.get(callee, 0) + times[name] * turns
         return times
+
+    def callers(self) -> dict[str, tuple[str, Instruction]]:
+        """For every computation that is part of an operation (`WITHIN`): where that stands, and the operation."""
+        return {
+            instruction.callee: (name, instruction)
+            for name, lines in self.computations.items()
+            for instruction in lines.values()
+            if instruction.opcode in WITHIN and instruction.callee
+        }
 
     def _callees_first(self) -> list[str]:
         order: list[str] = []
@@ -119,8 +138,8 @@ class Program:
                 callee = instruction.computation(attribute)
                 if callee:
                     yield callee, 1
-        elif instruction.opcode in ("fusion", "async-start", "call"):
-            callee = instruction.computation("to_apply" if instruction.opcode == "call" else "calls")
+        elif instruction.opcode in (*WITHIN, "call"):
+            callee = instruction.callee
             if callee:
                 yield callee, 1
 
@@ -182,8 +201,8 @@ def parse(text: str) -> Program:
         if head:
             lines = computations.setdefault(head.group(2), {})
             entry = head.group(2) if head.group(1) else entry
-        elif line.rstrip() == "}":
-            lines = None  # a longer line that starts so belongs to the attributes of the instruction before
+        elif _END.match(line):
+            lines = None
         elif lines is not None:
             instruction = _instruction(line)
             if instruction is not None:

@@ -79,19 +79,12 @@ class Estimate:
 def regions(program: Program, found: Iterable[Collective], topology: Topology, mesh: Mapping[str, int]) -> list[Region]:
     """The regions of a program compiled for a TPU, without those in which nothing happens."""
     times = program.times()
-    fused = {
-        instruction.computation("calls")
-        for lines in program.computations.values()
-        for instruction in lines.values()
-        if instruction.opcode == "fusion"
-    }
-    callers = _callers(program)
+    callers = program.callers()
     seconds: dict[str, list[float]] = {}
     for collective in found:
-        # What is written inside a fusion happens where the fusion is called.
         place = collective.computation
-        while place in fused and place in callers:
-            place = callers[place]
+        while place in callers:
+            place = callers[place][0]
         taken = collective.times * collective.sent / topology.group_bandwidth(collective.group_size)
         axes = mesh_axes(collective, mesh)
         parts = seconds.setdefault(place, [0.0] * 4)
@@ -103,7 +96,7 @@ def regions(program: Program, found: Iterable[Collective], topology: Topology, m
     }
     result = []
     for name, lines in program.computations.items():
-        if not times.get(name) or name in fused:
+        if not times.get(name) or name in callers:
             continue
         cycles = sum(_cycles(instruction) for instruction in lines.values())
         moved = sum(_bytes(program, lines, instruction) for instruction in lines.values())
@@ -157,16 +150,6 @@ def estimates(
 
     found = [estimate("hidden", hidden), estimate("exposed", exposed)]
     return [*found, estimate("compiler", scheduled)] if cycles else found
-
-
-def _callers(program: Program) -> dict[str, str]:
-    """The computation that calls each fused one."""
-    return {
-        str(instruction.computation("calls")): name
-        for name, lines in program.computations.items()
-        for instruction in lines.values()
-        if instruction.opcode == "fusion"
-    }
 
 
 def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -> float:
