@@ -7,6 +7,7 @@ alone (`budget`), without a compilation.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ class Plan:
       memory: on one device.
       model_flops, hardware_flops, kernel_flops: of all devices (see `flops`); hardware_flops are without kernels.
       transfers, estimates: none where it does not fit.
-      compile_seconds: None without a compiler.
+      compile_seconds: None without a compiler; flags: of the compiler, as LIBTPU_INIT_ARGS gave them.
     """
 
     program: ProgramName
@@ -76,6 +77,7 @@ class Plan:
     transfers: tuple[Transfer, ...]
     estimates: tuple[Estimate, ...]
     compile_seconds: float | None
+    flags: str = ""
 
     def estimate(self, name: str) -> Estimate | None:
         """One of the estimates by name."""
@@ -136,6 +138,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         transfers=moved,
         estimates=times,
         compile_seconds=compiled.seconds,
+        flags=os.environ.get("LIBTPU_INIT_ARGS", ""),
         **shared,  # type: ignore[arg-type]
     )
 

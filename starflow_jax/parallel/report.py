@@ -39,6 +39,7 @@ def report(plan: Plan) -> str:
     ]
     if plan.compile_seconds is not None:
         rows.append(["compiled in", f"{plan.compile_seconds:.0f} s"])
+        rows += [["with" if not number else "", flag] for number, flag in enumerate(plan.flags.split())]
     else:
         rows.append(["source", "arithmetic, not compiled"])
     tables = [text_table(rows)]
