@@ -20,6 +20,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
         self._saving: int | None = None  # a step whose files are perhaps not all written
+        self._save_failed = False
         self._writes = write
         self._scores: dict[int, float] = {}
         policy = None
@@ -102,8 +104,7 @@ class Checkpoints:
         finally:
             if self._writes and jax.process_index() == 0:
                 # What a failed save left goes at once: on a full disk, the next run could not even begin.
-                for path in self.folder.glob("*-tmp*"):
-                    shutil.rmtree(path, ignore_errors=True)
+                _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
     def steps(self) -> list[int]:
         """The steps that have a folder (or something of its name), oldest first."""
@@ -265,7 +266,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveFailed:
         """The sentence of a failed save."""
-        step, self._saving = self._saving, None
+        step, self._saving, self._save_failed = self._saving, None, True
         return SaveFailed(
             f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
             "what was saved before is untouched"
@@ -277,6 +278,24 @@ def _parts(state: TrainState) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     parts = {name: fields.pop(name) for name in ("params", "opt_state", "ema")}
     return {name: tree for name, tree in parts.items() if tree is not None} | {REST: fields}
+
+
+def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -> None:
+    """Removes the temporary folders of saves that did not end, until none has come back for a while.
+
+    Where one part of a step fails at once, Orbax raises while its threads still write the other parts, and they make
+    the folder anew.
+    """
+    start = gone = time.monotonic()
+    while (now := time.monotonic()) - start < limit_s:
+        if left := list(folder.glob("*-tmp*")):
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            gone = time.monotonic()
+        elif now - gone >= quiet_s:
+            return
+        else:
+            time.sleep(0.02)
 
 
 def _cause(error: Exception) -> str:
