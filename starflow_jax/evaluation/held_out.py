@@ -31,7 +31,7 @@ def held_out_score(config: ExperimentConfig) -> Callback:
     dimension, which has no pixel level to count in. Of several sources or buckets it is the one of the flow's own size.
 
     Raises:
-      ValueError: no test split, one that does not fit the flow, or a flow of latents.
+      ValueError: no test split, or one that does not fit the flow.
     """
     source, encoder = open_with_encoder(config, "test")
     source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
