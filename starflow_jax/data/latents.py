@@ -14,6 +14,7 @@ import numpy as np
 
 from starflow_jax.config.checks import check
 from starflow_jax.data.draw import CAPTION
+from starflow_jax.data.fingerprint import digest_of
 from starflow_jax.data.mixture import Component, Mixture
 from starflow_jax.data.skipped import BadExample, reason_of
 from starflow_jax.data.source import Source
@@ -124,6 +125,10 @@ class LatentSource:
         if self.records.length:
             found["text_states"] = ((self.records.length, self.records.dim), np.dtype(np.float32))
         return found
+
+    def digest(self) -> str:
+        """Of the names and sizes of the files."""
+        return digest_of(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example as it is scored."""

@@ -93,6 +93,11 @@ class Tars:
         data = io.BytesIO(self._bytes(entry.shard, entry.picture, name))
         return Item(data, entry.label, found)
 
+    def identity(self, index: int) -> str:
+        """The names of the shard and in it, and the size of the picture."""
+        entry = self.entries[index]
+        return f"{self.shards[entry.shard].name}/{entry.key} {entry.picture.size}"
+
     def signature(self) -> str:
         """A digest of names, sizes and times of the shards."""
         digest = hashlib.sha256()

@@ -21,7 +21,7 @@ class TfdsRecords:
       name: of the data set.
       path: folder of one version, or with `dataset` the folder of data sets; dataset: a name such as "mnist:3.0.1".
       split: as the data set calls it; length: examples in it; num_classes: of `label`, 0 without one.
-      texts: features that are text, which become kinds of captions.
+      texts: features that are text, which become kinds of captions; release: name, version and bytes of the split.
     """
 
     name: str
@@ -31,6 +31,7 @@ class TfdsRecords:
     length: int
     num_classes: int
     texts: tuple[str, ...]
+    release: str
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     @classmethod
@@ -58,8 +59,9 @@ class TfdsRecords:
         )
         texts = tuple(name for name in features if type(features[name]).__name__ == "Text")
         num_classes = int(features["label"].num_classes or 0) if "label" in features else 0
-        length = int(builder.info.splits[found].num_examples)
-        return cls(builder.info.name, path, dataset, str(found), length, num_classes, texts)
+        facts = builder.info.splits[found]
+        release = f"{builder.info.full_name} {facts.num_bytes}"
+        return cls(builder.info.name, path, dataset, str(found), int(facts.num_examples), num_classes, texts, release)
 
     def __len__(self) -> int:
         return self.length
@@ -82,6 +84,10 @@ class TfdsRecords:
         except Exception as error:  # a damaged record raises what its parser happens to meet
             raise BadExample(self.key(index), reason_of(error)) from error
         return Item(io.BytesIO(data), label, found)
+
+    def identity(self, index: int) -> str:
+        """Data set and version, as it says of itself, split and place."""
+        return f"{self.release}:{self.split}[{index}]"
 
     def signature(self) -> str:
         """What the data set says of itself."""

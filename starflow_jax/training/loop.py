@@ -15,6 +15,7 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
+from starflow_jax.data.fingerprint import fingerprint
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
@@ -122,19 +123,20 @@ def train(
       How it ended.
 
     Raises:
-      ValueError: images that do not fit the flow, or a folder that is not this run's, cannot be written, or
-        holds a damaged checkpoint.
+      ValueError: images that do not fit the flow or are not those of the run so far, or a folder that is not this
+        run's, cannot be written, or holds a damaged checkpoint.
       SaveFailed: a checkpoint could not be written.
     """
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
     layout = run_layout(config, source, encoder)
-    first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
+    data = fingerprint(source)
+    first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(grace))
         first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
-        checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         found = go_on(
             checkpoints,
