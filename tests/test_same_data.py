@@ -71,7 +71,7 @@ def test_changed_data_are_refused(stopped, change, now):
     change(photos)
     for resume in ("latest", "latest-good"):
         with pytest.raises(
-            ValueError, match="^data.path .*photos held 10 examples when checkpoint 2 of .*/run was sa"
+            ValueError, match=r"^data.path .*photos held 10 examples when checkpoint 2 of .*/run was sa"
         ):
             train(config_of(photos), stopped / "run", progress=False, resume=resume)
     with pytest.raises(ValueError, match=f"and holds {now}"):

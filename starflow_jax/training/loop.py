@@ -24,6 +24,7 @@ from starflow_jax.parallel.flops import train_flops, work_of
 from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
+from starflow_jax.training.bad_examples import BadExamples
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.frozen import Frozen, open_with_encoder
 from starflow_jax.training.inputs import first_frames, latent_shape, shortened
@@ -70,7 +71,8 @@ class TrainResult:
     Attributes:
       step: updates made in all, the step of the last checkpoint.
       interrupted: stopped before `config.train.steps`; the same call goes on.
-      bad: examples that could not be read, and were passed over, by name with the reason.
+      bad: what could not be read, and was passed over, when the data were opened and since then, on all processes, by
+        name with the reason; the first 100.
       metrics: the last row of metrics, empty where none was due.
       images_per_second: mean rate without compilation and callbacks, NaN where one program call did it all.
       stopped_by: the number of the signal that stopped it, 0 for none.
@@ -163,6 +165,8 @@ def train(
         stack.callback(profiler.close)
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
+        if unusable := run.bad.at_opening():
+            bar.remark(unusable)
         run.encoder = None if encoder is None else encoder.over(layout)
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
@@ -223,7 +227,7 @@ class _Run:
         self.encoder: Frozen | None = None
         self.profiler: Profiler = profiler
         self.images = self.flops = 0  # since the last row
-        self.bad: dict[str, str] = {}
+        self.bad = BadExamples(source, writer.bad_before)
         self.peak: float | None = None
         self.calls: list[Mapping[str, Any]] = []
         self.row: dict[str, float] = {}  # figures of this very step
@@ -256,7 +260,7 @@ class _Run:
             plot_curves(self.workdir)
         images_per_second = self.rate.total.images_per_second
         interrupted = self.step < train.steps
-        bad = self.bad | self.loader.skipped.reasons
+        bad = self.bad.reasons(self.loader.skipped)
         return TrainResult(self.step, interrupted, self.metrics, images_per_second, stopped_by, self.skips, bad)
 
     def advance(self) -> None:
@@ -298,7 +302,7 @@ class _Run:
                 self.profiler.close()
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
-            self.bad |= self.loader.skipped.reasons
+            self.bad.close(self.loader.skipped)
             self.loader.close()
             self.loader = _loader(self.config, self.source, self.step, self.layout)
 
@@ -345,6 +349,7 @@ class _Run:
             )
         speed = self.rate.row()
         values["skipped_updates"] = self.skips.total
+        values["bad_examples"] = self.bad.count(self.loader.skipped)
         values["learning_rate"] = learning_rate(self.config).rate(self.step)
         values["images_per_second"] = speed.images_per_second
         values["data_wait"] = speed.data_wait
