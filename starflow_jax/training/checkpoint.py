@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ from starflow_jax.training.step import TrainState, init_state
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, first_difference, read_config
 
 REST = "rest"
+_ALONE_SECONDS = 20.0  # in which the others finish a save that one process, which has failed, takes part in
 PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
 
 
@@ -107,7 +109,10 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._manager.close()  # waits
+            if kind is not None and jax.process_count() > 1:
+                self._close_soon()
+            else:
+                self._manager.close()  # waits
         except Exception as error:  # of a save in the background
             failed = self._failed(error)
             if kind is None:
@@ -116,6 +121,17 @@ class Checkpoints:
             if self._writes and jax.process_index() == 0:
                 # What a failed save left goes at once: on a full disk, the next run could not even begin.
                 _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
+
+    def _close_soon(self) -> None:
+        """Waits for a save in the background, but not for processes that will not come: this one has failed."""
+
+        def close() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_ALONE_SECONDS)
 
     def steps(self) -> list[int]:
         """The steps that have a folder (or something of its name), oldest first."""
