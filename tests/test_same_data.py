@@ -11,10 +11,11 @@ from picture_files import encoded, picture, write_photos, write_tar
 
 from starflow_jax.config import ComponentConfig, DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource, Component, Mixture
-from starflow_jax.data.fingerprint import fingerprint
+from starflow_jax.data.fingerprint import Held, fingerprint, to_values
 from starflow_jax.data.opening import open_source
 from starflow_jax.training import Checkpoints, load_run, train
 from starflow_jax.training.checkpoint_parts import read_digests
+from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.step import init_state
 from starflow_jax.training.workdir import claim_workdir, read_config
 
@@ -149,3 +150,18 @@ def test_sources_of_a_mixture_are_named(tmp_path):
     heavier = dataclasses.replace(config.data, mixture=(parts[0], dataclasses.replace(parts[1], weight=2.0)))
     with pytest.raises(ValueError, match=r"config\.data\.mixture\.weight is 1\.0 there and 2\.0 here"):
         claim_workdir(tmp_path / "run", dataclasses.replace(config, data=heavier), held)
+
+
+def test_processes_must_find_the_same(monkeypatch):
+    here = (Held("photos", 10, "a"), Held("clips", 3, "b"))
+    assert same_everywhere(here) == here
+    for there, sentence in (
+        ((here[0], Held("clips", 4, "b")), "clips held 3 examples on process 0 and 4 on process 1"),
+        ((Held("photos", 10, "c"), here[1]), "photos held 10 examples on process 0 and as many of other names"),
+        (here[:1], "they held 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
+    ):
+        texts = [json.dumps(to_values(held)) for held in (here, there)]
+        monkeypatch.setattr("starflow_jax.training.same_data.all_texts", lambda _, texts=texts: texts)
+        for own in (here, there):  # refused on both
+            with pytest.raises(ValueError, match=f"data must be the same on all processes: {sentence}"):
+                same_everywhere(own)

@@ -35,6 +35,7 @@ from starflow_jax.training.profile import Profiler, Window
 from starflow_jax.training.progress import Progress
 from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
+from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
 from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
@@ -132,7 +133,7 @@ def train(
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
     layout = run_layout(config, source, encoder)
-    data = fingerprint(source)
+    data = same_everywhere(fingerprint(source))
     first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -145,7 +146,7 @@ def train(
             abstract_state(config, layout),
             lambda step: _loader(config, source, step, layout),
             resume,
-            progress_of_steps.say,
+            progress_of_steps.say if first else lambda _: None,
         )
         if found is not None:
             state, loader = found

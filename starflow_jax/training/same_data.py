@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.data.fingerprint import Held, difference, from_values
+from starflow_jax.data.fingerprint import Held, difference, from_values, to_values
+from starflow_jax.training.agreement import all_texts
 from starflow_jax.training.checkpoint_parts import Unusable, read_digests, read_json, steps_in
 
 # The part of a checkpoint; those of before have none.
@@ -41,6 +43,25 @@ def check_same_data(checkpoints: Path, old: ExperimentConfig, config: Experiment
         raise ValueError(
             f"{where} held {held} when checkpoint {step} of {checkpoints.parent} was saved and holds {holds} now"
         )
+
+
+def same_everywhere(here: tuple[Held, ...]) -> tuple[Held, ...]:
+    """What the sources hold, which every process has looked up itself, if all have found the same.
+
+    A list of files that the first process shared would name files that another does not have.
+
+    Raises:
+      ValueError: they have not, on all of them: a sentence that names the source.
+    """
+    found = [from_values(json.loads(text)) for text in all_texts(json.dumps(to_values(here)))]
+    for process, there in enumerate(found):
+        if (changed := difference(found[0], there)) is not None:
+            source, first, other = changed
+            raise ValueError(
+                f"data must be the same on all processes: {source or 'they'} held {first} on process 0 and {other} on "
+                f"process {process}"
+            )
+    return here
 
 
 def _newest(checkpoints: Path, steps: Sequence[int]) -> tuple[int, tuple[Held, ...]] | None:
