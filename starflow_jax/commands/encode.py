@@ -10,6 +10,7 @@ from typing import Any
 from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
+from starflow_jax.commands.remarks import latents_are_fixed, remark
 
 DESCRIPTION = """\
 Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains
@@ -71,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.figures import write_json
     from starflow_jax.training.encoding import encode_source, fit_to, pixel_source
 
+    if not arguments.quiet:
+        for part in config.data.mixture or (config.data,):
+            if part.at_random:
+                remark(latents_are_fixed(part.at_random))
     begun = time.perf_counter()
     autoencoder: Autoencoder
     params: dict[str, np.ndarray] = {}

@@ -11,6 +11,7 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.remarks import skipped_lines
 
 DESCRIPTION = """\
 Scores a trained run on held-out images.
@@ -86,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             seen = "latents" if not source.levels else f"{len(shapes)} shapes"
             raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
         source = readable(source, skipped)
-    for name, reason in skipped.reasons.items():
-        print(f"skipped {name}: {reason}")
+    skipped_lines(skipped)
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(
         params,

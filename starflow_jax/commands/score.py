@@ -11,6 +11,7 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
+from starflow_jax.commands.remarks import skipped_lines
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
@@ -155,8 +156,7 @@ def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]
             seen = "latents" if not source.levels else f"{len(shapes)} shapes"
             raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
         source = readable(source, skipped, count)
-    for name, reason in skipped.reasons.items():
-        print(f"skipped {name}: {reason}")
+    skipped_lines(skipped)
     return source_clips(source, config, min(count, len(source)), name=split)
 
 
