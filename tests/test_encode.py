@@ -256,3 +256,13 @@ def test_encoding_that_cannot_be(folder, tmp_path, capsys, arguments, sentence):
     assert main(["encode", "--config", str(folder / "c.py"), "--out", str(out), "--quiet", *arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_files_are_opened_once_and_not_handed_to_other_processes(folder):
+    import pickle
+
+    source = open_latents(folder / "latents").components[0].source
+    assert dataclasses.replace(source, text_drop=0.5).reader() is source.reader()
+    again = pickle.loads(pickle.dumps(source))
+    assert again.reader() is not source.reader()
+    np.testing.assert_array_equal(again[1]["image"], source[1]["image"])

@@ -123,18 +123,23 @@ class Folder:
         return digest.hexdigest()
 
 
+def split_names(split: str) -> tuple[str, ...]:
+    """What a split may be called, the likeliest first."""
+    return {"test": ("test", "val", "validation")}.get(split, (split,))
+
+
 def split_folder(path: Path, split: str) -> Path:
     """Where a split lies: in a folder of its name inside `path`; the training split may be `path` itself.
 
     Raises:
       ValueError: no such folder.
     """
-    names = {"train": ("train",), "test": ("test", "val", "validation")}.get(split, (split,))
+    names = split_names(split)
     inside = [path / name for name in names if (path / name).is_dir()]
     if inside:
         return inside[0]
     check(path.is_dir(), f"data folder {path} does not exist")
-    others = [name for name in ("test", "val", "validation") if (path / name).is_dir()]
+    others = [name for name in split_names("test") if (path / name).is_dir()]
     check(
         split == "train" and not others,
         f"data folder {path} must hold a folder {' or '.join(names)} for the {split} split",

@@ -16,6 +16,7 @@ from starflow_jax.config.checks import check
 from starflow_jax.data.draw import CAPTION
 from starflow_jax.data.fingerprint import digest_of
 from starflow_jax.data.mixture import Component, Mixture
+from starflow_jax.data.opened import Opened
 from starflow_jax.data.skipped import BadExample, reason_of
 from starflow_jax.data.source import Source
 
@@ -83,7 +84,7 @@ class LatentSource:
     """`image` float32 [H, W, C] or [T, H, W, C], `label` int32 [], and where there are any `text_states` [L, D].
 
     Attributes:
-      name: for logs; files: ArrayRecord files; length: examples; records: their layout.
+      name: for logs; files: ArrayRecord files; reader: of their records; length: examples; records: their layout.
       shape: of a latent as stored; frames: T of it that are read, None for all (0: still images).
       drop_first: probability that a drawn clip begins at the second stored frame. T + 1 must then be stored.
       text_drop: probability that drawn text states are those of the empty caption.
@@ -91,6 +92,7 @@ class LatentSource:
 
     name: str
     files: tuple[str, ...]
+    reader: Opened[Any]
     length: int
     records: Records
     shape: tuple[int, ...]
@@ -143,7 +145,7 @@ class LatentSource:
         if not 0 <= index < self.length:
             raise IndexError(f"example must be 0 to {self.length - 1}, got {index}")
         try:
-            latent, label, states, caption = self.records.unpack(bytes(_reader(self.files)[index]), self.shape)
+            latent, label, states, caption = self.records.unpack(bytes(self.reader()[index]), self.shape)
         except Exception as error:  # the library raises several kinds for damaged files
             raise BadExample(f"{self.name}[{index}]", reason_of(error)) from error
         if self.frames is not None:
@@ -191,12 +193,12 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
     components = []
     for bucket, shape, files, count in buckets:
         paths = tuple(str(folder / file) for file in files)
-        _check_files(folder, paths, count)
+        reader = Opened(functools.partial(_reader, paths))
+        _check_files(folder, paths, reader, count)
         taken = _frames_taken(folder, shape, frames, drop_first)
         name = f"{folder.name} {bucket}"
-        components.append(
-            Component(LatentSource(name, paths, count, records, shape, taken, drop_first, text_drop), float(count))
-        )
+        source = LatentSource(name, paths, reader, count, records, shape, taken, drop_first, text_drop)
+        components.append(Component(source, float(count)))
     return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
 
 
@@ -217,11 +219,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _check_files(folder: Path, paths: tuple[str, ...], count: int) -> None:
+def _check_files(folder: Path, paths: tuple[str, ...], reader: Opened[Any], count: int) -> None:
     for path in paths:
         check(Path(path).is_file(), f"latents {folder} must hold {Path(path).name}, and do not")
     try:
-        found = len(_reader(paths))
+        found = len(reader())
     except Exception as error:  # the library raises several kinds for damaged files
         raise ValueError(f"latents {folder} cannot be read: {reason_of(error)}") from error
     check(found == count > 0, f"latents {folder} must hold the {count} examples of their header, got {found}")
@@ -238,9 +240,7 @@ def _frames_taken(folder: Path, shape: tuple[int, ...], frames: int, drop_first:
     return frames if stored else None
 
 
-@functools.lru_cache(maxsize=64)
 def _reader(files: tuple[str, ...]) -> Any:
-    """Files are opened once a process."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(list(files))

@@ -15,11 +15,6 @@ def everywhere(flag: bool) -> bool:
     return bool(_flags(flag).all())
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether `flag` holds on some process; all of them ask."""
-    return bool(_flags(flag).any())
-
-
 def total(value: int) -> int:
     """The sum of `value` over all processes; all of them ask."""
     if jax.process_count() == 1:
