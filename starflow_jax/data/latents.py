@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,24 +182,35 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
             empty[: len(rows)] = rows
             records = dataclasses.replace(records, length=length, dim=dim, empty=empty)
         buckets = [
-            (str(one["bucket"]), tuple(map(int, one["shape"])), tuple(map(str, one["files"])), int(one["count"]))
+            (
+                str(one["bucket"]),
+                tuple(map(int, one["shape"])),
+                tuple(map(str, one["files"])),
+                int(one["count"]),
+                float(one.get("weight", one["count"])),
+                None if one.get("batch_size") is None else int(one["batch_size"]),
+            )
             for one in header["buckets"]
         ]
         check(len(buckets) > 0, "it names no files")
-        for _, shape, files, _ in buckets:
+        for _, shape, files, _, weight, size in buckets:
+            check(0 < weight < math.inf, f"a weight must be a number above 0, got {weight}")
+            check(size is None or size > 0, f"a batch_size must be above 0, got {size}")
             check(len(shape) in (3, 4) and min(shape) > 0, f"a shape must be [T,] H, W, C, got {list(shape)}")
             check(all(Path(file).name == file for file in files), "its files must be names in this folder")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
     components = []
-    for bucket, shape, files, count in buckets:
+    clips = any(len(shape) == 4 for _, shape, *_ in buckets)
+    for bucket, shape, files, count, weight, size in buckets:
         paths = tuple(str(folder / file) for file in files)
         reader = Opened(functools.partial(_reader, paths))
         _check_files(folder, paths, reader, count)
-        taken = _frames_taken(folder, shape, frames, drop_first)
+        # Stills beside clips are read as they are.
+        taken = None if clips and len(shape) == 3 else _frames_taken(folder, shape, frames, drop_first)
         name = f"{folder.name} {bucket}"
         source = LatentSource(name, paths, reader, count, records, shape, taken, drop_first, text_drop)
-        components.append(Component(source, float(count)))
+        components.append(Component(source, weight, size))
     return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
 
 
