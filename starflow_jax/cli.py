@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from starflow_jax import __version__
 from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, plan, sample, score, train, version
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
-from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
+from starflow_jax.commands.errors import BUG, INTERRUPTED, REFUSED, CommandError
+from starflow_jax.commands.together import Others
 
 COMMANDS = {
     "train": train,
@@ -67,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    if argv is not None:
-        return _answer(list(argv))
-    code = _answer(sys.argv[1:])
-    if code:
+    others = Others()
+    code = _answer(sys.argv[1:] if argv is None else list(argv), others)
+    if code and (argv is None or others):
         # Everything is saved and closed. Tearing down a library that was stopped while it compiled can crash, which
         # would turn this exit code into another; one whose files could not be written complains at length.
         sys.stdout.flush()
@@ -79,22 +80,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _answer(argv: list[str]) -> int:
-    """The exit code of a command, its refusal said."""
+def _answer(argv: list[str], others: Others) -> int:
+    """The exit code of a command, its refusal said; here, and to the other processes of the run."""
     try:
-        return _run(argv)
+        code = _run(argv, others)
+        if code:
+            others.wait()
+        return code
     except CommandError as error:
-        print(f"starflow: {error}", file=sys.stderr)
-        return REFUSED
+        return _failed(REFUSED, str(error), others)
     except KeyboardInterrupt as interrupt:
         how = str(interrupt) or "nothing was written, and the same command starts again"
-        print(f"starflow: interrupted; {how}", file=sys.stderr)
-        return INTERRUPTED
+        return _failed(INTERRUPTED, f"interrupted; {how}", others)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or 0)
+    except Exception as error:
+        if not others:
+            raise
+        others.hear()
+        traceback.print_exc()
+        return _failed(BUG, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", others)
+    finally:
+        others.done()
 
 
-def _run(argv: list[str]) -> int:
+def _failed(code: int, sentence: str, others: Others) -> int:
+    print(f"starflow: {sentence}", file=sys.stderr, flush=True)
+    others.tell(code, sentence)
+    return code
+
+
+def _run(argv: list[str], others: Others) -> int:
     parser, parsers = build_parser()
     if not argv:
         raise CommandError(f"name a command: {', '.join(COMMANDS)} (see starflow --help)")
@@ -108,4 +124,5 @@ def _run(argv: list[str]) -> int:
         check_names([text for text in argv if text.startswith("--")], parsers[name].options(), f"an option of {name}")
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
+    arguments.others = others
     return arguments.run(arguments)

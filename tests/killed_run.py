@@ -76,7 +76,7 @@ def main(workdir: Path, seconds: float, workers: int) -> int:
     """Trains to the end or to a signal; exit code 0."""
     build, seen = loop._loader, workdir.with_name(f"{workdir.name}.seen")
     loop._loader = lambda *arguments: Noted(build(*arguments), seen, seconds)
-    data = dataclasses.replace(CONFIG.data, **({"workers": workers} if workers else {}))
+    data = dataclasses.replace(CONFIG.data, workers=workers)
     config = dataclasses.replace(CONFIG, data=data)
     result = loop.train(config, workdir, source=numbered_images(), progress=False)
     print(dataclasses.asdict(result)["step"])

@@ -8,23 +8,10 @@ FOLDER receives run/ and, from the first process, train.json, evaluate.json and 
 import sys
 from pathlib import Path
 
-from starflow_jax.commands import devices
+from starflow_jax.cli import main
 
 if __name__ == "__main__":
     folder, coordinator, processes, process, *overrides = sys.argv[1:]
-    joined = []
-
-    def once(arguments, join=devices.join):
-        # One process joins once: the commands after the first find the others joined.
-        if not joined:
-            join(arguments)
-        joined.append(True)
-
-    for command in ("train", "evaluate", "sample"):
-        __import__(f"starflow_jax.commands.{command}")
-        sys.modules[f"starflow_jax.commands.{command}"].join = once
-    from starflow_jax.cli import main
-
     place = [] if processes == "1" else ["--coordinator", coordinator, "--processes", processes, "--process", process]
     run, config = str(Path(folder) / "run"), str(Path(__file__).parents[1] / "experiments" / "digits.py") + ":tiny"
     sizes = ["--config.train.steps=6", "--config.train.batch_size=8", "--config.train.steps_per_call=2"]

@@ -305,3 +305,15 @@ def test_the_module_runs_like_the_script():
         finished.returncode == 2
         and finished.stderr == "starflow: --num must be an integer from 1 to 1000000000, got '0'\n"
     )
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_one_process_speaks_for_all(process, monkeypatch, capsys):
+    from starflow_jax.commands.remarks import remark, skipped_lines
+    from starflow_jax.data.skipped import Skipped
+
+    monkeypatch.setattr("jax.process_index", lambda: process)
+    remark("warning: old")
+    skipped_lines(Skipped(1, 1, {"a.png": "broken"}))
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (("skipped a.png: broken\n", "starflow: warning: old\n"), ("", ""))[process]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from joined_processes import run_joined
 from picture_files import encoded, picture, write_clip, write_photos
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
@@ -169,6 +171,7 @@ def test_what_will_be_seen_of_latents_and_how_fast(run, folder, capsys):
     assert main(["data", *arguments, "--workdir", str(run)]) == 0
     said = capsys.readouterr().out
     assert "2 shapes of batches: as many programs compile" in said and "the run in" in said
+    assert "data.flip=0.5 changes nothing: latents are of whole pictures, cut about the centre" in said
     figures = json.loads(report.read_text())
     assert [part["shape"] for part in figures["parts"]] == [[8, 8, 6], [6, 12, 6]]
     assert figures["ratio"] == pytest.approx(figures["examples_per_second"] / figures["needed_per_second"])
@@ -255,3 +258,71 @@ def test_encoding_that_cannot_be(folder, tmp_path, capsys, arguments, sentence):
     assert main(["encode", "--config", str(folder / "c.py"), "--out", str(out), "--quiet", *arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_files_are_opened_once_and_not_handed_to_other_processes(folder):
+    import pickle
+
+    source = open_latents(folder / "latents").components[0].source
+    assert dataclasses.replace(source, text_drop=0.5).reader() is source.reader()
+    again = pickle.loads(pickle.dumps(source))
+    assert again.reader() is not source.reader()
+    np.testing.assert_array_equal(again[1]["image"], source[1]["image"])
+
+
+MIXED = """
+from ml_collections import ConfigDict
+
+def get_config():
+    flow = dict(family="starflow", rope=True, channels=6, image_size=8, patch_size=2, width=20, num_blocks=1,
+                layers_per_block=1, head_dim=20)
+    stills = dict(source="images", path={photos!r}, weight=3.0)
+    clips = dict(source="videos", path={videos!r}, frames=3, fps=8.0, weight=1.0, batch_size=4)
+    data = dict(source="mixture", mixture=(stills, clips), frames=3, noise="gaussian", noise_std=0.1)
+    return ConfigDict(dict(name="m", flow=flow, data=data, train=dict(steps=3, batch_size=2, lr=1e-3)))
+"""
+
+
+def test_a_mixture_of_stills_and_clips_keeps_its_weights(folder, tmp_path):
+    (tmp_path / "v").mkdir()
+    for number in range(3):
+        write_clip(tmp_path / "v" / f"{number}.mp4", 12)
+    write_photos(tmp_path / "p", {"cat": [(32, 32)] * 4}, captions=False)
+    (tmp_path / "m.py").write_text(MIXED.format(photos=str(tmp_path / "p"), videos=str(tmp_path / "v")))
+    out, autoencoder = str(tmp_path / "l"), str(folder / "latents" / "autoencoder.npz")
+    arguments = ["--config", str(tmp_path / "m.py"), "--out", out, "--autoencoder", autoencoder, "--quiet"]
+    assert main(["encode", *arguments, "--limit", "6"]) == 0
+    config = load_config(str(tmp_path / "m.py"), ["data.source=latents", f"data.path={out}", "data.mixture=()"])
+    source = open_source(config.data, "train", flow=config.flow)
+    parts = [(one.source.example_shape, len(one.source), one.weight, one.batch_size) for one in source.components]
+    assert parts == [((8, 8, 6), 4, 3.0, None), ((3, 8, 8, 6), 2, 1.0, 4)]
+    shapes = [next(loader)["image"].shape for loader in [train_loader(source, 2, seed=0)] for _ in range(8)]
+    assert sorted(shapes) == [(2, 8, 8, 6)] * 6 + [(4, 3, 8, 8, 6)] * 2
+
+
+@pytest.mark.slow
+def test_two_processes_encode_as_one_does(folder, tmp_path):
+    """Each into files of its own, the order that of one process, nothing left beside."""
+    out = tmp_path / "l"
+    arguments = ["--config", str(folder / "c.py"), "--out", str(out), "--json", str(tmp_path / "e.json"), "--quiet"]
+    arguments += ["--autoencoder", str(folder / "latents" / "autoencoder.npz"), "--dtype", "float32"]
+    found = run_joined(Path(__file__).parent / "command_of_a_process.py", tmp_path, 2, "encode", *arguments)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert "latents" in found[0][1] and "latents" not in found[1][1].replace(str(folder), "")
+    assert not list(tmp_path.glob(".l*"))
+    alone, together = (open_latents(path) for path in (folder / "latents", out))
+    assert len(alone) == len(together) == json.loads((tmp_path / "e.json").read_text())["count"] == 9
+    for index in range(9):
+        one, other = alone[index], together[index]
+        np.testing.assert_allclose(one["image"], other["image"], atol=1e-5)
+        assert (one["label"], one["caption"]) == (other["label"], other["caption"])
+    files = [file.rpartition("/")[2] for part in together.components for file in part.source.files]
+    assert files == [f"latents-00{part}-000{process}-00000.array_record" for part in (0, 1) for process in (0, 1)]
+
+    # Where the reading of one fails, there is no folder, and no half of one.
+    bad = [*arguments, "--config.data.aspect_ratios=()"]
+    bad[bad.index(str(out))] = str(tmp_path / "other")
+    found = run_joined(Path(__file__).parent / "command_of_a_process.py", tmp_path, 2, "encode", *bad, "FAIL:1")
+    assert [code for code, *_ in found] == [2, 2], found
+    assert "ended with process 1, which failed: data cannot be read" in found[0][1]
+    assert not list(tmp_path.glob("*other*")) and not list(tmp_path.glob(".other*"))

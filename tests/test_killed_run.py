@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from killed_run import BATCH, STEPS
 
-from starflow_jax.config import DataConfig
 from starflow_jax.training import load_run
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
+LONG = 300.0  # seconds that nothing takes, on however busy a machine
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def start(workdir, environment, seconds=0.0, workers=0, **options):
 
 def finish(workdir, environment):
     process = start(workdir, environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LONG)
     assert process.returncode == 0, err
     assert out.split() == [str(STEPS)]
 
@@ -70,7 +70,7 @@ def assert_same_run(workdir, straight):
             np.testing.assert_array_equal(x, y)
 
 
-def wait_for(process, happened, seconds=120.0):
+def wait_for(process, happened, seconds=LONG):
     """Waits, looking often, until `happened()`; what it gave."""
     end = time.monotonic() + seconds
     while not (value := happened()):
@@ -97,18 +97,28 @@ def half_written(workdir):
         return []
 
 
+def stopped_while_saving(process, workdir):
+    """Whether the process could be held with a save half written, where it stays until it is killed."""
+    if not half_written(workdir):
+        return False
+    process.send_signal(signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
+    if half_written(workdir):
+        return True
+    process.send_signal(signal.SIGCONT)
+    return False
+
+
 def test_killed_between_and_while_saving(straight, tmp_path, environment):
     workdir = tmp_path / "run"
     process = start(workdir, environment, 0.02)
     wait_for(process, lambda: updates(workdir) >= 17)
     kill(process)
-    for _ in range(10):
-        made = updates(workdir)
-        process = start(workdir, environment, 0.01)
-        wait_for(process, lambda made=made: updates(workdir) > made and half_written(workdir))
-        kill(process)
-        if half_written(workdir):
-            break
+    made = updates(workdir)
+    process = start(workdir, environment, 0.01)
+    wait_for(process, lambda: updates(workdir) > made and stopped_while_saving(process, workdir))
+    kill(process)
     assert half_written(workdir)
     assert_whole_checkpoints(workdir)
     finish(workdir, environment)
@@ -125,19 +135,16 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(straight, tmp_path, envi
     process = start(workdir, environment, 0.02)
     wait_for(process, lambda: updates(workdir) >= 10)
     process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LONG)
     assert process.returncode == 0, err
     stopped = int(out)
     assert 10 <= stopped < STEPS and load_run(workdir)[3] == stopped
-    assert time.monotonic() - begun < 30
     assert len(batches(workdir)) == stopped  # nothing was read in vain
     finish(workdir, environment)
     assert_same_run(workdir, straight)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("workers" not in DataConfig.__dataclass_fields__, reason="no data.workers in this version")
 def test_workers_may_come_and_go(straight, tmp_path, environment):
     """Killed with two, preempted with one, then with two that hear of it themselves; finished without any."""
     workdir = tmp_path / "run"
@@ -152,7 +159,7 @@ def test_workers_may_come_and_go(straight, tmp_path, environment):
         process = start(workdir, environment, 0.1, workers, **quiet)
         wait_for(process, lambda made=made, more=more: updates(workdir) >= made + more)
         strike(process)
-        assert process.wait(timeout=60) == code
+        assert process.wait(timeout=LONG) == code
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     finish(workdir, environment)

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from joined_processes import run_joined
 
 from starflow_jax.training.checkpoint import load_run
 
@@ -20,28 +17,10 @@ SCRIPT = Path(__file__).parent / "several_processes.py"
 
 def run_together(folder, count, devices, *overrides):
     """Runs `several_processes.py` on so many processes of so many fake devices each; returns what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), address, str(count), str(index), *overrides],
-            env=os.environ | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    try:
-        printed = [process.communicate(timeout=420)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, text in zip(running, printed, strict=True):
-        assert process.returncode == 0, text[-3000:]
-    return printed
+    found = run_joined(SCRIPT, folder, count, *overrides, devices=devices)
+    for code, printed, _ in found:
+        assert code == 0, printed[-3000:]
+    return [printed for _, printed, _ in found]
 
 
 def figures(folder):

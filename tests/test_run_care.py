@@ -305,7 +305,7 @@ def test_info_tells_where_a_run_stands(stopped, capsys):
     assert list(entries) == ["2", "4", "6", "8", "10.orbax-checkpoint-tmp"]
     assert entries["8"]["problem"] is None and entries["8"]["batches"] == 8 and entries["8"]["bytes"] > 10_000
     assert entries["8"]["differences"] == ["train.log_every 4, now 3"]
-    assert entries["8"]["parts"] == ["params", "opt_state", "rest", "loader", "config", "figures", "digests"]
+    assert entries["8"]["parts"] == ["params", "opt_state", "rest", "loader", "data", "config", "figures", "digests"]
     assert entries["6"]["problem"] == "is damaged: it has no opt_state"
     assert "digests cannot be read" in entries["4"]["problem"]
     assert "killed" in entries["10.orbax-checkpoint-tmp"]["problem"]

@@ -358,6 +358,7 @@ def test_folders_without_data_are_refused_in_a_sentence(tmp_path, source):
         ({"source": "images", "path": "p", "drop_first": 0.5}, "drop_first goes with clips"),
         ({"source": "images", "path": "p", "dataset": "x"}, "dataset goes with source 'tfds'"),
         ({"source": "digits", "flip": 0.5}, "flip goes with sources 'images'"),
+        ({"source": "digits", "crop": "random"}, "crop 'random' goes with sources 'images'"),
         ({"source": "latents", "path": "p"}, "noise must be 'gaussian' for latents, got 'uniform'"),
         ({"source": "mixture"}, "mixture goes with source 'mixture', got source='mixture' and 0 sources"),
         ({"threads": 1, "workers": 1}, "threads or workers must be 0"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow_jax.commands.errors import CommandError, sentence
+from starflow_jax.commands.remarks import remark
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
@@ -51,7 +51,7 @@ def readable_captions(captions: Sequence[str], config: ExperimentConfig) -> tupl
             if len(captions) == 1:
                 raise CommandError(sentence(error)) from error
             bad[place] = sentence(error)
-            print(f"starflow: left out caption {place + 1} of {len(captions)}: {bad[place]}", file=sys.stderr)
+            remark(f"left out caption {place + 1} of {len(captions)}: {bad[place]}")
         else:
             good.append(place)
     return good, bad

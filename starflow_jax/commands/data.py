@@ -9,6 +9,7 @@ from typing import Any
 from starflow_jax.commands.arguments import choice, real
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.remarks import latents_are_fixed
 
 DESCRIPTION = """\
 Shows the data of an experiment as its model will see them: sources, buckets, counts, shapes and shares of the batches;
@@ -69,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         seen = overview(source, loader, batch_size, encoder)
         print(text_table(seen.rows()))
         print("\n".join(seen.notes()))
+        if data.without_effect:
+            print(latents_are_fixed(data.without_effect))
         if encoder_of_step is not None:
             latents = {latent_shape(encoder_of_step.autoencoder, part.shape) for part in seen.parts}
             print(

@@ -7,6 +7,7 @@ from typing import Any
 
 from starflow_jax.commands.arguments import integer
 from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.together import HEARTBEAT_SECONDS
 
 JOIN_SECONDS = 300  # that processes wait for one another at the start
 
@@ -32,7 +33,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 
 def join(arguments: argparse.Namespace) -> None:
-    """Joins the other processes of a run, if there are any. Before the first use of a device.
+    """Joins the other processes of a run, if there are any, and ends with them. Before the first use of a device.
 
     Raises:
       CommandError: options that do not go together, or processes that cannot be reached.
@@ -53,12 +54,18 @@ def join(arguments: argparse.Namespace) -> None:
     # once, begun in another order elsewhere, would wait for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(
-            given["coordinator"], given["processes"], given["process"], initialization_timeout=JOIN_SECONDS
-        )
+        if not jax.distributed.is_initialized():  # by a command before this one
+            jax.distributed.initialize(
+                given["coordinator"],
+                given["processes"],
+                given["process"],
+                initialization_timeout=JOIN_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CommandError(f"the processes of this run could not be joined: {first}") from error
+    arguments.others.watch()
 
 
 def layout_of_command(arguments: argparse.Namespace) -> Any:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.devices import add_processes, is_first, join
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
+from starflow_jax.commands.remarks import latents_are_fixed, remark
 
 DESCRIPTION = """\
 Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains
@@ -18,7 +20,7 @@ flow.image_size; captions are encoded too where the experiment has a vocabulary.
 
 The autoencoder is a file (--autoencoder), or patches of P x P pixels are fitted to C principal components
 (--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It is kept in the folder as
-autoencoder.npz."""
+autoencoder.npz. A mixture is encoded into one folder, stills beside clips, with its weights."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -38,7 +40,9 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
     parser.add_argument("--split", type=choice("train", "test"), default="train", help="train (default) or test")
-    parser.add_argument("--limit", type=integer(1), metavar="N", help="encode the first N examples only")
+    parser.add_argument(
+        "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
+    )
     parser.add_argument("--autoencoder", type=Path, metavar="FILE", help=".npz (default: data.autoencoder)")
     parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
     parser.add_argument(
@@ -50,6 +54,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="encoded at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_processes(parser)
     parser.set_defaults(run=run)
 
 
@@ -64,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
+    import jax
     import numpy as np
     from tqdm import tqdm
 
@@ -71,6 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.figures import write_json
     from starflow_jax.training.encoding import encode_source, fit_to, pixel_source
 
+    join(arguments)
+    if not arguments.quiet:
+        for part in config.data.mixture or (config.data,):
+            if part.at_random:
+                remark(latents_are_fixed(part.at_random))
     begun = time.perf_counter()
     autoencoder: Autoencoder
     params: dict[str, np.ndarray] = {}
@@ -92,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
             )
         total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
-        with tqdm(total=total, disable=arguments.quiet, unit="example") as bar:
+        with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             encoded = encode_source(
                 config,
                 source,
@@ -102,8 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
                 dtype=arguments.dtype,
                 limit=arguments.limit,
                 batch_size=arguments.batch_size,
-                progress=bar.update,
+                # The others are about as far.
+                progress=lambda count: bar.update(count * jax.process_count()),
             )
+    if not is_first():
+        return 0
     count, seconds = sum(encoded.counts.values()), time.perf_counter() - begun
     shapes = ", ".join(f"{n} of {'x'.join(map(str, shape))}" for shape, n in encoded.counts.items())
     print(f"{arguments.out}: {count} latents ({shapes}) of {source.name}, {count / seconds:.1f} a second")

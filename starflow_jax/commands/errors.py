@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+BUG = 1
 REFUSED = 2
 INTERRUPTED = 130
 

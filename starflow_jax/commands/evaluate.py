@@ -11,6 +11,7 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.scored_data import check_on_pixels, scored_source
 
 DESCRIPTION = """\
 Scores a trained run on held-out images.
@@ -57,37 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
-    from starflow_jax.data.mixture import components_of, example_spec
-    from starflow_jax.data.readable import readable
-    from starflow_jax.data.skipped import Skipped
     from starflow_jax.evaluation import score_flow, scores_table
     from starflow_jax.figures import write_json
-    from starflow_jax.training import load_run, open_source
-    from starflow_jax.training.inputs import check_source
+    from starflow_jax.training import load_run
 
     join(arguments)
     layout = layout_of_command(arguments)
-    skipped = Skipped()
-    with sentences(load_run, open_source, check_source, readable):
+    with sentences(load_run):
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
-        if config.data.autoencoder is not None:
-            raise CommandError(
-                "--workdir must be a run on pixels of one shape, whose bits/dim compare, got the latents of "
-                f"{config.data.autoencoder}"
-            )
-        source = open_source(config.data, arguments.split, flow=config.flow, text=config.text)
-        check_source(source, config.flow, config.text)
-        shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
-        if not source.levels or len(shapes) > 1:
-            seen = "latents" if not source.levels else f"{len(shapes)} shapes"
-            raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
-        source = readable(source, skipped)
-    for name, reason in skipped.reasons.items():
-        print(f"skipped {name}: {reason}")
+    check_on_pixels(config)
+    source = scored_source(config, arguments.split)
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(
         params,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.remarks import remark
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
@@ -66,10 +66,9 @@ def read_given(
     if name == "--image":
         pictures = pictures[:1]
     elif len(pictures) > window.kept:
-        print(
-            f"starflow: the last {window.kept} of the {len(pictures)} frames of {path} are given: "
-            "the context of a window (--context)",
-            file=sys.stderr,
+        remark(
+            f"the last {window.kept} of the {len(pictures)} frames of {path} are given: "
+            "the context of a window (--context)"
         )
         pictures = pictures[-window.kept :]
     if frames <= len(pictures):

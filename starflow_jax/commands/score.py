@@ -11,6 +11,7 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
+from starflow_jax.commands.scored_data import check_on_pixels, scored_source
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
@@ -87,11 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
-    if config.data.autoencoder is not None:
-        raise CommandError(
-            "--workdir must be a run on pixels of one shape, whose bits/dim compare, got the latents of "
-            f"{config.data.autoencoder}"
-        )
+    check_on_pixels(config)
     if arguments.video:
         clips = _video_clips(arguments.video, arguments.caption or [""], config)
     else:
@@ -139,24 +136,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]:
     """The first clips (or images) of the run's own data, under their own conditions."""
-    from starflow_jax.data.mixture import components_of, example_spec
-    from starflow_jax.data.readable import readable
-    from starflow_jax.data.skipped import Skipped
     from starflow_jax.evaluation.surprise import source_clips
-    from starflow_jax.training import open_source
-    from starflow_jax.training.inputs import check_source
 
-    skipped = Skipped()
-    with sentences(open_source, check_source, readable):
-        source = open_source(config.data, split, flow=config.flow, text=config.text)
-        check_source(source, config.flow, config.text)
-        shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
-        if not source.levels or len(shapes) > 1:
-            seen = "latents" if not source.levels else f"{len(shapes)} shapes"
-            raise CommandError(f"--workdir must be a run on pixels of one shape, whose bits/dim compare, got {seen}")
-        source = readable(source, skipped, count)
-    for name, reason in skipped.reasons.items():
-        print(f"skipped {name}: {reason}")
+    source = scored_source(config, split, count)
     return source_clips(source, config, min(count, len(source)), name=split)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.commands.arguments import choice, integer, real
 from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.remarks import remark
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
@@ -119,10 +119,9 @@ def chosen_solver(
 
 def _warn_of_age(calibration: Calibration, step: int) -> None:
     if calibration.step != step:
-        print(
-            f"starflow: warning: the calibration is of step {calibration.step}, the parameters of step {step}; "
-            "starflow calibrate measures again",
-            file=sys.stderr,
+        remark(
+            f"warning: the calibration is of step {calibration.step}, the parameters of step {step}; "
+            "starflow calibrate measures again"
         )
 
 

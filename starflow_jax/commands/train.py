@@ -16,6 +16,7 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_processes, is_first, join
 from starflow_jax.commands.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.remarks import latents_are_fixed, remark
 
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
 
@@ -139,8 +140,10 @@ def run(arguments: argparse.Namespace) -> int:
         with sentences(*reading, *writing, *records):
             evaluations = [held_out_score(config)] if config.train.evaluate_every else []
             reason = why_not_drawn(config)
-            if reason is not None and not arguments.quiet and is_first():
-                print(f"starflow: no pictures while training: {reason}", file=sys.stderr)
+            if reason is not None and not arguments.quiet:
+                remark(f"no pictures while training: {reason}")
+            if config.data.without_effect and not arguments.quiet:
+                remark(latents_are_fixed(config.data.without_effect))
             callbacks = [] if reason is not None else [write_sample_grid]
             result = train(
                 config,

@@ -76,6 +76,15 @@ class DataConfig(SourceConfig):
             check(not self.warp, f"warp must be 0 with an autoencoder, got {self.warp}")
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """What is asked for and does nothing to latents, which are decoded no more: "flip=0.5".
+
+        It is not refused, as one experiment file serves `starflow encode` and training.
+        """
+        parts = [part for part in (self, *self.mixture) if part.source == "latents"]
+        return tuple(dict.fromkeys(asked for part in parts for asked in part.at_random))
+
+    @property
     def on_latents(self) -> bool:
         """Whether the flow reads latents, computed before or inside the step, and not pixels."""
         return self.autoencoder is not None or any(part.source == "latents" for part in (self, *self.mixture))

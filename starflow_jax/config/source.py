@@ -107,6 +107,12 @@ class SourceConfig:
         )
         self._check_decoding()
 
+    @property
+    def at_random(self) -> tuple[str, ...]:
+        """What is drawn anew whenever a picture is decoded, as "flip=0.5"."""
+        crop = ("crop='random'",) if self.crop == "random" else ()
+        return (*crop, f"flip={self.flip}") if self.flip else crop
+
     def _check_frames(self) -> None:
         needed = self.source in ("moving_digits", "videos")
         check(
@@ -139,6 +145,10 @@ class SourceConfig:
                 f"{name} goes with sources {', '.join(map(repr, DECODED))}, got source={self.source!r} and "
                 f"{name}={getattr(self, name)!r}",
             )
+        check(
+            self.crop == "centre" or self.source in (*DECODED, "latents"),
+            f"crop 'random' goes with sources {', '.join(map(repr, DECODED))}, got source={self.source!r}",
+        )
         twice = {ratio for ratio in self.aspect_ratios if self.aspect_ratios.count(ratio) > 1}
         check(not twice, f"aspect_ratios must name every bucket once, got {', '.join(sorted(twice))} again")
         for ratio in self.aspect_ratios:

@@ -11,6 +11,7 @@ from PIL import Image
 from starflow_jax.data.captioning import Captioner
 from starflow_jax.data.decoding import Cut, fit
 from starflow_jax.data.draw import CAPTION
+from starflow_jax.data.fingerprint import digest_of
 from starflow_jax.data.folders import Folder
 from starflow_jax.data.skipped import BadExample, reason_of
 from starflow_jax.media.clips import VideoFacts, frames_at, video_facts
@@ -70,6 +71,10 @@ class ClipSource:
         if self.captioner is not None:
             found["text"] = ((self.captioner.encoder.length,), np.dtype(np.int32))
         return found
+
+    def digest(self) -> str:
+        """Of the names and sizes of the videos."""
+        return digest_of(self.folder.identity(int(place)) for place in self.places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A clip as it is scored: from the middle of the video, cropped about the centre, its caption always one."""

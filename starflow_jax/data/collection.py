@@ -47,6 +47,10 @@ class Collection(Protocol):
         """One example; raises BadExample where it cannot be had."""
         ...
 
+    def identity(self, index: int) -> str:
+        """The name and size of an example, wherever the files lie."""
+        ...
+
     def signature(self) -> str:
         """Changes when the files do, as far as their names, sizes and times tell."""
         ...

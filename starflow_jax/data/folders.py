@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from starflow_jax.config.checks import check
@@ -19,11 +21,13 @@ class Folder:
     Attributes:
       root: the folder; files: paths inside it, with "/".
       classes: the first folders of these paths; a file that lies in none has class -1.
+      sizes: of the files, in bytes.
     """
 
     root: Path
     files: tuple[str, ...]
     classes: tuple[str, ...]
+    sizes: tuple[int, ...]
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     @classmethod
@@ -37,18 +41,21 @@ class Folder:
           ValueError: no folder, or none of such files in it.
         """
         check(root.is_dir(), f"data folder {root} does not exist")
-        files = []
+        sizes: dict[str, int] = {}
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in names:
                 path = Path(folder, name)
-                if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
-                    files.append(path.relative_to(root).as_posix())
-        check(len(files) > 0, f"data folder {root} holds no file of a suffix {', '.join(suffixes)}")
-        files.sort()
+                if path.suffix.lower() in suffixes and not name.startswith("."):
+                    with contextlib.suppress(OSError):  # a link to nowhere
+                        status = path.stat()
+                        if stat.S_ISREG(status.st_mode):
+                            sizes[path.relative_to(root).as_posix()] = status.st_size
+        check(len(sizes) > 0, f"data folder {root} holds no file of a suffix {', '.join(suffixes)}")
+        files = tuple(sorted(sizes))
         if classes is None:
             classes = tuple(sorted({file.split("/")[0] for file in files if "/" in file}))
-        return cls(root, tuple(files), classes)
+        return cls(root, files, classes, tuple(sizes[file] for file in files))
 
     @property
     def name(self) -> str:
@@ -100,6 +107,10 @@ class Folder:
             return read(data, str(path))
         return {}
 
+    def identity(self, index: int) -> str:
+        """Its path inside the folder, and its size."""
+        return f"{self.files[index]} {self.sizes[index]}"
+
     def signature(self) -> str:
         """A digest of names, sizes and times of the files."""
         digest = hashlib.sha256()
@@ -112,18 +123,23 @@ class Folder:
         return digest.hexdigest()
 
 
+def split_names(split: str) -> tuple[str, ...]:
+    """What a split may be called, the likeliest first."""
+    return {"test": ("test", "val", "validation")}.get(split, (split,))
+
+
 def split_folder(path: Path, split: str) -> Path:
     """Where a split lies: in a folder of its name inside `path`; the training split may be `path` itself.
 
     Raises:
       ValueError: no such folder.
     """
-    names = {"train": ("train",), "test": ("test", "val", "validation")}.get(split, (split,))
+    names = split_names(split)
     inside = [path / name for name in names if (path / name).is_dir()]
     if inside:
         return inside[0]
     check(path.is_dir(), f"data folder {path} does not exist")
-    others = [name for name in ("test", "val", "validation") if (path / name).is_dir()]
+    others = [name for name in split_names("test") if (path / name).is_dir()]
     check(
         split == "train" and not others,
         f"data folder {path} must hold a folder {' or '.join(names)} for the {split} split",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 
 from starflow_jax.config.checks import check
 from starflow_jax.data.draw import CAPTION
+from starflow_jax.data.fingerprint import digest_of
 from starflow_jax.data.mixture import Component, Mixture
+from starflow_jax.data.opened import Opened
 from starflow_jax.data.skipped import BadExample, reason_of
 from starflow_jax.data.source import Source
 
@@ -82,7 +85,7 @@ class LatentSource:
     """`image` float32 [H, W, C] or [T, H, W, C], `label` int32 [], and where there are any `text_states` [L, D].
 
     Attributes:
-      name: for logs; files: ArrayRecord files; length: examples; records: their layout.
+      name: for logs; files: ArrayRecord files; reader: of their records; length: examples; records: their layout.
       shape: of a latent as stored; frames: T of it that are read, None for all (0: still images).
       drop_first: probability that a drawn clip begins at the second stored frame. T + 1 must then be stored.
       text_drop: probability that drawn text states are those of the empty caption.
@@ -90,6 +93,7 @@ class LatentSource:
 
     name: str
     files: tuple[str, ...]
+    reader: Opened[Any]
     length: int
     records: Records
     shape: tuple[int, ...]
@@ -125,6 +129,10 @@ class LatentSource:
             found["text_states"] = ((self.records.length, self.records.dim), np.dtype(np.float32))
         return found
 
+    def digest(self) -> str:
+        """Of the names and sizes of the files."""
+        return digest_of(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example as it is scored."""
         return self._example(index, late=False, dropped=False)
@@ -138,7 +146,7 @@ class LatentSource:
         if not 0 <= index < self.length:
             raise IndexError(f"example must be 0 to {self.length - 1}, got {index}")
         try:
-            latent, label, states, caption = self.records.unpack(bytes(_reader(self.files)[index]), self.shape)
+            latent, label, states, caption = self.records.unpack(bytes(self.reader()[index]), self.shape)
         except Exception as error:  # the library raises several kinds for damaged files
             raise BadExample(f"{self.name}[{index}]", reason_of(error)) from error
         if self.frames is not None:
@@ -174,24 +182,35 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
             empty[: len(rows)] = rows
             records = dataclasses.replace(records, length=length, dim=dim, empty=empty)
         buckets = [
-            (str(one["bucket"]), tuple(map(int, one["shape"])), tuple(map(str, one["files"])), int(one["count"]))
+            (
+                str(one["bucket"]),
+                tuple(map(int, one["shape"])),
+                tuple(map(str, one["files"])),
+                int(one["count"]),
+                float(one.get("weight", one["count"])),
+                None if one.get("batch_size") is None else int(one["batch_size"]),
+            )
             for one in header["buckets"]
         ]
         check(len(buckets) > 0, "it names no files")
-        for _, shape, files, _ in buckets:
+        for _, shape, files, _, weight, size in buckets:
+            check(0 < weight < math.inf, f"a weight must be a number above 0, got {weight}")
+            check(size is None or size > 0, f"a batch_size must be above 0, got {size}")
             check(len(shape) in (3, 4) and min(shape) > 0, f"a shape must be [T,] H, W, C, got {list(shape)}")
             check(all(Path(file).name == file for file in files), "its files must be names in this folder")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
     components = []
-    for bucket, shape, files, count in buckets:
+    clips = any(len(shape) == 4 for _, shape, *_ in buckets)
+    for bucket, shape, files, count, weight, size in buckets:
         paths = tuple(str(folder / file) for file in files)
-        _check_files(folder, paths, count)
-        taken = _frames_taken(folder, shape, frames, drop_first)
+        reader = Opened(functools.partial(_reader, paths))
+        _check_files(folder, paths, reader, count)
+        # Stills beside clips are read as they are.
+        taken = None if clips and len(shape) == 3 else _frames_taken(folder, shape, frames, drop_first)
         name = f"{folder.name} {bucket}"
-        components.append(
-            Component(LatentSource(name, paths, count, records, shape, taken, drop_first, text_drop), float(count))
-        )
+        source = LatentSource(name, paths, reader, count, records, shape, taken, drop_first, text_drop)
+        components.append(Component(source, weight, size))
     return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
 
 
@@ -212,11 +231,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _check_files(folder: Path, paths: tuple[str, ...], count: int) -> None:
+def _check_files(folder: Path, paths: tuple[str, ...], reader: Opened[Any], count: int) -> None:
     for path in paths:
         check(Path(path).is_file(), f"latents {folder} must hold {Path(path).name}, and do not")
     try:
-        found = len(_reader(paths))
+        found = len(reader())
     except Exception as error:  # the library raises several kinds for damaged files
         raise ValueError(f"latents {folder} cannot be read: {reason_of(error)}") from error
     check(found == count > 0, f"latents {folder} must hold the {count} examples of their header, got {found}")
@@ -233,9 +252,7 @@ def _frames_taken(folder: Path, shape: tuple[int, ...], frames: int, drop_first:
     return frames if stored else None
 
 
-@functools.lru_cache(maxsize=64)
 def _reader(files: tuple[str, ...]) -> Any:
-    """Files are opened once a process."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(list(files))

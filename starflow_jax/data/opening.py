@@ -107,7 +107,7 @@ def _mixture(config: DataConfig, reader: _Reader) -> Mixture:
         parts = components_of(source)
         total = sum(component.weight for component in parts)
         components += [Component(one.source, part.weight * one.weight / total, part.batch_size) for one in parts]
-        _merge(skipped, getattr(source, "skipped", None))
+        skipped.merge(getattr(source, "skipped", Skipped()))
     return Mixture(" + ".join(names), tuple(components), skipped)
 
 
@@ -204,7 +204,7 @@ def _pictures(config: SourceConfig, reader: _Reader, collection: Collection) -> 
             return picture_size(stream, collection.key(place))
 
     skipped = Skipped()
-    _merge(skipped, collection.skipped)
+    skipped.merge(collection.skipped)
     sizes = scan(len(collection), size, collection.signature(), _index(config, reader), skipped)
     found = by_bucket(sizes, config.aspect_ratios)
     check(len(found) > 0, f"data path {config.path} holds no picture that can be read{_first(skipped)}")
@@ -266,13 +266,6 @@ def _index(config: SourceConfig, reader: _Reader) -> Path | None:
 def _ratio(height: int, width: int) -> str:
     common = math.gcd(height, width)
     return f"{width // common}:{height // common}"
-
-
-def _merge(into: Skipped, other: Skipped | None) -> None:
-    if other is not None:
-        into.tried += other.tried
-        into.bad += other.bad
-        into.reasons.update(other.reasons)
 
 
 def _first(skipped: Skipped) -> str:

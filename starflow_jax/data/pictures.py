@@ -11,6 +11,7 @@ from starflow_jax.data.captioning import Captioner
 from starflow_jax.data.collection import Collection
 from starflow_jax.data.decoding import Cut, decode_picture
 from starflow_jax.data.draw import CAPTION
+from starflow_jax.data.fingerprint import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,11 @@ class PictureSource:
         if self.captioner is not None:
             found["text"] = ((self.captioner.encoder.length,), np.dtype(np.int32))
         return found
+
+    def digest(self) -> str:
+        """Of the names and sizes of the pictures."""
+        places = range(len(self.collection)) if self.places is None else self.places
+        return digest_of(self.collection.identity(int(place)) for place in places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example as it is scored: cropped about the centre, not mirrored, its caption always the same one."""

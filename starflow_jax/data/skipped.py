@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Named in full; more than that are only counted.
 MOST_NAMED = 100
@@ -49,6 +49,18 @@ class Skipped:
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     _recent: tuple[int, int] = (0, 0)
 
+    def merge(self, other: Skipped) -> None:
+        """Counts what another skipped, too."""
+        self.tried += other.tried
+        self.bad += other.bad
+        self.name(other.reasons)
+
+    def name(self, reasons: Mapping[str, str]) -> None:
+        """Names what is counted already."""
+        for name, reason in reasons.items():
+            if len(self.reasons) < MOST_NAMED:
+                self.reasons.setdefault(name, reason)
+
     def add(self, tried: int, bad: Sequence[tuple[str, str]]) -> None:
         """Counts `tried` more examples, of which those in `bad`, (name, reason), were.
 
@@ -57,9 +69,7 @@ class Skipped:
         """
         self.tried += tried
         self.bad += len(bad)
-        for name, reason in bad:
-            if len(self.reasons) < MOST_NAMED:
-                self.reasons.setdefault(name, reason)
+        self.name(dict(bad))
         self._recent = (self._recent[0] + tried, self._recent[1] + len(bad))
         if self._recent[0] >= TRIES:
             tries, in_vain = self._recent

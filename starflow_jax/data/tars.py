@@ -17,6 +17,7 @@ from typing import NamedTuple
 from starflow_jax.config.checks import check
 from starflow_jax.data.collection import Captions, Item, captions_of_json, captions_of_text
 from starflow_jax.data.decoding import SUFFIXES
+from starflow_jax.data.folders import split_names
 from starflow_jax.data.skipped import BadExample, Skipped, reason_of
 
 _CAPTIONS = {".json": captions_of_json, ".txt": captions_of_text}
@@ -93,6 +94,11 @@ class Tars:
         data = io.BytesIO(self._bytes(entry.shard, entry.picture, name))
         return Item(data, entry.label, found)
 
+    def identity(self, index: int) -> str:
+        """The names of the shard and in it, and the size of the picture."""
+        entry = self.entries[index]
+        return f"{self.shards[entry.shard].name}/{entry.key} {entry.picture.size}"
+
     def signature(self) -> str:
         """A digest of names, sizes and times of the shards."""
         digest = hashlib.sha256()
@@ -117,7 +123,7 @@ def find_shards(path: str, split: str) -> list[Path]:
     """The tars that `path` names, sorted: itself, in it, in its folder of the split, or by pattern."""
     here = Path(path)
     if here.is_dir():
-        names = {"train": ("train",), "test": ("test", "val", "validation")}.get(split, (split,))
+        names = split_names(split)
         inside = next((here / name for name in names if (here / name).is_dir()), None)
         if inside is not None:
             return sorted(inside.glob("*.tar"))

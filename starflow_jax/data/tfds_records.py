@@ -10,6 +10,7 @@ from typing import Any
 
 from starflow_jax.config.checks import check
 from starflow_jax.data.collection import PLAIN, Captions, Item
+from starflow_jax.data.opened import Opened
 from starflow_jax.data.skipped import BadExample, Skipped, reason_of
 
 
@@ -21,7 +22,8 @@ class TfdsRecords:
       name: of the data set.
       path: folder of one version, or with `dataset` the folder of data sets; dataset: a name such as "mnist:3.0.1".
       split: as the data set calls it; length: examples in it; num_classes: of `label`, 0 without one.
-      texts: features that are text, which become kinds of captions.
+      texts: features that are text, which become kinds of captions; release: name, version and bytes of the split.
+      records: of the split.
     """
 
     name: str
@@ -31,6 +33,8 @@ class TfdsRecords:
     length: int
     num_classes: int
     texts: tuple[str, ...]
+    release: str
+    records: Opened[Any]
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     @classmethod
@@ -58,8 +62,11 @@ class TfdsRecords:
         )
         texts = tuple(name for name in features if type(features[name]).__name__ == "Text")
         num_classes = int(features["label"].num_classes or 0) if "label" in features else 0
-        length = int(builder.info.splits[found].num_examples)
-        return cls(builder.info.name, path, dataset, str(found), length, num_classes, texts)
+        facts = builder.info.splits[found]
+        release = f"{builder.info.full_name} {facts.num_bytes}"
+        records = Opened(functools.partial(_records, path, dataset, str(found)))
+        length = int(facts.num_examples)
+        return cls(builder.info.name, path, dataset, str(found), length, num_classes, texts, release, records)
 
     def __len__(self) -> int:
         return self.length
@@ -71,7 +78,7 @@ class TfdsRecords:
     def read(self, index: int, captions: bool = False) -> Item:
         """One record."""
         try:
-            record = _records(self.path, self.dataset, self.split)[index]
+            record = self.records()[index]
             data = record["image"]
             label = int(record["label"]) if self.num_classes else -1
             found: Captions = {}
@@ -82,6 +89,10 @@ class TfdsRecords:
         except Exception as error:  # a damaged record raises what its parser happens to meet
             raise BadExample(self.key(index), reason_of(error)) from error
         return Item(io.BytesIO(data), label, found)
+
+    def identity(self, index: int) -> str:
+        """Data set and version, as it says of itself, split and place."""
+        return f"{self.release}:{self.split}[{index}]"
 
     def signature(self) -> str:
         """What the data set says of itself."""
@@ -96,9 +107,7 @@ def _builder(path: Path, dataset: str | None) -> Any:
     return tfds.builder(dataset, data_dir=str(path), file_format="array_record")
 
 
-@functools.lru_cache(maxsize=8)
 def _records(path: Path, dataset: str | None, split: str) -> Any:
-    """Readers are opened once a process."""
     import tensorflow_datasets as tfds
 
     return _builder(path, dataset).as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})

@@ -15,9 +15,23 @@ def everywhere(flag: bool) -> bool:
     return bool(_flags(flag).all())
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether `flag` holds on some process; all of them ask."""
-    return bool(_flags(flag).any())
+def total(value: int) -> int:
+    """The sum of `value` over all processes; all of them ask."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.asarray(value)).sum())
+
+
+def all_texts(text: str) -> list[str]:
+    """The `text` of every process, by number of the process; all of them ask."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(len(data)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:size]).decode("utf-8", "surrogateescape") for row, size in zip(rows, sizes, strict=True)]
 
 
 def wait_for_all(name: str) -> None:

@@ -5,7 +5,7 @@ sampling and scoring read `params` or `ema` and nothing else:
 
     params, opt_state, ema   in Orbax's array format; ema where the run keeps a running mean
     rest                     what else `TrainState` holds: the step and the key
-    loader, config           the place in the data and the configuration, JSON
+    loader, data, config     the place in the data, what the data held, and the configuration, JSON
     figures                  the metrics measured at that very step, JSON
     digests                  the step, and a checksum of every part, JSON
 
@@ -18,10 +18,10 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 
 from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.data.fingerprint import Held, to_values
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.parallel.layout import Layout, located
 from starflow_jax.training.agreement import wait_for_all
@@ -40,15 +41,18 @@ from starflow_jax.training.checkpoint_parts import (
     read_arrays,
     read_digests,
     read_json,
+    steps_in,
 )
 from starflow_jax.training.digests import digest, json_digest
 from starflow_jax.training.optimizer import Params
 from starflow_jax.training.retention import NewestAndBest
+from starflow_jax.training.same_data import DATA
 from starflow_jax.training.step import TrainState, init_state
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, first_difference, read_config
 
 REST = "rest"
-PARTS = ("params", "ema", "opt_state", REST, "loader", "config", "figures", DIGESTS)
+_ALONE_SECONDS = 20.0  # in which the others finish a save that one process, which has failed, takes part in
+PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
 
 
 class SaveFailed(OSError):
@@ -63,13 +67,22 @@ class Checkpoints:
     Args:
       workdir: the folder.
       config: of the run; with it, a checkpoint of another run is refused.
+      data: what the sources of the run hold, to be saved with each step (`training.same_data`).
       write: saves, keeping what `config.train` says; else it only reads, and removes nothing that a run in
         progress still writes.
     """
 
-    def __init__(self, workdir: Path, config: ExperimentConfig | None = None, *, write: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        config: ExperimentConfig | None = None,
+        *,
+        data: Sequence[Held] | None = None,
+        write: bool = False,
+    ):
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
+        self._data = data
         self._saving: int | None = None  # a step whose files are perhaps not all written
         self._save_failed = False
         self._writes = write
@@ -96,7 +109,10 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._manager.close()  # waits
+            if kind is not None and jax.process_count() > 1:
+                self._close_soon()
+            else:
+                self._manager.close()  # waits
         except Exception as error:  # of a save in the background
             failed = self._failed(error)
             if kind is None:
@@ -106,11 +122,20 @@ class Checkpoints:
                 # What a failed save left goes at once: on a full disk, the next run could not even begin.
                 _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
+    def _close_soon(self) -> None:
+        """Waits for a save in the background, but not for processes that will not come: this one has failed."""
+
+        def close() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_ALONE_SECONDS)
+
     def steps(self) -> list[int]:
         """The steps that have a folder (or something of its name), oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
+        return steps_in(self.folder)
 
     def latest_step(self) -> int | None:
         """The newest step saved, None where there is none."""
@@ -139,7 +164,10 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             self.check(wait=True)
             figures = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
-            values = {"loader": loader_state, "config": json.loads(to_json(self.config)), "figures": figures}
+            values: dict[str, Any] = {"loader": loader_state, "figures": figures}
+            values["config"] = json.loads(to_json(self.config))
+            if self._data is not None:
+                values[DATA] = to_values(self._data)
             trees = _parts(state)
             values[DIGESTS] = {
                 "step": step,
@@ -183,6 +211,8 @@ class Checkpoints:
         def read() -> tuple[TrainState, dict[str, Any]]:
             digests = self._read_digests(folder)
             place = read_json(folder, "loader", digests)
+            if DATA in digests:  # compared before (`same_data`)
+                read_json(folder, DATA, digests)
             trees = {name: read_arrays(folder, name, tree, digests) for name, tree in _parts(like).items()}
             return dataclasses.replace(like, **trees.pop(REST), **trees), place
 

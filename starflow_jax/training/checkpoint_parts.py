@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ T = TypeVar("T")
 
 class Unusable(ValueError):
     """A checkpoint cannot be used; the message goes on after its name: "is damaged: ..."."""
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a folder (or something of its name) in a folder of checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
 
 
 def read_digests(folder: Path) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,10 @@ from starflow_jax.data.latents import DTYPES, FORMAT, HEADER_FILE, Records
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.data.opening import Split, open_source
 from starflow_jax.data.skipped import BadExample, Skipped
-from starflow_jax.files import replacing_folder, write_text
+from starflow_jax.files import write_text
+from starflow_jax.training.agreement import all_texts
 from starflow_jax.training.inputs import word_encoder
+from starflow_jax.training.shared_folder import replacing_folder_together
 
 SHARD = 10_000
 
@@ -70,7 +72,8 @@ def fit_to(source: Source, patch: int, channels: int, count: int) -> tuple[Autoe
     Raises:
       ValueError: too few of them.
     """
-    examples = itertools.chain.from_iterable(_readable(part.source, Skipped()) for part in components_of(source))
+    sources = [component.source for component in components_of(source)]
+    examples = itertools.chain.from_iterable(_readable(part, Skipped(), range(len(part))) for part in sources)
     pictures = (_scaled(example["image"], source.levels) for example in itertools.islice(examples, count))
     return fit_patch_pca(pictures, patch, channels)
 
@@ -89,15 +92,17 @@ def encode_source(
 ) -> Encoded:
     """Writes the latents of every example, with text states where the experiment reads captions.
 
-    Examples are encoded as they are scored: cropped about the centre, not mirrored, each with one of its captions.
+    Examples are encoded as they are scored: cropped about the centre, not mirrored, each with one of its captions. Of
+    several processes each encodes its share, into files of its own in one folder. Of a mixture the header keeps weights
+    and batch sizes.
 
     Args:
       config: whose captions and vocabulary are used.
       source: pixels; see `pixel_source`.
       autoencoder, params: what encodes them; kept with the latents.
       out: folder that does not exist, or is empty; it appears whole or not at all.
-      dtype: of the numbers in the files; limit: most examples; batch_size: examples encoded at a time.
-      progress: called with the number of examples written.
+      dtype: of the numbers in the files; limit: so many are looked at, bad ones included; batch_size: examples encoded
+        at a time; progress: called with the number of examples that this process has written.
 
     Raises:
       ValueError: nothing that could be encoded, or most of it bad.
@@ -106,18 +111,18 @@ def encode_source(
     specs = [example_spec(part.source) for part in components_of(source)]
     captioned = all("text" in spec for spec in specs) and config.text is not None
     encoder = word_encoder(config) if captioned else None
-    length, dim = (encoder.length, len(encoder.vocabulary)) if encoder else (0, 0)
-    records = Records(dtype, source.num_classes, length, dim)
+    length_of_text, dim = (encoder.length, len(encoder.vocabulary)) if encoder else (0, 0)
+    records = Records(dtype, source.num_classes, length_of_text, dim)
     encode = jax.jit(autoencoder.encode)
-    skipped = Skipped()
-    counts: dict[tuple[int, ...], int] = {}
-    files: dict[tuple[int, ...], list[str]] = {}
-    with replacing_folder(out) as folder:
-        written = 0
+    mixture = config.data.source == "mixture"
+    skipped, parts, begun = Skipped(), [], 0
+    with replacing_folder_together(out) as folder:
         for number, component in enumerate(components_of(source)):
-            left = None if limit is None else limit - written
-            examples = itertools.islice(_readable(component.source, skipped), left)
-            with _Shards(folder, f"latents-{number:03d}") as shards:
+            length = len(component.source) if limit is None else min(len(component.source), limit - begun)
+            begun += length
+            examples = _readable(component.source, skipped, _own_share(length))
+            count, shape = 0, ()
+            with _Shards(folder, _stem(number)) as shards:
                 while batch := list(itertools.islice(examples, batch_size)):
                     pixels = np.stack([_scaled(example["image"], source.levels) for example in batch])
                     filled = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(batch), axis=0)])
@@ -130,14 +135,17 @@ def encode_source(
                         caption = str(example.get(CAPTION, ""))
                         shards.write(records.pack(latent, int(example["label"]), state, caption))
                     shape = latents.shape[1:]
-                    counts[shape] = counts.get(shape, 0) + len(batch)
-                    written += len(batch)
+                    count += len(batch)
                     if progress is not None:
                         progress(len(batch))
-            if shards.files:
-                files.setdefault(shape, []).extend(shards.files)
+            parts.append(Part(shape, count, tuple(shards.files)))
+        parts, skipped = _of_all(parts, skipped)
+        written = sum(part.examples for part in parts)
         check(written > 0, f"{source.name} must hold an example that can be encoded, got none")
-        text = {"length": length, "dim": dim, "empty": [[0.0] * dim]} if encoder else None
+        for part in parts:
+            missing = [name for name in part.files if not (folder / name).is_file()]
+            check(not missing, f"{out} must be a folder that all processes share, but {missing[:1]} is not in it")
+        text = {"length": length_of_text, "dim": dim, "empty": [[0.0] * dim]} if encoder else None
         header = {
             "format": FORMAT,
             "source": source.name,
@@ -150,13 +158,57 @@ def encode_source(
             "text": text,
             "skipped": skipped.bad,
             "buckets": [
-                {"bucket": "x".join(map(str, shape[:-1])), "shape": shape, "count": counts[shape], "files": names}
-                for shape, names in files.items()
+                part.bucket() | ({"weight": one.weight, "batch_size": one.batch_size} if mixture else {})
+                for part, one in zip(parts, components_of(source), strict=True)
+                if part.examples
             ],
         }
-        save_autoencoder(folder / AUTOENCODER_FILE, autoencoder, params)
-        write_text(folder / HEADER_FILE, json.dumps(header, indent=2) + "\n")
+        if jax.process_index() == 0:
+            save_autoencoder(folder / AUTOENCODER_FILE, autoencoder, params)
+            write_text(folder / HEADER_FILE, json.dumps(header, indent=2) + "\n")
+    counts: dict[tuple[int, ...], int] = {}
+    for part in parts:
+        if part.examples:
+            counts[part.shape] = counts.get(part.shape, 0) + part.examples
     return Encoded(counts, skipped)
+
+
+class Part(NamedTuple):
+    """Latents of one component of a source: their shape, how many, and the files."""
+
+    shape: tuple[int, ...]
+    examples: int
+    files: tuple[str, ...]
+
+    def bucket(self) -> dict[str, Any]:
+        """As the header tells it."""
+        bucket = "x".join(map(str, self.shape[:-1]))
+        return {"bucket": bucket, "shape": self.shape, "count": self.examples, "files": self.files}
+
+
+def _own_share(length: int) -> range:
+    """This process's part of `length` examples: those of all follow one another in the order of the processes."""
+    process, count = jax.process_index(), jax.process_count()
+    return range(process * length // count, (process + 1) * length // count)
+
+
+def _stem(number: int) -> str:
+    """Of the names of the files of this process."""
+    own = f"-{jax.process_index():04d}" if jax.process_count() > 1 else ""
+    return f"latents-{number:03d}{own}"
+
+
+def _of_all(parts: Sequence[Part], skipped: Skipped) -> tuple[list[Part], Skipped]:
+    """What all processes wrote, by component, and what they skipped."""
+    texts = all_texts(json.dumps([parts, skipped.tried, skipped.bad, skipped.reasons]))
+    joined = [Part((), 0, ())] * len(parts)
+    together = Skipped()
+    for found, tried, bad, reasons in map(json.loads, texts):
+        together.merge(Skipped(tried, bad, reasons))
+        for place, (shape, count, files) in enumerate(found):
+            old = joined[place]
+            joined[place] = Part(old.shape or tuple(shape), old.examples + count, (*old.files, *files))
+    return joined, together
 
 
 class _Shards:
@@ -189,9 +241,9 @@ class _Shards:
         self._writer = None
 
 
-def _readable(source: Source, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
-    """Examples in order, without the bad ones."""
-    for index in range(len(source)):
+def _readable(source: Source, skipped: Skipped, places: Iterable[int]) -> Iterator[Mapping[str, Any]]:
+    """The examples at some places, without the bad ones."""
+    for index in places:
         try:
             example = source[index]
         except BadExample as error:

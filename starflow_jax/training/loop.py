@@ -15,6 +15,7 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
+from starflow_jax.data.fingerprint import fingerprint
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
@@ -23,6 +24,7 @@ from starflow_jax.parallel.flops import train_flops, work_of
 from starflow_jax.parallel.layout import Layout
 from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
+from starflow_jax.training.bad_examples import BadExamples
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.frozen import Frozen, open_with_encoder
 from starflow_jax.training.inputs import first_frames, latent_shape, shortened
@@ -33,6 +35,7 @@ from starflow_jax.training.profile import Profiler, Window
 from starflow_jax.training.progress import Progress
 from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
+from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
 from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
@@ -69,7 +72,8 @@ class TrainResult:
     Attributes:
       step: updates made in all, the step of the last checkpoint.
       interrupted: stopped before `config.train.steps`; the same call goes on.
-      bad: examples that could not be read, and were passed over, by name with the reason.
+      bad: what could not be read, and was passed over, when the data were opened and since then, on all processes, by
+        name with the reason; the first 100.
       metrics: the last row of metrics, empty where none was due.
       images_per_second: mean rate without compilation and callbacks, NaN where one program call did it all.
       stopped_by: the number of the signal that stopped it, 0 for none.
@@ -122,26 +126,27 @@ def train(
       How it ended.
 
     Raises:
-      ValueError: images that do not fit the flow, or a folder that is not this run's, cannot be written, or
-        holds a damaged checkpoint.
+      ValueError: images that do not fit the flow or are not those of the run so far, or a folder that is not this
+        run's, cannot be written, or holds a damaged checkpoint.
       SaveFailed: a checkpoint could not be written.
     """
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
     layout = run_layout(config, source, encoder)
-    first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
+    data = same_everywhere(fingerprint(source))
+    first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(grace))
         first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
-        checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         found = go_on(
             checkpoints,
             abstract_state(config, layout),
             lambda step: _loader(config, source, step, layout),
             resume,
-            progress_of_steps.say,
+            progress_of_steps.say if first else lambda _: None,
         )
         if found is not None:
             state, loader = found
@@ -161,6 +166,8 @@ def train(
         stack.callback(profiler.close)
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
+        if unusable := run.bad.at_opening():
+            bar.remark(unusable)
         run.encoder = None if encoder is None else encoder.over(layout)
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
@@ -221,7 +228,7 @@ class _Run:
         self.encoder: Frozen | None = None
         self.profiler: Profiler = profiler
         self.images = self.flops = 0  # since the last row
-        self.bad: dict[str, str] = {}
+        self.bad = BadExamples(source, writer.bad_before)
         self.peak: float | None = None
         self.calls: list[Mapping[str, Any]] = []
         self.row: dict[str, float] = {}  # figures of this very step
@@ -254,7 +261,7 @@ class _Run:
             plot_curves(self.workdir)
         images_per_second = self.rate.total.images_per_second
         interrupted = self.step < train.steps
-        bad = self.bad | self.loader.skipped.reasons
+        bad = self.bad.reasons(self.loader.skipped)
         return TrainResult(self.step, interrupted, self.metrics, images_per_second, stopped_by, self.skips, bad)
 
     def advance(self) -> None:
@@ -296,7 +303,7 @@ class _Run:
                 self.profiler.close()
         if self.step == end < train.steps:
             # Before anything is saved, so that a checkpoint always holds the place in the data of what comes next.
-            self.bad |= self.loader.skipped.reasons
+            self.bad.close(self.loader.skipped)
             self.loader.close()
             self.loader = _loader(self.config, self.source, self.step, self.layout)
 
@@ -343,6 +350,7 @@ class _Run:
             )
         speed = self.rate.row()
         values["skipped_updates"] = self.skips.total
+        values["bad_examples"] = self.bad.count(self.loader.skipped)
         values["learning_rate"] = learning_rate(self.config).rate(self.step)
         values["images_per_second"] = speed.images_per_second
         values["data_wait"] = speed.data_wait

@@ -25,6 +25,7 @@ FIELDS = (
     "learning_rate",
     "skipped",
     "skipped_updates",
+    "bad_examples",
     "loss_denoiser",
     "denoiser_grad_norm",
     "denoiser_skipped",
@@ -42,7 +43,7 @@ class MetricsWriter:
     Names outside FIELDS go to the event files only. A context manager.
 
     Attributes:
-      skipped_before: updates that had been skipped at `step`.
+      skipped_before: updates that had been skipped at `step`; bad_before: examples that could not be read till then.
 
     Args:
       workdir: an existing folder.
@@ -54,7 +55,8 @@ class MetricsWriter:
     def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True):
         path = Path(workdir) / CSV_FILE
         rows = [row for row in read_metrics(path) if row["step"] <= step]
-        self.skipped_before = int(max((row.get("skipped_updates", 0.0) for row in rows), default=0.0))
+        self.skipped_before = _most(rows, "skipped_updates")
+        self.bad_before = _most(rows, "bad_examples")
         self._path = path
         self._others: list[Callable[[int, Mapping[str, float]], None]] = []
         self._events: SummaryWriter | None = None
@@ -106,6 +108,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             if "step" in row and None not in raw.values():
                 rows.append(row)
     return rows
+
+
+def _most(rows: Sequence[Mapping[str, float]], name: str) -> int:
+    return int(max((row.get(name, 0.0) for row in rows), default=0.0))
 
 
 def _csv(rows: Sequence[Mapping[str, float | None]], header: bool = False) -> str:

@@ -27,6 +27,8 @@ def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
             shown.append(f"{label} {100 * values[field]:.1f} %")
     if "skipped_updates" in values:
         shown.append(f"skipped {values['skipped_updates']:.0f}")
+    if values.get("bad_examples"):
+        shown.append(f"bad examples {values['bad_examples']:.0f}")
     return "  ".join(shown)
 
 
@@ -83,7 +85,14 @@ class Progress:
                 shown[label] = form.format(values[field])
         if values.get("skipped_updates"):
             shown["skipped"] = f"{values['skipped_updates']:.0f}"
+        if values.get("bad_examples"):
+            shown["bad"] = f"{values['bad_examples']:.0f}"
         self._bar.set_postfix(shown, refresh=False)
+
+    def remark(self, text: str) -> None:
+        """Prints a line, unless nothing is to be shown."""
+        if self._enabled:
+            self.say(f"{self._name}: {text}")
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar where there is one; also where nothing else is shown."""

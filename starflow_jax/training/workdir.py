@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from starflow_jax.config.build import from_json, to_json
 from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.data.fingerprint import Held
 from starflow_jax.files import write_text
 from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
 from starflow_jax.training.plots import CURVES_FILE
+from starflow_jax.training.same_data import check_same_data
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -33,11 +35,13 @@ _FREE_IN_TRAIN = (
     "accumulate",
 )
 _FREE_IN_FLOW = ("remat",)
-_FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
+# A folder may move, as long as it holds the same (`same_data`).
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path")
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
     "config.data": _FREE_IN_DATA,
+    "config.data.mixture": _FREE_IN_DATA,
     "config.flow": _FREE_IN_FLOW,
 }
 
@@ -57,14 +61,17 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
         raise ValueError(f"{path} is not a configuration: {error}") from error
 
 
-def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
+def claim_workdir(workdir: Path, config: ExperimentConfig, data: Sequence[Held] | None = None) -> None:
     """Makes `workdir` the folder of `config`: creates it, or checks that its run is of this configuration.
 
     Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
 
+    Args:
+      data: what its sources hold (`data.fingerprint`); None does not ask whether that is what they held.
+
     Raises:
-      ValueError: a folder with something else in it, a run of another configuration, or a path that cannot
-        be written.
+      ValueError: a folder with something else in it, a run of another configuration or of other data, or a path that
+        cannot be written.
     """
     workdir = Path(workdir)
     if re.match(r"[a-z0-9]+:/", str(workdir)):
@@ -81,6 +88,8 @@ def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
                 raise ValueError(
                     f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
                 )
+            if data is not None:
+                check_same_data(workdir / CHECKPOINT_FOLDER, old, config, data)
         for names, kind, is_kind in (
             ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
             ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
@@ -100,9 +109,12 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
         free = _FREE_BY_PATH.get(path, ())
         if name in free or a == b:
             continue
-        if type(a) is type(b) and hasattr(a, "__dataclass_fields__"):
-            difference = first_difference(a, b, f"{path}.{name}")
-            if difference is not None:
+        pairs = [(a, b)]
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+            pairs = list(zip(a, b, strict=True))
+        if all(type(x) is type(y) and hasattr(x, "__dataclass_fields__") for x, y in pairs):
+            found = (first_difference(x, y, f"{path}.{name}") for x, y in pairs)
+            if difference := next((one for one in found if one is not None), None):
                 return difference
             continue
         return f"{path}.{name}", a, b
