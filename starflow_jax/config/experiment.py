@@ -125,6 +125,10 @@ class ExperimentConfig:
             longest <= self.data.frames,
             f"train.curriculum must have at most data.frames={self.data.frames} frames, got {longest}",
         )
+        check(
+            self.train.language_model is None or self.flow.language_model is not None,
+            f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
+        )
         gaussian = self.data.noise == "gaussian"
         has_denoiser = self.flow.denoiser is not None
         check(

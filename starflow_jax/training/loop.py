@@ -35,7 +35,8 @@ from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
-from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
+from starflow_jax.training.start import start_state
+from starflow_jax.training.step import TrainState, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
 from starflow_jax.training.workdir import claim_workdir, in_use
 
@@ -147,7 +148,7 @@ def train(
             state, loader = found
         else:
             loader = _loader(config, source, 0, layout)
-            state = init_state(config, layout)
+            state = start_state(config, layout)
             if layout is None:  # put where a restored state lies too, so that both run the same compiled program
                 state = jax.device_put(state, jax.local_devices()[0])
         start = int(state.step)
