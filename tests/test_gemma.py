@@ -177,5 +177,5 @@ def test_a_run_starts_from_the_layers_and_from_the_seed_elsewhere(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, params["blocks"]["1"].pop("transformer"), layers)
         others["blocks"]["1"].pop("transformer")
         jax.tree.map(np.testing.assert_array_equal, params, others)
-    with pytest.raises(ValueError, match="train.language_model needs flow.language_model"):
+    with pytest.raises(ValueError, match=r"train.language_model needs flow.language_model"):
         dataclasses.replace(config, flow=dataclasses.replace(config.flow, language_model=None))

@@ -79,6 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
                 "--workdir must be a run on pixels of one shape, whose bits/dim compare, got the latents of "
                 f"{config.data.autoencoder}"
             )
+        if config.data.text_encoder is not None:
+            raise CommandError(
+                "--workdir must be a run without captions, got one whose captions are read by "
+                f"{config.data.text_encoder}; use starflow score"
+            )
         source = open_source(config.data, arguments.split, flow=config.flow, text=config.text)
         check_source(source, config.flow, config.text)
         shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}

@@ -7,12 +7,13 @@
 """
 
 from starflow_jax.text.captions import caption_prompts
-from starflow_jax.text.encoder import TextEncoder
+from starflow_jax.text.encoder import CaptionReader, TextEncoder
 from starflow_jax.text.labels import LabelTable, read_labels
 from starflow_jax.text.stored import load_caption_reader, load_text_encoder
 from starflow_jax.text.words import WordEncoder
 
 __all__ = [
+    "CaptionReader",
     "LabelTable",
     "TextEncoder",
     "WordEncoder",

@@ -234,7 +234,8 @@ class T5Encoder:
         """As of `TextEncoder`."""
         ids = jnp.asarray(ids)
         mask = self.tokenizer.mask(ids)
-        stack = nnx.merge(_definition(self.config, Compute(self.dtype, self.precision, layout))[0], dict(params))
+        definition, _ = _definition(self.config, Compute(self.dtype, self.precision, layout))
+        stack = nnx.merge(definition, jax.tree.map(jnp.asarray, dict(params)))
         return stack(ids, mask) * mask[:, :, None]
 
 

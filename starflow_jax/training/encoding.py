@@ -22,7 +22,7 @@ from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.data.opening import Split, open_source
 from starflow_jax.data.skipped import BadExample, Skipped
 from starflow_jax.files import replacing_folder, write_text
-from starflow_jax.training.inputs import word_encoder
+from starflow_jax.training.frozen_text import load_text
 
 SHARD = 10_000
 
@@ -92,7 +92,7 @@ def encode_source(
     Examples are encoded as they are scored: cropped about the centre, not mirrored, each with one of its captions.
 
     Args:
-      config: whose captions and vocabulary are used.
+      config: whose captions, and vocabulary or text encoder, are used.
       source: pixels; see `pixel_source`.
       autoencoder, params: what encodes them; kept with the latents.
       out: folder that does not exist, or is empty; it appears whole or not at all.
@@ -104,9 +104,13 @@ def encode_source(
     """
     check(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     specs = [example_spec(part.source) for part in components_of(source)]
-    captioned = all("text" in spec for spec in specs) and config.text is not None
-    encoder = word_encoder(config) if captioned else None
-    length, dim = (encoder.length, len(encoder.vocabulary)) if encoder else (0, 0)
+    text = load_text(config) if all("text" in spec for spec in specs) else None
+    length, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)
+    empty: np.ndarray | None = None
+    known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: every other one may be long, and there are many
+    if text is not None:
+        text = text.over(None)
+        empty, known = text.states_of(text.empty[None])
     records = Records(dtype, source.num_classes, length, dim)
     encode = jax.jit(autoencoder.encode)
     skipped = Skipped()
@@ -124,8 +128,8 @@ def encode_source(
                     latents = np.asarray(encode(params, filled))[: len(batch)]
                     check(bool(np.isfinite(latents).all()), "the autoencoder must give finite latents, and did not")
                     states: list[np.ndarray | None] = [None] * len(batch)
-                    if encoder is not None:
-                        states = list(np.asarray(encoder.states(np.stack([example["text"] for example in batch]))))
+                    if text is not None:
+                        states = list(text.states_of(np.stack([example["text"] for example in batch]), known)[0])
                     for example, latent, state in zip(batch, latents, states, strict=True):
                         caption = str(example.get(CAPTION, ""))
                         shards.write(records.pack(latent, int(example["label"]), state, caption))
@@ -137,7 +141,6 @@ def encode_source(
             if shards.files:
                 files.setdefault(shape, []).extend(shards.files)
         check(written > 0, f"{source.name} must hold an example that can be encoded, got none")
-        text = {"length": length, "dim": dim, "empty": [[0.0] * dim]} if encoder else None
         header = {
             "format": FORMAT,
             "source": source.name,
@@ -147,7 +150,7 @@ def encode_source(
             "scale": 1.0,
             "stride": autoencoder.stride,
             "num_classes": source.num_classes,
-            "text": text,
+            "text": None if empty is None else {"length": length, "dim": dim, "empty": _rows(empty[0])},
             "skipped": skipped.bad,
             "buckets": [
                 {"bucket": "x".join(map(str, shape[:-1])), "shape": shape, "count": counts[shape], "files": names}
@@ -157,6 +160,12 @@ def encode_source(
         save_autoencoder(folder / AUTOENCODER_FILE, autoencoder, params)
         write_text(folder / HEADER_FILE, json.dumps(header, indent=2) + "\n")
     return Encoded(counts, skipped)
+
+
+def _rows(states: np.ndarray) -> list[list[float]]:
+    """Rows of states [L, D] up to the last that is not zeros, at least one."""
+    used = np.flatnonzero(np.any(states != 0, axis=1))
+    return states[: int(used[-1]) + 1 if len(used) else 1].tolist()
 
 
 class _Shards:

@@ -25,6 +25,7 @@ from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.frozen import Frozen, open_with_encoder
+from starflow_jax.training.frozen_text import FrozenText, open_text
 from starflow_jax.training.inputs import first_frames, latent_shape, shortened
 from starflow_jax.training.metrics import MetricsWriter, average
 from starflow_jax.training.optimizer import Params
@@ -129,6 +130,7 @@ def train(
     """
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
+    text = open_text(config, source)
     layout = run_layout(config, source, encoder)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
     first = jax.process_index() == 0
@@ -163,6 +165,7 @@ def train(
         run = _Run(config, workdir, source, layout, loader, state, checkpoints, writer, bar, profiler)
         run.callbacks, run.evaluations = callbacks, evaluations
         run.encoder = None if encoder is None else encoder.over(layout)
+        run.text = None if text is None else text.over(layout)
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
         return run.until(stop)
@@ -220,6 +223,7 @@ class _Run:
         self.callbacks: Sequence[Callback] = ()
         self.evaluations: Sequence[Callback] = ()
         self.encoder: Frozen | None = None
+        self.text: FrozenText | None = None
         self.profiler: Profiler = profiler
         self.images = self.flops = 0  # since the last row
         self.bad: dict[str, str] = {}
@@ -281,7 +285,7 @@ class _Run:
         if self.layout is not None:
             stacked = {name: self.layout.assemble(rows, 1) for name, rows in stacked.items()}
         self.state, metrics = train_steps(
-            self.config, self.source.levels, self.state, stacked, count, self.layout, self.encoder
+            self.config, self.source.levels, self.state, stacked, count, self.layout, self.encoder, self.text
         )
         self.calls.append(metrics)
         self.step += count

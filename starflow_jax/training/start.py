@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def start_state(config: ExperimentConfig, layout: Layout | None = None) -> Train
     state = init_state(config, layout)
     inside: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
     ema = None if state.ema is None else _replaced(state.ema, inside)
-    return state.replace(params=_replaced(state.params, inside), ema=ema)
+    return dataclasses.replace(state, params=_replaced(state.params, inside), ema=ema)
 
 
 def _replaced(params: Any, inside: Any) -> Any:
