@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
-    from starflow_jax.training.start import start_state
+    from starflow_jax.training.start import check_start, start_state
     from starflow_jax.training.weights_and_biases import check_installed
     from starflow_jax.training.workdir import claim_workdir, in_use
 
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
     opening = (held_out_score, open_with_encoder, open_text, run_layout)
-    reading = (*opening, start_state, claim_workdir, first_does, in_use, go_on, Loader.__next__)
+    reading = (*opening, check_start, start_state, claim_workdir, first_does, in_use, go_on, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:

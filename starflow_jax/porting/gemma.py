@@ -147,8 +147,15 @@ def read_deep_block(folder: Path, flow: FlowConfig, *, differs: bool = False) ->
     Raises:
       ValueError: a folder of another model or shape, damaged or missing tensors; differences, without `differs`.
     """
-    model = open_pretrained(folder)
-    config = _checked(folder, model.config)
+    config, transformer = check_deep_block(folder, flow, differs=differs)
+    return _layers(open_pretrained(folder), transformer, _query_factor(config, transformer.head_dim))
+
+
+def check_deep_block(
+    folder: Path, flow: FlowConfig, *, differs: bool = False
+) -> tuple[Mapping[str, Any], TransformerConfig]:
+    """The configuration and shape of the language model in a folder, checked as by `read_deep_block`."""
+    config = _checked(folder, read_config(folder))
     transformer = _transformer(config)
     if transformer != flow.language_model:
         raise ValueError(f"flow.language_model must be {transformer} for {folder}, got {flow.language_model}")
@@ -159,7 +166,7 @@ def read_deep_block(folder: Path, flow: FlowConfig, *, differs: bool = False) ->
         f"the deep block does not compute what {folder} does ({'; '.join(found)}); train.language_model_differs=True "
         "starts from its layers all the same",
     )
-    return _layers(model, transformer, _query_factor(config, transformer.head_dim))
+    return config, transformer
 
 
 def _query_factor(config: Mapping[str, Any], head_dim: int) -> float:

@@ -36,10 +36,10 @@ from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
-from starflow_jax.training.start import start_state
+from starflow_jax.training.start import check_start, start_state
 from starflow_jax.training.step import TrainState, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
-from starflow_jax.training.workdir import claim_workdir, in_use
+from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +132,8 @@ def train(
     source, encoder = open_with_encoder(config, "train", source)
     text = open_text(config, source)
     layout = run_layout(config, source, encoder)
+    if not (workdir / CHECKPOINT_FOLDER).is_dir():  # a folder is not claimed by what cannot start
+        check_start(config)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ import numpy as np
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows.parameters import overlaid
 from starflow_jax.parallel.layout import Layout
-from starflow_jax.porting.gemma import read_deep_block
+from starflow_jax.porting.gemma import check_deep_block, read_deep_block
 from starflow_jax.training.step import TrainState, init_state
 
 
@@ -30,6 +30,13 @@ def start_state(config: ExperimentConfig, layout: Layout | None = None) -> Train
     inside: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
     ema = None if state.ema is None else _replaced(state.ema, inside)
     return dataclasses.replace(state, params=_replaced(state.params, inside), ema=ema)
+
+
+def check_start(config: ExperimentConfig) -> None:
+    """Raises ValueError, as `start_state` does, for a language model of another shape, reading its configuration only."""
+    train = config.train
+    if train.language_model is not None:
+        check_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
 
 
 def _replaced(params: Any, inside: Any) -> Any:
