@@ -18,7 +18,7 @@ from starflow_jax.nn.transformer import Transformer
 from starflow_jax.porting import flow_config, from_torch
 from starflow_jax.porting.gemma import differences, language_model_config, read_deep_block
 from starflow_jax.text import load_text_encoder
-from starflow_jax.training.start import start_state
+from starflow_jax.training.start import check_start, start_state
 from starflow_jax.training.step import init_state
 
 
@@ -177,5 +177,8 @@ def test_a_run_starts_from_the_layers_and_from_the_seed_elsewhere(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, params["blocks"]["1"].pop("transformer"), layers)
         others["blocks"]["1"].pop("transformer")
         jax.tree.map(np.testing.assert_array_equal, params, others)
+    write_gemma(tmp_path, attn_logit_softcapping=50.0)
+    with pytest.raises(ValueError, match=r"it caps attention logits at 50\); train.language_model_differs=True"):
+        check_start(config)
     with pytest.raises(ValueError, match=r"train.language_model needs flow.language_model"):
         dataclasses.replace(config, flow=dataclasses.replace(config.flow, language_model=None))

@@ -21,7 +21,7 @@ from starflow_jax.config import load_config
 from starflow_jax.data import train_loader
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.sampling import sample
-from starflow_jax.sampling.video_plan import caption_reader, text_states
+from starflow_jax.sampling.video_plan import caption_reader, plan_videos, text_states
 from starflow_jax.training.frozen_text import load_text, prompts
 from starflow_jax.training.inputs import batch_condition, open_source
 
@@ -83,6 +83,26 @@ def test_captions_are_read_in_the_templates_of_the_training(config):
     reader = caption_reader(config)
     direct = reader.encoder.encode(reader.params, reader.encoder.ids(["Noise Level 100:\na cat"]))
     np.testing.assert_allclose(text_states(config, ["a cat"], reader), direct, atol=1e-5)
+
+
+def test_windows_after_the_first_read_captions_of_clips_that_go_on(config):
+    captions = dataclasses.replace(config.data.captions, fps=True)
+    clips = dataclasses.replace(
+        config.data, source="latents", frames=3, fps=8.0, captions=captions, flip=0.0, drop_first=0.5
+    )
+    flow = dataclasses.replace(config.flow, temporal_causal=True)
+    video = dataclasses.replace(config, flow=flow, data=clips)
+    plan = plan_videos(video, ["a cat", ""], frames=5)
+    reader = caption_reader(config)
+
+    def states(prompt):
+        return reader.states_of(reader.encoder.ids([prompt]))[0][0]
+
+    first = "Noise Level 100:\nA video with 8 fps:\n{}a cat\n"
+    np.testing.assert_allclose(plan.text[0], states(first.format("")), atol=1e-5)
+    np.testing.assert_allclose(plan.later_text[0], states(first.format("(extend) ")), atol=1e-5)
+    for row in (plan.text[1], plan.later_text[1], plan.null[0]):
+        np.testing.assert_allclose(row, states(""), atol=1e-5)
 
 
 def test_guidance_leads_away_from_the_empty_caption(config):

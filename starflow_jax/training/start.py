@@ -33,7 +33,7 @@ def start_state(config: ExperimentConfig, layout: Layout | None = None) -> Train
 
 
 def check_start(config: ExperimentConfig) -> None:
-    """Raises ValueError, as `start_state` does, for a language model of another shape, reading its configuration only."""
+    """Raises ValueError as `start_state` does, having read the configuration of the language model only."""
     train = config.train
     if train.language_model is not None:
         check_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
