@@ -210,7 +210,7 @@ REFUSALS = {
     "class": ([*RUN, "--class", "3"], "--class does not go with the run in run, which is on clips"),
     "caption of a picture": (
         ["sample", "--workdir", "still", "--out", "x.png", "--caption", "a one"],
-        "--caption does not go with the run in still, which is on still images",
+        "--caption does not go with the run in still, which has no captions",
     ),
     "mp4 of pictures": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
     "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also .mp4 or .gif)"),

@@ -70,10 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training import load_run
     from starflow_jax.training.calibration import CALIBRATION_FILE, calibrate_run, write_calibration
     from starflow_jax.training.frozen import open_with_encoder
+    from starflow_jax.training.frozen_text import load_text
 
-    with sentences(load_run, open_with_encoder):
+    with sentences(load_run, open_with_encoder, load_text):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
         open_with_encoder(config, "train")
+        load_text(config)
     if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
         raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
     if arguments.json is not None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from starflow_jax.commands.errors import CommandError, sentence
+from starflow_jax.commands.errors import CommandError, sentence, sentences
 from starflow_jax.commands.remarks import remark
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from starflow_jax.config.experiment import ExperimentConfig
+    from starflow_jax.training.frozen_text import FrozenText
 
 MAX_FILE_BYTES = 2**20
 
@@ -32,7 +37,7 @@ def read_captions(given: Sequence[str]) -> list[str]:
     return captions
 
 
-def readable_captions(captions: Sequence[str], config: ExperimentConfig) -> tuple[list[int], dict[int, str]]:
+def readable_captions(captions: Sequence[str], reader: FrozenText) -> tuple[list[int], dict[int, str]]:
     """Tells the captions that a run can read from those it cannot, which are reported on stderr.
 
     Returns:
@@ -41,12 +46,10 @@ def readable_captions(captions: Sequence[str], config: ExperimentConfig) -> tupl
     Raises:
       CommandError: there is one caption, and the run cannot read it.
     """
-    from starflow_jax.sampling.video_plan import text_states
-
     good, bad = [], {}
     for place, caption in enumerate(captions):
         try:
-            text_states(config, [caption])
+            reader.encoder.ids([caption])
         except ValueError as error:
             if len(captions) == 1:
                 raise CommandError(sentence(error)) from error
@@ -55,6 +58,63 @@ def readable_captions(captions: Sequence[str], config: ExperimentConfig) -> tupl
         else:
             good.append(place)
     return good, bad
+
+
+def with_text_encoder(config: ExperimentConfig, path: Path | None) -> ExperimentConfig:
+    """The experiment with the folder of --text-encoder as its `data.text_encoder`; as it is where that is None.
+
+    Raises:
+      CommandError: an experiment that reads no captions, or reads them as words.
+    """
+    if path is None:
+        return config
+    with sentences():
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, text_encoder=str(path)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Said:
+    """Captions of pictures, and their states.
+
+    Attributes:
+      captions: n that can be read; text: float32 [n, L, D], their states; null: float32 [1, L, D], of the empty one.
+      left_out: (caption, reason) of those that cannot be read.
+    """
+
+    captions: tuple[str, ...]
+    text: np.ndarray
+    null: np.ndarray
+    left_out: tuple[tuple[str, str], ...]
+
+
+def read_said(arguments: argparse.Namespace, config: ExperimentConfig) -> Said | None:
+    """What --caption says of pictures; None where classes (or nothing) decide what is drawn.
+
+    Raises:
+      CommandError: captions of a run that reads none, besides --class, or none of which can be read.
+    """
+    from starflow_jax.sampling.video_plan import caption_reader, text_states
+    from starflow_jax.training.frozen_text import load_text
+
+    reads = config.text is not None or config.data.text_encoder is not None
+    if arguments.caption is None and (arguments.label is not None or config.data.text_encoder is None):
+        return None
+    if arguments.label is not None:
+        raise CommandError("--caption and --class exclude each other")
+    if not reads:
+        raise CommandError(
+            f"--caption does not go with the run in {arguments.workdir}, which has no captions"
+            + ("; --text-encoder reads them" if config.flow.text_dim else "")
+        )
+    captions = read_captions(arguments.caption or [""])
+    with sentences(load_text):
+        reader = caption_reader(config)
+    good, bad = readable_captions(captions, reader)
+    if not good:
+        raise CommandError("--caption must hold a caption that the run can read, got none")
+    kept = tuple(captions[place] for place in good)
+    left_out = tuple((captions[place], reason) for place, reason in bad.items())
+    return Said(kept, text_states(config, kept, reader), text_states(config, [""], reader), left_out)
 
 
 def _read_file(path: Path) -> list[str]:

@@ -145,6 +145,6 @@ def _label(example: Any, encoder: Any) -> str:
         known = encoder.words(example["text"])
         said = example.get("caption", known)
         return known if " ".join(said.lower().split()) == known else f"{said}\n-> {known or '(nothing)'}"
-    if "text_states" in example:
+    if "text_states" in example or "text" in example:
         return example.get("caption", "")
     return f"class {example['label']}" if example["label"] >= 0 else ""

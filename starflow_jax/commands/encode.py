@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, integer
+from starflow_jax.commands.captions import with_text_encoder
 from starflow_jax.commands.devices import add_processes, is_first, join
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
@@ -16,7 +17,8 @@ from starflow_jax.commands.remarks import latents_are_fixed, remark
 DESCRIPTION = """\
 Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains
 from them with --config.data.source=latents --config.data.path=DIR. Pictures are read at the autoencoder's stride times
-flow.image_size; captions are encoded too where the experiment has a vocabulary.
+flow.image_size; captions are encoded too where the experiment has a vocabulary or a text encoder: the folder of a
+pretrained one (--text-encoder), or that of data.text_encoder.
 
 The autoencoder is a file (--autoencoder), or patches of P x P pixels are fitted to C principal components
 (--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It is kept in the folder as
@@ -28,6 +30,7 @@ EXAMPLES = """\
 examples:
   starflow encode --config photos.py --fit-patch-pca 8:16 --out latents/train
   starflow encode --config photos.py --autoencoder latents/train/autoencoder.npz --split test --out latents/test
+  starflow encode --config photos.py --text-encoder flan-t5-xl --out latents/train
   starflow train --config photos.py --config.data.source=latents --config.data.path=latents --workdir runs/latent
 """
 
@@ -44,6 +47,7 @@ def add_to(subparsers: Any) -> None:
         "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
     )
     parser.add_argument("--autoencoder", type=Path, metavar="FILE", help=".npz (default: data.autoencoder)")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="a folder (default: data.text_encoder)")
     parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
     parser.add_argument(
         "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
@@ -65,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     fit = _patch_and_channels(arguments)
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
+    config = with_text_encoder(config, arguments.text_encoder)
     check_new_folder("--out", arguments.out)
     if arguments.json is not None:
         check_writable("--json", arguments.json)

@@ -71,6 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         if config.data.frames:
             raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
     check_on_pixels(config)
+    if config.data.text_encoder is not None:
+        raise CommandError(
+            "--workdir must be a run without captions, got one whose captions are read by "
+            f"{config.data.text_encoder}; use starflow score"
+        )
     source = scored_source(config, arguments.split)
     draws = arguments.draws or config.evaluate.draws
     scores = score_flow(

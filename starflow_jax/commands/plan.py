@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.parallel.plan import as_values, check_sizes, make_plan
     from starflow_jax.parallel.report import report
     from starflow_jax.training.frozen import load_encoder
+    from starflow_jax.training.frozen_text import load_text
 
     wanted: list[tuple[Literal["train", "inverse"], Any]] = []
     if arguments.program != "inverse":
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         wanted.append(("inverse", _resized(works[0], arguments.samples)))
     plans = []
     for program, work in wanted:
-        with sentences(load_encoder, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
+        with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
             plan = make_plan(config, place, work, program)
         plans.append(plan)
         print(report(plan), end="\n\n", flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.commands.arguments import choice, class_choice, integer, real
+from starflow_jax.commands.captions import with_text_encoder
 from starflow_jax.commands.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_new_folder, check_writable
@@ -29,6 +30,7 @@ examples:
   starflow sample --workdir runs/digits --num 64 --out digits.png
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out sevens.png
   starflow sample --workdir runs/digits --class 7 --candidates 64 --keep 8 --out likely_sevens.png
+  starflow sample --workdir runs/t2i --text-encoder flan-t5-xl --caption "a corgi" --num 4 --out corgis.png
   starflow sample --workdir runs/video --caption "a seven moving left" --frames 24 --out seven.mp4
   starflow sample --workdir runs/video --caption captions.txt --num 4 --solver auto --out videos
   starflow sample --workdir runs/video --caption "a two moving up" --image first.png --out two.gif
@@ -38,7 +40,6 @@ examples:
 
 # Options of one kind of run: the name in the namespace, and what a person typed.
 _OF_VIDEOS = {
-    "caption": "--caption",
     "image": "--image",
     "continued": "--continue",
     "video": "--video",
@@ -128,7 +129,13 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         "--caption",
         action="append",
         metavar="TEXT|FILE.txt",
-        help="videos: what they show, or a file with a caption a line (repeatable; default: nothing said)",
+        help="what is shown, or a file with a caption a line (repeatable; default: nothing said)",
+    )
+    option(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="folder of the text encoder that reads captions (default: data.text_encoder of the run)",
     )
     option("--image", type=Path, metavar="FILE", help="videos: a picture as the first frame")
     option(
@@ -185,6 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
         load_encoder(config)  # before anything is drawn that could not be decoded
+    config = with_text_encoder(config, arguments.text_encoder)
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"
     for name, flag in foreign.items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from starflow_jax.commands.captions import read_said
 from starflow_jax.commands.devices import is_first
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.sample_warnings import warn_of
@@ -27,20 +29,27 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
     from starflow_jax.training.inputs import condition
 
     out = arguments.out
+    text = None
     if out.suffix in (".mp4", ".gif"):
         raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(out)!r}")
     classes = config.flow.num_classes or config.flow.text_dim
-    label = "all" if arguments.label is None else arguments.label
-    if arguments.candidates is not None:
-        each = np.arange(max(classes, 1)) if label == "all" and classes else [label if isinstance(label, int) else -1]
-        labels = np.repeat(np.asarray(each, np.int32), arguments.candidates)
+    said = read_said(arguments, config)
+    label = ("none" if said else "all") if arguments.label is None else arguments.label
+    if said is not None:
+        each = arguments.candidates or arguments.num or config.sample.num
+        rows = np.repeat(np.arange(len(said.captions)), each)
+        labels, text = np.full(len(rows), -1, np.int32), said.text[rows]
+    elif arguments.candidates is not None:
+        every = np.arange(max(classes, 1)) if label == "all" and classes else [label if isinstance(label, int) else -1]
+        labels = np.repeat(np.asarray(every, np.int32), arguments.candidates)
     elif label == "all":
         labels = class_labels(config, arguments.num or config.sample.num)
     else:
         labels = np.full(arguments.num or config.sample.num, -1 if label == "none" else label, np.int32)
     guidance = arguments.guidance
     if guidance is None:  # what the configuration says is meant for pictures of a class
-        guidance = config.sample.guidance if (labels >= 0).any() else 0.0
+        meant = (labels >= 0).any() if said is None else any(caption.strip() for caption in said.captions)
+        guidance = config.sample.guidance if meant else 0.0
     batch_size, keep = arguments.batch or 64, arguments.keep or 1
     solver = chosen_solver(arguments, config, step=step, batch=min(batch_size, len(labels)))
     with sentences(check_request):
@@ -49,6 +58,8 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
             config,
             jax.random.key(arguments.seed),
             labels,
+            text=text,
+            null=None if said is None else said.null,
             solver=solver,
             guidance=guidance,
             temperature=arguments.temperature,
@@ -58,19 +69,23 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
         )
     kept, scores = np.arange(len(labels)), None
     if arguments.candidates is not None:
-        cond = condition(jax.numpy.asarray(labels), config.flow)
+        cond = condition(jax.numpy.asarray(labels), config.flow) if text is None else text
         known = None if cond is None else np.asarray(cond)
         found = log_likelihoods(params, config.flow, drawn.noisy, known, batch_size=batch_size)
         kept = likeliest(found, arguments.candidates, keep)
         scores = found[kept]
     if not is_first():
         return 0
-    # Pictures of all classes: a column for each class, or a row for each where the likeliest stand side by side.
+    # Pictures of all classes: a column for each class. The likeliest of each class or caption, and all pictures of
+    # each caption, stand side by side.
     columns = class_columns(config.flow.num_classes if label == "all" else 0, len(labels))
     if scores is not None and len(kept) > keep:
         columns = keep
+    elif said is not None and len(said.captions) > 1:
+        columns = each
     labels = labels[kept]
-    _write(out, drawn.images[kept], drawn.x[kept], labels, arguments.scale, columns)
+    captions = None if said is None else [said.captions[row] for row in rows[kept]]
+    _write(out, drawn.images[kept], drawn.x[kept], labels, arguments.scale, columns, captions)
 
     report = drawn.report
     print(
@@ -79,7 +94,8 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
     )
     if scores is not None:
         print(f"kept: the likeliest {keep} of every {arguments.candidates}")
-    unconditional = guidance > 0 or (drawn.labels < 0).any()
+    dropped = (drawn.labels < 0).any() if said is None else not all(caption.strip() for caption in said.captions)
+    unconditional = guidance > 0 or dropped
     warn_of(report, "pictures", untrained_null=bool(classes and not config.data.label_drop and unconditional))
     print(f"written: {out}")
     if arguments.json is not None:
@@ -88,7 +104,9 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
             "out": str(out),
             "step": step,
             "seed": arguments.seed,
-            "class": label,
+            "class": label if said is None else None,
+            "captions": None if said is None else list(said.captions),
+            "left_out": [] if said is None else [{"caption": c, "reason": why} for c, why in said.left_out],
             "solver": solver_figures(solver),
             "guidance": guidance,
             "converged": report.converged,
@@ -101,10 +119,11 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
                 "kept": [
                     {
                         "class": int(number),
+                        "caption": None if captions is None else captions[row],
                         "candidate": int(place) % arguments.candidates,
                         "log_likelihood": float(score),
                     }
-                    for number, place, score in zip(labels, kept, scores, strict=True)
+                    for row, (number, place, score) in enumerate(zip(labels, kept, scores, strict=True))
                 ],
             }
         write_json(arguments.json, figures)
@@ -113,7 +132,13 @@ def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, param
 
 
 def _write(
-    out: Path, images: np.ndarray, x: np.ndarray, labels: np.ndarray, scale: int | None, columns: int | None
+    out: Path,
+    images: np.ndarray,
+    x: np.ndarray,
+    labels: np.ndarray,
+    scale: int | None,
+    columns: int | None,
+    captions: Sequence[str] | None,
 ) -> None:
     from starflow_jax.evaluation.pictures import enlargement
     from starflow_jax.files import replacing, replacing_folder
@@ -125,7 +150,9 @@ def _write(
         write_png(out, image_grid(images, columns), scale=scale)
     elif out.suffix == ".npz":
         with replacing(out) as temporary:
-            np.savez_compressed(temporary, image=images, label=labels, x=x)
+            arrays: dict[str, Any] = {"image": images, "x": x}
+            arrays |= {"label": labels} if captions is None else {"caption": np.asarray(captions)}
+            np.savez_compressed(temporary, **arrays)
     else:
         digits = len(str(len(images) - 1))
         with replacing_folder(out) as folder:

@@ -32,7 +32,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     from starflow_jax.figures import write_json
     from starflow_jax.sampling.ranking import likeliest, log_likelihoods
     from starflow_jax.sampling.stream import stream_plan
-    from starflow_jax.sampling.video_plan import plan_videos
+    from starflow_jax.sampling.video_plan import caption_reader, plan_videos
     from starflow_jax.sampling.videos import draw_plan
     from starflow_jax.solvers.stream import check_streaming
     from starflow_jax.text.captions import prefixed
@@ -41,7 +41,9 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     window = _window(arguments, config)
     given = read_given(arguments, config, size, window)
     captions = [prefixed(caption, given.word) for caption in read_captions(arguments.caption or [""])]
-    good, bad = readable_captions(captions, config)
+    with sentences(caption_reader):
+        reader = caption_reader(config)
+    good, bad = readable_captions(captions, reader)
     if not good:
         return REFUSED
     each = arguments.candidates or arguments.num or config.sample.num
@@ -67,6 +69,9 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
             batch_size=arguments.batch or 8,
             # A caption keeps its noise when another one is left out.
             places=[place * each + number for place in good for number in range(each)],
+            reader=reader,
+            aspect=arguments.aspect,
+            fps=arguments.fps,
         )
     new_frames = len(plan.captions) * (given.frames - plan.given_frames)
     with tqdm(total=new_frames, unit="frame", disable=None, dynamic_ncols=True) as bar:

@@ -137,9 +137,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
 def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]:
     """The first clips (or images) of the run's own data, under their own conditions."""
     from starflow_jax.evaluation.surprise import source_clips
+    from starflow_jax.training.frozen_text import load_text
 
     source = scored_source(config, split, count)
-    return source_clips(source, config, min(count, len(source)), name=split)
+    with sentences(load_text):
+        return source_clips(source, config, min(count, len(source)), name=split)
 
 
 def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: ExperimentConfig) -> list[Clip]:
@@ -149,17 +151,18 @@ def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: Experim
 
     from starflow_jax.evaluation.surprise import Clip, file_pixels
     from starflow_jax.media import read_video
-    from starflow_jax.sampling.video_plan import later_text, text_states
+    from starflow_jax.sampling.video_plan import caption_reader, later_text, text_states
     from starflow_jax.training.inputs import condition
 
     if not config.data.frames:
         raise CommandError("--video needs a run on video, got one on still images")
     captions = list(captions) * (len(paths) if len(captions) == 1 else 1)
     later: Any = None
-    if config.text is not None:
-        with sentences(text_states):
-            states: Any = text_states(config, captions)
-        later = later_text(config, captions)
+    if config.text is not None or config.data.text_encoder is not None:
+        with sentences(caption_reader, text_states):
+            reader = caption_reader(config)
+            states: Any = text_states(config, captions, reader)
+        later = later_text(config, captions, reader)
     else:
         if any(captions):
             raise CommandError("--caption needs a run that reads captions, got one that does not")

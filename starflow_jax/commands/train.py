@@ -109,10 +109,12 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training import Checkpoints, plot_curves, train
     from starflow_jax.training.agreement import first_does
     from starflow_jax.training.frozen import open_with_encoder
+    from starflow_jax.training.frozen_text import open_text
     from starflow_jax.training.loop import run_layout
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
+    from starflow_jax.training.start import check_start, start_state
     from starflow_jax.training.weights_and_biases import check_installed
     from starflow_jax.training.workdir import claim_workdir, in_use
 
@@ -132,8 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
         # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
-    opening = (held_out_score, open_with_encoder, run_layout)
-    reading = (*opening, claim_workdir, first_does, in_use, go_on, Loader.__next__)
+    opening = (held_out_score, open_with_encoder, open_text, run_layout)
+    reading = (*opening, check_start, start_state, claim_workdir, first_does, in_use, go_on, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:

@@ -27,6 +27,8 @@ class DataConfig(SourceConfig):
       warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
       autoencoder: .npz file of a frozen autoencoder (`autoencoders.stored`) that encodes pictures or clips inside the
         training step; the flow's image_size and channels are then those of the latents.
+      text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`text.stored`), that reads captions
+        inside the training step; of latents, whose text states were computed before, those of samples alone.
     """
 
     mixture: tuple[ComponentConfig, ...] = ()
@@ -39,6 +41,7 @@ class DataConfig(SourceConfig):
     warp: float = 0.0
     warp_strength: float = 0.5
     autoencoder: str | None = None
+    text_encoder: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,6 +77,8 @@ class DataConfig(SourceConfig):
             check(bool(self.autoencoder), "autoencoder must be None or the path of a file, got ''")
             check(self.noise == "gaussian", f"noise must be 'gaussian' with an autoencoder, got {self.noise!r}")
             check(not self.warp, f"warp must be 0 with an autoencoder, got {self.warp}")
+
+        check(self.text_encoder != "", "text_encoder must be None or the path of a folder, got ''")
 
     @property
     def without_effect(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from starflow_jax.config.checks import check, check_choice, check_integer, check
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.config.mesh import MeshConfig
+from starflow_jax.config.source import DECODED
 from starflow_jax.config.train import TrainConfig
 
 
@@ -114,6 +115,7 @@ class ExperimentConfig:
             words is not None or all(part.source != "moving_digits" for part in (self.data, *self.data.mixture)),
             "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
         )
+        self._check_text_encoder()
         for part in self.data.mixture:
             check(
                 (part.batch_size or 0) % self.train.accumulate == 0,
@@ -124,6 +126,10 @@ class ExperimentConfig:
         check(
             longest <= self.data.frames,
             f"train.curriculum must have at most data.frames={self.data.frames} frames, got {longest}",
+        )
+        check(
+            self.train.language_model is None or self.flow.language_model is not None,
+            f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
         )
         gaussian = self.data.noise == "gaussian"
         has_denoiser = self.flow.denoiser is not None
@@ -147,3 +153,13 @@ class ExperimentConfig:
             self.sample.denoise == "none" or gaussian,
             f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
         )
+
+    def _check_text_encoder(self):
+        path = self.data.text_encoder
+        if path is None:
+            return
+        check(self.text is None, f"text must be None with data.text_encoder {path!r}, got a vocabulary")
+        check(self.flow.text_dim > 0, f"data.text_encoder needs flow.text_dim above 0, got 0 for {path!r}")
+        kinds = {part.source for part in (self.data.mixture or (self.data,))}
+        without = sorted(kinds - {*DECODED, "latents"})
+        check(not without, f"data.text_encoder reads captions, of which data.source {without} has none")

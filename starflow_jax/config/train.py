@@ -33,6 +33,9 @@ class TrainConfig:
       best_metric: "loss", "bits_per_dim" (over the updates since the last row) or "held_out_bits_per_dim"; a
         checkpoint counts where the figure was measured at its very step.
       max_skipped: updates skipped in a row after which a run stops; 0 for never.
+      language_model: folder of a pretrained Gemma 2 or 3 whose layers the deep block starts from
+        (`porting.gemma`); it must have the shape of `flow.language_model`. None starts from random ones.
+      language_model_differs: start from it also where the block computes something else than that model does.
     """
 
     steps: int
@@ -61,6 +64,8 @@ class TrainConfig:
     keep_best: int = 0
     best_metric: Literal["loss", "bits_per_dim", "held_out_bits_per_dim"] | None = None
     max_skipped: int = 0
+    language_model: str | None = None
+    language_model_differs: bool = False
 
     def __post_init__(self):
         for name in (

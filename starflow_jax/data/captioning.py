@@ -1,4 +1,4 @@
-"""Which caption of an example a model reads, and the words of it that the model knows."""
+"""Which caption of an example a model reads, and as which ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from starflow_jax.config.source import CaptionConfig
 from starflow_jax.data.collection import Captions
 from starflow_jax.text.captions import EXTEND, caption_prompts, prefixed
-from starflow_jax.text.words import WordEncoder
+from starflow_jax.text.encoder import CaptionReader
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class Captioner:
     """Chooses, wraps and encodes captions.
 
     Attributes:
-      encoder: of a small vocabulary. Words that it does not know are left out, and so is what is longer than it reads:
-        data from anywhere hold any words.
+      encoder: makes ids of them. What it does not know is left out, and so is what is longer than it reads: data from
+        anywhere hold any words.
       config: weights of the kinds of captions, and the templates.
       noise_std: sigma_n for the noise template; fps: frames per second for the fps template, 0 for stills; None takes
         those of the example.
     """
 
-    encoder: WordEncoder
+    encoder: CaptionReader
     config: CaptionConfig
     noise_std: float
     fps: float | None = 0.0
@@ -56,5 +56,5 @@ class Captioner:
         )[0]
 
     def ids(self, prompt: str) -> np.ndarray:
-        """Word ids int32 [L]."""
+        """Ids int32 [L]."""
         return self.encoder.known_ids([prompt])[0]

@@ -31,7 +31,7 @@ from starflow_jax.data.source import ArraySource, Source
 from starflow_jax.data.tars import Tars
 from starflow_jax.data.tfds_records import TfdsRecords
 from starflow_jax.media.clips import CLIP_SUFFIXES
-from starflow_jax.text.words import WordEncoder
+from starflow_jax.text import CaptionReader, WordEncoder, load_caption_reader
 
 Split = Literal["train", "test"]
 
@@ -45,14 +45,14 @@ class _Reader:
     text: TextConfig | None
     noise_std: float
     label_drop: float
+    captions: CaptionReader | None
 
     def captioner(self, config: SourceConfig) -> Captioner | None:
-        """Of an experiment with a vocabulary."""
-        if self.text is None or self.flow is None:
+        """Of an experiment that reads captions."""
+        if self.captions is None:
             return None
-        encoder = WordEncoder(self.text.vocabulary, self.flow.text_length)
         fps = (config.fps or None) if config.source == "videos" else 0.0
-        return Captioner(encoder, config.captions, self.noise_std, fps)
+        return Captioner(self.captions, config.captions, self.noise_std, fps)
 
     def channels(self, config: SourceConfig) -> int:
         """Of decoded pictures."""
@@ -82,16 +82,32 @@ def open_source(
 
     Args:
       config: of the data (or of one source).
-      flow: what reads them; text: its vocabulary, without which captions are left alone.
+      flow: what reads them; text: its vocabulary. Without one, and without `text_encoder`, captions are left alone.
 
     Raises:
       ValueError: files that are missing or unreadable, hold other data than they should, or need a flow.
     """
     noise_std, label_drop = (config.noise_std, config.label_drop) if isinstance(config, DataConfig) else (0.0, 0.0)
-    reader = _Reader(split, flow, text, noise_std, label_drop if split == "train" else 0.0)
+    captions = _caption_reader(config, flow, text)
+    reader = _Reader(split, flow, text, noise_std, label_drop if split == "train" else 0.0, captions)
     if isinstance(config, DataConfig) and config.source == "mixture":
         return _mixture(config, reader)
     return _one(config, reader)
+
+
+def _caption_reader(
+    config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None
+) -> CaptionReader | None:
+    """What makes ids of captions: the vocabulary, or the tokenizer of `data.text_encoder`."""
+    if flow is None:
+        return None
+    if text is not None:
+        return WordEncoder(text.vocabulary, flow.text_length)
+    if not isinstance(config, DataConfig) or config.text_encoder is None:
+        return None
+    if all(part.source == "latents" for part in (config.mixture or (config,))):
+        return None  # their captions were read before
+    return load_caption_reader(Path(config.text_encoder), flow.text_length)
 
 
 def _mixture(config: DataConfig, reader: _Reader) -> Mixture:

@@ -42,7 +42,8 @@ def held_out_score(config: ExperimentConfig) -> Callback:
 def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int) -> float:
     config, draws = snapshot.config, snapshot.config.evaluate.draws
     key = jax.random.key(0)
-    captioned = "text_states" in example_spec(source) or (config.text is not None and not _is_clips(source))
+    spec = example_spec(source)
+    captioned = "text_states" in spec or ("text" in spec and (config.text is None or not _is_clips(source)))
     if captioned or not source.levels or encoder is not None:
         return _density(snapshot, source, encoder, count, key)
     if config.data.frames:

@@ -36,7 +36,7 @@ def why_not_drawn(config: ExperimentConfig) -> str | None:
     kinds: list[SourceConfig] = [data] if data.source != "mixture" else [*data.mixture]
     if any(kind.frames for kind in kinds):
         return "clips take too long to draw"
-    if config.text is not None:
+    if config.text is not None or data.text_encoder is not None:
         return "pictures of captions are drawn by starflow sample"
     latents = [kind.path for kind in kinds if kind.source == "latents"]
     if latents and config.flow.text_dim:

@@ -21,6 +21,7 @@ from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import Source, bits_per_dim
+from starflow_jax.data.draw import CAPTION
 from starflow_jax.data.moving_digits import LEVELS as DIGIT_LEVELS
 from starflow_jax.evaluation.frames import (
     cut_windows,
@@ -33,6 +34,7 @@ from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.sampling.video_plan import default_window
+from starflow_jax.training.frozen_text import load_text
 from starflow_jax.training.inputs import condition, noisy_pixels, word_encoder
 
 
@@ -57,8 +59,15 @@ class Clip:
 
 
 def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: str = "clip") -> list[Clip]:
-    """The first `count` clips (or images) of a source, under their own conditions, called `name` and their number."""
+    """The first `count` clips (or images) of a source, under their own conditions, called `name` and their number.
+
+    Raises:
+      ValueError: see `frozen_text.load_text`.
+    """
     clips = []
+    text = None if config.text is not None else load_text(config)
+    text = None if text is None else text.over(None)
+    known: dict[bytes, np.ndarray] = {}
     for place in range(count):
         example = source[place]
         pixels = example["image"]
@@ -66,6 +75,8 @@ def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: 
             encoder = word_encoder(config)
             states: Any = encoder.states(example["text"][None])
             caption = " ".join(encoder.vocabulary[word - 1] for word in example["text"] if word)
+        elif text is not None:
+            (states, known), caption = text.states_of(example["text"][None], known), str(example.get(CAPTION, ""))
         else:
             reads_label = config.flow.num_classes or config.flow.text_dim
             states = condition(jnp.asarray(example["label"])[None], config.flow)

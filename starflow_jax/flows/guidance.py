@@ -98,18 +98,23 @@ AnyGuidance = Guidance | LinearGuidance
 
 
 def guidance_of(
-    family: str, cond: jax.Array | None, weight: float | jax.Array, temperature: float | jax.Array = 1.0
+    family: str,
+    cond: jax.Array | None,
+    weight: float | jax.Array,
+    temperature: float | jax.Array = 1.0,
+    null: jax.Array | None = None,
 ) -> AnyGuidance:
-    """The guidance of a flow's own family, away from no condition: no class, or text states that are all zeros.
+    """The guidance of a flow's own family, away from no condition: no class, or the text states of no caption.
 
     Args:
       family: of the flow. cond: what it reads, for its shape.
       weight: w >= 0. temperature: attention temperature of TARFlow's unconditional half.
+      null: text states [1 or B, L, text_dim] of the empty caption; None for zeros, which those of words are.
     """
     if family == "tarflow":
         return LinearGuidance(jnp.float32(weight), temperature)
     assert cond is not None  # no other flow is guided
-    return Guidance(jnp.float32(weight), jnp.zeros_like(cond))
+    return Guidance(jnp.float32(weight), jnp.zeros_like(cond) if null is None else null)
 
 
 def doubled(x: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from starflow_jax.solvers.base import State
 from starflow_jax.solvers.span import Span
 from starflow_jax.training.checkpoint import abstract_state
 from starflow_jax.training.frozen import load_encoder
+from starflow_jax.training.frozen_text import load_text
 from starflow_jax.training.step import train_steps
 
 
@@ -51,18 +52,20 @@ def training_program(config: ExperimentConfig, work: Work, layout: Layout | None
       layout: of the devices; None for one.
 
     Raises:
-      ValueError: see `training.frozen.load_encoder`.
+      ValueError: see `training.frozen.load_encoder` and `training.frozen_text.load_text`.
     """
     encoder = load_encoder(config)
     batches, levels = _batch(config, work, None if encoder is None else encoder.autoencoder)
     encoder = None if encoder is None else encoder.abstract(layout)
+    text = load_text(config) if config.text is None and "text" in batches else None
+    text = None if text is None else text.abstract(layout)
     if layout is not None:
         batches = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
             for name, leaf in batches.items()
         }
     state, count = abstract_state(config, layout), _number(layout)
-    return Program(train_steps, (config, levels, state, batches, count, layout, encoder))
+    return Program(train_steps, (config, levels, state, batches, count, layout, encoder, text))
 
 
 def _batch(
@@ -79,7 +82,7 @@ def _batch(
         "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), dtype),
         "label": jax.ShapeDtypeStruct((1, work.batch), jnp.int32),
     }
-    if config.text is not None:
+    if config.text is not None or (config.data.text_encoder is not None and not latents):
         found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text), jnp.int32)
     elif flow.text_dim:
         found["text_states"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.float32)

@@ -22,6 +22,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
     (r"basis", ("fsdp", None)),  # of a frozen linear autoencoder
+    (r"embedding", (None, "fsdp")),  # of the tokens of a frozen text encoder: rows are looked up, columns parted
 )
 
 

@@ -68,6 +68,8 @@ def sample(
     key: jax.Array,
     labels: Sequence[int] | np.ndarray,
     *,
+    text: np.ndarray | None = None,
+    null: np.ndarray | None = None,
     solver: AnySolver | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
@@ -86,7 +88,9 @@ def sample(
       flow: a flow, or its parameters as `flows.parameters.split` gives them.
       config: what the flow was trained as.
       key: of the noise.
-      labels: integers [n], -1 for an unconditional picture.
+      labels: integers [n], -1 for an unconditional picture; all -1 with `text`.
+      text: states [n, L, text_dim] of captions, instead of labels; null: [1, L, text_dim], of the empty caption, which
+        guidance leads away from.
       solver: how blocks are inverted.
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
       temperature: factor of the noise z.
@@ -112,6 +116,8 @@ def sample(
         attention_temperature=attention_temperature,
         denoise=denoise,
         batch_size=batch_size,
+        text=text,
+        null=null,
     )
     labels = labels.astype(np.int32)  # after the check, which says which number has no class
     params = split(flow)[1] if isinstance(flow, Flow) else flow
@@ -134,12 +140,14 @@ def sample(
     begun = time.perf_counter()
     # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
     key, scalars = spread(layout, (key, scalars))
-    rows = [spread(layout, (index.astype(np.int32), labels[index])) for index in batches]
-    program = _draw.lower(kind, params, key, *rows[0], scalars).compile()
+    conditions = labels if text is None else np.asarray(text, np.float32)
+    away = spread(layout, None if null is None else np.asarray(null, np.float32))
+    rows = [spread(layout, (index.astype(np.int32), conditions[index])) for index in batches]
+    program = _draw.lower(kind, params, key, *rows[0], away, scalars).compile()
     compiled = time.perf_counter()
     drawn, noisy, outcomes = [], [], []
     for places, given in rows:
-        pictures, before, reports = program(params, key, places, given, scalars)
+        pictures, before, reports = program(params, key, places, given, away, scalars)
         drawn.append(np.asarray(pictures))
         noisy.append(np.asarray(before))
         outcomes.append(jax.device_get(reports))
@@ -167,6 +175,8 @@ def check_request(
     attention_temperature: float,
     denoise: str,
     batch_size: int,
+    text: np.ndarray | None = None,
+    null: np.ndarray | None = None,
 ) -> None:
     """Raises ValueError, naming the field, where a flow cannot be sampled as asked."""
     check(labels.ndim == 1 and len(labels) > 0, f"labels must be [n] with n above 0, got {list(labels.shape)}")
@@ -177,6 +187,16 @@ def check_request(
         check(highest < 0, f"class must be none for a model without classes, got {highest}")
     wrong = highest if highest >= classes else lowest
     check(lowest >= -1 and highest < max(classes, 1), f"class must be 0 to {classes - 1}, got {wrong}")
+    if text is not None:
+        check(highest < 0, f"labels must be -1 where there is text, got {highest}")
+        check(
+            text.ndim == 3 and text.shape[::2] == (len(labels), flow.text_dim),
+            f"text must be [{len(labels)}, L, {flow.text_dim}], got {list(text.shape)}",
+        )
+        check(
+            null is None or null.shape == (1, *text.shape[1:]),
+            f"null must be [1, {text.shape[1]}, {flow.text_dim}], got {null if null is None else list(null.shape)}",
+        )
     check_real("guidance", guidance, minimum=0.0)
     check_real("temperature", temperature, minimum=0.0)
     check_real("attention_temperature", attention_temperature)
@@ -188,7 +208,7 @@ def check_request(
             f"guidance must be 0 for a model that reads no condition, got {guidance}",
         )
         check(
-            highest >= 0 or attention_temperature != 1.0,
+            highest >= 0 or attention_temperature != 1.0 or text is not None,
             "guidance of unconditional pictures needs attention_temperature other than 1 "
             f"(there is nothing else to guide by), got guidance {guidance}",
         )
@@ -282,18 +302,27 @@ class _Kind:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(
-    kind: _Kind, params: Params, key: jax.Array, index: jax.Array, label: jax.Array, scalars: dict[str, jax.Array]
+    kind: _Kind,
+    params: Params,
+    key: jax.Array,
+    index: jax.Array,
+    given: jax.Array,
+    null: jax.Array | None,
+    scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
-    """For places and labels int32 [B]: pictures [B, H, W, C], these before denoising, the solver's reports."""
+    """Pictures [B, H, W, C], these before denoising, the solver's reports.
+
+    index: places int32 [B]; given: labels int32 [B], or text states [B, L, D].
+    """
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
     shape = (*kind.flow.image_shape, kind.flow.channels)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
     z = placed(kind.layout, z, "batch")
-    cond = condition(label, kind.flow)
+    cond = given if given.ndim == 3 else condition(given, kind.flow)
     guidance = None
     if kind.guided:
-        guidance = guidance_of(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"])
+        guidance = guidance_of(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"], null)
     tempered = kind.tempered and kind.flow.family == "starflow"
     result: Inversion = inverse(
         flow,

@@ -178,7 +178,9 @@ class VideoStream(Iterator[StreamedFrame]):
             text,
             given=plan.given_frames,
             solver=kind.solver,
-            guidance=guidance_of(kind.flow.family, text, plan.scalars["weight"]) if kind.guided else None,
+            guidance=guidance_of(kind.flow.family, text, plan.scalars["weight"], null=jnp.asarray(plan.null))
+            if kind.guided
+            else None,
             window=kind.window,
             temperature=plan.scalars["attention_temperature"] if kind.tempered else None,
             later_cond=None if plan.later_text is None else jnp.asarray(plan.later_text),

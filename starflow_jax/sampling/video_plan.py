@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from starflow_jax.parallel.layout import Layout
 from starflow_jax.sampling.pictures import Denoise, check_denoise, default_solver
 from starflow_jax.solvers import AnySolver, SlidingWindow
 from starflow_jax.text.captions import EXTEND, prefixed
-from starflow_jax.training.inputs import word_encoder
+from starflow_jax.training.frozen_text import FrozenText, load_text, prompts
 
 MOST_PLACES = 2**30
 
@@ -52,7 +53,7 @@ class VideoPlan:
     Attributes:
       config: of the model; kind: what decides the program.
       captions: n of them; places: int32 [n], numbers i that the noise depends on.
-      text: float32 [n, L, V], states of the captions.
+      text: float32 [n, L, V], states of the captions; null: float32 [1, L, V], of the empty one.
       later_text: the same of what windows after the first are conditioned on; None where that is `text`.
       given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1]; None for none.
       scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
@@ -64,6 +65,7 @@ class VideoPlan:
     captions: tuple[str, ...]
     places: np.ndarray
     text: np.ndarray
+    null: np.ndarray
     later_text: np.ndarray | None
     given: np.ndarray | None
     scalars: dict[str, jax.Array]
@@ -95,6 +97,9 @@ def plan_videos(
     window: SlidingWindow | None = None,
     batch_size: int = 8,
     places: Sequence[int] | np.ndarray | None = None,
+    reader: FrozenText | None = None,
+    aspect: str | None = None,
+    fps: float | None = None,
 ) -> VideoPlan:
     """Checks a request for one video a caption; arguments left None take the value of `config`.
 
@@ -112,6 +117,8 @@ def plan_videos(
       window: how videos longer than `window.frames` are generated; None means `default_window` of the trained number.
       batch_size: videos at a time; the last batch is filled up with copies.
       places: n numbers, each of which stands for other noise; None means 0 .. n - 1.
+      reader: what reads the captions; None loads what `config` names.
+      aspect, fps: that templates of captions name (`frozen_text.prompts`).
 
     Raises:
       ValueError: naming the field, where the flow cannot be sampled as asked.
@@ -143,7 +150,9 @@ def plan_videos(
     window = window if window is not None and frames > window.frames else None
     check(window is None or flow.temporal_causal, f"frames must be at most {data.frames} for this model, got {frames}")
     check_integer("batch_size", batch_size, minimum=1)
-    text = text_states(config, captions)
+    reader = caption_reader(config) if reader is None else reader
+    said = {"size": (int(rows), int(columns)), "aspect": aspect, "fps": fps}
+    text = text_states(config, captions, reader, **said)
     numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
     return VideoPlan(
         config=config,
@@ -161,7 +170,8 @@ def plan_videos(
         captions=tuple(captions),
         places=_checked_places(places, len(captions)),
         text=text,
-        later_text=None if window is None else later_text(config, captions),
+        null=text_states(config, [""], reader),
+        later_text=None if window is None else later_text(config, captions, reader, **said),
         given=None
         if prefix is None
         else _checked_given(config, prefix, len(captions), frames, (rows, columns), window),
@@ -170,27 +180,52 @@ def plan_videos(
     )
 
 
-def later_text(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray | None:
+def later_text(
+    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **said: Any
+) -> np.ndarray | None:
     """Text states of the captions as windows after the first read them: those of clips that go on.
 
     None for a model that was not trained on "(extend)" clips. A caption stays as it is if it is empty or leaves no
-    room for the word.
+    room for the word. Arguments as of `text_states`.
     """
-    if config.text is None or EXTEND not in config.text.vocabulary:
+    if config.text is None:
+        parts = config.data.mixture or (config.data,)
+        if not any(part.drop_first for part in parts):
+            return None
+        return text_states(config, captions, reader, extended=True, **said)
+    if EXTEND not in config.text.vocabulary:
         return None
     room = config.flow.text_length
     going_on = [prefixed(c, EXTEND) if 0 < len(c.split()) < room else c for c in captions]
-    return text_states(config, going_on)
+    return text_states(config, going_on, reader)
 
 
-def text_states(config: ExperimentConfig, captions: Sequence[str]) -> np.ndarray:
-    """Text states float32 [n, L, V] of captions; those of the empty caption are zeros.
+def caption_reader(config: ExperimentConfig) -> FrozenText:
+    """What reads the captions of a run.
 
     Raises:
-      ValueError: a model without a vocabulary, an unknown word, or a caption that is too long.
+      ValueError: see `load_text`; a run that reads no captions.
     """
-    encoder = word_encoder(config)
-    return np.asarray(encoder.states(encoder.ids(captions)))
+    reader = load_text(config)
+    if reader is None:
+        raise ValueError("captions need an experiment with text.vocabulary or data.text_encoder, got neither")
+    return reader.over(None)
+
+
+def text_states(
+    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **said: Any
+) -> np.ndarray:
+    """Text states float32 [n, L, D] of captions in their templates.
+
+    Args:
+      reader: what reads them; None loads what `config` names.
+      said: see `frozen_text.prompts`.
+
+    Raises:
+      ValueError: a model that reads no captions, an unknown word, or a caption that is too long.
+    """
+    reader = caption_reader(config) if reader is None else reader
+    return reader.states_of(reader.encoder.ids(prompts(config, captions, **said)))[0]
 
 
 def _checked_places(places: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:

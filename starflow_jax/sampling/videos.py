@@ -90,16 +90,16 @@ def draw_plan(
     count = len(plan.captions)
     layout = layout_of(params)
     kind = dataclasses.replace(plan.kind, layout=layout)
-    key, scalars = spread(layout, (key, plan.scalars))
+    key, scalars, null = spread(layout, (key, plan.scalars, plan.null))
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     begun = time.perf_counter()
     # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
-    program = _draw.lower(kind, params, key, *spread(layout, _rows(plan, batches[0])), scalars).compile()
+    program = _draw.lower(kind, params, key, *spread(layout, _rows(plan, batches[0])), null, scalars).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []
     for batch in batches:
-        x, clean, reports = program(params, key, *spread(layout, _rows(plan, batch)), scalars)
+        x, clean, reports = program(params, key, *spread(layout, _rows(plan, batch)), null, scalars)
         noisy.append(np.asarray(x)[: len(batch)])
         denoised.append(np.asarray(clean)[: len(batch)])
         outcomes.append(jax.device_get(reports))
@@ -179,6 +179,7 @@ def _draw(
     text: jax.Array,
     later_text: jax.Array | None,
     given: jax.Array | None,
+    null: jax.Array,
     scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Noisy and denoised videos [B, T, H, W, C], and what the solver reports of every block."""
@@ -191,7 +192,7 @@ def _draw(
         z,
         text,
         solver=kind.solver,
-        guidance=guidance_of(kind.flow.family, text, scalars["weight"]) if kind.guided else None,
+        guidance=guidance_of(kind.flow.family, text, scalars["weight"], null=null) if kind.guided else None,
         prefix=None if given is None else noisy_given(key, places, given, kind.noise_std),
         window=kind.window,
         temperature=scalars["attention_temperature"] if kind.tempered else None,

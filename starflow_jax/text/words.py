@@ -12,12 +12,17 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from starflow_jax.parallel.layout import Layout
+from starflow_jax.text.encoder import Params
+
 _PUNCTUATION = ".,;:!?\"'()[]"
 
 
 @dataclasses.dataclass(frozen=True)
 class WordEncoder:
-    """Captions to text states; id 0 is the absence of a word, id i the i-th word of the vocabulary counted from 1.
+    """A `TextEncoder` without parameters.
+
+    Id 0 is the absence of a word, id i the i-th word of the vocabulary counted from 1.
 
     Attributes:
       vocabulary: V words, without spaces, all different.
@@ -26,6 +31,11 @@ class WordEncoder:
 
     vocabulary: tuple[str, ...]
     length: int
+
+    @property
+    def dim(self) -> int:
+        """V."""
+        return len(self.vocabulary)
 
     def ids(self, captions: Sequence[str]) -> np.ndarray:
         """Word ids int32 [B, L] of captions, their words separated by spaces; the empty caption is all zeros.
@@ -69,3 +79,7 @@ class WordEncoder:
     def states(self, ids: jax.Array | np.ndarray) -> jax.Array:
         """Text states float32 [B, L, V] of ids int32 [B, L]: one-hot, zeros where there is no word."""
         return jax.nn.one_hot(ids - 1, len(self.vocabulary))
+
+    def encode(self, params: Params, ids: jax.Array | np.ndarray, layout: Layout | None = None) -> jax.Array:
+        """`states`; there are no parameters."""
+        return self.states(ids)

@@ -14,6 +14,7 @@ from starflow_jax.autoencoders import Autoencoder
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.data import Source
+from starflow_jax.data.latents import LatentSource
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.data.readable import next_readable
 from starflow_jax.files import write_text
@@ -22,7 +23,8 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.solvers.calibrate import calibrate
 from starflow_jax.solvers.calibration import Calibration
 from starflow_jax.training.frozen import Frozen, open_with_encoder
-from starflow_jax.training.inputs import condition, latent_shape, noisy_pixels, word_encoder
+from starflow_jax.training.frozen_text import load_text
+from starflow_jax.training.inputs import condition, latent_shape, noisy_pixels
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -49,7 +51,8 @@ def calibrate_run(
     Raises:
       ValueError: data that cannot be read, or an argument out of range.
     """
-    levels, encoder, examples = _examples(config, "train", samples)
+    source, encoder, examples = _examples(config, "train", samples)
+    levels = source.levels
     pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
     if encoder is not None:
         pixels, levels = encoder.latents(pixels, levels), 0
@@ -61,7 +64,9 @@ def calibrate_run(
         params,
         x,
         cond,
-        guidance=guidance_of(config.flow.family, cond, weight) if weight and cond is not None else None,
+        guidance=guidance_of(config.flow.family, cond, weight, null=empty_states(config, source))
+        if weight and cond is not None
+        else None,
         weight=weight,
         target_error=target_error,
         step=step,
@@ -76,12 +81,12 @@ def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], sam
 
 def _examples(
     config: ExperimentConfig, split: Literal["train", "test"], samples: int
-) -> tuple[int, Frozen | None, list[Mapping[str, Any]]]:
-    """Levels of the pixels, what encodes them, and at most `samples` examples."""
+) -> tuple[Source, Frozen | None, list[Mapping[str, Any]]]:
+    """What is read, what encodes it, and at most `samples` examples."""
     source, encoder = open_with_encoder(config, split)
     source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
     places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
-    return source.levels, encoder, [next_readable(source, int(place)) for place in places]
+    return source, encoder, [next_readable(source, int(place)) for place in places]
 
 
 def main_component(source: Source, flow: FlowConfig, autoencoder: Autoencoder | None = None) -> Source:
@@ -93,12 +98,25 @@ def main_component(source: Source, flow: FlowConfig, autoencoder: Autoencoder | 
 
 
 def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
-    """What examples of a source are conditioned on, as `Flow.forward` reads it."""
+    """What examples of a source are conditioned on, as `Flow.forward` reads it.
+
+    Raises:
+      ValueError: see `frozen_text.load_text`.
+    """
     if "text_states" in examples[0]:
         return jnp.asarray(np.stack([example["text_states"] for example in examples]))
-    if config.text is not None:
-        return word_encoder(config).states(jnp.asarray(np.stack([example["text"] for example in examples])))
+    text = load_text(config) if "text" in examples[0] else None
+    if text is not None:
+        return jnp.asarray(text.over(None).states_of(np.stack([example["text"] for example in examples]))[0])
     return condition(jnp.asarray([int(example["label"]) for example in examples], jnp.int32), config.flow)
+
+
+def empty_states(config: ExperimentConfig, source: Source) -> jax.Array | None:
+    """Text states float32 [1, L, D] of the empty caption, which guidance leads away from; None for zeros."""
+    if isinstance(source, LatentSource):
+        return None if source.records.empty is None else jnp.asarray(source.records.empty)[None]
+    text = load_text(config) if "text" in example_spec(source) else None
+    return None if text is None else jnp.asarray(text.over(None).states_of(text.empty[None])[0])
 
 
 def write_calibration(workdir: Path | str, calibration: Calibration) -> Path:

@@ -23,7 +23,7 @@ from starflow_jax.data.opening import Split, open_source
 from starflow_jax.data.skipped import BadExample, Skipped
 from starflow_jax.files import write_text
 from starflow_jax.training.agreement import all_texts
-from starflow_jax.training.inputs import word_encoder
+from starflow_jax.training.frozen_text import load_text
 from starflow_jax.training.shared_folder import replacing_folder_together
 
 SHARD = 10_000
@@ -97,7 +97,7 @@ def encode_source(
     and batch sizes.
 
     Args:
-      config: whose captions and vocabulary are used.
+      config: whose captions, and vocabulary or text encoder, are used.
       source: pixels; see `pixel_source`.
       autoencoder, params: what encodes them; kept with the latents.
       out: folder that does not exist, or is empty; it appears whole or not at all.
@@ -109,9 +109,13 @@ def encode_source(
     """
     check(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     specs = [example_spec(part.source) for part in components_of(source)]
-    captioned = all("text" in spec for spec in specs) and config.text is not None
-    encoder = word_encoder(config) if captioned else None
-    length_of_text, dim = (encoder.length, len(encoder.vocabulary)) if encoder else (0, 0)
+    text = load_text(config) if all("text" in spec for spec in specs) else None
+    length_of_text, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)
+    empty: np.ndarray | None = None
+    known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: every other one may be long, and there are many
+    if text is not None:
+        text = text.over(None)
+        empty, known = text.states_of(text.empty[None])
     records = Records(dtype, source.num_classes, length_of_text, dim)
     encode = jax.jit(autoencoder.encode)
     mixture = config.data.source == "mixture"
@@ -129,8 +133,8 @@ def encode_source(
                     latents = np.asarray(encode(params, filled))[: len(batch)]
                     check(bool(np.isfinite(latents).all()), "the autoencoder must give finite latents, and did not")
                     states: list[np.ndarray | None] = [None] * len(batch)
-                    if encoder is not None:
-                        states = list(np.asarray(encoder.states(np.stack([example["text"] for example in batch]))))
+                    if text is not None:
+                        states = list(text.states_of(np.stack([example["text"] for example in batch]), known)[0])
                     for example, latent, state in zip(batch, latents, states, strict=True):
                         caption = str(example.get(CAPTION, ""))
                         shards.write(records.pack(latent, int(example["label"]), state, caption))
@@ -145,7 +149,6 @@ def encode_source(
         for part in parts:
             missing = [name for name in part.files if not (folder / name).is_file()]
             check(not missing, f"{out} must be a folder that all processes share, but {missing[:1]} is not in it")
-        text = {"length": length_of_text, "dim": dim, "empty": [[0.0] * dim]} if encoder else None
         header = {
             "format": FORMAT,
             "source": source.name,
@@ -155,7 +158,7 @@ def encode_source(
             "scale": 1.0,
             "stride": autoencoder.stride,
             "num_classes": source.num_classes,
-            "text": text,
+            "text": None if empty is None else {"length": length_of_text, "dim": dim, "empty": _rows(empty[0])},
             "skipped": skipped.bad,
             "buckets": [
                 part.bucket() | ({"weight": one.weight, "batch_size": one.batch_size} if mixture else {})
@@ -209,6 +212,12 @@ def _of_all(parts: Sequence[Part], skipped: Skipped) -> tuple[list[Part], Skippe
             old = joined[place]
             joined[place] = Part(old.shape or tuple(shape), old.examples + count, (*old.files, *files))
     return joined, together
+
+
+def _rows(states: np.ndarray) -> list[list[float]]:
+    """Rows of states [L, D] up to the last that is not zeros, at least one."""
+    used = np.flatnonzero(np.any(states != 0, axis=1))
+    return states[: int(used[-1]) + 1 if len(used) else 1].tolist()
 
 
 class _Shards:

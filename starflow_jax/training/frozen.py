@@ -2,8 +2,7 @@
 
 It is an argument of the compiled step, cut over the devices by the same table as the flow (`parallel.rules`) and
 gathered where it is used. It is no part of the training state: it has no gradients or moments, and no checkpoint holds
-it. The word encoder of captions has no parameters, so that there is nothing to place; a text encoder that has some
-joins here, as another field of `Frozen`.
+it. What reads captions is likewise in `frozen_text`.
 """
 
 from __future__ import annotations

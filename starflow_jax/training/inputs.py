@@ -19,7 +19,9 @@ from starflow_jax.data.clips import ClipSource
 from starflow_jax.data.latents import LatentSource
 from starflow_jax.data.mixture import Mixture, components_of, example_spec
 from starflow_jax.data.opening import open_source
+from starflow_jax.parallel.layout import Layout
 from starflow_jax.text.words import WordEncoder
+from starflow_jax.training.frozen_text import FrozenText
 
 __all__ = [
     "batch_condition",
@@ -91,6 +93,8 @@ def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, 
         if "text" not in spec:
             raise ValueError(f"text must be None for {source.name}, which has no captions, got a vocabulary")
         return
+    if "text" in spec:  # read by data.text_encoder
+        return
     room = flow.num_classes or flow.text_dim
     if 0 < room < source.num_classes:
         name = "flow.num_classes" if flow.num_classes else "flow.text_dim"
@@ -156,24 +160,33 @@ def word_encoder(config: ExperimentConfig) -> WordEncoder:
     return WordEncoder(config.text.vocabulary, config.flow.text_length)
 
 
-def batch_condition(key: jax.Array, batch: Mapping[str, Any], config: ExperimentConfig) -> jax.Array | None:
+def batch_condition(
+    key: jax.Array,
+    batch: Mapping[str, Any],
+    config: ExperimentConfig,
+    text: FrozenText | None = None,
+    layout: Layout | None = None,
+) -> jax.Array | None:
     """What the flow is conditioned on for a training batch, some conditions dropped (`data.label_drop`).
 
     Args:
       key: decides which; batch: `label` int32 [B]; with captions `text` int32 [B, L], or `text_states` [B, L, D] that
         were computed before.
+      text: what reads captions, None for the words of the experiment; layout: over which its parameters lie.
 
     Returns:
-      See `condition`; text states [B, L, V] of captions, zeros for a dropped one. States that were computed before are
-      taken as they are: their source drops captions, as it knows the states of the empty one.
+      See `condition`; text states [B, L, D] of captions, those of the empty one for a dropped one. States that were
+      computed before are taken as they are: their source drops captions, as it knows the states of the empty one.
     """
     if "text_states" in batch:
         return jnp.asarray(batch["text_states"], jnp.float32)
-    if config.text is None:
+    if config.text is not None:
+        text = FrozenText(word_encoder(config), {})
+    if text is None or "text" not in batch:
         return condition(drop_labels(key, batch["label"], config.data.label_drop), config.flow)
     ids = jnp.asarray(batch["text"])
     kept = jax.random.uniform(key, ids.shape[:1]) >= config.data.label_drop
-    return word_encoder(config).states(jnp.where(kept[:, None], ids, 0))
+    return text.states(jnp.where(kept[:, None], ids, text.empty), layout)
 
 
 def condition(label: jax.Array, flow: FlowConfig) -> jax.Array | None:

@@ -27,6 +27,7 @@ from starflow_jax.training.agreement import first_does
 from starflow_jax.training.bad_examples import BadExamples
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
 from starflow_jax.training.frozen import Frozen, open_with_encoder
+from starflow_jax.training.frozen_text import FrozenText, open_text
 from starflow_jax.training.inputs import first_frames, latent_shape, shortened
 from starflow_jax.training.metrics import MetricsWriter, average
 from starflow_jax.training.optimizer import Params
@@ -38,9 +39,10 @@ from starflow_jax.training.resume import Policy, go_on
 from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
-from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
+from starflow_jax.training.start import check_start, start_state
+from starflow_jax.training.step import TrainState, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
-from starflow_jax.training.workdir import claim_workdir, in_use
+from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,10 @@ def train(
     """
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
+    text = open_text(config, source)
     layout = run_layout(config, source, encoder)
+    if not (workdir / CHECKPOINT_FOLDER).is_dir():  # a folder is not claimed by what cannot start
+        check_start(config)
     data = same_everywhere(fingerprint(source))
     first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     first = jax.process_index() == 0
@@ -152,7 +157,7 @@ def train(
             state, loader = found
         else:
             loader = _loader(config, source, 0, layout)
-            state = init_state(config, layout)
+            state = start_state(config, layout)
             if layout is None:  # put where a restored state lies too, so that both run the same compiled program
                 state = jax.device_put(state, jax.local_devices()[0])
         start = int(state.step)
@@ -169,6 +174,7 @@ def train(
         if unusable := run.bad.at_opening():
             bar.remark(unusable)
         run.encoder = None if encoder is None else encoder.over(layout)
+        run.text = None if text is None else text.over(layout)
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
         return run.until(stop)
@@ -226,6 +232,7 @@ class _Run:
         self.callbacks: Sequence[Callback] = ()
         self.evaluations: Sequence[Callback] = ()
         self.encoder: Frozen | None = None
+        self.text: FrozenText | None = None
         self.profiler: Profiler = profiler
         self.images = self.flops = 0  # since the last row
         self.bad = BadExamples(source, writer.bad_before)
@@ -287,7 +294,7 @@ class _Run:
         if self.layout is not None:
             stacked = {name: self.layout.assemble(rows, 1) for name, rows in stacked.items()}
         self.state, metrics = train_steps(
-            self.config, self.source.levels, self.state, stacked, count, self.layout, self.encoder
+            self.config, self.source.levels, self.state, stacked, count, self.layout, self.encoder, self.text
         )
         self.calls.append(metrics)
         self.step += count

@@ -17,6 +17,7 @@ from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
 from starflow_jax.parallel.layout import Layout, placed
 from starflow_jax.training.frozen import Frozen
+from starflow_jax.training.frozen_text import FrozenText
 from starflow_jax.training.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.optimizer import (
     DENOISER,
@@ -198,6 +199,7 @@ def train_step(
     batch: Batch,
     layout: Layout | None = None,
     encoder: Frozen | None = None,
+    text: FrozenText | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -205,7 +207,8 @@ def train_step(
       config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
       batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
-      encoder: turns images into what the flow reads; no update changes it.
+      encoder: turns images into what the flow reads; text: turns captions into what it reads, where they are not words
+        of the experiment. No update changes them.
 
     Returns:
       The state after it, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and
@@ -222,7 +225,7 @@ def train_step(
     if encoder is not None:
         image, levels = encoder.latents(image, levels, layout), 0
     x = noisy_pixels(noise_key, image, levels, config.data)
-    cond = batch_condition(label_key, batch, config)
+    cond = batch_condition(label_key, batch, config, text, layout)
     losses, grads = accumulated(
         functools.partial(
             loss_and_gradients,
@@ -290,6 +293,7 @@ def train_steps(
     count: jax.Array | int,
     layout: Layout | None = None,
     encoder: Frozen | None = None,
+    text: FrozenText | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Several updates in one call of one program: a small model should not wait for Python between updates.
 
@@ -301,7 +305,7 @@ def train_steps(
       batches: as for `train_step`, stacked along a new first axis.
       count: how many of them to use.
       layout: static; of the devices that state and batches are spread over, None for one.
-      encoder: as for `train_step`, over the same devices.
+      encoder, text: as for `train_step`, over the same devices.
 
     Returns:
       The state after them, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
@@ -310,7 +314,7 @@ def train_steps(
 
     def one(state: TrainState, index: jax.Array | int) -> tuple[TrainState, Metrics]:
         batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        return train_step(config, definition, levels, state, batch, layout, encoder)
+        return train_step(config, definition, levels, state, batch, layout, encoder, text)
 
     def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry

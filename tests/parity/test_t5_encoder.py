@@ -1,0 +1,33 @@
+"""The recorded T5 encoder: ids, mask and states."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from recordings import relative_error
+from safetensors.numpy import load_file
+
+from starflow_jax.text import load_text_encoder
+
+STATES_BAR = 1e-4
+
+
+@pytest.fixture(scope="module")
+def recorded(goldens_dir):
+    folder = goldens_dir / "neighbours" / "t5_encoder"
+    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    return load_text_encoder(folder, captions["max_length"]), captions, load_file(folder / "io.safetensors")
+
+
+def test_ids_and_mask(recorded):
+    (encoder, _), captions, arrays = recorded
+    ids = encoder.ids(captions["captions"])
+    np.testing.assert_array_equal(ids, arrays["input_ids"])
+    np.testing.assert_array_equal(encoder.tokenizer.mask(ids), arrays["attention_mask"])
+
+
+def test_masked_states(recorded):
+    (encoder, params), _, arrays = recorded
+    states = jax.jit(encoder.encode)(params, arrays["input_ids"].astype(np.int32))
+    assert relative_error(states, arrays["masked"]) <= STATES_BAR
