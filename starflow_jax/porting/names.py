@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from starflow_jax.flows.parameters import Params
@@ -31,15 +32,17 @@ _MLP = {
 }
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by their dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        flat |= _flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
 
 
-def _unflatten(flat: Mapping[str, Any]) -> Params:
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`."""
     tree: Params = {}
     for path, value in flat.items():
         *parents, leaf = path.split(".")
@@ -95,6 +98,21 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `_to_torch_layout` of an array of `shape`, of which nothing is made."""
+    if path.endswith(".qkv.kernel"):
+        return math.prod(shape[1:]), shape[0]
+    if path.endswith(".qkv.bias"):
+        return (math.prod(shape),)
+    if path.endswith(".kernel"):
+        return shape[::-1]
+    if path.endswith(".sos_embed"):
+        return (1, 1, *shape)
+    if path.endswith(".class_embed"):
+        return (shape[0], 1, *shape[1:])
+    return shape
+
+
 def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith(".qkv.kernel"):
         return np.ascontiguousarray(np.moveaxis(_from_packed(value, shape[1:]), -1, 0))  # type: ignore[arg-type]
@@ -109,19 +127,65 @@ def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> 
     return value
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the original, and the piece of a parameter that it is here.
+
+    Attributes:
+      name: the tensor's name; path: the parameter's, by dots.
+      layer: which piece along the parameter's leading axis; None for a parameter that is one tensor.
+      shape: of the piece here; torch_shape: of the tensor.
+      dtype: of the parameter.
+    """
+
+    name: str
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    torch_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def from_torch(self, value: np.ndarray) -> np.ndarray:
+        """The piece that a tensor of `torch_shape` is."""
+        return _from_torch_layout(self.path, value, self.shape)
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        """The tensor that a piece of `shape` is."""
+        return _to_torch_layout(self.path, value)
+
+
+def entries(expected: Params) -> list[Entry]:
+    """Every tensor of a model, those of one parameter in a row; no arrays are needed.
+
+    Args:
+      expected: a tree of arrays or ShapeDtypeStructs, e.g. of `parameters.abstract`.
+    """
+    flat = flatten(expected)
+    found = []
+    for path, leaf in flat.items():
+        name = _torch_name(path, _is_gated(flat, path))
+        layers: Iterable[int | None] = range(leaf.shape[0]) if "{layer}" in name else (None,)
+        for layer in layers:
+            shape = tuple(leaf.shape) if layer is None else tuple(leaf.shape[1:])
+            torch_shape = _torch_shape(path, shape)
+            named = name if layer is None else name.format(layer=layer)
+            found.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
+    return found
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor that no parameter takes is a buffer of old files that nothing reads."""
+    # STARFlow files carry TARFlow's buffer `var` without using it.
+    return bool(_DEPRECATED.search(name)) or name == "var"
+
+
 def to_torch(params: Params) -> dict[str, np.ndarray]:
     """Parameters as the original's named tensors (linear weights [out, in], one tensor a layer)."""
-    flat = _flatten(params)
-    tensors: dict[str, np.ndarray] = {}
-    for path, value in flat.items():
-        name = _torch_name(path, _is_gated(flat, path))
-        array = np.asarray(value)
-        if "{layer}" in name:
-            for layer, part in enumerate(array):
-                tensors[name.format(layer=layer)] = _to_torch_layout(path, part)
-        else:
-            tensors[name] = _to_torch_layout(path, array)
-    return tensors
+    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
+    return {
+        entry.name: entry.to_torch(flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer])
+        for entry in entries(params)
+    }
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
@@ -134,33 +198,27 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
     Raises:
       ValueError: listing every missing, unexpected or mis-shaped tensor.
     """
-    flat = _flatten(expected)
-    used: set[str] = set()
-    problems: list[str] = []
-
-    def fetch(name: str, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        if name not in tensors:
-            problems.append(f"missing {name}")
-            return None
-        used.add(name)
-        wanted = _to_torch_layout(path, np.broadcast_to(np.float32(0), shape)).shape
-        value = np.asarray(tensors[name])
-        if value.shape != wanted:
-            problems.append(f"{name} has shape {value.shape}, expected {wanted}")
-            return None
-        return _from_torch_layout(path, value, shape)
-
-    filled: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        name = _torch_name(path, _is_gated(flat, path))
-        if "{layer}" in name:
-            parts = [fetch(name.format(layer=i), path, leaf.shape[1:]) for i in range(leaf.shape[0])]
-            filled[path] = None if any(p is None for p in parts) else np.stack(parts)  # type: ignore[arg-type]
-        else:
-            filled[path] = fetch(name, path, leaf.shape)
-    # STARFlow files carry TARFlow's buffer `var` without using it.
-    ignored = {name for name in tensors if _DEPRECATED.search(name) or name == "var"}
-    problems += [f"unexpected {name}" for name in sorted(set(tensors) - used - ignored)]
+    wanted = entries(expected)
+    problems = misfits(tensors, wanted)
     if problems:
         raise ValueError(f"the tensors do not fit the configuration: {'; '.join(problems)}")
-    return _unflatten(jax.tree.map(np.asarray, filled))
+    pieces: dict[str, list[np.ndarray]] = {}
+    for entry in wanted:
+        pieces.setdefault(entry.path, []).append(entry.from_torch(np.asarray(tensors[entry.name])))
+    stacked = {entry.path for entry in wanted if entry.layer is not None}
+    flat = {path: np.stack(parts) if path in stacked else np.asarray(parts[0]) for path, parts in pieces.items()}
+    return unflatten(flat)
+
+
+def misfits(tensors: Mapping[str, Any], wanted: Sequence[Entry]) -> list[str]:
+    """What is missing, of another shape, or unexpected among tensors, a few words each; their values are not read."""
+    problems = []
+    for entry in wanted:
+        if entry.name not in tensors:
+            problems.append(f"missing {entry.name} {entry.torch_shape}")
+        elif tuple(tensors[entry.name].shape) != entry.torch_shape:
+            shape = tuple(tensors[entry.name].shape)
+            problems.append(f"{entry.name} has shape {shape}, expected {entry.torch_shape}")
+    known = {entry.name for entry in wanted}
+    unexpected = sorted(name for name in tensors if name not in known and not is_ignored(name))
+    return problems + [f"unexpected {name} {tuple(tensors[name].shape)}" for name in unexpected]
