@@ -63,6 +63,12 @@ def add_to(subparsers: Any) -> None:
         "passed over are renamed to STEP.damaged",
     )
     parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin a new run with the parameters of another, such as a ported one, of the same flow",
+    )
+    parser.add_argument(
         "--max-skipped",
         type=integer(0),
         metavar="N",
@@ -112,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
+    from starflow_jax.training.starting import check_source, first_state
     from starflow_jax.training.weights_and_biases import check_installed
     from starflow_jax.training.workdir import claim_workdir, in_use
 
@@ -132,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
     opening = (held_out_score, open_with_encoder, run_layout)
-    reading = (*opening, claim_workdir, first_does, in_use, go_on, Loader.__next__)
+    reading = (*opening, claim_workdir, first_does, in_use, go_on, check_source, first_state, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:
@@ -152,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
                 grace=arguments.grace,
                 profile=window,
                 wandb=arguments.wandb,
+                init_from=arguments.init_from,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GOES_ON) from None

@@ -46,7 +46,7 @@ def choose(states: Mapping[str, Mapping[str, LazyTensor]], name: str | None) -> 
     Raises:
       ValueError: none, several and no name, or none of that name.
     """
-    there = ", ".join(repr(key) for key in states) or "none"
+    there = ", ".join(repr(key) for key in sorted(states)) or "none"
     if not states:
         raise ValueError("the file holds no flow: no tensor is named blocks.*")
     if name is not None:

@@ -35,9 +35,10 @@ from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
-from starflow_jax.training.step import TrainState, init_state, learning_rate, train_steps
+from starflow_jax.training.starting import check_source, first_state, holds_parameters_alone
+from starflow_jax.training.step import TrainState, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
-from starflow_jax.training.workdir import claim_workdir, in_use
+from starflow_jax.training.workdir import claim_workdir, in_use, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,7 @@ def train(
     profile: Window | None = None,
     wandb: str | None = None,
     peak: float | None = None,
+    init_from: Path | str | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, the experiment in `workdir`.
 
@@ -116,6 +118,7 @@ def train(
       grace: seconds from SIGTERM to the end, at the latest; see `training.signals`.
       profile: updates to trace into `workdir/profile`.
       wandb: a project of Weights & Biases that is told the metrics, too.
+      init_from: folder of a run whose parameters a new run begins with; not looked at where the run has begun.
       peak: FLOP/s of all devices, for the utilisation in the metrics; None for what is published of them.
 
     Returns:
@@ -129,6 +132,8 @@ def train(
     workdir = Path(workdir)
     source, encoder = open_with_encoder(config, "train", source)
     layout = run_layout(config, source, encoder)
+    if init_from is not None and read_config(workdir) is None:
+        check_source(config, init_from)
     first_does(lambda: claim_workdir(workdir, config), f"workdir {workdir}")
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -136,20 +141,23 @@ def train(
         first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
         checkpoints = stack.enter_context(Checkpoints(workdir, config, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
-        found = go_on(
-            checkpoints,
-            abstract_state(config, layout),
-            lambda step: _loader(config, source, step, layout),
-            resume,
-            progress_of_steps.say,
+        ported = holds_parameters_alone(checkpoints)
+        found = (
+            None
+            if ported
+            else go_on(
+                checkpoints,
+                abstract_state(config, layout),
+                lambda step: _loader(config, source, step, layout),
+                resume,
+                progress_of_steps.say,
+            )
         )
         if found is not None:
             state, loader = found
         else:
             loader = _loader(config, source, 0, layout)
-            state = init_state(config, layout)
-            if layout is None:  # put where a restored state lies too, so that both run the same compiled program
-                state = jax.device_put(state, jax.local_devices()[0])
+            state = first_state(config, workdir if ported else init_from, layout)
         start = int(state.step)
         bar = stack.enter_context(progress_of_steps.begun(start))
         writer = stack.enter_context(MetricsWriter(workdir, start, enabled=first))

@@ -6,6 +6,7 @@ What is written is what `Checkpoints` reads: the same array format, the same che
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +89,15 @@ class _Handler(ocp.type_handlers.TypeHandler):
             ts.open(_write_spec(info, value), create=True, open=True, context=info.ts_context)
             for value, info in zip(values, infos, strict=True)
         ]
-        for value, info, opened in zip(values, infos, opening, strict=True):
-            self.sums[info.name] = _write(opened.result(), value, pending)
-        pending.wait(0)
+        try:
+            for value, info, opened in zip(values, infos, opening, strict=True):
+                self.sums[info.name] = _write(opened.result(), value, pending)
+            pending.wait(0)
+        finally:
+            pending.drain()
+            for opened in opening:
+                with contextlib.suppress(Exception):
+                    opened.result()
         return []
 
     async def metadata(self, infos: Any) -> Any:
@@ -108,6 +115,13 @@ class _Pending:
 
     def add(self, size: int, write: Any) -> None:
         self._writes.append((size, write))
+
+    def drain(self) -> None:
+        """Waits for all, however they end: what is removed after a failure must not be written anew."""
+        for _, write in self._writes:
+            with contextlib.suppress(Exception):
+                write.result()
+        self._writes.clear()
 
     def wait(self, most: int) -> None:
         """Waits for the oldest until at most so many bytes are under way."""
