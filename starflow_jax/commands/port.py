@@ -11,6 +11,7 @@ from typing import Any
 from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.model_config import add_model_config, with_model_config
 from starflow_jax.commands.outputs import check_new_folder, check_writable
 
 DESCRIPTION = """\
@@ -57,13 +58,6 @@ def add_to(subparsers: Any) -> None:
     option("--from", dest="source", type=Path, metavar="PATH", help="a file or folder of tensors")
     option("--config", metavar="FILE[:VARIANT]", help="the experiment whose flow the tensors are")
     option("--workdir", type=Path, metavar="DIR", help="folder of the run: new or empty, or with --to-torch its own")
-    option(
-        "--model-config",
-        type=Path,
-        metavar="FILE.yaml",
-        help="a released configuration file, whose values replace those of --config",
-    )
-    option("--ignore-unknown", action="store_true", help="with --model-config: leave out arguments that are not known")
     option("--state", metavar="KEY", help="which state of a file that holds several, such as model or ema")
     option("--infer", action="store_true", help="take from the file what its tensors decide, instead of --config")
     option(
@@ -91,6 +85,7 @@ def add_to(subparsers: Any) -> None:
         help="with --assemble: hard links where the file system has them, which take no space (default), or copies",
     )
     option("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    add_model_config(parser, "whose values replace those of --config")
     add_mesh(parser)
     parser.set_defaults(run=run)
 
@@ -213,27 +208,17 @@ def _port(arguments: argparse.Namespace) -> int:
 
 
 def _configuration(arguments: argparse.Namespace) -> Any:
-    """The experiment, with the values of a released file where one is given."""
+    """The experiment, with the values of a released file where one is given, and then those of the command line."""
+    import dataclasses
+
     from starflow_jax.config import load_config
     from starflow_jax.config.build import apply_overrides, build
     from starflow_jax.config.experiment import ExperimentConfig
-    from starflow_jax.porting.released_yaml import apply_released, read_released
 
-    if arguments.model_config is None:
-        with sentences():
-            return load_config(arguments.config, arguments.overrides)
     with sentences():
-        released = read_released(arguments.model_config)
-        if released.unknown and not arguments.ignore_unknown:
-            raise CommandError(
-                f"{released.path} has arguments that are not known here: {', '.join(released.unknown)}; "
-                "--ignore-unknown leaves them out"
-            )
-        for name, instead in released.without_meaning.items():
-            print(f"{name} of {released.path} has no meaning here: {instead}", file=sys.stderr)
-        config = apply_released(load_config(arguments.config), released)
-        import dataclasses
-
+        if arguments.model_config is None:
+            return load_config(arguments.config, arguments.overrides)
+        config = with_model_config(arguments, load_config(arguments.config))
         return build(ExperimentConfig, apply_overrides(dataclasses.asdict(config), arguments.overrides))
 
 
