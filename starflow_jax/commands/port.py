@@ -129,13 +129,14 @@ def _mode(arguments: argparse.Namespace) -> str:
     return mode
 
 
-def _quiet() -> None:
-    """Ported arrays go through no device; what Orbax logs is said in sentences."""
+def _quiet(devices: bool = False) -> None:
+    """Ported arrays go through no device unless a mesh is asked for; what Orbax logs is said in sentences."""
     import logging
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
+    if not devices:
+        jax.config.update("jax_platforms", "cpu")
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -143,8 +144,7 @@ def _quiet() -> None:
 def _port(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    if arguments.mesh is None:
-        _quiet()
+    _quiet(devices=arguments.mesh is not None)
     check_new_folder("--workdir", arguments.workdir)
 
     from starflow_jax.flows.parameters import abstract

@@ -12,6 +12,8 @@ import numpy as np
 
 from starflow_jax.flows.parameters import Params
 
+_TILE = 256  # rows and columns that are transposed at a time
+
 # Buffers that old files carry and nothing reads.
 _DEPRECATED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin)$")
 
@@ -71,26 +73,42 @@ def _is_gated(flat: Mapping[str, Any], path: str) -> bool:
 
 
 def _to_packed(value: np.ndarray) -> np.ndarray:
-    """Rows [k, group + 2, d, ...] by key/value head as the original packs them: all queries, all keys, all values."""
-    parts = (value[:, :-2], value[:, -2], value[:, -1])
-    return np.concatenate([part.reshape(-1, *value.shape[3:]) for part in parts])
+    """[..., k, group + 2, d] by key/value head, as rows that the original packs: all queries, all keys, all values."""
+    parts = (value[..., :-2, :], value[..., -2, :], value[..., -1, :])
+    lead = value.shape[:-3]
+    return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
 
 
-def _from_packed(value: np.ndarray, grouped: tuple[int, int, int]) -> np.ndarray:
+def _from_packed(value: np.ndarray, grouped: tuple[int, ...]) -> np.ndarray:
     """The inverse of `_to_packed`; grouped: k, group + 2 and d."""
     kv_heads, members, dim = grouped
-    queries, keys, values = np.split(value, [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim])
-    heads = [part.reshape(kv_heads, -1, dim, *value.shape[1:]) for part in (queries, keys, values)]
-    return np.concatenate(heads, axis=1)
+    result = np.empty((*value.shape[:-1], *grouped), value.dtype)
+    cuts = [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim]
+    places: tuple[Any, ...] = (slice(None, -2), -2, -1)
+    for place, part in zip(places, np.split(value, cuts, axis=-1), strict=True):
+        target = result[..., place, :]
+        target[...] = part.reshape(target.shape)
+    return result
+
+
+def _transposed(value: np.ndarray) -> np.ndarray:
+    """A contiguous transpose of a matrix, tile by tile: in one go, most of a large one misses the cache."""
+    rows, columns = value.shape
+    result = np.empty((columns, rows), value.dtype)
+    for row in range(0, rows, _TILE):
+        for column in range(0, columns, _TILE):
+            tile = value[row : row + _TILE, column : column + _TILE]
+            result[column : column + _TILE, row : row + _TILE] = tile.T
+    return result
 
 
 def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
     if path.endswith(".qkv.kernel"):
-        return np.ascontiguousarray(_to_packed(np.moveaxis(value, 0, -1)))
+        return _transposed(_to_packed(value))
     if path.endswith(".qkv.bias"):
         return _to_packed(value)
     if path.endswith(".kernel"):
-        return np.ascontiguousarray(value.T)
+        return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[None, None]
     if path.endswith(".class_embed"):
@@ -115,11 +133,11 @@ def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith(".qkv.kernel"):
-        return np.ascontiguousarray(np.moveaxis(_from_packed(value, shape[1:]), -1, 0))  # type: ignore[arg-type]
+        return _from_packed(_transposed(value), shape[1:])
     if path.endswith(".qkv.bias"):
-        return _from_packed(value, shape)  # type: ignore[arg-type]
+        return _from_packed(value, shape)
     if path.endswith(".kernel"):
-        return np.ascontiguousarray(value.T)
+        return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[0, 0]
     if path.endswith(".class_embed"):

@@ -60,9 +60,9 @@ def _write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[np
 
 def _write_zip(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.writestr("archive/data.pkl", _pickled(entries))
-        archive.writestr("archive/byteorder", b"little")
-        archive.writestr("archive/version", b"3\n")
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(entries))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
         for number, (entry, value) in enumerate(zip(entries, values, strict=True)):
             information = zipfile.ZipInfo(f"archive/data/{number}")
             assert archive.fp is not None
