@@ -11,7 +11,20 @@ import traceback
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, plan, sample, score, train, version
+from starflow_jax.commands import (
+    calibrate,
+    data,
+    demo,
+    encode,
+    evaluate,
+    info,
+    plan,
+    port,
+    sample,
+    score,
+    train,
+    version,
+)
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import BUG, INTERRUPTED, REFUSED, CommandError
 from starflow_jax.commands.together import Others
@@ -26,12 +39,13 @@ COMMANDS = {
     "data": data,
     "encode": encode,
     "plan": plan,
+    "port": port,
     "demo": demo,
     "version": version,
 }
 
 # Commands that take --config.NAME=VALUE.
-OVERRIDABLE = ("train", "data", "encode", "plan")
+OVERRIDABLE = ("train", "data", "encode", "plan", "port")
 
 EXAMPLES = """\
 examples:

@@ -18,7 +18,7 @@ from starflow_jax.nn.transformer import Transformer
 from starflow_jax.porting import flow_config, from_torch
 from starflow_jax.porting.gemma import differences, language_model_config, read_deep_block
 from starflow_jax.text import load_text_encoder
-from starflow_jax.training.start import check_start, start_state
+from starflow_jax.training.starting import check_start, first_state
 from starflow_jax.training.step import init_state
 
 
@@ -170,7 +170,7 @@ def test_a_run_starts_from_the_layers_and_from_the_seed_elsewhere(tmp_path):
     train = TrainConfig(steps=2, batch_size=2, lr=1e-3, ema=0.9, language_model=str(folder))
     data = DataConfig(source="latents", path="none", noise="gaussian", noise_std=0.1)
     config = ExperimentConfig(name="lm", flow=flow_of(folder), data=data, train=train)
-    state = start_state(config)
+    state = first_state(config, None, None)
     drawn = init_state(dataclasses.replace(config, train=dataclasses.replace(train, language_model=None)))
     layers = read_deep_block(folder, config.flow)
     for params, others in ((state.params, drawn.params), (state.ema, drawn.ema)):

@@ -10,6 +10,7 @@ from starflow_jax.commands.arguments import choice, class_choice, integer, real
 from starflow_jax.commands.captions import with_text_encoder
 from starflow_jax.commands.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
+from starflow_jax.commands.model_config import add_model_config, sampled_as_released
 from starflow_jax.commands.outputs import check_new_folder, check_writable
 from starflow_jax.commands.solver_options import add_solver_options
 
@@ -118,6 +119,7 @@ def add_to(subparsers: Any) -> None:
     option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
+    add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -191,6 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
+        config = sampled_as_released(arguments, config)
         load_encoder(config)  # before anything is drawn that could not be decoded
     config = with_text_encoder(config, arguments.text_encoder)
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS

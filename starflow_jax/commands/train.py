@@ -64,6 +64,12 @@ def add_to(subparsers: Any) -> None:
         "passed over are renamed to STEP.damaged",
     )
     parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin a new run with the parameters of another, such as a ported one, of the same flow",
+    )
+    parser.add_argument(
         "--max-skipped",
         type=integer(0),
         metavar="N",
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
-    from starflow_jax.training.start import check_start, start_state
+    from starflow_jax.training.starting import check_source, check_start, first_state
     from starflow_jax.training.weights_and_biases import check_installed
     from starflow_jax.training.workdir import claim_workdir, in_use
 
@@ -135,7 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.perf_counter()
     opening = (held_out_score, open_with_encoder, open_text, run_layout)
-    reading = (*opening, check_start, start_state, claim_workdir, first_does, in_use, go_on, Loader.__next__)
+    starting = (check_source, check_start, first_state, claim_workdir)
+    reading = (*opening, *starting, first_does, in_use, go_on, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:
@@ -157,6 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
                 grace=arguments.grace,
                 profile=window,
                 wandb=arguments.wandb,
+                init_from=arguments.init_from,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GOES_ON) from None

@@ -1,6 +1,7 @@
-"""Checkpoints of the PyTorch originals: their tensor names and constructor arguments, both ways."""
+"""Checkpoints of the PyTorch originals: files of tensors, their names and constructor arguments, both ways."""
 
 from starflow_jax.porting.names import from_torch, to_torch
 from starflow_jax.porting.original_config import flow_config
+from starflow_jax.porting.tensor_files import open_tensors
 
-__all__ = ["flow_config", "from_torch", "to_torch"]
+__all__ = ["flow_config", "from_torch", "open_tensors", "to_torch"]

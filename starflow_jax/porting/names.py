@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from starflow_jax.flows.parameters import Params
+
+_TILE = 256  # rows and columns that are transposed at a time
 
 # Buffers that old files carry and nothing reads.
 _DEPRECATED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin)$")
@@ -31,15 +34,17 @@ _MLP = {
 }
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by their dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        flat |= _flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return flat
 
 
-def _unflatten(flat: Mapping[str, Any]) -> Params:
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`."""
     tree: Params = {}
     for path, value in flat.items():
         *parents, leaf = path.split(".")
@@ -68,26 +73,42 @@ def _is_gated(flat: Mapping[str, Any], path: str) -> bool:
 
 
 def _to_packed(value: np.ndarray) -> np.ndarray:
-    """Rows [k, group + 2, d, ...] by key/value head as the original packs them: all queries, all keys, all values."""
-    parts = (value[:, :-2], value[:, -2], value[:, -1])
-    return np.concatenate([part.reshape(-1, *value.shape[3:]) for part in parts])
+    """[..., k, group + 2, d] by key/value head, as rows that the original packs: all queries, all keys, all values."""
+    parts = (value[..., :-2, :], value[..., -2, :], value[..., -1, :])
+    lead = value.shape[:-3]
+    return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
 
 
-def _from_packed(value: np.ndarray, grouped: tuple[int, int, int]) -> np.ndarray:
+def _from_packed(value: np.ndarray, grouped: tuple[int, ...]) -> np.ndarray:
     """The inverse of `_to_packed`; grouped: k, group + 2 and d."""
     kv_heads, members, dim = grouped
-    queries, keys, values = np.split(value, [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim])
-    heads = [part.reshape(kv_heads, -1, dim, *value.shape[1:]) for part in (queries, keys, values)]
-    return np.concatenate(heads, axis=1)
+    result = np.empty((*value.shape[:-1], *grouped), value.dtype)
+    cuts = [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim]
+    places: tuple[Any, ...] = (slice(None, -2), -2, -1)
+    for place, part in zip(places, np.split(value, cuts, axis=-1), strict=True):
+        target = result[..., place, :]
+        target[...] = part.reshape(target.shape)
+    return result
+
+
+def _transposed(value: np.ndarray) -> np.ndarray:
+    """A contiguous transpose of a matrix, tile by tile: in one go, most of a large one misses the cache."""
+    rows, columns = value.shape
+    result = np.empty((columns, rows), value.dtype)
+    for row in range(0, rows, _TILE):
+        for column in range(0, columns, _TILE):
+            tile = value[row : row + _TILE, column : column + _TILE]
+            result[column : column + _TILE, row : row + _TILE] = tile.T
+    return result
 
 
 def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
     if path.endswith(".qkv.kernel"):
-        return np.ascontiguousarray(_to_packed(np.moveaxis(value, 0, -1)))
+        return _transposed(_to_packed(value))
     if path.endswith(".qkv.bias"):
         return _to_packed(value)
     if path.endswith(".kernel"):
-        return np.ascontiguousarray(value.T)
+        return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[None, None]
     if path.endswith(".class_embed"):
@@ -95,13 +116,28 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `_to_torch_layout` of an array of `shape`, of which nothing is made."""
+    if path.endswith(".qkv.kernel"):
+        return math.prod(shape[1:]), shape[0]
+    if path.endswith(".qkv.bias"):
+        return (math.prod(shape),)
+    if path.endswith(".kernel"):
+        return shape[::-1]
+    if path.endswith(".sos_embed"):
+        return (1, 1, *shape)
+    if path.endswith(".class_embed"):
+        return (shape[0], 1, *shape[1:])
+    return shape
+
+
 def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith(".qkv.kernel"):
-        return np.ascontiguousarray(np.moveaxis(_from_packed(value, shape[1:]), -1, 0))  # type: ignore[arg-type]
+        return _from_packed(_transposed(value), shape[1:])
     if path.endswith(".qkv.bias"):
-        return _from_packed(value, shape)  # type: ignore[arg-type]
+        return _from_packed(value, shape)
     if path.endswith(".kernel"):
-        return np.ascontiguousarray(value.T)
+        return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[0, 0]
     if path.endswith(".class_embed"):
@@ -109,19 +145,65 @@ def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> 
     return value
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the original, and the piece of a parameter that it is here.
+
+    Attributes:
+      name: the tensor's name; path: the parameter's, by dots.
+      layer: which piece along the parameter's leading axis; None for a parameter that is one tensor.
+      shape: of the piece here; torch_shape: of the tensor.
+      dtype: of the parameter.
+    """
+
+    name: str
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    torch_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def from_torch(self, value: np.ndarray) -> np.ndarray:
+        """The piece that a tensor of `torch_shape` is."""
+        return _from_torch_layout(self.path, value, self.shape)
+
+    def to_torch(self, value: np.ndarray) -> np.ndarray:
+        """The tensor that a piece of `shape` is."""
+        return _to_torch_layout(self.path, value)
+
+
+def entries(expected: Params) -> list[Entry]:
+    """Every tensor of a model, those of one parameter in a row; no arrays are needed.
+
+    Args:
+      expected: a tree of arrays or ShapeDtypeStructs, e.g. of `parameters.abstract`.
+    """
+    flat = flatten(expected)
+    found = []
+    for path, leaf in flat.items():
+        name = _torch_name(path, _is_gated(flat, path))
+        layers: Iterable[int | None] = range(leaf.shape[0]) if "{layer}" in name else (None,)
+        for layer in layers:
+            shape = tuple(leaf.shape) if layer is None else tuple(leaf.shape[1:])
+            torch_shape = _torch_shape(path, shape)
+            named = name if layer is None else name.format(layer=layer)
+            found.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
+    return found
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor that no parameter takes is a buffer of old files that nothing reads."""
+    # STARFlow files carry TARFlow's buffer `var` without using it.
+    return bool(_DEPRECATED.search(name)) or name == "var"
+
+
 def to_torch(params: Params) -> dict[str, np.ndarray]:
     """Parameters as the original's named tensors (linear weights [out, in], one tensor a layer)."""
-    flat = _flatten(params)
-    tensors: dict[str, np.ndarray] = {}
-    for path, value in flat.items():
-        name = _torch_name(path, _is_gated(flat, path))
-        array = np.asarray(value)
-        if "{layer}" in name:
-            for layer, part in enumerate(array):
-                tensors[name.format(layer=layer)] = _to_torch_layout(path, part)
-        else:
-            tensors[name] = _to_torch_layout(path, array)
-    return tensors
+    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
+    return {
+        entry.name: entry.to_torch(flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer])
+        for entry in entries(params)
+    }
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
@@ -134,33 +216,27 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
     Raises:
       ValueError: listing every missing, unexpected or mis-shaped tensor.
     """
-    flat = _flatten(expected)
-    used: set[str] = set()
-    problems: list[str] = []
-
-    def fetch(name: str, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        if name not in tensors:
-            problems.append(f"missing {name}")
-            return None
-        used.add(name)
-        wanted = _to_torch_layout(path, np.broadcast_to(np.float32(0), shape)).shape
-        value = np.asarray(tensors[name])
-        if value.shape != wanted:
-            problems.append(f"{name} has shape {value.shape}, expected {wanted}")
-            return None
-        return _from_torch_layout(path, value, shape)
-
-    filled: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        name = _torch_name(path, _is_gated(flat, path))
-        if "{layer}" in name:
-            parts = [fetch(name.format(layer=i), path, leaf.shape[1:]) for i in range(leaf.shape[0])]
-            filled[path] = None if any(p is None for p in parts) else np.stack(parts)  # type: ignore[arg-type]
-        else:
-            filled[path] = fetch(name, path, leaf.shape)
-    # STARFlow files carry TARFlow's buffer `var` without using it.
-    ignored = {name for name in tensors if _DEPRECATED.search(name) or name == "var"}
-    problems += [f"unexpected {name}" for name in sorted(set(tensors) - used - ignored)]
+    wanted = entries(expected)
+    problems = misfits(tensors, wanted)
     if problems:
         raise ValueError(f"the tensors do not fit the configuration: {'; '.join(problems)}")
-    return _unflatten(jax.tree.map(np.asarray, filled))
+    pieces: dict[str, list[np.ndarray]] = {}
+    for entry in wanted:
+        pieces.setdefault(entry.path, []).append(entry.from_torch(np.asarray(tensors[entry.name])))
+    stacked = {entry.path for entry in wanted if entry.layer is not None}
+    flat = {path: np.stack(parts) if path in stacked else np.asarray(parts[0]) for path, parts in pieces.items()}
+    return unflatten(flat)
+
+
+def misfits(tensors: Mapping[str, Any], wanted: Sequence[Entry]) -> list[str]:
+    """What is missing, of another shape, or unexpected among tensors, a few words each; their values are not read."""
+    problems = []
+    for entry in wanted:
+        if entry.name not in tensors:
+            problems.append(f"missing {entry.name} {entry.torch_shape}")
+        elif tuple(tensors[entry.name].shape) != entry.torch_shape:
+            shape = tuple(tensors[entry.name].shape)
+            problems.append(f"{entry.name} has shape {shape}, expected {entry.torch_shape}")
+    known = {entry.name for entry in wanted}
+    unexpected = sorted(name for name in tensors if name not in known and not is_ignored(name))
+    return problems + [f"unexpected {name} {tuple(tensors[name].shape)}" for name in unexpected]

@@ -219,15 +219,19 @@ class Checkpoints:
         return agreed(folder, read)
 
     def restore_params(self, like: Params, step: int | None = None, *, ema: bool = False) -> tuple[Params, int]:
-        """The parameters, or their running mean, of one step, and the step; opens no other arrays.
+        """The parameters, or with `ema` their running mean where there is one, and the step; opens no other arrays.
 
         Raises:
           ValueError: as `restore`.
         """
         folder = self._folder(step)
-        name = "ema" if ema else "params"
-        params = agreed(folder, lambda: read_arrays(folder, name, like, self._read_digests(folder)))
-        return params, int(folder.name)
+
+        def read() -> Params:
+            digests = self._read_digests(folder)
+            # a ported checkpoint has no mean, whatever its configuration says of training
+            return read_arrays(folder, "ema" if ema and "ema" in digests else "params", like, digests)
+
+        return agreed(folder, read), int(folder.name)
 
     def resume(self, like: TrainState, loader_at: Callable[[int], Any], step: int | None = None) -> tuple[Any, Any]:
         """The state of one step, and the loader, put where the run left it.

@@ -39,7 +39,7 @@ from starflow_jax.training.resume import Policy, go_on
 from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
-from starflow_jax.training.start import check_start, start_state
+from starflow_jax.training.starting import check_source, check_start, first_state, holds_parameters_alone
 from starflow_jax.training.step import TrainState, learning_rate, train_steps
 from starflow_jax.training.weights_and_biases import WandbRecorder
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
@@ -104,6 +104,7 @@ def train(
     profile: Window | None = None,
     wandb: str | None = None,
     peak: float | None = None,
+    init_from: Path | str | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, the experiment in `workdir`.
 
@@ -122,6 +123,7 @@ def train(
       grace: seconds from SIGTERM to the end, at the latest; see `training.signals`.
       profile: updates to trace into `workdir/profile`.
       wandb: a project of Weights & Biases that is told the metrics, too.
+      init_from: folder of a run whose parameters a new run begins with; not looked at where the run has begun.
       peak: FLOP/s of all devices, for the utilisation in the metrics; None for what is published of them.
 
     Returns:
@@ -138,6 +140,8 @@ def train(
     layout = run_layout(config, source, encoder)
     if not (workdir / CHECKPOINT_FOLDER).is_dir():  # a folder is not claimed by what cannot start
         check_start(config)
+        if init_from is not None:
+            check_source(config, init_from)
     data = same_everywhere(fingerprint(source))
     first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     first = jax.process_index() == 0
@@ -146,20 +150,15 @@ def train(
         first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
         checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
-        found = go_on(
-            checkpoints,
-            abstract_state(config, layout),
-            lambda step: _loader(config, source, step, layout),
-            resume,
-            progress_of_steps.say if first else lambda _: None,
-        )
+        ported = holds_parameters_alone(checkpoints)
+        loader_at = lambda step: _loader(config, source, step, layout)  # noqa: E731
+        say = progress_of_steps.say if first else lambda _: None
+        found = None if ported else go_on(checkpoints, abstract_state(config, layout), loader_at, resume, say)
         if found is not None:
             state, loader = found
         else:
             loader = _loader(config, source, 0, layout)
-            state = start_state(config, layout)
-            if layout is None:  # put where a restored state lies too, so that both run the same compiled program
-                state = jax.device_put(state, jax.local_devices()[0])
+            state = first_state(config, workdir if ported else init_from, layout)
         start = int(state.step)
         bar = stack.enter_context(progress_of_steps.begun(start))
         writer = stack.enter_context(MetricsWriter(workdir, start, enabled=first))

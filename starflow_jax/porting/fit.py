@@ -1,0 +1,100 @@
+"""Whether a file's tensors are those of a model: everything that is not as it should be, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.porting.infer import contradictions
+from starflow_jax.porting.names import Entry, is_ignored
+from starflow_jax.porting.tensors import LazyTensor
+
+_EXACT = ("float32", "bfloat16", "float16")  # what float32 holds without loss
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One tensor that is not as it should be.
+
+    Attributes:
+      kind: "missing" (in the file), "unexpected" (by the model), "shape" or "type".
+      name: in the file; path: the parameter's, None where there is none.
+      found, expected: shapes or types, None where there is none.
+    """
+
+    kind: str
+    name: str
+    path: str | None
+    found: str | None
+    expected: str | None
+
+    def __str__(self) -> str:
+        if self.kind == "missing":
+            return f"missing in the file: {self.name} {self.expected}"
+        if self.kind == "unexpected":
+            return f"unexpected in the file: {self.name} {self.found}"
+        return f"{self.name} has {self.kind} {self.found} in the file, {self.expected} in the model ({self.path})"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How tensors fit a model.
+
+    Attributes:
+      entries: all tensors of the model; misfits: what is wrong with which.
+      contradictions: the same in terms of the configuration, where the file decides it.
+      ignored: deprecated buffers that nothing reads.
+    """
+
+    entries: tuple[Entry, ...]
+    misfits: tuple[Misfit, ...]
+    contradictions: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.misfits
+
+    def usable(self) -> set[str]:
+        """Names of the tensors that fit."""
+        bad = {misfit.name for misfit in self.misfits}
+        return {entry.name for entry in self.entries if entry.name not in bad}
+
+    def lines(self, most: int = 400) -> list[str]:
+        """The report."""
+        found = [*self.contradictions, *(str(misfit) for misfit in self.misfits)]
+        rest = len(found) - most
+        return found[:most] + ([f"and {rest} more"] if rest > 0 else [])
+
+
+def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: FlowConfig) -> Fit:
+    """Compares tensors, of which only names, shapes and types are looked at, with those of a model.
+
+    Args:
+      entries: of `names.entries`; config: of the same model.
+    """
+    misfits = []
+    for entry in entries:
+        tensor = tensors.get(entry.name)
+        if tensor is None:
+            misfits.append(Misfit("missing", entry.name, entry.path, None, str(entry.torch_shape)))
+        elif tensor.shape != entry.torch_shape:
+            misfits.append(Misfit("shape", entry.name, entry.path, str(tensor.shape), str(entry.torch_shape)))
+        elif tensor.dtype.name not in _EXACT:
+            misfits.append(Misfit("type", entry.name, entry.path, tensor.dtype.name, " or ".join(_EXACT)))
+    known = {entry.name for entry in entries}
+    extra = [name for name in tensors if name not in known]
+    ignored = tuple(sorted(name for name in extra if is_ignored(name)))
+    unexpected = sorted(set(extra) - set(ignored))
+    misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]
+    return Fit(tuple(entries), tuple(misfits), tuple(contradictions(config, tensors)), ignored)
+
+
+def not_finite(value: np.ndarray, *, most: int = 2**24) -> int:
+    """How many values are infinite or no number; looks at so many at a time."""
+    flat = value.reshape(-1)
+    parts = (flat[start : start + most] for start in range(0, flat.size, most))
+    return sum(part.size - int(np.count_nonzero(np.isfinite(part.astype(np.float32, copy=False)))) for part in parts)

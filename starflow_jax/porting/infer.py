@@ -1,0 +1,179 @@
+"""What the tensors of a file say about the flow they belong to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starflow_jax.config.flow import DenoiserConfig, FlowConfig
+from starflow_jax.porting.tensors import LazyTensor
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_LAYER = re.compile(r"attn_blocks\.(\d+)\.(.+)")
+
+
+def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """Fields of a `FlowConfig` that names and shapes decide; "denoiser" is its number of layers or 0.
+
+    What they do not decide, such as the order of tokens, the rotary positions' kind or the soft clip, is absent; so
+    is what is told by a tensor that is not there, or has no sensible shape.
+    """
+    blocks: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in tensors.items():
+        if match := _BLOCK.fullmatch(name):
+            blocks.setdefault(int(match[1]), {})[match[2]] = tuple(tensor.shape)
+    denoiser = {
+        name.removeprefix("learnable_self_denoiser."): tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if name.startswith("learnable_self_denoiser.")
+    }
+    # A block of 0 layers has no tensors; where the first ones are missing, their widths do not matter.
+    num_blocks = max(blocks, default=-1) + 1
+    used = {index: shapes for index, shapes in blocks.items() if _matrix(shapes, "proj_in.weight")}
+    if not used:
+        return {}
+    layers = tuple(_layers(blocks.get(index, {})) for index in range(num_blocks))
+    facts: dict[str, Any] = {"num_blocks": num_blocks, "layers_per_block": layers}
+    first, deep = used[min(used)], blocks[num_blocks - 1]
+    width, token_channels = first["proj_in.weight"]
+    facts["token_channels"] = token_channels
+    if min(used) < num_blocks - 1:
+        facts["width"] = width
+    if matrix := _matrix(deep, "proj_in.weight"):
+        facts["deep_width"] = matrix[0]
+    if min(used) == num_blocks - 1:
+        first = deep
+    facts |= _of_layer(first)
+    facts["sos"] = "sos_embed" in first
+    facts["rope"] = "pos_embed" not in first
+    facts["final_norm"] = "final_norm.weight" in first
+    if "class_embed" in first and len(first["class_embed"]) == 3:
+        facts["num_classes"] = first["class_embed"][0]
+    if text := _matrix(deep, "proj_txt.weight"):
+        facts["text_dim"] = text[1]
+        if num_blocks > 1 and min(used) < num_blocks - 1:
+            facts["cond_top_only"] = "proj_txt.weight" not in first
+    out = _matrix(first, "proj_out.weight")
+    if out and out[0] == token_channels:
+        facts["scale"] = "unit"
+    facts["denoiser"] = _layers(denoiser)
+    if tokens := _tokens(first, tensors):
+        facts["tokens"] = tokens
+    return facts
+
+
+def _of_layer(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What one layer of a block says about all."""
+    facts: dict[str, Any] = {
+        "bias": "attn_blocks.0.attention.qkv.bias" in block,
+        "qk_norm": "attn_blocks.0.attention.query_norm.weight" in block,
+        "post_norm": "attn_blocks.0.attention.post_norm.weight" in block,
+        "norm": "layer" if "attn_blocks.0.attention.norm.bias" in block else "rms",
+        "mlp": "gated" if "attn_blocks.0.mlp.gate_proj.weight" in block else "gelu",
+    }
+    hidden = _matrix(block, f"attn_blocks.0.mlp.{'up_proj' if facts['mlp'] == 'gated' else 'main.0'}.weight")
+    if hidden and hidden[0] % hidden[1] == 0:
+        facts["expansion"] = hidden[0] // hidden[1]
+    head = block.get("attn_blocks.0.attention.query_norm.weight")
+    qkv = _matrix(block, "attn_blocks.0.attention.qkv.weight")
+    proj = _matrix(block, "attn_blocks.0.attention.proj.weight")
+    if head and len(head) == 1 and head[0] and proj and qkv:
+        # Only a norm by head shows how large heads are.
+        facts["head_dim"] = head[0]
+        facts["heads"] = proj[1] // head[0]
+        facts["kv_heads"] = (qkv[0] - proj[1]) // (2 * head[0])
+    return facts
+
+
+def _layers(block: Mapping[str, tuple[int, ...]]) -> int:
+    found = (_LAYER.fullmatch(name) for name in block)
+    return max((int(match[1]) for match in found if match), default=-1) + 1
+
+
+def _tokens(block: Mapping[str, tuple[int, ...]], tensors: Mapping[str, LazyTensor]) -> int | None:
+    """Tokens of a trained image: learned positions, or TARFlow's prior variance, have one row each."""
+    for shape in (block.get("pos_embed"), tuple(tensors["var"].shape) if "var" in tensors else None):
+        if shape and len(shape) == 2:
+            return shape[0]
+    return None
+
+
+def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int] | None:
+    shape = shapes.get(name)
+    return (shape[0], shape[1]) if shape and len(shape) == 2 and math.prod(shape) else None
+
+
+def facts_of(config: FlowConfig) -> dict[str, Any]:
+    """The same facts of a configuration, to compare with what `infer` finds."""
+    shallow, deep = config.blocks[0], config.blocks[-1]
+    return {
+        "num_blocks": config.num_blocks,
+        "layers_per_block": tuple(block.layers for block in config.blocks),
+        "token_channels": config.token_channels,
+        "width": shallow.width,
+        "deep_width": deep.width,
+        "head_dim": shallow.head_dim,
+        "heads": shallow.heads,
+        "kv_heads": shallow.kv_heads,
+        "expansion": shallow.expansion,
+        "mlp": shallow.mlp,
+        "norm": shallow.norm,
+        "qk_norm": shallow.qk_norm,
+        "post_norm": shallow.post_norm,
+        "final_norm": shallow.final_norm,
+        "bias": shallow.bias,
+        "sos": config.sos,
+        "rope": config.rope,
+        "scale": config.scale,
+        "num_classes": config.num_classes,
+        "text_dim": config.text_dim,
+        "cond_top_only": config.cond_top_only,
+        "denoiser": 0 if config.denoiser is None else config.denoiser.layers,
+        "tokens": math.prod(config.grid),
+    }
+
+
+def contradictions(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Where the tensors say otherwise than a configuration, a few words each."""
+    there, here = infer(tensors), facts_of(config)
+    if config.rope and config.family == "starflow":
+        there.pop("tokens", None)  # of an unused buffer, whose size is not that of the data
+    if config.language_model is not None:
+        there.pop("deep_width", None)
+        here.pop("text_dim")  # such a block has no projection to tell it
+    return [
+        f"{name} is {value!r} in the file and {here[name]!r} in the configuration"
+        for name, value in there.items()
+        if name in here and here[name] != value
+    ]
+
+
+def with_inferred(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> FlowConfig:
+    """The configuration with what the tensors decide in place of its own.
+
+    Raises:
+      ValueError: what the tensors say makes no configuration together with the rest.
+    """
+    there, here = infer(tensors), facts_of(config)
+    changes = {name: value for name, value in there.items() if name in here and here[name] != value}
+    layers, token_channels = changes.pop("denoiser", None), changes.pop("token_channels", None)
+    changes.pop("tokens", None)  # of which rows and columns are not known
+    if token_channels is not None:
+        if token_channels % config.patch_size**2:
+            raise ValueError(
+                f"patch_size must be such that its square divides the {token_channels} channels of a token in the "
+                f"file, got {config.patch_size}"
+            )
+        changes["channels"] = token_channels // config.patch_size**2
+    if config.language_model is not None:
+        changes = {name: value for name, value in changes.items() if name not in ("text_dim", "deep_width")}
+    elif config.text_dim and "text_dim" not in there:
+        changes |= {"text_dim": 0, "text_length": 0, "cond_top_only": False}
+    if layers is not None:
+        changes["denoiser"] = (
+            dataclasses.replace(config.denoiser or DenoiserConfig(), layers=layers) if layers else None
+        )
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,194 @@
+"""A folder that holds all that is needed to draw from text: a flow's run, an autoencoder, a text encoder.
+
+`model.json` names the three by paths inside the folder:
+
+    {"format": "starflow-model", "version": 1,
+     "flow": "flow", "autoencoder": {"kind": "diffusers", "path": "autoencoder"},
+     "text_encoder": {"kind": "huggingface", "path": "text_encoder"}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from starflow_jax.files import replacing_folder, write_text
+
+MODEL_FILE = "model.json"
+_FORMAT, _VERSION = "starflow-model", 1
+
+AutoencoderKind = Literal["diffusers", "wan2.2", "npz"]
+TextEncoderKind = Literal["huggingface"]
+_TENSORS = (".safetensors", ".bin", ".pth", ".pt", ".index.json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the frozen models.
+
+    Attributes:
+      kind: of an autoencoder "diffusers" (a folder with config.json and tensors), "wan2.2" (one file of tensors in
+        the original's layout) or "npz" (one of this project); of a text encoder "huggingface" (a folder).
+      path: where it lies, absolute.
+    """
+
+    kind: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder to draw from.
+
+    Attributes:
+      path: of the folder; flow: the working folder of a run; autoencoder, text_encoder: the frozen models.
+    """
+
+    path: Path
+    flow: Path
+    autoencoder: Part
+    text_encoder: Part
+
+
+def load_model_folder(path: Path | str) -> ModelFolder:
+    """What a folder's model.json names, checked to be there and of its kind; nothing is read.
+
+    Raises:
+      ValueError: no such file, one of another form or version, a path out of the folder, or a part that is missing.
+    """
+    path = Path(path).absolute()
+    file = path / MODEL_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} is no model folder: {MODEL_FILE} {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f'{file} must have "format": "{_FORMAT}"')
+    if content.get("version") != _VERSION:
+        raise ValueError(f"{file} must be of version {_VERSION}, got {content.get('version')!r}")
+    names = {"format", "version", "flow", "autoencoder", "text_encoder"}
+    if set(content) != names:
+        raise ValueError(f"{file} must have the fields {', '.join(sorted(names))}, got {', '.join(sorted(content))}")
+    flow = _inside(path, content["flow"], "flow")
+    check_flow(flow)
+    autoencoder = _part(path, content["autoencoder"], "autoencoder")
+    text_encoder = _part(path, content["text_encoder"], "text_encoder")
+    for name, part, kind in (
+        ("autoencoder", autoencoder, autoencoder_kind(autoencoder.path)),
+        ("text_encoder", text_encoder, text_encoder_kind(text_encoder.path)),
+    ):
+        if part.kind != kind:
+            raise ValueError(f"{name} of {file} is {kind!r} and not {part.kind!r}")
+    return ModelFolder(path, flow, autoencoder, text_encoder)
+
+
+def assemble(
+    path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Literal["link", "copy"] = "link"
+) -> ModelFolder:
+    """Makes a model folder of parts that lie elsewhere: whole, or not at all.
+
+    Args:
+      path: new or empty.
+      how: "link" makes hard links, which take no space and outlive the originals, and copies what lies on another
+        file system; "copy" always copies.
+
+    Raises:
+      ValueError: a part that is missing or of no known kind, or a folder that is not empty.
+      OSError: the folder cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} must be a new or an empty folder")
+    check_flow(flow)
+    kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
+    with replacing_folder(path.absolute()) as temporary:
+        content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
+        _place(flow, temporary / "flow", how)
+        for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
+            target = name if source.is_dir() else f"{name}{source.suffix}"
+            _place(source, temporary / target, how)
+            content[name] = {"kind": kinds[name], "path": target}
+        write_text(temporary / MODEL_FILE, json.dumps(content, indent=2) + "\n")
+    return load_model_folder(path)
+
+
+def check_flow(path: Path) -> None:
+    """Raises ValueError unless `path` looks like the working folder of a run with a checkpoint."""
+    if not (path / "config.json").is_file() or not (path / "checkpoints").is_dir():
+        raise ValueError(f"flow {path} is no working folder of a run: it has no config.json and checkpoints")
+
+
+def autoencoder_kind(path: Path) -> AutoencoderKind:
+    """What kind of autoencoder lies at a path, by its name and files.
+
+    Raises:
+      ValueError: nothing there, or nothing of a known kind.
+    """
+    if path.is_dir() and (path / "config.json").is_file() and _holds_tensors(path):
+        return "diffusers"
+    if path.is_file() and path.suffix == ".npz":
+        return "npz"
+    if path.is_file() and path.suffix in (".pth", ".pt", ".safetensors"):
+        return "wan2.2"
+    raise ValueError(
+        f"autoencoder {path} must be a diffusers folder (config.json and tensors), a file of the original Wan2.2 "
+        "(.pth or .safetensors) or an .npz of this project"
+    )
+
+
+def text_encoder_kind(path: Path) -> TextEncoderKind:
+    """What kind of text encoder lies at a path.
+
+    Raises:
+      ValueError: nothing there, or no Hugging Face folder with its tokenizer.
+    """
+    if path.is_dir() and (path / "config.json").is_file() and _holds_tensors(path):
+        if any((path / name).is_file() for name in ("spiece.model", "tokenizer.json", "tokenizer.model")):
+            return "huggingface"
+        raise ValueError(f"text encoder {path} has no tokenizer: spiece.model, tokenizer.json or tokenizer.model")
+    raise ValueError(f"text encoder {path} must be a Hugging Face folder: config.json, tensors and a tokenizer")
+
+
+def _holds_tensors(path: Path) -> bool:
+    return any(file.name.endswith(_TENSORS) for file in path.iterdir() if file.is_file())
+
+
+def _part(folder: Path, value: Any, name: str) -> Part:
+    if not isinstance(value, Mapping) or set(value) != {"kind", "path"} or not isinstance(value["kind"], str):
+        raise ValueError(f"{name} of {folder / MODEL_FILE} must have a kind and a path, got {value!r}")
+    return Part(value["kind"], _inside(folder, value["path"], name))
+
+
+def _inside(folder: Path, value: Any, name: str) -> Path:
+    """The path that a part names, which must not leave the folder, by its text or by links."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) and "\0" not in value else ()
+    plain = bool(parts) and not any(part in ("..", "/") or "\\" in part or ":" in part for part in parts)
+    path = folder.joinpath(*parts)
+    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} of {folder / MODEL_FILE} must be a path inside the folder, got {value!r}")
+    if not path.exists():
+        raise ValueError(f"{name} of {folder / MODEL_FILE} is missing: {value}")
+    return path
+
+
+def _place(source: Path, target: Path, how: str) -> None:
+    """Copies or links a file, or all files of a folder; links on the way are followed."""
+    copy = _link if how == "link" else shutil.copy2
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=copy)
+    else:
+        copy(source, target)
+
+
+def _link(source: Any, target: Any) -> Any:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        return shutil.copy2(source, target)
+    return target

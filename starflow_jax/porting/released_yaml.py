@@ -1,0 +1,231 @@
+"""The released YAML configuration files: what each argument is called here, and which have no meaning here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from starflow_jax.config.build import build
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.config.flow import DenoiserConfig
+
+# Pixels to a row of latents, by the channels of the autoencoder's latents (specification, section 7).
+_STRIDES = {3: 1, 4: 8, 16: 8, 48: 16}
+_LATENT_CHANNELS = {"sd": 4, "wan2.1": 16, "wan2.2": 48}
+
+# Of the flow, the value unchanged.
+_FLOW = {
+    "patch_size": "patch_size",
+    "channels": "width",
+    "top_block_channels": "deep_width",
+    "num_blocks": "num_blocks",
+    "head_dim": "head_dim",
+    "num_heads": "heads",
+    "num_kv_heads": "kv_heads",
+    "expansion": "expansion",
+    "pt_seq_len": "pt_seq_len",
+    "txt_size": "text_length",
+    "txt_dim": "text_dim",
+    "soft_clip": "soft_clip",
+    "seq_order": "order",
+}
+_FLOW_SWITCHES = {
+    "rope": "rope",
+    "sos": "sos",
+    "use_final_norm": "final_norm",
+    "use_qk_norm": "qk_norm",
+    "use_post_norm": "post_norm",
+    "use_bias": "bias",
+    "cond_top_only": "cond_top_only",
+    "temporal_causal": "temporal_causal",
+    "shallow_block_local": "shallow_local",
+}
+_FLOW_CHOICES: dict[str, tuple[str, tuple[str, str]]] = {
+    "use_softplus": ("scale", ("exp", "softplus")),
+    "use_swiglu": ("mlp", ("gelu", "gated")),
+    "hf_style_rope": ("rope_pairs", ("adjacent", "half")),
+}
+_TRAIN = {
+    "batch_size": "batch_size",
+    "lr": "lr",
+    "min_lr": "min_lr",
+    "grad_clip": "grad_clip",
+    "latent_norm_regularization": "latent_norm",
+}
+_DATA = {"noise_std": "noise_std", "drop_label": "label_drop"}
+_SAMPLE = {"cfg": "guidance"}
+# Read below, by more than a name.
+_READ = ("img_size", "vid_size", "layers_per_block", "learnable_self_denoiser", "conditional_denoiser",
+         "denoiser_window", "in_channels", "vae", "norm_type", "grad_skip", "jacobi")  # fmt: skip
+# What the originals' programs are told and this one has elsewhere or does not need.
+WITHOUT_MEANING = {
+    "model_config_path": "the path of the file itself",
+    "checkpoint_path": "starflow port --from",
+    "resume_path": "starflow train goes on by itself",
+    "caption": "starflow sample --caption",
+    "sample_batch_size": "starflow sample --num",
+    "aspect_ratio": "starflow sample --aspect",
+    "seed": "starflow sample --seed",
+    "out_fps": "starflow sample --fps",
+    "target_length": "starflow sample --frames",
+    "input_image": "starflow sample --image",
+    "jacobi_th": "starflow sample --tolerance",
+    "jacobi_block_size": "starflow sample --block",
+    "jacobi_max_iter": "starflow sample --max-iterations",
+    "local_attn_window": "starflow sample --window",
+    "context_length": "starflow sample --context",
+    "epochs": "train.steps counts updates",
+    "fps_cond": "captions say the rate where the data have one",
+    "mix_aspect": "data.aspect_ratios",
+    "secondary_ratio": "weights of data.mixture",
+    "secondary_img_size": "a source of data.mixture",
+    "drop_image": "data.drop_first",
+    "fsdp": "config.mesh",
+    "loss_scaling": "bfloat16 needs none",
+    "grad_checkpoint": "flow.remat",
+    "wandb_name": "starflow train --wandb",
+    "dry_run": "starflow plan",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A released configuration file.
+
+    Attributes:
+      path: of the file; arguments: those that mean something here, by the original's name.
+      without_meaning: those that do not, with what takes their place; unknown: those that are not known.
+    """
+
+    path: Path
+    arguments: Mapping[str, Any]
+    without_meaning: Mapping[str, str]
+    unknown: tuple[str, ...]
+
+
+def read_released(path: Path) -> Released:
+    """Reads a released YAML file; one that groups its arguments under headings is read as if it did not.
+
+    Raises:
+      ValueError: a file that is missing, no YAML mapping of plain values, or says one argument twice.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML of plain values") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} must hold arguments and their values")
+    arguments: dict[str, Any] = {}
+    for key, value in content.items():
+        group = value if isinstance(value, dict) else {key: value}
+        for name, inner in group.items():
+            if not isinstance(name, str) or isinstance(inner, dict):
+                raise ValueError(f"{path} must hold arguments and plain values, got {str(name)[:80]!r}: a mapping")
+            if arguments.get(name, inner) != inner:
+                raise ValueError(f"{path} says {name} twice, {arguments[name]!r} and {inner!r}")
+            arguments[name] = inner
+    known = {*_FLOW, *_FLOW_SWITCHES, *_FLOW_CHOICES, *_TRAIN, *_DATA, *_SAMPLE, *_READ}
+    return Released(
+        path,
+        {name: value for name, value in arguments.items() if name in known},
+        {name: WITHOUT_MEANING[name] for name in arguments if name in WITHOUT_MEANING},
+        tuple(sorted(set(arguments) - known - set(WITHOUT_MEANING))),
+    )
+
+
+def apply_released(config: ExperimentConfig, released: Released) -> ExperimentConfig:
+    """The configuration with the values of a released file in place of its own.
+
+    Raises:
+      ValueError: a value that is none, or that does not go with the rest; the file is named.
+    """
+    given = dict(released.arguments)
+    values = dataclasses.asdict(config)
+    flow, data, train, sample = (values[name] for name in ("flow", "data", "train", "sample"))
+    try:
+        for names, target in ((_FLOW, flow), (_TRAIN, train), (_DATA, data), (_SAMPLE, sample)):
+            target.update({names[name]: _number(name, value) for name, value in given.items() if name in names})
+        flow.update({_FLOW_SWITCHES[name]: _switch(name, v) for name, v in given.items() if name in _FLOW_SWITCHES})
+        for name, (field, choices) in _FLOW_CHOICES.items():
+            if name in given:
+                flow[field] = choices[_switch(name, given[name])]
+        _apply_rest(given, flow, data, train, sample)
+        return build(ExperimentConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{released.path}: {error}") from error
+
+
+def _apply_rest(
+    given: Mapping[str, Any], flow: dict[str, Any], data: dict[str, Any], train: dict[str, Any], sample: dict[str, Any]
+) -> None:
+    """The arguments that are more than another name."""
+    if "vae" in given:
+        name = str(given["vae"]).lower()
+        kinds = [channels for kind, channels in _LATENT_CHANNELS.items() if name.startswith(kind)]
+        if not kinds:
+            raise ValueError(f"vae must begin with one of {', '.join(_LATENT_CHANNELS)}, got {given['vae']!r}")
+        flow["channels"] = kinds[0]
+    if "in_channels" in given:
+        flow["channels"] = given["in_channels"]
+    if "img_size" in given:
+        stride = _STRIDES.get(flow["channels"])
+        pixels = given["img_size"]
+        if stride is None or not isinstance(pixels, int) or pixels % stride:
+            raise ValueError(f"img_size must be pixels, a multiple of the autoencoder's stride, got {pixels!r}")
+        flow["image_size"] = pixels // stride
+    if "vid_size" in given:
+        frames, _, fps = str(given["vid_size"]).partition(":")
+        if not frames.isdecimal() or (fps and not fps.isdecimal()):
+            raise ValueError(f"vid_size must be FRAMES:RATE, got {given['vid_size']!r}")
+        data["frames"] = 1 + (int(frames) - 1) // 4 if flow["channels"] in (16, 48) else int(frames)
+    if "layers_per_block" in given:
+        layers = given["layers_per_block"]
+        layers = layers.replace(",", " ").split() if isinstance(layers, str) else layers
+        layers = [layers] if isinstance(layers, int) else layers
+        try:
+            flow["layers_per_block"] = tuple(int(count) for count in layers)
+        except (TypeError, ValueError):
+            raise ValueError(f"layers_per_block must be integers, got {given['layers_per_block']!r}") from None
+        if len(flow["layers_per_block"]) > 1:
+            flow["num_blocks"] = given.get("num_blocks", len(flow["layers_per_block"]))
+    if "norm_type" in given:
+        flow["norm"] = {"layer_norm": "layer", "rms_norm": "rms"}.get(given["norm_type"], given["norm_type"])
+    if "learnable_self_denoiser" in given:
+        if not _switch("learnable_self_denoiser", given["learnable_self_denoiser"]):
+            flow["denoiser"] = None
+        elif flow["denoiser"] is None:
+            flow["denoiser"] = dataclasses.asdict(DenoiserConfig())
+    if flow["denoiser"] is not None:
+        if "conditional_denoiser" in given:
+            flow["denoiser"]["conditional"] = _switch("conditional_denoiser", given["conditional_denoiser"])
+        if "temporal_causal" in given:
+            flow["denoiser"]["look_ahead"] = given["temporal_causal"] or None
+        if "denoiser_window" in given:
+            flow["denoiser"]["window"] = given["denoiser_window"] or None
+    if "grad_skip" in given:
+        train["skip_after"] = 100 if _switch("grad_skip", given["grad_skip"]) else None
+    if "jacobi" in given:
+        sample["solver"] = "jacobi" if _switch("jacobi", given["jacobi"]) else "sequential"
+    data["noise"] = "gaussian" if data["noise_std"] else "uniform"
+
+
+def _number(name: str, value: Any) -> Any:
+    """Numbers with an exponent and no point are text in YAML 1.1."""
+    if isinstance(value, str) and name != "seq_order":
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, got {value!r}") from None
+    return value
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, int)):
+        raise ValueError(f"{name} must be 0 or 1, got {value!r}")
+    return bool(value)

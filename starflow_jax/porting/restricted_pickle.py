@@ -1,0 +1,183 @@
+"""Pickled data without pickle: a small stack machine that builds plain values and runs nothing of the file's choice.
+
+Python's unpickler imports what a file names and calls it. Here a name is looked up in a fixed table of stand-ins of
+this project, and everything else is refused by name. The operations are parsed by the standard library's
+disassembler, which executes nothing; of them, those are carried out that writing dictionaries of tensors produces.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+# A file's structure, not its numbers, is pickled: of the released models it is under a megabyte.
+MOST_BYTES = 2**25
+
+_MARK = object()
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
+_PUTS = {"BINPUT", "LONG_BINPUT"}
+_GETS = {"BINGET", "LONG_BINGET"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Refused(ValueError):
+    """A pickle names or does something that a file of tensors does not need; the message says what."""
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a name in a pickle stands for here.
+
+    Attributes:
+      name: the name in the file.
+      build: makes the value from the arguments of a call; None for a name that may only be mentioned.
+      value: what the name itself means, such as a type of numbers.
+    """
+
+    name: str
+    build: Callable[..., Any] | None = None
+    value: Any = None
+
+
+@dataclass(eq=False)
+class Record:
+    """An object of a named class: its fields, or whatever its class pickles as its state."""
+
+    name: str
+    state: Any = None
+
+
+def load(
+    stream: IO[bytes],
+    names: Mapping[str, StandIn],
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The value of the pickle that begins at the stream's place; leaves the stream behind it.
+
+    Args:
+      names: the table of what may be named, "module.name" to stand-in.
+      persistent: gives the value of a persistent id (a storage, in files of tensors).
+
+    Returns:
+      None, numbers, strings, bytes, lists, tuples, dictionaries, records, and what the stand-ins build. Lists and
+      dictionaries may contain themselves.
+
+    Raises:
+      Refused: a name that is not in the table, an operation that is not needed, or no pickle at all.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        for operation, argument in _operations(stream):
+            if operation == "STOP":
+                (value,) = stack
+                return value
+            _execute(operation, argument, stack, memo, names, persistent)
+    except Refused:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error, MemoryError) as error:
+        raise Refused("its pickled part is damaged") from error
+    raise Refused("its pickled part has no end")
+
+
+def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    start = stream.tell()
+    for operation, argument, position in pickletools.genops(stream):
+        if position is not None and position - start > MOST_BYTES:
+            raise Refused(f"its pickled part is longer than {MOST_BYTES} bytes")
+        yield operation.name, argument
+
+
+def _execute(
+    operation: str,
+    argument: Any,
+    stack: list[Any],
+    memo: dict[int, Any],
+    names: Mapping[str, StandIn],
+    persistent: Callable[[Any], Any] | None,
+) -> None:
+    if operation in ("PROTO", "FRAME"):
+        return
+    if operation in _CONSTANTS:
+        stack.append(_CONSTANTS[operation])
+    elif operation in _LITERALS:
+        stack.append(argument)
+    elif operation in _PUTS:
+        memo[argument] = stack[-1]
+    elif operation == "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+    elif operation in _GETS:
+        stack.append(memo[argument])
+    elif operation == "MARK":
+        stack.append(_MARK)
+    elif operation in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
+        stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[operation])
+    elif operation in _TUPLES:
+        count = _TUPLES[operation]
+        if len(stack) < count:
+            raise IndexError
+        stack[-count:] = [tuple(stack[-count:])]
+    elif operation == "TUPLE":
+        stack.append(tuple(_since_mark(stack)))
+    elif operation in ("APPEND", "APPENDS"):
+        added = [stack.pop()] if operation == "APPEND" else _since_mark(stack)
+        _a(list, stack[-1]).extend(added)
+    elif operation in ("SETITEM", "SETITEMS"):
+        added = [stack.pop(-2), stack.pop()] if operation == "SETITEM" else _since_mark(stack)
+        target = _a(dict, stack[-1])
+        for key, value in zip(added[::2], added[1::2], strict=True):
+            # Only keys whose hash is cheap: that of nested tuples can be made to take forever.
+            if not isinstance(key, (str, int, Record)):
+                raise Refused(f"its pickled part has a key of type {type(key).__name__}")
+            target[key] = value
+    elif operation in ("GLOBAL", "STACK_GLOBAL"):
+        if operation == "GLOBAL":
+            name = argument.replace(" ", ".", 1)
+        else:
+            last, module = _a(str, stack.pop()), _a(str, stack.pop())
+            name = f"{module}.{last}"
+        if name not in names:
+            raise Refused(f"its pickled part names {name[:120]!r}, which files of tensors do not need")
+        stack.append(names[name])
+    elif operation in ("REDUCE", "NEWOBJ"):
+        arguments, function = _a(tuple, stack.pop()), _a(StandIn, stack.pop())
+        if function.build is None:
+            raise Refused(f"its pickled part calls {function.name!r}")
+        stack.append(function.build(*arguments))
+    elif operation == "BUILD":
+        state, target = stack.pop(), stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif not isinstance(target, dict):  # a dictionary's attributes (versions of modules) mean nothing here
+            raise Refused(f"its pickled part sets the state of a {type(target).__name__}")
+    elif operation == "BINPERSID":
+        if persistent is None:
+            raise Refused("its pickled part refers to a storage where none can be")
+        stack.append(persistent(stack.pop()))
+    else:
+        raise Refused(f"its pickled part uses the operation {operation}, which files of tensors do not need")
+
+
+def _since_mark(stack: list[Any]) -> list[Any]:
+    """Takes what lies above the topmost mark, and the mark."""
+    place = len(stack) - 1
+    while stack[place] is not _MARK:
+        place -= 1
+        if place < 0:
+            raise IndexError
+    values = stack[place + 1 :]
+    del stack[place:]
+    return values
+
+
+def _a(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
