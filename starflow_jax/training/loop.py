@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +152,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         ported = holds_parameters_alone(checkpoints)
-        loader_at = lambda step: _loader(config, source, step, layout)  # noqa: E731
+        loader_at = functools.partial(_loader, config, source, layout=layout)
         say = progress_of_steps.say if first else lambda _: None
         found = None if ported else go_on(checkpoints, abstract_state(config, layout), loader_at, resume, say)
         if found is not None:
