@@ -64,16 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
-    import numpy as np
     from tqdm import tqdm
 
     from starflow_jax.autoencoders import Autoencoder, Identity, load_autoencoder
+    from starflow_jax.autoencoders.protocol import Params
     from starflow_jax.figures import write_json
     from starflow_jax.training.encoding import encode_source, fit_to, pixel_source
 
     begun = time.perf_counter()
     autoencoder: Autoencoder
-    params: dict[str, np.ndarray] = {}
+    params: Params = {}
     with sentences(load_autoencoder, pixel_source, fit_to, encode_source):
         if fit is not None:
             colours = 1 if config.flow.channels == 1 else 3
@@ -86,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
                 autoencoder = Identity(config.flow.channels)
             else:
                 autoencoder, params = load_autoencoder(Path(file))
-            source = pixel_source(config, arguments.split, autoencoder.stride, autoencoder.pixel_channels)
+            takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+            source = pixel_source(config, arguments.split, *takes)
         if autoencoder.channels != config.flow.channels:
             raise CommandError(
                 f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"

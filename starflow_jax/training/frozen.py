@@ -91,10 +91,11 @@ def open_with_encoder(
         source = open_source(config.data, split, flow=config.flow, text=config.text) if source is None else source
         check_source(source, config.flow, config.text)
         return source, None
-    stride, pixel_channels = encoder.autoencoder.stride, encoder.autoencoder.pixel_channels
+    autoencoder = encoder.autoencoder
+    takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
     if source is None:
-        source = pixel_source(config, split, stride, pixel_channels)
+        source = pixel_source(config, split, *takes)
     else:
-        check_pixels(source, stride, pixel_channels)
-    check_source(source, config.flow, config.text, encoder.autoencoder)
+        check_pixels(source, *takes)
+    check_source(source, config.flow, config.text, autoencoder)
     return source, encoder
