@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.autoencoders.kl import AutoencoderKL
+from starflow_jax.autoencoders.kl_files import read_kl, write_kl
 from starflow_jax.autoencoders.patch_pca import PatchPCA
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity, Params
 from starflow_jax.config.checks import check, check_choice
@@ -50,7 +52,9 @@ class Format:
     write: Callable[[Any, Params], tuple[Config, Tensors]] | None = None
 
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {
+    "AutoencoderKL": Format(AutoencoderKL, read_kl, write_kl),
+}
 
 
 def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, Params]:

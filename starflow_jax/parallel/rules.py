@@ -21,7 +21,10 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
-    (r"basis", ("fsdp", None)),  # of a frozen linear autoencoder
+    # Of frozen autoencoders: a linear one, the channels that a convolution puts out, attention between positions.
+    (r"basis", ("fsdp", None)),
+    (r"\w*conv\w*/kernel", ("fsdp",)),
+    (r"to_(q|k|v|out)/kernel", (None, "fsdp")),
 )
 
 
