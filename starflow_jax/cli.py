@@ -10,7 +10,21 @@ import sys
 from collections.abc import Sequence
 
 from starflow_jax import __version__
-from starflow_jax.commands import calibrate, data, demo, encode, evaluate, info, plan, sample, score, train, version
+from starflow_jax.commands import (
+    calibrate,
+    data,
+    demo,
+    encode,
+    evaluate,
+    finetune_decoder,
+    info,
+    plan,
+    sample,
+    score,
+    train,
+    train_autoencoder,
+    version,
+)
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import INTERRUPTED, REFUSED, CommandError
 
@@ -23,13 +37,15 @@ COMMANDS = {
     "calibrate": calibrate,
     "data": data,
     "encode": encode,
+    "train-autoencoder": train_autoencoder,
+    "finetune-decoder": finetune_decoder,
     "plan": plan,
     "demo": demo,
     "version": version,
 }
 
 # Commands that take --config.NAME=VALUE.
-OVERRIDABLE = ("train", "data", "encode", "plan")
+OVERRIDABLE = ("train", "data", "encode", "train-autoencoder", "finetune-decoder", "plan")
 
 EXAMPLES = """\
 examples:

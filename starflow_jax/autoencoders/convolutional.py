@@ -1,7 +1,7 @@
 """What the convolutional autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752) is made of.
 
 Names of modules are those of its tensors in diffusers' layout. Arrays are [B, H, W, C]; convolutions run in the dtype
-asked for, norms in float32.
+asked for, norms in float32. A coarser resolution is padded below and to the right only.
 """
 
 from __future__ import annotations
@@ -13,56 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from starflow_jax.kernels import Full, attention
+from starflow_jax.nn.convolution import GroupNorm, conv, dense
 
-_EPSILON = 1e-6
-
-
-def _blank(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """In place of an array: modules say what parameters there are, `AutoencoderKL.init` draws them."""
-    return jax.ShapeDtypeStruct(tuple(shape), dtype)
-
-
-def conv(inputs: int, outputs: int, window: int, rngs: nnx.Rngs, dtype: str, *, stride: int = 1) -> nnx.Conv:
-    """A convolution that keeps rows and columns, or halves them: then one is added below and to the right."""
-    padding = [(window // 2, window // 2)] * 2 if stride == 1 else [(0, 1), (0, 1)]
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (window, window),
-        stride,
-        padding=padding,
-        dtype=dtype,
-        precision="highest",
-        kernel_init=_blank,
-        bias_init=_blank,
-        rngs=rngs,
-    )
-
-
-def dense(channels: int, rngs: nnx.Rngs, dtype: str) -> nnx.Linear:
-    """A dense layer that keeps the number of channels."""
-    return nnx.Linear(
-        channels, channels, dtype=dtype, precision="highest", kernel_init=_blank, bias_init=_blank, rngs=rngs
-    )
-
-
-class GroupNorm(nnx.GroupNorm):
-    """Group norm in float32, whatever the dtype of its input, which it returns."""
-
-    def __init__(self, channels: int, groups: int, rngs: nnx.Rngs):
-        super().__init__(
-            channels,
-            groups,
-            epsilon=_EPSILON,
-            dtype=jnp.float32,
-            use_fast_variance=False,
-            scale_init=_blank,
-            bias_init=_blank,
-            rngs=rngs,
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+_DOWN = ((0, 1), (0, 1))
 
 
 class Resnet(nnx.Module):
@@ -86,7 +39,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, channels: int, groups: int, rngs: nnx.Rngs, dtype: str):
         self.group_norm = GroupNorm(channels, groups, rngs)
-        self.to_q, self.to_k, self.to_v, self.to_out = (dense(channels, rngs, dtype) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (dense(channels, channels, rngs, dtype) for _ in range(4))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
@@ -116,7 +69,7 @@ class Downsampler(nnx.Module):
     """Half the rows and columns."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
-        self.conv = conv(channels, channels, 3, rngs, dtype, stride=2)
+        self.conv = conv(channels, channels, 3, rngs, dtype, stride=2, padding=_DOWN)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
@@ -206,8 +159,12 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(widths[-1], groups, rngs)
         self.conv_out = conv(widths[-1], pixels, 3, rngs, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the last convolution, `conv_out`, reads."""
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        return nnx.silu(self.conv_norm_out(x))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(self.features(x))

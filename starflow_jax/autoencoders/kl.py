@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.autoencoders.convolutional import Decoder, Encoder, conv
+from starflow_jax.autoencoders.convolutional import Decoder, Encoder
 from starflow_jax.autoencoders.protocol import Params
 from starflow_jax.config.checks import check, check_choice, check_integer, check_real
-from starflow_jax.nn.parameters import merge, split
+from starflow_jax.nn.convolution import conv
+from starflow_jax.nn.parameters import drawn, merge, split
 
 # Bounds of the logarithm of the variance, as in the released code of latent diffusion.
 _LOGVAR = (-30.0, 20.0)
@@ -111,12 +111,8 @@ class AutoencoderKL:
         return self.latent_channels
 
     def init(self, key: jax.Array) -> Params:
-        """New parameters: kernels normal with the variance 1 / inputs, norms the identity, biases zero."""
-        leaves, structure = jax.tree_util.tree_flatten_with_path(self.abstract()[1])
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(
-            structure, [_new(k, path, leaf) for k, (path, leaf) in zip(keys, leaves, strict=True)]
-        )
+        """New parameters."""
+        return drawn(self.abstract()[1], key)
 
     def abstract(self) -> tuple[nnx.GraphDef, Params]:
         """The definition of the module, and ShapeDtypeStructs in place of its parameters."""
@@ -135,12 +131,23 @@ class AutoencoderKL:
 
     def decode_raw(self, params: Params, latents: jax.Array) -> jax.Array:
         """Raw latents [..., h, w, channels] to pixels float32 [..., H, W, C]; reads no parameter of the encoder."""
+        return self.painted(params, self.features(params, latents))
+
+    def features(self, params: Params, latents: jax.Array) -> jax.Array:
+        """The first part of `decode_raw`: what the decoder's last convolution reads, [..., H, W, width]."""
         front = latents.shape[:-3]
         module = merge(self.abstract()[0], params)
         h = latents.reshape(-1, *latents.shape[-3:]).astype(self.dtype)
         if module.post_quant_conv is not None:
             h = module.post_quant_conv(h)
-        pixels = module.decoder(h).astype(jnp.float32)
+        h = module.decoder.features(h)
+        return h.reshape(*front, *h.shape[1:])
+
+    def painted(self, params: Params, features: jax.Array) -> jax.Array:
+        """The last part: pixels."""
+        front = features.shape[:-3]
+        module = merge(self.abstract()[0], params)
+        pixels = module.decoder.conv_out(features.reshape(-1, *features.shape[-3:])).astype(jnp.float32)
         return pixels.reshape(*front, *pixels.shape[1:])
 
     def scaled(self, latents: jax.Array) -> jax.Array:
@@ -167,10 +174,3 @@ class AutoencoderKL:
 @functools.cache  # every trace of every direction asks for it, and it takes a second of Python
 def _abstract(config: AutoencoderKL) -> tuple[nnx.GraphDef, Params]:
     return split(_Module(config, nnx.Rngs(0)))
-
-
-def _new(key: jax.Array, path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The first value of a parameter."""
-    if path[-1].key == "kernel":
-        return math.prod(leaf.shape[:-1]) ** -0.5 * jax.random.normal(key, leaf.shape)
-    return (jnp.ones if path[-1].key == "scale" else jnp.zeros)(leaf.shape)

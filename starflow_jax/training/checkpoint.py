@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from starflow_jax.config.autoencoder import AutoencoderExperiment
 from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.flows.parameters import abstract
@@ -67,7 +68,9 @@ class Checkpoints:
         progress still writes.
     """
 
-    def __init__(self, workdir: Path, config: ExperimentConfig | None = None, *, write: bool = False):
+    def __init__(
+        self, workdir: Path, config: ExperimentConfig | AutoencoderExperiment | None = None, *, write: bool = False
+    ):
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
         self._saving: int | None = None  # a step whose files are perhaps not all written
@@ -250,7 +253,7 @@ class Checkpoints:
         found = read_json(folder, "config", digests)
         if self.config is not None:
             try:
-                difference = first_difference(build(ExperimentConfig, found), self.config)
+                difference = first_difference(build(type(self.config), found), self.config)
             except ValueError as error:
                 raise Unusable(f"is of another version: {error}") from error
             if difference is not None:

@@ -7,13 +7,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starflow_jax.config.build import from_json, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.files import write_text
 from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
 from starflow_jax.training.plots import CURVES_FILE
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -42,8 +44,8 @@ _FREE_BY_PATH = {
 }
 
 
-def read_config(workdir: Path) -> ExperimentConfig | None:
-    """The configuration of the run in `workdir`, None where there is no run.
+def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # type: ignore[assignment]
+    """The configuration, of class `cls`, of the run in `workdir`, None where there is no run.
 
     Raises:
       ValueError: a file that is no configuration.
@@ -52,13 +54,13 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
     if not path.is_file():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"), cls)
     except ValueError as error:
         raise ValueError(f"{path} is not a configuration: {error}") from error
 
 
-def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
-    """Makes `workdir` the folder of `config`: creates it, or checks that its run is of this configuration.
+def claim_workdir(workdir: Path, config: Any) -> None:
+    """Makes `workdir` the folder of `config`, an experiment: creates it, or checks that its run is of it.
 
     Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
 
@@ -71,7 +73,7 @@ def claim_workdir(workdir: Path, config: ExperimentConfig) -> None:
         raise ValueError(f"workdir must be a folder of a file system (mount a bucket as one), got {str(workdir)!r}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        old = read_config(workdir)
+        old = read_config(workdir, type(config))
         if old is None and any(workdir.iterdir()):
             raise ValueError(f"workdir {workdir} is not empty and holds no training run")
         if old is not None:
