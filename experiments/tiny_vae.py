@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "name": "tiny_vae",
             "image_size": 32,
             "data": {"source": "photos"},
-            "train": {"steps": 1500, "batch_size": 16, "lr": 2e-3, "warmup": 50, "ema": 0.99, "log_every": 50},
+            "train": {"steps": 2000, "batch_size": 8, "lr": 2e-3, "warmup": 50, "ema": 0.99, "log_every": 100},
             "seed": 0,
         }
     )

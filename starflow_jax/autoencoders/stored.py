@@ -22,6 +22,7 @@ from starflow_jax.autoencoders.kl import AutoencoderKL
 from starflow_jax.autoencoders.kl_files import read_kl, write_kl
 from starflow_jax.autoencoders.patch_pca import PatchPCA
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity, Params
+from starflow_jax.autoencoders.tiling import Tiled
 from starflow_jax.config.checks import check, check_choice
 from starflow_jax.files import replacing, replacing_folder, write_text
 from starflow_jax.tensor_files import Tensors, read_folder, write_tensors
@@ -100,6 +101,8 @@ def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Params) -> No
 
 def keep_autoencoder(folder: Path, autoencoder: Autoencoder, params: Params) -> Path:
     """Writes an autoencoder beside what it made, under the name that `kept_autoencoder` looks for; returns its path."""
+    if isinstance(autoencoder, Tiled):
+        autoencoder = autoencoder.autoencoder
     linear = isinstance(autoencoder, Identity | PatchPCA)
     path = folder / (AUTOENCODER_FILE if linear else AUTOENCODER_FOLDER)
     save_autoencoder(path, autoencoder, params)

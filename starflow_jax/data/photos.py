@@ -6,6 +6,8 @@ test set, so that no pixel of a test piece is trained on. The label of a piece i
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from PIL import Image
 
@@ -46,15 +48,18 @@ def photos(split: str, size: tuple[int, int], channels: int = 3) -> ArraySource:
     return ArraySource(f"photos-{split}", np.concatenate(pieces), np.concatenate(labels), 256, len(SCIKIT_IMAGE) + 3)
 
 
-def _photographs() -> list[np.ndarray]:
+@functools.cache
+def _photographs() -> tuple[np.ndarray, ...]:
     """uint8 [rows, columns, 3] of different sizes."""
     # Importing these takes a second, which only those who ask for photographs should wait for.
     import skimage.data
     from sklearn.datasets import load_sample_image
 
     found = [getattr(skimage.data, name)() for name in SCIKIT_IMAGE]
-    found.append(skimage.data.stereo_motorcycle()[0])
-    return [*found, load_sample_image("china.jpg"), load_sample_image("flower.jpg")]
+    found += [skimage.data.stereo_motorcycle()[0], load_sample_image("china.jpg"), load_sample_image("flower.jpg")]
+    for photograph in found:
+        photograph.flags.writeable = False  # shared by every caller
+    return tuple(found)
 
 
 def _shrunk(photograph: np.ndarray, short: int, channels: int) -> np.ndarray:

@@ -89,68 +89,84 @@ def update(
       perceptual: weights of LPIPS, None where it does not count.
       pixels: integers [B, H, W, C]; layout: of several devices.
     """
-    loss = judged.experiment.loss
     x = placed(layout, pixels, "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
-    keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
-    trained, frozen = gathered(layout, state.params[AUTOENCODER]), gathered(layout, frozen)
-    discriminator, judge = judged.discriminator, gathered(layout, state.params.get(DISCRIMINATOR))
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    params, frozen, perceptual = gathered(layout, (state.params, frozen, perceptual))
+    gradients, terms = losses_and_gradients(judged, params, frozen, perceptual, x, key, state.step)
+    new, norm, fine = _applied(judged.experiment.train, state, gradients, terms["loss"])
+    return new, gathered(layout, terms | {"grad_norm": norm, "skipped": 1.0 - fine.astype(jnp.float32)})
+
+
+def losses_and_gradients(
+    judged: Judged,
+    params: Mapping[str, Params],
+    frozen: Params,
+    perceptual: Params | None,
+    x: jax.Array,
+    key: jax.Array,
+    step: jax.Array | int,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Gradients laid out as `params` (of the autoencoder and the discriminator), and the losses, scalars.
+
+    The gradient is that of the loss with the adaptive weight held fixed. It is composed by hand, so that the network is
+    gone through once although two gradients at its last layer are compared.
+
+    Args:
+      x: pictures float32 [B, H, W, C] in [-1, 1]; key: of the draws of latents and their noise; step: updates made.
+      The others are as for `update`.
+    """
+    loss, discriminator = judged.experiment.loss, judged.discriminator
 
     def features(trained: Params) -> tuple[jax.Array, jax.Array]:
-        latents, kl = _latents(judged, {**frozen, **trained}, x, keys)
+        latents, kl = _latents(judged, {**frozen, **trained}, x, key)
         return judged.autoencoder.features({**frozen, **trained}, latents), kl
+
+    def painted(trained: Params, h: jax.Array) -> jax.Array:
+        return judged.autoencoder.painted({**frozen, **trained}, h)
 
     def compared(picture: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         square = jnp.mean((picture - x) ** 2)
         distance = jnp.zeros(()) if perceptual is None else jnp.mean(lpips(perceptual, picture, x))
         return square + loss.perceptual * distance, {"square_error": square, "lpips": distance}
 
-    def painted(trained: Params, h: jax.Array) -> jax.Array:
-        return judged.autoencoder.painted({**frozen, **trained}, h)
-
-    # Backwards by hand, so that the network is gone through once though two gradients at its last layer are compared.
+    trained = params[AUTOENCODER]
     (h, kl), to_network = jax.vjp(features, trained)
     picture, to_last = jax.vjp(painted, trained, h)
     (compare, terms), wish = jax.value_and_grad(compared, has_aux=True)(picture)
-    adversarial = weight = jnp.zeros(())
+    gradients: dict[str, Any] = {}
+    adversarial = weight = judgement = jnp.zeros(())
     if discriminator is not None:
+        judge, begun = params[DISCRIMINATOR], jnp.where(step >= loss.discriminator_start, 1.0, 0.0)
         adversarial, opinion = jax.value_and_grad(lambda p: -jnp.mean(discriminator(judge, p)))(picture)
         last = [to_last(part)[0]["decoder"]["conv_out"]["kernel"] for part in (wish, opinion)]
-        weight = loss.adversarial * adaptive_weight(*last) * (state.step >= loss.discriminator_start)
+        weight = begun * loss.adversarial * adaptive_weight(*last)
         wish = wish + weight * opinion
+        judgement, gradients[DISCRIMINATOR] = jax.value_and_grad(
+            lambda p: begun * hinge(discriminator(p, x), discriminator(p, picture))
+        )(judge)
     of_last, of_h = to_last(wish)
     (of_network,) = to_network((of_h, jnp.float32(loss.kl)))
-    gradients: dict[str, Any] = {AUTOENCODER: jax.tree.map(jnp.add, of_network, of_last)}
-    total = compare + loss.kl * kl + weight * adversarial
-    judged_loss = jnp.zeros(())
-    if discriminator is not None:
-        begun = (state.step >= loss.discriminator_start).astype(jnp.float32)
-        given = jax.lax.stop_gradient(picture)
-        judged_loss, gradients[DISCRIMINATOR] = jax.value_and_grad(
-            lambda p: begun * hinge(discriminator(p, x), discriminator(p, given))
-        )(judge)
-    new, norm, fine = _applied(judged.experiment.train, state, gradients, total)
-    metrics = terms | {
-        "loss": total,
+    gradients[AUTOENCODER] = jax.tree.map(jnp.add, of_network, of_last)
+    return gradients, terms | {
+        "loss": compare + loss.kl * kl + weight * adversarial,
         "kl": kl,
         "adversarial": adversarial,
         "adaptive_weight": weight,
-        "discriminator": judged_loss,
-        "grad_norm": norm,
-        "skipped": 1.0 - fine.astype(jnp.float32),
+        "discriminator": judgement,
     }
-    return new, gathered(layout, metrics)
 
 
-def _latents(judged: Judged, params: Params, x: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _latents(judged: Judged, params: Params, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw latents as the decoder is to take them, and the divergence of their posterior per number of them."""
     autoencoder, noise = judged.autoencoder, judged.experiment.loss.latent_noise
+    of_draw, of_noise = jax.random.split(key)
     posterior = autoencoder.posterior(params, x)
     if judged.whole:
-        latents, kl = posterior.sample(keys[0]), jnp.mean(posterior.kl()) / posterior.mean[0].size
+        latents, kl = posterior.sample(of_draw), jnp.mean(posterior.kl()) / posterior.mean[0].size
     else:
         latents, kl = jax.lax.stop_gradient(posterior.mean), jnp.zeros(())
     if noise:
-        latents = autoencoder.raw(autoencoder.scaled(latents) + noise * jax.random.normal(keys[1], latents.shape))
+        latents = autoencoder.raw(autoencoder.scaled(latents) + noise * jax.random.normal(of_noise, latents.shape))
     return latents, kl
 
 
@@ -158,10 +174,10 @@ def _applied(
     train: ReconstructionConfig, state: TrainState, gradients: Mapping[str, Any], loss: jax.Array
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """The state with the gradients applied, the norm of the autoencoder's, and whether they were finite."""
-    norm = optax.global_norm(gradients[AUTOENCODER])
+    norm = optax.tree.norm(gradients[AUTOENCODER])
     fine = jnp.isfinite(loss)
     for group in gradients.values():
-        fine &= jnp.isfinite(optax.global_norm(group))
+        fine &= jnp.isfinite(optax.tree.norm(group))
     rates = {AUTOENCODER: rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
     params, opt_state = {}, {}
     for name, group in state.params.items():

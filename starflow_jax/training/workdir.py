@@ -35,7 +35,7 @@ _FREE_IN_TRAIN = (
     "accumulate",
 )
 _FREE_IN_FLOW = ("remat",)
-_FREE_IN_DATA = ("threads", "workers", "prefetch", "index")
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "decoder")
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
