@@ -5,8 +5,8 @@
 
     definition, params = abstract(load_config("experiments/starflow_3b_t2i.py").flow)
 
-Data are SD-VAE latents [32, 32, 4] with the states of Flan-T5-XL (`starflow encode --text-encoder`), 128 tokens, in the
-form that `starflow encode` writes (which has not this autoencoder yet). The paper's run took about two
+Data are SD-VAE latents [32, 32, 4] with the states of Flan-T5-XL, 128 tokens, as `starflow encode --autoencoder sd-vae
+--text-encoder flan-t5-xl` writes them. The paper's run took about two
 weeks on 64 H100 at batch 512, 400 M images; the released recipe says batch 1,024. Expected: COCO FID-30K 9.1.
 3,858,281,544 parameters. `experiments/starflow_3b_t2i.py:tiny` is the same model at a size for tests.
 """

@@ -17,12 +17,14 @@ from starflow_jax.commands import (
     demo,
     encode,
     evaluate,
+    finetune_decoder,
     info,
     plan,
     port,
     sample,
     score,
     train,
+    train_autoencoder,
     version,
 )
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
@@ -38,6 +40,8 @@ COMMANDS = {
     "calibrate": calibrate,
     "data": data,
     "encode": encode,
+    "train-autoencoder": train_autoencoder,
+    "finetune-decoder": finetune_decoder,
     "plan": plan,
     "port": port,
     "demo": demo,
@@ -45,7 +49,7 @@ COMMANDS = {
 }
 
 # Commands that take --config.NAME=VALUE.
-OVERRIDABLE = ("train", "data", "encode", "plan", "port")
+OVERRIDABLE = ("train", "data", "encode", "train-autoencoder", "finetune-decoder", "plan", "port")
 
 EXAMPLES = """\
 examples:

@@ -148,9 +148,7 @@ ENTRY %main (w: f32[6,256,128], i: s32[]) -> f32[1,256,128] {
 
 
 def test_a_program_is_read_by_region():
-    (found,) = regions(
-        parse(PROGRAM), collectives(PROGRAM), V5E, {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 1}
-    )
+    (found,) = regions(parse(PROGRAM), collectives(PROGRAM), V5E, {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 1})
     slice_bytes = 256 * 128 * 4
     assert found.cycles == pytest.approx(3e6 / 1.5e9)
     # The slice is read and written, then read; what is kept on the chip is no traffic.

@@ -47,6 +47,11 @@ class PatchPCA:
         """Side of a patch."""
         return self.patch
 
+    @property
+    def frame_stride(self) -> int:
+        """1."""
+        return 1
+
     def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
         """[..., H, W, C] to [..., H / patch, W / patch, channels]."""
         *batch, height, width, _ = pixels.shape

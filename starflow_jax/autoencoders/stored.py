@@ -1,25 +1,145 @@
-"""Autoencoders in .npz files: arrays and nothing that could run."""
+"""Autoencoders in files: arrays and plain JSON, nothing that could run.
+
+Two layouts, told apart by what lies at the path:
+
+- a `.npz` file: the linear ones;
+- a folder in the layout of diffusers, `config.json` with its `_class_name` beside
+  `diffusion_pytorch_model.safetensors` (or its shards). `FORMATS` says which class is built by what; what is trained
+  here is written in the same layout.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.autoencoders.kl import AutoencoderKL
+from starflow_jax.autoencoders.kl_files import read_kl, write_kl
 from starflow_jax.autoencoders.patch_pca import PatchPCA
-from starflow_jax.autoencoders.protocol import Autoencoder, Identity
-from starflow_jax.config.checks import check
-from starflow_jax.files import replacing
+from starflow_jax.autoencoders.protocol import Autoencoder, Identity, Params
+from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.config.checks import check, check_choice
+from starflow_jax.files import replacing, replacing_folder, write_text
+from starflow_jax.tensor_files import Tensors, read_folder, write_tensors
 
 AUTOENCODER_FILE = "autoencoder.npz"
-_KINDS = ("identity", "patch_pca")
+AUTOENCODER_FOLDER = "autoencoder"
+CONFIG_FILE = "config.json"
+TENSORS_FILE = "diffusion_pytorch_model.safetensors"
+DTYPES = ("float32", "bfloat16")
+_LINEAR = ("identity", "patch_pca")
+
+Config = Mapping[str, Any]  # of `config.json`
 
 
-def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Mapping[str, Any]) -> None:
-    """Writes an autoencoder with its parameters, whole or not at all."""
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How the autoencoders of one `_class_name` are read and written.
+
+    Attributes:
+      kind: their class here, a frozen dataclass with a field `dtype`.
+      read: of the configuration and the tensors (any floating dtype) an autoencoder and its parameters, nested,
+        float32; raises ValueError with a sentence that begins with the field or the tensor.
+      write: the other way; None where nothing is written.
+    """
+
+    kind: type
+    read: Callable[[Config, Tensors], tuple[Any, Params]]
+    write: Callable[[Any, Params], tuple[Config, Tensors]] | None = None
+
+
+FORMATS: dict[str, Format] = {
+    "AutoencoderKL": Format(AutoencoderKL, read_kl, write_kl),
+}
+
+
+def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, Params]:
+    """An autoencoder and its parameters, float32.
+
+    Args:
+      path: a `.npz` file or a folder.
+      dtype: in which its convolutions are computed, "float32" or "bfloat16" (norms and sums stay float32); the linear
+        ones know only float32.
+
+    Raises:
+      ValueError: nothing there, a kind that is not known, or other arrays than an autoencoder's.
+    """
+    check_choice("autoencoder dtype", dtype, DTYPES)
+    if path.is_dir():
+        return _load_folder(path, dtype)
+    check(path.is_file(), f"autoencoder {path} does not exist")
+    check(dtype == "float32", f"autoencoder {path} is linear and must be computed in float32, got {dtype!r}")
+    return _load_linear(path)
+
+
+def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Params) -> None:
+    """Writes an autoencoder with its parameters, whole or not at all.
+
+    Args:
+      path: of a file for a linear one; of a folder, new or empty, for the others.
+
+    Raises:
+      ValueError: a kind that is only read.
+    """
+    if isinstance(autoencoder, Identity | PatchPCA):
+        _save_linear(path, autoencoder, params)
+        return
+    for name, known in FORMATS.items():
+        if isinstance(autoencoder, known.kind) and known.write is not None:
+            config, tensors = known.write(autoencoder, params)
+            with replacing_folder(path) as folder:
+                write_tensors(folder / TENSORS_FILE, tensors)
+                write_text(folder / CONFIG_FILE, json.dumps({"_class_name": name, **config}, indent=2) + "\n")
+            return
+    raise ValueError(f"autoencoder must be of a kind that is written, got {type(autoencoder).__name__}")
+
+
+def keep_autoencoder(folder: Path, autoencoder: Autoencoder, params: Params) -> Path:
+    """Writes an autoencoder beside what it made, under the name that `kept_autoencoder` looks for; returns its path."""
+    if isinstance(autoencoder, Tiled):
+        autoencoder = autoencoder.autoencoder
+    linear = isinstance(autoencoder, Identity | PatchPCA)
+    path = folder / (AUTOENCODER_FILE if linear else AUTOENCODER_FOLDER)
+    save_autoencoder(path, autoencoder, params)
+    return path
+
+
+def kept_autoencoder(folder: Path) -> Path | None:
+    """Where `keep_autoencoder` wrote one, in the folder or in that of its training split."""
+    for path in (folder / "train", folder):
+        if (path / AUTOENCODER_FILE).is_file():
+            return path / AUTOENCODER_FILE
+        if (path / AUTOENCODER_FOLDER / CONFIG_FILE).is_file():
+            return path / AUTOENCODER_FOLDER
+    return None
+
+
+def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
+    path = folder / CONFIG_FILE
+    check(path.is_file(), f"autoencoder {folder} must be a folder with {CONFIG_FILE}, and has none")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(config["_class_name"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"autoencoder config {path} must be a JSON object with a _class_name") from error
+    check(kind in FORMATS, f"autoencoder {folder} must be of class {' or '.join(FORMATS)}, got {kind!r}")
+    tensors = read_folder(folder, TENSORS_FILE)
+    for name, tensor in tensors.items():
+        # The kind of ml_dtypes' bfloat16 is "V".
+        check(tensor.dtype.kind in "fV", f"autoencoder {folder}: {name} must be floating point, got {tensor.dtype}")
+    try:
+        autoencoder, params = FORMATS[kind].read(config, tensors)
+    except ValueError as error:
+        raise ValueError(f"autoencoder {folder}: {error}") from error
+    return dataclasses.replace(autoencoder, dtype=dtype), params
+
+
+def _save_linear(path: Path, autoencoder: Identity | PatchPCA, params: Params) -> None:
     sizes = {"stride": autoencoder.stride, "pixel_channels": autoencoder.pixel_channels}
     sizes["channels"] = autoencoder.channels
     kind = "identity" if isinstance(autoencoder, Identity) else "patch_pca"
@@ -29,13 +149,7 @@ def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Mapping[str, 
         np.savez(temporary, **everything)
 
 
-def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
-    """An autoencoder and its parameters, float32.
-
-    Raises:
-      ValueError: no such file, or other arrays than an autoencoder's.
-    """
-    check(path.is_file(), f"autoencoder {path} does not exist")
+def _load_linear(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -43,7 +157,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
         stride, pixel_channels, channels = (int(arrays.pop(name)) for name in ("stride", "pixel_channels", "channels"))
     except Exception as error:  # a damaged zip file raises anything
         raise ValueError(f"autoencoder {path} cannot be read: {str(error).splitlines()[0]}") from error
-    check(kind in _KINDS, f"autoencoder {path} must be of kind {' or '.join(_KINDS)}, got {kind!r}")
+    check(kind in _LINEAR, f"autoencoder {path} must be of kind {' or '.join(_LINEAR)}, got {kind!r}")
     params = {name.removeprefix("params."): value.astype(np.float32) for name, value in arrays.items()}
     if kind == "identity":
         check(not params, f"autoencoder {path} must have no parameters")
@@ -55,37 +169,3 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
     check(all(np.isfinite(value).all() for value in params.values()), f"autoencoder {path} must hold finite numbers")
     check(bool((params["std"] > 0).all()), f"autoencoder {path} must have std above 0")
     return autoencoder, params
-
-
-def has_autoencoder(folder: Path) -> bool:
-    """Whether `decode_latents` finds an autoencoder there."""
-    return any((path / AUTOENCODER_FILE).is_file() for path in (folder / "train", folder))
-
-
-def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
-    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder that is kept with latents for training.
-
-    Args:
-      folder: what `starflow encode` wrote, or the folder of its splits.
-
-    Raises:
-      ValueError: no autoencoder there, or one of other latents.
-    """
-    found = [path / AUTOENCODER_FILE for path in (folder / "train", folder) if (path / AUTOENCODER_FILE).is_file()]
-    check(len(found) > 0, f"latents can be seen only with their autoencoder, and {folder} holds no {AUTOENCODER_FILE}")
-    return decode_by(found[0], latents)
-
-
-def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
-    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder in a file.
-
-    Raises:
-      ValueError: see `load_autoencoder`; one of other latents.
-    """
-    autoencoder, params = load_autoencoder(path)
-    channels = latents.shape[-1]
-    check(
-        channels == autoencoder.channels,
-        f"autoencoder {path} must be of latents of {channels} channels, got {autoencoder.channels}",
-    )
-    return np.asarray(autoencoder.decode(params, jnp.asarray(latents)))

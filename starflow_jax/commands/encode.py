@@ -20,9 +20,10 @@ from them with --config.data.source=latents --config.data.path=DIR. Pictures are
 flow.image_size; captions are encoded too where the experiment has a vocabulary or a text encoder: the folder of a
 pretrained one (--text-encoder), or that of data.text_encoder.
 
-The autoencoder is a file (--autoencoder), or patches of P x P pixels are fitted to C principal components
-(--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It is kept in the folder as
-autoencoder.npz. A mixture is encoded into one folder, stills beside clips, with its weights."""
+The autoencoder is a .npz file or a folder in the layout of diffusers (--autoencoder), or patches of P x P pixels are
+fitted to C principal components (--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It
+is kept in the folder as autoencoder.npz or autoencoder/. A mixture is encoded into one folder, stills beside clips,
+with its weights."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -31,6 +32,7 @@ examples:
   starflow encode --config photos.py --fit-patch-pca 8:16 --out latents/train
   starflow encode --config photos.py --autoencoder latents/train/autoencoder.npz --split test --out latents/test
   starflow encode --config photos.py --text-encoder flan-t5-xl --out latents/train
+  starflow encode --config photos.py --autoencoder sd-vae-ft-mse --compute bfloat16 --out latents/train
   starflow train --config photos.py --config.data.source=latents --config.data.path=latents --workdir runs/latent
 """
 
@@ -46,8 +48,21 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
     )
-    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help=".npz (default: data.autoencoder)")
+    parser.add_argument(
+        "--autoencoder", type=Path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
+    )
     parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="a folder (default: data.text_encoder)")
+    parser.add_argument(
+        "--compute",
+        type=choice("float32", "bfloat16"),
+        help="dtype in which a folder's autoencoder is computed (default: data.autoencoder_dtype)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=integer(8),
+        metavar="N",
+        help="encode tiles of N x N latent positions, blended over a quarter of N, so that large frames fit",
+    )
     parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
     parser.add_argument(
         "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
@@ -75,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable("--json", arguments.json)
 
     import jax
-    import numpy as np
     from tqdm import tqdm
 
-    from starflow_jax.autoencoders import Autoencoder, Identity, load_autoencoder
+    from starflow_jax.autoencoders import Autoencoder, Identity, Tiled, load_autoencoder
+    from starflow_jax.autoencoders.protocol import Params
     from starflow_jax.figures import write_json
     from starflow_jax.training.encoding import encode_source, fit_to, pixel_source
 
@@ -89,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
                 remark(latents_are_fixed(part.at_random))
     begun = time.perf_counter()
     autoencoder: Autoencoder
-    params: dict[str, np.ndarray] = {}
+    params: Params = {}
     with sentences(load_autoencoder, pixel_source, fit_to, encode_source):
         if fit is not None:
             colours = 1 if config.flow.channels == 1 else 3
@@ -101,18 +116,21 @@ def run(arguments: argparse.Namespace) -> int:
             if file is None:
                 autoencoder = Identity(config.flow.channels)
             else:
-                autoencoder, params = load_autoencoder(Path(file))
-            source = pixel_source(config, arguments.split, autoencoder.stride, autoencoder.pixel_channels)
+                dtype = arguments.compute or config.data.autoencoder_dtype
+                autoencoder, params = load_autoencoder(Path(file), dtype)
+            takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+            source = pixel_source(config, arguments.split, *takes)
         if autoencoder.channels != config.flow.channels:
             raise CommandError(
                 f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
             )
+        seen = autoencoder if arguments.tile is None else Tiled(autoencoder, arguments.tile, arguments.tile // 4)
         total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
         with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             encoded = encode_source(
                 config,
                 source,
-                autoencoder,
+                seen,
                 params,
                 arguments.out,
                 dtype=arguments.dtype,

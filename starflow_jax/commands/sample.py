@@ -116,6 +116,12 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="enlarge every pixel (default: up to about 64 pixels a picture, 128 a video)",
     )
+    option(
+        "--decoder",
+        type=Path,
+        metavar="DIR",
+        help="latents: make pictures of them by this autoencoder, such as one of starflow finetune-decoder",
+    )
     option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
@@ -184,17 +190,19 @@ def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
 
     from starflow_jax.training import load_run
-    from starflow_jax.training.frozen import load_encoder
+    from starflow_jax.training.frozen import decoded_by, load_encoder
 
     join(arguments)
     # A stream puts the deep block on one device and what follows it on another by itself.
     layout = None if arguments.stream else layout_of_command(arguments)
-    with sentences(load_run, load_encoder):
+    with sentences(load_run, load_encoder, decoded_by):
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
         config = sampled_as_released(arguments, config)
         load_encoder(config)  # before anything is drawn that could not be decoded
+        if arguments.decoder is not None:
+            config = decoded_by(config, arguments.decoder)
     config = with_text_encoder(config, arguments.text_encoder)
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"

@@ -76,9 +76,7 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_solver(
-    arguments: argparse.Namespace, config: ExperimentConfig, *, step: int, batch: int
-) -> AnySolver:
+def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, step: int, batch: int) -> AnySolver:
     """The solver that the options name, or that of `config.sample` where they name none.
 
     Args:

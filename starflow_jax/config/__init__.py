@@ -2,12 +2,14 @@
 
 - `flow`: what a flow is made of.
 - `source`, `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
+- `autoencoder`: training of autoencoders and their decoders.
 - `experiment`: a flow with all of these, and how it is sampled and evaluated.
 - `build`: from an experiment file, command-line overrides, or JSON.
 - `checks`: one-sentence checks of fields.
 """
 
-from starflow_jax.config.build import apply_overrides, build, from_json, load_config, to_json
+from starflow_jax.config.autoencoder import AutoencoderExperiment
+from starflow_jax.config.build import apply_overrides, build, from_json, load_config, load_experiment, to_json
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
 from starflow_jax.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
@@ -16,6 +18,7 @@ from starflow_jax.config.source import CaptionConfig, ComponentConfig, SourceCon
 from starflow_jax.config.train import TrainConfig
 
 __all__ = [
+    "AutoencoderExperiment",
     "CaptionConfig",
     "ComponentConfig",
     "DataConfig",
@@ -33,5 +36,6 @@ __all__ = [
     "build",
     "from_json",
     "load_config",
+    "load_experiment",
     "to_json",
 ]

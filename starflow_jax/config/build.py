@@ -62,11 +62,17 @@ def build(cls: type[T], values: Mapping[str, Any] | ConfigDict, *, path: str = "
 
 
 def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads the file of an experiment on a flow; see `load_experiment`."""
+    return load_experiment(ExperimentConfig, path_spec, overrides)
+
+
+def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ()) -> T:
     """Reads an experiment file.
 
     The file is Python and is run: it defines `get_config()` or `get_config(variant)` returning a ConfigDict.
 
     Args:
+      cls: the dataclass that it describes.
       path_spec: `path.py`, or `path.py:variant`, whose variant is given to `get_config`.
       overrides: `--config.train.lr=1e-4` (the prefix may be left out); later ones win.
 
@@ -92,11 +98,13 @@ def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConf
     if not isinstance(values, Mapping | ConfigDict):
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(values).__name__}")
     plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
-    return build(ExperimentConfig, apply_overrides(plain, overrides))
+    return build(cls, apply_overrides(plain, overrides, cls))
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of the nested mapping of an ExperimentConfig with `a.b=value` strings put in.
+def apply_overrides(
+    values: Mapping[str, Any], overrides: Sequence[str], cls: type = ExperimentConfig
+) -> dict[str, Any]:
+    """A copy of the nested mapping of a dataclass, an ExperimentConfig unless said, with `a.b=value` strings put in.
 
     A value is read as the declared type of its field: Python literals, `true`, `false` and `none` in either
     case, and bare text for strings.
@@ -109,7 +117,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         dotted, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:
             raise ValueError(f"an override must be --config.NAME=VALUE, got {override!r}")
-        _override(result, dotted.split("."), text)
+        _override(cls, result, dotted.split("."), text)
     return result
 
 
@@ -131,8 +139,7 @@ def from_json(text: str, cls: type[T] = ExperimentConfig) -> T:  # type: ignore[
     return build(cls, values)
 
 
-def _override(values: dict[str, Any], names: list[str], text: str) -> None:
-    cls: Any = ExperimentConfig
+def _override(cls: Any, values: dict[str, Any], names: list[str], text: str) -> None:
     path = "config"
     for name in names[:-1]:
         inner = _dataclass_of(_hint(cls, name, path))

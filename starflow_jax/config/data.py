@@ -25,8 +25,11 @@ class DataConfig(SourceConfig):
       warp: probability that a training image is distorted (`training.warp`); images stay integers, and
         evaluation sees none of it.
       warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
-      autoencoder: .npz file of a frozen autoencoder (`autoencoders.stored`) that encodes pictures or clips inside the
-        training step; the flow's image_size and channels are then those of the latents.
+      autoencoder: .npz file or folder of a frozen autoencoder (`autoencoders.stored`) that encodes pictures or clips
+        inside the training step; the flow's image_size and channels are then those of the latents.
+      autoencoder_dtype: in which it is computed there, "float32" or "bfloat16".
+      decoder: what makes pictures of latents in place of their own autoencoder, such as a folder of `starflow
+        finetune-decoder`.
       text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`text.stored`), that reads captions
         inside the training step; of latents, whose text states were computed before, those of samples alone.
     """
@@ -41,6 +44,8 @@ class DataConfig(SourceConfig):
     warp: float = 0.0
     warp_strength: float = 0.5
     autoencoder: str | None = None
+    autoencoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    decoder: str | None = None
     text_encoder: str | None = None
 
     def __post_init__(self):
@@ -79,6 +84,11 @@ class DataConfig(SourceConfig):
             check(not self.warp, f"warp must be 0 with an autoencoder, got {self.warp}")
 
         check(self.text_encoder != "", "text_encoder must be None or the path of a folder, got ''")
+        check_choice("autoencoder_dtype", self.autoencoder_dtype, ("float32", "bfloat16"))
+        check(
+            self.decoder is None or self.on_latents,
+            f"decoder goes with latents, computed before or by autoencoder, got decoder={self.decoder!r}",
+        )
 
     @property
     def without_effect(self) -> tuple[str, ...]:

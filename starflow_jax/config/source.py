@@ -7,7 +7,9 @@ from typing import Literal, get_args
 
 from starflow_jax.config.checks import check, check_choice, check_integer, check_real
 
-SourceName = Literal["digits", "moving_digits", "npz", "images", "videos", "tars", "tfds", "latents", "mixture"]
+SourceName = Literal[
+    "digits", "photos", "moving_digits", "npz", "images", "videos", "tars", "tfds", "latents", "mixture"
+]
 # Which sources are files, and which of them are decoded into the size that a model takes.
 IN_A_FOLDER = ("npz", "images", "videos", "tars", "tfds", "latents")
 DECODED = ("images", "videos", "tars", "tfds")
@@ -45,7 +47,8 @@ class SourceConfig:
     """One source of examples.
 
     Attributes:
-      source: "digits" (scikit-learn's 8x8 digits); "moving_digits" (clips of them, with captions); "npz" (a folder with
+      source: "digits" (scikit-learn's 8x8 digits); "photos" (pieces of ten photographs that ship with scikit-image and
+        scikit-learn); "moving_digits" (clips of them, with captions); "npz" (a folder with
         train.npz and test.npz, each holding `image` uint8 [n, H, W, C] and `label` integer [n]); "images" (a folder of
         pictures: classes are its folders, captions lie beside); "videos" (a folder of videos, likewise); "tars" (tar
         shards in WebDataset's layout); "tfds" (a data set that TensorFlow Datasets prepared as ArrayRecord); "latents"

@@ -24,9 +24,7 @@ def aspect_ratio_value(aspect_ratio: str | float) -> float:
     else:
         width, height = float(aspect_ratio), 1.0
     if not (0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError(
-            f"aspect_ratio must be 'width:height' or a number, both above 0, got {aspect_ratio!r}."
-        )
+        raise ValueError(f"aspect_ratio must be 'width:height' or a number, both above 0, got {aspect_ratio!r}.")
     return width / height
 
 

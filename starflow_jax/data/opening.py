@@ -24,6 +24,7 @@ from starflow_jax.data.folders import Folder, split_folder
 from starflow_jax.data.latents import open_latents
 from starflow_jax.data.mixture import Component, Mixture, components_of
 from starflow_jax.data.moving_digits import MovingDigits
+from starflow_jax.data.photos import photos
 from starflow_jax.data.pictures import PictureSource
 from starflow_jax.data.scan import by_bucket, scan
 from starflow_jax.data.skipped import Skipped
@@ -133,6 +134,10 @@ def _one(config: SourceConfig | ComponentConfig, reader: _Reader) -> Source:
         shape = (8, 8) if flow is None else flow.image_shape
         fits = shape[0] == shape[1] and shape[0] % 8 == 0
         return digits(reader.split, enlarge=shape[0] // 8 if fits else 1)  # `check_source` refuses what does not fit
+    if config.source == "photos":
+        check(flow is not None, "data.source 'photos' needs a flow, whose image_size says how large a piece is")
+        assert flow is not None
+        return photos(reader.split, flow.image_shape, reader.channels(config))
     if config.source == "moving_digits":
         return _moving_digits(config, reader)
     assert config.path is not None  # SourceConfig checks it

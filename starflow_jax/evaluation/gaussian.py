@@ -123,9 +123,7 @@ def score_class_gaussians(
     """
     _check_draws(draws)
     if source.num_classes != len(model.mixtures):
-        raise ValueError(
-            f"source must have the model's {len(model.mixtures)} classes, got {source.num_classes}."
-        )
+        raise ValueError(f"source must have the model's {len(model.mixtures)} classes, got {source.num_classes}.")
     x, labels = _dequantised(source, draws, seed)
     by_class = model.class_log_prob(x)
     joint = by_class + model.log_prior

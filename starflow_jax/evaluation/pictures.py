@@ -41,7 +41,7 @@ def why_not_drawn(config: ExperimentConfig) -> str | None:
     latents = [kind.path for kind in kinds if kind.source == "latents"]
     if latents and config.flow.text_dim:
         return "pictures from text states need captions"
-    if latents and (data.source == "mixture" or not has_autoencoder(Path(latents[0] or ""))):
+    if latents and data.decoder is None and (data.source == "mixture" or not has_autoencoder(Path(latents[0] or ""))):
         return f"latents are seen only with their autoencoder, and {latents[0]} holds none"
     return None
 

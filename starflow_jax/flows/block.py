@@ -194,7 +194,6 @@ class AutoregressiveBlock(nnx.Module):
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 
-
         def run(h: jax.Array, slot: int | jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
             h, written = self.transformer(
                 h,

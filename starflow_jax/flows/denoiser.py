@@ -34,9 +34,7 @@ class Denoiser(nnx.Module):
         )
         self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
         exact = Compute("float32", config.matmul_precision, layout)
-        self.proj_out = Linear(
-            transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact
-        )
+        self.proj_out = Linear(transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact)
 
     def visibility(self, grid: Grid, text: int) -> Visibility:
         """Which slots see which; a still image, or a model without look-ahead bounds, is unmasked."""

@@ -1,39 +1,25 @@
-"""A flow as a plain nested dict of arrays: what optimizers, checkpoints and jit boundaries handle.
-
-A module passed whole through `jit` costs milliseconds a call in pytree callbacks; a dict does not.
-"""
+"""A flow as a plain nested dict of arrays (`nn.parameters`): built, built abstractly, counted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from flax import nnx
 
 from starflow_jax.config.flow import FlowConfig
 from starflow_jax.flows.flow import Flow
+from starflow_jax.nn.parameters import Params, split
+from starflow_jax.nn.parameters import merge as _merge
 from starflow_jax.parallel.layout import Layout
 
-Params = dict[str, Any]
+__all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "split"]
 
 
-def _with_keys(tree: Any, convert) -> Any:
-    if isinstance(tree, Mapping):
-        return {convert(k): _with_keys(v, convert) for k, v in tree.items()}
-    return tree
-
-
-def split(flow: Flow) -> tuple[nnx.GraphDef, Params]:
-    """A flow as its hashable definition and its parameters, a nested dict with string keys."""
-    definition, state = nnx.split(flow)
-    return definition, _with_keys(nnx.to_pure_dict(state), str)
-
-
-def merge(definition: nnx.GraphDef, params: Params) -> Flow:
-    """The inverse of `split`."""
-    return nnx.merge(definition, _with_keys(params, lambda k: int(k) if k.isdecimal() else k))
+def merge(definition: nnx.GraphDef, params: Mapping) -> Flow:
+    """The inverse of `split`, of a flow."""
+    return _merge(definition, params)
 
 
 def overlaid(leaves: Params, params: Params) -> Params:

@@ -76,9 +76,7 @@ class Attention(nnx.Module):
         return (out if self.post_norm is None else self.post_norm(out)), cache
 
 
-def _on_tpus(
-    layout: Layout, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
-) -> jax.Array:
+def _on_tpus(layout: Layout, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility) -> jax.Array:
     """Attention of whole sequences by the kernel, every device on its own heads and samples."""
     # Where the kernel runs only: its module loads Pallas.
     from starflow_jax.kernels import attention_tpu

@@ -73,9 +73,7 @@ class Linear(nnx.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sharded_dense(
-    compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
-) -> jax.Array:
+def _sharded_dense(compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The dense layer over a mesh.
 
     What automatic differentiation would leave open is said here: the kernel is gathered over fsdp in the type of the

@@ -75,7 +75,8 @@ def _batch(
     flow = config.flow
     stride, channels = (1, flow.channels) if autoencoder is None else (autoencoder.stride, autoencoder.pixel_channels)
     shape = (work.rows * flow.patch_size * stride, work.columns * flow.patch_size * stride, channels)
-    frames = () if work.frames is None else (work.frames,)
+    step = 1 if autoencoder is None else autoencoder.frame_stride
+    frames = () if work.frames is None else (1 + (work.frames - 1) * step,)
     latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
     dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)
     found = {

@@ -21,8 +21,11 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
-    (r"basis", ("fsdp", None)),  # of a frozen linear autoencoder
     (r"embedding", (None, "fsdp")),  # of the tokens of a frozen text encoder: rows are looked up, columns parted
+    # Of frozen autoencoders: a linear one, the channels that a convolution puts out, attention between positions.
+    (r"basis", ("fsdp", None)),
+    (r"\w*conv\w*/kernel", ("fsdp",)),
+    (r"to_(q|k|v|out)/kernel", (None, "fsdp")),
 )
 
 

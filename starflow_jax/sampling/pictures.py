@@ -271,14 +271,16 @@ def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
 def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
     """Pictures as they are looked at, uint8 0..255, of data in the flow's units; NaN becomes black.
 
-    Latents are decoded by the autoencoder of the training, or the one that lies beside those that were computed before.
+    Latents are decoded by `data.decoder`, else by the autoencoder of the training, or the one that lies beside those
+    that were computed before.
     A model of dequantised data speaks of integer levels: they are found again and stretched over 0..255.
     """
-    if data.source == "latents":
+    decoder = data.decoder or data.autoencoder
+    if decoder is not None:
+        x = decode_by(Path(decoder), np.nan_to_num(x))
+    elif data.source == "latents":
         assert data.path is not None  # DataConfig checks it
         x = decode_latents(np.nan_to_num(x), Path(data.path))
-    if data.autoencoder is not None:
-        x = decode_by(Path(data.autoencoder), np.nan_to_num(x))
     x = np.clip(np.nan_to_num(x, nan=-1.0), -1.0, 1.0)
     if data.noise == "gaussian":
         return to_uint8(x)

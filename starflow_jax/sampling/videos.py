@@ -201,9 +201,7 @@ def _draw(
     return gathered(kind.layout, (result.x, denoise_video(flow, result.x, text, kind), result.reports))
 
 
-def _rows(
-    plan: VideoPlan, batch: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _rows(plan: VideoPlan, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Places, text, later text and given frames of some videos, filled up to a whole batch with copies of them."""
     rows = np.resize(batch, plan.batch_size)
     given = plan.given

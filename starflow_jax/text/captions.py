@@ -66,30 +66,22 @@ def caption_prompts(
     for caption in captions:
         if not isinstance(caption, str):
             raise ValueError(f"captions must hold strings only, got {caption!r}.")
-    if aspect_ratio is not None and not (
-        isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)
-    ):
-        raise ValueError(
-            f"aspect_ratio must be 'width:height' in whole numbers above 0, got {aspect_ratio!r}."
-        )
+    if aspect_ratio is not None and not (isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)):
+        raise ValueError(f"aspect_ratio must be 'width:height' in whole numbers above 0, got {aspect_ratio!r}.")
 
     count = len(captions)
     rates = _frame_rates(fps, count)
     levels = _noise_levels(noise_std, count)
     for name, values in (("fps", rates), ("noise_std", levels)):
         if strict and len(values) != count:
-            raise ValueError(
-                f"{name} must be one value or one for each of {count} captions, got {len(values)}."
-            )
+            raise ValueError(f"{name} must be one value or one for each of {count} captions, got {len(values)}.")
     return [
         _prompt(caption, rate, level, aspect_ratio, chat_template)
         for caption, rate, level in zip(captions, rates, levels, strict=False)
     ]
 
 
-def _prompt(
-    caption: str, rate: int | None, level: int | None, aspect_ratio: str | None, chat_template: bool
-) -> str:
+def _prompt(caption: str, rate: int | None, level: int | None, aspect_ratio: str | None, chat_template: bool) -> str:
     prompt = caption
     if rate is not None:
         prompt = f"A video with {rate} fps:\n{prompt}\n" if rate > 0 else f"An image:\n{prompt}\n"

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from starflow_jax.config.autoencoder import AutoencoderExperiment
 from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data.fingerprint import Held, to_values
@@ -75,7 +76,7 @@ class Checkpoints:
     def __init__(
         self,
         workdir: Path,
-        config: ExperimentConfig | None = None,
+        config: ExperimentConfig | AutoencoderExperiment | None = None,
         *,
         data: Sequence[Held] | None = None,
         write: bool = False,
@@ -284,7 +285,7 @@ class Checkpoints:
         found = read_json(folder, "config", digests)
         if self.config is not None:
             try:
-                difference = first_difference(build(ExperimentConfig, found), self.config)
+                difference = first_difference(build(type(self.config), found), self.config)
             except ValueError as error:
                 raise Unusable(f"is of another version: {error}") from error
             if difference is not None:

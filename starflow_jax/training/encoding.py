@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from starflow_jax.autoencoders import AUTOENCODER_FILE, Autoencoder, fit_patch_pca, save_autoencoder
+from starflow_jax.autoencoders import Autoencoder, fit_patch_pca, keep_autoencoder
 from starflow_jax.config.checks import check
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
@@ -36,7 +36,9 @@ class Encoded(NamedTuple):
     skipped: Skipped
 
 
-def pixel_source(config: ExperimentConfig, split: Split, stride: int, pixel_channels: int) -> Source:
+def pixel_source(
+    config: ExperimentConfig, split: Split, stride: int, pixel_channels: int, frame_stride: int = 1
+) -> Source:
     """The pictures or clips whose latents suit `config.flow`: `stride` times as many rows and columns as it takes.
 
     Raises:
@@ -50,12 +52,12 @@ def pixel_source(config: ExperimentConfig, split: Split, stride: int, pixel_chan
     parts = tuple(dataclasses.replace(part, multiple=part.multiple or multiple) for part in config.data.mixture)
     data = dataclasses.replace(config.data, mixture=parts, multiple=config.data.multiple or multiple)
     source = open_source(data, split, flow=pixels, text=config.text)
-    check_pixels(source, stride, pixel_channels)
+    check_pixels(source, stride, pixel_channels, frame_stride)
     return source
 
 
-def check_pixels(source: Source, stride: int, pixel_channels: int) -> None:
-    """Raises ValueError unless an autoencoder of that stride and those channels can encode all of `source`."""
+def check_pixels(source: Source, stride: int, pixel_channels: int, frame_stride: int = 1) -> None:
+    """Raises ValueError unless an autoencoder of those strides and channels can encode all of `source`."""
     check(source.levels > 0, f"{source.name} must hold pixels to be encoded, got latents")
     for component in components_of(source):
         shape = example_spec(component.source)["image"][0]
@@ -63,6 +65,11 @@ def check_pixels(source: Source, stride: int, pixel_channels: int) -> None:
             shape[-1] == pixel_channels and not any(side % stride for side in shape[-3:-1]),
             f"pictures of {component.source.name} must have {pixel_channels} channels and sides that are multiples of "
             f"{stride} for this autoencoder, got {list(shape)}",
+        )
+        check(
+            len(shape) == 3 or (shape[0] - 1) % frame_stride == 0,
+            f"clips of {component.source.name} must have 1 plus a multiple of {frame_stride} frames for this "
+            f"autoencoder, got {shape[0]}",
         )
 
 
@@ -167,7 +174,7 @@ def encode_source(
             ],
         }
         if jax.process_index() == 0:
-            save_autoencoder(folder / AUTOENCODER_FILE, autoencoder, params)
+            keep_autoencoder(folder, autoencoder, params)
             write_text(folder / HEADER_FILE, json.dumps(header, indent=2) + "\n")
     counts: dict[tuple[int, ...], int] = {}
     for part in parts:

@@ -37,7 +37,7 @@ class Frozen:
     params: Params
 
     def latents(self, pixels: jax.Array, levels: int, layout: Layout | None = None) -> jax.Array:
-        """Integers [B, (T,) H, W, C] in `0 .. levels - 1` to latents float32 [B, (T,) h, w, c], all in float32."""
+        """Integers [B, (T,) H, W, C] in `0 .. levels - 1` to latents float32 [B, (T,) h, w, c]."""
         scaled = placed(layout, jnp.asarray(pixels), "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
         return placed(layout, self.autoencoder.encode(gathered(layout, self.params), scaled), "batch")
 
@@ -65,13 +65,27 @@ def load_encoder(config: ExperimentConfig) -> Frozen | None:
     """
     if config.data.autoencoder is None:
         return None
-    autoencoder, params = load_autoencoder(Path(config.data.autoencoder))
+    autoencoder, params = load_autoencoder(Path(config.data.autoencoder), config.data.autoencoder_dtype)
     if autoencoder.channels != config.flow.channels:
         raise ValueError(
             f"flow.channels must be the {autoencoder.channels} channels of the latents of data.autoencoder "
             f"{config.data.autoencoder}, got {config.flow.channels}"
         )
     return Frozen(autoencoder, params)
+
+
+def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
+    """The experiment with another `data.decoder`.
+
+    Raises:
+      ValueError: an experiment on pixels, or an autoencoder that cannot be read or has other latents.
+    """
+    found, _ = load_autoencoder(decoder)
+    if found.channels != config.flow.channels:
+        raise ValueError(
+            f"decoder {decoder} must be of latents of {config.flow.channels} channels, got {found.channels}"
+        )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
 
 
 def open_with_encoder(
@@ -90,10 +104,11 @@ def open_with_encoder(
         source = open_source(config.data, split, flow=config.flow, text=config.text) if source is None else source
         check_source(source, config.flow, config.text)
         return source, None
-    stride, pixel_channels = encoder.autoencoder.stride, encoder.autoencoder.pixel_channels
+    autoencoder = encoder.autoencoder
+    takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
     if source is None:
-        source = pixel_source(config, split, stride, pixel_channels)
+        source = pixel_source(config, split, *takes)
     else:
-        check_pixels(source, stride, pixel_channels)
-    check_source(source, config.flow, config.text, encoder.autoencoder)
+        check_pixels(source, *takes)
+    check_source(source, config.flow, config.text, autoencoder)
     return source, encoder

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.autoencoders import Autoencoder
+from starflow_jax.autoencoders import Autoencoder, latent_shape
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig, TextConfig
 from starflow_jax.config.flow import FlowConfig
@@ -65,14 +65,6 @@ def check_source(
                 f"got {list(expected)}"
             )
         _check_condition(part, spec, flow, text)
-
-
-def latent_shape(autoencoder: Autoencoder | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """What pixels [..., H, W, C] are encoded to, [..., h, w, c]; the same shape without an autoencoder."""
-    if autoencoder is None:
-        return tuple(shape)
-    *batch, height, width, _ = shape
-    return (*batch, height // autoencoder.stride, width // autoencoder.stride, autoencoder.channels)
 
 
 def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:

@@ -302,8 +302,8 @@ class _Run:
         self.bar.advance(count)
         images = stacked["image"].shape[1]
         self.images += count * images
-        shape = latent_shape(None if self.encoder is None else self.encoder.autoencoder, stacked["image"].shape[1:])
-        self.flops += count * train_flops(self.config.flow, work_of(self.config.flow, shape))
+        shape = latent_shape(None if self.encoder is None else self.encoder.autoencoder, stacked["image"].shape[2:])
+        self.flops += count * train_flops(self.config.flow, work_of(self.config.flow, (images, *shape)))
         self.rate.made(count, images, self.wait)
         if self.profiler.after(self.step):
             with self.rate.not_counting(self.wait):

@@ -37,10 +37,10 @@ FIELDS = (
 
 
 class MetricsWriter:
-    """Appends rows of scalars to `metrics.csv` (columns FIELDS, empty where a row has no such number) and
+    """Appends rows of scalars to `metrics.csv` (columns `fields`, empty where a row has no such number) and
     `events/`.
 
-    Names outside FIELDS go to the event files only. A context manager.
+    Names outside `fields` go to the event files only. A context manager.
 
     Attributes:
       skipped_before: updates that had been skipped at `step`; bad_before: examples that could not be read till then.
@@ -50,18 +50,19 @@ class MetricsWriter:
       step: the step a run continues from: later rows, of an attempt that went on beyond its last checkpoint,
         are dropped from both.
       enabled: false writes nothing, for all processes of a run but one.
+      fields: the columns, "step" the first.
     """
 
-    def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True):
+    def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True, fields: Sequence[str] = FIELDS):
         path = Path(workdir) / CSV_FILE
         rows = [row for row in read_metrics(path) if row["step"] <= step]
         self.skipped_before = _most(rows, "skipped_updates")
         self.bad_before = _most(rows, "bad_examples")
-        self._path = path
+        self._path, self._fields = path, fields
         self._others: list[Callable[[int, Mapping[str, float]], None]] = []
         self._events: SummaryWriter | None = None
         if enabled:
-            write_text(path, _csv([dict.fromkeys(FIELDS) | row for row in rows], header=True))
+            write_text(path, _csv(fields, [dict.fromkeys(fields) | row for row in rows], header=True))
             folder = str(Path(workdir) / EVENTS_FOLDER)
             self._events = SummaryWriter(folder, purge_step=step + 1 if step else None)
 
@@ -81,9 +82,9 @@ class MetricsWriter:
         if self._events is None:
             return
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        row = {name: value for name, value in finite.items() if name in FIELDS}
+        row = {name: value for name, value in finite.items() if name in self._fields}
         with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_csv([{"step": step, **row}]))
+            file.write(_csv(self._fields, [{"step": step, **row}]))
         for name, value in finite.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
@@ -114,13 +115,13 @@ def _most(rows: Sequence[Mapping[str, float]], name: str) -> int:
     return int(max((row.get(name, 0.0) for row in rows), default=0.0))
 
 
-def _csv(rows: Sequence[Mapping[str, float | None]], header: bool = False) -> str:
+def _csv(fields: Sequence[str], rows: Sequence[Mapping[str, float | None]], header: bool = False) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     if header:
         writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(name, row.get(name)) for name in FIELDS})
+        writer.writerow({name: _cell(name, row.get(name)) for name in fields})
     return text.getvalue()
 
 

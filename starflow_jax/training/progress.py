@@ -16,6 +16,7 @@ def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
         ("loss", "loss {:.4f}"),
         ("bits_per_dim", "bits/dim {:.4f}"),
         ("held_out_bits_per_dim", "held out {:.4f} bits/dim"),
+        ("psnr", "PSNR {:.2f} dB"),
         ("grad_norm", "gradient {:.3g}"),
         ("learning_rate", "rate {:.3g}"),
         ("images_per_second", "{:.4g} images/s"),

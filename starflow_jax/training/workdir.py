@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starflow_jax.config.build import from_json, to_json
 from starflow_jax.config.experiment import ExperimentConfig
@@ -16,6 +16,8 @@ from starflow_jax.files import write_text
 from starflow_jax.training.metrics import CSV_FILE, EVENTS_FOLDER
 from starflow_jax.training.plots import CURVES_FILE
 from starflow_jax.training.same_data import check_same_data
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -36,7 +38,7 @@ _FREE_IN_TRAIN = (
 )
 _FREE_IN_FLOW = ("remat",)
 # A folder may move, as long as it holds the same (`same_data`).
-_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path")
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
@@ -46,8 +48,8 @@ _FREE_BY_PATH = {
 }
 
 
-def read_config(workdir: Path) -> ExperimentConfig | None:
-    """The configuration of the run in `workdir`, None where there is no run.
+def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # type: ignore[assignment]
+    """The configuration, of class `cls`, of the run in `workdir`, None where there is no run.
 
     Raises:
       ValueError: a file that is no configuration.
@@ -56,13 +58,13 @@ def read_config(workdir: Path) -> ExperimentConfig | None:
     if not path.is_file():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"), cls)
     except ValueError as error:
         raise ValueError(f"{path} is not a configuration: {error}") from error
 
 
-def claim_workdir(workdir: Path, config: ExperimentConfig, data: Sequence[Held] | None = None) -> None:
-    """Makes `workdir` the folder of `config`: creates it, or checks that its run is of this configuration.
+def claim_workdir(workdir: Path, config: Any, data: Sequence[Held] | None = None) -> None:
+    """Makes `workdir` the folder of `config`, an experiment: creates it, or checks that its run is of it.
 
     Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
 
@@ -78,7 +80,7 @@ def claim_workdir(workdir: Path, config: ExperimentConfig, data: Sequence[Held] 
         raise ValueError(f"workdir must be a folder of a file system (mount a bucket as one), got {str(workdir)!r}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        old = read_config(workdir)
+        old = read_config(workdir, type(config))
         if old is None and any(workdir.iterdir()):
             raise ValueError(f"workdir {workdir} is not empty and holds no training run")
         if old is not None:

@@ -1,0 +1,80 @@
+"""Latents to pictures outside of training: by the autoencoder in a file, a few at a time."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from starflow_jax.autoencoders.protocol import Autoencoder, Params
+from starflow_jax.autoencoders.stored import AUTOENCODER_FILE, AUTOENCODER_FOLDER, kept_autoencoder, load_autoencoder
+from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.config.checks import check
+
+# Frames of more latent positions along a side are decoded in tiles: attention looks at pairs of positions.
+LARGEST = 128
+TILE, OVERLAP = 96, 16
+# Pixels decoded at once: 16 pictures of 512 x 512.
+_PIXELS = 2**22
+
+
+def has_autoencoder(folder: Path) -> bool:
+    """Whether `decode_latents` finds an autoencoder there."""
+    return kept_autoencoder(folder) is not None
+
+
+def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
+    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder that is kept with latents for training.
+
+    Args:
+      folder: what `starflow encode` wrote, or the folder of its splits.
+
+    Raises:
+      ValueError: no autoencoder there, or one of other latents.
+    """
+    path = kept_autoencoder(folder)
+    if path is None:
+        raise ValueError(
+            f"latents can be seen only with their autoencoder, and {folder} holds neither {AUTOENCODER_FILE} nor "
+            f"{AUTOENCODER_FOLDER}"
+        )
+    return decode_by(path, latents)
+
+
+def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
+    """Latents float32 [B, (T,) h, w, c] or [h, w, c] to pixels in [-1, 1], by the autoencoder in a file or folder.
+
+    Raises:
+      ValueError: see `load_autoencoder`; one of other latents.
+    """
+    autoencoder, params = load_autoencoder(path)
+    channels = latents.shape[-1]
+    check(
+        channels == autoencoder.channels,
+        f"autoencoder {path} must be of latents of {channels} channels, got {autoencoder.channels}",
+    )
+    if latents.ndim == 3:
+        return decode_in_batches(autoencoder, params, latents[None])[0]
+    return decode_in_batches(autoencoder, params, latents)
+
+
+def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndarray) -> np.ndarray:
+    """Latents float32 [B, (T,) h, w, c] to pixels, float32, as many at a time as fit; large frames in tiles."""
+    *frames, rows, columns, _ = latents.shape[1:]
+    if max(rows, columns) > LARGEST:
+        autoencoder = Tiled(autoencoder, TILE, OVERLAP)
+    pixels = rows * columns * autoencoder.stride**2 * (1 + (frames[0] - 1) * autoencoder.frame_stride if frames else 1)
+    size = max(1, min(len(latents), _PIXELS // pixels))
+    params = jax.device_put(params)
+    found = []
+    for first in range(0, len(latents), size):
+        chosen = np.resize(np.arange(first, min(first + size, len(latents))), size)  # the last batch filled up
+        found.append(np.asarray(_decode(autoencoder, params, latents[chosen]))[: len(latents) - first])
+    return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(autoencoder: Autoencoder, params: Params, latents: jax.Array) -> jax.Array:
+    return autoencoder.decode(params, latents)
