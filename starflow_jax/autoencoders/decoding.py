@@ -11,6 +11,9 @@ import numpy as np
 from starflow_jax.autoencoders.protocol import Autoencoder, Params
 from starflow_jax.autoencoders.stored import AUTOENCODER_FILE, AUTOENCODER_FOLDER, kept_autoencoder, load_autoencoder
 from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.autoencoders.wan import WanAutoencoder
+from starflow_jax.autoencoders.wan_streaming import decode_first, decode_next, decode_stream, encode_stream
+from starflow_jax.autoencoders.wan_tiling import TiledWan
 from starflow_jax.config.checks import check
 
 # Frames of more latent positions along a side are decoded in tiles: attention looks at pairs of positions.
@@ -62,9 +65,12 @@ def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
 
 def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndarray) -> np.ndarray:
     """Latents float32 [B, (T,) h, w, c] to pixels, float32, as many at a time as fit; large frames in tiles."""
+    autoencoder = fitted(autoencoder, latents.shape[-3:-1])
+    if latents.ndim == 5 and isinstance(autoencoder, WanAutoencoder | TiledWan):
+        frames_of_all = (latents[:, t] for t in range(latents.shape[1]))
+        made = decode_stream(autoencoder, params, frames_of_all)
+        return np.concatenate([np.asarray(part) for part in made], axis=1)
     *frames, rows, columns, _ = latents.shape[1:]
-    if max(rows, columns) > LARGEST:
-        autoencoder = Tiled(autoencoder, TILE, OVERLAP)
     pixels = rows * columns * autoencoder.stride**2 * (1 + (frames[0] - 1) * autoencoder.frame_stride if frames else 1)
     size = max(1, min(len(latents), _PIXELS // pixels))
     params = jax.device_put(params)
@@ -73,6 +79,50 @@ def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndar
         chosen = np.resize(np.arange(first, min(first + size, len(latents))), size)  # the last batch filled up
         found.append(np.asarray(_decode(autoencoder, params, latents[chosen]))[: len(latents) - first])
     return np.concatenate(found)
+
+
+def encode_frames(autoencoder: Autoencoder, params: Params, pixels: np.ndarray) -> np.ndarray:
+    """One video float32 [T, H, W, C] in [-1, 1] to latents [t, h, w, c], T = 1 + frame_stride (t - 1)."""
+    stride = autoencoder.stride
+    autoencoder = fitted(autoencoder, (pixels.shape[1] // stride, pixels.shape[2] // stride))
+    params = jax.device_put(params)
+    if isinstance(autoencoder, WanAutoencoder | TiledWan):
+        made = encode_stream(autoencoder, params, (frame[None] for frame in pixels))
+        return np.concatenate([np.asarray(part)[0] for part in made])
+    return np.concatenate([np.asarray(_encode(autoencoder, params, frame[None])) for frame in pixels])
+
+
+def fitted(autoencoder: Autoencoder, size: tuple[int, ...]) -> Autoencoder:
+    """The autoencoder, in tiles where frames of so many latent rows and columns are large."""
+    if max(size) <= LARGEST:
+        return autoencoder
+    if isinstance(autoencoder, WanAutoencoder):
+        return TiledWan(autoencoder, TILE, OVERLAP)
+    return Tiled(autoencoder, TILE, OVERLAP)
+
+
+class FrameDecoder:
+    """Latent frames of videos to pixels, in order, each as it comes: what `decode_in_batches` makes of all together."""
+
+    def __init__(self, autoencoder: Autoencoder, params: Params):
+        self._autoencoder, self._params, self._past = autoencoder, jax.device_put(params), None
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """The next frame float32 [B, h, w, c] of every video: pixels float32 [B, n, H, W, C], n of them."""
+        autoencoder = fitted(self._autoencoder, latents.shape[1:3])
+        if not isinstance(autoencoder, WanAutoencoder | TiledWan):
+            return np.asarray(_decode(autoencoder, self._params, latents))[:, None]
+        chunk = jax.numpy.asarray(latents)[:, None]
+        if self._past is None:
+            pixels, self._past = decode_first(autoencoder, self._params, chunk)
+        else:
+            pixels, self._past = decode_next(autoencoder, self._params, chunk, self._past)
+        return np.asarray(pixels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(autoencoder: Autoencoder, params: Params, pixels: jax.Array) -> jax.Array:
+    return autoencoder.encode(params, pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0)

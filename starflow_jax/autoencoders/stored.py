@@ -1,8 +1,9 @@
 """Autoencoders in files: arrays and plain JSON, nothing that could run.
 
-Two layouts, told apart by what lies at the path:
+Three layouts, told apart by what lies at the path:
 
 - a `.npz` file: the linear ones;
+- another file: tensors of Wan2.2 under the names of its original release (`Wan2.2_VAE.pth`, or safetensors);
 - a folder in the layout of diffusers, `config.json` with its `_class_name` beside
   `diffusion_pytorch_model.safetensors` (or its shards). `FORMATS` says which class is built by what; what is trained
   here is written in the same layout.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from starflow_jax.autoencoders.patch_pca import PatchPCA
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity, Params
 from starflow_jax.autoencoders.tiling import Tiled
 from starflow_jax.autoencoders.wan import WanAutoencoder
-from starflow_jax.autoencoders.wan_files import wan_from_diffusers, wan_to_diffusers
+from starflow_jax.autoencoders.wan_files import wan22_from_original, wan_from_diffusers, wan_to_diffusers
 from starflow_jax.config.checks import check, check_choice
 from starflow_jax.files import replacing, replacing_folder, write_text
+from starflow_jax.porting.tensor_files import open_tensors
 from starflow_jax.tensor_files import Tensors, read_folder, write_tensors
 
 AUTOENCODER_FILE = "autoencoder.npz"
@@ -34,6 +37,7 @@ AUTOENCODER_FOLDER = "autoencoder"
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "diffusion_pytorch_model.safetensors"
 DTYPES = ("float32", "bfloat16")
+ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
 _LINEAR = ("identity", "patch_pca")
 
 Config = Mapping[str, Any]  # of `config.json`
@@ -65,7 +69,8 @@ def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, P
     """An autoencoder and its parameters, float32.
 
     Args:
-      path: a `.npz` file or a folder.
+      path: a file or a folder; "PATH:0.6" reads a video autoencoder at PATH with `temporal_scale` 0.6, by which
+        STARFlow-V multiplies latent frames after the first.
       dtype: in which its convolutions are computed, "float32" or "bfloat16" (norms and sums stay float32); the linear
         ones know only float32.
 
@@ -73,11 +78,25 @@ def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, P
       ValueError: nothing there, a kind that is not known, or other arrays than an autoencoder's.
     """
     check_choice("autoencoder dtype", dtype, DTYPES)
+    plain, scale = split_scale(path)
+    if plain != path:
+        found, params = load_autoencoder(plain, dtype)
+        if not isinstance(found, WanAutoencoder):
+            raise ValueError(f"autoencoder {path} must be one of videos to have a temporal scale")
+        return dataclasses.replace(found, temporal_scale=scale), params
     if path.is_dir():
         return _load_folder(path, dtype)
     check(path.is_file(), f"autoencoder {path} does not exist")
+    if path.suffix in ORIGINAL:
+        return _load_original(path, dtype)
     check(dtype == "float32", f"autoencoder {path} is linear and must be computed in float32, got {dtype!r}")
     return _load_linear(path)
+
+
+def split_scale(path: Path) -> tuple[Path, float]:
+    """"PATH:0.6" as the path and the temporal scale, which is 1 where none is said."""
+    scaled = re.fullmatch(r"(.+):(\d*\.?\d+)", str(path))
+    return (path, 1.0) if scaled is None or path.exists() else (Path(scaled[1]), float(scaled[2]))
 
 
 def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Params) -> None:
@@ -139,6 +158,15 @@ def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
         autoencoder, params = FORMATS[kind].read(config, tensors)
     except ValueError as error:
         raise ValueError(f"autoencoder {folder}: {error}") from error
+    return dataclasses.replace(autoencoder, dtype=dtype), params
+
+
+def _load_original(path: Path, dtype: str) -> tuple[Autoencoder, Params]:
+    tensors = {name: tensor.read() for name, tensor in open_tensors(path).items()}
+    try:
+        autoencoder, params = wan22_from_original(tensors)
+    except ValueError as error:
+        raise ValueError(f"autoencoder {path}: {error}") from error
     return dataclasses.replace(autoencoder, dtype=dtype), params
 
 

@@ -14,6 +14,7 @@ from starflow_jax.commands.remarks import remark
 
 if TYPE_CHECKING:
     from starflow_jax.config.experiment import ExperimentConfig
+    from starflow_jax.sampling.run_autoencoder import RunAutoencoder
     from starflow_jax.solvers import SlidingWindow
 
 
@@ -22,8 +23,9 @@ class GivenFrames:
     """How the videos begin.
 
     Attributes:
-      frames: T of the whole video.
-      prefix: uint8 [P, H, W, C], or None where nothing is given.
+      frames: T of the whole video, in frames of the flow.
+      prefix: uint8 [P, H, W, C], or of a run on latents these, float32; None where nothing is given.
+      pixels: uint8 [Q, H, W, C], what latents are given of; else None.
       word: a word that goes before every caption, or None.
       fps: of the file that was given, None where there is none or it does not say.
     """
@@ -32,12 +34,19 @@ class GivenFrames:
     prefix: np.ndarray | None = None
     word: str | None = None
     fps: float | None = None
+    pixels: np.ndarray | None = None
 
 
 def read_given(
-    arguments: argparse.Namespace, config: ExperimentConfig, size: tuple[int, int], window: SlidingWindow
+    arguments: argparse.Namespace,
+    config: ExperimentConfig,
+    size: tuple[int, int],
+    window: SlidingWindow,
+    autoencoder: RunAutoencoder | None,
 ) -> GivenFrames:
     """Reads what --image, --continue or --video name, fitted to `size`, and settles how long the video is.
+
+    Options count frames of pixels, of which an autoencoder of videos makes fewer.
 
     Raises:
       CommandError: more than one of them, a file that cannot be read, or a length that does not go with it.
@@ -47,34 +56,70 @@ def read_given(
     if len(named) > 1:
         raise CommandError(f"{' and '.join(named)} exclude each other")
     trained = config.data.frames
+    asked = _asked_frames(arguments.frames, autoencoder)
     if not named:
-        return GivenFrames(arguments.frames or trained)
+        return GivenFrames(asked or trained)
     [(name, path)] = named.items()
-    if config.data.on_latents:
-        raise CommandError(f"{name} needs a run on grey or RGB pixels, got one on latents")
-    clip = _read(name, path, size, config.flow.channels)
+    if autoencoder is None:
+        clip = _read(name, path, size, config.flow.channels)
+    else:
+        stride = autoencoder.stride
+        clip = _read(name, path, (size[0] * stride, size[1] * stride), autoencoder.pixel_channels)
     from starflow_jax.text.captions import EXTEND, TRANSLATE
 
-    known = () if config.text is None else config.text.vocabulary
+    known = _known_words(config)
+    latent = len(clip.frames) if autoencoder is None else autoencoder.latent_frames(len(clip.frames))
     if name == "--video":
         if TRANSLATE not in known:
             raise CommandError(f"--video needs a run trained with {TRANSLATE} captions, got one without that word")
-        frames = _translation_length(arguments.frames, len(clip.frames), trained)
-        return GivenFrames(frames, clip.frames[: frames // 2], TRANSLATE, clip.fps)
-    frames = arguments.frames or trained
-    pictures = clip.frames
-    if name == "--image":
-        pictures = pictures[:1]
-    elif len(pictures) > window.kept:
+        frames = _translation_length(asked, latent, trained)
+        pictures = clip.frames[: _pixel_frames(frames // 2, autoencoder)]
+        return _given(frames, pictures, autoencoder, TRANSLATE, clip.fps)
+    frames = asked or trained
+    used = _pixel_frames(min(latent, 1 if name == "--image" else window.kept), autoencoder)
+    pictures = clip.frames[:1] if name == "--image" else clip.frames[-used:]
+    if name == "--continue" and used < len(clip.frames):
         remark(
-            f"the last {window.kept} of the {len(pictures)} frames of {path} are given: "
-            "the context of a window (--context)"
+            f"the last {used} of the {len(clip.frames)} frames of {path} are given: "
+            "the context of a window (--context), in whole frames of the flow"
         )
-        pictures = pictures[-window.kept :]
-    if frames <= len(pictures):
-        raise CommandError(f"--frames must be above the {len(pictures)} frames given by {name}, got {frames}")
+    in_all = _pixel_frames(frames, autoencoder)
+    if in_all <= len(pictures):
+        raise CommandError(f"--frames must be above the {len(pictures)} frames given by {name}, got {in_all}")
     word = EXTEND if name == "--continue" and EXTEND in known else None
-    return GivenFrames(frames, pictures, word, clip.fps if name == "--continue" else None)
+    return _given(frames, pictures, autoencoder, word, clip.fps if name == "--continue" else None)
+
+
+def _given(
+    frames: int, pictures: np.ndarray, autoencoder: RunAutoencoder | None, word: str | None, fps: float | None
+) -> GivenFrames:
+    if autoencoder is None:
+        return GivenFrames(frames, pictures, word, fps)
+    return GivenFrames(frames, autoencoder.encode(pictures), word, fps, pictures)
+
+
+def _known_words(config: ExperimentConfig) -> tuple[str, ...]:
+    """The words of a vocabulary that say what is given; a pretrained encoder reads both."""
+    from starflow_jax.text.captions import EXTEND, TRANSLATE
+
+    if config.data.text_encoder is not None:
+        return (EXTEND, TRANSLATE)
+    return () if config.text is None else config.text.vocabulary
+
+
+def _pixel_frames(frames: int, autoencoder: RunAutoencoder | None) -> int:
+    return frames if autoencoder is None else autoencoder.pixel_frames(frames)
+
+
+def _asked_frames(frames: int | None, autoencoder: RunAutoencoder | None) -> int | None:
+    """--frames in frames of the flow."""
+    if frames is None or autoencoder is None:
+        return frames
+    latent = autoencoder.latent_frames(frames)
+    if autoencoder.pixel_frames(latent) != frames:
+        step = autoencoder.autoencoder.frame_stride
+        raise CommandError(f"--frames must be 1 plus a multiple of {step} for this autoencoder, got {frames}")
+    return latent
 
 
 def _read(name: str, path: Path, size: tuple[int, int], channels: int):

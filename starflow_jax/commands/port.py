@@ -77,7 +77,12 @@ def add_to(subparsers: Any) -> None:
     )
     option("--assemble", type=Path, metavar="DIR", help="make a folder to draw from: a flow and its frozen models")
     option("--flow", type=Path, metavar="DIR", help="with --assemble: the folder of a run")
-    option("--autoencoder", type=Path, metavar="PATH", help="with --assemble: a diffusers folder, Wan2.2 file or .npz")
+    option(
+        "--autoencoder",
+        type=Path,
+        metavar="PATH[:SCALE]",
+        help="with --assemble: a diffusers folder, Wan2.2 file or .npz; of videos with its temporal scale",
+    )
     option("--text-encoder", type=Path, metavar="DIR", help="with --assemble: a Hugging Face folder with its tokenizer")
     option(
         "--place",

@@ -32,6 +32,7 @@ examples:
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out sevens.png
   starflow sample --workdir runs/digits --class 7 --candidates 64 --keep 8 --out likely_sevens.png
   starflow sample --workdir runs/t2i --text-encoder flan-t5-xl --caption "a corgi" --num 4 --out corgis.png
+  starflow sample --model models/starflow-v --caption "a corgi looks at the camera" --frames 81 --fps 16 --out corgi.mp4
   starflow sample --workdir runs/video --caption "a seven moving left" --frames 24 --out seven.mp4
   starflow sample --workdir runs/video --caption captions.txt --num 4 --solver auto --out videos
   starflow sample --workdir runs/video --caption "a two moving up" --image first.png --out two.gif
@@ -60,7 +61,13 @@ def add_to(subparsers: Any) -> None:
         "sample", help="draw pictures or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
+    option("--workdir", type=Path, metavar="DIR", help="folder of a trained run")
+    option(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="instead of --workdir: a folder of starflow port --assemble, with autoencoder and text encoder",
+    )
     option(
         "--out",
         required=True,
@@ -188,6 +195,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     _check_options(arguments)
+    _open_model(arguments)
 
     from starflow_jax.training import load_run
     from starflow_jax.training.frozen import decoded_by, load_encoder
@@ -216,6 +224,21 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.commands.sample_pictures import draw_pictures
 
     return draw_pictures(arguments, config, params, step)
+
+
+def _open_model(arguments: argparse.Namespace) -> None:
+    """Puts the parts of --model where the options of a run are; what is named besides goes before them."""
+    if (arguments.model is None) == (arguments.workdir is None):
+        raise CommandError("name one of --workdir, the folder of a run, and --model, an assembled folder")
+    if arguments.model is None:
+        return
+    from starflow_jax.porting.model_folder import load_model_folder
+
+    with sentences():
+        model = load_model_folder(arguments.model)
+    arguments.workdir = model.flow
+    arguments.decoder = arguments.decoder or model.autoencoder.with_scale
+    arguments.text_encoder = arguments.text_encoder or model.text_encoder.path
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
 
     from starflow_jax.figures import write_json
     from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+    from starflow_jax.sampling.run_autoencoder import autoencoder_of
     from starflow_jax.sampling.stream import stream_plan
     from starflow_jax.sampling.video_plan import caption_reader, plan_videos
     from starflow_jax.sampling.videos import draw_plan
@@ -39,7 +40,13 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
 
     size = _size(arguments, config)
     window = _window(arguments, config)
-    given = read_given(arguments, config, size, window)
+    with sentences(autoencoder_of):
+        autoencoder = autoencoder_of(config.data)
+    given = read_given(arguments, config, size, window, autoencoder)
+    shown_frames, shown_size = given.frames, size
+    if autoencoder is not None:
+        shown_frames = autoencoder.pixel_frames(given.frames)
+        shown_size = (size[0] * autoencoder.stride, size[1] * autoencoder.stride)
     captions = [prefixed(caption, given.word) for caption in read_captions(arguments.caption or [""])]
     with sentences(caption_reader):
         reader = caption_reader(config)
@@ -49,7 +56,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     each = arguments.candidates or arguments.num or config.sample.num
     keep = arguments.keep or 1 if arguments.candidates is not None else each
     solver = chosen_solver(arguments, config, step=step, batch=min(arguments.batch or 8, len(good) * each))
-    scale = choose_scale(arguments.out, len(good) * keep, given.frames, size, arguments.scale)
+    scale = choose_scale(arguments.out, len(good) * keep, shown_frames, shown_size, arguments.scale)
     guidance = arguments.guidance
     if guidance is None and not any(captions[place].strip() for place in good):
         guidance = 0.0  # what the configuration says is meant for videos of a caption
@@ -60,6 +67,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
             frames=given.frames,
             size=size,
             prefix=given.prefix,
+            prefix_pixels=given.pixels,
             solver=solver,
             guidance=guidance,
             temperature=arguments.temperature,
@@ -73,6 +81,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
             aspect=arguments.aspect,
             fps=arguments.fps,
         )
+    given_shown = plan.given_frames if given.pixels is None else len(given.pixels)
     new_frames = len(plan.captions) * (given.frames - plan.given_frames)
     with tqdm(total=new_frames, unit="frame", disable=None, dynamic_ncols=True) as bar:
         key = jax.random.key(arguments.seed)
@@ -105,6 +114,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     files = write_videos(arguments.out, drawn, kept, names, fps=fps, scale=scale)
 
     report = drawn.report
+    new_frames = len(plan.captions) * (shown_frames - given_shown)
     rate = new_frames / report.seconds
     print(
         f"{report.images} videos, {new_frames} new frames in {report.seconds:.2f} s ({rate:.1f} frames/s), after "
@@ -136,9 +146,9 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
             "left_out": [{"caption": captions[place], "reason": reason} for place, reason in bad.items()],
             "candidates": arguments.candidates,
             "keep": None if scores is None else keep,
-            "frames": given.frames,
-            "given_frames": plan.given_frames,
-            "size": list(size),
+            "frames": shown_frames,
+            "given_frames": given_shown,
+            "size": list(shown_size),
             "fps": fps,
             "window": None if plan.kind.window is None else [plan.kind.window.frames, plan.kind.window.kept],
             "solver": solver_figures(solver),

@@ -5,6 +5,8 @@
     {"format": "starflow-model", "version": 1,
      "flow": "flow", "autoencoder": {"kind": "diffusers", "path": "autoencoder"},
      "text_encoder": {"kind": "huggingface", "path": "text_encoder"}}
+
+An autoencoder of videos may have a "temporal_scale" besides.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from starflow_jax.autoencoders.stored import split_scale
 from starflow_jax.files import replacing_folder, write_text
 
 MODEL_FILE = "model.json"
@@ -35,10 +38,17 @@ class Part:
       kind: of an autoencoder "diffusers" (a folder with config.json and tensors), "wan2.2" (one file of tensors in
         the original's layout) or "npz" (one of this project); of a text encoder "huggingface" (a folder).
       path: where it lies, absolute.
+      temporal_scale: of an autoencoder of videos, what latent frames after the first are multiplied by.
     """
 
     kind: str
     path: Path
+    temporal_scale: float = 1.0
+
+    @property
+    def with_scale(self) -> Path:
+        """What `load_autoencoder` takes."""
+        return self.path if self.temporal_scale == 1 else Path(f"{self.path}:{self.temporal_scale:g}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ def assemble(
 
     Args:
       path: new or empty.
+      autoencoder: "PATH:0.6" gives an autoencoder of videos the temporal scale 0.6.
       how: "link" makes hard links, which take no space and outlive the originals, and copies what lies on another
         file system; "copy" always copies.
 
@@ -106,6 +117,7 @@ def assemble(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} must be a new or an empty folder")
     check_flow(flow)
+    autoencoder, scale = split_scale(autoencoder)
     kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
@@ -114,6 +126,8 @@ def assemble(
             target = name if source.is_dir() else f"{name}{source.suffix}"
             _place(source, temporary / target, how)
             content[name] = {"kind": kinds[name], "path": target}
+        if scale != 1:
+            content["autoencoder"]["temporal_scale"] = scale
         write_text(temporary / MODEL_FILE, json.dumps(content, indent=2) + "\n")
     return load_model_folder(path)
 
@@ -160,9 +174,13 @@ def _holds_tensors(path: Path) -> bool:
 
 
 def _part(folder: Path, value: Any, name: str) -> Part:
-    if not isinstance(value, Mapping) or set(value) != {"kind", "path"} or not isinstance(value["kind"], str):
+    if not isinstance(value, Mapping) or not {"kind", "path"} <= set(value) or not isinstance(value["kind"], str):
         raise ValueError(f"{name} of {folder / MODEL_FILE} must have a kind and a path, got {value!r}")
-    return Part(value["kind"], _inside(folder, value["path"], name))
+    scale = value.get("temporal_scale", 1.0)
+    known = {"kind", "path", "temporal_scale"} if name == "autoencoder" else {"kind", "path"}
+    if set(value) - known or isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e3:
+        raise ValueError(f"{name} of {folder / MODEL_FILE} must have {', '.join(sorted(known))} alone, got {value!r}")
+    return Part(value["kind"], _inside(folder, value["path"], name), float(scale))
 
 
 def _inside(folder: Path, value: Any, name: str) -> Path:

@@ -21,6 +21,7 @@ from starflow_jax.flows.parameters import Params, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.pictures import to_pixels
 from starflow_jax.sampling.report import report_on
+from starflow_jax.sampling.run_autoencoder import autoencoder_of
 from starflow_jax.sampling.stream_denoise import FinalFrame, FrameDenoiser, chunk_plan, frames_ahead
 from starflow_jax.sampling.video_plan import VideoKind, VideoPlan, plan_videos
 from starflow_jax.sampling.videos import Videos, denoise_chunks, denoise_video, frame_noise, noisy_given
@@ -35,7 +36,8 @@ class StreamedFrame:
 
     Attributes:
       index: its number t.
-      pixels: uint8 [n, H, W, C], 0..255, denoised; a given frame as it was given.
+      pixels: uint8 [n, H, W, C], 0..255, denoised; a given frame as it was given. Of a run on the latents of a video
+        autoencoder [n, f, H, W, C], the f frames that a latent frame stands for.
       x: float32 [n, H, W, C], what the flow gave, the training noise still in it.
       denoised: float32 [n, H, W, C]; x where nothing is denoised.
       seconds: since the drawing began (programs were there already).
@@ -133,14 +135,18 @@ def stream_plan(
             text=plan.text[rows],
             later_text=None if plan.later_text is None else plan.later_text[rows],
             given=plan.given if plan.given is None or len(plan.given) == 1 else plan.given[rows],
+            given_pixels=plan.given_pixels
+            if plan.given_pixels is None or len(plan.given_pixels) == 1
+            else plan.given_pixels[rows],
         )
         frames = []
         with VideoStream(params, key, part, devices) as videos:
             for frame in videos:
-                frames.append((frame.pixels[:own], frame.x[:own], frame.denoised[:own]))
+                pixels = frame.pixels if frame.pixels.ndim == 5 else frame.pixels[:, None]
+                frames.append((pixels[:own], frame.x[:own, None], frame.denoised[:own, None]))
                 if progress is not None and frame.index >= given_frames:
                     progress(own)
-        drawn.append(tuple(np.stack(of_all, axis=1) for of_all in zip(*frames, strict=True)))
+        drawn.append(tuple(np.concatenate(of_all, axis=1) for of_all in zip(*frames, strict=True)))
         reports.append(videos.report)
     pixels, x, denoised = (np.concatenate(of_all) for of_all in zip(*drawn, strict=True))
     finite = np.isfinite(denoised).all(axis=(1, 2, 3, 4))
@@ -198,7 +204,10 @@ class VideoStream(Iterator[StreamedFrame]):
         self._unknown = shallow.put(jnp.asarray(np.zeros((count, *self._shape[2:]), np.float32)))
         # A chunk is a video of its own to its denoiser.
         self._kind = dataclasses.replace(kind, window=None)
-        self._new = 0
+        found = autoencoder_of(plan.config.data)
+        self._decode = None if found is None else found.decoder()
+        self._clips = found is not None and found.autoencoder.frame_stride > 1
+        self._shown_frames = self._new = 0
         self._first: float | None = None
         self._seconds = self._compile_seconds = 0.0
         self._frames = self._draw()
@@ -266,10 +275,25 @@ class VideoStream(Iterator[StreamedFrame]):
         """A frame on the host; waits until it is there."""
         plan = self.plan
         x, denoised = np.asarray(frame.noisy), np.asarray(frame.denoised)
-        pixels = to_pixels(denoised, plan.config.data)
-        if plan.given is not None and frame.number < plan.given_frames:
-            pixels = np.broadcast_to(to_uint8(plan.given[:, frame.number]), pixels.shape)
+        if self._decode is not None:
+            pixels = self._decoded(denoised, frame.number)
+        else:
+            pixels = to_pixels(denoised, plan.config.data)
+            if plan.given is not None and frame.number < plan.given_frames:
+                pixels = np.broadcast_to(to_uint8(plan.given[:, frame.number]), pixels.shape)
         return StreamedFrame(frame.number, pixels, x, denoised, time.perf_counter() - start)
+
+
+    def _decoded(self, latents: np.ndarray, number: int) -> np.ndarray:
+        """The pixels of a latent frame, uint8 [n, f, H, W, C], or [n, H, W, C] where one is always one."""
+        assert self._decode is not None
+        pixels = to_uint8(np.clip(self._decode(np.nan_to_num(latents)), -1.0, 1.0))
+        given = self.plan.given_pixels
+        if given is not None and number < self.plan.given_frames:
+            first = self._shown_frames
+            pixels = np.broadcast_to(given[:, first : first + pixels.shape[1]], pixels.shape)
+        self._shown_frames += pixels.shape[1]
+        return pixels if self._clips else pixels[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -55,7 +55,9 @@ class VideoPlan:
       captions: n of them; places: int32 [n], numbers i that the noise depends on.
       text: float32 [n, L, V], states of the captions; null: float32 [1, L, V], of the empty one.
       later_text: the same of what windows after the first are conditioned on; None where that is `text`.
-      given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1]; None for none.
+      given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1] or latents; None for none.
+      given_pixels: uint8 [1 or n, Q, H', W', C'], the frames of pixels whose latents are `given`; None where these are
+        pixels themselves.
       scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
       batch_size: videos at a time.
     """
@@ -70,6 +72,7 @@ class VideoPlan:
     given: np.ndarray | None
     scalars: dict[str, jax.Array]
     batch_size: int
+    given_pixels: np.ndarray | None = None
 
     @property
     def given_frames(self) -> int:
@@ -89,6 +92,7 @@ def plan_videos(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     prefix: np.ndarray | None = None,
+    prefix_pixels: np.ndarray | None = None,
     solver: AnySolver | None = None,
     guidance: float | None = None,
     temperature: float | None = None,
@@ -108,7 +112,9 @@ def plan_videos(
       captions: n of them, empty for no condition.
       frames: T, given frames included; None means as many as trained on.
       size: rows and columns; None means as trained on.
-      prefix: clean frames [P, H, W, C] or [1 or n, P, H, W, C] with which the videos begin, uint8 or float in [-1, 1].
+      prefix: clean frames [P, H, W, C] or [1 or n, P, H, W, C] with which the videos begin, uint8 or float in [-1, 1],
+        or float latents.
+      prefix_pixels: what `prefix` was encoded from, uint8 [Q, H', W', C'] or [1 or n, Q, H', W', C'], which is shown.
       solver: how blocks are inverted.
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
       temperature: factor of the noise z.
@@ -177,6 +183,7 @@ def plan_videos(
         else _checked_given(config, prefix, len(captions), frames, (rows, columns), window),
         scalars={name: jnp.float32(value) for name, value in numbers.items()},
         batch_size=min(batch_size, len(captions)),
+        given_pixels=None if prefix_pixels is None else _checked_pixels(prefix, prefix_pixels, len(captions)),
     )
 
 
@@ -238,6 +245,16 @@ def _checked_places(places: Sequence[int] | np.ndarray | None, count: int) -> np
     wrong = lowest if lowest < 0 else highest
     check(lowest >= 0 and highest < MOST_PLACES, f"places must be 0 to {MOST_PLACES - 1}, got {wrong}")
     return numbers.astype(np.int32)
+
+
+def _checked_pixels(prefix: np.ndarray | None, pixels: np.ndarray, count: int) -> np.ndarray:
+    pixels = np.asarray(pixels)
+    pixels = pixels[None] if pixels.ndim == 4 else pixels
+    check(
+        prefix is not None and pixels.dtype == np.uint8 and pixels.ndim == 5 and len(pixels) in (1, count),
+        f"prefix_pixels must be uint8 [Q, H, W, C] and go with prefix, got {pixels.dtype} {list(pixels.shape)}",
+    )
+    return pixels
 
 
 def _checked_given(

@@ -37,7 +37,8 @@ class Videos:
     """What `generate` returns.
 
     Attributes:
-      videos: uint8 [n, T, H, W, C], 0..255, denoised; given frames as they were given.
+      videos: uint8 [n, T, H, W, C], 0..255, denoised; given frames as they were given. Of a run on latents they have
+        the pixels and frames that its autoencoder makes of them.
       x: float32 [n, T, H, W, C], what the flow gave, the training noise still in it (of given frames: the noisy ones it
         was given). The flow's likelihood speaks of it.
       denoised: float32 [n, T, H, W, C]; x where nothing was denoised.
@@ -123,7 +124,9 @@ def draw_plan(
 def pixels_of(plan: VideoPlan, denoised: np.ndarray) -> np.ndarray:
     """Videos [n, T, H, W, C] as they are looked at, uint8; the given frames as they were given."""
     pixels = to_pixels(denoised, plan.config.data)
-    if plan.given is not None:
+    if plan.given_pixels is not None:
+        pixels[:, : plan.given_pixels.shape[1]] = plan.given_pixels
+    elif plan.given is not None and not plan.config.data.on_latents:
         pixels[:, : plan.given_frames] = to_uint8(plan.given)
     return pixels
 
