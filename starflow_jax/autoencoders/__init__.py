@@ -3,6 +3,9 @@
 - `protocol`: what every one offers; `Identity`.
 - `patch_pca`: the principal components of patches, a linear one that is fitted in a minute.
 - `stored`: files and folders; `FORMATS`, the table of what is read by what.
+- `wan`: causal autoencoders of videos, Wan2.1 and Wan2.2; `wan_config`, `wan_encoder`, `wan_decoder`, `wan_layers`,
+  `wan_resampling`: their parts; `wan_files`, `wan_names`: weights from elsewhere; `wan_streaming`: chunk by chunk;
+  `wan_tiling`: large frames of videos.
 - `tiling`: large frames tile by tile; `decoding`: latents to pictures by what is stored.
 """
 
@@ -18,6 +21,11 @@ from starflow_jax.autoencoders.stored import (
     save_autoencoder,
 )
 from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.autoencoders.wan import WanAutoencoder
+from starflow_jax.autoencoders.wan_config import WanConfig
+from starflow_jax.autoencoders.wan_files import wan22_from_original, wan_from_diffusers, wan_to_diffusers
+from starflow_jax.autoencoders.wan_streaming import decode_stream, encode_stream
+from starflow_jax.autoencoders.wan_tiling import TiledWan
 
 __all__ = [
     "AUTOENCODER_FILE",
@@ -26,9 +34,14 @@ __all__ = [
     "Identity",
     "PatchPCA",
     "Tiled",
+    "TiledWan",
+    "WanAutoencoder",
+    "WanConfig",
     "decode_by",
     "decode_in_batches",
     "decode_latents",
+    "decode_stream",
+    "encode_stream",
     "fit_patch_pca",
     "has_autoencoder",
     "keep_autoencoder",
@@ -36,4 +49,7 @@ __all__ = [
     "latent_shape",
     "load_autoencoder",
     "save_autoencoder",
+    "wan22_from_original",
+    "wan_from_diffusers",
+    "wan_to_diffusers",
 ]

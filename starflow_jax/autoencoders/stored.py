@@ -23,6 +23,8 @@ from starflow_jax.autoencoders.kl_files import read_kl, write_kl
 from starflow_jax.autoencoders.patch_pca import PatchPCA
 from starflow_jax.autoencoders.protocol import Autoencoder, Identity, Params
 from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.autoencoders.wan import WanAutoencoder
+from starflow_jax.autoencoders.wan_files import wan_from_diffusers, wan_to_diffusers
 from starflow_jax.config.checks import check, check_choice
 from starflow_jax.files import replacing, replacing_folder, write_text
 from starflow_jax.tensor_files import Tensors, read_folder, write_tensors
@@ -55,6 +57,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "AutoencoderKL": Format(AutoencoderKL, read_kl, write_kl),
+    "AutoencoderKLWan": Format(WanAutoencoder, wan_from_diffusers, wan_to_diffusers),
 }
 
 

@@ -1,0 +1,206 @@
+"""What coding a long video chunk by chunk saves in memory, and what it costs in time.
+
+    python experiments/benchmarks/video_autoencoder.py --json coding.json
+    python experiments/benchmarks/video_autoencoder.py --quick                # a short video, seconds
+
+A Wan autoencoder of random weights and small width encodes and decodes the same video at once ("whole", the baseline)
+and in chunks of 1 and 4 latent frames. Each run is a process of its own (on Linux). Reported are the growth of the peak
+of its resident memory over what it held before (parameters, the input, compiled programs), the temporary arrays and
+results of the largest program by the compiler's own account, seconds of a second pass, and how far the result is from
+that of the baseline.
+
+Expected: the memory of chunks does not depend on the number of frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from starflow_jax.autoencoders import WanAutoencoder, WanConfig
+from starflow_jax.autoencoders.wan_streaming import (
+    decode_first,
+    decode_next,
+    decode_stream,
+    encode_first,
+    encode_next,
+    encode_stream,
+)
+from starflow_jax.figures import text_table, write_json
+
+WAYS = ("whole", "chunks of 1", "chunks of 4")
+
+
+def autoencoder_of(kind: str, width: int) -> WanAutoencoder:
+    """Of the published shape, but narrow."""
+    if kind == "wan21":
+        return WanAutoencoder(WanConfig(width=width, decoder_width=width))
+    zeros, ones = (0.0,) * 48, (1.0,) * 48
+    return WanAutoencoder(
+        WanConfig(48, width, width, residual=True, patch=2, latents_mean=zeros, latents_std=ones), temporal_scale=0.6
+    )
+
+
+def frames_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The frames of a video, one by one."""
+    return (array[:, index] for index in range(array.shape[1]))
+
+
+class Coding:
+    """One direction, one way, in this process; its programs are compiled.
+
+    Attributes:
+      compiled_bytes: temporary arrays and results of the largest program, by the compiler's account.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        autoencoder = autoencoder_of(options.kind, options.width)
+        self.params = jax.device_put(jax.tree.map(np.asarray, autoencoder.init(jax.random.key(0))))
+        self.given = video(autoencoder, options)
+        chunk = 4 if options.way.endswith("4") else 1
+        if options.direction == "encode":
+            code, stream, first, later = autoencoder.encode, encode_stream, encode_first, encode_next
+            sizes = (1 + autoencoder.frame_stride * (chunk - 1), autoencoder.frame_stride * chunk)
+        else:
+            code, stream, first, later = autoencoder.decode, decode_stream, decode_first, decode_next
+            sizes = (chunk, chunk)
+        self.pieces: Callable[[np.ndarray], Iterator[jax.Array]]
+        if options.way == "whole":
+            program = jax.jit(code).lower(self.params, self.given).compile()
+            self.pieces = lambda given: iter([program(self.params, given)])
+            self.compiled_bytes = _bytes(program)
+            return
+        self.pieces = lambda given: stream(autoencoder, self.params, frames_of(given), chunk=chunk)
+        for _ in self.pieces(self.given[:, : sum(sizes)]):
+            pass  # both programs are compiled
+        past = jax.eval_shape(lambda p, x: first(autoencoder, p, x)[1], self.params, self.given[:, : sizes[0]])
+        programs = (
+            first.lower(autoencoder, self.params, self.given[:, : sizes[0]]),
+            later.lower(autoencoder, self.params, self.given[:, : sizes[1]], past),
+        )
+        self.compiled_bytes = max(_bytes(program.compile()) for program in programs)
+
+    def __call__(self, keep: Callable[[np.ndarray], None]) -> None:
+        """The whole video, every piece handed to `keep`."""
+        for piece in self.pieces(self.given):
+            keep(np.asarray(piece))
+
+
+def video(autoencoder: WanAutoencoder, options: argparse.Namespace) -> np.ndarray:
+    """Random pixels or latents."""
+    rng, side = np.random.default_rng(0), autoencoder.stride
+    rows, columns = options.size
+    if options.direction == "encode":
+        return rng.uniform(-1, 1, (1, options.frames, rows, columns, 3)).astype(np.float32)
+    frames = 1 + (options.frames - 1) // autoencoder.frame_stride
+    return rng.standard_normal((1, frames, rows // side, columns // side, autoencoder.channels)).astype(np.float32)
+
+
+def _bytes(program: Any) -> int:
+    memory = program.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def resident(name: str) -> int:
+    """Resident memory in bytes as Linux counts it: now ("VmRSS"), or its peak ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """What one process measures."""
+    coding = Coding(options)
+    # The compiler's memory goes back to the system, and the peak begins anew.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = resident("VmRSS")
+    # What is kept of the result is a few numbers of every frame, so that it does not count.
+    kept: list[np.ndarray] = []
+    coding(lambda piece: kept.append(piece[:, :, ::7, ::7].copy()))
+    growth = resident("VmHWM") - before
+    start = time.perf_counter()
+    coding(lambda piece: None)
+    seconds = time.perf_counter() - start
+    np.save(options.result, np.concatenate(kept, axis=1))
+    return {"rss_growth_bytes": growth, "compiled_bytes": coding.compiled_bytes, "seconds": seconds}
+
+
+def measure(options: argparse.Namespace, direction: str) -> list[dict[str, Any]]:
+    """Every way of one direction."""
+    found, baseline = [], np.zeros(0)
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.npy"
+            command = [sys.executable, __file__, "--way", way, "--direction", direction, "--result", str(result)]
+            command += ["--kind", options.kind, "--width", str(options.width), "--frames", str(options.frames)]
+            command += ["--size", *map(str, options.size)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            values = np.load(result)
+        row = json.loads(printed.splitlines()[-1])
+        baseline = values if way == "whole" else baseline
+        row["difference"] = float(np.linalg.norm(values - baseline) / np.linalg.norm(baseline))
+        whole = found[0] if found else row
+        row["of_whole_rss"] = row["rss_growth_bytes"] / whole["rss_growth_bytes"]
+        row["of_whole_compiled"] = row["compiled_bytes"] / whole["compiled_bytes"]
+        row["of_whole_seconds"] = row["seconds"] / whole["seconds"]
+        found.append({"direction": direction, "way": way, **row})
+        print(f"{direction}, {way}: {row['rss_growth_bytes'] / 2**20:.0f} MiB", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("wan21", "wan22"), default="wan21")
+    parser.add_argument("--width", type=int, default=16, help="of the layers nearest the pixels (default 16)")
+    parser.add_argument("--frames", type=int, default=481, help="1 + 4 k (default 481)")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"))
+    parser.add_argument("--quick", action="store_true", help="17 frames of 32 x 32, width 8")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--direction", choices=("encode", "decode"), help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way is not None:
+        print(json.dumps(run(options)))
+        return 0
+    if options.quick:
+        options.frames, options.size, options.width = 17, (32, 32), 8
+    found = measure(options, "decode") + measure(options, "encode")
+    rows = [
+        (
+            row["direction"],
+            row["way"],
+            f"{row['rss_growth_bytes'] / 2**20:.0f}",
+            f"{row['of_whole_rss']:.3f}",
+            f"{row['compiled_bytes'] / 2**20:.1f}",
+            f"{row['of_whole_compiled']:.3f}",
+            f"{row['seconds']:.2f}",
+            f"{row['of_whole_seconds']:.2f}",
+            f"{row['difference']:.1e}",
+        )
+        for row in found
+    ]
+    header = ("", "way", "peak growth MiB", "of whole", "compiled MiB", "of whole", "s", "of whole", "difference")
+    print(f"{options.kind}, width {options.width}, {options.frames} frames of {options.size[0]} x {options.size[1]}")
+    print(text_table([header, *rows]))
+    if options.json:
+        settings = {name: getattr(options, name) for name in ("kind", "width", "frames")}
+        write_json(options.json, {**settings, "size": list(options.size), "rows": found})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,164 @@
+"""Layers of causal video autoencoders, which carry the frames that they still need from chunk to chunk.
+
+Frames are [B, T, H, W, C]. A layer that looks back takes its past and returns the next one; None is the beginning of a
+video. So a whole video is a chunk at the beginning, and a video in chunks gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.nn.linear import Compute, Linear
+
+# A tree of arrays, nested tuples as the layers are; None at the beginning of a video.
+Past = Any
+
+
+def pasts(past: Past, count: int) -> tuple[Past, ...]:
+    """The pasts of the `count` parts of a layer."""
+    return (None,) * count if past is None else past
+
+
+class ChannelNorm(nnx.Module):
+    """Every position scaled to unit root mean square over channels, in float32, with a gain."""
+
+    def __init__(self, width: int):
+        self.weight = nnx.Param(jnp.ones((width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x.astype(jnp.float32)
+        squares = jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24)  # of a length of at least 1e-12
+        return (h * (jax.lax.rsqrt(squares) * math.sqrt(h.shape[-1])) * self.weight[...]).astype(x.dtype)
+
+
+class FrameConv(nnx.Module):
+    """A convolution of every frame; kernel [rows, columns, inputs, outputs] and bias in float32."""
+
+    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
+        std = (side * side * inputs) ** -0.5
+        self.kernel = nnx.Param(std * jax.random.normal(key, (side, side, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.compute = compute
+
+    def __call__(self, x: jax.Array, *, halved: bool = False) -> jax.Array:
+        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; sides halved where asked for, padded at the far border."""
+        stride, border = (2, (0, 1)) if halved else (1, (self.kernel.shape[0] // 2,) * 2)
+        y = frame_conv(x, self.kernel[...], self.compute, stride, border)
+        return y + self.bias[...].astype(y.dtype)
+
+
+class CausalConv(nnx.Module):
+    """A convolution over three frames, the last of which is where its result lies.
+
+    Its kernel [3, rows, columns, inputs, outputs] and its bias are float32. Before the first frame there are zeros.
+
+    Args:
+      side: of the window in a frame, 3 or 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
+        std = (3 * side * side * inputs) ** -0.5
+        self.kernel = nnx.Param(std * jax.random.normal(key, (3, side, side, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.compute = compute
+
+    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; the past is the last two frames."""
+        x = x.astype(self.compute.dtype)
+        before = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype) if past is None else past
+        x = jnp.concatenate([before, x], axis=1)
+        return self.windows(x), x[:, -2:]
+
+    def windows(self, x: jax.Array, stride: int = 1) -> jax.Array:
+        """What lies in whole windows of three frames, which move on by `stride`: 1 + (T - 3) // stride frames."""
+        kernel = self.kernel[...]
+        side = kernel.shape[1]
+        count = 1 + (x.shape[1] - 3) // stride
+        # Three two-dimensional convolutions: XLA's CPU backend runs a three-dimensional one at half the speed or less.
+        y = self.bias[...].astype(self.compute.dtype)
+        for frame in range(3):
+            seen = x[:, frame : frame + stride * (count - 1) + 1 : stride]
+            y = y + frame_conv(seen, kernel[frame], self.compute, 1, (side // 2, side // 2))
+        return y
+
+
+def frame_conv(x: jax.Array, kernel: jax.Array, compute: Compute, stride: int, border: tuple[int, int]) -> jax.Array:
+    """Convolution of the frames [B, T, H, W, C] by [rows, columns, C, outputs], zeros before and after each side."""
+    batch, frames, *sides = x.shape
+    y = jax.lax.conv_general_dilated(
+        x.astype(compute.dtype).reshape(batch * frames, *sides),
+        kernel.astype(compute.dtype),
+        (stride, stride),
+        (border, border),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=compute.precision,
+    )
+    return y.reshape(batch, frames, *y.shape[1:])
+
+
+class ResidualBlock(nnx.Module):
+    """shortcut(x) + conv(silu(norm(conv(silu(norm(x))))))."""
+
+    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute):
+        keys = jax.random.split(key, 3)
+        self.norm1 = ChannelNorm(inputs)
+        self.conv1 = CausalConv(inputs, outputs, keys[0], compute)
+        self.norm2 = ChannelNorm(outputs)
+        self.conv2 = CausalConv(outputs, outputs, keys[1], compute)
+        same = inputs == outputs
+        self.shortcut = None if same else Linear(inputs, outputs, keys[2], name="shortcut", compute=compute)
+
+    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+        """[B, T, H, W, inputs] to [B, T, H, W, outputs]."""
+        first, second = pasts(past, 2)
+        h, first = self.conv1(jax.nn.silu(self.norm1(x)), first)
+        h, second = self.conv2(jax.nn.silu(self.norm2(h)), second)
+        return h + (x if self.shortcut is None else self.shortcut(x)), (first, second)
+
+
+class FrameAttention(nnx.Module):
+    """x + attention of the positions of a frame to each other, by one head."""
+
+    def __init__(self, width: int, key: jax.Array, compute: Compute):
+        first, second = jax.random.split(key)
+        self.norm = ChannelNorm(width)
+        self.project = Linear(width, 3 * width, first, name="project", compute=compute)
+        self.out = Linear(width, width, second, name="out", compute=compute)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, H, W, D] to the same."""
+        batch, frames, height, width, channels = x.shape
+        options = {"precision": self.project.compute.precision, "preferred_element_type": jnp.float32}
+
+        def attend(projected: jax.Array) -> jax.Array:
+            query, key, value = jnp.split(projected, 3, axis=-1)
+            logits = jnp.einsum("nd,md->nm", query, key, **options) * channels**-0.5
+            weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+            return jnp.einsum("nm,md->nd", weights, value, **options).astype(value.dtype)
+
+        projected = self.project(self.norm(x)).reshape(batch * frames, height * width, 3 * channels)
+        # A frame at a time: the weights of all would be the largest array of the whole network.
+        attended = jax.lax.map(attend, projected)
+        return x + self.out(attended.reshape(x.shape))
+
+
+class Middle(nnx.Module):
+    """The innermost layers: a residual block, attention, a residual block."""
+
+    def __init__(self, width: int, key: jax.Array, compute: Compute):
+        keys = jax.random.split(key, 3)
+        self.first = ResidualBlock(width, width, keys[0], compute)
+        self.attention = FrameAttention(width, keys[1], compute)
+        self.second = ResidualBlock(width, width, keys[2], compute)
+
+    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+        """[B, T, H, W, D] to the same."""
+        first, second = pasts(past, 2)
+        x, first = self.first(x, first)
+        x, second = self.second(self.attention(x), second)
+        return x, (first, second)
