@@ -54,5 +54,5 @@ def get_config(variant: str = "") -> ConfigDict:
         if "decoder" in variant:
             config.loss.update(discriminator_start=2)
         else:
-            config.network.update(block_out_channels=(4, 4, 4), norm_num_groups=2)
+            config.network.update(block_out_channels=(4, 4), norm_num_groups=2)
     return config

@@ -52,7 +52,7 @@ def judged():
     )
     train = ReconstructionConfig(steps=10, batch_size=2, lr=1e-3)
     experiment = AutoencoderExperiment("j", SourceConfig(), 8, loss, train, autoencoder="a")
-    return Judged(experiment, AutoencoderKL((4, 4), 1, 2, 1, 4, mid_block_add_attention=False))
+    return Judged(experiment, AutoencoderKL((4,), 1, 2, 1, 4, mid_block_add_attention=False))
 
 
 def test_the_gradient_is_that_of_the_loss_with_its_weight_held_fixed(judged):
@@ -164,7 +164,7 @@ def trained(tmp_path_factory):
 def test_a_trained_autoencoder_is_a_folder_of_unit_latents(trained):
     run, _, figures = trained
     autoencoder, params = load_autoencoder(run / "autoencoder")
-    assert autoencoder.stride == 4 and autoencoder.channels == 4
+    assert autoencoder.stride == 2 and autoencoder.channels == 4
     pictures = photos("train", (16, 16)).images[::7].astype(np.float32) / 127.5 - 1
     assert np.std(jax.jit(autoencoder.encode)(params, pictures)) == pytest.approx(1.0, rel=0.1)
     (row,) = figures["quality"]["trained"]
@@ -218,7 +218,7 @@ def test_a_decoder_learns_noisy_latents_and_the_encoder_stays(trained, tmp_path,
             "LPIPS needs its weights, and vgg.safetensors does not exist",
         ),
         ("train-autoencoder", "tiny", ["loss.adversarial=1"], "image_size must be at least 24 for loss.discriminator"),
-        ("train-autoencoder", "tiny", ["image_size=18"], "sides that are multiples of 4 for this autoencoder"),
+        ("train-autoencoder", "tiny", ["image_size=17"], "sides that are multiples of 2 for this autoencoder"),
         (
             "train-autoencoder",
             "tiny",

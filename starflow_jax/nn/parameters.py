@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Params = dict[str, Any]
@@ -34,14 +35,16 @@ def drawn(abstract: Mapping[str, Any], key: jax.Array, std: float | None = None)
       abstract: nested, of ShapeDtypeStructs; the last name says what a leaf is ("kernel", "scale", "bias").
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(dict(abstract))
-    keys = jax.random.split(key, len(leaves))
+    sizes = [math.prod(leaf.shape) if path[-1].key == "kernel" else 0 for path, leaf in leaves]
+    # One draw for all, which compiles at once.
+    parts = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
 
-    def value(key: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
+    def value(name: str, shape: tuple[int, ...], part: jax.Array) -> jax.Array:
         if name == "kernel":
-            return (math.prod(shape[:-1]) ** -0.5 if std is None else std) * jax.random.normal(key, shape)
+            return (math.prod(shape[:-1]) ** -0.5 if std is None else std) * part.reshape(shape)
         return jnp.ones(shape) if name == "scale" else jnp.zeros(shape)
 
-    new = [value(one, path[-1].key, leaf.shape) for one, (path, leaf) in zip(keys, leaves, strict=True)]
+    new = [value(path[-1].key, leaf.shape, part) for (path, leaf), part in zip(leaves, parts, strict=True)]
     return jax.tree.unflatten(structure, new)
 
 

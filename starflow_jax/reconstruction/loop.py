@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Mapping
@@ -134,12 +135,13 @@ def checked(
     Raises:
       ValueError: files that are missing or damaged, or parts that do not fit together.
     """
-    autoencoder, params = _start(experiment)
+    autoencoder, stored = _start(experiment)
     judged = Judged(experiment, autoencoder)
     layout = make_layout(experiment.mesh)
     _check_fit(judged, layout)
     perceptual = read_lpips(map(Path, experiment.loss.perceptual_weights)) if experiment.loss.perceptual else None
     source, held_out = (_open(judged, split) for split in ("train", "test"))
+    params = _new(autoencoder, experiment.seed) if stored is None else stored
     return judged, params, perceptual, source, _scaled_pictures(held_out, experiment.evaluate), layout
 
 
@@ -193,12 +195,11 @@ class _Run:
         jax.block_until_ready(self.state.step)
 
 
-def _start(experiment: AutoencoderExperiment) -> tuple[AutoencoderKL, Params]:
-    """The autoencoder as the run finds it."""
+def _start(experiment: AutoencoderExperiment) -> tuple[AutoencoderKL, Params | None]:
+    """The autoencoder, and its parameters where it exists already."""
     if experiment.network is not None:
         network = dataclasses.asdict(experiment.network)
-        autoencoder = AutoencoderKL(**network, scaling_factor=1.0, dtype=experiment.dtype)
-        return autoencoder, jax.jit(autoencoder.init)(jax.random.key(experiment.seed))
+        return AutoencoderKL(**network, scaling_factor=1.0, dtype=experiment.dtype), None
     assert experiment.autoencoder is not None  # AutoencoderExperiment checks it
     path = Path(experiment.autoencoder)
     found, params = load_autoencoder(path, experiment.dtype if path.is_dir() else "float32")
@@ -257,11 +258,21 @@ def _scaled_pictures(source: Source, count: int) -> np.ndarray:
 
 def _unit_variance(autoencoder: AutoencoderKL, params: Params, pictures: np.ndarray) -> AutoencoderKL:
     """The same with the scaling factor 1 / (standard deviation of its latents), as latent diffusion has it."""
-    encode, size = jax.jit(autoencoder.encode), min(64, len(pictures))
+    size = min(64, len(pictures))
     batches = [pictures[first : first + size] for first in range(0, len(pictures) - size + 1, size)]
-    std = float(np.std(np.concatenate([np.asarray(encode(params, batch)) for batch in batches])))
+    std = float(np.std(np.concatenate([np.asarray(_encoded(autoencoder, params, batch)) for batch in batches])))
     check(np.isfinite(std) and std > 0, f"latents must vary, got a standard deviation of {std}")
     return dataclasses.replace(autoencoder, scaling_factor=autoencoder.scaling_factor / std)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encoded(autoencoder: AutoencoderKL, params: Params, pixels: jax.Array) -> jax.Array:
+    return autoencoder.encode(params, pixels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _new(autoencoder: AutoencoderKL, seed: jax.Array | int) -> Params:
+    return autoencoder.init(jax.random.key(seed))
 
 
 def _evaluated(
