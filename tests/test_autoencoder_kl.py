@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -200,6 +201,11 @@ def test_files_that_cannot_be_read(tmp_path):
     refused("tensors must hold finite numbers, and quant_conv.bias do not")
     save_file(tensors | {"quant_conv.bias": np.zeros(8, np.int32)}, tmp_path / TENSORS)
     refused("quant_conv.bias must be floating point, got int32")
+
+
+def test_it_has_the_parameters_of_the_released_one():
+    abstract = AutoencoderKL((128, 256, 512, 512)).abstract()[1]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) == 83_653_863
 
 
 def test_the_table_of_rules_cuts_output_channels():
