@@ -6,8 +6,8 @@
     definition, params = abstract(load_config("experiments/starflow_v_7b.py").flow)
 
 Data are Wan2.2 VAE latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16), with the
-states of Flan-T5-XL (`starflow encode --text-encoder`), 256 tokens, in the form that `starflow encode` writes (which
-has not this autoencoder yet). As released, batches are of 192 videos or, one in five, of 1,536 images (secondary_ratio
+states of Flan-T5-XL, 256 tokens, as `starflow encode --autoencoder Wan2.2_VAE.pth:0.6 --text-encoder flan-t5-xl`
+writes them; captions say the rate and the noise level. As released, batches are of 192 videos or, one in five, of 1,536 images (secondary_ratio
 0.2), and a quarter of the clips begin at their second latent frame, for which one more is stored. The training time
 is not published.
 6,890,096,528 parameters, 912,884,784 of them the denoiser's. `:tiny` is the same model at a size for tests.
@@ -53,9 +53,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "mixture": (
                 {
                     "source": "latents", "path": "data/video_latents480", "frames": 21, "drop_first": 0.25,
-                    "weight": 0.8,
+                    "weight": 0.8, "fps": 16.0, "captions": {"fps": True, "noise_level": True},
                 },
-                {"source": "latents", "path": "data/latents480", "weight": 0.2, "batch_size": 4 if tiny else 1536},
+                {"source": "latents", "path": "data/latents480", "weight": 0.2, "batch_size": 4 if tiny else 1536,
+                 "captions": {"fps": True, "noise_level": True}},
             ),
             "noise": "gaussian",
             "noise_std": 0.5,

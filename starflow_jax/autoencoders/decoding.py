@@ -67,9 +67,9 @@ def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndar
     """Latents float32 [B, (T,) h, w, c] to pixels, float32, as many at a time as fit; large frames in tiles."""
     autoencoder = fitted(autoencoder, latents.shape[-3:-1])
     if latents.ndim == 5 and isinstance(autoencoder, WanAutoencoder | TiledWan):
-        frames_of_all = (latents[:, t] for t in range(latents.shape[1]))
-        made = decode_stream(autoencoder, params, frames_of_all)
-        return np.concatenate([np.asarray(part) for part in made], axis=1)
+        params = jax.device_put(params)
+        videos = (decode_stream(autoencoder, params, clip[:, None]) for clip in latents)  # frames [1, h, w, c] in turn
+        return np.concatenate([np.concatenate([np.asarray(part) for part in made], axis=1) for made in videos])
     *frames, rows, columns, _ = latents.shape[1:]
     pixels = rows * columns * autoencoder.stride**2 * (1 + (frames[0] - 1) * autoencoder.frame_stride if frames else 1)
     size = max(1, min(len(latents), _PIXELS // pixels))

@@ -29,15 +29,17 @@ from starflow_jax.autoencoders.wan import WanAutoencoder
 from starflow_jax.autoencoders.wan_files import wan22_from_original, wan_from_diffusers, wan_to_diffusers
 from starflow_jax.config.checks import check, check_choice
 from starflow_jax.files import replacing, replacing_folder, write_text
-from starflow_jax.porting.tensor_files import open_tensors
-from starflow_jax.tensor_files import Tensors, read_folder, write_tensors
+from starflow_jax.pretrained_folder import read_json
+from starflow_jax.tensor_files import Tensors, open_folder, read_tensors, write_tensors
 
 AUTOENCODER_FILE = "autoencoder.npz"
 AUTOENCODER_FOLDER = "autoencoder"
 CONFIG_FILE = "config.json"
-TENSORS_FILE = "diffusion_pytorch_model.safetensors"
+TENSORS_STEM = "diffusion_pytorch_model"
+TENSORS_FILE = f"{TENSORS_STEM}.safetensors"
 DTYPES = ("float32", "bfloat16")
 ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
+_LARGEST = 2**16  # number in a configuration; a network of more layers or channels would be built for ever
 _LINEAR = ("identity", "patch_pca")
 
 Config = Mapping[str, Any]  # of `config.json`
@@ -144,13 +146,13 @@ def kept_autoencoder(folder: Path) -> Path | None:
 def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
     path = folder / CONFIG_FILE
     check(path.is_file(), f"autoencoder {folder} must be a folder with {CONFIG_FILE}, and has none")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(config["_class_name"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"autoencoder config {path} must be a JSON object with a _class_name") from error
+    config = read_json(path)
+    kind = str(config.get("_class_name"))
+    for name, value in config.items():
+        counted = isinstance(value, int) and not isinstance(value, bool)
+        check(not counted or abs(value) <= _LARGEST, f"autoencoder {folder}: {name} must be at most {_LARGEST}")
     check(kind in FORMATS, f"autoencoder {folder} must be of class {' or '.join(FORMATS)}, got {kind!r}")
-    tensors = read_folder(folder, TENSORS_FILE)
+    tensors = {name: tensor.read() for name, tensor in open_folder(folder, TENSORS_STEM).items()}
     for name, tensor in tensors.items():
         # The kind of ml_dtypes' bfloat16 is "V".
         check(tensor.dtype.kind in "fV", f"autoencoder {folder}: {name} must be floating point, got {tensor.dtype}")
@@ -158,11 +160,13 @@ def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
         autoencoder, params = FORMATS[kind].read(config, tensors)
     except ValueError as error:
         raise ValueError(f"autoencoder {folder}: {error}") from error
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # of fields of other types than expected
+        raise ValueError(f"autoencoder {folder}: {CONFIG_FILE} has a field of another type: {error}") from error
     return dataclasses.replace(autoencoder, dtype=dtype), params
 
 
 def _load_original(path: Path, dtype: str) -> tuple[Autoencoder, Params]:
-    tensors = {name: tensor.read() for name, tensor in open_tensors(path).items()}
+    tensors = read_tensors(path)
     try:
         autoencoder, params = wan22_from_original(tensors)
     except ValueError as error:

@@ -69,7 +69,7 @@ class Tiled:
         height, width = min(self.tile, rows), min(self.tile, columns)
         if (height, width) == (rows, columns):
             return function(x)
-        tops, lefts = _starts(rows, height, self.overlap), _starts(columns, width, self.overlap)
+        tops, lefts = tile_starts(rows, height, self.overlap), tile_starts(columns, width, self.overlap)
         corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1).reshape(-1, 2)
         weight = jnp.asarray(
             _ramp(height * out, self.overlap * out)[:, None, None] * _ramp(width * out, self.overlap * out)[:, None]
@@ -102,7 +102,7 @@ class Tiled:
         return whole / weights
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     """Where tiles begin that cover `size` places and share at least `overlap`."""
     step = max(tile - overlap, 1)
     return [*range(0, size - tile, step), size - tile]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.autoencoders.protocol import Params
-from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.autoencoders.tiling import Tiled, tile_starts
 from starflow_jax.autoencoders.wan import WanAutoencoder
 from starflow_jax.autoencoders.wan_layers import Past
 from starflow_jax.config.checks import check
@@ -106,7 +106,7 @@ class _Cuts:
     @classmethod
     def of(cls, size: int, tile: int, overlap: int, out: int) -> _Cuts:
         """`size` latent positions in pieces of `tile`, which share at least `overlap`; each makes `out` places."""
-        starts = [*range(0, size - tile, tile - overlap), size - tile]
+        starts = tile_starts(size, tile, overlap)
         distance = np.minimum(np.arange(tile * out), np.arange(tile * out)[::-1]) + 0.5
         ramp = np.minimum(distance / max(overlap * out, 1), 1.0)
         total = np.zeros(size * out)

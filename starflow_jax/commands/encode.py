@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
     from tqdm import tqdm
 
-    from starflow_jax.autoencoders import Autoencoder, Identity, Tiled, load_autoencoder
+    from starflow_jax.autoencoders import Autoencoder, Identity, Tiled, TiledWan, WanAutoencoder, load_autoencoder
     from starflow_jax.autoencoders.protocol import Params
     from starflow_jax.figures import write_json
     from starflow_jax.training.encoding import encode_source, fit_to, pixel_source
@@ -124,7 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError(
                 f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
             )
-        seen = autoencoder if arguments.tile is None else Tiled(autoencoder, arguments.tile, arguments.tile // 4)
+        seen, tile = autoencoder, arguments.tile
+        if tile is not None and isinstance(autoencoder, WanAutoencoder):
+            seen = TiledWan(autoencoder, tile, tile // 4)
+        elif tile is not None:
+            seen = Tiled(autoencoder, tile, tile // 4)
         total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
         with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             encoded = encode_source(

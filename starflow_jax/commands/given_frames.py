@@ -72,7 +72,7 @@ def read_given(
     if name == "--video":
         if TRANSLATE not in known:
             raise CommandError(f"--video needs a run trained with {TRANSLATE} captions, got one without that word")
-        frames = _translation_length(asked, latent, trained)
+        frames = _translation_length(asked, latent, trained, autoencoder)
         pictures = clip.frames[: _pixel_frames(frames // 2, autoencoder)]
         return _given(frames, pictures, autoencoder, TRANSLATE, clip.fps)
     frames = asked or trained
@@ -131,7 +131,9 @@ def _read(name: str, path: Path, size: tuple[int, int], channels: int):
         return read_video(path, size=size, channels=channels)
 
 
-def _translation_length(frames: int | None, source: int, trained: int) -> int:
+def _translation_length(
+    frames: int | None, source: int, trained: int, autoencoder: RunAutoencoder | None
+) -> int:
     """Frames of source and target together: both as long, no longer than trained on."""
     half = trained // 2
     if half < 1:
@@ -140,6 +142,12 @@ def _translation_length(frames: int | None, source: int, trained: int) -> int:
         return 2 * min(half, source)
     most = 2 * min(half, source)
     if frames % 2 or frames > most:
+        if autoencoder is not None and autoencoder.autoencoder.frame_stride > 1:
+            step, limit = autoencoder.autoencoder.frame_stride, autoencoder.pixel_frames(most)
+            raise CommandError(
+                f"--frames must be {1 + step} plus a multiple of {2 * step} and at most {limit} with --video (the "
+                f"source, then as many new frames of the flow), got {autoencoder.pixel_frames(frames)}"
+            )
         raise CommandError(
             f"--frames must be even and at most {most} with --video (the source, then as many new ones; "
             f"the run was trained on {trained}, the source has {source}), got {frames}"

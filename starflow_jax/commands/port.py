@@ -57,7 +57,13 @@ def add_to(subparsers: Any) -> None:
     option = parser.add_argument
     option("--from", dest="source", type=Path, metavar="PATH", help="a file or folder of tensors")
     option("--config", metavar="FILE[:VARIANT]", help="the experiment whose flow the tensors are")
-    option("--workdir", type=Path, metavar="DIR", help="folder of the run: new or empty, or with --to-torch its own")
+    option(
+        "--workdir",
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run: new or empty, or with --to-torch its own",
+    )
     option("--state", metavar="KEY", help="which state of a file that holds several, such as model or ema")
     option("--infer", action="store_true", help="take from the file what its tensors decide, instead of --config")
     option(
@@ -119,7 +125,7 @@ def _mode(arguments: argparse.Namespace) -> str:
         )
     mode = found[0]
     options = {name: getattr(arguments, name) for name in set().union(*_ALLOWED.values())}
-    for name in sorted(name for name, value in options.items() if value not in (None, False)):
+    for name in sorted(name for name, value in options.items() if value is not None and value is not False):
         if name not in _ALLOWED[mode] and name != mode:
             flag = "--from" if name == "source" else f"--{name.replace('_', '-')}"
             raise CommandError(f"{flag} does not go with {_MODES[mode].split()[0 if mode != 'to_torch' else 2]}")
@@ -281,7 +287,11 @@ def _verify(arguments: argparse.Namespace) -> int:
             _, own = choose(states_of(open_tensors(weights)), arguments.state)
             values: Mapping[str, Any] = {name: tensor.read() for name, tensor in own.items()}
             params = jax.tree.map(jnp.asarray, from_torch(values, expected))
-    compared = compare(merge(definition, params), recordings)
+    with sentences():
+        try:
+            compared = compare(merge(definition, params), recordings)
+        except KeyError as error:
+            raise ValueError(f"{arguments.verify} lacks the recorded array {error}") from error
     rows = [("array", "relative error", "bar", "")]
     rows += [(one.array, f"{one.error:.2e}", f"{one.bar:.0e}", "" if one.passed else "OFF") for one in compared]
     print(text_table(rows))

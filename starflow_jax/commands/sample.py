@@ -173,15 +173,23 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         help="videos: frames in all, given ones included (default: as trained)",
     )
     option(
-        "--fps", type=real(above=True), metavar="X", help="videos: frames per second (default: the given file's, or 8)"
+        "--fps",
+        type=real(above=True),
+        metavar="X",
+        help="videos: frames per second (default: the given file's, that of the data, or 8)",
     )
     option("--aspect", metavar="W:H", help="videos: another aspect ratio, such as 16:9, of the same area")
-    option("--window", type=integer(2, 10**4), metavar="N", help="videos: frames of a window (default: as trained)")
+    option(
+        "--window",
+        type=integer(2, 10**4),
+        metavar="N",
+        help="videos: frames of a window, counted as the flow does (default: as trained)",
+    )
     option(
         "--context",
         type=integer(1, 10**4),
         metavar="N",
-        help="videos: frames that a window begins with (default: about three quarters)",
+        help="videos: of these, frames that a window begins with (default: about three quarters)",
     )
     option(
         "--stream",
@@ -208,9 +216,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
         )
         config = sampled_as_released(arguments, config)
-        load_encoder(config)  # before anything is drawn that could not be decoded
         if arguments.decoder is not None:
             config = decoded_by(config, arguments.decoder)
+        else:
+            load_encoder(config)  # before anything is drawn that could not be decoded
     config = with_text_encoder(config, arguments.text_encoder)
     foreign = _OF_PICTURES if config.data.frames else _OF_VIDEOS
     kind = "clips" if config.data.frames else "still images"

@@ -109,7 +109,8 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
         scores = found[kept]
     if not is_first():
         return 0
-    fps = arguments.fps or min(given.fps or DEFAULT_FPS, MAX_FPS)
+    rates = [part.fps for part in (config.data, *config.data.mixture) if part.fps]
+    fps = arguments.fps or min(given.fps or (rates[0] if rates else DEFAULT_FPS), MAX_FPS)
     names = [plan.captions[place] for place in kept]
     files = write_videos(arguments.out, drawn, kept, names, fps=fps, scale=scale)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ _DATA = {"noise_std": "noise_std", "drop_label": "label_drop"}
 _SAMPLE = {"cfg": "guidance"}
 # Read below, by more than a name.
 _READ = ("img_size", "vid_size", "layers_per_block", "learnable_self_denoiser", "conditional_denoiser",
-         "denoiser_window", "in_channels", "vae", "norm_type", "grad_skip", "jacobi")  # fmt: skip
+         "denoiser_window", "in_channels", "vae", "norm_type", "grad_skip", "jacobi", "fps_cond")  # fmt: skip
 # What the originals' programs are told and this one has elsewhere or does not need.
 WITHOUT_MEANING = {
     "model_config_path": "the path of the file itself",
@@ -73,13 +74,12 @@ WITHOUT_MEANING = {
     "out_fps": "starflow sample --fps",
     "target_length": "starflow sample --frames",
     "input_image": "starflow sample --image",
-    "jacobi_th": "starflow sample --tolerance",
-    "jacobi_block_size": "starflow sample --block",
-    "jacobi_max_iter": "starflow sample --max-iterations",
-    "local_attn_window": "starflow sample --window",
-    "context_length": "starflow sample --context",
+    "jacobi_th": "not taken from the file; starflow sample --tolerance",
+    "jacobi_block_size": "not taken from the file; starflow sample --block",
+    "jacobi_max_iter": "not taken from the file; starflow sample --max-iterations",
+    "local_attn_window": "not taken from the file; starflow sample --window",
+    "context_length": "not taken from the file; starflow sample --context",
     "epochs": "train.steps counts updates",
-    "fps_cond": "captions say the rate where the data have one",
     "mix_aspect": "data.aspect_ratios",
     "secondary_ratio": "weights of data.mixture",
     "secondary_img_size": "a source of data.mixture",
@@ -127,14 +127,19 @@ def read_released(path: Path) -> Released:
         for name, inner in group.items():
             if not isinstance(name, str) or isinstance(inner, dict):
                 raise ValueError(f"{path} must hold arguments and plain values, got {str(name)[:80]!r}: a mapping")
-            if arguments.get(name, inner) != inner:
+            if isinstance(inner, float) and not math.isfinite(inner):
+                raise ValueError(f"{path} must hold finite numbers, got {inner} for {name}")
+            if name in arguments and arguments[name] != inner:
                 raise ValueError(f"{path} says {name} twice, {arguments[name]!r} and {inner!r}")
             arguments[name] = inner
+    without = {name: WITHOUT_MEANING[name] for name in arguments if name in WITHOUT_MEANING}
+    if scale := str(arguments.get("vae", "")).partition(":")[2]:
+        without["vae"] = f"of its temporal scale; name the autoencoder as PATH:{scale}"
     known = {*_FLOW, *_FLOW_SWITCHES, *_FLOW_CHOICES, *_TRAIN, *_DATA, *_SAMPLE, *_READ}
     return Released(
         path,
         {name: value for name, value in arguments.items() if name in known},
-        {name: WITHOUT_MEANING[name] for name in arguments if name in WITHOUT_MEANING},
+        without,
         tuple(sorted(set(arguments) - known - set(WITHOUT_MEANING))),
     )
 
@@ -166,7 +171,7 @@ def _apply_rest(
 ) -> None:
     """The arguments that are more than another name."""
     if "vae" in given:
-        name = str(given["vae"]).lower()
+        name = str(given["vae"]).lower().partition(":")[0]
         kinds = [channels for kind, channels in _LATENT_CHANNELS.items() if name.startswith(kind)]
         if not kinds:
             raise ValueError(f"vae must begin with one of {', '.join(_LATENT_CHANNELS)}, got {given['vae']!r}")
@@ -183,7 +188,18 @@ def _apply_rest(
         frames, _, fps = str(given["vid_size"]).partition(":")
         if not frames.isdecimal() or (fps and not fps.isdecimal()):
             raise ValueError(f"vid_size must be FRAMES:RATE, got {given['vid_size']!r}")
-        data["frames"] = 1 + (int(frames) - 1) // 4 if flow["channels"] in (16, 48) else int(frames)
+        longest = 1 + (int(frames) - 1) // 4 if flow["channels"] in (16, 48) else int(frames)
+        parts = data["mixture"] or (data,)
+        before = max(part["frames"] for part in parts)
+        for part in (data, *data["mixture"]):
+            if part["frames"] and part["frames"] == before:
+                part["frames"] = longest
+                if fps:
+                    part["fps"] = float(fps)
+        data["frames"] = longest
+    if "fps_cond" in given:
+        for part in data["mixture"] or (data,):
+            part["captions"]["fps"] = _switch("fps_cond", given["fps_cond"])
     if "layers_per_block" in given:
         layers = given["layers_per_block"]
         layers = layers.replace(",", " ").split() if isinstance(layers, str) else layers

@@ -289,7 +289,12 @@ def _evaluated(
 
 
 def _replace(folder: Path, autoencoder: AutoencoderKL, params: Params) -> None:
-    """Writes the autoencoder in place of what an earlier call wrote."""
+    """Writes the autoencoder in place of what an earlier call wrote, which stays until the new one is whole."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    save_autoencoder(new, dataclasses.replace(autoencoder, dtype="float32"), params)
     if folder.exists():
-        shutil.rmtree(folder)
-    save_autoencoder(folder, dataclasses.replace(autoencoder, dtype="float32"), params)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

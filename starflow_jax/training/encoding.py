@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from starflow_jax.autoencoders import Autoencoder, fit_patch_pca, keep_autoencoder
+from starflow_jax.autoencoders import Autoencoder, TiledWan, WanAutoencoder, fit_patch_pca, keep_autoencoder
+from starflow_jax.autoencoders.decoding import encode_frames
+from starflow_jax.autoencoders.protocol import Params
 from starflow_jax.config.checks import check
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
@@ -124,7 +126,7 @@ def encode_source(
         text = text.over(None)
         empty, known = text.states_of(text.empty[None])
     records = Records(dtype, source.num_classes, length_of_text, dim)
-    encode = jax.jit(autoencoder.encode)
+    encode = _encoder(autoencoder)
     mixture = config.data.source == "mixture"
     skipped, parts, begun = Skipped(), [], 0
     with replacing_folder_together(out) as folder:
@@ -181,6 +183,20 @@ def encode_source(
         if part.examples:
             counts[part.shape] = counts.get(part.shape, 0) + part.examples
     return Encoded(counts, skipped)
+
+
+def _encoder(autoencoder: Autoencoder) -> Callable[[Params, np.ndarray], np.ndarray | jax.Array]:
+    """What encodes a batch: clips of a video autoencoder one by one and chunk by chunk, as memory has no more room."""
+    if not isinstance(autoencoder, WanAutoencoder | TiledWan):
+        return jax.jit(autoencoder.encode)
+
+    def encode(params: Params, pixels: np.ndarray) -> np.ndarray:
+        if pixels.ndim == 4:
+            pixels = pixels[:, None]
+            return np.stack([encode_frames(autoencoder, params, clip)[0] for clip in pixels])
+        return np.stack([encode_frames(autoencoder, params, clip) for clip in pixels])
+
+    return encode
 
 
 class Part(NamedTuple):
