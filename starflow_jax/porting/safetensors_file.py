@@ -46,7 +46,7 @@ def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
     if length > min(_MOST_HEADER, len(data) - 8):
         raise TensorFileError(f"{name} is not read: its header claims {length} bytes of {len(data)}")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]))
+        header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError
     except (ValueError, RecursionError) as error:

@@ -75,7 +75,7 @@ def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
 def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
     """The tensors of a file in pieces, from the table that says which piece holds which."""
     try:
-        content: Any = json.loads(bytes(data)) if len(data) <= _MOST_INDEX else None
+        content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MOST_INDEX else None
     except (ValueError, RecursionError):
         content = None
     table = content.get("weight_map") if isinstance(content, dict) else None
