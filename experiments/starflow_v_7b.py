@@ -7,9 +7,9 @@
 
 Data are Wan2.2 VAE latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16), with the
 states of Flan-T5-XL, 256 tokens, as `starflow encode --autoencoder Wan2.2_VAE.pth:0.6 --text-encoder flan-t5-xl`
-writes them; captions say the rate and the noise level. As released, batches are of 192 videos or, one in five, of 1,536 images (secondary_ratio
-0.2), and a quarter of the clips begin at their second latent frame, for which one more is stored. The training time
-is not published.
+writes them; captions say the rate and the noise level. As released, batches are of 192 videos or, one in five, of
+1,536 images (secondary_ratio 0.2), and a quarter of the clips begin at their second latent frame, for which one more
+is stored. The training time is not published.
 6,890,096,528 parameters, 912,884,784 of them the denoiser's. `:tiny` is the same model at a size for tests.
 """
 

@@ -21,6 +21,7 @@ from starflow_jax.config import load_config
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.media import to_uint8, write_mp4
 from starflow_jax.porting import to_torch
+from starflow_jax.training.frozen_text import prompts
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 NEIGHBOURS = Path(__file__).parent / "goldens" / "neighbours"
@@ -58,6 +59,11 @@ def draw(model, out, *options):
     common = ["--solver", "sequential", "--denoise", "none", "--out", str(out), "--json", str(figures)]
     assert main(["sample", "--model", str(model), "--caption", CAPTION, *common, *map(str, options)]) == 0
     return json.loads(figures.read_text())
+
+
+def test_captions_of_the_released_video_model_name_rate_and_noise():
+    config = load_config(str(EXPERIMENTS / "starflow_v_7b.py"), ["data.text_encoder=flan-t5-xl"])
+    assert prompts(config, ["a corgi", ""]) == ["Noise Level 500:\nA video with 16 fps:\na corgi\n", ""]
 
 
 def test_a_picture_of_a_caption(pictures, tmp_path):
@@ -104,6 +110,17 @@ def test_a_picture_begins_a_video(videos, tmp_path):
     latent = np.asarray(autoencoder.encode(params, given[None].astype(np.float32) / 127.5 - 1))
     # what the flow was given is this latent with the training noise, of 0.5
     assert np.abs(drawn["x"][0, 0] - latent[0]).std() < 0.6
+
+
+@pytest.mark.slow
+def test_options_together(videos, tmp_path):
+    """A folder of videos of another shape, denoised, guided, the likeliest of several, longer than a window."""
+    common = ["sample", "--model", str(videos), "--caption", CAPTION, "--json", str(tmp_path / "x.json")]
+    options = "--candidates 2 --keep 1 --denoise score --guidance 2 --frames 17 --window 3 --context 2 --aspect 16:9"
+    assert main([*common, *options.split(), "--solver", "jacobi", "--out", str(tmp_path / "x")]) == 0
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert (figures["frames"], figures["size"], figures["fps"]) == (17, [32, 48], 16)
+    assert len(list((tmp_path / "x").glob("*.mp4"))) == 1
 
 
 @pytest.mark.slow

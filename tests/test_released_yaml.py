@@ -9,8 +9,8 @@ import pytest
 from starflow_jax.cli import main
 from starflow_jax.config import load_config
 from starflow_jax.config.build import to_json
-from starflow_jax.porting.model_folder import assemble, load_model_folder
 from starflow_jax.porting.released_yaml import apply_released, read_released
+from starflow_jax.sampling.model_folder import assemble, load_model_folder
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 IMAGE = """

@@ -304,7 +304,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _assemble(arguments: argparse.Namespace) -> int:
-    from starflow_jax.porting.model_folder import assemble
+    from starflow_jax.sampling.model_folder import assemble
 
     with sentences():
         model = assemble(

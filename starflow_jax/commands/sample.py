@@ -241,7 +241,7 @@ def _open_model(arguments: argparse.Namespace) -> None:
         raise CommandError("name one of --workdir, the folder of a run, and --model, an assembled folder")
     if arguments.model is None:
         return
-    from starflow_jax.porting.model_folder import load_model_folder
+    from starflow_jax.sampling.model_folder import load_model_folder
 
     with sentences():
         model = load_model_folder(arguments.model)

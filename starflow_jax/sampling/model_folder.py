@@ -118,10 +118,12 @@ def assemble(
         raise ValueError(f"{path} must be a new or an empty folder")
     check_flow(flow)
     autoencoder, scale = split_scale(autoencoder)
+    if not 0 < scale < 1e3 or (scale != 1 and autoencoder.suffix == ".npz"):
+        raise ValueError(f"autoencoder {autoencoder} cannot have the temporal scale {scale:g}")
     kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
-        _place(flow, temporary / "flow", how)
+        _place_flow(flow, temporary / "flow", how)
         for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             target = name if source.is_dir() else f"{name}{source.suffix}"
             _place(source, temporary / target, how)
@@ -193,6 +195,17 @@ def _inside(folder: Path, value: Any, name: str) -> Path:
     if not path.exists():
         raise ValueError(f"{name} of {folder / MODEL_FILE} is missing: {value}")
     return path
+
+
+def _place_flow(source: Path, target: Path, how: str) -> None:
+    """The configuration and the newest checkpoint of a run; its records go on growing and stay where they are."""
+    target.mkdir()
+    _place(source / "config.json", target / "config.json", "copy")
+    steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdecimal() and path.is_dir()]
+    if not steps:
+        raise ValueError(f"flow {source} holds no checkpoint")
+    newest = max(steps, key=lambda path: int(path.name))
+    _place(newest, target / "checkpoints" / newest.name, how)
 
 
 def _place(source: Path, target: Path, how: str) -> None:
