@@ -191,11 +191,10 @@ def _apply_rest(
         longest = 1 + (int(frames) - 1) // 4 if flow["channels"] in (16, 48) else int(frames)
         parts = data["mixture"] or (data,)
         before = max(part["frames"] for part in parts)
-        for part in (data, *data["mixture"]):
-            if part["frames"] and part["frames"] == before:
+        for part in parts:
+            if part["frames"] == before:
                 part["frames"] = longest
-                if fps:
-                    part["fps"] = float(fps)
+                part["fps"] = float(fps) if fps else part["fps"]
         data["frames"] = longest
     if "fps_cond" in given:
         for part in data["mixture"] or (data,):
