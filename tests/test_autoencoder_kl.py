@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
     refused("must be a folder with config.json")
     (tmp_path / "config.json").write_text("[]")
-    refused("must be a JSON object")
+    refused("must hold a JSON object")
     shutil.copy(RECORDED / "config.json", tmp_path)
     refused("does not exist")
     whole = (RECORDED / TENSORS).read_bytes()

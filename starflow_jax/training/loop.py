@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -152,9 +151,15 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
         progress_of_steps = Progress(config.name, config.train.steps, enabled=progress and first)
         ported = holds_parameters_alone(checkpoints)
-        loader_at = functools.partial(_loader, config, source, layout=layout)
-        say = progress_of_steps.say if first else lambda _: None
-        found = None if ported else go_on(checkpoints, abstract_state(config, layout), loader_at, resume, say)
+        found = None
+        if not ported:
+            found = go_on(
+                checkpoints,
+                abstract_state(config, layout),
+                lambda step: _loader(config, source, step, layout),
+                resume,
+                progress_of_steps.say if first else lambda _: None,
+            )
         if found is not None:
             state, loader = found
         else:
