@@ -1,0 +1,49 @@
+"""The one rule that chooses between a kernel and the specification."""
+
+import logging
+
+import jax
+import pytest
+
+from starflow_jax.kernels.choice import Target, choose, target_of
+
+REFUSALS = {"tpu": None, "gpu": "needs compute capability 9.0, and this is 8.0"}
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "expected"),
+    [
+        (None, "tpu", "pallas"),
+        (None, "cpu", "xla"),
+        (None, "gpu", "xla"),
+        ("xla", "tpu", "xla"),
+        ("pallas", "tpu", "pallas"),
+    ],
+)
+def test_a_kernel_runs_where_one_covers_the_case(implementation, platform, expected):
+    assert choose("attention", implementation, Target(platform), REFUSALS) == expected
+
+
+def test_insisting_fails_with_the_reason():
+    with pytest.raises(ValueError, match=r"needs compute capability 9.0, and this is 8.0"):
+        choose("attention", "pallas", Target("gpu"), REFUSALS)
+    with pytest.raises(ValueError, match=r"kernels for gpu and tpu, not for cpu"):
+        choose("attention", "pallas", Target("cpu"), REFUSALS)
+    with pytest.raises(ValueError, match=r"must be 'xla', 'pallas' or None, got 'triton'"):
+        choose("attention", "triton", Target("cpu"), REFUSALS)
+
+
+def test_a_fallback_is_logged_once(caplog):
+    refusals = {"gpu": "needs heads of 64, and these have 20 (said in a test)"}
+    with caplog.at_level(logging.INFO, logger="starflow_jax.kernels.choice"):
+        for _ in range(3):
+            choose("attention", None, Target("gpu"), refusals)
+        choose("attention", None, Target("cpu"), refusals)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The gpu kernel of attention is not used: it needs heads of 64, and these have 20 (said in a test); "
+        "XLA computes it."
+    ]
+
+
+def test_the_target_is_the_device_that_programs_run_on():
+    assert target_of().platform == target_of(jax.devices()[0]).platform == jax.default_backend()
