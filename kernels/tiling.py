@@ -1,19 +1,118 @@
-"""How kernels cut a sequence into blocks."""
+"""How the TPU's attention kernels cut a sequence into blocks: a small model of the time they take.
+
+A step of a kernel costs so many cycles for each 128 x 128 tile of logits, and so many for itself: a start of its
+pipeline, and what the grid takes between steps. The constants were read off the schedules that the TPU's compiler makes
+of these kernels (docs/performance.md says how), not measured on a device; `experiments/benchmarks/tune_attention.py`
+measures.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import functools
 
-# A register's lanes, and the longest block whose parts fit a chip's vector memory, backward pass included.
-_LANES, _LONGEST = 128, 1024
+from starflow_jax.kernels.schedule import Problem, schedule
+from starflow_jax.kernels.visibility import Visibility
+
+_LANES = 128
+_MIB = 2**20
 
 
-def blocks(count: int) -> tuple[int, int]:
-    """The length of a block and of the padded sequence: little padding, and blocks that are worth their start."""
-    lanes = math.ceil(count / _LANES)
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Cycles of one chip's kernels for heads of 64.
 
-    def padded(size: int) -> int:
-        return math.ceil(lanes / size) * size
+    Attributes:
+      forward, backward: for a tile of 128 x 128 logits.
+      step: for a step of the grid, whatever it holds: filling the units, and about 0.3 us between steps.
+      memory: bytes of vector memory that a kernel may use.
+    """
 
-    block = min(range(1, min(lanes, _LONGEST // _LANES) + 1), key=lambda size: padded(size) * (1 + 1 / size))
-    return block * _LANES, padded(block) * _LANES
+    forward: float
+    backward: float
+    step: float
+    memory: int
+
+
+# By the name of `parallel.chips`. Of v4 and tpu7x no schedule was read: they take the figures of v5p and v6e.
+COSTS = {
+    "v4": Costs(56, 102, 620, 14 * _MIB),
+    "v5e": Costs(54, 100, 800, 100 * _MIB),
+    "v5p": Costs(54, 100, 850, 48 * _MIB),
+    "v6e": Costs(42, 64, 850, 100 * _MIB),
+    "tpu7x": Costs(42, 64, 850, 48 * _MIB),
+}
+DEFAULT_CHIP = "v5p"
+
+# Beginnings of a device's own name (`jax.Device.device_kind`), first match counts.
+_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7": "tpu7x"}
+
+# Longest blocks, and tiles that one step's heads make up together: more fill the units better, and take longer to
+# compile.
+_LONGEST, _LONGEST_BACKWARD, _TOGETHER, _MOST_HEADS = 1024, 768, 36, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Blocks of a kernel.
+
+    Attributes:
+      block_q, block_k, heads: queries, keys and heads of one step forward; the same backward.
+      memory: bytes of vector memory that the compiler may use.
+    """
+
+    block_q: int
+    block_k: int
+    heads: int
+    block_q_backward: int
+    block_k_backward: int
+    heads_backward: int
+    memory: int = COSTS[DEFAULT_CHIP].memory
+
+
+def chip_of(kind: str) -> str:
+    """The name in `COSTS` of a device by what it calls itself."""
+    return next((chip for start, chip in _KINDS.items() if kind.startswith(start)), DEFAULT_CHIP)
+
+
+@functools.lru_cache(maxsize=256)
+def tiles_for(
+    rule: Visibility, queries: int, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
+) -> Tiles | None:
+    """The blocks that the model expects to be fastest; None where the vector memory holds none.
+
+    Args:
+      rule, queries, slots: what is seen, from slot 0 on.
+      heads: of the queries; dim: their channels; itemsize: bytes of a channel.
+      chip: a name in `COSTS`.
+    """
+    costs = COSTS[chip]
+    choices: list[int] = []
+    for backward, cycles, longest in ((False, costs.forward, _LONGEST), (True, costs.backward, _LONGEST_BACKWARD)):
+        found: list[tuple[float, int, int]] = []
+        for lanes in range(1, min(-(-max(queries, slots) // _LANES), longest // _LANES) + 1):
+            size = lanes * _LANES
+            pairs = visited(rule, queries, slots, size)
+            for together in {1, *(2**n for n in range(4) if 2**n * lanes**2 <= _TOGETHER)}:
+                if _bytes(size, slots, dim, itemsize, together, backward) > 0.8 * costs.memory:
+                    continue
+                share = min(together, _MOST_HEADS, heads)
+                steps = pairs * (lanes**2 * cycles * dim / 64 + costs.step / share)
+                found.append((steps, size, share))
+        if not found:
+            return None
+        choices.extend(min(found)[1:])
+    size, together, size_backward, together_backward = choices
+    return Tiles(size, size, together, size_backward, size_backward, together_backward, costs.memory)
+
+
+def visited(rule: Visibility, queries: int, slots: int, size: int) -> int:
+    """Pairs of blocks that a kernel visits, blocks of `size` queries and keys, from slot 0 on."""
+    return int(schedule(Problem(rule, queries, slots, queries), 0, slots, size, size).count)
+
+
+def _bytes(size: int, slots: int, dim: int, itemsize: int, heads: int, backward: bool) -> float:
+    """Vector memory of a kernel, nearly: its blocks twice, its sums, and logits and weights of two heads."""
+    logits = 2 * (10 if backward else 7) * size * size
+    blocks = 2 * (6 if backward else 4) * heads * size * dim * itemsize + heads * size * dim * 4
+    return logits + blocks + (2 * 2 * 4 * heads * (slots + size) * dim if backward else 0)

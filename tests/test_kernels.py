@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_flows import normal
 
-from starflow_jax.kernels import Causal, FrameWindow, Full, attention
+from starflow_jax.kernels import Causal, CausalFrames, FrameWindow, Full, attention
 from starflow_jax.nn import KVCache
 from starflow_jax.nn.rope import axial_positions, line_positions, rotation
 
@@ -62,13 +62,44 @@ def test_chunks_change_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, chunked)
 
 
-def test_a_row_that_sees_nothing_is_finite():
-    class Nothing:
-        def mask(self, query, key):
-            return jnp.zeros(jnp.broadcast_shapes(query.shape, key.shape), bool)
+def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient():
+    def total(parts):
+        out = attention(*parts, visibility=Causal(), length=0)
+        assert out.shape == (1, 1, 3, 4)
+        return jnp.sum((out + 1) ** 2)
 
-    out = attention(*(normal((1, 1, 3, 4), i) for i in range(3)), visibility=Nothing())
-    assert bool(jnp.all(jnp.isfinite(out)))
+    value, gradients = jax.value_and_grad(total)([normal((1, 1, 3, 4), i) for i in range(3)])
+    assert value == 12
+    jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradients)
+
+
+RULES = [Causal(), Causal(3), Full(), CausalFrames(2, 3, 0), CausalFrames(0, 4, 1), FrameWindow(2, 3, 2, 1),
+         FrameWindow(0, 4, 1, None), FrameWindow(3, 2, 3, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_bounds_never_fall_and_spans_hold_all_that_is_seen(rule):
+    slots = 17
+    places = np.arange(slots)
+    start, end = rule.bounds(places, np)
+    assert np.all(np.diff(end) >= 0) and (start is None or np.all(np.diff(start) >= 0))
+    seen = np.asarray(rule.mask(jnp.asarray(places)[:, None], jnp.asarray(places)[None]))
+    for first, last in itertools.combinations(range(slots + 1), 2):
+        inside = np.zeros(slots, bool)
+        for a, b in rule.spans(first, last, slots):
+            inside[a:b] = True
+        assert not np.any(seen[first:last] & ~inside)
+        assert inside.sum() <= max(seen[first:last].any(axis=0).sum(), 1)
+
+
+def test_frames_that_are_causal_inside_a_window():
+    """A token sees text and what is before it, as far as the window's first frame."""
+    text, frame, window = 2, 3, 1
+    slots = jnp.arange(text + 4 * frame)
+    ours = np.asarray(CausalFrames(text, frame, window).mask(slots[:, None], slots[None]))
+    for q, k in itertools.product(range(len(slots)), repeat=2):
+        near = (k - text) // frame >= (q - text) // frame - window
+        assert ours[q, k] == (k < text or (q >= k and near)), (q, k)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +125,11 @@ def test_writing_a_slot_again_replaces_it():
     first, second = normal((1, 2, 3, 4), 1), normal((1, 2, 3, 4), 2)
     empty = KVCache.empty(2, 1, 2, 8, 4, "float32")
     layer = jnp.int32(1)
-    once, keys, values = empty.write(layer, 2, second, first)
-    twice = empty.write(layer, 2, first, second)[0].write(layer, 2, second, first)[0]
+    once = empty.write(layer, 2, second, first)
+    twice = empty.write(layer, 2, first, second).write(layer, 2, second, first)
     jax.tree.map(np.testing.assert_array_equal, once, twice)
-    np.testing.assert_array_equal(keys[:, :, 2:5], second)
-    np.testing.assert_array_equal(values[:, :, 2:5], first)
+    np.testing.assert_array_equal(once.keys[1, :, :, 2:5], second)
+    np.testing.assert_array_equal(once.values[1, :, :, 2:5], first)
     assert float(jnp.abs(once.keys[0]).max()) == 0.0  # the other layer is untouched
 
 

@@ -1,48 +1,70 @@
-"""Properties of the learning rate; agreement with the originals is in parity/test_schedules.py."""
+"""A schedule visits what is seen, nothing else, and says which blocks need no mask."""
+
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from starflow_jax.training.schedule import CosineSchedule
+from starflow_jax.kernels import Causal, CausalFrames, FrameWindow, Full
+from starflow_jax.kernels.schedule import EMPTY, FIRST, LAST, PARTIAL, Problem, schedule
+
+RULES = [Causal(), Causal(5), Full(), CausalFrames(3, 4, 0), CausalFrames(0, 5, 1), FrameWindow(2, 3, 2, 1),
+         FrameWindow(0, 4, 1, None), FrameWindow(3, 4, 3, 1)]  # fmt: skip
+CASES = [  # queries, slots, offset, length, period
+    (17, 17, 0, 17, 17),
+    (5, 23, 9, 20, 5),
+    (1, 23, 22, 23, 1),
+    (12, 23, 7, 23, 4),
+    (9, 9, 0, 0, 9),
+]
 
 
-@pytest.mark.parametrize("family", ["tarflow", "starflow"])
-@pytest.mark.parametrize("warmup", [0, 1, 7, 20])
-def test_traced_and_exact_rates_agree(family, warmup):
-    schedule = CosineSchedule(total=20, warmup=warmup, max_lr=1e-3, min_lr=1e-5, family=family)
-    exact = [schedule.rate(update) for update in range(1, 31)]
-    traced = jax.jit(schedule)(np.arange(30))
-    assert traced.dtype == np.float32
-    np.testing.assert_allclose(traced, exact, rtol=2e-5)
+def expected(rule, queries, slots, offset, length, period, block_q, block_k):
+    """Of every pair of blocks: None where nothing is seen, else whether a mask is needed."""
+    rows = offset + np.arange(queries) % period
+    start, end = rule.bounds(rows[:, None], np)
+    keys = np.arange(slots)[None]
+    seen = ((keys >= (0 if start is None else start)) & (keys < end) | (keys < rule.prefix)) & (keys < length)
+    found = {}
+    for i, j in itertools.product(range(-(-queries // block_q)), range(-(-slots // block_k))):
+        tile = seen[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+        if tile.any():
+            found[i, j] = not (tile.all() and tile.shape == (block_q, block_k))
+    return found
 
 
-def test_the_rate_stays_at_the_minimum_after_the_last_update():
-    schedule = CosineSchedule(total=10, warmup=2, max_lr=1.0, min_lr=0.1)
-    assert [schedule.rate(update) for update in (10, 11, 99)] == [0.1] * 3
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_schedule_visits_what_is_seen(rule, case):
+    queries, slots, offset, length, period = case
+    problem = Problem(rule, queries, slots, period)
+    static = schedule(problem, offset, length, 4, 3)
+    visible = expected(rule, *case, 4, 3)
+    visited = {(i, j): flags for i, j, flags in static.steps.T.tolist() if not flags & EMPTY}
+    assert len(visited) == sum(not f & EMPTY for f in static.steps[2])
+    assert set(visited) >= set(visible)
+    if period == queries:
+        # Several heads' queries in one block are taken together; so are frames that one block of keys falls between.
+        assert all(visible[pair] <= bool(visited[pair] & PARTIAL) for pair in visible)
+        assert set(visited) == set(visible)
+    rows = [static.steps[2][static.steps[0] == i] for i in range(-(-queries // 4))]
+    for flags in rows:  # every block of queries is begun and ended once, also where it sees nothing
+        assert flags.size and (flags & FIRST > 0).tolist() == [True] + [False] * (flags.size - 1)
+        assert (flags & LAST > 0).tolist() == [False] * (flags.size - 1) + [True]
 
 
-def test_a_warm_up_over_the_whole_run_reaches_the_maximum():
-    schedule = CosineSchedule(total=10, warmup=10, max_lr=1.0, min_lr=0.0)
-    assert schedule.rate(10) == 1.0
-    assert float(schedule(9)) == 1.0
+@pytest.mark.parametrize("rule", [Causal(5), FrameWindow(3, 4, 3, 1)], ids=str)
+def test_a_traced_schedule_is_the_same(rule):
+    problem = Problem(rule, 5, 23, 5)
+    traced = jax.jit(lambda offset, length: tuple(vars(schedule(problem, offset, length, 4, 3)).values()))
+    for offset, length in [(0, 5), (9, 20), (18, 23), (0, 0)]:
+        static = schedule(problem, offset, length, 4, 3)
+        steps, count = traced(offset, length)
+        np.testing.assert_array_equal(steps[:, : int(count)], static.steps)
 
 
-def test_starflow_may_start_below_its_minimum():
-    schedule = CosineSchedule(total=1000, warmup=100, max_lr=1e-4, min_lr=1e-5, family="starflow")
-    assert schedule.start_lr == 1e-6
-    assert schedule.rate(1) < schedule.min_lr < schedule.rate(100) == 1e-4
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"warmup": 11}, "warmup must be at most total=10, got 11"),
-        ({"total": 0}, "total must be an integer >= 1, got 0"),
-        ({"max_lr": float("nan")}, "max_lr must be a finite number"),
-        ({"family": "glow"}, "family must be one of"),
-    ],
-)
-def test_bad_fields_are_refused(fields, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        CosineSchedule(**({"total": 10, "warmup": 2, "max_lr": 1.0, "min_lr": 0.0} | fields))
+def test_full_blocks_are_not_masked():
+    steps = schedule(Problem(Causal(), 16, 16, 16), 0, 16, 4, 4).steps
+    assert steps.shape == (3, 10)
+    assert [bool(f & PARTIAL) for f in steps[2]] == [i == j for i, j in steps[:2].T]

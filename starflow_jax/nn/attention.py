@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 
 from starflow_jax.config.flow import TransformerConfig
 from starflow_jax.kernels import Visibility, attention
+from starflow_jax.kernels.choice import Target, target_of
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -65,25 +67,50 @@ class Attention(nnx.Module):
         if temperature is not None:
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
         query = (query * scale).astype(h.dtype)
+        of_layer = None
         if cache is not None:
-            cache, key, value = cache.write(jnp.asarray(layer), slot, key, value)
-        if layout is not None and layout.platform == "tpu" and cache is None and h.dtype == jnp.bfloat16:
-            mixed = _on_tpus(layout, query, key, value, visibility)
+            cache = cache.write(jnp.asarray(layer), slot, key, value)
+            key, value, of_layer = cache.keys, cache.values, jnp.asarray(layer)
+        attend = functools.partial(attention, visibility=visibility, precision=self.compute.precision)
+        if layout is None or layout.platform == "cpu":
+            mixed = attend(query, key, value, offset=slot, layer=of_layer, target=_target(layout))
         else:
-            mixed = attention(query, key, value, visibility=visibility, offset=slot, precision=self.compute.precision)
+            mixed = _by_heads(layout, attend, query, key, value, slot, of_layer)
         mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
         out = self.proj(placed(layout, mixed, "channels"))
         return (out if self.post_norm is None else self.post_norm(out)), cache
 
 
-def _on_tpus(layout: Layout, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility) -> jax.Array:
-    """Attention of whole sequences by the kernel, every device on its own heads and samples."""
-    # Where the kernel runs only: its module loads Pallas.
-    from starflow_jax.kernels import attention_tpu
+def _target(layout: Layout | None) -> Target:
+    return target_of(None if layout is None else layout.mesh.devices.flat[0])
 
-    of_query, of_key = (layout.sharding(array.shape, ACTIVATIONS["heads"]).spec for array in (query, key))
-    local = functools.partial(attention_tpu.attention, visibility=visibility)
+
+def _by_heads(
+    layout: Layout,
+    attend: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    slot: int | jax.Array,
+    of_layer: jax.Array | None,
+) -> jax.Array:
+    """Attention over a mesh, every device on its own heads and samples: a kernel is one device's program."""
+    before = () if of_layer is None else (None,)
+    cuts = ACTIVATIONS["heads"]
+    if query.shape[1] != key.shape[-3] and key.shape[-3] % layout.size(cuts[1]):
+        cuts = (cuts[0], None, *cuts[2:])  # heads that share keys stay together
+    of_query = layout.sharding(query.shape, cuts).spec
+    of_key = layout.sharding(key.shape, (*before, *cuts)).spec
+    # Numbers that are known stay so: what is seen is then a constant of the program.
+    numbers = {"offset": slot} | ({} if of_layer is None else {"layer": of_layer})
+    traced = {name: jnp.asarray(n) for name, n in numbers.items() if not isinstance(n, int)}
+    known = {name: n for name, n in numbers.items() if name not in traced}
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
+        return attend(query, key, value, target=_target(layout), **known, **traced)
+
+    whole = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(of_query, of_key, of_key), out_specs=of_query, check_vma=False
+        local, mesh=layout.mesh, in_specs=(of_query, of_key, of_key, whole), out_specs=of_query, check_vma=False
     )
-    return mapped(query, key, value)
+    return mapped(query, key, value, traced)

@@ -23,12 +23,9 @@ class KVCache:
         shape = (layers, batch, heads, slots, dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def write(
-        self, layer: jax.Array, slot: int | jax.Array, key: jax.Array, value: jax.Array
-    ) -> tuple[KVCache, jax.Array, jax.Array]:
-        """Writes key, value [B, k, n, d] at `slot` of `layer`; returns the cache and that layer's [B, k, S, d]."""
+    def write(self, layer: jax.Array, slot: int | jax.Array, key: jax.Array, value: jax.Array) -> KVCache:
+        """The cache with key, value [B, k, n, d] at `slot` of `layer`."""
         start = (layer, 0, 0, slot, 0)
         keys = jax.lax.dynamic_update_slice(self.keys, key[None].astype(self.keys.dtype), start)
         values = jax.lax.dynamic_update_slice(self.values, value[None].astype(self.values.dtype), start)
-        of_layer = [jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (keys, values)]
-        return KVCache(keys, values), of_layer[0], of_layer[1]
+        return KVCache(keys, values)

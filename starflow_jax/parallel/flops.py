@@ -17,7 +17,7 @@ from jax.extend.core import jaxprs_in_params
 
 from starflow_jax.config.flow import FlowConfig, TransformerConfig
 from starflow_jax.kernels import Causal, FrameWindow, Full, Visibility
-from starflow_jax.kernels.tiling import blocks
+from starflow_jax.kernels.tiling import tiles_for, visited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +139,18 @@ def kernel_flops(flow: FlowConfig, work: Work) -> int:
     A forward pass has two products a pair; a backward pass five, as it computes the weights anew. Layers that are
     computed anew add a forward pass.
     """
-    passes = 1 + 2.5 + (flow.remat in ("block", "attention"))
+    forward = 1 + (flow.remat in ("block", "attention"))
+    word = 2 if flow.dtype == "bfloat16" else 4
     total = 0
-    for transformer, sequences, text, local, rule in _attentions(flow, work):
+    for c, sequences, text, local, rule in _attentions(flow, work):
         slots = (work.frame if local else work.tokens) + text
-        block, _ = blocks(slots)
-        visited = 0
-        for first in range(0, slots, block):
-            spans = rule.spans(first, min(first + block, slots), slots)
-            visited += len({place // block for a, b in spans for place in (*range(a, b, block), b - 1)})
-        total += sequences * transformer.layers * transformer.heads * transformer.head_dim * visited * block * block
-    return int(4 * passes * total)
+        tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word) if c.layers else None
+        if tiles is None:
+            continue
+        area = 2 * forward * visited(rule, slots, slots, tiles.block_q) * tiles.block_q**2
+        area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
+        total += sequences * c.layers * c.heads * c.head_dim * area
+    return 2 * total
 
 
 def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:

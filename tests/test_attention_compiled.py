@@ -1,0 +1,110 @@
+"""What the TPU's own compiler says of the attention kernels: they fit, and training consists of them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from starflow_jax.config import load_config
+from starflow_jax.kernels import Causal, FrameWindow, Full, attention
+from starflow_jax.kernels.choice import target_of
+
+pytestmark = pytest.mark.slow
+RELEASED = str(Path(__file__).parent.parent / "experiments" / "starflow_3b_t2i.py")
+SHAPES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+CASES = [  # rule, queries, slots, heads, key heads, channels, dtype
+    (Causal(), 1152, 1152, 4, 4, 64, "bfloat16"),
+    (Causal(128), 1152, 1152, 4, 2, 128, "bfloat16"),
+    (FrameWindow(128, 880, 2, 10), 18736, 18736, 2, 2, 64, "bfloat16"),
+    (Causal(), 33646, 33646, 1, 1, 64, "bfloat16"),
+    (Full(), 1000, 1000, 1, 1, 256, "bfloat16"),
+    (Causal(), 300, 300, 1, 1, 64, "float32"),
+]
+
+
+def device(chip):
+    pytest.importorskip("libtpu")
+    from starflow_jax.config.mesh import MeshConfig
+    from starflow_jax.parallel.ahead import tpu_layout
+    from starflow_jax.parallel.chips import topology
+
+    return tpu_layout(topology(SHAPES[chip]), MeshConfig()).mesh.devices.flat[0]
+
+
+def compiled(function, shapes, dtype, one):
+    sharding = jax.sharding.SingleDeviceSharding(one)
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape in shapes]
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+    return jax.jit(function).lower(*arrays, number).compile().as_text()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("chip", SHAPES)
+def test_the_kernels_fit(chip, case):
+    rule, queries, slots, heads, kv_heads, dim, dtype = case
+    one = device(chip)
+
+    def total(query, key, value):
+        out = attention(
+            query, key, value, visibility=rule, implementation="pallas", target=target_of(one), precision="highest"
+        )
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    shapes = [(1, heads, queries, dim), *2 * [(1, kv_heads, slots, dim)]]
+    text = compiled(lambda q, k, v, _: jax.grad(total, (0, 1, 2))(q, k, v), shapes, dtype, one)
+    assert "attention_forward" in text and "attention_backward" in text
+    assert not square(text, slots)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "name"), [(1, "attention_decode"), (64, "attention_decode"), (512, "attention_forward")]
+)
+@pytest.mark.parametrize("chip", SHAPES)
+def test_chunks_read_the_cache_where_it_lies(chip, chunk, name):
+    one, slots = device(chip), 8192
+
+    def step(query, keys, values, offset):
+        return attention(
+            query, keys, values, visibility=Causal(), offset=offset, length=offset + chunk, layer=offset % 4,
+            implementation="pallas", target=target_of(one),
+        )  # fmt: skip
+
+    shapes = [(1, 48, chunk, 64), *2 * [(4, 1, 48, slots, 64)]]
+    assert name in compiled(step, shapes, "bfloat16", one)
+
+
+@functools.cache
+def train_step(chip):
+    from starflow_jax.parallel.ahead import tpu_layout
+    from starflow_jax.parallel.chips import topology
+    from starflow_jax.parallel.flops import Work
+    from starflow_jax.parallel.programs import training_program
+
+    config = load_config(RELEASED, ["mesh.data=8", "mesh.fsdp=8", "train.accumulate=2"])
+    layout = tpu_layout(topology(chip), config.mesh)
+    made = training_program(config, Work(1024, None, 32, 32, 128), layout)
+    return made.function.trace(*made.arguments).lower().compile().as_text()
+
+
+def test_the_3b_train_step_is_made_of_kernels():
+    pytest.importorskip("libtpu")
+    text = train_step("v5e:8x8")
+    for name in ("attention_forward", "attention_backward"):
+        assert re.search(rf"custom-call\(.*{name}", text), name
+    assert not square(text, 1024) and not square(text, 1152)
+
+
+def square(text, count):
+    """Arrays of the compiled program with two axes of at least so many slots."""
+    sizes = {count, -(-count // 128) * 128, -(-count // 512) * 512}
+    found = set()
+    for shape in re.findall(r"\w+\[([\d,]+)\]", text):
+        if sum(int(size) in sizes for size in shape.split(",")) > 1:
+            found.add(shape)
+    return found
