@@ -1,0 +1,246 @@
+"""How fast the fused attention is: forward, forward and backward, and decoding, against what else there is.
+
+    python experiments/benchmarks/attention.py --json attention.json
+    python experiments/benchmarks/attention.py --quick           # small shapes once: shows that everything runs
+
+Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), causal,
+and decoding chunks of 1, 64 and 512 against caches of 8k and 33k slots. Compared are the kernel ("fused"), the
+specification by XLA, cuDNN through `jax.nn.dot_product_attention`, and PyTorch's `scaled_dot_product_attention`; what
+does not run on this machine is left out, and the table says why. FLOPs count the pairs that a query sees, two products
+forward and four more backward (the one that computes weights anew does not count); the fraction is of the fastest
+bfloat16 product of large matrices measured in the same run. Of decoding, GB/s are of keys and values read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
+from starflow_jax.figures import text_table, write_json
+from starflow_jax.kernels import Causal, attention
+from starflow_jax.kernels.choice import target_of
+
+Program = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One problem: causal attention of `queries` from slot `offset` on to `slots` keys."""
+
+    name: str
+    batch: int
+    heads: int
+    dim: int
+    queries: int
+    slots: int
+    backward: bool = False
+
+    @property
+    def offset(self) -> int:
+        return self.slots - self.queries
+
+    @property
+    def flops(self) -> float:
+        pairs = self.queries * self.offset + self.queries * (self.queries + 1) // 2
+        return (2 + 4 * self.backward) * 2.0 * pairs * self.batch * self.heads * self.dim
+
+    @property
+    def read(self) -> float:
+        """Bytes of keys and values, bfloat16."""
+        return 2.0 * 2 * self.batch * self.heads * self.slots * self.dim
+
+
+TRAINING = [
+    Shape("3B, 1,152 slots", 8, 48, 64, 1152, 1152),
+    Shape("3B, 1,152 slots", 8, 48, 64, 1152, 1152, True),
+    Shape("3B shallow, 1,024", 8, 48, 64, 1024, 1024, True),
+    Shape("7B, 33,646 slots", 1, 8, 64, 33646, 33646),
+    Shape("7B, 33,646 slots", 1, 8, 64, 33646, 33646, True),
+    Shape("heads of 128", 4, 24, 128, 2048, 2048, True),
+]
+DECODING = [
+    Shape(f"chunk of {chunk}, cache of {slots}", 4, 48, 64, chunk, slots)
+    for slots in (8192, 33646)
+    for chunk in (1, 64, 512)
+]
+QUICK = [Shape("quick", 1, 2, 64, 130, 130, True), Shape("quick chunk", 1, 2, 64, 4, 256)]
+
+
+def arrays(shape: Shape) -> list[jax.Array]:
+    """Query (scaled), key, value, and a gradient of the output."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    counts = (shape.queries, shape.slots, shape.slots, shape.queries)
+    made = [
+        jax.random.normal(k, (shape.batch, shape.heads, n, shape.dim), jnp.bfloat16)
+        for k, n in zip(keys, counts, strict=True)
+    ]
+    made[0] = (made[0] * shape.dim**-0.5).astype(jnp.bfloat16)
+    return made
+
+
+def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]:
+    """Functions of query, key, value and the offset, which is traced where queries are fewer than keys."""
+    chunked = shape.queries < shape.slots
+
+    def ours(implementation, query, key, value, offset):
+        options = {"layer": 0} if chunked and implementation == "pallas" else {}
+        if options:
+            key, value = key[None], value[None]
+        return attention(
+            query, key, value, visibility=Causal(), offset=offset if chunked else 0, implementation=implementation,
+            tiles=tiles if implementation == "pallas" else None, **options,
+        )  # fmt: skip
+
+    def cudnn(query, key, value, offset):
+        seen = jnp.arange(shape.slots)[None] <= offset + jnp.arange(shape.queries)[:, None] if chunked else None
+        parts = (jnp.swapaxes(a, 1, 2) for a in (query, key, value))
+        out = jax.nn.dot_product_attention(
+            *parts, mask=None if seen is None else seen[None, None], is_causal=not chunked, scale=1.0,
+            implementation="cudnn",
+        )  # fmt: skip
+        return jnp.swapaxes(out, 1, 2)
+
+    return {
+        "fused": functools.partial(ours, "pallas"),
+        "xla": functools.partial(ours, "xla"),
+        "cudnn": cudnn,
+    }
+
+
+def with_gradient(attend: Callable[..., jax.Array], query, key, value, gradient, offset) -> Any:
+    """The output and all gradients."""
+    out, pullback = jax.vjp(lambda *a: attend(*a, offset), query, key, value)
+    return out, pullback(gradient)
+
+
+def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
+    """Compiled programs by name, and why others are missing."""
+    query, key, value, gradient = arrays(shape)
+    offset = jnp.int32(shape.offset)
+    programs: dict[str, Program] = {}
+    missing: dict[str, str] = {}
+    for name, attend in ways(shape).items():
+        if name == "cudnn" and target_of().platform != "gpu":
+            missing[name] = "runs on NVIDIA GPUs only"
+            continue
+        try:
+            if shape.backward:
+                programs[name] = compiled(
+                    functools.partial(with_gradient, attend), query, key, value, gradient, offset
+                )[0]
+            else:
+                programs[name] = compiled(attend, query, key, value, offset)[0]
+            programs[name]()
+        except Exception as error:  # whatever a backend says, it is told and the others go on
+            programs.pop(name, None)
+            missing[name] = str(error).splitlines()[0][:160]
+    return programs, missing
+
+
+def torch_program(shape: Shape) -> Program | str:
+    """PyTorch's attention on its own random arrays, or why there is none."""
+    try:
+        import torch
+    except ImportError:
+        return "PyTorch is not installed"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    sizes = (shape.queries, shape.slots, shape.slots)
+    parts = [torch.randn(shape.batch, shape.heads, n, shape.dim, device="cuda", dtype=torch.bfloat16) for n in sizes]
+    seen = None
+    if shape.queries < shape.slots:
+        rows = shape.offset + torch.arange(shape.queries, device="cuda")
+        seen = torch.arange(shape.slots, device="cuda")[None] <= rows[:, None]
+    for part in parts:
+        part.requires_grad_(shape.backward)
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=seen, is_causal=seen is None)
+
+    def run() -> None:
+        out = attend(*parts)
+        if shape.backward:
+            out.backward(out)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def product_peak(size: int) -> float:
+    """FLOP/s of a bfloat16 product of two matrices of that side."""
+    left, right = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+    run = compiled(functools.partial(jnp.dot, preferred_element_type=jnp.float32), left, right)[0]
+    return 2.0 * size**3 / best_seconds({"product": run}, rounds=10)["product"]
+
+
+def measure(shape: Shape, rounds: int, peak: float) -> dict[str, Any]:
+    """Seconds, TFLOP/s, GB/s and ratios of one shape."""
+    programs, missing = jax_programs(shape)
+    torch = torch_program(shape)
+    if isinstance(torch, str):
+        missing["pytorch"] = torch
+    else:
+        programs["pytorch"] = torch
+    best = best_seconds(programs, rounds=rounds)
+    figures = {
+        name: {
+            "seconds": seconds,
+            "tflops": shape.flops / seconds / 1e12,
+            "fraction_of_product": shape.flops / seconds / peak,
+            "gigabytes_per_second": shape.read / seconds / 1e9,
+        }
+        for name, seconds in best.items()
+    }
+    ratios = {f"fused_against_{name}": best[name] / best["fused"] for name in best if "fused" in best}
+    return {**dataclasses.asdict(shape), "ways": figures, "ratios": ratios, "missing": missing}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The figures as text."""
+    rows = [["shape", "way", "ms", "TFLOP/s", "of product", "GB/s", "times as fast as"]]
+    for found in results:
+        name = found["name"] + (", with gradients" if found["backward"] else "")
+        for way, figures in found["ways"].items():
+            ratio = found["ratios"].get(f"fused_against_{way}")
+            rows.append([
+                name, way, f"{1e3 * figures['seconds']:.3f}", f"{figures['tflops']:.1f}",
+                f"{figures['fraction_of_product']:.0%}", f"{figures['gigabytes_per_second']:.0f}",
+                "" if ratio is None or way == "fused" else f"{ratio:.2f}x",
+            ])  # fmt: skip
+    lines = [text_table(rows), ""]
+    reasons = {(way, why) for found in results for way, why in found["missing"].items()}
+    return "\n".join(lines + [f"left out: {way}: {why}" for way, why in sorted(reasons)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each, of which the best counts")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
+    parser.add_argument("--quick", action="store_true", help="small shapes once: shows that everything runs")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    shapes = QUICK if options.quick or target_of().platform == "cpu" else [*TRAINING, *DECODING]
+    if shapes is QUICK and not options.quick:
+        print("no accelerator: small shapes only", file=sys.stderr)
+    rounds = 2 if options.quick else options.rounds
+    peak = product_peak(512 if shapes is QUICK else 8192)
+    results = [measure(shape, rounds, peak) for shape in shapes]
+    device = jax.devices()[0]
+    print(f"{device.device_kind}: a large bfloat16 product reaches {peak / 1e12:.1f} TFLOP/s\n")
+    print(table(results))
+    if options.json is not None:
+        write_json(options.json, {"device": device.device_kind, "product_tflops": peak / 1e12, "shapes": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

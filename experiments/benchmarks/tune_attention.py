@@ -1,0 +1,115 @@
+"""Which blocks make the attention kernel fastest on this device, and what the model of `kernels.tiling` would take.
+
+    python experiments/benchmarks/tune_attention.py --slots 1152 --json tiles.json
+    python experiments/benchmarks/tune_attention.py --slots 33646 --heads 8 --batch 1
+
+Forward and backward are timed apart, each over a small grid of blocks; the best of several rounds counts. What comes
+out goes into `attention(..., tiles=...)`, or into the constants of `kernels/tiling.py` (TPUs) and
+`kernels/attention_gpu.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, to see that all works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.experiments.benchmarks.attention import Shape, arrays, with_gradient
+from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
+from starflow_jax.figures import text_table, write_json
+from starflow_jax.kernels import Causal, attention
+from starflow_jax.kernels.choice import Target, target_of
+from starflow_jax.kernels.tiling import Tiles, chip_of, tiles_for
+
+
+def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:
+    """What the model takes, and the blocks to try."""
+    if target.platform == "gpu":
+        from starflow_jax.kernels.attention_gpu import BLOCKS, Blocks
+
+        own = BLOCKS[shape.dim]
+        grid = itertools.product((64, 128), (64, 128), (2, 3, 4))
+        return own, [own, *(Blocks(q, k, stages, 64, 64, min(stages, 3)) for q, k, stages in grid)]
+    most = 128 if interpret else max(128, min(1024, -(-shape.slots // 128) * 128))
+    model = tiles_for(Causal(), shape.queries, shape.slots, shape.heads, shape.dim, 2, chip_of(target.kind))
+    assert model is not None  # a head's gradients fit every chip at these lengths
+    sizes = sorted({min(size, most) for size in (128, 256, 384, 512, 640, 768, 1024)})
+    found = [model]
+    for size, together in itertools.product(sizes, (1, 2, 4, 8)):
+        if size * size * together <= 1024 * 1024 and shape.heads % together == 0:
+            found.append(Tiles(size, size, together, min(size, 768), min(size, 768), together, model.memory))
+    return model, found
+
+
+def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[str, Any]:
+    """Seconds of every choice, forward and with gradients; those that do not compile have a reason instead."""
+    query, key, value, gradient = arrays(shape)
+    model, choices = candidates(target, shape, interpret)
+    if interpret:
+        choices = choices[:2]
+    rows = []
+    for tiles in choices:
+        attend = functools.partial(
+            attention, visibility=Causal(), implementation="pallas", target=target, tiles=tiles, interpret=interpret
+        )
+
+        def forward(query, key, value, attend=attend):
+            return attend(query, key, value)
+
+        def both(query, key, value, gradient, attend=attend):
+            return with_gradient(lambda q, k, v, _: attend(q, k, v), query, key, value, gradient, jnp.int32(0))
+
+        row: dict[str, Any] = {"tiles": dataclasses.asdict(tiles), "chosen": tiles == model}
+        try:
+            programs = {
+                "forward": compiled(forward, query, key, value)[0],
+                "both": compiled(both, query, key, value, gradient)[0],
+            }
+            row |= best_seconds(programs, rounds=rounds)
+        except Exception as error:  # a choice that does not fit is an outcome
+            row["reason"] = str(error).splitlines()[0][:160]
+        rows.append(row)
+    return {"shape": dataclasses.asdict(shape), "choices": rows}
+
+
+def table(found: dict[str, Any]) -> str:
+    """All choices, the fastest with gradients first."""
+    rows = [["blocks", "forward ms", "with gradients ms", ""]]
+    for row in sorted(found["choices"], key=lambda row: row.get("both", float("inf"))):
+        blocks = " ".join(str(size) for name, size in row["tiles"].items() if name != "memory")
+        times = [f"{1e3 * row[name]:.3f}" if name in row else "-" for name in ("forward", "both")]
+        rows.append([blocks, *times, row.get("reason", "the model's" if row["chosen"] else "")])
+    return text_table(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the search; exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("batch", 8), ("heads", 48), ("dim", 64), ("slots", 1152), ("rounds", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
+    parser.add_argument("--interpret", action="store_true", help="two choices for a TPU, on any device, slowly")
+    options = parser.parse_args(arguments)
+    for name in ("batch", "heads", "dim", "slots", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    target = Target("tpu", "TPU v5e") if options.interpret else target_of()
+    if target.platform == "cpu":
+        parser.error("there is no kernel for CPUs to tune; --interpret shows that this runs")
+    shape = Shape("tuned", options.batch, options.heads, options.dim, options.slots, options.slots, True)
+    found = measure(shape, target, options.rounds, options.interpret)
+    print(f"{jax.devices()[0].device_kind}\n\n{table(found)}")
+    if options.json is not None:
+        write_json(options.json, {"device": jax.devices()[0].device_kind, **found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
