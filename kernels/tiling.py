@@ -20,27 +20,32 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Cycles of one chip's kernels for heads of 64.
+    """Cycles of one core's kernels.
 
     Attributes:
-      forward, backward: for a tile of 128 x 128 logits.
+      forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
       step: for a step of the grid, whatever it holds: filling the units, and about 0.3 us between steps.
       memory: bytes of vector memory that a kernel may use.
     """
 
-    forward: float
-    backward: float
+    forward: tuple[float, float]
+    backward: tuple[float, float]
     step: float
     memory: int
+
+    def tile(self, dim: int, *, backward: bool) -> float:
+        """Cycles for a tile of logits, of heads of `dim` channels."""
+        narrow, wide = self.backward if backward else self.forward
+        return max(narrow + (wide - narrow) * (dim - 64) / 64, narrow / 2)
 
 
 # By the name of `parallel.chips`. Of v4 and tpu7x no schedule was read: they take the figures of v5p and v6e.
 COSTS = {
-    "v4": Costs(56, 102, 620, 14 * _MIB),
-    "v5e": Costs(54, 100, 800, 100 * _MIB),
-    "v5p": Costs(54, 100, 850, 48 * _MIB),
-    "v6e": Costs(42, 64, 850, 100 * _MIB),
-    "tpu7x": Costs(42, 64, 850, 48 * _MIB),
+    "v4": Costs((54, 68), (100, 150), 620, 14 * _MIB),
+    "v5e": Costs((54, 68), (100, 150), 800, 100 * _MIB),
+    "v5p": Costs((54, 68), (100, 150), 850, 48 * _MIB),
+    "v6e": Costs((42, 50), (64, 75), 850, 100 * _MIB),
+    "tpu7x": Costs((42, 50), (64, 75), 850, 48 * _MIB),
 }
 DEFAULT_CHIP = "v5p"
 
@@ -88,7 +93,8 @@ def tiles_for(
     """
     costs = COSTS[chip]
     choices: list[int] = []
-    for backward, cycles, longest in ((False, costs.forward, _LONGEST), (True, costs.backward, _LONGEST_BACKWARD)):
+    for backward, longest in ((False, _LONGEST), (True, _LONGEST_BACKWARD)):
+        cycles = costs.tile(dim, backward=backward)
         found: list[tuple[float, int, int]] = []
         for lanes in range(1, min(-(-max(queries, slots) // _LANES), longest // _LANES) + 1):
             size = lanes * _LANES
@@ -97,7 +103,7 @@ def tiles_for(
                 if _bytes(size, slots, dim, itemsize, together, backward) > 0.8 * costs.memory:
                     continue
                 share = min(together, _MOST_HEADS, heads)
-                steps = pairs * (lanes**2 * cycles * dim / 64 + costs.step / share)
+                steps = pairs * (lanes**2 * cycles + costs.step / share)
                 found.append((steps, size, share))
         if not found:
             return None

@@ -125,7 +125,7 @@ def test_traffic_bounds_a_region():
 def test_kernels_of_narrow_heads_leave_units_idle():
     one = times(region(kernels=1.0), kernel_flops=V5E.devices * V5E.peak, head_dim=128)
     half = times(region(kernels=1.0), kernel_flops=V5E.devices * V5E.peak, head_dim=64)
-    assert half["hidden"].kernels == pytest.approx(2 * one["hidden"].kernels)
+    assert 1.1 < half["hidden"].kernels / one["hidden"].kernels < 2
     assert half["compiler"].seconds == pytest.approx(2.0 + half["hidden"].kernels)
 
 

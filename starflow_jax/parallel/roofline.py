@@ -11,8 +11,8 @@ Three estimates, from the kindest to the harshest; none is a measurement:
   included, at the chip's clock. Collectives that it scheduled beside other operations cost what they take longer, all
   others are added.
 
-Attention kernels, of which the compiler expects nothing, run in all three at that share of what their heads fill of
-the matrix units: 64 channels are half of a unit of 128.
+Attention kernels, of which the compiler expects nothing, take in all three the cycles of their own schedules
+(`kernels.tiling`): narrow heads leave part of the matrix units idle.
 
 A collective takes the bytes that a device sends by the ring algorithms over the bandwidth of the links that its group
 uses (`chips.Topology.group_bandwidth`).
@@ -25,12 +25,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from starflow_jax.kernels.tiling import COSTS
 from starflow_jax.parallel.chips import Topology
 from starflow_jax.parallel.collectives import Collective, mesh_axes
 from starflow_jax.parallel.hlo import Instruction, Program
 
 # What products of this size reach of the peak: cuBLAS and XLA:TPU reach 0.7 to 0.95 of it.
 MATRIX_SHARE = {"tpu": 0.9, "gpu": 0.75}
+
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 # Axes of the mesh whose collectives move kernels and gradients, which wait for no product.
 _HIDEABLE = {"data", "fsdp"}
@@ -131,7 +134,7 @@ def estimates(
     """
     reached = topology.devices * topology.peak * MATRIX_SHARE[topology.chip.kind]
     products = hardware_flops / reached
-    kernels = kernel_flops / (reached * min(1.0, head_dim / (topology.chip.unit or head_dim)))
+    kernels = kernel_flops / (topology.devices * topology.peak * kernel_share(topology, head_dim))
     cycles = sum(part.cycles for part in parts)
     memory = sum(part.bytes for part in parts) / topology.bandwidth
     moved = sum(part.hideable + part.needed for part in parts)
@@ -152,12 +155,25 @@ def estimates(
     return [*found, estimate("compiler", scheduled)] if cycles else found
 
 
+def kernel_share(topology: Topology, head_dim: int) -> float:
+    """The share of the peak that attention kernels reach in training, by the cycles of `kernels.tiling`."""
+    chip = topology.chip
+    if chip.name not in COSTS:
+        return MATRIX_SHARE[chip.kind]
+    costs = COSTS[chip.name]
+    cycles = costs.tile(head_dim, backward=False) + costs.tile(head_dim, backward=True)
+    # A core has four matrix units; some chips have two cores.
+    cores = round(topology.peak / chip.clock / (8 * chip.unit**2))
+    products = 7 * 2 * 128 * 128 * head_dim
+    return min(products * cores / (cycles * topology.peak / chip.clock), MATRIX_SHARE[chip.kind])
+
+
 def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -> float:
-    """What an attention kernel's work grows with, [..., n, d] in and n keys a query; 0 for other operations."""
-    if instruction.opcode != "custom-call" or 'custom_call_target="tpu_custom_call"' not in instruction.attributes:
+    """What an attention kernel's work grows with, [..., d, n] in and n keys a query; 0 for other operations."""
+    if instruction.opcode != "custom-call" or _KERNEL not in instruction.attributes:
         return 0.0
     inputs = [array for name in instruction.operands for array in (lines[name].arrays if name in lines else ())]
-    sizes = [math.prod(array.shape) * array.shape[-2] for array in inputs if len(array.shape) >= 3]
+    sizes = [math.prod(array.shape) * array.shape[-1] for array in inputs if len(array.shape) >= 3]
     return float(max(sizes, default=0))
 
 
@@ -177,6 +193,9 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
         return 2 * _own(lines.get(instruction.operands[1]))
     reads = [_own(lines.get(name)) for name in instruction.operands]
     writes = _own(instruction)
+    if _KERNEL in instruction.attributes:
+        # Caches of all layers, [layers, B, k, d, S], of which a kernel reads one.
+        reads = [_of_one_layer(lines.get(name)) for name in instruction.operands]
     inner = program.computations.get(instruction.computation("calls") or "", {}) if opcode == "fusion" else {}
     for line in inner.values():
         if line.opcode not in ("dynamic-slice", "dynamic-update-slice"):
@@ -194,6 +213,12 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
             writes -= min(writes, reads[place]) - size
             reads[place] = 0
     return sum(reads) + max(writes, 0)
+
+
+def _of_one_layer(instruction: Instruction | None) -> int:
+    found = _own(instruction)
+    stacked = instruction is not None and instruction.arrays and len(instruction.arrays[0].shape) == 5
+    return found // instruction.arrays[0].shape[0] if instruction is not None and stacked else found
 
 
 def _own(instruction: Instruction | None) -> int:
