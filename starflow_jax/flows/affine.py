@@ -6,8 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# softplus^-1(1), so that a = 0 means scale 1 (specification, section 1.5).
-SOFTPLUS_OF_ONE = 0.541324854612918
+from starflow_jax.kernels import jacobi_update
 
 
 @flax.struct.dataclass
@@ -21,6 +20,10 @@ class Affine:
         """x = mean + scale * z."""
         return self.mean + self.scale * z
 
+    def update(self, z: jax.Array, x: jax.Array, span: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `prediction.Estimate`."""
+        return jacobi_update.moved(self.inverse(z), x, span)
+
     def forward(self, x: jax.Array) -> jax.Array:
         """z = (x - mean) / scale."""
         return (x - self.mean) / self.scale
@@ -31,16 +34,6 @@ class Affine:
         return -jnp.log(self.scale)
 
 
-def soft_clip(out: jax.Array, bound: float) -> jax.Array:
-    """bound * tanh(out / bound); unchanged where bound is 0."""
-    return bound * jnp.tanh(out / bound) if bound > 0 else out
-
-
 def to_affine(out: jax.Array, kind: str) -> Affine:
-    """Mean and scale from the network's output [B, n, 2c] (first half a, second half mean; [B, n, c] for "unit")."""
-    out = out.astype(jnp.float32)
-    if kind == "unit":
-        return Affine(out, jnp.ones_like(out))
-    a, mean = jnp.split(out, 2, axis=-1)
-    scale = jax.nn.softplus(a + SOFTPLUS_OF_ONE) if kind == "softplus" else jnp.exp(a)
-    return Affine(mean, scale)
+    """Mean and scale of the network's output, clipped already; see `jacobi_update.mean_and_scale`."""
+    return Affine(*jacobi_update.mean_and_scale(out, kind))

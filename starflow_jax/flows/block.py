@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from starflow_jax.config.flow import FlowConfig
-from starflow_jax.flows.affine import Affine, soft_clip, to_affine
+from starflow_jax.flows.affine import Affine, to_affine
 from starflow_jax.flows.order import Grid, block_order, reorder
+from starflow_jax.flows.prediction import Estimate, Prediction
 from starflow_jax.kernels import Causal
+from starflow_jax.kernels.jacobi_update import Reading, soft_clip
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
@@ -20,7 +22,8 @@ from starflow_jax.parallel.layout import Layout
 
 # predict(previous, first, cache): mean and scale of tokens first .. first + n - 1 in the block's order, from the n
 # tokens before them, previous: [B, n, c] (the start token where first = 0), and everything earlier in the cache.
-Predict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Affine, KVCache]]
+Predict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Estimate, KVCache]]
+BlockPredict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Prediction, KVCache]]
 
 
 def slot_rotation(config: FlowConfig, block: int | None, grid: Grid, text: int, padding: int = 0) -> Rotation | None:
@@ -85,8 +88,9 @@ class AutoregressiveBlock(nnx.Module):
         """Whether a class label conditions this block."""
         return not self.is_identity and self.config.num_classes > 0
 
-    def _affine(self, h: jax.Array) -> Affine:
-        return to_affine(soft_clip(self.proj_out(h), self.config.soft_clip), self.config.scale)
+    def _prediction(self, h: jax.Array, first: int | jax.Array) -> Prediction:
+        reading = Reading(self.config.scale, self.config.soft_clip)
+        return Prediction(self.proj_out(h), 0.0, first, reading, self.proj_out.compute.layout)
 
     def _project_text(self, text: jax.Array) -> jax.Array:
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
@@ -174,7 +178,7 @@ class AutoregressiveBlock(nnx.Module):
         *,
         padding: int = 0,
         temperature: float | jax.Array | None = None,
-    ) -> tuple[Predict, KVCache]:
+    ) -> tuple[BlockPredict, KVCache]:
         """The incremental form of `affine`, and a cache that already holds the text.
 
         Args:
@@ -206,13 +210,13 @@ class AutoregressiveBlock(nnx.Module):
             assert written is not None  # one went in
             return h, written
 
-        def predict(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Affine, KVCache]:
+        def predict(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Prediction, KVCache]:
             place = first - shift
             rows = None
             if learned is not None:
                 rows = jax.lax.dynamic_slice_in_dim(learned, place, previous.shape[1])
             h, cache = run(self._embed(previous, rows, class_vector), length + place, cache)
-            return self._affine(h), cache
+            return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)
         if text is not None:

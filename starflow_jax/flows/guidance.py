@@ -5,6 +5,7 @@ Specification, section 3.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import flax.struct
@@ -12,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.flows.affine import Affine
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.block import BlockPredict
+from starflow_jax.flows.prediction import Prediction
+from starflow_jax.kernels import jacobi_update
+from starflow_jax.kernels.jacobi_update import Reading
 from starflow_jax.nn.cache import KVCache
 
 
@@ -35,11 +39,12 @@ class Guidance:
 
     def combine(self, conditional: Affine, unconditional: Affine, index: jax.Array, count: int) -> Affine:
         """The guided mean and scale; index: [n], places of the tokens in the block's order; count: N."""
-        w = jnp.float32(self.weight)
-        s = jnp.minimum(conditional.scale / unconditional.scale, 1.0) ** 2
-        d = 1.0 + w - w * s
-        mean = ((1.0 + w) * conditional.mean - w * s * unconditional.mean) / d
-        return Affine(mean, conditional.scale / jnp.sqrt(d))
+        parts = (conditional.mean, conditional.scale, unconditional.mean, unconditional.scale)
+        return Affine(*jacobi_update.guided_by_ratio(*parts, self.weight))
+
+    def read(self, reading: Reading, count: int) -> Reading:
+        """How the output of a doubled batch is read; count: N."""
+        return dataclasses.replace(reading, guidance="ratio")
 
     def unconditional(self, cond: jax.Array) -> jax.Array:
         """The condition of the unconditional half."""
@@ -74,15 +79,13 @@ class LinearGuidance:
 
     def combine(self, conditional: Affine, unconditional: Affine, index: jax.Array, count: int) -> Affine:
         """As `Guidance.combine`."""
-        w = jnp.float32(self.weight)
-        if self.annealed:
-            w = (w * index / max(count - 1, 1))[:, None]
-        mean, scale = conditional.mean, conditional.scale
-        if "b" in self.what:
-            mean = mean + w * (mean - unconditional.mean)
-        if "a" in self.what:
-            scale = scale * (scale / unconditional.scale) ** w
-        return Affine(mean, scale)
+        w = jacobi_update.annealed(self.weight, index, count) if self.annealed else jnp.float32(self.weight)
+        parts = (conditional.mean, conditional.scale, unconditional.mean, unconditional.scale)
+        return Affine(*jacobi_update.guided_linearly(*parts, w, self.what))
+
+    def read(self, reading: Reading, count: int) -> Reading:
+        """As `Guidance.read`."""
+        return dataclasses.replace(reading, guidance=self.what, annealed=count if self.annealed else 0)
 
     def unconditional(self, cond: jax.Array) -> jax.Array:
         """Every label dropped."""
@@ -128,7 +131,7 @@ def halves(affine: Affine) -> tuple[Affine, Affine]:
     return Affine(mean_c, scale_c), Affine(mean_u, scale_u)
 
 
-def guided(predict: Predict, guidance: AnyGuidance, count: int) -> Predict:
+def guided(predict: BlockPredict, guidance: AnyGuidance, count: int) -> BlockPredict:
     """Wraps the prediction of a doubled batch, so that solvers see one guided prediction and no guidance.
 
     Args:
@@ -140,9 +143,9 @@ def guided(predict: Predict, guidance: AnyGuidance, count: int) -> Predict:
       A prediction of B rows; its cache still holds 2B.
     """
 
-    def predict_guided(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Affine, KVCache]:
-        affine, cache = predict(doubled(previous), first, cache)
-        index = first + jnp.arange(previous.shape[1])
-        return guidance.combine(*halves(affine), index, count), cache
+    def predict_guided(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Prediction, KVCache]:
+        both, cache = predict(doubled(previous), first, cache)
+        weight = jnp.float32(guidance.weight)
+        return dataclasses.replace(both, weight=weight, reading=guidance.read(both.reading, count)), cache
 
     return predict_guided

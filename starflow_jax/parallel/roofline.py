@@ -172,6 +172,8 @@ def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -
     """What an attention kernel's work grows with, [..., d, n] in and n keys a query; 0 for other operations."""
     if instruction.opcode != "custom-call" or _KERNEL not in instruction.attributes:
         return 0.0
+    if instruction.name.startswith("jacobi_update"):
+        return 0.0  # a pass over memory: no products
     inputs = [array for name in instruction.operands for array in (lines[name].arrays if name in lines else ())]
     sizes = [math.prod(array.shape) * array.shape[-1] for array in inputs if len(array.shape) >= 3]
     return float(max(sizes, default=0))

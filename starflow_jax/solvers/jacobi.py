@@ -81,72 +81,69 @@ class Jacobi(Solver):
     ) -> tuple[State, StageReport]:
         """See `Solver`; where the stage starts past the first frame, at least frame + 1 tokens are known."""
         size, batch = kind.size, state.noise.shape[0]
-        valid = (jnp.arange(size) < length)[None, :, None]
         z = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
         place = first + state.before
 
-        def read(tokens, back):
-            return jax.lax.dynamic_slice_in_dim(tokens, place - back, size, axis=1)
+        def read(back, count=size):
+            return jax.lax.dynamic_slice_in_dim(state.tokens, place - back, count, axis=1)
 
-        def next_inputs(tokens, active, inputs):
-            # A settled sample reads the same input again: its tokens, keys and values come out as they were.
-            return jnp.where(active[:, None, None], read(tokens, 1), inputs)
+        known = read(1, 1)
 
-        def iterate(carry):
-            tokens, cache, inputs, _ = carry
+        def next_inputs(x, active, inputs):
+            # A settled sample reads the same input again: its keys and values come out as they were.
+            return jnp.where(active[:, None, None], jnp.concatenate([known, x[:, :-1]], axis=1), inputs)
+
+        def iterate(x, cache, inputs, active):
             # Far from the solution an estimate may overflow: it must not poison what is computed from it next.
-            affine, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
-            old = read(tokens, 0)
-            new = jnp.where(valid, affine.inverse(z), old)
-            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new, place, axis=1)
-            return tokens, cache, inputs, self._residual(jnp.where(valid, new, 0.0), jnp.where(valid, old, 0.0))
+            found, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
+            ends = jnp.where(active, jnp.asarray(length, jnp.int32), 0)
+            x, sums = found.update(z, x, jnp.stack([jnp.zeros_like(ends), ends], axis=1))
+            return x, cache, inputs, sums
 
         def unfinished(carry):
             *_, active, _, number, _ = carry
             return jnp.any(active) & (number < self.max_iterations)
 
         def body(carry):
-            tokens, cache, inputs, residual, active, iterations, number, residuals = carry
+            x, cache, inputs, residual, active, iterations, number, residuals = carry
 
             def again(_, carry):
-                tokens, cache, inputs, _ = carry
-                return iterate((tokens, cache, next_inputs(tokens, active, inputs), residual))
+                x, cache, inputs, _ = carry
+                return iterate(x, cache, next_inputs(x, active, inputs), active)
 
-            tokens, cache, inputs, measured = jax.lax.fori_loop(
-                1, self.check_every, again, iterate((tokens, cache, inputs, residual))
-            )
-            residual = jnp.where(active, measured, residual)
+            x, cache, inputs, sums = jax.lax.fori_loop(1, self.check_every, again, iterate(x, cache, inputs, active))
+            residual = jnp.where(active, self._residual(sums), residual)
             residuals = residuals.at[number // self.check_every].set(jnp.max(residual))
             iterations = iterations + self.check_every * active
             # Written so that a NaN residual counts as unfinished.
             active = ~(residual < self.tolerance)
-            inputs = next_inputs(tokens, active, inputs)
-            return tokens, cache, inputs, residual, active, iterations, number + self.check_every, residuals
+            inputs = next_inputs(x, active, inputs)
+            return x, cache, inputs, residual, active, iterations, number + self.check_every, residuals
 
         # The first iteration of a chunk past the first frame reads one frame back; entries of that slice at or beyond
         # the chunk's start still hold the noise.
         back = 1 + state.frame if self.start == "frame" and kind.past else 1
         checks = -(-self.max_iterations // self.check_every)
         carry = (
-            state.tokens,
+            read(0),
             state.cache,
-            read(state.tokens, back),
+            read(back),
             jnp.full((batch,), jnp.inf),
             jnp.ones((batch,), bool),
             jnp.zeros((batch,), jnp.int32),
             jnp.int32(0),
             jnp.full((checks,), jnp.nan),
         )
-        tokens, cache, _, residual, _, iterations, number, residuals = jax.lax.while_loop(unfinished, body, carry)
+        x, cache, _, residual, _, iterations, number, residuals = jax.lax.while_loop(unfinished, body, carry)
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, x, place, axis=1)
         # As many iterations as tokens are exact whatever the tolerance.
         settled = ((residual < self.tolerance) | (iterations >= length)) & finite_until(tokens, place + length)
         report = StageReport(iterations, number, number * (size * batch), residual, settled, residuals)
         return dataclasses.replace(state, tokens=tokens, cache=cache), report
 
-    def _residual(self, new: jax.Array, old: jax.Array) -> jax.Array:
-        """Relative mean-square change [B] of each sample, or of the whole batch."""
-        axes = (1, 2) if self.per_sample else None
-        change, size = jnp.sum((new - old) ** 2, axis=axes), jnp.sum(new**2, axis=axes)
+    def _residual(self, sums: jax.Array) -> jax.Array:
+        """Relative mean-square change [B] of each sample, or of the whole batch, of `Estimate.update`'s sums."""
+        change, size = sums.T if self.per_sample else jnp.sum(sums, axis=0)
         # All-zero tokens that did not move have settled: 0 / 0 counts as 0.
         residual = jnp.where((change == 0) & (size == 0), 0.0, change / size)
-        return jnp.broadcast_to(residual, new.shape[:1])
+        return jnp.broadcast_to(residual, sums.shape[:1])

@@ -92,6 +92,7 @@ class Secant(Solver):
         size, (batch, _, c) = kind.size, state.noise.shape
         groups = -(-size // self.pool)
         valid = (jnp.arange(size) < length)[None, :, None]
+        whole = jnp.broadcast_to(jnp.stack([jnp.int32(0), jnp.asarray(length, jnp.int32)]), (batch, 2))
         z = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
         place = first + state.before
         known = jax.lax.dynamic_slice_in_dim(state.tokens, place - 1, 1, axis=1)
@@ -104,11 +105,11 @@ class Secant(Solver):
             x, before, step, normal, cache, residual, active, iterations, number, residuals = carry
             # Far from the solution an estimate may overflow: it must not poison what is computed from it next.
             inputs = jnp.concatenate([known, jnp.where(jnp.isfinite(x), x, 0.0)[:, :-1]], axis=1)
-            affine, cache = predict(inputs, first, cache)
-            new = affine.inverse(z)
+            found, cache = predict(inputs, first, cache)
+            new, sums = found.update(z, x, whole)
             image = jnp.where(valid, new, 0.0)
             gap = jnp.where(valid, new - x, 0.0)
-            square, total = jnp.sum(gap**2, axis=(1, 2)), jnp.sum(image**2, axis=(1, 2))
+            square, total = sums.T
             # Estimates of zero that did not move have settled: 0 / 0 counts as 0.
             residual = jnp.where(active, jnp.where((square == 0) & (total == 0), 0.0, square / total), residual)
             going = ~(residual < self.tolerance)  # written so that NaN goes on

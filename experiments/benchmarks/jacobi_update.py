@@ -1,0 +1,177 @@
+"""How fast the parallel Jacobi update is: against plain XLA, and against copying the same bytes.
+
+    python experiments/benchmarks/jacobi_update.py --json update.json    # on a GPU or TPU: the kernel; else XLA alone
+    python experiments/benchmarks/jacobi_update.py --quick               # tiny shapes, shows that everything runs
+
+A line is a shape of the released models. "kernel" is the Pallas kernel of this device where there is one that
+covers the shape ("runs" says so), "xla" the specification as XLA compiles it. One program makes several updates of one estimate, each from an
+output and a noise of its own, so that neither the host's time nor a value used twice counts; between two of them
+nothing can be fused. GB/s are bytes that an update must move (output, noise and old estimate read, new estimate
+written) by the kernel's time; "of copy" is their share of what negating arrays of as many bytes moves in the same run.
+Short chunks are bound by the launch of the kernel, not by memory: the share says so, the time is what counts there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from timing import best_seconds, compiled
+
+from starflow_jax.figures import text_table, write_json
+from starflow_jax.kernels import jacobi_update
+from starflow_jax.kernels.choice import Target, target_of
+from starflow_jax.kernels.jacobi_update import Reading
+
+
+class Case(NamedTuple):
+    """A chunk: samples, tokens, channels of a token, and whether it is guided (twice as many rows of output)."""
+
+    name: str
+    samples: int
+    tokens: int
+    channels: int
+    guided: bool
+
+    @property
+    def reading(self) -> Reading:
+        """As the released models read their output."""
+        return Reading("softplus", 4.0, "ratio" if self.guided else None)
+
+    @property
+    def bytes(self) -> int:
+        """Read and written by an update that touches every number once."""
+        return 4 * self.samples * self.tokens * self.channels * (3 + 2 * self.reading.halves)
+
+
+CASES = [
+    Case("3B image, chunk of 64", 1, 64, 4, True),
+    Case("3B image, chunk of 512", 1, 512, 4, True),
+    Case("3B image, whole, batch 64", 64, 1024, 4, True),
+    Case("7B video, chunk of 64", 1, 64, 48, True),
+    Case("7B video, chunk of 512", 1, 512, 48, True),
+    Case("7B video, 21 frames at once", 21, 1590, 48, False),
+    Case("7B video, whole", 1, 33390, 48, True),
+    Case("7B video, whole, batch 4", 4, 33390, 48, True),
+]
+QUICK = [Case("tiny", 2, 40, 4, True), Case("tiny, unguided", 1, 70, 4, False)]
+
+
+def arrays(case: Case, updates: int) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array, jax.Array]:
+    """An output and a noise for every update, the first estimate, and a span that moves all tokens."""
+    shape = (case.samples, case.tokens, case.channels)
+    rows = (case.reading.halves * case.samples, case.tokens, 2 * case.channels)
+    keys = jax.random.split(jax.random.key(0), 2 * updates + 1)
+    given = [
+        (0.5 * jax.random.normal(keys[2 * k], rows), jax.random.normal(keys[2 * k + 1], shape)) for k in range(updates)
+    ]
+    return given, jax.random.normal(keys[-1], shape), jnp.tile(jnp.asarray([[0, case.tokens]]), (case.samples, 1))
+
+
+def chain(case: Case, target: Target, implementation: Any) -> Callable[..., Any]:
+    """A function of `arrays` that makes all updates."""
+    update = functools.partial(jacobi_update.update, reading=case.reading, target=target, implementation=implementation)
+
+    def run(given, x, span):
+        sums = []
+        for out, z in given:
+            x, moved = update(out, z, x, span, 1.5, 0)
+            x, moved = jax.lax.optimization_barrier((x, moved))
+            sums.append(moved)
+        return x, jnp.stack(sums)
+
+    return run
+
+
+def available(out: jax.Array, x: jax.Array, target: Target) -> Literal["xla", "pallas"]:
+    """The kernel where it covers the case, also one that has to be asked for."""
+    try:
+        return jacobi_update.chosen(out, x, target, "pallas")
+    except ValueError as reason:
+        print(f"{reason}", file=sys.stderr)
+        return "xla"
+
+
+def copies(given: list[jax.Array]) -> list[jax.Array]:
+    """As many bytes read as written: what a copy is, which XLA cannot leave out."""
+    return [-array for array in given]
+
+
+def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, Any]:
+    """The figures of a line."""
+    given, x, span = arrays(case, updates)
+    programs, results = {}, {}
+    chosen = available(given[0][0], x, target)
+    for name, implementation in (("kernel", chosen), ("xla", "xla")):
+        programs[name], _ = compiled(chain(case, target, implementation), given, x, span)
+        results[name] = programs[name]()
+    apart = float(jnp.max(jnp.abs(results["kernel"][0] - results["xla"][0])))
+    size = float(jnp.max(jnp.abs(results["xla"][0])))
+    # Half the bytes are read, half written.
+    blocks = [jnp.ones((case.bytes // 8,)) for _ in range(updates)]
+    programs["copy"], _ = compiled(copies, blocks)
+    seconds = {name: best / updates for name, best in best_seconds(programs, rounds=rounds).items()}
+    return {
+        "case": case._asdict(),
+        "implementation": chosen,
+        "bytes": case.bytes,
+        "microseconds": {name: 1e6 * value for name, value in seconds.items()},
+        "gb_per_second": {name: case.bytes / value / 1e9 for name, value in seconds.items()},
+        "of_copy": seconds["copy"] / seconds["kernel"],
+        "xla_over_kernel": seconds["xla"] / seconds["kernel"],
+        "relative_difference": apart / size,
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The lines for people."""
+    rows = [["shape", "runs", "MB", "kernel us", "xla us", "faster", "GB/s", "copy GB/s", "of copy", "apart"]]
+    for line in lines:
+        time, rate = line["microseconds"], line["gb_per_second"]
+        rows.append(
+            [
+                line["case"]["name"],
+                line["implementation"],
+                f"{line['bytes'] / 1e6:.3g}",
+                f"{time['kernel']:.1f}",
+                f"{time['xla']:.1f}",
+                f"{line['xla_over_kernel']:.2f}x",
+                f"{rate['kernel']:.3g}",
+                f"{rate['copy']:.3g}",
+                f"{100 * line['of_copy']:.0f} %",
+                f"{line['relative_difference']:.0e}",
+            ]
+        )
+    return text_table(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each program, of which the best counts")
+    parser.add_argument("--updates", type=int, default=16, help="updates of a program")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, one run each")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "updates"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be an integer >= 1, got {getattr(options, name)}")
+    target = target_of()
+    rounds, updates = (1, 2) if options.quick else (options.rounds, options.updates)
+    lines = [measure(case, target, rounds, updates) for case in (QUICK if options.quick else CASES)]
+    print(f"jax {jax.__version__}, {target.kind}; baseline: copying, and the specification by XLA, in this run\n")
+    print(table(lines))
+    if options.json:
+        about = {"jax": jax.__version__, "device": target.kind, "platform": target.platform}
+        write_json(options.json, {**about, "lines": lines})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
