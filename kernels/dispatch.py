@@ -99,9 +99,6 @@ def attention(
             if platform == "gpu" and implementation is None:
                 # Its code is tested on threads and lowers, but no GPU has run it: it has to be asked for.
                 refusals[platform] = "has been timed on no GPU yet; implementation='pallas' asks for it"
-            elif platform == "tpu" and layer is not None and implementation is None:
-                # It reads caches channels by slots: a program that keeps them otherwise transposes them each time.
-                refusals[platform] = "may transpose caches at every call; implementation='pallas' asks for it"
             chosen = None if isinstance(found, str) else found
     if choose("attention", implementation, target, refusals) == "xla" or chosen is None:
         if layer is not None:

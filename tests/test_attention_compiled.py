@@ -13,6 +13,7 @@ import pytest
 from starflow_jax.config import load_config
 from starflow_jax.kernels import Causal, FrameWindow, Full, attention
 from starflow_jax.kernels.choice import target_of
+from starflow_jax.nn.cache import KVCache
 
 pytestmark = pytest.mark.slow
 RELEASED = str(Path(__file__).parent.parent / "experiments" / "starflow_3b_t2i.py")
@@ -77,6 +78,44 @@ def test_chunks_read_the_cache_where_it_lies(chip, chunk, name):
 
     shapes = [(1, 48, chunk, 64), *2 * [(4, 1, 48, slots, 64)]]
     assert name in compiled(step, shapes, "bfloat16", one)
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_a_loop_over_chunks_never_turns_its_cache(chunk):
+    """The cache is carried as the kernel reads it: nothing of its size is copied or transposed between chunks."""
+    one, layers, heads, slots, dim = device("v5e"), 3, 8, 4096, 64
+    sharding = jax.sharding.SingleDeviceSharding(one)
+    shape = (layers, 1, heads, slots, dim)
+
+    def attended(kernels, h):
+        def chunk_of(index, carry):
+            h, cache = carry
+
+            def layer(carry, number):
+                h, cache = carry
+                query, key, value = ((h @ w).reshape(1, chunk, heads, dim).swapaxes(1, 2) for w in kernels[number])
+                cache = cache.write(number, index * chunk, key, value)
+                out = attention(
+                    query, cache.keys, cache.values, visibility=Causal(), offset=index * chunk, layer=number,
+                    target=target_of(one),
+                )  # fmt: skip
+                return (h + out.swapaxes(1, 2).reshape(1, chunk, heads * dim), cache), None
+
+            return jax.lax.scan(layer, (h, cache), jnp.arange(layers))[0]
+
+        return jax.lax.fori_loop(
+            0, slots // chunk, chunk_of, (h, KVCache.empty(layers, 1, heads, slots, dim, "bfloat16"))
+        )[0]
+
+    arrays = [
+        jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=sharding)
+        for size in ((layers, 3, heads * dim, heads * dim), (1, chunk, heads * dim))
+    ]
+    text = jax.jit(attended).lower(*arrays).compile().as_text()
+    assert "attention_decode" in text
+    whole = ",".join(map(str, shape))
+    made = set(re.findall(rf"= bf16\[{whole}\]\S* ([\w-]+)\(", text))
+    assert made and not made & {"copy", "transpose"}, made
 
 
 @functools.cache

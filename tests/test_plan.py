@@ -137,10 +137,17 @@ PROGRAM = """HloModule m, num_partitions=4
   ROOT %s = f32[1,256,128]{2,1,0} dynamic-slice(%w, %i), dynamic_slice_sizes={1,256,128}
 }
 
+%sliced_inside (w: f32[6,256,128], i: s32[]) -> f32[1,256,128] {
+  %w = f32[6,256,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %s = f32[1,256,128]{2,1,0} fusion(%w, %i), calls=%slices
+  ROOT %n = f32[1,256,128]{2,1,0} negate(%s)
+}
+
 ENTRY %main (w: f32[6,256,128], i: s32[]) -> f32[1,256,128] {
   %w = f32[6,256,128]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
-  %one = f32[1,256,128]{2,1,0} fusion(%w, %i), calls=%slices, backend_config={"estimated_cycles":"1500000"}
+  %one = f32[1,256,128]{2,1,0} fusion(%w, %i), calls=%sliced_inside, backend_config={"estimated_cycles":"1500000"}
   %near = f32[1,256,128]{2,1,0:T(8,128)S(1)} negate(%one), backend_config={"estimated_cycles":"1500000"}
   ROOT %r = f32[1,256,128]{2,1,0} all-reduce(%near), replica_groups=[2,2]<=[4], to_apply=%add
 }

@@ -4,11 +4,12 @@
     python experiments/benchmarks/attention.py --quick           # small shapes once: shows that everything runs
 
 Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), causal,
-and decoding chunks of 1, 64 and 512 against caches of 8k and 33k slots. Compared are the kernel ("fused"), the
-specification by XLA, cuDNN through `jax.nn.dot_product_attention`, and PyTorch's `scaled_dot_product_attention`; what
-does not run on this machine is left out, and the table says why. FLOPs count the pairs that a query sees, two products
-forward and four more backward (the one that computes weights anew does not count); the fraction is of the fastest
-bfloat16 product of large matrices measured in the same run. Of decoding, GB/s are of keys and values read once.
+and with a prefix that all see, for which the others need a mask; and decoding chunks of 1, 64 and 512 against caches of
+8k and 33k slots. Compared are the kernel ("fused"), the specification by XLA, cuDNN through
+`jax.nn.dot_product_attention`, and PyTorch's `scaled_dot_product_attention`; what does not run on this machine is left
+out, and the table says why. FLOPs count the pairs that a query sees, two products forward and four more backward (the
+one that computes weights anew does not count); the fraction is of the fastest bfloat16 product of large matrices
+measured in the same run. Of decoding, GB/s are of keys and values read once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Program = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One problem: causal attention of `queries` from slot `offset` on to `slots` keys."""
+    """One problem: causal attention of `queries` from slot `offset` on to `slots` keys, of which all see `text`."""
 
     name: str
     batch: int
@@ -43,6 +44,7 @@ class Shape:
     queries: int
     slots: int
     backward: bool = False
+    text: int = 0
 
     @property
     def offset(self) -> int:
@@ -51,6 +53,8 @@ class Shape:
     @property
     def flops(self) -> float:
         pairs = self.queries * self.offset + self.queries * (self.queries + 1) // 2
+        ahead = max(self.text - self.offset, 0)
+        pairs += ahead * (ahead - 1) // 2
         return (2 + 4 * self.backward) * 2.0 * pairs * self.batch * self.heads * self.dim
 
     @property
@@ -62,9 +66,13 @@ class Shape:
 TRAINING = [
     Shape("3B, 1,152 slots", 8, 48, 64, 1152, 1152),
     Shape("3B, 1,152 slots", 8, 48, 64, 1152, 1152, True),
+    Shape("3B, prefix of 128", 8, 48, 64, 1152, 1152, text=128),
+    Shape("3B, prefix of 128", 8, 48, 64, 1152, 1152, True, text=128),
     Shape("3B shallow, 1,024", 8, 48, 64, 1024, 1024, True),
     Shape("7B, 33,646 slots", 1, 8, 64, 33646, 33646),
     Shape("7B, 33,646 slots", 1, 8, 64, 33646, 33646, True),
+    Shape("7B, prefix of 256", 1, 8, 64, 33646, 33646, text=256),
+    Shape("7B, prefix of 256", 1, 8, 64, 33646, 33646, True, text=256),
     Shape("heads of 128", 4, 24, 128, 2048, 2048, True),
 ]
 DECODING = [
@@ -72,7 +80,11 @@ DECODING = [
     for slots in (8192, 33646)
     for chunk in (1, 64, 512)
 ]
-QUICK = [Shape("quick", 1, 2, 64, 130, 130, True), Shape("quick chunk", 1, 2, 64, 4, 256)]
+QUICK = [
+    Shape("quick", 1, 2, 64, 130, 130, True),
+    Shape("quick prefix", 1, 2, 64, 130, 130, text=10),
+    Shape("quick chunk", 1, 2, 64, 4, 256),
+]
 
 
 def arrays(shape: Shape) -> list[jax.Array]:
@@ -96,15 +108,18 @@ def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]
         if options:
             key, value = key[None], value[None]
         return attention(
-            query, key, value, visibility=Causal(), offset=offset if chunked else 0, implementation=implementation,
-            tiles=tiles if implementation == "pallas" else None, **options,
+            query, key, value, visibility=Causal(shape.text), offset=offset if chunked else 0,
+            implementation=implementation, tiles=tiles if implementation == "pallas" else None, **options,
         )  # fmt: skip
 
     def cudnn(query, key, value, offset):
-        seen = jnp.arange(shape.slots)[None] <= offset + jnp.arange(shape.queries)[:, None] if chunked else None
+        seen = None
+        if chunked or shape.text:
+            slots = jnp.arange(shape.slots)[None]
+            seen = (slots <= offset + jnp.arange(shape.queries)[:, None]) | (slots < shape.text)
         parts = (jnp.swapaxes(a, 1, 2) for a in (query, key, value))
         out = jax.nn.dot_product_attention(
-            *parts, mask=None if seen is None else seen[None, None], is_causal=not chunked, scale=1.0,
+            *parts, mask=None if seen is None else seen[None, None], is_causal=seen is None, scale=1.0,
             implementation="cudnn",
         )  # fmt: skip
         return jnp.swapaxes(out, 1, 2)
@@ -157,9 +172,9 @@ def torch_program(shape: Shape) -> Program | str:
     sizes = (shape.queries, shape.slots, shape.slots)
     parts = [torch.randn(shape.batch, shape.heads, n, shape.dim, device="cuda", dtype=torch.bfloat16) for n in sizes]
     seen = None
-    if shape.queries < shape.slots:
-        rows = shape.offset + torch.arange(shape.queries, device="cuda")
-        seen = torch.arange(shape.slots, device="cuda")[None] <= rows[:, None]
+    if shape.queries < shape.slots or shape.text:
+        rows, slots = (torch.arange(n, device="cuda") for n in (shape.queries, shape.slots))
+        seen = (slots[None] <= shape.offset + rows[:, None]) | (slots[None] < shape.text)
     for part in parts:
         part.requires_grad_(shape.backward)
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=seen, is_causal=seen is None)
@@ -167,7 +182,7 @@ def torch_program(shape: Shape) -> Program | str:
     def run() -> None:
         out = attend(*parts)
         if shape.backward:
-            out.backward(out)
+            torch.autograd.grad(out, parts, out)
         torch.cuda.synchronize()
 
     return run

@@ -4,11 +4,12 @@
     python experiments/benchmarks/jacobi_update.py --quick               # tiny shapes, shows that everything runs
 
 A line is a shape of the released models. "kernel" is the Pallas kernel of this device where there is one that
-covers the shape ("runs" says so), "xla" the specification as XLA compiles it. One program makes several updates of one estimate, each from an
-output and a noise of its own, so that neither the host's time nor a value used twice counts; between two of them
-nothing can be fused. GB/s are bytes that an update must move (output, noise and old estimate read, new estimate
-written) by the kernel's time; "of copy" is their share of what negating arrays of as many bytes moves in the same run.
-Short chunks are bound by the launch of the kernel, not by memory: the share says so, the time is what counts there.
+covers the shape ("runs" says so), "xla" the specification as XLA compiles it. One program makes several updates of one
+estimate, each from an output and a noise of its own, so that neither the host's time nor a value used twice counts;
+between two of them nothing can be fused. GB/s are bytes that an update must move (output, noise and old estimate read,
+new estimate written) by the kernel's time; "of copy" is their share of what negating arrays of as many bytes moves in
+the same run. Short chunks are bound by the launch of the kernel, not by memory: the share says so, the time is what
+counts there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from timing import best_seconds, compiled
 
+from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.figures import text_table, write_json
 from starflow_jax.kernels import jacobi_update
 from starflow_jax.kernels.choice import Target, target_of

@@ -198,23 +198,43 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
     if _KERNEL in instruction.attributes:
         # Caches of all layers, [layers, B, k, d, S], of which a kernel reads one.
         reads = [_of_one_layer(lines.get(name)) for name in instruction.operands]
-    inner = program.computations.get(instruction.computation("calls") or "", {}) if opcode == "fusion" else {}
+    inner = _fused(program, instruction)
+    for place, size in _slices(program, inner).items():
+        reads[place] = min(reads[place], size)
     for line in inner.values():
-        if line.opcode not in ("dynamic-slice", "dynamic-update-slice"):
-            continue
-        source = inner.get(line.operands[0])
-        if source is None or source.opcode != "parameter":
-            continue
-        place = int(source.literal)
-        if line.opcode == "dynamic-slice":
-            reads[place] = min(reads[place], line.arrays[0].bytes)
-        elif reads[place]:
+        place = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
+        if place is not None and reads[place]:
             # In place: the rest of the array is not touched.
             update = inner.get(line.operands[1])
             size = update.arrays[0].bytes if update is not None and update.arrays else 0
             writes -= min(writes, reads[place]) - size
             reads[place] = 0
     return sum(reads) + max(writes, 0)
+
+
+def _fused(program: Program, instruction: Instruction) -> Mapping[str, Instruction]:
+    """The operations of a fusion; none for others."""
+    callee = instruction.callee if instruction.opcode == "fusion" else None
+    return program.computations.get(callee or "", {})
+
+
+def _parameter(lines: Mapping[str, Instruction], name: str) -> int | None:
+    """Which parameter of a computation a name stands for, if any."""
+    found = lines.get(name)
+    return int(found.literal) if found is not None and found.opcode == "parameter" else None
+
+
+def _slices(program: Program, lines: Mapping[str, Instruction]) -> dict[int, int]:
+    """Bytes of those parameters of a fusion of which it, or a fusion inside it, reads a slice."""
+    found: dict[int, int] = {}
+    for line in lines.values():
+        sliced = line.opcode == "dynamic-slice"
+        sizes = {0: line.arrays[0].bytes} if sliced else _slices(program, _fused(program, line))
+        for operand, size in sizes.items():
+            place = _parameter(lines, line.operands[operand])
+            if place is not None:
+                found[place] = min(size, found.get(place, size))
+    return found
 
 
 def _of_one_layer(instruction: Instruction | None) -> int:

@@ -1,0 +1,170 @@
+"""Is decoding bound by launches or by memory? One network evaluation of a chunk, against reading what it must read.
+
+    python experiments/benchmarks/decoding_step.py --json step.json      # layers of the 3B model's deep block
+    python experiments/benchmarks/decoding_step.py --quick               # tiny layers: shows that everything runs
+
+A step is what a solver does for every chunk or iteration: the layers on `chunk` tokens against a cache, the prediction
+and the Jacobi update (`flows.block`, `kernels.jacobi_update`), many steps in one compiled loop on the device. It must
+read all kernels once and the cache; "floor" is the time of copying half as many bytes in the same run, which reads
+them once. "of floor" near 100 %: memory limits, and fusing the layers into one kernel can win nothing. Far below: what
+is left over, divided by the operations that the compiled loop starts ("us an operation"), is what a launch costs, and
+what a fused decoding step could save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.config import load_config
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.experiments.benchmarks.timing import best_seconds
+from starflow_jax.figures import text_table, write_json
+from starflow_jax.flows.block import AutoregressiveBlock
+from starflow_jax.flows.order import Grid
+from starflow_jax.parallel.hlo import parse
+
+EXPERIMENT = str(Path(__file__).parent.parent / "starflow_3b_t2i.py")
+CHUNKS = (1, 16, 64, 256)
+# Names for values that are there, and loops, whose bodies are counted.
+_NO_OPERATION = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional")
+
+
+def deep_block(layers: int, quick: bool) -> FlowConfig:
+    """A flow of one block: `layers` layers of the released deep block, or of its tiny twin."""
+    experiment = f"{EXPERIMENT}:tiny" if quick else EXPERIMENT
+    sizes = ["flow.num_blocks=1", f"flow.layers_per_block=({layers},)"]
+    return load_config(experiment, sizes).flow
+
+
+def steps_of(config: FlowConfig, batch: int, chunk: int, steps: int) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
+    """A compiled loop of `steps` chunks, and its arguments."""
+    block = AutoregressiveBlock(config, 0, jax.random.key(0))
+    graph, params = nnx.split(block)
+    words = jnp.dtype(config.dtype)
+    # Kernels as inference keeps them; what is small or computed in float32 stays.
+    params = jax.tree.map(lambda a: a.astype(words) if a.ndim > 1 else a, params)
+    rows, columns = config.grid
+    grid = Grid(None, rows, columns)
+    text = jnp.zeros((batch, config.text_length, config.text_dim), words)
+    tokens = jax.random.normal(jax.random.key(1), (batch, grid.tokens + 1, config.token_channels))
+    span = jnp.tile(jnp.asarray([[0, chunk]], jnp.int32), (batch, 1))
+
+    def run(params, text, tokens):
+        predict, cache = nnx.merge(graph, params).predictor(text, grid, batch)
+
+        def step(index, carry):
+            tokens, cache, moved = carry
+            # Chunks from the end of the sequence, where the cache is longest.
+            first = grid.tokens - chunk * (1 + index % max(grid.tokens // (4 * chunk), 1))
+            before = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
+            prediction, cache = predict(before, first, cache)
+            x, sums = prediction.update(before, before, span)
+            return jax.lax.dynamic_update_slice_in_dim(tokens, x, first + 1, axis=1), cache, moved + sums
+
+        return jax.lax.fori_loop(0, steps, step, (tokens, cache, jnp.zeros((batch, 2))))[::2]
+
+    arguments = (params, text, tokens)
+    return jax.jit(run).lower(*arguments).compile(), arguments
+
+
+def operations(program: jax.stages.Compiled) -> int:
+    """Operations that a compiled program starts while it runs (a fusion is one)."""
+    parsed = parse(program.as_text())
+    inside = parsed.callers()
+    return sum(
+        times * sum(line.opcode not in _NO_OPERATION for line in parsed.computations[name].values())
+        for name, times in parsed.times().items()
+        if name not in inside
+    )
+
+
+def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int) -> dict[str, Any]:
+    """The figures of a line."""
+    (long, arguments), (short, _) = (steps_of(config, batch, chunk, count) for count in (2 * steps, steps))
+    transformer = config.blocks[0]
+    slots = config.text_length + math.prod(config.grid)
+    cache = 2 * transformer.layers * batch * transformer.kv_heads * transformer.head_dim * slots
+    word = jnp.dtype(config.dtype).itemsize
+    read = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arguments[0])) + cache * word
+    # A copy reads and writes: half as many bytes copied move as many as a step reads.
+    source = jnp.ones((max(read // 8, 1),))
+    copy = jax.jit(lambda a, by: a + by).lower(source, jnp.float32(1)).compile()
+    seconds = best_seconds(
+        {
+            "long": lambda: jax.block_until_ready(long(*arguments)),
+            "short": lambda: jax.block_until_ready(short(*arguments)),
+            "floor": lambda: jax.block_until_ready(copy(source, jnp.float32(1))),
+        },
+        rounds=rounds,
+    )
+    # The difference: the text's pass and the start of the program fall out.
+    step = (seconds["long"] - seconds["short"]) / steps
+    if step <= 0:  # too short for this clock
+        step = math.nan
+    started = max(round((operations(long) - operations(short)) / steps), 1)
+    return {
+        "chunk": chunk,
+        "batch": batch,
+        "layers": transformer.layers,
+        "bytes": read,
+        "milliseconds": 1e3 * step,
+        "floor_milliseconds": 1e3 * seconds["floor"],
+        "of_floor": seconds["floor"] / step,
+        "operations": started,
+        "microseconds_an_operation": 1e6 * (step - seconds["floor"]) / started,
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The lines for people."""
+    rows = [["chunk", "layers", "MB read", "step ms", "floor ms", "of floor", "operations", "us an operation"]]
+    for line in lines:
+        rows.append(
+            [
+                str(line["chunk"]),
+                str(line["layers"]),
+                f"{line['bytes'] / 1e6:.4g}",
+                f"{line['milliseconds']:.3f}",
+                f"{line['floor_milliseconds']:.3f}",
+                f"{100 * line['of_floor']:.0f} %",
+                str(line["operations"]),
+                f"{line['microseconds_an_operation']:.1f}",
+            ]
+        )
+    return text_table(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4, help="of the 24 of the deep block (default 4)")
+    parser.add_argument("--batch", type=int, default=2, help="rows; 2 is one guided sample (default)")
+    parser.add_argument("--steps", type=int, default=32, help="steps that are timed at once")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each program, of which the best counts")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
+    parser.add_argument("--quick", action="store_true", help="tiny layers, two short runs")
+    options = parser.parse_args(arguments)
+    for name in ("layers", "batch", "steps", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be an integer >= 1, got {getattr(options, name)}")
+    config = deep_block(1 if options.quick else options.layers, options.quick)
+    chunks, steps, rounds = ((4,), 16, 2) if options.quick else (CHUNKS, options.steps, options.rounds)
+    lines = [measure(config, options.batch, chunk, steps, rounds) for chunk in chunks]
+    kind = jax.devices()[0].device_kind
+    print(f"jax {jax.__version__}, {kind}; baseline: reading the same bytes, in this run\n")
+    print(table(lines))
+    if options.json:
+        write_json(options.json, {"jax": jax.__version__, "device": kind, "lines": lines})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
