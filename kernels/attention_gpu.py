@@ -4,7 +4,8 @@ A block of threads takes one tile of queries of one head. One warpgroup copies k
 ahead as there are buffers; two others multiply, each with its own half of the queries. Which keys a row sees comes in
 as two numbers a row (the start and end of its interval), so that the kernel knows no rule; which blocks a tile visits,
 and which of them need no mask, as five numbers a tile. The last tile of queries and the last block of keys are moved
-back where they would stick out: rows are then computed twice, alike, and keys that were seen before are hidden.
+back where they would stick out: rows are then computed twice, alike up to the order of sums, and keys that were seen
+before are hidden.
 
 No GPU has run this yet. Its code runs on threads in the tests (`tests/warpgroups.py`) and lowers for CUDA.
 """
@@ -29,6 +30,7 @@ _LOWEST, _HIDDEN, _NOTHING = -1e30, -3e30, 1e30
 _LOG2E = math.log2(math.e)
 # Warpgroups that multiply; one more copies.
 WORKERS = 2
+_LINE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,24 @@ class Blocks:
     block_k_backward: int = 64
     stages_backward: int = 2
 
+    def __post_init__(self):
+        sizes = (self.block_q, self.block_k, self.block_q_backward, self.block_k_backward)
+        if any(size < 64 or size % 64 for size in sizes) or min(self.stages, self.stages_backward) < 1:
+            raise ValueError(f"blocks must be multiples of 64 and stages >= 1, got {self}")
+
 
 # By channels of a head; chosen by what fits registers (two tiles of logits of 64 rows) and shared memory, not measured.
 BLOCKS = {64: Blocks(stages=4, stages_backward=4), 128: Blocks()}
 
 
-def blocks_for(query: jax.Array, key: jax.Array, target: Target) -> Blocks | str:
-    """The blocks for a case, or why no kernel covers it."""
+def refusal(query: jax.Array, key: jax.Array, target: Target, *, stacked: bool, blocks: Any = None) -> str | None:
+    """Why no kernel covers a case; None where one does.
+
+    Raises:
+      ValueError: `blocks` that are none.
+    """
+    if blocks is not None and not isinstance(blocks, Blocks):
+        raise ValueError(f"tiles of the GPU's kernels must be kernels.attention_gpu.Blocks, got {blocks!r}")
     dim = query.shape[-1]
     if target.capability != "9.0":
         return f"needs a GPU of compute capability 9.0 (Hopper), and this is {target.capability or 'unknown'}"
@@ -61,11 +74,16 @@ def blocks_for(query: jax.Array, key: jax.Array, target: Target) -> Blocks | str
         return f"needs bfloat16, and this is {query.dtype}"
     if dim not in BLOCKS:
         return f"needs heads of {' or '.join(map(str, BLOCKS))} channels, and these have {dim}"
-    blocks = BLOCKS[dim]
-    most = max(blocks.block_k, blocks.block_k_backward * WORKERS)
-    if key.shape[-2] < most:
-        return f"needs at least {most} keys, and there are {key.shape[-2]}"
-    return blocks
+    slots = key.shape[-2]
+    if stacked and padded_slots(slots, BLOCKS[dim] if blocks is None else blocks) != slots:
+        # Others are padded; a cache would be copied at every call.
+        return f"needs caches of a multiple of {_LINE} slots, at least 128, and there are {slots}"
+    return None
+
+
+def padded_slots(slots: int, blocks: Blocks) -> int:
+    """Slots of keys that the kernels can copy: whole lines of TMA's tiles, and a tile of every kernel at least."""
+    return max(-(-slots // _LINE) * _LINE, blocks.block_k, blocks.block_k_backward * WORKERS)
 
 
 def smem(shape: tuple[int, ...], dtype: Any = jnp.bfloat16) -> Any:

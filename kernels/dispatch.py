@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from starflow_jax.kernels import reference
 from starflow_jax.kernels.choice import Implementation, Target, choose, target_of
 from starflow_jax.kernels.schedule import Problem
-from starflow_jax.kernels.tiling import COSTS, chip_of, tiles_for
+from starflow_jax.kernels.tiling import COSTS, Tiles, chip_of, tiles_for
 from starflow_jax.kernels.visibility import Visibility
 
 
@@ -31,6 +31,7 @@ class _Case:
       offset, length: where they are known; None where they are traced.
       stacked: keys and values are those of all layers.
       packed: heads side by side in decoding; 0: whole sequences and longer chunks.
+      padding: slots that are added to the keys, and seen by none.
       exact: float32 products in float32. interpret: run on any device.
     """
 
@@ -41,6 +42,7 @@ class _Case:
     stacked: bool
     tiles: Any
     packed: int
+    padding: int
     exact: bool
     interpret: bool
 
@@ -83,24 +85,15 @@ def attention(
       [B, h, n, d] in the dtype of `value`.
 
     Raises:
-      ValueError: no kernel covers the case, and `implementation` insists on one.
+      ValueError: arrays that do not fit one another; tiles that are none; no kernel covers the case, and
+        `implementation` insists on one.
     """
     target = target_of() if target is None else target
-    case = functools.partial(
-        _case, query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret
+    _check_shapes(query, key, value, layer)
+    chosen = _choose(
+        query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret, implementation
     )
-    refusals: dict[str, str | None] = {}
-    chosen: _Case | None = None
-    for platform in ("tpu", "gpu"):
-        refusals[platform] = None
-        if implementation != "xla" and platform == target.platform:
-            found = case(platform)
-            refusals[platform] = found if isinstance(found, str) else None
-            if platform == "gpu" and implementation is None:
-                # Its code is tested on threads and lowers, but no GPU has run it: it has to be asked for.
-                refusals[platform] = "has been timed on no GPU yet; implementation='pallas' asks for it"
-            chosen = None if isinstance(found, str) else found
-    if choose("attention", implementation, target, refusals) == "xla" or chosen is None:
+    if chosen is None:
         if layer is not None:
             key, value = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (key, value))
         return reference.attention(
@@ -108,17 +101,68 @@ def attention(
             precision=precision,
         )  # fmt: skip
     slots = key.shape[-2]
-    numbers = [offset, slots if length is None else length, 0 if layer is None else layer]
+    length = slots if length is None else min(length, slots) if isinstance(length, int) else jnp.minimum(length, slots)
+    if chosen.padding:
+        key, value = (jnp.pad(a, ((0, 0), (0, 0), (0, chosen.padding), (0, 0))) for a in (key, value))
+    numbers = [offset, length, 0 if layer is None else layer]
     stacked = jnp.stack([jnp.asarray(number, jnp.int32) for number in numbers])
     if chosen.packed:
         return _decode(chosen, query, key, value, stacked)
     return _fused(chosen, query, key, value, stacked)[0]
 
 
-def _case(
-    query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret, platform
-) -> _Case | str:
+def chosen(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    visibility: Visibility,
+    layer: Any = None,
+    implementation: Implementation = None,
+    target: Target,
+) -> Literal["xla", "pallas"]:
+    """What `attention` runs; only the shapes and types of the arrays matter."""
+    found = _choose(query, key, value, visibility, None, None, layer, target, None, None, False, implementation)
+    return "xla" if found is None else "pallas"
+
+
+def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, layer: Any) -> None:
+    """Raises ValueError in one sentence."""
+    axes = 4 if layer is None else 5
+    fits = len(query.shape) == 4 and len(key.shape) == len(value.shape) == axes
+    if fits:
+        batch, heads, _, dim = query.shape
+        fits = key.shape[:-1] == value.shape[:-1] and (key.shape[-4], key.shape[-1]) == (batch, dim)
+        fits = fits and key.shape[-3] > 0 and heads % key.shape[-3] == 0
+    if not fits:
+        of_key = "[B, k, S, d]" if layer is None else "[layers, B, k, S, d]"
+        raise ValueError(
+            f"query must be [B, h, n, d] and key and value {of_key} with k dividing h, "
+            f"got {query.shape}, {key.shape}, {value.shape}"
+        )
+
+
+def _choose(
+    query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret, implementation
+) -> _Case | None:
+    """The case of the kernel that runs; None where the specification does."""
+    refusals: dict[str, str | None] = {"tpu": None, "gpu": None}
+    found: _Case | str | None = None
+    if implementation != "xla" and target.platform in refusals:
+        found = _case(query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret)
+        refused = found if isinstance(found, str) else None
+        if target.platform == "gpu" and implementation is None and refused is None:
+            # Its code is tested on threads and lowers, but no GPU has run it: it has to be asked for.
+            refused = "has been timed on no GPU yet; implementation='pallas' asks for it"
+        refusals[target.platform] = refused
+    if choose("attention", implementation, target, refusals) == "xla":
+        return None
+    return found if isinstance(found, _Case) else None
+
+
+def _case(query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret) -> _Case | str:
     """The kernel's case, or why there is none."""
+    platform = target.platform
     _, heads, count, dim = query.shape
     kv_heads, slots = key.shape[-3], key.shape[-2]
     if not (query.dtype == key.dtype == value.dtype and query.dtype in (jnp.bfloat16, jnp.float32)):
@@ -126,7 +170,7 @@ def _case(
     starts, ends = (
         number if isinstance(number, int) else None for number in (offset, slots if length is None else length)
     )
-    packed = 0
+    packed = padding = 0
     if platform == "tpu":
         if dim % 16 or dim > 256:
             return f"needs heads of a multiple of 16 channels, at most 256, and these have {dim}"
@@ -135,18 +179,21 @@ def _case(
             from starflow_jax.kernels import decoding_tpu
 
             packed = decoding_tpu.packed_heads(heads, kv_heads, count, dim, size, COSTS[chip].memory)
-        tiles = tiles_for(visibility, count, slots, heads, dim, size, chip) if tiles is None else tiles
         if tiles is None:
-            return f"needs the gradients of a head's {slots} keys in the chip's vector memory, which is too small"
+            tiles = tiles_for(visibility, count, slots, heads, dim, size, chip)
+        elif not isinstance(tiles, Tiles):
+            raise ValueError(f"tiles of the TPU's kernels must be kernels.tiling.Tiles, got {tiles!r}")
     else:
         from starflow_jax.kernels import attention_gpu
 
-        found = attention_gpu.blocks_for(query, key, target) if tiles is None else tiles
-        if isinstance(found, str):
-            return found
-        tiles = found
+        refused = attention_gpu.refusal(query, key, target, stacked=layer is not None, blocks=tiles)
+        if refused is not None:
+            return refused
+        tiles = attention_gpu.BLOCKS[dim] if tiles is None else tiles
+        padding = 0 if layer is not None else attention_gpu.padded_slots(slots, tiles) - slots
     exact = precision not in (None, "default", "fastest", "bfloat16", jax.lax.Precision.DEFAULT)
-    return _Case(platform, visibility, starts, ends, layer is not None, tiles, packed, exact, interpret)
+    ends = None if ends is None else min(ends, slots)
+    return _Case(platform, visibility, starts, ends, layer is not None, tiles, packed, padding, exact, interpret)
 
 
 def _bounds(case: _Case, numbers: jax.Array) -> tuple[Any, Any]:
@@ -242,6 +289,9 @@ def _gradients(case: _Case, query, key, value, out, sums, gradient, numbers) -> 
 
     `out` and `sums` follow from the others, so that what depends on them is in the derivatives by the others.
     """
+    if case.platform == "tpu" and not case.tiles.block_q_backward:
+        # A head's gradients have no room in the vector memory.
+        return jax.vjp(_plain(case, numbers), query, key, value)[1](gradient)
     return _kernels(case)[1](
         query, key, value, out, sums, gradient, *_bounds(case, numbers), **_options(case, query, key)
     )

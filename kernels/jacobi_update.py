@@ -126,11 +126,16 @@ def chosen(
 ) -> Literal["xla", "pallas"]:
     """What `update` runs for a target; only the shapes and types of the arrays matter."""
     reasons: dict[str, str | None] = {}
-    if target.platform in ("tpu", "gpu") or implementation == "pallas":
-        # Where they may run only: they load Pallas.
-        from starflow_jax.kernels import jacobi_update_gpu, jacobi_update_tpu
+    # Where a kernel may run only is its module loaded: it loads Pallas.
+    reasons["tpu"] = reasons["gpu"] = None
+    if target.platform == "tpu":
+        from starflow_jax.kernels import jacobi_update_tpu
 
-        reasons = {"tpu": jacobi_update_tpu.refusal(out, x), "gpu": jacobi_update_gpu.refusal(out, x, target)}
+        reasons["tpu"] = jacobi_update_tpu.refusal(out, x)
+    elif target.platform == "gpu":
+        from starflow_jax.kernels import jacobi_update_gpu
+
+        reasons["gpu"] = jacobi_update_gpu.refusal(out, x, target)
         if implementation is None and reasons["gpu"] is None:
             # Interpreted, and lowered for CUDA, but no GPU has run it: it has to be asked for.
             reasons["gpu"] = "has been timed on no GPU yet; implementation='pallas' asks for it"

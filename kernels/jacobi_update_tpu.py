@@ -65,8 +65,8 @@ def update(
             w = w * (first_ref[0] + token).astype(jnp.float32) / max(reading.annealed - 1, 1)
         for row in range(rows):
             sample = pl.program_id(0) * rows + row
-            # What lies behind the last token, garbage, is behind the span too.
-            moves = (token >= span_ref[sample, 0]) & (token < span_ref[sample, 1])
+            # What lies behind the last token is garbage.
+            moves = (token >= span_ref[sample, 0]) & (token < jnp.minimum(span_ref[sample, 1], tokens))
             both = [out_ref[half, row].astype(jnp.float32) for half in range(reading.halves)]
             raw = [(half[:split] if split else None, half[split:]) for half in both]
             new, old = new_estimate(raw, z_ref[row], w, reading), x_ref[row]

@@ -62,8 +62,12 @@ class Tiles:
     """Blocks of a kernel.
 
     Attributes:
-      block_q, block_k, heads: queries, keys and heads of one step forward; the same backward.
+      block_q, block_k, heads: queries, keys and heads of one step forward; the same backward, 0 where the vector
+        memory does not hold a head's gradients: the specification then computes them.
       memory: bytes of vector memory that the compiler may use.
+
+    Raises:
+      ValueError: blocks that are no multiples of 128, or no heads.
     """
 
     block_q: int
@@ -74,6 +78,14 @@ class Tiles:
     heads_backward: int
     memory: int = COSTS[DEFAULT_CHIP].memory
 
+    def __post_init__(self):
+        forward = (self.block_q, self.block_k, self.heads)
+        for q, k, heads in (forward, (self.block_q_backward, self.block_k_backward, self.heads_backward)):
+            if (q, k, heads) != (0, 0, 0) and (q < 1 or k < 1 or heads < 1 or q % _LANES or k % _LANES):
+                raise ValueError(f"tiles must have blocks of multiples of {_LANES} and heads >= 1, got {self}")
+        if not self.block_q:
+            raise ValueError(f"tiles must have blocks of multiples of {_LANES} and heads >= 1, got {self}")
+
 
 def chip_of(kind: str) -> str:
     """The name in `COSTS` of a device by what it calls itself."""
@@ -83,8 +95,8 @@ def chip_of(kind: str) -> str:
 @functools.lru_cache(maxsize=256)
 def tiles_for(
     rule: Visibility, queries: int, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
-) -> Tiles | None:
-    """The blocks that the model expects to be fastest; None where the vector memory holds none.
+) -> Tiles:
+    """The blocks that the model expects to be fastest.
 
     Args:
       rule, queries, slots: what is seen, from slot 0 on.
@@ -105,9 +117,7 @@ def tiles_for(
                 share = min(together, _MOST_HEADS, heads)
                 steps = pairs * (lanes**2 * cycles + costs.step / share)
                 found.append((steps, size, share))
-        if not found:
-            return None
-        choices.extend(min(found)[1:])
+        choices.extend(min(found)[1:] if found else (0, 0))
     size, together, size_backward, together_backward = choices
     return Tiles(size, size, together, size_backward, size_backward, together_backward, costs.memory)
 

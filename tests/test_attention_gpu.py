@@ -20,6 +20,7 @@ from starflow_jax.kernels import (
     attention,
     attention_gpu,
     attention_gpu_backward,
+    choice,
     ranges,
     reference,
 )
@@ -72,14 +73,25 @@ def test_values_and_gradients(on_threads, monkeypatch, case):
         assert error <= TOLERANCE["bfloat16"] * max(1.0, float(jnp.max(jnp.abs(theirs))))
 
 
-def test_the_kernels_lower_for_cuda():
+@pytest.mark.parametrize(
+    ("rule", "queries", "slots", "dim"),
+    [
+        (Causal(128), 300, 1152, 64),
+        (Causal(), 1153, 1153, 128),
+        (FrameWindow(10, 50, 2, 1), 260, 260, 64),
+        (Causal(), 1, 33646, 64),
+        (Causal(), 5, 5, 64),
+    ],
+    ids=str,
+)
+def test_the_kernels_lower_for_cuda(rule, queries, slots, dim):
+    """Any number of keys: those that fill no line are padded."""
+
     def loss(query, key, value, offset):
-        out = attention(
-            query, key, value, visibility=Causal(128), offset=offset, implementation="pallas", target=HOPPER
-        )
+        out = attention(query, key, value, visibility=rule, offset=offset, implementation="pallas", target=HOPPER)
         return jnp.sum(out.astype(jnp.float32))
 
-    shapes = [jax.ShapeDtypeStruct((2, h, n, 64), jnp.bfloat16) for h, n in [(4, 300), (2, 1152), (2, 1152)]]
+    shapes = [jax.ShapeDtypeStruct((2, h, n, dim), jnp.bfloat16) for h, n in [(4, queries), *2 * [(2, slots)]]]
     gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
     lowered = jax.export.export(gradient, platforms=["cuda"])(*shapes, jax.ShapeDtypeStruct((), jnp.int32))
     assert lowered.mlir_module().count("stablehlo.custom_call @mosaic_gpu") == 3
@@ -91,5 +103,17 @@ def test_the_kernels_have_to_be_asked_for_and_say_what_they_need():
     assert attend(target=HOPPER).shape == query.shape  # by XLA: nobody has run the kernels yet
     with pytest.raises(ValueError, match=r"needs a GPU of compute capability 9.0 \(Hopper\), and this is 8.0"):
         attend(target=Target("gpu", "NVIDIA A100", "8.0"), implementation="pallas")
-    with pytest.raises(ValueError, match=r"needs at least 128 keys, and there are 5"):
-        attention(query, key[:, :, :5], value[:, :, :5], visibility=Causal(), target=HOPPER, implementation="pallas")
+    insist = functools.partial(attention, query, visibility=Causal(), target=HOPPER, implementation="pallas")
+    with pytest.raises(ValueError, match=r"needs caches of a multiple of 8 slots, at least 128, and there are 133"):
+        insist(jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), layer=0)
+    with pytest.raises(ValueError, match=r"must be kernels.attention_gpu.Blocks, got 128"):
+        insist(key, value, tiles=128)
+
+
+def test_a_gpu_that_has_no_kernel_is_told_so(caplog):
+    """Not that the kernel may be asked for."""
+    caplog.set_level("INFO", logger="starflow_jax.kernels.choice")
+    choice._say.cache_clear()
+    query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
+    attention(query, key, value, visibility=Causal(), target=Target("gpu", "NVIDIA A100", "8.0"))
+    assert "needs a GPU of compute capability 9.0" in caplog.text and "asks for it" not in caplog.text

@@ -59,17 +59,17 @@ class SameAsTheSpecification:
 
 # rule, queries, slots, offset, length, heads, key heads, channels, dtype
 QUICK = [
+    (Causal(), 1, 1, 0, None, 1, 1, 64, "float32"),
+    (Causal(40), 40, 40, 0, None, 2, 1, 64, "float32"),  # a prefix alone
+    (Full(), 3, 140, 0, 0, 2, 2, 64, "float32"),  # nothing is seen
     (Causal(), 200, 200, 0, None, 4, 2, 64, "float32"),
     (FrameWindow(10, 50, 2, 1), 260, 260, 0, None, 1, 1, 64, "bfloat16"),
     (CausalFrames(8, 60, 0), 5, 200, 150, 151, 2, 2, 32, "float32"),
 ]
 SLOW = [
-    (Causal(), 1, 1, 0, None, 1, 1, 64, "float32"),
     (Causal(), 128, 128, 0, None, 2, 2, 64, "bfloat16"),
-    (Causal(40), 40, 40, 0, None, 2, 1, 64, "float32"),  # a prefix alone
     (Causal(40), 290, 290, 0, None, 3, 1, 128, "bfloat16"),
     (Causal(), 3, 300, 130, None, 6, 2, 64, "float32"),
-    (Full(), 130, 140, 0, 0, 2, 2, 64, "float32"),  # nothing is seen
     (Full(), 130, 140, 0, 129, 2, 2, 256, "float32"),
     (CausalFrames(10, 50, 1), 260, 260, 0, 200, 2, 2, 64, "float32"),
     (FrameWindow(10, 50, 1, None), 260, 260, 0, None, 4, 4, 64, "bfloat16"),
@@ -119,6 +119,33 @@ class TestOnTPUs(SameAsTheSpecification):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+class TestDecoding(SameAsTheSpecification):
+    """The same of a few queries and the cache of a layer; its derivatives are the specification's."""
+
+    target = TPU
+
+    def kernel(self, rule, **options):
+        attend = super().kernel(rule, **options)
+
+        def of_layer(query, key, value):
+            caches = (jnp.stack([jnp.full_like(a, jnp.nan), a]) for a in (key, value))
+            return attend(query, *caches, layer=1)
+
+        return of_layer
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            (Causal(7), 1, 300, 140, 141, 6, 2, 64, "bfloat16"),
+            (CausalFrames(10, 50, 1), 3, 200, 130, 133, 4, 4, 64, "float32"),
+            (Full(), 2, 140, 0, 0, 2, 2, 128, "float32"),  # nothing is seen
+        ],
+        ids=str,
+    )
+    def test_values_and_gradients(self, case):
+        self.check(*case)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "count"), [(4, 4, 1), (6, 2, 3)])
 def test_decoding_reads_one_layer_as_far_as_it_is_written(heads, kv_heads, count):
     """Packed heads; slots ahead and other layers hold NaN, which nothing may touch."""
@@ -150,10 +177,36 @@ def test_a_case_without_a_kernel_is_refused_with_the_reason():
 def test_blocks_cover_a_sequence_with_little_to_spare(chip, count):
     """Fewer than twice the pairs that are seen, from a few blocks on, and at least 128 lanes."""
     tiles = tiles_for(Causal(), count, count, 48, 64, 2, chip)
+    backward = (tiles.block_q_backward,)
     if chip == "v4" and count == 18736:
-        assert tiles is None  # 16 MiB of vector memory do not hold the gradients of so many keys
-        return
-    assert tiles is not None
-    for size in (tiles.block_q, tiles.block_q_backward):
+        assert backward == (0,)  # 16 MiB of vector memory do not hold the gradients of so many keys
+        backward = ()
+    for size in (tiles.block_q, *backward):
         padded = -(-count // size) * size
         assert size % 128 == 0 and padded - count < max(128, 0.1 * count)
+
+
+def test_gradients_that_have_no_room_are_the_specifications():
+    """A chip whose vector memory is too small for a head's gradients runs the forward kernel, and XLA backward."""
+    *arrays, weight = inputs(140, 140, 1, 1, 16, "float32")
+
+    def gradients(attend):
+        return jax.grad(lambda *a: jnp.sum(attend(*a, visibility=Causal()) * weight), (0, 1, 2))(*arrays)
+
+    options = {"implementation": "pallas", "target": TPU, "interpret": True}
+    found = gradients(functools.partial(attention, tiles=Tiles(128, 128, 1, 0, 0, 0), **options))
+    expected = gradients(functools.partial(reference.attention, precision="highest"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("sizes", [(100, 128, 1), (128, 128, 0), (0, 0, 0)])
+def test_tiles_that_are_none_are_refused(sizes):
+    with pytest.raises(ValueError, match="tiles must have blocks of multiples of 128 and heads >= 1"):
+        Tiles(*sizes, 128, 128, 1)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    query, key, value, _ = inputs(4, 4, 4, 4, 16, "float32")
+    for of_key, of_value in ((key[:, :3], value[:, :3]), (key[..., :8], value[..., :8]), (key, value[:, :, :2])):
+        with pytest.raises(ValueError, match="with k dividing h"):
+            attention(query, of_key, of_value, visibility=Causal())

@@ -77,7 +77,7 @@ TRAINING = [
 ]
 DECODING = [
     Shape(f"chunk of {chunk}, cache of {slots}", 4, 48, 64, chunk, slots)
-    for slots in (8192, 33646)
+    for slots in (8192, 33648)  # caches are whole lines of 8 slots
     for chunk in (1, 64, 512)
 ]
 QUICK = [

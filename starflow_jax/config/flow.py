@@ -118,6 +118,8 @@ class FlowConfig:
       dtype: compute type of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
       remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer).
+      kernels: of attention and of the Jacobi update: "auto" takes Pallas kernels where they are known to win
+        (`kernels/choice.py`), "xla" never, "pallas" always, or says why it cannot.
     """
 
     channels: int
@@ -158,6 +160,7 @@ class FlowConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     remat: Literal["none", "attention", "mlp", "block"] = "none"
+    kernels: Literal["auto", "xla", "pallas"] = "auto"
 
     def __post_init__(self):
         self._check_fields()
@@ -197,6 +200,7 @@ class FlowConfig:
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("matmul_precision", self.matmul_precision, ("default", "high", "highest"))
         check_choice("remat", self.remat, ("none", "attention", "mlp", "block"))
+        check_choice("kernels", self.kernels, ("auto", "xla", "pallas"))
         check_real("soft_clip", self.soft_clip, minimum=0.0)
         check_real("dropout", self.dropout, minimum=0.0)
         check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -60,7 +61,7 @@ class AutoregressiveBlock(nnx.Module):
             return
         keys = jax.random.split(key, 8)
         width, c = transformer.width, config.token_channels
-        compute = Compute(config.dtype, config.matmul_precision, layout)
+        compute = Compute.of(config, layout)
         self.proj_in = Linear(c, width, keys[0], name="proj_in", compute=compute)
         reads_text = config.is_conditioned(index)
         projects = reads_text and config.language_model is not transformer
@@ -75,7 +76,7 @@ class AutoregressiveBlock(nnx.Module):
             transformer, keys[5], compute=compute, remat=config.remat, dropout=config.dropout
         )
         # Zero: a new block is the identity map, so that a new flow of any depth survives the round trip in float32.
-        outputs, exact = c if config.scale == "unit" else 2 * c, Compute("float32", config.matmul_precision, layout)
+        outputs, exact = c if config.scale == "unit" else 2 * c, dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
 
     @property
@@ -90,7 +91,8 @@ class AutoregressiveBlock(nnx.Module):
 
     def _prediction(self, h: jax.Array, first: int | jax.Array) -> Prediction:
         reading = Reading(self.config.scale, self.config.soft_clip)
-        return Prediction(self.proj_out(h), 0.0, first, reading, self.proj_out.compute.layout)
+        compute = self.proj_out.compute
+        return Prediction(self.proj_out(h), 0.0, first, reading, compute.layout, compute.kernels)
 
     def _project_text(self, text: jax.Array) -> jax.Array:
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,7 +26,7 @@ class Denoiser(nnx.Module):
         options = config.denoiser
         transformer = config.denoiser_transformer
         keys = jax.random.split(key, 3)
-        compute = Compute(config.dtype, config.matmul_precision, layout)
+        compute = Compute.of(config, layout)
         self.config = config
         self.proj_in = Linear(config.token_channels, transformer.width, keys[0], name="proj_in", compute=compute)
         self.proj_txt = (
@@ -33,7 +35,7 @@ class Denoiser(nnx.Module):
             else None
         )
         self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
-        exact = Compute("float32", config.matmul_precision, layout)
+        exact = dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact)
 
     def visibility(self, grid: Grid, text: int) -> Visibility:

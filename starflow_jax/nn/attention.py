@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from starflow_jax.config.flow import TransformerConfig
 from starflow_jax.kernels import Visibility, attention
 from starflow_jax.kernels.choice import Target, target_of
+from starflow_jax.kernels.dispatch import chosen
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -71,9 +73,14 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(jnp.asarray(layer), slot, key, value)
             key, value, of_layer = cache.keys, cache.values, jnp.asarray(layer)
-        attend = functools.partial(attention, visibility=visibility, precision=self.compute.precision)
-        if layout is None or layout.platform == "cpu":
-            mixed = attend(query, key, value, offset=slot, layer=of_layer, target=_target(layout))
+        options: dict[str, Any] = {
+            "visibility": visibility,
+            "implementation": self.compute.kernels,
+            "target": _target(layout),
+        }
+        attend = functools.partial(attention, precision=self.compute.precision, **options)
+        if layout is None or chosen(query, key, value, layer=of_layer, **options) == "xla":
+            mixed = attend(query, key, value, offset=slot, layer=of_layer)
         else:
             mixed = _by_heads(layout, attend, query, key, value, slot, of_layer)
         mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
@@ -98,16 +105,18 @@ def _by_heads(
     before = () if of_layer is None else (None,)
     cuts = ACTIVATIONS["heads"]
     if query.shape[1] != key.shape[-3] and key.shape[-3] % layout.size(cuts[1]):
-        cuts = (cuts[0], None, *cuts[2:])  # heads that share keys stay together
+        # Queries that share keys stay together: over some of the axes, or none.
+        fits = [axis for axis in ("tensor", "sequence") if key.shape[-3] % layout.size(axis) == 0]
+        cuts = (cuts[0], max(fits, key=layout.size, default=None), *cuts[2:])
     of_query = layout.sharding(query.shape, cuts).spec
     of_key = layout.sharding(key.shape, (*before, *cuts)).spec
     # Numbers that are known stay so: what is seen is then a constant of the program.
-    numbers = {"offset": slot} | ({} if of_layer is None else {"layer": of_layer})
+    numbers: dict[str, int | jax.Array] = {"offset": slot} | ({} if of_layer is None else {"layer": of_layer})
     traced = {name: jnp.asarray(n) for name, n in numbers.items() if not isinstance(n, int)}
     known = {name: n for name, n in numbers.items() if name not in traced}
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
-        return attend(query, key, value, target=_target(layout), **known, **traced)
+        return attend(query, key, value, **known, **traced)
 
     whole = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(

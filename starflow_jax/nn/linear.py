@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from starflow_jax.config.flow import FlowConfig
+from starflow_jax.kernels.choice import Implementation
 from starflow_jax.parallel.layout import Layout, kernel_cuts
 
 
@@ -21,11 +23,19 @@ class Compute:
     Attributes:
       dtype, precision: of products.
       layout: over several devices; None on one.
+      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the rule of `kernels.choice`.
     """
 
     dtype: str = "float32"
     precision: str = "highest"
     layout: Layout | None = None
+    kernels: Implementation = None
+
+    @classmethod
+    def of(cls, config: FlowConfig, layout: Layout | None) -> Compute:
+        """As a flow's configuration has it."""
+        kernels = None if config.kernels == "auto" else config.kernels
+        return cls(config.dtype, config.matmul_precision, layout, kernels)
 
 
 class Linear(nnx.Module):

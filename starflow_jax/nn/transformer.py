@@ -81,7 +81,8 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `slots` positions."""
         c = self.config
-        return KVCache.empty(c.layers, batch, c.kv_heads, slots, c.head_dim, self.compute.dtype)
+        # Whole lines of 8 slots, as a GPU copies them; nothing sees those behind the last.
+        return KVCache.empty(c.layers, batch, c.kv_heads, -(-slots // 8) * 8, c.head_dim, self.compute.dtype)
 
     def __call__(
         self,

@@ -17,7 +17,7 @@ from jax.extend.core import jaxprs_in_params
 
 from starflow_jax.config.flow import FlowConfig, TransformerConfig
 from starflow_jax.kernels import Causal, FrameWindow, Full, Visibility
-from starflow_jax.kernels.tiling import tiles_for, visited
+from starflow_jax.kernels.tiling import COSTS, DEFAULT_CHIP, tiles_for, visited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
     return total + text * (text + min(options.look_ahead, work.frames) * work.frame)
 
 
-def kernel_flops(flow: FlowConfig, work: Work) -> int:
-    """FLOPs of the TPU's attention kernels in one training step: whole blocks, and recomputation.
+def kernel_flops(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> int:
+    """FLOPs of a TPU's attention kernels in one training step: whole blocks, and recomputation.
 
     A forward pass has two products a pair; a backward pass five, as it computes the weights anew. Layers that are
     computed anew add a forward pass.
@@ -144,11 +144,12 @@ def kernel_flops(flow: FlowConfig, work: Work) -> int:
     total = 0
     for c, sequences, text, local, rule in _attentions(flow, work):
         slots = (work.frame if local else work.tokens) + text
-        tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word) if c.layers else None
-        if tiles is None:
+        if not c.layers:
             continue
+        tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
         area = 2 * forward * visited(rule, slots, slots, tiles.block_q) * tiles.block_q**2
-        area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
+        if tiles.block_q_backward:  # else XLA computes it
+            area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
         total += sequences * c.layers * c.heads * c.head_dim * area
     return 2 * total
 

@@ -122,7 +122,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     trace = made.function.trace(*made.arguments)
     compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
     hardware = traced(trace.jaxpr)
-    kernels = kernel_flops(config.flow, work) if program == "train" and config.flow.dtype == "bfloat16" else 0
+    kernels = kernel_flops(config.flow, work, topology.chip.name) if program == "train" else 0
     moved: tuple[Transfer, ...] = ()
     times: tuple[Estimate, ...] = ()
     if compiled.text:

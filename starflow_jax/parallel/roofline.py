@@ -202,13 +202,13 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
     for place, size in _slices(program, inner).items():
         reads[place] = min(reads[place], size)
     for line in inner.values():
-        place = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
-        if place is not None and reads[place]:
+        whole = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
+        if whole is not None and reads[whole]:
             # In place: the rest of the array is not touched.
             update = inner.get(line.operands[1])
             size = update.arrays[0].bytes if update is not None and update.arrays else 0
-            writes -= min(writes, reads[place]) - size
-            reads[place] = 0
+            writes -= min(writes, reads[whole]) - size
+            reads[whole] = 0
     return sum(reads) + max(writes, 0)
 
 

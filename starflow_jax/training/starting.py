@@ -23,7 +23,7 @@ from starflow_jax.training.optimizer import init_optimizer
 from starflow_jax.training.step import TrainState, init_state
 from starflow_jax.training.workdir import read_config
 
-_CHANGES_NOTHING = ("dropout", "dtype", "matmul_precision", "remat")  # in the parameters of a flow
+_CHANGES_NOTHING = ("dropout", "dtype", "matmul_precision", "remat", "kernels")  # in the parameters of a flow
 
 
 def holds_parameters_alone(checkpoints: Checkpoints) -> bool:

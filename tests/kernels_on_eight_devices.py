@@ -1,0 +1,80 @@
+"""What kernels give over meshes, beside the specification on one device: a program of eight fake devices.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/kernels_on_eight_devices.py
+
+The specification stands in for the kernels, so that what is tested is which device gets what. Prints the largest error
+of attention, of its gradients and of the Jacobi update as JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.config.mesh import AXES
+from starflow_jax.flows.prediction import Prediction
+from starflow_jax.kernels import Causal, attention, jacobi_update, reference
+from starflow_jax.nn.attention import _by_heads
+from starflow_jax.parallel.layout import Layout
+
+READING = jacobi_update.Reading("softplus", 4.0, "ratio")
+
+
+def layout(**sizes):
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    return Layout(jax.sharding.Mesh(np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape), AXES))
+
+
+def normal(shape, seed):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def worst(ours, theirs):
+    return max(
+        float(jnp.max(jnp.abs(a - b))) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    )
+
+
+def attention_error(over, batch, heads, kv_heads):
+    """A traced chunk against a layer of a cache, and the gradients of whole sequences."""
+    query = normal((batch, heads, 6, 16), 0)
+    keys, values = (normal((2, batch, kv_heads, 11, 16), seed) for seed in (1, 2))
+    attend = functools.partial(attention, visibility=Causal(3), implementation="xla")
+    plain = functools.partial(reference.attention, visibility=Causal(3))
+    chunk = jax.jit(lambda *a: _by_heads(over, attend, *a))(query, keys, values, jnp.int32(4), jnp.int32(1))
+    by_arrays = functools.partial(jax.grad, argnums=(0, 1, 2))
+    found = jax.jit(by_arrays(lambda *a: jnp.sum(_by_heads(over, attend, *a, 0, None) ** 2)))(query, keys[0], values[0])
+    expected = by_arrays(lambda *a: jnp.sum(plain(*a) ** 2))(query, keys[0], values[0])
+    return max(worst(chunk, plain(query, keys[1], values[1], offset=4)), worst(found, expected))
+
+
+def update_error(over, batch):
+    out, z, x = normal((2 * batch, 5, 8), 0), normal((batch, 5, 4), 1), normal((batch, 5, 4), 2)
+    span = jnp.tile(jnp.asarray([[1, 4]]), (batch, 1))
+
+    def instead(*given, reading, target, implementation):
+        return jacobi_update.specification(*given, reading)
+
+    with mock.patch.multiple(jacobi_update, chosen=lambda *_: "pallas", update=instead):
+        run = jax.jit(lambda out, *given: Prediction(out, jnp.float32(1.5), 0, READING, over).update(*given))
+        found = run(out, z, x, span)
+    return worst(found, jacobi_update.specification(out, z, x, span, 1.5, 0, READING))
+
+
+def main():
+    found = {"attention": 0.0, "update": 0.0}
+    for over in (layout(data=2, tensor=4), layout(fsdp=2, tensor=2, sequence=2)):
+        for shape in ((3, 4, 2), (4, 8, 8), (2, 4, 1)):
+            found["attention"] = max(found["attention"], attention_error(over, *shape))
+        for batch in (1, 4):
+            found["update"] = max(found["update"], update_error(over, batch))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

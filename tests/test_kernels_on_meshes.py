@@ -1,0 +1,22 @@
+"""Over a mesh every device gets its own heads and samples, and together they give what one device gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_eight_devices_give_what_one_does():
+    script = Path(__file__).parent / "kernels_on_eight_devices.py"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    errors = json.loads(run.stdout)
+    assert 0 < errors["attention"] < 1e-4 and errors["update"] < 1e-5
