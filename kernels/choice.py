@@ -17,6 +17,8 @@ from typing import Any, Literal
 import jax
 
 Implementation = Literal["xla", "pallas"] | None
+# Where there are kernels at all.
+KERNEL_PLATFORMS = ("tpu", "gpu")
 _NAMES = ("xla", "pallas", None)
 _LOG = logging.getLogger(__name__)
 

@@ -1,8 +1,10 @@
 """The one rule that chooses between a kernel and the specification."""
 
 import logging
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from starflow_jax.kernels.choice import Target, choose, target_of
@@ -47,3 +49,24 @@ def test_a_fallback_is_logged_once(caplog):
 
 def test_the_target_is_the_device_that_programs_run_on():
     assert target_of().platform == target_of(jax.devices()[0]).platform == jax.default_backend()
+
+
+@pytest.mark.parametrize(("kernels", "asked"), [("auto", None), ("xla", "xla"), ("pallas", "pallas")])
+def test_a_flow_hands_on_what_its_configuration_insists_on(kernels, asked, monkeypatch):
+    """To attention and to the update, in every block that has layers."""
+    from starflow_jax.config import load_config
+    from starflow_jax.flows import Flow
+    from starflow_jax.nn import attention as layer
+
+    config = load_config(f"{Path(__file__).parents[1]}/experiments/digits.py:tiny", [f"flow.kernels={kernels}"]).flow
+    flow, seen = Flow(config, jax.random.key(0)), []
+
+    def attend(query, key, value, *, implementation, **_):
+        seen.append(implementation)
+        return query
+
+    monkeypatch.setattr(layer, "attention", attend)
+    x, labels = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32)
+    jax.eval_shape(lambda: flow.forward(x, labels).z)
+    assert seen == [asked] * config.num_blocks
+    assert all(block.proj_out.compute.kernels == asked for block in flow.blocks)

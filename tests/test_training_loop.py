@@ -181,6 +181,15 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "w").exists()
 
 
+def test_kernels_that_are_not_there_are_refused_before_anything_is_written(tmp_path):
+    insisting = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, kernels="pallas"))
+    with pytest.raises(
+        ValueError, match=r"flow\.kernels must be 'auto' or 'xla' on a cpu, which has no Pallas kernels"
+    ):
+        run(tmp_path / "w", config=insisting)
+    assert not (tmp_path / "w").exists()
+
+
 def test_npz_sources(tmp_path):
     config = DataConfig(source="npz", path=str(tmp_path))
     with pytest.raises(ValueError, match=r"data file .*train\.npz does not exist"):

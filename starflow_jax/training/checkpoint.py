@@ -33,6 +33,7 @@ from starflow_jax.config.build import build, to_json
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data.fingerprint import Held, to_values
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.parallel.layout import Layout, located
 from starflow_jax.training.agreement import wait_for_all
 from starflow_jax.training.checkpoint_parts import (
@@ -358,7 +359,8 @@ def load_run(
       step: which checkpoint; None for the newest.
 
     Returns:
-      Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step.
+      Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. A run that
+      insisted on kernels does so no longer where there are none.
 
     Raises:
       ValueError: no run there, or a damaged one.
@@ -367,6 +369,8 @@ def load_run(
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"workdir {workdir} holds no training run")
+    if config.flow.kernels == "pallas" and target_of().platform not in KERNEL_PLATFORMS:
+        config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, kernels="auto"))
     definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:
         if step is not None and step not in checkpoints.steps():

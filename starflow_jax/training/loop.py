@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from starflow_jax.config.checks import check
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.data.fingerprint import fingerprint
 from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.parallel.attached import peak_of
 from starflow_jax.parallel.flops import train_flops, work_of
 from starflow_jax.parallel.layout import Layout
@@ -189,9 +191,15 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
     """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
 
     Raises:
-      ValueError: axes that do not multiply to the devices, or a flow or batch that does not divide over them.
+      ValueError: axes that do not multiply to the devices, a flow or batch that does not divide over them, or kernels
+        that are insisted on where there are none.
     """
     layout = make_layout(config.mesh)
+    platform = target_of().platform
+    check(
+        config.flow.kernels != "pallas" or platform in KERNEL_PLATFORMS,
+        f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no Pallas kernels, got 'pallas'",
+    )
     for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
         check_fit(layout, config.flow, size, config.train.accumulate)
     for component in components_of(source):
