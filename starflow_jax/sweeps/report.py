@@ -143,9 +143,9 @@ _NOISE = (
     "resolution of one level: they are comparable along a curve, and are no code length."
 )
 _ROC = (
-    "An example counts as from inside when its log p(x), draws averaged, is above a threshold. AUROC is the probability "
-    "that an example from inside has the larger one: 0.5 is chance; below 0.5 the flow finds data from outside likelier "
-    "than its own. Newest checkpoints."
+    "An example counts as from inside when its log p(x), draws averaged, is above a threshold. AUROC is the "
+    "probability that an example from inside has the larger one: 0.5 is chance; below 0.5 the flow finds data from "
+    "outside likelier than its own. Newest checkpoints."
 )
 _TERMS = (
     "-log2 a dimension of the prior's density and of every block's Jacobian determinant. They and the constant of the "

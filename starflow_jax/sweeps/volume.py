@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.autoencoders import Autoencoder
+from starflow_jax.autoencoders import Autoencoder, Identity
 from starflow_jax.autoencoders.kl import AutoencoderKL
 from starflow_jax.autoencoders.patch_pca import PatchPCA
 from starflow_jax.autoencoders.tiling import Tiled
@@ -28,6 +28,8 @@ def log_scale(autoencoder: Autoencoder, params: Mapping[str, Any], shape: tuple[
     """
     if isinstance(autoencoder, Tiled):
         return log_scale(autoencoder.autoencoder, params, shape)
+    if isinstance(autoencoder, Identity):
+        return 0.0
     if isinstance(autoencoder, AutoencoderKL):
         return math.log(autoencoder.scaling_factor)
     if isinstance(autoencoder, PatchPCA):
