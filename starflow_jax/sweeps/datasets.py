@@ -109,8 +109,8 @@ def open_data(
     """
     where = f"data {data.name!r}" if data.name else "data"
     asked = data.conditions or conditions
-    own = config if data.source is None else dataclasses.replace(config, data=_replaced(config.data, data.source))
     try:
+        own = config if data.source is None else dataclasses.replace(config, data=_replaced(config.data, data.source))
         source, encoder = _opened(
             own, data, {} if encoders is None else encoders, needs_condition=asked != ("dropped",)
         )
@@ -170,7 +170,7 @@ def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
         fields["autoencoder"] = None
     elif data.on_latents and data.autoencoder is None:
         raise ValueError(
-            f"data: a run on stored latents can be scored on latents alone, got source {source.source!r}; "
+            f"a run on stored latents can be scored on latents alone, got source {source.source!r}; "
             "starflow encode makes them"
         )
     return dataclasses.replace(data, **fields)

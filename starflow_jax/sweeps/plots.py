@@ -71,7 +71,9 @@ def plot_noise(rows: Sequence[Row], palette: Palette) -> Figure | None:
             for row in line:
                 if row["noise"] == "uniform" and row["bits_per_dim"] is not None:
                     axes.axhline(row["bits_per_dim"], color=palette[row["data"]], linewidth=0.8, alpha=0.5)
-        axes.set(xlabel="sigma of Gaussian noise (thin: uniform)", ylabel=_unit(own), title=title, xscale="log")
+        thin = " (thin lines: uniform)" if any(row["noise"] == "uniform" for row in own) else ""
+        axes.set(xlabel=f"sigma of Gaussian noise{thin}", ylabel=_unit(own), title=title, xscale="log")
+        _ticks(axes, {row["sigma"]: f"{row['sigma']:g}" for row in own if row["sigma"]})
     return _finished(figure, rows, palette)
 
 
@@ -86,12 +88,11 @@ def plot_sizes(rows: Sequence[Row], palette: Palette) -> Figure | None:
             line = [row for row in own if (row["data"], row["condition"]) == name]
             line = sorted(line, key=lambda row: row["parameters"])
             _line(axes, rows, palette, ("", *name), [row["parameters"] for row in line], line)
-        for row in own:
-            place = (row["parameters"], *numbers([row["bits_per_dim"]]))
-            axes.annotate(_said(row["run"]), place, fontsize=7, xytext=(3, 4), textcoords="offset points")
-        axes.set(xlabel="parameters", ylabel=_unit(own), title=title, xscale="log")
+        axes.set(xlabel="run, and its parameters", ylabel=_unit(own), title=title, xscale="log")
+        sizes = {row["parameters"]: _said(f"{row['run']}\n{row['parameters']:,}") for row in own}
+        _ticks(axes, sizes)
         axes.margins(x=0.15)
-    return _finished(figure, rows, palette)
+    return _finished(figure, rows, palette, runs=False)
 
 
 def plot_frames(rows: Sequence[Row], palette: Palette) -> Figure | None:
@@ -224,7 +225,7 @@ def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
         for name, line in _series([row for row in rows if noise_name(row) == noise]).items():
             steps, values = [row["step"] for row in line], [score[row["cell"]] for row in line]
-            axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]))
+            axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]), ms=4)
         axes.axhline(0.5, color="0.6", linewidth=0.8)
         axes.set(xlabel="step", ylabel="AUROC of log p(x)", title=noise, ylim=(-0.03, 1.03))
     return _finished(figure, rows, palette)
@@ -258,6 +259,13 @@ def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figu
     return figure, panels
 
 
+def _ticks(axes: Axes, names: Mapping[float, str]) -> None:
+    """Names values on a logarithmic axis, instead of powers of ten."""
+    axes.set_xticks(list(names), list(names.values()))
+    axes.set_xticks([], minor=True)
+    axes.tick_params(axis="x", labelsize=8)
+
+
 def _run(row: Row) -> str:
     return row["run"]
 
@@ -285,7 +293,9 @@ def _line(
     axes.errorbar(at, values, errors, marker=_marker(rows, run), markersize=3.5, capsize=2, elinewidth=0.8, **style)
 
 
-def _finished(figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: bool = True) -> Figure:
+def _finished(
+    figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: bool = True, runs: bool = True
+) -> Figure:
     """Grids, and one legend of colours, kinds of line and markers for all panels."""
     from matplotlib.lines import Line2D
 
@@ -304,10 +314,10 @@ def _finished(figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: b
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     if lines and len(conditions) > 1:
         handles += [Line2D([], [], color="0.3", ls=LINES[name], label=f"condition {name}") for name in conditions]
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    if lines and len(runs) > 1:
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    if lines and runs and len(names) > 1:
         handles += [
-            Line2D([], [], color="0.3", linestyle="", marker=_marker(rows, run), label=_said(run)) for run in runs
+            Line2D([], [], color="0.3", linestyle="", marker=_marker(rows, run), label=_said(run)) for run in names
         ]
     columns = max(1, int(figure.get_figwidth() / 1.6))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

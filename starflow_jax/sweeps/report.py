@@ -126,8 +126,10 @@ def _sections(
         found.append(Section("Out of distribution", _ROC, _auroc_table(separated), picture("roc")))
         if "auroc" in drawn:
             found.append(Section("Out of distribution against the step", "", None, "auroc"))
+    last = {row["cell"] for row in plots.newest(rows)}
+    by_condition = [one for one in by_condition if one.row["cell"] in last]
     if by_condition:
-        text = "Bits more than under the true condition, over the same examples and noise: what the condition is worth."
+        text = "Bits more than under the true condition, same examples and noise, newest checkpoints."
         found.append(Section("Conditions", text, _difference_table(by_condition)))
     if by_dtype:
         text = "bfloat16 less float32, over the same examples and noise."

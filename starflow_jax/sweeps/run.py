@@ -304,6 +304,8 @@ def claim_folder(out: Path) -> None:
       ValueError: a folder that holds other files, or cannot be written.
     """
     try:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} must be a folder, and is a file")
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()) and not (out / PLAN_FILE).is_file():
             raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and holds other files")
