@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.config.checks import check
+from starflow_jax.config.data import DataConfig
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.sweep import SweepRun
 from starflow_jax.flows.parameters import abstract, count
-from starflow_jax.sampling.model_folder import MODEL_FILE, load_model_folder
+from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
 from starflow_jax.training.checkpoint_parts import Unusable, read_digests, steps_in
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, read_config
 
@@ -54,7 +55,7 @@ def find_checkpoints(run: SweepRun) -> list[Checkpoint]:
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"runs: {run.workdir} holds no training run and no ported model")
     if model is not None:
-        config = dataclasses.replace(config, data=_with_parts(config, str(model.text_encoder.path), model))
+        config = dataclasses.replace(config, data=_with_parts(config, model))
     there = steps_in(workdir / CHECKPOINT_FOLDER)
     check(len(there) > 0, f"runs: {run.workdir} holds no checkpoint")
     steps = {"all": there, "newest": there[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
@@ -71,12 +72,16 @@ def find_checkpoints(run: SweepRun) -> list[Checkpoint]:
     ]
 
 
-def _with_parts(config: ExperimentConfig, text_encoder: str, model: Any) -> Any:
-    """The data of a model folder's flow, with the frozen models that lie there."""
-    if config.text is not None:
-        text_encoder = config.data.text_encoder  # type: ignore[assignment]
-    autoencoder = config.data.autoencoder and str(model.autoencoder.with_scale)
-    return dataclasses.replace(config.data, autoencoder=autoencoder, text_encoder=text_encoder)
+def _with_parts(config: ExperimentConfig, model: ModelFolder) -> DataConfig:
+    """The data of a model folder's flow, with the frozen models that lie there in place of those of its training."""
+    data, autoencoder = config.data, str(model.autoencoder.with_scale)
+    if data.autoencoder is not None:
+        data = dataclasses.replace(data, autoencoder=autoencoder)
+    elif data.on_latents:  # that were computed before; other data are encoded by what decodes them
+        data = dataclasses.replace(data, decoder=autoencoder)
+    if config.text is None:
+        data = dataclasses.replace(data, text_encoder=str(model.text_encoder.path))
+    return data
 
 
 def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig) -> str:

@@ -153,7 +153,7 @@ def open_data(
         shape=latent_shape(None if encoder is None else encoder.autoencoder, shape),
         conditions=asked if reads else ("dropped",),
         fingerprint=hash_of(values),
-        log_scale=_log_scale(own, encoder, shape),
+        log_scale=_log_scale(own, data.split, encoder, shape),
         skipped=skipped,
     )
 
@@ -169,9 +169,11 @@ def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
     if source.source == "latents":
         fields["autoencoder"] = None
     elif data.on_latents and data.autoencoder is None:
-        raise ValueError(
-            f"a run on stored latents can be scored on latents alone, got source {source.source!r}; "
-            "starflow encode makes them"
+        kept = None if data.path is None else kept_autoencoder(Path(data.path))
+        fields["autoencoder"] = data.decoder if kept is None else str(kept)
+        check(
+            fields["autoencoder"] is not None,
+            f"source must be 'latents' for a run on latents whose autoencoder is not known, got {source.source!r}",
         )
     return dataclasses.replace(data, **fields)
 
@@ -202,13 +204,14 @@ def _opened(
     return source, encoder
 
 
-def _log_scale(config: ExperimentConfig, encoder: Frozen | None, shape: tuple[int, ...]) -> float | None:
+def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, shape: tuple[int, ...]) -> float | None:
     """See `volume.log_scale`; of stored latents by the autoencoder that is kept with them."""
     if encoder is not None:
         return log_scale(encoder.autoencoder, encoder.params, latent_shape(encoder.autoencoder, shape))
     if config.data.source != "latents" or config.data.path is None:
         return None
-    kept = kept_autoencoder(Path(config.data.path))
+    folder = Path(config.data.path)
+    kept = kept_autoencoder(folder) or kept_autoencoder(folder / split)
     if kept is None:
         return None
     autoencoder, params = load_autoencoder(kept)
