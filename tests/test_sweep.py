@@ -185,7 +185,10 @@ def test_a_cell_is_known_again_in_another_sweep(home, whole, tmp_path):
     heard = Heard()
     outcome = run_sweep(make_plan(config), out, watcher=heard)
     assert outcome.computed == 4 and outcome.done == 2 * 2 * 3 and heard.before == 8
-    assert {row["sigma"] for row in read_results(out)} == {0.0, 0.1, 0.2}
+    rows = read_results(out)
+    assert {row["sigma"] for row in rows} == {0.0, 0.1, 0.2}
+    # They are called what they are called now.
+    assert {(row["data"], row["role"]) for row in rows} == {("other name", "in"), ("outside", "out")}
     changed = make_plan(dataclasses.replace(config, seed=1))
     assert not {cell.id for cell in changed.cells} & {row["cell"] for row in Results(out).rows}
 

@@ -4,7 +4,14 @@
     starflow sweep --config experiments/sweeps/digits.py --out sweeps/digits
     starflow sweep --config experiments/sweeps/digits.py --workdir runs/other --out sweeps/other
 
-Hardware: any CPU.
+Hardware: any CPU; 8 checkpoints took 1 minute 50 on two cores that also did other work.
+
+Expected of the last step (seed 0, 4 draws): 2.057 bits/dim on test digits with their class, 2.270 without, 2.583 with
+that of another digit; 1.978 on training digits; AUROC of log p(x) 1.000 against inverted digits and mixed pixels, 0.950
+against photographs, 0.794 against digits upside down (no class).
+
+Flows that were trained on uniform noise have no useful density under Gaussian noise (docs/sweeps.md); for others there
+is `--config.noise="(0.05, 0.1, 0.2)"`.
 """
 
 from __future__ import annotations
@@ -40,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 {"name": "training digits", "split": "train", "count": 360},
                 *outside,
             ),
-            "noise": ("uniform", 0.05, 0.1, 0.2),
+            "noise": ("uniform",),
             "conditions": ("true", "dropped", "shuffled"),
             "draws": 4,
             "batch_size": 512,

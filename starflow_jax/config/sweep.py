@@ -52,7 +52,8 @@ class SweepData:
 
     Attributes:
       name: what tables call it; None for the source's own name.
-      source: where examples come from; None for the data that each run was trained on.
+      source: where examples come from; None for the data that each run was trained on, of several sources or buckets
+        those of the flow's own size.
       split: "test" or "train".
       count: so many of the first examples; None for all.
       role: "in" or "out" of the distribution; the report asks how well log p(x) tells one from the other.

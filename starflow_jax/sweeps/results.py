@@ -12,6 +12,7 @@ Files are replaced whole, so that a reader sees all lines or one line fewer, nev
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -23,10 +24,10 @@ import numpy as np
 
 from starflow_jax.data import bits_per_dim
 from starflow_jax.evaluation.likelihood import standard_error
-from starflow_jax.figures import finite
+from starflow_jax.figures import finite, write_json
 from starflow_jax.files import replacing, write_text
 from starflow_jax.sweeps.chunks import Computed
-from starflow_jax.sweeps.plan import Cell
+from starflow_jax.sweeps.plan import Cell, Plan
 
 PLAN_FILE, RESULTS_FILE, TABLE_FILE, FAILURES_FILE = "sweep.json", "results.jsonl", "results.csv", "failures.json"
 CELLS_FOLDER, EXAMPLES_FOLDER = "cells", "examples"
@@ -152,13 +153,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def read_results(out: Path | str) -> list[dict[str, Any]]:
     """The rows of the cells that belong to the configuration a sweep was last run with; a torn last line is left out.
 
+    Runs and data have the names and roles of that configuration, whatever they were called when they were scored.
+
     Raises:
       ValueError: no sweep there, or files that are none of one.
     """
     rows = Results(Path(out)).rows
     cells = read_plan(Path(out))["cells"]
     by_id = {row["cell"]: row for row in rows}
-    return [by_id[cell] for cell in cells if cell in by_id]
+    return [by_id[names["cell"]] | names for names in cells if names["cell"] in by_id]
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Writes `sweep.json`: the configuration, and its cells with the names they have in it."""
+    cells = [
+        {"cell": cell.id, "run": cell.checkpoint.run, "data": cell.data.name, "role": cell.data.role}
+        for cell in plan.cells
+    ]
+    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": cells})
 
 
 def read_plan(out: Path) -> dict[str, Any]:
@@ -174,7 +186,9 @@ def read_plan(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out} holds no sweep: {PLAN_FILE} {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON") from error
-    if not isinstance(found, dict) or not isinstance(found.get("cells"), list) or "config" not in found:
+    cells = found.get("cells") if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+    names = {"cell", "run", "data", "role"}
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) and set(cell) == names for cell in cells):
         raise ValueError(f"{path} is no plan of a sweep")
     return found
 

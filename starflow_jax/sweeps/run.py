@@ -35,6 +35,7 @@ from starflow_jax.sweeps.results import (
     Results,
     result_of,
     write_examples,
+    write_plan,
 )
 from starflow_jax.training import load_run
 from starflow_jax.training.agreement import all_texts, everywhere, first_does
@@ -287,7 +288,7 @@ def _claimed(out: Path, plan: Plan) -> Iterator[None]:
         return
     with locked(out) as free:
         check_free(out, free)
-        write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": [c.id for c in plan.cells]})
+        write_plan(out, plan)
         yield
 
 
