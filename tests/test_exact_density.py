@@ -17,7 +17,6 @@ from starflow_jax.config import DataConfig, FlowConfig
 from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data import Source
 from starflow_jax.evaluation.likelihood import all_dequantised
-from starflow_jax.flows import Flow
 from starflow_jax.sweeps import read_examples
 from starflow_jax.sweeps.volume import log_scale
 
@@ -34,7 +33,7 @@ AFFINES = ((-0.7, 0.2), (0.3, -0.4))
 
 
 def gaussian_params():
-    params = params_of(Flow(GAUSSIAN, jax.random.key(0)))
+    params = params_of(random_flow(GAUSSIAN))
     for index, values in enumerate(AFFINES):
         out = params["blocks"][str(index)]["proj_out"]
         out["kernel"], out["bias"] = jnp.zeros_like(out["kernel"]), jnp.asarray(values, jnp.float32)
@@ -192,7 +191,7 @@ def test_scaled_latents(tmp_path):
         params["std"] = params["std"].astype(np.float32)
         path = tmp_path / f"autoencoder-{factor:g}.npz"
         save_autoencoder(path, PatchPCA(2, 1, 2), params)
-        flow = params_of(Flow(LATENTS, jax.random.key(0)))
+        flow = params_of(random_flow(LATENTS))
         out = flow["blocks"]["0"]["proj_out"]
         out["kernel"] = jnp.zeros_like(out["kernel"])
         out["bias"] = jnp.asarray([math.log(factor)] * 2 + [0.3 * factor] * 2, jnp.float32)

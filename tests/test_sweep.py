@@ -27,6 +27,7 @@ from starflow_jax.data.opening import open_source
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
 from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
+from starflow_jax.sweeps.datasets import DataSet
 from starflow_jax.sweeps.results import Results
 
 COUNT, DRAWS = 11, 3
@@ -214,6 +215,25 @@ def test_a_failing_cell_does_not_stop_the_rest(home, whole, tmp_path, capsys):
     assert main(argv) == 0
     assert "24 of 24 cells done, 12 of them now" in capsys.readouterr().out
     assert "ailed" not in (tmp_path / "out" / "report.md").read_text()
+    assert_identical(tmp_path / "out", whole[1])
+
+
+def test_a_cell_that_fails_half_way_keeps_what_it_has(home, whole, tmp_path, monkeypatch):
+    plan, image = make_plan(config_of(home)), DataSet.image
+
+    def unreadable(data, place, example):
+        if data.role == "out" and place > 4:
+            raise RuntimeError("the disk is gone")
+        return image(data, place, example)
+
+    monkeypatch.setattr(DataSet, "image", unreadable)
+    heard = Heard()
+    outcome = run_sweep(plan, tmp_path / "out", watcher=heard)
+    assert outcome.done == 12 and set(heard.failures.values()) == {"RuntimeError: the disk is gone"}
+    monkeypatch.undo()
+    again = Heard()
+    assert not run_sweep(plan, tmp_path / "out", watcher=again).failures
+    assert set(again.batches).isdisjoint(heard.batches)
     assert_identical(tmp_path / "out", whole[1])
 
 
