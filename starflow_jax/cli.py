@@ -1,6 +1,7 @@
 """`starflow COMMAND`: parses, dispatches, answers refusals with one sentence and an exit code.
 
-Exit codes: 0 done, 2 refused (bad input), 130 interrupted. Any other error is a bug and keeps its traceback.
+Exit codes: 0 done, 2 refused (bad input), 3 done in part (sweep), 130 interrupted. Any other error is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from starflow_jax.commands import (
     port,
     sample,
     score,
+    sweep,
     train,
     train_autoencoder,
     version,
@@ -37,6 +39,7 @@ COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
     "score": score,
+    "sweep": sweep,
     "calibrate": calibrate,
     "data": data,
     "encode": encode,
@@ -49,7 +52,7 @@ COMMANDS = {
 }
 
 # Commands that take --config.NAME=VALUE.
-OVERRIDABLE = ("train", "data", "encode", "train-autoencoder", "finetune-decoder", "plan", "port")
+OVERRIDABLE = ("train", "sweep", "data", "encode", "train-autoencoder", "finetune-decoder", "plan", "port")
 
 EXAMPLES = """\
 examples:

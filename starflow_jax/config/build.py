@@ -182,6 +182,8 @@ def _parse(text: str, hint: Any, path: str) -> Any:
 def _accepts_text(hint: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:  # among whose words may be "none"
         return any(isinstance(word, str) for word in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:  # whatever its members accept
+        return False
     return hint is str or any(_accepts_text(member) for member in typing.get_args(hint))
 
 
@@ -250,6 +252,10 @@ def _describe(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) is tuple:
         return _describe_tuple(typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, typing.get_args(hint)))
     return str(getattr(hint, "__name__", hint))
 
 

@@ -34,17 +34,38 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
     Raises:
       ValueError: as `Flow.forward`.
     """
+    # One by one and not as one sum over the stack, whose order would be the compiler's.
+    prior, *blocks = token_terms(flow, x, cond)
+    for logdet in blocks:
+        prior = prior + logdet
+    return prior
+
+
+def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list[jax.Array]:
+    """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 of one that is the identity.
+
+    Args:
+      x, cond: as for `token_log_probs`.
+
+    Returns:
+      1 + K arrays, each float32 nats [B, h, w] or [B, T, h, w], the tokens in raster order.
+
+    Raises:
+      ValueError: as `Flow.forward`.
+    """
     output, grid = flow.forward(x, cond), Grid.of(flow.config, x.shape)
     z = output.tokens[-1].astype(jnp.float32)
-    shares = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
+    prior = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
+    terms = [prior]
     for index, logdet in enumerate(output.logdets):
         if flow.blocks[index].is_identity:
+            terms.append(jnp.zeros_like(prior))
             continue
         # Logdets come in the order in which their block read the tokens.
         own, _ = flow.block_grid(index, grid)
         ordered = logdet.reshape(-1, own.tokens, logdet.shape[-1])
-        shares = shares + jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1)
-    return shares
+        terms.append(jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1))
+    return terms
 
 
 def window_starts(frames: int, window: int, context: int) -> list[int]:

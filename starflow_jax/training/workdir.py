@@ -130,7 +130,7 @@ def in_use(workdir: Path) -> Iterator[None]:
     Raises:
       ValueError: another process trains there.
     """
-    with _locked(workdir) as free:
+    with locked(workdir) as free:
         if not free:
             raise ValueError(f"workdir {workdir} is in use by another process that trains there")
         yield
@@ -138,12 +138,12 @@ def in_use(workdir: Path) -> Iterator[None]:
 
 def is_in_use(workdir: Path) -> bool:
     """Whether a process of this machine trains in `workdir`."""
-    with _locked(workdir) as free:
+    with locked(workdir) as free:
         return not free
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[bool]:
+def locked(workdir: Path) -> Iterator[bool]:
     """Holds the lock of a folder, and yields whether it was free; also where the file system has no locks."""
     try:
         import fcntl

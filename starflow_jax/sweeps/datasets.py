@@ -1,0 +1,276 @@
+"""The data that a sweep scores, as a flow reads them: opened, cut, transformed, and with their conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
+from starflow_jax.config.checks import check
+from starflow_jax.config.data import DataConfig
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.config.source import SourceConfig
+from starflow_jax.config.sweep import Condition, SweepData, Transform
+from starflow_jax.data import Source
+from starflow_jax.data.fingerprint import fingerprint
+from starflow_jax.data.latents import LatentSource
+from starflow_jax.data.mixture import example_spec
+from starflow_jax.data.readable import Subset, readable
+from starflow_jax.data.skipped import Skipped
+from starflow_jax.sweeps.checkpoints import described, hash_of
+from starflow_jax.sweeps.volume import log_scale
+from starflow_jax.training.calibration import main_component
+from starflow_jax.training.encoding import pixel_source
+from starflow_jax.training.frozen import Frozen, load_encoder
+from starflow_jax.training.frozen_text import FrozenText
+from starflow_jax.training.inputs import check_source, condition, open_source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataSet:
+    """One data set as one flow reads it.
+
+    Attributes:
+      name, role: what tables call it; "in" or "out" of the distribution.
+      source: its examples, all of which can be read; transform: what is done to their pixels.
+      source_levels, levels: values of a pixel, as stored and as scored; 0 of latents.
+      encoder: what makes latents of pixels first; None without.
+      shape: of what the flow reads; conditions: that the data can be scored under.
+      fingerprint: of what the examples are.
+      log_scale: log of the volume by which scaling made the latents larger, nats a dimension (`volume`).
+      skipped: examples that could not be read, and why.
+    """
+
+    name: str
+    role: str
+    source: Source
+    transform: Transform
+    source_levels: int
+    levels: int
+    encoder: Frozen | None
+    shape: tuple[int, ...]
+    conditions: tuple[Condition, ...]
+    fingerprint: str
+    log_scale: float | None
+    skipped: Skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def on_latents(self) -> bool:
+        """Whether the flow reads latents, whose bits are counted a latent dimension."""
+        return self.levels == 0 or self.encoder is not None
+
+    @property
+    def dims(self) -> int:
+        """Numbers that the flow reads of an example."""
+        return math.prod(self.shape)
+
+    def image(self, place: int, example: dict[str, np.ndarray]) -> np.ndarray:
+        """The pixels (or stored latent) of an example as they are scored, before noise."""
+        image = example["image"]
+        if self.levels and self.levels != self.source_levels:
+            image = (image.astype(np.int32) * self.levels // self.source_levels).astype(np.uint8)
+        if self.transform == "inverted":
+            return (self.levels - 1 - image.astype(np.int32)).astype(np.uint8)
+        if self.transform == "upside-down":
+            return np.ascontiguousarray(image[..., ::-1, :, :])
+        if self.transform == "mixed":
+            rows, columns = image.shape[-3:-1]
+            order = np.random.default_rng([rows, columns]).permutation(rows * columns)
+            return image.reshape(*image.shape[:-3], rows * columns, -1)[..., order, :].reshape(image.shape)
+        if self.transform == "random":
+            drawn = np.random.default_rng([0, place]).integers(0, self.levels, image.shape)
+            return drawn.astype(np.uint8)
+        return image
+
+
+def open_data(
+    data: SweepData,
+    config: ExperimentConfig,
+    conditions: tuple[Condition, ...],
+    encoders: dict[str, Frozen] | None = None,
+) -> DataSet:
+    """Opens a data set for the flow of a run; every example that counts is tried once.
+
+    Args:
+      data: which; config: of the run; conditions: of the sweep.
+      encoders: autoencoders that were read before, by path; what is read now is added.
+
+    Raises:
+      ValueError: data that are missing, do not fit the flow, or cannot be transformed or conditioned as asked.
+    """
+    where = f"data {data.name!r}" if data.name else "data"
+    asked = data.conditions or conditions
+    try:
+        own = config if data.source is None else dataclasses.replace(config, data=_replaced(config.data, data.source))
+        source, encoder = _opened(
+            own, data, {} if encoders is None else encoders, needs_condition=asked != ("dropped",)
+        )
+        skipped = Skipped()
+        source = readable(source, skipped, data.count)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if data.count is not None and len(source) > data.count:
+        source = Subset(source, tuple(range(data.count)))
+    stored = source.levels
+    check(
+        stored > 0 or data.transform == "none", f"{where}: transform must be 'none' for latents, got {data.transform!r}"
+    )
+    check(stored > 0 or data.levels is None, f"{where}: levels must be None for latents, got {data.levels}")
+    levels = stored if data.levels is None else data.levels
+    check(levels <= stored, f"{where}: levels must be at most the {stored} of {source.name}, got {levels}")
+    reads = bool(config.flow.num_classes or config.flow.text_dim)
+    if reads and "shuffled" in asked:
+        check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
+    shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
+    what = [list(held) for held in fingerprint(_whole(source))]
+    places = hash_of({"places": source.places}) if isinstance(source, Subset) else None
+    values = {
+        "held": [held[1:] for held in what],
+        "places": places,
+        "split": data.split,
+        "transform": data.transform,
+        "levels": levels,
+        "frames": own.data.frames,
+        "autoencoder": described(own.data.autoencoder),
+    }
+    return DataSet(
+        name=data.name or source.name,
+        role=data.role,
+        source=source,
+        transform=data.transform,
+        source_levels=stored,
+        levels=levels,
+        encoder=encoder,
+        shape=latent_shape(None if encoder is None else encoder.autoencoder, shape),
+        conditions=asked if reads else ("dropped",),
+        fingerprint=hash_of(values),
+        log_scale=_log_scale(own, data.split, encoder, shape),
+        skipped=skipped,
+    )
+
+
+def _whole(source: Source) -> Source:
+    return source.source if isinstance(source, Subset) else source
+
+
+def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
+    """The data of a run with another source: its noise, encoders and all that is no part of a source stay."""
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(SourceConfig)}
+    fields |= {"mixture": (), "warp": 0.0}
+    if source.source == "latents":
+        fields["autoencoder"] = None
+    elif data.on_latents and data.autoencoder is None:
+        kept = None if data.path is None else kept_autoencoder(Path(data.path))
+        fields["autoencoder"] = data.decoder if kept is None else str(kept)
+        check(
+            fields["autoencoder"] is not None,
+            f"source must be 'latents' for a run on latents whose autoencoder is not known, got {source.source!r}",
+        )
+    return dataclasses.replace(data, **fields)
+
+
+def _opened(
+    config: ExperimentConfig, data: SweepData, encoders: dict[str, Frozen], *, needs_condition: bool
+) -> tuple[Source, Frozen | None]:
+    """The source of one shape that the flow reads, and what encodes it."""
+    path = config.data.autoencoder
+    encoder = encoders.get(path) if path is not None else None
+    if encoder is None and path is not None:
+        encoder = load_encoder(config)
+        assert encoder is not None  # there is a path
+        encoders[path] = encoder
+    autoencoder = None if encoder is None else encoder.autoencoder
+    if autoencoder is None:
+        source = open_source(config.data, data.split, flow=config.flow, text=config.text)
+    else:
+        takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+        source = pixel_source(config, data.split, *takes)
+    source = main_component(source, config.flow, autoencoder)
+    if needs_condition:
+        check_source(source, config.flow, config.text, autoencoder)
+    else:
+        shape = latent_shape(autoencoder, example_spec(source)["image"][0])[-3:]
+        expected = (*config.flow.image_shape, config.flow.channels)
+        check(shape == expected, f"{source.name} must have the shape {list(expected)} of the flow, got {list(shape)}")
+    return source, encoder
+
+
+def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, shape: tuple[int, ...]) -> float | None:
+    """See `volume.log_scale`; of stored latents by the autoencoder that is kept with them."""
+    if encoder is not None:
+        return log_scale(encoder.autoencoder, encoder.params, latent_shape(encoder.autoencoder, shape))
+    if config.data.source != "latents" or config.data.path is None:
+        return None
+    folder = Path(config.data.path)
+    kept = kept_autoencoder(folder) or kept_autoencoder(folder / split)
+    if kept is None:
+        return None
+    autoencoder, params = load_autoencoder(kept)
+    return log_scale(autoencoder, params, shape)
+
+
+class Conditions:
+    """What the examples of a data set are scored under.
+
+    Args:
+      data: the examples; config: of the run; seed: of the shuffling.
+      load: what reads captions, asked for only where the data have captions that were not read before.
+    """
+
+    def __init__(self, data: DataSet, config: ExperimentConfig, seed: int, load: Callable[[], FrozenText | None]):
+        self._data, self._config = data, config
+        self._reads = bool(config.flow.num_classes or config.flow.text_dim)
+        self._order = _one_cycle(len(data), seed) if self._reads and len(data) > 1 else np.arange(len(data))
+        spec = example_spec(_whole(data.source))
+        self._stored = "text_states" in spec
+        self._text: FrozenText | None = None
+        self._known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: there are many others
+        if self._reads and "text" in spec and not self._stored:
+            self._text = load()
+            if self._text is not None:
+                _, self._known = self._text.states_of(self._text.empty[None])
+
+    def rows(self, kind: Condition, places: np.ndarray, examples: dict[int, dict[str, Any]]) -> np.ndarray | None:
+        """What the flow reads of some examples: [B] labels, text states [B, L, D], or None.
+
+        Args:
+          places: int [B]; examples: those that were read already, by place; shuffled ones are read here.
+        """
+        if not self._reads:
+            return None
+        if kind == "shuffled":
+            places = self._order[places]
+            examples = {int(place): self._data.source[int(place)] for place in np.unique(places)}
+        rows = [examples[int(place)] for place in places]
+        dropped = kind == "dropped"
+        if self._stored:
+            return np.stack([self._empty_states(row) if dropped else row["text_states"] for row in rows])
+        if self._text is not None:
+            ids = np.stack([self._text.empty if dropped else row["text"] for row in rows])
+            return self._text.states_of(ids, self._known)[0]
+        labels = np.asarray([-1 if dropped else int(row["label"]) for row in rows], np.int32)
+        found = condition(jnp.asarray(labels), self._config.flow)
+        return None if found is None else np.asarray(found)
+
+    def _empty_states(self, row: dict[str, Any]) -> np.ndarray:
+        source = _whole(self._data.source)
+        empty = source.records.empty if isinstance(source, LatentSource) else None
+        return np.zeros_like(row["text_states"]) if empty is None else empty
+
+
+def _one_cycle(count: int, seed: int) -> np.ndarray:
+    """A permutation without fixed points, one cycle through all places (Sattolo's algorithm)."""
+    rng, order = np.random.default_rng([seed, count]), np.arange(count)
+    for last in range(count - 1, 0, -1):
+        other = int(rng.integers(last))
+        order[last], order[other] = order[other], order[last]
+    return order

@@ -1,0 +1,355 @@
+"""The pictures of a report, each a matplotlib figure, or None where the sweep has nothing for it.
+
+Colours are data sets, kinds of line are conditions; panels are noise levels or runs. Error bars are standard errors
+over examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from starflow_jax.sweeps.separation import Row, Separation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Palette = Mapping[str, str]
+LINES = {"true": "-", "none": "-", "dropped": "--", "shuffled": ":"}
+ROLES = {"in": "in distribution", "out": "out of distribution"}
+# More panels side by side, or more names in a legend, could not be read.
+MOST_PANELS = 4
+
+
+def palette_of(rows: Sequence[Row]) -> Palette:
+    """Colours of all data sets of a sweep, so that one has the same in all pictures."""
+    return {name: f"C{place % 10}" for place, name in enumerate(dict.fromkeys(row["data"] for row in rows))}
+
+
+def plain(rows: Sequence[Row]) -> list[Row]:
+    """Cells that were computed in float32, which pictures show."""
+    return [row for row in rows if row["dtype"] == "float32"]
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of every run the cells of its last step."""
+    last = {row["run"]: max(other["step"] for other in rows if other["run"] == row["run"]) for row in rows}
+    return [row for row in rows if row["step"] == last[row["run"]]]
+
+
+def noise_name(row: Row) -> str:
+    """For titles."""
+    return "uniform noise" if row["noise"] == "uniform" else f"noise {row['sigma']:g}"
+
+
+def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
+    """Bits/dim against the step: a column a noise level, a row a role."""
+    rows = [row for row in plain(rows) if len(_values(rows, "step", run=row["run"])) > 1]
+    if not rows:
+        return None
+    figure, panels = _by_role(rows, "noise", _noises(rows))
+    for axes, own, title in panels:
+        for name, line in _series(own).items():
+            _line(axes, rows, palette, name, [row["step"] for row in line], line)
+        axes.set(xlabel="step", ylabel=_unit(own), title=title)
+    return _finished(figure, rows, palette)
+
+
+def plot_noise(rows: Sequence[Row], palette: Palette) -> Figure | None:
+    """Bits/dim of the newest checkpoints against sigma: a column a run, a row a role; uniform noise as a level."""
+    rows = newest(plain(rows))
+    if len({row["sigma"] for row in rows if row["noise"] == "gaussian"}) < 2:
+        return None
+    figure, panels = _by_role(rows, "run", list(dict.fromkeys(row["run"] for row in rows)))
+    for axes, own, title in panels:
+        for name, line in _series(own).items():
+            gaussian = sorted((row for row in line if row["noise"] == "gaussian"), key=lambda row: row["sigma"])
+            _line(axes, rows, palette, name, [row["sigma"] for row in gaussian], gaussian)
+            for row in line:
+                if row["noise"] == "uniform" and row["bits_per_dim"] is not None:
+                    axes.axhline(row["bits_per_dim"], color=palette[row["data"]], linewidth=0.8, alpha=0.5)
+        thin = " (thin lines: uniform)" if any(row["noise"] == "uniform" for row in own) else ""
+        axes.set(xlabel=f"sigma of Gaussian noise{thin}", ylabel=_unit(own), title=title, xscale="log")
+        _ticks(axes, {row["sigma"]: f"{row['sigma']:g}" for row in own if row["sigma"]})
+    return _finished(figure, rows, palette)
+
+
+def plot_sizes(rows: Sequence[Row], palette: Palette) -> Figure | None:
+    """Bits/dim of the newest checkpoints on data in distribution against the number of parameters."""
+    rows = [row for row in newest(plain(rows)) if row["role"] == "in"]
+    if len({row["parameters"] for row in rows}) < 2:
+        return None
+    figure, panels = _by_role(rows, "noise", _noises(rows))
+    for axes, own, title in panels:
+        for name in {(row["data"], row["condition"]): None for row in own}:
+            line = [row for row in own if (row["data"], row["condition"]) == name]
+            line = sorted(line, key=lambda row: row["parameters"])
+            _line(axes, rows, palette, ("", *name), [row["parameters"] for row in line], line)
+        axes.set(xlabel="run, and its parameters", ylabel=_unit(own), title=title, xscale="log")
+        sizes = {row["parameters"]: _said(f"{row['run']}\n{row['parameters']:,}") for row in own}
+        _ticks(axes, sizes)
+        axes.margins(x=0.15)
+    return _finished(figure, rows, palette, runs=False)
+
+
+def plot_frames(rows: Sequence[Row], palette: Palette) -> Figure | None:
+    """Bits/dim of every frame given those before it, newest checkpoints."""
+    rows = [row for row in newest(plain(rows)) if len(row["frame_bits"]) > 1]
+    if not rows:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    figure, panels = _by_role(rows, "noise", _noises(rows))
+    for axes, own, title in panels:
+        for row in own:
+            mean, error = numbers(row["frame_bits"]), np.nan_to_num(numbers(row["frame_errors"]))
+            colour = palette[row["data"]]
+            axes.plot(mean, LINES[row["condition"]], color=colour, marker=_marker(rows, row["run"]), markersize=3)
+            axes.fill_between(range(len(mean)), mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+        axes.set(xlabel="frame", ylabel=f"{_unit(own)} given earlier frames", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finished(figure, rows, palette)
+
+
+def plot_terms(rows: Sequence[Row], palette: Palette) -> Figure | None:
+    """What bits/dim are made of, newest checkpoints: the constant of the levels, the prior, every block."""
+    rows = newest(plain(rows))
+    if not rows:
+        return None
+    runs = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS]
+    figure = _figure(len(runs), 1, width=4.6)
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+        own = [row for row in rows if row["run"] == run]
+        own = [row for row in own if row["noise"] == own[0]["noise"] and row["sigma"] == own[0]["sigma"]]
+        own = [row for row in own if row["condition"] == _common_condition(own)]
+        width = 0.8 / len(own)
+        for place, row in enumerate(own):
+            constant = [float(np.log2(row["levels"] / 2.0))] if row["levels"] else []
+            heights = numbers([*constant, row["prior_bits"], *row["logdet_bits"]])
+            at = np.arange(len(heights)) + (place - (len(own) - 1) / 2) * width
+            axes.bar(at, heights, width, color=palette[row["data"]])
+        names = [*(["constant"] if own[0]["levels"] else []), "prior"]
+        names += [f"block {index}" for index in range(len(own[0]["logdet_bits"]))]
+        many = len(names) > 6
+        axes.set_xticks(range(len(names)), names, rotation=45 if many else 0, ha="right" if many else "center")
+        axes.axhline(0.0, color="0.3", linewidth=0.8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set(ylabel=_unit(own), title=_said(f"{run}, step {own[0]['step']}, {noise_name(own[0])}"))
+    return _finished(figure, rows, palette, lines=False)
+
+
+def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, np.ndarray], bins: int) -> Figure | None:
+    """Bits/dim of single examples, newest checkpoints: a row a run, a column a noise level.
+
+    Args:
+      examples: of every cell, [n], by its id.
+    """
+    rows = [row for row in newest(plain(rows)) if row["cell"] in examples]
+    if not rows:
+        return None
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
+    figure = _figure(len(noises), len(runs))
+    grid = figure.subplots(len(runs), len(noises), squeeze=False)
+    for line, run in zip(grid, runs, strict=True):
+        for axes, noise in zip(line, noises, strict=True):
+            own = [row for row in rows if row["run"] == run and noise_name(row) == noise]
+            common = _common_condition(own)
+            own = [row for row in own if row["condition"] == common]
+            if not own:
+                axes.set_axis_off()
+                continue
+            every = np.concatenate([examples[row["cell"]] for row in own])
+            every = every[np.isfinite(every)]
+            low, high = np.percentile(every, [0.2, 99.8])
+            wide = low > 0 and high > 4 * np.median(every)
+            edges = (np.geomspace if wide else np.linspace)(low, max(high, low + 1e-6), bins + 1)
+            for row in own:
+                found = np.clip(np.nan_to_num(examples[row["cell"]], nan=np.inf), edges[0], edges[-1])
+                options: dict[str, Any] = {"color": palette[row["data"]]}
+                options["weights"] = np.full(len(found), 1.0 / len(found))
+                axes.hist(found, edges, alpha=0.35, **options)
+                axes.hist(found, edges, histtype="step", linewidth=1.2, **options)
+            said = "" if common == "none" else f", condition {common}"
+            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_said(f"{run}, {noise}{said}"))
+            if wide:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    return _finished(figure, rows, palette, lines=False)
+
+
+def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
+    """ROC of log p(x), newest checkpoints: a row a run, a column a noise level."""
+    rows = newest(plain([one.row for one in found]))
+    if not rows:
+        return None
+    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
+    figure = _figure(len(noises), len(runs), height=3.6)
+    grid = figure.subplots(len(runs), len(noises), squeeze=False)
+    chosen = {row["cell"] for row in rows}
+    for line, run in zip(grid, runs, strict=True):
+        for axes, noise in zip(line, noises, strict=True):
+            own = [one for one in found if one.row["cell"] in chosen and one.row["run"] == run]
+            own = [one for one in own if noise_name(one.row) == noise]
+            common = _common_condition([one.row for one in own])
+            for one in own:
+                if one.row["condition"] != common:
+                    continue
+                label = _said(f"{one.row['data']} {one.auroc:.3f}")
+                colour = palette[one.row["data"]]
+                axes.plot(one.false_positives, one.true_positives, color=colour, label=label)
+            axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+            axes.set(xlabel="share of data from outside kept", ylabel="share of data from inside kept")
+            axes.set(aspect="equal")
+            axes.set_title(_said(f"{run}, {noise}"), fontsize=9)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, title="AUROC", title_fontsize=7, loc="lower right")
+    return figure
+
+
+def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
+    """AUROC of log p(x) against the step: a column a noise level."""
+    rows = plain([one.row for one in found])
+    rows = [row for row in rows if len(_values(rows, "step", run=row["run"])) > 1]
+    if not rows:
+        return None
+    score = {one.row["cell"]: one.auroc for one in found}
+    noises = _noises(rows)
+    figure = _figure(len(noises), 1)
+    for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
+        for name, line in _series([row for row in rows if noise_name(row) == noise]).items():
+            steps, values = [row["step"] for row in line], [score[row["cell"]] for row in line]
+            axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]), ms=4)
+        axes.axhline(0.5, color="0.6", linewidth=0.8)
+        axes.set(xlabel="step", ylabel="AUROC of log p(x)", title=noise, ylim=(-0.03, 1.03))
+    return _finished(figure, rows, palette)
+
+
+def _figure(columns: int, rows: int, *, width: float = 4.0, height: float = 3.2) -> Figure:
+    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(width * columns, 6.6), height * rows + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figure, list[tuple[Axes, list[Row], str]]]:
+    """A panel for every role (downwards) and every run or noise level (across), with its rows and its title."""
+    roles = [role for role in ROLES if any(row["role"] == role for row in rows)]
+    columns = columns[:MOST_PANELS]
+    figure = _figure(len(columns), len(roles))
+    grid = figure.subplots(len(roles), len(columns), squeeze=False)
+    panels = []
+    for line, role in zip(grid, roles, strict=True):
+        for axes, column in zip(line, columns, strict=True):
+            name = noise_name if across == "noise" else _run
+            own = [row for row in rows if row["role"] == role and name(row) == column]
+            if not own:
+                axes.set_axis_off()
+                continue
+            panels.append((axes, own, _said(f"{column}, {ROLES[role]}" if len(roles) > 1 else str(column))))
+    return figure, panels
+
+
+def _ticks(axes: Axes, names: Mapping[float, str]) -> None:
+    """Names values on a logarithmic axis, instead of powers of ten."""
+    axes.set_xticks(list(names), list(names.values()))
+    axes.set_xticks([], minor=True)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _run(row: Row) -> str:
+    return row["run"]
+
+
+def _series(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by run, data and condition, each by step."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        found.setdefault((row["run"], row["data"], row["condition"]), []).append(row)
+    return found
+
+
+def numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Values of rows; what was not finite, None there, is NaN, which no line goes through."""
+    return np.asarray([np.nan if value is None else value for value in values], np.float64)
+
+
+def _line(
+    axes: Axes, rows: Sequence[Row], palette: Palette, name: tuple[str, str, str], at: list[float], line: Sequence[Row]
+) -> None:
+    run, data, condition = name
+    values, errors = numbers([row["bits_per_dim"] for row in line]), numbers([row["example_error"] for row in line])
+    errors = np.nan_to_num(errors)
+    style: dict[str, Any] = {"color": palette[data], "linestyle": LINES[condition], "linewidth": 1.3}
+    axes.errorbar(at, values, errors, marker=_marker(rows, run), markersize=3.5, capsize=2, elinewidth=0.8, **style)
+
+
+def _finished(
+    figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: bool = True, runs: bool = True
+) -> Figure:
+    """Grids, and one legend of colours, kinds of line and markers for all panels."""
+    from matplotlib.lines import Line2D
+
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(9)
+        heights = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(1)]).astype(np.float64)
+        heights = heights[np.isfinite(heights)]
+        # A few values out of all proportion must not flatten the rest.
+        if lines and len(heights) and heights.min() > 0 and heights.max() > 20 * np.median(heights):
+            axes.set_yscale("log")
+    handles = [
+        Line2D([], [], color=palette[name], linewidth=3, label=_said(name))
+        for name in dict.fromkeys(row["data"] for row in rows)
+    ]
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    if lines and len(conditions) > 1:
+        handles += [Line2D([], [], color="0.3", ls=LINES[name], label=f"condition {name}") for name in conditions]
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    if lines and runs and len(names) > 1:
+        handles += [
+            Line2D([], [], color="0.3", linestyle="", marker=_marker(rows, run), label=_said(run)) for run in names
+        ]
+    columns = max(1, int(figure.get_figwidth() / 1.6))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return figure
+
+
+def _marker(rows: Sequence[Row], run: str) -> str:
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    return "os^Dv*PX"[runs.index(run) % 8] if run in runs else "o"
+
+
+def _noises(rows: Sequence[Row]) -> list[str]:
+    """Names of at most `MOST_PANELS` noise levels, uniform first, then by sigma, spread over those there are."""
+    ordered = sorted(rows, key=lambda row: (row["noise"] != "uniform", row["sigma"]))
+    names = list(dict.fromkeys(map(noise_name, ordered)))
+    places = np.linspace(0, len(names) - 1, min(len(names), MOST_PANELS)).round().astype(int)
+    return [names[place] for place in places]
+
+
+def _common_condition(rows: Sequence[Row]) -> str:
+    """The condition under which most data sets were scored; the first of `LINES` among equals."""
+    counts = {name: len({row["data"] for row in rows if row["condition"] == name}) for name in LINES}
+    return max(counts, key=lambda name: counts[name])
+
+
+def _values(rows: Sequence[Row], name: str, **where: Any) -> set[Any]:
+    return {row[name] for row in rows if all(row[key] == value for key, value in where.items())}
+
+
+def _unit(rows: Sequence[Row]) -> str:
+    return " or ".join(dict.fromkeys(row["unit"] for row in rows))
+
+
+def _said(text: str) -> str:
+    return text.replace("$", r"\$")

@@ -1,0 +1,253 @@
+"""The results of a sweep on disk: one row a cell, only ever added to, and what stands behind it for every example.
+
+    sweep.json        the configuration, and the cells that belong to it now
+    results.jsonl     a JSON object a cell, in the order in which they were done; results.csv is the same as a table
+    examples/ID.npz   log p of every example and draw, its terms, and log p of every frame
+    cells/ID.chunks   what a cell that is not done has computed (`chunks`)
+    failures.json     cells that could not be done, and why
+
+Files are replaced whole, so that a reader sees all lines or one line fewer, never half of one.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.data import bits_per_dim
+from starflow_jax.evaluation.likelihood import standard_error
+from starflow_jax.figures import finite, write_json
+from starflow_jax.files import replacing, write_text
+from starflow_jax.sweeps.chunks import Computed
+from starflow_jax.sweeps.plan import Cell, Plan
+
+PLAN_FILE, RESULTS_FILE, TABLE_FILE, FAILURES_FILE = "sweep.json", "results.jsonl", "results.csv", "failures.json"
+CELLS_FOLDER, EXAMPLES_FOLDER = "cells", "examples"
+
+COLUMNS = (
+    "cell", "run", "step", "parameters", "data", "role", "noise", "sigma", "condition", "dtype", "examples", "draws",
+    "dims", "levels", "unit", "bits_per_dim", "example_error", "draw_error", "median_bits", "not_finite",
+    "nats_per_dim", "prior_bits", "logdet_bits", "frame_bits", "frame_errors", "raw_bits_per_dim", "tokens", "seconds",
+    "tokens_per_second",
+)  # fmt: skip
+
+
+def result_of(cell: Cell, computed: Computed) -> dict[str, Any]:
+    """The row of a finished cell.
+
+    bits/dim are those of `flows.bits.bits_per_dim` for data of `levels` levels (uniform noise: of the integers, an
+    upper bound; Gaussian noise: of the noisy data at the resolution of one level). Of latents they are -log2 of the
+    density a latent dimension. The terms of the prior and of every block are -log2 a dimension, too; they and the
+    constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that the flow finds all but
+    impossible) means are None, and the median over examples says what most of them have.
+    """
+    data, blocks = cell.data, cell.checkpoint.config.flow.num_blocks
+    shape = (len(data), cell.draws)
+    log_prob = computed.values[:, : 1 + blocks].sum(axis=1).reshape(shape)
+    bits = in_bits(log_prob, data.dims, 0 if data.on_latents else data.levels)
+    by_example = bits.mean(axis=1)
+    terms = -computed.values[:, : 1 + blocks].mean(axis=0) / (data.dims * math.log(2.0))
+    frames = _frames(cell, computed)
+    tokens = cell.rows * data.dims // cell.checkpoint.config.flow.token_channels
+    raw = None if data.log_scale is None else float(bits.mean()) - data.log_scale / math.log(2.0)
+    flow = cell.checkpoint
+    row = {
+        "cell": cell.id,
+        "run": flow.run,
+        "step": flow.step,
+        "parameters": flow.parameters,
+        "data": data.name,
+        "role": data.role,
+        "noise": cell.noise.kind,
+        "sigma": cell.noise.sigma,
+        "condition": cell.condition,
+        "dtype": cell.dtype,
+        "examples": len(data),
+        "draws": cell.draws,
+        "dims": data.dims,
+        "levels": 0 if data.on_latents else data.levels,
+        "unit": "bits/latent dim" if data.on_latents else "bits/dim",
+        "bits_per_dim": float(bits.mean()),
+        "example_error": standard_error(by_example),
+        "draw_error": standard_error(bits.mean(axis=0)),
+        "median_bits": float(np.median(np.nan_to_num(by_example, nan=math.inf, posinf=math.inf))),
+        "not_finite": int(np.sum(~np.isfinite(log_prob))),
+        "nats_per_dim": float(log_prob.mean() / data.dims),
+        "prior_bits": float(terms[0]),
+        "logdet_bits": [float(term) for term in terms[1:]],
+        "frame_bits": [float(mean) for mean in frames.mean(axis=0)] if frames.size else [],
+        "frame_errors": [standard_error(frame) for frame in frames.T] if frames.size else [],
+        "raw_bits_per_dim": raw,
+        "tokens": tokens,
+        "seconds": computed.seconds,
+        "tokens_per_second": tokens / computed.seconds if computed.seconds > 0 else None,
+    }
+    assert tuple(row) == COLUMNS
+    return finite(row)
+
+
+def _frames(cell: Cell, computed: Computed) -> np.ndarray:
+    """Bits/dim of every frame given those before it, [examples, T], draws averaged; empty without frames."""
+    if not cell.frames:
+        return np.zeros((0, 0))
+    data = cell.data
+    nats = computed.values[:, -cell.frames :].reshape(len(data), cell.draws, cell.frames).mean(axis=1)
+    return in_bits(nats, data.dims // cell.frames, 0 if data.on_latents else data.levels)
+
+
+def in_bits(nats: np.ndarray, dims: int, levels: int) -> np.ndarray:
+    """Log densities as bits/dim of data of so many levels; with levels of 0, -log2 of the density a dimension."""
+    return bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2.0))
+
+
+class Results:
+    """The rows of a folder, in memory and on disk alike.
+
+    Raises:
+      ValueError: a file whose lines, but for a torn last one, are no rows.
+    """
+
+    def __init__(self, out: Path):
+        self._out = out
+        self._lines, self.torn = _lines(out / RESULTS_FILE)
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
+        self.done = {row["cell"] for row in self.rows}
+
+    def repair(self) -> None:
+        """Puts both files into the state that the rows say, where a process was killed between them."""
+        if self.rows or self.torn:
+            self._write()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; one of a cell that is there already is a mistake."""
+        assert row["cell"] not in self.done
+        self._lines.append(json.dumps(row, allow_nan=False))
+        self.rows.append(dict(row))
+        self.done.add(row["cell"])
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self._out / RESULTS_FILE, "".join(f"{line}\n" for line in self._lines))
+        write_text(self._out / TABLE_FILE, table(self.rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; lists as numbers apart by spaces, None as nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        cells = [row.get(name) for name in COLUMNS]
+        writer.writerow([" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells])
+    return text.getvalue()
+
+
+def read_results(out: Path | str) -> list[dict[str, Any]]:
+    """The rows of the cells that belong to the configuration a sweep was last run with; a torn last line is left out.
+
+    Runs and data have the names and roles of that configuration, whatever they were called when they were scored.
+
+    Raises:
+      ValueError: no sweep there, or files that are none of one.
+    """
+    rows = Results(Path(out)).rows
+    cells = read_plan(Path(out))["cells"]
+    by_id = {row["cell"]: row for row in rows}
+    return [by_id[names["cell"]] | names for names in cells if names["cell"] in by_id]
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Writes `sweep.json`: the configuration, and its cells with the names they have in it."""
+    cells = [
+        {"cell": cell.id, "run": cell.checkpoint.run, "data": cell.data.name, "role": cell.data.role}
+        for cell in plan.cells
+    ]
+    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": cells})
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """What `sweep.json` says.
+
+    Raises:
+      ValueError: no such file, or another one.
+    """
+    path = out / PLAN_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{out} holds no sweep: {PLAN_FILE} {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON") from error
+    cells = found.get("cells") if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+    names = {"cell", "run", "data", "role"}
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) and set(cell) == names for cell in cells):
+        raise ValueError(f"{path} is no plan of a sweep")
+    return found
+
+
+def read_failures(out: Path) -> dict[str, str]:
+    """Why cells failed when the sweep was last run, by their names.
+
+    Raises:
+      ValueError: no sweep there, or a file that is none of one.
+    """
+    read_plan(out)
+    path = out / FAILURES_FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["failures"]
+        return {str(one["name"]): str(one["sentence"]) for one in found}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} does not say which cells failed") from error
+
+
+def write_examples(out: Path, cell: Cell, computed: Computed) -> None:
+    """Writes what stands behind a row, whole or not at all."""
+    blocks = cell.checkpoint.config.flow.num_blocks
+    shape = (len(cell.data), cell.draws, -1)
+    terms = computed.values[:, : 1 + blocks].reshape(shape)
+    frames = computed.values[:, 1 + blocks :].reshape(shape) if cell.frames else np.zeros((*shape[:2], 0))
+    with replacing(out / EXAMPLES_FOLDER / f"{cell.id}.npz") as temporary:
+        np.savez(temporary, log_prob=terms.sum(axis=2), terms=terms, frames=frames)
+
+
+def read_examples(out: Path | str, cell: str) -> dict[str, np.ndarray]:
+    """What stands behind the row of a cell.
+
+    Returns:
+      `log_prob` float64 [examples, draws], nats; `terms` [examples, draws, 1 + K], the prior's and every block's, which
+      add up to it; `frames` [examples, draws, T], log p of each frame given those before, T = 0 without frames.
+
+    Raises:
+      ValueError: no such cell, or a damaged file.
+    """
+    path = Path(out) / EXAMPLES_FOLDER / f"{cell}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("log_prob", "terms", "frames")}
+    except Exception as error:  # a damaged zip file raises anything
+        raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def _lines(path: Path) -> tuple[list[str], bool]:
+    """The whole lines of a file, and whether a torn one follows them."""
+    if not path.is_file():
+        return [], False
+    *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(whole, 1):
+        try:
+            good = set(COLUMNS) <= set(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            good = False
+        if not good:
+            raise ValueError(f"{path} line {number} is no result of a sweep, or of another version")
+    return whole, bool(rest)

@@ -1,0 +1,340 @@
+"""The loop of a sweep: cell by cell, batch by batch, every batch on the disk before the next one begins.
+
+Killed anywhere it goes on from the last whole batch. Of several processes all compute, each reading its share of every
+batch, and the first one writes; what is done already it tells the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.figures import write_json
+from starflow_jax.flows.parameters import Params
+from starflow_jax.parallel.layout import Layout, spread
+from starflow_jax.sweeps.checkpoints import Checkpoint
+from starflow_jax.sweeps.chunks import ChunkWriter, Computed, read_chunks
+from starflow_jax.sweeps.datasets import Conditions
+from starflow_jax.sweeps.density import Programs, Rows, Scaling, placed_rows, reduced
+from starflow_jax.sweeps.plan import Cell, Plan
+from starflow_jax.sweeps.results import (
+    CELLS_FOLDER,
+    EXAMPLES_FOLDER,
+    FAILURES_FILE,
+    PLAN_FILE,
+    Results,
+    result_of,
+    write_examples,
+    write_plan,
+)
+from starflow_jax.training import load_run
+from starflow_jax.training.agreement import all_texts, everywhere, first_does
+from starflow_jax.training.frozen import Frozen
+from starflow_jax.training.frozen_text import FrozenText, load_text
+from starflow_jax.training.workdir import locked
+
+
+class Watcher(Protocol):
+    """What hears how a sweep goes; on every process, at the same moments."""
+
+    def begun(self, cell: Cell, rows: int) -> None:
+        """A cell begins, or goes on with this row."""
+
+    def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
+        """A batch of a cell is on the disk: so many rows are done, the last ones in so many seconds."""
+
+    def done(self, cell: Cell, row: dict[str, Any], *, before: bool) -> None:
+        """A cell is done; `before`: it was so when the sweep began."""
+
+    def failed(self, cell: Cell, sentence: str) -> None:
+        """A cell cannot be done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended.
+
+    Attributes:
+      cells: of the plan; done: with a result; computed: of those, by this call; failures: sentences by name of cell.
+      rows: computed by this call; programs: compiled by it.
+    """
+
+    cells: int
+    done: int
+    computed: int
+    failures: dict[str, str]
+    rows: int
+    programs: int
+
+
+class _CellFailed(Exception):
+    """A cell cannot be done, and every process knows."""
+
+
+def run_sweep(plan: Plan, out: Path | str, *, layout: Layout | None = None, watcher: Watcher) -> Outcome:
+    """Computes what is missing of a sweep.
+
+    Args:
+      plan: what is asked for; out: a folder that is new, empty, or that of a sweep (of any configuration: results of
+        cells that are asked for again are taken from there).
+      layout: devices that the parameters and batches are spread over, those of the plan.
+
+    Raises:
+      ValueError: a folder that is something else or is in use, or files in it that are damaged.
+      OSError: results cannot be written.
+    """
+    out = Path(out)
+    with _claimed(out, plan):
+        results = Results(out)
+        if jax.process_index() == 0:
+            results.repair()
+        done = set(_said(sorted(results.done)))
+        sweep = _Sweep(plan, out, layout, watcher, results, Programs())
+        for checkpoint, cells in plan.by_checkpoint():
+            sweep.score(checkpoint, cells, done)
+        return sweep.outcome()
+
+
+@dataclasses.dataclass
+class _Sweep:
+    """One call of `run_sweep`."""
+
+    plan: Plan
+    out: Path
+    layout: Layout | None
+    watcher: Watcher
+    results: Results
+    programs: Programs
+    failures: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    # The frozen models of the last cell: the next one mostly reads the same, and memory may hold no others besides.
+    encoder: tuple[Frozen, Frozen] | None = None
+    text: tuple[ExperimentConfig, FrozenText | None] | None = None
+    computed: int = 0
+    done: int = 0
+    rows: int = 0
+
+    def score(self, checkpoint: Checkpoint, cells: list[Cell], done: set[str]) -> None:
+        """All cells of one checkpoint, whose parameters are read where one of them is missing."""
+        params: Params | None = None
+        problem: Exception | None = None
+        rows = {row["cell"]: row for row in self.results.rows}
+        for cell in cells:
+            if cell.id in done:
+                self.done += 1
+                self._forget(cell)
+                self.watcher.done(cell, rows.get(cell.id, {"cell": cell.id}), before=True)
+                continue
+            if params is None and problem is None and not self._is_complete(cell):
+                try:
+                    params = load_run(checkpoint.workdir, ema=checkpoint.ema, layout=self.layout, step=checkpoint.step)[
+                        2
+                    ]
+                except ValueError as error:  # processes agree on it
+                    problem = error
+                except OSError as error:
+                    if jax.process_count() > 1:
+                        raise
+                    problem = error
+            self._cell(cell, params, problem)
+
+    def _cell(self, cell: Cell, params: Params | None, problem: Exception | None) -> None:
+        try:
+            if problem is not None and not self._is_complete(cell):
+                raise _CellFailed(_sentence(problem)) from problem
+            row = self._scored(cell, params)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            if jax.process_count() > 1 and not isinstance(error, _CellFailed):
+                raise  # the others do not know, and would wait for this one
+            self._fail(cell, error)
+            return
+        self.computed += 1
+        self.done += 1
+        self.watcher.done(cell, row, before=False)
+
+    def _scored(self, cell: Cell, params: Params | None) -> dict[str, Any]:
+        """The row of a cell, which is written; computes what is missing of it."""
+        path = self.out / CELLS_FOLDER / f"{cell.id}.chunks"
+        computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _nothing(cell)
+        first, size = _said([computed.rows, computed.size])
+        if first < cell.rows:
+            assert params is not None  # read where a cell is not complete
+            self.watcher.begun(cell, first)
+            self._compute(cell, params, path, first, size)
+            computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _nothing(cell)
+        row: dict[str, Any] = {"cell": cell.id}
+        if jax.process_index() == 0:
+            row = result_of(cell, computed)
+            write_examples(self.out, cell, computed)
+            self.results.add(row)
+            self._forget(cell)
+        return row
+
+    def _compute(self, cell: Cell, params: Params, path: Path, first: int, size: int) -> None:
+        """Rows from `first` on, each batch appended to the cell's file."""
+        checkpoint, data = cell.checkpoint, cell.data
+        flow = dataclasses.replace(checkpoint.config.flow, dtype=cell.dtype)
+        encoder = self._encoder(cell)
+        scaling = spread(self.layout, Scaling.of(cell.noise, 0 if data.on_latents else data.levels))
+        key = spread(self.layout, jax.random.key(cell.seed))
+        conditions = self._conditions(cell)
+        levels = data.levels if encoder is not None else 0
+        with _writer(path, size) as append:
+            for start in range(first, cell.rows, self.plan.batch_size):
+                begun = time.perf_counter()
+                rows = self._batch(cell, conditions, start)
+                reading = time.perf_counter() - begun
+                terms = self.programs(flow, self.layout, levels, params, encoder, key, scaling, rows)
+                begun = time.perf_counter()
+                count = min(self.plan.batch_size, cell.rows - start)
+                values = reduced(np.asarray(terms()), cell.frames)[:count]
+                seconds = time.perf_counter() - begun + reading
+                append(start, values, seconds)
+                self.rows += count
+                self.watcher.advanced(cell, start + count, seconds)
+
+    def _batch(self, cell: Cell, conditions: Conditions, start: int) -> Rows:
+        """This process's share of the rows from `start` on, on the devices; beyond the last row, copies of it."""
+        wanted = np.minimum(np.arange(start, start + self.plan.batch_size), cell.rows - 1)
+        if self.layout is not None:
+            parts, count = self.layout.share()
+            wanted = np.concatenate([np.split(wanted, count)[part] for part in parts])
+        places, draws = np.divmod(wanted, cell.draws)
+        problem: Exception | None = None
+        try:
+            examples = {int(place): dict(cell.data.source[int(place)]) for place in np.unique(places)}
+            pixels = {place: cell.data.image(place, example) for place, example in examples.items()}
+            image = np.stack([pixels[int(place)] for place in places])
+            cond = conditions.rows(cell.flow_input, places, examples)
+            rows = Rows(image, places.astype(np.int32), draws.astype(np.int32), cond)
+        except Exception as error:
+            problem = error
+        if not everywhere(problem is None):
+            sentence = "its data could not be read by another process" if problem is None else _sentence(problem)
+            raise _CellFailed(sentence) from problem
+        return placed_rows(self.layout, rows)
+
+    def _encoder(self, cell: Cell) -> Frozen | None:
+        """What makes latents of pixels, on the devices."""
+        frozen = cell.data.encoder
+        if frozen is None:
+            return None
+        if self.encoder is None or self.encoder[0] is not frozen:
+            self.encoder = None  # before the next one comes
+            self.encoder = frozen, frozen.over(self.layout)
+        return self.encoder[1]
+
+    def _conditions(self, cell: Cell) -> Conditions:
+        def text() -> FrozenText | None:
+            config = cell.checkpoint.config
+            if self.text is None or self.text[0] is not config:
+                self.text = None
+                found = load_text(config)
+                self.text = config, None if found is None else found.over(None)
+            return self.text[1]
+
+        return Conditions(cell.data, cell.checkpoint.config, cell.seed, text)
+
+    def _is_complete(self, cell: Cell) -> bool:
+        """Whether all of a cell is computed, and only its row is missing."""
+        rows = 0
+        if jax.process_index() == 0:
+            rows = read_chunks(self.out / CELLS_FOLDER / f"{cell.id}.chunks", cell.columns).rows
+        return bool(_said([rows])[0] >= cell.rows)
+
+    def _forget(self, cell: Cell) -> None:
+        if jax.process_index() == 0:
+            (self.out / CELLS_FOLDER / f"{cell.id}.chunks").unlink(missing_ok=True)
+
+    def _fail(self, cell: Cell, error: Exception) -> None:
+        sentence = _sentence(error)
+        trace = "".join(traceback.format_exception(error))
+        self.failures[cell.id] = {"cell": cell.id, "name": cell.name, "sentence": sentence, "traceback": trace}
+        self.watcher.failed(cell, sentence)
+        self._write_failures()
+
+    def _write_failures(self) -> None:
+        if jax.process_index() == 0:
+            write_json(self.out / FAILURES_FILE, {"failures": list(self.failures.values())})
+
+    def outcome(self) -> Outcome:
+        """How it ended; failures of earlier calls are forgotten."""
+        self._write_failures()
+        sentences = {found["name"]: found["sentence"] for found in self.failures.values()}
+        return Outcome(len(self.plan.cells), self.done, self.computed, sentences, self.rows, len(self.programs))
+
+
+@contextmanager
+def _claimed(out: Path, plan: Plan) -> Iterator[None]:
+    """Makes `out` the folder of a sweep and keeps others from it.
+
+    Raises:
+      ValueError: see `run_sweep`.
+    """
+    first_does(lambda: claim_folder(out), f"--out {out}")
+    if jax.process_index() != 0:
+        yield
+        return
+    with locked(out) as free:
+        check_free(out, free)
+        write_plan(out, plan)
+        yield
+
+
+def check_free(out: Path, free: bool) -> None:
+    """Raises ValueError unless nobody else sweeps into a folder."""
+    if not free:
+        raise ValueError(f"{out} is in use by another sweep")
+
+
+def claim_folder(out: Path) -> None:
+    """Makes a folder that of a sweep, or sees that it is one.
+
+    Raises:
+      ValueError: a folder that holds other files, or cannot be written.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} must be a folder, and is a file")
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not (out / PLAN_FILE).is_file():
+            raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and holds other files")
+        for name in (CELLS_FOLDER, EXAMPLES_FOLDER):
+            (out / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _writer(path: Path, size: int) -> Iterator[Callable[[int, np.ndarray, float], None]]:
+    """What appends a batch; on all processes but the first it does nothing."""
+    if jax.process_index() != 0:
+        yield lambda first, values, seconds: None
+        return
+    with ChunkWriter(path, size) as writer:
+        yield writer.append
+
+
+def _nothing(cell: Cell) -> Computed:
+    return Computed(np.zeros((0, cell.columns)), 0.0, 0, 0, 0)
+
+
+def _said(values: list[Any]) -> list[Any]:
+    """What the first process says."""
+    return json.loads(all_texts(json.dumps(values))[0]) if jax.process_count() > 1 else values
+
+
+def _sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:400]
+    return text if isinstance(error, ValueError | _CellFailed) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,42 @@
+"""How much larger scaling makes latents, and so how much smaller their density.
+
+A flow on latents reads s = (r - shift) / spread of raw latents r. Densities then obey
+log p(r) = log p(s) + log |ds/dr|, so bits of raw latents are those of the scaled ones less log2 |ds/dr| a dimension:
+the number in which models with different scaling factors compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.autoencoders import Autoencoder, Identity
+from starflow_jax.autoencoders.kl import AutoencoderKL
+from starflow_jax.autoencoders.patch_pca import PatchPCA
+from starflow_jax.autoencoders.tiling import Tiled
+from starflow_jax.autoencoders.wan import WanAutoencoder
+
+
+def log_scale(autoencoder: Autoencoder, params: Mapping[str, Any], shape: tuple[int, ...]) -> float | None:
+    """The mean of log |ds/dr| over the numbers of a latent, in nats; None for an autoencoder that says no scaling.
+
+    Args:
+      autoencoder, params: what made the latents; shape: of one latent, [h, w, c] or [t, h, w, c].
+    """
+    if isinstance(autoencoder, Tiled):
+        return log_scale(autoencoder.autoencoder, params, shape)
+    if isinstance(autoencoder, Identity):
+        return 0.0
+    if isinstance(autoencoder, AutoencoderKL):
+        return math.log(autoencoder.scaling_factor)
+    if isinstance(autoencoder, PatchPCA):
+        return -float(np.mean(np.log(np.asarray(params["std"], np.float64))))
+    if isinstance(autoencoder, WanAutoencoder):
+        spread = -float(np.mean(np.log(np.asarray(autoencoder.config.latents_std, np.float64))))
+        frames = shape[0] if len(shape) == 4 else 1
+        # The first frame of a clip is not scaled by temporal_scale.
+        return spread + math.log(autoencoder.temporal_scale) * (frames - 1) / frames
+    return None

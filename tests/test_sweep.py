@@ -1,0 +1,395 @@
+"""A sweep is stopped, killed, torn, repeated and spread, and its numbers stay what they are."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from joined_processes import run_joined
+from random_flows import CLASSES, random_flow
+from sweep_runs import TIMES, Heard, params_of, swept, without_times, write_arrays, write_run
+
+from starflow_jax.cli import main
+from starflow_jax.config import DataConfig
+from starflow_jax.config.build import load_experiment
+from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.data.opening import open_source
+from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
+from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
+from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
+from starflow_jax.sweeps.datasets import DataSet
+from starflow_jax.sweeps.results import Results
+
+COUNT, DRAWS = 11, 3
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two checkpoints of a flow that reads classes, and images of 256 levels."""
+    home = tmp_path_factory.mktemp("sweep")
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 1))
+    data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)))
+    write_run(home / "run", CLASSES, data, {step: params_of(random_flow(CLASSES, step)) for step in (2, 4)})
+    return home
+
+
+def config_of(home, **changes):
+    data = (SweepData("inside"), SweepData("outside", count=7, transform="inverted", role="out"))
+    values = {"noise": ("uniform", 0.1), "conditions": ("true", "dropped", "shuffled"), "draws": DRAWS}
+    values |= {"data": data, "batch_size": 8}
+    return SweepConfig("test", (SweepRun(str(home / "run")),), **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """A sweep that nothing stopped: what was heard, and its folder."""
+    return swept(config_of(home), home / "whole"), home / "whole"
+
+
+def examples(out):
+    return {path.stem: read_examples(out, path.stem) for path in sorted((out / "examples").iterdir())}
+
+
+def assert_identical(out, expected):
+    """Bit for bit, but for the times."""
+    found, theirs = ({row["cell"]: without_times(row) for row in read_results(folder)} for folder in (out, expected))
+    assert found == theirs
+    ours, others = examples(out), examples(expected)
+    assert ours.keys() == others.keys()
+    for cell, arrays in ours.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, others[cell][name])
+
+
+def test_every_cell_of_the_product(whole):
+    heard, out = whole
+    rows = read_results(out)
+    assert len(rows) == len(heard.rows) == 2 * 2 * 2 * 3 and not heard.failures
+    names = ("step", "data", "noise", "sigma", "condition")
+    assert len({tuple(row[name] for name in names) for row in rows}) == len(rows)
+    # Every row was computed once: 33 and 21 rows in batches of 8.
+    assert len(heard.batches) == len(rows) // 2 * (5 + 3) == len(set(heard.batches))
+    assert not list((out / "cells").iterdir())
+
+
+def test_one_program_serves_all_cells(home, whole, tmp_path):
+    outcome = run_sweep(make_plan(config_of(home, batch_size=9)), tmp_path / "out", watcher=Heard())
+    assert outcome.programs == 1 and outcome.rows == 12 * (COUNT + 7) * DRAWS
+    # ... and another batch size gives the same numbers, of every example and draw.
+    for cell, arrays in examples(tmp_path / "out").items():
+        np.testing.assert_allclose(arrays["log_prob"], read_examples(whole[1], cell)["log_prob"], rtol=1e-6)
+
+
+def test_numbers_are_those_of_evaluate(home, whole):
+    """The same noise, so the same numbers, as `starflow evaluate` has for this seed; padding counts nowhere."""
+    from starflow_jax.training import load_run
+
+    config, _, params, _ = load_run(home / "run", step=4)
+    source = open_source(config.data, "test", flow=config.flow)
+    expected = log_probs(params, config.flow, source, jax.random.key(0), draws=DRAWS, batch_size=COUNT)
+    bits = BitsPerDim.of(expected, 16, 256)
+    place = {"step": 4, "data": "inside", "noise": "uniform", "condition": "true"}
+    (row,) = [row for row in read_results(whole[1]) if place.items() <= row.items()]
+    np.testing.assert_allclose(read_examples(whole[1], row["cell"])["log_prob"], expected.T, rtol=1e-6)
+    assert row["bits_per_dim"] == pytest.approx(bits.mean, rel=1e-6)
+    assert row["example_error"] == pytest.approx(bits.image_error, rel=1e-4)
+    assert row["draw_error"] == pytest.approx(bits.draw_error, rel=1e-3)
+
+
+def test_stopped_anywhere_and_gone_on_with(home, whole, tmp_path):
+    """Stopped after every few batches until it ends: no batch is computed twice, and all is as if never stopped."""
+    plan, batches, stops = make_plan(config_of(home)), [], 0
+    while True:
+        heard = Heard(stop_after=7)
+        try:
+            run_sweep(plan, tmp_path / "out", watcher=heard)
+        except KeyboardInterrupt:
+            stops += 1
+        batches += heard.batches
+        if len(heard.batches) < 7:
+            break
+    assert stops > 10
+    assert len(batches) == len(set(batches)) and set(batches) == set(whole[0].batches)
+    assert_identical(tmp_path / "out", whole[1])
+    again = Heard()
+    outcome = run_sweep(plan, tmp_path / "out", watcher=again)
+    assert not again.batches and again.before == outcome.done == outcome.cells and outcome.programs == 0
+
+
+@pytest.mark.parametrize("tear", ["short", "flipped", "garbage"])
+def test_a_torn_record_is_dropped_and_not_counted(home, whole, tmp_path, tear):
+    plan, heard = make_plan(config_of(home)), Heard(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(plan, tmp_path / "out", watcher=heard)
+    (path,) = (tmp_path / "out" / "cells").iterdir()
+    data = bytearray(path.read_bytes())
+    if tear == "short":
+        data = data[:-5]
+    elif tear == "flipped":
+        data[-20] ^= 1
+    else:
+        data += data[:50]
+    path.write_bytes(data)
+    again = Heard()
+    run_sweep(plan, tmp_path / "out", watcher=again)
+    lost = 0 if tear == "garbage" else 1
+    assert len(again.batches) == len(whole[0].batches) - 3 + lost
+    assert_identical(tmp_path / "out", whole[1])
+
+
+def test_chunks_follow_one_another(tmp_path):
+    path, values = tmp_path / "x.chunks", np.arange(12.0).reshape(6, 2)
+    with ChunkWriter(path, 0) as writer:
+        writer.append(0, values[:4], 0.5)
+        writer.append(5, values[5:], 0.5)  # a gap
+    found = read_chunks(path, 2)
+    assert found.rows == 4 and found.seconds == 0.5 and found.torn > 0
+    with ChunkWriter(path, found.size) as writer:
+        writer.append(4, values[4:], 0.25)
+    found = read_chunks(path, 2)
+    np.testing.assert_array_equal(found.values, values)
+    assert (found.seconds, found.chunks, found.torn) == (0.75, 2, 0)
+    assert read_chunks(path, 3).rows == 0  # of another flow
+
+
+def test_a_half_written_result_is_dropped(whole, tmp_path):
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
+    assert len(read_results(out)) == len(lines) - 1
+    results = Results(out)
+    assert results.torn
+    results.repair()
+    assert (out / "results.jsonl").read_text() == "".join(lines[:-1])
+    with (out / "results.csv").open() as file:
+        assert [row["cell"] for row in csv.DictReader(file)] == [json.loads(line)["cell"] for line in lines[:-1]]
+    (out / "results.jsonl").write_text("nonsense\n")
+    with pytest.raises(ValueError, match=r"results.jsonl line 1 is no result of a sweep"):
+        Results(out)
+
+
+def test_a_cell_is_known_again_in_another_sweep(home, whole, tmp_path):
+    """More noise levels, other names and another batch size leave what is done as it is."""
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    data = (SweepData("other name"), SweepData("outside", count=7, transform="inverted", role="out"))
+    config = config_of(home, noise=(0.1, 0.2, "trained"), data=data, batch_size=16, conditions=("true",))
+    heard = Heard()
+    outcome = run_sweep(make_plan(config), out, watcher=heard)
+    assert outcome.computed == 4 and outcome.done == 2 * 2 * 3 and heard.before == 8
+    rows = read_results(out)
+    assert {row["sigma"] for row in rows} == {0.0, 0.1, 0.2}
+    # They are called what they are called now.
+    assert {(row["data"], row["role"]) for row in rows} == {("other name", "in"), ("outside", "out")}
+    changed = make_plan(dataclasses.replace(config, seed=1))
+    assert not {cell.id for cell in changed.cells} & {row["cell"] for row in Results(out).rows}
+
+
+def config_file(path, config):
+    path.write_text(f"def get_config():\n    return {dataclasses.asdict(config)!r}\n")
+    return str(path)
+
+
+def test_a_failing_cell_does_not_stop_the_rest(home, whole, tmp_path, capsys):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    arrays = run / "checkpoints" / "2" / "params"
+    arrays.rename(run / "aside")
+    config = dataclasses.replace(config_of(home), runs=(SweepRun(str(run)),))
+    argv = ["sweep", "--config", config_file(tmp_path / "c.py", config), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--json", str(tmp_path / "figures.json")]) == 3
+    printed = capsys.readouterr().out
+    assert "12 of 24 cells done" in printed and "failed: run step 2, inside, noise uniform" in printed
+    assert "is damaged: it has no params" in (tmp_path / "out" / "report.md").read_text()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["failures"]) == len(figures["cells"]) == 12 and figures["planned"] == 24
+    (run / "aside").rename(arrays)
+    assert main(argv) == 0
+    assert "24 of 24 cells done, 12 of them now" in capsys.readouterr().out
+    assert "ailed" not in (tmp_path / "out" / "report.md").read_text()
+    assert_identical(tmp_path / "out", whole[1])
+
+
+def test_a_cell_that_fails_half_way_keeps_what_it_has(home, whole, tmp_path, monkeypatch):
+    plan, image = make_plan(config_of(home)), DataSet.image
+
+    def unreadable(data, place, example):
+        if data.role == "out" and place > 4:
+            raise RuntimeError("the disk is gone")
+        return image(data, place, example)
+
+    monkeypatch.setattr(DataSet, "image", unreadable)
+    heard = Heard()
+    outcome = run_sweep(plan, tmp_path / "out", watcher=heard)
+    assert outcome.done == 12 and set(heard.failures.values()) == {"RuntimeError: the disk is gone"}
+    monkeypatch.undo()
+    again = Heard()
+    assert not run_sweep(plan, tmp_path / "out", watcher=again).failures
+    assert set(again.batches).isdisjoint(heard.batches)
+    assert_identical(tmp_path / "out", whole[1])
+
+
+def test_the_report_says_what_was_found(whole):
+    _, out = whole
+    figures = write_report(out)
+    text, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    rows = read_results(out)
+    for row in rows:
+        assert f"{row['bits_per_dim']:.4f}" in text and f"{row['bits_per_dim']:.4f}" in page
+    for name in ("steps", "histograms", "roc", "auroc", "terms"):
+        assert f"plots/{name}.png" in text and (out / "plots" / f"{name}.png").is_file()
+    assert not (out / "plots" / "frames.png").exists() and "<img" in page and "http" not in page
+    # AUROC is the share of pairs in which the example from inside has the larger log p.
+    for one in figures["auroc"]:
+        names = ("step", "noise", "sigma", "condition")
+        same = [row for row in rows if all(row[name] == one[name] for name in names)]
+        inside, outside = (
+            read_examples(out, next(row["cell"] for row in same if row["role"] == role))["log_prob"].mean(axis=1)
+            for role in ("in", "out")
+        )
+        assert one["auroc"] == pytest.approx(np.mean(inside[:, None] > outside[None]))
+    assert len(figures["auroc"]) == 12 and len(figures["conditions"]) == 16
+
+
+def test_bfloat16_is_measured_against_float32(home, tmp_path):
+    config = config_of(home, dtype="bfloat16", noise=("uniform",), conditions=("true",), data=(SweepData("inside"),))
+    swept(config, tmp_path / "out")
+    rows = {(row["step"], row["dtype"]): row for row in read_results(tmp_path / "out")}
+    assert len(rows) == 4
+    for one in write_report(tmp_path / "out")["dtypes"]:
+        apart = rows[one["step"], "bfloat16"]["bits_per_dim"] - rows[one["step"], "float32"]["bits_per_dim"]
+        assert one["mean"] == pytest.approx(apart, abs=1e-9) and 0 < abs(apart) < 0.05 and one["largest"] >= abs(apart)
+    assert "bfloat16 less float32" in (tmp_path / "out" / "report.md").read_text()
+
+
+def runs_of(home, *runs):
+    return tuple(SweepRun(str(home / "run"), **options) for options in runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (lambda home: {"runs": (SweepRun("nowhere"),)}, "runs: nowhere holds no training run"),
+        (lambda home: {"runs": runs_of(home, {"steps": (3,)})}, "must be among 2, 4, got 3"),
+        (lambda home: {"runs": runs_of(home, {}, {})}, "runs must have names that differ"),
+        (lambda home: {"data": (SweepData("x", levels=300),)}, "levels must be at most 256, got 300"),
+        (lambda home: {"data": (SweepData("x"), SweepData("x"))}, "data must have names that differ, got x again"),
+        (lambda home: {"noise": (0.0,)}, "noise must be 'uniform', 'trained' or a finite number above 0, got 0.0"),
+        (lambda home: {"conditions": ()}, "conditions must name at least one, got none"),
+        (lambda home: {"data": (SweepData("one", count=1),)}, "condition 'shuffled' needs two examples, got 1"),
+        (lambda home: {"draws": 0}, "draws must be an integer >= 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(home, changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make_plan(dataclasses.replace(config_of(home), **changes(home)))
+
+
+def test_the_command_refuses_in_a_sentence(home, whole, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    file = config_file(tmp_path / "c.py", config_of(home))
+    for argv, sentence in (
+        (["--config", file, "--out", str(tmp_path / "full")], "must be an empty or a new folder, or that of a sweep"),
+        (["--out", str(tmp_path / "new")], "--config must name a file, or --report-only be given"),
+        (["--report-only", "--out", str(tmp_path / "new")], "holds no sweep"),
+        (["--report-only", "--config", file, "--out", str(whole[1])], "belongs to a sweep that computes"),
+        (["--config", file, "--out", str(tmp_path / "new"), "--config.drawz=2"], "did you mean draws?"),
+        (
+            ["--config", file, "--out", str(tmp_path / "new"), "--config.noise=('blue',)"],
+            "config.noise[0] must be 'uniform' or 'trained' or a number, got 'blue'",
+        ),
+    ):
+        assert main(["sweep", *argv]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+    assert main(["sweep", "--report-only", "--out", str(whole[1])]) == 0
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.py:tiny", "moving_digits"])
+def test_shipped_sweeps_load(name):
+    path = Path(__file__).parents[1] / "experiments" / "sweeps" / name
+    load_experiment(SweepConfig, str(path) if ":" in name else f"{path}.py")
+
+
+def assert_close(out, expected, cells=24):
+    """Relative 1e-6 of every example, and of the means."""
+    found, theirs = ({row["cell"]: row for row in read_results(folder)} for folder in (out, expected))
+    assert len(found) == cells
+    for cell, row in found.items():
+        assert row["bits_per_dim"] == pytest.approx(theirs[cell]["bits_per_dim"], rel=1e-6)
+        ours, others = read_examples(out, cell)["log_prob"], read_examples(expected, cell)["log_prob"]
+        np.testing.assert_allclose(ours, others, rtol=1e-6)
+
+
+def command(home, path, out, **changes):
+    config = dataclasses.replace(config_of(home), **changes)
+    return ["sweep", "--config", config_file(path, config), "--out", str(out)]
+
+
+def test_eight_devices_give_the_numbers_of_one(home, whole, tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    fewer = {"noise": ("uniform",), "conditions": ("true",), "runs": runs_of(home, {"steps": "newest"})}
+    argv = command(home, tmp_path / "c.py", tmp_path / "out", batch_size=12, **fewer)  # rounded up to 16
+    argv = [sys.executable, "-m", "starflow_jax", *argv, "--mesh", "data=4,fsdp=2"]
+    run = subprocess.run(argv, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "2 of 2 cells done" in run.stdout
+    assert_close(tmp_path / "out", whole[1], cells=2)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(home, whole, tmp_path):
+    script = Path(__file__).parent / "command_of_a_process.py"
+    argv = command(home, tmp_path / "c.py", tmp_path / "out", batch_size=10)
+    found = run_joined(script, tmp_path, 2, *argv, devices=2)
+    for code, printed, _ in found:
+        assert code == 0, printed[-3000:]
+    assert "24 of 24 cells done" in found[0][1] and "cells done" not in found[1][1]
+    assert_close(tmp_path / "out", whole[1])
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_and_fail_together(home, whole, tmp_path):
+    """One of them stopped before, and one checkpoint is damaged: the others' cells are done, by both."""
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    config = dataclasses.replace(config_of(home), runs=(SweepRun(str(run)),))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(make_plan(config), tmp_path / "out", watcher=Heard(stop_after=12))
+    shutil.rmtree(run / "checkpoints" / "4" / "params")
+    script = Path(__file__).parent / "command_of_a_process.py"
+    argv = ["sweep", "--config", config_file(tmp_path / "c.py", config), "--out", str(tmp_path / "out")]
+    for code, printed, _ in run_joined(script, tmp_path, 2, *argv):
+        assert code == 3, printed[-3000:]
+    assert len(read_results(tmp_path / "out")) == 12
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(home, whole, tmp_path):
+    """kill -9 at random moments, until the sweep ends: the rows are those of one that was left alone."""
+    argv = [sys.executable, "-m", "starflow_jax", *command(home, tmp_path / "c.py", tmp_path / "out")]
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(30):
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        results = tmp_path / "out" / "results.jsonl"
+        before = len(results.read_text().splitlines()) if results.exists() else 0
+        while process.poll() is None:
+            if results.exists() and len(results.read_text().splitlines()) > before:
+                time.sleep(float(rng.uniform(0, 0.05)))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills >= 3 and process.returncode == 0
+    assert_identical(tmp_path / "out", whole[1])
+    assert set(TIMES) <= set(read_results(tmp_path / "out")[0])
