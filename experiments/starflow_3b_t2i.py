@@ -68,9 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 16, "guidance": 3.6, "solver": "jacobi", "denoise": "score"})
     if is_tiny(variant):
-        config.flow.update(
-            {"image_size": 4, "width": 20, "head_dim": 20, "num_blocks": 2, "layers_per_block": (1, 1)}
-        )
+        config.flow.update({"image_size": 4, "width": 20, "head_dim": 20, "num_blocks": 2, "layers_per_block": (1, 1)})
         config.flow.update({"text_dim": 8, "text_length": 4, "dtype": "float32", "remat": "none"})
         config.train.update({"steps": 10, "batch_size": 4, "warmup": 1})
     return config

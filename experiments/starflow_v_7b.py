@@ -8,8 +8,8 @@
 Data: 70 M videos (a part of Panda, and stock) and 400 M pictures with captions, one in ten original and the others
 synthetic. Wan2.2 latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16), with the
 states of Flan-T5-XL, 256 tokens; captions say the rate and the noise level. Batches are of 192 videos or, one in five,
-of 1,536 pictures (secondary_ratio 0.2); a quarter of the clips begin at their second latent frame, for which one more is
-stored. The videos' latents lie in data/video_latents480, the pictures' in data/latents480 (`data.mixture`).
+of 1,536 pictures (secondary_ratio 0.2); a quarter of the clips begin at their second latent frame, for which one
+more is stored. The videos' latents lie in data/video_latents480, the pictures' in data/latents480 (`data.mixture`).
 Model: a deep block of 24 layers, 4,096 wide, over five shallow ones of 2 inside each frame, 3,072 wide, and a learned
 denoiser of 8. 6,890,096,528 parameters, 912,884,784 of them the denoiser's.
 Hardware: not published, nor the time of training; images first, then 384p, then 480p.

@@ -3,7 +3,7 @@
     starflow train --config experiments/tarflow_imagenet128_cond.py --workdir W --config.data.path=FOLDER
     starflow sample --workdir W --num 50000 --guidance 2 --denoise score --out samples.npz
 
-Data: ImageNet-1k, 1,281,167 training pictures, cut about the centre and shrunk to 128x128; one label in ten is left out.
+Data: ImageNet-1k, 1,281,167 training pictures, cut about the centre, shrunk to 128x128; one label in ten is left out.
 FOLDER holds train.npz and test.npz, each with `image` (uint8 [n, 128, 128, 3]) and `label` (integers), 63 GB that are
 read into memory; or the pictures themselves in train/CLASS/ and test/CLASS/, with --config.data.source=images.
 Model: patches of 4, 8 blocks of 8 layers, 1,024 wide. 823,927,552 parameters.

@@ -1,4 +1,4 @@
-"""The recipes of the papers: every tiny twin trains ten updates, by the command, on data of the recipe's own structure."""
+"""The papers' recipes: every tiny twin trains ten updates, by the command, on data of the recipe's own structure."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ def test_tiny_twins_train(name, tmp_path, monkeypatch, capsys):
     config = load_config(f"{file}:tiny")
     write_data(config)
     assert main(["train", "--config", f"{file}:tiny", "--workdir", "run", "--quiet", "--config.train.log_every=1"]) == 0
-    rows = list(csv.DictReader(Path("run/metrics.csv").open()))
+    rows = list(csv.DictReader(Path("run/metrics.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == list(range(1, 11))
     assert all(math.isfinite(float(row["loss"])) for row in rows)
     assert main(["info", "--workdir", "run"]) == 0
