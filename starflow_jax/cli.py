@@ -26,7 +26,9 @@ from starflow_jax.commands import (
     study,
     train,
     train_autoencoder,
+    vbench,
     version,
+    video_quality,
 )
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import BUG, INTERRUPTED, REFUSED, CommandError
@@ -39,6 +41,8 @@ COMMANDS = {
     "evaluate": evaluate,
     "score": score,
     "study": study,
+    "video-quality": video_quality,
+    "vbench": vbench,
     "calibrate": calibrate,
     "data": data,
     "encode": encode,

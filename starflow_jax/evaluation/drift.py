@@ -87,7 +87,7 @@ class Drift:
     def of(cls, curves: Sequence[np.ndarray]) -> Drift:
         """From a figure of every frame of every clip, [T] each; clips may differ in length.
 
-        Frames that are NaN are left out, and clips of fewer than two others from slopes.
+        Frames that are not finite are left out, and clips of fewer than two others from slopes.
 
         Raises:
           ValueError: no clips.
@@ -96,12 +96,12 @@ class Drift:
         mean, error, counts, slopes, gaps = [], [], [], [], []
         for frame in range(max(map(len, curves))):
             values = np.asarray([curve[frame] for curve in curves if frame < len(curve)], np.float64)
-            values = values[~np.isnan(values)]
+            values = values[np.isfinite(values)]
             mean.append(float(values.mean()) if len(values) else math.nan)
             error.append(standard_error(values))
             counts.append(len(values))
         for curve in curves:
-            places = np.flatnonzero(~np.isnan(curve))
+            places = np.flatnonzero(np.isfinite(curve))
             if len(places) > 1:
                 values = np.asarray(curve, np.float64)[places]
                 quarter = max(1, len(values) // 4)

@@ -19,7 +19,7 @@ def frame_psnr(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of every frame in dB, float64 [T]: 10 log10(255^2 / mean square error).
 
     Args:
-      found, reference: uint8 [T, H, W, C], or floating point on the same scale of 0..255.
+      found, reference: uint8 [T, H, W, C], or floating point on the same scale of 0..255; grey ones compare with RGB.
 
     Returns:
       Infinite where the frames are equal.
@@ -62,6 +62,10 @@ def frame_ssim(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def _pair(found: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found, reference = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+    if found.ndim == reference.ndim == 4 and found.shape[:3] == reference.shape[:3]:
+        channels = {found.shape[3], reference.shape[3]}
+        if channels == {1, 3}:  # a grey file among coloured ones
+            found, reference = (np.broadcast_to(clip, (*clip.shape[:3], 3)) for clip in (found, reference))
     check(
         found.shape == reference.shape and found.ndim == 4 and found.size > 0,
         "clips must be two arrays [T, H, W, C] of one shape, none of them 0, "

@@ -5,8 +5,8 @@ A displacement (down, right) in pixels says how far what is seen in one frame ha
 - centroid: of everything that differs from the background, which is the median colour of the border. For one object.
 - whole frame: the peak of the phase correlation, to a tenth of a pixel. For a moving camera, or one object on an even
   ground.
-- blocks: the best match of every block within a range, to a fraction of a pixel by a parabola through its neighbours.
-  Optical flow in coarse; blocks without texture, whose match says nothing, are left out.
+- blocks: the best match of every block within a range, and one step of Lucas and Kanade for the fraction of a pixel:
+  a coarse optical flow; blocks without texture, whose match says nothing, are left out.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> 
     length = 1e-6 * np.hypot(offsets[:, None], offsets[None])
     best = (errors + length).reshape(*errors.shape[:3], -1).argmin(axis=-1)
     down, right = np.unravel_index(best, (side, side))
-    found = np.stack(
-        [offsets[down] + _vertex(errors, down, right, 0), offsets[right] + _vertex(errors, down, right, 1)], axis=-1
-    )
+    found = np.stack([offsets[down], offsets[right]], axis=-1) + _remainder(cut[:-1], padded, down, right, block)
     return np.where(texture[..., None] >= _TEXTURE, found, math.nan)
 
 
@@ -120,19 +118,29 @@ def _block_means(values: np.ndarray, block: int) -> np.ndarray:
     return values.reshape(count, height // block, block, width // block, block).mean(axis=(2, 4))
 
 
-def _vertex(errors: np.ndarray, down: np.ndarray, right: np.ndarray, axis: int) -> np.ndarray:
-    """Where the parabola through the best match's squared error and its neighbours' is lowest, -1/2 to 1/2."""
-    side = errors.shape[-1]
-    places = np.indices(down.shape)
+def _remainder(frames: np.ndarray, padded: np.ndarray, down: np.ndarray, right: np.ndarray, block: int) -> np.ndarray:
+    """What is left of the displacement after the best whole one, at most half a pixel each way, [T - 1, h, w, 2].
 
-    def at(step: int) -> np.ndarray:
-        d, r = (down + step, right) if axis == 0 else (down, right + step)
-        return np.asarray(errors[(*places, np.clip(d, 0, side - 1), np.clip(r, 0, side - 1))]) ** 2
-
-    before, middle, after = at(-1), at(0), at(1)
-    bend = before - 2.0 * middle + after
-    inside = (bend > 1e-9) & ((down if axis == 0 else right) % (side - 1) != 0)
-    return np.where(inside, np.clip((before - after) / np.where(inside, 2.0 * bend, 1.0), -0.5, 0.5), 0.0)
+    One step of least squares on the gradient (Lucas and Kanade 1981); 0 where the match is exact, or where the block
+    has structure along one direction alone.
+    """
+    steps, rows, columns = down.shape
+    inside = np.arange(block)
+    at = (
+        np.arange(steps)[:, None, None, None, None],
+        (block * np.arange(rows)[:, None] + down)[..., None, None] + inside[:, None],
+        (block * np.arange(columns) + right)[..., None, None] + inside,
+    )
+    own = frames.reshape(steps, rows, block, columns, block).swapaxes(2, 3)
+    gap = padded[at] - own
+    slopes = [gradient[at] for gradient in np.gradient(padded, axis=(1, 2))]
+    (a, b), (_, c) = [[(one * other).sum(axis=(-2, -1)) for other in slopes] for one in slopes]
+    p, q = ((slope * gap).sum(axis=(-2, -1)) for slope in slopes)
+    determinant = a * c - b * b
+    solid = determinant > 1e-3 * np.maximum(a + c, 1e-9) ** 2
+    safe = np.where(solid, determinant, 1.0)
+    found = np.stack([-(c * p - b * q) / safe, -(a * q - b * p) / safe], axis=-1)
+    return np.where(solid[..., None], np.clip(found, -0.5, 0.5), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
