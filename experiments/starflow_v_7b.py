@@ -1,8 +1,10 @@
 """STARFlow-V 7B, 480p video at 16 frames/s, 81 frames (arXiv 2511.20462): the released video configuration.
 
     starflow encode --config experiments/starflow_v_7b.py --config.data.source=videos --config.data.path=VIDEOS \\
-        --config.data.fps=16 --config.data.frames=85 --config.data.mixture="()" --autoencoder Wan2.2_VAE.pth:0.6 \\
-        --text-encoder flan-t5-xl --out data/video_latents480/train
+        --config.data.mixture="()" --config.data.fps=16 --config.data.frames=85 \\
+        --config.data.aspect_ratios="('16:9',)" --config.data.captions.fps=True \\
+        --config.data.captions.noise_level=True --autoencoder Wan2.2_VAE.pth:0.6 --text-encoder flan-t5-xl \\
+        --out data/video_latents480/train
     starflow train --config experiments/starflow_v_7b.py --workdir W
 
 Data: 70 M videos (a part of Panda, and stock) and 400 M pictures with captions, one in ten original and the others

@@ -201,6 +201,10 @@ def test_the_study_of_a_run(run, capsys):
         (["--out", "new", "--keep", "9", "--candidates", "4"], "--keep must be at most --candidates 4, got 9"),
         (["--out", "new", "--mislabelled", "0.9", "--damaged", "0.2"], "at most 1 together"),
         (["--out", "new", "--workdir", "nowhere"], "holds no training run"),
+        (
+            ["--out", "new", "--num", "5"],
+            "--num must take in a training image of every class, got 5 and none of",
+        ),
     ],
 )
 def test_the_study_refuses(run, options, sentence, capsys, monkeypatch):

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.data.frames or config.text is not None or config.data.text_encoder is not None:
         raise CommandError("--workdir must be a run on still images without captions; use starflow score for others")
     train, test = (_in_memory(config, split, arguments.num) for split in ("train", "test"))
+    _check_classes(config, train, test)
     studied = Studied(params, config, train, test, jax.random.key(arguments.seed), arguments.draws)
     outcomes = _outcomes(studied, arguments)
     figures: Mapping[str, Any] = finite(
@@ -130,6 +131,17 @@ def _in_memory(config: ExperimentConfig, split: str, count: int | None) -> Array
     labels = np.asarray([example["label"] for example in examples], np.int32)
     # -1 is a picture without a class.
     return ArraySource(split, images, np.maximum(labels, 0), source.levels, max(source.num_classes, 1))
+
+
+def _check_classes(config: ExperimentConfig, train: ArraySource, test: ArraySource) -> None:
+    """Raises CommandError where a class that is drawn or tested has no training image to be compared with."""
+    if not (config.flow.num_classes or config.flow.text_dim):
+        return
+    missing = sorted(set(range(test.num_classes)) - set(train.labels.tolist()))
+    if missing:
+        raise CommandError(
+            f"--num must take in a training image of every class, got {len(train)} and none of class {missing[0]}"
+        )
 
 
 def _outcomes(studied: Studied, arguments: argparse.Namespace) -> list[Outcome]:

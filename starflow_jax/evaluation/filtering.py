@@ -148,7 +148,7 @@ def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[F
 
 def filtering_table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table of `Found.to_dict()` values."""
-    table = [("bad examples", "ranked by", "precision at k", "k", "by chance", "AUROC")]
+    table = [("bad examples", "ranked by", "precision at k", "k (all bad ones)", "by chance", "AUROC")]
     for row in rows:
         area = f"{row['area']['area']:.3f} +- {row['area']['error']:.3f}"
         precision, share = f"{100 * row['precision']:.1f} %", f"{100 * row['share']:.1f} %"
