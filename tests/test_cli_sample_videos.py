@@ -279,6 +279,11 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     assert (folder / names[1]).read_bytes() == before[names[1]] and (folder / names[5]).read_bytes() == b"kept"
     assert main([*argv, "--prompts", str(prompts), "--seed", "1"]) == 2
     assert "seed was 0, now 1" in capsys.readouterr().err
+    # A call that was stopped before it drew anything leaves the folder to another.
+    for name in names:
+        (folder / name).unlink()
+    assert main([*argv, "--prompts", str(prompts), "--seed", "1", "--num", "1"]) == 0
+    assert (folder / names[0]).read_bytes() != before[names[0]] and len(list(folder.iterdir())) == 2
     prompts.write_text("a one\na zwei\n")
     assert main([*argv, "--prompts", str(prompts)]) == 2
     assert "unknown word 'zwei'" in capsys.readouterr().err

@@ -6,9 +6,9 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.commands.arguments import choice, integer, real
 from starflow_jax.commands.captions import with_text_encoder
@@ -16,6 +16,10 @@ from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.model_config import add_model_config, sampled_as_released
 from starflow_jax.commands.outputs import check_writable
 from starflow_jax.commands.solver_options import add_solver_options, chosen_solver, solver_figures
+
+if TYPE_CHECKING:
+    from starflow_jax.sampling.vbench import WantedVideo
+    from starflow_jax.sampling.videos import Videos
 
 RECORD = "vbench.json"
 
@@ -68,7 +72,7 @@ def add_to(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.commands.sample import open_model
-    from starflow_jax.sampling.vbench import WantedVideo, read_prompts, wanted_videos
+    from starflow_jax.sampling.vbench import read_prompts, wanted_videos
 
     with sentences(read_prompts, wanted_videos):
         wanted = wanted_videos(read_prompts(arguments.prompts), arguments.num)
@@ -80,11 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     open_model(arguments)
 
     import jax
-    from tqdm import tqdm
 
     from starflow_jax.commands.sample_videos import DEFAULT_FPS, size_of
     from starflow_jax.figures import write_json
-    from starflow_jax.media import write_mp4
     from starflow_jax.sampling.run_autoencoder import autoencoder_of
     from starflow_jax.sampling.video_plan import caption_reader, plan_videos
     from starflow_jax.sampling.videos import draw_plan
@@ -128,36 +130,27 @@ def run(arguments: argparse.Namespace) -> int:
     }
     _claim(arguments.out, json.loads(json.dumps(record)))
     missing = [video for video in wanted if not (arguments.out / video.file).exists()]
-    converged = True
-    with (
-        tempfile.TemporaryDirectory(dir=arguments.out, prefix=".drawing-") as folder,
-        tqdm(total=len(missing), unit="video", disable=None, dynamic_ncols=True) as bar,
-    ):
-        for first in range(0, len(missing), arguments.batch):
-            batch = missing[first : first + arguments.batch]
-            # The last batch is filled up, so that one program serves all.
-            rows: Sequence[WantedVideo] = [batch[place % len(batch)] for place in range(arguments.batch)]
-            with sentences(plan_videos):
-                plan = plan_videos(
-                    config,
-                    [video.prompt for video in rows],
-                    solver=solver,
-                    batch_size=arguments.batch,
-                    places=[video.place for video in rows],
-                    reader=reader,
-                    fps=fps if rates or arguments.fps else None,
-                    **options,
-                )
-            drawn = draw_plan(params, jax.random.key(arguments.seed), plan)
-            converged = converged and drawn.report.converged
-            for video, pixels in zip(batch, drawn.videos, strict=False):
-                # Under a short name first: the video's own may leave no room for a temporary one's.
-                temporary = Path(folder) / "video.mp4"
-                write_mp4(temporary, pixels, fps=fps, scale=arguments.scale)
-                target = arguments.out / video.file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, target)
-            bar.update(len(batch))
+
+    def drawn_batch(batch: Sequence[WantedVideo]) -> Videos:
+        # The last batch is filled up, so that one program serves all.
+        rows = [batch[place % len(batch)] for place in range(arguments.batch)]
+        with sentences(plan_videos):
+            plan = plan_videos(
+                config,
+                [video.prompt for video in rows],
+                solver=solver,
+                batch_size=arguments.batch,
+                places=[video.place for video in rows],
+                reader=reader,
+                fps=arguments.fps,
+                **options,
+            )
+        return draw_plan(params, jax.random.key(arguments.seed), plan)
+
+    try:
+        converged = _draw(arguments, missing, drawn_batch, fps)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("videos that were drawn are kept, and the same command goes on") from None
     noise = {video.file: video.place for video in wanted}
     write_json(arguments.out / RECORD, record | {"videos": _known(arguments.out) | noise})
     counts = {name: sum(video.dimension == name for video in wanted) for name in {v.dimension for v in wanted}}
@@ -170,6 +163,37 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, record | {"drawn": len(missing), "videos": counts, "converged": bool(converged)})
         print(f"figures: {arguments.json}")
     return 0
+
+
+def _draw(
+    arguments: argparse.Namespace,
+    missing: Sequence[WantedVideo],
+    drawn_batch: Callable[[Sequence[WantedVideo]], Videos],
+    fps: float,
+) -> bool:
+    """Draws and writes what is missing, batch by batch; whether every solve converged."""
+    from tqdm import tqdm
+
+    from starflow_jax.media import write_mp4
+
+    converged = True
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.out, prefix=".drawing-") as folder,
+        tqdm(total=len(missing), unit="video", disable=None, dynamic_ncols=True) as bar,
+    ):
+        for first in range(0, len(missing), arguments.batch):
+            batch = missing[first : first + arguments.batch]
+            drawn = drawn_batch(batch)
+            converged = converged and bool(drawn.report.converged)
+            for video, pixels in zip(batch, drawn.videos, strict=False):
+                # Under a short name first: the video's own may leave no room for a temporary one's.
+                temporary = Path(folder) / "video.mp4"
+                write_mp4(temporary, pixels, fps=fps, scale=arguments.scale)
+                target = arguments.out / video.file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, target)
+            bar.update(len(batch))
+    return converged
 
 
 def _check_readable(prompts: Sequence[str], reader: Any) -> None:
@@ -197,10 +221,14 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
         return
     old = _read(path)
     for name, value in record.items():
-        if old.get(name) != value:
-            raise CommandError(
-                f"--out {out} holds videos that were drawn in another way: {name} was {old.get(name)!r}, now {value!r}"
-            )
+        if old.get(name) == value:
+            continue
+        if not any(out.glob("*/*.mp4")):  # nothing was drawn yet
+            write_json(path, record | {"videos": {}})
+            return
+        raise CommandError(
+            f"--out {out} holds videos that were drawn in another way: {name} was {old.get(name)!r}, now {value!r}"
+        )
 
 
 def _known(out: Path) -> dict[str, Any]:

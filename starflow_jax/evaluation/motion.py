@@ -94,6 +94,13 @@ def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> 
     check_integer("reach", reach, minimum=1)
     _, height, width = grey.shape
     check(block <= min(height, width), f"block must be at most the frame's {height} x {width}, got {block}")
+    # One step at a time: the errors of all candidates of a long clip would fill the memory.
+    return np.concatenate([_matched(grey[step : step + 2], block, reach) for step in range(len(grey) - 1)])
+
+
+def _matched(grey: np.ndarray, block: int, reach: int) -> np.ndarray:
+    """`block_displacements` of checked numbers."""
+    _, height, width = grey.shape
     rows, columns = height // block, width // block
     cut = grey[:, : rows * block, : columns * block]
     padded = np.pad(grey[1:], ((0, 0), (reach, reach), (reach, reach)), mode="edge")
