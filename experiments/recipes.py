@@ -54,6 +54,6 @@ def tarflow(
     config = ConfigDict({"name": name, "flow": shared | flow, "data": {"source": "npz"} | data, "train": train})
     if is_tiny(variant):
         config.flow.update({"image_size": 8, "patch_size": 4, "width": 16, "head_dim": 16, "num_blocks": 2})
-        config.flow.update({"layers_per_block": 1, "dtype": "float32"})
-        config.train.update({"steps": 4, "batch_size": 4, "warmup": 1})
+        config.flow.update({"layers_per_block": 1, "dtype": "float32", "remat": "none"})
+        config.train.update({"steps": 10, "batch_size": 4, "warmup": 1})
     return config

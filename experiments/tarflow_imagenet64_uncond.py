@@ -1,10 +1,14 @@
 """TARFlow, unconditional ImageNet 64x64, for samples (Gaussian noise 0.05).
 
     starflow train --config experiments/tarflow_imagenet64_uncond.py --workdir W --config.data.path=FOLDER
+    starflow sample --workdir W --num 50000 --out samples.npz
 
-FOLDER holds train.npz and test.npz, each with `image` (uint8 [n, 64, 64, 3]) and `label` (integers).
-The released run: batch 256, 200 epochs, 8 GPUs.
-Expected (arXiv 2412.06329): FID 18.42. 460,142,784 parameters.
+Data: ImageNet-1k, 1,281,167 training pictures, cut about the centre and shrunk to 64x64. FOLDER holds train.npz and
+test.npz, each with `image` (uint8 [n, 64, 64, 3]) and `label` (integers, which this flow does not read); or the
+pictures themselves in train/CLASS/ and test/CLASS/, with --config.data.source=images.
+Model: patches of 2, 8 blocks of 8 layers, 768 wide. 460,142,784 parameters.
+Hardware: 8 GPUs (the paper: A100, none of its runs above 14 days), bfloat16; batch 256, 200 epochs, AdamW 1e-4.
+Published (arXiv 2412.06329): FID 18.42, guided by attention temperature, the noise removed by the score.
 `experiments/tarflow_imagenet64_uncond.py:tiny` is the same experiment at a size that a laptop trains in seconds.
 """
 

@@ -25,9 +25,12 @@ from starflow_jax.commands import (
     sample,
     score,
     sweep,
+    study,
     train,
     train_autoencoder,
+    vbench,
     version,
+    video_quality,
 )
 from starflow_jax.commands.arguments import Parser, check_names, split_overrides
 from starflow_jax.commands.errors import BUG, INTERRUPTED, REFUSED, CommandError
@@ -40,6 +43,9 @@ COMMANDS = {
     "evaluate": evaluate,
     "score": score,
     "sweep": sweep,
+    "study": study,
+    "video-quality": video_quality,
+    "vbench": vbench,
     "calibrate": calibrate,
     "data": data,
     "encode": encode,

@@ -256,3 +256,55 @@ def test_the_scale_shrinks_with_many_videos(tmp_path):
     assert choose_scale(tmp_path / "x.mp4", 1, 8, (16, 16), None) == 8
     assert choose_scale(tmp_path / "x.mp4", 400, 8, (64, 64), None) == 2
     assert choose_scale(tmp_path / "folder", 400, 8, (64, 64), 5) == 5
+
+
+def test_videos_for_vbench(here, tmp_path, capsys):
+    prompts, out = tmp_path / "overall_consistency.txt", tmp_path / "bench"
+    prompts.write_text("a one\ntwo left\n")
+    argv = ["vbench", "--workdir", "run", "--guidance", "0", "--num", "3", "--batch", "4", "--out", str(out)]
+    assert main([*argv, "--prompts", str(prompts), "--json", str(tmp_path / "v.json")]) == 0
+    folder = out / "overall_consistency"
+    names = [f"{prompt}-{index}.mp4" for prompt in ("a one", "two left") for index in range(3)]
+    assert sorted(path.name for path in folder.iterdir()) == names  # and nothing else: VBench reads one file's suffix
+    assert sorted(path.name for path in out.iterdir()) == ["overall_consistency", "vbench.json"]
+    record = json.loads((out / "vbench.json").read_text())
+    assert len(set(record["videos"].values())) == 6 and record["frames"] == FRAMES
+    assert f"vbench evaluate --dimension overall_consistency --videos_path {folder}" in capsys.readouterr().out
+    # What is missing is drawn again as it was, what is there is left.
+    before = {name: (folder / name).read_bytes() for name in names}
+    (folder / names[1]).unlink()
+    (folder / names[5]).write_bytes(b"kept")
+    assert main([*argv, "--prompts", str(prompts)]) == 0
+    assert "1 videos drawn, 5 were there" in capsys.readouterr().out
+    assert (folder / names[1]).read_bytes() == before[names[1]] and (folder / names[5]).read_bytes() == b"kept"
+    assert main([*argv, "--prompts", str(prompts), "--seed", "1"]) == 2
+    assert "seed was 0, now 1" in capsys.readouterr().err
+    # A call that was stopped before it drew anything leaves the folder to another.
+    for name in names:
+        (folder / name).unlink()
+    assert main([*argv, "--prompts", str(prompts), "--seed", "1", "--num", "1"]) == 0
+    assert (folder / names[0]).read_bytes() != before[names[0]] and len(list(folder.iterdir())) == 2
+    prompts.write_text("a one\na zwei\n")
+    assert main([*argv, "--prompts", str(prompts)]) == 2
+    assert "unknown word 'zwei'" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    prompts.write_text("a one\n")
+    assert main([*argv[:-1], str(tmp_path / "full"), "--prompts", str(prompts)]) == 2
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_bits_of_frames_in_video_quality(here, tmp_path, capsys):
+    argv = ["video-quality", "--workdir", "run", "--video", "clip.gif", "--caption", "a one", "--draws", "1"]
+    real = ["--real", "clip.gif", "--real-caption", "two left", "--json", str(tmp_path / "q.json")]
+    assert main([*argv, *real, "--out", str(tmp_path / "q")]) == 0
+    figures = json.loads((tmp_path / "q.json").read_text())
+    bits = {name: figures[name]["each"][0]["curves"]["bits/dim"] for name in ("videos", "real")}
+    # Frame by frame those of starflow score, under each caption.
+    score = ["score", "--workdir", "run", "--draws", "1", "--video", "clip.gif", "--json", str(tmp_path / "s.json")]
+    assert main([*score, "--caption", "a one", "--out", str(tmp_path / "s")]) == 0
+    scored = json.loads((tmp_path / "s.json").read_text())["clips"][0]["frames"]
+    assert np.allclose(bits["videos"], scored, rtol=1e-6) and not np.allclose(bits["real"], scored)
+    assert main([*argv, "--out", str(tmp_path / "again"), "--held-out", "2"]) == 2  # digits of 8 x 8 do not fit into 4
+    assert main(["video-quality", "--workdir", "still", "--video", "clip.gif", "--out", str(tmp_path / "no")]) == 2
+    assert "must be a run on clips" in capsys.readouterr().err

@@ -5,9 +5,7 @@ import re
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from random_flows import normal, random_flow
 
 from starflow_jax.config import load_config
 from starflow_jax.flows.parameters import abstract, count
@@ -32,13 +30,13 @@ def tarflow(channels: int, width: int, classes: int) -> int:
     return 8 * block
 
 
-def starflow(channels: int, width: int, deep: int) -> int:
-    """5 shallow blocks of 2 layers, a deep one of 24 that reads the text; start token and final norm in each."""
+def starflow(channels: int, width: int, deep: int, depth: int = 24, text: int = 2048) -> int:
+    """5 shallow blocks of 2 layers, a deep one that reads the text; start token and final norm in each."""
 
     def block(number, width):
         return layers(number, width) + dense(channels, width) + dense(width, 2 * channels) + channels + width
 
-    return 5 * block(2, width) + block(24, deep) + dense(2048, deep)
+    return 5 * block(2, width) + block(depth, deep) + dense(text, deep)
 
 
 def denoiser(channels: int, width: int) -> int:
@@ -51,6 +49,7 @@ SIZES = {
     "tarflow_imagenet64_cond": tarflow(12, 768, 1000),
     "tarflow_imagenet128_cond": tarflow(48, 1024, 1000),
     "tarflow_afhq256": tarflow(192, 768, 3),
+    "starflow_imagenet256_cond": starflow(4, 2048, 2048, depth=18, text=1000),
     "starflow_3b_t2i": starflow(4, 3072, 3072),
     "starflow_v_7b": starflow(48, 3072, 4096) + denoiser(48, 3072),
 }
@@ -74,16 +73,6 @@ def test_released_sizes(name):
 
 
 def test_the_released_orders_of_magnitude():
+    assert math.isclose(SIZES["starflow_imagenet256_cond"], 1.4e9, rel_tol=0.03)
     assert math.isclose(SIZES["starflow_3b_t2i"], 3.8e9, rel_tol=0.03)
     assert math.isclose(SIZES["starflow_v_7b"], 7e9, rel_tol=0.03)
-
-
-@pytest.mark.parametrize("name", ["tarflow_imagenet64_cond", "starflow_3b_t2i", "starflow_v_7b"])
-def test_tiny_twins_run(name):
-    config = load_config(f"{FOLDER / name}.py:tiny").flow
-    flow = random_flow(config)
-    frames = (2,) if config.temporal_causal else ()
-    x = normal((1, *frames, *config.image_shape, config.channels))
-    cond = normal((1, config.text_length, config.text_dim)) if config.text_dim else np.array([1])
-    log_prob = jax.jit(lambda flow, x, cond: flow.log_prob(x, cond))(flow, x, cond)
-    assert log_prob.shape == (1,) and bool(np.isfinite(log_prob[0]))

@@ -203,7 +203,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     _check_options(arguments)
-    _open_model(arguments)
+    open_model(arguments)
 
     from starflow_jax.training import load_run
     from starflow_jax.training.frozen import decoded_by, load_encoder
@@ -235,7 +235,7 @@ def run(arguments: argparse.Namespace) -> int:
     return draw_pictures(arguments, config, params, step)
 
 
-def _open_model(arguments: argparse.Namespace) -> None:
+def open_model(arguments: argparse.Namespace) -> None:
     """Puts the parts of --model where the options of a run are; what is named besides goes before them."""
     if (arguments.model is None) == (arguments.workdir is None):
         raise CommandError("name one of --workdir, the folder of a run, and --model, an assembled folder")

@@ -38,7 +38,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     from starflow_jax.solvers.stream import check_streaming
     from starflow_jax.text.captions import prefixed
 
-    size = _size(arguments, config)
+    size = size_of(arguments, config)
     window = _window(arguments, config)
     with sentences(autoencoder_of):
         autoencoder = autoencoder_of(config.data)
@@ -165,7 +165,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
     return 0
 
 
-def _size(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[int, int]:
+def size_of(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[int, int]:
     """Rows and columns: as trained, or the trained area in another aspect ratio."""
     rows, columns = config.flow.image_shape
     if arguments.aspect is None:

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     check_on_pixels(config)
     if arguments.video:
-        clips = _video_clips(arguments.video, arguments.caption or [""], config)
+        clips = video_clips(arguments.video, arguments.caption or [""], config)
     else:
         clips = _split_clips(arguments.split or "test", arguments.num or 16, config)
     draws = arguments.draws or config.evaluate.draws
@@ -144,7 +144,7 @@ def _split_clips(split: Any, count: int, config: ExperimentConfig) -> list[Clip]
         return source_clips(source, config, min(count, len(source)), name=split)
 
 
-def _video_clips(paths: Sequence[Path], captions: Sequence[str], config: ExperimentConfig) -> list[Clip]:
+def video_clips(paths: Sequence[Path], captions: Sequence[str], config: ExperimentConfig) -> list[Clip]:
     """Video files, brought to the size and channels of the run's data."""
     import jax.numpy as jnp
     import numpy as np

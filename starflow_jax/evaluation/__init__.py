@@ -5,6 +5,9 @@
 - `gaussian`: the class-conditional Gaussian mixture, a baseline for likelihood and classification.
 - `frames`, `surprise`, `surprise_pictures`: likelihood of clips by frame and by token, in numbers and pictures.
 - `quality`: PSNR and SSIM against clean clips, and what each denoiser gains.
+- `frame_quality`, `motion`, `drift`, `clip_quality`, `clip_quality_report`: of any clips, without a model.
+- `roc`, `code_length`, `other_images`, `out_of_distribution`, `filtering`, `memorisation`: what likelihood is good for;
+  `study`, `study_report`, `study_pictures` show it on a run.
 - `recognise`: whether a generated clip shows the digit and the direction of its caption.
 - `pictures`: what a model draws, as PNG files.
 - `report`: models scored on the same images and draws, and the table that compares them.

@@ -1,0 +1,116 @@
+"""Whether a model repeats or favours its training images.
+
+Three tests that need no other model:
+
+- membership: AUROC of log p(x) for training images against held-out ones; above 1/2, training images are favoured.
+- copies in pixels: the distance from a sample to its nearest training image, against that from a held-out image: a
+  model that copies draws samples nearer than new data would be.
+- copies in latents: the same among the z of the flow, in which a distance is measured in standard deviations of the
+  model's own noise, so that small changes of what the model finds unlikely count for much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.config.checks import check
+from starflow_jax.evaluation.roc import Auroc, auroc
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nearest:
+    """For every query its nearest reference.
+
+    Attributes:
+      place: int64 [n], which; distance: float64 [n], root mean square over the dimensions.
+    """
+
+    place: np.ndarray
+    distance: np.ndarray
+
+
+def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | None = None) -> Nearest:
+    """The nearest reference of every query.
+
+    Args:
+      queries: real [n, ...]; references: real [m, ...] of the same dimensions.
+      same: bool [n, m], which references may be taken, at least one a query; None for all.
+
+    Raises:
+      ValueError: none of either, other dimensions, or values that are not finite.
+    """
+    queries, references = np.asarray(queries, np.float64), np.asarray(references, np.float64)
+    check(
+        queries.shape[1:] == references.shape[1:] and queries.size > 0 and references.size > 0,
+        f"queries and references must be [n, ...] and [m, ...], got {list(queries.shape)} and {list(references.shape)}",
+    )
+    for name, values in (("queries", queries), ("references", references)):
+        check(bool(np.isfinite(values).all()), f"{name} must be finite")
+    flat, others = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
+    place = np.empty(len(flat), np.int64)
+    distance = np.empty(len(flat))
+    for row, query in enumerate(flat):  # one at a time: all pairs at once would need much memory
+        squares = ((others - query) ** 2).mean(axis=1)
+        if same is not None:
+            check(bool(same[row].any()), f"query {row} must have a reference it may take")
+            squares = np.where(same[row], squares, np.inf)
+        place[row] = squares.argmin()
+        distance[row] = np.sqrt(squares[place[row]])
+    return Nearest(place, distance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """Distances of samples to training images, against those of held-out images.
+
+    Attributes:
+      samples, held_out: median distances, in root mean squares.
+      area: AUROC of nearness: the probability that a sample is nearer to the training set than a held-out image; about
+        1/2 for a model that draws new images, near 1 for one that copies.
+      closer: share of samples that are nearer than 99 of 100 held-out images; 0.01 is expected of new images.
+    """
+
+    samples: float
+    held_out: float
+    area: Auroc
+    closer: float
+
+    @classmethod
+    def of(cls, samples: np.ndarray, held_out: np.ndarray) -> Copying:
+        """From distances [n] and [m]."""
+        border = float(np.quantile(held_out, 0.01))
+        return cls(
+            float(np.median(samples)),
+            float(np.median(held_out)),
+            auroc(-np.asarray(samples), -np.asarray(held_out)),
+            float(np.mean(np.asarray(samples) < border)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """Whether likelihood tells training images from held-out ones.
+
+    Attributes:
+      train, held_out: mean bits/dim; area: AUROC of likelihood, training images the positives.
+    """
+
+    train: float
+    held_out: float
+    area: Auroc
+
+    @classmethod
+    def of(cls, train: np.ndarray, held_out: np.ndarray) -> Membership:
+        """From bits/dim [n] of training images and [m] of held-out ones."""
+        return cls(float(np.mean(train)), float(np.mean(held_out)), auroc(-np.asarray(train), -np.asarray(held_out)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)

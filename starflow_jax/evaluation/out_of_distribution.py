@@ -1,0 +1,117 @@
+"""Telling foreign images from familiar ones by exact likelihood, and where that fails.
+
+A high likelihood is no sign that an image is of the kind that a model was trained on: simple images may be likelier
+than all of them (Nalisnick et al., arXiv 1810.09136). Four scores, each higher for what looks foreign:
+
+- "likelihood": bits of the image, -log2 p(x). The plain score, which calls simple images familiar.
+- "typicality": how far these bits are from their mean over training images (Nalisnick et al., arXiv 1906.02994).
+- "background ratio": bits minus those under independent pixels with the training images' histogram, the crudest of
+  backgrounds that a likelihood ratio can take away (Ren et al., arXiv 1906.02845).
+- "complexity ratio": bits minus those of a universal code (Serra et al., arXiv 1909.11480; `code_length`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.config.checks import check
+from starflow_jax.data.source import ArraySource
+from starflow_jax.evaluation.code_length import code_lengths
+from starflow_jax.evaluation.roc import Auroc, auroc
+from starflow_jax.figures import text_table
+
+SCORES = ("likelihood", "typicality", "background ratio", "complexity ratio")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Familiar:
+    """What the scores need to know of the training images.
+
+    Attributes:
+      mean_bits: mean of -log2 p(x) over training images.
+      background: float64 [levels], the share of every level among their pixels, none of them 0.
+    """
+
+    mean_bits: float
+    background: np.ndarray
+
+    @classmethod
+    def of(cls, source: ArraySource, bits: np.ndarray) -> Familiar:
+        """From training images and their bits [n]."""
+        check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
+        counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
+        return cls(float(np.mean(bits)), counts / counts.sum())
+
+
+def foreignness(familiar: Familiar, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of images by name, float64 [n] each; see the module.
+
+    Args:
+      source: the images; bits: -log2 p(x) of each, [n].
+
+    Raises:
+      ValueError: other shapes, or bits that are not finite.
+    """
+    bits = np.asarray(bits, np.float64)
+    check(bits.shape == (len(source),), f"bits must be [{len(source)}], got {list(bits.shape)}")
+    check(bool(np.isfinite(bits).all()), f"bits of {source.name} must be finite, got {bits[~np.isfinite(bits)][:1]}")
+    pixels = source.images.reshape(len(source), -1)
+    background = -np.log2(familiar.background)[pixels].sum(axis=1)
+    return {
+        "likelihood": bits,
+        "typicality": np.abs(bits - familiar.mean_bits),
+        "background ratio": bits - background,
+        "complexity ratio": bits - code_lengths(source.images, source.levels),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Foreign:
+    """One set of foreign images against held-out familiar ones.
+
+    Attributes:
+      name: of the set; bits_per_dim: mean of its images; areas: of each score, foreign images the positives.
+      likelier: share of its images that are likelier than the median familiar one; chance is 1/2.
+    """
+
+    name: str
+    bits_per_dim: float
+    likelier: float
+    areas: Mapping[str, Auroc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        areas = {name: area.to_dict() for name, area in self.areas.items()}
+        return {"name": self.name, "bits_per_dim": self.bits_per_dim, "likelier": self.likelier, "auroc": areas}
+
+
+def detect(
+    familiar: Familiar, held_out: tuple[ArraySource, np.ndarray], others: Mapping[str, tuple[ArraySource, np.ndarray]]
+) -> list[Foreign]:
+    """AUROC of every score on every foreign set; below 1/2 the score prefers what is foreign.
+
+    Args:
+      held_out: familiar images that were not trained on, and their bits [n]; others: the same of foreign sets, by name.
+    """
+    normal = foreignness(familiar, *held_out)
+    found = []
+    for name, (source, bits) in others.items():
+        scores = foreignness(familiar, source, bits)
+        areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
+        likelier = float(np.mean(np.asarray(bits) < np.median(held_out[1])))
+        found.append(Foreign(name, float(np.mean(bits)) / source.images[0].size, likelier, areas))
+    return found
+
+
+def detection_table(rows: list[Mapping[str, Any]]) -> str:
+    """A Markdown table of `Foreign.to_dict()` values."""
+    table: list[tuple[str, ...]] = [("foreign images", "bits/dim", "likelier than the median", *SCORES)]
+    for row in rows:
+        areas = [row["auroc"][score] for score in SCORES]
+        cells = [f"{area['area']:.3f} +- {area['error']:.3f}" for area in areas]
+        table.append((row["name"], f"{row['bits_per_dim']:.2f}", f"{100 * row['likelier']:.1f} %", *cells))
+    return text_table(table)

@@ -1,0 +1,114 @@
+"""Videos named as VBench finds them (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
+
+VBench looks for every prompt of a dimension by its very words, index 0 to 4; of "temporal_flickering" 25 videos are
+asked for, of which it takes those that move. It takes the suffix from any one file of the folder, so that the folder
+must hold videos and nothing else. A prompt's name cannot be changed: one that no file system takes is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from starflow_jax.config.checks import check
+
+DIMENSIONS = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
+    "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
+    "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
+)  # fmt: skip
+VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
+# Most videos of a prompt, so that places of two prompts do not meet.
+MOST_VIDEOS = 1000
+_LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
+_MAX_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class WantedVideo:
+    """One video to draw.
+
+    Attributes:
+      dimension, prompt, index: of it; place: a number that decides its noise, from the prompt and the index alone.
+    """
+
+    dimension: str
+    prompt: str
+    index: int
+
+    @property
+    def file(self) -> str:
+        """Its path in the folder of the export."""
+        return f"{self.dimension}/{video_name(self.prompt, self.index)}"
+
+    @property
+    def place(self) -> int:
+        return zlib.crc32(self.prompt.encode("utf-8")) % 1_000_000 * MOST_VIDEOS + self.index
+
+
+def video_name(prompt: str, index: int) -> str:
+    """The name of a video.
+
+    Raises:
+      ValueError: a prompt that cannot be (part of) a file's name.
+    """
+    shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+    check(prompt.strip() == prompt and prompt != "", f"prompt must have words, and no space around them, got {shown!r}")
+    bad = re.search(r"[/\x00-\x1f\x7f]", prompt)
+    check(bad is None, f"prompt {shown!r} cannot be a file's name: it holds {bad.group() if bad else ''!r}")
+    name = f"{prompt}-{index}.mp4"
+    length = len(name.encode("utf-8"))
+    check(length <= _LONGEST_NAME, f"prompt {shown!r} makes a file's name of {length} bytes, above {_LONGEST_NAME}")
+    return name
+
+
+def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
+    """Prompts by dimension: of one text file with a prompt a line, called DIMENSION.txt, or of all in a folder.
+
+    A prompt that is there twice is taken once, as both would have the same file. Empty lines are left out.
+
+    Raises:
+      ValueError: no such file, no prompts, bytes that are not UTF-8, a file whose name is no dimension's, or a prompt
+        that cannot be a file's name.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.txt"))
+        check(len(files) > 0, f"prompts folder {path} holds no .txt files")
+    else:
+        check(path.is_file(), f"prompts {path} is no file and no folder")
+        files = [path]
+    found = {}
+    for file in files:
+        check(
+            file.stem in DIMENSIONS,
+            f"prompts must be in files called after a dimension ({', '.join(DIMENSIONS)}), got {file.name}",
+        )
+        size = file.stat().st_size
+        check(size <= _MAX_BYTES, f"prompts {file} must have at most {_MAX_BYTES} bytes, got {size}")
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts {file} must be text in UTF-8, got other bytes") from error
+        prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        check(len(prompts) > 0, f"prompts {file} must hold a prompt, got none")
+        for prompt in prompts:
+            video_name(prompt, MOST_VIDEOS - 1)
+        found[file.stem] = prompts
+    return found
+
+
+def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None) -> list[WantedVideo]:
+    """All videos of some dimensions' prompts; each: of a prompt, None for as many as VBench asks for.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    check(each is None or 1 <= each <= MOST_VIDEOS, f"videos of a prompt must be 1 to {MOST_VIDEOS}, got {each}")
+    found = []
+    for dimension, own in prompts.items():
+        count = each or (VIDEOS_OF_FLICKERING if dimension == "temporal_flickering" else VIDEOS)
+        found += [WantedVideo(dimension, prompt, index) for prompt in own for index in range(count)]
+    return found

@@ -1,0 +1,216 @@
+"""Applications of likelihood: areas under curves, universal codes, foreign images, filtering, memorisation."""
+
+import itertools
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from starflow_jax.cli import main
+from starflow_jax.data import digits
+from starflow_jax.data.source import ArraySource
+from starflow_jax.evaluation.code_length import code_lengths
+from starflow_jax.evaluation.filtering import contaminate, filtering, suspicion
+from starflow_jax.evaluation.memorisation import Copying, Membership, nearest
+from starflow_jax.evaluation.other_images import other_images
+from starflow_jax.evaluation.out_of_distribution import Familiar, detect
+from starflow_jax.evaluation.roc import auroc, precision_at, roc_curve
+
+DIGITS = f"{Path(__file__).parents[1] / 'experiments' / 'digits.py'}:tiny"
+RNG = np.random.default_rng(0)
+
+
+def test_auroc_counts_pairs_ties_half():
+    high, low = RNG.integers(0, 5, 40).astype(float), RNG.integers(-1, 4, 30).astype(float)
+    pairs = np.mean([(a > b) + 0.5 * (a == b) for a in high for b in low])
+    assert math.isclose(auroc(high, low).area, pairs)
+    # The other way round, and under any increasing map of the scores.
+    assert math.isclose(auroc(low, high).area, 1 - pairs)
+    assert math.isclose(auroc(np.exp(high), np.exp(low)).area, pairs)
+    false, true = roc_curve(high, low)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert math.isclose(np.trapezoid(true, false), pairs)
+
+
+def test_auroc_of_scores_that_are_apart_or_alike():
+    assert auroc(np.array([2.0, np.inf]), np.array([1.0, -np.inf])).area == 1
+    assert auroc(np.zeros(3), np.zeros(4)).area == 0.5
+    assert math.isnan(auroc(np.zeros(1), np.zeros(4)).error)
+    from sklearn.metrics import roc_auc_score
+
+    scores, kinds = RNG.normal(size=50).round(1), np.arange(50) % 3 == 0
+    assert math.isclose(auroc(scores[kinds], scores[~kinds]).area, roc_auc_score(kinds, scores))
+
+
+def test_the_error_of_auroc_is_its_spread_over_samples():
+    draws = [auroc(RNG.normal(0.7, 1, 60), RNG.normal(0, 1, 40)) for _ in range(300)]
+    assert math.isclose(np.std([d.area for d in draws]), np.mean([d.error for d in draws]), rel_tol=0.15)
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan]), np.array([]), np.zeros((2, 2))])
+def test_auroc_refuses(bad):
+    with pytest.raises(ValueError, match="positives must"):
+        auroc(bad, np.zeros(2))
+
+
+def test_precision_at_k():
+    scores, wanted = np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, False, True, False])
+    assert precision_at(scores, wanted, 1) == 1
+    assert precision_at(scores, wanted, 2) == 0.75  # one of two tied ones is wanted
+    assert precision_at(scores, wanted, 4) == 0.5
+    with pytest.raises(ValueError, match="k must be at most the 4 scores, got 5"):
+        precision_at(scores, wanted, 5)
+
+
+def test_the_universal_code_is_a_probability():
+    # Over all images of 1 x 4 pixels of 3 levels: the plain code's probabilities sum to 1, and half of that again for
+    # the code of differences, so that the shorter one of both cannot sum to more than 1.
+    images = np.array(list(itertools.product(range(3), repeat=4)), np.uint8).reshape(-1, 1, 4, 1)
+    bits = code_lengths(images, 3)
+    assert np.sum(2.0**-bits) <= 1.0
+    # Symbol by symbol, exactly: (count + 1/2) / (t + levels / 2).
+    for image, length in zip(images.reshape(-1, 4).tolist(), bits, strict=True):
+        found = []
+        for symbols in (image, np.mod(np.diff(image, prepend=0), 3).tolist()):
+            p = Fraction(1)
+            for t, symbol in enumerate(symbols):
+                p *= (symbols[:t].count(symbol) + Fraction(1, 2)) / (t + Fraction(3, 2))
+            found.append(1 - math.log2(p))
+        assert math.isclose(length, min(found))
+
+
+def test_simple_images_have_short_codes():
+    flat = np.full((1, 8, 8, 1), 5, np.uint8)
+    noise = RNG.integers(0, 17, (1, 8, 8, 1)).astype(np.uint8)
+    ramp = np.broadcast_to(np.arange(8, dtype=np.uint8)[None, None, :, None], (1, 8, 8, 1))
+    assert code_lengths(flat, 17)[0] < code_lengths(ramp, 17)[0] < code_lengths(noise, 17)[0]
+    with pytest.raises(ValueError, match="from 0 to 4"):
+        code_lengths(flat, 5)
+
+
+def test_foreign_images_have_the_shape_and_levels_of_the_familiar():
+    source = digits("test").subset(np.arange(30), "few")
+    others = other_images(source)
+    assert next(iter(others)) == "photographs" and len(others) == 7
+    for other in others.values():
+        assert other.images.shape == source.images.shape and other.levels == 17
+    assert (others["negatives"].images + source.images == 16).all()
+    shuffled = np.sort(others["shuffled pixels"].images.reshape(30, -1))
+    assert (shuffled == np.sort(source.images.reshape(30, -1))).all()
+    assert (np.ptp(others["constant"].images, axis=(1, 2, 3)) == 0).all()
+    assert (other_images(source)["noise"].images == others["noise"].images).all()
+
+
+def test_a_likelihood_that_prefers_simple_images_is_mended_by_complexity():
+    # A model that needs half a universal code's bits for digits, and the whole of them for everything else.
+    source = digits("test")
+    others = {n: o for n, o in other_images(source).items() if n in ("constant", "faint", "noise")}
+    known = Familiar.of(source, 0.5 * code_lengths(source.images, 17))
+    rows = detect(
+        known,
+        (source, 0.5 * code_lengths(source.images, 17)),
+        {name: (other, code_lengths(other.images, 17)) for name, other in others.items()},
+    )
+    areas = {row.name: {score: area.area for score, area in row.areas.items()} for row in rows}
+    assert areas["constant"]["likelihood"] < 0.1 and areas["noise"]["likelihood"] > 0.99
+    assert areas["constant"]["typicality"] > 0.9
+    assert all(of_set["complexity ratio"] > 0.99 for of_set in areas.values())
+    assert {row.name: row.likelier for row in rows}["constant"] > 0.9
+
+
+def test_contamination_marks_what_it_changed():
+    source = digits("test")
+    made = contaminate(source, mislabelled=0.1, damaged=0.05, seed=3)
+    assert made.mislabelled.sum() == 36 and made.damaged.sum() == 18 and not (made.mislabelled & made.damaged).any()
+    assert ((made.source.labels != source.labels) == made.mislabelled).all()
+    changed = (made.source.images != source.images).any(axis=(1, 2, 3))
+    assert changed[made.damaged].all() and not changed[~made.damaged].any()
+    with pytest.raises(ValueError, match="at most 1 together"):
+        contaminate(source, mislabelled=0.9, damaged=0.2)
+
+
+def test_filtering_by_a_perfect_density():
+    # p(x | y) is high for the true class; damaged images are unlikely under all.
+    source = digits("test")
+    made = contaminate(source, mislabelled=0.1, damaged=0.05)
+    by_class = np.where(np.arange(10) == source.labels[:, None], 0.0, -20.0) - 100.0 * made.damaged[:, None]
+    rows = {(row.kind, row.score): row.precision for row in filtering(made, by_class[None])}
+    assert rows["mislabelled", "label"] == 1 and rows["damaged", "image"] == 1 and rows["either", "example"] == 1
+    # The score of the image knows nothing of labels.
+    good = ~(made.mislabelled | made.damaged)
+    image = suspicion(by_class[None], made.source.labels)["image"]
+    assert np.allclose(image[made.mislabelled], image[good][0])
+    with pytest.raises(ValueError, match="two classes or more"):
+        suspicion(by_class[None, :, :1], made.source.labels)
+
+
+def test_nearest_and_copies():
+    train, new = RNG.normal(size=(50, 3, 2)), RNG.normal(size=(40, 3, 2))
+    found = nearest(train[7:9] + 1e-3, train)
+    assert found.place.tolist() == [7, 8] and np.allclose(found.distance, 1e-3)
+    same = np.ones((2, 50), bool)
+    same[0, 7] = False
+    assert nearest(train[7:9], train, same=same).place[0] != 7
+    held_out = nearest(new, train).distance
+    copies = Copying.of(nearest(train[:20] + 1e-3, train).distance, held_out)
+    assert copies.area.area == 1 and copies.closer == 1
+    assert Copying.of(held_out, held_out).area.area == 0.5
+    assert Membership.of(np.array([1.0, 1.1]), np.array([2.0, 2.1])).area.area == 1
+    with pytest.raises(ValueError, match=r"got \[2, 3\] and \[50, 3, 2\]"):
+        nearest(train[:2, :, 0], train)
+
+
+def test_an_unconditional_source_has_no_class_to_exchange():
+    source = ArraySource("plain", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), 17, 1)
+    with pytest.raises(ValueError, match="two classes or more"):
+        contaminate(source, mislabelled=0.5, damaged=0.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few updates."""
+    home = tmp_path_factory.mktemp("study")
+    few = ["--config.train.steps=10", "--config.train.steps_per_call=10", "--config.flow.layers_per_block=1"]
+    config = ["--config", DIGITS, "--config.sample.num=1", *few]
+    assert main(["train", *config, "--workdir", str(home / "run"), "--quiet"]) == 0
+    return home
+
+
+def test_the_study_of_a_run(run, capsys):
+    options = ["--num", "40", "--draws", "1", "--candidates", "4", "--keep", "2", "--json", str(run / "s.json")]
+    assert main(["study", "--workdir", str(run / "run"), "--out", str(run / "out"), *options]) == 0
+    figures = json.loads((run / "s.json").read_text())
+    assert {row["name"] for row in figures["out_of_distribution"]["sets"]} >= {"photographs", "noise", "constant"}
+    assert figures["classification"]["accuracy"]["images"] == 40
+    assert [row["pictures"] for row in figures["ranked_sampling"]["rows"]] == [40, 20, 20]
+    assert figures["memorisation"]["samples"] == 40
+    report = (run / "out" / "report.md").read_text()
+    for picture in ("classification", "out_of_distribution", "filtering", "ranked_sampling", "memorisation"):
+        assert f"({picture}.png)" in report and (run / "out" / f"{picture}.png").stat().st_size > 1000
+    # The tables that are printed are those of the report.
+    assert all(line in report for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--out", "out"], "holds files"),
+        (["--out", "new", "--keep", "9", "--candidates", "4"], "--keep must be at most --candidates 4, got 9"),
+        (["--out", "new", "--mislabelled", "0.9", "--damaged", "0.2"], "at most 1 together"),
+        (["--out", "new", "--workdir", "nowhere"], "holds no training run"),
+        (
+            ["--out", "new", "--num", "5"],
+            "--num must take in a training image of every class, got 5 and none of",
+        ),
+    ],
+)
+def test_the_study_refuses(run, options, sentence, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    (run / "out").mkdir(exist_ok=True)
+    (run / "out" / "kept").touch()
+    assert main(["study", "--workdir", "run", *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (run / "new").exists()
