@@ -201,7 +201,7 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
             for one in own:
                 if one.row["condition"] != common:
                     continue
-                label = _said(f"{one.row['data']} {one.auroc:.3f}")
+                label = _said(f"{one.row['data']} {one.auroc.area:.3f}")
                 colour = palette[one.row["data"]]
                 axes.plot(one.false_positives, one.true_positives, color=colour, label=label)
             axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
@@ -219,7 +219,7 @@ def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     rows = [row for row in rows if len(_values(rows, "step", run=row["run"])) > 1]
     if not rows:
         return None
-    score = {one.row["cell"]: one.auroc for one in found}
+    score = {one.row["cell"]: one.auroc.area for one in found}
     noises = _noises(rows)
     figure = _figure(len(noises), 1)
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):

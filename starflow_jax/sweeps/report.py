@@ -84,7 +84,10 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
         "name": plan["config"].get("name"),
         "planned": len(plan["cells"]),
         "cells": rows,
-        "auroc": [{**_key(one.row), "inside": list(one.inside), "auroc": one.auroc} for one in separated],
+        "auroc": [
+            {**_key(one.row), "inside": list(one.inside), "auroc": one.auroc.area, "auroc_error": one.auroc.error}
+            for one in separated
+        ],
         "conditions": [_difference_values(one) for one in by_condition],
         "dtypes": [_difference_values(one) for one in by_dtype],
         "failures": failures,
@@ -193,8 +196,10 @@ def _auroc_table(found: Sequence[Separation]) -> Table:
     """Of the newest checkpoints."""
     last = {row["cell"] for row in plots.newest([one.row for one in found])}
     found = [one for one in found if one.row["cell"] in last]
-    rows = [(*_place(one.row), " + ".join(one.inside), f"{one.auroc:.4f}") for one in found]
-    return [(*_PLACE, "against", "AUROC"), *rows]
+    rows = [
+        (*_place(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", number(one.auroc.error)) for one in found
+    ]
+    return [(*_PLACE, "against", "AUROC", "s.e."), *rows]
 
 
 def _difference_table(found: Sequence[Difference]) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.evaluation.likelihood import standard_error
+from starflow_jax.evaluation.roc import Auroc, auroc, roc_curve
 from starflow_jax.sweeps.results import read_examples
 
 Row = Mapping[str, Any]
@@ -24,13 +25,13 @@ class Separation:
 
     Attributes:
       row: of the outside cell; inside: names of the data sets inside.
-      auroc: probability that an inside example has the larger log p(x) (ties count half).
+      auroc: probability that an inside example has the larger log p(x) (ties count half), and its standard error.
       false_positives, true_positives: the ROC: shares of outside and inside examples above every threshold.
     """
 
     row: Row
     inside: tuple[str, ...]
-    auroc: float
+    auroc: Auroc
     false_positives: np.ndarray
     true_positives: np.ndarray
 
@@ -40,8 +41,6 @@ def separations(out: Path, rows: Sequence[Row]) -> list[Separation]:
 
     log p is averaged over the draws of an example, and compared under one condition.
     """
-    from sklearn.metrics import roc_auc_score, roc_curve
-
     found = []
     for outside in (row for row in rows if row["role"] == "out"):
         inside = [row for row in rows if row["role"] == "in" and _same(row, outside, _SAME_MODEL)]
@@ -51,11 +50,8 @@ def separations(out: Path, rows: Sequence[Row]) -> list[Separation]:
         kept, rest = _scores(out, inside), _scores(out, [outside])
         if not len(kept) or not len(rest):
             continue
-        is_inside = np.concatenate([np.ones(len(kept)), np.zeros(len(rest))])
-        scores = np.concatenate([kept, rest])
-        false, true, _ = roc_curve(is_inside, scores)
         names = tuple(row["data"] for row in inside)
-        found.append(Separation(outside, names, float(roc_auc_score(is_inside, scores)), false, true))
+        found.append(Separation(outside, names, auroc(kept, rest), *roc_curve(kept, rest)))
     return found
 
 
