@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -122,7 +123,10 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     trace = made.function.trace(*made.arguments)
     compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
     hardware = traced(trace.jaxpr)
-    kernels = kernel_flops(config.flow, work, topology.chip.name) if program == "train" else 0
+    kernels = 0
+    if re.search("attention_(forward|decode)", compiled.text):  # else XLA computes it, among the other products
+        inverse = program == "inverse"
+        kernels = cached_flops(config, work) if inverse else kernel_flops(config.flow, work, topology.chip.name)
     moved: tuple[Transfer, ...] = ()
     times: tuple[Estimate, ...] = ()
     if compiled.text:
@@ -172,13 +176,22 @@ def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> i
     from starflow_jax.solvers import Jacobi
 
     flow = config.flow
-    transformer = flow.blocks[-1]
-    _, length, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
+    _, _, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
     chunk = dataclasses.replace(work, frames=None, rows=1, columns=kind.size, text=0, batch=2 * work.batch)
     dense = forward_parts(flow, chunk)[-1 if flow.denoiser is None else -2].dense
+    return dense + cached_flops(config, work, growth=growth)
+
+
+def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
+    """FLOPs of that iteration's attention to the cache."""
+    from starflow_jax.solvers import Jacobi
+
+    flow = config.flow
+    transformer = flow.blocks[-1]
+    _, length, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
     slots = work.tokens + (work.text if flow.is_conditioned(flow.num_blocks - 1) else 0)
     pairs = kind.size * (slots - length) + kind.size * (kind.size + 1) // 2
-    return dense + 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers
+    return 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers
 
 
 def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
