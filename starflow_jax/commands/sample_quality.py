@@ -58,11 +58,14 @@ def measure_quality(arguments: argparse.Namespace, layout: Any) -> int:
         if is_first():
             _begin(folder, stack)
         batch = drawing.batch_size
-        real_ones = real_statistics(out, reference, network, batch, shape)
-        others = None if other is None else real_statistics(out, other, network, batch, shape)
-        for weight in weights:
-            announce = _announced(folder, weight, total)
-            draw_missing(folder, drawing, network, weight, total, pairs=pairs, drawn=announce)
+        try:
+            real_ones = real_statistics(out, reference, network, batch, shape)
+            others = None if other is None else real_statistics(out, other, network, batch, shape)
+            for weight in weights:
+                announce = _announced(folder, weight, total)
+                draw_missing(folder, drawing, network, weight, total, pairs=pairs, drawn=announce)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("what was drawn is kept, and the same command goes on from it") from interrupt
     bits = _bits_per_dim(arguments, config, params)
     if not is_first():
         return 0

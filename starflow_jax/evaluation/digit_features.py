@@ -14,9 +14,8 @@ import numpy as np
 
 from starflow_jax.config.checks import check
 from starflow_jax.data.digits import digits
-from starflow_jax.evaluation.feature_network import FeatureNetwork
+from starflow_jax.evaluation.feature_network import FeatureNetwork, digest_of_weights
 from starflow_jax.tensor_files import read_tensors, write_tensors
-from starflow_jax.training.digests import digest
 
 SIDE, FEATURES, CLASSES = 8, 64, 10
 _EPOCHS = 20
@@ -48,7 +47,7 @@ def digit_network(path: Path) -> FeatureNetwork:
         )
         return _classify(params, images)
 
-    return FeatureNetwork("classifier of digits", digest(params), look, (1,))
+    return FeatureNetwork("classifier of digits", digest_of_weights(params), look, (1,))
 
 
 def train_digit_classifier(seed: int = 0) -> dict[str, np.ndarray]:

@@ -20,7 +20,6 @@ from starflow_jax.evaluation.inception_files import abstract_inception, read_inc
 from starflow_jax.evaluation.moments import Moments, total_moments
 from starflow_jax.nn.parameters import Params, merge
 from starflow_jax.parallel.layout import Layout, gathered, placed, spread
-from starflow_jax.training.digests import digest
 
 # Features [B, d] of pictures uint8 [B, H, W, C] or clips [B, T, H, W, C], or those and logits [B, classes].
 Look = Callable[[np.ndarray], Any]
@@ -81,7 +80,7 @@ def inception_network(path: Path, *, resize: Resize = "half-pixel", layout: Layo
       ValueError: see `read_inception`.
     """
     params = read_inception(path)
-    known = f"{digest(params)} {resize}"
+    known = f"{digest_of_weights(params)} {resize}"
     on_device = spread(layout, params) if layout is not None else jax.device_put(params)
     return FeatureNetwork(
         f"Inception ({path.name}, {resize})",
@@ -95,6 +94,15 @@ def inception_network(path: Path, *, resize: Resize = "half-pixel", layout: Layo
 def _inception(layout: Layout | None, resize: Resize, params: Params, images: jax.Array) -> Any:
     x = network_input(placed(layout, images, "batch"), resize)
     return gathered(layout, merge(abstract_inception()[0], params)(x))
+
+
+def digest_of_weights(params: Any) -> str:
+    """Of arrays that this process holds, and of their names; the same on every process."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def named_network(name: str) -> FeatureNetwork:
