@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -190,3 +191,29 @@ def test_bits_of_latents_are_not_those_of_pixels(run, capsys, command, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--workdir", str(run)]) == 2
     assert "must be a run on pixels of one shape, whose bits/dim compare, got the latents of" in capsys.readouterr().err
+
+
+def test_quality_of_pictures_that_are_decoded(root, run, tmp_path, monkeypatch, capfd):
+    """Samples are compared with real pictures in pixels: 8 x 8 of latents that are 4 x 4."""
+    (tmp_path / "my_eight.py").write_text(
+        "def look(images):\n    assert images.shape[1:] == (8, 8, 3)\n"
+        "    return images.reshape(len(images), -1)[:, :4]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    argv = ["evaluate", "--workdir", str(run), "--features", "my_eight:look", "--num-samples", "16", "--out", "q"]
+    assert main([*argv, "--metrics", "fid,pr"]) == 0
+    figures = json.loads((tmp_path / "q" / "quality.json").read_text())
+    assert figures["rows"][0]["fid"] > figures["floor"]["fid"] == pytest.approx(0.0, abs=1e-6)  # equal splits
+    assert figures["floor"]["precision"] == figures["floor"]["recall"] == 1.0
+    capfd.readouterr()
+    for more, sentence in (
+        (["--metrics", "fid,bpd"], "must be a run on pixels"),
+        (["--metrics", "fid", "--features", "digits"], "reads grey pictures of multiples of 8 pixels"),
+        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "holds samples of another"),
+        (["--metrics", "fid", "--decoder", "gone.npz"], "gone.npz"),
+    ):
+        assert main([*argv, *more]) == 2
+        assert sentence in capfd.readouterr().err
+    assert main(["evaluate", "--workdir", str(root / "apart"), "--metrics", "fid"]) == 2
+    assert "of latents that were computed before there are no real pictures" in capfd.readouterr().err

@@ -43,9 +43,9 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
             load_encoder(config)
     config = with_text_encoder(config, arguments.text_encoder)
     arguments.label = None  # of `starflow sample`, which captions exclude
+    if arguments.caption is None and (config.text is not None or config.data.text_encoder is not None):
+        raise CommandError("--caption must say what a run on captions draws, got none; an empty one says nothing")
     said = read_said(arguments, config)
-    if said is None and (config.text is not None or config.data.text_encoder is not None):
-        raise CommandError("--caption must say what a run on captions draws, got none")
     batch = arguments.sample_batch or min(BATCH, arguments.num_samples or BATCH)
     drawing = Drawing(
         params,
