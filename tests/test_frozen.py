@@ -210,7 +210,7 @@ def test_quality_of_pictures_that_are_decoded(root, run, tmp_path, monkeypatch, 
     for more, sentence in (
         (["--metrics", "fid,bpd"], "must be a run on pixels"),
         (["--metrics", "fid", "--features", "digits"], "reads grey pictures of multiples of 8 pixels"),
-        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "holds samples of another"),
+        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "holds samples whose"),
         (["--metrics", "fid", "--decoder", "gone.npz"], "gone.npz"),
     ):
         assert main([*argv, *more]) == 2

@@ -218,7 +218,7 @@ REFUSALS = {
     "denoise": ([*RUN, "fid", "--denoise", "score"], "denoise must be 'none'"),
     "out is a file": ([*RUN, "fid", "--out", "tiny.py"], "--out must name a folder, got the file tiny.py"),
     "out is foreign": ([*RUN, "fid", "--out", "run"], "run is not empty and holds no samples of this command"),
-    "another seed": ([*RUN, "fid", "--seed", "1", "--chunk", "16"], "samples of another seed: 0 there and 1 here"),
+    "another seed": ([*RUN, "fid", "--seed", "1", "--chunk", "16"], "samples whose seed is 0 there and 1 here"),
     "no classes": (["evaluate", "--workdir", "plain", "--metrics", "fid", "--guidance", "1"], "attention_temperature"),
     "no run": (["evaluate", "--workdir", "gone", "--metrics", "fid"], "gone holds no training run"),
 }

@@ -17,8 +17,8 @@ from starflow_jax.evaluation.moments import Moments
 def frechet_distance(one: Moments, other: Moments) -> float:
     """The squared distance d^2, which is what FID and FVD report; 0 for equal moments, never below.
 
-    The trace is the sum of the singular values of C1^(1/2) C2^(1/2), each root from a symmetric eigendecomposition with
-    eigenvalues below rounding set to 0. Unlike a root of the product C1 C2, which is not symmetric, that exists for
+    With C = F F^T the trace is the sum of the singular values of F1^T F2. F is from a symmetric eigendecomposition,
+    eigenvalues below rounding left out. Unlike a root of the product C1 C2, which is not symmetric, that exists for
     singular covariances too: with fewer vectors than dimensions, or features that never move.
 
     Raises:
@@ -29,14 +29,15 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         f"features must have one width, got {len(one.mean)} and {len(other.mean)}",
     )
     first, second = one.covariance, other.covariance
-    shared = np.linalg.svd(_root(first) @ _root(second), compute_uv=False).sum()
+    shared = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
     apart = one.mean - other.mean
     return max(0.0, float(apart @ apart + np.trace(first) + np.trace(second) - 2.0 * shared))
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric root of a symmetric matrix without negative eigenvalues."""
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """F [d, rank] with F F^T the covariance; of rank 0, one column of zeros."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2.0)
     # The root of what is rounding of a zero would be a hundred million times larger than the rounding.
-    values = np.where(values > values.max(initial=0.0) * len(values) * np.finfo(np.float64).eps, values, 0.0)
-    return (vectors * np.sqrt(values)) @ vectors.T
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    kept[-1] = True
+    return vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))

@@ -35,9 +35,13 @@ def quality_table(rows: Sequence[Row], floor: Row | None) -> str:
     table: list[tuple[str, ...]] = [("guidance", "pictures", *(title for _, title, _ in columns))]
     for row in shown:
         name = f"{row['guidance']:g}" if "guidance" in row else f"({row['source']})"
-        cells = (format(row[key], form) if key in row else "-" for key, _, form in columns)
+        cells = (_shown(row[key], form) if key in row else "-" for key, _, form in columns)
         table.append((name, str(row["samples"]), *cells))
     return text_table(table)
+
+
+def _shown(value: float, form: str) -> str:
+    return format(value, form if abs(value) < 1e4 else ".4g")
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -78,7 +82,6 @@ def plot_quality(path: Path, rows: Sequence[Row], floor: Row | None, title: str)
                 colour = _FLOOR if len(lines) == 1 else f"C{place}"
                 axes.axhline(floor[key], linestyle="--", color=colour, label=f"{name}, {floor['source']}")
         axes.set(xlabel="guidance", ylabel=label)
-        axes.set_xticks(x if len(x) <= 12 else x[:: len(x) // 8])
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.0), high + 0.05 * (high - low))  # a curve that looks steep should be steep
         axes.grid(alpha=0.3)

@@ -82,8 +82,8 @@ class ChunkFolder:
         for name in sorted({*now, *before}):
             check(
                 before.get(name) == now.get(name),
-                f"folder {self.path} holds samples of another {name}: {before.get(name)!r} there and "
-                f"{now.get(name)!r} here; name another folder, or remove it",
+                f"folder {self.path} holds samples whose {name} is {before.get(name)!r} there and {now.get(name)!r} "
+                "here; name another folder, or remove it",
             )
 
     def wanted(self, total: int) -> list[tuple[int, int]]:
