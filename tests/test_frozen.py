@@ -64,10 +64,16 @@ def run(root, config):
     return root / "run"
 
 
-def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(root, config, run):
+@pytest.fixture(scope="module")
+def run_apart(root, config):
+    """The same run on latents that were computed before."""
     data = dataclasses.replace(config.data, source="latents", path=str(root / "latents"), autoencoder=None)
     train(dataclasses.replace(config, data=data), root / "apart", progress=False, peak=1e9)
-    (_, _, inside, step), (_, _, apart, _) = (load_run(folder) for folder in (run, root / "apart"))
+    return root / "apart"
+
+
+def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(config, run, run_apart):
+    (_, _, inside, step), (_, _, apart, _) = (load_run(folder) for folder in (run, run_apart))
     start = init_state(config).params
     assert step == 5
     moved = 0.0
@@ -79,7 +85,7 @@ def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(root, con
             moved = max(moved, float(np.abs(a - before).max()))
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
     assert moved > 1e-2  # so that the agreement says something
-    rows, others = (read_metrics(folder / "metrics.csv") for folder in (run, root / "apart"))
+    rows, others = (read_metrics(folder / "metrics.csv") for folder in (run, run_apart))
     assert len(rows) == len(others) == 5
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
@@ -193,7 +199,7 @@ def test_bits_of_latents_are_not_those_of_pixels(run, capsys, command, tmp_path,
     assert "must be a run on pixels of one shape, whose bits/dim compare, got the latents of" in capsys.readouterr().err
 
 
-def test_quality_of_pictures_that_are_decoded(root, run, tmp_path, monkeypatch, capfd):
+def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, monkeypatch, capfd):
     """Samples are compared with real pictures in pixels: 8 x 8 of latents that are 4 x 4."""
     (tmp_path / "my_eight.py").write_text(
         "def look(images):\n    assert images.shape[1:] == (8, 8, 3)\n"
@@ -215,5 +221,5 @@ def test_quality_of_pictures_that_are_decoded(root, run, tmp_path, monkeypatch, 
     ):
         assert main([*argv, *more]) == 2
         assert sentence in capfd.readouterr().err
-    assert main(["evaluate", "--workdir", str(root / "apart"), "--metrics", "fid"]) == 2
+    assert main(["evaluate", "--workdir", str(run_apart), "--metrics", "fid"]) == 2
     assert "of latents that were computed before there are no real pictures" in capfd.readouterr().err

@@ -201,6 +201,11 @@ REFUSALS = {
     "bpd alone": ([*RUN, "bpd"], "got bpd alone; leave it out"),
     "option without metrics": (["evaluate", "--workdir", "run", "--guidance", "1"], "--guidance goes with --metrics"),
     "solver without metrics": (["evaluate", "--workdir", "run", "--solver", "jacobi"], "--solver goes with --metrics"),
+    "tolerance without metrics": (["evaluate", "--workdir", "run", "--tolerance", "1"], "--tolerance goes with"),
+    "json is a folder": (
+        [*RUN, "fid", "--out", "new/deep", "--json", "new"],
+        "where the folder --out new/deep",
+    ),
     "bad guidance": ([*RUN, "fid", "--guidance", "0,-1"], "must be a finite number >= 0, got '-1'"),
     "guidance twice": ([*RUN, "fid", "--guidance", "1,1.0"], "every weight once"),
     "too few": ([*RUN, "fid", "--num-samples", "3"], "must be an integer from 16"),

@@ -33,6 +33,12 @@ _OPTIONS = {
     "attention_temperature": "--attention-temperature",
     "denoise": "--denoise",
     "solver": "--solver",
+    "block": "--block",
+    "modules": "--modules",
+    "tolerance": "--tolerance",
+    "max_iterations": "--max-iterations",
+    "objective": "--objective",
+    "target_error": "--target-error",
 }
 
 
@@ -101,6 +107,8 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
     out = folder_of(arguments)
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out must name a folder, got the file {out}")
+    if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
+        raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
     if arguments.workdir.is_dir():
         check_writable("--out", out / "quality.json")
 

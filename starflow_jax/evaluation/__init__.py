@@ -6,7 +6,7 @@
 - `frames`, `surprise`, `surprise_pictures`: likelihood of clips by frame and by token, in numbers and pictures.
 - `quality`: PSNR and SSIM against clean clips, and what each denoiser gains.
 - `recognise`: whether a generated clip shows the digit and the direction of its caption.
-- `moments`, `frechet`, `inception_score`, `kernel_distance`, `manifold`, `clip_score`: statistics of features of samples.
+- `moments`, `frechet`, `inception_score`, `kernel_distance`, `manifold`, `clip_score`: of features of samples.
 - `feature_network`, `inception`, `inception_files`, `digit_features`: what looks at pictures, and clips.
 - `image_statistics`, `sample_chunks`, `sample_quality`, `quality_report`: the quality of samples by guidance.
 - `pictures`: what a model draws, as PNG files.
