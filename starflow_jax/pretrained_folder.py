@@ -47,9 +47,13 @@ class PretrainedFolder:
         """
         check(name in self.tensors, f"model {self.path} must hold the tensor {name}, and does not")
         tensor = self.tensors[name]
-        check(tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}")
+        check(
+            tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}"
+        )
         # The kind of ml_dtypes' bfloat16 is "V".
-        check(tensor.dtype.kind in "fV", f"{name} of {self.path} must hold floating-point numbers, got {tensor.dtype}")
+        check(
+            tensor.dtype.kind in "fV", f"{name} of {self.path} must hold floating-point numbers, got {tensor.dtype}"
+        )
         value = tensor.read()
         check(bool(np.isfinite(value).all()), f"{name} of {self.path} must hold finite numbers")
         return value

@@ -1,6 +1,6 @@
 """Run as a program by every process of a run: trains a little, while something happens to one of the processes.
 
-python tests/process_that_fails.py FOLDER COORDINATOR PROCESSES PROCESS FAULT VICTIM
+    python tests/process_that_fails.py FOLDER COORDINATOR PROCESSES PROCESS FAULT VICTIM
 """
 
 import errno

@@ -96,7 +96,7 @@ def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, P
 
 
 def split_scale(path: Path) -> tuple[Path, float]:
-    """ "PATH:0.6" as the path and the temporal scale, which is 1 where none is said."""
+    """"PATH:0.6" as the path and the temporal scale, which is 1 where none is said."""
     scaled = re.fullmatch(r"(.+):(\d*\.?\d+)", str(path))
     return (path, 1.0) if scaled is None or path.exists() else (Path(scaled[1]), float(scaled[2]))
 

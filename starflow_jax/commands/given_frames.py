@@ -131,7 +131,9 @@ def _read(name: str, path: Path, size: tuple[int, int], channels: int):
         return read_video(path, size=size, channels=channels)
 
 
-def _translation_length(frames: int | None, source: int, trained: int, autoencoder: RunAutoencoder | None) -> int:
+def _translation_length(
+    frames: int | None, source: int, trained: int, autoencoder: RunAutoencoder | None
+) -> int:
     """Frames of source and target together: both as long, no longer than trained on."""
     half = trained // 2
     if half < 1:

@@ -96,7 +96,9 @@ def open_source(
     return _one(config, reader)
 
 
-def _caption_reader(config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None) -> CaptionReader | None:
+def _caption_reader(
+    config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None
+) -> CaptionReader | None:
     """What makes ids of captions: the vocabulary, or the tokenizer of `data.text_encoder`."""
     if flow is None:
         return None

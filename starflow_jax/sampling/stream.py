@@ -283,6 +283,7 @@ class VideoStream(Iterator[StreamedFrame]):
                 pixels = np.broadcast_to(to_uint8(plan.given[:, frame.number]), pixels.shape)
         return StreamedFrame(frame.number, pixels, x, denoised, time.perf_counter() - start)
 
+
     def _decoded(self, latents: np.ndarray, number: int) -> np.ndarray:
         """The pixels of a latent frame, uint8 [n, f, H, W, C], or [n, H, W, C] where one is always one."""
         assert self._decode is not None
