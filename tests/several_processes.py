@@ -2,7 +2,7 @@
 
     python tests/several_processes.py FOLDER COORDINATOR PROCESSES PROCESS [--config.x=y ...]
 
-FOLDER receives run/ and, from the first process, train.json, evaluate.json and samples.npz.
+FOLDER receives run/ and, from the first process, train.json, evaluate.json, quality.json and samples.npz.
 """
 
 import sys
@@ -18,9 +18,11 @@ if __name__ == "__main__":
     every = [f"--config.train.{name}_every=3" for name in ("log", "checkpoint", "sample")]
     mesh = [text.removeprefix("--config.mesh.") for text in overrides if text.startswith("--config.mesh.")]
     spread = ["--mesh", ",".join(mesh)] if mesh else []
+    quality = ["--metrics", "fid,pr", "--num-samples", "24", "--chunk", "16", "--guidance", "1", "--sample-batch", "8"]
     for argv in (
         ["train", "--config", config, *sizes, *every, *overrides, "--json", f"{folder}/train.json", *place],
         ["evaluate", "--draws", "1", "--batch", "120", "--json", f"{folder}/evaluate.json", *spread, *place],
+        ["evaluate", *quality, "--json", f"{folder}/quality.json", *spread, *place],
         ["sample", "--num", "8", "--seed", "3", "--out", f"{folder}/samples.npz", *spread, *place],
     ):
         code = main([argv[0], "--workdir", run, *argv[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -63,10 +64,16 @@ def run(root, config):
     return root / "run"
 
 
-def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(root, config, run):
+@pytest.fixture(scope="module")
+def run_apart(root, config):
+    """The same run on latents that were computed before."""
     data = dataclasses.replace(config.data, source="latents", path=str(root / "latents"), autoencoder=None)
     train(dataclasses.replace(config, data=data), root / "apart", progress=False, peak=1e9)
-    (_, _, inside, step), (_, _, apart, _) = (load_run(folder) for folder in (run, root / "apart"))
+    return root / "apart"
+
+
+def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(config, run, run_apart):
+    (_, _, inside, step), (_, _, apart, _) = (load_run(folder) for folder in (run, run_apart))
     start = init_state(config).params
     assert step == 5
     moved = 0.0
@@ -78,7 +85,7 @@ def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(root, con
             moved = max(moved, float(np.abs(a - before).max()))
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
     assert moved > 1e-2  # so that the agreement says something
-    rows, others = (read_metrics(folder / "metrics.csv") for folder in (run, root / "apart"))
+    rows, others = (read_metrics(folder / "metrics.csv") for folder in (run, run_apart))
     assert len(rows) == len(others) == 5
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
@@ -190,3 +197,29 @@ def test_bits_of_latents_are_not_those_of_pixels(run, capsys, command, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--workdir", str(run)]) == 2
     assert "must be a run on pixels of one shape, whose bits/dim compare, got the latents of" in capsys.readouterr().err
+
+
+def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, monkeypatch, capfd):
+    """Samples are compared with real pictures in pixels: 8 x 8 of latents that are 4 x 4."""
+    (tmp_path / "my_eight.py").write_text(
+        "def look(images):\n    assert images.shape[1:] == (8, 8, 3)\n"
+        "    return images.reshape(len(images), -1)[:, :4]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    argv = ["evaluate", "--workdir", str(run), "--features", "my_eight:look", "--num-samples", "16", "--out", "q"]
+    assert main([*argv, "--metrics", "fid,pr"]) == 0
+    figures = json.loads((tmp_path / "q" / "quality.json").read_text())
+    assert figures["rows"][0]["fid"] > figures["floor"]["fid"] == pytest.approx(0.0, abs=1e-6)  # equal splits
+    assert figures["floor"]["precision"] == figures["floor"]["recall"] == 1.0
+    capfd.readouterr()
+    for more, sentence in (
+        (["--metrics", "fid,bpd"], "must be a run on pixels"),
+        (["--metrics", "fid", "--features", "digits"], "reads grey pictures of multiples of 8 pixels"),
+        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "holds samples whose"),
+        (["--metrics", "fid", "--decoder", "gone.npz"], "gone.npz"),
+    ):
+        assert main([*argv, *more]) == 2
+        assert sentence in capfd.readouterr().err
+    assert main(["evaluate", "--workdir", str(run_apart), "--metrics", "fid"]) == 2
+    assert "of latents that were computed before there are no real pictures" in capfd.readouterr().err

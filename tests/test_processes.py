@@ -24,13 +24,14 @@ def run_together(folder, count, devices, *overrides):
 
 
 def figures(folder):
-    """What a run left: losses, parameters, scores and samples."""
+    """What a run left: losses, parameters, scores, samples and their quality."""
     with (folder / "run" / "metrics.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     params = load_run(folder / "run")[2]
     with np.load(folder / "samples.npz") as samples:
         drawn = samples["x"]
-    return losses, params, json.loads((folder / "evaluate.json").read_text()), drawn
+    scores, quality = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluate", "quality"))
+    return losses, params, scores, drawn, quality["rows"][0]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def alone(tmp_path_factory):
 
 
 def assert_same(found, expected):
-    losses, params, scores, drawn = found
+    losses, params, scores, drawn, quality = found
     np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
     # All together: Adam turns a gradient that is all rounding, such as that of a key's bias, into whole steps.
     ours, theirs = (
@@ -50,6 +51,7 @@ def assert_same(found, expected):
     assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
     assert scores["bits_per_dim"]["mean"] == pytest.approx(expected[2]["bits_per_dim"]["mean"], rel=1e-5)
     np.testing.assert_allclose(drawn, expected[3], atol=1e-3)
+    assert quality["samples"] == 24 and quality["fid"] == pytest.approx(expected[4]["fid"], rel=1e-2)
 
 
 def test_two_processes(alone, tmp_path):

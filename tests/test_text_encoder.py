@@ -163,6 +163,35 @@ def test_pictures_of_captions(home, capfd):
         assert sentence in capfd.readouterr().err and not (home / "no.png").exists()
 
 
+def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
+    """Captions are taken in turn; the CLIP score pairs each picture with its own."""
+    (tmp_path / "my_clip.py").write_text(
+        "import numpy as np\n"
+        "def look(images):\n    return images.reshape(len(images), -1)[:, :5]\n"
+        "def pairs(images, captions):\n"
+        "    is_cat = np.asarray([caption == 'a cat' for caption in captions])\n"
+        "    return np.stack([is_cat, ~is_cat], 1), np.tile([1.0, 0.0], (len(captions), 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = ["evaluate", "--workdir", str(home / "run"), "--metrics", "fid,clip", "--num-samples", "18", "--chunk", "16"]
+    named = ["--features", "my_clip:look", "--clip", "my_clip:pairs", "--sample-batch", "9", "--out", "q"]
+    said = ["--caption", "a cat", "--caption", "a dog", "--caption", "a bird"]
+    assert main([*run, *named, *said, "--json", "q.json"]) == 0
+    figures = json.loads((tmp_path / "q.json").read_text())
+    assert figures["rows"][0]["clip"] == pytest.approx(100 / 3) and figures["rows"][0]["guidance"] == 1.0
+    assert figures["rows"][0]["fid"] > 0 and figures["reference"]["pictures"] == 7
+    capfd.readouterr()
+    for argv, sentence in (
+        ([*run, *named], "--metrics clip needs --caption"),
+        ([*run[:3], "--metrics", "fid", *named[:2]], "--caption must say what a run on captions draws, got none"),
+        ([*run[:3], "--metrics", "fid", *said], "--features must name the network that looks at pictures"),
+        ([*run, *named, *said, "--caption", "a fox"], "samples whose captions is"),
+    ):
+        assert main(argv) == 2
+        assert sentence in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "overrides, sentence",
     [

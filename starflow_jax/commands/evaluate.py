@@ -1,4 +1,4 @@
-"""`starflow evaluate`: held-out bits/dim and Bayes-rule accuracy of a trained run."""
+"""`starflow evaluate`: held-out bits/dim and Bayes-rule accuracy of a trained run, or the quality of its samples."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from starflow_jax.commands.arguments import choice, integer
 from starflow_jax.commands.devices import add_mesh, add_processes, is_first, join, layout_of_command
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.quality_options import add_quality_options, check_quality_options
+from starflow_jax.commands.sample_quality import measure_quality
 from starflow_jax.commands.scored_data import check_on_pixels, scored_source
 
 DESCRIPTION = """\
-Scores a trained run on held-out images.
+Scores a trained run on held-out images; with --metrics, the pictures it draws.
 
 bits/dim: of the integer pixels under uniform dequantisation, averaged over images and draws of the noise; an
 upper bound of the exact code length. Two standard errors: over images (how far another test set may be) and
 over draws (how far more draws may move it).
-accuracy: argmax over classes y of p(x | y), averaged over the draws of an image."""
+accuracy: argmax over classes y of p(x | y), averaged over the draws of an image.
+
+With --metrics the command draws --num-samples pictures for each --guidance, in chunks that it can be stopped and killed
+between (the same command goes on), looks at them with a feature network, and compares them with real pictures.
+Figures, a plot and a CSV file lie in --out. FID depends on the number of pictures: compare equal numbers only."""
 
 EXAMPLES = """\
 examples:
   starflow evaluate --workdir runs/digits
   starflow evaluate --workdir runs/digits --draws 16 --json digits.json
+  starflow evaluate --workdir runs/digits --metrics fid,kid,pr,bpd --num-samples 2000 --guidance 0,1,2,3
+  starflow evaluate --workdir runs/imagenet --metrics fid,is --features pt_inception-2015-12-05-6726825d.pth
 """
 
 
@@ -46,6 +54,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their running mean")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
+    add_quality_options(parser)
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -55,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     if arguments.json is not None:
         check_writable("--json", arguments.json)
+    check_quality_options(arguments)
 
     import jax
 
@@ -64,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     join(arguments)
     layout = layout_of_command(arguments)
+    if arguments.metrics is not None:
+        return measure_quality(arguments, layout)
     with sentences(load_run):
         config, _, params, step = load_run(
             arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step

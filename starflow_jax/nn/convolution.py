@@ -23,7 +23,7 @@ def _blank(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.ShapeD
 def conv(
     inputs: int,
     outputs: int,
-    window: int,
+    window: int | tuple[int, int],
     rngs: nnx.Rngs,
     dtype: str,
     *,
@@ -31,12 +31,16 @@ def conv(
     padding: Sequence[tuple[int, int]] | None = None,
     bias: bool = True,
 ) -> nnx.Conv:
-    """A convolution of [B, H, W, inputs] by a square window; padding None puts half a window on every side."""
-    around = [(window // 2, window // 2)] * 2 if padding is None else list(padding)
+    """A convolution of [B, H, W, inputs] by a window, square or (rows, columns).
+
+    Padding None puts half a window on every side.
+    """
+    sides = (window, window) if isinstance(window, int) else window
+    around = [(side // 2, side // 2) for side in sides] if padding is None else list(padding)
     return nnx.Conv(
         inputs,
         outputs,
-        (window, window),
+        sides,
         stride,
         padding=around,
         use_bias=bias,

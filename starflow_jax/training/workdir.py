@@ -124,15 +124,18 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
 
 
 @contextlib.contextmanager
-def in_use(workdir: Path) -> Iterator[None]:
+def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Iterator[None]:
     """Keeps other processes from training in `workdir`; the system forgets it when this process ends, however it does.
+
+    Args:
+      name, doing: what the folder is called and what is done there, for the sentence.
 
     Raises:
       ValueError: another process trains there.
     """
     with locked(workdir) as free:
         if not free:
-            raise ValueError(f"workdir {workdir} is in use by another process that trains there")
+            raise ValueError(f"{name} {workdir} is in use by another process that {doing} there")
         yield
 
 
