@@ -70,14 +70,16 @@ class SlidingJacobi(Solver):
         """See `Solver`; the stage may have been committed before it starts, and then takes no evaluation."""
         size, batch = kind.size, state.noise.shape[0]
         end = jnp.asarray(first + length, jnp.int32)
+        whole = jnp.tile(jnp.asarray([[0, size]], jnp.int32), (batch, 1))
 
         def body(carry):
             tokens, cache, done, number, residual = carry
             place = state.before + done
             inputs = jax.lax.dynamic_slice_in_dim(tokens, place - 1, size, axis=1)
             old = jax.lax.dynamic_slice_in_dim(tokens, place, size, axis=1)
-            affine, cache = predict(inputs, done, cache)
-            new = affine.inverse(jax.lax.dynamic_slice_in_dim(state.noise, done, size, axis=1))
+            prediction, cache = predict(inputs, done, cache)
+            # All tokens move; how far is measured a token at a time, so that the sums of a sample are not needed.
+            new, _ = prediction.update(jax.lax.dynamic_slice_in_dim(state.noise, done, size, axis=1), old, whole)
             # Far from the solution an estimate may overflow: it must not poison what is computed from it next. A
             # sample whose exact first token is not finite is lost from here on, and nobody waits for it.
             lost = ~all_finite(new[:, :1])
