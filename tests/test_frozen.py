@@ -16,6 +16,7 @@ from starflow_jax.cli import main
 from starflow_jax.config import DataConfig, load_config
 from starflow_jax.evaluation.held_out import held_out_score
 from starflow_jax.flows.parameters import abstract
+from starflow_jax.media import write_png
 from starflow_jax.parallel.rules import spec_of
 from starflow_jax.sampling import to_pixels
 from starflow_jax.training import Snapshot, init_state, load_run, train, train_steps
@@ -221,5 +222,26 @@ def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, mo
     ):
         assert main([*argv, *more]) == 2
         assert sentence in capfd.readouterr().err
-    assert main(["evaluate", "--workdir", str(run_apart), "--metrics", "fid"]) == 2
-    assert "of latents that were computed before there are no real pictures" in capfd.readouterr().err
+
+    # Latents that were computed before: the real pictures are named, as an array or as files.
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    with np.load(root / "train.npz") as file:
+        for place, image in enumerate(file["image"]):
+            write_png(pictures / f"{place:02d}.png", image)
+    apart = ["evaluate", "--workdir", str(run_apart), *argv[3:-1]]
+    for name, real in (("file", root / "train.npz"), ("folder", pictures)):
+        assert main([*apart, name, "--metrics", "fid", "--real", str(real)]) == 0
+        found = json.loads((tmp_path / name / "quality.json").read_text())
+        assert found["rows"][0]["fid"] == pytest.approx(figures["rows"][0]["fid"], rel=1e-2)
+        assert found["reference"]["pictures"] == 12 and found["floor"] is None
+    (tmp_path / "small.npz").write_bytes(b"none")
+    capfd.readouterr()
+    for more, sentence in (
+        ([], "--real must name pictures to compare with"),
+        (["--real", "gone"], "must be a folder of pictures or an .npz file, got gone"),
+        (["--real", "small.npz"], "real small.npz must be an .npz file with `image`"),
+        (["--real", str(pictures), "--reference", "test"], "both say what to compare with"),
+    ):
+        assert main([*apart, "none", "--metrics", "fid", *more]) == 2
+        assert sentence in capfd.readouterr().err

@@ -10,6 +10,8 @@ from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.together import HEARTBEAT_SECONDS
 
 JOIN_SECONDS = 300  # that processes wait for one another at the start
+# ... and at the end, where the first may compute figures for long; one that has died is missed by its heartbeat.
+LEAVE_SECONDS = 24 * 3600
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,7 @@ def join(arguments: argparse.Namespace) -> None:
                 given["process"],
                 initialization_timeout=JOIN_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
             )
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ _OPTIONS = {
     "features": "--features",
     "resize": "--resize",
     "reference": "--reference",
+    "real": "--real",
     "clip": "--clip",
     "caption": "--caption",
     "text_encoder": "--text-encoder",
@@ -73,6 +74,13 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="real pictures to compare with: train (default) or test; the other split is measured too, as the floor",
     )
+    option(
+        "--real",
+        type=Path,
+        metavar="FOLDER|FILE.npz",
+        help="other real pictures to compare with: a folder of them, or `image` [n, H, W, C] of uint8; needed by runs "
+        "on latents that were computed before",
+    )
     option("--clip", metavar="MODULE:FUNCTION", help="clip: your function of (pictures, captions) that gives features")
     option("--caption", action="append", metavar="TEXT|FILE.txt", help="runs on captions: drawn in turn (repeatable)")
     option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
@@ -100,6 +108,8 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
         raise CommandError("--metrics clip and --clip MODULE:FUNCTION go together, got one of them")
     if "clip" in arguments.metrics and arguments.caption is None:
         raise CommandError("--metrics clip needs --caption, what the pictures should show")
+    if arguments.real is not None and arguments.reference is not None:
+        raise CommandError("--real and --reference both say what to compare with, got both")
     if "bpd" not in arguments.metrics:
         for name, flag in (("draws", "--draws"), ("batch", "--batch")):
             if getattr(arguments, name) is not None:

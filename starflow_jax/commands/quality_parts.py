@@ -29,12 +29,12 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
 
     if config.data.frames:
         raise CommandError("--workdir must be a run on still images for --metrics, got one on clips")
-    if config.data.source == "latents" or any(part.source == "latents" for part in config.data.mixture or ()):
+    computed = any(part.source == "latents" for part in (config.data, *config.data.mixture))
+    if computed and arguments.real is None:
         raise CommandError(
-            "--workdir must be a run on pictures, or with data.autoencoder, for --metrics: of latents that were "
-            "computed before there are no real pictures to compare with"
+            "--real must name pictures to compare with: of latents that were computed before there are none, got none"
         )
-    if arguments.decoder is not None and config.data.autoencoder is None:
+    if arguments.decoder is not None and not config.data.on_latents:
         raise CommandError("--decoder goes with a run on latents, got one on pixels")
     with sentences(decoded_by, load_encoder):
         if arguments.decoder is not None:
@@ -74,6 +74,33 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
                 null=None if said is None else said.null,
             )
     return config, drawing, weights
+
+
+def references(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Source, Source | None]:
+    """The real pictures to compare with, and others of their kind, which show what to expect of real ones."""
+    if arguments.real is not None:
+        return real_pictures(arguments.real, config), None
+    reference, other = (pictures(config, split, needed) for split, needed in splits(arguments))
+    assert reference is not None
+    return reference, other
+
+
+def real_pictures(path: Path, config: ExperimentConfig) -> Source:
+    """The readable pictures of `--real`, of the size that the run draws."""
+    from starflow_jax.data.readable import readable
+    from starflow_jax.data.real import open_real
+    from starflow_jax.data.skipped import Skipped
+    from starflow_jax.sampling.run_autoencoder import autoencoder_of
+
+    skipped = Skipped()
+    with sentences(autoencoder_of, open_real, readable):
+        decoder, (height, width) = autoencoder_of(config.data), config.flow.image_shape
+        size, channels = (height, width), config.flow.channels
+        if decoder is not None:
+            size, channels = (height * decoder.stride, width * decoder.stride), decoder.pixel_channels
+        source = readable(open_real(path, size, channels), skipped)
+    skipped_lines(skipped)
+    return source
 
 
 def splits(arguments: argparse.Namespace) -> list[tuple[str, bool]]:

@@ -18,9 +18,8 @@ from starflow_jax.commands.quality_parts import (
     chunk_folder,
     feature_network,
     pair_network,
-    pictures,
     probe,
-    splits,
+    references,
 )
 from starflow_jax.commands.remarks import remark
 from starflow_jax.commands.scored_data import scored_source
@@ -47,8 +46,7 @@ def measure_quality(arguments: argparse.Namespace, layout: Any) -> int:
         )
     config, drawing, weights = checked_drawing(arguments, config, params, step)
     out, total = folder_of(arguments), arguments.num_samples or SAMPLES
-    reference, other = (pictures(config, split, needed) for split, needed in splits(arguments))
-    assert reference is not None
+    reference, other = references(arguments, config)
     check_bits(arguments, config)
     network = feature_network(arguments, config, out, layout, reference)
     pairs, pairs_digest = pair_network(arguments)
