@@ -39,8 +39,8 @@ def marks(*arrays: np.ndarray) -> Marks:
         rows = np.asarray(array, np.float32).reshape(len(array), -1)
         random = np.random.RandomState(0)
         directions = random.standard_normal((rows.shape[1], _DIRECTIONS)) / np.sqrt(max(rows.size, 1))
-        weights = random.standard_normal(len(rows))
-        size = np.sqrt(np.mean(np.square(rows, dtype=np.float64)))
+        weights = random.standard_normal(len(rows)).astype(np.float32)  # no copy of many states in float64
+        size = float(np.linalg.norm(rows)) / np.sqrt(max(rows.size, 1))
         found.append([float(f"{value:.5g}") for value in (size, *((weights @ rows) @ directions))])
     return found
 
