@@ -34,6 +34,9 @@ import numpy as np
 def rows(images):
     return images.reshape(len(images), 8, 8).mean(axis=2)
 
+def weighed(images):
+    return rows(images) * np.loadtxt("weights.txt", ndmin=1)
+
 def broken(images):
     return np.full((len(images), 2), np.nan)
 """
@@ -194,6 +197,23 @@ def test_a_function_of_ones_own(here, tmp_path, capsys):
     assert alone["bits_per_dim"]["mean"] == figures["bits_per_dim"]["bits_per_dim"]["mean"]
 
 
+def test_a_function_whose_weights_change_is_refused(here, tmp_path, capsys, drawn):
+    """Nothing in its code tells; the real pictures' statistics of the old weights are not taken either."""
+    weights, own = here / "weights.txt", ["--features", "own_features:weighed", "--metrics", "fid", "--guidance", "0"]
+    weights.write_text("1.0")
+    before = sweep(tmp_path / "w", *own)
+    drawn.clear()
+    weights.write_text("1.00001")  # as far as devices differ
+    assert sweep(tmp_path / "w", *own)["rows"] == before["rows"] and drawn == []
+    weights.write_text("1.1")
+    capsys.readouterr()
+    assert main(["evaluate", "--workdir", "run", *SWEEP, *own, "--out", str(tmp_path / "w")]) == 2
+    error = capsys.readouterr().err
+    assert "samples whose features_of_fixed_pictures is" in error and len(error.strip().splitlines()) == 1
+    assert drawn == []
+    weights.unlink()
+
+
 RUN = ["evaluate", "--workdir", "run", "--metrics"]
 REFUSALS = {
     "unknown metric": ([*RUN, "fid,fvd"], "--metrics must be some of fid, is, kid, pr, clip, bpd"),
@@ -205,6 +225,10 @@ REFUSALS = {
     "json is a folder": (
         [*RUN, "fid", "--out", "new/deep", "--json", "new"],
         "where the folder --out new/deep",
+    ),
+    "json in the folder": (
+        [*RUN, "fid", "--out", "new", "--json", "./new/figures.json"],
+        "--json must name a file outside",
     ),
     "bad guidance": ([*RUN, "fid", "--guidance", "0,-1"], "must be a finite number >= 0, got '-1'"),
     "guidance twice": ([*RUN, "fid", "--guidance", "1,1.0"], "every weight once"),

@@ -34,6 +34,31 @@ def test_moments_are_numpys_however_the_parts_are_grouped():
         np.testing.assert_allclose(found.covariance, np.cov(ONE, rowvar=False), rtol=1e-7)
 
 
+def test_small_parts_are_summed_up_together(monkeypatch):
+    """Adding up costs d^2: of 90 batches of 30 vectors it is done a few times, and not 89."""
+    sizes, of = [], Moments.of.__func__
+
+    def counted(cls, features):
+        sizes.append(len(features))
+        return of(cls, features)
+
+    features = RANDOM.normal(size=(2700, 3)).astype(np.float32)
+    parts = np.split(features, 90)
+    monkeypatch.setattr(Moments, "of", classmethod(counted))
+    network = FeatureNetwork("same", "1", lambda rows: rows)
+    for moments in (
+        lambda: total_moments(parts),
+        lambda: feature_moments(network, parts),
+        lambda: image_statistics([Seen(part, None) for part in parts], 2700).moments,
+    ):
+        found = moments()
+        assert sum(sizes) == found.count == 2700 and len(sizes) == 3
+        sizes.clear()
+        np.testing.assert_allclose(found.covariance, np.cov(features, rowvar=False), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="one width, got 6 and 3"):
+        total_moments([ONE, ONE[:, :3]])
+
+
 @pytest.mark.parametrize("width", [6, 40])  # of 40 features, 90 and 70 vectors; of 6, many more
 def test_frechet_distance_is_that_of_scipys_root(width):
     linalg = pytest.importorskip("scipy.linalg")
@@ -117,6 +142,25 @@ def test_precision_and_recall_are_those_of_all_pairs(block):
     shares = precision_recall(real, found, block=block)
     assert (shares.precision, shares.recall) == pytest.approx(expected)
     assert 0 < shares.precision < 1 and 0 < shares.recall < 1
+
+
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_precision_and_recall_with_one_vector_far_away(far):
+    """A real vector at 1e4 decides of its own ball alone; the others' are those of float64."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(5)
+    real, found = random.normal(size=(301, 8)), 1.1 * random.normal(size=(280, 8))
+    real[7] += far
+    distances = metrics.pairwise_distances
+
+    def inside(points, centres):
+        radius = np.sort(distances(centres), axis=1)[:, 3]
+        return (distances(points, centres) <= radius).any(axis=1).mean()
+
+    expected = inside(found, real), inside(real, found)
+    shares = precision_recall(real, found)
+    assert (shares.precision, shares.recall) == pytest.approx(expected, abs=0.5 / 301)
+    assert min(shares.precision, shares.recall) > 0.3 and shares.precision < 1
 
 
 def test_precision_and_recall_at_the_ends():

@@ -190,6 +190,12 @@ def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
     ):
         assert main(argv) == 2
         assert sentence in capfd.readouterr().err
+    plan = json.loads((tmp_path / "q" / "plan.json").read_text())
+    for name in ("clip_of_fixed_pictures", "text_states"):  # as another encoder, or another --clip, would have said
+        changed = [[1.01 * value for value in row] for row in plan[name]]
+        (tmp_path / "q" / "plan.json").write_text(json.dumps(plan | {name: changed}))
+        assert main([*run, *named, *said]) == 2
+        assert f"samples whose {name} is" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--out must name a folder, got the file {out}")
     if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
         raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
+    if arguments.json is not None and out.resolve() in arguments.json.resolve().parents:
+        raise CommandError(f"--json must name a file outside the folder --out {out}, got {arguments.json}")
     if arguments.workdir.is_dir():
         check_writable("--out", out / "quality.json")
 

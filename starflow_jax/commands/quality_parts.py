@@ -223,6 +223,7 @@ def chunk_folder(
         "step": step,
         "parameters": digest(params),
         "features": f"{network.name} {network.digest}",
+        "features_of_fixed_pictures": network.answers,
         "seed": drawing.seed,
         "chunk": arguments.chunk or CHUNK,
         "solver": solver_figures(drawing.solver),

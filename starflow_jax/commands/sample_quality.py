@@ -21,6 +21,7 @@ from starflow_jax.commands.quality_parts import (
     probe,
     references,
 )
+from starflow_jax.commands.quality_plan import with_answers, with_marks
 from starflow_jax.commands.remarks import remark
 from starflow_jax.commands.scored_data import scored_source
 
@@ -51,7 +52,9 @@ def measure_quality(arguments: argparse.Namespace, layout: Any) -> int:
     network = feature_network(arguments, config, out, layout, reference)
     pairs, pairs_digest = pair_network(arguments)
     shape = probe(arguments, network, reference)
+    network = with_answers(network, shape, out)
     folder = chunk_folder(arguments, config, params, step, drawing, network, pairs_digest, out)
+    folder = with_marks(folder, drawing, pairs, shape)
     with ExitStack() as stack, sentences(_begin, real_statistics, draw_missing):
         if is_first():
             _begin(folder, stack)

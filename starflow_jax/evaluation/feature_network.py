@@ -18,6 +18,7 @@ from starflow_jax.config.checks import check
 from starflow_jax.evaluation.inception import Resize, network_input
 from starflow_jax.evaluation.inception_files import abstract_inception, read_inception
 from starflow_jax.evaluation.moments import Moments, total_moments
+from starflow_jax.evaluation.network_answers import Marks, fixed_pictures, marks
 from starflow_jax.nn.parameters import Params, merge
 from starflow_jax.parallel.layout import Layout, gathered, placed, spread
 
@@ -31,15 +32,17 @@ class FeatureNetwork:
 
     Attributes:
       name: for tables.
-      digest: of its weights or code: equal digests give equal features.
+      digest: of its weights or code. Code does not tell which weights it reads: `answers` do.
       look: pictures uint8 [B, ..., H, W, C] to features [B, d], or to (features, logits [B, classes]).
       channels: that it reads; None for any.
+      answers: to fixed pictures (`network_answers`), by which kept features are known as its own; None: not asked.
     """
 
     name: str
     digest: str
     look: Look
     channels: tuple[int, ...] | None = None
+    answers: Marks | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +66,12 @@ def look_at(network: FeatureNetwork, images: np.ndarray, batch_size: int) -> See
         parts.append(tuple(part[: len(rows)] for part in _checked(network.name, answer, batch_size)))
     columns = list(zip(*parts, strict=True))
     return Seen(np.concatenate(columns[0]), np.concatenate(columns[1]) if len(columns) > 1 else None)
+
+
+def answers_of(network: FeatureNetwork, shape: tuple[int, ...]) -> Marks:
+    """What it says of fixed pictures of a shape (H, W, C); raises ValueError as `look_at` does."""
+    seen = look_at(network, fixed_pictures(shape), 2)
+    return marks(seen.features, *(() if seen.logits is None else (seen.logits,)))
 
 
 def feature_moments(network: FeatureNetwork, batches: Iterable[np.ndarray]) -> Moments:
@@ -116,7 +125,7 @@ def named_network(name: str) -> FeatureNetwork:
 
 
 def named_function(name: str) -> tuple[Callable[..., Any], str]:
-    """The function of a "module:function", and a digest of its name and the file it stands in.
+    """The function of a "module:function", and a digest of its name, the module's file and the file it stands in.
 
     Raises:
       ValueError: a module that cannot be imported, or that has no such function.
@@ -132,12 +141,16 @@ def named_function(name: str) -> tuple[Callable[..., Any], str]:
         function = getattr(function, part, None)
     if not callable(function):
         raise ValueError(f"module {module_name} has no function {attribute}")
+    return function, hashlib.sha256(b"\0".join([name.encode(), _source(module), _source(function)])).hexdigest()[:16]
+
+
+def _source(thing: Any) -> bytes:
+    """The file that a module or a function stands in; nothing where there is none."""
     try:
-        file = inspect.getsourcefile(module)
-        source = Path(file).read_bytes() if file else b""
-    except (TypeError, OSError):
-        source = b""
-    return function, hashlib.sha256(name.encode() + b"\0" + source).hexdigest()[:16]
+        file = inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else thing)
+        return Path(file).read_bytes() if file else b""
+    except (TypeError, ValueError, OSError):
+        return b""
 
 
 def _checked(name: str, answer: Any, count: int) -> Iterator[np.ndarray]:

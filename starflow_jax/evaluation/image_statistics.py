@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from starflow_jax.evaluation.frechet import frechet_distance
 from starflow_jax.evaluation.inception_score import SPLITS, ClassSums, inception_score, split_of
 from starflow_jax.evaluation.kernel_distance import kernel_distance
 from starflow_jax.evaluation.manifold import precision_recall
-from starflow_jax.evaluation.moments import Moments
+from starflow_jax.evaluation.moments import Moments, total_moments
 from starflow_jax.files import replacing
 
 # Metrics of features, by their names on the command line.
@@ -50,19 +50,23 @@ def image_statistics(parts: Iterable[Seen], total: int) -> ImageStatistics:
     Raises:
       ValueError: bad features, or another number of them.
     """
-    moments: Moments | None = None
     classes: ClassSums | None = None
-    kept, done, splits = [], 0, min(SPLITS, total)
-    for part in parts:
-        places = np.arange(done, done + len(part.features))
-        own = Moments.of(part.features)
-        moments = own if moments is None else moments + own
-        if part.logits is not None:
-            sums = ClassSums.of(part.logits, split_of(places, total, splits), splits)
-            classes = sums if classes is None else classes + sums
-        kept.append(part.features[_is_kept(places, total)])
-        done += len(places)
-    if moments is None or done != total:
+    kept: list[np.ndarray] = []
+    done, splits = 0, min(SPLITS, total)
+
+    def features() -> Iterator[np.ndarray]:
+        nonlocal classes, done
+        for part in parts:
+            places = np.arange(done, done + len(part.features))
+            if part.logits is not None:
+                sums = ClassSums.of(part.logits, split_of(places, total, splits), splits)
+                classes = sums if classes is None else classes + sums
+            kept.append(part.features[_is_kept(places, total)])
+            done += len(places)
+            yield part.features
+
+    moments = total_moments(features())
+    if done != total:
         raise ValueError(f"statistics must be of {total} pictures, got {done}")
     return ImageStatistics(moments, classes, np.concatenate(kept))
 

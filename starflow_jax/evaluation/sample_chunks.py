@@ -34,6 +34,15 @@ def check_free(path: Path) -> None:
     )
 
 
+def kept_plan(path: Path) -> dict[str, Any]:
+    """The plan of a folder; empty where there is none that can be read, which `ChunkFolder.claim` says."""
+    try:
+        plan = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
     """What is kept of the pictures of a chunk.

@@ -13,7 +13,6 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
-from starflow_jax.data.fingerprint import fingerprint, to_values
 from starflow_jax.evaluation.clip_score import clip_score, pair_scores
 from starflow_jax.evaluation.feature_network import FeatureNetwork, Seen, look_at
 from starflow_jax.evaluation.image_statistics import (
@@ -25,6 +24,7 @@ from starflow_jax.evaluation.image_statistics import (
     write_statistics,
 )
 from starflow_jax.evaluation.inception_score import SPLITS
+from starflow_jax.evaluation.real_pictures import pictures_digest
 from starflow_jax.evaluation.sample_chunks import Chunk, ChunkFolder
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
@@ -179,7 +179,7 @@ def real_statistics(
     """Statistics of all pictures of a source, kept in the folder under what the source holds; all processes ask.
 
     Pictures are shown to the network as samples are: uint8 0 to 255, levels stretched over them. What the source holds
-    is known by names and sizes (`data.fingerprint`), not by every pixel.
+    is known by `pictures_digest`, the network by its digest and answers.
 
     Args:
       shape: (H, W, C) that every picture must have.
@@ -190,8 +190,8 @@ def real_statistics(
     Raises:
       ValueError: pictures of another shape, or what `look_at` refuses.
     """
-    held = [part[1:] for part in to_values(fingerprint(source))]
-    identity = json.dumps([held, source.levels, network.name, network.digest, MOST_KEPT, SPLITS])
+    looked = [network.name, network.digest, network.answers]
+    identity = json.dumps([pictures_digest(source), shape, *looked, MOST_KEPT, SPLITS])
     path = folder / f"real-{json_digest(identity)}.npz"
     first = jax.process_index() == 0
     found = read_statistics(path, identity) if first else None
@@ -213,8 +213,17 @@ def _looked(network: FeatureNetwork, source: Source, batch_size: int, shape: tup
         yield look_at(network, stretched, batch_size)
 
 
-def _clip_scores(pairs: PairNetwork, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def pair_features(pairs: PairNetwork, images: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Features of pictures uint8 [B, H, W, C] and of their captions.
+
+    Raises:
+      ValueError: an answer that is no pair.
+    """
     answer = pairs(images, texts)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise ValueError("the CLIP function must give (features of pictures, features of captions)")
-    return pair_scores(*(np.asarray(part) for part in answer))
+    return np.asarray(answer[0]), np.asarray(answer[1])
+
+
+def _clip_scores(pairs: PairNetwork, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    return pair_scores(*pair_features(pairs, images, texts))

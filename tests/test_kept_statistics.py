@@ -1,0 +1,118 @@
+"""Statistics of real pictures that are kept: taken again only for the same pictures and the same network."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from starflow_jax.data import ArraySource
+from starflow_jax.data.folders import Folder
+from starflow_jax.data.mixture import Component, Mixture
+from starflow_jax.data.pictures import PictureSource
+from starflow_jax.data.readable import Subset
+from starflow_jax.evaluation.feature_network import FeatureNetwork, answers_of, named_function
+from starflow_jax.evaluation.network_answers import agreed, fixed_pictures, marks
+from starflow_jax.evaluation.real_pictures import pictures_digest
+from starflow_jax.evaluation.sample_quality import real_statistics
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)
+NETWORK = FeatureNetwork("means", "1", lambda images: images.astype(float).mean(axis=2)[..., 0])
+
+
+def array(images):
+    return ArraySource("array", images, np.zeros(len(images), np.int32), 256, 1)
+
+
+def changed(place):
+    images = IMAGES.copy()
+    images[place, 0, 0, 0] ^= 1
+    return images
+
+
+def test_every_picture_of_an_array_counts(tmp_path):
+    """Training goes on by labels and some images; statistics are of all of them."""
+    assert array(IMAGES).digest() == array(changed(1)).digest()
+    assert (
+        len({pictures_digest(array(changed(place))) for place in range(200)} | {pictures_digest(array(IMAGES))}) == 201
+    )
+    for images in (IMAGES, changed(1), IMAGES):
+        found = real_statistics(tmp_path, array(images), NETWORK, 64, (4, 4, 1))
+        np.testing.assert_allclose(found.moments.mean, images.astype(float).mean(axis=(0, 2, 3)), rtol=1e-6)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_network_by_its_answers_alone(tmp_path):
+    one = dataclasses.replace(NETWORK, answers=answers_of(NETWORK, (4, 4, 1)))
+    double = dataclasses.replace(NETWORK, look=lambda images: 2.0 * NETWORK.look(images))
+    other = dataclasses.replace(double, answers=answers_of(double, (4, 4, 1)))
+    means = [real_statistics(tmp_path, array(IMAGES), some, 64, (4, 4, 1)).moments.mean for some in (one, other, one)]
+    np.testing.assert_allclose(2.0 * means[0], means[1])
+    np.testing.assert_array_equal(means[0], means[2])
+
+
+def test_parts_of_sources_count():
+    half = Subset(array(IMAGES), tuple(range(100)))
+    sources = [
+        half,
+        Subset(array(IMAGES), tuple(range(1, 101))),
+        Subset(array(changed(50)), tuple(range(100))),
+        Mixture("both", (Component(array(IMAGES)), Component(array(changed(3)), 0.0))),
+        Mixture("both", (Component(array(IMAGES)), Component(array(changed(4)), 0.0))),
+        array(IMAGES),
+    ]
+    assert len({pictures_digest(source) for source in sources}) == len(sources)
+    assert pictures_digest(half) == pictures_digest(Subset(array(IMAGES.copy()), tuple(range(100))))
+
+
+def test_a_picture_file_that_is_rewritten(tmp_path):
+    """In place, with the same name and size."""
+    for place in range(3):
+        Image.fromarray(IMAGES[place, ..., 0]).save(tmp_path / f"{place}.bmp")
+
+    def source():
+        return PictureSource(Folder.of(tmp_path, (".bmp",)), None, (4, 4), 1, "1:1")
+
+    before, kept = pictures_digest(source()), source().digest()
+    assert pictures_digest(Subset(source(), (0, 1))) != before == pictures_digest(source())
+    Image.fromarray(IMAGES[9, ..., 0]).save(tmp_path / "1.bmp")
+    os.utime(tmp_path / "1.bmp", (1, 1))
+    assert source().digest() == kept and pictures_digest(source()) != before
+
+
+def test_marks_agree_but_for_rounding():
+    arrays = RANDOM.normal(size=(2, 50)) + 1.0, 100.0 * RANDOM.normal(size=(2, 7))
+    own = marks(*arrays)
+    near = marks(*(some * (1 + 1e-5 * RANDOM.normal(size=some.shape)) for some in arrays))
+    assert agreed(own, near) == near
+    for other in (
+        marks(arrays[0], 1.01 * arrays[1]),
+        marks(arrays[0] + 0.05 * RANDOM.normal(size=(2, 50)), arrays[1]),
+        marks(arrays[0][::-1], arrays[1]),
+        marks(arrays[0]),
+        [[float("nan")] * 4] * 2,
+        [["1.0"] * 4] * 2,
+        None,
+        "marks",
+    ):
+        assert agreed(own, other) == own
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 3, 3)])
+def test_fixed_pictures_are_fixed(shape):
+    pictures = fixed_pictures(shape)
+    assert pictures.shape == (2, *shape) and pictures.dtype == np.uint8
+    np.testing.assert_array_equal(pictures, fixed_pictures(shape))
+    assert (pictures[1, :4, :3] == pictures[1, :1, :1]).all() and len(np.unique(pictures[0])) > 10
+
+
+def test_a_function_imported_from_elsewhere_counts_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kept_outer.py").write_text("from kept_inner import look\n")
+    (tmp_path / "kept_inner.py").write_text("def look(images):\n    return images\n")
+    _, before = named_function("kept_outer:look")
+    assert named_function("kept_outer:look")[1] == before
+    (tmp_path / "kept_inner.py").write_text("def look(images):\n    return images + 1\n")
+    assert named_function("kept_outer:look")[1] != before
