@@ -268,7 +268,7 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == names  # and nothing else: VBench reads one file's suffix
     assert sorted(path.name for path in out.iterdir()) == ["overall_consistency", "vbench.json"]
     record = json.loads((out / "vbench.json").read_text())
-    assert len(set(record["videos"].values())) == 6 and record["frames"] == FRAMES
+    assert len(set(map(tuple, record["videos"].values()))) == 6 and record["frames"] == FRAMES
     assert f"vbench evaluate --dimension overall_consistency --videos_path {folder}" in capsys.readouterr().out
     # What is missing is drawn again as it was, what is there is left.
     before = {name: (folder / name).read_bytes() for name in names}

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ from starflow_jax.evaluation.motion import (
 )
 from starflow_jax.media import write_gif, write_mp4
 from starflow_jax.sampling.vbench import DIMENSIONS, read_prompts, video_name, wanted_videos
+from starflow_jax.sampling.videos import frame_noise
 
 RNG = np.random.default_rng(0)
 
@@ -232,10 +234,23 @@ def test_vbench_names_and_counts(tmp_path):
     videos = wanted_videos(read_prompts(tmp_path))
     assert [v.file for v in videos[:2]] == ["color/a red bird-0.mp4", "color/a red bird-1.mp4"]
     assert len(videos) == 2 * 5 + 25 and len({v.place for v in videos}) == 35
-    assert all(0 <= v.place < 2**30 for v in videos)
     # A video's noise is the same whatever else is drawn.
     assert wanted_videos({"color": ["a blue car"]}, 1)[0].place == videos[5].place
     assert len(wanted_videos(read_prompts(tmp_path / "color.txt"), 2)) == 4
+
+
+def test_vbench_videos_have_noise_of_their_own():
+    # As many prompts as VBench has. Of 20 bits of a checksum some would be shared; all 32 keep them apart.
+    prompts = [f"a {size} {thing} number {n}" for n in range(100) for size in ("small", "big") for thing in "abcde"]
+    videos = wanted_videos({"scene": prompts}, 2)
+    places = [video.place for video in videos]
+    assert len(places) == 2000 == len(set(places))
+    assert len({crc % 1_000_000 for crc, _ in places}) < 1000  # or this would show nothing
+    noise = np.asarray(frame_noise(jax.random.key(0), np.asarray(places, np.uint32), np.arange(1), (2,)))
+    assert len(np.unique(noise.reshape(2000, 2), axis=0)) == 2000
+    # A place of one number is that number.
+    alone, one = (np.asarray(frame_noise(jax.random.key(0), np.asarray(p), np.arange(2), (2,))) for p in ([5], [[5]]))
+    assert np.array_equal(alone, one)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ DIMENSIONS = (
     "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
 )  # fmt: skip
 VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
-# Most videos of a prompt, so that places of two prompts do not meet.
-MOST_VIDEOS = 1000
+MOST_VIDEOS = 1000  # of a prompt: VBench asks for 25 at most
 _LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
 _MAX_BYTES = 2**22
 
@@ -32,7 +31,7 @@ class WantedVideo:
     """One video to draw.
 
     Attributes:
-      dimension, prompt, index: of it; place: a number that decides its noise, from the prompt and the index alone.
+      dimension, prompt, index: of it.
     """
 
     dimension: str
@@ -45,8 +44,12 @@ class WantedVideo:
         return f"{self.dimension}/{video_name(self.prompt, self.index)}"
 
     @property
-    def place(self) -> int:
-        return zlib.crc32(self.prompt.encode("utf-8")) % 1_000_000 * MOST_VIDEOS + self.index
+    def place(self) -> tuple[int, int]:
+        """What decides its noise (`videos.frame_noise`): all 32 bits of the prompt's CRC, and the index.
+
+        Two of VBench's 946 prompts have the same with a probability of one in ten thousand.
+        """
+        return zlib.crc32(self.prompt.encode("utf-8")), self.index
 
 
 def video_name(prompt: str, index: int) -> str:
