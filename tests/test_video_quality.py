@@ -24,7 +24,7 @@ from starflow_jax.evaluation.motion import (
     motion,
 )
 from starflow_jax.media import write_gif, write_mp4
-from starflow_jax.sampling.vbench import DIMENSIONS, read_prompts, video_name, wanted_videos
+from starflow_jax.sampling.vbench import DIMENSIONS, FOLDERS, read_prompts, scored_on, video_name, wanted_videos
 from starflow_jax.sampling.videos import frame_noise
 
 RNG = np.random.default_rng(0)
@@ -237,6 +237,25 @@ def test_vbench_names_and_counts(tmp_path):
     # A video's noise is the same whatever else is drawn.
     assert wanted_videos({"color": ["a blue car"]}, 1)[0].place == videos[5].place
     assert len(wanted_videos(read_prompts(tmp_path / "color.txt"), 2)) == 4
+
+
+def test_vbench_scores_some_dimensions_on_videos_of_others():
+    assert set(scored_on(["scene", "color"])) == {"scene", "color", "background_consistency"}
+    assert scored_on(["subject_consistency"])["motion_smoothness"] == "subject_consistency"
+    # Eleven files of prompts serve all 16 dimensions.
+    assert set(scored_on(set(DIMENSIONS) - set(FOLDERS))) == set(DIMENSIONS) and len(FOLDERS) == 5
+    assert scored_on(["scene", "background_consistency"])["background_consistency"] == "background_consistency"
+
+
+def test_vbench_leaves_out_files_of_other_prompts(tmp_path, capsys):
+    for name in ("overall", "all_dimension", "color"):
+        (tmp_path / f"{name}.txt").write_text("a red bird\n")
+    assert read_prompts(tmp_path) == {"color": ("a red bird",)}
+    assert main(["vbench", "--workdir", "nowhere", "--prompts", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"left out {tmp_path / 'overall.txt'}, which is not called after" in capsys.readouterr().err
+    (tmp_path / "color.txt").unlink()
+    with pytest.raises(ValueError, match=r"called after a dimension .*, got all_dimension.txt"):
+        read_prompts(tmp_path)
 
 
 def test_vbench_videos_have_noise_of_their_own():
