@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from starflow_jax.cli import main
+from starflow_jax.commands.video_quality import names_apart
 from starflow_jax.data import digits
 from starflow_jax.data.moving_digits import MovingDigits
 from starflow_jax.evaluation.clip_quality import clip_quality, group_figures
@@ -194,9 +196,21 @@ def test_the_command(tmp_path, capsys):
     assert figures["videos"]["each"][1]["curves"]["PSNR"][5] > 5
     assert figures["videos"]["each"][0]["curves"]["SSIM"] == pytest.approx([1] * 6)
     rows = list(csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines()))
-    assert len(rows) == 24 and float(rows[5]["spectrum"]) < 1e-6
+    assert (
+        len(rows) == 24
+        and {row["clip"] for row in rows} == {"0.gif", "1.gif", "2.mp4", "frames"}
+        and float(rows[5]["spectrum"]) < 1e-6
+    )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.md", "frames.csv", "drift.png", "motion.png"}
-    assert "2.00" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2.00" in shown and "centroid (of one object)" in shown and "of a clip\nthat shows one object" in shown
+    assert "centroid (of one object)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_clips_of_one_name_are_told_apart():
+    paths = [Path(text) for text in ("x/a/0.gif", "y/a/0.gif", "y/a/1.gif", "0.gif", "0.gif")]
+    assert names_apart(paths) == ["x/a/0.gif", "y/a/0.gif", "1.gif", "0.gif", "0.gif"]
+    assert names_apart(paths[1:3]) == ["0.gif", "1.gif"] and names_apart([]) == []
 
 
 @pytest.mark.parametrize(
@@ -210,7 +224,10 @@ def test_the_command(tmp_path, capsys):
         (["--video", "a.gif", "--size", "0x8"], "--size must be ROWSxCOLUMNS"),
         (["--video", "one.png"], "two frames or more, got 1"),
         (["--video", "text.mp4"], "text.mp4 cannot be read"),
-        (["--video", "a.gif", "--reference", "small.gif"], "of one shape"),
+        (
+            ["--video", "a.gif", "--reference", "small.gif"],
+            "--reference small.gif must be of the size of --video a.gif",
+        ),
         (["--video", "a.gif", "--workdir", "empty"], "holds no training run"),
     ],
 )
