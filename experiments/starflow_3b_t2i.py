@@ -2,7 +2,12 @@
 
     starflow encode --config experiments/starflow_3b_t2i.py --config.data.source=tars --config.data.path=SHARDS \\
         --autoencoder sd-vae --text-encoder flan-t5-xl --out latents/train
+    starflow encode --config experiments/starflow_3b_t2i.py --config.data.source=tars --config.data.path=SHARDS \\
+        --autoencoder sd-vae --text-encoder flan-t5-xl --split test --out latents/test
     starflow train --config experiments/starflow_3b_t2i.py --workdir W --config.data.path=latents
+    starflow evaluate --workdir W --metrics fid --features pt_inception-2015-12-05-6726825d.pth \\
+        --num-samples 30000 --guidance 3.6 --denoise score --decoder sd-vae --text-encoder flan-t5-xl \\
+        --caption captions-1.txt --caption captions-2.txt --real COCO/val2014
 
 Data: pictures with captions (the paper: 400 M, in-house and public), encoded by SD's autoencoder to latents
 [32, 32, 4], with the states of Flan-T5-XL, 128 tokens; one caption in ten is left out. Noise of standard deviation 0.3
@@ -11,6 +16,9 @@ Model: "24(6)-3072" of the paper, a deep block of 24 layers over five shallow on
 3,858,281,544 parameters.
 Hardware: 64 H100, about two weeks, at batch 512; the released recipe, which this is, says 1,024 and 6.4e-5.
 Published: COCO FID-30K 9.1 (zero-shot), GenEval 0.56.
+Open: the weight of guidance behind them is not known here; 3.6 is the released sampler's. The two files hold the 30,000
+captions, one a line (a file may have 1 MiB); their states are kept in memory, 1 MiB a caption.
+SHARDS is a folder with train/ and test/ of shards.
 `experiments/starflow_3b_t2i.py:tiny` is the same model at a size for tests.
 """
 

@@ -5,6 +5,7 @@
         --config.data.aspect_ratios="('16:9',)" --config.data.captions.fps=True \\
         --config.data.captions.noise_level=True --autoencoder Wan2.2_VAE.pth:0.6 --text-encoder flan-t5-xl \\
         --out data/video_latents480/train
+    (the same with --split test --out data/video_latents480/test, of VIDEOS/test/)
     starflow train --config experiments/starflow_v_7b.py --workdir W
 
 Data: 70 M videos (a part of Panda, and stock) and 400 M pictures with captions, one in ten original and the others

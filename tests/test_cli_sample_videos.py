@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -38,9 +39,9 @@ def video_config(words=WORDS):
     )
 
 
-def save_run(workdir, config):
+def save_run(workdir, config, params=None):
     claim_workdir(workdir, config)
-    params = split(random_flow(config.flow))[1]
+    params = split(random_flow(config.flow))[1] if params is None else params
     # Without compiling a program for the zeros that sampling never reads.
     state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract_state(config)).replace(params=params)
     with Checkpoints(workdir, config, write=True) as checkpoints:
@@ -258,6 +259,38 @@ def test_the_scale_shrinks_with_many_videos(tmp_path):
     assert choose_scale(tmp_path / "folder", 400, 8, (64, 64), 5) == 5
 
 
+def test_vbench_videos_of_two_settings_are_kept_apart(tmp_path, capsys):
+    """What the command leaves to the run's configuration, and the parameters themselves, are settings, too."""
+    prompts, out, run = tmp_path / "scene.txt", tmp_path / "bench", tmp_path / "run"
+    prompts.write_text("a one\n")
+    params = save_run(run, CONFIG)
+    argv = ["vbench", "--workdir", str(run), "--num", "1", "--prompts", str(prompts), "--out", str(out)]
+    assert main(argv) == 0
+    record = json.loads((out / "vbench.json").read_text())
+    assert (record["guidance"], record["temperature"], record["denoise"]) == (1.0, 1.0, "none")
+    assert record["decoder"] is None and record["text_encoder"].startswith("words ")
+    shown = capsys.readouterr().out
+    assert all(f"--dimension {name} --videos_path {out}/scene" in shown for name in ("scene", "background_consistency"))
+    # The same settings, typed: the same videos.
+    assert main([*argv, "--guidance", "1", "--denoise", "none"]) == 0
+    assert "0 videos drawn, 1 were there" in capsys.readouterr().out
+    file = run / "config.json"
+    before = file.read_text()
+    changed = json.loads(before)
+    changed["sample"]["guidance"] = 2.0
+    file.write_text(json.dumps(changed))
+    assert main(argv) == 2
+    assert "drawn in another way: guidance was 1.0, now 2.0" in capsys.readouterr().err
+    file.write_text(before)
+    assert main([*argv, "--fps", "3"]) == 2
+    assert "fps was 8" in capsys.readouterr().err
+    # Another model of the same step in a folder of the same name.
+    shutil.rmtree(run)
+    save_run(run, CONFIG, jax.tree.map(lambda value: value * 1.01, params))
+    assert main(argv) == 2
+    assert "parameters was" in capsys.readouterr().err
+
+
 def test_videos_for_vbench(here, tmp_path, capsys):
     prompts, out = tmp_path / "overall_consistency.txt", tmp_path / "bench"
     prompts.write_text("a one\ntwo left\n")
@@ -268,7 +301,7 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == names  # and nothing else: VBench reads one file's suffix
     assert sorted(path.name for path in out.iterdir()) == ["overall_consistency", "vbench.json"]
     record = json.loads((out / "vbench.json").read_text())
-    assert len(set(record["videos"].values())) == 6 and record["frames"] == FRAMES
+    assert len(set(map(tuple, record["videos"].values()))) == 6 and record["frames"] == FRAMES
     assert f"vbench evaluate --dimension overall_consistency --videos_path {folder}" in capsys.readouterr().out
     # What is missing is drawn again as it was, what is there is left.
     before = {name: (folder / name).read_bytes() for name in names}

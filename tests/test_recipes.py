@@ -1,14 +1,16 @@
 """The papers' recipes: every tiny twin trains ten updates, by the command, on data of the recipe's own structure."""
 
+import ast
 import csv
 import json
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from starflow_jax.cli import main
+from starflow_jax.cli import build_parser, main
 from starflow_jax.config import load_config
 from starflow_jax.data.latents import FORMAT, HEADER_FILE, Records
 
@@ -58,6 +60,34 @@ def write_data(config) -> None:
             # A clip that may begin at its second frame has one more than is read.
             frames = part.frames + bool(part.drop_first)
             write_latents(Path(part.path), config.flow, frames, captions=config.flow.text_length > 1)
+
+
+def commands(name: str) -> list[list[str]]:
+    """The commands of a recipe's docstring, as a shell would split them."""
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")), clean=False)
+    joined = text.replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("    starflow ")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_printed_commands_can_be_typed(name):
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    # Long ones are broken as a shell takes it: a backslash that Python swallows would make one line of two.
+    assert max(len(line) for line in text.splitlines()) <= 120
+    found = commands(name)
+    assert "train" in {command[0] for command in found}
+    assert "encode" not in {command[0] for command in found} or "--split test" in text
+    measured = [command for command in found if command[0] == "evaluate"]
+    assert bool(measured) == ("FID" in text or "bits/dim" in text)
+    parser, _ = build_parser()
+    for command in found:
+        of_latents = "--real" in command
+        assert of_latents == (command[0] == "evaluate" and "--decoder" in command)
+        options = [part for part in command if not part.startswith("--config.")]
+        read, unknown = parser.parse_known_args(options)
+        assert read.command == command[0] and unknown in ([], ["--real", command[-1]])
+        if command[0] == "evaluate" and "FID" in text:
+            assert {"fid", "pt_inception-2015-12-05-6726825d.pth", "--num-samples", "--guidance"} <= set(command)
 
 
 @pytest.mark.parametrize("name", RECIPES)

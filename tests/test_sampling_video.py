@@ -172,6 +172,7 @@ def test_the_default_window_is_the_released_one():
         (["a"], {"batch_size": 0}, "batch_size"),
         (["a"], {"places": [1, 2]}, "places must be 1 integers"),
         (["a"], {"places": [-1]}, "places must be 0 to"),
+        (["a"], {"places": [[2**32, 0]]}, "places must be 0 to 4294967295, got 4294967296"),
         (["a"], {"prefix": np.zeros((4, 4, 4, 1), np.uint8)}, "1 <= P < 4"),
         (["a"], {"prefix": np.zeros((5, 4, 4, 1), np.uint8), "frames": 9}, "1 <= P < 4"),
         (["a"], {"prefix": np.zeros((1, 8, 4, 1), np.uint8)}, r"prefix must be .* got shape \[1, 1, 8, 4, 1\]"),

@@ -3,12 +3,15 @@
 import csv
 import json
 import math
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from starflow_jax.cli import main
+from starflow_jax.commands.video_quality import names_apart
 from starflow_jax.data import digits
 from starflow_jax.data.moving_digits import MovingDigits
 from starflow_jax.evaluation.clip_quality import clip_quality, group_figures
@@ -23,7 +26,8 @@ from starflow_jax.evaluation.motion import (
     motion,
 )
 from starflow_jax.media import write_gif, write_mp4
-from starflow_jax.sampling.vbench import DIMENSIONS, read_prompts, video_name, wanted_videos
+from starflow_jax.sampling.vbench import DIMENSIONS, FOLDERS, read_prompts, scored_on, video_name, wanted_videos
+from starflow_jax.sampling.videos import frame_noise
 
 RNG = np.random.default_rng(0)
 
@@ -192,9 +196,21 @@ def test_the_command(tmp_path, capsys):
     assert figures["videos"]["each"][1]["curves"]["PSNR"][5] > 5
     assert figures["videos"]["each"][0]["curves"]["SSIM"] == pytest.approx([1] * 6)
     rows = list(csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines()))
-    assert len(rows) == 24 and float(rows[5]["spectrum"]) < 1e-6
+    assert (
+        len(rows) == 24
+        and {row["clip"] for row in rows} == {"0.gif", "1.gif", "2.mp4", "frames"}
+        and float(rows[5]["spectrum"]) < 1e-6
+    )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.md", "frames.csv", "drift.png", "motion.png"}
-    assert "2.00" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2.00" in shown and "centroid (of one object)" in shown and "of a clip\nthat shows one object" in shown
+    assert "centroid (of one object)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_clips_of_one_name_are_told_apart():
+    paths = [Path(text) for text in ("x/a/0.gif", "y/a/0.gif", "y/a/1.gif", "0.gif", "0.gif")]
+    assert names_apart(paths) == ["x/a/0.gif", "y/a/0.gif", "1.gif", "0.gif", "0.gif"]
+    assert names_apart(paths[1:3]) == ["0.gif", "1.gif"] and names_apart([]) == []
 
 
 @pytest.mark.parametrize(
@@ -208,7 +224,10 @@ def test_the_command(tmp_path, capsys):
         (["--video", "a.gif", "--size", "0x8"], "--size must be ROWSxCOLUMNS"),
         (["--video", "one.png"], "two frames or more, got 1"),
         (["--video", "text.mp4"], "text.mp4 cannot be read"),
-        (["--video", "a.gif", "--reference", "small.gif"], "of one shape"),
+        (
+            ["--video", "a.gif", "--reference", "small.gif"],
+            "--reference small.gif must be of the size of --video a.gif",
+        ),
         (["--video", "a.gif", "--workdir", "empty"], "holds no training run"),
     ],
 )
@@ -232,10 +251,42 @@ def test_vbench_names_and_counts(tmp_path):
     videos = wanted_videos(read_prompts(tmp_path))
     assert [v.file for v in videos[:2]] == ["color/a red bird-0.mp4", "color/a red bird-1.mp4"]
     assert len(videos) == 2 * 5 + 25 and len({v.place for v in videos}) == 35
-    assert all(0 <= v.place < 2**30 for v in videos)
     # A video's noise is the same whatever else is drawn.
     assert wanted_videos({"color": ["a blue car"]}, 1)[0].place == videos[5].place
     assert len(wanted_videos(read_prompts(tmp_path / "color.txt"), 2)) == 4
+
+
+def test_vbench_scores_some_dimensions_on_videos_of_others():
+    assert set(scored_on(["scene", "color"])) == {"scene", "color", "background_consistency"}
+    assert scored_on(["subject_consistency"])["motion_smoothness"] == "subject_consistency"
+    # Eleven files of prompts serve all 16 dimensions.
+    assert set(scored_on(set(DIMENSIONS) - set(FOLDERS))) == set(DIMENSIONS) and len(FOLDERS) == 5
+    assert scored_on(["scene", "background_consistency"])["background_consistency"] == "background_consistency"
+
+
+def test_vbench_leaves_out_files_of_other_prompts(tmp_path, capsys):
+    for name in ("overall", "all_dimension", "color"):
+        (tmp_path / f"{name}.txt").write_text("a red bird\n")
+    assert read_prompts(tmp_path) == {"color": ("a red bird",)}
+    assert main(["vbench", "--workdir", "nowhere", "--prompts", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"left out {tmp_path / 'overall.txt'}, which is not called after" in capsys.readouterr().err
+    (tmp_path / "color.txt").unlink()
+    with pytest.raises(ValueError, match=r"called after a dimension .*, got all_dimension.txt"):
+        read_prompts(tmp_path)
+
+
+def test_vbench_videos_have_noise_of_their_own():
+    # As many prompts as VBench has. Of 20 bits of a checksum some would be shared; all 32 keep them apart.
+    prompts = [f"a {size} {thing} number {n}" for n in range(100) for size in ("small", "big") for thing in "abcde"]
+    videos = wanted_videos({"scene": prompts}, 2)
+    places = [video.place for video in videos]
+    assert len(places) == 2000 == len(set(places))
+    assert len({crc % 1_000_000 for crc, _ in places}) < 1000  # or this would show nothing
+    noise = np.asarray(frame_noise(jax.random.key(0), np.asarray(places, np.uint32), np.arange(1), (2,)))
+    assert len(np.unique(noise.reshape(2000, 2), axis=0)) == 2000
+    # A place of one number is that number.
+    alone, one = (np.asarray(frame_noise(jax.random.key(0), np.asarray(p), np.arange(2), (2,))) for p in ([5], [[5]]))
+    assert np.array_equal(alone, one)
 
 
 @pytest.mark.parametrize(

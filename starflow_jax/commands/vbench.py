@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +17,16 @@ from starflow_jax.commands.captions import with_text_encoder
 from starflow_jax.commands.errors import CommandError, sentences
 from starflow_jax.commands.model_config import add_model_config, sampled_as_released
 from starflow_jax.commands.outputs import check_writable
+from starflow_jax.commands.remarks import remark
 from starflow_jax.commands.solver_options import add_solver_options, chosen_solver, solver_figures
 
 if TYPE_CHECKING:
+    from starflow_jax.config.experiment import ExperimentConfig
+    from starflow_jax.sampling.run_autoencoder import RunAutoencoder
     from starflow_jax.sampling.vbench import WantedVideo
+    from starflow_jax.sampling.video_plan import VideoPlan
     from starflow_jax.sampling.videos import Videos
+    from starflow_jax.training.frozen_text import FrozenText
 
 RECORD = "vbench.json"
 
@@ -29,8 +36,9 @@ OUT/DIMENSION/PROMPT-INDEX.mp4, five of every prompt and 25 for temporal_flicker
 
 --prompts is a file DIMENSION.txt with a prompt a line, or a folder of such files, as VBench keeps them in
 prompts/prompts_per_dimension. Folders of dimensions hold videos alone; OUT/vbench.json says how they were drawn. Videos
-that are there already are left, so that the same command goes on where it was stopped. VBench itself is not needed
-here; it is then run on each folder: vbench evaluate --dimension DIMENSION --videos_path OUT/DIMENSION"""
+that are there already are left, so that the same command goes on where it was stopped; other settings or other
+parameters are refused. VBench itself is not needed here; it is then run on each folder by the commands that are
+printed, of which some dimensions are scored on the videos of another."""
 
 EXAMPLES = """\
 examples:
@@ -72,10 +80,12 @@ def add_to(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.commands.sample import open_model
-    from starflow_jax.sampling.vbench import read_prompts, wanted_videos
+    from starflow_jax.sampling.vbench import prompt_files, read_prompts, scored_on, wanted_videos
 
     with sentences(read_prompts, wanted_videos):
         wanted = wanted_videos(read_prompts(arguments.prompts), arguments.num)
+        for other in prompt_files(arguments.prompts)[1]:
+            remark(f"left out {other}, which is not called after a dimension of VBench")
     if arguments.fps is not None and not 0.01 <= arguments.fps <= 240:
         raise CommandError(f"--fps must be from 0.01 to 240, got {arguments.fps:g}")
     if arguments.json is not None:
@@ -92,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.sampling.videos import draw_plan
     from starflow_jax.training import load_run
     from starflow_jax.training.frozen import decoded_by
+    from starflow_jax.training.frozen_text import prompts
 
     with sentences(load_run, decoded_by):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema, step=arguments.step)
@@ -110,55 +121,67 @@ def run(arguments: argparse.Namespace) -> int:
     rates = [part.fps for part in (config.data, *config.data.mixture) if part.fps]
     fps = arguments.fps or (rates[0] if rates else DEFAULT_FPS)
     solver = chosen_solver(arguments, config, step=step, batch=arguments.batch)
+    said, default = arguments, config.sample
+    # What the configuration decides is resolved here, so that the record holds what is drawn, not what was typed.
     options: dict[str, Any] = {
         "frames": frames,
         "size": size_of(arguments, config),
-        "guidance": arguments.guidance,
-        "temperature": arguments.temperature,
-        "denoise": arguments.denoise,
+        "guidance": default.guidance if said.guidance is None else said.guidance,
+        "temperature": default.temperature if said.temperature is None else said.temperature,
+        "denoise": default.denoise if said.denoise is None else said.denoise,
         "aspect": arguments.aspect,
     }
-    record = options | {
-        "workdir": str(arguments.workdir),
+
+    def plan_of(videos: Sequence[WantedVideo]) -> VideoPlan:
+        with sentences(plan_videos):
+            return plan_videos(
+                config,
+                [video.prompt for video in videos],
+                solver=solver,
+                batch_size=arguments.batch,
+                places=[video.place for video in videos],
+                reader=reader,
+                fps=arguments.fps,
+                **options,
+            )
+
+    window = plan_of(wanted[:1]).kind.window  # and refuses what cannot be drawn before the folder is claimed
+    settings = options | {
+        "format": "starflow vbench 2",
         "step": step,
+        "ema": not arguments.no_ema,
         "seed": arguments.seed,
         "fps": fps,
         "scale": arguments.scale,
-        "ema": not arguments.no_ema,
         "solver": solver_figures(solver),
-        "format": "starflow vbench 1",
+        "window": None if window is None else dataclasses.asdict(window),
+        "prompts_read": prompts(config, ["PROMPT"], size=options["size"], aspect=arguments.aspect, fps=arguments.fps)[
+            0
+        ],
+        **model_identity(config, params, reader, autoencoder),
     }
-    _claim(arguments.out, json.loads(json.dumps(record)))
+    record = json.loads(json.dumps(settings))
+    _claim(arguments.out, record, {"workdir": str(arguments.workdir)})
     missing = [video for video in wanted if not (arguments.out / video.file).exists()]
 
     def drawn_batch(batch: Sequence[WantedVideo]) -> Videos:
         # The last batch is filled up, so that one program serves all.
         rows = [batch[place % len(batch)] for place in range(arguments.batch)]
-        with sentences(plan_videos):
-            plan = plan_videos(
-                config,
-                [video.prompt for video in rows],
-                solver=solver,
-                batch_size=arguments.batch,
-                places=[video.place for video in rows],
-                reader=reader,
-                fps=arguments.fps,
-                **options,
-            )
-        return draw_plan(params, jax.random.key(arguments.seed), plan)
+        return draw_plan(params, jax.random.key(arguments.seed), plan_of(rows))
 
     try:
         converged = _draw(arguments, missing, drawn_batch, fps)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("videos that were drawn are kept, and the same command goes on") from None
     noise = {video.file: video.place for video in wanted}
-    write_json(arguments.out / RECORD, record | {"videos": _known(arguments.out) | noise})
+    videos = _known(arguments.out) | noise
+    write_json(arguments.out / RECORD, record | {"workdir": str(arguments.workdir), "videos": videos})
     counts = {name: sum(video.dimension == name for video in wanted) for name in {v.dimension for v in wanted}}
     print(f"{len(missing)} videos drawn, {len(wanted) - len(missing)} were there: {arguments.out}")
     if not converged:
         print("some chunks did not converge; a lower --tolerance or more --max-iterations make them exact")
-    for name in sorted(counts):
-        print(f"  vbench evaluate --dimension {name} --videos_path {arguments.out / name}")
+    for name, folder in scored_on({video.partition("/")[0] for video in videos}).items():
+        print(f"  vbench evaluate --dimension {name} --videos_path {shlex.quote(str(arguments.out / folder))}")
     if arguments.json is not None:
         write_json(arguments.json, record | {"drawn": len(missing), "videos": counts, "converged": bool(converged)})
         print(f"figures: {arguments.json}")
@@ -203,8 +226,30 @@ def _check_readable(prompts: Sequence[str], reader: Any) -> None:
             reader.encoder.ids([prompt])
 
 
-def _claim(out: Path, record: dict[str, Any]) -> None:
+def model_identity(
+    config: ExperimentConfig, params: Any, reader: FrozenText, autoencoder: RunAutoencoder | None
+) -> dict[str, str | None]:
+    """What draws, reads and decodes, by checksums: of parameters, and of what the configuration makes of them."""
+    from starflow_jax.training.digests import digest, json_digest
+
+    def named(path: str | None, weights: Any) -> str:
+        return f"{Path(path or '').name} {digest(weights)}"
+
+    data = config.data
+    words = None if config.text is None else list(config.text.vocabulary)
+    return {
+        "parameters": digest(params),
+        "flow": json_digest(dataclasses.asdict(config.flow) | {"noise_std": data.noise_std}),
+        "text_encoder": named(data.text_encoder, reader.params) if words is None else f"words {json_digest(words)}",
+        "decoder": None if autoencoder is None else named(data.decoder or data.autoencoder, autoencoder.params),
+    }
+
+
+def _claim(out: Path, record: dict[str, Any], told: dict[str, Any]) -> None:
     """Writes how the videos are drawn, or sees that those of an earlier call were drawn alike.
+
+    Args:
+      record: what videos depend on; told: what is written beside it and not compared.
 
     Raises:
       CommandError: a folder that holds something else, or videos that were drawn in another way.
@@ -217,14 +262,14 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
             raise CommandError(
                 f"--out must be a new folder or one of starflow vbench, got {out}, which holds other files"
             )
-        write_json(path, record | {"videos": {}})
+        write_json(path, record | told | {"videos": {}})
         return
     old = _read(path)
     for name, value in record.items():
         if old.get(name) == value:
             continue
         if not any(out.glob("*/*.mp4")):  # nothing was drawn yet
-            write_json(path, record | {"videos": {}})
+            write_json(path, record | told | {"videos": {}})
             return
         raise CommandError(
             f"--out {out} holds videos that were drawn in another way: {name} was {old.get(name)!r}, now {value!r}"

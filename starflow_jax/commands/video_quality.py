@@ -94,17 +94,17 @@ def run(arguments: argparse.Namespace) -> int:
     if scorer is not None:
         size = scorer.size
     videos = [_read(path, size, scorer) for path in paths]
+    originals = [_read(path, size, scorer) for path in references]
+    _check_references(paths, videos, references, originals)
     real = [_read(path, size, scorer) for path in real_paths]
     bits: Sequence[np.ndarray | None] = [None] * len(videos) if scorer is None else scorer.bits(paths, captions)
-    groups = {
-        "videos": _measured(arguments, paths, captions, videos, bits, [_read(r, size, scorer) for r in references])
-    }
+    groups = {"videos": _measured(arguments, names_apart(paths), captions, videos, bits, originals)}
     if real:
         said = _captions("--real-caption", arguments.real_caption or [""], len(real))
         # Without a caption a conditional likelihood would be no fair measure.
         scored = scorer is not None and arguments.real_caption is not None
         of_real = scorer.bits(real_paths, said) if scorer is not None and scored else [None] * len(real)
-        groups["real"] = _measured(arguments, real_paths, said, real, of_real, [])
+        groups["real"] = _measured(arguments, names_apart(real_paths), said, real, of_real, [])
     elif scorer is not None and arguments.held_out is not None:
         groups["real"] = _measured(arguments, *scorer.held_out(arguments.held_out), [])
     from starflow_jax.evaluation.clip_quality import group_figures
@@ -177,9 +177,38 @@ def _read(path: Path, size: tuple[int, int] | None, scorer: _Scorer | None) -> n
     return frames
 
 
+def _check_references(
+    paths: Sequence[Path], videos: Sequence[np.ndarray], references: Sequence[Path], originals: Sequence[np.ndarray]
+) -> None:
+    """Raises CommandError for a reference of another size than its video; colours do not matter."""
+    # Without references there is nothing to pair.
+    for path, video, reference, original in zip(paths, videos, references, originals, strict=False):
+        here, there = (f"{a.shape[1]} x {a.shape[2]}" for a in (video, original))
+        if here != there:
+            raise CommandError(
+                f"--reference {reference} must be of the size of --video {path}, {here}, got {there}; "
+                "--size ROWSxCOLUMNS fits both to one"
+            )
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """What clips are called: files' names, and as many of the folders before them as tell all of them apart.
+
+    A file that is given twice has the same name twice.
+    """
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(set(paths)):
+        depth += 1
+    names = [path.name for path in paths]
+    return [
+        name if names.count(name) == 1 else Path(*path.parts[-depth:]).as_posix()
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
 def _measured(
     arguments: argparse.Namespace,
-    paths: Sequence[Path | str],
+    names: Sequence[str],
     captions: Sequence[str],
     videos: Sequence[np.ndarray],
     bits: Sequence[np.ndarray | None],
@@ -188,12 +217,12 @@ def _measured(
     from starflow_jax.evaluation.clip_quality import clip_quality
 
     found = []
-    for place, (path, caption, frames) in enumerate(zip(paths, captions, videos, strict=True)):
+    for place, (name, caption, frames) in enumerate(zip(names, captions, videos, strict=True)):
         with sentences(clip_quality):
             found.append(
                 clip_quality(
                     frames,
-                    name=Path(path).name,
+                    name=name,
                     caption=caption,
                     reference=references[place] if references else None,
                     bits=bits[place],

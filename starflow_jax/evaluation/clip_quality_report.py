@@ -13,7 +13,10 @@ from starflow_jax.evaluation.clip_quality import BITS, METHODS, ClipQuality
 from starflow_jax.figures import text_table
 from starflow_jax.files import replacing
 
-_NAMES = {"centroid": "centroid", "frame": "whole frame", "blocks": "blocks"}
+_NAMES = {"centroid": "centroid (of one object)", "frame": "whole frame", "blocks": "blocks"}
+_CAUTION = """\
+Speed, consistency and direction of a clip are those of the centroid of all that differs from the background: of a clip
+that shows one object. Where several move, or the camera does, the whole frame and the blocks below say more."""
 _AXES = {
     "pixels": "distance to frame 0, pixels",
     "spectrum": "distance to frame 0, spectrum",
@@ -22,7 +25,7 @@ _AXES = {
 
 
 def clips_table(clips: Sequence[ClipQuality]) -> str:
-    """A row a clip."""
+    """A row a clip, and what the motion in it is that of."""
     rows: list[tuple[str, ...]] = [
         ("clip", "caption", "frames", "PSNR dB", "SSIM", "speed", "consistency", "direction", BITS, "")
     ]
@@ -32,7 +35,7 @@ def clips_table(clips: Sequence[ClipQuality]) -> str:
         bits = number(_mean_of(clip.curves.get(BITS)), 3)
         moved = [number(value, 2) for value in (found.speed, found.consistency, clip.direction)]
         rows.append((clip.name, clip.caption, str(clip.frames), *means, *moved, bits, "yes" if clip.static else ""))
-    return text_table(rows)
+    return f"{text_table(rows)}\n\n{_CAUTION}"
 
 
 def motion_table(groups: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """Videos named as VBench finds them (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
 
 VBench looks for every prompt of a dimension by its very words, index 0 to 4; of "temporal_flickering" 25 videos are
-asked for, of which it takes those that move. It takes the suffix from any one file of the folder, so that the folder
+asked for, of which it takes those that move. Five of its 16 dimensions have no prompts of their own and are scored on
+the videos of others (`FOLDERS`). It takes the suffix from any one file of the folder, so that the folder
 must hold videos and nothing else. A prompt's name cannot be changed: one that no file system takes is refused.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from starflow_jax.config.checks import check
@@ -20,9 +21,16 @@ DIMENSIONS = (
     "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
     "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
 )  # fmt: skip
+# Of the dimensions without prompts of their own: the dimension whose videos they are scored on.
+FOLDERS = {
+    "background_consistency": "scene",
+    "aesthetic_quality": "overall_consistency",
+    "imaging_quality": "overall_consistency",
+    "motion_smoothness": "subject_consistency",
+    "dynamic_degree": "subject_consistency",
+}
 VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
-# Most videos of a prompt, so that places of two prompts do not meet.
-MOST_VIDEOS = 1000
+MOST_VIDEOS = 1000  # of a prompt: VBench asks for 25 at most
 _LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
 _MAX_BYTES = 2**22
 
@@ -32,7 +40,7 @@ class WantedVideo:
     """One video to draw.
 
     Attributes:
-      dimension, prompt, index: of it; place: a number that decides its noise, from the prompt and the index alone.
+      dimension, prompt, index: of it.
     """
 
     dimension: str
@@ -45,8 +53,12 @@ class WantedVideo:
         return f"{self.dimension}/{video_name(self.prompt, self.index)}"
 
     @property
-    def place(self) -> int:
-        return zlib.crc32(self.prompt.encode("utf-8")) % 1_000_000 * MOST_VIDEOS + self.index
+    def place(self) -> tuple[int, int]:
+        """What decides its noise (`videos.frame_noise`): all 32 bits of the prompt's CRC, and the index.
+
+        Two of VBench's 946 prompts have the same with a probability of one in ten thousand.
+        """
+        return zlib.crc32(self.prompt.encode("utf-8")), self.index
 
 
 def video_name(prompt: str, index: int) -> str:
@@ -65,27 +77,33 @@ def video_name(prompt: str, index: int) -> str:
     return name
 
 
+def prompt_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of prompts that a path names, called DIMENSION.txt, and other .txt files of a folder, which are not.
+
+    Raises:
+      ValueError: no such file or folder, or none that is called after a dimension.
+    """
+    check(path.exists(), f"prompts {path} is no file and no folder")
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    check(len(files) > 0, f"prompts folder {path} holds no .txt files")
+    known = [file for file in files if file.stem in DIMENSIONS]
+    check(
+        len(known) > 0,
+        f"prompts must be in files called after a dimension ({', '.join(DIMENSIONS)}), got {files[0].name}",
+    )
+    return known, [file for file in files if file not in known]
+
+
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
-    """Prompts by dimension: of one text file with a prompt a line, called DIMENSION.txt, or of all in a folder.
+    """Prompts by dimension: of one text file with a prompt a line, called DIMENSION.txt, or of all such in a folder.
 
     A prompt that is there twice is taken once, as both would have the same file. Empty lines are left out.
 
     Raises:
-      ValueError: no such file, no prompts, bytes that are not UTF-8, a file whose name is no dimension's, or a prompt
-        that cannot be a file's name.
+      ValueError: see `prompt_files`; no prompts, bytes that are not UTF-8, or a prompt that cannot be a file's name.
     """
-    if path.is_dir():
-        files = sorted(path.glob("*.txt"))
-        check(len(files) > 0, f"prompts folder {path} holds no .txt files")
-    else:
-        check(path.is_file(), f"prompts {path} is no file and no folder")
-        files = [path]
     found = {}
-    for file in files:
-        check(
-            file.stem in DIMENSIONS,
-            f"prompts must be in files called after a dimension ({', '.join(DIMENSIONS)}), got {file.name}",
-        )
+    for file in prompt_files(path)[0]:
         size = file.stat().st_size
         check(size <= _MAX_BYTES, f"prompts {file} must have at most {_MAX_BYTES} bytes, got {size}")
         try:
@@ -98,6 +116,12 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
             video_name(prompt, MOST_VIDEOS - 1)
         found[file.stem] = prompts
     return found
+
+
+def scored_on(drawn: Collection[str]) -> dict[str, str]:
+    """The dimensions that can be scored on the videos of the dimensions `drawn`, in VBench's order, and on whose."""
+    folders = {name: name if name in drawn else FOLDERS.get(name, name) for name in DIMENSIONS}
+    return {name: folder for name, folder in folders.items() if folder in drawn}
 
 
 def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None) -> list[WantedVideo]:

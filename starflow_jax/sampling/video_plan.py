@@ -52,7 +52,7 @@ class VideoPlan:
 
     Attributes:
       config: of the model; kind: what decides the program.
-      captions: n of them; places: int32 [n], numbers i that the noise depends on.
+      captions: n of them; places: int32 [n] or uint32 [n, k], numbers that the noise depends on (`frame_noise`).
       text: float32 [n, L, V], states of the captions; null: float32 [1, L, V], of the empty one.
       later_text: the same of what windows after the first are conditioned on; None where that is `text`.
       given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1] or latents; None for none.
@@ -100,7 +100,7 @@ def plan_videos(
     denoise: Denoise | None = None,
     window: SlidingWindow | None = None,
     batch_size: int = 8,
-    places: Sequence[int] | np.ndarray | None = None,
+    places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None,
     reader: FrozenText | None = None,
     aspect: str | None = None,
     fps: float | None = None,
@@ -122,7 +122,8 @@ def plan_videos(
       denoise: what removes the training noise, "none", "score" or "learned".
       window: how videos longer than `window.frames` are generated; None means `default_window` of the trained number.
       batch_size: videos at a time; the last batch is filled up with copies.
-      places: n numbers, each of which stands for other noise; None means 0 .. n - 1.
+      places: n numbers below 2^30, each of which stands for other noise; None means 0 .. n - 1. Or n rows of k numbers
+        below 2^32 each.
       reader: what reads the captions; None loads what `config` names.
       aspect, fps: that templates of captions name (`frozen_text.prompts`).
 
@@ -235,16 +236,17 @@ def text_states(
     return reader.states_of(reader.encoder.ids(prompts(config, captions, **said)))[0]
 
 
-def _checked_places(places: Sequence[int] | np.ndarray | None, count: int) -> np.ndarray:
+def _checked_places(places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None, count: int) -> np.ndarray:
     numbers = np.arange(count) if places is None else np.asarray(places)
     check(
-        numbers.shape == (count,) and numbers.dtype.kind in "iu",
-        f"places must be {count} integers, one a caption, got {places!r}",
+        numbers.ndim in (1, 2) and len(numbers) == count and numbers.size > 0 and numbers.dtype.kind in "iu",
+        f"places must be {count} integers, or rows of them, one a caption, got {places!r}",
     )
+    most = MOST_PLACES if numbers.ndim == 1 else 2**32
     lowest, highest = int(numbers.min()), int(numbers.max())
     wrong = lowest if lowest < 0 else highest
-    check(lowest >= 0 and highest < MOST_PLACES, f"places must be 0 to {MOST_PLACES - 1}, got {wrong}")
-    return numbers.astype(np.int32)
+    check(lowest >= 0 and highest < most, f"places must be 0 to {most - 1}, got {wrong}")
+    return numbers.astype(np.int32 if numbers.ndim == 1 else np.uint32)
 
 
 def _checked_pixels(prefix: np.ndarray | None, pixels: np.ndarray, count: int) -> np.ndarray:

@@ -132,13 +132,17 @@ def pixels_of(plan: VideoPlan, denoised: np.ndarray) -> np.ndarray:
 
 
 def frame_noise(key: jax.Array, places: jax.Array, times: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of frames `times` int32 [T] of videos `places` int32 [B]: float32 [B, T, *shape].
+    """Standard normal noise of frames `times` int32 [T] of videos `places`, integers [B] or [B, k]: f32 [B, T, *shape].
 
-    That of one frame depends on the key, its place and its time alone.
+    That of one frame depends on the key, its place and its time alone, which are folded into the key in this order; of
+    a place of k numbers, one after another.
     """
 
     def one(place: jax.Array, time: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, place), time), shape)
+        own = key
+        for number in (*jnp.atleast_1d(place), time):
+            own = jax.random.fold_in(own, number)
+        return jax.random.normal(own, shape)
 
     return jax.vmap(lambda place: jax.vmap(lambda time: one(place, time))(times))(places)
 
