@@ -25,7 +25,7 @@ from starflow_jax.config.build import load_experiment
 from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data.opening import open_source
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
-from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
+from starflow_jax.sweeps import make_plan, plots, read_examples, read_results, run_sweep, write_report
 from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
 from starflow_jax.sweeps.datasets import DataSet
 from starflow_jax.sweeps.results import Results
@@ -257,6 +257,43 @@ def test_the_report_says_what_was_found(whole):
         )
         assert one["auroc"] == pytest.approx(np.mean(inside[:, None] > outside[None]))
     assert len(figures["auroc"]) == 12 and len(figures["conditions"]) == 16
+
+
+def spoiled(out, tmp_path, role=None):
+    """A copy of a sweep whose log-likelihoods, of one role or of all, overflow."""
+    out = shutil.copytree(out, tmp_path / "spoiled")
+    lines = []
+    for row in map(json.loads, (out / "results.jsonl").read_text().splitlines()):
+        if role in (None, row["role"]):
+            arrays = read_examples(out, row["cell"])
+            np.savez(out / "examples" / f"{row['cell']}.npz", **{k: np.full_like(v, np.nan) for k, v in arrays.items()})
+            row |= dict.fromkeys(("bits_per_dim", "example_error", "draw_error", "median_bits", "prior_bits"))
+            row |= {"not_finite": row["examples"] * row["draws"], "logdet_bits": [None] * len(row["logdet_bits"])}
+        lines.append(json.dumps(row) + "\n")
+    (out / "results.jsonl").write_text("".join(lines))
+    return out
+
+
+@pytest.mark.parametrize("role", [None, "out"])
+def test_a_report_of_what_overflows(whole, tmp_path, role):
+    out = spoiled(whole[1], tmp_path, role)
+    assert main(["sweep", "--report-only", "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "could not be drawn" not in text and "plots/histograms.png" in text
+
+
+def test_a_picture_that_fails_does_not_lose_the_report(whole, tmp_path, monkeypatch):
+    def fails(*_):
+        raise IndexError("no such colour")
+
+    monkeypatch.setattr(plots, "plot_terms", fails)
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    (out / "plots").mkdir(exist_ok=True)
+    (out / "plots" / "terms.png").write_bytes(b"old")
+    assert main(["sweep", "--report-only", "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "The picture could not be drawn: IndexError: no such colour." in text and "plots/steps.png" in text
+    assert "plots/terms.png" not in text and not (out / "plots" / "terms.png").exists()
 
 
 def test_bfloat16_is_measured_against_float32(home, tmp_path):

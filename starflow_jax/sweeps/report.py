@@ -43,6 +43,17 @@ class Section:
     picture: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What became of a picture: it is there, it could not be drawn, or the sweep has nothing for it."""
+
+    there: bool = False
+    failed: str = ""
+
+
+NOTHING = Drawn()
+
+
 def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Draws the plots of a sweep and writes its report.
 
@@ -75,7 +86,7 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
         "roc": lambda: plots.plot_roc(separated, palette),
         "auroc": lambda: plots.plot_auroc(separated, palette),
     }
-    drawn = {name for name, draw in figures.items() if _draw(out / PLOTS_FOLDER / f"{name}.png", draw)}
+    drawn = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
     sections = _sections(plan, rows, separated, by_condition, by_dtype, failures, drawn)
     title = f"Sweep {plan['config'].get('name', '')}".strip()
     write_text(out / "report.md", _markdown(title, sections))
@@ -101,12 +112,14 @@ def _sections(
     by_condition: Sequence[Difference],
     by_dtype: Sequence[Difference],
     failures: Mapping[str, str],
-    drawn: set[str],
+    drawn: Mapping[str, Drawn],
 ) -> list[Section]:
     """What the report says, in its order; parts that the sweep has nothing for are left out."""
 
-    def picture(name: str) -> str | None:
-        return name if name in drawn else None
+    def section(name: str, title: str, text: str, table: Table | None = None) -> Section:
+        failed = drawn[name].failed
+        note = f"The picture could not be drawn: {failed}." if failed else ""
+        return Section(title, f"{text} {note}".strip(), table, name if drawn[name].there else None)
 
     done = f"{len(rows)} of {len(plan['cells'])} cells are done."
     missing = len(plan["cells"]) - len(rows)
@@ -123,12 +136,12 @@ def _sections(
         ("frames", "Frame by frame", "Bits of a frame given those before it, newest checkpoints; exact."),
         ("histograms", "Examples", "Newest checkpoints; draws of the noise averaged; tails gathered at the border."),
     ):
-        if name in drawn:
-            found.append(Section(title, text, None, name))
+        if drawn[name] != NOTHING:
+            found.append(section(name, title, text))
     if separated:
-        found.append(Section("Out of distribution", _ROC, _auroc_table(separated), picture("roc")))
-        if "auroc" in drawn:
-            found.append(Section("Out of distribution against the step", "", None, "auroc"))
+        found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
+        if drawn["auroc"] != NOTHING:
+            found.append(section("auroc", "Out of distribution against the step", ""))
     last = {row["cell"] for row in plots.newest(rows)}
     by_condition = [one for one in by_condition if one.row["cell"] in last]
     if by_condition:
@@ -138,7 +151,7 @@ def _sections(
         text = "bfloat16 less float32, over the same examples and noise."
         found.append(Section("bfloat16 against float32", text, _difference_table(by_dtype)))
     if rows:
-        found.append(Section("Where the bits come from", _TERMS, _terms_table(rows), picture("terms")))
+        found.append(section("terms", "Where the bits come from", _TERMS, _terms_table(rows)))
         found.append(Section("All cells", _CELLS, _cells_table(rows)))
     return found
 
@@ -163,16 +176,25 @@ _CELLS = (
 )
 
 
-def _draw(path: Path, draw: Callable[[], Figure | None]) -> bool:
-    """Writes a picture; removes an old one where there is nothing to draw any more."""
-    figure = draw()
-    if figure is None:
+def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
+    """Writes a picture; removes an old one where there is nothing to draw any more.
+
+    The figures of a sweep took hours, and are not lost because one picture of them cannot be drawn.
+    """
+    try:
+        figure = draw()
+        if figure is not None:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=110)
+            return Drawn(there=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever matplotlib raises for numbers that it cannot show
         path.unlink(missing_ok=True)
-        return False
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return True
+        return Drawn(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    path.unlink(missing_ok=True)
+    return NOTHING
 
 
 def _key(row: Row) -> dict[str, Any]:
@@ -203,7 +225,7 @@ def _auroc_table(found: Sequence[Separation]) -> Table:
 
 
 def _difference_table(found: Sequence[Difference]) -> Table:
-    rows = [(*_place(one.row), f"{one.mean:+.6f}", number(one.error, 6), f"{one.largest:.6f}") for one in found]
+    rows = [(*_place(one.row), number(one.mean, 6, "+"), number(one.error, 6), number(one.largest, 6)) for one in found]
     return [(*_PLACE, "mean", "s.e. data", "largest of an example"), *rows]
 
 
@@ -233,11 +255,11 @@ def _cells_table(rows: Sequence[Row]) -> Table:
     return [[*head, "unscaled latents"] if raw else head, *lines]
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4, sign: str = "") -> str:
     """A number of a table; "-" for None and what is not finite."""
     if value is None or not np.isfinite(value):
         return "-"
-    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3e}"
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.3e}"
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:
