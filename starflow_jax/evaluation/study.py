@@ -50,7 +50,7 @@ class Studied:
     draws: int
 
     def class_log_probs(self, source: ArraySource, stream: int) -> np.ndarray:
-        """log p(x | y) in nats, [draws, n, classes]; of a flow without classes [draws, n, 1]. What overflows is -inf."""
+        """log p(x | y) in nats, [draws, n, classes]; without classes [draws, n, 1]; -inf where it overflows."""
         classes = self.config.flow.num_classes or self.config.flow.text_dim
         labels = np.arange(min(classes, source.num_classes) if classes else 1, dtype=np.int32)
         key = jax.random.fold_in(self.key, stream)
