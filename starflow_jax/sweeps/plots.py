@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from starflow_jax.sweeps.separation import Row, Separation
+from starflow_jax.sweeps.separation import Row, Separation, key_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def noise_name(row: Row) -> str:
 
 def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
     """Bits/dim against the step: a column a noise level, a row a role."""
-    rows = [row for row in plain(rows) if len(_values(rows, "step", run=row["run"])) > 1]
+    rows = _of_several_steps(plain(rows))
     if not rows:
         return None
     figure, panels = _by_role(rows, "noise", _noises(rows))
@@ -203,10 +203,10 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
     figure = _figure(len(noises), len(runs), height=3.6)
     grid = figure.subplots(len(runs), len(noises), squeeze=False)
-    chosen = {row["cell"] for row in rows}
+    chosen = {key_of(row) for row in rows}
     for line, run in zip(grid, runs, strict=True):
         for axes, noise in zip(line, noises, strict=True):
-            own = [one for one in found if one.row["cell"] in chosen and one.row["run"] == run]
+            own = [one for one in found if key_of(one.row) in chosen and one.row["run"] == run]
             own = [one for one in own if noise_name(one.row) == noise]
             common = _common_condition([one.row for one in own])
             for one in own:
@@ -226,16 +226,15 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
 
 def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     """AUROC of log p(x) against the step: a column a noise level."""
-    rows = plain([one.row for one in found])
-    rows = [row for row in rows if len(_values(rows, "step", run=row["run"])) > 1]
+    rows = _of_several_steps(plain([one.row for one in found]))
     if not rows:
         return None
-    score = {one.row["cell"]: one.auroc.area for one in found}
+    score = {key_of(one.row): one.auroc.area for one in found}
     noises = _noises(rows)
     figure = _figure(len(noises), 1)
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
         for name, line in _series([row for row in rows if noise_name(row) == noise]).items():
-            steps, values = [row["step"] for row in line], [score[row["cell"]] for row in line]
+            steps, values = [row["step"] for row in line], [score[key_of(row)] for row in line]
             axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]), ms=4)
         axes.axhline(0.5, color="0.6", linewidth=0.8)
         axes.set(xlabel="step", ylabel="AUROC of log p(x)", title=noise, ylim=(-0.03, 1.03))
@@ -370,8 +369,12 @@ def _common_condition(rows: Sequence[Row]) -> str:
     return max(counts, key=lambda name: counts[name])
 
 
-def _values(rows: Sequence[Row], name: str, **where: Any) -> set[Any]:
-    return {row[name] for row in rows if all(row[key] == value for key, value in where.items())}
+def _of_several_steps(rows: Sequence[Row]) -> list[Row]:
+    """Rows of runs that have more than one."""
+    steps: dict[str, set[int]] = {}
+    for row in rows:
+        steps.setdefault(row["run"], set()).add(row["step"])
+    return [row for row in rows if len(steps[row["run"]]) > 1]
 
 
 def _unit(rows: Sequence[Row]) -> str:

@@ -14,8 +14,17 @@ import numpy as np
 from starflow_jax.figures import text_table
 from starflow_jax.files import replacing, write_text
 from starflow_jax.sweeps import plots
-from starflow_jax.sweeps.results import read_plan, read_results
-from starflow_jax.sweeps.separation import Difference, Row, Separation, differences, example_bits, separations
+from starflow_jax.sweeps.results import EXAMPLES_FOLDER, read_plan, read_results
+from starflow_jax.sweeps.separation import (
+    Difference,
+    Row,
+    Separation,
+    differences,
+    in_unit,
+    key_of,
+    read_scores,
+    separations,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,11 +78,9 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
     out = Path(out)
     plan, rows = read_plan(out), read_results(out)
     failures = dict(failures or {})
-    separated = separations(out, rows)
-    by_condition = differences(out, rows, "condition", "true")
-    by_dtype = differences(out, rows, "dtype", "float32")
-    found = {row["cell"]: example_bits(out, row) for row in rows}
-    examples = {cell: bits for cell, bits in found.items() if bits is not None}
+    compared = _compared(out, rows)
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
+    examples = compared.examples
     palette = plots.palette_of(rows)
     bins = int(plan["config"].get("histogram_bins", 40))
     figures: dict[str, Callable[[], Figure | None]] = {
@@ -87,7 +94,7 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
         "auroc": lambda: plots.plot_auroc(separated, palette),
     }
     drawn = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
-    sections = _sections(plan, rows, separated, by_condition, by_dtype, failures, drawn)
+    sections = _sections(plan, rows, compared, failures, drawn)
     title = f"Sweep {plan['config'].get('name', '')}".strip()
     write_text(out / "report.md", _markdown(title, sections))
     write_text(out / "report.html", _page(title, sections, out))
@@ -108,9 +115,7 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
 def _sections(
     plan: Mapping[str, Any],
     rows: Sequence[Row],
-    separated: Sequence[Separation],
-    by_condition: Sequence[Difference],
-    by_dtype: Sequence[Difference],
+    compared: _Compared,
     failures: Mapping[str, str],
     drawn: Mapping[str, Drawn],
 ) -> list[Section]:
@@ -129,6 +134,8 @@ def _sections(
         found.append(Section("Failed cells", "The same command tries them again.", table))
     elif missing:
         found.append(Section("Not done yet", f"{missing} cells are missing; the same command goes on with them."))
+    if compared.lost:
+        found.append(Section("Lost examples", _LOST, [(*_PLACE, "file"), *(_lost(row) for row in compared.lost)]))
     for name, title, text in (
         ("steps", "Against the step", "Error bars: standard errors over examples."),
         ("noise", "Against the noise", _NOISE),
@@ -138,12 +145,13 @@ def _sections(
     ):
         if drawn[name] != NOTHING:
             found.append(section(name, title, text))
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     if separated:
         found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
         if drawn["auroc"] != NOTHING:
             found.append(section("auroc", "Out of distribution against the step", ""))
-    last = {row["cell"] for row in plots.newest(rows)}
-    by_condition = [one for one in by_condition if one.row["cell"] in last]
+    last = {key_of(row) for row in plots.newest(rows)}
+    by_condition = [one for one in by_condition if key_of(one.row) in last]
     if by_condition:
         text = "Bits more than under the true condition, same examples and noise, newest checkpoints."
         found.append(Section("Conditions", text, _difference_table(by_condition)))
@@ -156,6 +164,41 @@ def _sections(
     return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Compared:
+    """What single examples say: comparisons of cells, bits of the newest checkpoints' by cell, and lost files."""
+
+    separated: list[Separation]
+    by_condition: list[Difference]
+    by_dtype: list[Difference]
+    examples: dict[str, np.ndarray]
+    lost: list[Row]
+
+
+def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
+    """Reads the examples checkpoint by checkpoint: only cells of one are compared, and all at once are many."""
+    found = _Compared([], [], [], {}, [])
+    newest = {(row["run"], row["step"]) for row in plots.newest(rows)}
+    checkpoints: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        checkpoints.setdefault((row["run"], row["step"]), []).append(row)
+    for checkpoint, own in checkpoints.items():
+        scores = read_scores(out, own)
+        found.separated.extend(separations(own, scores))
+        found.by_condition.extend(differences(own, scores, "condition", "true"))
+        found.by_dtype.extend(differences(own, scores, "dtype", "float32"))
+        found.lost.extend(row for row in own if row["cell"] not in scores)
+        if checkpoint in newest:
+            found.examples.update(
+                {row["cell"]: in_unit(row, scores[row["cell"]]) for row in own if row["cell"] in scores}
+            )
+    return found
+
+
+_LOST = (
+    "What stands behind these rows cannot be read; comparisons that need it are left out. `starflow sweep` without "
+    "--report-only computes these cells again."
+)
 _NOISE = (
     "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data, expressed at the "
     "resolution of one level: they are comparable along a curve, and are no code length."
@@ -197,6 +240,10 @@ def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
     return NOTHING
 
 
+def _lost(row: Row) -> tuple[str, ...]:
+    return (*_place(row), f"{EXAMPLES_FOLDER}/{row['cell']}.npz")
+
+
 def _key(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in ("run", "step", "data", "noise", "sigma", "condition", "dtype")}
 
@@ -216,8 +263,8 @@ _PLACE = ("run", "step", "data", "noise", "condition")
 
 def _auroc_table(found: Sequence[Separation]) -> Table:
     """Of the newest checkpoints."""
-    last = {row["cell"] for row in plots.newest([one.row for one in found])}
-    found = [one for one in found if one.row["cell"] in last]
+    last = {key_of(row) for row in plots.newest([one.row for one in found])}
+    found = [one for one in found if key_of(one.row) in last]
     rows = [
         (*_place(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", number(one.auroc.error)) for one in found
     ]
