@@ -12,6 +12,7 @@ import pytest
 from starflow_jax.cli import main
 from starflow_jax.data import digits
 from starflow_jax.data.source import ArraySource
+from starflow_jax.evaluation import study
 from starflow_jax.evaluation.code_length import code_lengths
 from starflow_jax.evaluation.filtering import contaminate, filtering, suspicion
 from starflow_jax.evaluation.memorisation import Copying, Membership, nearest
@@ -218,6 +219,31 @@ def test_the_study_of_a_run(run, capsys):
         assert f"({picture}.png)" in report and (run / "out" / f"{picture}.png").stat().st_size > 1000
     # The tables that are printed are those of the report.
     assert all(line in report for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+
+
+def test_the_study_of_a_run_that_overflows(run, monkeypatch):
+    """A third of all log-likelihoods, and of the latents, are not finite."""
+
+    def overflows(*given, **named):
+        found = log_probs(*given, **named)
+        found[:, ::3] = np.nan
+        return found
+
+    def lost(*given):
+        found = np.array(latents(*given))
+        found[::3] = np.inf
+        return found
+
+    log_probs, latents = study.log_probs, study._z
+    monkeypatch.setattr(study, "log_probs", overflows)
+    monkeypatch.setattr(study, "_z", lost)
+    options = ["--num", "40", "--draws", "1", "--candidates", "4", "--keep", "2", "--json", str(run / "o.json")]
+    assert main(["study", "--workdir", str(run / "run"), "--out", str(run / "overflowing"), *options]) == 0
+    figures = json.loads((run / "o.json").read_text())
+    assert [row["not_finite"] for row in figures["out_of_distribution"]["sets"]] == [14] * 7
+    assert figures["out_of_distribution"]["held_out_not_finite"] == 14
+    assert figures["memorisation"]["membership"]["not_finite"] == 28
+    assert figures["memorisation"]["latents"]["not_finite"] >= 28
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def find_checkpoints(run: SweepRun, known: Known | None = None) -> list[Checkpoi
     check(len(there) > 0, f"runs: {run.workdir} holds no checkpoint")
     steps = {"all": there, "newest": there[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
     missing = [str(step) for step in steps if step not in there]
-    known = ", ".join(map(str, there))
-    check(not missing, f"runs: steps of {run.workdir} must be among {known}, got {', '.join(missing)}")
+    named = ", ".join(map(str, there))
+    check(not missing, f"runs: steps of {run.workdir} must be among {named}, got {', '.join(missing)}")
     flow = dataclasses.replace(config.flow, dtype="float32", matmul_precision="highest", remat="none", dropout=0.0)
     data = dataclasses.replace(config.data, autoencoder_dtype="float32", threads=0, workers=0)
     config = dataclasses.replace(config, flow=flow, data=data)

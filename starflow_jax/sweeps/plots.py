@@ -271,6 +271,7 @@ def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figu
 
 def _not_finite(axes: Axes) -> None:
     """Says why a panel is empty."""
+    axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
@@ -332,7 +333,8 @@ def _finished(
         # A few values out of all proportion must not flatten the rest; nor must a bar that reaches below 0.
         elif heights.min() > 0 and heights.max() > 20 * np.median(heights):
             axes.set_yscale("log")
-            axes.set_ylim(heights.min() / 1.5, heights.max() * 1.5)
+            margin = float(heights.max() / heights.min()) ** 0.05
+            axes.set_ylim(heights.min() / margin, heights.max() * margin)
     handles = [
         Line2D([], [], color=palette[name], linewidth=3, label=_said(name))
         for name in dict.fromkeys(row["data"] for row in rows)

@@ -49,11 +49,11 @@ COLUMNS = (
 def result_of(cell: Cell, computed: Computed) -> dict[str, Any]:
     """The row of a finished cell.
 
-        bits/dim are those of `flows.bits.bits_per_dim` for data of `levels` levels (uniform noise: of the integers, an
+    bits/dim are those of `flows.bits.bits_per_dim` for data of `levels` levels (uniform noise: of the integers, an
     upper bound; Gaussian noise: the density of the noisy data with the same constant, docs/sweeps.md). Of latents they
-    are -log2 of the     density a latent dimension. The terms of the prior and of every block are -log2 a dimension,
-    too; they and the     constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that
-    the flow finds all but     impossible) means are None, and the median over examples says what most of them have.
+    are -log2 of the density a latent dimension. The terms of the prior and of every block are -log2 a dimension, too;
+    they and the constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that the flow
+    finds all but impossible) means are None, and the median over examples says what most of them have.
     """
     data, blocks = cell.data, cell.checkpoint.config.flow.num_blocks
     shape = (len(data), cell.draws)
