@@ -12,12 +12,14 @@ import pytest
 from starflow_jax.cli import main
 from starflow_jax.data import digits
 from starflow_jax.data.source import ArraySource
+from starflow_jax.evaluation import study
 from starflow_jax.evaluation.code_length import code_lengths
 from starflow_jax.evaluation.filtering import contaminate, filtering, suspicion
 from starflow_jax.evaluation.memorisation import Copying, Membership, nearest
 from starflow_jax.evaluation.other_images import other_images
-from starflow_jax.evaluation.out_of_distribution import Familiar, detect
+from starflow_jax.evaluation.out_of_distribution import Familiar, detect, detection_table, foreignness
 from starflow_jax.evaluation.roc import auroc, precision_at, roc_curve
+from starflow_jax.figures import finite
 
 DIGITS = f"{Path(__file__).parents[1] / 'experiments' / 'digits.py'}:tiny"
 RNG = np.random.default_rng(0)
@@ -163,6 +165,31 @@ def test_nearest_and_copies():
         nearest(train[:2, :, 0], train)
 
 
+def test_what_overflows_is_most_foreign_least_likely_and_farthest():
+    source = digits("test").subset(np.arange(40), "few")
+    bits = np.linspace(100.0, 140.0, 40)
+    broken = np.where(np.arange(40) < 10, np.nan, bits)
+    known = Familiar.of(source, broken)
+    assert known.mean_bits == bits[10:].mean()
+    (row,) = detect(known, (source, bits), {"others": (source, broken)})
+    assert row.not_finite == 10 and row.bits_per_dim == pytest.approx(bits[10:].mean() / 64)
+    scores = foreignness(known, source, broken)
+    assert all(np.isinf(score[:10]).all() and np.isfinite(score[10:]).all() for score in scores.values())
+    assert row.areas["likelihood"].area == pytest.approx(auroc(np.r_[np.full(10, 1e9), bits[10:]], bits).area)
+    (none,) = detect(Familiar.of(source, np.full(40, np.nan)), (source, bits), {"others": (source, broken)})
+    assert none.areas["typicality"].area > 0.5 and "10" in detection_table([finite(none.to_dict())])
+
+    points = RNG.normal(size=(8, 3))
+    far = nearest(np.r_[points[:2], np.full((1, 3), np.nan), np.full((1, 3), np.inf)], np.r_[points, [[np.inf] * 3]])
+    assert far.place[:2].tolist() == [0, 1] and np.isinf(far.distance[2:]).all()
+    copying = Copying.of(far.distance, np.array([1.0, 2.0, np.inf]))
+    assert copying.not_finite == 3 and not math.isnan(copying.area.area) and copying.closer == 0.5
+    member = Membership.of(np.array([1.0, np.nan]), np.array([2.0, np.inf]))
+    assert (member.train, member.held_out, member.not_finite) == (1.0, 2.0, 2) and member.area.area == 0.625
+    by_class = np.array([[[-np.inf, -np.inf], [-1.0, -2.0]]])
+    assert suspicion(by_class, np.zeros(2, int))["label"].tolist() == [0.0, -1.0]
+
+
 def test_an_unconditional_source_has_no_class_to_exchange():
     source = ArraySource("plain", np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32), 17, 1)
     with pytest.raises(ValueError, match="two classes or more"):
@@ -192,6 +219,31 @@ def test_the_study_of_a_run(run, capsys):
         assert f"({picture}.png)" in report and (run / "out" / f"{picture}.png").stat().st_size > 1000
     # The tables that are printed are those of the report.
     assert all(line in report for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+
+
+def test_the_study_of_a_run_that_overflows(run, monkeypatch):
+    """A third of all log-likelihoods, and of the latents, are not finite."""
+
+    def overflows(*given, **named):
+        found = log_probs(*given, **named)
+        found[:, ::3] = np.nan
+        return found
+
+    def lost(*given):
+        found = np.array(latents(*given))
+        found[::3] = np.inf
+        return found
+
+    log_probs, latents = study.log_probs, study._z
+    monkeypatch.setattr(study, "log_probs", overflows)
+    monkeypatch.setattr(study, "_z", lost)
+    options = ["--num", "40", "--draws", "1", "--candidates", "4", "--keep", "2", "--json", str(run / "o.json")]
+    assert main(["study", "--workdir", str(run / "run"), "--out", str(run / "overflowing"), *options]) == 0
+    figures = json.loads((run / "o.json").read_text())
+    assert [row["not_finite"] for row in figures["out_of_distribution"]["sets"]] == [14] * 7
+    assert figures["out_of_distribution"]["held_out_not_finite"] == 14
+    assert figures["memorisation"]["membership"]["not_finite"] == 28
+    assert figures["memorisation"]["latents"]["not_finite"] >= 28
 
 
 @pytest.mark.parametrize(

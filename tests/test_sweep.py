@@ -20,15 +20,19 @@ from random_flows import CLASSES, random_flow
 from sweep_runs import TIMES, Heard, params_of, swept, without_times, write_arrays, write_run
 
 from starflow_jax.cli import main
+from starflow_jax.commands.errors import CommandError
+from starflow_jax.commands.sweep import _names
 from starflow_jax.config import DataConfig
 from starflow_jax.config.build import load_experiment
 from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data.opening import open_source
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
-from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
+from starflow_jax.sweeps import make_plan, plots, read_examples, read_results, run_sweep, write_report
 from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
-from starflow_jax.sweeps.datasets import DataSet
+from starflow_jax.sweeps.contents import _part, described
+from starflow_jax.sweeps.datasets import DataSet, apart, one_cycle
 from starflow_jax.sweeps.results import Results
+from starflow_jax.sweeps.run import _Sweep
 
 COUNT, DRAWS = 11, 3
 
@@ -46,8 +50,8 @@ def home(tmp_path_factory):
 def config_of(home, **changes):
     data = (SweepData("inside"), SweepData("outside", count=7, transform="inverted", role="out"))
     values = {"noise": ("uniform", 0.1), "conditions": ("true", "dropped", "shuffled"), "draws": DRAWS}
-    values |= {"data": data, "batch_size": 8}
-    return SweepConfig("test", (SweepRun(str(home / "run")),), **{**values, **changes})
+    values |= {"runs": (SweepRun(str(home / "run")),), "data": data, "batch_size": 8}
+    return SweepConfig("test", **{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,142 @@ def test_a_cell_is_known_again_in_another_sweep(home, whole, tmp_path):
     assert not {cell.id for cell in changed.cells} & {row["cell"] for row in Results(out).rows}
 
 
+def test_every_name_keeps_its_row(home, tmp_path):
+    """One run under two names, of which one ends earlier, and data that are called "again", outside: computed once."""
+    runs = (SweepRun(str(home / "run"), "A", "newest"), SweepRun(str(home / "run"), "B"))
+    data = (SweepData("inside"), SweepData("again", role="out"))
+    plan = make_plan(config_of(home, runs=runs, data=data, noise=("uniform",), conditions=("true",)))
+    outcome = run_sweep(plan, tmp_path / "out", watcher=Heard())
+    assert outcome.cells == outcome.computed == len(plan.cells) == 2 and plan.same == 4
+    names = [("A", 4), ("B", 2), ("B", 4)]
+    for rows in (read_results(tmp_path / "out"), csv.DictReader((tmp_path / "out" / "results.csv").open())):
+        found = {(row["run"], int(row["step"]), row["data"], row["role"]) for row in rows}
+        assert found == {(*name, data, role) for name in names for data, role in (("inside", "in"), ("again", "out"))}
+    # Data against themselves, of the newest checkpoint of each run, too.
+    aurocs = write_report(tmp_path / "out")["auroc"]
+    assert [(one["run"], one["step"], one["data"], one["auroc"]) for one in aurocs] == [
+        (*n, "again", 0.5) for n in names
+    ]
+    table = (tmp_path / "out" / "report.md").read_text().partition("## Out of distribution\n")[2].partition("## ")[0]
+    assert [line.split("|")[1:3] for line in table.splitlines() if "again" in line] == [
+        [" run ", " step "],  # "against" is a heading
+        [" A   ", "    4 "],
+        [" B   ", "    4 "],
+    ]
+
+
+def test_lost_examples_are_noticed_and_computed_again(home, whole, tmp_path):
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    place = {"step": 4, "data": "inside", "noise": "uniform", "condition": "true"}
+    rows = read_results(out)
+    (row,) = [row for row in rows if place.items() <= row.items()]
+    path = out / "examples" / f"{row['cell']}.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    (other,) = [one for one in rows if {**place, "step": 2, "condition": "shuffled"}.items() <= one.items()]
+    (out / "examples" / f"{other['cell']}.npz").unlink()
+    figures = write_report(out)
+    text = (out / "report.md").read_text()
+    assert f"examples/{row['cell']}.npz" in text and f"examples/{other['cell']}.npz" in text
+    names = [{name: one[name] for name in place} for one in figures["auroc"]]
+    assert len(names) == 10 and {**place, "data": "outside"} not in names
+    outcome = run_sweep(make_plan(config_of(home)), out, watcher=Heard())
+    assert outcome.computed == 2 and outcome.done == 24
+    assert_identical(out, whole[1])
+
+
+def test_other_contents_at_the_same_path_are_another_cell(home, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (200, 4, 4, 1))
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["path"] = str(write_arrays(tmp_path / "data", images))
+    (run / "config.json").write_text(json.dumps(config))
+    sweep = SweepConfig("test", (SweepRun(str(run), steps="newest"),), noise=("uniform",))
+    (before,) = make_plan(sweep).cells
+    assert make_plan(sweep).cells[0].id == before.id
+    shutil.rmtree(tmp_path / "data")
+    images[1] ^= 1  # one image of many, its label and all else the same
+    write_arrays(tmp_path / "data", images)
+    assert make_plan(sweep).cells[0].id != before.id
+
+
+def test_contents_of_files(tmp_path):
+    model = tmp_path / "model"
+    (model / "parts").mkdir(parents=True)
+    (model / "parts" / "weights").write_bytes(b"one")
+    known = {}
+    first = described(str(model), known)
+    assert described(str(model), {}) == first and described(f"{model}:0.6", {}) == ["0.6", *first[1:]]
+    (model / "parts" / "weights").write_bytes(b"two")  # as long
+    assert described(str(model), known) == first  # read once a plan
+    assert described(str(model), {}) != first and described(None, {}) is None
+    data = DataConfig(source="images", path=str(model))
+    before = _part(data)
+    assert _part(data) == before
+    os.utime(model / "parts" / "weights", ns=(1, 1))
+    assert _part(data) != before and _part(dataclasses.replace(data, flip=0.5)) == _part(data)
+
+
+@pytest.mark.parametrize("labels", [np.arange(60) % 3, np.r_[np.zeros(30, int), np.arange(30) + 1]])
+def test_no_example_is_given_its_own_class(labels):
+    order = apart(one_cycle(60, 3), labels, 3)
+    assert sorted(order) == list(range(60)) and (labels[order] != labels).all() and (order != np.arange(60)).all()
+    np.testing.assert_array_equal(order, apart(one_cycle(60, 3), labels, 3))
+    assert (order != apart(one_cycle(60, 4), labels, 4)).any()
+
+
+def test_a_class_of_most_examples_keeps_as_few_as_can_be():
+    labels = np.r_[np.zeros(50, int), np.ones(10, int)]
+    order = apart(one_cycle(60, 0), labels, 0)
+    assert (labels[order] == labels).sum() == 40 and (order != np.arange(60)).all()
+
+
+@pytest.mark.parametrize("change", [{"cell": []}, {"step": "4"}, {"run": None}])
+def test_a_damaged_plan_is_refused_in_a_sentence(whole, tmp_path, change, capsys):
+    plan = json.loads((whole[1] / "sweep.json").read_text())
+    plan["cells"][0] |= change
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    assert main(["sweep", "--report-only", "--out", str(tmp_path)]) == 2
+    assert "sweep.json is no plan of a sweep" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart():
+    assert _names(["a/digits", "b/digits", "b/other"]) == {
+        "a/digits": "a/digits", "b/digits": "b/digits", "b/other": None
+    }  # fmt: skip
+    assert _names(["runs/x"]) == {"runs/x": None}
+    with pytest.raises(CommandError, match="--workdir must name every run once, got a again"):
+        _names(["a", "a"])
+
+
+def test_the_table_in_the_terminal(home, whole, tmp_path, capsys):
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    config = config_of(home, noise=("uniform", 0.3), conditions=("true",), runs=runs_of(home, {"steps": "newest"}))
+    capsys.readouterr()
+    assert main(["sweep", "--config", config_file(tmp_path / "c.py", config), "--out", str(out)]) == 0
+    head, *lines = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[:5]]
+    assert head[:6] == ["cell", "run", "step", "data", "noise", "condition"] and len(head) == 11
+    rows = {(row["data"], row["sigma"]): row for row in read_results(out)}
+    for number, line in enumerate(lines, 1):
+        row = rows[line[3], 0.0 if line[4] == "uniform" else float(line[4])]
+        values = [f"{row[name]:.4f}" for name in ("bits_per_dim", "example_error", "draw_error", "median_bits")]
+        assert line[:3] == [f"{number}/4", "run", "4"] and line[5:10] == ["true", *values]
+        assert line[10] == ("before" if line[4] == "uniform" else f"{row['tokens_per_second']:.0f}")
+
+
+def test_a_frozen_model_that_cannot_be_read_fails_its_cells_alone(home, tmp_path, monkeypatch):
+    plan, conditions = make_plan(config_of(home, noise=("uniform",), conditions=("true",))), _Sweep._conditions
+
+    def unreadable(sweep, cell):
+        if cell.data.role == "out":
+            raise OSError("no such device")
+        return conditions(sweep, cell)
+
+    monkeypatch.setattr(_Sweep, "_conditions", unreadable)
+    heard = Heard()
+    assert run_sweep(plan, tmp_path / "out", watcher=heard).done == 2
+    assert set(heard.failures.values()) == {"OSError: no such device"}
+
+
 def config_file(path, config):
     path.write_text(f"def get_config():\n    return {dataclasses.asdict(config)!r}\n")
     return str(path)
@@ -257,6 +397,43 @@ def test_the_report_says_what_was_found(whole):
         )
         assert one["auroc"] == pytest.approx(np.mean(inside[:, None] > outside[None]))
     assert len(figures["auroc"]) == 12 and len(figures["conditions"]) == 16
+
+
+def spoiled(out, tmp_path, role=None):
+    """A copy of a sweep whose log-likelihoods, of one role or of all, overflow."""
+    out = shutil.copytree(out, tmp_path / "spoiled")
+    lines = []
+    for row in map(json.loads, (out / "results.jsonl").read_text().splitlines()):
+        if role in (None, row["role"]):
+            arrays = read_examples(out, row["cell"])
+            np.savez(out / "examples" / f"{row['cell']}.npz", **{k: np.full_like(v, np.nan) for k, v in arrays.items()})
+            row |= dict.fromkeys(("bits_per_dim", "example_error", "draw_error", "median_bits", "prior_bits"))
+            row |= {"not_finite": row["examples"] * row["draws"], "logdet_bits": [None] * len(row["logdet_bits"])}
+        lines.append(json.dumps(row) + "\n")
+    (out / "results.jsonl").write_text("".join(lines))
+    return out
+
+
+@pytest.mark.parametrize("role", [None, "out"])
+def test_a_report_of_what_overflows(whole, tmp_path, role):
+    out = spoiled(whole[1], tmp_path, role)
+    assert main(["sweep", "--report-only", "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "could not be drawn" not in text and "plots/histograms.png" in text
+
+
+def test_a_picture_that_fails_does_not_lose_the_report(whole, tmp_path, monkeypatch):
+    def fails(*_):
+        raise IndexError("no such colour")
+
+    monkeypatch.setattr(plots, "plot_terms", fails)
+    out = shutil.copytree(whole[1], tmp_path / "out")
+    (out / "plots").mkdir(exist_ok=True)
+    (out / "plots" / "terms.png").write_bytes(b"old")
+    assert main(["sweep", "--report-only", "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "The picture could not be drawn: IndexError: no such colour." in text and "plots/steps.png" in text
+    assert "plots/terms.png" not in text and not (out / "plots" / "terms.png").exists()
 
 
 def test_bfloat16_is_measured_against_float32(home, tmp_path):

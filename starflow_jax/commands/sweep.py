@@ -115,8 +115,28 @@ def _config(arguments: argparse.Namespace) -> SweepConfig:
     with sentences():
         config = load_experiment(SweepConfig, arguments.config, arguments.overrides)
         if arguments.workdir:
-            config = dataclasses.replace(config, runs=tuple(SweepRun(workdir) for workdir in arguments.workdir))
+            runs = tuple(SweepRun(workdir, name) for workdir, name in _names(arguments.workdir).items())
+            config = dataclasses.replace(config, runs=runs)
     return config
+
+
+def _names(workdirs: list[str]) -> dict[str, str | None]:
+    """What tables call runs: None for the folder's name; more of its path where several folders have one name.
+
+    Raises:
+      CommandError: a folder that is named twice.
+    """
+    paths = {workdir: Path(workdir).absolute().parts[1:] for workdir in workdirs}
+    twice = [workdir for workdir in workdirs if [*map(paths.get, workdirs)].count(paths[workdir]) > 1]
+    if twice:
+        raise CommandError(f"--workdir must name every run once, got {twice[0]} again")
+    names: dict[str, str | None] = {}
+    for workdir, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        longest = max(map(len, paths.values()))
+        count = next(n for n in range(1, longest + 1) if all(other[-n:] != parts[-n:] for other in others))
+        names[workdir] = "/".join(parts[-count:]) if count > 1 else None
+    return names
 
 
 def _report_only(arguments: argparse.Namespace) -> int:

@@ -99,7 +99,8 @@ class SweepConfig:
       noise: what is added to the data: "uniform" (dequantisation), a standard deviation sigma_n of Gaussian noise on
         pixels in [-1, 1] or on latents, or "trained" (what each run was trained with).
       conditions: what a flow that reads captions or classes is given: the "true" one, none ("dropped"), or that of
-        another example ("shuffled"). A flow that reads nothing is scored once.
+        another example ("shuffled"; of another class, as far as there are such). A flow that reads nothing is scored
+        once.
       draws: of the noise, for every example; seed: of the noise and of the shuffling.
       dtype: in which networks are computed. "bfloat16" is measured besides float32, and the report has the difference.
       batch_size: rows (an example with one draw of the noise) scored at a time, over all devices and processes; rounded

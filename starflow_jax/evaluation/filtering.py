@@ -100,9 +100,15 @@ def suspicion(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.n
     others[rows, labels] = -np.inf
     return {
         "image": np.log(by_class.shape[1]) - np.logaddexp.reduce(by_class, axis=1),
-        "label": others.max(axis=1) - own,
+        # An example that is impossible under all classes says nothing about its label.
+        "label": np.where(np.isinf(own) & np.isinf(others.max(axis=1)), 0.0, _less(others.max(axis=1), own)),
         "example": -own,
     }
+
+
+def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(a - b)
 
 
 @dataclasses.dataclass(frozen=True)

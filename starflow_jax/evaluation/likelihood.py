@@ -60,8 +60,11 @@ class BitsPerDim:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of independent values [n]; NaN for one."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    """Standard error of the mean of independent values [n]; NaN for one, and where one is not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    with np.errstate(over="ignore"):  # squares of what is just finite
+        return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def dequantised(key: jax.Array, images: jax.Array, places: jax.Array, draw: jax.Array | int, levels: int) -> jax.Array:

@@ -13,6 +13,7 @@ than all of them (Nalisnick et al., arXiv 1810.09136). Four scores, each higher 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,29 +42,33 @@ class Familiar:
 
     @classmethod
     def of(cls, source: ArraySource, bits: np.ndarray) -> Familiar:
-        """From training images and their bits [n]."""
+        """From training images and their bits [n], of which those that are not finite are left out of the mean."""
         check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
         counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
-        return cls(float(np.mean(bits)), counts / counts.sum())
+        bits = np.asarray(bits, np.float64)
+        finite = bits[np.isfinite(bits)]
+        return cls(float(np.mean(finite)) if len(finite) else math.inf, counts / counts.sum())
 
 
 def foreignness(familiar: Familiar, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
     """The scores of images by name, float64 [n] each; see the module.
 
     Args:
-      source: the images; bits: -log2 p(x) of each, [n].
+      source: the images; bits: -log2 p(x) of each, [n]. What is not finite (a log-likelihood that overflows) is most
+        foreign: infinite in every score.
 
     Raises:
-      ValueError: other shapes, or bits that are not finite.
+      ValueError: other shapes.
     """
     bits = np.asarray(bits, np.float64)
     check(bits.shape == (len(source),), f"bits must be [{len(source)}], got {list(bits.shape)}")
-    check(bool(np.isfinite(bits).all()), f"bits of {source.name} must be finite, got {bits[~np.isfinite(bits)][:1]}")
+    bits = np.where(np.isfinite(bits), bits, np.inf)
     pixels = source.images.reshape(len(source), -1)
     background = -np.log2(familiar.background)[pixels].sum(axis=1)
     return {
         "likelihood": bits,
-        "typicality": np.abs(bits - familiar.mean_bits),
+        # Without a finite training image there is no mean that bits could be far from.
+        "typicality": np.abs(bits - familiar.mean_bits) if math.isfinite(familiar.mean_bits) else bits,
         "background ratio": bits - background,
         "complexity ratio": bits - code_lengths(source.images, source.levels),
     }
@@ -76,17 +81,21 @@ class Foreign:
     Attributes:
       name: of the set; bits_per_dim: mean of its images; areas: of each score, foreign images the positives.
       likelier: share of its images that are likelier than the median familiar one; chance is 1/2.
+      not_finite: images whose log-likelihood overflows; they count as most foreign, and not in the mean.
     """
 
     name: str
     bits_per_dim: float
     likelier: float
+    not_finite: int
     areas: Mapping[str, Auroc]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         areas = {name: area.to_dict() for name, area in self.areas.items()}
-        return {"name": self.name, "bits_per_dim": self.bits_per_dim, "likelier": self.likelier, "auroc": areas}
+        values = dataclasses.asdict(dataclasses.replace(self, areas={}))
+        del values["areas"]
+        return {**values, "auroc": areas}
 
 
 def detect(
@@ -102,16 +111,22 @@ def detect(
     for name, (source, bits) in others.items():
         scores = foreignness(familiar, source, bits)
         areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
-        likelier = float(np.mean(np.asarray(bits) < np.median(held_out[1])))
-        found.append(Foreign(name, float(np.mean(bits)) / source.images[0].size, likelier, areas))
+        each = scores["likelihood"]
+        likelier = float(np.mean(each < np.median(normal["likelihood"])))
+        counted = each[np.isfinite(each)]
+        mean = float(np.mean(counted)) / source.images[0].size if len(counted) else math.inf
+        found.append(Foreign(name, mean, likelier, len(each) - len(counted), areas))
     return found
 
 
 def detection_table(rows: list[Mapping[str, Any]]) -> str:
     """A Markdown table of `Foreign.to_dict()` values."""
-    table: list[tuple[str, ...]] = [("foreign images", "bits/dim", "likelier than the median", *SCORES)]
+    head = ("foreign images", "bits/dim", "not finite", "likelier than the median")
+    table: list[tuple[str, ...]] = [(*head, *SCORES)]
     for row in rows:
         areas = [row["auroc"][score] for score in SCORES]
         cells = [f"{area['area']:.3f} +- {area['error']:.3f}" for area in areas]
-        table.append((row["name"], f"{row['bits_per_dim']:.2f}", f"{100 * row['likelier']:.1f} %", *cells))
+        mean = row["bits_per_dim"]  # None: infinite, as JSON has it
+        bits = "-" if mean is None or not math.isfinite(mean) else f"{mean:.2f}" if mean < 1e5 else f"{mean:.3e}"
+        table.append((row["name"], bits, str(row["not_finite"]), f"{100 * row['likelier']:.1f} %", *cells))
     return text_table(table)

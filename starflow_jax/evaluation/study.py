@@ -50,11 +50,12 @@ class Studied:
     draws: int
 
     def class_log_probs(self, source: ArraySource, stream: int) -> np.ndarray:
-        """log p(x | y) in nats, [draws, n, classes]; of a flow without classes [draws, n, 1]."""
+        """log p(x | y) in nats, [draws, n, classes]; without classes [draws, n, 1]; -inf where it overflows."""
         classes = self.config.flow.num_classes or self.config.flow.text_dim
         labels = np.arange(min(classes, source.num_classes) if classes else 1, dtype=np.int32)
         key = jax.random.fold_in(self.key, stream)
-        return log_probs(self.params, self.config.flow, source, key, draws=self.draws, labels=labels)
+        found = log_probs(self.params, self.config.flow, source, key, draws=self.draws, labels=labels)
+        return np.where(np.isfinite(found), found, -np.inf)
 
     def bits(self, class_log_probs: np.ndarray, source: ArraySource) -> np.ndarray:
         """-log2 p(x) of integer images, the class summed out, float64 [n]."""
@@ -84,13 +85,17 @@ def classification(run: Studied, found: np.ndarray) -> Outcome:
     labels = run.test.labels
     accuracy = bayes_accuracy(found, labels)
     by_class = log_mean_exp(found)
-    posterior = np.exp(by_class - np.logaddexp.reduce(by_class, axis=1, keepdims=True))
+    evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
+    # Of an image that is impossible under all classes nothing is known.
+    known = np.isfinite(evidence)
+    posterior = np.where(known, np.exp(by_class - np.where(known, evidence, 0.0)), 1.0 / by_class.shape[1])
     read, sure = classify(found), posterior.max(axis=1)
     bins = np.minimum((sure * 10).astype(int), 9)
     gaps = [abs(float((read == labels)[bins == b].sum() - sure[bins == b].sum())) for b in range(10)]
     figures = {"accuracy": dataclasses.asdict(accuracy), "calibration_error": sum(gaps) / len(labels)}
     wrong = np.flatnonzero(read != labels)
-    return Outcome("classification", figures, {"wrong": wrong[np.argsort(-sure[wrong])], "read": read, "sure": sure})
+    shown = {"wrong": wrong[np.argsort(-sure[wrong])], "least_sure": np.argsort(sure), "read": read, "sure": sure}
+    return Outcome("classification", figures, shown)
 
 
 def out_of_distribution(run: Studied, train: np.ndarray, test: np.ndarray) -> Outcome:
@@ -109,7 +114,10 @@ def out_of_distribution(run: Studied, train: np.ndarray, test: np.ndarray) -> Ou
     scores = {"held out": foreignness(familiar, *held_out)}
     scores |= {name: foreignness(familiar, *pair) for name, pair in others.items()}
     images = {"held out": run.test.images} | {name: source.images for name, (source, _) in others.items()}
-    figures = {"held_out_bits_per_dim": float(held_out[1].mean()) / run.test.images[0].size, "sets": rows}
+    finite = held_out[1][np.isfinite(held_out[1])]
+    mean = float(finite.mean()) if len(finite) else math.inf
+    lost = len(held_out[1]) - len(finite)
+    figures = {"held_out_bits_per_dim": mean / run.test.images[0].size, "held_out_not_finite": lost, "sets": rows}
     return Outcome("out_of_distribution", figures, {"scores": scores, "images": images})
 
 

@@ -38,10 +38,11 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
 
 
 def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """The surest mistakes."""
-    places = outcome.shown["wrong"][:_WIDE]
+    """The surest mistakes; the least sure images where there are none."""
+    wrong = outcome.shown["wrong"][:_WIDE]
+    places = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
     titles = [f"{test.labels[p]} read as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in places]
-    title = "mistakes of the Bayes rule, the surest first" if len(places) else "no mistakes"
+    title = "mistakes of the Bayes rule, the surest first" if len(wrong) else "no mistakes; the least sure images"
     _rows(figure, title, [("", test.images[places], titles)], test.levels)
 
 
@@ -56,7 +57,12 @@ def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySourc
     for axes, score, label in zip(
         panels, ("likelihood", "complexity ratio"), ("bits/dim", "bits/dim above a universal code's"), strict=False
     ):
-        low, high = np.percentile(np.concatenate([s[score] for s in scores.values()]) / dims, [0.5, 97])
+        every = np.concatenate([s[score] for s in scores.values()]) / dims
+        every = every[np.isfinite(every)]
+        if not len(every):
+            axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
+            continue
+        low, high = np.percentile(every, [0.5, 97])
         for number, (name, of_set) in enumerate(scores.items()):
             style = {"color": "black", "linewidth": 2.0} if name == "held out" else {"color": f"C{number}"}
             values = np.clip(of_set[score] / dims, low, high)

@@ -86,14 +86,20 @@ def _ranked(part: Mapping[str, Any]) -> str:
 
 
 def _memorisation(part: Mapping[str, Any]) -> str:
-    member, rows = part["membership"], [("memorisation", "training or samples", "held out", "AUROC")]
-    area = member["area"]
+    member, rows = part["membership"], [("memorisation", "training or samples", "held out", "not finite", "AUROC")]
+    area, lost = member["area"], str(member["not_finite"])
     areas = f"{area['area']:.3f} +- {area['error']:.3f}"
-    rows.append(("bits/dim, training images", f"{member['train']:.3f}", f"{member['held_out']:.3f}", areas))
+    rows.append(("bits/dim, training images", _number(member["train"]), _number(member["held_out"]), lost, areas))
     for kind in ("pixels", "latents"):
         copying = part[kind]
         area = copying["area"]
         areas = f"{area['area']:.3f} +- {area['error']:.3f}"
         name = f"distance in {kind}, samples"
-        rows.append((name, f"{copying['samples']:.3f}", f"{copying['held_out']:.3f}", areas))
+        lost = str(copying["not_finite"])
+        rows.append((name, _number(copying["samples"]), _number(copying["held_out"]), lost, areas))
     return text_table(rows)
+
+
+def _number(value: float | None) -> str:
+    """A mean or a median; "-" for one that is not finite (None in JSON)."""
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3e}"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.sweep import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
+from starflow_jax.sweeps.contents import Known, described, hash_of
 from starflow_jax.training.checkpoint_parts import Unusable, read_digests, steps_in
 from starflow_jax.training.workdir import CHECKPOINT_FOLDER, read_config
 
@@ -39,8 +37,11 @@ class Checkpoint:
     fingerprint: str
 
 
-def find_checkpoints(run: SweepRun) -> list[Checkpoint]:
+def find_checkpoints(run: SweepRun, known: Known | None = None) -> list[Checkpoint]:
     """The checkpoints that a run of a sweep names, oldest first.
+
+    Args:
+      known: contents of frozen models that were read before; what is read now is added.
 
     Raises:
       ValueError: no run or model there, no checkpoint, or a step that it does not have.
@@ -60,14 +61,18 @@ def find_checkpoints(run: SweepRun) -> list[Checkpoint]:
     check(len(there) > 0, f"runs: {run.workdir} holds no checkpoint")
     steps = {"all": there, "newest": there[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
     missing = [str(step) for step in steps if step not in there]
-    known = ", ".join(map(str, there))
-    check(not missing, f"runs: steps of {run.workdir} must be among {known}, got {', '.join(missing)}")
+    named = ", ".join(map(str, there))
+    check(not missing, f"runs: steps of {run.workdir} must be among {named}, got {', '.join(missing)}")
     flow = dataclasses.replace(config.flow, dtype="float32", matmul_precision="highest", remat="none", dropout=0.0)
     data = dataclasses.replace(config.data, autoencoder_dtype="float32", threads=0, workers=0)
     config = dataclasses.replace(config, flow=flow, data=data)
     parameters = count(abstract(flow)[1])
+    known = {} if known is None else known
+    frozen = [described(data.autoencoder, known), described(data.text_encoder, known)]
     return [
-        Checkpoint(name, workdir, step, run.ema, config, parameters, _fingerprint(workdir, step, run.ema, config))
+        Checkpoint(
+            name, workdir, step, run.ema, config, parameters, _fingerprint(workdir, step, run.ema, config, frozen)
+        )
         for step in steps
     ]
 
@@ -84,7 +89,7 @@ def _with_parts(config: ExperimentConfig, model: ModelFolder) -> DataConfig:
     return data
 
 
-def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig) -> str:
+def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig, frozen: list[Any]) -> str:
     folder = workdir / CHECKPOINT_FOLDER / str(step)
     try:
         digests = read_digests(folder)
@@ -92,24 +97,5 @@ def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig) 
         weights: Any = digests.get("ema" if mean else "params")
     except Unusable:
         weights = [str(folder), ema]
-    frozen = [described(config.data.autoencoder), described(config.data.text_encoder)]
     vocabulary = None if config.text is None else config.text.vocabulary
     return hash_of({"weights": weights, "flow": dataclasses.asdict(config.flow), "frozen": frozen, "text": vocabulary})
-
-
-def described(path: str | None) -> list[Any] | None:
-    """Names and sizes of the files of a frozen model; None for none, an empty list where nothing lies there."""
-    if path is None:
-        return None
-    root = Path(path)
-    scale = None
-    if not root.exists() and ":" in path:  # "PATH:0.6", a video autoencoder with a temporal scale
-        text, _, scale = path.rpartition(":")
-        root = Path(text)
-    files = [root] if root.is_file() else sorted(one for one in root.rglob("*") if one.is_file())
-    return [scale, *([one.name, one.stat().st_size] for one in files)]
-
-
-def hash_of(values: Mapping[str, Any]) -> str:
-    """A digest of plain values, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

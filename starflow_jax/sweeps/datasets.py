@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,11 @@ from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.config.source import SourceConfig
 from starflow_jax.config.sweep import Condition, SweepData, Transform
 from starflow_jax.data import Source
-from starflow_jax.data.fingerprint import fingerprint
 from starflow_jax.data.latents import LatentSource
 from starflow_jax.data.mixture import example_spec
 from starflow_jax.data.readable import Subset, readable
 from starflow_jax.data.skipped import Skipped
-from starflow_jax.sweeps.checkpoints import described, hash_of
+from starflow_jax.sweeps.contents import Known, described, hash_of, held
 from starflow_jax.sweeps.volume import log_scale
 from starflow_jax.training.calibration import main_component
 from starflow_jax.training.encoding import pixel_source
@@ -73,6 +73,11 @@ class DataSet:
         """Numbers that the flow reads of an example."""
         return math.prod(self.shape)
 
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Classes of all examples, int64 [n]; read once, and only where they are asked for."""
+        return np.asarray([int(self.source[place]["label"]) for place in range(len(self))])
+
     def image(self, place: int, example: dict[str, np.ndarray]) -> np.ndarray:
         """The pixels (or stored latent) of an example as they are scored, before noise."""
         image = example["image"]
@@ -97,12 +102,13 @@ def open_data(
     config: ExperimentConfig,
     conditions: tuple[Condition, ...],
     encoders: dict[str, Frozen] | None = None,
+    known: Known | None = None,
 ) -> DataSet:
     """Opens a data set for the flow of a run; every example that counts is tried once.
 
     Args:
       data: which; config: of the run; conditions: of the sweep.
-      encoders: autoencoders that were read before, by path; what is read now is added.
+      encoders, known: autoencoders, and their contents, that were read before; what is read now is added.
 
     Raises:
       ValueError: data that are missing, do not fit the flow, or cannot be transformed or conditioned as asked.
@@ -131,16 +137,15 @@ def open_data(
     if reads and "shuffled" in asked:
         check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
     shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
-    what = [list(held) for held in fingerprint(_whole(source))]
     places = hash_of({"places": source.places}) if isinstance(source, Subset) else None
     values = {
-        "held": [held[1:] for held in what],
+        "held": held(_whole(source), own.data),
         "places": places,
         "split": data.split,
         "transform": data.transform,
         "levels": levels,
         "frames": own.data.frames,
-        "autoencoder": described(own.data.autoencoder),
+        "autoencoder": described(own.data.autoencoder, {} if known is None else known),
     }
     return DataSet(
         name=data.name or source.name,
@@ -229,9 +234,8 @@ class Conditions:
     def __init__(self, data: DataSet, config: ExperimentConfig, seed: int, load: Callable[[], FrozenText | None]):
         self._data, self._config = data, config
         self._reads = bool(config.flow.num_classes or config.flow.text_dim)
-        self._order = _one_cycle(len(data), seed) if self._reads and len(data) > 1 else np.arange(len(data))
         spec = example_spec(_whole(data.source))
-        self._stored = "text_states" in spec
+        self._stored, self._seed = "text_states" in spec, seed
         self._text: FrozenText | None = None
         self._known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: there are many others
         if self._reads and "text" in spec and not self._stored:
@@ -248,7 +252,7 @@ class Conditions:
         if not self._reads:
             return None
         if kind == "shuffled":
-            places = self._order[places]
+            places = self._shuffled[places]
             examples = {int(place): self._data.source[int(place)] for place in np.unique(places)}
         rows = [examples[int(place)] for place in places]
         dropped = kind == "dropped"
@@ -261,16 +265,46 @@ class Conditions:
         found = condition(jnp.asarray(labels), self._config.flow)
         return None if found is None else np.asarray(found)
 
+    @functools.cached_property
+    def _shuffled(self) -> np.ndarray:
+        """Of every example the one whose condition it is given, int [n]."""
+        if len(self._data) < 2:
+            return np.arange(len(self._data))
+        order = one_cycle(len(self._data), self._seed)
+        return order if self._stored or self._text is not None else apart(order, self._data.labels, self._seed)
+
     def _empty_states(self, row: dict[str, Any]) -> np.ndarray:
         source = _whole(self._data.source)
         empty = source.records.empty if isinstance(source, LatentSource) else None
         return np.zeros_like(row["text_states"]) if empty is None else empty
 
 
-def _one_cycle(count: int, seed: int) -> np.ndarray:
+def one_cycle(count: int, seed: int) -> np.ndarray:
     """A permutation without fixed points, one cycle through all places (Sattolo's algorithm)."""
     rng, order = np.random.default_rng([seed, count]), np.arange(count)
     for last in range(count - 1, 0, -1):
         other = int(rng.integers(last))
         order[last], order[other] = order[other], order[last]
+    return order
+
+
+def apart(order: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """A permutation without fixed points, changed so that as few examples as can be get their own label.
+
+    An example that does swaps with a random one, such that neither has its own afterwards. One is found unless the
+    label is that of more than half of all examples; then those remain that every permutation leaves.
+
+    Args:
+      order: int [n], whose label each example gets; labels: int [n]; seed: of the choice.
+    """
+    order = order.copy()
+    rng = np.random.default_rng([seed, len(order), 1])
+    for place in np.flatnonzero(labels[order] == labels):
+        label = labels[place]
+        if labels[order[place]] != label:
+            continue  # it swapped with one before
+        others = np.flatnonzero((labels[order] != label) & (labels != label))
+        if len(others):
+            other = others[rng.integers(len(others))]
+            order[place], order[other] = order[other], order[place]
     return order

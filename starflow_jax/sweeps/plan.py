@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,14 +14,15 @@ from starflow_jax.config.sweep import Condition, SweepConfig, SweepData
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.parallel.layout import BATCH, Layout
 from starflow_jax.parallel.mesh import check_fit
-from starflow_jax.sweeps.checkpoints import Checkpoint, find_checkpoints, hash_of
+from starflow_jax.sweeps.checkpoints import Checkpoint, find_checkpoints
+from starflow_jax.sweeps.contents import Known, hash_of
 from starflow_jax.sweeps.datasets import DataSet, open_data
 from starflow_jax.training.frozen import Frozen
 
 __all__ = ["Cell", "Noise", "Plan", "make_plan"]
 
 # Part of every id: a change of what is computed is a change of all cells.
-_VERSION = 1
+_VERSION = 2
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -57,7 +59,7 @@ class Cell:
     draws: int
     seed: int
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """The same wherever and however often the same is asked for; another where anything differs that counts."""
         return hash_of(
@@ -108,14 +110,20 @@ class Plan:
     """Everything that a sweep computes, checked before any of it is.
 
     Attributes:
-      config: of the sweep; cells: each once, those of one checkpoint together; same: cells left out as equal to others.
+      config: of the sweep; named: every cell that is asked for, those of one checkpoint together.
+      cells: what is computed, each once: of cells that are the same under several names the first.
       batch_size: rows at a time.
     """
 
     config: SweepConfig
+    named: tuple[Cell, ...]
     cells: tuple[Cell, ...]
-    same: int
     batch_size: int
+
+    @property
+    def same(self) -> int:
+        """Cells that are the same as others and not computed."""
+        return len(self.named) - len(self.cells)
 
     def by_checkpoint(self) -> Iterator[tuple[Checkpoint, list[Cell]]]:
         """Cells that share their parameters."""
@@ -135,33 +143,40 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
     Raises:
       ValueError: runs or data that are missing or do not go together.
     """
-    runs = [find_checkpoints(run) for run in config.runs]
+    known: Known = {}
+    runs = [find_checkpoints(run, known) for run in config.runs]
     names = [checkpoints[0].run for checkpoints in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     check(not twice, f"runs must have names that differ (runs.name), got {', '.join(twice)} again")
     opened: dict[str, DataSet] = {}
     encoders: dict[str, Frozen] = {}
     cells: list[Cell] = []
-    ids: set[str] = set()
     for checkpoints in runs:
         for checkpoint in checkpoints:
-            sets = [_data(opened, encoders, one, checkpoint.config, config) for one in config.data]
+            sets = [_data(opened, encoders, known, one, checkpoint.config, config) for one in config.data]
             called = [data.name for data in sets]
             again = sorted({name for name in called if called.count(name) > 1})
             check(not again, f"data must have names that differ (data.name), got {', '.join(again)} again")
             cells += [cell for data in sets for cell in _cells(config, checkpoint, data)]
-    unique = [cell for cell in cells if not (cell.id in ids or ids.add(cell.id))]  # type: ignore[func-returns-value]
+    named: dict[tuple[str, ...], Cell] = {}
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        # Noise "trained" may be a level that is named as well: one cell of one name.
+        named.setdefault((cell.id, cell.name), cell)
+        first.setdefault(cell.id, cell)
+    unique = list(first.values())
     parts = 1 if layout is None else layout.size(BATCH)
     largest = min(config.batch_size, max(cell.rows for cell in unique))
     batch_size = parts * -(-largest // parts)
     for cell in unique:
         check_fit(layout, cell.checkpoint.config.flow, batch_size, 1, cell.data.shape, field="batch_size")
-    return Plan(config, tuple(unique), len(cells) - len(unique), batch_size)
+    return Plan(config, tuple(named.values()), tuple(unique), batch_size)
 
 
 def _data(
     opened: dict[str, DataSet],
     encoders: dict[str, Frozen],
+    known: Known,
     data: SweepData,
     run: ExperimentConfig,
     config: SweepConfig,
@@ -170,7 +185,7 @@ def _data(
     flow = dataclasses.asdict(run.flow)
     key = hash_of({"data": to_json(data), "of": to_json(run.data), "flow": flow, "text": repr(run.text)})
     if key not in opened:
-        opened[key] = open_data(data, run, config.conditions, encoders)
+        opened[key] = open_data(data, run, config.conditions, encoders, known)
     return opened[key]
 
 

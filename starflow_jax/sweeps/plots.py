@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from starflow_jax.sweeps.separation import Row, Separation
+from starflow_jax.sweeps.separation import Row, Separation, key_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ LINES = {"true": "-", "none": "-", "dropped": "--", "shuffled": ":"}
 ROLES = {"in": "in distribution", "out": "out of distribution"}
 # More panels side by side, or more names in a legend, could not be read.
 MOST_PANELS = 4
+MOST_TICKS = 8
 
 
 def palette_of(rows: Sequence[Row]) -> Palette:
@@ -36,7 +37,9 @@ def plain(rows: Sequence[Row]) -> list[Row]:
 
 def newest(rows: Sequence[Row]) -> list[Row]:
     """Of every run the cells of its last step."""
-    last = {row["run"]: max(other["step"] for other in rows if other["run"] == row["run"]) for row in rows}
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["run"]] = max(row["step"], last.get(row["run"], 0))
     return [row for row in rows if row["step"] == last[row["run"]]]
 
 
@@ -47,7 +50,7 @@ def noise_name(row: Row) -> str:
 
 def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
     """Bits/dim against the step: a column a noise level, a row a role."""
-    rows = [row for row in plain(rows) if len(_values(rows, "step", run=row["run"])) > 1]
+    rows = _of_several_steps(plain(rows))
     if not rows:
         return None
     figure, panels = _by_role(rows, "noise", _noises(rows))
@@ -131,6 +134,8 @@ def plot_terms(rows: Sequence[Row], palette: Palette) -> Figure | None:
             heights = numbers([*constant, row["prior_bits"], *row["logdet_bits"]])
             at = np.arange(len(heights)) + (place - (len(own) - 1) / 2) * width
             axes.bar(at, heights, width, color=palette[row["data"]])
+        if not any(np.isfinite(numbers([row["prior_bits"], *row["logdet_bits"]])).any() for row in own):
+            _not_finite(axes)
         names = [*(["constant"] if own[0]["levels"] else []), "prior"]
         names += [f"block {index}" for index in range(len(own[0]["logdet_bits"]))]
         many = len(names) > 6
@@ -165,22 +170,28 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
                 continue
             every = np.concatenate([examples[row["cell"]] for row in own])
             every = every[np.isfinite(every)]
+            said = "" if common == "none" else f", condition {common}"
+            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_said(f"{run}, {noise}{said}"))
+            if not len(every):
+                _not_finite(axes)
+                continue
             low, high = np.percentile(every, [0.2, 99.8])
-            wide = low > 0 and high > 4 * np.median(every)
-            edges = (np.geomspace if wide else np.linspace)(low, max(high, low + 1e-6), bins + 1)
+            wide = bool(low > 0 and high > 4 * np.median(every))
+            edges = (np.geomspace if wide else np.linspace)(low, max(high, low + 1e-6 * max(1.0, abs(low))), bins + 1)
             for row in own:
                 found = np.clip(np.nan_to_num(examples[row["cell"]], nan=np.inf), edges[0], edges[-1])
                 options: dict[str, Any] = {"color": palette[row["data"]]}
                 options["weights"] = np.full(len(found), 1.0 / len(found))
                 axes.hist(found, edges, alpha=0.35, **options)
                 axes.hist(found, edges, histtype="step", linewidth=1.2, **options)
-            said = "" if common == "none" else f", condition {common}"
-            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_said(f"{run}, {noise}{said}"))
             if wide:
                 axes.set_xscale("log")
-                axes.xaxis.set_major_formatter(ScalarFormatter())
                 axes.xaxis.set_minor_formatter(NullFormatter())
-                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+                if edges[-1] < 100 * edges[0]:  # wider ones have powers of ten, as matplotlib writes them
+                    axes.xaxis.set_major_formatter(ScalarFormatter())
+                    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+                else:
+                    axes.xaxis.set_major_locator(LogLocator(numticks=6))
     return _finished(figure, rows, palette, lines=False)
 
 
@@ -192,10 +203,10 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
     figure = _figure(len(noises), len(runs), height=3.6)
     grid = figure.subplots(len(runs), len(noises), squeeze=False)
-    chosen = {row["cell"] for row in rows}
+    chosen = {key_of(row) for row in rows}
     for line, run in zip(grid, runs, strict=True):
         for axes, noise in zip(line, noises, strict=True):
-            own = [one for one in found if one.row["cell"] in chosen and one.row["run"] == run]
+            own = [one for one in found if key_of(one.row) in chosen and one.row["run"] == run]
             own = [one for one in own if noise_name(one.row) == noise]
             common = _common_condition([one.row for one in own])
             for one in own:
@@ -215,16 +226,15 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
 
 def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     """AUROC of log p(x) against the step: a column a noise level."""
-    rows = plain([one.row for one in found])
-    rows = [row for row in rows if len(_values(rows, "step", run=row["run"])) > 1]
+    rows = _of_several_steps(plain([one.row for one in found]))
     if not rows:
         return None
-    score = {one.row["cell"]: one.auroc.area for one in found}
+    score = {key_of(one.row): one.auroc.area for one in found}
     noises = _noises(rows)
     figure = _figure(len(noises), 1)
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
         for name, line in _series([row for row in rows if noise_name(row) == noise]).items():
-            steps, values = [row["step"] for row in line], [score[row["cell"]] for row in line]
+            steps, values = [row["step"] for row in line], [score[key_of(row)] for row in line]
             axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]), ms=4)
         axes.axhline(0.5, color="0.6", linewidth=0.8)
         axes.set(xlabel="step", ylabel="AUROC of log p(x)", title=noise, ylim=(-0.03, 1.03))
@@ -259,9 +269,18 @@ def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figu
     return figure, panels
 
 
+def _not_finite(axes: Axes) -> None:
+    """Says why a panel is empty."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
 def _ticks(axes: Axes, names: Mapping[float, str]) -> None:
-    """Names values on a logarithmic axis, instead of powers of ten."""
-    axes.set_xticks(list(names), list(names.values()))
+    """Names at most `MOST_TICKS` values on a logarithmic axis, spread over those there are, not powers of ten."""
+    values = sorted(names)
+    places = np.linspace(0, len(values) - 1, min(len(values), MOST_TICKS)).round().astype(int)
+    chosen = [values[place] for place in places]
+    axes.set_xticks(chosen, [names[value] for value in chosen])
     axes.set_xticks([], minor=True)
     axes.tick_params(axis="x", labelsize=8)
 
@@ -297,16 +316,25 @@ def _finished(
     figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: bool = True, runs: bool = True
 ) -> Figure:
     """Grids, and one legend of colours, kinds of line and markers for all panels."""
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.lines import Line2D
 
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(9)
-        heights = np.concatenate([line.get_ydata() for line in axes.lines] or [np.zeros(1)]).astype(np.float64)
+        if not lines or not axes.lines:
+            continue
+        caps = {cap for bars in axes.containers if isinstance(bars, ErrorbarContainer) for cap in bars.lines[1]}
+        drawn = [line.get_ydata() for line in axes.lines if line not in caps]
+        heights = np.concatenate(drawn).astype(np.float64)
         heights = heights[np.isfinite(heights)]
-        # A few values out of all proportion must not flatten the rest.
-        if lines and len(heights) and heights.min() > 0 and heights.max() > 20 * np.median(heights):
+        if not len(heights):
+            _not_finite(axes)
+        # A few values out of all proportion must not flatten the rest; nor must a bar that reaches below 0.
+        elif heights.min() > 0 and heights.max() > 20 * np.median(heights):
             axes.set_yscale("log")
+            margin = float(heights.max() / heights.min()) ** 0.05
+            axes.set_ylim(heights.min() / margin, heights.max() * margin)
     handles = [
         Line2D([], [], color=palette[name], linewidth=3, label=_said(name))
         for name in dict.fromkeys(row["data"] for row in rows)
@@ -343,8 +371,12 @@ def _common_condition(rows: Sequence[Row]) -> str:
     return max(counts, key=lambda name: counts[name])
 
 
-def _values(rows: Sequence[Row], name: str, **where: Any) -> set[Any]:
-    return {row[name] for row in rows if all(row[key] == value for key, value in where.items())}
+def _of_several_steps(rows: Sequence[Row]) -> list[Row]:
+    """Rows of runs that have more than one."""
+    steps: dict[str, set[int]] = {}
+    for row in rows:
+        steps.setdefault(row["run"], set()).add(row["step"])
+    return [row for row in rows if len(steps[row["run"]]) > 1]
 
 
 def _unit(rows: Sequence[Row]) -> str:

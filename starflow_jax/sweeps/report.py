@@ -14,8 +14,17 @@ import numpy as np
 from starflow_jax.figures import text_table
 from starflow_jax.files import replacing, write_text
 from starflow_jax.sweeps import plots
-from starflow_jax.sweeps.results import read_plan, read_results
-from starflow_jax.sweeps.separation import Difference, Row, Separation, differences, example_bits, separations
+from starflow_jax.sweeps.results import EXAMPLES_FOLDER, read_plan, read_results
+from starflow_jax.sweeps.separation import (
+    Difference,
+    Row,
+    Separation,
+    differences,
+    in_unit,
+    key_of,
+    read_scores,
+    separations,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +52,17 @@ class Section:
     picture: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What became of a picture: it is there, it could not be drawn, or the sweep has nothing for it."""
+
+    there: bool = False
+    failed: str = ""
+
+
+NOTHING = Drawn()
+
+
 def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Draws the plots of a sweep and writes its report.
 
@@ -58,11 +78,9 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
     out = Path(out)
     plan, rows = read_plan(out), read_results(out)
     failures = dict(failures or {})
-    separated = separations(out, rows)
-    by_condition = differences(out, rows, "condition", "true")
-    by_dtype = differences(out, rows, "dtype", "float32")
-    found = {row["cell"]: example_bits(out, row) for row in rows}
-    examples = {cell: bits for cell, bits in found.items() if bits is not None}
+    compared = _compared(out, rows)
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
+    examples = compared.examples
     palette = plots.palette_of(rows)
     bins = int(plan["config"].get("histogram_bins", 40))
     figures: dict[str, Callable[[], Figure | None]] = {
@@ -75,8 +93,8 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
         "roc": lambda: plots.plot_roc(separated, palette),
         "auroc": lambda: plots.plot_auroc(separated, palette),
     }
-    drawn = {name for name, draw in figures.items() if _draw(out / PLOTS_FOLDER / f"{name}.png", draw)}
-    sections = _sections(plan, rows, separated, by_condition, by_dtype, failures, drawn)
+    drawn = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
+    sections = _sections(plan, rows, compared, failures, drawn)
     title = f"Sweep {plan['config'].get('name', '')}".strip()
     write_text(out / "report.md", _markdown(title, sections))
     write_text(out / "report.html", _page(title, sections, out))
@@ -97,16 +115,16 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
 def _sections(
     plan: Mapping[str, Any],
     rows: Sequence[Row],
-    separated: Sequence[Separation],
-    by_condition: Sequence[Difference],
-    by_dtype: Sequence[Difference],
+    compared: _Compared,
     failures: Mapping[str, str],
-    drawn: set[str],
+    drawn: Mapping[str, Drawn],
 ) -> list[Section]:
     """What the report says, in its order; parts that the sweep has nothing for are left out."""
 
-    def picture(name: str) -> str | None:
-        return name if name in drawn else None
+    def section(name: str, title: str, text: str, table: Table | None = None) -> Section:
+        failed = drawn[name].failed
+        note = f"The picture could not be drawn: {failed}." if failed else ""
+        return Section(title, f"{text} {note}".strip(), table, name if drawn[name].there else None)
 
     done = f"{len(rows)} of {len(plan['cells'])} cells are done."
     missing = len(plan["cells"]) - len(rows)
@@ -116,6 +134,8 @@ def _sections(
         found.append(Section("Failed cells", "The same command tries them again.", table))
     elif missing:
         found.append(Section("Not done yet", f"{missing} cells are missing; the same command goes on with them."))
+    if compared.lost:
+        found.append(Section("Lost examples", _LOST, [(*_PLACE, "file"), *(_lost(row) for row in compared.lost)]))
     for name, title, text in (
         ("steps", "Against the step", "Error bars: standard errors over examples."),
         ("noise", "Against the noise", _NOISE),
@@ -123,14 +143,15 @@ def _sections(
         ("frames", "Frame by frame", "Bits of a frame given those before it, newest checkpoints; exact."),
         ("histograms", "Examples", "Newest checkpoints; draws of the noise averaged; tails gathered at the border."),
     ):
-        if name in drawn:
-            found.append(Section(title, text, None, name))
+        if drawn[name] != NOTHING:
+            found.append(section(name, title, text))
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     if separated:
-        found.append(Section("Out of distribution", _ROC, _auroc_table(separated), picture("roc")))
-        if "auroc" in drawn:
-            found.append(Section("Out of distribution against the step", "", None, "auroc"))
-    last = {row["cell"] for row in plots.newest(rows)}
-    by_condition = [one for one in by_condition if one.row["cell"] in last]
+        found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
+        if drawn["auroc"] != NOTHING:
+            found.append(section("auroc", "Out of distribution against the step", ""))
+    last = {key_of(row) for row in plots.newest(rows)}
+    by_condition = [one for one in by_condition if key_of(one.row) in last]
     if by_condition:
         text = "Bits more than under the true condition, same examples and noise, newest checkpoints."
         found.append(Section("Conditions", text, _difference_table(by_condition)))
@@ -138,14 +159,51 @@ def _sections(
         text = "bfloat16 less float32, over the same examples and noise."
         found.append(Section("bfloat16 against float32", text, _difference_table(by_dtype)))
     if rows:
-        found.append(Section("Where the bits come from", _TERMS, _terms_table(rows), picture("terms")))
+        found.append(section("terms", "Where the bits come from", _TERMS, _terms_table(rows)))
         found.append(Section("All cells", _CELLS, _cells_table(rows)))
     return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Compared:
+    """What single examples say: comparisons of cells, bits of the newest checkpoints' by cell, and lost files."""
+
+    separated: list[Separation]
+    by_condition: list[Difference]
+    by_dtype: list[Difference]
+    examples: dict[str, np.ndarray]
+    lost: list[Row]
+
+
+def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
+    """Reads the examples checkpoint by checkpoint: only cells of one are compared, and all at once are many."""
+    found = _Compared([], [], [], {}, [])
+    newest = {(row["run"], row["step"]) for row in plots.newest(rows)}
+    checkpoints: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        checkpoints.setdefault((row["run"], row["step"]), []).append(row)
+    for checkpoint, own in checkpoints.items():
+        scores = read_scores(out, own)
+        found.separated.extend(separations(own, scores))
+        found.by_condition.extend(differences(own, scores, "condition", "true"))
+        found.by_dtype.extend(differences(own, scores, "dtype", "float32"))
+        found.lost.extend(row for row in own if row["cell"] not in scores)
+        if checkpoint in newest:
+            found.examples.update(
+                {row["cell"]: in_unit(row, scores[row["cell"]]) for row in own if row["cell"] in scores}
+            )
+    return found
+
+
+_LOST = (
+    "What stands behind these rows cannot be read; comparisons that need it are left out. `starflow sweep` without "
+    "--report-only computes these cells again."
+)
 _NOISE = (
-    "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data, expressed at the "
-    "resolution of one level: they are comparable along a curve, and are no code length."
+    "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data with the constant of "
+    "uniform noise, log2(levels / 2): they are comparable along a curve, and are no code length. Levels are "
+    "2 / (levels - 1) apart there; at the resolution of one level all would be log2(levels / (levels - 1)) less "
+    "(0.0875 with 17 levels, 0.0056 with 256)."
 )
 _ROC = (
     "An example counts as from inside when its log p(x), draws averaged, is above a threshold. AUROC is the "
@@ -163,16 +221,29 @@ _CELLS = (
 )
 
 
-def _draw(path: Path, draw: Callable[[], Figure | None]) -> bool:
-    """Writes a picture; removes an old one where there is nothing to draw any more."""
-    figure = draw()
-    if figure is None:
+def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
+    """Writes a picture; removes an old one where there is nothing to draw any more.
+
+    The figures of a sweep took hours, and are not lost because one picture of them cannot be drawn.
+    """
+    try:
+        figure = draw()
+        if figure is not None:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=110)
+            return Drawn(there=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever matplotlib raises for numbers that it cannot show
         path.unlink(missing_ok=True)
-        return False
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return True
+        return Drawn(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    path.unlink(missing_ok=True)
+    return NOTHING
+
+
+def _lost(row: Row) -> tuple[str, ...]:
+    return (*_place(row), f"{EXAMPLES_FOLDER}/{row['cell']}.npz")
 
 
 def _key(row: Row) -> dict[str, Any]:
@@ -194,8 +265,8 @@ _PLACE = ("run", "step", "data", "noise", "condition")
 
 def _auroc_table(found: Sequence[Separation]) -> Table:
     """Of the newest checkpoints."""
-    last = {row["cell"] for row in plots.newest([one.row for one in found])}
-    found = [one for one in found if one.row["cell"] in last]
+    last = {key_of(row) for row in plots.newest([one.row for one in found])}
+    found = [one for one in found if key_of(one.row) in last]
     rows = [
         (*_place(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", number(one.auroc.error)) for one in found
     ]
@@ -203,7 +274,7 @@ def _auroc_table(found: Sequence[Separation]) -> Table:
 
 
 def _difference_table(found: Sequence[Difference]) -> Table:
-    rows = [(*_place(one.row), f"{one.mean:+.6f}", number(one.error, 6), f"{one.largest:.6f}") for one in found]
+    rows = [(*_place(one.row), number(one.mean, 6, "+"), number(one.error, 6), number(one.largest, 6)) for one in found]
     return [(*_PLACE, "mean", "s.e. data", "largest of an example"), *rows]
 
 
@@ -233,11 +304,11 @@ def _cells_table(rows: Sequence[Row]) -> Table:
     return [[*head, "unscaled latents"] if raw else head, *lines]
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4, sign: str = "") -> str:
     """A number of a table; "-" for None and what is not finite."""
     if value is None or not np.isfinite(value):
         return "-"
-    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3e}"
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.3e}"
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:

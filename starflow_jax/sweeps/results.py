@@ -1,12 +1,14 @@
 """The results of a sweep on disk: one row a cell, only ever added to, and what stands behind it for every example.
 
     sweep.json        the configuration, and the cells that belong to it now
-    results.jsonl     a JSON object a cell, in the order in which they were done; results.csv is the same as a table
+    results.jsonl     a JSON object a cell, in the order in which they were done
+    results.csv       the same as a table, with the names that the configuration has for a cell: one row each
     examples/ID.npz   log p of every example and draw, its terms, and log p of every frame
     cells/ID.chunks   what a cell that is not done has computed (`chunks`)
     failures.json     cells that could not be done, and why
 
-Files are replaced whole, so that a reader sees all lines or one line fewer, never half of one.
+Lines are added to results.jsonl one at a time, each on the disk before the next cell begins; a reader leaves out a
+torn last one. Other files are replaced whole.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import dataclasses
 import io
 import json
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from starflow_jax.sweeps.plan import Cell, Plan
 PLAN_FILE, RESULTS_FILE, TABLE_FILE, FAILURES_FILE = "sweep.json", "results.jsonl", "results.csv", "failures.json"
 CELLS_FOLDER, EXAMPLES_FOLDER = "cells", "examples"
 
+_TABLE_EVERY = 5.0  # seconds: the table is written whole, and would take most of the time of many small cells
 COLUMNS = (
     "cell", "run", "step", "parameters", "data", "role", "noise", "sigma", "condition", "dtype", "examples", "draws",
     "dims", "levels", "unit", "bits_per_dim", "example_error", "draw_error", "median_bits", "not_finite",
@@ -40,14 +45,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what overflows is counted, and no news in the middle of a table
 def result_of(cell: Cell, computed: Computed) -> dict[str, Any]:
     """The row of a finished cell.
 
     bits/dim are those of `flows.bits.bits_per_dim` for data of `levels` levels (uniform noise: of the integers, an
-    upper bound; Gaussian noise: of the noisy data at the resolution of one level). Of latents they are -log2 of the
-    density a latent dimension. The terms of the prior and of every block are -log2 a dimension, too; they and the
-    constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that the flow finds all but
-    impossible) means are None, and the median over examples says what most of them have.
+    upper bound; Gaussian noise: the density of the noisy data with the same constant, docs/sweeps.md). Of latents they
+    are -log2 of the density a latent dimension. The terms of the prior and of every block are -log2 a dimension, too;
+    they and the constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that the flow
+    finds all but impossible) means are None, and the median over examples says what most of them have.
     """
     data, blocks = cell.data, cell.checkpoint.config.flow.num_blocks
     shape = (len(data), cell.draws)
@@ -109,34 +115,76 @@ def in_bits(nats: np.ndarray, dims: int, levels: int) -> np.ndarray:
 
 
 class Results:
-    """The rows of a folder, in memory and on disk alike.
+    """The rows of a folder, in memory and on disk alike. A context manager, which leaves the table up to date.
+
+    Args:
+      out: the folder; cells: of the plan, for their names in the table.
 
     Raises:
       ValueError: a file whose lines, but for a torn last one, are no rows.
     """
 
-    def __init__(self, out: Path):
-        self._out = out
-        self._lines, self.torn = _lines(out / RESULTS_FILE)
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
-        self.done = {row["cell"] for row in self.rows}
+    def __init__(self, out: Path, cells: Sequence[Mapping[str, Any]] = ()):
+        self._out, self._cells, self._written = out, cells, 0.0
+        lines, self.torn = _lines(out / RESULTS_FILE)
+        # A cell that was computed again has two rows: the last one counts.
+        rows = {row["cell"]: row for row in map(json.loads, lines)}
+        self.rows: list[dict[str, Any]] = list(rows.values())
+        self.done = set(rows)
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._written:  # after a repair, and so by the process that writes
+            self._write_table()
 
     def repair(self) -> None:
-        """Puts both files into the state that the rows say, where a process was killed between them."""
-        if self.rows or self.torn:
-            self._write()
+        """Forgets rows of the plan whose examples are lost, drops a torn line, and brings the table up to date."""
+        lost = {cell["cell"] for cell in self._cells if cell["cell"] in self.done and not _is_whole(self._out, cell)}
+        if lost:
+            self.rows = [row for row in self.rows if row["cell"] not in lost]
+            self.done -= lost
+        if lost or self.torn:
+            lines = [json.dumps(row, allow_nan=False) + "\n" for row in self.rows]
+            write_text(self._out / RESULTS_FILE, "".join(lines))
+        self._write_table()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; one of a cell that is there already is a mistake."""
+        """Adds a row, which is on the disk then; one of a cell that is there already is a mistake.
+
+        Raises:
+          OSError: the disk is full, for example; the line is then torn, and `repair` drops it.
+        """
         assert row["cell"] not in self.done
-        self._lines.append(json.dumps(row, allow_nan=False))
+        line = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
+        file = os.open(self._out / RESULTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            while line:
+                line = line[os.write(file, line) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
         self.rows.append(dict(row))
         self.done.add(row["cell"])
-        self._write()
+        if time.monotonic() - self._written > _TABLE_EVERY:
+            self._write_table()
 
-    def _write(self) -> None:
-        write_text(self._out / RESULTS_FILE, "".join(f"{line}\n" for line in self._lines))
-        write_text(self._out / TABLE_FILE, table(self.rows))
+    def _write_table(self) -> None:
+        names: dict[str, list[Mapping[str, Any]]] = {}
+        for cell in self._cells:
+            names.setdefault(cell["cell"], []).append(cell)
+        rows = [{**row, **name} for row in self.rows for name in names.get(row["cell"], [{}])]
+        write_text(self._out / TABLE_FILE, table(rows))
+        self._written = time.monotonic()
+
+
+def _is_whole(out: Path, cell: Mapping[str, Any]) -> bool:
+    try:
+        read_examples(out, cell["cell"])
+    except ValueError:
+        return False
+    return True
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -153,7 +201,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def read_results(out: Path | str) -> list[dict[str, Any]]:
     """The rows of the cells that belong to the configuration a sweep was last run with; a torn last line is left out.
 
-    Runs and data have the names and roles of that configuration, whatever they were called when they were scored.
+    Runs, steps and data have the names and roles of that configuration, whatever they were called when they were
+    scored; a cell that has several names there has a row for each.
 
     Raises:
       ValueError: no sweep there, or files that are none of one.
@@ -166,11 +215,21 @@ def read_results(out: Path | str) -> list[dict[str, Any]]:
 
 def write_plan(out: Path, plan: Plan) -> None:
     """Writes `sweep.json`: the configuration, and its cells with the names they have in it."""
-    cells = [
-        {"cell": cell.id, "run": cell.checkpoint.run, "data": cell.data.name, "role": cell.data.role}
-        for cell in plan.cells
+    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": names_of(plan)})
+
+
+def names_of(plan: Plan) -> list[dict[str, Any]]:
+    """Every cell that is asked for, by its id, and what it is called."""
+    return [
+        {
+            "cell": cell.id,
+            "run": cell.checkpoint.run,
+            "step": cell.checkpoint.step,
+            "data": cell.data.name,
+            "role": cell.data.role,
+        }
+        for cell in plan.named
     ]
-    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": cells})
 
 
 def read_plan(out: Path) -> dict[str, Any]:
@@ -187,10 +246,17 @@ def read_plan(out: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON") from error
     cells = found.get("cells") if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
-    names = {"cell", "run", "data", "role"}
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) and set(cell) == names for cell in cells):
+    if not isinstance(cells, list) or not all(map(_is_name, cells)):
         raise ValueError(f"{path} is no plan of a sweep")
     return found
+
+
+def _is_name(cell: Any) -> bool:
+    """Whether this is one of `names_of`."""
+    kinds = {"cell": str, "run": str, "step": int, "data": str, "role": str}
+    if not isinstance(cell, dict) or cell.keys() != kinds.keys():
+        return False
+    return all(isinstance(cell[name], kind) for name, kind in kinds.items())
 
 
 def read_failures(out: Path) -> dict[str, str]:
@@ -210,6 +276,7 @@ def read_failures(out: Path) -> dict[str, str]:
         raise ValueError(f"{path} does not say which cells failed") from error
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def write_examples(out: Path, cell: Cell, computed: Computed) -> None:
     """Writes what stands behind a row, whole or not at all."""
     blocks = cell.checkpoint.config.flow.num_blocks

@@ -33,6 +33,7 @@ from starflow_jax.sweeps.results import (
     FAILURES_FILE,
     PLAN_FILE,
     Results,
+    names_of,
     result_of,
     write_examples,
     write_plan,
@@ -94,8 +95,7 @@ def run_sweep(plan: Plan, out: Path | str, *, layout: Layout | None = None, watc
       OSError: results cannot be written.
     """
     out = Path(out)
-    with _claimed(out, plan):
-        results = Results(out)
+    with _claimed(out, plan), Results(out, names_of(plan)) as results:
         if jax.process_index() == 0:
             results.repair()
         done = set(_said(sorted(results.done)))
@@ -185,10 +185,14 @@ class _Sweep:
         """Rows from `first` on, each batch appended to the cell's file."""
         checkpoint, data = cell.checkpoint, cell.data
         flow = dataclasses.replace(checkpoint.config.flow, dtype=cell.dtype)
-        encoder = self._encoder(cell)
+        try:
+            encoder, conditions = self._encoder(cell), self._conditions(cell)
+        except OSError as error:  # of a frozen model that cannot be read, which is this cell's alone
+            if jax.process_count() > 1:
+                raise
+            raise _CellFailed(_sentence(error)) from error
         scaling = spread(self.layout, Scaling.of(cell.noise, 0 if data.on_latents else data.levels))
         key = spread(self.layout, jax.random.key(cell.seed))
-        conditions = self._conditions(cell)
         levels = data.levels if encoder is not None else 0
         with _writer(path, size) as append:
             for start in range(first, cell.rows, self.plan.batch_size):

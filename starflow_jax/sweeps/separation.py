@@ -15,8 +15,7 @@ from starflow_jax.evaluation.roc import Auroc, auroc, roc_curve
 from starflow_jax.sweeps.results import read_examples
 
 Row = Mapping[str, Any]
-# What must agree between cells that are compared over data.
-_SAME_MODEL = ("run", "step", "noise", "sigma", "dtype")
+_KEY = ("run", "step", "data", "noise", "sigma", "condition", "dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,20 +35,45 @@ class Separation:
     true_positives: np.ndarray
 
 
-def separations(out: Path, rows: Sequence[Row]) -> list[Separation]:
-    """Every outside cell against the inside cells of its checkpoint, noise and type.
+def key_of(row: Row, *without: str) -> tuple[Any, ...]:
+    """What tells a row from all others of a sweep. Its id does not: a cell may have several names."""
+    return tuple(row[name] for name in _KEY if name not in without)
 
-    log p is averaged over the draws of an example, and compared under one condition.
+
+def read_scores(out: Path, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """log p of every example in nats, draws averaged, float64 [n], by cell; those without whose file is gone.
+
+    Every file is read once. What is not finite is NaN or an infinity.
     """
+    found = {}
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                found[cell] = read_examples(out, cell)["log_prob"].mean(axis=1)
+        except ValueError:
+            continue
+    return found
+
+
+def separations(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> list[Separation]:
+    """Every outside cell against the inside cells of its checkpoint, noise and type, under one condition.
+
+    One that lacks the examples of a cell is left out: over the rest it would be another number.
+
+    Args:
+      scores: log p of every example, by cell (`read_scores`).
+    """
+    insides: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["role"] == "in":
+            insides.setdefault(key_of(row, "data"), []).append(row)
     found = []
     for outside in (row for row in rows if row["role"] == "out"):
-        inside = [row for row in rows if row["role"] == "in" and _same(row, outside, _SAME_MODEL)]
-        inside = [row for row in inside if row["condition"] == outside["condition"]]
-        if not inside:
+        inside = insides.get(key_of(outside, "data"), [])
+        if not inside or any(row["cell"] not in scores for row in (outside, *inside)):
             continue
-        kept, rest = _scores(out, inside), _scores(out, [outside])
-        if not len(kept) or not len(rest):
-            continue
+        kept = _ordered(np.concatenate([scores[row["cell"]] for row in inside]))
+        rest = _ordered(scores[outside["cell"]])
         names = tuple(row["data"] for row in inside)
         found.append(Separation(outside, names, auroc(kept, rest), *roc_curve(kept, rest)))
     return found
@@ -73,22 +97,20 @@ class Difference:
     largest: float
 
 
-def differences(out: Path, rows: Sequence[Row], field: str, than: str) -> list[Difference]:
+def differences(rows: Sequence[Row], scores: Mapping[str, np.ndarray], field: str, than: str) -> list[Difference]:
     """Cells against those that differ from them in `field` alone, where it is `than`.
 
     Args:
-      field: "condition" or "dtype".
+      scores: log p of every example, by cell (`read_scores`); field: "condition" or "dtype".
     """
-    same = [name for name in ("run", "step", "data", "noise", "sigma", "condition", "dtype") if name != field]
+    others = {key_of(row, field): row for row in rows if row[field] == than}
     found = []
     for row in rows:
-        other = next((one for one in rows if one[field] == than and _same(one, row, same)), None)
-        if row[field] == than or other is None:
+        other = others.get(key_of(row, field))
+        if row[field] == than or other is None or not {row["cell"], other["cell"]} <= scores.keys():
             continue
-        mine, others = example_bits(out, row), example_bits(out, other)
-        if mine is None or others is None:
-            continue
-        apart = mine - others
+        with np.errstate(invalid="ignore"):
+            apart = in_unit(row, scores[row["cell"]]) - in_unit(other, scores[other["cell"]])
         apart = apart[np.isfinite(apart)]
         if not len(apart):
             continue
@@ -97,27 +119,11 @@ def differences(out: Path, rows: Sequence[Row], field: str, than: str) -> list[D
     return found
 
 
-def example_bits(out: Path, row: Row) -> np.ndarray | None:
-    """Of every example in the unit of the row, draws averaged, float64 [n]; None where the file is gone."""
-    try:
-        log_prob = read_examples(out, row["cell"])["log_prob"].mean(axis=1)
-    except ValueError:
-        return None
+def in_unit(row: Row, log_prob: np.ndarray) -> np.ndarray:
+    """Log densities of single examples in the unit of the row."""
     constant = math.log2(row["levels"] / 2.0) if row["levels"] else 0.0
     return constant - log_prob / (row["dims"] * math.log(2.0))
 
 
-def _scores(out: Path, rows: Sequence[Row]) -> np.ndarray:
-    """log p of every example of some cells, nats."""
-    parts = []
-    for row in rows:
-        try:
-            parts.append(read_examples(out, row["cell"])["log_prob"].mean(axis=1))
-        except ValueError:
-            continue
-    found = np.concatenate(parts) if parts else np.zeros(0)
-    return np.nan_to_num(found, nan=np.finfo(np.float64).min)  # what is not finite is all but impossible
-
-
-def _same(a: Row, b: Row, fields: Sequence[str]) -> bool:
-    return all(a[name] == b[name] for name in fields)
+def _ordered(scores: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(scores, nan=np.finfo(np.float64).min)  # what is not finite is all but impossible
