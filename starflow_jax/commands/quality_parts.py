@@ -205,6 +205,18 @@ def probe(arguments: argparse.Namespace, network: FeatureNetwork, reference: Sou
     return tuple(image.shape)
 
 
+def _decoder(config: ExperimentConfig) -> str | None:
+    """The file or folder that pictures are decoded by; None for a run on pixels."""
+    from starflow_jax.autoencoders import kept_autoencoder
+
+    data = config.data
+    named = data.decoder or data.autoencoder
+    if named is None and data.on_latents and data.path is not None:
+        kept = kept_autoencoder(Path(data.path))
+        named = None if kept is None else str(kept)
+    return named
+
+
 def chunk_folder(
     arguments: argparse.Namespace,
     config: ExperimentConfig,
@@ -231,7 +243,7 @@ def chunk_folder(
         "attention_temperature": drawing.attention_temperature,
         "denoise": drawing.denoise or config.sample.denoise,
         "captions": None if said is None else list(said.texts),
-        "decoder": config.data.decoder or config.data.autoencoder,
+        "decoder": _decoder(config),
         "clip": pairs_digest,
     }
     return ChunkFolder(out, plan, arguments.chunk or CHUNK)
