@@ -39,7 +39,7 @@ examples:
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "evaluate", help="bits/dim and accuracy of a run", description=DESCRIPTION, epilog=EXAMPLES
+        "evaluate", help="bits/dim, accuracy, FID and its kin of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
     parser.add_argument(
