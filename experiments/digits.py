@@ -32,6 +32,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from starflow_jax.experiments.recipes import is_tiny
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
@@ -42,8 +44,6 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: another variant.
     """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
     config = ConfigDict(
         {
             "name": "digits",
@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "seed": 0,
         }
     )
-    if variant == "tiny":
+    if is_tiny(variant):
         config.name = "digits-tiny"
         config.flow.update({"width": 16, "num_blocks": 2, "head_dim": 16})
         config.train.update(

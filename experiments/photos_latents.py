@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from starflow_jax.experiments.recipes import is_tiny
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
@@ -24,8 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: another variant.
     """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
     config = ConfigDict(
         {
             "name": "photos_latents",
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "seed": 0,
         }
     )
-    if variant == "tiny":
+    if is_tiny(variant):
         config.flow.update(width=16, num_blocks=2, head_dim=16, image_size=4)
         config.train.update(steps=4, batch_size=4, steps_per_call=2, log_every=2, warmup=1)
         config.sample.num = 4

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.kernels import reference
-from starflow_jax.kernels.choice import Implementation, Target, choose, target_of
+from starflow_jax.kernels.choice import KERNEL_PLATFORMS, Implementation, Target, choose, target_of
 from starflow_jax.kernels.schedule import Problem
 from starflow_jax.kernels.tiling import COSTS, Tiles, chip_of, tiles_for
 from starflow_jax.kernels.visibility import Visibility
@@ -90,10 +90,10 @@ def attention(
     """
     target = target_of() if target is None else target
     _check_shapes(query, key, value, layer)
-    chosen = _choose(
+    case = _choose(
         query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret, implementation
     )
-    if chosen is None:
+    if case is None:
         if layer is not None:
             key, value = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (key, value))
         return reference.attention(
@@ -102,13 +102,13 @@ def attention(
         )  # fmt: skip
     slots = key.shape[-2]
     length = slots if length is None else min(length, slots) if isinstance(length, int) else jnp.minimum(length, slots)
-    if chosen.padding:
-        key, value = (jnp.pad(a, ((0, 0), (0, 0), (0, chosen.padding), (0, 0))) for a in (key, value))
+    if case.padding:
+        key, value = (jnp.pad(a, ((0, 0), (0, 0), (0, case.padding), (0, 0))) for a in (key, value))
     numbers = [offset, length, 0 if layer is None else layer]
     stacked = jnp.stack([jnp.asarray(number, jnp.int32) for number in numbers])
-    if chosen.packed:
-        return _decode(chosen, query, key, value, stacked)
-    return _fused(chosen, query, key, value, stacked)[0]
+    if case.packed:
+        return _decode(case, query, key, value, stacked)
+    return _fused(case, query, key, value, stacked)[0]
 
 
 def chosen(
@@ -146,7 +146,7 @@ def _choose(
     query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret, implementation
 ) -> _Case | None:
     """The case of the kernel that runs; None where the specification does."""
-    refusals: dict[str, str | None] = {"tpu": None, "gpu": None}
+    refusals: dict[str, str | None] = dict.fromkeys(KERNEL_PLATFORMS)
     found: _Case | str | None = None
     if implementation != "xla" and target.platform in refusals:
         found = _case(query, key, value, visibility, offset, length, layer, target, tiles, precision, interpret)

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.kernels.choice import Implementation, Target, choose
+from starflow_jax.kernels.choice import KERNEL_PLATFORMS, Implementation, Target, choose
 
 # softplus^-1(1), so that a = 0 means scale 1 (specification, section 1.5).
 SOFTPLUS_OF_ONE = 0.541324854612918
@@ -125,9 +125,8 @@ def chosen(
     out: jax.Array, x: jax.Array, target: Target, implementation: Implementation = None
 ) -> Literal["xla", "pallas"]:
     """What `update` runs for a target; only the shapes and types of the arrays matter."""
-    reasons: dict[str, str | None] = {}
+    reasons: dict[str, str | None] = dict.fromkeys(KERNEL_PLATFORMS)
     # Where a kernel may run only is its module loaded: it loads Pallas.
-    reasons["tpu"] = reasons["gpu"] = None
     if target.platform == "tpu":
         from starflow_jax.kernels import jacobi_update_tpu
 

@@ -1,17 +1,21 @@
-"""Runs with given parameters, as `starflow sweep` finds them, and what hears a sweep."""
+"""Runs with given parameters, as `starflow sweep` finds them, sweeps of them, and what hears those."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_flows import CLASSES, random_flow
 
 from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.config.build import to_json
+from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.flows.parameters import split
-from starflow_jax.sweeps import make_plan, run_sweep
+from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep
 from starflow_jax.training import Checkpoints, abstract_state
 
+COUNT, DRAWS = 11, 3  # images of a sweep, and draws of each
 TRAIN = TrainConfig(steps=4, batch_size=2, lr=1e-3, warmup=1, ema=0.0, keep=10)
 
 
@@ -78,3 +82,42 @@ TIMES = ("seconds", "tokens_per_second")
 
 def without_times(row):
     return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def two_checkpoints(home: Path) -> Path:
+    """Two checkpoints of a flow that reads classes, and images of 256 levels."""
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 1))
+    data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)))
+    write_run(home / "run", CLASSES, data, {step: params_of(random_flow(CLASSES, step)) for step in (2, 4)})
+    return home
+
+
+def config_of(home, **changes):
+    data = (SweepData("inside"), SweepData("outside", count=7, transform="inverted", role="out"))
+    values = {"noise": ("uniform", 0.1), "conditions": ("true", "dropped", "shuffled"), "draws": DRAWS}
+    values |= {"runs": (SweepRun(str(home / "run")),), "data": data, "batch_size": 8}
+    return SweepConfig("test", **{**values, **changes})
+
+
+def examples(out):
+    return {path.stem: read_examples(out, path.stem) for path in sorted((out / "examples").iterdir())}
+
+
+def assert_identical(out, expected):
+    """Bit for bit, but for the times."""
+    found, theirs = ({row["cell"]: without_times(row) for row in read_results(folder)} for folder in (out, expected))
+    assert found == theirs
+    ours, others = examples(out), examples(expected)
+    assert ours.keys() == others.keys()
+    for cell, arrays in ours.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, others[cell][name])
+
+
+def config_file(path, config):
+    path.write_text(f"def get_config():\n    return {dataclasses.asdict(config)!r}\n")
+    return str(path)
+
+
+def runs_of(home, *runs):
+    return tuple(SweepRun(str(home / "run"), **options) for options in runs)

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from starflow_jax.data import ArraySource
+from starflow_jax.data.contents import contents_digest
 from starflow_jax.data.folders import Folder
 from starflow_jax.data.mixture import Component, Mixture
 from starflow_jax.data.pictures import PictureSource
 from starflow_jax.data.readable import Subset
 from starflow_jax.evaluation.feature_network import FeatureNetwork, answers_of, named_function
 from starflow_jax.evaluation.network_answers import agreed, fixed_pictures, marks
-from starflow_jax.evaluation.real_pictures import pictures_digest
 from starflow_jax.evaluation.sample_quality import real_statistics
 
 RANDOM = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def test_every_picture_of_an_array_counts(tmp_path):
     """Training goes on by labels and some images; statistics are of all of them."""
     assert array(IMAGES).digest() == array(changed(1)).digest()
     assert (
-        len({pictures_digest(array(changed(place))) for place in range(200)} | {pictures_digest(array(IMAGES))}) == 201
+        len({contents_digest(array(changed(place))) for place in range(200)} | {contents_digest(array(IMAGES))}) == 201
     )
     for images in (IMAGES, changed(1), IMAGES):
         found = real_statistics(tmp_path, array(images), NETWORK, 64, (4, 4, 1))
@@ -63,8 +63,8 @@ def test_parts_of_sources_count():
         Mixture("both", (Component(array(IMAGES)), Component(array(changed(4)), 0.0))),
         array(IMAGES),
     ]
-    assert len({pictures_digest(source) for source in sources}) == len(sources)
-    assert pictures_digest(half) == pictures_digest(Subset(array(IMAGES.copy()), tuple(range(100))))
+    assert len({contents_digest(source) for source in sources}) == len(sources)
+    assert contents_digest(half) == contents_digest(Subset(array(IMAGES.copy()), tuple(range(100))))
 
 
 def test_a_picture_file_that_is_rewritten(tmp_path):
@@ -75,11 +75,11 @@ def test_a_picture_file_that_is_rewritten(tmp_path):
     def source():
         return PictureSource(Folder.of(tmp_path, (".bmp",)), None, (4, 4), 1, "1:1")
 
-    before, kept = pictures_digest(source()), source().digest()
-    assert pictures_digest(Subset(source(), (0, 1))) != before == pictures_digest(source())
+    before, kept = contents_digest(source()), source().digest()
+    assert contents_digest(Subset(source(), (0, 1))) != before == contents_digest(source())
     Image.fromarray(IMAGES[9, ..., 0]).save(tmp_path / "1.bmp")
     os.utime(tmp_path / "1.bmp", (1, 1))
-    assert source().digest() == kept and pictures_digest(source()) != before
+    assert source().digest() == kept and contents_digest(source()) != before
 
 
 def test_marks_agree_but_for_rounding():

@@ -1,78 +1,47 @@
-"""A sweep is stopped, killed, torn, repeated and spread, and its numbers stay what they are."""
+"""A sweep is stopped, torn and repeated, and its numbers stay what they are; what its report says."""
 
 import csv
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from joined_processes import run_joined
-from random_flows import CLASSES, random_flow
-from sweep_runs import TIMES, Heard, params_of, swept, without_times, write_arrays, write_run
+from sweep_runs import (
+    COUNT,
+    DRAWS,
+    Heard,
+    assert_identical,
+    config_file,
+    config_of,
+    examples,
+    runs_of,
+    swept,
+    two_checkpoints,
+    write_arrays,
+)
 
 from starflow_jax.cli import main
-from starflow_jax.commands.errors import CommandError
-from starflow_jax.commands.sweep import _names
-from starflow_jax.config import DataConfig
-from starflow_jax.config.build import load_experiment
 from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data.opening import open_source
 from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
 from starflow_jax.sweeps import make_plan, plots, read_examples, read_results, run_sweep, write_report
-from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
-from starflow_jax.sweeps.contents import _part, described
-from starflow_jax.sweeps.datasets import DataSet, apart, one_cycle
+from starflow_jax.sweeps.datasets import DataSet
 from starflow_jax.sweeps.results import Results
 from starflow_jax.sweeps.run import _Sweep
-
-COUNT, DRAWS = 11, 3
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two checkpoints of a flow that reads classes, and images of 256 levels."""
-    home = tmp_path_factory.mktemp("sweep")
-    images = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 1))
-    data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)))
-    write_run(home / "run", CLASSES, data, {step: params_of(random_flow(CLASSES, step)) for step in (2, 4)})
-    return home
-
-
-def config_of(home, **changes):
-    data = (SweepData("inside"), SweepData("outside", count=7, transform="inverted", role="out"))
-    values = {"noise": ("uniform", 0.1), "conditions": ("true", "dropped", "shuffled"), "draws": DRAWS}
-    values |= {"runs": (SweepRun(str(home / "run")),), "data": data, "batch_size": 8}
-    return SweepConfig("test", **{**values, **changes})
+    return two_checkpoints(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture(scope="module")
 def whole(home):
     """A sweep that nothing stopped: what was heard, and its folder."""
     return swept(config_of(home), home / "whole"), home / "whole"
-
-
-def examples(out):
-    return {path.stem: read_examples(out, path.stem) for path in sorted((out / "examples").iterdir())}
-
-
-def assert_identical(out, expected):
-    """Bit for bit, but for the times."""
-    found, theirs = ({row["cell"]: without_times(row) for row in read_results(folder)} for folder in (out, expected))
-    assert found == theirs
-    ours, others = examples(out), examples(expected)
-    assert ours.keys() == others.keys()
-    for cell, arrays in ours.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, others[cell][name])
 
 
 def test_every_cell_of_the_product(whole):
@@ -149,21 +118,6 @@ def test_a_torn_record_is_dropped_and_not_counted(home, whole, tmp_path, tear):
     lost = 0 if tear == "garbage" else 1
     assert len(again.batches) == len(whole[0].batches) - 3 + lost
     assert_identical(tmp_path / "out", whole[1])
-
-
-def test_chunks_follow_one_another(tmp_path):
-    path, values = tmp_path / "x.chunks", np.arange(12.0).reshape(6, 2)
-    with ChunkWriter(path, 0) as writer:
-        writer.append(0, values[:4], 0.5)
-        writer.append(5, values[5:], 0.5)  # a gap
-    found = read_chunks(path, 2)
-    assert found.rows == 4 and found.seconds == 0.5 and found.torn > 0
-    with ChunkWriter(path, found.size) as writer:
-        writer.append(4, values[4:], 0.25)
-    found = read_chunks(path, 2)
-    np.testing.assert_array_equal(found.values, values)
-    assert (found.seconds, found.chunks, found.torn) == (0.75, 2, 0)
-    assert read_chunks(path, 3).rows == 0  # of another flow
 
 
 def test_a_half_written_result_is_dropped(whole, tmp_path):
@@ -256,37 +210,6 @@ def test_other_contents_at_the_same_path_are_another_cell(home, tmp_path):
     assert make_plan(sweep).cells[0].id != before.id
 
 
-def test_contents_of_files(tmp_path):
-    model = tmp_path / "model"
-    (model / "parts").mkdir(parents=True)
-    (model / "parts" / "weights").write_bytes(b"one")
-    known = {}
-    first = described(str(model), known)
-    assert described(str(model), {}) == first and described(f"{model}:0.6", {}) == ["0.6", *first[1:]]
-    (model / "parts" / "weights").write_bytes(b"two")  # as long
-    assert described(str(model), known) == first  # read once a plan
-    assert described(str(model), {}) != first and described(None, {}) is None
-    data = DataConfig(source="images", path=str(model))
-    before = _part(data)
-    assert _part(data) == before
-    os.utime(model / "parts" / "weights", ns=(1, 1))
-    assert _part(data) != before and _part(dataclasses.replace(data, flip=0.5)) == _part(data)
-
-
-@pytest.mark.parametrize("labels", [np.arange(60) % 3, np.r_[np.zeros(30, int), np.arange(30) + 1]])
-def test_no_example_is_given_its_own_class(labels):
-    order = apart(one_cycle(60, 3), labels, 3)
-    assert sorted(order) == list(range(60)) and (labels[order] != labels).all() and (order != np.arange(60)).all()
-    np.testing.assert_array_equal(order, apart(one_cycle(60, 3), labels, 3))
-    assert (order != apart(one_cycle(60, 4), labels, 4)).any()
-
-
-def test_a_class_of_most_examples_keeps_as_few_as_can_be():
-    labels = np.r_[np.zeros(50, int), np.ones(10, int)]
-    order = apart(one_cycle(60, 0), labels, 0)
-    assert (labels[order] == labels).sum() == 40 and (order != np.arange(60)).all()
-
-
 @pytest.mark.parametrize("change", [{"cell": []}, {"step": "4"}, {"run": None}])
 def test_a_damaged_plan_is_refused_in_a_sentence(whole, tmp_path, change, capsys):
     plan = json.loads((whole[1] / "sweep.json").read_text())
@@ -294,15 +217,6 @@ def test_a_damaged_plan_is_refused_in_a_sentence(whole, tmp_path, change, capsys
     (tmp_path / "sweep.json").write_text(json.dumps(plan))
     assert main(["sweep", "--report-only", "--out", str(tmp_path)]) == 2
     assert "sweep.json is no plan of a sweep" in capsys.readouterr().err
-
-
-def test_runs_of_one_name_are_told_apart():
-    assert _names(["a/digits", "b/digits", "b/other"]) == {
-        "a/digits": "a/digits", "b/digits": "b/digits", "b/other": None
-    }  # fmt: skip
-    assert _names(["runs/x"]) == {"runs/x": None}
-    with pytest.raises(CommandError, match="--workdir must name every run once, got a again"):
-        _names(["a", "a"])
 
 
 def test_the_table_in_the_terminal(home, whole, tmp_path, capsys):
@@ -332,11 +246,6 @@ def test_a_frozen_model_that_cannot_be_read_fails_its_cells_alone(home, tmp_path
     heard = Heard()
     assert run_sweep(plan, tmp_path / "out", watcher=heard).done == 2
     assert set(heard.failures.values()) == {"OSError: no such device"}
-
-
-def config_file(path, config):
-    path.write_text(f"def get_config():\n    return {dataclasses.asdict(config)!r}\n")
-    return str(path)
 
 
 def test_a_failing_cell_does_not_stop_the_rest(home, whole, tmp_path, capsys):
@@ -447,10 +356,6 @@ def test_bfloat16_is_measured_against_float32(home, tmp_path):
     assert "bfloat16 less float32" in (tmp_path / "out" / "report.md").read_text()
 
 
-def runs_of(home, *runs):
-    return tuple(SweepRun(str(home / "run"), **options) for options in runs)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -489,84 +394,3 @@ def test_the_command_refuses_in_a_sentence(home, whole, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
     assert main(["sweep", "--report-only", "--out", str(whole[1])]) == 0
-
-
-@pytest.mark.parametrize("name", ["digits", "digits.py:tiny", "moving_digits"])
-def test_shipped_sweeps_load(name):
-    path = Path(__file__).parents[1] / "experiments" / "sweeps" / name
-    load_experiment(SweepConfig, str(path) if ":" in name else f"{path}.py")
-
-
-def assert_close(out, expected, cells=24):
-    """Relative 1e-6 of every example, and of the means."""
-    found, theirs = ({row["cell"]: row for row in read_results(folder)} for folder in (out, expected))
-    assert len(found) == cells
-    for cell, row in found.items():
-        assert row["bits_per_dim"] == pytest.approx(theirs[cell]["bits_per_dim"], rel=1e-6)
-        ours, others = read_examples(out, cell)["log_prob"], read_examples(expected, cell)["log_prob"]
-        np.testing.assert_allclose(ours, others, rtol=1e-6)
-
-
-def command(home, path, out, **changes):
-    config = dataclasses.replace(config_of(home), **changes)
-    return ["sweep", "--config", config_file(path, config), "--out", str(out)]
-
-
-def test_eight_devices_give_the_numbers_of_one(home, whole, tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    fewer = {"noise": ("uniform",), "conditions": ("true",), "runs": runs_of(home, {"steps": "newest"})}
-    argv = command(home, tmp_path / "c.py", tmp_path / "out", batch_size=12, **fewer)  # rounded up to 16
-    argv = [sys.executable, "-m", "starflow_jax", *argv, "--mesh", "data=4,fsdp=2"]
-    run = subprocess.run(argv, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "2 of 2 cells done" in run.stdout
-    assert_close(tmp_path / "out", whole[1], cells=2)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(home, whole, tmp_path):
-    script = Path(__file__).parent / "command_of_a_process.py"
-    argv = command(home, tmp_path / "c.py", tmp_path / "out", batch_size=10)
-    found = run_joined(script, tmp_path, 2, *argv, devices=2)
-    for code, printed, _ in found:
-        assert code == 0, printed[-3000:]
-    assert "24 of 24 cells done" in found[0][1] and "cells done" not in found[1][1]
-    assert_close(tmp_path / "out", whole[1])
-
-
-@pytest.mark.slow
-def test_two_processes_go_on_and_fail_together(home, whole, tmp_path):
-    """One of them stopped before, and one checkpoint is damaged: the others' cells are done, by both."""
-    run = shutil.copytree(home / "run", tmp_path / "run")
-    config = dataclasses.replace(config_of(home), runs=(SweepRun(str(run)),))
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(make_plan(config), tmp_path / "out", watcher=Heard(stop_after=12))
-    shutil.rmtree(run / "checkpoints" / "4" / "params")
-    script = Path(__file__).parent / "command_of_a_process.py"
-    argv = ["sweep", "--config", config_file(tmp_path / "c.py", config), "--out", str(tmp_path / "out")]
-    for code, printed, _ in run_joined(script, tmp_path, 2, *argv):
-        assert code == 3, printed[-3000:]
-    assert len(read_results(tmp_path / "out")) == 12
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(home, whole, tmp_path):
-    """kill -9 at random moments, until the sweep ends: the rows are those of one that was left alone."""
-    argv = [sys.executable, "-m", "starflow_jax", *command(home, tmp_path / "c.py", tmp_path / "out")]
-    rng, kills = np.random.default_rng(0), 0
-    for _ in range(30):
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        results = tmp_path / "out" / "results.jsonl"
-        before = len(results.read_text().splitlines()) if results.exists() else 0
-        while process.poll() is None:
-            if results.exists() and len(results.read_text().splitlines()) > before:
-                time.sleep(float(rng.uniform(0, 0.05)))
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        if process.wait() == 0:
-            break
-        kills += 1
-    assert kills >= 3 and process.returncode == 0
-    assert_identical(tmp_path / "out", whole[1])
-    assert set(TIMES) <= set(read_results(tmp_path / "out")[0])

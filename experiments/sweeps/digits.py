@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from starflow_jax.experiments.recipes import is_tiny
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """The sweep.
@@ -28,8 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
     Raises:
       ValueError: another variant.
     """
-    if variant not in ("", "tiny"):
-        raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
     outside = [
         {"name": "upside-down", "transform": "upside-down", "role": "out"},
         {"name": "inverted", "transform": "inverted", "role": "out"},
@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "batch_size": 512,
         }
     )
-    if variant == "tiny":
+    if is_tiny(variant):
         config.data = ({"name": "test digits", "count": 24}, {"count": 24, **outside[1]})
         config.noise, config.conditions, config.draws, config.batch_size = ("uniform", 0.1), ("true", "dropped"), 2, 32
     return config

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from starflow_jax.autoencoders.wan_config import WanConfig
-from starflow_jax.autoencoders.wan_layers import CausalConv, ChannelNorm, Middle, Past, ResidualBlock, pasts
+from starflow_jax.autoencoders.wan_layers import CausalConv, ChannelNorm, Middle, Past, ResidualBlock, in_turn, pasts
 from starflow_jax.autoencoders.wan_resampling import Doubling, channels_to_squares, duplicated
 from starflow_jax.nn.linear import Compute, Linear
 
@@ -33,14 +33,8 @@ class UpLevel(nnx.Module):
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', ...]."""
         shortcut = 0 if self.box is None else duplicated(x, self.outputs, *self.box, beginning=past is None)
-        *before, resampled = pasts(past, len(self.blocks) + 1)
-        after = []
-        for block, block_past in zip(self.blocks, before, strict=True):
-            x, block_past = block(x, block_past)
-            after.append(block_past)
-        if self.resample is not None:
-            x, resampled = self.resample(x, resampled)
-        return x + shortcut, (*after, resampled)
+        x, after = in_turn(self.blocks, self.resample, x, past)
+        return x + shortcut, after
 
 
 class Decoder(nnx.Module):

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from starflow_jax.autoencoders.wan_config import WanConfig
-from starflow_jax.autoencoders.wan_layers import CausalConv, ChannelNorm, Middle, Past, ResidualBlock, pasts
+from starflow_jax.autoencoders.wan_layers import CausalConv, ChannelNorm, Middle, Past, ResidualBlock, in_turn, pasts
 from starflow_jax.autoencoders.wan_resampling import Halving, averaged, squares_to_channels
 from starflow_jax.nn.linear import Compute, Linear
 
@@ -29,14 +29,8 @@ class DownLevel(nnx.Module):
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', outputs]."""
         shortcut = 0 if self.box is None else averaged(x, self.outputs, *self.box, beginning=past is None)
-        *before, resampled = pasts(past, len(self.blocks) + 1)
-        after = []
-        for block, block_past in zip(self.blocks, before, strict=True):
-            x, block_past = block(x, block_past)
-            after.append(block_past)
-        if self.resample is not None:
-            x, resampled = self.resample(x, resampled)
-        return x + shortcut, (*after, resampled)
+        x, after = in_turn(self.blocks, self.resample, x, past)
+        return x + shortcut, after
 
 
 class Encoder(nnx.Module):

@@ -7,6 +7,7 @@ video. So a whole video is a chunk at the beginning, and a video in chunks gives
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -162,3 +163,15 @@ class Middle(nnx.Module):
         x, first = self.first(x, first)
         x, second = self.second(self.attention(x), second)
         return x, (first, second)
+
+
+def in_turn(blocks: Sequence[Any], resample: Any, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    """Residual blocks, and the change of size after them, if there is one, each with its own past."""
+    *before, resampled = pasts(past, len(blocks) + 1)
+    after = []
+    for block, block_past in zip(blocks, before, strict=True):
+        x, block_past = block(x, block_past)
+        after.append(block_past)
+    if resample is not None:
+        x, resampled = resample(x, resampled)
+    return x, (*after, resampled)

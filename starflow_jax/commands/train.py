@@ -116,10 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.agreement import first_does
     from starflow_jax.training.frozen import open_with_encoder
     from starflow_jax.training.frozen_text import open_text
-    from starflow_jax.training.loop import run_layout
     from starflow_jax.training.metrics import MetricsWriter
     from starflow_jax.training.profile import Window
     from starflow_jax.training.resume import go_on
+    from starflow_jax.training.run_layout import run_layout
     from starflow_jax.training.starting import check_source, check_start, first_state
     from starflow_jax.training.weights_and_biases import check_installed
     from starflow_jax.training.workdir import claim_workdir, in_use

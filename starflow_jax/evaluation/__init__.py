@@ -11,7 +11,7 @@
 - `recognise`: whether a generated clip shows the digit and the direction of its caption.
 - `moments`, `frechet`, `inception_score`, `kernel_distance`, `manifold`, `clip_score`: of features of samples.
 - `feature_network`, `inception`, `inception_files`, `digit_features`: what looks at pictures, and clips.
-- `network_answers`, `real_pictures`: by what kept features and statistics are known.
+- `network_answers`: by what kept features are known.
 - `image_statistics`, `sample_chunks`, `sample_quality`, `quality_report`: the quality of samples by guidance.
 - `pictures`: what a model draws, as PNG files.
 - `report`: models scored on the same images and draws, and the table that compares them.

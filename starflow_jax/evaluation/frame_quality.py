@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from starflow_jax.config.checks import check
+from starflow_jax.evaluation.quality import psnr
 
 WINDOW, SIGMA = 11, 1.5
 _RANGE = 255.0
@@ -27,10 +28,7 @@ def frame_psnr(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: shapes that differ, or values that are not finite.
     """
-    found, reference = _pair(found, reference)
-    square = ((found - reference) ** 2).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return np.asarray(10.0 * np.log10(_RANGE**2 / square))
+    return psnr(*(frames * (2.0 / _RANGE) for frames in _pair(found, reference)))
 
 
 def frame_ssim(found: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
+from starflow_jax.data.contents import contents_digest
 from starflow_jax.evaluation.clip_score import clip_score, pair_scores
 from starflow_jax.evaluation.feature_network import FeatureNetwork, Seen, look_at
 from starflow_jax.evaluation.image_statistics import (
@@ -24,7 +25,6 @@ from starflow_jax.evaluation.image_statistics import (
     write_statistics,
 )
 from starflow_jax.evaluation.inception_score import SPLITS
-from starflow_jax.evaluation.real_pictures import pictures_digest
 from starflow_jax.evaluation.sample_chunks import Chunk, ChunkFolder
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
@@ -179,7 +179,7 @@ def real_statistics(
     """Statistics of all pictures of a source, kept in the folder under what the source holds; all processes ask.
 
     Pictures are shown to the network as samples are: uint8 0 to 255, levels stretched over them. What the source holds
-    is known by `pictures_digest`, the network by its digest and answers.
+    is known by `contents_digest`, the network by its digest and answers.
 
     Args:
       shape: (H, W, C) that every picture must have.
@@ -191,7 +191,7 @@ def real_statistics(
       ValueError: pictures of another shape, or what `look_at` refuses.
     """
     looked = [network.name, network.digest, network.answers]
-    identity = json.dumps([pictures_digest(source), shape, *looked, MOST_KEPT, SPLITS])
+    identity = json.dumps([contents_digest(source), shape, *looked, MOST_KEPT, SPLITS])
     path = folder / f"real-{json_digest(identity)}.npz"
     first = jax.process_index() == 0
     found = read_statistics(path, identity) if first else None

@@ -92,6 +92,7 @@ def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
+    # The second is what JAX makes of libtpu's UNIMPLEMENTED, a kind or a shape that it does not know.
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ValueError(f"topology {name} is refused by libtpu: {str(error).splitlines()[0]}") from error
     axes = (jax.sharding.AxisType.Auto,) * len(AXES)

@@ -57,7 +57,7 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
     try:
         with zipfile.ZipFile(ViewStream(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-    # what zipfile raises on damaged directories
+    # What zipfile raises on damaged directories; NotImplementedError where one names a version that there is not.
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, struct.error) as error:
         raise Refused("the zip archive is damaged or cut short") from error
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]

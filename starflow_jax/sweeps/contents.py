@@ -1,8 +1,4 @@
-"""What the files and arrays behind a cell hold, as part of its id: another content is another cell.
-
-More than `data.fingerprint` asks of training, which must let a run go on after its data were copied. Results outlive
-the sweep that computed them, and one of other data must never be taken for theirs.
-"""
+"""What the files and arrays behind a cell hold, as part of its id: another content is another cell."""
 
 from __future__ import annotations
 
@@ -14,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from starflow_jax.config.data import DataConfig
 from starflow_jax.config.source import SourceConfig
-from starflow_jax.data.fingerprint import fingerprint
+from starflow_jax.data.contents import contents_digest
 from starflow_jax.data.source import ArraySource, Source
 
 # Files of frozen models that were read before, by path: each is large, and read once a plan.
@@ -56,13 +50,11 @@ def held(source: Source, data: DataConfig) -> list[Any]:
     Args:
       source: that was opened; data: how, of which the folders are looked into.
     """
+    digest = contents_digest(source)
     if isinstance(source, ArraySource):
-        found = hashlib.sha256(f"{source.images.shape} {source.levels}".encode())
-        for array in (source.labels, source.images):
-            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return [found.hexdigest()]
+        return [digest]  # wherever it was read from
     parts: tuple[SourceConfig, ...] = (data, *data.mixture)
-    return [[list(one)[1:] for one in fingerprint(source)], [_part(part) for part in parts]]
+    return [digest, [_part(part) for part in parts]]
 
 
 def _part(data: SourceConfig) -> list[Any]:

@@ -13,18 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.config.checks import check
 from starflow_jax.config.experiment import ExperimentConfig
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.data.fingerprint import fingerprint
-from starflow_jax.data.mixture import components_of, example_spec
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.parallel.attached import peak_of
 from starflow_jax.parallel.flops import train_flops, work_of
 from starflow_jax.parallel.layout import Layout
-from starflow_jax.parallel.mesh import check_fit, make_layout
 from starflow_jax.training.agreement import first_does
 from starflow_jax.training.bad_examples import BadExamples
 from starflow_jax.training.checkpoint import Checkpoints, abstract_state
@@ -38,6 +34,7 @@ from starflow_jax.training.profile import Profiler, Window
 from starflow_jax.training.progress import Progress
 from starflow_jax.training.rate import Rate, utilisation
 from starflow_jax.training.resume import Policy, go_on
+from starflow_jax.training.run_layout import run_layout
 from starflow_jax.training.same_data import same_everywhere
 from starflow_jax.training.signals import StopRequests, stop_requests
 from starflow_jax.training.skipping import Skips
@@ -185,30 +182,6 @@ def train(
         run.peak = peak_of(jax.devices()) if peak is None else peak
         stack.callback(lambda: run.loader.close())
         return run.until(stop)
-
-
-def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None = None) -> Layout | None:
-    """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
-
-    Raises:
-      ValueError: axes that do not multiply to the devices, a flow or batch that does not divide over them, or kernels
-        that are insisted on where there are none.
-    """
-    layout = make_layout(config.mesh)
-    platform = target_of().platform
-    check(
-        config.flow.kernels != "pallas" or platform in KERNEL_PLATFORMS,
-        f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no Pallas kernels, got 'pallas'",
-    )
-    for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
-        check_fit(layout, config.flow, size, config.train.accumulate)
-    for component in components_of(source):
-        pixels = example_spec(component.source)["image"][0]
-        shape = latent_shape(None if encoder is None else encoder.autoencoder, pixels)
-        own = component.batch_size
-        where = "train.batch_size" if own is None else f"batch_size of {component.source.name}"
-        check_fit(layout, config.flow, own or config.train.batch_size, config.train.accumulate, shape, field=where)
-    return layout
 
 
 def _loader(config: ExperimentConfig, source: Source, step: int, layout: Layout | None) -> Loader:

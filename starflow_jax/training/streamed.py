@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,11 +102,13 @@ class _Handler(ocp.type_handlers.TypeHandler):
                     opened.result()
         return []
 
+    # Orbax asks every handler for these two. What this one writes is read by Orbax's own, array by array.
+
     async def metadata(self, infos: Any) -> Any:
-        raise NotImplementedError("only writes")
+        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        raise NotImplementedError("only writes")
+        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
 
 
 class _Pending:

@@ -1,6 +1,7 @@
-"""Which pictures a source holds, as exactly as can be told without decoding files: what kept statistics hang on.
+"""What a source holds, as exactly as can be told without decoding files: what kept results hang on.
 
 More than `data.fingerprint`, by which training goes on: that lets files be copied and looks at a part of an array.
+Results outlive the command that computed them, and those of other data must never be taken for theirs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from starflow_jax.data.readable import Subset
 from starflow_jax.data.source import ArraySource, Source
 
 
-def pictures_digest(source: Source) -> str:
-    """Equal for equal pictures, 32 hexadecimal digits.
+def contents_digest(source: Source) -> str:
+    """Equal for equal examples, 32 hexadecimal digits.
 
     Of arrays in memory every value counts. Of files names, sizes and times of change do: one that is rewritten within
     its name, size and time, or whose source tells no times, is not noticed.
@@ -41,7 +42,7 @@ def _parts(source: Source) -> Iterator[str | np.ndarray]:
         yield f"{len(part)} {part.levels}"
         if isinstance(part, ArraySource):
             yield str(part.images.shape)
-            yield np.ascontiguousarray(part.images)
+            yield from (np.ascontiguousarray(array) for array in (part.labels, part.images))
             continue
         yield str([held[1:] for held in to_values(fingerprint(part))])
         signature = getattr(getattr(part, "collection", None), "signature", None)
