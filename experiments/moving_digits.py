@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from starflow_jax.data.moving_digits import VOCABULARY
+from starflow_jax.data.sources.moving_digits import VOCABULARY
 from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from starflow_jax.cli import main
+from starflow_jax.cli.dispatch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,12 +10,12 @@ import json
 import jax
 import numpy as np
 
-from starflow_jax.autoencoders.kl import AutoencoderKL
-from starflow_jax.config import AutoencoderExperiment, MeshConfig, SourceConfig
-from starflow_jax.config.autoencoder import LossConfig, ReconstructionConfig
-from starflow_jax.parallel import make_layout
-from starflow_jax.reconstruction.step import Judged, init_state, update
-from starflow_jax.training.frozen import Frozen
+from starflow_jax.core.config import AutoencoderExperiment, MeshConfig, SourceConfig
+from starflow_jax.core.config.autoencoder import LossConfig, ReconstructionConfig
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.reconstruction.update import Judged, init_state, update
+from starflow_jax.sharding import make_layout
+from starflow_jax.training.step.frozen_autoencoder import Frozen
 
 
 def main() -> None:

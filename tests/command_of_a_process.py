@@ -5,8 +5,8 @@ With a last argument FAIL:I the data of process I cannot be read.
 
 import sys
 
-from starflow_jax.cli import main
-from starflow_jax.data.pictures import PictureSource
+from starflow_jax.cli.dispatch import main
+from starflow_jax.data.sources.pictures import PictureSource
 
 
 def unreadable(*_):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config import (
+from starflow_jax.core.config import (
     DataConfig,
     DenoiserConfig,
     ExperimentConfig,
@@ -24,8 +24,8 @@ from starflow_jax.config import (
     TextConfig,
     TrainConfig,
 )
-from starflow_jax.parallel import make_layout
-from starflow_jax.training.step import init_state, train_steps
+from starflow_jax.sharding import make_layout
+from starflow_jax.training.step.train_step import init_state, train_steps
 
 MESHES = {
     "data 8": MeshConfig(data=8),

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config.mesh import AXES
+from starflow_jax.core.config.mesh import AXES
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels import Causal, attention, jacobi_update, reference
+from starflow_jax.kernels.attention import Causal, attention, reference
+from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.nn.attention import _by_heads
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.sharding.layout import Layout
 
 READING = jacobi_update.Reading("softplus", 4.0, "ratio")
 

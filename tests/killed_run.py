@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
-from starflow_jax.training import loop
+from starflow_jax.training.loop import run as loop
 
 STEPS, BATCH = 40, 4
 CONFIG = ExperimentConfig(

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from killed_run import CONFIG
 
-from starflow_jax.training.agreement import everywhere, first_does, total
-from starflow_jax.training.checkpoint import Checkpoints, abstract_state
-from starflow_jax.training.signals import stop_requests
+from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
+from starflow_jax.training.distributed.agreement import everywhere, first_does, total
+from starflow_jax.training.loop.signals import stop_requests
 
 
 def laid_out(like, mesh):

@@ -11,7 +11,7 @@ import sys
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from starflow_jax.cli import main
+from starflow_jax.cli.dispatch import main
 from starflow_jax.data import Loader
 
 

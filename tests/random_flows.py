@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config import DenoiserConfig, FlowConfig
+from starflow_jax.core.config import DenoiserConfig, FlowConfig
 from starflow_jax.flows import Flow
 from starflow_jax.flows.parameters import abstract, merge
 

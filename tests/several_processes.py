@@ -8,7 +8,7 @@ FOLDER receives run/ and, from the first process, train.json, evaluate.json, qua
 import sys
 from pathlib import Path
 
-from starflow_jax.cli import main
+from starflow_jax.cli.dispatch import main
 
 if __name__ == "__main__":
     folder, coordinator, processes, process, *overrides = sys.argv[1:]

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow_jax.cli import main
-from starflow_jax.data import digits
-from starflow_jax.data.source import ArraySource
-from starflow_jax.evaluation import study
-from starflow_jax.evaluation.code_length import code_lengths
-from starflow_jax.evaluation.filtering import contaminate, filtering, suspicion
-from starflow_jax.evaluation.memorisation import Copying, Membership, nearest
-from starflow_jax.evaluation.other_images import other_images
-from starflow_jax.evaluation.out_of_distribution import Familiar, detect, detection_table, foreignness
-from starflow_jax.evaluation.roc import auroc, precision_at, roc_curve
-from starflow_jax.figures import finite
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.figures import finite
+from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.evaluation.applications import study
+from starflow_jax.evaluation.applications.code_length import code_lengths
+from starflow_jax.evaluation.applications.filtering import contaminate, filtering, suspicion
+from starflow_jax.evaluation.applications.memorisation import Copying, Membership, nearest
+from starflow_jax.evaluation.applications.other_images import other_images
+from starflow_jax.evaluation.applications.out_of_distribution import Familiar, detect, detection_table, foreignness
+from starflow_jax.evaluation.applications.roc import auroc, precision_at, roc_curve
 
 DIGITS = f"{Path(__file__).parents[1] / 'experiments' / 'digits.py'}:tiny"
 RNG = np.random.default_rng(0)

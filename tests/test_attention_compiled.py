@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from starflow_jax.config import load_config
-from starflow_jax.kernels import Causal, FrameWindow, Full, attention
+from starflow_jax.core.config import load_config
+from starflow_jax.kernels.attention import Causal, FrameWindow, Full, attention
 from starflow_jax.kernels.choice import target_of
 from starflow_jax.nn.cache import KVCache
 
@@ -31,9 +31,9 @@ CASES = [  # rule, queries, slots, heads, key heads, channels, dtype
 
 def device(chip):
     pytest.importorskip("libtpu")
-    from starflow_jax.config.mesh import MeshConfig
-    from starflow_jax.parallel.ahead import tpu_layout
-    from starflow_jax.parallel.chips import topology
+    from starflow_jax.core.config.mesh import MeshConfig
+    from starflow_jax.costs.chips import topology
+    from starflow_jax.planning.ahead_of_time import tpu_layout
 
     return tpu_layout(topology(SHAPES[chip]), MeshConfig()).mesh.devices.flat[0]
 
@@ -120,10 +120,10 @@ def test_a_loop_over_chunks_never_turns_its_cache(chunk):
 
 @functools.cache
 def train_step(chip):
-    from starflow_jax.parallel.ahead import tpu_layout
-    from starflow_jax.parallel.chips import topology
-    from starflow_jax.parallel.flops import Work
-    from starflow_jax.parallel.programs import training_program
+    from starflow_jax.costs.chips import topology
+    from starflow_jax.costs.flops import Work
+    from starflow_jax.planning.ahead_of_time import tpu_layout
+    from starflow_jax.planning.programs import training_program
 
     config = load_config(RELEASED, ["mesh.data=8", "mesh.fsdp=8", "train.accumulate=2"])
     layout = tpu_layout(topology(chip), config.mesh)

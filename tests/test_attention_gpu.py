@@ -13,19 +13,12 @@ import pytest
 import warpgroups
 from test_attention_tpu import TOLERANCE, inputs
 
-from starflow_jax.kernels import (
-    Causal,
-    CausalFrames,
-    FrameWindow,
-    attention,
-    attention_gpu,
-    attention_gpu_backward,
-    choice,
-    ranges,
-    reference,
-)
+from starflow_jax.kernels import choice
+from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, attention, ranges, reference
+from starflow_jax.kernels.attention import gpu as attention_gpu
+from starflow_jax.kernels.attention import gpu_backward as attention_gpu_backward
+from starflow_jax.kernels.attention.schedule import Problem
 from starflow_jax.kernels.choice import Target
-from starflow_jax.kernels.schedule import Problem
 
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
 BLOCKS = attention_gpu.Blocks(64, 64, 2, 64, 64, 2)

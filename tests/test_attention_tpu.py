@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.kernels import Causal, CausalFrames, FrameWindow, Full, attention, reference
+from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention, reference
+from starflow_jax.kernels.attention.tiling import COSTS, Tiles, tiles_for
 from starflow_jax.kernels.choice import Target
-from starflow_jax.kernels.tiling import COSTS, Tiles, tiles_for
 
 # float32: sums in another order. bfloat16: weights and gradients are rounded to it (2^-9) before they are added up.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from starflow_jax.autoencoders import (
+from starflow_jax.models.autoencoders import (
     Tiled,
     decode_latents,
     decoding,
@@ -26,8 +26,8 @@ from starflow_jax.autoencoders import (
     load_autoencoder,
     save_autoencoder,
 )
-from starflow_jax.autoencoders.kl import AutoencoderKL, Posterior
-from starflow_jax.parallel.rules import spec_of
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL, Posterior
+from starflow_jax.sharding.rules import spec_of
 
 RECORDED = Path(__file__).parent / "goldens" / "neighbours" / "sd_vae"
 TENSORS = "diffusion_pytorch_model.safetensors"

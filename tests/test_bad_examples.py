@@ -5,9 +5,9 @@ import shutil
 from picture_files import encoded, picture, write_photos
 from test_same_data import config_of
 
-from starflow_jax.data.skipped import MOST_NAMED, Skipped
+from starflow_jax.data.decoding.bad_examples import MOST_NAMED, Skipped
 from starflow_jax.training import train
-from starflow_jax.training.metrics import read_metrics
+from starflow_jax.training.loop.metrics import read_metrics
 
 
 def test_bad_examples_are_counted_in_every_row_and_named_at_the_end(tmp_path, capfd):

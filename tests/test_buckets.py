@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starflow_jax.data.buckets import ASPECT_RATIOS, aspect_ratio_value, image_size, nearest_aspect_ratio
+from starflow_jax.data.decoding.buckets import (
+    ASPECT_RATIOS,
+    aspect_ratio_value,
+    image_size,
+    nearest_aspect_ratio,
+)
 
 sizes = st.integers(128, 1024)
 multiples = st.sampled_from([8, 16, 32])

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from random_flows import IMAGE, VIDEO, normal, random_flow
 
-from starflow_jax.cli import main
-from starflow_jax.config import ExperimentConfig, build
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.flows.parameters import split
 from starflow_jax.solvers import Sequential, inverse
-from starflow_jax.solvers.auto import auto, choices
-from starflow_jax.solvers.calibrate import calibrate, fit_affine
-from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.solvers.automatic.calibration import Calibration
+from starflow_jax.solvers.automatic.choice import auto, choices
+from starflow_jax.solvers.automatic.measurement import calibrate, fit_affine
 from starflow_jax.training import Checkpoints, init_state
-from starflow_jax.training.calibration import CALIBRATION_FILE, read_calibration, write_calibration
+from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration, write_calibration
 
 TEXT = normal((2, 3, 6), seed=1)
 TARGET = 1e-3

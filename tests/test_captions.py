@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from starflow_jax.text import caption_prompts
+from starflow_jax.models.text import caption_prompts
 
 CAPTIONS = ["a cat", "a dog"]
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
-from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run
-from starflow_jax.training.digests import digest
-from starflow_jax.training.retention import NewestAndBest
-from starflow_jax.training.workdir import claim_workdir, read_config
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
+from starflow_jax.training.checkpoints.digests import digest
+from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+from starflow_jax.training.checkpoints.retention import NewestAndBest
+from starflow_jax.training.checkpoints.workdir import claim_workdir, read_config
 
 CONFIG = ExperimentConfig(
     name="test",

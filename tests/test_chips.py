@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from starflow_jax.parallel.chips import CHIPS, GIB, topology
+from starflow_jax.costs.chips import CHIPS, GIB, topology
 
 
 @pytest.mark.parametrize(

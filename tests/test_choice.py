@@ -54,7 +54,7 @@ def test_the_target_is_the_device_that_programs_run_on():
 @pytest.mark.parametrize(("kernels", "asked"), [("auto", None), ("xla", "xla"), ("pallas", "pallas")])
 def test_a_flow_hands_on_what_its_configuration_insists_on(kernels, asked, monkeypatch):
     """To attention and to the update, in every block that has layers."""
-    from starflow_jax.config import load_config
+    from starflow_jax.core.config import load_config
     from starflow_jax.flows import Flow
     from starflow_jax.nn import attention as layer
 

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from starflow_jax import evaluation, sampling, training
-from starflow_jax.cli import COMMANDS, main
-from starflow_jax.config import load_config
-from starflow_jax.evaluation import pictures
+from starflow_jax.cli.dispatch import COMMANDS, main
+from starflow_jax.core.config import load_config
+from starflow_jax.evaluation.samples import sample_grids as pictures
 from starflow_jax.training import Checkpoints, init_state
-from starflow_jax.training.metrics import read_metrics
-from starflow_jax.training.workdir import CHECKPOINT_FOLDER, claim_workdir
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir
+from starflow_jax.training.loop.metrics import read_metrics
 
 EXPERIMENT = """
 from ml_collections import ConfigDict
@@ -285,7 +285,7 @@ def test_every_option_is_explained(command, capsys):
 
 
 def test_help_and_version_answer_without_jax():
-    code = "import sys; from starflow_jax.cli import main; main(['train', '--help']); main(['--version']); "
+    code = "import sys; from starflow_jax.cli.dispatch import main; main(['train', '--help']); main(['--version']); "
     code += "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     root = Path(__file__).parent.parent
     finished = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
@@ -309,8 +309,8 @@ def test_the_module_runs_like_the_script():
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_one_process_speaks_for_all(process, monkeypatch, capsys):
-    from starflow_jax.commands.remarks import remark, skipped_lines
-    from starflow_jax.data.skipped import Skipped
+    from starflow_jax.cli.remarks import remark, skipped_lines
+    from starflow_jax.data.decoding.bad_examples import Skipped
 
     monkeypatch.setattr("jax.process_index", lambda: process)
     remark("warning: old")

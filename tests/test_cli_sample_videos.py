@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, VIDEO, random_flow
 
-from starflow_jax.cli import main
-from starflow_jax.commands.video_results import choose_scale, file_name
-from starflow_jax.config import ExperimentConfig, build
+from starflow_jax.cli.dispatch import main
+from starflow_jax.cli.video_files import choose_scale, file_name
+from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import read_video, write_frames, write_gif, write_png
-from starflow_jax.sampling import videos as video_sampling
 from starflow_jax.sampling.ranking import log_likelihoods
-from starflow_jax.sampling.video_plan import text_states
+from starflow_jax.sampling.videos import draw as video_sampling
+from starflow_jax.sampling.videos.video_plan import text_states
 from starflow_jax.training import Checkpoints, abstract_state
-from starflow_jax.training.workdir import claim_workdir
+from starflow_jax.training.checkpoints.workdir import claim_workdir
 
 FRAMES, SIDE = 4, 4
 WORDS = ("(v2v)", "(extend)", "a", "one", "two", "left")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from starflow_jax.parallel.collectives import Collective, collectives, mesh_axes, replica_groups
+from starflow_jax.planning.collectives import Collective, collectives, mesh_axes, replica_groups
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -5,14 +5,7 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from starflow_jax.config import (
-    ExperimentConfig,
-    apply_overrides,
-    build,
-    from_json,
-    load_config,
-    to_json,
-)
+from starflow_jax.core.config import ExperimentConfig, apply_overrides, build, from_json, load_config, to_json
 
 VALUES = {
     "name": "tiny",

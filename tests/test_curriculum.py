@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from starflow_jax.config import TrainConfig, load_config
+from starflow_jax.core.config import TrainConfig, load_config
 from starflow_jax.training import Snapshot, load_run, train
 
 TINY = load_config(

@@ -10,9 +10,9 @@ import pytest
 from picture_files import write_clip, write_photos
 from PIL import Image
 
-from starflow_jax.cli import main
-from starflow_jax.config import apply_overrides, build
-from starflow_jax.config.experiment import ExperimentConfig
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import apply_overrides, build
+from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.training import load_run, train
 
 WORDS = ["a", "cat", "dog", "moving", "(extend)"]

@@ -10,9 +10,10 @@ import types
 import pytest
 from PIL import Image
 
-from starflow_jax.cli import main
-from starflow_jax.demos import digits as demo
-from starflow_jax.evaluation import Scores, gaussian
+from starflow_jax.cli.dispatch import main
+from starflow_jax.demos import digits_demo as demo
+from starflow_jax.evaluation import Scores
+from starflow_jax.evaluation.likelihood import gaussian
 from starflow_jax.training import TrainResult
 
 

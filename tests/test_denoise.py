@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, VIDEO, normal, random_flow
 
-from starflow_jax.config import DenoiserConfig
+from starflow_jax.core.config import DenoiserConfig
 from starflow_jax.flows import denoise_in_chunks, learned_denoise, objective, score, score_denoise
 from starflow_jax.flows.denoise import NOISE_SCALE, noise_level_weight
 

@@ -15,7 +15,7 @@ from random_flows import VIDEO, normal
 from starflow_jax.experiments.benchmarks.counting import dense_products
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge
-from starflow_jax.training.step import loss_and_gradients
+from starflow_jax.training.step.train_step import loss_and_gradients
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmarks" / "denoiser_cost.py"
 CLIP, TEXT = normal((2, 4, 4, 4, 2)), normal((2, 3, 6), 3)

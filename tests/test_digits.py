@@ -7,16 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from starflow_jax.data import (
-    ArraySource,
-    bits_per_dim,
-    dequantise,
-    digits,
-    eval_batches,
-    quantise,
-    train_loader,
-)
-from starflow_jax.data.digits import every_fifth
+from starflow_jax.data import ArraySource, bits_per_dim, eval_batches, quantise, train_loader
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.sources.digits import digits, every_fifth
 
 # Results on digits are only comparable between versions of this package while these stay what they are.
 TEST_INDICES_SHA256 = "895d13e3494f18903dbc2fc8876420ea8a77123ecaf0492b066542651977ae98"

@@ -13,14 +13,14 @@ from picture_files import encoded, picture, write_clip, write_photos
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from starflow_jax.autoencoders import PatchPCA, decode_latents, fit_patch_pca, load_autoencoder, save_autoencoder
-from starflow_jax.cli import main
-from starflow_jax.config import load_config
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
 from starflow_jax.data import train_loader
-from starflow_jax.data.latents import Records, open_latents
-from starflow_jax.data.skipped import BadExample
-from starflow_jax.text.words import WordEncoder
-from starflow_jax.training.inputs import noisy_pixels, open_source
+from starflow_jax.data.decoding.bad_examples import BadExample
+from starflow_jax.data.sources.latents import Records, open_latents
+from starflow_jax.models.autoencoders import PatchPCA, decode_latents, fit_patch_pca, load_autoencoder, save_autoencoder
+from starflow_jax.models.text.words import WordEncoder
+from starflow_jax.training.step.inputs import noisy_pixels, open_source
 
 WORDS = ("a", "cat", "dog")
 CONFIG = """
@@ -137,7 +137,7 @@ def test_text_is_dropped_as_often_as_asked_and_to_the_empty_caption(folder):
 def test_noise_is_added_to_latents_as_they_are():
     import jax
 
-    from starflow_jax.config import DataConfig
+    from starflow_jax.core.config import DataConfig
 
     config = DataConfig(noise="gaussian", noise_std=0.5)
     latents = np.full((100, 4, 4, 2), 3.0, np.float32)

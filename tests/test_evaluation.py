@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import FlowConfig
-from starflow_jax.data import digits
+from starflow_jax.core.config import FlowConfig
+from starflow_jax.core.figures import write_json
+from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation import (
     BitsPerDim,
     all_dequantised,
     bayes_accuracy,
-    classify,
     fit_class_gaussians,
     log_probs,
     score_flow,
     score_gaussian,
     scores_table,
 )
-from starflow_jax.figures import write_json
+from starflow_jax.evaluation.applications.classify import classify
 from starflow_jax.flows.parameters import abstract, merge
 
 CONFIG = FlowConfig(

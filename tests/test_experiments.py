@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from starflow_jax.config import load_config
+from starflow_jax.core.config import load_config
 from starflow_jax.flows.parameters import abstract, count
 
 FOLDER = Path(__file__).parents[1] / "experiments"

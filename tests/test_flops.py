@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from starflow_jax.config import FlowConfig, load_config
-from starflow_jax.config.flow import DenoiserConfig
+from starflow_jax.core.config import FlowConfig, load_config
+from starflow_jax.core.config.flow import DenoiserConfig
+from starflow_jax.costs.flops import Work, denoiser_pairs, forward_parts, model_flops, traced
 from starflow_jax.flows.parameters import abstract, merge
-from starflow_jax.kernels import FrameWindow
-from starflow_jax.parallel.flops import Work, denoiser_pairs, forward_parts, model_flops, traced
+from starflow_jax.kernels.attention import FrameWindow
 
 FLOW = FlowConfig(
     channels=3, image_size=(4, 6), patch_size=2, width=40, deep_width=80, num_blocks=3, layers_per_block=(1, 2, 3),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 
-from starflow_jax.config import FlowConfig
+from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows import Guidance, objective, standard_normal_log_prob
 from starflow_jax.flows.order import Grid, patchify, reorder, unpatchify
 from starflow_jax.solvers import inverse

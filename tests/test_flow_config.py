@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from random_flows import CLASSES, IMAGE, VIDEO
 
-from starflow_jax.config import DenoiserConfig, TransformerConfig
+from starflow_jax.core.config import DenoiserConfig, TransformerConfig
 
 WRONG = [
     (IMAGE, {"width": 50}, "head_dim must divide width unless heads is given, got head_dim=20 and width=50"),

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.autoencoders import PatchPCA, decode_by, fit_patch_pca, load_autoencoder, save_autoencoder
-from starflow_jax.cli import main
-from starflow_jax.config import DataConfig, load_config
-from starflow_jax.evaluation.held_out import held_out_score
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, load_config
+from starflow_jax.evaluation.likelihood.held_out import held_out_score
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.media import write_png
-from starflow_jax.parallel.rules import spec_of
+from starflow_jax.models.autoencoders import PatchPCA, decode_by, fit_patch_pca, load_autoencoder, save_autoencoder
 from starflow_jax.sampling import to_pixels
+from starflow_jax.sharding.rules import spec_of
 from starflow_jax.training import Snapshot, init_state, load_run, train, train_steps
-from starflow_jax.training.frozen import Frozen, load_encoder, open_with_encoder
-from starflow_jax.training.metrics import read_metrics
+from starflow_jax.training.loop.metrics import read_metrics
+from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder, open_with_encoder
 
 leaves_with_path = jax.tree_util.tree_leaves_with_path
 CONFIG = """

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from starflow_jax.data import ArraySource, dequantise, digits
+from starflow_jax.data import ArraySource
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation import fit_class_gaussians, score_class_gaussians
 
 

@@ -10,16 +10,16 @@ import pytest
 from pretrained_files import gemma_config, write_gemma, write_model
 from safetensors.numpy import load_file
 
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels import Causal
+from starflow_jax.kernels.attention import Causal
+from starflow_jax.models.text import load_text_encoder
 from starflow_jax.nn.rope import line_positions, rotation
 from starflow_jax.nn.transformer import Transformer
 from starflow_jax.porting import flow_config, from_torch
 from starflow_jax.porting.gemma import differences, language_model_config, read_deep_block
-from starflow_jax.text import load_text_encoder
-from starflow_jax.training.starting import check_start, first_state
-from starflow_jax.training.step import init_state
+from starflow_jax.training.checkpoints.initial_state import check_start, first_state
+from starflow_jax.training.step.train_step import init_state
 
 
 def flow_of(folder, **changes):

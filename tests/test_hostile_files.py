@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.porting.restricted_pickle import Refused, load
-from starflow_jax.porting.tensor_files import TensorFileError, open_tensors
+from starflow_jax.tensor_formats.opening import TensorFileError, open_tensors
+from starflow_jax.tensor_formats.restricted_pickle import Refused, load
 
 FILES = Path(__file__).parent / "goldens" / "torch_files"
 SEEDS = ("zip.pth", "legacy.pt", "protocol4.pth", "nested.pth", "expected.safetensors", "distributed")
@@ -165,7 +165,7 @@ def test_pickles_that_would_take_memory_or_time_do_not(tmp_path):
 
 @pytest.mark.parametrize("module", ["os", "builtins", "torch", "torch.serialization", "numpy.core.multiarray"])
 def test_no_name_outside_of_the_table_is_taken(module):
-    from starflow_jax.porting.torch_objects import NAMES
+    from starflow_jax.tensor_formats.torch_objects import NAMES
 
     name = {"torch": "load", "torch.serialization": "load", "builtins": "getattr", "os": "system"}.get(module, "scalar")
     for content in (f"\x80\x02c{module}\n{name}\n.".encode("latin1"), pickle.dumps((module, name), 4)[:-2] + b"\x93."):

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from starflow_jax.data.digits import digits
-from starflow_jax.evaluation.digit_features import digit_network
-from starflow_jax.evaluation.feature_network import inception_network, look_at
-from starflow_jax.evaluation.inception import network_input
-from starflow_jax.evaluation.inception_files import abstract_inception, inception_params, read_inception
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.evaluation.samples.digit_features import digit_network
+from starflow_jax.evaluation.samples.feature_network import inception_network, look_at
+from starflow_jax.evaluation.samples.inception import network_input
+from starflow_jax.evaluation.samples.inception_files import abstract_inception, inception_params, read_inception
 from starflow_jax.nn.parameters import merge
-from starflow_jax.tensor_files import write_tensors
+from starflow_jax.tensor_formats.folders import write_tensors
 
 
 def names_and_shapes():

@@ -16,9 +16,11 @@ from test_solvers_accelerated import MIX, toy
 from starflow_jax.flows import Guidance
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels import jacobi_update, jacobi_update_gpu, jacobi_update_tpu
 from starflow_jax.kernels.choice import Target
-from starflow_jax.kernels.jacobi_update import Reading, specification
+from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.jacobi_update import gpu as jacobi_update_gpu
+from starflow_jax.kernels.jacobi_update import tpu as jacobi_update_tpu
+from starflow_jax.kernels.jacobi_update.api import Reading, specification
 from starflow_jax.solvers import Jacobi, inverse
 
 RELEASED = Reading("softplus", 4.0, "ratio")
@@ -206,10 +208,10 @@ def test_lowers_for_cuda_without_a_gpu(reading):
 
 def compiled_for(name: str, reading: Reading, arrays, implementation) -> tuple[str, int]:
     """The program of an update on one TPU chip, and the bytes of arguments that are reused for results."""
-    from starflow_jax.config import MeshConfig
+    from starflow_jax.core.config import MeshConfig
+    from starflow_jax.costs.chips import topology
     from starflow_jax.kernels.choice import target_of
-    from starflow_jax.parallel.ahead import tpu_layout
-    from starflow_jax.parallel.chips import topology
+    from starflow_jax.planning.ahead_of_time import tpu_layout
 
     device = tpu_layout(topology(name), MeshConfig()).mesh.devices.flat[0]
     there = jax.sharding.SingleDeviceSharding(device)
@@ -238,9 +240,9 @@ def test_a_guided_stage_of_a_flow_runs_the_kernel_on_tpus():
     pytest.importorskip("libtpu")
     from test_plan import SMALL, STILL, V5E
 
-    from starflow_jax.config import MeshConfig
-    from starflow_jax.parallel.ahead import tpu_layout
-    from starflow_jax.parallel.programs import inverse_program
+    from starflow_jax.core.config import MeshConfig
+    from starflow_jax.planning.ahead_of_time import tpu_layout
+    from starflow_jax.planning.programs import inverse_program
 
     for mesh, batch in ((MeshConfig(), 1), (MeshConfig(data=2, tensor=2), 2)):
         program = inverse_program(SMALL, dataclasses.replace(STILL, batch=batch), tpu_layout(V5E, mesh))

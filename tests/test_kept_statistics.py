@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from starflow_jax.data import ArraySource
-from starflow_jax.data.contents import contents_digest
-from starflow_jax.data.folders import Folder
-from starflow_jax.data.mixture import Component, Mixture
-from starflow_jax.data.pictures import PictureSource
-from starflow_jax.data.readable import Subset
-from starflow_jax.evaluation.feature_network import FeatureNetwork, answers_of, named_function
-from starflow_jax.evaluation.network_answers import agreed, fixed_pictures, marks
-from starflow_jax.evaluation.sample_quality import real_statistics
+from starflow_jax.data.pipeline.contents import contents_digest
+from starflow_jax.data.pipeline.readable import Subset
+from starflow_jax.data.sources.folders import Folder
+from starflow_jax.data.sources.mixture import Component, Mixture
+from starflow_jax.data.sources.pictures import PictureSource
+from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, answers_of, named_function
+from starflow_jax.evaluation.samples.network_fingerprint import agreed, fixed_pictures, marks
+from starflow_jax.evaluation.samples.sample_quality import real_statistics
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_flows import normal
 
-from starflow_jax.kernels import Causal, CausalFrames, FrameWindow, Full, attention
+from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention
 from starflow_jax.nn import KVCache
 from starflow_jax.nn.rope import axial_positions, line_positions, rotation
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from starflow_jax.text import load_caption_reader, load_text_encoder, read_labels
+from starflow_jax.models.text import load_caption_reader, load_text_encoder, read_labels
 
 
 def test_a_label_is_one_token_and_its_place_a_class(tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from random_flows import VIDEO, normal, random_flow
 
-from starflow_jax.config import load_config
+from starflow_jax.core.config import load_config
 from starflow_jax.flows.parameters import split
-from starflow_jax.sampling.video_plan import plan_videos, text_states
+from starflow_jax.sampling.videos.video_plan import plan_videos, text_states
 from starflow_jax.solvers import SlidingWindow, inverse
-from starflow_jax.solvers.stream import FrameStream
+from starflow_jax.solvers.streaming.pipeline import FrameStream
 
 WINDOW = SlidingWindow(2, 1)
 SHAPE = (1, 4, 2, 2, 2)

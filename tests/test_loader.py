@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from starflow_jax.data import Component, Mixture, eval_batches, train_loader
-from starflow_jax.data.skipped import BadExample, Skipped
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 
 
 @dataclasses.dataclass(frozen=True)

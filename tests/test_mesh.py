@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from eight_devices import MESHES, STARFLOW
 
-from starflow_jax.config import MeshConfig
-from starflow_jax.parallel.collectives import collectives
-from starflow_jax.parallel.layout import Layout
-from starflow_jax.parallel.mesh import check_fit, make_layout
-from starflow_jax.parallel.rules import spec_of
-from starflow_jax.training.checkpoint import abstract_state
+from starflow_jax.core.config import MeshConfig
+from starflow_jax.planning.collectives import collectives
+from starflow_jax.sharding.layout import Layout
+from starflow_jax.sharding.mesh import check_fit, make_layout
+from starflow_jax.sharding.rules import spec_of
+from starflow_jax.training.checkpoints.manager import abstract_state
 
 FLAGS = "--xla_force_host_platform_device_count=8"
 QUICK = [

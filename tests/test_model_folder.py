@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from starflow_jax.autoencoders import load_autoencoder
-from starflow_jax.cli import main
-from starflow_jax.config import load_config
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.media import to_uint8, write_mp4
+from starflow_jax.models.autoencoders import load_autoencoder
 from starflow_jax.porting import to_torch
-from starflow_jax.training.frozen_text import prompts
+from starflow_jax.training.step.frozen_text import prompts
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 NEIGHBOURS = Path(__file__).parent / "goldens" / "neighbours"

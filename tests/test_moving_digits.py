@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from starflow_jax.config import load_config
-from starflow_jax.data import MovingDigits, digits
-from starflow_jax.data.moving_digits import DIRECTIONS, NAMES
+from starflow_jax.core.config import load_config
+from starflow_jax.data import MovingDigits
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.data.sources.moving_digits import DIRECTIONS, NAMES
 from starflow_jax.training import open_source
 
 

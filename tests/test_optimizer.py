@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import TrainConfig
-from starflow_jax.training.optimizer import apply_updates, init_optimizer, update_ema
+from starflow_jax.core.config import TrainConfig
+from starflow_jax.training.step.optimizer import apply_updates, init_optimizer, update_ema
 
 
 def tree(seed, scale=1.0):

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from starflow_jax.cli import main
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, MeshConfig, TrainConfig, load_config
-from starflow_jax.parallel import ahead, budget
-from starflow_jax.parallel.ahead import Memory, exceeded
-from starflow_jax.parallel.chips import topology
-from starflow_jax.parallel.collectives import collectives
-from starflow_jax.parallel.flops import Work, kernel_flops, model_flops
-from starflow_jax.parallel.hlo import parse
-from starflow_jax.parallel.plan import largest_batch, make_plan
-from starflow_jax.parallel.report import report
-from starflow_jax.parallel.roofline import Region, estimates, regions
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, MeshConfig, TrainConfig, load_config
+from starflow_jax.costs.chips import topology
+from starflow_jax.costs.flops import Work, kernel_flops, model_flops
+from starflow_jax.planning import ahead_of_time as ahead
+from starflow_jax.planning import budget
+from starflow_jax.planning.ahead_of_time import Memory, exceeded
+from starflow_jax.planning.collectives import collectives
+from starflow_jax.planning.estimate import largest_batch, make_plan
+from starflow_jax.planning.hlo import parse
+from starflow_jax.planning.plan_report import report
+from starflow_jax.planning.roofline import Region, estimates, regions
 
 V5E = topology("v5e:2x2")
 STILL = Work(8, None, 2, 2, 3)

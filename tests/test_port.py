@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from starflow_jax.cli import main
-from starflow_jax.config import load_config
-from starflow_jax.config.build import to_json
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
+from starflow_jax.core.config.build import to_json
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.porting import from_torch, open_tensors, to_torch
 from starflow_jax.porting.infer import contradictions, infer, with_inferred

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, IMAGE, VIDEO, random_flow
 
-from starflow_jax.config import TransformerConfig
+from starflow_jax.core.config import TransformerConfig
 from starflow_jax.flows.parameters import abstract, split
 from starflow_jax.porting import flow_config, from_torch, to_torch
 

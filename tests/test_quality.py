@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, VIDEO, random_flow
 
-from starflow_jax.evaluation.quality import DenoiserQuality, denoiser_ablation, denoisers_table, psnr, ssim
+from starflow_jax.evaluation.video.denoiser_quality import (
+    DenoiserQuality,
+    denoiser_ablation,
+    denoisers_table,
+    psnr,
+    ssim,
+)
 from starflow_jax.flows import learned_denoise
 from starflow_jax.flows.parameters import initialise, split
 

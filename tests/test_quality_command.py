@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from starflow_jax.cli import main
-from starflow_jax.config import load_config
-from starflow_jax.evaluation import sample_quality
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
+from starflow_jax.evaluation.samples import sample_quality
 from starflow_jax.training import Checkpoints, init_state
-from starflow_jax.training.workdir import claim_workdir, in_use
+from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
 EXPERIMENT = """
 from ml_collections import ConfigDict

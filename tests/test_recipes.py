@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow_jax.cli import build_parser, main
-from starflow_jax.config import load_config
-from starflow_jax.data.latents import FORMAT, HEADER_FILE, Records
+from starflow_jax.cli.dispatch import build_parser, main
+from starflow_jax.core.config import load_config
+from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*flow*.py"))

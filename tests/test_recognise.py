@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from starflow_jax.data import MovingDigits, digits
-from starflow_jax.evaluation.recognise import (
+from starflow_jax.data import MovingDigits
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.evaluation.video.recognise import (
     caption_agreement,
     caption_meaning,
     centre_of,

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from starflow_jax.autoencoders import PatchPCA, load_autoencoder, save_autoencoder
-from starflow_jax.autoencoders.kl import AutoencoderKL
-from starflow_jax.autoencoders.torch_layout import to_tensors
-from starflow_jax.cli import main
-from starflow_jax.config import AutoencoderExperiment, SourceConfig, load_experiment
-from starflow_jax.config.autoencoder import LossConfig, ReconstructionConfig
-from starflow_jax.data.photos import photos
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import AutoencoderExperiment, SourceConfig, load_experiment
+from starflow_jax.core.config.autoencoder import LossConfig, ReconstructionConfig
+from starflow_jax.data.sources.photos import photos
+from starflow_jax.models.autoencoders import PatchPCA, load_autoencoder, save_autoencoder
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.models.autoencoders.torch_layout import to_tensors
 from starflow_jax.nn.parameters import drawn
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from starflow_jax.reconstruction.lpips import abstract_lpips, lpips, lpips_params, read_lpips
-from starflow_jax.reconstruction.step import AUTOENCODER, DISCRIMINATOR, Judged, init_state, losses_and_gradients
+from starflow_jax.reconstruction.update import AUTOENCODER, DISCRIMINATOR, Judged, init_state, losses_and_gradients
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments" / "tiny_vae.py")
 TENSORS = "diffusion_pytorch_model.safetensors"

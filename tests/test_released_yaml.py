@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.cli import main
-from starflow_jax.config import load_config
-from starflow_jax.config.build import to_json
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
+from starflow_jax.core.config.build import to_json
 from starflow_jax.porting.released_yaml import apply_released, read_released
 from starflow_jax.sampling.model_folder import assemble, load_model_folder
 

@@ -14,17 +14,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from starflow_jax.cli import main
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
-from starflow_jax.evaluation.held_out import held_out_score
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
+from starflow_jax.evaluation.likelihood.held_out import held_out_score
 from starflow_jax.training import Checkpoints, Snapshot, abstract_state, load_run, train
-from starflow_jax.training.checkpoint import SaveFailed
-from starflow_jax.training.metrics import read_metrics
-from starflow_jax.training.profile import Profiler, Window
-from starflow_jax.training.progress import line
-from starflow_jax.training.rate import Rate, Speed, utilisation
-from starflow_jax.training.skipping import Skips
-from starflow_jax.training.workdir import in_use
+from starflow_jax.training.checkpoints.manager import SaveFailed
+from starflow_jax.training.checkpoints.workdir import in_use
+from starflow_jax.training.loop.metrics import read_metrics
+from starflow_jax.training.loop.profile import Profiler, Window
+from starflow_jax.training.loop.progress import line
+from starflow_jax.training.loop.skipped_updates import Skips
+from starflow_jax.training.loop.speed import Rate, Speed, utilisation
 
 CONFIG = ExperimentConfig(
     name="care",
@@ -243,10 +243,10 @@ def test_held_out_data_and_a_trace_while_training(tmp_path, capfd, monkeypatch):
 
 
 def test_held_out_clips_are_scored_as_starflow_score_does():
-    from starflow_jax.config import load_config
+    from starflow_jax.core.config import load_config
 
     tiny = load_config("experiments/moving_digits.py:tiny", ["evaluate.held_out=2", "evaluate.draws=1"])
-    from starflow_jax.evaluation.surprise import mean_per_clip, score_clips, source_clips
+    from starflow_jax.evaluation.likelihood.video_scores import mean_per_clip, score_clips, source_clips
     from starflow_jax.flows.parameters import initialise
     from starflow_jax.training import open_source
 
@@ -387,7 +387,7 @@ def test_a_failing_callback_does_not_cost_a_checkpoint(tmp_path):
 
 def test_a_run_that_cannot_stop_in_time_ends(tmp_path):
     script = (
-        "import os, signal, time\nfrom starflow_jax.training.signals import stop_requests\n"
+        "import os, signal, time\nfrom starflow_jax.training.loop.signals import stop_requests\n"
         "with stop_requests(grace=0.3) as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
     )

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from picture_files import encoded, picture, write_photos, write_tar
 
-from starflow_jax.config import ComponentConfig, DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import ComponentConfig, DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource, Component, Mixture
-from starflow_jax.data.fingerprint import Held, fingerprint, to_values
-from starflow_jax.data.opening import open_source
+from starflow_jax.data.pipeline.fingerprint import Held, fingerprint, to_values
+from starflow_jax.data.sources.opening import open_source
 from starflow_jax.training import Checkpoints, load_run, train
-from starflow_jax.training.checkpoint_parts import read_digests
-from starflow_jax.training.same_data import same_everywhere
-from starflow_jax.training.step import init_state
-from starflow_jax.training.workdir import claim_workdir, read_config
+from starflow_jax.training.checkpoints.parts import read_digests
+from starflow_jax.training.checkpoints.same_data import same_everywhere
+from starflow_jax.training.checkpoints.workdir import claim_workdir, read_config
+from starflow_jax.training.step.train_step import init_state
 
 FLOW = FlowConfig(
     family="tarflow", channels=3, image_size=8, patch_size=4, width=16, num_blocks=1, layers_per_block=1, head_dim=16
@@ -161,7 +161,7 @@ def test_processes_must_find_the_same(monkeypatch):
         (here[:1], "they held 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
     ):
         texts = [json.dumps(to_values(held)) for held in (here, there)]
-        monkeypatch.setattr("starflow_jax.training.same_data.all_texts", lambda _, texts=texts: texts)
+        monkeypatch.setattr("starflow_jax.training.checkpoints.same_data.all_texts", lambda _, texts=texts: texts)
         for own in (here, there):  # refused on both
             with pytest.raises(ValueError, match=f"data must be the same on all processes: {sentence}"):
                 same_everywhere(own)

@@ -5,20 +5,26 @@ import math
 import numpy as np
 import pytest
 
-from starflow_jax.evaluation.clip_score import clip_score, pair_scores
-from starflow_jax.evaluation.feature_network import FeatureNetwork, Seen, feature_moments, look_at, named_network
-from starflow_jax.evaluation.frechet import frechet_distance
-from starflow_jax.evaluation.image_statistics import (
+from starflow_jax.evaluation.samples.clip_score import clip_score, pair_scores
+from starflow_jax.evaluation.samples.feature_network import (
+    FeatureNetwork,
+    Seen,
+    feature_moments,
+    look_at,
+    named_network,
+)
+from starflow_jax.evaluation.samples.frechet import frechet_distance
+from starflow_jax.evaluation.samples.image_statistics import (
     image_statistics,
     quality,
     read_arrays,
     read_statistics,
     write_statistics,
 )
-from starflow_jax.evaluation.inception_score import ClassSums, inception_score, split_of
-from starflow_jax.evaluation.kernel_distance import kernel_distance, squared_discrepancy
-from starflow_jax.evaluation.manifold import precision_recall
-from starflow_jax.evaluation.moments import Moments, total_moments
+from starflow_jax.evaluation.samples.inception_score import ClassSums, inception_score, split_of
+from starflow_jax.evaluation.samples.kernel_distance import kernel_distance, squared_discrepancy
+from starflow_jax.evaluation.samples.moments import Moments, total_moments
+from starflow_jax.evaluation.samples.precision_recall import precision_recall
 
 RANDOM = np.random.default_rng(0)
 ONE = RANDOM.normal(size=(90, 6)) @ RANDOM.normal(size=(6, 6)) + 3.0

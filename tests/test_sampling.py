@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import ExperimentConfig, build
-from starflow_jax.data import dequantise, digits
+from starflow_jax.core.config import ExperimentConfig, build
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.sources.digits import digits
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling import class_labels, sample, to_pixels
-from starflow_jax.sampling import pictures as sampling
+from starflow_jax.sampling import images as sampling
 from starflow_jax.solvers import Jacobi, Sequential
 
 FLOW = {

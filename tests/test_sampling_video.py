@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from random_flows import VIDEO, random_flow
 
-from starflow_jax.config import DataConfig, ExperimentConfig, SampleConfig, TextConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig, SampleConfig, TextConfig, TrainConfig
 from starflow_jax.flows import learned_denoise, score_denoise
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import to_uint8
-from starflow_jax.sampling import videos as video_sampling
-from starflow_jax.sampling.video_plan import default_window, plan_videos, text_states
-from starflow_jax.sampling.videos import frame_noise, generate
+from starflow_jax.sampling.videos import draw as video_sampling
+from starflow_jax.sampling.videos.draw import frame_noise, generate
+from starflow_jax.sampling.videos.video_plan import default_window, plan_videos, text_states
 from starflow_jax.solvers import Jacobi, SlidingWindow
 
 FRAMES, SIGMA = 4, 0.3

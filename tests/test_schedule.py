@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from starflow_jax.kernels import Causal, CausalFrames, FrameWindow, Full
-from starflow_jax.kernels.schedule import EMPTY, FIRST, LAST, PARTIAL, Problem, schedule
+from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full
+from starflow_jax.kernels.attention.schedule import EMPTY, FIRST, LAST, PARTIAL, Problem, schedule
 
 RULES = [Causal(), Causal(5), Full(), CausalFrames(3, 4, 0), CausalFrames(0, 5, 1), FrameWindow(2, 3, 2, 1),
          FrameWindow(0, 4, 1, None), FrameWindow(3, 4, 3, 1)]  # fmt: skip

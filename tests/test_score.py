@@ -11,18 +11,18 @@ import pytest
 from PIL import Image
 from random_flows import random_flow
 
-from starflow_jax.cli import main
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
 from starflow_jax.data import MovingDigits
-from starflow_jax.data.moving_digits import VOCABULARY
-from starflow_jax.evaluation import surprise
-from starflow_jax.evaluation.surprise import Clip, file_pixels, mean_per_frame, score_clips
+from starflow_jax.data.sources.moving_digits import VOCABULARY
+from starflow_jax.evaluation.likelihood import video_scores as surprise
+from starflow_jax.evaluation.likelihood.video_scores import Clip, file_pixels, mean_per_frame, score_clips
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import write_video
 from starflow_jax.training import Checkpoints, init_state
-from starflow_jax.training.inputs import noisy_pixels, word_encoder
-from starflow_jax.training.workdir import claim_workdir
+from starflow_jax.training.checkpoints.workdir import claim_workdir
+from starflow_jax.training.step.inputs import noisy_pixels, word_encoder
 
 VIDEO = ExperimentConfig(
     name="clips",

@@ -12,13 +12,19 @@ import pytest
 from picture_files import encoded, frame_numbers, picture, write_clip, write_json, write_photos, write_tar
 from PIL import Image, ImageOps
 
-from starflow_jax.config import CaptionConfig, DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
+from starflow_jax.core.config import CaptionConfig, DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
 from starflow_jax.data import train_loader
-from starflow_jax.data.captioning import Captioner
-from starflow_jax.data.decoding import MAX_PIXELS, Cut, decode_picture, picture_size
-from starflow_jax.data.skipped import BadExample
-from starflow_jax.text.words import WordEncoder
-from starflow_jax.training.inputs import batch_condition, check_source, first_frames, open_source, shortened
+from starflow_jax.data.decoding.bad_examples import BadExample
+from starflow_jax.data.decoding.image_files import MAX_PIXELS, Cut, decode_picture, picture_size
+from starflow_jax.data.sources.captioning import Captioner
+from starflow_jax.models.text.words import WordEncoder
+from starflow_jax.training.step.inputs import (
+    batch_condition,
+    check_source,
+    first_frames,
+    open_source,
+    shortened,
+)
 
 WORDS = ("a", "cat", "dog", "(extend)", "moving", "video", "8", "fps:", "in", "3:2")
 TEXT = TextConfig(WORDS)
@@ -242,7 +248,7 @@ def test_clips_are_sampled_at_the_rate_from_anywhere_in_the_video(tmp_path):
 
 
 def test_every_frame_of_a_video_can_be_found(tmp_path):
-    from starflow_jax.media.clips import frames_at, video_facts
+    from starflow_jax.media.clip_reading import frames_at, video_facts
 
     for name in ("a.mp4", "a.mkv", "a.gif"):
         write_clip(tmp_path / name, 20)
@@ -370,7 +376,7 @@ def test_configurations_that_say_nothing_sensible(fields, sentence):
 
 
 def test_weights_must_be_weights():
-    from starflow_jax.config import ComponentConfig
+    from starflow_jax.core.config import ComponentConfig
 
     with pytest.raises(ValueError, match="kinds must have weights that sum to more than 0"):
         CaptionConfig(kinds=(("a", 0.0),))

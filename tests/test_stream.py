@@ -14,8 +14,8 @@ from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 from starflow_jax.flows import Guidance
 from starflow_jax.flows.parameters import split
 from starflow_jax.solvers import Jacobi, Sequential, SlidingJacobi, SlidingWindow, inverse
-from starflow_jax.solvers.ahead import Ahead
-from starflow_jax.solvers.stream import FrameStream
+from starflow_jax.solvers.streaming.pipeline import FrameStream
+from starflow_jax.solvers.streaming.read_ahead import Ahead
 
 SHAPE = (2, 6, 2, 2, 2)
 TEXT, NULL = normal((2, 3, 6), 3), normal((1, 3, 6), 4)
@@ -169,7 +169,7 @@ import jax, numpy as np
 from random_flows import VIDEO, normal, random_flow
 from starflow_jax.flows.parameters import split
 from starflow_jax.solvers import inverse
-from starflow_jax.solvers.stream import FrameStream
+from starflow_jax.solvers.streaming.pipeline import FrameStream
 
 shape, text = (2, 6, 2, 2, 2), normal((2, 3, 6), 3)
 flow, z = random_flow(VIDEO), normal((2, 6, 2, 2, 2))

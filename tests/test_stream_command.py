@@ -5,7 +5,7 @@ import json
 import numpy as np
 from test_cli_sample_videos import home  # noqa: F401 (a fixture)
 
-from starflow_jax.cli import main
+from starflow_jax.cli.dispatch import main
 
 
 def test_stream_writes_what_is_written_without_it(home, capsys):  # noqa: F811 (a fixture)

@@ -10,12 +10,12 @@ from random_flows import VIDEO, normal, random_flow
 from test_cli_sample_videos import CONFIG
 from test_stream import compilations  # noqa: F401 (a fixture)
 
-from starflow_jax.config import DenoiserConfig
+from starflow_jax.core.config import DenoiserConfig
 from starflow_jax.flows import denoise_in_chunks
-from starflow_jax.sampling.stream import stream, stream_plan
-from starflow_jax.sampling.stream_denoise import FrameDenoiser, chunk_plan, frames_ahead
-from starflow_jax.sampling.video_plan import plan_videos
-from starflow_jax.sampling.videos import generate
+from starflow_jax.sampling.streaming.denoise_chunks import FrameDenoiser, chunk_plan, frames_ahead
+from starflow_jax.sampling.streaming.stream import stream, stream_plan
+from starflow_jax.sampling.videos.draw import generate
+from starflow_jax.sampling.videos.video_plan import plan_videos
 from starflow_jax.solvers import Jacobi, Sequential
 
 KEY = jax.random.key(3)

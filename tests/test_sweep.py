@@ -23,11 +23,12 @@ from sweep_runs import (
     write_arrays,
 )
 
-from starflow_jax.cli import main
-from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
-from starflow_jax.data.opening import open_source
-from starflow_jax.evaluation.likelihood import BitsPerDim, log_probs
-from starflow_jax.sweeps import make_plan, plots, read_examples, read_results, run_sweep, write_report
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.data.sources.opening import open_source
+from starflow_jax.evaluation.likelihood.images import BitsPerDim, log_probs
+from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
+from starflow_jax.sweeps import sweep_plots as plots
 from starflow_jax.sweeps.datasets import DataSet
 from starflow_jax.sweeps.results import Results
 from starflow_jax.sweeps.run import _Sweep

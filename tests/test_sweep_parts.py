@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow_jax.commands.errors import CommandError
-from starflow_jax.commands.sweep import _names
-from starflow_jax.config import DataConfig
-from starflow_jax.config.build import load_experiment
-from starflow_jax.config.sweep import SweepConfig
+from starflow_jax.cli.commands.sweep import _names
+from starflow_jax.cli.errors import CommandError
+from starflow_jax.core.config import DataConfig
+from starflow_jax.core.config.build import load_experiment
+from starflow_jax.core.config.sweep import SweepConfig
 from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
 from starflow_jax.sweeps.contents import _part, described
 from starflow_jax.sweeps.datasets import apart, one_cycle

@@ -8,10 +8,10 @@ from PIL import Image
 from sweep_runs import swept
 from test_model_folder import EXPERIMENTS, NEIGHBOURS, assembled
 
-from starflow_jax.autoencoders import load_autoencoder
-from starflow_jax.cli import main
-from starflow_jax.config import SourceConfig
-from starflow_jax.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import SourceConfig
+from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.models.autoencoders import load_autoencoder
 from starflow_jax.sweeps import read_examples
 
 pytestmark = pytest.mark.slow

@@ -14,16 +14,16 @@ import pytest
 from picture_files import write_photos
 from pretrained_files import write_t5
 
-from starflow_jax.cli import main
-from starflow_jax.commands.captions import read_said, with_text_encoder
-from starflow_jax.commands.errors import CommandError
-from starflow_jax.config import load_config
+from starflow_jax.cli.dispatch import main
+from starflow_jax.cli.errors import CommandError
+from starflow_jax.cli.options.captions import read_said, with_text_encoder
+from starflow_jax.core.config import load_config
 from starflow_jax.data import train_loader
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.sampling import sample
-from starflow_jax.sampling.video_plan import caption_reader, plan_videos, text_states
-from starflow_jax.training.frozen_text import load_text, prompts
-from starflow_jax.training.inputs import batch_condition, open_source
+from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos, text_states
+from starflow_jax.training.step.frozen_text import load_text, prompts
+from starflow_jax.training.step.inputs import batch_condition, open_source
 
 LENGTH, WIDTH = 10, 12
 CONFIG = """

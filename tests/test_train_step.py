@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import DataConfig, DenoiserConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, DenoiserConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge
-from starflow_jax.training.inputs import condition, drop_labels, noisy_pixels
-from starflow_jax.training.step import (
+from starflow_jax.training.step.inputs import condition, drop_labels, noisy_pixels
+from starflow_jax.training.step.train_step import (
     init_state,
     loss_and_gradients,
     train_step,

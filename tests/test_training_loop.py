@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
 from starflow_jax.training import init_state, load_run, open_source, plot_curves, train
-from starflow_jax.training.checkpoint import Checkpoints
-from starflow_jax.training.loop import objective_bits_per_dim
-from starflow_jax.training.metrics import FIELDS, MetricsWriter, average, read_metrics
-from starflow_jax.training.signals import stop_requests
-from starflow_jax.training.workdir import claim_workdir
+from starflow_jax.training.checkpoints.manager import Checkpoints
+from starflow_jax.training.checkpoints.workdir import claim_workdir
+from starflow_jax.training.loop.metrics import FIELDS, MetricsWriter, average, read_metrics
+from starflow_jax.training.loop.run import objective_bits_per_dim
+from starflow_jax.training.loop.signals import stop_requests
 
 CONFIG = ExperimentConfig(
     name="test",

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from starflow_jax.cli import main
-from starflow_jax.demos import video as video_demo
-from starflow_jax.demos.digits import demo_config
+from starflow_jax.cli.dispatch import main
+from starflow_jax.demos import video_demo as video_demo
+from starflow_jax.demos.digits_demo import demo_config
 from starflow_jax.demos.drawings import SHOWN, Drawing, all_captions, draw_all, write_drawing
 from starflow_jax.media import read_video
-from starflow_jax.sampling.report import SampleReport
-from starflow_jax.sampling.videos import Videos
+from starflow_jax.sampling.sampling_report import SampleReport
+from starflow_jax.sampling.videos.draw import Videos
 from starflow_jax.training import open_source
 
 REPORT = SampleReport(3, 1, 3, 8, (8,), 1.0, 2.0, (), 0)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from starflow_jax.cli import main
-from starflow_jax.commands.video_quality import names_apart
-from starflow_jax.data import digits
-from starflow_jax.data.moving_digits import MovingDigits
-from starflow_jax.evaluation.clip_quality import clip_quality, group_figures
-from starflow_jax.evaluation.drift import Drift, drift_distances, pixel_features, spectrum_features
-from starflow_jax.evaluation.frame_quality import frame_psnr, frame_ssim
-from starflow_jax.evaluation.motion import (
+from starflow_jax.cli.commands.video_quality import names_apart
+from starflow_jax.cli.dispatch import main
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.data.sources.moving_digits import MovingDigits
+from starflow_jax.evaluation.video.clip_quality import clip_quality, group_figures
+from starflow_jax.evaluation.video.drift import Drift, drift_distances, pixel_features, spectrum_features
+from starflow_jax.evaluation.video.frame_quality import frame_psnr, frame_ssim
+from starflow_jax.evaluation.video.motion import (
     block_displacements,
     centroid_displacements,
     direction_agreement,
@@ -26,8 +26,15 @@ from starflow_jax.evaluation.motion import (
     motion,
 )
 from starflow_jax.media import write_gif, write_mp4
-from starflow_jax.sampling.vbench import DIMENSIONS, FOLDERS, read_prompts, scored_on, video_name, wanted_videos
-from starflow_jax.sampling.videos import frame_noise
+from starflow_jax.sampling.videos.draw import frame_noise
+from starflow_jax.sampling.videos.vbench import (
+    DIMENSIONS,
+    FOLDERS,
+    read_prompts,
+    scored_on,
+    video_name,
+    wanted_videos,
+)
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.autoencoders import (
+from starflow_jax.models.autoencoders import (
     TiledWan,
     WanAutoencoder,
     WanConfig,
@@ -17,10 +17,15 @@ from starflow_jax.autoencoders import (
     wan22_from_original,
     wan_from_diffusers,
 )
-from starflow_jax.autoencoders.wan_config import WAN22_STD
-from starflow_jax.autoencoders.wan_names import original_name, tensors_of
-from starflow_jax.autoencoders.wan_resampling import averaged, channels_to_squares, duplicated, squares_to_channels
-from starflow_jax.parallel.rules import spec_of
+from starflow_jax.models.autoencoders.wan.config import WAN22_STD
+from starflow_jax.models.autoencoders.wan.names import original_name, tensors_of
+from starflow_jax.models.autoencoders.wan.resampling import (
+    averaged,
+    channels_to_squares,
+    duplicated,
+    squares_to_channels,
+)
+from starflow_jax.sharding.rules import spec_of
 
 SMALL = WanConfig(
     2,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.autoencoders import TiledWan, WanAutoencoder, WanConfig, decode_stream, encode_stream
-from starflow_jax.autoencoders.wan_streaming import decode_first, decode_next, encode_first, encode_next
+from starflow_jax.models.autoencoders import TiledWan, WanAutoencoder, WanConfig, decode_stream, encode_stream
+from starflow_jax.models.autoencoders.wan.streaming import decode_first, decode_next, encode_first, encode_next
 
 KINDS = {
     # As Wan2.1, and as Wan2.2.

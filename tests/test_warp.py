@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from starflow_jax.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
-from starflow_jax.data import digits
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.data.sources.digits import digits
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.training.step import init_state, train_step
-from starflow_jax.training.warp import cubic_kernel, displacements, random_warp, resample
+from starflow_jax.training.step.train_step import init_state, train_step
+from starflow_jax.training.step.warp import cubic_kernel, displacements, random_warp, resample
 
 LEVELS = 17
 warp = jax.jit(random_warp, static_argnums=2)

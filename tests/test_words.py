@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from starflow_jax.text import WordEncoder
+from starflow_jax.models.text import WordEncoder
 
 ENCODER = WordEncoder(("a", "seven", "moving", "left"), 5)
 

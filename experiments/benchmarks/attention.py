@@ -25,9 +25,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
-from starflow_jax.figures import text_table, write_json
-from starflow_jax.kernels import Causal, attention
+from starflow_jax.kernels.attention import Causal, attention
 from starflow_jax.kernels.choice import target_of
 
 Program = Callable[[], Any]

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config import FlowConfig, TransformerConfig
+from starflow_jax.core.config import FlowConfig, TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config import load_config
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config import load_config
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds
-from starflow_jax.figures import text_table, write_json
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.order import Grid
-from starflow_jax.parallel.hlo import parse
+from starflow_jax.planning.hlo import parse
 
 EXPERIMENT = str(Path(__file__).parent.parent / "starflow_3b_t2i.py")
 CHUNKS = (1, 16, 64, 256)

@@ -36,13 +36,13 @@ import jax.numpy as jnp
 from counting import dense_products
 from timing import best_seconds, compiled
 
-from starflow_jax.config import ExperimentConfig, load_config
+from starflow_jax.core.config import ExperimentConfig, load_config
 from starflow_jax.data import train_loader
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge
-from starflow_jax.training.inputs import noisy_pixels, open_source, word_encoder
-from starflow_jax.training.optimizer import DENOISER
-from starflow_jax.training.step import TrainState, init_state, loss_and_gradients, train_step
+from starflow_jax.training.step.inputs import noisy_pixels, open_source, word_encoder
+from starflow_jax.training.step.optimizer import DENOISER
+from starflow_jax.training.step.train_step import TrainState, init_state, loss_and_gradients, train_step
 
 _EXPERIMENT = Path(__file__).resolve().parents[1] / "moving_digits.py"
 

@@ -35,7 +35,7 @@ from bare_products import (
 )
 from timing import best_seconds, compiled, square_product
 
-from starflow_jax.config import FlowConfig
+from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows import Guidance, objective
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import initialise, merge

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config import FlowConfig
+from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows.guidance import AnyGuidance, guidance_of
 from starflow_jax.flows.parameters import Params, initialise
-from starflow_jax.solvers.calibrate import calibrate
-from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.solvers.automatic.calibration import Calibration
+from starflow_jax.solvers.automatic.measurement import calibrate
 from starflow_jax.training import load_run
-from starflow_jax.training.calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
+from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
 
 _SHALLOW = (2, 2, 2, 2, 2)
 _COMMON = {

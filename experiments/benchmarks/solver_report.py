@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.figures import text_table
+from starflow_jax.core.figures import text_table
 
 
 def table(name: str, result: dict[str, Any], target: float) -> str:
@@ -37,7 +37,7 @@ def plot(path: Path, results: dict[str, Any], target: float) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from starflow_jax.files import replacing
+    from starflow_jax.core.files import replacing
 
     figure = Figure(figsize=(11.0, 4.0 * len(results)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -52,8 +52,8 @@ from starflow_jax.solvers import (
     selective,
     solver_of,
 )
-from starflow_jax.solvers.auto import auto
-from starflow_jax.solvers.calibration import BlockCalibration, Method
+from starflow_jax.solvers.automatic.calibration import BlockCalibration, Method
+from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.tolerance import loosened
 
 # Errors tried, relative to what a solver's own tolerance stands for, loosest first.

@@ -5,7 +5,7 @@
     python experiments/benchmarks/streaming.py --quick                 # a tiny flow once, seconds
 
 Both draw the same videos. "batch" is `videos.generate`, whose first frame comes with its last; "stream" is
-`sampling.stream`, on one device and on two, of which the second takes the shallow blocks and the denoiser. On a CPU
+`sampling.streaming`, on one device and on two, of which the second takes the shallow blocks and the denoiser. On a CPU
 the two devices are fake: they share the cores, so that they show what runs at once and not what two devices gain.
 Compile time is apart; the best of several rounds counts, in which all take turns.
 """
@@ -25,11 +25,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import numpy as np
 
-from starflow_jax.config import ExperimentConfig, build
+from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.experiments.moving_digits import get_config
 from starflow_jax.flows.parameters import Params, initialise
-from starflow_jax.sampling.stream import stream
-from starflow_jax.sampling.videos import generate
+from starflow_jax.sampling.streaming.stream import stream
+from starflow_jax.sampling.videos.draw import generate
 from starflow_jax.solvers import Jacobi, Sequential, SlidingJacobi
 from starflow_jax.training import load_run
 

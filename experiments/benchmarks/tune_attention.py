@@ -1,11 +1,11 @@
-"""Which blocks make the attention kernel fastest on this device, and what the model of `kernels.tiling` would take.
+"""Which blocks make the attention kernel fastest on this device, and what its model (`tiling`) would take.
 
     python experiments/benchmarks/tune_attention.py --slots 1152 --json tiles.json
     python experiments/benchmarks/tune_attention.py --slots 33646 --heads 8 --batch 1
 
 Forward and backward are timed apart, each over a small grid of blocks; the best of several rounds counts. What comes
-out goes into `attention(..., tiles=...)`, or into the constants of `kernels/tiling.py` (TPUs) and
-`kernels/attention_gpu.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, to see that all works.
+out goes into `attention(..., tiles=...)`, or into the constants of `kernels/attention/tiling.py` (TPUs) and
+`kernels/attention/gpu.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, to see that all works.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.attention import Shape, arrays, with_gradient
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
-from starflow_jax.figures import text_table, write_json
-from starflow_jax.kernels import Causal, attention
+from starflow_jax.kernels.attention import Causal, attention
+from starflow_jax.kernels.attention.tiling import Tiles, chip_of, tiles_for
 from starflow_jax.kernels.choice import Target, target_of
-from starflow_jax.kernels.tiling import Tiles, chip_of, tiles_for
 
 
 def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:
     """What the model takes, and the blocks to try."""
     if target.platform == "gpu":
-        from starflow_jax.kernels.attention_gpu import BLOCKS, Blocks
+        from starflow_jax.kernels.attention.gpu import BLOCKS, Blocks
 
         own = BLOCKS[shape.dim]
         grid = itertools.product((64, 128), (64, 128), (2, 3, 4))

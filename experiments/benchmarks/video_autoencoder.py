@@ -29,8 +29,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.autoencoders import WanAutoencoder, WanConfig
-from starflow_jax.autoencoders.wan_streaming import (
+from starflow_jax.core.figures import text_table, write_json
+from starflow_jax.models.autoencoders import WanAutoencoder, WanConfig
+from starflow_jax.models.autoencoders.wan.streaming import (
     decode_first,
     decode_next,
     decode_stream,
@@ -38,7 +39,6 @@ from starflow_jax.autoencoders.wan_streaming import (
     encode_next,
     encode_stream,
 )
-from starflow_jax.figures import text_table, write_json
 
 WAYS = ("whole", "chunks of 1", "chunks of 4")
 

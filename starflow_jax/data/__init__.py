@@ -11,13 +11,13 @@
   examples make a batch, how they become arrays, who reads ahead. `overview`: all of it for people.
 """
 
-from starflow_jax.data.dequantise import bits_per_dim, dequantise, quantise
-from starflow_jax.data.digits import digits
-from starflow_jax.data.loader import Loader
-from starflow_jax.data.mixture import Component, Mixture
-from starflow_jax.data.moving_digits import MovingDigits
-from starflow_jax.data.pipeline import eval_batches, train_loader
-from starflow_jax.data.source import ArraySource, Source
+from starflow_jax.data.decoding.dequantise import bits_per_dim, dequantise, quantise
+from starflow_jax.data.pipeline.batches import eval_batches, train_loader
+from starflow_jax.data.pipeline.loader import Loader
+from starflow_jax.data.sources.base import ArraySource, Source
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.data.sources.mixture import Component, Mixture
+from starflow_jax.data.sources.moving_digits import MovingDigits
 
 __all__ = [
     "ArraySource",

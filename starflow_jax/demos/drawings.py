@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.config import ExperimentConfig
+from starflow_jax.core.config import ExperimentConfig
 from starflow_jax.data import MovingDigits
-from starflow_jax.data.moving_digits import ARTICLED, DIRECTIONS
-from starflow_jax.evaluation.recognise import caption_agreement, centre_of, ink_of, read_digits
+from starflow_jax.data.sources.moving_digits import ARTICLED, DIRECTIONS
+from starflow_jax.evaluation.video.recognise import caption_agreement, centre_of, ink_of, read_digits
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
-from starflow_jax.sampling.videos import Videos, generate
-from starflow_jax.text.captions import EXTEND, TRANSLATE, prefixed
+from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
+from starflow_jax.sampling.videos.draw import Videos, generate
 
 FPS = 4.0
 LONGER = 3  # times the trained number of frames

@@ -17,15 +17,15 @@
 - `report`: models scored on the same images and draws, and the table that compares them.
 """
 
-from starflow_jax.evaluation.classify import Accuracy, bayes_accuracy, classify
-from starflow_jax.evaluation.gaussian import (
+from starflow_jax.evaluation.applications.classify import Accuracy, bayes_accuracy, classify
+from starflow_jax.evaluation.likelihood.comparison import Scores, score_flow, score_gaussian, scores_table
+from starflow_jax.evaluation.likelihood.gaussian import (
     ClassConditionalGaussian,
     GaussianScores,
     fit_class_gaussians,
     score_class_gaussians,
 )
-from starflow_jax.evaluation.likelihood import BitsPerDim, all_dequantised, dequantised, log_probs
-from starflow_jax.evaluation.report import Scores, score_flow, score_gaussian, scores_table
+from starflow_jax.evaluation.likelihood.images import BitsPerDim, all_dequantised, dequantised, log_probs
 
 __all__ = [
     "Accuracy",

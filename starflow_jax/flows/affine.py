@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.kernels import jacobi_update
+from starflow_jax.kernels.jacobi_update import api as jacobi_update
 
 
 @flax.struct.dataclass

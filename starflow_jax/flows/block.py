@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.affine import Affine, to_affine
 from starflow_jax.flows.order import Grid, block_order, reorder
 from starflow_jax.flows.prediction import Estimate, Prediction
-from starflow_jax.kernels import Causal
-from starflow_jax.kernels.jacobi_update import Reading, soft_clip
+from starflow_jax.kernels.attention import Causal
+from starflow_jax.kernels.jacobi_update.api import Reading, soft_clip
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
 from starflow_jax.nn.transformer import Transformer
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.sharding.layout import Layout
 
 # predict(previous, first, cache): mean and scale of tokens first .. first + n - 1 in the block's order, from the n
 # tokens before them, previous: [B, n, c] (the start token where first = 0), and everything earlier in the cache.

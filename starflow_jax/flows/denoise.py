@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config.checks import check, check_integer
+from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
 
 # The learned denoiser predicts sigma_n * dL/dx of a loss that is weighted by sigma_n / NOISE_SCALE, so that its output

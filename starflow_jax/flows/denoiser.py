@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.checks import check
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.block import slot_rotation
 from starflow_jax.flows.order import Grid, patchify, unpatchify
-from starflow_jax.kernels import FrameWindow, Full, Visibility
+from starflow_jax.kernels.attention import FrameWindow, Full, Visibility
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.transformer import Transformer
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.sharding.layout import Layout
 
 
 class Denoiser(nnx.Module):

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.order import Grid, block_order, patchify, reorder, unpatchify
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.sharding.layout import Layout
 
 
 @flax.struct.dataclass

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.block import BlockPredict
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels import jacobi_update
-from starflow_jax.kernels.jacobi_update import Reading
+from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.jacobi_update.api import Reading
 from starflow_jax.nn.cache import KVCache
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 
 
 @dataclasses.dataclass(frozen=True)

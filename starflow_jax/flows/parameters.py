@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.nn.parameters import Params, split
 from starflow_jax.nn.parameters import merge as _merge
-from starflow_jax.parallel.layout import Layout
+from starflow_jax.sharding.layout import Layout
 
 __all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "split"]
 

@@ -9,10 +9,10 @@ import flax.struct
 import jax
 
 from starflow_jax.flows.affine import Affine
-from starflow_jax.kernels import jacobi_update
 from starflow_jax.kernels.choice import Implementation, Target, target_of
-from starflow_jax.kernels.jacobi_update import Reading
-from starflow_jax.parallel.layout import BATCH, Layout
+from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.jacobi_update.api import Reading
+from starflow_jax.sharding.layout import BATCH, Layout
 
 
 class Estimate(Protocol):

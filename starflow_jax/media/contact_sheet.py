@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.files import replacing
+from starflow_jax.core.files import replacing
 
 _FRAMES = 4  # of a clip
 _CELL = 1.9  # inches

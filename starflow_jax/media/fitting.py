@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from starflow_jax.config.checks import check
+from starflow_jax.core.config.checks import check
 
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageSequence
 
-from starflow_jax.config.checks import check
+from starflow_jax.core.config.checks import check
 from starflow_jax.media.fitting import fit_frame
 
 MAX_FRAMES = 10_000

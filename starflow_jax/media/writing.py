@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from starflow_jax.config.checks import check, check_integer, check_real
-from starflow_jax.files import replacing, replacing_folder
-from starflow_jax.media.pictures import image_grid, to_uint8, write_png
+from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.core.files import replacing, replacing_folder
+from starflow_jax.media.images import image_grid, to_uint8, write_png
 
 MAX_FPS = 240
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")

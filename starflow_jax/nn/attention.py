@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.flow import TransformerConfig
-from starflow_jax.kernels import Visibility, attention
+from starflow_jax.core.config.flow import TransformerConfig
+from starflow_jax.kernels.attention import Visibility, attention
+from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.choice import Target, target_of
-from starflow_jax.kernels.dispatch import chosen
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
-from starflow_jax.parallel.layout import ACTIVATIONS, Layout, placed
+from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
 
 
 class Attention(nnx.Module):

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.kernels.choice import Implementation
-from starflow_jax.parallel.layout import Layout, kernel_cuts
+from starflow_jax.sharding.layout import Layout, kernel_cuts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Linear(nnx.Module):
 
     Args:
       outputs: channels, as one axis or several.
-      name: what `parallel.rules` knows the layer by.
+      name: what `sharding.rules` knows the layer by.
     """
 
     def __init__(

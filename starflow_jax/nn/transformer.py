@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.config.flow import TransformerConfig
-from starflow_jax.kernels import Visibility
+from starflow_jax.core.config.flow import TransformerConfig
+from starflow_jax.kernels.attention import Visibility
 from starflow_jax.nn.attention import Attention
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
-from starflow_jax.parallel.layout import placed
+from starflow_jax.sharding.layout import placed
 
 
 class MLP(nnx.Module):

@@ -2,6 +2,6 @@
 
 from starflow_jax.porting.names import from_torch, to_torch
 from starflow_jax.porting.original_config import flow_config
-from starflow_jax.porting.tensor_files import open_tensors
+from starflow_jax.tensor_formats.opening import open_tensors
 
 __all__ = ["flow_config", "from_torch", "open_tensors", "to_torch"]

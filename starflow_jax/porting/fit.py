@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.porting.infer import contradictions
 from starflow_jax.porting.names import Entry, is_ignored
-from starflow_jax.porting.tensors import LazyTensor
+from starflow_jax.tensor_formats.tensors import LazyTensor
 
 _EXACT = ("float32", "bfloat16", "float16")  # what float32 holds without loss
 

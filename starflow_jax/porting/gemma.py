@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.config.checks import check
-from starflow_jax.config.flow import FlowConfig, TransformerConfig
-from starflow_jax.pretrained_folder import PretrainedFolder, open_pretrained, positive, read_config
-from starflow_jax.text.gemma import language_config, tensor_prefix
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow import FlowConfig, TransformerConfig
+from starflow_jax.models.pretrained_folder import PretrainedFolder, open_pretrained, positive, read_config
+from starflow_jax.models.text.gemma import language_config, tensor_prefix
 
 _KINDS = ("gemma2", "gemma3", "gemma3_text")
 _BASE = 10000.0  # of the block's rotary positions

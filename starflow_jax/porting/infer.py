@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from starflow_jax.config.flow import DenoiserConfig, FlowConfig
-from starflow_jax.porting.tensors import LazyTensor
+from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig
+from starflow_jax.tensor_formats.tensors import LazyTensor
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _LAYER = re.compile(r"attn_blocks\.(\d+)\.(.+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from starflow_jax.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
 
 # The original's argument names, and what this project calls them, where the value carries over unchanged.
 _SAME_VALUE = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from starflow_jax.config.build import build
-from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.config.flow import DenoiserConfig
+from starflow_jax.core.config.build import build
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.flow import DenoiserConfig
 
 # Pixels to a row of latents, by the channels of the autoencoder's latents (specification, section 7).
 _STRIDES = {3: 1, 4: 8, 16: 8, 48: 16}

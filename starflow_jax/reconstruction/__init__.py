@@ -7,9 +7,9 @@
 """
 
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator
-from starflow_jax.reconstruction.loop import Trained, train_autoencoder
 from starflow_jax.reconstruction.lpips import lpips, lpips_params, read_lpips
-from starflow_jax.reconstruction.quality import Reconstruction, quality_table
+from starflow_jax.reconstruction.reconstruction_quality import Reconstruction, quality_table
+from starflow_jax.reconstruction.train_loop import Trained, train_autoencoder
 
 __all__ = [
     "PatchDiscriminator",

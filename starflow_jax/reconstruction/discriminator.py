@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.autoencoders.protocol import Params
+from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.nn.convolution import GroupNorm, conv
 from starflow_jax.nn.parameters import drawn, merge, split
 

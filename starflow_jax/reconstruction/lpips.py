@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.autoencoders.protocol import Params
-from starflow_jax.autoencoders.torch_layout import from_tensors
-from starflow_jax.config.checks import check
-from starflow_jax.tensor_files import Tensors, read_tensors
+from starflow_jax.core.config.checks import check
+from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.models.autoencoders.torch_layout import from_tensors
+from starflow_jax.tensor_formats.folders import Tensors, read_tensors
 
 # Widths of VGG16's convolutions by stage; every further stage begins with a maximum over two by two places.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -7,7 +7,7 @@
 - `report`: how a drawing went.
 """
 
-from starflow_jax.sampling.pictures import (
+from starflow_jax.sampling.images import (
     Samples,
     check_denoise,
     check_request,
@@ -18,10 +18,10 @@ from starflow_jax.sampling.pictures import (
     to_pixels,
 )
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-from starflow_jax.sampling.report import SampleReport
-from starflow_jax.sampling.stream import StreamedFrame, StreamReport, VideoStream, stream
-from starflow_jax.sampling.video_plan import VideoPlan, plan_videos
-from starflow_jax.sampling.videos import Videos, generate
+from starflow_jax.sampling.sampling_report import SampleReport
+from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport, VideoStream, stream
+from starflow_jax.sampling.videos.draw import Videos, generate
+from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
 
 __all__ = [
     "SampleReport",

@@ -7,11 +7,11 @@ import functools
 import jax
 import numpy as np
 
-from starflow_jax.config.checks import check, check_integer
-from starflow_jax.config.flow import FlowConfig
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.parallel.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
 from starflow_jax.solvers import SlidingWindow
 
 

@@ -1,8 +1,8 @@
 """Inverting the flow: one algorithm a file, all written against a block's prediction."""
 
-from starflow_jax.solvers.auto import auto
+from starflow_jax.solvers.automatic.calibration import Calibration
+from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
-from starflow_jax.solvers.calibration import Calibration
 from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from starflow_jax.config.checks import check, check_integer
-from starflow_jax.solvers.calibration import Calibration
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.start import Start

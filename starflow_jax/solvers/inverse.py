@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config.checks import check, check_integer
+from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import Grid, block_order

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config.checks import check_integer, check_real
+from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.flows.block import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
 from starflow_jax.solvers.start import Start, check_start, guess

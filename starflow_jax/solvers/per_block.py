@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from starflow_jax.config.checks import check
+from starflow_jax.core.config.checks import check
 from starflow_jax.solvers.base import Solver
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starflow_jax.config.checks import check_integer
+from starflow_jax.core.config.checks import check_integer
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config.checks import check_integer, check_real
+from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.flows.block import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, all_finite, finite_until, frame_stages

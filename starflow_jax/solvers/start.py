@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.config.checks import check, check_choice, check_real
+from starflow_jax.core.config.checks import check, check_choice, check_real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@
 - `separation`, `plots`, `report`: what is read off the results.
 """
 
-from starflow_jax.sweeps.plan import Cell, Plan, make_plan
-from starflow_jax.sweeps.report import write_report
+from starflow_jax.sweeps.cells import Cell, Plan, make_plan
 from starflow_jax.sweeps.results import read_examples, read_results
 from starflow_jax.sweeps.run import Outcome, run_sweep
+from starflow_jax.sweeps.sweep_report import write_report
 
 __all__ = ["Cell", "Outcome", "Plan", "make_plan", "read_examples", "read_results", "run_sweep", "write_report"]

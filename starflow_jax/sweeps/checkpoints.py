@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.config.checks import check
-from starflow_jax.config.data import DataConfig
-from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.config.sweep import SweepRun
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.sweep import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
 from starflow_jax.sweeps.contents import Known, described, hash_of
-from starflow_jax.training.checkpoint_parts import Unusable, read_digests, steps_in
-from starflow_jax.training.workdir import CHECKPOINT_FOLDER, read_config
+from starflow_jax.training.checkpoints.parts import Unusable, read_digests, steps_in
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, read_config
 
 
 @dataclasses.dataclass(frozen=True)

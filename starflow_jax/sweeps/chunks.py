@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.config.checks import check
+from starflow_jax.core.config.checks import check
 
 _MAGIC = b"SFS1"
 # Magic, first row, rows, columns, seconds; then the payload, float64 [rows, columns]; then a CRC-32 of both.

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.config.data import DataConfig
-from starflow_jax.config.source import SourceConfig
-from starflow_jax.data.contents import contents_digest
-from starflow_jax.data.source import ArraySource, Source
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.data.pipeline.contents import contents_digest
+from starflow_jax.data.sources.base import ArraySource, Source
 
 # Files of frozen models that were read before, by path: each is large, and read once a plan.
 Known = dict[str, list[Any]]

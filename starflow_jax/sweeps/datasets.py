@@ -12,24 +12,24 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
-from starflow_jax.config.checks import check
-from starflow_jax.config.data import DataConfig
-from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.config.source import SourceConfig
-from starflow_jax.config.sweep import Condition, SweepData, Transform
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.sweep import Condition, SweepData, Transform
 from starflow_jax.data import Source
-from starflow_jax.data.latents import LatentSource
-from starflow_jax.data.mixture import example_spec
-from starflow_jax.data.readable import Subset, readable
-from starflow_jax.data.skipped import Skipped
+from starflow_jax.data.decoding.bad_examples import Skipped
+from starflow_jax.data.pipeline.readable import Subset, readable
+from starflow_jax.data.sources.latents import LatentSource
+from starflow_jax.data.sources.mixture import example_spec
+from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
 from starflow_jax.sweeps.contents import Known, described, hash_of, held
 from starflow_jax.sweeps.volume import log_scale
-from starflow_jax.training.calibration import main_component
-from starflow_jax.training.encoding import pixel_source
-from starflow_jax.training.frozen import Frozen, load_encoder
-from starflow_jax.training.frozen_text import FrozenText
-from starflow_jax.training.inputs import check_source, condition, open_source
+from starflow_jax.training.latent_encoding import pixel_source
+from starflow_jax.training.run_calibration import main_component
+from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder
+from starflow_jax.training.step.frozen_text import FrozenText
+from starflow_jax.training.step.inputs import check_source, condition, open_source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.config.flow import FlowConfig
-from starflow_jax.evaluation.frames import token_terms
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.evaluation.likelihood.frames import token_terms
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.parallel.layout import Layout, gathered, placed
-from starflow_jax.sweeps.plan import Noise
-from starflow_jax.training.frozen import Frozen
+from starflow_jax.sharding.layout import Layout, gathered, placed
+from starflow_jax.sweeps.cells import Noise
+from starflow_jax.training.step.frozen_autoencoder import Frozen
 
 
 @flax.struct.dataclass
@@ -41,7 +41,7 @@ class Rows:
 class Scaling:
     """Noise as numbers: x = (image + inside u) factor + shift + sigma eps, u uniform in [0, 1), eps normal.
 
-    With `inside` 1 that is `data.dequantise`, with 0 what `training.inputs.noisy_pixels` does with Gaussian noise.
+    With `inside` 1 that is `data.dequantise`, with 0 what `training.step.inputs.noisy_pixels` does with Gaussian noise.
     """
 
     inside: np.ndarray | jax.Array

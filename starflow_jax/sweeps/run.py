@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from starflow_jax.config.experiment import ExperimentConfig
-from starflow_jax.figures import write_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.figures import write_json
 from starflow_jax.flows.parameters import Params
-from starflow_jax.parallel.layout import Layout, spread
+from starflow_jax.sharding.layout import Layout, spread
+from starflow_jax.sweeps.cells import Cell, Plan
 from starflow_jax.sweeps.checkpoints import Checkpoint
 from starflow_jax.sweeps.chunks import ChunkWriter, Computed, read_chunks
 from starflow_jax.sweeps.datasets import Conditions
 from starflow_jax.sweeps.density import Programs, Rows, Scaling, placed_rows, reduced
-from starflow_jax.sweeps.plan import Cell, Plan
 from starflow_jax.sweeps.results import (
     CELLS_FOLDER,
     EXAMPLES_FOLDER,
@@ -39,10 +39,10 @@ from starflow_jax.sweeps.results import (
     write_plan,
 )
 from starflow_jax.training import load_run
-from starflow_jax.training.agreement import all_texts, everywhere, first_does
-from starflow_jax.training.frozen import Frozen
-from starflow_jax.training.frozen_text import FrozenText, load_text
-from starflow_jax.training.workdir import locked
+from starflow_jax.training.checkpoints.workdir import locked
+from starflow_jax.training.distributed.agreement import all_texts, everywhere, first_does
+from starflow_jax.training.step.frozen_autoencoder import Frozen
+from starflow_jax.training.step.frozen_text import FrozenText, load_text
 
 
 class Watcher(Protocol):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.autoencoders import Autoencoder, Identity
-from starflow_jax.autoencoders.kl import AutoencoderKL
-from starflow_jax.autoencoders.patch_pca import PatchPCA
-from starflow_jax.autoencoders.tiling import Tiled
-from starflow_jax.autoencoders.wan import WanAutoencoder
+from starflow_jax.models.autoencoders import Autoencoder, Identity
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.models.autoencoders.patch_pca import PatchPCA
+from starflow_jax.models.autoencoders.tiled import Tiled
+from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
 
 
 def log_scale(autoencoder: Autoencoder, params: Mapping[str, Any], shape: tuple[int, ...]) -> float | None:

@@ -11,13 +11,13 @@
   `resume`, `retention`: which one to go on from, which ones to keep. `inventory`: what lies in the folder.
 """
 
-from starflow_jax.training.checkpoint import Checkpoints, abstract_state, load_run
-from starflow_jax.training.inputs import condition, open_source
-from starflow_jax.training.loop import Callback, Snapshot, TrainResult, train
-from starflow_jax.training.optimizer import apply_updates, init_optimizer
-from starflow_jax.training.plots import plot_curves
-from starflow_jax.training.schedule import CosineSchedule
-from starflow_jax.training.step import (
+from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+from starflow_jax.training.loop.curves import plot_curves
+from starflow_jax.training.loop.run import Callback, Snapshot, TrainResult, train
+from starflow_jax.training.step.inputs import condition, open_source
+from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
+from starflow_jax.training.step.schedule import CosineSchedule
+from starflow_jax.training.step.train_step import (
     Losses,
     TrainState,
     init_state,

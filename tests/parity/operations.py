@@ -8,8 +8,9 @@ import numpy as np
 from inversions import check_inversion
 from recordings import Check, Folder, channels_first, channels_last, condition, relative_error
 
-from starflow_jax.config import TrainConfig
-from starflow_jax.data import bits_per_dim, dequantise
+from starflow_jax.core.config import TrainConfig
+from starflow_jax.data import bits_per_dim
+from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.flows import (
     Guidance,
     denoise_in_chunks,
@@ -21,8 +22,8 @@ from starflow_jax.flows import (
 from starflow_jax.flows.parameters import split
 from starflow_jax.nn.rope import Rotation, angles, axial_positions, line_positions
 from starflow_jax.porting import to_torch
-from starflow_jax.training.optimizer import apply_updates, init_optimizer
-from starflow_jax.training.step import loss_and_gradients, update_prior_variance
+from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
+from starflow_jax.training.step.train_step import loss_and_gradients, update_prior_variance
 
 FORWARD_BAR = 1e-5
 GRADIENT_BAR = 1e-4

@@ -10,7 +10,7 @@ import numpy as np
 from recordings import relative_error
 from safetensors.numpy import load_file
 
-from starflow_jax.autoencoders import load_autoencoder
+from starflow_jax.models.autoencoders import load_autoencoder
 
 BAR = 1e-4
 

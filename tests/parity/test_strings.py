@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.data.buckets import image_size
+from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.media import grid_columns
-from starflow_jax.text import caption_prompts
+from starflow_jax.models.text import caption_prompts
 
 FILES = {
     "caption_row": "preprocess_text.json",

@@ -8,7 +8,7 @@ import pytest
 from recordings import relative_error
 from safetensors.numpy import load_file
 
-from starflow_jax.text import load_text_encoder
+from starflow_jax.models.text import load_text_encoder
 
 STATES_BAR = 1e-4
 

@@ -10,9 +10,9 @@ import pytest
 from recordings import relative_error
 from safetensors.numpy import load_file
 
-from starflow_jax.autoencoders import WanConfig, load_autoencoder, wan22_from_original, wan_to_diffusers
-from starflow_jax.autoencoders.wan_config import WAN22_MEAN, WAN22_STD
-from starflow_jax.autoencoders.wan_names import original_name, tensors_of
+from starflow_jax.models.autoencoders import WanConfig, load_autoencoder, wan22_from_original, wan_to_diffusers
+from starflow_jax.models.autoencoders.wan.config import WAN22_MEAN, WAN22_STD
+from starflow_jax.models.autoencoders.wan.names import original_name, tensors_of
 
 BAR = 1e-4
 

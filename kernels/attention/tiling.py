@@ -1,0 +1,134 @@
+"""How the TPU's attention kernels cut a sequence into blocks: a small model of the time they take.
+
+A step of a kernel costs so many cycles for each 128 x 128 tile of logits, and so many for itself: a start of its
+pipeline, and what the grid takes between steps. The constants were read off the schedules that the TPU's compiler makes
+of these kernels (docs/performance.md says how), not measured on a device; `experiments/benchmarks/tune_attention.py`
+measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from starflow_jax.kernels.attention.masks import Visibility
+from starflow_jax.kernels.attention.schedule import Problem, schedule
+
+_LANES = 128
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Cycles of one core's kernels.
+
+    Attributes:
+      forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
+      step: for a step of the grid, whatever it holds: filling the units, and about 0.3 us between steps.
+      memory: bytes of vector memory that a kernel may use.
+    """
+
+    forward: tuple[float, float]
+    backward: tuple[float, float]
+    step: float
+    memory: int
+
+    def tile(self, dim: int, *, backward: bool) -> float:
+        """Cycles for a tile of logits, of heads of `dim` channels."""
+        narrow, wide = self.backward if backward else self.forward
+        return max(narrow + (wide - narrow) * (dim - 64) / 64, narrow / 2)
+
+
+# By the name of `costs.chips`. Of v4 and tpu7x no schedule was read: they take the figures of v5p and v6e.
+COSTS = {
+    "v4": Costs((54, 68), (100, 150), 620, 14 * _MIB),
+    "v5e": Costs((54, 68), (100, 150), 800, 100 * _MIB),
+    "v5p": Costs((54, 68), (100, 150), 850, 48 * _MIB),
+    "v6e": Costs((42, 50), (64, 75), 850, 100 * _MIB),
+    "tpu7x": Costs((42, 50), (64, 75), 850, 48 * _MIB),
+}
+DEFAULT_CHIP = "v5p"
+
+# Beginnings of a device's own name (`jax.Device.device_kind`), first match counts.
+_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7": "tpu7x"}
+
+# Longest blocks, and tiles that one step's heads make up together: more fill the units better, and take longer to
+# compile.
+_LONGEST, _LONGEST_BACKWARD, _TOGETHER, _MOST_HEADS = 1024, 768, 36, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Blocks of a kernel.
+
+    Attributes:
+      block_q, block_k, heads: queries, keys and heads of one step forward; the same backward, 0 where the vector
+        memory does not hold a head's gradients: the specification then computes them.
+      memory: bytes of vector memory that the compiler may use.
+
+    Raises:
+      ValueError: blocks that are no multiples of 128, or no heads.
+    """
+
+    block_q: int
+    block_k: int
+    heads: int
+    block_q_backward: int
+    block_k_backward: int
+    heads_backward: int
+    memory: int = COSTS[DEFAULT_CHIP].memory
+
+    def __post_init__(self):
+        forward = (self.block_q, self.block_k, self.heads)
+        for q, k, heads in (forward, (self.block_q_backward, self.block_k_backward, self.heads_backward)):
+            if (q, k, heads) != (0, 0, 0) and (q < 1 or k < 1 or heads < 1 or q % _LANES or k % _LANES):
+                raise ValueError(f"tiles must have blocks of multiples of {_LANES} and heads >= 1, got {self}")
+        if not self.block_q:
+            raise ValueError(f"tiles must have blocks of multiples of {_LANES} and heads >= 1, got {self}")
+
+
+def chip_of(kind: str) -> str:
+    """The name in `COSTS` of a device by what it calls itself."""
+    return next((chip for start, chip in _KINDS.items() if kind.startswith(start)), DEFAULT_CHIP)
+
+
+@functools.lru_cache(maxsize=256)
+def tiles_for(
+    rule: Visibility, queries: int, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
+) -> Tiles:
+    """The blocks that the model expects to be fastest.
+
+    Args:
+      rule, queries, slots: what is seen, from slot 0 on.
+      heads: of the queries; dim: their channels; itemsize: bytes of a channel.
+      chip: a name in `COSTS`.
+    """
+    costs = COSTS[chip]
+    choices: list[int] = []
+    for backward, longest in ((False, _LONGEST), (True, _LONGEST_BACKWARD)):
+        cycles = costs.tile(dim, backward=backward)
+        found: list[tuple[float, int, int]] = []
+        for lanes in range(1, min(-(-max(queries, slots) // _LANES), longest // _LANES) + 1):
+            size = lanes * _LANES
+            pairs = visited(rule, queries, slots, size)
+            for together in {1, *(2**n for n in range(4) if 2**n * lanes**2 <= _TOGETHER)}:
+                if _bytes(size, slots, dim, itemsize, together, backward) > 0.8 * costs.memory:
+                    continue
+                share = min(together, _MOST_HEADS, heads)
+                steps = pairs * (lanes**2 * cycles + costs.step / share)
+                found.append((steps, size, share))
+        choices.extend(min(found)[1:] if found else (0, 0))
+    size, together, size_backward, together_backward = choices
+    return Tiles(size, size, together, size_backward, size_backward, together_backward, costs.memory)
+
+
+def visited(rule: Visibility, queries: int, slots: int, size: int) -> int:
+    """Pairs of blocks that a kernel visits, blocks of `size` queries and keys, from slot 0 on."""
+    return int(schedule(Problem(rule, queries, slots, queries), 0, slots, size, size).count)
+
+
+def _bytes(size: int, slots: int, dim: int, itemsize: int, heads: int, backward: bool) -> float:
+    """Vector memory of a kernel, nearly: its blocks twice, its sums, and logits and weights of two heads."""
+    logits = 2 * (10 if backward else 7) * size * size
+    blocks = 2 * (6 if backward else 4) * heads * size * dim * itemsize + heads * size * dim * 4
+    return logits + blocks + (2 * 2 * 4 * heads * (slots + size) * dim if backward else 0)

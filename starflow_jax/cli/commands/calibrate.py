@@ -1,0 +1,160 @@
+"""`starflow calibrate`: how each block of a trained run is best inverted, measured on its own data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.arguments import integer, real
+from starflow_jax.cli.options.outputs import check_writable
+
+if TYPE_CHECKING:
+    from starflow_jax.solvers.automatic.calibration import Calibration
+
+DESCRIPTION = """\
+Measures how each block of a trained run is best inverted, on a few of its training images or clips, and writes
+calibration.json into the run's folder, which --solver auto reads.
+
+CRM and IGM are the two measures of GS-Jacobi: how tough a block is to iterate, and how good each start is. After
+them, solvers are tried against the exact answer, which the forward pass gives: depth is network evaluations that
+follow one another, the error is relative and of the worst sample. The times are this machine's: calibrate again on
+another one, after more training, or for another guidance weight."""
+
+EXAMPLES = """\
+examples:
+  starflow calibrate --workdir runs/digits
+  starflow calibrate --workdir runs/video --guidance 2 --target-error 1e-3
+  starflow sample --workdir runs/video --caption "a seven moving left" --solver auto --out seven.mp4
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "calibrate", help="measure how a run is best inverted", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    option = parser.add_argument
+    option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
+    option("--samples", type=integer(1, 4096), default=4, metavar="N", help="training images or clips (default 4)")
+    option(
+        "--target-error",
+        type=real(above=True),
+        default=1e-3,
+        metavar="X",
+        help="relative error of the final sample to aim at, at least 1e-6 (default 1e-3)",
+    )
+    option("--guidance", type=real(), metavar="W", help="weight of guidance, 0 for none (default: the configuration's)")
+    option(
+        "--batch",
+        type=integer(1, 10**6),
+        action="append",
+        metavar="N",
+        help="what auto would choose for so many samples at a time (repeatable; default 1, 4 and 16)",
+    )
+    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the data's noise (default 0)")
+    option("--no-ema", action="store_true", help="calibrate the last parameters, not their running mean")
+    option("--json", type=Path, metavar="FILE", help="also write the calibration there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code."""
+    if arguments.target_error < 1e-6:
+        raise CommandError(f"--target-error must be at least 1e-6, got {arguments.target_error:g}")
+
+    from tqdm import tqdm
+
+    from starflow_jax.core.files import write_text
+    from starflow_jax.training import load_run
+    from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, write_calibration
+    from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
+    from starflow_jax.training.step.frozen_text import load_text
+
+    with sentences(load_run, open_with_encoder, load_text):
+        config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
+        open_with_encoder(config, "train")
+        load_text(config)
+    if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
+        raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+    check_writable("the calibration", arguments.workdir / CALIBRATION_FILE)
+    count = sum(bool(block.layers) for block in config.flow.blocks)
+    with tqdm(total=count, unit="block", disable=None, dynamic_ncols=True) as bar:
+
+        def progress(words: str) -> None:
+            bar.set_description(words)
+            bar.update()
+
+        found = calibrate_run(
+            config,
+            params,
+            samples=arguments.samples,
+            guidance=arguments.guidance,
+            target_error=arguments.target_error,
+            step=step,
+            seed=arguments.seed,
+            progress=progress,
+        )
+    path = write_calibration(arguments.workdir, found)
+    print(blocks_table(found), trials_table(found), sep="\n\n", end="\n\n")
+    for batch in arguments.batch or (1, 4, 16):
+        print(choices_table(found, batch), end="\n\n")
+    print(
+        f"{found.samples} samples of the training data, step {step}, guidance {found.guidance:g}; times of "
+        f"{found.device} as it was just now"
+    )
+    print(f"written: {path}")
+    if arguments.json is not None:
+        write_text(arguments.json, found.to_json())
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def blocks_table(calibration: Calibration) -> str:
+    """The measures of every block, in the order of inversion."""
+    from starflow_jax.core.figures import text_table
+
+    rows = [["block", "tokens", "CRM", "IGM noise", "IGM zero", "IGM affine", "error grows by"]]
+    for found in reversed(calibration.blocks):
+        igm = {measure.start: measure.igm for measure in found.starts}
+        rows.append(
+            [
+                str(found.block),
+                str(found.tokens),
+                f"{found.crm:.3g}",
+                *(f"{igm[name]:.3g}" if name in igm else "-" for name in ("noise", "zero", "affine")),
+                f"{found.amplification:.2f}",
+            ]
+        )
+    return text_table(rows)
+
+
+def trials_table(calibration: Calibration) -> str:
+    """What was tried on every block."""
+    from starflow_jax.core.figures import text_table
+
+    rows = [["block", "solver", "tolerance", "depth", "relative error", "seconds"]]
+    for found in reversed(calibration.blocks):
+        for trial in found.trials:
+            numbers = [f"{trial.tolerance:.1e}", str(trial.depth), f"{trial.error:.1e}", f"{trial.seconds:.4f}"]
+            rows.append([str(found.block), trial.method.label, *numbers])
+    return text_table(rows)
+
+
+def choices_table(calibration: Calibration, batch: int) -> str:
+    """What `auto` chooses, for one batch size and both objectives."""
+    from starflow_jax.core.figures import text_table
+    from starflow_jax.solvers.automatic.choice import OBJECTIVES, choices
+
+    rows = [[f"auto, batch {batch}", "block", "solver", "depth", "predicted s", "sequential s"]]
+    for objective in OBJECTIVES:
+        found = choices(calibration, batch=batch, objective=objective)
+        for choice in reversed(found):
+            seconds = [f"{choice.seconds:.4f}", f"{choice.sequential_seconds:.4f}"]
+            rows.append([objective, str(choice.block), choice.trial.method.label, str(choice.trial.depth), *seconds])
+        total = [f"{sum(c.seconds for c in found):.4f}", f"{sum(c.sequential_seconds for c in found):.4f}"]
+        rows.append([objective, "all", "", str(sum(c.trial.depth for c in found)), *total])
+    return text_table(rows)

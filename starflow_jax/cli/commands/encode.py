@@ -1,0 +1,185 @@
+"""`starflow encode`: latents and text states of a data set, computed once."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.captions import with_text_encoder
+from starflow_jax.cli.options.devices import add_processes, is_first, join
+from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.remarks import latents_are_fixed, remark
+
+DESCRIPTION = """\
+Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains
+from them with --config.data.source=latents --config.data.path=DIR. Pictures are read at the autoencoder's stride times
+flow.image_size; captions are encoded too where the experiment has a vocabulary or a text encoder: the folder of a
+pretrained one (--text-encoder), or that of data.text_encoder.
+
+The autoencoder is a .npz file or a folder in the layout of diffusers (--autoencoder), or patches of P x P pixels are
+fitted to C principal components (--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It
+is kept in the folder as autoencoder.npz or autoencoder/. A mixture is encoded into one folder, stills beside clips,
+with its weights."""
+
+EXAMPLES = """\
+--config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
+
+examples:
+  starflow encode --config photos.py --fit-patch-pca 8:16 --out latents/train
+  starflow encode --config photos.py --autoencoder latents/train/autoencoder.npz --split test --out latents/test
+  starflow encode --config photos.py --text-encoder flan-t5-xl --out latents/train
+  starflow encode --config photos.py --autoencoder sd-vae-ft-mse --compute bfloat16 --out latents/train
+  starflow train --config photos.py --config.data.source=latents --config.data.path=latents --workdir runs/latent
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "encode", help="precompute latents and text states", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
+    parser.add_argument("--split", type=choice("train", "test"), default="train", help="train (default) or test")
+    parser.add_argument(
+        "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
+    )
+    parser.add_argument(
+        "--autoencoder", type=Path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
+    )
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="a folder (default: data.text_encoder)")
+    parser.add_argument(
+        "--compute",
+        type=choice("float32", "bfloat16"),
+        help="dtype in which a folder's autoencoder is computed (default: data.autoencoder_dtype)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=integer(8),
+        metavar="N",
+        help="encode tiles of N x N latent positions, blended over a quarter of N, so that large frames fit",
+    )
+    parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
+    parser.add_argument(
+        "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
+    )
+    parser.add_argument(
+        "--dtype", type=choice("float16", "float32"), default="float16", help="of the files (default: float16)"
+    )
+    parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="encoded at a time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_processes(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code."""
+    from starflow_jax.core.config import load_config
+
+    fit = _patch_and_channels(arguments)
+    with sentences():
+        config = load_config(arguments.config, arguments.overrides)
+    config = with_text_encoder(config, arguments.text_encoder)
+    check_new_folder("--out", arguments.out)
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+
+    import jax
+    from tqdm import tqdm
+
+    from starflow_jax.core.figures import write_json
+    from starflow_jax.models.autoencoders import (
+        Autoencoder,
+        Identity,
+        Tiled,
+        TiledWan,
+        WanAutoencoder,
+        load_autoencoder,
+    )
+    from starflow_jax.models.autoencoders.protocol import Params
+    from starflow_jax.training.latent_encoding import encode_source, fit_to, pixel_source
+
+    join(arguments)
+    if not arguments.quiet:
+        for part in config.data.mixture or (config.data,):
+            if part.at_random:
+                remark(latents_are_fixed(part.at_random))
+    begun = time.perf_counter()
+    autoencoder: Autoencoder
+    params: Params = {}
+    with sentences(load_autoencoder, pixel_source, fit_to, encode_source):
+        if fit is not None:
+            colours = 1 if config.flow.channels == 1 else 3
+            source = pixel_source(config, arguments.split, fit[0], colours)
+            fitted, values = fit_to(source, *fit, arguments.fit_images)
+            autoencoder, params = fitted, dict(values)
+        else:
+            file = arguments.autoencoder or config.data.autoencoder
+            if file is None:
+                autoencoder = Identity(config.flow.channels)
+            else:
+                dtype = arguments.compute or config.data.autoencoder_dtype
+                autoencoder, params = load_autoencoder(Path(file), dtype)
+            takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+            source = pixel_source(config, arguments.split, *takes)
+        if autoencoder.channels != config.flow.channels:
+            raise CommandError(
+                f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
+            )
+        seen, tile = autoencoder, arguments.tile
+        if tile is not None and isinstance(autoencoder, WanAutoencoder):
+            seen = TiledWan(autoencoder, tile, tile // 4)
+        elif tile is not None:
+            seen = Tiled(autoencoder, tile, tile // 4)
+        total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
+        with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
+            encoded = encode_source(
+                config,
+                source,
+                seen,
+                params,
+                arguments.out,
+                dtype=arguments.dtype,
+                limit=arguments.limit,
+                batch_size=arguments.batch_size,
+                # The others are about as far.
+                progress=lambda count: bar.update(count * jax.process_count()),
+            )
+    if not is_first():
+        return 0
+    count, seconds = sum(encoded.counts.values()), time.perf_counter() - begun
+    shapes = ", ".join(f"{n} of {'x'.join(map(str, shape))}" for shape, n in encoded.counts.items())
+    print(f"{arguments.out}: {count} latents ({shapes}) of {source.name}, {count / seconds:.1f} a second")
+    for name, reason in encoded.skipped.reasons.items():
+        print(f"skipped {name}: {reason}")
+    if arguments.json is not None:
+        write_json(
+            arguments.json,
+            {
+                "out": str(arguments.out),
+                "source": source.name,
+                "count": count,
+                "shapes": [{"shape": shape, "count": n} for shape, n in encoded.counts.items()],
+                "skipped": encoded.skipped.bad,
+                "skipped_names": encoded.skipped.reasons,
+                "seconds": seconds,
+            },
+        )
+    return 0
+
+
+def _patch_and_channels(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    text = arguments.fit_patch_pca
+    if text is None:
+        return None
+    if arguments.autoencoder is not None:
+        raise CommandError("--autoencoder and --fit-patch-pca exclude each other")
+    patch, _, channels = text.partition(":")
+    if not (patch.isdecimal() and channels.isdecimal() and int(patch) > 0 and int(channels) > 0):
+        raise CommandError(f"--fit-patch-pca must be PATCH:CHANNELS, such as 8:16, got {text!r}")
+    return int(patch), int(channels)

@@ -1,0 +1,166 @@
+"""`starflow sweep`: exact likelihoods of many checkpoints on many data sets, resumable anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.devices import add_mesh, add_processes, is_first, join, layout_of_command
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.remarks import remark, skipped_lines
+
+if TYPE_CHECKING:
+    from starflow_jax.core.config.sweep import SweepConfig
+
+PARTLY = 3  # some cells failed
+GOES_ON = "the same command goes on after the last batch that was computed"
+
+DESCRIPTION = """\
+Scores the product of checkpoints, data sets, noise levels and conditions that a configuration file names: exact
+log-likelihoods in bits/dim, with their standard errors over examples and over draws of the noise.
+
+--out receives results.csv and results.jsonl (a row a cell), examples/ (log p of every example and draw), report.md,
+report.html and plots/. Every batch is saved as it is done: stopped or killed anywhere, the same command goes on
+from there, and a cell that is done is computed no more, whatever else changes in the configuration. Figures do not
+depend on the batch size, the devices or the processes. A cell that cannot be done is reported, and does not stop the
+others.
+
+Exit codes: 0 every cell is done, 3 some failed (failures.json says why; the same command tries them again), 2 refused,
+130 interrupted."""
+
+EXAMPLES = """\
+--config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
+
+examples:
+  starflow sweep --config experiments/sweeps/digits.py --out sweeps/digits
+  starflow sweep --config experiments/sweeps/digits.py --workdir runs/a --workdir runs/b --out s --config.draws=16
+  starflow sweep --config experiments/sweeps/digits.py --out s "--config.noise=('uniform', 0.1, 0.3)"
+  starflow sweep --report-only --out s
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "sweep", help="likelihoods of many checkpoints on many data", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    option = parser.add_argument
+    option("--config", metavar="FILE.py[:VARIANT]", help="what is scored: a file that defines get_config()")
+    option("--out", required=True, type=Path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
+    option(
+        "--workdir",
+        action="append",
+        metavar="DIR",
+        help="score all checkpoints of this run instead of the configuration's runs (repeatable)",
+    )
+    option("--report-only", action="store_true", help="compute nothing; write the report of what is in --out anew")
+    option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    option("--quiet", action="store_true", help="no table while it runs")
+    add_mesh(parser)
+    add_processes(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code."""
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+    if arguments.report_only:
+        return _report_only(arguments)
+    if arguments.config is None:
+        raise CommandError("--config must name a file, or --report-only be given")
+    config = _config(arguments)
+
+    join(arguments)
+
+    from starflow_jax.cli.sweep_table import Silent, Table
+    from starflow_jax.sweeps import make_plan, run_sweep
+    from starflow_jax.sweeps import run as running
+    from starflow_jax.sweeps.results import Results
+    from starflow_jax.training.distributed.agreement import first_does
+
+    layout = layout_of_command(arguments)
+    with sentences(make_plan):
+        plan = make_plan(config, layout)
+    for data in {id(cell.data): cell.data for cell in plan.cells}.values():
+        skipped_lines(data.skipped)
+    if plan.same:
+        remark(f"{plan.same} cells are the same as others (same parameters, data and noise) and are computed once")
+    watcher = Table(plan) if is_first() and not arguments.quiet else Silent()
+    try:
+        with sentences(running.claim_folder, running.check_free, first_does, Results.__init__):
+            outcome = run_sweep(plan, arguments.out, layout=layout, watcher=watcher)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(GOES_ON) from None
+    except OSError as error:
+        raise CommandError(f"{arguments.out}: {error.strerror or error}; {GOES_ON}") from error
+    finally:
+        watcher.close()
+    if is_first():
+        _report(arguments, dict(outcome.failures))
+        told = f"{outcome.done} of {outcome.cells} cells done, {outcome.computed} of them now ({outcome.rows} rows)"
+        print(f"{told}, {outcome.programs} programs compiled")
+        for name, sentence in outcome.failures.items():
+            print(f"failed: {name}: {sentence}")
+    return PARTLY if outcome.failures else 0
+
+
+def _config(arguments: argparse.Namespace) -> SweepConfig:
+    from starflow_jax.core.config.build import load_experiment
+    from starflow_jax.core.config.sweep import SweepConfig, SweepRun
+
+    with sentences():
+        config = load_experiment(SweepConfig, arguments.config, arguments.overrides)
+        if arguments.workdir:
+            runs = tuple(SweepRun(workdir, name) for workdir, name in _names(arguments.workdir).items())
+            config = dataclasses.replace(config, runs=runs)
+    return config
+
+
+def _names(workdirs: list[str]) -> dict[str, str | None]:
+    """What tables call runs: None for the folder's name; more of its path where several folders have one name.
+
+    Raises:
+      CommandError: a folder that is named twice.
+    """
+    paths = {workdir: Path(workdir).absolute().parts[1:] for workdir in workdirs}
+    twice = [workdir for workdir in workdirs if [*map(paths.get, workdirs)].count(paths[workdir]) > 1]
+    if twice:
+        raise CommandError(f"--workdir must name every run once, got {twice[0]} again")
+    names: dict[str, str | None] = {}
+    for workdir, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        longest = max(map(len, paths.values()))
+        count = next(n for n in range(1, longest + 1) if all(other[-n:] != parts[-n:] for other in others))
+        names[workdir] = "/".join(parts[-count:]) if count > 1 else None
+    return names
+
+
+def _report_only(arguments: argparse.Namespace) -> int:
+    from starflow_jax.sweeps.results import read_failures
+
+    for name in ("config", "workdir"):
+        if getattr(arguments, name):
+            raise CommandError(f"--{name} belongs to a sweep that computes, got --report-only as well")
+    if arguments.overrides:
+        raise CommandError(f"{arguments.overrides[0]} belongs to a sweep that computes, got --report-only as well")
+    with sentences(read_failures):
+        failures = read_failures(arguments.out)
+    _report(arguments, failures)
+    return PARTLY if failures else 0
+
+
+def _report(arguments: argparse.Namespace, failures: dict[str, str]) -> None:
+    """The report's files, and the figures where they are asked for."""
+    from starflow_jax.core.figures import write_json
+    from starflow_jax.sweeps import read_results, write_report
+
+    with sentences(read_results):
+        figures = write_report(arguments.out, failures)
+    print(f"report: {arguments.out / 'report.html'}")
+    if arguments.json is not None:
+        write_json(arguments.json, figures)
+        print(f"figures: {arguments.json}")

@@ -1,0 +1,220 @@
+"""`starflow train`: trains an experiment, or goes on training it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
+from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.devices import add_processes, is_first, join
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.remarks import latents_are_fixed, remark
+
+GOES_ON = "the same command goes on from the last checkpoint, if there is one"
+
+DESCRIPTION = """\
+Trains the experiment of a configuration file, or goes on where an earlier call stopped.
+
+The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard),
+samples_STEP.png and curves.png. Ctrl-C (exit code 130) and SIGTERM (0) save a checkpoint; the same command then
+goes on to exactly the parameters it would have reached unstopped. Both wait for the running call of the program
+(train.steps_per_call updates) and for the files; a second Ctrl-C waits for nothing. An update whose loss or
+gradient is not finite, or too large (train.grad_clip, train.skip_after), changes nothing and is counted."""
+
+EXAMPLES = """\
+--config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
+
+examples:
+  starflow train --config experiments/digits.py --workdir runs/digits
+  starflow train --config experiments/digits.py:tiny --workdir runs/tiny --config.train.lr=1e-3
+  starflow train --config experiments/digits.py --workdir runs/digits --resume latest-good --max-skipped 50
+  starflow train --config experiments/digits.py --workdir runs/digits --profile 110:115 --quiet
+
+starflow info --workdir DIR tells where a run stands.
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "train", help="train, or go on training, an experiment", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="Python file with get_config(); a variant after a colon is given to it",
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
+    )
+    parser.add_argument(
+        "--resume",
+        type=choice("latest", "latest-good"),
+        default="latest",
+        help="go on from the newest checkpoint, refusing a bad one (default), or from the newest good one; those "
+        "passed over are renamed to STEP.damaged",
+    )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin a new run with the parameters of another, such as a ported one, of the same flow",
+    )
+    parser.add_argument(
+        "--max-skipped",
+        type=integer(0),
+        metavar="N",
+        help="stop, with a checkpoint and exit code 2, once N updates in a row were skipped, looked at with every row "
+        "of the log; 0 for never (default: train.max_skipped of the configuration)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=integer(1),
+        default=300,
+        metavar="SECONDS",
+        help="after SIGTERM, end after so many seconds whatever is still running, with exit code 1 (default 300)",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, and no lines in its place")
+    add_processes(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code."""
+    from starflow_jax.core.config import load_config
+
+    with sentences():
+        config = load_config(arguments.config, arguments.overrides)
+    if arguments.max_skipped is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped=arguments.max_skipped))
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+
+    join(arguments)
+
+    from starflow_jax.core.figures import write_json
+    from starflow_jax.data import Loader
+    from starflow_jax.evaluation.likelihood.held_out import held_out_score
+    from starflow_jax.evaluation.samples.sample_grids import why_not_drawn, write_sample_grid
+    from starflow_jax.training import Checkpoints, plot_curves, train
+    from starflow_jax.training.checkpoints.initial_state import check_source, check_start, first_state
+    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
+    from starflow_jax.training.distributed.agreement import first_does
+    from starflow_jax.training.distributed.run_layout import run_layout
+    from starflow_jax.training.loop.metrics import MetricsWriter
+    from starflow_jax.training.loop.profile import Window
+    from starflow_jax.training.loop.weights_and_biases import check_installed
+    from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
+    from starflow_jax.training.step.frozen_text import open_text
+
+    window = None
+    if arguments.profile is not None:
+        try:
+            window = Window.parse(arguments.profile)
+        except ValueError as error:
+            raise CommandError(f"--profile {error}") from error
+        if window.last > config.train.steps:
+            raise CommandError(f"--profile must end at train.steps={config.train.steps}, got {arguments.profile!r}")
+    if arguments.wandb is not None:
+        with sentences(check_installed):
+            check_installed()
+
+    for name in ("absl", "asyncio"):
+        # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    begun = time.perf_counter()
+    opening = (held_out_score, open_with_encoder, open_text, run_layout)
+    starting = (check_source, check_start, first_state, claim_workdir)
+    reading = (*opening, *starting, first_does, in_use, go_on, Loader.__next__)
+    writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
+    records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
+    try:
+        with sentences(*reading, *writing, *records):
+            evaluations = [held_out_score(config)] if config.train.evaluate_every else []
+            reason = why_not_drawn(config)
+            if reason is not None and not arguments.quiet:
+                remark(f"no pictures while training: {reason}")
+            if config.data.without_effect and not arguments.quiet:
+                remark(latents_are_fixed(config.data.without_effect))
+            callbacks = [] if reason is not None else [write_sample_grid]
+            result = train(
+                config,
+                arguments.workdir,
+                callbacks=callbacks,
+                evaluations=evaluations,
+                progress=not arguments.quiet,
+                resume=arguments.resume,
+                grace=arguments.grace,
+                profile=window,
+                wandb=arguments.wandb,
+                init_from=arguments.init_from,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(GOES_ON) from None
+    except OSError as error:
+        # Anything that is written may be what fills a disk, such as a picture of samples.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CommandError(f"{sentence(error)}; {GOES_ON}") from error
+    figures = {
+        "name": config.name,
+        "workdir": str(arguments.workdir),
+        "step": result.step,
+        "steps": config.train.steps,
+        "interrupted": result.interrupted,
+        "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
+        "skipped_updates": result.skips.total,
+        "longest_skipped_in_a_row": result.skips.longest,
+        "bad_examples": dict(result.bad),
+        "seconds": time.perf_counter() - begun,
+        "images_per_second": result.images_per_second,
+        "metrics": dict(result.metrics),
+    }
+    if arguments.json is not None and is_first():
+        write_json(arguments.json, figures)
+    if 0 < config.train.max_skipped <= result.skips.longest:
+        raise CommandError(
+            f"stopped at step {result.step}: {result.skips.longest} updates in a row were skipped (--max-skipped "
+            f"{config.train.max_skipped}); the checkpoint of this step holds the last parameters that were good"
+        )
+    if not is_first():
+        return 0 if not result.interrupted or result.stopped_by == signal.SIGTERM else INTERRUPTED
+    if result.interrupted:
+        preempted = result.stopped_by == signal.SIGTERM
+        print(
+            f"starflow: {'stopped by SIGTERM' if preempted else 'interrupted'} at step {result.step} of "
+            f"{config.train.steps}; a checkpoint is saved and the same command goes on from it",
+            file=sys.stderr,
+        )
+        return 0 if preempted else INTERRUPTED
+    print(_summary(config.name, result.step, result.metrics))
+    if result.skips.total:
+        print(f"{result.skips.total} updates skipped, {result.skips.longest} at most in a row")
+    for name, reason in result.bad.items():
+        print(f"passed over {name}: {reason}")
+    print(f"run: {arguments.workdir}  curves: {arguments.workdir / 'curves.png'}")
+    return 0
+
+
+def _summary(name: str, step: int, metrics: Any) -> str:
+    if not metrics:
+        return f"{name}: trained for {step} steps already"
+    bits = f", training bits/dim {metrics['bits_per_dim']:.4f}" if "bits_per_dim" in metrics else ""
+    return f"{name}: trained for {step} steps, loss {metrics['loss']:.4f}{bits}"

@@ -1,0 +1,117 @@
+"""`starflow train-autoencoder`: trains a convolutional autoencoder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentences
+from starflow_jax.cli.options.outputs import check_writable
+
+SHEET = "reconstructions.png"
+
+DESCRIPTION = """\
+Trains an autoencoder of pictures, or goes on where an earlier call stopped: mean square error and a KL penalty, and
+where the experiment asks for them LPIPS and a patch discriminator.
+
+The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard), and at the end
+autoencoder/, in the layout of diffusers (AutoencoderKL), and reconstructions.png: held-out pictures above what comes
+back. `starflow encode --autoencoder DIR/autoencoder` and data.autoencoder take it."""
+
+EXAMPLES = """\
+--config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
+
+examples:
+  starflow train-autoencoder --config experiments/tiny_vae.py --workdir runs/vae
+  starflow encode --config experiments/photos_latents.py --autoencoder runs/vae/autoencoder --out runs/latents/train
+"""
+
+
+def add_to(subparsers: Any) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "train-autoencoder", help="train an autoencoder of pictures", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: Any) -> None:
+    """The options of a training of an autoencoder or a decoder."""
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, and no lines in its place")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns an exit code."""
+    from starflow_jax.core.config import AutoencoderExperiment, load_experiment
+
+    with sentences():
+        experiment = load_experiment(AutoencoderExperiment, arguments.config, arguments.overrides)
+    if experiment.network is None:
+        raise CommandError(
+            "network must be given to train an autoencoder, got None (starflow finetune-decoder trains the decoder of "
+            "one that exists)"
+        )
+    return carry_out(arguments, experiment)
+
+
+def carry_out(arguments: argparse.Namespace, experiment: Any) -> int:
+    """Trains, and reports; returns an exit code.
+
+    Args:
+      experiment: an `AutoencoderExperiment`.
+    """
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+
+    import numpy as np
+
+    from starflow_jax.core.figures import write_json
+    from starflow_jax.media.images import image_grid, write_png
+    from starflow_jax.reconstruction import quality_table, train_autoencoder
+    from starflow_jax.reconstruction.train_loop import checked
+    from starflow_jax.training import Checkpoints
+    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
+
+    writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
+    with sentences(checked, claim_workdir, in_use, go_on, *writing):
+        trained = train_autoencoder(experiment, arguments.workdir, progress=not arguments.quiet)
+    if trained.stopped_by:
+        by = signal.Signals(trained.stopped_by)
+        print(
+            f"starflow: stopped by {by.name} at step {trained.step} of {experiment.train.steps}; a checkpoint is saved "
+            "and the same command goes on from it",
+            file=sys.stderr,
+        )
+        return 0 if by == signal.SIGTERM else INTERRUPTED
+    columns = {"before": trained.before, "after": trained.after} if trained.before else {"trained": trained.after}
+    print(quality_table(columns))
+    sheet = arguments.workdir / SHEET
+    chosen = np.linspace(0, len(trained.pictures) - 1, min(16, len(trained.pictures))).astype(int)
+    rows = [trained.pictures, *trained.shown.values()]
+    write_png(sheet, image_grid(np.concatenate([row[chosen] for row in rows]), len(chosen)), scale=2)
+    print(f"autoencoder: {trained.path}")
+    print(f"{sheet}: from above pictures, " + ", ".join(trained.shown))
+    if arguments.json is not None:
+        write_json(
+            arguments.json,
+            {
+                "name": experiment.name,
+                "workdir": str(arguments.workdir),
+                "autoencoder": str(trained.path),
+                "steps": trained.step,
+                "seconds": trained.seconds,
+                "metrics": dict(trained.metrics),
+                "quality": {name: [row.to_dict() for row in rows] for name, rows in columns.items()},
+            },
+        )
+    return 0

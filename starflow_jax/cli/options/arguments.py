@@ -1,0 +1,107 @@
+"""How options are read: every refusal says the value seen and what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from starflow_jax.cli.errors import CommandError
+
+LARGEST_INT32 = 2**31 - 1  # labels are int32
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses with one sentence instead of a usage message, and guesses no option."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def options(self) -> list[str]:
+        """The long options declared so far; argparse keeps them and has no public list."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def error(self, message: str) -> NoReturn:
+        """Raises CommandError."""
+        raise CommandError(re.sub(r"^argument (\S+): ", r"\1 ", message))
+
+
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Reads an integer of at least `minimum`, and at most `maximum` where that is given."""
+    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
+    def read(text: str) -> int:
+        try:
+            value: int | None = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"must be an integer {allowed}, got {text!r}")
+        return value
+
+    return read
+
+
+def real(minimum: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
+    """Reads a finite number of at least `minimum`, or above it."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < minimum or (above and value == minimum):
+            bound = ">" if above else ">="
+            raise argparse.ArgumentTypeError(f"must be a finite number {bound} {minimum:g}, got {text!r}")
+        return value
+
+    return read
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Reads one of some words."""
+
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, got {text!r}")
+        return text
+
+    return read
+
+
+def class_choice(text: str) -> int | str:
+    """Reads a class: its number, "all" for every class in turn, or "none"."""
+    if text in ("all", "none"):
+        return text
+    try:
+        return integer(0, LARGEST_INT32)(text)
+    except argparse.ArgumentTypeError:
+        allowed = f"a class number from 0 to {LARGEST_INT32}, all or none"
+        raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
+
+
+def check_names(argv: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Raises CommandError for the first of `argv` that is not among `known`, with those it resembles."""
+    for text in argv:
+        name = text.partition("=")[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known)}"
+            raise CommandError(f"{name!r} is not {what}; {hint}")
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--config.NAME=VALUE`, and those overrides.
+
+    Raises:
+      CommandError: an override without a value.
+    """
+    overrides = [text for text in argv if text.startswith("--config.")]
+    for text in overrides:
+        if "=" not in text:
+            raise CommandError(f"an override must be --config.NAME=VALUE, got {text!r}")
+    return [text for text in argv if not text.startswith("--config.")], overrides

@@ -1,0 +1,98 @@
+"""Options of commands that run on many devices: how they are laid out, and which process of how many this is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.arguments import integer
+from starflow_jax.cli.process_group import HEARTBEAT_SECONDS
+
+JOIN_SECONDS = 300  # that processes wait for one another at the start
+# ... and at the end, where the first may compute figures for long; one that has died is missed by its heartbeat.
+LEAVE_SECONDS = 24 * 3600
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of runs of several processes."""
+    group = parser.add_argument_group(
+        "several processes", "every process runs the same command; on a TPU pod or under Slurm --distributed suffices"
+    )
+    group.add_argument("--distributed", action="store_true", help="take part in a run of several processes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=integer(1), metavar="N", help="how many there are")
+    group.add_argument("--process", type=integer(0), metavar="I", help="which of them this is, from 0")
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """Declares the option of commands that have no configuration to take the mesh from."""
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="how devices are used: data, fsdp, tensor and sequence, -1 for the rest (default: data=-1)",
+    )
+
+
+def join(arguments: argparse.Namespace) -> None:
+    """Joins the other processes of a run, if there are any, and ends with them. Before the first use of a device.
+
+    Raises:
+      CommandError: options that do not go together, or processes that cannot be reached.
+    """
+    given = {name: getattr(arguments, name) for name in ("coordinator", "processes", "process")}
+    named = [name for name, value in given.items() if value is not None]
+    if not arguments.distributed and not named:
+        return
+    if named and len(named) < 3:
+        missing = ", ".join(f"--{name}" for name in given if name not in named)
+        raise CommandError(f"--coordinator, --processes and --process go together, got no {missing}")
+    if named and given["process"] >= given["processes"]:
+        raise CommandError(f"--process must be below --processes {given['processes']}, got {given['process']}")
+
+    import jax
+
+    # Programs of several processes on CPUs wait for one another in threads of a small pool: two of them under way at
+    # once, begun in another order elsewhere, would wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        if not jax.distributed.is_initialized():  # by a command before this one
+            jax.distributed.initialize(
+                given["coordinator"],
+                given["processes"],
+                given["process"],
+                initialization_timeout=JOIN_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
+            )
+    except (ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CommandError(f"the processes of this run could not be joined: {first}") from error
+    arguments.others.watch()
+
+
+def layout_of_command(arguments: argparse.Namespace) -> Any:
+    """The layout over all devices that `--mesh` asks for; None for one device.
+
+    Raises:
+      CommandError: an axis that does not exist, or sizes that do not multiply to the devices.
+    """
+    from starflow_jax.core.config.mesh import AXES, MeshConfig
+    from starflow_jax.sharding import make_layout
+
+    sizes: dict[str, int] = {}
+    for part in (arguments.mesh or "").split(",") if arguments.mesh else ():
+        name, _, size = part.partition("=")
+        if name not in AXES or not size.lstrip("-").isdecimal() or name in sizes:
+            raise CommandError(f"--mesh must be AXIS=N,... of {', '.join(AXES)}, each once, got {arguments.mesh!r}")
+        sizes[name] = int(size)
+    sizes.setdefault("data", 1 if -1 in sizes.values() else -1)
+    with sentences(MeshConfig.__post_init__, MeshConfig.sizes):
+        return make_layout(MeshConfig(**sizes))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints for all."""
+    import jax
+
+    return jax.process_index() == 0

@@ -1,0 +1,61 @@
+"""`--model-config FILE.yaml`: a released configuration file on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from starflow_jax.cli.errors import CommandError, sentences
+
+
+def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declares the options; what: what its values do."""
+    from pathlib import Path
+
+    parser.add_argument("--model-config", type=Path, metavar="FILE.yaml", help=f"a released configuration file, {what}")
+    parser.add_argument(
+        "--ignore-unknown",
+        action="store_true",
+        help="with --model-config: leave out arguments that are not known, instead of refusing the file",
+    )
+
+
+def with_model_config(arguments: argparse.Namespace, config: Any) -> Any:
+    """The experiment with the values of the released file that is given; says which of them have no meaning here.
+
+    Raises:
+      CommandError: a file that cannot be read, arguments that are not known, or values that do not go together.
+    """
+    if arguments.model_config is None:
+        return config
+    from starflow_jax.porting.released_yaml import apply_released, read_released
+
+    with sentences():
+        released = read_released(arguments.model_config)
+        if released.unknown and not arguments.ignore_unknown:
+            raise CommandError(
+                f"{released.path} has arguments that are not known here: {', '.join(released.unknown)}; "
+                "--ignore-unknown leaves them out"
+            )
+        for name, instead in released.without_meaning.items():
+            print(f"{name} of {released.path} has no meaning here: {instead}", file=sys.stderr)
+        return apply_released(config, released)
+
+
+def sampled_as_released(arguments: argparse.Namespace, config: Any) -> Any:
+    """The experiment of a run with the sampling of the released file, whose flow must be the run's.
+
+    Raises:
+      CommandError: as `with_model_config`, or a file of another flow.
+    """
+    released = with_model_config(arguments, config)
+    for name in config.flow.__dataclass_fields__:
+        here, there = getattr(config.flow, name), getattr(released.flow, name)
+        if here != there:
+            raise CommandError(
+                f"--model-config {arguments.model_config} is of another flow: {name} is {there!r} there and {here!r} "
+                "in the run"
+            )
+    return dataclasses.replace(config, sample=released.sample)

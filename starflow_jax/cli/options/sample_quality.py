@@ -1,0 +1,146 @@
+"""The options of `starflow evaluate --metrics`, and what can be refused by them alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from starflow_jax.cli.errors import CommandError
+from starflow_jax.cli.options.arguments import choice, integer, real
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.solver import add_solver_options
+
+_OF_FEATURES = ("fid", "is", "kid", "pr")
+_METRICS = (*_OF_FEATURES, "clip", "bpd")
+_OUT = "quality"  # in the folder of the run
+SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
+
+# Options that say something only with --metrics: the name in the namespace, what a person types.
+_OPTIONS = {
+    "num_samples": "--num-samples",
+    "guidance": "--guidance",
+    "features": "--features",
+    "resize": "--resize",
+    "reference": "--reference",
+    "real": "--real",
+    "clip": "--clip",
+    "caption": "--caption",
+    "text_encoder": "--text-encoder",
+    "decoder": "--decoder",
+    "out": "--out",
+    "chunk": "--chunk",
+    "sample_batch": "--sample-batch",
+    "temperature": "--temperature",
+    "attention_temperature": "--attention-temperature",
+    "denoise": "--denoise",
+    "solver": "--solver",
+    "block": "--block",
+    "modules": "--modules",
+    "tolerance": "--tolerance",
+    "max_iterations": "--max-iterations",
+    "objective": "--objective",
+    "target_error": "--target-error",
+}
+
+
+def add_quality_options(parser: argparse.ArgumentParser) -> None:
+    """Declares --metrics and what goes with it."""
+    group = parser.add_argument_group("quality of samples")
+    option = group.add_argument
+    option(
+        "--metrics",
+        type=_names,
+        metavar="NAME,...",
+        help="of fid, is (Inception Score), kid, pr (precision and recall), clip (CLIP score), bpd (bits/dim)",
+    )
+    option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {SAMPLES})")
+    option("--guidance", type=_weights, metavar="W,...", help="weights of guidance (default: the configuration's)")
+    option(
+        "--features",
+        metavar="FILE|digits|MODULE:FUNCTION",
+        help="the network that looks at pictures: weights of FID's Inception (torch-fidelity, pytorch-fid), the small "
+        "classifier of digits trained here (default for digits), or your function of uint8 [B, H, W, C] that gives "
+        "features [B, d] or (features, logits)",
+    )
+    option(
+        "--resize",
+        type=choice("half-pixel", "tensorflow"),
+        metavar="NAME",
+        help="how Inception's input is resized: half-pixel as pytorch-fid (default), or tensorflow as torch-fidelity",
+    )
+    option(
+        "--reference",
+        type=choice("train", "test"),
+        metavar="SPLIT",
+        help="real pictures to compare with: train (default) or test; the other split is measured too, as the floor",
+    )
+    option(
+        "--real",
+        type=Path,
+        metavar="FOLDER|FILE.npz",
+        help="other real pictures to compare with: a folder of them, or `image` [n, H, W, C] of uint8; needed by runs "
+        "on latents that were computed before",
+    )
+    option("--clip", metavar="MODULE:FUNCTION", help="clip: your function of (pictures, captions) that gives features")
+    option("--caption", action="append", metavar="TEXT|FILE.txt", help="runs on captions: drawn in turn (repeatable)")
+    option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
+    option("--decoder", type=Path, metavar="DIR", help="latents: make pictures of them by this autoencoder")
+    option("--out", type=Path, metavar="DIR", help=f"folder of figures and features (default: {_OUT} in --workdir)")
+    option("--chunk", type=integer(16, 10**6), metavar="N", help=f"pictures a file of features (default {CHUNK})")
+    option("--sample-batch", type=integer(1), metavar="N", help=f"pictures drawn at a time (default {BATCH})")
+    option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
+    option("--attention-temperature", type=real(above=True), metavar="X", help="divides attention logits (default 1)")
+    option("--denoise", type=choice("none", "score", "learned"), metavar="NAME", help="remove the training noise")
+    add_solver_options(parser)
+
+
+def check_quality_options(arguments: argparse.Namespace) -> None:
+    """Raises CommandError for what can be refused before the run is read."""
+    if arguments.metrics is None:
+        for name, flag in _OPTIONS.items():
+            if getattr(arguments, name) is not None:
+                raise CommandError(f"{flag} goes with --metrics, got {flag} alone")
+        return
+    looked = [name for name in arguments.metrics if name in _OF_FEATURES]
+    if not looked and "clip" not in arguments.metrics:
+        raise CommandError("--metrics must name one of samples, fid, is, kid, pr or clip, got bpd alone; leave it out")
+    if ("clip" in arguments.metrics) != (arguments.clip is not None):
+        raise CommandError("--metrics clip and --clip MODULE:FUNCTION go together, got one of them")
+    if "clip" in arguments.metrics and arguments.caption is None:
+        raise CommandError("--metrics clip needs --caption, what the pictures should show")
+    if arguments.real is not None and arguments.reference is not None:
+        raise CommandError("--real and --reference both say what to compare with, got both")
+    if "bpd" not in arguments.metrics:
+        for name, flag in (("draws", "--draws"), ("batch", "--batch")):
+            if getattr(arguments, name) is not None:
+                raise CommandError(f"{flag} goes with --metrics bpd, got --metrics {','.join(arguments.metrics)}")
+    out = folder_of(arguments)
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out must name a folder, got the file {out}")
+    if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
+        raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
+    if arguments.json is not None and out.resolve() in arguments.json.resolve().parents:
+        raise CommandError(f"--json must name a file outside the folder --out {out}, got {arguments.json}")
+    if arguments.workdir.is_dir():
+        check_writable("--out", out / "quality.json")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in _METRICS or names.count(name) > 1:
+            allowed = ", ".join(_METRICS)
+            raise argparse.ArgumentTypeError(f"must be some of {allowed}, joined by commas, each once, got {text!r}")
+    return names
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    weights = tuple(real()(part) for part in text.split(","))
+    if len(set(weights)) < len(weights):
+        raise argparse.ArgumentTypeError(f"must name every weight once, got {text!r}")
+    return weights
+
+
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """Where figures and features lie."""
+    return arguments.out if arguments.out is not None else arguments.workdir / _OUT

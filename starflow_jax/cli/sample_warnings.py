@@ -1,0 +1,38 @@
+"""What may be wrong with samples, said on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starflow_jax.sampling.sampling_report import SampleReport
+
+
+def warn_of(report: SampleReport, what: str, *, untrained_null: bool) -> None:
+    """Warns of unsolved chunks, of values that are not finite, and of guidance by an untrained prediction.
+
+    Args:
+      report: of the drawing; what: "pictures" or "videos".
+      untrained_null: whether the prediction without condition, which no training saw, was used.
+    """
+    if not report.converged:
+        worst = max(report.unconverged, key=lambda chunk: chunk.residual)
+        print(
+            f"starflow: warning: {len(report.unconverged)} chunks did not converge (worst: relative change "
+            f"{worst.residual:.2g} in block {worst.block} after {worst.iterations} iterations); "
+            "raise --max-iterations or use --solver sequential",
+            file=sys.stderr,
+        )
+    if report.non_finite:
+        print(
+            f"starflow: warning: {report.non_finite} of {report.images} {what} hold values that are not "
+            "finite, shown as black or white",
+            file=sys.stderr,
+        )
+    if untrained_null:
+        print(
+            "starflow: warning: the model was trained with label_drop 0, so what it does without a condition (of which "
+            "guidance is made, too) is untrained",
+            file=sys.stderr,
+        )

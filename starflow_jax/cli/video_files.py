@@ -1,0 +1,87 @@
+"""Videos as files: one file for all of them, tiled, or a folder with a file each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from starflow_jax.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from starflow_jax.sampling.videos.draw import Videos
+
+SUFFIXES = (".mp4", ".gif", ".png", ".npz")
+
+# H.264 and browsers end there.
+_MAX_SIDE = 8192
+_LOOKED_AT = 128
+_MAX_SLUG = 60
+
+
+def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], asked: int | None) -> int:
+    """How much pixels are enlarged: as asked, or so that a video has about 128 pixels and the file a sensible size.
+
+    Raises:
+      CommandError: a picture or video that would be too large.
+    """
+    if out.suffix == ".npz":
+        if asked is not None:
+            raise CommandError("--scale does not go with --out x.npz, which holds the frames as they are")
+        return 1
+    from starflow_jax.media import grid_columns
+
+    columns, rows = 1, 1
+    if out.suffix == ".png":
+        columns, rows = frames, count
+    elif out.suffix:
+        columns = grid_columns(count)
+        rows = count // columns
+    longest = max(rows * size[0], columns * size[1])
+    scale = asked or max(1, min(_LOOKED_AT // max(size), _MAX_SIDE // 2 // longest))
+    if scale * longest > _MAX_SIDE:
+        raise CommandError(
+            f"--out {out} would be {rows * size[0] * scale} x {columns * size[1] * scale} pixels, at most {_MAX_SIDE} "
+            "are allowed on a side; take a smaller --scale, fewer videos, or a folder"
+        )
+    return scale
+
+
+def write_videos(
+    out: Path, drawn: Videos, keep: np.ndarray, captions: Sequence[str], *, fps: float, scale: int
+) -> list[str]:
+    """Writes the videos at places `keep` (int [m]); `captions`: their m names.
+
+    Returns:
+      The name of the file that holds each.
+    """
+    from starflow_jax.core.files import replacing, replacing_folder
+    from starflow_jax.media import video_grid, video_strip, write_mp4, write_png, write_video
+
+    videos = drawn.videos[keep]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        with replacing(out) as temporary:
+            np.savez_compressed(
+                temporary, video=videos, caption=np.asarray(captions), x=drawn.x[keep], denoised=drawn.denoised[keep]
+            )
+    elif out.suffix == ".png":
+        write_png(out, video_strip(videos), scale=scale)
+    elif out.suffix:
+        write_video(out, video_grid(videos), fps=fps, scale=scale)
+    else:
+        names = [file_name(number, len(videos), caption) for number, caption in enumerate(captions)]
+        with replacing_folder(out) as folder:
+            for name, video in zip(names, videos, strict=True):
+                write_mp4(folder / name, video, fps=fps, scale=scale)
+        return names
+    return [out.name] * len(videos)
+
+
+def file_name(number: int, count: int, caption: str) -> str:
+    """A name that every file system takes: the number, and the caption's letters and digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:_MAX_SLUG].rstrip("-")
+    return f"{number:0{len(str(count - 1))}d}{'-' if slug else ''}{slug}.mp4"

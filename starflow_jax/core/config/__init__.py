@@ -1,0 +1,41 @@
+"""Configuration: frozen dataclasses that check themselves, and the one place that builds them.
+
+- `flow`: what a flow is made of.
+- `source`, `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
+- `autoencoder`: training of autoencoders and their decoders.
+- `experiment`: a flow with all of these, and how it is sampled and evaluated.
+- `build`: from an experiment file, command-line overrides, or JSON.
+- `checks`: one-sentence checks of fields.
+"""
+
+from starflow_jax.core.config.autoencoder import AutoencoderExperiment
+from starflow_jax.core.config.build import apply_overrides, build, from_json, load_config, load_experiment, to_json
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.experiment import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
+from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.core.config.mesh import MeshConfig
+from starflow_jax.core.config.source import CaptionConfig, ComponentConfig, SourceConfig
+from starflow_jax.core.config.train import TrainConfig
+
+__all__ = [
+    "AutoencoderExperiment",
+    "CaptionConfig",
+    "ComponentConfig",
+    "DataConfig",
+    "DenoiserConfig",
+    "EvaluateConfig",
+    "ExperimentConfig",
+    "FlowConfig",
+    "MeshConfig",
+    "SampleConfig",
+    "SourceConfig",
+    "TextConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "apply_overrides",
+    "build",
+    "from_json",
+    "load_config",
+    "load_experiment",
+    "to_json",
+]

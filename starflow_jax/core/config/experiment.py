@@ -1,0 +1,165 @@
+"""What an experiment is: the flow, its data, and how it is trained, sampled and scored.
+
+Every dataclass checks itself; `ExperimentConfig` also checks the combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.mesh import MeshConfig
+from starflow_jax.core.config.source import DECODED
+from starflow_jax.core.config.train import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Captions of a small vocabulary, each word a one-hot text state (`text.words`).
+
+    Attributes:
+      vocabulary: the words, as many as `flow.text_dim`; captions are padded to `flow.text_length` words.
+    """
+
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self):
+        check(len(self.vocabulary) > 0, "vocabulary must hold at least one word, got none")
+        for word in self.vocabulary:
+            check(word.split() == [word], f"vocabulary must hold single words, got {word!r}")
+        twice = {word for word in self.vocabulary if self.vocabulary.count(word) > 1}
+        check(not twice, f"vocabulary must hold every word once, got {', '.join(sorted(twice))} again")
+
+
+SOLVERS = ("sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How pictures are drawn unless a call says otherwise.
+
+    Attributes:
+      num: pictures; guidance: weight w of classifier-free guidance, 0 for none.
+      solver: how blocks are inverted, one of `SOLVERS`; "auto" is chosen by the run's calibration.
+      temperature: factor of the noise z.
+      denoise: what removes the training noise, "none", "score" or "learned".
+    """
+
+    num: int = 64
+    guidance: float = 0.0
+    solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto"] = "sequential"
+    temperature: float = 1.0
+    denoise: Literal["none", "score", "learned"] = "none"
+
+    def __post_init__(self):
+        check_integer("num", self.num, minimum=1)
+        check_real("guidance", self.guidance, minimum=0.0)
+        check_choice("solver", self.solver, SOLVERS)
+        check_real("temperature", self.temperature, minimum=0.0)
+        check_choice("denoise", self.denoise, ("none", "score", "learned"))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How the held-out images are scored.
+
+    Attributes:
+      draws: independent draws of the dequantisation noise.
+      batch_size: images scored at a time.
+      held_out: images or clips scored while a run trains (`train.evaluate_every`).
+    """
+
+    draws: int = 4
+    batch_size: int = 256
+    held_out: int = 512
+
+    def __post_init__(self):
+        check_integer("draws", self.draws, minimum=1)
+        check_integer("held_out", self.held_out, minimum=1)
+        check_integer("batch_size", self.batch_size, minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, everything that decides its numbers.
+
+    Attributes:
+      name: what the experiment is called; flow, data, train, sample, evaluate: its parts.
+      mesh: how a run is laid out over devices; it changes speed, not results.
+      text: how captions are read; None for a flow that reads labels or nothing.
+      seed: of the initial parameters, the order of the data, and all noise; 0 to 2**32 - 1.
+    """
+
+    name: str
+    flow: FlowConfig
+    data: DataConfig
+    train: TrainConfig
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    text: TextConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        check_integer("seed", self.seed, minimum=0)
+        check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
+        words = None if self.text is None else len(self.text.vocabulary)
+        check(
+            words in (None, self.flow.text_dim),
+            f"flow.text_dim must be the {words} words of text.vocabulary, got {self.flow.text_dim}",
+        )
+        check(
+            words is not None or all(part.source != "moving_digits" for part in (self.data, *self.data.mixture)),
+            "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
+        )
+        self._check_text_encoder()
+        for part in self.data.mixture:
+            check(
+                (part.batch_size or 0) % self.train.accumulate == 0,
+                "train.accumulate must divide every batch size of data.mixture, "
+                f"got accumulate={self.train.accumulate} for a batch of {part.batch_size}",
+            )
+        longest = max((frames for _, frames, _ in self.train.curriculum), default=0)
+        check(
+            longest <= self.data.frames,
+            f"train.curriculum must have at most data.frames={self.data.frames} frames, got {longest}",
+        )
+        check(
+            self.train.language_model is None or self.flow.language_model is not None,
+            f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
+        )
+        gaussian = self.data.noise == "gaussian"
+        has_denoiser = self.flow.denoiser is not None
+        check(
+            gaussian or not has_denoiser,
+            f"flow.denoiser needs data.noise 'gaussian' (it learns to remove it), got {self.data.noise!r}",
+        )
+        check(
+            gaussian or not self.train.noise_weight,
+            f"train.noise_weight needs data.noise 'gaussian', got {self.data.noise!r}",
+        )
+        check(
+            self.data.label_drop == 0 or self.flow.num_classes > 0 or self.flow.text_dim > 0,
+            f"data.label_drop needs flow.num_classes or flow.text_dim above 0, got label_drop={self.data.label_drop}",
+        )
+        check(
+            self.sample.denoise != "learned" or has_denoiser,
+            "sample.denoise 'learned' needs flow.denoiser, got None",
+        )
+        check(
+            self.sample.denoise == "none" or gaussian,
+            f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
+        )
+
+    def _check_text_encoder(self):
+        path = self.data.text_encoder
+        if path is None:
+            return
+        check(self.text is None, f"text must be None with data.text_encoder {path!r}, got a vocabulary")
+        check(self.flow.text_dim > 0, f"data.text_encoder needs flow.text_dim above 0, got 0 for {path!r}")
+        kinds = {part.source for part in (self.data.mixture or (self.data,))}
+        without = sorted(kinds - {*DECODED, "latents"})
+        check(not without, f"data.text_encoder reads captions, of which data.source {without} has none")

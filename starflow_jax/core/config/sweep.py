@@ -1,0 +1,150 @@
+"""What a sweep is: checkpoints x data x noise x conditions, scored by exact likelihood.
+
+Like an experiment it is described by frozen dataclasses that check themselves (`config.build`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from starflow_jax.core.config.checks import check, check_choice, check_integer
+from starflow_jax.core.config.source import SourceConfig
+
+Condition = Literal["true", "dropped", "shuffled"]
+CONDITIONS: tuple[Condition, ...] = ("true", "dropped", "shuffled")
+Transform = Literal["none", "inverted", "upside-down", "mixed", "random"]
+TRANSFORMS: tuple[Transform, ...] = ("none", "inverted", "upside-down", "mixed", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """Checkpoints of one run, or of one ported model.
+
+    Attributes:
+      workdir: folder of a run (`starflow train`, `starflow port`), or a model folder.
+      name: what tables call it; None for the folder's name.
+      steps: "all" checkpoints, the "newest", or these.
+      ema: takes the running mean of the parameters where the run kept one.
+    """
+
+    workdir: str
+    name: str | None = None
+    steps: tuple[int, ...] | Literal["all", "newest"] = "all"
+    ema: bool = True
+
+    def __post_init__(self):
+        check(bool(self.workdir), "workdir must be the path of a folder, got ''")
+        check(self.name != "", "name must be None or text, got ''")
+        if isinstance(self.steps, str):
+            check_choice("steps", self.steps, ("all", "newest"))
+            return
+        check(len(self.steps) > 0, "steps must be 'all', 'newest' or at least one step, got none")
+        for step in self.steps:
+            check_integer("steps", step, minimum=0)
+        check(len(set(self.steps)) == len(self.steps), f"steps must name every step once, got {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepData:
+    """One data set.
+
+    Attributes:
+      name: what tables call it; None for the source's own name.
+      source: where examples come from; None for the data that each run was trained on, of several sources or buckets
+        those of the flow's own size.
+      split: "test" or "train".
+      count: so many of the first examples; None for all.
+      role: "in" or "out" of the distribution; the report asks how well log p(x) tells one from the other.
+      transform: what is done to the pixels: "inverted" (ink for paper), "upside-down" (rows from the last to the
+        first), "mixed" (pixel positions exchanged, in one way for all), "random" (replaced by uniform noise).
+      levels: the pixels are rounded down to so many levels, as those of the in-distribution data have; None leaves
+        them.
+      conditions: instead of the sweep's, for data that have no true condition.
+    """
+
+    name: str | None = None
+    source: SourceConfig | None = None
+    split: Literal["test", "train"] = "test"
+    count: int | None = None
+    role: Literal["in", "out"] = "in"
+    transform: Transform = "none"
+    levels: int | None = None
+    conditions: tuple[Condition, ...] | None = None
+
+    def __post_init__(self):
+        check(self.name != "", "name must be None or text, got ''")
+        check_choice("split", self.split, ("test", "train"))
+        check_choice("role", self.role, ("in", "out"))
+        check_choice("transform", self.transform, TRANSFORMS)
+        if self.count is not None:
+            check_integer("count", self.count, minimum=1)
+        if self.levels is not None:
+            check_integer("levels", self.levels, minimum=2)
+            check(self.levels <= 256, f"levels must be at most 256, got {self.levels}")
+        if self.conditions is not None:
+            check_conditions(self.conditions)
+        if self.source is not None:
+            check(self.source.source != "mixture", "source must be one source, not a mixture; list several data sets")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Everything that decides the numbers of a sweep, and the batch size, which does not.
+
+    Attributes:
+      name: what the sweep is called.
+      runs, data: checkpoints and data sets.
+      noise: what is added to the data: "uniform" (dequantisation), a standard deviation sigma_n of Gaussian noise on
+        pixels in [-1, 1] or on latents, or "trained" (what each run was trained with).
+      conditions: what a flow that reads captions or classes is given: the "true" one, none ("dropped"), or that of
+        another example ("shuffled"; of another class, as far as there are such). A flow that reads nothing is scored
+        once.
+      draws: of the noise, for every example; seed: of the noise and of the shuffling.
+      dtype: in which networks are computed. "bfloat16" is measured besides float32, and the report has the difference.
+      batch_size: rows (an example with one draw of the noise) scored at a time, over all devices and processes; rounded
+        up to a multiple of the devices that share a batch. What was computed is saved after every batch.
+      histogram_bins: of the report's histograms.
+    """
+
+    name: str
+    runs: tuple[SweepRun, ...]
+    data: tuple[SweepData, ...] = (SweepData(),)
+    noise: tuple[Literal["uniform", "trained"] | float, ...] = ("trained",)
+    conditions: tuple[Condition, ...] = ("true",)
+    draws: int = 4
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 256
+    histogram_bins: int = 40
+
+    def __post_init__(self):
+        check(bool(self.name), "name must be text, got ''")
+        check(len(self.runs) > 0, "runs must name at least one run, got none")
+        check(len(self.data) > 0, "data must name at least one data set, got none")
+        check(len(self.noise) > 0, "noise must name at least one level, got none")
+        for level in self.noise:
+            if isinstance(level, str):
+                check_choice("noise", level, ("uniform", "trained"))
+            else:
+                real = not isinstance(level, bool) and math.isfinite(level) and level > 0
+                check(real, f"noise must be 'uniform', 'trained' or a finite number above 0, got {level!r}")
+        check(len(set(self.noise)) == len(self.noise), f"noise must name every level once, got {self.noise}")
+        check_conditions(self.conditions)
+        for name in ("draws", "batch_size", "histogram_bins"):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("seed", self.seed, minimum=0)
+        check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        names = [one.name for one in self.data if one.name is not None]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        check(not twice, f"data must have names that differ, got {', '.join(twice)} again")
+
+
+def check_conditions(conditions: tuple[Condition, ...]) -> None:
+    """Raises ValueError unless these are conditions, at least one, each once."""
+    check(len(conditions) > 0, "conditions must name at least one, got none")
+    for condition in conditions:
+        check_choice("conditions", condition, CONDITIONS)
+    check(len(set(conditions)) == len(conditions), f"conditions must name every one once, got {conditions}")

@@ -1,0 +1,131 @@
+"""How an experiment is optimised, and what it records of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and its records (specification, section 7).
+
+    Attributes:
+      steps: updates in all; batch_size: images or clips an update.
+      curriculum: stages (updates, frames, batch_size) before the training proper, counted in `steps`: so many updates
+        on shorter clips, or stills of 1 frame (from images to video, arXiv 2511.20462). Empty for none.
+      lr, min_lr, warmup: highest and last learning rate, updates until the highest; schedule: where the
+        warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
+      betas, weight_decay: of AdamW, for the flow. Weight decay reaches every parameter, as in the original.
+      denoiser_lr, denoiser_betas: of the learned denoiser's own AdamW; its rate is constant.
+      grad_clip: largest global norm of a gradient (flow and denoiser apart); 0 for no limit.
+      skip_after: updates beyond this many are skipped where the norm exceeds grad_clip; None never skips.
+      latent_norm: weight of the mean square of the tokens that enter the blocks.
+      noise_weight: weigh the objective by sigma_n / 0.3 (noise-level conditioning, specification, section 2).
+      ema: decay of the running mean of the parameters; 0 for none.
+      accumulate: parts into which the step cuts a batch, whose gradients it adds up: less memory, the same update.
+      steps_per_call: updates in one call of the compiled program. It changes speed, not results.
+      log_every, checkpoint_every, sample_every: updates between rows of metrics, checkpoints, callbacks.
+      evaluate_every: updates between scores of held-out data; 0 for never.
+      keep: newest checkpoints kept; keep_best: checkpoints kept besides, those with the lowest best_metric.
+      best_metric: "loss", "bits_per_dim" (over the updates since the last row) or "held_out_bits_per_dim"; a
+        checkpoint counts where the figure was measured at its very step.
+      max_skipped: updates skipped in a row after which a run stops; 0 for never.
+      language_model: folder of a pretrained Gemma 2 or 3 whose layers the deep block starts from
+        (`porting.gemma`); it must have the shape of `flow.language_model`. None starts from random ones.
+      language_model_differs: start from it also where the block computes something else than that model does.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    curriculum: tuple[tuple[int, int, int], ...] = ()
+    min_lr: float = 1e-6
+    warmup: int = 0
+    schedule: Literal["tarflow", "starflow"] = "tarflow"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    denoiser_lr: float = 1e-4
+    denoiser_betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 0.0
+    skip_after: int | None = 100
+    latent_norm: float = 0.0
+    noise_weight: bool = False
+    ema: float = 0.0
+    accumulate: int = 1
+    steps_per_call: int = 1
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    sample_every: int = 1000
+    evaluate_every: int = 0
+    keep: int = 2
+    keep_best: int = 0
+    best_metric: Literal["loss", "bits_per_dim", "held_out_bits_per_dim"] | None = None
+    max_skipped: int = 0
+    language_model: str | None = None
+    language_model_differs: bool = False
+
+    def __post_init__(self):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "steps_per_call",
+            "log_every",
+            "checkpoint_every",
+            "sample_every",
+            "keep",
+        ):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("warmup", "evaluate_every", "keep_best", "max_skipped"):
+            check_integer(name, getattr(self, name), minimum=0)
+        if self.skip_after is not None:
+            check_integer("skip_after", self.skip_after, minimum=0)
+        for name in ("lr", "min_lr", "weight_decay", "denoiser_lr", "grad_clip", "latent_norm", "ema"):
+            check_real(name, getattr(self, name), minimum=0.0)
+        # The device counts in int32; a call of the compiled program holds its batches in memory.
+        for name, bound in (("steps", 2**31), ("skip_after", 2**31), ("batch_size", 2**20), ("steps_per_call", 2**20)):
+            value = getattr(self, name)
+            check(value is None or value < bound, f"{name} must be below {bound}, got {value}")
+        for stage in self.curriculum:
+            for name, value in zip(("updates", "frames", "batch_size"), stage, strict=True):
+                check_integer(f"curriculum {name}", value, minimum=1)
+        for size in (self.batch_size, *(size for _, _, size in self.curriculum)):
+            check(
+                size % self.accumulate == 0,
+                f"accumulate must divide every batch size, got accumulate={self.accumulate} for a batch of {size}",
+            )
+        staged = sum(updates for updates, _, _ in self.curriculum)
+        check(
+            staged < self.steps or not self.curriculum,
+            f"curriculum must leave some of steps={self.steps} updates, got stages of {staged}",
+        )
+        check(self.warmup <= self.steps, f"warmup must be at most steps={self.steps}, got {self.warmup}")
+        check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
+        check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
+        check_choice("schedule", self.schedule, ("tarflow", "starflow"))
+        metrics = (None, "loss", "bits_per_dim", "held_out_bits_per_dim")
+        check_choice("best_metric", self.best_metric, metrics)
+        check(
+            (self.keep_best > 0) == (self.best_metric is not None),
+            f"keep_best needs best_metric and the other way round, got {self.keep_best} and {self.best_metric!r}",
+        )
+        check(
+            self.best_metric != "held_out_bits_per_dim" or self.evaluate_every > 0,
+            "best_metric 'held_out_bits_per_dim' needs evaluate_every above 0, got 0",
+        )
+        for name in ("betas", "denoiser_betas"):
+            for beta in getattr(self, name):
+                check_real(name, beta, minimum=0.0)
+                check(beta < 1.0, f"{name} must be below 1, got {getattr(self, name)}")
+
+    def stage(self, step: int) -> tuple[int, int | None, int]:
+        """What update number `step` is part of: its stage's first later update, frames (None: all) and batch size."""
+        end = 0
+        for updates, frames, batch_size in self.curriculum:
+            end += updates
+            if step < end:
+                return end, frames, batch_size
+        return self.steps, None, self.batch_size

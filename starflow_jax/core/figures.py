@@ -1,0 +1,43 @@
+"""Numbers for programs and for people: strict JSON, and tables that line up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.files import write_text
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes plain values as indented JSON, whole or not at all; numbers that are not finite become null.
+
+    A missing folder is created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Nested plain values as JSON has them: lists for tuples, None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads as text; the first row is its head, the first column its names."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])

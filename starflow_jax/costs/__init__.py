@@ -1,0 +1,1 @@
+"""Published peaks of accelerators, and the floating-point operations of a flow."""

@@ -1,0 +1,194 @@
+"""The arithmetic of a flow, counted from its configuration, and that of a traced program.
+
+Convention: a product of [m, k] and [k, n] is 2 m n k FLOPs; attention counts the pairs that a query sees, so causal
+attention once, n (n + 1) / 2; a training step counts three forward passes (one forward, two backward). Recomputation,
+norms, activations and the optimizer do not count: this is what MFU divides by the peak. What a program really
+computes, masked pairs and recomputation included, is `traced`, and `kernel_flops` for what runs in attention kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax.extend.core import jaxprs_in_params
+
+from starflow_jax.core.config.flow import FlowConfig, TransformerConfig
+from starflow_jax.kernels.attention import Causal, FrameWindow, Full, Visibility
+from starflow_jax.kernels.attention.tiling import COSTS, DEFAULT_CHIP, tiles_for, visited
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The data of one step.
+
+    Attributes:
+      batch: images or videos; frames: of a video, None for images; rows, columns: of tokens in a frame.
+      text: text tokens, 0 where the flow reads none.
+    """
+
+    batch: int
+    frames: int | None
+    rows: int
+    columns: int
+    text: int = 0
+
+    @property
+    def frame(self) -> int:
+        """Tokens a frame."""
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image or video."""
+        return (self.frames or 1) * self.frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Forward FLOPs of one network of a flow, by what computes them."""
+
+    name: str
+    dense: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.attention
+
+
+def forward_parts(flow: FlowConfig, work: Work, *, masked: bool = False) -> list[Part]:
+    """Forward FLOPs of every block, and of the denoiser where there is one.
+
+    Args:
+      flow, work: the model and its data.
+      masked: whether pairs that a mask hides count too.
+    """
+    parts = []
+    for index, transformer in enumerate(flow.blocks):
+        if not transformer.layers:
+            continue
+        local = flow.is_local(index) and work.frames is not None
+        sequences = work.batch * (work.frames or 1) if local else work.batch
+        tokens = work.frame if local else work.tokens
+        text = work.text if flow.is_conditioned(index) else 0
+        outputs = flow.token_channels * (1 if flow.scale == "unit" else 2)
+        projects = text > 0 and flow.language_model is not transformer
+        dense = _ends(flow, transformer, tokens, text if projects else 0, outputs)
+        slots = tokens + text
+        pairs = slots * slots if masked else slots * (slots + 1) // 2
+        parts.append(_part(f"block {index}", transformer, sequences, slots, dense, pairs))
+    if flow.denoiser is not None:
+        transformer = flow.denoiser_transformer
+        text = work.text if flow.denoiser.conditional else 0
+        slots = work.tokens + text
+        dense = _ends(flow, transformer, work.tokens, text, flow.token_channels)
+        pairs = slots * slots if masked else denoiser_pairs(flow, work)
+        parts.append(_part("denoiser", transformer, work.batch, slots, dense, pairs))
+    return parts
+
+
+def train_flops(flow: FlowConfig, work: Work) -> int:
+    """FLOPs of one training step by the convention above: three forward passes."""
+    return 3 * sum(part.total for part in forward_parts(flow, work))
+
+
+def work_of(flow: FlowConfig, shape: Sequence[int]) -> Work:
+    """The work of a batch of that shape, [B, H, W, C] or [B, T, H, W, C], with all the text that the flow can read."""
+    *front, rows, columns, _ = shape
+    frames = front[1] if len(front) > 1 else None
+    text = flow.text_length if flow.text_dim else 0
+    return Work(front[0], frames, rows // flow.patch_size, columns // flow.patch_size, text)
+
+
+def _ends(flow: FlowConfig, transformer: TransformerConfig, tokens: int, text: int, outputs: int) -> int:
+    """The projections into and out of a transformer, of one sequence."""
+    return 2 * transformer.width * (tokens * (flow.token_channels + outputs) + text * flow.text_dim)
+
+
+def _part(name: str, c: TransformerConfig, sequences: int, slots: int, ends: int, pairs: int) -> Part:
+    weights = c.width * (c.heads + 2 * c.kv_heads) * c.head_dim + c.heads * c.head_dim * c.width
+    weights += c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
+    dense = 2 * slots * weights * c.layers + ends
+    attention = 2 * 2 * pairs * c.heads * c.head_dim * c.layers
+    return Part(name, sequences * dense, sequences * attention)
+
+
+def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
+    """Pairs of query and key that the denoiser's attention sees in one image or video."""
+    assert flow.denoiser is not None  # the caller looked
+    options, text = flow.denoiser, work.text if flow.denoiser.conditional else 0
+    slots = work.tokens + text
+    if work.frames is None or options.look_ahead is None:
+        return slots * slots
+    total = 0
+    for frame in range(work.frames):
+        last = min(frame + options.look_ahead - 1, work.frames - 1)
+        first = 0
+        if options.window is not None:
+            first = max(0, frame + options.look_ahead - 1 - options.window)
+        total += work.frame * (text + (last - first + 1) * work.frame)
+    return total + text * (text + min(options.look_ahead, work.frames) * work.frame)
+
+
+def kernel_flops(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> int:
+    """FLOPs of a TPU's attention kernels in one training step: whole blocks, and recomputation.
+
+    A forward pass has two products a pair; a backward pass five, as it computes the weights anew. Layers that are
+    computed anew add a forward pass.
+    """
+    forward = 1 + (flow.remat in ("block", "attention"))
+    word = 2 if flow.dtype == "bfloat16" else 4
+    total = 0
+    for c, sequences, text, local, rule in _attentions(flow, work):
+        slots = (work.frame if local else work.tokens) + text
+        if not c.layers:
+            continue
+        tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
+        area = 2 * forward * visited(rule, slots, slots, tiles.block_q) * tiles.block_q**2
+        if tiles.block_q_backward:  # else XLA computes it
+            area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
+        total += sequences * c.layers * c.heads * c.head_dim * area
+    return 2 * total
+
+
+def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:
+    """Of every network: its shape, sequences, text slots, whether it runs inside frames, what sees what."""
+    for index, transformer in enumerate(flow.blocks):
+        local = flow.is_local(index) and work.frames is not None
+        sequences = work.batch * (work.frames or 1) if local else work.batch
+        yield transformer, sequences, work.text if flow.is_conditioned(index) else 0, local, Causal()
+    if flow.denoiser is not None:
+        options = flow.denoiser
+        text = work.text if options.conditional else 0
+        whole = work.frames is None or options.look_ahead is None
+        rule = Full() if whole else FrameWindow(text, work.frame, options.look_ahead or 1, options.window)
+        yield flow.denoiser_transformer, work.batch, text, False, rule
+
+
+def model_flops(flow: FlowConfig, work: Work) -> int:
+    """FLOPs of one training step by the convention above."""
+    return 3 * sum(part.total for part in forward_parts(flow, work))
+
+
+def traced(jaxpr: Any) -> int:
+    """FLOPs of all dense products of a traced program; a scan counts its turns, any other loop one.
+
+    Args:
+      jaxpr: of `jax.make_jaxpr` or of a traced `jit` function, closed or open. Kernels count nothing.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        if equation.primitive.name == "pallas_call":
+            continue
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [traced(part) for part in jaxprs_in_params(equation.params)]
+        total += max(inner, default=0) if equation.primitive.name == "cond" else turns * sum(inner)
+    return total

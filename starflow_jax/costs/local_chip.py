@@ -1,0 +1,36 @@
+"""The published peak of the devices at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from starflow_jax.costs.chips import CHIPS
+
+# How JAX calls a device ("device_kind"), and which chip that is; the first that fits.
+_KINDS = (
+    ("tpu v4", "v4"),
+    ("tpu v5 lite", "v5e"),
+    ("tpu v5e", "v5e"),
+    ("tpu v5", "v5p"),
+    ("tpu v6", "v6e"),
+    ("tpu7x", "tpu7x"),
+    ("a100-sxm4-40", "a100-40"),
+    ("a100-pcie-40", "a100-40"),
+    ("a100", "a100-80"),
+    ("h100", "h100"),
+    ("h200", "h200"),
+    ("b200", "b200"),
+)
+
+
+def peak_of(devices: Sequence[jax.Device]) -> float | None:
+    """bfloat16 FLOP/s of all these devices together; None where they are of a kind without a published peak."""
+    kind = devices[0].device_kind.lower()
+    if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # slower, or coupled otherwise
+        return None
+    for part, name in _KINDS:
+        if part in kind:
+            return len(devices) * CHIPS[name].peak / CHIPS[name].devices
+    return None

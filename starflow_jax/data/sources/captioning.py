@@ -1,0 +1,60 @@
+"""Which caption of an example a model reads, and as which ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from starflow_jax.core.config.source import CaptionConfig
+from starflow_jax.data.sources.collection import Captions
+from starflow_jax.models.text.protocol import CaptionReader
+from starflow_jax.models.text.templates import EXTEND, caption_prompts, prefixed
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """Chooses, wraps and encodes captions.
+
+    Attributes:
+      encoder: makes ids of them. What it does not know is left out, and so is what is longer than it reads: data from
+        anywhere hold any words.
+      config: weights of the kinds of captions, and the templates.
+      noise_std: sigma_n for the noise template; fps: frames per second for the fps template, 0 for stills; None takes
+        those of the example.
+    """
+
+    encoder: CaptionReader
+    config: CaptionConfig
+    noise_std: float
+    fps: float | None = 0.0
+
+    def choose(self, captions: Captions, rng: np.random.Generator) -> str:
+        """A caption: its kind by weight among those that are there, then one of that kind alike; "" without any."""
+        weights = dict(self.config.kinds) or dict.fromkeys(captions, 1.0)
+        kinds = [kind for kind in sorted(captions) if captions[kind] and weights.get(kind, 0.0) > 0]
+        if not kinds:
+            return ""
+        shares = np.asarray([weights[kind] for kind in kinds])
+        texts = captions[str(rng.choice(kinds, p=shares / shares.sum()))]
+        return texts[int(rng.integers(len(texts)))]
+
+    def prompt(self, caption: str, aspect_ratio: str, fps: float = 0.0, extended: bool = False) -> str:
+        """What is read: the caption in its templates.
+
+        Args:
+          aspect_ratio: "width:height" of the picture; fps: of an example whose frames set it; extended: whether the
+            clip begins after its first frame.
+        """
+        rate = fps if self.fps is None else self.fps
+        return caption_prompts(
+            [prefixed(caption, EXTEND if extended else None)],
+            fps=round(rate) if self.config.fps else None,
+            noise_std=self.noise_std if self.config.noise_level else None,
+            aspect_ratio=aspect_ratio if self.config.aspect else None,
+            chat_template=self.config.chat,
+        )[0]
+
+    def ids(self, prompt: str) -> np.ndarray:
+        """Ids int32 [L]."""
+        return self.encoder.known_ids([prompt])[0]

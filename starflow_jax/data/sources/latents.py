@@ -1,0 +1,258 @@
+"""Latents that `starflow encode` wrote: ArrayRecord files and a header, with text states where there were captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
+from starflow_jax.data.pipeline.draw import CAPTION
+from starflow_jax.data.pipeline.fingerprint import digest_of
+from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.lazy import Opened
+from starflow_jax.data.sources.mixture import Component, Mixture
+
+FORMAT = "starflow latents 1"
+HEADER_FILE = "header.json"
+DTYPES = ("float16", "float32")
+# Label, rows of text states, bytes of the caption; the latent, the text states and the caption follow.
+_HEAD = struct.Struct("<iII")
+# Numbers of the empty caption's states that a header may hold.
+_MAX_EMPTY = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """How the records of a folder are laid out.
+
+    Attributes:
+      dtype: of latents and text states in the files; num_classes: of labels.
+      length, dim: of text states [L, D]; 0 without any.
+      empty: states of the empty caption, float32 [L, D].
+    """
+
+    dtype: str
+    num_classes: int
+    length: int = 0
+    dim: int = 0
+    empty: np.ndarray | None = None
+
+    def pack(self, latent: np.ndarray, label: int, states: np.ndarray | None, caption: str) -> bytes:
+        """One example as bytes; of `states` [L, D] the zero rows at the end are left out."""
+        rows = 0
+        text = b""
+        if states is not None:
+            used = np.flatnonzero(np.any(states != 0, axis=1))
+            rows = int(used[-1]) + 1 if len(used) else 0
+            text = np.ascontiguousarray(states[:rows], self.dtype).tobytes()
+        said = caption.encode("utf-8")
+        pixels = np.ascontiguousarray(latent, self.dtype).tobytes()
+        return _HEAD.pack(label, rows, len(said)) + pixels + text + said
+
+    def unpack(self, data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, int, np.ndarray | None, str]:
+        """Latent float32 of `shape`, label, text states float32 [L, D] or None, caption.
+
+        Raises:
+          ValueError: other bytes than `pack` makes.
+        """
+        dtype = np.dtype(self.dtype)
+        check(len(data) >= _HEAD.size, f"its record has {len(data)} bytes")
+        label, rows, said = _HEAD.unpack_from(data)
+        pixels, text = int(np.prod(shape)) * dtype.itemsize, rows * self.dim * dtype.itemsize
+        expected = _HEAD.size + pixels + text + said
+        check(len(data) == expected and rows <= self.length, f"its record has {len(data)} bytes and not {expected}")
+        check(-1 <= label < max(self.num_classes, 1), f"its label is {label}")
+        latent = np.frombuffer(data, dtype, pixels // dtype.itemsize, _HEAD.size).reshape(shape).astype(np.float32)
+        check(bool(np.isfinite(latent).all()), "its latent is not finite")
+        states = None
+        if self.length:
+            states = np.zeros((self.length, self.dim), np.float32)
+            states[:rows] = np.frombuffer(data, dtype, rows * self.dim, _HEAD.size + pixels).reshape(rows, self.dim)
+        return latent, label, states, data[expected - said :].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSource:
+    """`image` float32 [H, W, C] or [T, H, W, C], `label` int32 [], and where there are any `text_states` [L, D].
+
+    Attributes:
+      name: for logs; files: ArrayRecord files; reader: of their records; length: examples; records: their layout.
+      shape: of a latent as stored; frames: T of it that are read, None for all (0: still images).
+      drop_first: probability that a drawn clip begins at the second stored frame. T + 1 must then be stored.
+      text_drop: probability that drawn text states are those of the empty caption.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    reader: Opened[Any]
+    length: int
+    records: Records
+    shape: tuple[int, ...]
+    frames: int | None = None
+    drop_first: float = 0.0
+    text_drop: float = 0.0
+
+    @property
+    def levels(self) -> int:
+        """0: values are continuous and taken as they are."""
+        return 0
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the labels."""
+        return self.records.num_classes
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Of what is read."""
+        return self.shape if self.frames is None else (self.frames, *self.shape[1:])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shapes and dtypes of an example."""
+        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "image": (self.example_shape, np.dtype(np.float32)),
+            "label": ((), np.dtype(np.int32)),
+        }
+        if self.records.length:
+            found["text_states"] = ((self.records.length, self.records.dim), np.dtype(np.float32))
+        return found
+
+    def digest(self) -> str:
+        """Of the names and sizes of the files."""
+        return digest_of(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example as it is scored."""
+        return self._example(index, late=False, dropped=False)
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """An example as it is trained on."""
+        late, dropped = rng.random(2)
+        return self._example(index, late=bool(late < self.drop_first), dropped=bool(dropped < self.text_drop))
+
+    def _example(self, index: int, *, late: bool, dropped: bool) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"example must be 0 to {self.length - 1}, got {index}")
+        try:
+            latent, label, states, caption = self.records.unpack(bytes(self.reader()[index]), self.shape)
+        except Exception as error:  # the library raises several kinds for damaged files
+            raise BadExample(f"{self.name}[{index}]", reason_of(error)) from error
+        if self.frames is not None:
+            latent = latent[int(late) : int(late) + self.frames]
+        example: dict[str, Any] = {"image": latent, "label": np.int32(label)}
+        if states is None:
+            return example
+        empty = self.records.empty
+        if dropped:
+            states, caption = np.zeros_like(states) if empty is None else empty, ""
+        return {**example, "text_states": states, CAPTION: caption}
+
+
+def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_drop: float = 0.0) -> Source:
+    """The latents of a folder; of several shapes as a mixture.
+
+    Args:
+      frames: of the clips that are read, at most those stored; 0 for still images.
+
+    Raises:
+      ValueError: no header, one that cannot be read or that its files do not bear out, or clips that are too short.
+    """
+    header = read_header(folder)
+    try:
+        text = header["text"]
+        records = Records(str(header["dtype"]), int(header["num_classes"]))
+        check(records.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {records.dtype!r}")
+        if text is not None:
+            length, dim = int(text["length"]), int(text["dim"])
+            check(0 < length * dim <= _MAX_EMPTY, f"text states of {length} x {dim} are none, or huge")
+            empty = np.zeros((length, dim), np.float32)
+            rows = np.asarray(text["empty"], np.float32).reshape(-1, dim)
+            empty[: len(rows)] = rows
+            records = dataclasses.replace(records, length=length, dim=dim, empty=empty)
+        buckets = [
+            (
+                str(one["bucket"]),
+                tuple(map(int, one["shape"])),
+                tuple(map(str, one["files"])),
+                int(one["count"]),
+                float(one.get("weight", one["count"])),
+                None if one.get("batch_size") is None else int(one["batch_size"]),
+            )
+            for one in header["buckets"]
+        ]
+        check(len(buckets) > 0, "it names no files")
+        for _, shape, files, _, weight, size in buckets:
+            check(0 < weight < math.inf, f"a weight must be a number above 0, got {weight}")
+            check(size is None or size > 0, f"a batch_size must be above 0, got {size}")
+            check(len(shape) in (3, 4) and min(shape) > 0, f"a shape must be [T,] H, W, C, got {list(shape)}")
+            check(all(Path(file).name == file for file in files), "its files must be names in this folder")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
+    components = []
+    clips = any(len(shape) == 4 for _, shape, *_ in buckets)
+    for bucket, shape, files, count, weight, size in buckets:
+        paths = tuple(str(folder / file) for file in files)
+        reader = Opened(functools.partial(_reader, paths))
+        _check_files(folder, paths, reader, count)
+        # Stills beside clips are read as they are.
+        taken = None if clips and len(shape) == 3 else _frames_taken(folder, shape, frames, drop_first)
+        name = f"{folder.name} {bucket}"
+        source = LatentSource(name, paths, reader, count, records, shape, taken, drop_first, text_drop)
+        components.append(Component(source, weight, size))
+    return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of a folder of latents.
+
+    Raises:
+      ValueError: none there, or another file.
+    """
+    path = folder / HEADER_FILE
+    check(path.is_file(), f"latents {folder} have no {HEADER_FILE}: starflow encode writes one")
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        known = header["format"] == FORMAT
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
+    check(known, f"latents {folder} must be of format {FORMAT!r}, got {header['format']!r}")
+    return header
+
+
+def _check_files(folder: Path, paths: tuple[str, ...], reader: Opened[Any], count: int) -> None:
+    for path in paths:
+        check(Path(path).is_file(), f"latents {folder} must hold {Path(path).name}, and do not")
+    try:
+        found = len(reader())
+    except Exception as error:  # the library raises several kinds for damaged files
+        raise ValueError(f"latents {folder} cannot be read: {reason_of(error)}") from error
+    check(found == count > 0, f"latents {folder} must hold the {count} examples of their header, got {found}")
+
+
+def _frames_taken(folder: Path, shape: tuple[int, ...], frames: int, drop_first: float) -> int | None:
+    stored = shape[0] if len(shape) == 4 else 0
+    needed = frames + (drop_first > 0)
+    check(
+        (frames > 0) == (stored > 0) and needed <= stored,
+        f"frames must be at most the {stored} of the latents in {folder}"
+        f"{', less one for drop_first' if drop_first else ''}, and 0 for stills, got {frames}",
+    )
+    return frames if stored else None
+
+
+def _reader(files: tuple[str, ...]) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource(list(files))

@@ -1,0 +1,42 @@
+"""Real pictures that samples are compared with: a folder of them, or an array in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.data.sources.base import ArraySource, Source
+from starflow_jax.data.sources.opening import open_source
+
+
+def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:
+    """Pictures of one size.
+
+    Args:
+      path: a folder of pictures, which are cut to `size` about the centre, or an `.npz` file whose `image` is uint8
+        [n, H, W, C] of that size. A folder's own `train` part is taken where it has one; name the part to have another.
+      size: rows and columns; channels: 1 or 3.
+
+    Raises:
+      ValueError: nothing there, files that cannot be read, or arrays of another kind, size or channels.
+    """
+    if path.is_dir():
+        # Only the size and channels of a flow decide how pictures are cut.
+        cut = FlowConfig(channels=channels, image_size=size, width=64, num_blocks=1, layers_per_block=1)
+        return open_source(DataConfig(source="images", path=str(path)), "train", flow=cut)
+    check(path.is_file(), f"real must be a folder of pictures or an .npz file, got {path}, which is not there")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["image"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        raise ValueError(f"real {path} must be an .npz file with `image`, uint8 [n, H, W, C]: {error}") from error
+    wanted = (*size, channels)
+    check(
+        images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == wanted and len(images) > 0,
+        f"image of {path} must be uint8 [n, {', '.join(map(str, wanted))}], got {images.dtype} {list(images.shape)}",
+    )
+    return ArraySource(path.name, images, np.zeros(len(images), np.int32), levels=256, num_classes=1)

@@ -1,0 +1,96 @@
+"""What is known of files without decoding them (sizes, lengths), found once and kept in a file if one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.files import write_text
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
+from starflow_jax.data.decoding.buckets import nearest_aspect_ratio
+
+_THREADS = 8
+_FORMAT = "starflow index 1"
+
+
+def scan(
+    count: int, fact: Callable[[int], Sequence[float]], signature: str, index: Path | None, skipped: Skipped
+) -> list[list[float] | None]:
+    """`fact(i)`, a few numbers, of every file; None where it is bad.
+
+    Args:
+      count: files; fact: of one, raising BadExample; called from several threads.
+      signature: of the files; an index file of another signature is not used, and written anew.
+      index: JSON file where the facts are kept; None for none.
+      skipped: where the bad ones are counted and named.
+
+    Raises:
+      ValueError: an index that cannot be written.
+    """
+    known = _read(index, signature, count)
+    if known is None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            known = list(pool.map(lambda i: _try(fact, i), range(count), chunksize=64))
+        if index is not None:
+            _write(index, {"format": _FORMAT, "signature": signature, "facts": known})
+    for one in known:
+        bad = isinstance(one, dict)
+        # not `add`: that most of a folder is no picture is said by whoever opens it
+        skipped.tried += 1
+        if bad:
+            skipped.bad += 1
+            skipped.reasons.setdefault(one["name"], one["reason"])
+    return [None if isinstance(one, dict) else one for one in known]
+
+
+def by_bucket(sizes: Sequence[Sequence[float] | None], buckets: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Indices, increasing, of the files of each bucket that has any, from their (rows, columns, ...)."""
+    nearest: dict[tuple[int, int], str] = {}
+    found: dict[str, list[int]] = {bucket: [] for bucket in buckets}
+    for place, size in enumerate(sizes):
+        if size is not None:
+            shape = (int(size[0]), int(size[1]))
+            if shape not in nearest:
+                nearest[shape] = nearest_aspect_ratio(*shape, buckets)
+            found[nearest[shape]].append(place)
+    return {bucket: np.asarray(places, np.int64) for bucket, places in found.items() if places}
+
+
+def _try(fact: Callable[[int], Sequence[float]], place: int) -> Any:
+    try:
+        return list(fact(place))
+    except BadExample as error:
+        return {"name": error.name, "reason": error.reason}
+
+
+def _read(index: Path | None, signature: str, count: int) -> list[Any] | None:
+    """The facts of an index file, None where it is missing, of other files, or damaged."""
+    if index is None or not index.is_file():
+        return None
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+        fits = values["format"] == _FORMAT and values["signature"] == signature and len(values["facts"]) == count
+        facts = values["facts"] if fits else None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return None
+    return facts if facts is not None and all(map(_is_fact, facts)) else None
+
+
+def _is_fact(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value.get("name"), str) and isinstance(value.get("reason"), str)
+    numbers = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    return numbers and len(value) >= 2 and min(value[:2]) >= 1
+
+
+def _write(index: Path, values: dict[str, Any]) -> None:
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        write_text(index, json.dumps(values))
+    except OSError as error:
+        raise ValueError(f"index {index} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Applications of exact likelihood: classification, out-of-distribution detection, filtering, memorisation."""

@@ -1,0 +1,162 @@
+"""Finding bad examples of a data set by exact likelihood: wrong labels, and damaged images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_real
+from starflow_jax.core.figures import text_table
+from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.classify import log_mean_exp
+from starflow_jax.evaluation.applications.roc import Auroc, auroc, precision_at
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contaminated:
+    """Examples of which some were made bad.
+
+    Attributes:
+      source: with them; mislabelled, damaged: bool [n], which; none is both.
+    """
+
+    source: ArraySource
+    mislabelled: np.ndarray
+    damaged: np.ndarray
+
+
+def contaminate(source: ArraySource, *, mislabelled: float, damaged: float, seed: int = 0) -> Contaminated:
+    """Gives a share of the examples another class's label, and damages another share's pixels.
+
+    A damaged image has, in turn, a fifth of its pixels replaced by random levels, or a square of half its side covered
+    by the brightest level or the darkest (whichever changes more).
+
+    Args:
+      mislabelled, damaged: shares of the examples, together at most 1.
+      seed: of the choice and the damage.
+
+    Raises:
+      ValueError: shares out of range, or mislabelled examples of a single class.
+    """
+    for name, share in (("mislabelled", mislabelled), ("damaged", damaged)):
+        check_real(name, share, minimum=0.0)
+    check(mislabelled + damaged <= 1.0, f"shares must be at most 1 together, got {mislabelled} and {damaged}")
+    check(source.num_classes > 1 or not mislabelled, "mislabelled examples need a source of two classes or more")
+    rng = np.random.default_rng(seed)
+    count = len(source)
+    order = rng.permutation(count)
+    wrong = order[: round(mislabelled * count)]
+    hurt = order[len(wrong) : len(wrong) + round(damaged * count)]
+    images, labels = source.images.copy(), source.labels.copy()
+    labels[wrong] = (labels[wrong] + rng.integers(1, max(source.num_classes, 2), len(wrong))) % source.num_classes
+    for number, place in enumerate(hurt):
+        images[place] = (_speckled, _covered)[number % 2](images[place], source.levels, rng)
+    marks = np.zeros((2, count), bool)
+    marks[0, wrong] = marks[1, hurt] = True
+    return Contaminated(dataclasses.replace(source, images=images, labels=labels), *marks)
+
+
+def _speckled(image: np.ndarray, levels: int, rng: np.random.Generator) -> np.ndarray:
+    hit = rng.random(image.shape[:2]) < 0.2
+    return np.where(hit[..., None], rng.integers(0, levels, image.shape), image).astype(np.uint8)
+
+
+def _covered(image: np.ndarray, levels: int, rng: np.random.Generator) -> np.ndarray:
+    height, width = (max(1, side // 2) for side in image.shape[:2])
+    top, left = rng.integers(0, image.shape[0] - height + 1), rng.integers(0, image.shape[1] - width + 1)
+    part = image[top : top + height, left : left + width]
+    covered = image.copy()
+    covered[top : top + height, left : left + width] = levels - 1 if part.mean() < (levels - 1) / 2 else 0
+    return covered
+
+
+def suspicion(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Three scores of every example, higher for what should be looked at, float64 [n] each.
+
+    - "image": -log p(x), the class summed out, all equally likely: finds images that look like no class.
+    - "label": log p(x | likeliest other class) - log p(x | y): finds labels that another class explains better.
+    - "example": -log p(x | y), both in one.
+
+    Args:
+      class_log_probs: nats [draws, n, classes]; densities are averaged over draws (`classify.classify`).
+      labels: int [n], as given.
+
+    Raises:
+      ValueError: shapes that do not fit, a single class, or densities that are NaN.
+    """
+    check(
+        class_log_probs.ndim == 3 and class_log_probs.shape[1:2] == np.shape(labels) and class_log_probs.shape[2] > 1,
+        "class_log_probs must be [draws, n, classes] of two classes or more for labels [n], "
+        f"got {list(class_log_probs.shape)} and {list(np.shape(labels))}",
+    )
+    check(not np.isnan(class_log_probs).any(), "class_log_probs must not be NaN")
+    by_class = log_mean_exp(class_log_probs)
+    rows = np.arange(len(by_class))
+    own = by_class[rows, labels]
+    others = by_class.copy()
+    others[rows, labels] = -np.inf
+    return {
+        "image": np.log(by_class.shape[1]) - np.logaddexp.reduce(by_class, axis=1),
+        # An example that is impossible under all classes says nothing about its label.
+        "label": np.where(np.isinf(own) & np.isinf(others.max(axis=1)), 0.0, _less(others.max(axis=1), own)),
+        "example": -own,
+    }
+
+
+def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(a - b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """How well one score finds one kind of bad example among the good ones and the other kind.
+
+    Attributes:
+      score, kind: their names; precision: share of bad ones among the k highest, k being how many there are; area: of
+        the ROC curve; share: of the examples, the precision of chance; k: how many are bad.
+    """
+
+    score: str
+    kind: str
+    precision: float
+    area: Auroc
+    share: float
+    k: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[Found]:
+    """Precision at k and AUROC of every score for every kind of bad example, and for both kinds together.
+
+    Args and errors as of `suspicion`, and a kind of which there is none is left out.
+    """
+    scores = suspicion(class_log_probs, contaminated.source.labels)
+    kinds = {
+        "mislabelled": contaminated.mislabelled,
+        "damaged": contaminated.damaged,
+        "either": contaminated.mislabelled | contaminated.damaged,
+    }
+    found = []
+    for kind, bad in kinds.items():
+        k = int(bad.sum())
+        for name, score in scores.items() if 0 < k < len(bad) else ():
+            area = auroc(score[bad], score[~bad])
+            found.append(Found(name, kind, precision_at(score, bad, k), area, k / len(bad), k))
+    return found
+
+
+def filtering_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of `Found.to_dict()` values."""
+    table = [("bad examples", "ranked by", "precision at k", "k (all bad ones)", "by chance", "AUROC")]
+    for row in rows:
+        area = f"{row['area']['area']:.3f} +- {row['area']['error']:.3f}"
+        precision, share = f"{100 * row['precision']:.1f} %", f"{100 * row['share']:.1f} %"
+        table.append((row["kind"], row["score"], precision, str(row["k"]), share, area))
+    return text_table(table)

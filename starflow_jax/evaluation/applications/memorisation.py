@@ -1,0 +1,131 @@
+"""Whether a model repeats or favours its training images.
+
+Three tests that need no other model:
+
+- membership: AUROC of log p(x) for training images against held-out ones; above 1/2, training images are favoured.
+- copies in pixels: the distance from a sample to its nearest training image, against that from a held-out image: a
+  model that copies draws samples nearer than new data would be.
+- copies in latents: the same among the z of the flow, in which a distance is measured in standard deviations of the
+  model's own noise, so that small changes of what the model finds unlikely count for much.
+
+The last one is the nearest training image by likelihood, too: with a Gaussian of any one width s around the latent of
+every training image x', the density of a sample x is log N(z(x); z(x'), s^2 I) + log |dz/dx|, and all but
+-|z(x) - z(x')|^2 / (2 s^2) is the same for all x'. The likeliest x' is the one with the nearest latent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.evaluation.applications.roc import Auroc, auroc
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nearest:
+    """For every query its nearest reference.
+
+    Attributes:
+      place: int64 [n], which; distance: float64 [n], root mean square over the dimensions; infinite, and the place
+        without meaning, where a query or all that it may take is not finite.
+    """
+
+    place: np.ndarray
+    distance: np.ndarray
+
+
+def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | None = None) -> Nearest:
+    """The nearest reference of every query; among latents of a flow also the likeliest one (see the module).
+
+    Args:
+      queries: real [n, ...]; references: real [m, ...] of the same dimensions.
+      same: bool [n, m], which references may be taken, at least one a query; None for all.
+
+    Raises:
+      ValueError: none of either, or other dimensions.
+    """
+    queries, references = np.asarray(queries, np.float64), np.asarray(references, np.float64)
+    check(
+        queries.shape[1:] == references.shape[1:] and queries.size > 0 and references.size > 0,
+        f"queries and references must be [n, ...] and [m, ...], got {list(queries.shape)} and {list(references.shape)}",
+    )
+    flat, others = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
+    place = np.empty(len(flat), np.int64)
+    distance = np.empty(len(flat))
+    for row, query in enumerate(flat):  # one at a time: all pairs at once would need much memory
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = ((others - query) ** 2).mean(axis=1)
+        squares = np.where(np.isnan(squares), np.inf, squares)  # what overflows is near to nothing
+        if same is not None:
+            check(bool(same[row].any()), f"query {row} must have a reference it may take")
+            squares = np.where(same[row], squares, np.inf)
+        place[row] = squares.argmin()
+        distance[row] = np.sqrt(squares[place[row]])
+    return Nearest(place, distance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """Distances of samples to training images, against those of held-out images.
+
+    Attributes:
+      samples, held_out: median distances, in root mean squares.
+      not_finite: distances of either that are not finite, as of latents that overflow; they count as the largest.
+      area: AUROC of nearness: the probability that a sample is nearer to the training set than a held-out image; about
+        1/2 for a model that draws new images, near 1 for one that copies.
+      closer: share of samples that are nearer than 99 of 100 held-out images; 0.01 is expected of new images.
+    """
+
+    samples: float
+    held_out: float
+    area: Auroc
+    closer: float
+    not_finite: int
+
+    @classmethod
+    def of(cls, samples: np.ndarray, held_out: np.ndarray) -> Copying:
+        """From distances [n] and [m]."""
+        border = float(np.quantile(held_out, 0.01, method="lower" if np.isinf(held_out).any() else "linear"))
+        return cls(
+            float(np.median(samples)),
+            float(np.median(held_out)),
+            auroc(-np.asarray(samples), -np.asarray(held_out)),
+            float(np.mean(np.asarray(samples) < border)),
+            int(np.sum(~np.isfinite(samples)) + np.sum(~np.isfinite(held_out))),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """Whether likelihood tells training images from held-out ones.
+
+    Attributes:
+      train, held_out: mean bits/dim of those that are finite; area: AUROC of likelihood, training images the
+        positives; not_finite: images of either whose log-likelihood overflows, the least likely.
+    """
+
+    train: float
+    held_out: float
+    area: Auroc
+    not_finite: int
+
+    @classmethod
+    def of(cls, train: np.ndarray, held_out: np.ndarray) -> Membership:
+        """From bits/dim [n] of training images and [m] of held-out ones."""
+        both = [np.where(np.isfinite(bits), bits, np.inf) for bits in (train, held_out)]
+        finite = [bits[np.isfinite(bits)] for bits in both]
+        mean, other = (float(np.mean(bits)) if len(bits) else math.inf for bits in finite)
+        lost = sum(len(bits) for bits in both) - sum(len(bits) for bits in finite)
+        return cls(mean, other, auroc(-both[0], -both[1]), lost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,73 @@
+"""Images that a model was not trained on, of the size and levels of those that it was: what it should find odd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.data.sources.base import ArraySource
+
+
+def other_images(source: ArraySource, *, seed: int = 0) -> Mapping[str, ArraySource]:
+    """Sets of as many images as `source` has, by name, from the most natural to the least.
+
+    - "photographs": crops of scikit-learn's two photographs, china and flower, shrunk and reduced to the levels.
+    - "negatives": the images of `source` with bright and dark exchanged.
+    - "turned": these images turned by a quarter to the left (square ones only).
+    - "faint": these images with a quarter of their contrast, about the darkest level: simple, and so often likely.
+    - "shuffled pixels": these images, the pixels of each in an order of its own.
+    - "noise": independent pixels, all levels equally likely.
+    - "constant": every pixel of an image alike, the images spread over all levels.
+
+    Labels are those of `source`, so that a model that needs one has it; they mean nothing.
+
+    Args:
+      source: held-out images of what the model was trained on, [n, H, W, C] with C of 1 or 3.
+      seed: of everything random.
+
+    Raises:
+      ValueError: another number of channels.
+    """
+    count, height, width, channels = source.images.shape
+    check(channels in (1, 3), f"images must have 1 or 3 channels, got {channels}")
+    rng = np.random.default_rng(seed)
+    last = source.levels - 1
+    pixels = source.images.reshape(count, height * width, channels)
+    order = rng.permuted(np.tile(np.arange(height * width), (count, 1)), axis=1)
+    found = {
+        "photographs": _photographs(count, (height, width), channels, source.levels, rng),
+        "negatives": last - source.images,
+        **({"turned": np.rot90(source.images, axes=(1, 2))} if height == width else {}),
+        "faint": np.rint(source.images / 4.0),
+        "shuffled pixels": np.take_along_axis(pixels, order[..., None], axis=1).reshape(source.images.shape),
+        "noise": rng.integers(0, source.levels, source.images.shape),
+        "constant": np.broadcast_to(np.linspace(0, last, count).round()[:, None, None, None], source.images.shape),
+    }
+    return {
+        name: ArraySource(
+            name, np.ascontiguousarray(images, np.uint8), source.labels, source.levels, source.num_classes
+        )
+        for name, images in found.items()
+    }
+
+
+def _photographs(count: int, size: tuple[int, int], channels: int, levels: int, rng: np.random.Generator) -> np.ndarray:
+    """Random crops of photographs shrunk so that about eight crops fit side by side, uint8."""
+    from sklearn.datasets import load_sample_image  # takes a second
+
+    shrunk = []
+    for name in ("china.jpg", "flower.jpg"):
+        image = Image.fromarray(load_sample_image(name)).convert("L" if channels == 1 else "RGB")
+        factor = 8 * max(size) / min(image.size)
+        side = (round(image.size[0] * factor), round(image.size[1] * factor))
+        resized = np.asarray(image.resize(side, Image.Resampling.LANCZOS)).reshape(side[1], side[0], channels)
+        shrunk.append(np.rint(resized * ((levels - 1) / 255.0)).astype(np.uint8))
+    crops = []
+    for place in range(count):
+        picture = shrunk[place % len(shrunk)]
+        top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(picture.shape, size, strict=False))
+        crops.append(picture[top : top + size[0], left : left + size[1]])
+    return np.stack(crops)

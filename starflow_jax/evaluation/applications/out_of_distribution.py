@@ -1,0 +1,132 @@
+"""Telling foreign images from familiar ones by exact likelihood, and where that fails.
+
+A high likelihood is no sign that an image is of the kind that a model was trained on: simple images may be likelier
+than all of them (Nalisnick et al., arXiv 1810.09136). Four scores, each higher for what looks foreign:
+
+- "likelihood": bits of the image, -log2 p(x). The plain score, which calls simple images familiar.
+- "typicality": how far these bits are from their mean over training images (Nalisnick et al., arXiv 1906.02994).
+- "background ratio": bits minus those under independent pixels with the training images' histogram, the crudest of
+  backgrounds that a likelihood ratio can take away (Ren et al., arXiv 1906.02845).
+- "complexity ratio": bits minus those of a universal code (Serra et al., arXiv 1909.11480; `code_length`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.figures import text_table
+from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.code_length import code_lengths
+from starflow_jax.evaluation.applications.roc import Auroc, auroc
+
+SCORES = ("likelihood", "typicality", "background ratio", "complexity ratio")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Familiar:
+    """What the scores need to know of the training images.
+
+    Attributes:
+      mean_bits: mean of -log2 p(x) over training images.
+      background: float64 [levels], the share of every level among their pixels, none of them 0.
+    """
+
+    mean_bits: float
+    background: np.ndarray
+
+    @classmethod
+    def of(cls, source: ArraySource, bits: np.ndarray) -> Familiar:
+        """From training images and their bits [n], of which those that are not finite are left out of the mean."""
+        check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
+        counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
+        bits = np.asarray(bits, np.float64)
+        finite = bits[np.isfinite(bits)]
+        return cls(float(np.mean(finite)) if len(finite) else math.inf, counts / counts.sum())
+
+
+def foreignness(familiar: Familiar, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of images by name, float64 [n] each; see the module.
+
+    Args:
+      source: the images; bits: -log2 p(x) of each, [n]. What is not finite (a log-likelihood that overflows) is most
+        foreign: infinite in every score.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    bits = np.asarray(bits, np.float64)
+    check(bits.shape == (len(source),), f"bits must be [{len(source)}], got {list(bits.shape)}")
+    bits = np.where(np.isfinite(bits), bits, np.inf)
+    pixels = source.images.reshape(len(source), -1)
+    background = -np.log2(familiar.background)[pixels].sum(axis=1)
+    return {
+        "likelihood": bits,
+        # Without a finite training image there is no mean that bits could be far from.
+        "typicality": np.abs(bits - familiar.mean_bits) if math.isfinite(familiar.mean_bits) else bits,
+        "background ratio": bits - background,
+        "complexity ratio": bits - code_lengths(source.images, source.levels),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Foreign:
+    """One set of foreign images against held-out familiar ones.
+
+    Attributes:
+      name: of the set; bits_per_dim: mean of its images; areas: of each score, foreign images the positives.
+      likelier: share of its images that are likelier than the median familiar one; chance is 1/2.
+      not_finite: images whose log-likelihood overflows; they count as most foreign, and not in the mean.
+    """
+
+    name: str
+    bits_per_dim: float
+    likelier: float
+    not_finite: int
+    areas: Mapping[str, Auroc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        areas = {name: area.to_dict() for name, area in self.areas.items()}
+        values = dataclasses.asdict(dataclasses.replace(self, areas={}))
+        del values["areas"]
+        return {**values, "auroc": areas}
+
+
+def detect(
+    familiar: Familiar, held_out: tuple[ArraySource, np.ndarray], others: Mapping[str, tuple[ArraySource, np.ndarray]]
+) -> list[Foreign]:
+    """AUROC of every score on every foreign set; below 1/2 the score prefers what is foreign.
+
+    Args:
+      held_out: familiar images that were not trained on, and their bits [n]; others: the same of foreign sets, by name.
+    """
+    normal = foreignness(familiar, *held_out)
+    found = []
+    for name, (source, bits) in others.items():
+        scores = foreignness(familiar, source, bits)
+        areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
+        each = scores["likelihood"]
+        likelier = float(np.mean(each < np.median(normal["likelihood"])))
+        counted = each[np.isfinite(each)]
+        mean = float(np.mean(counted)) / source.images[0].size if len(counted) else math.inf
+        found.append(Foreign(name, mean, likelier, len(each) - len(counted), areas))
+    return found
+
+
+def detection_table(rows: list[Mapping[str, Any]]) -> str:
+    """A Markdown table of `Foreign.to_dict()` values."""
+    head = ("foreign images", "bits/dim", "not finite", "likelier than the median")
+    table: list[tuple[str, ...]] = [(*head, *SCORES)]
+    for row in rows:
+        areas = [row["auroc"][score] for score in SCORES]
+        cells = [f"{area['area']:.3f} +- {area['error']:.3f}" for area in areas]
+        mean = row["bits_per_dim"]  # None: infinite, as JSON has it
+        bits = "-" if mean is None or not math.isfinite(mean) else f"{mean:.2f}" if mean < 1e5 else f"{mean:.3e}"
+        table.append((row["name"], bits, str(row["not_finite"]), f"{100 * row['likelier']:.1f} %", *cells))
+    return text_table(table)

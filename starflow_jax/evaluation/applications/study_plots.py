@@ -1,0 +1,160 @@
+"""The applications of likelihood as pictures: one PNG file for each outcome of `evaluation.applications.study`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.files import replacing
+from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.out_of_distribution import SCORES
+from starflow_jax.evaluation.applications.roc import roc_curve
+from starflow_jax.evaluation.applications.study import Outcome
+
+_WIDE = 12  # pictures in a row
+
+
+def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: Path) -> None:
+    """Draws the outcome of one application as a PNG file."""
+    draw: dict[str, Callable[..., None]] = {
+        "classification": _classification,
+        "out_of_distribution": _foreign,
+        "filtering": _filtering,
+        "ranked_sampling": _ranked,
+        "memorisation": _memorisation,
+    }
+    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    draw[outcome.name](figure, outcome, train, test)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """The surest mistakes; the least sure images where there are none."""
+    wrong = outcome.shown["wrong"][:_WIDE]
+    places = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
+    titles = [f"{test.labels[p]} read as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in places]
+    title = "mistakes of the Bayes rule, the surest first" if len(wrong) else "no mistakes; the least sure images"
+    _rows(figure, title, [("", test.images[places], titles)], test.levels)
+
+
+def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """Examples of every set, the distribution of two scores, ROC curves of all."""
+    scores, images = outcome.shown["scores"], outcome.shown["images"]
+    figure.set_size_inches(12.5, 0.62 * len(images) + 4.6)
+    above, below = figure.subfigures(2, 1, height_ratios=[0.62 * len(images), 4.4])
+    _fill(above, [(name, _some(of_set), ()) for name, of_set in images.items()], test.levels)
+    panels = below.subplots(1, 3)
+    dims = test.images[0].size
+    for axes, score, label in zip(
+        panels, ("likelihood", "complexity ratio"), ("bits/dim", "bits/dim above a universal code's"), strict=False
+    ):
+        every = np.concatenate([s[score] for s in scores.values()]) / dims
+        every = every[np.isfinite(every)]
+        if not len(every):
+            axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
+            continue
+        low, high = np.percentile(every, [0.5, 97])
+        for number, (name, of_set) in enumerate(scores.items()):
+            style = {"color": "black", "linewidth": 2.0} if name == "held out" else {"color": f"C{number}"}
+            values = np.clip(of_set[score] / dims, low, high)
+            axes.hist(values, bins=40, range=(low, high), histtype="step", label=name, **style)
+        axes.set(xlabel=label, ylabel="images", yscale="log")
+    panels[0].legend(fontsize=7)
+    foreign = {score: np.concatenate([s[score] for n, s in scores.items() if n != "held out"]) for score in SCORES}
+    for score in SCORES:
+        panels[2].plot(*roc_curve(foreign[score], scores["held out"][score]), label=score)
+    panels[2].plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+    panels[2].set(xlabel="held-out images called foreign", ylabel="foreign images found, all sets")
+    panels[2].legend(fontsize=7, loc="lower right")
+
+
+def _filtering(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """What each score finds most suspicious."""
+    made, scores, read = (outcome.shown[name] for name in ("made", "scores", "read"))
+    rows = []
+    for name, score in scores.items():
+        places = np.argsort(-score)[:_WIDE]
+        titles = []
+        for place in places:
+            kind = "label" if made.mislabelled[place] else "pixels" if made.damaged[place] else "GOOD"
+            titles.append(f"given {made.source.labels[place]}, read {read[place]}\n{kind}")
+        rows.append((name, made.source.images[places], titles))
+    title = "ranked by suspicion; below each: its given label, the likeliest one, and what was done to it"
+    _rows(figure, title, rows, test.levels)
+
+
+def _ranked(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """The likeliest and the least likely of each class; a red frame where the judge reads another class."""
+    drawn, right = outcome.shown["drawn"], outcome.shown["right"]
+    classes = int(drawn.labels.max()) + 1
+    groups = {"likeliest": outcome.shown["best"], "least likely": outcome.shown["worst"]}
+    each = len(outcome.shown["best"]) // classes
+    figure.set_size_inches(0.5 * each * len(groups) + 1.2, 0.5 * classes + 0.9)
+    figure.suptitle("of every class; framed: read as another one", fontsize=9)
+    for part, (name, places) in zip(figure.subfigures(1, len(groups)), groups.items(), strict=True):
+        part.suptitle(name, fontsize=9)
+        grid = part.subplots(classes, each, squeeze=False)
+        for axes, place in zip(grid.ravel(), places, strict=True):
+            _show(axes, drawn.images[place], 256)
+            for side in axes.spines.values():
+                side.set(color="red", linewidth=2.0, visible=not right[place])
+
+
+def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """The samples nearest to training images, and these images."""
+    samples, by_pixels, by_latents = (outcome.shown[name] for name in ("samples", "by_pixels", "by_latents"))
+    near = np.argsort(by_pixels["samples"].distance)[:_WIDE]
+    new = np.argsort(by_pixels["held_out"].distance)[:_WIDE]
+    rows = []
+    for name, places, images in (("samples", near, samples), ("held_out", new, test.images)):
+        pixels, latents = by_pixels[name], by_latents[name]
+        rows.append((name.replace("_", " "), images[places], [""] * len(places)))
+        rows.append(("in pixels", train.images[pixels.place[places]], [f"{d:.2f}" for d in pixels.distance[places]]))
+        rows.append(("in latents", train.images[latents.place[places]], [f"{d:.2f}" for d in latents.distance[places]]))
+    title = "those nearest to the training set, and below each its nearest training image and the distance"
+    _rows(figure, title, rows, test.levels)
+
+
+def _some(images: np.ndarray) -> np.ndarray:
+    """A row of images from all over a set, which may be in some order."""
+    return images[np.unique(np.linspace(0, len(images) - 1, min(_WIDE, len(images))).round().astype(int))]
+
+
+def _rows(figure: Any, title: str, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int) -> None:
+    """Rows of pictures under a title, names before them and words below each."""
+    columns = max(3, *(len(images) for _, images, _ in rows))
+    figure.set_size_inches(columns * 1.05 + 1.0, 1.35 * len(rows) + 0.5)
+    figure.suptitle(title, fontsize=9)
+    _fill(figure, rows, levels)
+
+
+def _fill(figure: Any, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int) -> None:
+    grid = figure.subplots(len(rows), max(3, *(len(images) for _, images, _ in rows)), squeeze=False)
+    for line, (name, images, titles) in zip(grid, rows, strict=True):
+        for number, axes in enumerate(line):
+            if number >= len(images):
+                axes.set_axis_off()
+                continue
+            _show(axes, images[number], levels)
+            if titles:
+                axes.set_xlabel(titles[number], fontsize=7)
+        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+
+
+def _show(axes: Any, image: np.ndarray, levels: int) -> None:
+    grey = image.shape[-1] != 3
+    picture = image[..., 0] if grey else image / (levels - 1)
+    axes.imshow(picture, cmap="gray" if grey else None, vmin=0, vmax=levels - 1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)

@@ -1,0 +1,1 @@
+"""Exact log-likelihoods of images and videos, with their baselines."""

@@ -1,0 +1,104 @@
+"""Models scored on the same images and the same draws of noise, and the table that compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.figures import text_table
+from starflow_jax.data import Source
+from starflow_jax.evaluation.applications.classify import Accuracy, bayes_accuracy
+from starflow_jax.evaluation.likelihood.gaussian import ClassConditionalGaussian
+from starflow_jax.evaluation.likelihood.images import BitsPerDim, all_dequantised, log_probs
+from starflow_jax.flows.parameters import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one model reaches on one source.
+
+    Attributes:
+      model: what the model is called.
+      bits_per_dim: from log p(x | true label), or log p(x) where the model reads no label.
+      accuracy: of Bayes' rule, None where the model has no classes.
+      seconds: the scoring took, compilation included.
+    """
+
+    model: str
+    bits_per_dim: BitsPerDim
+    accuracy: Accuracy | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def score_flow(
+    params: Params,
+    config: FlowConfig,
+    source: Source,
+    key: jax.Array,
+    *,
+    draws: int,
+    batch_size: int = 256,
+    model: str = "flow",
+) -> Scores:
+    """Scores a flow; arguments as in `evaluation.likelihood.images.log_probs`."""
+    begun = time.perf_counter()
+    reads_label = bool(config.num_classes or config.text_dim)
+    tried = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
+    found = log_probs(params, config, source, key, draws=draws, batch_size=batch_size, labels=tried)
+    return _scores(model, found, source, begun)
+
+
+def score_gaussian(
+    gaussian: ClassConditionalGaussian,
+    source: Source,
+    key: jax.Array,
+    *,
+    draws: int,
+    model: str = "class-conditional Gaussian",
+) -> Scores:
+    """Scores the baseline on the draws that `score_flow` sees for the same key."""
+    begun = time.perf_counter()
+    x = all_dequantised(key, source, draws)
+    return _scores(model, np.stack([gaussian.class_log_prob(draw) for draw in x]), source, begun)
+
+
+def _scores(model: str, found: np.ndarray, source: Source, begun: float) -> Scores:
+    """From log densities [draws, n], or [draws, n, classes]."""
+    labels = np.asarray([source[place]["label"] for place in range(len(source))], np.int64)
+    accuracy = None
+    if found.ndim == 3:
+        accuracy = bayes_accuracy(found, labels)
+        found = np.take_along_axis(found, labels[None, :, None], axis=2)[..., 0]
+    dims = math.prod(source[0]["image"].shape)
+    bits = BitsPerDim.of(found, dims, source.levels)
+    return Scores(model, bits, accuracy, time.perf_counter() - begun)
+
+
+def scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, also readable as text, of `Scores.to_dict()` values."""
+    rows: list[tuple[str, ...]] = [
+        ("model", "bits/dim", "s.e. (images)", "s.e. (draws)", "accuracy", "s.e.", "one draw")
+    ]
+    for score in scores:
+        bits, accuracy = score["bits_per_dim"], score["accuracy"]
+        shares: tuple[str, ...] = ("-",) * 3
+        if accuracy is not None:
+            shares = tuple(f"{100 * accuracy[name]:.2f} %" for name in ("mean", "error", "one_draw"))
+        errors = (_number(bits["image_error"]), _number(bits["draw_error"]))
+        rows.append((str(score["model"]), _number(bits["mean"]), *errors, *shares))
+    return text_table(rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

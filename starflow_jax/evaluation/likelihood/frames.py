@@ -1,0 +1,101 @@
+"""Exact log-likelihood of a video frame by frame, and where in a frame it is spent.
+
+A temporally causal flow factorises as log p(x) = sum over t of log p(frame t | frames before t): every block maps a
+frame with parameters that depend on that frame and on earlier ones alone, so frame t of z and of every logdet is a
+function of frames up to t. One parallel pass gives all of these conditionals at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.flows import Flow
+from starflow_jax.flows.order import Grid
+
+
+def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    """The log-likelihood of data, split over its tokens.
+
+    A token's share is log N of its own z plus the logdets of all blocks at its place. Summed over everything it is
+    `flow.log_prob`; summed over a frame of a frame-causal flow it is log p(frame | earlier frames, cond). Within a
+    frame it shows where likelihood is lost, but is no conditional density: blocks read a frame in both directions.
+
+    Args:
+      x: [B, H, W, C] images or [B, T, H, W, C] video; cond: as for `Flow.forward`.
+
+    Returns:
+      float32 nats [B, h, w] or [B, T, h, w], h and w the rows and columns of tokens.
+
+    Raises:
+      ValueError: as `Flow.forward`.
+    """
+    # One by one and not as one sum over the stack, whose order would be the compiler's.
+    prior, *blocks = token_terms(flow, x, cond)
+    for logdet in blocks:
+        prior = prior + logdet
+    return prior
+
+
+def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list[jax.Array]:
+    """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 of one that is the identity.
+
+    Args:
+      x, cond: as for `token_log_probs`.
+
+    Returns:
+      1 + K arrays, each float32 nats [B, h, w] or [B, T, h, w], the tokens in raster order.
+
+    Raises:
+      ValueError: as `Flow.forward`.
+    """
+    output, grid = flow.forward(x, cond), Grid.of(flow.config, x.shape)
+    z = output.tokens[-1].astype(jnp.float32)
+    prior = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
+    terms = [prior]
+    for index, logdet in enumerate(output.logdets):
+        if flow.blocks[index].is_identity:
+            terms.append(jnp.zeros_like(prior))
+            continue
+        # Logdets come in the order in which their block read the tokens.
+        own, _ = flow.block_grid(index, grid)
+        ordered = logdet.reshape(-1, own.tokens, logdet.shape[-1])
+        terms.append(jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1))
+    return terms
+
+
+def window_starts(frames: int, window: int, context: int) -> list[int]:
+    """First frames of the windows in which a video is scored that is longer than the flow was trained on.
+
+    The first window counts whole; of every other, the first `context` frames are given and those after them count.
+    Such a video is drawn in windows, too (specification, section 4): with the same context and the same conditions the
+    conditionals are those it is drawn from.
+
+    Raises:
+      ValueError: a number out of range, or a context that leaves nothing of a window to score.
+    """
+    check_integer("frames", frames, minimum=1)
+    check_integer("window", window, minimum=1)
+    check_integer("context", context, minimum=0)
+    check(context < window, f"context must be below window={window}, got {context}")
+    return [0, *range(window - context, frames - context, window - context)]
+
+
+def cut_windows(x: np.ndarray, window: int, context: int) -> np.ndarray:
+    """A video [T, ...] as the windows of `window_starts`, [n, window, ...]; frames beyond its end are zero.
+
+    Padding at the end changes no score of a frame-causal flow, so videos of every length share one program.
+    """
+    starts = window_starts(len(x), window, context)
+    padded = np.zeros((starts[-1] + window, *x.shape[1:]), x.dtype)
+    padded[: len(x)] = x
+    return np.stack([padded[start : start + window] for start in starts])
+
+
+def join_windows(values: np.ndarray, frames: int, context: int) -> np.ndarray:
+    """What was found for the frames of windows [n, window, ...] as one array [frames, ...], each frame once."""
+    return np.concatenate([values[0], *(found[context:] for found in values[1:])])[:frames]

@@ -1,0 +1,97 @@
+"""The likelihood of held-out data while a run trains."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.data import Source, bits_per_dim
+from starflow_jax.data.pipeline.readable import next_readable
+from starflow_jax.data.sources.mixture import example_spec
+from starflow_jax.evaluation.likelihood.images import BitsPerDim, log_probs
+from starflow_jax.evaluation.likelihood.video_scores import score_clips, source_clips
+from starflow_jax.sampling.ranking import log_likelihoods
+from starflow_jax.training import Callback, Snapshot
+from starflow_jax.training.run_calibration import example_conditions, main_component
+from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
+from starflow_jax.training.step.inputs import noisy_pixels
+
+
+def held_out_score(config: ExperimentConfig) -> Callback:
+    """A training callback that records `held_out_bits_per_dim`.
+
+    It scores the first `evaluate.held_out` images or clips of the test split with the noise of seed 0: what
+    `starflow evaluate` reports for images (under uniform dequantisation, whatever noise the run trains with) and
+    `starflow score` for clips (with the run's own noise), where those read as many. Images with captions, and
+    latents, are scored with the run's own noise and under their own conditions; of latents it is the density's -log2 a
+    dimension, which has no pixel level to count in. Of several sources or buckets it is the one of the flow's own size.
+
+    Raises:
+      ValueError: no test split, or one that does not fit the flow.
+    """
+    source, encoder = open_with_encoder(config, "test")
+    source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
+    count = min(config.evaluate.held_out, len(source))
+    return lambda snapshot: {"held_out_bits_per_dim": _bits_per_dim(snapshot, source, encoder, count)}
+
+
+def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int) -> float:
+    config, draws = snapshot.config, snapshot.config.evaluate.draws
+    key = jax.random.key(0)
+    spec = example_spec(source)
+    captioned = "text_states" in spec or ("text" in spec and (config.text is None or not _is_clips(source)))
+    if captioned or not source.levels or encoder is not None:
+        return _density(snapshot, source, encoder, count, key)
+    if config.data.frames:
+        clips = source_clips(source, config, count)
+        found = score_clips(
+            snapshot.params, config, clips, key, draws=draws, batch_size=min(16, config.evaluate.batch_size)
+        )
+        return float(np.mean([clip.bits_per_dim for clip in found]))
+    first = _First(source, count)
+    scores = log_probs(snapshot.params, config.flow, first, key, draws=draws, batch_size=config.evaluate.batch_size)
+    return BitsPerDim.of(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
+
+
+def _is_clips(source: Source) -> bool:
+    return len(example_spec(source)["image"][0]) == 4
+
+
+def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int, key: jax.Array) -> float:
+    """Mean bits/dim of the noisy examples, each under its own condition."""
+    config, draws = snapshot.config, snapshot.config.evaluate.draws
+    examples = [next_readable(source, place) for place in range(count)]
+    conditions = example_conditions(config, examples)
+    cond = None if conditions is None else np.asarray(conditions)
+    clean, levels = [jnp.asarray(example["image"]) for example in examples], source.levels
+    if encoder is not None:
+        clean, levels = [encoder.latents(image[None], levels)[0] for image in clean], 0
+    found = []
+    for draw in range(draws):
+        x = []
+        for place, image in enumerate(clean):
+            own = jax.random.fold_in(jax.random.fold_in(key, draw), place)
+            x.append(np.asarray(noisy_pixels(own, image, levels, config.data)))
+        size = min(count, config.evaluate.batch_size)
+        nats = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size).astype(np.float64)
+        dims = x[0].size
+        found.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
+    return float(np.mean(found))
+
+
+class _First:
+    """The first examples of a source."""
+
+    def __init__(self, source: Source, count: int):
+        self._source, self._count = source, count
+        self.name, self.levels, self.num_classes = source.name, source.levels, source.num_classes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int):
+        return self._source[place]

@@ -1,0 +1,161 @@
+"""Exact log-likelihoods of held-out images under uniform dequantisation, and bits/dim with its uncertainty.
+
+The noise of an image depends on the key, the number of the draw and the image's place in its source alone.
+So a score does not depend on the batch size, and several models can be given the very same draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check_integer
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.data import Source, bits_per_dim, eval_batches
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.training.step.inputs import condition
+
+
+@dataclasses.dataclass(frozen=True)
+class BitsPerDim:
+    """Bits/dim of a set of images, and how sure it is.
+
+    Attributes:
+      mean: over images and draws.
+      image_error: standard error of the mean over images, each image's draws averaged first: how far the mean
+        may be from that of all images of the kind.
+      draw_error: standard error of the mean over draws, each draw's images averaged first: how far it may be
+        from that of endlessly many draws for these images. Both NaN where there is one value only.
+      images, draws: scored; dims: numbers in an image; levels: values of each.
+    """
+
+    mean: float
+    image_error: float
+    draw_error: float
+    images: int
+    draws: int
+    dims: int
+    levels: int
+
+    @classmethod
+    def of(cls, log_probs: np.ndarray, dims: int, levels: int) -> BitsPerDim:
+        """From log densities in nats, [draws, n], of data as `data.dequantise` scales it."""
+        bits = bits_per_dim(np.asarray(log_probs, np.float64), dims, levels)
+        draws, images = bits.shape
+        return cls(
+            mean=float(bits.mean()),
+            image_error=standard_error(bits.mean(axis=0)),
+            draw_error=standard_error(bits.mean(axis=1)),
+            images=images,
+            draws=draws,
+            dims=dims,
+            levels=levels,
+        )
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of independent values [n]; NaN for one, and where one is not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan
+    with np.errstate(over="ignore"):  # squares of what is just finite
+        return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def dequantised(key: jax.Array, images: jax.Array, places: jax.Array, draw: jax.Array | int, levels: int) -> jax.Array:
+    """Images with the noise of one draw. Traceable.
+
+    Args:
+      key: of all draws.
+      images: integers [B, H, W, C], values in `0 .. levels - 1`.
+      places: int32 [B], where each image stands in its source.
+      draw: number of the draw.
+
+    Returns:
+      float32 [B, H, W, C] in [-1, 1).
+    """
+    draw_key = jax.random.fold_in(key, draw)
+    keys = jax.vmap(lambda place: jax.random.fold_in(draw_key, place))(places)
+    noise = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:]))(keys)
+    return dequantise(images, noise, levels)
+
+
+def all_dequantised(key: jax.Array, source: Source, draws: int) -> np.ndarray:
+    """Every draw of every image, float32 [draws, n, H, W, C], for models that take them at once.
+
+    The same numbers that `log_probs` scores for the same key.
+    """
+    check_integer("draws", draws, minimum=1)
+    images = jnp.asarray(np.stack([source[place]["image"] for place in range(len(source))]))
+    places = jnp.arange(len(source))
+    one = jax.jit(lambda draw: dequantised(key, images, places, draw, source.levels))
+    return np.stack([np.asarray(one(draw)) for draw in range(draws)])
+
+
+def log_probs(
+    params: Params,
+    config: FlowConfig,
+    source: Source,
+    key: jax.Array,
+    *,
+    draws: int,
+    batch_size: int = 256,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """log p(x | label) of every image and draw, in nats.
+
+    Args:
+      params: of a flow of `config`, as `flows.parameters.split` gives them.
+      source: images; each is scored once a draw, whatever the batch size.
+      key: of the noise.
+      draws: how many times every image is dequantised anew.
+      batch_size: images scored at a time; the last batch is filled up and the filling left out.
+      labels: int32 [m], labels that every image is scored with; None for its own.
+
+    Returns:
+      float64 [draws, n], with `labels` [draws, n, m]. A flow that reads no condition ignores labels.
+
+    Raises:
+      ValueError: draws or batch_size below 1.
+    """
+    check_integer("draws", draws, minimum=1)
+    check_integer("batch_size", batch_size, minimum=1)
+    batch_size = min(batch_size, len(source))
+    found = np.empty((draws, len(source), 1 if labels is None else len(labels)))
+    layout = layout_of(params)
+    key, first = spread(layout, key), 0
+    for batch in eval_batches(source, batch_size):
+        count = int(batch["valid"].sum())
+        places = np.arange(first, first + batch_size, dtype=np.int32)
+        given = np.asarray(labels, np.int32)[:, None] if labels is not None else batch["label"][None]
+        tried = np.broadcast_to(given, (len(given), batch_size))
+        for draw in range(draws):
+            given = spread(layout, (batch["image"], places, draw, tried))
+            scores = _scores(config, source.levels, layout, params, key, *given)
+            found[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
+        first += count
+    return found[..., 0] if labels is None else found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scores(
+    config: FlowConfig,
+    levels: int,
+    layout: Layout | None,
+    params: Params,
+    key: jax.Array,
+    images: jax.Array,
+    places: jax.Array,
+    draw: jax.Array | int,
+    labels: jax.Array,
+) -> jax.Array:
+    """log p(x | label) of a batch for each row of labels [m, B], as [m, B]."""
+    flow = merge(abstract(config, layout)[0], params)
+    x = placed(layout, dequantised(key, images, places, draw, levels), "batch")
+    return gathered(layout, jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels))

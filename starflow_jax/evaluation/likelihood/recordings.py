@@ -1,0 +1,152 @@
+"""A flow against what the PyTorch original gave for the same inputs: recordings in a folder, compared array by array.
+
+Such a folder holds `config.json` (the original's constructor arguments), `meta.json` (experiments, and which arrays
+go in), `io.safetensors` (arrays named `experiment/name`), and `weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.flows import Flow, FlowOutput, Guidance
+from starflow_jax.porting import flow_config, open_tensors
+
+BAR = 1e-5  # relative error of a float32 forward pass, in the L2 norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One recorded array: error is the norm of the difference over that of the recording, infinite where shapes differ.
+
+    Attributes:
+      array: its name; error; bar: the largest error that passes.
+    """
+
+    array: str
+    error: float
+    bar: float = BAR
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bar  # False for NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings:
+    """What a folder holds.
+
+    Attributes:
+      config: of the flow; experiments: by name, with "op", "inputs" and "args"; arrays: by name.
+    """
+
+    config: FlowConfig
+    experiments: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, np.ndarray]
+
+
+def read_recordings(folder: Path) -> Recordings:
+    """The recordings in a folder.
+
+    Raises:
+      ValueError: a file that is missing or is not what it should be, or no recorded forward pass.
+    """
+    config = flow_config(_read_json(folder / "config.json"))
+    meta = _read_json(folder / "meta.json")
+    arrays = {name: tensor.read() for name, tensor in open_tensors(folder / "io.safetensors").items()}
+    experiments = meta.get("experiments")
+    if not isinstance(experiments, dict) or not all(isinstance(value, dict) for value in experiments.values()):
+        raise ValueError(f"{folder / 'meta.json'} has no table of experiments")
+    forward = {name: value for name, value in experiments.items() if value.get("op") in ("forward", "denoiser")}
+    if not forward:
+        raise ValueError(f"{folder} holds no recorded forward pass")
+    for name, experiment in forward.items():
+        for array in (experiment.get("inputs") or {}).values():
+            if array not in arrays:
+                raise ValueError(f"{folder / 'io.safetensors'} has no array {array!r}, which {name} reads")
+    return Recordings(config, forward, arrays)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return value
+
+
+def compare(flow: Flow, recordings: Recordings) -> list[Compared]:
+    """Runs every recorded forward pass of the flow, and of its denoiser, and compares what came out."""
+    found = []
+    for name, experiment in recordings.experiments.items():
+        ours = _denoiser(flow, recordings, experiment) if experiment["op"] == "denoiser" else None
+        for key, value in (ours or _forward(flow, recordings, experiment)).items():
+            array = f"{name}/{key}"
+            if array in recordings.arrays:
+                found.append(Compared(array, relative_error(value, recordings.arrays[array])))
+    return found
+
+
+def relative_error(ours: Any, recorded: np.ndarray) -> float:
+    """||ours - recorded|| / ||recorded|| in float64; infinite where the shapes differ."""
+    ours = np.asarray(ours, np.float64)
+    if ours.shape != recorded.shape:
+        return float("inf")
+    norm = float(np.linalg.norm(recorded.astype(np.float64)))
+    distance = float(np.linalg.norm(ours - recorded))
+    return distance / norm if norm > 0 else distance
+
+
+@jax.jit
+def _run(flow: Flow, x: Any, cond: Any, guidance: Any) -> FlowOutput:
+    return flow.forward(x, cond, guidance=guidance)
+
+
+def _forward(flow: Flow, recordings: Recordings, experiment: Mapping[str, Any]) -> dict[str, Any]:
+    x, y = _inputs(recordings, experiment)
+    weight = (experiment.get("args") or {}).get("guidance")
+    guidance = None
+    if weight:  # recorded with a doubled batch, of which both halves get the guided parameters
+        half = x.shape[0] // 2
+        assert y is not None
+        x, y, guidance = x[:half], y[:half], Guidance(weight, jnp.asarray(y[half:]))
+    out = _run(flow, x, y, guidance)
+
+    def batch(array: Any) -> np.ndarray:
+        return np.concatenate([array, array]) if weight else np.asarray(array)
+
+    if flow.config.family == "tarflow":
+        tokens = [batch(part).reshape(x.shape[0], -1, part.shape[-1]) for part in out.tokens]
+        # Recorded as the mean over tokens and channels.
+        ours = {"z": tokens[-1], "logdets": batch(out.logdet) / tokens[0][0].size}
+        return ours | {f"outputs_{index}": part for index, part in enumerate(tokens[1:])}
+    ours = {"z": np.moveaxis(batch(out.z), -1, -3)}
+    if out.text is not None:
+        ours["y_out"] = np.asarray(out.text)
+    ours |= {f"outputs_{index}": batch(part) for index, part in enumerate(out.tokens)}
+    return ours | {f"logdet_{index}": batch(part) for index, part in enumerate(out.logdets)}
+
+
+def _denoiser(flow: Flow, recordings: Recordings, experiment: Mapping[str, Any]) -> dict[str, Any]:
+    x, y = _inputs(recordings, experiment)
+    prediction = jax.jit(lambda flow, x, y: flow.denoiser(x, y))(flow, x, y)
+    return {"pred": np.moveaxis(np.asarray(prediction), -1, -3)}
+
+
+def _inputs(recordings: Recordings, experiment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    names = experiment.get("inputs") or {}
+    x = np.moveaxis(recordings.arrays[names["x"]], -3, -1)
+    y = recordings.arrays[names["y"]] if "y" in names else None
+    return x, y.astype(np.int32) if y is not None and np.issubdtype(y.dtype, np.integer) else y

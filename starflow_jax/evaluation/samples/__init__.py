@@ -1,0 +1,1 @@
+"""The quality of generated images: FID, KID, Inception Score, precision and recall, CLIP score."""

@@ -1,0 +1,105 @@
+"""What a model draws, as PNG files: a grid while it trains, and rows of classes beside real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.files import replacing
+from starflow_jax.media import image_grid, write_png
+from starflow_jax.models.autoencoders import has_autoencoder
+from starflow_jax.sampling import class_labels, sample
+from starflow_jax.training import Snapshot
+
+# Keeps the noise of these pictures apart from all noise that training draws from the same seed.
+_STREAM = 0x5A4D
+
+
+def enlargement(height: int, width: int) -> int:
+    """How much a small picture is enlarged to be looked at: up to about 64 pixels."""
+    return max(1, 64 // max(height, width))
+
+
+def class_columns(classes: int, count: int) -> int | None:
+    """One column a class where there are few enough and `count` pictures fill a row; else None."""
+    return classes if 1 < classes <= 20 and count >= classes else None
+
+
+def why_not_drawn(config: ExperimentConfig) -> str | None:
+    """Why a run draws no pictures while it trains; None where it does."""
+    data = config.data
+    kinds: list[SourceConfig] = [data] if data.source != "mixture" else [*data.mixture]
+    if any(kind.frames for kind in kinds):
+        return "clips take too long to draw"
+    if config.text is not None or data.text_encoder is not None:
+        return "pictures of captions are drawn by starflow sample"
+    latents = [kind.path for kind in kinds if kind.source == "latents"]
+    if latents and config.flow.text_dim:
+        return "pictures from text states need captions"
+    if latents and data.decoder is None and (data.source == "mixture" or not has_autoencoder(Path(latents[0] or ""))):
+        return f"latents are seen only with their autoencoder, and {latents[0]} holds none"
+    return None
+
+
+def write_sample_grid(snapshot: Snapshot) -> None:
+    """A training callback: draws `config.sample.num` pictures into `samples_STEP.png` of the working folder.
+
+    The noise is the same every time, so that only the model changes. A model with classes shows one class a
+    column. The program is compiled at the first call and kept.
+    """
+    config = snapshot.config
+    key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
+    labels = class_labels(config, config.sample.num)
+    drawn = sample(snapshot.params, config, key, labels)
+    if jax.process_index():  # all draw, the first writes
+        return
+    columns = class_columns(config.flow.num_classes or config.flow.text_dim, len(labels))
+    write_png(
+        snapshot.workdir / f"samples_{snapshot.step:06d}.png",
+        image_grid(drawn.images, columns),
+        scale=enlargement(*config.flow.image_shape),
+    )
+
+
+def write_class_panels(path: Path, panels: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Draws panels side by side, one row a class.
+
+    Args:
+      path: the PNG file, written whole or not at all.
+      panels: titles, and uint8 [classes, k, H, W, C] with C of 1 or 3.
+    """
+    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes, columns, height, _, channels = panels[0][1].shape
+    width = 0.34 * columns + 0.2
+    gap = max(1, height // 16)
+    figure = Figure(figsize=(width * len(panels), 0.34 * classes + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (axes, (title, images)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)
+    ):
+        # A dark grey frame, or neighbours run into each other.
+        framed = np.pad(images, ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=48)
+        picture = image_grid(framed.reshape(-1, *framed.shape[2:]), images.shape[1])
+        grey = channels == 1
+        axes.imshow(
+            picture[..., 0] if grey else picture,
+            cmap="gray" if grey else None,
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+        )
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks([])
+        rows = [(row + 0.5) * (height + 2 * gap) - 0.5 for row in range(classes)] if index == 0 else []
+        axes.set_yticks(rows, [str(row) for row in range(classes)] if index == 0 else [])
+        axes.tick_params(length=0)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=160)

@@ -1,0 +1,1 @@
+"""The quality and motion of videos."""

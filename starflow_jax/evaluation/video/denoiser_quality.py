@@ -1,0 +1,197 @@
+"""How close videos come to the clean clips they should be: PSNR and SSIM, and what each denoiser gains.
+
+Pixels are in [-1, 1], so the range of the data is 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.figures import text_table
+from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.flows import learned_denoise, score_denoise
+from starflow_jax.flows.parameters import Params, abstract, merge
+
+_RANGE = 2.0
+# The window of the usual SSIM; smaller pictures get the largest odd one that fits.
+_SSIM_WINDOW = 7
+
+Method = Literal["none", "score", "learned"]
+
+
+def psnr(found: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of every clip in dB, float64 [n]: 10 log10(2^2 / mean square error).
+
+    Args:
+      found, clean: clips [n, T, H, W, C] (or images [n, H, W, C]) in [-1, 1].
+
+    Returns:
+      Infinite where a clip is the clean one.
+
+    Raises:
+      ValueError: shapes that differ, or values that are not finite.
+    """
+    found, clean = _pair(found, clean)
+    square = ((found - clean) ** 2).reshape(len(found), -1).mean(axis=1)
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(_RANGE**2 / square)
+
+
+def ssim(found: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Structural similarity of every clip, float64 [n], the mean over its frames (scikit-image's, uniform window).
+
+    Args and errors as of `psnr`; frames must be at least 3 x 3.
+    """
+    from skimage.metrics import structural_similarity
+
+    found, clean = _pair(found, clean)
+    smallest = min(found.shape[-3:-1])
+    check(smallest >= 3, f"frames must be at least 3 x 3 for SSIM, got {list(found.shape[-3:-1])}")
+    window = min(_SSIM_WINDOW, smallest - (smallest + 1) % 2)
+    frames = zip(found.reshape(-1, *found.shape[-3:]), clean.reshape(-1, *clean.shape[-3:]), strict=True)
+    values = [
+        structural_similarity(mine, theirs, win_size=window, data_range=_RANGE, channel_axis=-1)
+        for mine, theirs in frames
+    ]
+    return np.asarray(values).reshape(len(found), -1).mean(axis=1)
+
+
+def _pair(found: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found, clean = np.asarray(found, np.float64), np.asarray(clean, np.float64)
+    check(
+        found.shape == clean.shape and found.ndim in (4, 5) and 0 not in found.shape,
+        "clips must be two arrays [n, (T,) H, W, C] of one shape, none of them 0, "
+        f"got {list(found.shape)} and {list(clean.shape)}",
+    )
+    bad = int(np.count_nonzero(~np.isfinite(found)) + np.count_nonzero(~np.isfinite(clean)))
+    check(bad == 0, f"clips must be finite, got {bad} values that are not")
+    return found, clean
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserQuality:
+    """What clips are after their training noise was removed in one way.
+
+    Attributes:
+      method: "none", "score" or "learned".
+      psnr, ssim: means over clips (dB, and 1 at most); psnr_error, ssim_error: their standard errors.
+      clips: how many.
+    """
+
+    method: Method
+    psnr: float
+    psnr_error: float
+    ssim: float
+    ssim_error: float
+    clips: int
+
+    @classmethod
+    def of(cls, method: Method, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
+        """Compares clips as they are shown: clipped to [-1, 1]."""
+        found = np.clip(found, -1.0, 1.0)
+        decibels, similarity = psnr(found, clean), ssim(found, clean)
+        return cls(
+            method=method,
+            psnr=float(decibels.mean()),
+            psnr_error=standard_error(decibels),
+            ssim=float(similarity.mean()),
+            ssim_error=standard_error(similarity),
+            clips=len(found),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def denoiser_ablation(
+    params: Params,
+    config: FlowConfig,
+    clean: np.ndarray,
+    cond: np.ndarray | None,
+    key: jax.Array,
+    *,
+    noise_std: float,
+    batch_size: int = 16,
+) -> list[DenoiserQuality]:
+    """Adds the training noise to clean clips and removes it: not at all, by the score, by the learned denoiser.
+
+    All three see the same noise, which depends on the key and the clip's place alone.
+
+    Args:
+      params: of a flow of `config`, as `flows.parameters.split` gives them.
+      clean: float [n, T, H, W, C] or [n, H, W, C] in [-1, 1].
+      cond: what the flow reads, one row a clip, or None.
+      key: of the noise; noise_std: sigma_n that the flow was trained with.
+      batch_size: clips at a time, the last batch filled up.
+
+    Returns:
+      One row a method; a flow without a learned denoiser has two.
+
+    Raises:
+      ValueError: a number out of range, no clips, or a condition for another number of them.
+    """
+    check_integer("batch_size", batch_size, minimum=1)
+    check(noise_std > 0, f"noise_std must be above 0, got {noise_std}")
+    check(len(clean) > 0, "clips must hold at least one clip, got none")
+    check(cond is None or len(cond) == len(clean), "cond must have one row a clip")
+    methods: list[Method] = ["none", "score", *(["learned"] if config.denoiser is not None else [])]  # type: ignore[list-item]
+    found: dict[Method, list[np.ndarray]] = {method: [] for method in methods}
+    size = min(batch_size, len(clean))
+    for first in range(0, len(clean), size):
+        rows = np.resize(np.arange(first, min(first + size, len(clean))), size)
+        noisy = _with_noise(key, jnp.asarray(clean[rows], jnp.float32), rows, noise_std)
+        given = None if cond is None else cond[rows]
+        for method in methods:
+            found[method].append(np.asarray(_denoised(config, method, params, noisy, given, noise_std)))
+    return [DenoiserQuality.of(m, np.concatenate(found[m])[: len(clean)], clean) for m in methods]
+
+
+def denoisers_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, also readable as text, of `DenoiserQuality.to_dict()` values."""
+    names = {"none": "no denoiser", "score": "score", "learned": "learned (flow-score matching)"}
+    table: list[tuple[str, ...]] = [("denoiser", "PSNR dB", "s.e.", "SSIM", "s.e.", "clips")]
+    for row in rows:
+        numbers = (
+            f"{row['psnr']:.2f}",
+            _error(row["psnr_error"], 2),
+            f"{row['ssim']:.4f}",
+            _error(row["ssim_error"], 4),
+        )
+        table.append((names[row["method"]], *numbers, str(row["clips"])))
+    return text_table(table)
+
+
+def _error(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+@jax.jit
+def _with_noise(key: jax.Array, clean: jax.Array, places: jax.Array, noise_std: jax.Array | float) -> jax.Array:
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    return clean + noise_std * jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _denoised(
+    config: FlowConfig,
+    method: Method,
+    params: Params,
+    noisy: jax.Array,
+    cond: jax.Array | None,
+    noise_std: jax.Array | float,
+) -> jax.Array:
+    flow = merge(abstract(config)[0], params)
+    if method == "none":
+        return noisy
+    return (score_denoise if method == "score" else learned_denoise)(flow, noisy, cond, noise_std)

@@ -1,0 +1,240 @@
+"""How a clip moves, without a network for optical flow: displacements of the centroid, of the whole frame, of blocks.
+
+A displacement (down, right) in pixels says how far what is seen in one frame has moved in the next. Three measures:
+
+- centroid: of everything that differs from the background, which is the median colour of the border. For one object.
+- whole frame: the peak of the phase correlation, to a tenth of a pixel. For a moving camera, or one object on an even
+  ground.
+- blocks: the best match of every block within a range, and one step of Lucas and Kanade for the fraction of a pixel:
+  a coarse optical flow; blocks without texture, whose match says nothing, are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+
+# Below this, in pixels a frame, nothing moved.
+STILL = 0.1
+# A block whose levels (0..255) have a standard deviation below this has no texture to follow.
+_TEXTURE = 4.0
+# Of what differs from the background, less than this share of the largest difference counts as background.
+_FAINT = 0.15
+
+Method = Literal["centroid", "frame", "blocks"]
+
+
+def luma(frames: np.ndarray) -> np.ndarray:
+    """Brightness, float64 [T, H, W], of frames [T, H, W, C], C of 1 or 3 (the weights of ITU-R BT.601).
+
+    Raises:
+      ValueError: another shape, or values that are not finite.
+    """
+    frames = np.asarray(frames, np.float64)
+    check(
+        frames.ndim == 4 and frames.size > 0 and frames.shape[-1] in (1, 3),
+        f"clip must be [T, H, W, C] with C of 1 or 3, none of them 0, got {list(frames.shape)}",
+    )
+    check(bool(np.isfinite(frames).all()), "clip must be finite")
+    return frames[..., 0] if frames.shape[-1] == 1 else frames @ np.array([0.299, 0.587, 0.114])
+
+
+def centroids(grey: np.ndarray) -> np.ndarray:
+    """Row and column of the centre of what differs from the background, float64 [T, 2]; NaN for an even frame."""
+    border = np.concatenate([grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]], axis=1)
+    weight = np.abs(grey - np.median(border, axis=1)[:, None, None])
+    weight = np.where(weight < _FAINT * max(float(weight.max()), 1.0), 0.0, weight)
+    mass = weight.sum(axis=(1, 2))
+    rows = weight.sum(axis=2) @ np.arange(grey.shape[1])
+    columns = weight.sum(axis=1) @ np.arange(grey.shape[2])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.stack([rows, columns], axis=1) / mass[:, None]
+
+
+def centroid_displacements(grey: np.ndarray) -> np.ndarray:
+    """Of the centroid from every frame to the next, float64 [T - 1, 2]; NaN beside an even frame."""
+    return np.diff(centroids(grey), axis=0)
+
+
+def frame_displacements(grey: np.ndarray, *, fraction: int = 10) -> np.ndarray:
+    """Of the whole frame, by phase correlation to 1 / fraction of a pixel, float64 [T - 1, 2]; NaN for an even frame.
+
+    The frame is taken as periodic, so that a displacement of more than half of it is seen as one the other way.
+    """
+    from skimage.registration import phase_cross_correlation
+
+    found = np.full((len(grey) - 1, 2), math.nan)
+    for step in range(len(grey) - 1):
+        if np.ptp(grey[step]) > 0 and np.ptp(grey[step + 1]) > 0:
+            shift, _, _ = phase_cross_correlation(
+                grey[step + 1], grey[step], upsample_factor=fraction, normalization="phase"
+            )
+            found[step] = shift
+    return found
+
+
+def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> np.ndarray:
+    """Of every block, float64 [T - 1, h, w, 2], h and w the blocks in a column and row; NaN without texture.
+
+    The match is that of the smallest mean absolute difference among all displacements up to `reach`; of equal ones the
+    shortest. A border of the next frame is continued by its last pixels.
+
+    Args:
+      grey: [T, H, W]; block: side in pixels; reach: largest displacement along each axis.
+
+    Raises:
+      ValueError: numbers out of range, or frames smaller than a block.
+    """
+    check_integer("block", block, minimum=2)
+    check_integer("reach", reach, minimum=1)
+    _, height, width = grey.shape
+    check(block <= min(height, width), f"block must be at most the frame's {height} x {width}, got {block}")
+    # One step at a time: the errors of all candidates of a long clip would fill the memory.
+    return np.concatenate([_matched(grey[step : step + 2], block, reach) for step in range(len(grey) - 1)])
+
+
+def _matched(grey: np.ndarray, block: int, reach: int) -> np.ndarray:
+    """`block_displacements` of checked numbers."""
+    _, height, width = grey.shape
+    rows, columns = height // block, width // block
+    cut = grey[:, : rows * block, : columns * block]
+    padded = np.pad(grey[1:], ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    side = 2 * reach + 1
+    errors = np.empty((len(grey) - 1, rows, columns, side, side))
+    for down in range(side):
+        for right in range(side):
+            moved = padded[:, down : down + rows * block, right : right + columns * block]
+            errors[..., down, right] = _block_means(np.abs(moved - cut[:-1]), block)
+    texture = np.sqrt(np.maximum(_block_means(cut[:-1] ** 2, block) - _block_means(cut[:-1], block) ** 2, 0.0))
+    offsets = np.arange(side) - reach
+    # A little longer is a little worse: of equal matches the shortest wins.
+    length = 1e-6 * np.hypot(offsets[:, None], offsets[None])
+    best = (errors + length).reshape(*errors.shape[:3], -1).argmin(axis=-1)
+    down, right = np.unravel_index(best, (side, side))
+    found = np.stack([offsets[down], offsets[right]], axis=-1) + _remainder(cut[:-1], padded, down, right, block)
+    return np.where(texture[..., None] >= _TEXTURE, found, math.nan)
+
+
+def _block_means(values: np.ndarray, block: int) -> np.ndarray:
+    count, height, width = values.shape
+    return values.reshape(count, height // block, block, width // block, block).mean(axis=(2, 4))
+
+
+def _remainder(frames: np.ndarray, padded: np.ndarray, down: np.ndarray, right: np.ndarray, block: int) -> np.ndarray:
+    """What is left of the displacement after the best whole one, at most half a pixel each way, [T - 1, h, w, 2].
+
+    One step of least squares on the gradient (Lucas and Kanade 1981); 0 where the match is exact, or where the block
+    has structure along one direction alone.
+    """
+    steps, rows, columns = down.shape
+    inside = np.arange(block)
+    at = (
+        np.arange(steps)[:, None, None, None, None],
+        (block * np.arange(rows)[:, None] + down)[..., None, None] + inside[:, None],
+        (block * np.arange(columns) + right)[..., None, None] + inside,
+    )
+    own = frames.reshape(steps, rows, block, columns, block).swapaxes(2, 3)
+    gap = padded[at] - own
+    slopes = [gradient[at] for gradient in np.gradient(padded, axis=(1, 2))]
+    (a, b), (_, c) = [[(one * other).sum(axis=(-2, -1)) for other in slopes] for one in slopes]
+    p, q = ((slope * gap).sum(axis=(-2, -1)) for slope in slopes)
+    determinant = a * c - b * b
+    solid = determinant > 1e-3 * np.maximum(a + c, 1e-9) ** 2
+    safe = np.where(solid, determinant, 1.0)
+    found = np.stack([-(c * p - b * q) / safe, -(a * q - b * p) / safe], axis=-1)
+    return np.where(solid[..., None], np.clip(found, -0.5, 0.5), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """How one clip moves; NaN where nothing of it can be said.
+
+    Attributes:
+      speed: mean length of a displacement, pixels a frame (of blocks: of those with texture).
+      consistency: mean cosine of the angle between a displacement and the next, over pairs that both move: 1 straight
+        on, 0 at random, -1 to and fro. An object that bounces has less than 1 in real clips as well.
+      evenness: mean of 1 - |next - this| / (|next| + |this|): 1 for a constant velocity, 0 for jumps.
+      direction: mean displacement, (down, right) in pixels a frame.
+      change: mean absolute difference of successive frames, levels of 255 (1 - change / 255 is what VBench calls
+        temporal flickering).
+      static: whether nothing moves: the speed below `STILL` (or unknown) and the change below one level.
+    """
+
+    speed: float
+    consistency: float
+    evenness: float
+    direction: tuple[float, float]
+    change: float
+    static: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def motion(frames: np.ndarray, method: Method = "centroid", *, block: int = 8, reach: int = 4) -> Motion:
+    """How a clip moves.
+
+    Args:
+      frames: uint8 [T, H, W, C], T of 2 or more.
+      method: what is followed; block, reach: of method "blocks".
+
+    Raises:
+      ValueError: another shape or method, or a single frame.
+    """
+    grey = luma(frames)
+    check(len(grey) > 1, f"motion needs two frames or more, got {len(grey)}")
+    check(method in ("centroid", "frame", "blocks"), f"method must be centroid, frame or blocks, got {method!r}")
+    if method == "blocks":
+        steps = block_displacements(grey, block=block, reach=reach).reshape(len(grey) - 1, -1, 2)
+    else:
+        steps = (centroid_displacements if method == "centroid" else frame_displacements)(grey)[:, None]
+    return summary(steps, change=float(np.abs(np.diff(grey, axis=0)).mean()))
+
+
+def summary(steps: np.ndarray, *, change: float) -> Motion:
+    """`Motion` of displacements [T - 1, n, 2] of n things that are followed, NaN where one is out of sight."""
+    lengths = np.hypot(steps[..., 0], steps[..., 1])
+    known = ~np.isnan(lengths)
+    speed = float(lengths[known].mean()) if known.any() else math.nan
+    this, after = steps[:-1], steps[1:]
+    long_this, long_after = lengths[:-1], lengths[1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moving = (long_this > STILL) & (long_after > STILL)
+        cosine = (this * after).sum(axis=-1) / (long_this * long_after)
+        both = (long_this + long_after) > STILL
+        jump = np.hypot(*np.moveaxis(after - this, -1, 0)) / (long_this + long_after)
+    return Motion(
+        speed=speed,
+        consistency=float(cosine[moving].mean()) if moving.any() else math.nan,
+        evenness=float(1.0 - jump[both].mean()) if both.any() else math.nan,
+        direction=tuple(float(value) for value in steps[known].mean(axis=0)) if known.any() else (math.nan, math.nan),  # type: ignore[arg-type]
+        change=change,
+        static=bool(not speed >= STILL and change < 1.0),
+    )
+
+
+def direction_agreement(frames: np.ndarray, direction: tuple[float, float], *, first: int | None = None) -> float:
+    """Cosine of the angle between the centroid's way and a direction, -1 to 1; NaN where it does not move.
+
+    Args:
+      frames: uint8 [T, H, W, C]; direction: (down, right), not both 0.
+      first: displacements from the beginning that count, None for all; before an object turns back, say.
+
+    Raises:
+      ValueError: as `motion`, or no direction.
+    """
+    check(any(direction), "direction must not be (0, 0)")
+    grey = luma(frames)
+    check(len(grey) > 1, f"motion needs two frames or more, got {len(grey)}")
+    centres = centroids(grey[: None if first is None else first + 1])
+    down, right = centres[-1] - centres[0]
+    length = math.hypot(down, right)
+    if not length > STILL:
+        return math.nan
+    return float((down * direction[0] + right * direction[1]) / (length * math.hypot(*direction)))

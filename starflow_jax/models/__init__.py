@@ -1,0 +1,1 @@
+"""Frozen pretrained models around the flow: autoencoders and text encoders."""

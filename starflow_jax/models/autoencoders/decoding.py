@@ -1,0 +1,135 @@
+"""Latents to pictures outside of training: by the autoencoder in a file, a few at a time."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.models.autoencoders.protocol import Autoencoder, Params
+from starflow_jax.models.autoencoders.storage import (
+    AUTOENCODER_FILE,
+    AUTOENCODER_FOLDER,
+    kept_autoencoder,
+    load_autoencoder,
+)
+from starflow_jax.models.autoencoders.tiled import Tiled
+from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
+from starflow_jax.models.autoencoders.wan.streaming import decode_first, decode_next, decode_stream, encode_stream
+from starflow_jax.models.autoencoders.wan.tiling import TiledWan
+
+# Frames of more latent positions along a side are decoded in tiles: attention looks at pairs of positions.
+LARGEST = 128
+TILE, OVERLAP = 96, 16
+# Pixels decoded at once: 16 pictures of 512 x 512.
+_PIXELS = 2**22
+
+
+def has_autoencoder(folder: Path) -> bool:
+    """Whether `decode_latents` finds an autoencoder there."""
+    return kept_autoencoder(folder) is not None
+
+
+def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
+    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder that is kept with latents for training.
+
+    Args:
+      folder: what `starflow encode` wrote, or the folder of its splits.
+
+    Raises:
+      ValueError: no autoencoder there, or one of other latents.
+    """
+    path = kept_autoencoder(folder)
+    if path is None:
+        raise ValueError(
+            f"latents can be seen only with their autoencoder, and {folder} holds neither {AUTOENCODER_FILE} nor "
+            f"{AUTOENCODER_FOLDER}"
+        )
+    return decode_by(path, latents)
+
+
+def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
+    """Latents float32 [B, (T,) h, w, c] or [h, w, c] to pixels in [-1, 1], by the autoencoder in a file or folder.
+
+    Raises:
+      ValueError: see `load_autoencoder`; one of other latents.
+    """
+    autoencoder, params = load_autoencoder(path)
+    channels = latents.shape[-1]
+    check(
+        channels == autoencoder.channels,
+        f"autoencoder {path} must be of latents of {channels} channels, got {autoencoder.channels}",
+    )
+    if latents.ndim == 3:
+        return decode_in_batches(autoencoder, params, latents[None])[0]
+    return decode_in_batches(autoencoder, params, latents)
+
+
+def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndarray) -> np.ndarray:
+    """Latents float32 [B, (T,) h, w, c] to pixels, float32, as many at a time as fit; large frames in tiles."""
+    autoencoder = fitted(autoencoder, latents.shape[-3:-1])
+    if latents.ndim == 5 and isinstance(autoencoder, WanAutoencoder | TiledWan):
+        params = jax.device_put(params)
+        videos = (decode_stream(autoencoder, params, clip[:, None]) for clip in latents)  # frames [1, h, w, c] in turn
+        return np.concatenate([np.concatenate([np.asarray(part) for part in made], axis=1) for made in videos])
+    *frames, rows, columns, _ = latents.shape[1:]
+    pixels = rows * columns * autoencoder.stride**2 * (1 + (frames[0] - 1) * autoencoder.frame_stride if frames else 1)
+    size = max(1, min(len(latents), _PIXELS // pixels))
+    params = jax.device_put(params)
+    found = []
+    for first in range(0, len(latents), size):
+        chosen = np.resize(np.arange(first, min(first + size, len(latents))), size)  # the last batch filled up
+        found.append(np.asarray(_decode(autoencoder, params, latents[chosen]))[: len(latents) - first])
+    return np.concatenate(found)
+
+
+def encode_frames(autoencoder: Autoencoder, params: Params, pixels: np.ndarray) -> np.ndarray:
+    """One video float32 [T, H, W, C] in [-1, 1] to latents [t, h, w, c], T = 1 + frame_stride (t - 1)."""
+    stride = autoencoder.stride
+    autoencoder = fitted(autoencoder, (pixels.shape[1] // stride, pixels.shape[2] // stride))
+    params = jax.device_put(params)
+    if isinstance(autoencoder, WanAutoencoder | TiledWan):
+        made = encode_stream(autoencoder, params, (frame[None] for frame in pixels))
+        return np.concatenate([np.asarray(part)[0] for part in made])
+    return np.concatenate([np.asarray(_encode(autoencoder, params, frame[None])) for frame in pixels])
+
+
+def fitted(autoencoder: Autoencoder, size: tuple[int, ...]) -> Autoencoder:
+    """The autoencoder, in tiles where frames of so many latent rows and columns are large."""
+    if max(size) <= LARGEST:
+        return autoencoder
+    if isinstance(autoencoder, WanAutoencoder):
+        return TiledWan(autoencoder, TILE, OVERLAP)
+    return Tiled(autoencoder, TILE, OVERLAP)
+
+
+class FrameDecoder:
+    """Latent frames of videos to pixels, in order, each as it comes: what `decode_in_batches` makes of all together."""
+
+    def __init__(self, autoencoder: Autoencoder, params: Params):
+        self._autoencoder, self._params, self._past = autoencoder, jax.device_put(params), None
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        """The next frame float32 [B, h, w, c] of every video: pixels float32 [B, n, H, W, C], n of them."""
+        autoencoder = fitted(self._autoencoder, latents.shape[1:3])
+        if not isinstance(autoencoder, WanAutoencoder | TiledWan):
+            return np.asarray(_decode(autoencoder, self._params, latents))[:, None]
+        chunk = jax.numpy.asarray(latents)[:, None]
+        if self._past is None:
+            pixels, self._past = decode_first(autoencoder, self._params, chunk)
+        else:
+            pixels, self._past = decode_next(autoencoder, self._params, chunk, self._past)
+        return np.asarray(pixels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(autoencoder: Autoencoder, params: Params, pixels: jax.Array) -> jax.Array:
+    return autoencoder.encode(params, pixels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(autoencoder: Autoencoder, params: Params, latents: jax.Array) -> jax.Array:
+    return autoencoder.decode(params, latents)

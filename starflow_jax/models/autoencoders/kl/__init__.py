@@ -1,0 +1,1 @@
+"""The convolutional autoencoder with a Gaussian posterior (Stable Diffusion's VAE)."""

@@ -1,0 +1,170 @@
+"""What the convolutional autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752) is made of.
+
+Names of modules are those of its tensors in diffusers' layout. Arrays are [B, H, W, C]; convolutions run in the dtype
+asked for, norms in float32. A coarser resolution is padded below and to the right only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.kernels.attention import Full, attention
+from starflow_jax.nn.convolution import GroupNorm, conv, dense
+
+_DOWN = ((0, 1), (0, 1))
+
+
+class Resnet(nnx.Module):
+    """Two convolutions with norms before them, around which the input is added."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, rngs: nnx.Rngs, dtype: str):
+        self.norm1 = GroupNorm(inputs, groups, rngs)
+        self.conv1 = conv(inputs, outputs, 3, rngs, dtype)
+        self.norm2 = GroupNorm(outputs, groups, rngs)
+        self.conv2 = conv(outputs, outputs, 3, rngs, dtype)
+        self.conv_shortcut = conv(inputs, outputs, 1, rngs, dtype) if inputs != outputs else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class SelfAttention(nnx.Module):
+    """One head over all positions of a frame, softmax in float32; its input is added."""
+
+    def __init__(self, channels: int, groups: int, rngs: nnx.Rngs, dtype: str):
+        self.group_norm = GroupNorm(channels, groups, rngs)
+        self.to_q, self.to_k, self.to_v, self.to_out = (dense(channels, channels, rngs, dtype) for _ in range(4))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        tokens = self.group_norm(x).reshape(batch * height * width, channels)  # flat: see nn.linear
+        parts = (layer(tokens) for layer in (self.to_q, self.to_k, self.to_v))
+        query, key, value = (part.reshape(batch, 1, height * width, channels) for part in parts)
+        query = (query.astype(jnp.float32) * channels**-0.5).astype(query.dtype)
+        mixed = attention(query, key, value, visibility=Full(), precision="highest")
+        return x + self.to_out(mixed.reshape(batch * height * width, channels)).reshape(x.shape)
+
+
+class MidBlock(nnx.Module):
+    """The coarsest resolution."""
+
+    def __init__(self, channels: int, groups: int, attends: bool, rngs: nnx.Rngs, dtype: str):
+        self.resnets = nnx.List([Resnet(channels, channels, groups, rngs, dtype) for _ in range(2)])
+        self.attentions = nnx.List([SelfAttention(channels, groups, rngs, dtype)] if attends else [])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.resnets[0](x)
+        for layer in self.attentions:
+            x = layer(x)
+        return self.resnets[1](x)
+
+
+class Downsampler(nnx.Module):
+    """Half the rows and columns."""
+
+    def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
+        self.conv = conv(channels, channels, 3, rngs, dtype, stride=2, padding=_DOWN)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+class Upsampler(nnx.Module):
+    """Twice the rows and columns: every place repeated, then a convolution."""
+
+    def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
+        self.conv = conv(channels, channels, 3, rngs, dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+
+
+class DownBlock(nnx.Module):
+    """Residual blocks of one resolution, then half of it."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, last: bool, groups: int, rngs: nnx.Rngs, dtype: str):
+        widths = [inputs] + [outputs] * layers
+        self.resnets = nnx.List([Resnet(widths[i], outputs, groups, rngs, dtype) for i in range(layers)])
+        self.downsamplers = nnx.List([] if last else [Downsampler(outputs, rngs, dtype)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nnx.Module):
+    """Residual blocks of one resolution, then twice of it."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, last: bool, groups: int, rngs: nnx.Rngs, dtype: str):
+        widths = [inputs] + [outputs] * layers
+        self.resnets = nnx.List([Resnet(widths[i], outputs, groups, rngs, dtype) for i in range(layers)])
+        self.upsamplers = nnx.List([] if last else [Upsampler(outputs, rngs, dtype)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Pixels to the moments of the posterior, 2 `latents` channels, before `quant_conv`."""
+
+    def __init__(
+        self, pixels: int, latents: int, widths: Sequence[int], layers: int, groups: int, attends: bool,
+        rngs: nnx.Rngs, dtype: str,
+    ):  # fmt: skip
+        self.conv_in = conv(pixels, widths[0], 3, rngs, dtype)
+        inputs = [widths[0], *widths[:-1]]
+        self.down_blocks = nnx.List(
+            [
+                DownBlock(inputs[i], width, layers, i == len(widths) - 1, groups, rngs, dtype)
+                for i, width in enumerate(widths)
+            ]
+        )
+        self.mid_block = MidBlock(widths[-1], groups, attends, rngs, dtype)
+        self.conv_norm_out = GroupNorm(widths[-1], groups, rngs)
+        self.conv_out = conv(widths[-1], 2 * latents, 3, rngs, dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents, after `post_quant_conv`, to pixels."""
+
+    def __init__(
+        self, pixels: int, latents: int, widths: Sequence[int], layers: int, groups: int, attends: bool,
+        rngs: nnx.Rngs, dtype: str,
+    ):  # fmt: skip
+        widths = list(reversed(widths))
+        self.conv_in = conv(latents, widths[0], 3, rngs, dtype)
+        self.mid_block = MidBlock(widths[0], groups, attends, rngs, dtype)
+        inputs = [widths[0], *widths[:-1]]
+        self.up_blocks = nnx.List(
+            [
+                UpBlock(inputs[i], width, layers + 1, i == len(widths) - 1, groups, rngs, dtype)
+                for i, width in enumerate(widths)
+            ]
+        )
+        self.conv_norm_out = GroupNorm(widths[-1], groups, rngs)
+        self.conv_out = conv(widths[-1], pixels, 3, rngs, dtype)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the last convolution, `conv_out`, reads."""
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return nnx.silu(self.conv_norm_out(x))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv_out(self.features(x))

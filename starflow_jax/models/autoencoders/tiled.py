@@ -1,0 +1,114 @@
+"""Frames that are too large for an autoencoder at once: tile by tile, what overlaps is blended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.models.autoencoders.protocol import Autoencoder, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+    """An autoencoder that sees one tile at a time, so that its memory does not grow with the frame.
+
+    All tiles have one shape, so one program serves them; the last of a row or column is moved in from the border.
+    Where tiles overlap their results are mixed by weights that fall linearly towards the border of a tile. Norms and
+    attention see a tile and not the frame, so the result is close to that of the whole frame, not equal.
+
+    Attributes:
+      autoencoder: what is applied to a tile.
+      tile, overlap: sides of a tile and of what neighbours share at least, in latent positions.
+    """
+
+    autoencoder: Autoencoder
+    tile: int
+    overlap: int
+
+    def __post_init__(self):
+        check_integer("tile", self.tile, minimum=2)
+        check_integer("overlap", self.overlap, minimum=0)
+        check(2 * self.overlap <= self.tile, f"overlap must be at most half of tile={self.tile}, got {self.overlap}")
+
+    @property
+    def stride(self) -> int:
+        """That of a tile."""
+        return self.autoencoder.stride
+
+    @property
+    def frame_stride(self) -> int:
+        """That of a tile."""
+        return self.autoencoder.frame_stride
+
+    @property
+    def channels(self) -> int:
+        """Those of a tile."""
+        return self.autoencoder.channels
+
+    @property
+    def pixel_channels(self) -> int:
+        """Those of a tile."""
+        return self.autoencoder.pixel_channels
+
+    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
+        """As `Autoencoder.encode`."""
+        return self._by_tiles(lambda x: self.autoencoder.encode(params, x), pixels, self.stride, 1)
+
+    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
+        """As `Autoencoder.decode`."""
+        return self._by_tiles(lambda x: self.autoencoder.decode(params, x), latents, 1, self.stride)
+
+    def _by_tiles(self, function: Callable[[jax.Array], jax.Array], x: jax.Array, into: int, out: int) -> jax.Array:
+        """`function` of tiles; a latent position is `into` places of x, and `out` places of the result."""
+        rows, columns = x.shape[-3] // into, x.shape[-2] // into
+        height, width = min(self.tile, rows), min(self.tile, columns)
+        if (height, width) == (rows, columns):
+            return function(x)
+        tops, lefts = tile_starts(rows, height, self.overlap), tile_starts(columns, width, self.overlap)
+        corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1).reshape(-1, 2)
+        weight = jnp.asarray(
+            _ramp(height * out, self.overlap * out)[:, None, None] * _ramp(width * out, self.overlap * out)[:, None]
+        )
+        front = x.shape[:-3]
+        zero = jnp.zeros((), jnp.int32)
+        zeros = [zero] * len(front)
+
+        def cut(corner: jax.Array) -> jax.Array:
+            start = [*zeros[: len(front)], corner[0] * into, corner[1] * into, zero]
+            return jax.lax.dynamic_slice(x, start, (*front, height * into, width * into, x.shape[-1]))
+
+        result = jax.eval_shape(
+            function, jax.ShapeDtypeStruct((*front, height * into, width * into, x.shape[-1]), x.dtype)
+        )
+        before = result.shape[:-3]  # another number of frames, perhaps
+        whole = jnp.zeros((*before, rows * out, columns * out, result.shape[-1]), jnp.float32)
+        weights = jnp.zeros((rows * out, columns * out, 1), jnp.float32)
+
+        def add(total: tuple[jax.Array, jax.Array], corner: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            whole, weights = total
+            row, column = corner[0] * out, corner[1] * out
+            start = [*zeros[: len(before)], row, column, zero]
+            there = jax.lax.dynamic_slice(whole, start, result.shape)
+            whole = jax.lax.dynamic_update_slice(whole, there + weight * function(cut(corner)), start)
+            covered = jax.lax.dynamic_slice(weights, (row, column, zero), weight.shape)
+            return (whole, jax.lax.dynamic_update_slice(weights, covered + weight, (row, column, zero))), None
+
+        (whole, weights), _ = jax.lax.scan(add, (whole, weights), jnp.asarray(corners, jnp.int32))
+        return whole / weights
+
+
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin that cover `size` places and share at least `overlap`."""
+    step = max(tile - overlap, 1)
+    return [*range(0, size - tile, step), size - tile]
+
+
+def _ramp(size: int, overlap: int) -> np.ndarray:
+    """Weights [size] that rise over `overlap` places at either end; nowhere 0."""
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
+    return np.minimum(distance / (overlap + 1.0), 1.0).astype(np.float32)

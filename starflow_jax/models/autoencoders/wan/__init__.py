@@ -1,0 +1,1 @@
+"""The causal video autoencoders of Wan2.1 and Wan2.2."""

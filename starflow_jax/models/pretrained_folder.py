@@ -1,0 +1,104 @@
+"""Folders of pretrained models in Hugging Face's layout: `config.json`, and tensors.
+
+The tensors are in `model.safetensors` (older folders: `pytorch_model.bin`), or in shards that an index lists. They are
+read one at a time, so that half of a model (the encoder of a T5) costs half of the memory. Nothing in such a folder is
+run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.tensor_formats.folders import open_folder
+from starflow_jax.tensor_formats.opening import LazyTensor
+
+CONFIG_FILE = "config.json"
+STEMS = ("model", "pytorch_model")  # names of files of tensors
+_MAX_JSON_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """A folder whose configuration was read and whose tensors are known by name.
+
+    Attributes:
+      path: the folder; config: what its `config.json` says; tensors: by name, not read yet.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """One tensor, in its own dtype (bfloat16 is that of ml_dtypes).
+
+        Raises:
+          ValueError: it is not there, is not of that shape, or holds other than finite floats.
+        """
+        check(name in self.tensors, f"model {self.path} must hold the tensor {name}, and does not")
+        tensor = self.tensors[name]
+        check(tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}")
+        # The kind of ml_dtypes' bfloat16 is "V".
+        check(tensor.dtype.kind in "fV", f"{name} of {self.path} must hold floating-point numbers, got {tensor.dtype}")
+        value = tensor.read()
+        check(bool(np.isfinite(value).all()), f"{name} of {self.path} must hold finite numbers")
+        return value
+
+
+def open_pretrained(path: Path) -> PretrainedFolder:
+    """A folder with its configuration and the names of its tensors.
+
+    Raises:
+      ValueError: no folder, no or another configuration, no tensors, or shards that are not as their index says.
+    """
+    config = read_config(path)
+    stem = next((stem for stem in STEMS if any(path.glob(f"{stem}.*"))), STEMS[0])
+    return PretrainedFolder(path, config, open_folder(path, stem))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of a folder.
+
+    Raises:
+      ValueError: no such folder, or no such JSON object in it.
+    """
+    check(path.is_dir(), f"model {path} must be a folder, and is none")
+    check((path / CONFIG_FILE).is_file(), f"model {path} must hold a {CONFIG_FILE}, and does not")
+    return read_json(path / CONFIG_FILE)
+
+
+def positive(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number above 0 of a configuration.
+
+    Raises:
+      ValueError: another value, or none and no default.
+    """
+    value = config.get(name, default)
+    ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    check(ok, f"{CONFIG_FILE} must give {name} as a whole number above 0, got {value!r}")
+    return int(value)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+        check(size <= _MAX_JSON_BYTES, f"{file} must have at most {_MAX_JSON_BYTES} bytes, got {size}")
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {_line(error)}") from error
+    check(isinstance(value, dict), f"{file} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

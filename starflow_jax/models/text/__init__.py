@@ -1,0 +1,24 @@
+"""Text conditioning: the sentences a caption is wrapped in, and the vectors it becomes.
+
+- `captions`: caption templates (frame rate, noise level, aspect ratio, chat turn).
+- `encoder`: what an encoder offers; `words`, `labels`: one-hot states of a small vocabulary or a table of labels.
+- `t5`, `gemma`, `tokenizer`: pretrained encoders and their vocabularies; `stored` reads them from folders.
+- `states`: states of many captions, each encoded once.
+"""
+
+from starflow_jax.models.text.labels import LabelTable, read_labels
+from starflow_jax.models.text.protocol import CaptionReader, TextEncoder
+from starflow_jax.models.text.storage import load_caption_reader, load_text_encoder
+from starflow_jax.models.text.templates import caption_prompts
+from starflow_jax.models.text.words import WordEncoder
+
+__all__ = [
+    "CaptionReader",
+    "LabelTable",
+    "TextEncoder",
+    "WordEncoder",
+    "caption_prompts",
+    "load_caption_reader",
+    "load_text_encoder",
+    "read_labels",
+]

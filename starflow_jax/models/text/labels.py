@@ -1,0 +1,103 @@
+"""Tables of labels: a text file with a label a line, each of them its own one-hot vector (specification, section 7).
+
+A label may be several words; the whole caption is looked up, and it is one text token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.models.text.protocol import Params
+from starflow_jax.sharding.layout import Layout
+
+LABEL_SUFFIX = ".vocab"
+_MAX_BYTES = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelTable:
+    """A `TextEncoder` without parameters; id 0 is no label, id i the i-th label counted from 1.
+
+    Attributes:
+      labels: V labels, all different.
+    """
+
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check(len(self.labels) > 0, "labels must be at least one, got none")
+        empty = [place for place, label in enumerate(self.labels, start=1) if not label or label != label.strip()]
+        check(not empty, f"labels must not be empty or have spaces about them, got one in line {empty[:1]}")
+        seen: set[str] = set()
+        twice = [label for label in self.labels if label in seen or seen.add(label)]  # type: ignore[func-returns-value]
+        check(not twice, f"labels must all be different, got {twice[:1]} again")
+
+    @property
+    def length(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def dim(self) -> int:
+        """V."""
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        """The place of a label, counted from 0, as a class.
+
+        Raises:
+          ValueError: a label that is not in the table.
+        """
+        return int(self.ids([label])[0, 0]) - 1
+
+    def ids(self, captions: Sequence[str]) -> np.ndarray:
+        """Ids int32 [B, 1]; 0 for the empty caption.
+
+        Raises:
+          ValueError: a caption that is no label.
+        """
+        check(not isinstance(captions, str), f"captions must be a sequence of strings, got the string {captions!r}")
+        found = self.known_ids(captions)
+        for caption, (row,) in zip(captions, found, strict=True):
+            if row == 0 and caption.strip():
+                near = difflib.get_close_matches(caption, self.labels, n=3, cutoff=0.6)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise ValueError(f"caption must be one of {len(self.labels)} labels, got {caption!r}{hint}")
+        return found
+
+    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+        """Ids int32 [B, 1]; 0 also for what is no label."""
+        places = {label: place for place, label in enumerate(self.labels, start=1)}
+        return np.asarray([[places.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)
+
+    def encode(self, params: Params, ids: jax.Array | np.ndarray, layout: Layout | None = None) -> jax.Array:
+        """One-hot states float32 [B, 1, V], zeros for no label."""
+        return jax.nn.one_hot(ids - 1, len(self.labels))
+
+
+def read_labels(path: Path) -> LabelTable:
+    """The table in a text file, one label a line; spaces about a label do not count, nor does an empty last line.
+
+    Raises:
+      ValueError: no such file, other bytes than UTF-8, an empty line, or a label that comes twice.
+    """
+    check(path.is_file(), f"label table {path} does not exist")
+    try:
+        size = path.stat().st_size
+        check(size <= _MAX_BYTES, f"label table {path} must have at most {_MAX_BYTES} bytes, got {size}")
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\r\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"label table {path} must be text in UTF-8, got other bytes") from error
+    except OSError as error:
+        raise ValueError(f"label table {path} cannot be read: {error.strerror or error}") from error
+    try:
+        return LabelTable(tuple(line.strip() for line in lines))
+    except ValueError as error:
+        raise ValueError(f"label table {path}: {error}") from error

@@ -1,0 +1,191 @@
+"""Memory, traffic and collectives of a step by arithmetic alone: how GPUs are planned, and where a search begins.
+
+The memory model counts what must be there (state, gradients, what the backward pass keeps, the layer that is at work).
+How near it comes to what the TPU compiler allocates is in docs/plan.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.flow import FlowConfig, TransformerConfig
+from starflow_jax.costs.chips import Topology
+from starflow_jax.costs.flops import Work, forward_parts
+from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.planning.ahead_of_time import Memory
+from starflow_jax.planning.roofline import Region, estimates
+
+# Values of the width of the hidden states that a layer keeps for its backward pass, besides its MLP's hidden ones:
+# two norms, query, key, value, the joined heads, both branches.
+_KEPT_BRANCHES = 8
+# The attention weights of a chunk of queries: logits and their gradient in float32, weights in bfloat16.
+_BYTES_A_WEIGHT = 10
+_CHUNKS = 16
+# How often every kept value is written or read by one pass over a layer.
+_TOUCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layers of one network as one device sees them in one part of the batch.
+
+    Attributes:
+      transformer: their shape; kernels: parameters of one layer.
+      tokens: slots of all sequences; sequences, slots: of one device's heads (whole sequences).
+    """
+
+    transformer: TransformerConfig
+    kernels: int
+    tokens: float
+    sequences: float
+    slots: int
+
+
+def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: int = 1) -> Iterator[Layers]:
+    """The networks of a flow on a mesh, the denoiser last."""
+    rows = work.batch / accumulate / (sizes["data"] * sizes["fsdp"])
+    transformers = [(flow.is_local(i), flow.is_conditioned(i), t) for i, t in enumerate(flow.blocks)]
+    if flow.denoiser is not None:
+        transformers.append((False, flow.denoiser.conditional, flow.denoiser_transformer))
+    for local, reads_text, c in transformers:
+        inside = local and work.frames is not None
+        slots = (work.frame if inside else work.tokens) + (work.text if reads_text else 0)
+        sequences = rows * (work.frames or 1) if inside else rows
+        hidden = c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
+        kernels = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + hidden
+        yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots)
+
+
+def budget(
+    config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work, program: str, useful: float
+) -> dict[str, Any]:
+    """The fields of a `plan.Plan` that are found by arithmetic: memory, FLOPs, transfers, estimates."""
+    from starflow_jax.planning.estimate import Transfer
+
+    training = program == "train"
+    accumulate = config.train.accumulate if training else 1
+    memory = train_memory(config, topology, sizes, work) if training else inverse_memory(config, topology, sizes, work)
+    hardware = useful * _recomputed(config, work) if training else useful
+    moves = list(_moves(config.flow, sizes, work, accumulate)) if training else []
+    hideable = needed = 0.0
+    rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+    for kind, axes, group, sent, times in moves:
+        seconds = sent * times / topology.group_bandwidth(group)
+        row = rows.setdefault((kind, axes), [0.0, 0.0])
+        row[0] += times
+        row[1] += sent * times
+        if set(axes) <= {"data", "fsdp"}:
+            hideable += seconds
+        else:
+            needed += seconds
+    traffic = _traffic(config, sizes, work) if training else memory.arguments
+    parts = [Region("step", 0.0, 0.0, traffic, 0.0, 0.0, hideable, needed)]
+    return {
+        "memory": memory,
+        "hardware_flops": hardware,
+        "kernel_flops": 0.0,
+        "transfers": tuple(Transfer(*key, int(n), sent, 0.0) for key, (n, sent) in rows.items() if sent),
+        "estimates": tuple(estimates(parts, topology, model_flops=useful, hardware_flops=hardware)),
+    }
+
+
+def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
+    """Bytes of a training step on one device: the state as arguments, everything else as temporaries."""
+    parameters = count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
+    state = parameters * 4 * (3 + bool(config.train.ema))
+    # Gradients of all layers, a second set where parts are added up, and kernels in the type of products.
+    own = parameters * (4 + 4 * (config.train.accumulate > 1) + 2 * (config.flow.dtype == "bfloat16"))
+    word = 2 if config.flow.dtype == "bfloat16" else 4
+    nets = list(networks(config.flow, work, sizes, config.train.accumulate))
+    flow = nets[:-1] if config.flow.denoiser is not None else nets
+    kept = [
+        sum(net.tokens * _kept(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
+        for group in (flow, nets[len(flow) :])
+    ]
+    # A TPU's kernels keep attention weights out of the memory.
+    weights = 0.0 if topology.chip.kind == "tpu" and word == 2 else 1.0
+    at_work = max(2 * net.tokens * _kept(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets)
+    gathered = max(2 * net.kernels * word / sizes["tensor"] for net in nets)
+    return Memory(state, own + max(kept) + at_work + gathered, topology.chip.usable)
+
+
+def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
+    """Bytes of Jacobi iteration in the deep block: the parameters, and the cache of a guided batch, heads parted."""
+    parameters = 4 * count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
+    deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
+    slots = work.tokens + work.text
+    heads = sizes["tensor"] * sizes["sequence"]
+    cache = 2 * 2 * work.batch * slots * deep.kv_heads * deep.head_dim * deep.layers * word / heads
+    return Memory(parameters + cache, parameters / 2 + cache / deep.layers, topology.chip.usable)
+
+
+def _kept(net: Layers, remat: str, sizes: dict[str, int]) -> float:
+    """Values that a layer keeps for each of its tokens."""
+    c = net.transformer
+    hidden = (3 if c.mlp == "gated" else 2) * c.expansion * c.width / sizes["tensor"]
+    branches = _KEPT_BRANCHES * c.width
+    return {
+        "block": c.width,
+        "attention": 3 * c.width + hidden,
+        "mlp": branches,
+        "none": branches + hidden,
+    }[remat]
+
+
+def _weights(net: Layers, sizes: dict[str, int]) -> float:
+    """Bytes of the attention weights that are there at once where no kernel keeps them out of memory."""
+    heads = max(net.transformer.heads / (sizes["tensor"] * sizes["sequence"]), 1)
+    rows = max(net.slots / _CHUNKS, min(net.slots, 128))
+    return net.sequences * heads * rows * net.slots * _BYTES_A_WEIGHT
+
+
+def _recomputed(config: ExperimentConfig, work: Work) -> float:
+    """Products computed over products that count: layers that are computed anew, and attention weights always."""
+    parts = forward_parts(config.flow, work)
+    dense, attention = sum(p.dense for p in parts), sum(p.attention for p in parts)
+    more = {"block": (1, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
+    extra = dense * more[0] + attention * (more[1] + 1)
+    return 1 + extra / (3 * (dense + attention))
+
+
+def _moves(
+    flow: FlowConfig, sizes: dict[str, int], work: Work, accumulate: int
+) -> Iterator[tuple[str, tuple[str, ...], int, float, int]]:
+    """Collectives of a step: kind, axes, devices in a group, bytes that one of them sends, times."""
+    data, fsdp, tensor, sequence = sizes.values()
+    word = 2 if flow.dtype == "bfloat16" else 4
+    passes = 2 + (flow.remat == "block")
+
+    def ring(group: int, amount: float) -> float:
+        return amount * (group - 1) / group
+
+    for net in networks(flow, work, sizes, accumulate):
+        c, times = net.transformer, net.transformer.layers * accumulate
+        kernels = net.kernels / tensor
+        yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word), 2 * times
+        yield "reduce-scatter", ("fsdp",), fsdp, ring(fsdp, kernels * 4), times
+        yield "all-reduce", ("data",), data, 2 * ring(data, kernels * 4 / fsdp), times
+        hidden = net.tokens * c.width * word
+        yield "all-reduce", ("tensor",), tensor, 2 * ring(tensor, hidden), 2 * passes * times
+        moved = net.tokens * (2 * c.heads + 2 * c.kv_heads) * c.head_dim * word / tensor
+        yield "all-to-all", ("sequence",), sequence, ring(sequence, moved), passes * times
+
+
+def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
+    """Bytes to and from the memory of one device: kept values, kernels, attention weights, the optimizer."""
+    flow, accumulate = config.flow, config.train.accumulate
+    word = 2 if flow.dtype == "bfloat16" else 4
+    passes = 3 + (flow.remat == "block")
+    total = 32.0 * count(abstract(flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
+    for net in networks(flow, work, sizes, accumulate):
+        c = net.transformer
+        values = net.tokens * _kept(net, "none", sizes) * word * _TOUCHES
+        heads = c.heads / (sizes["tensor"] * sizes["sequence"])
+        logits = net.sequences * heads * net.slots * math.ceil(net.slots / 2) * _BYTES_A_WEIGHT
+        kernels = 2 * net.kernels * word / sizes["tensor"]
+        total += accumulate * c.layers * passes * (values + logits + kernels)
+    return total

@@ -1,0 +1,277 @@
+"""The collectives of a compiled program: what is moved, between which devices, how often.
+
+    for collective in collectives(compiled.as_text()):
+        print(collective.kind, collective.shape, mesh_axes(collective, {"fsdp": 4, "tensor": 2}), collective.times)
+
+The forms that XLA's CPU, GPU and TPU compilers write are read: plain operations, pairs of start and done, computations
+that are started in the background (on a TPU's SparseCores), and the TPU compiler's fusions (a reduce-scatter written as
+an all-reduce in a fusion of that name, and collectives that are spread over the fusions they run beside).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+
+from starflow_jax.planning.hlo import Array, Instruction, Program, parse
+
+Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"]
+KINDS: tuple[Kind, ...] = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_PASSED_ON = ("convert", "bitcast", "copy", "transpose", "reshape", "get-tuple-element")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One array moved by one collective operation; an operation on several arrays is as many of these.
+
+    Attributes:
+      kind: what the operation does.
+      bytes: of the array that a group holds together: the gathered one of an all-gather, the one before it is cut of
+        a reduce-scatter, the array itself of an all-reduce; of the others, what one device has.
+      shape, dtype: of that array.
+      groups: devices that work together, as places in the mesh's own order; empty where the text names none (all
+        devices). Of a collective-permute, pairs of source and target.
+      group_size: devices in a group; 2 of a collective-permute.
+      times: how often it runs in one call of the program (see `hlo.Program.times`).
+      computation, name: where it stands in the program.
+      source: the operation of the traced program that it comes from ("" where unknown).
+      overlapped: whether the compiler scheduled it beside other work (a start and a done, or spread over fusions).
+      sliced: of an all-reduce, whether every use keeps one device's slice only, so that a reduce-scatter would do.
+    """
+
+    kind: Kind
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    groups: tuple[tuple[int, ...], ...]
+    group_size: int
+    times: int
+    computation: str
+    name: str
+    source: str = ""
+    overlapped: bool = False
+    sliced: bool = False
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends each time, by the ring algorithms; an all-to-all sends all but its own part."""
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        share = self.bytes * (self.group_size - 1) / max(self.group_size, 1)
+        return 2 * share if self.kind == "all-reduce" else share
+
+
+def collectives(hlo_text: str) -> list[Collective]:
+    """The collectives of a compiled program, in the order of its text; groups of one device are left out.
+
+    Raises:
+      ValueError: a text that is no HLO program, or groups of devices in an unknown form.
+    """
+    program = parse(hlo_text)
+    devices = re.search(r"num_partitions=(\d+)", hlo_text)
+    return list(_found(program, int(devices.group(1)) if devices else 1))
+
+
+def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...] | None:
+    """The axes of the mesh that a collective runs along, None where its groups are not whole axes.
+
+    Args:
+      collective: of a program compiled for that mesh.
+      sizes: devices along each axis, in the mesh's order.
+    """
+    shape = tuple(sizes.values())
+    count = int(np.prod(shape))
+    if any(device >= count for group in collective.groups for device in group):
+        return None
+    groups = collective.groups or (tuple(range(count)),)
+    along: set[int] = set()
+    for group in groups:
+        places = np.stack(np.unravel_index(np.asarray(group), shape))
+        along |= {axis for axis in range(len(shape)) if np.unique(places[axis]).size > 1}
+    product = int(np.prod([shape[axis] for axis in along], dtype=int))
+    if collective.kind != "collective-permute" and product != collective.group_size:
+        return None
+    return tuple(name for axis, name in enumerate(sizes) if axis in along)
+
+
+def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """The groups that the attributes of an operation name; () where they name none.
+
+    Forms: `{{0,1},{2,3}}`, `[2,4]<=[8]`, `[4,2]<=[2,4]T(1,0)`, and `mesh['a'=4,'b'=2] {'a'}` with optional
+    `device_ids=([2,4]T(1,0))` and parts of axes, `'a':(2)2`.
+
+    Args:
+      text: the attributes.
+
+    Raises:
+      ValueError: another form.
+    """
+    start = text.find("replica_groups=")
+    if start < 0:
+        return ()
+    text = text[start + len("replica_groups=") :]
+    if text.startswith("mesh["):
+        return _mesh_groups(text)
+    listed = re.match(r"\{((?:\{[\d,]*\},?)*)\}", text)
+    if listed:
+        found = re.findall(r"\{([\d,]+)\}", listed.group(1))
+        return tuple(tuple(int(i) for i in group.split(",")) for group in found)
+    iota = re.match(r"\[(\d+),(\d+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", text)
+    if iota:
+        return _rows(_iota(iota.group(3).removeprefix("<=")).reshape(int(iota.group(1)), int(iota.group(2))))
+    raise ValueError(f"replica_groups must be lists, an iota or a mesh, got {text[:80]!r}")
+
+
+def _rows(table: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(i) for i in row) for row in table)
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[4,2]T(1,0)`: 0, 1, 2, ... in that shape, axes exchanged, flat."""
+    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert found is not None  # the caller matched it
+    shape = [int(size) for size in found.group(1).split(",")]
+    table = np.arange(int(np.prod(shape))).reshape(shape)
+    if found.group(2):
+        table = table.transpose([int(axis) for axis in found.group(2).split(",")])
+    return table.reshape(-1)
+
+
+def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? ?\{([^}]*)\}", text)
+    if found is None:
+        raise ValueError(f"replica_groups must be lists, an iota or a mesh, got {text[:80]!r}")
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
+    count = int(np.prod(list(axes.values()), dtype=int))
+    order = np.arange(count)
+    if found.group(2):
+        listed = found.group(2)
+        order = _iota(listed) if listed.startswith("[") else np.asarray([int(i) for i in re.findall(r"\d+", listed)])
+    # A part of an axis, 'a':(before)size, leaves the factors before and after it outside.
+    shape: list[int] = []
+    within: list[int] = []
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(3))
+    for name, size in axes.items():
+        done = 1
+        for before, part in sorted((int(b or 1), int(p or size)) for named, b, p in parts if named == name):
+            shape += [before // done, part]
+            within.append(len(shape) - 1)
+            done = before * part
+        shape.append(size // done)
+    outside = [axis for axis in range(len(shape)) if axis not in within]
+    members = int(np.prod([shape[axis] for axis in within], dtype=int))
+    return _rows(order.reshape(shape).transpose([*outside, *within]).reshape(-1, members))
+
+
+def _found(program: Program, devices: int) -> Iterator[Collective]:
+    times = program.times()
+    started, callers = _started(program), program.callers()
+    for computation, lines in program.computations.items():
+        if not times.get(computation):
+            continue
+        scattering = "reduce-scatter" in computation or "all-reduce-scatter" in computation
+        chained = any("AsyncCollective" in i.attributes for i in lines.values()) or computation.startswith("async_coll")
+        behind = computation in callers and callers[computation][1].opcode.endswith("-start")
+        starts = any("AsyncCollectiveStart" in i.attributes for i in lines.values())
+        for instruction in lines.values():
+            kind = _kind(instruction.opcode)
+            if kind is None:
+                continue
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            if chained and not starts and channel and channel.group(1) in started:
+                continue  # a later part of the same transfer
+            yield from _of_instruction(
+                instruction,
+                "reduce-scatter" if scattering and kind == "all-reduce" else kind,
+                devices,
+                times[computation],
+                computation,
+                overlapped=chained or behind or instruction.opcode.endswith("-start"),
+                sliced=kind == "all-reduce" and not scattering and _is_sliced(program, lines, instruction.name),
+            )
+
+
+def _kind(opcode: str) -> Kind | None:
+    return next((kind for kind in KINDS if opcode in (kind, f"{kind}-start")), None)
+
+
+def _started(program: Program) -> set[str]:
+    """Channels of the collectives that a fusion of their own starts."""
+    channels = set()
+    for lines in program.computations.values():
+        if any("AsyncCollectiveStart" in i.attributes for i in lines.values()):
+            for instruction in lines.values():
+                channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+                if channel and _kind(instruction.opcode):
+                    channels.add(channel.group(1))
+    return channels
+
+
+def _of_instruction(
+    instruction: Instruction, kind: Kind, devices: int, times: int, computation: str, **flags: bool
+) -> Iterator[Collective]:
+    groups: tuple[tuple[int, ...], ...]
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", instruction.attributes)
+        found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1)) if pairs else []
+        groups = tuple((int(source), int(target)) for source, target in found)
+        size = 2 if any(len(set(pair)) > 1 for pair in groups) else 1
+    else:
+        groups = replica_groups(instruction.attributes)
+        size = len(groups[0]) if groups else devices
+    if size < 2:
+        return
+    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    for array in _moved(instruction, kind, size):
+        yield Collective(
+            kind,
+            array.bytes,
+            array.shape,
+            array.dtype,
+            groups,
+            size,
+            times,
+            computation,
+            instruction.name,
+            source.group(1) if source else "",
+            **flags,
+        )
+
+
+def _moved(instruction: Instruction, kind: Kind, size: int) -> tuple[Array, ...]:
+    """The arrays as `Collective.shape` means them."""
+    found = instruction.arrays
+    operands = len(instruction.operands)
+    if instruction.opcode.endswith("-start") and kind != "all-reduce" and len(found) >= 2 * operands:
+        found = found[operands : 2 * operands]  # what goes in, then what comes out, then flags
+    if kind == "all-to-all" and len(found) == size > 1:
+        # One part for each partner: together they are one array.
+        return (Array(found[0].dtype, (size, *found[0].shape)),)
+    if kind == "reduce-scatter" and instruction.opcode.startswith("reduce-scatter"):
+        dimension = re.search(r"dimensions=\{(\d+)\}", instruction.attributes)
+        axis = int(dimension.group(1)) if dimension else 0
+        return tuple(Array(a.dtype, tuple(n * size if i == axis else n for i, n in enumerate(a.shape))) for a in found)
+    return found
+
+
+def _is_sliced(program: Program, lines: Mapping[str, Instruction], name: str) -> bool:
+    """Whether every use of a value, through copies and fusions, is the operand of a dynamic slice."""
+    users = [i for i in lines.values() if name in i.operands]
+    return bool(users) and all(_slices(program, lines, user, name) for user in users)
+
+
+def _slices(program: Program, lines: Mapping[str, Instruction], user: Instruction, name: str) -> bool:
+    if user.opcode == "dynamic-slice":
+        return user.operands[0] == name
+    if user.opcode in _PASSED_ON or user.opcode in ("all-reduce-start", "all-reduce-done"):
+        return not user.root and _is_sliced(program, lines, user.name)
+    if user.opcode == "fusion":
+        inner = program.computations.get(user.computation("calls") or "", {})
+        parameters = [i for i in inner.values() if i.opcode == "parameter" and user.operands[int(i.literal)] == name]
+        return bool(parameters) and all(_is_sliced(program, inner, parameter.name) for parameter in parameters)
+    return False

@@ -1,0 +1,248 @@
+"""What a run of an experiment would need and take on accelerators that are not there.
+
+TPUs: the real program is compiled for them (`ahead`), and read. GPUs: the same arithmetic from the configuration
+alone (`budget`), without a compilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.mesh import AXES
+from starflow_jax.costs.chips import Topology
+from starflow_jax.costs.flops import Work, forward_parts, kernel_flops, model_flops, traced
+from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.planning import budget
+from starflow_jax.planning.ahead_of_time import Memory, argument_bytes, compile_ahead, tpu_layout
+from starflow_jax.planning.collectives import Collective, collectives, mesh_axes
+from starflow_jax.planning.hlo import parse
+from starflow_jax.planning.programs import inverse_program, training_program
+from starflow_jax.planning.roofline import Estimate, Region, estimates, regions
+from starflow_jax.sharding.layout import Layout
+from starflow_jax.sharding.mesh import check_fit
+
+ProgramName = Literal["train", "inverse"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Collectives of one kind along the same axes of the mesh, in one call of the program, on one device.
+
+    Attributes:
+      kind: as in `collectives`; axes: of the mesh, None where they are no whole axes.
+      count: operations; sent: bytes that the device sends; overlapped: share of them that runs beside other work.
+    """
+
+    kind: str
+    axes: tuple[str, ...] | None
+    count: int
+    sent: float
+    overlapped: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program of an experiment on a topology. Bytes and FLOPs; seconds of one step (or one Jacobi iteration).
+
+    Attributes:
+      program: "train" or "inverse"; source: "compiler" (of the TPU) or "arithmetic".
+      mesh: devices along each axis; batch, accumulate: as in the configuration (samples drawn, 1).
+      work: sizes of the data; parameters: of the flow.
+      memory: on one device.
+      model_flops, hardware_flops, kernel_flops: of all devices (see `flops`); hardware_flops are without kernels.
+      transfers, estimates: none where it does not fit.
+      compile_seconds: None without a compiler; flags: of the compiler, as LIBTPU_INIT_ARGS gave them.
+    """
+
+    program: ProgramName
+    source: Literal["compiler", "arithmetic"]
+    experiment: str
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    batch: int
+    accumulate: int
+    remat: str
+    work: Work
+    parameters: int
+    memory: Memory
+    model_flops: float
+    hardware_flops: float
+    kernel_flops: float
+    transfers: tuple[Transfer, ...]
+    estimates: tuple[Estimate, ...]
+    compile_seconds: float | None
+    flags: str = ""
+
+    def estimate(self, name: str) -> Estimate | None:
+        """One of the estimates by name."""
+        return next((found for found in self.estimates if found.name == name), None)
+
+
+def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program: ProgramName = "train") -> Plan:
+    """Plans a program.
+
+    Args:
+      config: its mesh, batch size and accumulation count.
+      topology: accelerators.
+      work: sizes of the data; its batch is the configuration's batch size, or the samples that are drawn together.
+
+    Raises:
+      ValueError: no compiler, or a mesh or batch that does not fit the devices.
+    """
+    sizes = dict(zip(AXES, config.mesh.sizes(topology.devices), strict=True))
+    tpu = topology.chip.kind == "tpu"
+    layout = tpu_layout(topology, config.mesh) if tpu else None
+    accumulate = config.train.accumulate if program == "train" else 1
+    if program == "train":
+        check_sizes(config, sizes, work, layout)
+    useful = model_flops(config.flow, work) if program == "train" else inverse_flops(config, work)
+    shared = {
+        "program": program,
+        "experiment": config.name,
+        "topology": topology.name,
+        "devices": topology.devices,
+        "mesh": sizes,
+        "batch": work.batch,
+        "accumulate": accumulate,
+        "remat": config.flow.remat if program == "train" else "none",
+        "work": work,
+        "parameters": count(abstract(config.flow)[1]),
+        "model_flops": useful,
+    }
+    if layout is None:
+        found = budget.budget(config, topology, sizes, work, program, useful)
+        return Plan(source="arithmetic", compile_seconds=None, **found, **shared)  # type: ignore[arg-type]
+    made = training_program(config, work, layout) if program == "train" else inverse_program(config, work, layout)
+    trace = made.function.trace(*made.arguments)
+    compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
+    hardware = traced(trace.jaxpr)
+    kernels = 0
+    if re.search("attention_(forward|decode)", compiled.text):  # else XLA computes it, among the other products
+        inverse = program == "inverse"
+        kernels = cached_flops(config, work) if inverse else kernel_flops(config.flow, work, topology.chip.name)
+    moved: tuple[Transfer, ...] = ()
+    times: tuple[Estimate, ...] = ()
+    if compiled.text:
+        moves = collectives(compiled.text)
+        moved = tuple(transfers(moves, sizes))
+        parts = regions(parse(compiled.text), moves, topology, sizes)
+        times = tuple(_estimates(config, topology, parts, useful, hardware, kernels))
+    return Plan(
+        source="compiler",
+        memory=compiled.memory,
+        hardware_flops=hardware,
+        kernel_flops=kernels,
+        transfers=moved,
+        estimates=times,
+        compile_seconds=compiled.seconds,
+        flags=os.environ.get("LIBTPU_INIT_ARGS", ""),
+        **shared,  # type: ignore[arg-type]
+    )
+
+
+def _estimates(
+    config: ExperimentConfig, topology: Topology, parts: list[Region], useful: float, hardware: float, kernels: float
+) -> list[Estimate]:
+    return estimates(
+        parts,
+        topology,
+        model_flops=useful,
+        hardware_flops=hardware,
+        kernel_flops=kernels,
+        head_dim=config.flow.blocks[-1].head_dim,
+    )
+
+
+def check_sizes(config: ExperimentConfig, sizes: dict[str, int], work: Work, layout: Layout | None) -> None:
+    """Raises ValueError where a batch or a flow does not divide over a mesh."""
+    check_fit(layout, config.flow, work.batch, config.train.accumulate)
+    rows, part = sizes["data"] * sizes["fsdp"], work.batch // config.train.accumulate
+    check(
+        work.batch % config.train.accumulate == 0 and part % rows == 0,
+        f"the batch must be a multiple of train.accumulate x mesh.data x mesh.fsdp = "
+        f"{config.train.accumulate * rows}, got {work.batch}",
+    )
+
+
+def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
+    """FLOPs of one guided Jacobi iteration of the deep block's last chunk, by the convention of `flops`."""
+    from starflow_jax.solvers import Jacobi
+
+    flow = config.flow
+    _, _, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
+    chunk = dataclasses.replace(work, frames=None, rows=1, columns=kind.size, text=0, batch=2 * work.batch)
+    dense = forward_parts(flow, chunk)[-1 if flow.denoiser is None else -2].dense
+    return dense + cached_flops(config, work, growth=growth)
+
+
+def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
+    """FLOPs of that iteration's attention to the cache."""
+    from starflow_jax.solvers import Jacobi
+
+    flow = config.flow
+    transformer = flow.blocks[-1]
+    _, length, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
+    slots = work.tokens + (work.text if flow.is_conditioned(flow.num_blocks - 1) else 0)
+    pairs = kind.size * (slots - length) + kind.size * (kind.size + 1) // 2
+    return 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers
+
+
+def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
+    """Collectives by kind and axes, the heaviest first."""
+    groups: dict[tuple[str, tuple[str, ...] | None], list[Collective]] = {}
+    for collective in found:
+        groups.setdefault((collective.kind, mesh_axes(collective, sizes)), []).append(collective)
+    rows = []
+    for (kind, axes), members in groups.items():
+        sent = sum(c.sent * c.times for c in members)
+        beside = sum(c.sent * c.times for c in members if c.overlapped)
+        rows.append(Transfer(kind, axes, sum(c.times for c in members), sent, beside / sent if sent else 0.0))
+    return sorted(rows, key=lambda row: -row.sent)
+
+
+def largest_batch(
+    plan_of: Callable[[int], Plan], step: int, start: int, limit: int = 2**16
+) -> tuple[Plan | None, list[tuple[int, bool]]]:
+    """The plan of the largest batch that fits, by doubling and bisection to within 3 %; None where `step` does not fit.
+
+    Args:
+      plan_of: the plan of a batch.
+      step: batches are multiples of it (what the layout divides by).
+      start: a guess, by the arithmetic of `budget`: a good one saves compilations.
+      limit: the largest batch to try.
+
+    Returns:
+      The plan, and every batch that was tried with whether it fitted.
+    """
+    tried: dict[int, Plan] = {}
+
+    def fits(multiple: int) -> bool:
+        if multiple not in tried:
+            tried[multiple] = plan_of(multiple * step)
+        return tried[multiple].memory.fits
+
+    low, high = 0, limit // step + 1
+    guess = min(max(start // step, 1), high - 1)
+    while high - low > max(1, low // 32):
+        if fits(guess):
+            low = guess
+            guess = min(2 * guess, high - 1) if high > limit // step else (low + high) // 2
+        else:
+            high = guess
+            guess = (low + high) // 2
+        guess = min(max(guess, low + 1), high - 1)
+    return tried.get(low), [(multiple * step, plan.memory.fits) for multiple, plan in sorted(tried.items())]
+
+
+def as_values(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values for JSON, with the verdict."""
+    values = dataclasses.asdict(plan)
+    values["memory"] |= {"peak": plan.memory.peak, "fits": plan.memory.fits, "short": plan.memory.short}
+    return values

@@ -1,0 +1,81 @@
+"""Plans as text."""
+
+from __future__ import annotations
+
+from starflow_jax.core.figures import text_table
+from starflow_jax.planning.estimate import Plan
+
+ESTIMATES = {
+    "hidden": "roofline, kernels and gradients moved beside the products",
+    "exposed": "roofline, nothing beside anything",
+    "compiler": "the compiler's own cycles, collectives as it scheduled them",
+}
+
+
+def report(plan: Plan) -> str:
+    """Everything a plan says."""
+    work, memory = plan.work, plan.memory
+    mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
+    shape = (
+        f"{work.rows}x{work.columns} tokens" if work.frames is None else f"{work.frames} frames of {work.frame} tokens"
+    )
+    what = {"train": "training step", "inverse": "Jacobi iteration of the deep block"}[plan.program]
+    rows = [
+        [f"{plan.experiment}, {what}", plan.topology],
+        ["devices", f"{plan.devices}: {mesh}"],
+        ["parameters", f"{plan.parameters:,}"],
+        ["batch", f"{plan.batch} of {shape}" + (f" + {work.text} of text" if work.text else "")],
+    ]
+    if plan.program == "train":
+        rows.append(["accumulated in parts", str(plan.accumulate)])
+        rows.append(["recomputed in the backward pass", plan.remat])
+    rows += [
+        ["arguments, a device", gib(memory.arguments)],
+        ["temporaries, a device", gib(memory.temporaries)],
+        ["peak of usable", f"{gib(memory.peak)} of {gib(memory.usable)}"],
+        ["verdict", verdict(plan)],
+        ["model FLOPs", f"{plan.model_flops:.3e}"],
+        ["computed FLOPs", f"{plan.hardware_flops + plan.kernel_flops:.3e}"],
+    ]
+    if plan.compile_seconds is not None:
+        rows.append(["compiled in", f"{plan.compile_seconds:.0f} s"])
+        rows += [["with" if not number else "", flag] for number, flag in enumerate(plan.flags.split())]
+    else:
+        rows.append(["source", "arithmetic, not compiled"])
+    tables = [text_table(rows)]
+    if plan.transfers:
+        head = ["collectives of a step, a device", "along", "operations", "GB sent", "beside other work"]
+        tables.append(text_table([head, *(transfer_row(plan, index) for index in range(len(plan.transfers)))]))
+    if plan.estimates:
+        head = ["estimate", "step s", "MFU", "products s", "attention s", "memory s", "collectives s"]
+        lines = []
+        for found in plan.estimates:
+            parts = (found.products, found.kernels, found.memory, found.collectives)
+            lines.append(
+                [ESTIMATES[found.name], f"{found.seconds:.4g}", f"{found.mfu:.1%}", *(f"{p:.3g}" for p in parts)]
+            )
+        tables.append(text_table([head, *lines]))
+    return "\n\n".join(tables)
+
+
+def transfer_row(plan: Plan, index: int) -> list[str]:
+    """A row of the table of collectives."""
+    found = plan.transfers[index]
+    axes = "no whole axes" if found.axes is None else " x ".join(found.axes)
+    beside = f"{found.overlapped:.0%}" if plan.source == "compiler" else "-"
+    return [found.kind, axes, str(found.count), f"{found.sent / 1e9:.3g}", beside]
+
+
+def short_report(plan: Plan) -> str:
+    """A plan in one line."""
+    return f"  batch {plan.batch}: {gib(plan.memory.peak)} of {gib(plan.memory.usable)}, {verdict(plan)}"
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, or how much is missing."""
+    return "fits" if plan.memory.fits else f"does not fit, short by {gib(plan.memory.short)}"
+
+
+def gib(amount: float) -> str:
+    """Bytes in GiB, or MiB where they are few."""
+    return f"{amount / 2**30:.2f} GiB" if amount >= 2**28 else f"{amount / 2**20:.1f} MiB"

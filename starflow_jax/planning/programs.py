@@ -1,0 +1,144 @@
+"""The programs that are planned: the training step, and a Jacobi stage of the deep block, lowered without arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.costs.flops import Work
+from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.order import Grid
+from starflow_jax.flows.parameters import abstract, merge
+from starflow_jax.models.autoencoders import Autoencoder
+from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.solvers import Jacobi
+from starflow_jax.solvers.base import State
+from starflow_jax.solvers.span import Span
+from starflow_jax.training.checkpoints.manager import abstract_state
+from starflow_jax.training.step.frozen_autoencoder import load_encoder
+from starflow_jax.training.step.frozen_text import load_text
+from starflow_jax.training.step.train_step import train_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to be compiled.
+
+    Attributes:
+      function: jitted; call `function.trace(*arguments)`.
+      arguments: its static values and ShapeDtypeStructs with shardings.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        """The arguments that live on the devices."""
+        return [leaf for leaf in jax.tree.leaves(self.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+
+def training_program(config: ExperimentConfig, work: Work, layout: Layout | None) -> Program:
+    """One call of `training.step.train_step.train_steps` with one batch, as the sources of the experiment give it.
+
+    Args:
+      config: with the batch size, the parts it is accumulated over, and the mesh of `layout`.
+      work: sizes of the data; its batch is the configuration's.
+      layout: of the devices; None for one.
+
+    Raises:
+      ValueError: see `training.step.frozen_autoencoder.load_encoder` and `training.step.frozen_text.load_text`.
+    """
+    encoder = load_encoder(config)
+    batches, levels = _batch(config, work, None if encoder is None else encoder.autoencoder)
+    encoder = None if encoder is None else encoder.abstract(layout)
+    text = load_text(config) if config.text is None and "text" in batches else None
+    text = None if text is None else text.abstract(layout)
+    if layout is not None:
+        batches = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
+            for name, leaf in batches.items()
+        }
+    state, count = abstract_state(config, layout), _number(layout)
+    return Program(train_steps, (config, levels, state, batches, count, layout, encoder, text))
+
+
+def _batch(
+    config: ExperimentConfig, work: Work, autoencoder: Autoencoder | None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
+    """A batch of the loader, with the first axis of `train_steps`, and the number of values a pixel can take."""
+    flow = config.flow
+    stride, channels = (1, flow.channels) if autoencoder is None else (autoencoder.stride, autoencoder.pixel_channels)
+    shape = (work.rows * flow.patch_size * stride, work.columns * flow.patch_size * stride, channels)
+    step = 1 if autoencoder is None else autoencoder.frame_stride
+    frames = () if work.frames is None else (1 + (work.frames - 1) * step,)
+    latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
+    dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)
+    found = {
+        "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), dtype),
+        "label": jax.ShapeDtypeStruct((1, work.batch), jnp.int32),
+    }
+    if config.text is not None or (config.data.text_encoder is not None and not latents):
+        found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text), jnp.int32)
+    elif flow.text_dim:
+        found["text_states"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.float32)
+    return found, levels
+
+
+def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
+    """A stage of Jacobi iteration in the deep block: as many tokens at once as the paper's schedule works on.
+
+    Its loop ends on a condition of the data; what is counted of it is one iteration.
+
+    Args:
+      config: of the flow.
+      work: the sequence, and how many are drawn together (guided, so twice as many rows).
+      layout: of the devices; None for one.
+      growth: chunks after the first frame hold 64 times as many tokens.
+    """
+    flow, index = config.flow, config.flow.num_blocks - 1
+    definition, params = abstract(flow, layout)
+    solver, grid = Jacobi(growth=growth), Grid(work.frames, work.rows, work.columns)
+    text = jax.ShapeDtypeStruct((work.batch, work.text, flow.text_dim), jnp.bfloat16) if flow.text_dim else None
+
+    def span(params: Any, cond: jax.Array | None) -> Span:
+        model: Flow = merge(definition, params)
+        guidance = guidance_of(flow.family, cond, 1.0)
+        return Span(model, cond, guidance, None, index, grid, 1, solver)
+
+    def begin(params: Any, cond: jax.Array | None, z: jax.Array) -> State:
+        return span(params, cond).begin(z)
+
+    noise = jax.ShapeDtypeStruct((work.batch, grid.tokens, flow.token_channels), jnp.float32)
+    state = jax.eval_shape(begin, params, text, noise)
+    _, _, kind = solver.plan(grid.tokens, 0, grid.frame)[-1]
+
+    def advance(params: Any, cond: jax.Array | None, state: State, first: jax.Array) -> tuple[State, Any]:
+        return span(params, cond).advance(state, first, kind.size, kind=kind)
+
+    if layout is not None:
+        state = _spread(state, layout)
+        text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
+    function = jax.jit(advance, donate_argnums=2)
+    return Program(function, (located(layout, params), text, state, _number(layout)))
+
+
+def _spread(state: State, layout: Layout) -> State:
+    """The cache with its heads parted, everything else whole."""
+
+    def place(leaf: jax.ShapeDtypeStruct, cuts: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(leaf.shape, cuts))
+
+    heads = (None, None, ("tensor", "sequence"))
+    cache = jax.tree.map(lambda leaf: place(leaf, heads), state.cache)
+    return dataclasses.replace(jax.tree.map(lambda leaf: place(leaf, ()), state), cache=cache)
+
+
+def _number(layout: Layout | None) -> jax.ShapeDtypeStruct:
+    sharding = None if layout is None else layout.whole()
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)

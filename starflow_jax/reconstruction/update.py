@@ -1,0 +1,207 @@
+"""One update of an autoencoder, or of a decoder alone, and of the discriminator that judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from starflow_jax.core.config.autoencoder import AutoencoderExperiment, ReconstructionConfig
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.reconstruction.discriminator import PatchDiscriminator, adaptive_weight, hinge
+from starflow_jax.reconstruction.lpips import lpips
+from starflow_jax.sharding.layout import Layout, gathered, placed
+from starflow_jax.training.step.optimizer import keep_unless, update_ema
+from starflow_jax.training.step.train_step import TrainState
+
+AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
+DECODER = ("decoder", "post_quant_conv")  # what fine-tuning trains
+METRICS = (
+    "loss",
+    "square_error",
+    "lpips",
+    "kl",
+    "adversarial",
+    "adaptive_weight",
+    "discriminator",
+    "grad_norm",
+    "skipped",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What is static under `jit`: the experiment, the autoencoder, the discriminator if there is one."""
+
+    experiment: AutoencoderExperiment
+    autoencoder: AutoencoderKL
+
+    @property
+    def discriminator(self) -> PatchDiscriminator | None:
+        """None where the experiment has no adversarial loss."""
+        loss = self.experiment.loss
+        if not loss.adversarial:
+            return None
+        return PatchDiscriminator(self.autoencoder.pixel_channels, loss.discriminator_width, loss.discriminator_layers)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the encoder is trained, too."""
+        return self.experiment.network is not None
+
+
+def init_state(judged: Judged, params: Params) -> tuple[TrainState, Params]:
+    """The state before the first update, and the parameters that stay as they are."""
+    frozen = {} if judged.whole else {name: value for name, value in params.items() if name not in DECODER}
+    trained: dict[str, Any] = {AUTOENCODER: {name: value for name, value in params.items() if name not in frozen}}
+    key, own = jax.random.split(jax.random.key(judged.experiment.seed))
+    if judged.discriminator is not None:
+        trained[DISCRIMINATOR] = judged.discriminator.init(own)
+    trained = jax.tree.map(jnp.asarray, trained)
+    ema = {AUTOENCODER: jax.tree.map(jnp.copy, trained[AUTOENCODER])} if judged.experiment.train.ema else None
+    opt_state = {name: _adam(judged.experiment.train).init(group) for name, group in trained.items()}
+    return TrainState(jnp.zeros((), jnp.int32), trained, opt_state, ema, jax.random.key_data(key)), frozen
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 6), donate_argnums=2)
+def update(
+    judged: Judged,
+    levels: int,
+    state: TrainState,
+    frozen: Params,
+    perceptual: Params | None,
+    pixels: jax.Array,
+    layout: Layout | None = None,
+) -> tuple[TrainState, Mapping[str, jax.Array]]:
+    """The state after one more update, and scalars float32 by the names of `METRICS`.
+
+    An update whose loss or gradients are not finite changes nothing but the step.
+
+    Args:
+      levels: values that a pixel can take.
+      frozen: parameters of the encoder where the decoder alone is trained.
+      perceptual: weights of LPIPS, None where it does not count.
+      pixels: integers [B, H, W, C]; layout: of several devices.
+    """
+    x = placed(layout, pixels, "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    params, frozen, perceptual = gathered(layout, (state.params, frozen, perceptual))
+    gradients, terms = losses_and_gradients(judged, params, frozen, perceptual, x, key, state.step)
+    new, norm, fine = _applied(judged.experiment.train, state, gradients, terms["loss"])
+    return new, gathered(layout, terms | {"grad_norm": norm, "skipped": 1.0 - fine.astype(jnp.float32)})
+
+
+def losses_and_gradients(
+    judged: Judged,
+    params: Mapping[str, Params],
+    frozen: Params,
+    perceptual: Params | None,
+    x: jax.Array,
+    key: jax.Array,
+    step: jax.Array | int,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Gradients laid out as `params` (of the autoencoder and the discriminator), and the losses, scalars.
+
+    The gradient is that of the loss with the adaptive weight held fixed. It is composed by hand, so that the network is
+    gone through once although two gradients at its last layer are compared.
+
+    Args:
+      x: pictures float32 [B, H, W, C] in [-1, 1]; key: of the draws of latents and their noise; step: updates made.
+      The others are as for `update`.
+    """
+    loss, discriminator = judged.experiment.loss, judged.discriminator
+
+    def features(trained: Params) -> tuple[jax.Array, jax.Array]:
+        latents, kl = _latents(judged, {**frozen, **trained}, x, key)
+        return judged.autoencoder.features({**frozen, **trained}, latents), kl
+
+    def painted(trained: Params, h: jax.Array) -> jax.Array:
+        return judged.autoencoder.painted({**frozen, **trained}, h)
+
+    def compared(picture: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        square = jnp.mean((picture - x) ** 2)
+        distance = jnp.zeros(()) if perceptual is None else jnp.mean(lpips(perceptual, picture, x))
+        return square + loss.perceptual * distance, {"square_error": square, "lpips": distance}
+
+    trained = params[AUTOENCODER]
+    (h, kl), to_network = jax.vjp(features, trained)
+    picture, to_last = jax.vjp(painted, trained, h)
+    (compare, terms), wish = jax.value_and_grad(compared, has_aux=True)(picture)
+    gradients: dict[str, Any] = {}
+    adversarial = weight = judgement = jnp.zeros(())
+    if discriminator is not None:
+        judge, begun = params[DISCRIMINATOR], jnp.where(step >= loss.discriminator_start, 1.0, 0.0)
+        adversarial, opinion = jax.value_and_grad(lambda p: -jnp.mean(discriminator(judge, p)))(picture)
+        last = [to_last(part)[0]["decoder"]["conv_out"]["kernel"] for part in (wish, opinion)]
+        weight = begun * loss.adversarial * adaptive_weight(*last)
+        wish = wish + weight * opinion
+        judgement, gradients[DISCRIMINATOR] = jax.value_and_grad(
+            lambda p: begun * hinge(discriminator(p, x), discriminator(p, picture))
+        )(judge)
+    of_last, of_h = to_last(wish)
+    (of_network,) = to_network((of_h, jnp.float32(loss.kl)))
+    gradients[AUTOENCODER] = jax.tree.map(jnp.add, of_network, of_last)
+    return gradients, terms | {
+        "loss": compare + loss.kl * kl + weight * adversarial,
+        "kl": kl,
+        "adversarial": adversarial,
+        "adaptive_weight": weight,
+        "discriminator": judgement,
+    }
+
+
+def _latents(judged: Judged, params: Params, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Raw latents as the decoder is to take them, and the divergence of their posterior per number of them."""
+    autoencoder, noise = judged.autoencoder, judged.experiment.loss.latent_noise
+    of_draw, of_noise = jax.random.split(key)
+    posterior = autoencoder.posterior(params, x)
+    if judged.whole:
+        latents, kl = posterior.sample(of_draw), jnp.mean(posterior.kl()) / posterior.mean[0].size
+    else:
+        latents, kl = jax.lax.stop_gradient(posterior.mean), jnp.zeros(())
+    if noise:
+        latents = autoencoder.raw(autoencoder.scaled(latents) + noise * jax.random.normal(of_noise, latents.shape))
+    return latents, kl
+
+
+def _applied(
+    train: ReconstructionConfig, state: TrainState, gradients: Mapping[str, Any], loss: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """The state with the gradients applied, the norm of the autoencoder's, and whether they were finite."""
+    norm = optax.tree.norm(gradients[AUTOENCODER])
+    fine = jnp.isfinite(loss)
+    for group in gradients.values():
+        fine &= jnp.isfinite(optax.tree.norm(group))
+    rates = {AUTOENCODER: rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
+    params, opt_state = {}, {}
+    for name, group in state.params.items():
+        moved, moments = _adam(train).update(gradients[name], state.opt_state[name], group)
+        stepped = jax.tree.map(lambda value, change, by=rates[name]: value - by * change, group, moved)
+        params[name], opt_state[name] = (
+            keep_unless(fine, stepped, group),
+            keep_unless(fine, moments, state.opt_state[name]),
+        )
+    ema = state.ema
+    if ema is not None:
+        part = {AUTOENCODER: params[AUTOENCODER]}
+        ema = keep_unless(fine, update_ema(ema, part, decay=train.ema, step=state.step), ema)
+    return TrainState(state.step + 1, params, opt_state, ema, state.key), norm, fine
+
+
+def rate(train: ReconstructionConfig, step: jax.Array | int) -> jax.Array:
+    """The rate of update number `step`, from 0."""
+    done = (jnp.asarray(step, jnp.float32) + 1.0) / max(train.warmup, 1)
+    falling = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / train.steps))
+    return train.lr * jnp.minimum(done, 1.0) * falling
+
+
+def _adam(train: ReconstructionConfig) -> optax.GradientTransformation:
+    b1, b2 = train.betas
+    clip = optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity()
+    return optax.chain(clip, optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8))

@@ -1,0 +1,69 @@
+"""The autoencoder of a run on latents, as sampling sees it: lengths and sizes in pixels, given frames as latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.models.autoencoders import Autoencoder, kept_autoencoder, load_autoencoder
+from starflow_jax.models.autoencoders.decoding import FrameDecoder, encode_frames
+from starflow_jax.models.autoencoders.protocol import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunAutoencoder:
+    """What makes pixels of the latents of a run, and latents of the frames that videos begin with."""
+
+    autoencoder: Autoencoder
+    params: Params
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of a latent position."""
+        return self.autoencoder.stride
+
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of a picture."""
+        return self.autoencoder.pixel_channels
+
+    def pixel_frames(self, latent: int) -> int:
+        """Frames of pixels that so many latent frames, from the first on, are made of."""
+        return 1 + self.autoencoder.frame_stride * (latent - 1) if latent else 0
+
+    def latent_frames(self, frames: int) -> int:
+        """The other way, rounded down: whole latent frames in so many frames of pixels."""
+        return 1 + (frames - 1) // self.autoencoder.frame_stride if frames else 0
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """One video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
+        return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)
+
+    def decoder(self) -> FrameDecoder:
+        """A decoder of frames as they come."""
+        return FrameDecoder(self.autoencoder, self.params)
+
+
+def autoencoder_of(data: DataConfig) -> RunAutoencoder | None:
+    """The autoencoder that decodes what is drawn: `data.decoder`, else that of the training; None for a run on pixels.
+
+    Raises:
+      ValueError: latents whose autoencoder is not there, or an autoencoder that cannot be read.
+    """
+    if not data.on_latents:
+        return None
+    named = data.decoder or data.autoencoder
+    path = Path(named) if named is not None else None
+    if path is None and data.path is not None:
+        path = kept_autoencoder(Path(data.path))
+    check(
+        path is not None,
+        f"latents can be seen only with their autoencoder, and {data.path or 'a mixture'} has none: name it "
+        "(--decoder, or a model folder)",
+    )
+    assert path is not None
+    return RunAutoencoder(*load_autoencoder(path))

@@ -1,0 +1,1 @@
+"""Videos frame by frame, each yielded as soon as it is final."""

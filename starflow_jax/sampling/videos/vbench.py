@@ -1,0 +1,138 @@
+"""Videos named as VBench finds them (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
+
+VBench looks for every prompt of a dimension by its very words, index 0 to 4; of "temporal_flickering" 25 videos are
+asked for, of which it takes those that move. Five of its 16 dimensions have no prompts of their own and are scored on
+the videos of others (`FOLDERS`). It takes the suffix from any one file of the folder, so that the folder
+must hold videos and nothing else. A prompt's name cannot be changed: one that no file system takes is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from starflow_jax.core.config.checks import check
+
+DIMENSIONS = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
+    "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
+    "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
+)  # fmt: skip
+# Of the dimensions without prompts of their own: the dimension whose videos they are scored on.
+FOLDERS = {
+    "background_consistency": "scene",
+    "aesthetic_quality": "overall_consistency",
+    "imaging_quality": "overall_consistency",
+    "motion_smoothness": "subject_consistency",
+    "dynamic_degree": "subject_consistency",
+}
+VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
+MOST_VIDEOS = 1000  # of a prompt: VBench asks for 25 at most
+_LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
+_MAX_BYTES = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class WantedVideo:
+    """One video to draw.
+
+    Attributes:
+      dimension, prompt, index: of it.
+    """
+
+    dimension: str
+    prompt: str
+    index: int
+
+    @property
+    def file(self) -> str:
+        """Its path in the folder of the export."""
+        return f"{self.dimension}/{video_name(self.prompt, self.index)}"
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What decides its noise (`videos.frame_noise`): all 32 bits of the prompt's CRC, and the index.
+
+        Two of VBench's 946 prompts have the same with a probability of one in ten thousand.
+        """
+        return zlib.crc32(self.prompt.encode("utf-8")), self.index
+
+
+def video_name(prompt: str, index: int) -> str:
+    """The name of a video.
+
+    Raises:
+      ValueError: a prompt that cannot be (part of) a file's name.
+    """
+    shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+    check(prompt.strip() == prompt and prompt != "", f"prompt must have words, and no space around them, got {shown!r}")
+    bad = re.search(r"[/\x00-\x1f\x7f]", prompt)
+    check(bad is None, f"prompt {shown!r} cannot be a file's name: it holds {bad.group() if bad else ''!r}")
+    name = f"{prompt}-{index}.mp4"
+    length = len(name.encode("utf-8"))
+    check(length <= _LONGEST_NAME, f"prompt {shown!r} makes a file's name of {length} bytes, above {_LONGEST_NAME}")
+    return name
+
+
+def prompt_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of prompts that a path names, called DIMENSION.txt, and other .txt files of a folder, which are not.
+
+    Raises:
+      ValueError: no such file or folder, or none that is called after a dimension.
+    """
+    check(path.exists(), f"prompts {path} is no file and no folder")
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    check(len(files) > 0, f"prompts folder {path} holds no .txt files")
+    known = [file for file in files if file.stem in DIMENSIONS]
+    check(
+        len(known) > 0,
+        f"prompts must be in files called after a dimension ({', '.join(DIMENSIONS)}), got {files[0].name}",
+    )
+    return known, [file for file in files if file not in known]
+
+
+def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
+    """Prompts by dimension: of one text file with a prompt a line, called DIMENSION.txt, or of all such in a folder.
+
+    A prompt that is there twice is taken once, as both would have the same file. Empty lines are left out.
+
+    Raises:
+      ValueError: see `prompt_files`; no prompts, bytes that are not UTF-8, or a prompt that cannot be a file's name.
+    """
+    found = {}
+    for file in prompt_files(path)[0]:
+        size = file.stat().st_size
+        check(size <= _MAX_BYTES, f"prompts {file} must have at most {_MAX_BYTES} bytes, got {size}")
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts {file} must be text in UTF-8, got other bytes") from error
+        prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        check(len(prompts) > 0, f"prompts {file} must hold a prompt, got none")
+        for prompt in prompts:
+            video_name(prompt, MOST_VIDEOS - 1)
+        found[file.stem] = prompts
+    return found
+
+
+def scored_on(drawn: Collection[str]) -> dict[str, str]:
+    """The dimensions that can be scored on the videos of the dimensions `drawn`, in VBench's order, and on whose."""
+    folders = {name: name if name in drawn else FOLDERS.get(name, name) for name in DIMENSIONS}
+    return {name: folder for name, folder in folders.items() if folder in drawn}
+
+
+def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None) -> list[WantedVideo]:
+    """All videos of some dimensions' prompts; each: of a prompt, None for as many as VBench asks for.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    check(each is None or 1 <= each <= MOST_VIDEOS, f"videos of a prompt must be 1 to {MOST_VIDEOS}, got {each}")
+    found = []
+    for dimension, own in prompts.items():
+        count = each or (VIDEOS_OF_FLICKERING if dimension == "temporal_flickering" else VIDEOS)
+        found += [WantedVideo(dimension, prompt, index) for prompt in own for index in range(count)]
+    return found

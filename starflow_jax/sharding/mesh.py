@@ -1,0 +1,101 @@
+"""The mesh of devices that a configuration asks for, and whether a model fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.mesh import AXES, MeshConfig
+from starflow_jax.sharding.layout import Layout
+
+
+def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout | None:
+    """The layout over `devices`, all of this run's where None; None for a single one, which needs none.
+
+    The last axis of the mesh changes fastest, so that neighbours share a sequence, then the channels of a layer, and
+    the copies of the parameters lie farthest apart.
+
+    Raises:
+      ValueError: axes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = config.sizes(len(devices))
+    if len(devices) == 1:
+        return None
+    return Layout(Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the shape of the mesh; TPUs so that its axes are axes of their torus, along which transfers are fast.
+
+    The numbers of TPUs run host by host, and so zigzag through the torus.
+    """
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(tuple(sizes), list(devices), allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)
+
+
+def check_fit(
+    layout: Layout | None,
+    flow: FlowConfig,
+    batch_size: int,
+    accumulate: int = 1,
+    shape: Sequence[int] | None = None,
+    *,
+    field: str = "train.batch_size",
+) -> None:
+    """Raises ValueError where a flow or a batch does not divide evenly over the mesh.
+
+    Args:
+      shape: of an image or clip, [H, W, C] or [T, H, W, C]; None leaves the division of tokens unchecked.
+      field: what says the batch size.
+    """
+    if layout is None:
+        return
+    if shape is not None:
+        _check_tokens(layout.mesh.shape["sequence"], flow, shape)
+    axes = layout.mesh.shape
+    rows, part = axes["data"] * axes["fsdp"], batch_size // accumulate
+    check(
+        part % rows == 0,
+        f"{field} / train.accumulate must be a multiple of mesh.data x mesh.fsdp = {rows}, got {batch_size} / "
+        f"{accumulate} = {part}",
+    )
+    heads = axes["tensor"] * axes["sequence"]
+    transformers = [block for block in flow.blocks if block.layers]
+    if flow.denoiser is not None:
+        transformers.append(flow.denoiser_transformer)
+    for transformer in transformers:
+        check(
+            transformer.kv_heads % heads == 0,
+            f"mesh.tensor x mesh.sequence must divide the heads of every block, got {axes['tensor']} x "
+            f"{axes['sequence']} for one of {transformer.kv_heads}",
+        )
+        check(
+            transformer.width * transformer.expansion % axes["tensor"] == 0,
+            f"mesh.tensor must divide the channels of every MLP, got {axes['tensor']} for "
+            f"{transformer.width * transformer.expansion}",
+        )
+
+
+def _check_tokens(parts: int, flow: FlowConfig, shape: Sequence[int]) -> None:
+    """Raises ValueError unless the tokens that each block reads, text included, divide into so many parts."""
+    *front, rows, columns, _ = shape
+    frame = rows * columns // flow.patch_size**2
+    frames = front[0] if front else None
+    for index, block in enumerate(flow.blocks):
+        if not block.layers:
+            continue
+        tokens = frame if frames is None or flow.is_local(index) else frames * frame
+        text = flow.text_length if flow.text_dim and flow.is_conditioned(index) else 0
+        check(
+            (tokens + text) % parts == 0,
+            f"mesh.sequence must divide the tokens that block {index} reads, {tokens} and {text} of text (which "
+            f"flow.text_length may change), got {parts}",
+        )

@@ -1,0 +1,233 @@
+"""What is known of a flow's blocks before they are inverted: a value, with a form in JSON.
+
+`solvers.automatic.measurement` measures it, `solvers.automatic.choice` chooses solvers by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from starflow_jax.core.config.build import from_json, to_json
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.solvers.base import Solver
+from starflow_jax.solvers.jacobi import Jacobi
+from starflow_jax.solvers.secant import Secant
+from starflow_jax.solvers.sequential import Sequential
+from starflow_jax.solvers.sliding import SlidingJacobi
+from starflow_jax.solvers.start import AffineStart, Start
+
+SolverName = Literal["sequential", "jacobi", "sliding", "secant"]
+StartName = Literal["noise", "zero", "affine", "frame"]
+SOLVERS: tuple[SolverName, ...] = ("sequential", "jacobi", "sliding", "secant")
+STARTS: tuple[StartName, ...] = ("noise", "zero", "affine", "frame")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A solver without its tolerance.
+
+    Attributes:
+      solver: which; window: tokens that a network evaluation works on (1 for "sequential").
+      start: first estimates ("affine": from the block's channel statistics).
+      lags, pool: of "secant" (see `Secant`); empty and 1 for others.
+    """
+
+    solver: SolverName
+    window: int
+    start: StartName = "noise"
+    lags: tuple[int, ...] = ()
+    pool: int = 1
+
+    def __post_init__(self):
+        check_choice("solver", self.solver, SOLVERS)
+        check_integer("window", self.window, minimum=1)
+        check_choice("start", self.start, STARTS)
+        check(
+            bool(self.lags) == (self.solver == "secant"),
+            f"lags go with solver 'secant', got solver={self.solver!r} and lags={list(self.lags)}",
+        )
+        check_integer("pool", self.pool, minimum=1)
+        for lag in self.lags:
+            check_integer("lags", lag, minimum=1)
+
+    def build(self, tolerance: float, affine: AffineStart | None, tokens: int) -> Solver:
+        """The solver for a sequence of `tokens` tokens; affine: what "affine" stands for."""
+        if self.solver == "sequential":
+            return Sequential()
+        start: Start
+        if self.start == "affine":
+            assert affine is not None
+            start = affine
+        else:
+            start = self.start
+        if self.solver == "sliding":
+            return SlidingJacobi(self.window, tolerance, start)
+        # As many iterations as tokens always suffice; a sample that has settled early is left alone.
+        block = None if self.window >= tokens else self.window
+        most = min(self.window, tokens)
+        if self.solver == "secant":
+            return Secant(
+                block=block, tolerance=tolerance, max_iterations=most, start=start, lags=self.lags, pool=self.pool
+            )
+        return Jacobi(block=block, growth=1, tolerance=tolerance, max_iterations=most, start=start, per_sample=True)
+
+    @property
+    def label(self) -> str:
+        """A few words for a table."""
+        return self.solver if self.solver == "sequential" else f"{self.solver} {self.window} from {self.start}"
+
+    @property
+    def squares(self) -> bool:
+        """Whether the tolerance bounds a mean square, hence about the square of the error."""
+        return self.solver in ("jacobi", "secant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How a method did on one block of the calibration samples, all of them at once.
+
+    Attributes:
+      method, tolerance: what was tried.
+      depth: network evaluations that followed one another.
+      error: relative error (root mean square) of the block's output, that of the worst sample.
+      seconds: of the whole block, compilation apart.
+    """
+
+    method: Method
+    tolerance: float
+    depth: int
+    error: float
+    seconds: float
+
+    def __post_init__(self):
+        check_integer("depth", self.depth, minimum=0)
+        for name in ("tolerance", "error", "seconds"):
+            check_real(name, getattr(self, name), minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Measured time of one network evaluation.
+
+    Attributes:
+      window: tokens it worked on; 1 is that of the sequential solver.
+      batch: samples.
+      seconds: including what the solver does around it.
+    """
+
+    window: int
+    batch: int
+    seconds: float
+
+    def __post_init__(self):
+        check_integer("window", self.window, minimum=1)
+        check_integer("batch", self.batch, minimum=1)
+        check_real("seconds", self.seconds, minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartMeasure:
+    """IGM of one start (arXiv 2505.12849): the norm of the mean error after one Jacobi iteration; smaller is better."""
+
+    start: StartName
+    igm: float
+
+    def __post_init__(self):
+        check_choice("start", self.start, STARTS)
+        check_real("igm", self.igm, minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCalibration:
+    """What is known of one block.
+
+    Attributes:
+      block: its index, 0 nearest the data.
+      tokens: length of the sequence it inverts (a frame, where it runs inside frames).
+      crm: convergence ranking (arXiv 2505.12849); the larger, the tougher.
+      starts: IGM of the starts.
+      mean, scale: per channel of a token, x = mean + scale z fitted by least squares: the affine start.
+      amplification: relative error of the final sample for a relative error of this block's output.
+      trials: what was tried. costs: the time table.
+    """
+
+    block: int
+    tokens: int
+    crm: float
+    starts: tuple[StartMeasure, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    amplification: float
+    trials: tuple[Trial, ...]
+    costs: tuple[Cost, ...]
+
+    def __post_init__(self):
+        check_integer("block", self.block, minimum=0)
+        check_integer("tokens", self.tokens, minimum=1)
+        check_real("crm", self.crm, minimum=0.0)
+        check_real("amplification", self.amplification, minimum=0.0)
+        AffineStart(self.mean, self.scale)  # checks itself
+        check(bool(self.trials), "trials must hold at least one trial, got none")
+        sequential = [trial for trial in self.trials if trial.method.solver == "sequential"]
+        check(len(sequential) == 1, f"trials must hold one of the sequential solver, got {len(sequential)}")
+
+    @property
+    def affine(self) -> AffineStart:
+        """The affine start."""
+        return AffineStart(self.mean, self.scale)
+
+    @property
+    def sequential(self) -> Trial:
+        """The trial of the sequential solver."""
+        return next(trial for trial in self.trials if trial.method.solver == "sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What is known of all blocks of a flow.
+
+    Attributes:
+      step: of the checkpoint. device: what the times were measured on.
+      shape: of one sample, ([T,] H, W, C); samples: how many were used.
+      guidance: weight of classifier-free guidance, 0 for none.
+      target_error: the relative error of the final sample that trials aimed at.
+      num_blocks: of the flow; blocks: those with layers, block 0 first.
+    """
+
+    step: int
+    device: str
+    shape: tuple[int, ...]
+    samples: int
+    guidance: float
+    target_error: float
+    num_blocks: int
+    blocks: tuple[BlockCalibration, ...]
+
+    def __post_init__(self):
+        check_integer("step", self.step, minimum=0)
+        check_integer("samples", self.samples, minimum=1)
+        check_integer("num_blocks", self.num_blocks, minimum=1)
+        check_real("guidance", self.guidance, minimum=0.0)
+        check_real("target_error", self.target_error, minimum=0.0)
+        check(len(self.shape) in (3, 4), f"shape must be [T,] H, W, C, got {list(self.shape)}")
+        for size in self.shape:
+            check_integer("shape", size, minimum=1)
+        numbers = [of_block.block for of_block in self.blocks]
+        check(
+            numbers == sorted(set(numbers)) and bool(numbers) and numbers[-1] < self.num_blocks,
+            f"blocks must be different ones below num_blocks={self.num_blocks}, in order, got {numbers}",
+        )
+
+    def ranked(self) -> tuple[int, ...]:
+        """Blocks by CRM, the toughest first."""
+        return tuple(found.block for found in sorted(self.blocks, key=lambda found: -found.crm))
+
+    def to_json(self) -> str:
+        """The form in which it is stored."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """What `to_json` wrote; ValueError, one sentence, for anything else."""
+        return from_json(text, cls)

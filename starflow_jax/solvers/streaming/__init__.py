@@ -1,0 +1,1 @@
+"""The pipelined inverse: shallow blocks process a frame while the deep block solves the next one."""

@@ -1,0 +1,281 @@
+"""A pipelined inverse: the deep block runs on while the frames it has finished pass through the shallow blocks.
+
+Shallow blocks that run inside frames need nothing but the frame, so that a frame is final as soon as the deep block is
+done with it and they have had their turn (arXiv 2511.20462, section 3; its released code does not do this). The numbers
+are those of `inverse`: the deep block goes through the same stages, the frames through the same solvers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.flows.flow import Flow, check_guidance
+from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.order import Grid, block_order
+from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
+from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_later
+from starflow_jax.solvers.per_block import AnySolver, solver_of
+from starflow_jax.solvers.sequential import Sequential
+from starflow_jax.solvers.span import Span
+from starflow_jax.solvers.streaming import stage_programs as programs
+from starflow_jax.solvers.streaming.placement import placements
+from starflow_jax.solvers.streaming.read_ahead import Ahead
+from starflow_jax.solvers.streaming.stage_programs import Inputs, Window
+
+R = TypeVar("R")
+
+# Called with the number of the first of some frames and the frames, [B, H, W, C] each, dispatched but not awaited.
+Behind = Callable[[int, tuple[jax.Array, ...]], R]
+
+# Stages of the deep block that may be under way before the frames of the first are asked for, on a device of its own.
+_AHEAD = 3
+
+
+class _Turn(NamedTuple):
+    """A stage, and the frames (first, how many; counted within the window) that are final after it."""
+
+    step: programs.Step
+    stage: Stage
+    first: int
+    frames: int
+
+
+class FrameStream:
+    """Videos of one shape, inverted frame by frame.
+
+    `compile` builds every program; `run` draws, and may be called again. Nothing is compiled for a stage, a frame or a
+    window, nor for a second stream of the same shape: programs belong to shapes and configurations.
+
+    Attributes:
+      deep, shallow: where the parts of the flow live.
+      reports: of the last run, complete once it has ended: one a block, deep block first, on the host. Frame-local
+        blocks report on every group of frames they were called with.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: FlowConfig,
+        shape: tuple[int, ...],
+        cond: jax.Array | None = None,
+        *,
+        given: int = 0,
+        solver: AnySolver | None = None,
+        guidance: AnyGuidance | None = None,
+        window: SlidingWindow | None = None,
+        temperature: float | jax.Array | None = None,
+        later_cond: jax.Array | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Checks the request and puts the parameters where they are used.
+
+        Args:
+          params: as `flows.parameters.split` gives them.
+          config: of the flow.
+          shape: of the noise, [B, T, H, W, C].
+          cond, solver, guidance, window, temperature, later_cond: as in `inverse`.
+          given: P < T given frames at the beginning, which `run` takes.
+          devices: of the deep block, and of the shallow ones and what comes behind them (a single one: of all). None
+            leaves everything where it is.
+
+        Raises:
+          ValueError: where the arguments contradict each other or the configuration, or where another block than the
+            deep one spans frames.
+        """
+        definition, leaves = abstract(config)
+        flow = merge(definition, leaves)  # shapes only
+        self.config, self.shape, self.given = config, tuple(shape), given
+        self.grid = Grid.of(config, self.shape)
+        check_streaming(flow, self.grid, self.shape, given, window)
+        flow.check_condition(cond, shape[0])
+        check_later(cond, later_cond)
+        check_guidance(config, guidance, cond)
+        count = config.num_blocks
+        self._solvers = tuple(solver_of(solver or Sequential(), index, count) for index in range(count))
+        self.deep, self.shallow = placements(devices)
+        deep_name = str(count - 1)
+        blocks = params["blocks"]
+        self._deep_params = self.deep.put({"blocks": {deep_name: blocks[deep_name]}})
+        others = {name: block for name, block in blocks.items() if name != deep_name}
+        self.shallow_params = self.shallow.put({**params, "blocks": others})
+        inputs = Inputs(cond, guidance, None if temperature is None else jnp.float32(temperature))
+        self._deep_inputs, self._shallow_inputs = self.deep.put(inputs), self.shallow.put(inputs)
+        later = inputs if later_cond is None else inputs._replace(cond=later_cond)
+        self._later_inputs = self.deep.put(later)
+        self._windows = _windows(self._solvers[-1], config, self.grid, given, window)
+        self._kept = 0 if window is None else window.frames * self.grid.frame
+        self._turns = {w: _turns(w, w.span(flow, inputs)) for w in {w for w, _ in self._windows}}
+        # A device of its own may run ahead; one that is shared would otherwise make the first frame wait.
+        self._allowed = 1 if self.deep == self.shallow else 1 + _AHEAD
+        self._stages: list[tuple[int, StageReport]] = []
+        self._groups: list[tuple[BlockReport, ...]] = []
+        self.reports: tuple[BlockReport, ...] = ()
+
+    def compile(self) -> None:
+        """Builds all programs ahead of `run`; what is there already costs little."""
+        deep, shallow, config = self.deep, self.shallow, self.config
+        z = deep.struct(jax.ShapeDtypeStruct(self.shape, jnp.float32))
+        programs.ordered.lower(config, z).compile()
+        ordered = deep.struct(jax.eval_shape(functools.partial(programs.ordered, config), z))
+        history = None
+        if self.given:
+            prefix = jax.ShapeDtypeStruct((self.shape[0], self.given, *self.shape[2:]), jnp.float32)
+            arguments = (config, self.shallow_params, self._shallow_inputs, shallow.struct(prefix))
+            programs.entering.lower(*arguments).compile()
+            history = deep.struct(programs.entering.eval_shape(*arguments))
+        state, seen = None, set()
+        for window, _ in self._windows:
+            if state is not None:
+                programs.slid.lower(self._kept, history, state).compile()
+                history = deep.struct(programs.slid.eval_shape(self._kept, history, state))
+            begin = (window, self._deep_params, self._deep_inputs, ordered, np.int32(0), history)
+            state = deep.struct(programs.begin.eval_shape(*begin))
+            if window in seen:
+                continue
+            seen.add(window)
+            programs.begin.lower(*begin).compile()
+            for step in dict.fromkeys(turn.step for turn in self._turns[window]):
+                advance = (step, self._deep_params, self._deep_inputs, state, np.zeros(4, np.int32))
+                programs.advance.lower(*advance).compile()
+                if step.group:
+                    _, _, tokens = programs.advance.eval_shape(*advance)
+                    program = self._shallow_kind(step.group)
+                    programs.finish.lower(
+                        program, self.shallow_params, self._shallow_inputs, shallow.struct(tokens)
+                    ).compile()
+
+    def run(self, z: jax.Array, prefix: jax.Array | None, behind: Behind[R]) -> Iterator[R]:
+        """Draws the videos; frames are dispatched in order and never awaited here.
+
+        Args:
+          z: noise [B, T, H, W, C]; that of given frames is not read.
+          prefix: given frames [B, P, H, W, C], as the flow sees frames.
+          behind: dispatches what follows on the frames' device (denoising, say), before the deep block goes on: where
+            one device does everything, work is done in the order in which it was dispatched.
+
+        Yields:
+          What `behind` returns for each group of new frames.
+        """
+        self._stages, self._groups, self.reports = [], [], ()
+        pieces = Ahead(self._deep_pieces(self.deep.put(z), prefix), self._allowed)
+        try:
+            for first, frames, tokens in pieces:
+                if not frames:
+                    pieces.allow()
+                    continue
+                program = self._shallow_kind(tokens.shape[1])
+                arrays, reports = programs.finish(
+                    program, self.shallow_params, self._shallow_inputs, self.shallow.put(tokens)
+                )
+                self._groups.append(reports)
+                result = behind(first, arrays[:frames])
+                pieces.allow()
+                yield result
+        finally:
+            pieces.close()
+        self.reports = self._joined_reports()
+
+    def _shallow_kind(self, frames: int) -> programs.Shallow:
+        return programs.Shallow(self.config, self._solvers[:-1], self.grid.with_frames(frames))
+
+    def _deep_pieces(self, z: jax.Array, prefix: jax.Array | None) -> Iterator[tuple[int, int, jax.Array]]:
+        """Stage by stage, dispatched: first new frame, how many, their tokens [B, group, h, w, c] after the deep block.
+
+        The last `group - how many` of those tokens are copies.
+        """
+        ordered, history = programs.ordered(self.config, z), None
+        if prefix is not None:
+            given = self.shallow.put(prefix.astype(jnp.float32))
+            history = self.deep.put(programs.entering(self.config, self.shallow_params, self._shallow_inputs, given))
+        state, inputs = None, self._deep_inputs
+        for window, first in self._windows:
+            if state is not None:
+                history, inputs = programs.slid(self._kept, history, state), self._later_inputs
+            place = first * self.grid.frame
+            state = programs.begin(window, self._deep_params, inputs, ordered, np.int32(place), history)
+            for step, stage, done, frames in self._turns[window]:
+                numbers = np.asarray([stage.first, stage.length, done, done + max(frames, 1) - 1], np.int32)
+                state, report, tokens = programs.advance(step, self._deep_params, inputs, state, numbers)
+                self._stages.append((place + stage.first, report))
+                yield first + done, frames, tokens
+
+    def _joined_reports(self) -> tuple[BlockReport, ...]:
+        """What `inverse` reports, from the stages of the deep block and the groups of frames of the others."""
+        if not self._stages:
+            return ()
+        starts, stages = zip(*jax.device_get(self._stages), strict=True)
+        turns = [turn for window, _ in self._windows for turn in self._turns[window]]
+        fields: dict[str, Any] = {
+            field.name: np.stack([getattr(stage, field.name) for stage in stages])
+            for field in dataclasses.fields(StageReport)
+        }
+        fields["starts"] = np.asarray(starts, np.int32)
+        fields["lengths"] = np.asarray([turn.stage.length for turn in turns], np.int32)
+        deep = BlockReport(**fields, block=self.config.num_blocks - 1)
+        groups = zip(*jax.device_get(self._groups), strict=True)
+        shallow = [jax.tree.map(lambda *parts: np.concatenate(parts), *of_block) for of_block in groups]
+        return (deep, *shallow)
+
+
+def check_streaming(flow: Flow, grid: Grid, shape: tuple[int, ...], given: int, window: SlidingWindow | None) -> None:
+    """Raises ValueError where the frames of noise of `shape` cannot be finished one after another."""
+    config = flow.config
+    if grid.frames is None:
+        raise ValueError(f"streaming needs a video z [B, T, H, W, C], got shape {shape}")
+    deep = config.num_blocks - 1
+    check(not flow.blocks[deep].is_identity, "streaming needs a deep block with layers, got layers_per_block[-1]=0")
+    check(
+        block_order(config, deep, grid) != "flip",
+        f"streaming needs temporal_causal=True: block {deep} reads the frames backwards",
+    )
+    for index in range(deep):
+        check(
+            config.is_local(index) or flow.blocks[index].is_identity,
+            f"streaming needs shallow_local=True: block {index} spans frames, as the deep one does",
+        )
+    limit = grid.frames if window is None else min(grid.frames, window.frames)
+    check(0 <= given < limit, f"given frames must be 0 to {limit - 1}, got {given}")
+
+
+def _windows(
+    solver: Solver, config: FlowConfig, grid: Grid, given: int, window: SlidingWindow | None
+) -> list[tuple[Window, int]]:
+    """The windows that cover the new frames of `grid`, each with its first new frame; as `inverse` has them."""
+    assert grid.frames is not None
+    total, frame = grid.frames, grid.frame
+    length = total if window is None else min(total, window.frames)
+
+    def one(context: int, fresh: int, start: int) -> Window:
+        return Window(config, solver, grid.with_frames(context + fresh), start * frame, context * frame)
+
+    found = [(one(given, length - given, given), given)]
+    while window is not None and length < total:
+        fresh = min(window.frames - window.kept, total - length)
+        # The place decides only what is past the first frame: one number for all windows is one program for all.
+        found.append((one(window.kept, fresh, window.frames), length))
+        length += fresh
+    return found
+
+
+def _turns(window: Window, span: Span) -> tuple[_Turn, ...]:
+    """The stages of a window, with the whole frames that each of them completes."""
+    frame, plan = window.grid.frame, span.plan
+    ends = [(span.free + stage.first + stage.length) // frame for stage in plan]
+    counts = np.diff([0, *ends]).tolist()
+    group: dict[Kind, int] = {}
+    for stage, count in zip(plan, counts, strict=True):
+        group[stage.kind] = max(group.get(stage.kind, 0), count)
+    return tuple(
+        _Turn(programs.Step(window, stage.kind, group[stage.kind]), stage, end - count, count)
+        for stage, end, count in zip(plan, ends, counts, strict=True)
+    )

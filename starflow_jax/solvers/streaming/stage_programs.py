@@ -1,0 +1,160 @@
+"""The compiled programs of a pipelined inverse (`stream.py`): what decides each, and what each computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.order import Grid
+from starflow_jax.flows.parameters import Params, abstract, merge, overlaid
+from starflow_jax.solvers.base import Kind, Solver, StageReport, State
+from starflow_jax.solvers.inverse import BlockReport, BlockTask
+from starflow_jax.solvers.span import Span
+
+
+class Inputs(NamedTuple):
+    """What every block may read besides tokens; as in `inverse`."""
+
+    cond: jax.Array | None
+    guidance: AnyGuidance | None
+    temperature: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """One sliding window of the deep block: the program it needs, and its place.
+
+    Attributes:
+      config, solver: of the deep block. grid: of the frames in the cache, context included.
+      start, context: as in `Span`, tokens.
+    """
+
+    config: FlowConfig
+    solver: Solver
+    grid: Grid
+    start: int
+    context: int
+
+    def span(self, flow: Flow, inputs: Inputs) -> Span:
+        """The span of this window."""
+        deep = self.config.num_blocks - 1
+        return Span(
+            flow, *inputs, index=deep, grid=self.grid, folded=1, solver=self.solver, start=self.start,
+            context=self.context,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What decides the program of a stage: its window, its kind, and how many frames it hands on."""
+
+    window: Window
+    kind: Kind
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shallow:
+    """What decides the program of the shallow blocks; grid: of the frames of a call."""
+
+    config: FlowConfig
+    solvers: tuple[Solver, ...]
+    grid: Grid
+
+
+def partial_flow(config: FlowConfig, params: Params) -> Flow:
+    """A flow of which some blocks have parameters; the others hold shapes and must not be used."""
+    definition, leaves = abstract(config)
+    return merge(definition, overlaid(leaves, params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def ordered(config: FlowConfig, z: jax.Array) -> jax.Array:
+    """Noise [B, T, H, W, C] as the deep block reads it, [B, N, c]."""
+    flow = partial_flow(config, {})
+    return flow.to_block(config.num_blocks - 1, flow.tokens_of(z), Grid.of(config, z.shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Array) -> jax.Array:
+    """Given frames [B, P, H, W, C] as they enter the deep block, in its order, [B, P * F, c]."""
+    flow = partial_flow(config, params)
+    deep = config.num_blocks - 1
+    flow.blocks = nnx.List(list(flow.blocks)[:deep])
+    tokens = flow.forward(given, inputs.cond, guidance=inputs.guidance).tokens[-1]
+    return flow.to_block(deep, tokens, Grid.of(config, given.shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin(
+    window: Window, params: Params, inputs: Inputs, z: jax.Array, place: jax.Array, history: jax.Array | None
+) -> State:
+    """The state before a window's first stage.
+
+    Args:
+      window: which program. params, inputs: of the deep block.
+      z: all noise, in the deep block's order. place: of the window's first new token.
+      history: [B, K, c], the tokens before that, at least the context; None without context.
+    """
+    noise = jax.lax.dynamic_slice_in_dim(z, place, window.grid.tokens - window.context, axis=1)
+    span = window.span(partial_flow(window.config, params), inputs)
+    if not window.context:
+        return span.begin(noise)
+    assert history is not None
+    return span.begin(noise, history[:, -window.context :], history)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def advance(
+    step: Step, params: Params, inputs: Inputs, state: State, numbers: jax.Array
+) -> tuple[State, StageReport, jax.Array]:
+    """One stage; numbers: its first token, its length, the first frame that it completes, the last one.
+
+    Returns:
+      The state; how it went; `step.group` frames from that first one on, the last one repeated, as raster tokens
+      [B, group, h, w, c].
+    """
+    window, group = step.window, step.group
+    flow = partial_flow(window.config, params)
+    first, length, complete, last = numbers
+    state, report = window.span(flow, inputs).advance(state, first, length, kind=step.kind)
+    batch, frame = state.noise.shape[0], window.grid.frame
+    frames = state.x.reshape(batch, -1, frame, state.noise.shape[-1])
+    # The filling repeats a frame of the same videos: a residual over the batch then still speaks of its members.
+    chosen = jnp.take(frames, jnp.minimum(complete + jnp.arange(group), last), axis=1)
+    grid = window.grid.with_frames(group)
+    if not group:
+        return state, report, jnp.zeros((batch, *grid.shape, frames.shape[-1]))
+    flat = chosen.reshape(batch, group * frame, -1)
+    return state, report, flow.from_block(window.config.num_blocks - 1, flat, grid, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def slid(kept: int, history: jax.Array | None, state: State) -> jax.Array:
+    """The last `kept` tokens after a window: what the next one may read."""
+    solved = state.x if history is None else jnp.concatenate([history, state.x], axis=1)
+    return solved[:, -kept:]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(
+    kind: Shallow, params: Params, inputs: Inputs, tokens: jax.Array
+) -> tuple[tuple[jax.Array, ...], tuple[BlockReport, ...]]:
+    """Frames after the deep block, raster tokens [B, g, h, w, c], through the others: g arrays [B, H, W, C]."""
+    flow = partial_flow(kind.config, params)
+    reports: list[Any] = []
+    for index in reversed(range(kind.config.num_blocks - 1)):
+        if not flow.blocks[index].is_identity:
+            task = BlockTask(flow, *inputs, index=index, grid=kind.grid, solver=kind.solvers[index])
+            tokens, report = task.solve(tokens)
+            reports.append(report)
+    x = flow.data_of(tokens)
+    return tuple(x[:, place] for place in range(x.shape[1])), tuple(reports)

@@ -1,0 +1,213 @@
+"""The cells of a sweep: the product of checkpoints, data, noise, conditions and compute types, in a fixed order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.sweep import Condition, SweepConfig, SweepData
+from starflow_jax.flows.order import is_frame_causal
+from starflow_jax.sharding.layout import BATCH, Layout
+from starflow_jax.sharding.mesh import check_fit
+from starflow_jax.sweeps.checkpoints import Checkpoint, find_checkpoints
+from starflow_jax.sweeps.contents import Known, hash_of
+from starflow_jax.sweeps.datasets import DataSet, open_data
+from starflow_jax.training.step.frozen_autoencoder import Frozen
+
+__all__ = ["Cell", "Noise", "Plan", "make_plan"]
+
+# Part of every id: a change of what is computed is a change of all cells.
+_VERSION = 2
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """What is added to the data.
+
+    Attributes:
+      kind: "uniform" dequantisation, or "gaussian".
+      sigma: of Gaussian noise, on pixels in [-1, 1] or on latents; 0 of uniform noise.
+    """
+
+    kind: Literal["uniform", "gaussian"]
+    sigma: float = 0.0
+
+    def __str__(self) -> str:
+        return "uniform" if self.kind == "uniform" else f"{self.sigma:g}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One number of a sweep, and all that decides it.
+
+    Attributes:
+      checkpoint, data, noise, condition: what is scored, on what, under what; condition "none" where a flow reads none.
+      dtype: in which the networks are computed; draws: of the noise; seed: of noise and shuffling.
+    """
+
+    checkpoint: Checkpoint
+    data: DataSet
+    noise: Noise
+    condition: Condition | Literal["none"]
+    dtype: Dtype
+    draws: int
+    seed: int
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The same wherever and however often the same is asked for; another where anything differs that counts."""
+        return hash_of(
+            {
+                "version": _VERSION,
+                "checkpoint": self.checkpoint.fingerprint,
+                "data": self.data.fingerprint,
+                "examples": len(self.data),
+                "noise": [self.noise.kind, self.noise.sigma],
+                "condition": self.condition,
+                "dtype": self.dtype,
+                "draws": self.draws,
+                "seed": self.seed,
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """For a sentence."""
+        place = f"{self.checkpoint.run} step {self.checkpoint.step}, {self.data.name}, noise {self.noise}"
+        condition = "" if self.condition == "none" else f", condition {self.condition}"
+        return place + condition + ("" if self.dtype == "float32" else f", {self.dtype}")
+
+    @property
+    def rows(self) -> int:
+        """Examples times draws; row r is example r // draws with draw r % draws of the noise."""
+        return len(self.data) * self.draws
+
+    @property
+    def frames(self) -> int:
+        """Frames that have a likelihood given those before them; 0 of images and of flows that are not causal."""
+        video = len(self.data.shape) == 4
+        return self.data.shape[0] if video and is_frame_causal(self.checkpoint.config.flow) else 0
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row: the prior term, one logdet a block, one likelihood a frame."""
+        return 1 + self.checkpoint.config.flow.num_blocks + self.frames
+
+    @property
+    def flow_input(self) -> Condition:
+        """The condition that is read; of a flow that reads none, whatever."""
+        return "dropped" if self.condition == "none" else self.condition
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that a sweep computes, checked before any of it is.
+
+    Attributes:
+      config: of the sweep; named: every cell that is asked for, those of one checkpoint together.
+      cells: what is computed, each once: of cells that are the same under several names the first.
+      batch_size: rows at a time.
+    """
+
+    config: SweepConfig
+    named: tuple[Cell, ...]
+    cells: tuple[Cell, ...]
+    batch_size: int
+
+    @property
+    def same(self) -> int:
+        """Cells that are the same as others and not computed."""
+        return len(self.named) - len(self.cells)
+
+    def by_checkpoint(self) -> Iterator[tuple[Checkpoint, list[Cell]]]:
+        """Cells that share their parameters."""
+        groups: dict[int, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(id(cell.checkpoint), []).append(cell)
+        for cells in groups.values():
+            yield cells[0].checkpoint, cells
+
+
+def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
+    """Opens runs and data, and lays out the cells; reads no parameters.
+
+    Args:
+      layout: of the devices that a batch is spread over; None for one.
+
+    Raises:
+      ValueError: runs or data that are missing or do not go together.
+    """
+    known: Known = {}
+    runs = [find_checkpoints(run, known) for run in config.runs]
+    names = [checkpoints[0].run for checkpoints in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    check(not twice, f"runs must have names that differ (runs.name), got {', '.join(twice)} again")
+    opened: dict[str, DataSet] = {}
+    encoders: dict[str, Frozen] = {}
+    cells: list[Cell] = []
+    for checkpoints in runs:
+        for checkpoint in checkpoints:
+            sets = [_data(opened, encoders, known, one, checkpoint.config, config) for one in config.data]
+            called = [data.name for data in sets]
+            again = sorted({name for name in called if called.count(name) > 1})
+            check(not again, f"data must have names that differ (data.name), got {', '.join(again)} again")
+            cells += [cell for data in sets for cell in _cells(config, checkpoint, data)]
+    named: dict[tuple[str, ...], Cell] = {}
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        # Noise "trained" may be a level that is named as well: one cell of one name.
+        named.setdefault((cell.id, cell.name), cell)
+        first.setdefault(cell.id, cell)
+    unique = list(first.values())
+    parts = 1 if layout is None else layout.size(BATCH)
+    largest = min(config.batch_size, max(cell.rows for cell in unique))
+    batch_size = parts * -(-largest // parts)
+    for cell in unique:
+        check_fit(layout, cell.checkpoint.config.flow, batch_size, 1, cell.data.shape, field="batch_size")
+    return Plan(config, tuple(named.values()), tuple(unique), batch_size)
+
+
+def _data(
+    opened: dict[str, DataSet],
+    encoders: dict[str, Frozen],
+    known: Known,
+    data: SweepData,
+    run: ExperimentConfig,
+    config: SweepConfig,
+) -> DataSet:
+    """A data set as a run reads it, opened once for all of its checkpoints and those of runs that read it alike."""
+    flow = dataclasses.asdict(run.flow)
+    key = hash_of({"data": to_json(data), "of": to_json(run.data), "flow": flow, "text": repr(run.text)})
+    if key not in opened:
+        opened[key] = open_data(data, run, config.conditions, encoders, known)
+    return opened[key]
+
+
+def _cells(config: SweepConfig, checkpoint: Checkpoint, data: DataSet) -> Iterator[Cell]:
+    flow = checkpoint.config.flow
+    reads = bool(flow.num_classes or flow.text_dim)
+    dtypes: tuple[Dtype, ...] = ("float32",) if config.dtype == "float32" else ("float32", "bfloat16")
+    for level in config.noise:
+        noise = _noise(level, checkpoint.config)
+        check(
+            noise.kind == "gaussian" or not data.on_latents,
+            f"noise 'uniform' needs pixels, and {data.name} of run {checkpoint.run} are latents; use 'trained' or a "
+            "standard deviation",
+        )
+        for condition in data.conditions if reads else ("none",):
+            for dtype in dtypes:
+                yield Cell(checkpoint, data, noise, condition, dtype, config.draws, config.seed)  # type: ignore[arg-type]
+
+
+def _noise(level: float | str, run: ExperimentConfig) -> Noise:
+    if not isinstance(level, str):
+        return Noise("gaussian", float(level))
+    if level == "uniform" or run.data.noise == "uniform":
+        return Noise("uniform")
+    return Noise("gaussian", run.data.noise_std)

@@ -1,0 +1,348 @@
+"""`report.md` and `report.html` of a sweep: its tables and pictures, from the files of its folder alone."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from starflow_jax.core.figures import text_table
+from starflow_jax.core.files import replacing, write_text
+from starflow_jax.sweeps import sweep_plots as plots
+from starflow_jax.sweeps.results import EXAMPLES_FOLDER, read_plan, read_results
+from starflow_jax.sweeps.separation import (
+    Difference,
+    Row,
+    Separation,
+    differences,
+    in_unit,
+    key_of,
+    read_scores,
+    separations,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTS_FOLDER = "plots"
+Table = Sequence[Sequence[str]]
+
+_STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #ddd; padding: 2px 8px; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+div.wide { overflow-x: auto; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading, a paragraph, perhaps a table and a picture (a file in `plots/`)."""
+
+    title: str
+    text: str
+    table: Table | None = None
+    picture: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What became of a picture: it is there, it could not be drawn, or the sweep has nothing for it."""
+
+    there: bool = False
+    failed: str = ""
+
+
+NOTHING = Drawn()
+
+
+def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Draws the plots of a sweep and writes its report.
+
+    Args:
+      out: its folder; failures: sentences of cells that could not be done, by name.
+
+    Returns:
+      The figures as plain values: `cells` (rows of results.jsonl), `auroc`, `conditions`, `dtypes`, `failures`.
+
+    Raises:
+      ValueError: no sweep there.
+    """
+    out = Path(out)
+    plan, rows = read_plan(out), read_results(out)
+    failures = dict(failures or {})
+    compared = _compared(out, rows)
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
+    examples = compared.examples
+    palette = plots.palette_of(rows)
+    bins = int(plan["config"].get("histogram_bins", 40))
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "steps": lambda: plots.plot_steps(rows, palette),
+        "noise": lambda: plots.plot_noise(rows, palette),
+        "sizes": lambda: plots.plot_sizes(rows, palette),
+        "frames": lambda: plots.plot_frames(rows, palette),
+        "terms": lambda: plots.plot_terms(rows, palette),
+        "histograms": lambda: plots.plot_histograms(rows, palette, examples, bins),
+        "roc": lambda: plots.plot_roc(separated, palette),
+        "auroc": lambda: plots.plot_auroc(separated, palette),
+    }
+    drawn = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
+    sections = _sections(plan, rows, compared, failures, drawn)
+    title = f"Sweep {plan['config'].get('name', '')}".strip()
+    write_text(out / "report.md", _markdown(title, sections))
+    write_text(out / "report.html", _page(title, sections, out))
+    return {
+        "name": plan["config"].get("name"),
+        "planned": len(plan["cells"]),
+        "cells": rows,
+        "auroc": [
+            {**_key(one.row), "inside": list(one.inside), "auroc": one.auroc.area, "auroc_error": one.auroc.error}
+            for one in separated
+        ],
+        "conditions": [_difference_values(one) for one in by_condition],
+        "dtypes": [_difference_values(one) for one in by_dtype],
+        "failures": failures,
+    }
+
+
+def _sections(
+    plan: Mapping[str, Any],
+    rows: Sequence[Row],
+    compared: _Compared,
+    failures: Mapping[str, str],
+    drawn: Mapping[str, Drawn],
+) -> list[Section]:
+    """What the report says, in its order; parts that the sweep has nothing for are left out."""
+
+    def section(name: str, title: str, text: str, table: Table | None = None) -> Section:
+        failed = drawn[name].failed
+        note = f"The picture could not be drawn: {failed}." if failed else ""
+        return Section(title, f"{text} {note}".strip(), table, name if drawn[name].there else None)
+
+    done = f"{len(rows)} of {len(plan['cells'])} cells are done."
+    missing = len(plan["cells"]) - len(rows)
+    found = [Section("What was scored", done + (f" {len(failures)} failed." if failures else ""))]
+    if failures:
+        table = [("cell", "why it failed"), *failures.items()]
+        found.append(Section("Failed cells", "The same command tries them again.", table))
+    elif missing:
+        found.append(Section("Not done yet", f"{missing} cells are missing; the same command goes on with them."))
+    if compared.lost:
+        found.append(Section("Lost examples", _LOST, [(*_PLACE, "file"), *(_lost(row) for row in compared.lost)]))
+    for name, title, text in (
+        ("steps", "Against the step", "Error bars: standard errors over examples."),
+        ("noise", "Against the noise", _NOISE),
+        ("sizes", "Against model size", "Newest checkpoint of every run, data in distribution."),
+        ("frames", "Frame by frame", "Bits of a frame given those before it, newest checkpoints; exact."),
+        ("histograms", "Examples", "Newest checkpoints; draws of the noise averaged; tails gathered at the border."),
+    ):
+        if drawn[name] != NOTHING:
+            found.append(section(name, title, text))
+    separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
+    if separated:
+        found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
+        if drawn["auroc"] != NOTHING:
+            found.append(section("auroc", "Out of distribution against the step", ""))
+    last = {key_of(row) for row in plots.newest(rows)}
+    by_condition = [one for one in by_condition if key_of(one.row) in last]
+    if by_condition:
+        text = "Bits more than under the true condition, same examples and noise, newest checkpoints."
+        found.append(Section("Conditions", text, _difference_table(by_condition)))
+    if by_dtype:
+        text = "bfloat16 less float32, over the same examples and noise."
+        found.append(Section("bfloat16 against float32", text, _difference_table(by_dtype)))
+    if rows:
+        found.append(section("terms", "Where the bits come from", _TERMS, _terms_table(rows)))
+        found.append(Section("All cells", _CELLS, _cells_table(rows)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Compared:
+    """What single examples say: comparisons of cells, bits of the newest checkpoints' by cell, and lost files."""
+
+    separated: list[Separation]
+    by_condition: list[Difference]
+    by_dtype: list[Difference]
+    examples: dict[str, np.ndarray]
+    lost: list[Row]
+
+
+def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
+    """Reads the examples checkpoint by checkpoint: only cells of one are compared, and all at once are many."""
+    found = _Compared([], [], [], {}, [])
+    newest = {(row["run"], row["step"]) for row in plots.newest(rows)}
+    checkpoints: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        checkpoints.setdefault((row["run"], row["step"]), []).append(row)
+    for checkpoint, own in checkpoints.items():
+        scores = read_scores(out, own)
+        found.separated.extend(separations(own, scores))
+        found.by_condition.extend(differences(own, scores, "condition", "true"))
+        found.by_dtype.extend(differences(own, scores, "dtype", "float32"))
+        found.lost.extend(row for row in own if row["cell"] not in scores)
+        if checkpoint in newest:
+            found.examples.update(
+                {row["cell"]: in_unit(row, scores[row["cell"]]) for row in own if row["cell"] in scores}
+            )
+    return found
+
+
+_LOST = (
+    "What stands behind these rows cannot be read; comparisons that need it are left out. `starflow sweep` without "
+    "--report-only computes these cells again."
+)
+_NOISE = (
+    "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data with the constant of "
+    "uniform noise, log2(levels / 2): they are comparable along a curve, and are no code length. Levels are "
+    "2 / (levels - 1) apart there; at the resolution of one level all would be log2(levels / (levels - 1)) less "
+    "(0.0875 with 17 levels, 0.0056 with 256)."
+)
+_ROC = (
+    "An example counts as from inside when its log p(x), draws averaged, is above a threshold. AUROC is the "
+    "probability that an example from inside has the larger one: 0.5 is chance; below 0.5 the flow finds data from "
+    "outside likelier than its own. Newest checkpoints."
+)
+_TERMS = (
+    "-log2 a dimension of the prior's density and of every block's Jacobian determinant. They and the constant of the "
+    "levels, log2(levels / 2), add up to bits/dim."
+)
+_CELLS = (
+    "s.e. data: standard error over examples, draws averaged first; s.e. draws: over draws of the noise, examples "
+    "averaged first. Median: over examples; not finite: log-likelihoods that overflow, of data that the flow finds "
+    "all but impossible, where there is no mean. Uniform noise: an upper bound of the code length of the integers."
+)
+
+
+def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
+    """Writes a picture; removes an old one where there is nothing to draw any more.
+
+    The figures of a sweep took hours, and are not lost because one picture of them cannot be drawn.
+    """
+    try:
+        figure = draw()
+        if figure is not None:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=110)
+            return Drawn(there=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever matplotlib raises for numbers that it cannot show
+        path.unlink(missing_ok=True)
+        return Drawn(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    path.unlink(missing_ok=True)
+    return NOTHING
+
+
+def _lost(row: Row) -> tuple[str, ...]:
+    return (*_place(row), f"{EXAMPLES_FOLDER}/{row['cell']}.npz")
+
+
+def _key(row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in ("run", "step", "data", "noise", "sigma", "condition", "dtype")}
+
+
+def _difference_values(one: Difference) -> dict[str, Any]:
+    return {**_key(one.row), "than": one.than, "mean": one.mean, "error": one.error, "largest": one.largest}
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    noise = "uniform" if row["noise"] == "uniform" else f"{row['sigma']:g}"
+    condition = row["condition"] if row["dtype"] == "float32" else f"{row['condition']} {row['dtype']}"
+    return (row["run"], str(row["step"]), row["data"], noise, condition)
+
+
+_PLACE = ("run", "step", "data", "noise", "condition")
+
+
+def _auroc_table(found: Sequence[Separation]) -> Table:
+    """Of the newest checkpoints."""
+    last = {key_of(row) for row in plots.newest([one.row for one in found])}
+    found = [one for one in found if key_of(one.row) in last]
+    rows = [
+        (*_place(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", number(one.auroc.error)) for one in found
+    ]
+    return [(*_PLACE, "against", "AUROC", "s.e."), *rows]
+
+
+def _difference_table(found: Sequence[Difference]) -> Table:
+    rows = [(*_place(one.row), number(one.mean, 6, "+"), number(one.error, 6), number(one.largest, 6)) for one in found]
+    return [(*_PLACE, "mean", "s.e. data", "largest of an example"), *rows]
+
+
+def _terms_table(rows: Sequence[Row]) -> Table:
+    """Of the newest checkpoints."""
+    rows = plots.newest(plots.plain(rows))
+    blocks = max(len(row["logdet_bits"]) for row in rows)
+    lines = []
+    for row in rows:
+        constant = number(float(np.log2(row["levels"] / 2.0))) if row["levels"] else "-"
+        terms = [number(value) for value in (row["prior_bits"], *row["logdet_bits"])]
+        lines.append((*_place(row), constant, *terms, *["-"] * (blocks - len(row["logdet_bits"]))))
+    return [(*_PLACE, "constant", "prior", *(f"block {index}" for index in range(blocks))), *lines]
+
+
+def _cells_table(rows: Sequence[Row]) -> Table:
+    raw = any(row["raw_bits_per_dim"] is not None for row in rows)
+    head = [*_PLACE, "examples", "draws", "bits/dim", "s.e. data", "s.e. draws", "median"]
+    head += ["not finite", "nats/dim", "tokens/s"]
+    lines = []
+    for row in rows:
+        values = [row[name] for name in ("bits_per_dim", "example_error", "draw_error", "median_bits")]
+        rate = row["tokens_per_second"]
+        line = [*_place(row), str(row["examples"]), str(row["draws"]), *map(number, values)]
+        line += [str(row["not_finite"]), number(row["nats_per_dim"]), "-" if rate is None else f"{rate:.0f}"]
+        lines.append([*line, number(row["raw_bits_per_dim"])] if raw else line)
+    return [[*head, "unscaled latents"] if raw else head, *lines]
+
+
+def number(value: float | None, digits: int = 4, sign: str = "") -> str:
+    """A number of a table; "-" for None and what is not finite."""
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.3e}"
+
+
+def _markdown(title: str, sections: Sequence[Section]) -> str:
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.text:
+            parts.append(section.text)
+        if section.picture is not None:
+            parts.append(f"![{section.title}]({PLOTS_FOLDER}/{section.picture}.png)")
+        if section.table is not None:
+            parts.append(text_table([[cell.replace("|", "\\|") for cell in row] for row in section.table]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(title: str, sections: Sequence[Section], out: Path) -> str:
+    """One HTML file with its pictures inside, that needs no other file and no network."""
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        if section.text:
+            parts.append(f"<p>{html.escape(section.text)}</p>")
+        if section.picture is not None:
+            data = base64.b64encode((out / PLOTS_FOLDER / f"{section.picture}.png").read_bytes()).decode()
+            parts.append(f'<p><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></p>')
+        if section.table is not None:
+            parts.append(f'<div class="wide">{_html_table(section.table)}</div>')
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _html_table(table: Table) -> str:
+    head, *rows = table
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"

@@ -1,0 +1,105 @@
+"""Opens a file or folder of tensors, whatever its format: safetensors, `torch.save`, distributed checkpoints.
+
+PyTorch is not needed, nothing in a file is executed, and numbers are fetched when a tensor is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.tensor_formats.mapped import map_file
+from starflow_jax.tensor_formats.safetensors_file import is_safetensors, read_safetensors
+from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
+from starflow_jax.tensor_formats.torch_distributed import METADATA_FILE, read_folder
+from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, is_legacy, read_legacy, read_zip
+
+__all__ = ["LazyTensor", "TensorFileError", "open_tensors"]
+
+_INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_FORMATS = "safetensors, torch.save (zip or older), an index of such files, or a torch.distributed.checkpoint folder"
+_MOST_INDEX = 2**26
+
+
+def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
+    """The named tensors of a file or folder, recognised by content.
+
+    Args:
+      path: a file of safetensors or of `torch.save`; the index (JSON) of such a file in several pieces; a folder of
+        `torch.distributed.checkpoint`; a folder that holds one such index or one such file.
+
+    Returns:
+      Name to tensor. Nested dictionaries give names joined by dots; values that are no tensors are left out.
+
+    Raises:
+      TensorFileError: one sentence that names the file: missing, damaged, of no known format, or naming anything
+        but tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    data = map_file(path)
+    head = bytes(data[:64])
+    if head[:4] == ZIP_MAGIC:
+        return read_zip(data, str(path))
+    if is_legacy(head):
+        return read_legacy(data, str(path))
+    if is_safetensors(head, len(data)):
+        return read_safetensors(data, str(path))
+    if head.lstrip()[:1] == b"{":
+        return _open_index(path, data)
+    if head.startswith(b"version https://git-lfs"):
+        raise TensorFileError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+    if head[8:9] == b"{":
+        raise TensorFileError(f"{path} is cut short, or its header claims {int.from_bytes(head[:8], 'little')} bytes")
+    raise TensorFileError(f"{path} is in no format that is known: {_FORMATS}")
+
+
+def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
+    if (folder / METADATA_FILE).is_file():
+        return read_folder(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for suffixes in (_INDEX_SUFFIXES, _FILE_SUFFIXES):
+        found = [path for path in files if path.name.endswith(suffixes)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found[:8])
+            raise TensorFileError(f"{folder} holds several files of tensors, name one: {names}")
+        if found:
+            return open_tensors(found[0])
+    raise TensorFileError(f"{folder} holds no tensors: expected {METADATA_FILE}, or one {', '.join(_FILE_SUFFIXES)}")
+
+
+def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
+    """The tensors of a file in pieces, from the table that says which piece holds which."""
+    try:
+        content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MOST_INDEX else None
+    except (ValueError, RecursionError):
+        content = None
+    table = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(table, dict):
+        raise TensorFileError(f"{path} is no index of tensors: it has no table 'weight_map'")
+    pieces: dict[str, Mapping[str, LazyTensor]] = {}
+    tensors = {}
+    for name, file in table.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
+            raise TensorFileError(f"{path} names {str(file)[:120]!r}, which is no name of a file in its folder")
+        if file == path.name:
+            raise TensorFileError(f"{path} names itself as a piece")
+        if file not in pieces:
+            pieces[file] = _open_piece(path.with_name(file))
+        if name not in pieces[file]:
+            raise TensorFileError(f"{path} says that {file} holds {name[:120]!r}, which it does not")
+        tensors[name] = pieces[file][name]
+    return tensors
+
+
+def _open_piece(path: Path) -> Mapping[str, LazyTensor]:
+    if path.suffix == ".json" or path.is_dir():  # an index of indices might never end
+        raise TensorFileError(f"{path} is no file of tensors")
+    data = map_file(path)
+    if bytes(data[:64]).lstrip()[:1] == b"{":
+        raise TensorFileError(f"{path} is no file of tensors")
+    return open_tensors(path)

@@ -1,0 +1,77 @@
+"""Files in the safetensors format: eight bytes of length, a JSON table, and the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.tensor_formats.tensors import DTYPES, LazyTensor, TensorFileError, contiguous_strides, view
+
+DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+_MOST_HEADER = 100_000_000  # the limit of the format
+
+
+def is_safetensors(head: bytes, length: int) -> bool:
+    """Whether a file that begins so and has so many bytes may be of this format."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= length - 8
+
+
+def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
+    """The tensors of a file; name: of the file, for sentences.
+
+    Raises:
+      TensorFileError: a table that is damaged or does not fit the bytes.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length > min(_MOST_HEADER, len(data) - 8):
+        raise TensorFileError(f"{name} is not read: its header claims {length} bytes of {len(data)}")
+    try:
+        header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"))
+        if not isinstance(header, dict):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise TensorFileError(f"{name} is not read: its header is damaged") from error
+    numbers = data[8 + length :]
+    return {key: _tensor(key, value, numbers, name) for key, value in header.items() if key != "__metadata__"}
+
+
+def _tensor(key: str, entry: Any, numbers: memoryview, name: str) -> LazyTensor:
+    def refuse(reason: str) -> TensorFileError:
+        return TensorFileError(f"{name} is not read: tensor {key[:120]!r} {reason}")
+
+    try:
+        dtype_name, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise refuse("has a damaged entry") from error
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPE_NAMES:
+        raise refuse(f"has the type {str(dtype_name)[:20]!r}; known are {', '.join(DTYPE_NAMES)}")
+    if any(type(number) is not int or not 0 <= number < 2**62 for number in (start, stop, *shape)) or len(shape) > 32:
+        raise refuse("has a damaged entry")
+    dtype = DTYPES[DTYPE_NAMES[dtype_name]]
+    if stop - start != math.prod(shape) * dtype.itemsize or stop > len(numbers):
+        raise refuse(f"of shape {shape} does not lie in bytes {start} to {stop} of {len(numbers)}")
+
+    def load() -> np.ndarray:
+        return view(numbers[start:stop], dtype, 0, shape, contiguous_strides(shape))
+
+    return LazyTensor(shape, dtype, load)

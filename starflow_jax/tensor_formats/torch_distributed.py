@@ -1,0 +1,183 @@
+"""Folders of `torch.distributed.checkpoint`: a table of contents, `.metadata`, and files of tensors' parts."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.tensor_formats.mapped import map_file
+from starflow_jax.tensor_formats.restricted_pickle import MOST_BYTES, Record, Refused, StandIn, load
+from starflow_jax.tensor_formats.safetensors_file import is_safetensors, read_safetensors
+from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
+from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, read_zip
+from starflow_jax.tensor_formats.torch_objects import NAMES
+
+METADATA_FILE = ".metadata"
+_MOST_TESTS = 100_000  # of pairs of parts, for one tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A box of a tensor, and the bytes of a file in which it was saved by itself."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    length: int
+
+
+def read_folder(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a distributed checkpoint; opens no file of numbers yet.
+
+    Raises:
+      TensorFileError: a table that is damaged, names anything but tensors, or points outside of the folder.
+    """
+    path = folder / METADATA_FILE
+    content = map_file(path)
+    try:
+        if len(content) > MOST_BYTES:
+            raise Refused(f"it is longer than {MOST_BYTES} bytes")
+        return _read(folder, load(io.BytesIO(content), NAMES))
+    except Refused as error:
+        raise TensorFileError(f"{path} is not read: {error}") from error
+
+
+def _read(folder: Path, table: Any) -> dict[str, LazyTensor]:
+    metadata = _fields(table, "Metadata")
+    entries, places = metadata.get("state_dict_metadata"), metadata.get("storage_data")
+    if not isinstance(entries, dict) or not isinstance(places, dict):
+        raise Refused("it has no table of tensors")
+    stored: dict[tuple[str, tuple[int, ...]], Record] = {}
+    for key, place in places.items():
+        index = _fields(key, "MetadataIndex")
+        name, start = index.get("fqn"), index.get("offset")
+        if isinstance(name, str) and (start is None or _integers(start)):
+            stored[name, start or ()] = place
+    tensors = {}
+    for name, entry in entries.items():
+        if isinstance(entry, Record) and entry.name.endswith(".BytesStorageMetadata"):
+            continue  # something else than a tensor
+        if not isinstance(name, str):
+            raise Refused("it has a name that is none")
+        tensors[name] = _tensor(folder, name, _fields(entry, "TensorStorageMetadata"), stored)
+    return tensors
+
+
+def _tensor(
+    folder: Path, name: str, entry: dict[str, Any], stored: dict[tuple[str, tuple[int, ...]], Record]
+) -> LazyTensor:
+    shape, dtype = entry.get("size"), _dtype(entry.get("properties"))
+    chunks = entry.get("chunks")
+    if not _integers(shape) or dtype is None or not isinstance(chunks, list):
+        raise Refused(f"tensor {name[:120]!r} has a damaged entry")
+    assert shape is not None
+    parts = []
+    for chunk in chunks:
+        box = _fields(chunk, "ChunkStorageMetadata")
+        start, size = box.get("offsets"), box.get("sizes")
+        if not _integers(start) or not _integers(size) or (start, size) == (None, None):
+            raise Refused(f"tensor {name[:120]!r} has a damaged entry")
+        assert start is not None and size is not None
+        place = stored.get((name, start)) or (stored.get((name, ())) if not any(start) else None)
+        if place is None:
+            raise Refused(f"tensor {name[:120]!r} has a part that is nowhere")
+        parts.append(_part(folder, name, start, size, _fields(place, "_StorageInfo")))
+    _check_cover(name, shape, parts)
+    return LazyTensor(shape, dtype, lambda: _assemble(name, shape, dtype, parts))
+
+
+def _part(folder: Path, name: str, start: tuple[int, ...], size: tuple[int, ...], place: dict[str, Any]) -> _Part:
+    file, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
+    if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
+        raise Refused(f"tensor {name[:120]!r} lies in {str(file)[:120]!r}, which is no name of a file in its folder")
+    if not _integers((offset, length)):
+        raise Refused(f"tensor {name[:120]!r} has a damaged entry")
+    if place.get("transform_descriptors"):
+        raise Refused(f"tensor {name[:120]!r} is compressed, which is not read")
+    assert isinstance(offset, int) and isinstance(length, int)
+    return _Part(start, size, folder / file, offset, length)
+
+
+def _check_cover(name: str, shape: tuple[int, ...], parts: list[_Part]) -> None:
+    """Parts must lie in the tensor, apart, and fill it."""
+    for part in parts:
+        ends = [begin + length for begin, length in zip(part.start, part.shape, strict=False)]
+        if len(part.start) != len(shape) or len(part.shape) != len(shape):
+            raise Refused(f"tensor {name[:120]!r} has a part of other axes")
+        if any(end > whole for end, whole in zip(ends, shape, strict=True)):
+            raise Refused(f"tensor {name[:120]!r} of shape {shape} has a part beyond its end")
+    if len(parts) > 4096:
+        raise Refused(f"tensor {name[:120]!r} has {len(parts)} parts")
+    filled = sorted((part for part in parts if math.prod(part.shape)), key=lambda part: part.start)
+    tests = 0
+    for place, one in enumerate(filled):
+        for other in itertools.islice(filled, place + 1, None):
+            if shape and other.start[0] >= one.start[0] + one.shape[0]:
+                break  # nor does any later one begin in its rows
+            tests += 1
+            if tests > _MOST_TESTS:
+                raise Refused(f"tensor {name[:120]!r} is cut in a way that takes too long to check")
+            if all(
+                a < b + m and b < a + n
+                for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True)
+            ):
+                raise Refused(f"tensor {name[:120]!r} has parts that overlap")
+    if sum(math.prod(part.shape) for part in parts) != math.prod(shape):
+        raise Refused(f"tensor {name[:120]!r} of shape {shape} is not whole")
+
+
+def _assemble(name: str, shape: tuple[int, ...], dtype: np.dtype, parts: list[_Part]) -> np.ndarray:
+    if len(parts) == 1:
+        return _read_part(name, dtype, parts[0])
+    whole = np.empty(shape, dtype)
+    for part in parts:
+        box = tuple(slice(start, start + length) for start, length in zip(part.start, part.shape, strict=True))
+        whole[box] = _read_part(name, dtype, part)
+    whole.flags.writeable = False
+    return whole
+
+
+def _read_part(name: str, dtype: np.dtype, part: _Part) -> np.ndarray:
+    data = map_file(part.file)[part.offset : part.offset + part.length]
+    where = f"{part.file} (tensor {name!r})"
+    head = bytes(data[:16])
+    if len(data) != part.length:
+        raise TensorFileError(f"{where} is cut short")
+    if head[:4] == ZIP_MAGIC:
+        found = read_zip(data, where)
+    elif is_safetensors(head, len(data)):
+        found = read_safetensors(data, where)
+    else:
+        raise TensorFileError(f"{where} is not read: its part is in no format that is known")
+    values = list(found.values())
+    if len(values) != 1 or (values[0].shape, values[0].dtype) != (part.shape, dtype):
+        raise TensorFileError(f"{where} is not read: its part is not the {dtype} {part.shape} that the table says")
+    return values[0].read()
+
+
+def _fields(record: Any, kind: str) -> dict[str, Any]:
+    """The fields of an object of a class; raises Refused for another."""
+    if not isinstance(record, Record) or not record.name.endswith(f".{kind}") or not isinstance(record.state, dict):
+        raise Refused(f"it has no {kind} where one should be")
+    return record.state
+
+
+def _dtype(properties: Any) -> np.dtype | None:
+    """The type of numbers: the first of the properties, which are pickled as a tuple or by name."""
+    if not isinstance(properties, Record):
+        return None
+    state = properties.state
+    first = state.get("dtype") if isinstance(state, dict) else state[0] if isinstance(state, tuple) and state else None
+    value = first.value if isinstance(first, StandIn) else None
+    return value if isinstance(value, np.dtype) else None
+
+
+def _integers(values: Any) -> bool:
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**62 for value in values)

@@ -1,0 +1,154 @@
+"""Files of `torch.save`: the zip archive of today, and the older stream of pickles and storages."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
+
+from starflow_jax.tensor_formats.mapped import ViewStream
+from starflow_jax.tensor_formats.restricted_pickle import MOST_BYTES, Refused, load
+from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
+from starflow_jax.tensor_formats.torch_objects import NAMES, Storage, named_tensors, storage_type
+
+ZIP_MAGIC = b"PK\x03\x04"
+# A pickle of protocol 2 or later whose first value is the integer that the older format begins with.
+_LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+LEGACY_MAGIC = b"\x8a\x0a" + _LEGACY_NUMBER.to_bytes(10, "little")
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+T = TypeVar("T")
+
+
+def is_legacy(head: bytes) -> bool:
+    """Whether a file that begins so is of the older format."""
+    return head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]
+
+
+def read_zip(data: memoryview, name: str) -> dict[str, LazyTensor]:
+    """The tensors of a zip archive by `torch.save`; name: of the file, for sentences.
+
+    Raises:
+      TensorFileError: an archive that is damaged, of something else, or that names anything but tensors.
+    """
+    return _sentence(name, lambda: _read_zip(data))
+
+
+def read_legacy(data: memoryview, name: str) -> dict[str, LazyTensor]:
+    """The tensors of a file of the older format; name: of the file, for sentences.
+
+    Raises:
+      TensorFileError: as `read_zip`.
+    """
+    return _sentence(name, lambda: _read_legacy(data))
+
+
+def _sentence(name: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except Refused as error:
+        raise TensorFileError(f"{name} is not read: {error}") from error
+
+
+def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
+    try:
+        with zipfile.ZipFile(ViewStream(data)) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+    # What zipfile raises on damaged directories; NotImplementedError where one names a version that there is not.
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, struct.error) as error:
+        raise Refused("the zip archive is damaged or cut short") from error
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise Refused("the zip archive is none of tensors, which have one data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
+
+    def content(name: str) -> memoryview:
+        if name not in entries:
+            raise Refused(f"the zip archive has no {name!r}")
+        return _stored(data, entries[name])
+
+    if f"{root}byteorder" in entries and bytes(content(f"{root}byteorder")[:16]) != b"little":
+        raise Refused("its numbers are not in little-endian order")
+    storages: dict[str, Storage] = {}
+
+    def persistent(key: Any) -> Storage:
+        dtype, key, values = _storage_key(key)
+        if key not in storages:
+            found = content(f"{root}data/{key}")
+            if len(found) != values * dtype.itemsize:
+                raise Refused(f"storage {key!r} should have {values * dtype.itemsize} bytes and has {len(found)}")
+            storages[key] = Storage(dtype, values, found)
+        return _same_storage(storages[key], dtype, values, key)
+
+    pickled = content(pickles[0])
+    if len(pickled) > MOST_BYTES:
+        raise Refused(f"its pickled part is longer than {MOST_BYTES} bytes")
+    return named_tensors(load(io.BytesIO(pickled), NAMES, persistent))
+
+
+def _stored(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+    """The bytes of an entry, where they lie in the archive."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+        raise Refused(f"the entry {entry.filename!r} of the zip archive is compressed, which storages never are")
+    header = data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
+    if entry.header_offset < 0 or len(header) < _LOCAL_HEADER.size:
+        raise Refused("the zip archive is damaged or cut short")
+    magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
+    start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+    if magic != ZIP_MAGIC or start + entry.file_size > len(data):
+        raise Refused("the zip archive is damaged or cut short")
+    return data[start : start + entry.file_size]
+
+
+def _storage_key(key: Any) -> tuple[Any, str, int]:
+    """(type of numbers, name, number of values) of a persistent id."""
+    if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage":
+        raise Refused("its pickled part holds a storage that is none")
+    _, kind, name, _, values = key[:5]
+    if not isinstance(name, str) or type(values) is not int or not 0 <= values < 2**48:
+        raise Refused("its pickled part holds a storage that is none")
+    return storage_type(kind), name, values
+
+
+def _same_storage(storage: Storage, dtype: Any, values: int, key: str) -> Storage:
+    if (storage.dtype, storage.values) == (dtype, values):
+        return storage
+    if storage.values * storage.dtype.itemsize != values * dtype.itemsize:
+        raise Refused(f"storage {key!r} is described twice, and differently")
+    return Storage(dtype, values, storage.data)
+
+
+def _read_legacy(data: memoryview) -> dict[str, LazyTensor]:
+    stream: IO[bytes] = ViewStream(data)  # type: ignore[assignment]
+    storages: dict[str, Storage] = {}
+
+    def persistent(key: Any) -> Storage:
+        if isinstance(key, tuple) and len(key) == 6 and key[5] is not None:
+            raise Refused("it holds views of storages in a form that PyTorch no longer writes")
+        dtype, name, values = _storage_key(key)
+        storage = storages.setdefault(name, Storage(dtype, values))
+        if (storage.dtype, storage.values) != (dtype, values):
+            raise Refused(f"storage {name!r} is described twice, and differently")
+        return storage
+
+    if load(stream, {}) != _LEGACY_NUMBER or load(stream, {}) != _LEGACY_VERSION:
+        raise Refused("it is of no version of the older format that is known")
+    system = load(stream, {})
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refused("its numbers are not in little-endian order")
+    tensors = named_tensors(load(stream, NAMES, persistent))
+    order = load(stream, {})
+    if not isinstance(order, list) or not all(isinstance(key, str) for key in order) or set(order) != set(storages):
+        raise Refused("its list of storages does not fit its tensors")
+    place = stream.tell()
+    for key in order:
+        storage = storages[key]
+        length = storage.values * storage.dtype.itemsize
+        if int.from_bytes(data[place : place + 8], "little") != storage.values or place + 8 + length > len(data):
+            raise Refused(f"it is cut short, or storage {key!r} does not have its {storage.values} values")
+        storage.data = data[place + 8 : place + 8 + length]
+        place += 8 + length
+    return tensors

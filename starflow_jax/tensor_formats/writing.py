@@ -1,0 +1,118 @@
+"""Named tensors as a file that PyTorch reads, written one after the other: safetensors, or what `torch.load` opens."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from starflow_jax.core.files import replacing
+from starflow_jax.porting.names import Entry
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_ALIGNMENT = 64  # of storages in a file, as PyTorch lays them
+_LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, besides its name and other extra fields
+
+
+def write_tensors(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+    """Writes float32 tensors; the file is there when all are written, and not before.
+
+    Args:
+      path: ends in one of `SUFFIXES`.
+      entries: their names and `torch_shape`s.
+      values: in the same order; each is let go of before the next is asked for.
+
+    Raises:
+      ValueError: another ending, or whatever getting the values raises.
+      OSError: the file cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"a file of tensors must end in {', '.join(SUFFIXES)}, got {path.name!r}")
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            _write_safetensors(temporary, entries, values)
+        else:
+            _write_zip(temporary, entries, values)
+
+
+def _write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for entry in entries:
+        length = _bytes(entry)
+        header[entry.name] = {
+            "dtype": "F32",
+            "shape": list(entry.torch_shape),
+            "data_offsets": [place, place + length],
+        }
+        place += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry, value in zip(entries, values, strict=True):
+            file.write(_content(entry, value))
+
+
+def _write_zip(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(entries))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+        for number, (entry, value) in enumerate(zip(entries, values, strict=True)):
+            information = zipfile.ZipInfo(f"archive/data/{number}")
+            assert archive.fp is not None
+            start = archive.fp.tell() + _LOCAL_HEADER + len(information.filename) + _ZIP64_EXTRA + 4
+            padding = -start % _ALIGNMENT
+            information.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            with archive.open(information, "w", force_zip64=True) as file:
+                file.write(_content(entry, value))
+
+
+def _content(entry: Entry, value: np.ndarray) -> memoryview:
+    value = np.ascontiguousarray(value)
+    assert (value.shape, value.dtype) == (entry.torch_shape, np.float32), (entry, value.shape, value.dtype)
+    return value.reshape(-1).view(np.uint8).data
+
+
+def _bytes(entry: Entry) -> int:
+    return int(np.prod(entry.torch_shape, dtype=np.int64)) * 4
+
+
+def _pickled(entries: Sequence[Entry]) -> bytes:
+    """An OrderedDict of name to tensor, in the operations of protocol 2 that PyTorch itself writes."""
+    parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
+    for number, entry in enumerate(entries):
+        values = int(np.prod(entry.torch_shape, dtype=np.int64))
+        strides = [
+            int(np.prod(entry.torch_shape[axis + 1 :], dtype=np.int64)) for axis in range(len(entry.torch_shape))
+        ]
+        storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(number)) + _text("cpu")
+        parts += [
+            _text(entry.name),
+            b"ctorch._utils\n_rebuild_tensor_v2\n(",
+            storage + _integer(values) + b"tQ",
+            _integer(0) + _tuple(entry.torch_shape) + _tuple(strides),
+            b"\x89ccollections\nOrderedDict\n)RtR",  # needs no gradient, has no hooks
+        ]
+    return b"".join([*parts, b"u."])
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    encoded = value.to_bytes(8, "little")
+    return b"\x8a\x08" + encoded
+
+
+def _tuple(values: Sequence[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, values)) + b"t"

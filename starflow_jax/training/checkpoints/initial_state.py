@@ -1,0 +1,110 @@
+"""The state that a run begins with: drawn from the seed, its deep block perhaps from a language model, or with the
+parameters of another run: a ported model, or the end of an earlier training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.flows.parameters import Params, overlaid
+from starflow_jax.porting.gemma import check_deep_block, read_deep_block
+from starflow_jax.sharding.layout import Layout
+from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
+from starflow_jax.training.checkpoints.parts import Unusable, read_digests
+from starflow_jax.training.checkpoints.workdir import read_config
+from starflow_jax.training.step.optimizer import init_optimizer
+from starflow_jax.training.step.train_step import TrainState, init_state
+
+_CHANGES_NOTHING = ("dropout", "dtype", "matmul_precision", "remat", "kernels")  # in the parameters of a flow
+
+
+def holds_parameters_alone(checkpoints: Checkpoints) -> bool:
+    """Whether the newest checkpoint is a ported one, of parameters without moments, from which training begins."""
+    step = checkpoints.latest_step()
+    try:
+        return step == 0 and "opt_state" not in read_digests(checkpoints.folder / "0")
+    except Unusable:
+        return False  # said where it is restored
+
+
+def check_start(config: ExperimentConfig) -> None:
+    """Raises ValueError where `train.language_model` cannot begin the deep block; reads its configuration only."""
+    train = config.train
+    if train.language_model is not None:
+        check_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
+
+
+def check_source(config: ExperimentConfig, source: Path | str) -> None:
+    """Raises ValueError unless `source` is the folder of a run whose parameters are those of this flow."""
+    there = read_config(Path(source))
+    check(there is not None, f"--init-from must be the folder of a run, and {source} holds no training run")
+    assert there is not None
+    check(
+        config.train.language_model is None,
+        f"train.language_model must be None with --init-from, got {config.train.language_model!r}",
+    )
+    for name in there.flow.__dataclass_fields__:
+        a, b = getattr(there.flow, name), getattr(config.flow, name)
+        check(
+            a == b or name in _CHANGES_NOTHING,
+            f"flow.{name} must be that of {source} to begin with its parameters, {a!r}, got {b!r}",
+        )
+
+
+def first_state(config: ExperimentConfig, source: Path | str | None, layout: Layout | None) -> TrainState:
+    """The state before the first update: drawn from the seed, or with the parameters of a run.
+
+    With `train.language_model` the layers in that folder are the deep block's.
+
+    Args:
+      source: the folder of that run, whose running mean is taken where it has one; None to draw.
+
+    Raises:
+      ValueError: no run there, a damaged one, or one of another flow; see also `porting.gemma.read_deep_block`.
+    """
+    if source is None:
+        state = _drawn(config, layout)
+        # put where a restored state lies too, so that both run the same compiled program
+        return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
+    check_source(config, source)
+    params = load_run(source, layout=layout)[2]
+    shardings = None if layout is None else layout.tree(jax.eval_shape(lambda: _state(config, params)))
+    state = jax.jit(_state, static_argnums=0, out_shardings=shardings, donate_argnums=1)(config, params)
+    return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
+
+
+def _drawn(config: ExperimentConfig, layout: Layout | None) -> TrainState:
+    train = config.train
+    if train.language_model is None:
+        return init_state(config, layout)
+    layers = read_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
+    state = init_state(config, layout)
+    inside: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
+    ema = None if state.ema is None else _replaced(state.ema, inside)
+    return dataclasses.replace(state, params=_replaced(state.params, inside), ema=ema)
+
+
+def _replaced(params: Any, inside: Any) -> Any:
+    """Parameters with the arrays of `inside`, each where the one before it lay."""
+
+    def put(before: jax.Array, value: np.ndarray | jax.Array) -> jax.Array:
+        if value is before:
+            return before
+        return jax.make_array_from_callback(value.shape, before.sharding, lambda place: np.asarray(value[place]))
+
+    return jax.tree.map(put, params, overlaid(params, inside))
+
+
+def _state(config: ExperimentConfig, params: Params) -> TrainState:
+    key = jax.random.split(jax.random.key(config.seed))[1]
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema else None
+    moments = init_optimizer(config.train, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, moments, ema, jax.random.key_data(key))

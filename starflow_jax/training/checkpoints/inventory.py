@@ -1,0 +1,93 @@
+"""What lies in the checkpoint folder of a run, told from names, sizes and small JSON files; no arrays are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.training.checkpoints.manager import PARTS
+from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One thing in the folder.
+
+    Attributes:
+      name: of its folder; step: None for what is no checkpoint.
+      bytes: on disk; parts: what it holds.
+      batches: read from the data's stage up to there, None where that is not known.
+      problem: why it cannot be used, None for a whole one (its arrays are not read, so they may still be damaged).
+      differences: of its configuration from the run's, "train.log_every 10, now 20".
+    """
+
+    name: str
+    step: int | None
+    bytes: int
+    parts: tuple[str, ...]
+    batches: int | None
+    problem: str | None
+    differences: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def checkpoint_entries(workdir: Path, config: ExperimentConfig) -> list[Entry]:
+    """Everything in the checkpoint folder, checkpoints by step first; empty where there is none."""
+    folder = Path(workdir) / CHECKPOINT_FOLDER
+    if not folder.is_dir():
+        return []
+    entries = [_entry(path, config) for path in folder.iterdir()]
+    return sorted(entries, key=lambda entry: (entry.step is None, entry.step or 0, entry.name))
+
+
+def _entry(path: Path, config: ExperimentConfig) -> Entry:
+    parts = tuple(name for name in PARTS if (path / name).is_dir())
+    step = int(path.name) if re.fullmatch("0|[1-9][0-9]*", path.name) else None
+    batches: int | None = None
+    problem: str | None = None
+    differences: tuple[str, ...] = ()
+    if step is None:
+        unfinished = "-tmp" in path.name
+        problem = "being written, or left by a run that was killed" if unfinished else "set aside"
+    else:
+        try:
+            digests = read_digests(path)
+            missing = [name for name in PARTS if name in digests and name not in parts]
+            if missing:
+                raise Unusable(f"is damaged: it has no {missing[0]}")
+            place = read_json(path, "loader", digests)
+            batches = place.get("next_index") if isinstance(place, Mapping) else None
+            there, here = dict(_flat(read_json(path, "config", digests))), dict(_flat(json.loads(to_json(config))))
+            names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+            differences = tuple(f"{name} {there.get(name)!r}, now {here.get(name)!r}" for name in names)
+        except Unusable as error:
+            # A run in progress removes old ones at any moment.
+            problem = str(error) if path.exists() else "removed just now"
+    return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields of a configuration by their dotted names."""
+    if not isinstance(values, Mapping):
+        yield path.removeprefix("."), values
+        return
+    for name, value in values.items():
+        yield from _flat(value, f"{path}.{name}")
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    for found in [path, *path.rglob("*")]:
+        try:
+            yield found.stat().st_size if found.is_file() else 0
+        except OSError:  # removed meanwhile
+            continue

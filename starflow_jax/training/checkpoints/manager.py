@@ -1,0 +1,380 @@
+"""Checkpoints: the training state and the place in the data, in one folder a step.
+
+A working folder holds `config.json` and `checkpoints/STEP/`, in which every part has a folder of its own, so that
+sampling and scoring read `params` or `ema` and nothing else:
+
+    params, opt_state, ema   in Orbax's array format; ema where the run keeps a running mean
+    rest                     what else `TrainState` holds: the step and the key
+    loader, data, config     the place in the data, what the data held, and the configuration, JSON
+    figures                  the metrics measured at that very step, JSON
+    digests                  the step, and a checksum of every part, JSON
+
+Nothing that is read can run code. Orbax writes a step under a temporary name, renames it, and removes old steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from starflow_jax.core.config.autoencoder import AutoencoderExperiment
+from starflow_jax.core.config.build import build, to_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.data.pipeline.fingerprint import Held, to_values
+from starflow_jax.flows.parameters import abstract
+from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
+from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.training.checkpoints.digests import digest, json_digest
+from starflow_jax.training.checkpoints.parts import (
+    DIGESTS,
+    Unusable,
+    agreed,
+    read_arrays,
+    read_digests,
+    read_json,
+    steps_in,
+)
+from starflow_jax.training.checkpoints.retention import NewestAndBest
+from starflow_jax.training.checkpoints.same_data import DATA
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, first_difference, read_config
+from starflow_jax.training.distributed.agreement import wait_for_all
+from starflow_jax.training.step.optimizer import Params
+from starflow_jax.training.step.train_step import TrainState, init_state
+
+REST = "rest"
+_ALONE_SECONDS = 20.0  # in which the others finish a save that one process, which has failed, takes part in
+PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; the message is one sentence. What was saved before is untouched."""
+
+
+class Checkpoints:
+    """The checkpoints of one working folder. A context manager: leaving it waits for writes to finish.
+
+    With several processes all of them make the same calls.
+
+    Args:
+      workdir: the folder.
+      config: of the run; with it, a checkpoint of another run is refused.
+      data: what the sources of the run hold, to be saved with each step (`training.checkpoints.same_data`).
+      write: saves, keeping what `config.train` says; else it only reads, and removes nothing that a run in
+        progress still writes.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: ExperimentConfig | AutoencoderExperiment | None = None,
+        *,
+        data: Sequence[Held] | None = None,
+        write: bool = False,
+    ):
+        self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
+        self.config = config
+        self._data = data
+        self._saving: int | None = None  # a step whose files are perhaps not all written
+        self._save_failed = False
+        self._writes = write
+        self._scores: dict[int, float] = {}
+        policy = None
+        if write:
+            assert config is not None  # what is saved names its configuration
+            train = config.train
+            for folder in map(self._folder, self.steps()):
+                with contextlib.suppress(Unusable):  # said where it is to be restored
+                    self._note_score(int(folder.name), read_json(folder, "figures", read_digests(folder)))
+            policy = NewestAndBest(train.keep, train.keep_best, self._scores)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            create=write,
+            # what a killed run left half-written goes when the next one starts
+            cleanup_tmp_directories=write,
+            lightweight_initialize=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and jax.process_count() > 1:
+                self._close_soon()
+            else:
+                self._manager.close()  # waits
+        except Exception as error:  # of a save in the background
+            failed = self._failed(error)
+            if kind is None:
+                raise failed from error
+        finally:
+            if self._writes and jax.process_index() == 0:
+                # What a failed save left goes at once: on a full disk, the next run could not even begin.
+                _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
+
+    def _close_soon(self) -> None:
+        """Waits for a save in the background, but not for processes that will not come: this one has failed."""
+
+        def close() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_ALONE_SECONDS)
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder (or something of its name), oldest first."""
+        return steps_in(self.folder)
+
+    def latest_step(self) -> int | None:
+        """The newest step saved, None where there is none."""
+        return max(self.steps(), default=None)
+
+    def save(
+        self,
+        state: TrainState,
+        loader_state: dict[str, Any],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves step `state.step`, in the background once the arrays are copied; a step saved already is left.
+
+        Args:
+          loader_state: JSON values.
+          metrics: figures of this very step; `train.best_metric` is looked up among them.
+          wait: returns when the files are written.
+
+        Raises:
+          SaveFailed: this checkpoint, or the one before, could not be written.
+        """
+        assert self.config is not None
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            self.check(wait=True)
+            figures = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
+            values: dict[str, Any] = {"loader": loader_state, "figures": figures}
+            values["config"] = json.loads(to_json(self.config))
+            if self._data is not None:
+                values[DATA] = to_values(self._data)
+            trees = _parts(state)
+            values[DIGESTS] = {
+                "step": step,
+                **{name: json_digest(value) for name, value in values.items()},
+                **{name: digest(tree) for name, tree in trees.items()},
+            }
+            arguments: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+            arguments |= {name: ocp.args.JsonSave(value) for name, value in values.items()}
+            self._note_score(step, figures)
+            self._saving = step
+            try:
+                # the copy is taken before this returns, so the caller may go on to reuse the buffers
+                self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+            except Exception as error:  # tensorstore and Orbax raise many kinds for one full disk
+                raise self._failed(error) from error
+        self.check(wait=wait)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raises SaveFailed if a save in the background has failed; with `wait`, waits for its end."""
+        if self._saving is None or (not wait and self._manager.is_saving_in_progress()):
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the loader's state of one step, onto any devices and by any number of processes.
+
+        Args:
+          like: the state as ShapeDtypeStructs; those with a sharding say where their array goes, the others go to
+            this process's first device.
+          step: None for the newest.
+
+        Raises:
+          ValueError: no checkpoint, one that is damaged, or one of another run.
+        """
+        folder = self._folder(step)
+
+        def read() -> tuple[TrainState, dict[str, Any]]:
+            digests = self._read_digests(folder)
+            place = read_json(folder, "loader", digests)
+            if DATA in digests:  # compared before (`same_data`)
+                read_json(folder, DATA, digests)
+            trees = {name: read_arrays(folder, name, tree, digests) for name, tree in _parts(like).items()}
+            return dataclasses.replace(like, **trees.pop(REST), **trees), place
+
+        return agreed(folder, read)
+
+    def restore_params(self, like: Params, step: int | None = None, *, ema: bool = False) -> tuple[Params, int]:
+        """The parameters, or with `ema` their running mean where there is one, and the step; opens no other arrays.
+
+        Raises:
+          ValueError: as `restore`.
+        """
+        folder = self._folder(step)
+
+        def read() -> Params:
+            digests = self._read_digests(folder)
+            # a ported checkpoint has no mean, whatever its configuration says of training
+            return read_arrays(folder, "ema" if ema and "ema" in digests else "params", like, digests)
+
+        return agreed(folder, read), int(folder.name)
+
+    def resume(self, like: TrainState, loader_at: Callable[[int], Any], step: int | None = None) -> tuple[Any, Any]:
+        """The state of one step, and the loader, put where the run left it.
+
+        Args:
+          like: the state as ShapeDtypeStructs, as for `restore`.
+          loader_at: builds the loader as it was for the run at a step.
+
+        Raises:
+          ValueError: as `restore`; also for a place that the loader does not know.
+        """
+        folder = self._folder(step)
+        state, place = self.restore(like, int(folder.name))
+        loader = loader_at(int(folder.name))
+
+        def put() -> None:
+            # A loader takes some states of other types, and fails only when it is read.
+            if jax.tree.map(type, place) != jax.tree.map(type, loader.get_state()):
+                raise Unusable(f"is damaged: {place!r} is no place in the data")
+            try:
+                loader.set_state(place)
+            except Exception as error:  # a loader raises whatever its own reading of the values meets
+                raise Unusable(f"is damaged: {place!r} is no place in the data") from error
+
+        agreed(folder, put)
+        return state, loader
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a step's folder so that it counts no longer; returns its new path."""
+        folder = self._folder(step)
+        aside = folder.with_name(f"{step}.damaged")
+        if jax.process_index() == 0:
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}+")
+            folder.rename(aside)
+        wait_for_all("set aside")
+        self._manager.reload()
+        return aside
+
+    def _folder(self, step: int | None) -> Path:
+        self.check(wait=True)
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise ValueError(f"{self.folder} holds no checkpoint")
+        return self.folder / str(step)
+
+    def _read_digests(self, folder: Path) -> Mapping[str, Any]:
+        """The checksums of a whole checkpoint of this run; raises Unusable."""
+        digests = read_digests(folder)
+        found = read_json(folder, "config", digests)
+        if self.config is not None:
+            try:
+                difference = first_difference(build(type(self.config), found), self.config)
+            except ValueError as error:
+                raise Unusable(f"is of another version: {error}") from error
+            if difference is not None:
+                name, there, here = difference
+                raise Unusable(f"is of another run: {name} is {there!r} there and {here!r} here")
+        return digests
+
+    def _note_score(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self.config is not None
+        name = self.config.train.best_metric
+        if name is not None and name in metrics:
+            self._scores[step] = metrics[name]
+
+    def _failed(self, error: Exception) -> SaveFailed:
+        """The sentence of a failed save."""
+        step, self._saving, self._save_failed = self._saving, None, True
+        return SaveFailed(
+            f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
+            "what was saved before is untouched"
+        )
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The trees of arrays that are saved apart, by the name of their folder."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    parts = {name: fields.pop(name) for name in ("params", "opt_state", "ema")}
+    return {name: tree for name, tree in parts.items() if tree is not None} | {REST: fields}
+
+
+def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -> None:
+    """Removes the temporary folders of saves that did not end, until none has come back for a while.
+
+    Where one part of a step fails at once, Orbax raises while its threads still write the other parts, and they make
+    the folder anew.
+    """
+    start = gone = time.monotonic()
+    while (now := time.monotonic()) - start < limit_s:
+        if left := list(folder.glob("*-tmp*")):
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            gone = time.monotonic()
+        elif now - gone >= quiet_s:
+            return
+        else:
+            time.sleep(0.02)
+
+
+def _cause(error: Exception) -> str:
+    """Why a write failed, in a few words."""
+    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+        return "no space left on the disk"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
+
+
+def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
+    """The training state as ShapeDtypeStructs, with shardings where there is a layout; allocates nothing."""
+    return located(layout, jax.eval_shape(lambda: init_state(config)))
+
+
+def load_run(
+    workdir: Path | str, *, ema: bool = True, layout: Layout | None = None, step: int | None = None
+) -> tuple[ExperimentConfig, Any, Params, int]:
+    """What a trained run left, for sampling and evaluation.
+
+    Args:
+      workdir: the run's folder.
+      ema: takes the running mean of the parameters where the run kept one.
+      layout: of the devices that the parameters are spread over, whatever the run was trained on; what is done with
+        them is spread over the same. None for one device.
+      step: which checkpoint; None for the newest.
+
+    Returns:
+      Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. A run that
+      insisted on kernels does so no longer where there are none.
+
+    Raises:
+      ValueError: no run there, or a damaged one.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
+        raise ValueError(f"workdir {workdir} holds no training run")
+    if config.flow.kernels == "pallas" and target_of().platform not in KERNEL_PLATFORMS:
+        config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, kernels="auto"))
+    definition, like = abstract(config.flow, layout)
+    with Checkpoints(workdir, config) as checkpoints:
+        if step is not None and step not in checkpoints.steps():
+            there = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {there}, got {step}")
+        params, step = checkpoints.restore_params(located(layout, like), step, ema=ema and config.train.ema > 0)
+    return config, definition, params, step

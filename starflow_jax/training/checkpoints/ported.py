@@ -1,0 +1,150 @@
+"""Runs from named tensors of the PyTorch originals, and back, never with more than a layer in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.files import replacing_folder, write_text
+from starflow_jax.flows import Flow
+from starflow_jax.flows.parameters import Params, abstract, split
+from starflow_jax.porting.fit import not_finite
+from starflow_jax.porting.names import Entry, entries, flatten, unflatten
+from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.tensor_formats.tensors import LazyTensor
+from starflow_jax.tensor_formats.writing import write_tensors
+from starflow_jax.training.checkpoints.digests import digest_of_sums, sum_of_run
+from starflow_jax.training.checkpoints.manager import Checkpoints
+from starflow_jax.training.checkpoints.parts import Unusable, read_digests
+from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed, write_params_checkpoint
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, CONFIG_FILE
+
+
+def write_run(
+    workdir: Path,
+    config: ExperimentConfig,
+    tensors: Mapping[str, LazyTensor],
+    usable: set[str],
+    layout: Layout | None = None,
+) -> None:
+    """Makes `workdir` the folder of a run at step 0 that holds these tensors: whole, or not at all.
+
+    Args:
+      workdir: new or empty.
+      tensors: by the original's names; usable: those of them that fit. Parameters of which a part is lacking there
+        keep, in that part, the value that training would begin with.
+      layout: of devices; the file is then cut as they will read it.
+
+    Raises:
+      ValueError: a folder that is not empty, or a tensor with infinite values or values that are no numbers.
+      OSError: a folder that cannot be written.
+    """
+    workdir = workdir.resolve()
+    check_new(workdir)
+    _, expected = abstract(config.flow)
+    wanted: dict[str, list[Entry]] = {}
+    for entry in entries(expected):
+        wanted.setdefault(entry.path, []).append(entry)
+    lacking = {path for path, own in wanted.items() if any(entry.name not in usable for entry in own)}
+    initial = _initial(config, lacking)
+    flat = flatten(located(layout, expected))
+
+    def streamed(path: str) -> Streamed:
+        leaf, own = flat[path], wanted[path]
+
+        def pieces() -> Iterator[tuple[int | None, np.ndarray]]:
+            for entry in own:
+                if entry.name in usable:
+                    yield entry.layer, _read(entry, tensors[entry.name])
+                else:
+                    yield entry.layer, np.asarray(initial[path] if entry.layer is None else initial[path][entry.layer])
+
+        part = tuple(leaf.shape) if layout is None else tuple(leaf.sharding.shard_shape(leaf.shape))
+        chunk = part if own[0].layer is None else (1, *part[1:])
+        return Streamed(tuple(leaf.shape), np.dtype(leaf.dtype), chunk, pieces)
+
+    with replacing_folder(workdir) as temporary:
+        (temporary / CHECKPOINT_FOLDER).mkdir()
+        tree = unflatten({path: streamed(path) for path in wanted})
+        write_params_checkpoint(temporary / CHECKPOINT_FOLDER / "0", config, tree)
+        write_text(temporary / CONFIG_FILE, to_json(config))
+
+
+def check_new(workdir: Path) -> None:
+    """Raises ValueError for a folder that holds anything, or a path that is none."""
+    if workdir.is_dir() and not any(workdir.iterdir()):
+        return
+    if workdir.exists():
+        raise ValueError(f"workdir {workdir} must be new or empty, and is not")
+
+
+def _read(entry: Entry, tensor: LazyTensor) -> np.ndarray:
+    """The piece that a tensor is here, checked to be finite."""
+    value = tensor.read()
+    if bad := not_finite(value):
+        raise ValueError(f"tensor {entry.name} holds {bad} of {value.size} values that are infinite or no number")
+    return entry.from_torch(value.astype(entry.dtype, copy=False))
+
+
+def _initial(config: ExperimentConfig, paths: set[str]) -> dict[str, np.ndarray]:
+    """Those parameters as training begins with them; others are not computed."""
+    if not paths:
+        return {}
+
+    def build(seed: jax.Array) -> dict[str, jax.Array]:
+        flat = flatten(split(Flow(config.flow, jax.random.split(seed)[0]))[1])
+        return {path: flat[path] for path in sorted(paths)}
+
+    return jax.device_get(jax.jit(build)(jax.random.key(config.seed)))
+
+
+def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: int | None, *, ema: bool) -> int:
+    """Writes the parameters of a run as the original's tensors, for `torch.load` or safetensors; returns the step.
+
+    Args:
+      path: the file; step: None for the newest; ema: takes the running mean where the checkpoint has one.
+
+    Raises:
+      ValueError: no such checkpoint, or one that is damaged.
+      OSError: the file cannot be written.
+    """
+    with Checkpoints(workdir, config) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None or step not in checkpoints.steps():
+            there = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {there}, got {step}")
+    folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
+    _, expected = abstract(config.flow)
+    wanted = entries(expected)
+    try:
+        digests = read_digests(folder)
+        part = "ema" if ema and "ema" in digests else "params"
+        stored = StoredParams(folder / part, flatten(expected))
+        write_tensors(path, wanted, _tensors(stored, wanted, expected, str(digests.get(part))))
+    except Unusable as error:
+        raise ValueError(f"checkpoint {folder} {error}") from error
+    return step
+
+
+def _tensors(stored: StoredParams, wanted: Sequence[Entry], expected: Params, digest: str) -> Iterator[np.ndarray]:
+    """The tensors of all entries, in order; before the last, the checksum of all is compared."""
+    keys = {
+        ".".join(str(part.key) for part in path): jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    sums: dict[str, int] = {keys[path]: 0 for path in stored.shapes}
+    pieces: Iterator[np.ndarray] = iter(())
+    last = len(wanted) - 1
+    for number, entry in enumerate(wanted):
+        if not entry.layer:  # the first of its parameter
+            pieces = stored.pieces(entry.path, by_layer=entry.layer is not None)
+        piece = next(pieces)
+        sums[keys[entry.path]] += sum_of_run(piece, (entry.layer or 0) * piece.size)
+        if number == last and digest_of_sums(sums) != digest:
+            raise Unusable(f"is damaged: {stored.folder.name} is not what was saved")
+        yield entry.to_torch(piece)

@@ -1,0 +1,48 @@
+"""Which checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from starflow_jax.training.checkpoints.manager import Checkpoints
+from starflow_jax.training.step.train_step import TrainState
+
+Policy = Literal["latest", "latest-good"]
+POLICIES: tuple[Policy, ...] = ("latest", "latest-good")
+
+
+def go_on(
+    checkpoints: Checkpoints,
+    like: TrainState,
+    loader_at: Callable[[int], Any],
+    policy: Policy,
+    say: Callable[[str], None],
+) -> tuple[TrainState, Any] | None:
+    """The state and the loader of the newest checkpoint, None where there is none.
+
+    Args:
+      like, loader_at: as for `Checkpoints.resume`.
+      policy: "latest" takes the newest or none; "latest-good" passes over those that cannot be used. These are renamed
+        to `STEP.damaged` once a good one is found, so that the run can save the step again.
+      say: hears of every one passed over, in a sentence.
+
+    Raises:
+      ValueError: the newest, or with "latest-good" every one, cannot be used.
+    """
+    problems: list[tuple[int, str]] = []
+    for step in reversed(checkpoints.steps()):
+        try:
+            found = checkpoints.resume(like, loader_at, step)
+        except ValueError as error:
+            if policy == "latest":
+                remedy = "starflow train --resume=latest-good goes on from the newest good one"
+                raise ValueError(f"{error}; {remedy}") from error
+            problems.append((step, str(error)))
+            continue
+        for bad, problem in problems:
+            say(f"{problem}; passed over, and renamed to {checkpoints.set_aside(bad).name}")
+        return found
+    if problems:
+        raise ValueError(f"{checkpoints.folder} holds no good checkpoint; the newest: {problems[0][1]}")
+    return None

@@ -1,0 +1,212 @@
+"""Checkpoints of parameters that never are in memory as a whole: written and read piece by piece.
+
+What is written is what `Checkpoints` reads: the same array format, the same checksums.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.files import write_text
+from starflow_jax.training.checkpoints.digests import digest_of_sums, json_digest, sum_of_run
+from starflow_jax.training.checkpoints.parts import DIGESTS, Unusable
+from starflow_jax.training.step.optimizer import Params
+
+# A commit of the store flushes what was written since the last; with this, never much is held back.
+_DATA_FILE_BYTES = 2**28
+_PENDING_BYTES = 2**27
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A parameter to be written, a leaf of a tree.
+
+    Attributes:
+      shape, dtype: of the whole.
+      chunk: in pieces of which shape the file holds it; a piece that is written covers whole chunks.
+      pieces: yields (index along the first axis, or None for the whole; the piece without that axis).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    pieces: Callable[[], Iterator[tuple[int | None, np.ndarray]]]
+
+
+def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params, step: int = 0) -> None:
+    """Writes a checkpoint that holds parameters and nothing else into `folder`, which must not exist.
+
+    Args:
+      config: of the run that it is a checkpoint of.
+      tree: nested dictionaries of `Streamed`; holds no more than two pieces in memory at a time.
+
+    Raises:
+      ValueError, OSError: whatever reading the pieces or writing raises; what was written stays for the caller to
+        remove.
+    """
+    handler = _Handler()
+    registry = ocp.type_handlers.create_type_handler_registry((Streamed, handler))
+    pytree = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(pytree) as checkpointer:
+        checkpointer.save(folder / "params", args=ocp.args.PyTreeSave(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = {".".join(str(part.key) for part in path): jax.tree_util.keystr(path) for path, _ in leaves}
+    parts = {"loader": {}, "config": json.loads(to_json(config)), "figures": {}}
+    digests = {"step": step, **{name: json_digest(value) for name, value in parts.items()}}
+    digests["params"] = digest_of_sums({names[name]: value for name, value in handler.sums.items()})
+    for name, value in {**parts, DIGESTS: digests}.items():
+        (folder / name).mkdir()
+        write_text(folder / name / "metadata", json.dumps(value))
+
+
+class _Handler(ocp.type_handlers.TypeHandler):
+    """How Orbax writes a `Streamed`: as an array of JAX, one piece after the other."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, int] = {}  # of every parameter, for its checksum
+
+    def typestr(self) -> str:
+        return "jax.Array"
+
+    async def serialize(self, values: Sequence[Streamed], infos: Any, args: Any = None) -> list[Any]:
+        pending = _Pending()
+        for info in infos:
+            if hasattr(info, "await_path_creation"):  # not before Orbax 0.12
+                await info.await_path_creation()
+        opening = [
+            ts.open(_write_spec(info, value), create=True, open=True, context=info.ts_context)
+            for value, info in zip(values, infos, strict=True)
+        ]
+        try:
+            for value, info, opened in zip(values, infos, opening, strict=True):
+                self.sums[info.name] = _write(opened.result(), value, pending)
+            pending.wait(0)
+        finally:
+            pending.drain()
+            for opened in opening:
+                with contextlib.suppress(Exception):
+                    opened.result()
+        return []
+
+    # Orbax asks every handler for these two. What this one writes is read by Orbax's own, array by array.
+
+    async def metadata(self, infos: Any) -> Any:
+        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
+
+
+class _Pending:
+    """Writes under way in the background: small ones together, of large ones not many."""
+
+    def __init__(self) -> None:
+        self._writes: collections.deque[tuple[int, Any]] = collections.deque()
+
+    def add(self, size: int, write: Any) -> None:
+        self._writes.append((size, write))
+
+    def drain(self) -> None:
+        """Waits for all, however they end: what is removed after a failure must not be written anew."""
+        for _, write in self._writes:
+            with contextlib.suppress(Exception):
+                write.result()
+        self._writes.clear()
+
+    def wait(self, most: int) -> None:
+        """Waits for the oldest until at most so many bytes are under way."""
+        while sum(size for size, _ in self._writes) > most or (most == 0 and self._writes):
+            self._writes.popleft()[1].result()
+
+
+def _write(store: Any, value: Streamed, pending: _Pending) -> int:
+    """Writes all pieces; returns the sum of the array's bits."""
+    total = 0
+    for index, piece in value.pieces():
+        piece = np.ascontiguousarray(piece, value.dtype)
+        total += sum_of_run(piece, (index or 0) * piece.size)
+        pending.wait(_PENDING_BYTES)
+        target = store if index is None else store[index]
+        pending.add(piece.nbytes, target.write(piece, can_reference_source_data_indefinitely=True))
+    return total % 2**32
+
+
+def _write_spec(info: Any, value: Streamed) -> Any:
+    """As Orbax opens an array in the part of the store that is this process's.
+
+    Not compressed: float32 weights lose a twelfth by it, and writing takes several times as long.
+    """
+    metadata: dict[str, Any] = {
+        "shape": value.shape,
+        "chunks": [max(size, 1) for size in value.chunk],
+        "compressor": None,
+    }
+    kvstore = {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{Path(info.parent_dir) / 'ocdbt.process_0'}/"},
+        "path": info.name,
+        "target_data_file_size": _DATA_FILE_BYTES,
+        "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 10**8, "compression": {"id": "zstd"}},
+    }
+    return ts.Spec(
+        {
+            "driver": "zarr",
+            "dtype": value.dtype.name,
+            "kvstore": kvstore,
+            "metadata": metadata,
+            "store_data_equal_to_fill_value": True,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class StoredParams:
+    """The parameters of a checkpoint, read piece by piece and checked against their checksum at the end.
+
+    Attributes:
+      folder: of the part, e.g. `checkpoints/100/params`; shapes: of the arrays, by dotted path.
+    """
+
+    folder: Path
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+    def pieces(self, path: str, *, by_layer: bool) -> Iterator[np.ndarray]:
+        """The layers of an array one by one, or the whole of it; reads no chunk of the file twice.
+
+        Raises:
+          Unusable: an array that is missing, damaged, or of another shape or type.
+        """
+        like = self.shapes[path]
+        try:
+            store = ts.open(self._spec(path), open=True).result()
+            if store.shape != like.shape or store.dtype.numpy_dtype != like.dtype:
+                raise Unusable(f"is of another model: {path} is {store.dtype.name} {store.shape}")
+            if not by_layer:
+                yield store.read().result()
+            elif (store.chunk_layout.read_chunk.shape or (0,))[0] == 1:
+                for layer in range(like.shape[0]):
+                    yield store[layer].read().result()
+            else:
+                yield from store.read().result()
+        except Unusable:
+            raise
+        except ValueError as error:  # of the library below, for what it cannot read
+            raise Unusable(f"is damaged or of another model: {path} cannot be read") from error
+
+    def _spec(self, path: str) -> Any:
+        kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{self.folder}/"}, "path": path}
+        return ts.Spec({"driver": "zarr", "kvstore": kvstore})

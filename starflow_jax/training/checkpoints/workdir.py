@@ -1,0 +1,167 @@
+"""The folder of a run: whose it is, and what lies in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starflow_jax.core.config.build import from_json, to_json
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.files import write_text
+from starflow_jax.data.pipeline.fingerprint import Held
+from starflow_jax.training.checkpoints.same_data import check_same_data
+from starflow_jax.training.loop.curves import CURVES_FILE
+from starflow_jax.training.loop.metrics import CSV_FILE, EVENTS_FOLDER
+
+T = TypeVar("T")
+
+CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+# What may differ between a run and its continuation: it changes no parameter.
+_FREE = ("sample", "evaluate", "mesh")
+_FREE_IN_TRAIN = (
+    "log_every",
+    "checkpoint_every",
+    "sample_every",
+    "evaluate_every",
+    "keep",
+    "keep_best",
+    "best_metric",
+    "max_skipped",
+    "steps_per_call",
+    "accumulate",
+)
+_FREE_IN_FLOW = ("remat",)
+# A folder may move, as long as it holds the same (`same_data`).
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
+_FREE_BY_PATH = {
+    "config": _FREE,
+    "config.train": _FREE_IN_TRAIN,
+    "config.data": _FREE_IN_DATA,
+    "config.data.mixture": _FREE_IN_DATA,
+    "config.flow": _FREE_IN_FLOW,
+}
+
+
+def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # type: ignore[assignment]
+    """The configuration, of class `cls`, of the run in `workdir`, None where there is no run.
+
+    Raises:
+      ValueError: a file that is no configuration.
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        return from_json(path.read_text(encoding="utf-8"), cls)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a configuration: {error}") from error
+
+
+def claim_workdir(workdir: Path, config: Any, data: Sequence[Held] | None = None) -> None:
+    """Makes `workdir` the folder of `config`, an experiment: creates it, or checks that its run is of it.
+
+    Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
+
+    Args:
+      data: what its sources hold (`data.fingerprint`); None does not ask whether that is what they held.
+
+    Raises:
+      ValueError: a folder with something else in it, a run of another configuration or of other data, or a path that
+        cannot be written.
+    """
+    workdir = Path(workdir)
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        raise ValueError(f"workdir must be a folder of a file system (mount a bucket as one), got {str(workdir)!r}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        old = read_config(workdir, type(config))
+        if old is None and any(workdir.iterdir()):
+            raise ValueError(f"workdir {workdir} is not empty and holds no training run")
+        if old is not None:
+            difference = first_difference(old, config)
+            if difference is not None:
+                name, before, now = difference
+                raise ValueError(
+                    f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
+                )
+            if data is not None:
+                check_same_data(workdir / CHECKPOINT_FOLDER, old, config, data)
+        for names, kind, is_kind in (
+            ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
+            ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
+        ):
+            for path in (workdir / name for name in names):
+                if path.exists() and not is_kind(path):
+                    raise ValueError(f"workdir {workdir} cannot hold a run: {path.name} is there and is no {kind}")
+        write_text(workdir / CONFIG_FILE, to_json(config))
+    except OSError as error:
+        raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+
+
+def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any, Any] | None:
+    """The first field, with both values, in which two configurations describe different runs."""
+    for name in old.__dataclass_fields__:
+        a, b = getattr(old, name), getattr(new, name)
+        free = _FREE_BY_PATH.get(path, ())
+        if name in free or a == b:
+            continue
+        pairs = [(a, b)]
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+            pairs = list(zip(a, b, strict=True))
+        if all(type(x) is type(y) and hasattr(x, "__dataclass_fields__") for x, y in pairs):
+            found = (first_difference(x, y, f"{path}.{name}") for x, y in pairs)
+            if difference := next((one for one in found if one is not None), None):
+                return difference
+            continue
+        return f"{path}.{name}", a, b
+    return None
+
+
+@contextlib.contextmanager
+def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Iterator[None]:
+    """Keeps other processes from training in `workdir`; the system forgets it when this process ends, however it does.
+
+    Args:
+      name, doing: what the folder is called and what is done there, for the sentence.
+
+    Raises:
+      ValueError: another process trains there.
+    """
+    with locked(workdir) as free:
+        if not free:
+            raise ValueError(f"{name} {workdir} is in use by another process that {doing} there")
+        yield
+
+
+def is_in_use(workdir: Path) -> bool:
+    """Whether a process of this machine trains in `workdir`."""
+    with locked(workdir) as free:
+        return not free
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[bool]:
+    """Holds the lock of a folder, and yields whether it was free; also where the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield True
+        return
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        yield free
+    finally:
+        os.close(handle)

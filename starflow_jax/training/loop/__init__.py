@@ -1,0 +1,1 @@
+"""The loop around the update: progress, metrics, signals, profiles."""

@@ -1,0 +1,53 @@
+"""The numbers of a run to Weights & Biases, which has to be installed for it."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.files import write_text
+
+ID_FILE = "wandb_id.txt"
+
+
+def check_installed() -> None:
+    """Raises ValueError unless the library can be imported."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError("Weights & Biases is not installed: pip install wandb") from error
+
+
+class WandbRecorder:
+    """One run there for one working folder, gone on with when the folder is.
+
+    Args:
+      project: its name there; name: of the run; config: plain values.
+      workdir: holds the run's id, and receives the library's own files.
+
+    Raises:
+      ValueError: the library is not installed.
+    """
+
+    def __init__(self, project: str, workdir: Path, *, name: str, config: Mapping[str, Any]):
+        check_installed()
+        import wandb
+
+        path = Path(workdir) / ID_FILE
+        if not path.is_file():
+            write_text(path, uuid.uuid4().hex)
+        identity = path.read_text(encoding="utf-8").strip()
+        self._run = wandb.init(
+            project=project, id=identity, resume="allow", name=name, config=dict(config), dir=str(workdir)
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records a row; numbers that are not finite are left out."""
+        self._run.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._run.finish()

@@ -1,0 +1,152 @@
+"""The calibration of a run: measured on its own training data, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.files import write_text
+from starflow_jax.data import Source
+from starflow_jax.data.pipeline.readable import next_readable
+from starflow_jax.data.sources.latents import LatentSource
+from starflow_jax.data.sources.mixture import components_of, example_spec
+from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.parameters import Params
+from starflow_jax.models.autoencoders import Autoencoder
+from starflow_jax.solvers.automatic.calibration import Calibration
+from starflow_jax.solvers.automatic.measurement import calibrate
+from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
+from starflow_jax.training.step.frozen_text import load_text
+from starflow_jax.training.step.inputs import condition, latent_shape, noisy_pixels
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def calibrate_run(
+    config: ExperimentConfig,
+    params: Params,
+    *,
+    samples: int = 4,
+    guidance: float | None = None,
+    target_error: float = 1e-3,
+    step: int = 0,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Calibrates a trained flow on images or clips that it was trained on; see `solvers.automatic.measurement`.
+
+    Args:
+      config, params, step: as `load_run` gives them.
+      samples: how many of the training data, spread over all of them; guidance: weight of classifier-free guidance
+        (None: the configuration's).
+      target_error: relative error of the final sample. seed: of the noise that is added to the data.
+
+    Raises:
+      ValueError: data that cannot be read, or an argument out of range.
+    """
+    source, encoder, examples = _examples(config, "train", samples)
+    levels = source.levels
+    pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
+    if encoder is not None:
+        pixels, levels = encoder.latents(pixels, levels), 0
+    x = noisy_pixels(jax.random.key(seed), pixels, levels, config.data)
+    cond = example_conditions(config, examples)
+    weight = config.sample.guidance if guidance is None else guidance
+    return calibrate(
+        config.flow,
+        params,
+        x,
+        cond,
+        guidance=guidance_of(config.flow.family, cond, weight, null=empty_states(config, source))
+        if weight and cond is not None
+        else None,
+        weight=weight,
+        target_error=target_error,
+        step=step,
+        progress=progress,
+    )
+
+
+def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], samples: int) -> jax.Array | None:
+    """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
+    return example_conditions(config, _examples(config, split, samples)[2])
+
+
+def _examples(
+    config: ExperimentConfig, split: Literal["train", "test"], samples: int
+) -> tuple[Source, Frozen | None, list[Mapping[str, Any]]]:
+    """What is read, what encodes it, and at most `samples` examples."""
+    source, encoder = open_with_encoder(config, split)
+    source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
+    places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
+    return source, encoder, [next_readable(source, int(place)) for place in places]
+
+
+def main_component(source: Source, flow: FlowConfig, autoencoder: Autoencoder | None = None) -> Source:
+    """Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn."""
+    parts = [one.source for one in components_of(source)]
+    shapes = {part: latent_shape(autoencoder, example_spec(part)["image"][0]) for part in parts}
+    own = [one for one, shape in shapes.items() if shape[-3:-1] == flow.image_shape]
+    return max(own, key=lambda one: shapes[one], default=source)
+
+
+def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
+    """What examples of a source are conditioned on, as `Flow.forward` reads it.
+
+    Raises:
+      ValueError: see `frozen_text.load_text`.
+    """
+    if "text_states" in examples[0]:
+        return jnp.asarray(np.stack([example["text_states"] for example in examples]))
+    text = load_text(config) if "text" in examples[0] else None
+    if text is not None:
+        return jnp.asarray(text.over(None).states_of(np.stack([example["text"] for example in examples]))[0])
+    return condition(jnp.asarray([int(example["label"]) for example in examples], jnp.int32), config.flow)
+
+
+def empty_states(config: ExperimentConfig, source: Source) -> jax.Array | None:
+    """Text states float32 [1, L, D] of the empty caption, which guidance leads away from; None for zeros."""
+    if isinstance(source, LatentSource):
+        return None if source.records.empty is None else jnp.asarray(source.records.empty)[None]
+    text = load_text(config) if "text" in example_spec(source) else None
+    return None if text is None else jnp.asarray(text.over(None).states_of(text.empty[None])[0])
+
+
+def write_calibration(workdir: Path | str, calibration: Calibration) -> Path:
+    """Writes `calibration.json` into a run's folder, whole or not at all; returns its path."""
+    path = Path(workdir) / CALIBRATION_FILE
+    write_text(path, calibration.to_json())
+    return path
+
+
+def read_calibration(workdir: Path | str, config: ExperimentConfig) -> Calibration:
+    """The calibration in a run's folder.
+
+    Raises:
+      ValueError: none there, a file that is none, or one of another flow; one sentence that says what to do.
+    """
+    path = Path(workdir) / CALIBRATION_FILE
+    remedy = f"run starflow calibrate --workdir {workdir}"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; {remedy}")
+    try:
+        found = Calibration.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no calibration ({error}); {remedy}") from error
+    with_layers = tuple(place for place, block in enumerate(config.flow.blocks) if block.layers)
+    channels = {len(block.mean) for block in found.blocks}
+    fits = (found.num_blocks, tuple(block.block for block in found.blocks), channels) == (
+        config.flow.num_blocks,
+        with_layers,
+        {config.flow.token_channels},
+    )
+    if not fits:
+        raise ValueError(f"{path} is the calibration of another flow; {remedy}")
+    return found

@@ -1,0 +1,1 @@
+"""One update as pure functions: inputs, losses, gradients, optimizer."""

@@ -1,0 +1,114 @@
+"""What encodes data inside the training step and is not trained: an autoencoder of pictures and clips.
+
+It is an argument of the compiled step, cut over the devices by the same table as the flow (`sharding.rules`) and
+gathered where it is used. It is no part of the training state: it has no gradients or moments, and no checkpoint holds
+it. What reads captions is likewise in `frozen_text`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.data import Source
+from starflow_jax.data.sources.opening import Split
+from starflow_jax.models.autoencoders import Autoencoder, load_autoencoder
+from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.sharding.layout import Layout, gathered, located, placed
+from starflow_jax.training.latent_encoding import check_pixels, pixel_source
+from starflow_jax.training.step.inputs import check_source, open_source
+
+
+@flax.struct.dataclass
+class Frozen:
+    """A pytree whose leaves are parameters.
+
+    Attributes:
+      autoencoder: static; params: its arrays, float32.
+    """
+
+    autoencoder: Autoencoder = flax.struct.field(pytree_node=False)
+    params: Params
+
+    def latents(self, pixels: jax.Array, levels: int, layout: Layout | None = None) -> jax.Array:
+        """Integers [B, (T,) H, W, C] in `0 .. levels - 1` to latents float32 [B, (T,) h, w, c]."""
+        scaled = placed(layout, jnp.asarray(pixels), "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
+        return placed(layout, self.autoencoder.encode(gathered(layout, self.params), scaled), "batch")
+
+    def over(self, layout: Layout | None) -> Frozen:
+        """The same, on the devices of a layout, each holding its part; None for the first device."""
+        if layout is None:
+            return dataclasses.replace(self, params=jax.device_put(self.params, jax.local_devices()[0]))
+
+        def put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+            return jax.make_array_from_callback(value.shape, sharding, lambda place: value[place])
+
+        params = jax.tree.map(np.asarray, self.params)
+        return dataclasses.replace(self, params=jax.tree.map(put, params, layout.tree(params)))
+
+    def abstract(self, layout: Layout | None) -> Frozen:
+        """ShapeDtypeStructs in place of the parameters, to compile without them."""
+        return dataclasses.replace(self, params=located(layout, jax.eval_shape(lambda: dict(self.params))))
+
+
+def load_encoder(config: ExperimentConfig) -> Frozen | None:
+    """The autoencoder that `config.data` names, None where it names none.
+
+    Raises:
+      ValueError: no such file, one that holds no autoencoder, or one of other latents than the flow reads.
+    """
+    if config.data.autoencoder is None:
+        return None
+    autoencoder, params = load_autoencoder(Path(config.data.autoencoder), config.data.autoencoder_dtype)
+    if autoencoder.channels != config.flow.channels:
+        raise ValueError(
+            f"flow.channels must be the {autoencoder.channels} channels of the latents of data.autoencoder "
+            f"{config.data.autoencoder}, got {config.flow.channels}"
+        )
+    return Frozen(autoencoder, params)
+
+
+def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
+    """The experiment with another `data.decoder`.
+
+    Raises:
+      ValueError: an experiment on pixels, or an autoencoder that cannot be read or has other latents.
+    """
+    found, _ = load_autoencoder(decoder)
+    if found.channels != config.flow.channels:
+        raise ValueError(
+            f"decoder {decoder} must be of latents of {config.flow.channels} channels, got {found.channels}"
+        )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
+
+
+def open_with_encoder(
+    config: ExperimentConfig, split: Split, source: Source | None = None
+) -> tuple[Source, Frozen | None]:
+    """The data of an experiment, with what encodes them, if anything does, on no device yet.
+
+    Args:
+      source: images instead of those that `config.data` names.
+
+    Raises:
+      ValueError: see `load_encoder`, `open_source`; data that do not fit the flow, or that cannot be encoded.
+    """
+    encoder = load_encoder(config)
+    if encoder is None:
+        source = open_source(config.data, split, flow=config.flow, text=config.text) if source is None else source
+        check_source(source, config.flow, config.text)
+        return source, None
+    autoencoder = encoder.autoencoder
+    takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+    if source is None:
+        source = pixel_source(config, split, *takes)
+    else:
+        check_pixels(source, *takes)
+    check_source(source, config.flow, config.text, autoencoder)
+    return source, encoder

@@ -1,0 +1,128 @@
+"""AdamW for two groups of parameters, with clipping, skipping, and a running mean of the parameters.
+
+The flow and its learned denoiser are two groups: each has its own rate, its own moments and its own gradient
+norm, as in the original. TARFlow's `prior_variance` is a statistic of the latents and belongs to neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from starflow_jax.core.config.train import TrainConfig
+
+Params = dict[str, Any]
+
+DENOISER = "denoiser"
+STATISTICS = ("prior_variance",)
+
+
+class UpdateReport(NamedTuple):
+    """What an update did, for each group: global norm of the gradient before clipping, and whether it was
+    applied.
+
+    Attributes:
+      grad_norm: float32 []; applied: bool [].
+      denoiser_grad_norm, denoiser_applied: the same of the denoiser, None in a flow without one.
+    """
+
+    grad_norm: jax.Array
+    applied: jax.Array
+    denoiser_grad_norm: jax.Array | None = None
+    denoiser_applied: jax.Array | None = None
+
+
+def groups(params: Params) -> dict[str, Params]:
+    """The trained parameters by group: "flow", and "denoiser" where there is one."""
+    flow = {name: value for name, value in params.items() if name != DENOISER and name not in STATISTICS}
+    return {"flow": flow, DENOISER: {DENOISER: params[DENOISER]}} if DENOISER in params else {"flow": flow}
+
+
+def init_optimizer(config: TrainConfig, params: Params) -> dict[str, optax.OptState]:
+    """Zero moments for every group, laid out as `params`."""
+    return {name: _adamw(config, name).init(group) for name, group in groups(params).items()}
+
+
+def apply_updates(
+    config: TrainConfig,
+    params: Params,
+    opt_state: dict[str, optax.OptState],
+    grads: Params,
+    *,
+    step: jax.Array | int,
+    lr: jax.Array | float,
+    denoiser_lr: jax.Array | float | None = None,
+    allow: jax.Array | bool = True,
+) -> tuple[Params, dict[str, optax.OptState], UpdateReport]:
+    """One AdamW update (decoupled weight decay on every parameter, eps 1e-8) of every group.
+
+    A gradient is scaled by `min(1, grad_clip / (norm + 1e-6))`, the norm being that of its group. A group
+    stays as it is, moments included, where its norm is not finite, where `allow` is false, or where its norm
+    exceeds `grad_clip` after the first `skip_after` updates.
+
+    Args:
+      config: betas, weight_decay, grad_clip, skip_after.
+      params: nested dictionary of parameters; statistics are returned untouched.
+      opt_state: of `init_optimizer`.
+      grads: as `params`; entries of statistics are ignored.
+      step: updates made before this one.
+      lr: rate of the flow; denoiser_lr: of the denoiser, `config.denoiser_lr` where None.
+      allow: false leaves everything as it is.
+
+    Returns:
+      The new parameters, the new state, and what happened.
+    """
+    gradient_groups = groups(grads)
+    rates = {"flow": lr, DENOISER: config.denoiser_lr if denoiser_lr is None else denoiser_lr}
+    updated, new_state, norms, applied = dict(params), {}, {}, {}
+    for name, group in groups(params).items():
+        gradients = gradient_groups[name]
+        norm = optax.tree.norm(gradients)
+        apply = jnp.isfinite(norm) & allow
+        if config.grad_clip > 0:
+            if config.skip_after is not None:
+                apply &= (norm <= config.grad_clip) | (jnp.asarray(step) < config.skip_after)
+            scale = jnp.minimum(1.0, config.grad_clip / (norm + 1e-6))
+            gradients = jax.tree.map(lambda gradient, scale=scale: gradient * scale, gradients)
+        direction, moments = _adamw(config, name).update(gradients, opt_state[name], group)
+        rate = rates[name]
+        moved = jax.tree.map(lambda value, change, rate=rate: value - rate * change, group, direction)
+        updated |= keep_unless(apply, moved, group)
+        new_state[name] = keep_unless(apply, moments, opt_state[name])
+        norms[name], applied[name] = norm, apply
+    report = UpdateReport(norms["flow"], applied["flow"], norms.get(DENOISER), applied.get(DENOISER))
+    return updated, new_state, report
+
+
+def keep_unless(condition: jax.Array, new: Any, old: Any) -> Any:
+    """The tree `new` where the scalar `condition` holds, else `old`; NaN in the other does no harm."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def update_ema(ema: Params, params: Params, *, decay: float, step: jax.Array | int) -> Params:
+    """The running mean `decay * ema + (1 - decay) * params`.
+
+    The decay rises as `(1 + n) / (10 + n)` with the number n of updates until it reaches `decay`, so that the
+    initial parameters are forgotten early. Statistics are means already and are copied.
+
+    Args:
+      ema, params: nested dictionaries of one structure.
+      decay: largest decay, below 1.
+      step: updates made before this one.
+    """
+    count = jnp.asarray(step, jnp.float32) + 1.0
+    decay_now = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    mean = jax.tree.map(lambda old, new: new + decay_now * (old - new), ema, params)
+    return mean | {name: params[name] for name in STATISTICS if name in params}
+
+
+def _adamw(config: TrainConfig, group: str) -> optax.GradientTransformation:
+    # Without the rate: it follows the number of steps, which goes on where an update is skipped.
+    b1, b2 = config.denoiser_betas if group == DENOISER else config.betas
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),
+        optax.add_decayed_weights(config.weight_decay),
+    )

@@ -1,0 +1,77 @@
+"""The learning rate: linear warm-up, then half a cosine (specification, section 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSchedule:
+    """The rate of update n = 1, 2, ...
+
+        n <= W:      start + (max - start) n / W
+        W < n <= T:  min + (max - min) / 2 (1 + cos(pi (n - W) / (T - W)))
+        n > T:       min
+
+    with `start = min` in TARFlow and `min(min, 1e-6)` in STARFlow. The originals rise again after T and fail
+    where the warm-up starts below the minimum (STARFlow) or is as long as the whole; here W = T only warms
+    up.
+
+    Attributes:
+      total: T, updates in all; warmup: W, updates until the highest rate, 0 to T.
+      max_lr, min_lr: highest and last rate.
+      family: whose rule for the first rate.
+
+    Raises:
+      ValueError: a field out of range.
+    """
+
+    total: int
+    warmup: int
+    max_lr: float
+    min_lr: float
+    family: Literal["tarflow", "starflow"] = "tarflow"
+
+    def __post_init__(self):
+        check_integer("total", self.total, minimum=1)
+        check_integer("warmup", self.warmup, minimum=0)
+        check(self.warmup <= self.total, f"warmup must be at most total={self.total}, got {self.warmup}")
+        check_real("max_lr", self.max_lr, minimum=0.0)
+        check_real("min_lr", self.min_lr, minimum=0.0)
+        check_choice("family", self.family, ("tarflow", "starflow"))
+
+    @property
+    def start_lr(self) -> float:
+        """The rate that the warm-up leaves from (update 0, which is never made)."""
+        return self.min_lr if self.family == "tarflow" else min(self.min_lr, 1e-6)
+
+    def rate(self, update: int) -> float:
+        """The rate of update number `update` (from 1), in float64."""
+        if update <= self.warmup:
+            return self.start_lr + (self.max_lr - self.start_lr) * update / self.warmup
+        if update >= self.total:
+            return self.min_lr
+        fraction = (update - self.warmup) / (self.total - self.warmup)
+        return self.min_lr + (self.max_lr - self.min_lr) / 2 * (1 + math.cos(math.pi * fraction))
+
+    def __call__(self, count: Any) -> Any:
+        """The rate after `count` updates (an Optax schedule counts from 0), float32, traceable.
+
+        Args:
+          count: integer array of any shape, or an int.
+
+        Returns:
+          float32 array of that shape.
+        """
+        update = jnp.asarray(count, jnp.float32) + 1.0
+        warm = self.start_lr + (self.max_lr - self.start_lr) * update / max(self.warmup, 1)
+        fraction = jnp.clip((update - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
+        cosine = self.min_lr + (self.max_lr - self.min_lr) / 2 * (1 + jnp.cos(jnp.pi * fraction))
+        rate = jnp.where(update <= self.warmup, warm, cosine)
+        return jnp.where((update > self.warmup) & (update >= self.total), self.min_lr, rate).astype(jnp.float32)

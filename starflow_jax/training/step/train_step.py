@@ -1,0 +1,331 @@
+"""One training step as pure functions: losses and gradients, the update, several updates in one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.flows import Flow
+from starflow_jax.flows.denoise import noise_level_weight
+from starflow_jax.flows.likelihood import objective
+from starflow_jax.flows.parameters import abstract, merge, split
+from starflow_jax.sharding.layout import Layout, placed
+from starflow_jax.training.step.frozen_autoencoder import Frozen
+from starflow_jax.training.step.frozen_text import FrozenText
+from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
+from starflow_jax.training.step.optimizer import (
+    DENOISER,
+    Params,
+    apply_updates,
+    init_optimizer,
+    keep_unless,
+    update_ema,
+)
+from starflow_jax.training.step.schedule import CosineSchedule
+from starflow_jax.training.step.warp import random_warp
+
+PRIOR_RATE = 0.1
+
+Batch = Mapping[str, Any]  # arrays, of the loader or of JAX
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a run continues from, next to the loader's own state.
+
+    Attributes:
+      step: int32 [], updates made (skipped ones count).
+      params: nested dictionary of the flow's arrays; opt_state: moments by group.
+      ema: running mean of params, None where it is off.
+      key: uint32 key data; the noise of update n is drawn from this key folded with n.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: dict[str, Any]
+    ema: Params | None
+    key: jax.Array
+
+
+@flax.struct.dataclass
+class Losses:
+    """Scalars float32 [] of one batch.
+
+    Attributes:
+      loss: the weighted objective with the latent norm, what the flow descends.
+      loss_z, loss_logdet: its two terms, unweighted.
+      loss_denoiser: mean square error of the denoiser, None without one.
+      latent_square: mean z² over the batch, [N, c], for the prior variance; None in a flow without one.
+    """
+
+    loss: jax.Array
+    loss_z: jax.Array
+    loss_logdet: jax.Array
+    loss_denoiser: jax.Array | None = None
+    latent_square: jax.Array | None = None
+
+
+def init_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
+    """The state before the first update, all of it drawn from `config.seed`, by one compiled program.
+
+    With a layout every device makes its own part, and the numbers are those of one device.
+    """
+    if layout is None:
+        return _init_state(config)
+    shardings = layout.tree(jax.eval_shape(lambda: _init_state(config)))
+    return jax.jit(_init_state, static_argnums=0, out_shardings=shardings)(config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_state(config: ExperimentConfig) -> TrainState:
+    flow_key, key = jax.random.split(jax.random.key(config.seed))
+    params = split(Flow(config.flow, flow_key))[1]
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema else None
+    opt_state = init_optimizer(config.train, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, jax.random.key_data(key))
+
+
+def loss_and_gradients(
+    definition: Any,
+    params: Params,
+    x: jax.Array,
+    cond: jax.Array | None = None,
+    *,
+    weights: jax.Array | float | None = None,
+    latent_norm: float = 0.0,
+    noise_std: jax.Array | float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[Losses, Params, jax.Array]:
+    """Losses, and gradients with respect to the parameters and to x from one backward pass.
+
+    A learned denoiser is trained on what that pass yields for free: its target is `sigma_n * dL/dx` with L
+    the weighted objective summed over samples and dimensions (specification, section 6).
+
+    Args:
+      definition, params: of `flows.parameters.split`.
+      x: noisy data float32 [B, H, W, C] or [B, T, H, W, C]; cond: labels, text states or None.
+      weights: of samples, [B] or a scalar; None for 1.
+      latent_norm: weight of the mean square of the tokens.
+      noise_std: sigma_n that x carries, scalar or [B]; read only where there is a denoiser.
+      dropout_key: turns dropout on.
+
+    Returns:
+      Losses, gradients laid out as `params` (zero for statistics), and d loss / d x, as x.
+    """
+
+    def flow_loss(params: Params, x: jax.Array) -> tuple[jax.Array, Losses]:
+        output = merge(definition, params).forward(x, cond, dropout_key=dropout_key)
+        terms = objective(output, weights=weights, latent_norm=latent_norm)
+        latent_square = None
+        if "prior_variance" in params:
+            z = output.tokens[-1].astype(jnp.float32)
+            latent_square = jnp.mean(z**2, axis=0).reshape(params["prior_variance"].shape)
+        return terms.loss, Losses(terms.loss, terms.loss_z, terms.loss_logdet, None, latent_square)
+
+    (_, losses), (grads, x_grad) = jax.value_and_grad(flow_loss, argnums=(0, 1), has_aux=True)(params, x)
+    if DENOISER not in params:
+        return losses, grads, x_grad
+
+    sigma = jnp.reshape(jnp.asarray(noise_std, jnp.float32), (-1,) + (1,) * (x.ndim - 1))
+    target = jax.lax.stop_gradient(sigma * x.size * x_grad)
+
+    def denoiser_loss(denoiser: Params) -> jax.Array:
+        flow = merge(definition, {**params, DENOISER: denoiser})
+        assert flow.denoiser is not None  # its parameters are there
+        return jnp.mean((flow.denoiser(x, cond).astype(jnp.float32) - target) ** 2)
+
+    loss_denoiser, denoiser_grads = jax.value_and_grad(denoiser_loss)(params[DENOISER])
+    return losses.replace(loss_denoiser=loss_denoiser), {**grads, DENOISER: denoiser_grads}, x_grad
+
+
+def accumulated(
+    function: Callable[..., tuple[Losses, Params, jax.Array]],
+    params: Params,
+    x: jax.Array,
+    cond: jax.Array | None,
+    *,
+    parts: int,
+    dropout_key: jax.Array | None = None,
+    layout: Layout | None = None,
+) -> tuple[Losses, Params]:
+    """Losses and gradients of a batch, a part of it at a time: means over the parts, which are of one size.
+
+    Noise and conditions are drawn before, so that the number of parts changes memory and nothing else (dropout masks
+    are drawn for each part).
+
+    Args:
+      function: of params, a part of x and cond, and a dropout key; gives what `loss_and_gradients` gives.
+      x: [B, ...]; cond: [B, ...] or None.
+      parts: of the batch; divides B.
+    """
+    if parts == 1:
+        x = placed(layout, x, "batch")
+        cond = None if cond is None else placed(layout, cond, "batch")
+        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key)
+        return losses, grads
+
+    def cut(array: jax.Array) -> jax.Array:
+        # Every part takes some rows of each device, so that no row moves: device-major, then part.
+        rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
+        return jnp.moveaxis(placed(layout, rows, "batch"), 1, 0)
+
+    def add(total: tuple[Losses, Params], index: jax.Array) -> tuple[tuple[Losses, Params], None]:
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        part = [None if array is None else array[index] for array in pieces]
+        losses, grads, _ = function(params, *part, dropout_key=key)
+        return jax.tree.map(lambda a, b: a + b / parts, total, (losses, grads)), None
+
+    pieces = [None if array is None else cut(array) for array in (x, cond)]
+    shapes = jax.eval_shape(lambda: function(params, *[None if a is None else a[0] for a in pieces])[:2])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if layout is not None:
+        zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
+    (losses, grads), _ = jax.lax.scan(add, zeros, jnp.arange(parts))
+    return losses, grads
+
+
+def train_step(
+    config: ExperimentConfig,
+    definition: Any,
+    levels: int,
+    state: TrainState,
+    batch: Batch,
+    layout: Layout | None = None,
+    encoder: Frozen | None = None,
+    text: FrozenText | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+      config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
+      state: before the update.
+      batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
+      encoder: turns images into what the flow reads; text: turns captions into what it reads, where they are not words
+        of the experiment. No update changes them.
+
+    Returns:
+      The state after it, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and
+      with a denoiser loss_denoiser, denoiser_grad_norm, denoiser_skipped. Losses of a skipped update may be
+      NaN.
+    """
+    train = config.train
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    noise_key, label_key, dropout_key = jax.random.split(key, 3)
+    image = batch["image"]
+    if config.data.warp > 0:
+        # Folded, not split off: the other keys are the same with warping as without.
+        image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
+    if encoder is not None:
+        image, levels = encoder.latents(image, levels, layout), 0
+    x = noisy_pixels(noise_key, image, levels, config.data)
+    cond = batch_condition(label_key, batch, config, text, layout)
+    losses, grads = accumulated(
+        functools.partial(
+            loss_and_gradients,
+            definition,
+            weights=noise_level_weight(config.data.noise_std) if train.noise_weight else None,
+            latent_norm=train.latent_norm,
+            noise_std=config.data.noise_std,
+        ),
+        state.params,
+        x,
+        cond,
+        parts=train.accumulate,
+        dropout_key=dropout_key if config.flow.dropout > 0 else None,
+        layout=layout,
+    )
+    finite = jnp.isfinite(losses.loss)
+    params, opt_state, report = apply_updates(
+        train,
+        state.params,
+        state.opt_state,
+        grads,
+        step=state.step,
+        lr=learning_rate(config)(state.step),
+        allow=finite,
+    )
+    if losses.latent_square is not None and config.flow.scale == "unit":
+        variance = update_prior_variance(params["prior_variance"], losses.latent_square)
+        params["prior_variance"] = keep_unless(finite, variance, params["prior_variance"])
+    ema = state.ema
+    if ema is not None:
+        ema = keep_unless(finite, update_ema(ema, params, decay=train.ema, step=state.step), ema)
+
+    metrics = {
+        "loss": losses.loss,
+        "loss_z": losses.loss_z,
+        "loss_logdet": losses.loss_logdet,
+        "grad_norm": report.grad_norm,
+        "skipped": 1.0 - report.applied.astype(jnp.float32),
+    }
+    if losses.loss_denoiser is not None:
+        assert report.denoiser_grad_norm is not None and report.denoiser_applied is not None
+        metrics["loss_denoiser"] = losses.loss_denoiser
+        metrics["denoiser_grad_norm"] = report.denoiser_grad_norm
+        metrics["denoiser_skipped"] = 1.0 - report.denoiser_applied.astype(jnp.float32)
+    return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+
+
+def update_prior_variance(variance: jax.Array, latent_square: jax.Array) -> jax.Array:
+    """TARFlow's running mean of z², rate 0.1 (specification, section 2); both arrays [N, c]."""
+    return variance + PRIOR_RATE * (latent_square - variance)
+
+
+def learning_rate(config: ExperimentConfig) -> CosineSchedule:
+    """The schedule of the flow's rate."""
+    train = config.train
+    return CosineSchedule(train.steps, train.warmup, train.lr, train.min_lr, train.schedule)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+def train_steps(
+    config: ExperimentConfig,
+    levels: int,
+    state: TrainState,
+    batches: Batch,
+    count: jax.Array | int,
+    layout: Layout | None = None,
+    encoder: Frozen | None = None,
+    text: FrozenText | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Several updates in one call of one program: a small model should not wait for Python between updates.
+
+    Any `count` runs the same program, so a run can stop and resume at every step.
+
+    Args:
+      config, levels: static; `levels` is the number of values a pixel can take.
+      state: before the updates; its buffers are reused, so it cannot be read afterwards.
+      batches: as for `train_step`, stacked along a new first axis.
+      count: how many of them to use.
+      layout: static; of the devices that state and batches are spread over, None for one.
+      encoder, text: as for `train_step`, over the same devices.
+
+    Returns:
+      The state after them, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
+    """
+    definition = abstract(config.flow, layout)[0]
+
+    def one(state: TrainState, index: jax.Array | int) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(lambda stacked: stacked[index], batches)
+        return train_step(config, definition, levels, state, batch, layout, encoder, text)
+
+    def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = carry
+        state, new = one(state, index)
+        return state, {name: metrics[name].at[index].set(value) for name, value in new.items()}
+
+    capacity = len(batches["image"])
+    names = jax.eval_shape(one, state, 0)[1]
+    empty = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in names}
+    state, metrics = jax.lax.fori_loop(0, count, body, (state, empty))
+    if layout is not None:  # each part stays where it was, so that the next call runs the same program
+        state = jax.lax.with_sharding_constraint(state, layout.tree(state))
+        metrics = jax.lax.with_sharding_constraint(metrics, layout.whole())
+    return state, metrics
