@@ -20,10 +20,11 @@ from starflow_jax.core.config.mesh import AXES
 from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.attention import Causal, attention, reference
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.jacobi_update import reference as jacobi_reference
 from starflow_jax.nn.attention import _by_heads
 from starflow_jax.sharding.layout import Layout
 
-READING = jacobi_update.Reading("softplus", 4.0, "ratio")
+READING = jacobi_reference.Reading("softplus", 4.0, "ratio")
 
 
 def layout(**sizes):
@@ -59,12 +60,12 @@ def update_error(over, batch):
     span = jnp.tile(jnp.asarray([[1, 4]]), (batch, 1))
 
     def instead(*given, reading, target, implementation):
-        return jacobi_update.specification(*given, reading)
+        return jacobi_reference.specification(*given, reading)
 
     with mock.patch.multiple(jacobi_update, chosen=lambda *_: "pallas", update=instead):
         run = jax.jit(lambda out, *given: Prediction(out, jnp.float32(1.5), 0, READING, over).update(*given))
         found = run(out, z, x, span)
-    return worst(found, jacobi_update.specification(out, z, x, span, 1.5, 0, READING))
+    return worst(found, jacobi_reference.specification(out, z, x, span, 1.5, 0, READING))
 
 
 def main():

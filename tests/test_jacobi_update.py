@@ -20,7 +20,7 @@ from starflow_jax.kernels.choice import Target
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update import gpu as jacobi_update_gpu
 from starflow_jax.kernels.jacobi_update import tpu as jacobi_update_tpu
-from starflow_jax.kernels.jacobi_update.api import Reading, specification
+from starflow_jax.kernels.jacobi_update.reference import Reading, specification
 from starflow_jax.solvers import Jacobi, inverse
 
 RELEASED = Reading("softplus", 4.0, "ratio")

@@ -28,7 +28,7 @@ from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.kernels.choice import Target, target_of
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.jacobi_update.api import Reading
+from starflow_jax.kernels.jacobi_update.reference import Reading
 
 
 class Case(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.kernels.jacobi_update.api import SOFTPLUS_OF_ONE, Reading
+from starflow_jax.kernels.jacobi_update.reference import SOFTPLUS_OF_ONE, Reading
 
 
 def _log1p(u: jax.Array) -> jax.Array:

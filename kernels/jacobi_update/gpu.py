@@ -15,8 +15,8 @@ from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout, Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from starflow_jax.kernels.choice import Target
-from starflow_jax.kernels.jacobi_update.api import Reading
 from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
+from starflow_jax.kernels.jacobi_update.reference import Reading
 
 _WARPS, _LANES = 4, 32
 # Values of x that a tile holds at most: 16 a thread leave registers for what is computed from them.

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from starflow_jax.kernels.jacobi_update.api import Reading
 from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
+from starflow_jax.kernels.jacobi_update.reference import Reading
 
 _LANES = 128
 # Bytes of a grid step's blocks, twice of which (the next step's are fetched meanwhile) fit every chip's vector memory.

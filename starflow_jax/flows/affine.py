@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.jacobi_update import reference as jacobi_reference
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class Affine:
 
     def update(self, z: jax.Array, x: jax.Array, span: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `prediction.Estimate`."""
-        return jacobi_update.moved(self.inverse(z), x, span)
+        return jacobi_reference.moved(self.inverse(z), x, span)
 
     def forward(self, x: jax.Array) -> jax.Array:
         """z = (x - mean) / scale."""
@@ -35,5 +35,5 @@ class Affine:
 
 
 def to_affine(out: jax.Array, kind: str) -> Affine:
-    """Mean and scale of the network's output, clipped already; see `jacobi_update.mean_and_scale`."""
-    return Affine(*jacobi_update.mean_and_scale(out, kind))
+    """Mean and scale of the network's output, clipped already; see `jacobi_reference.mean_and_scale`."""
+    return Affine(*jacobi_reference.mean_and_scale(out, kind))

@@ -14,7 +14,7 @@ from starflow_jax.flows.affine import Affine, to_affine
 from starflow_jax.flows.order import Grid, block_order, reorder
 from starflow_jax.flows.prediction import Estimate, Prediction
 from starflow_jax.kernels.attention import Causal
-from starflow_jax.kernels.jacobi_update.api import Reading, soft_clip
+from starflow_jax.kernels.jacobi_update.reference import Reading, soft_clip
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.block import BlockPredict
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.jacobi_update.api import Reading
+from starflow_jax.kernels.jacobi_update import reference as jacobi_reference
+from starflow_jax.kernels.jacobi_update.reference import Reading
 from starflow_jax.nn.cache import KVCache
 
 
@@ -40,7 +40,7 @@ class Guidance:
     def combine(self, conditional: Affine, unconditional: Affine, index: jax.Array, count: int) -> Affine:
         """The guided mean and scale; index: [n], places of the tokens in the block's order; count: N."""
         parts = (conditional.mean, conditional.scale, unconditional.mean, unconditional.scale)
-        return Affine(*jacobi_update.guided_by_ratio(*parts, self.weight))
+        return Affine(*jacobi_reference.guided_by_ratio(*parts, self.weight))
 
     def read(self, reading: Reading, count: int) -> Reading:
         """How the output of a doubled batch is read; count: N."""
@@ -79,9 +79,9 @@ class LinearGuidance:
 
     def combine(self, conditional: Affine, unconditional: Affine, index: jax.Array, count: int) -> Affine:
         """As `Guidance.combine`."""
-        w = jacobi_update.annealed(self.weight, index, count) if self.annealed else jnp.float32(self.weight)
+        w = jacobi_reference.annealed(self.weight, index, count) if self.annealed else jnp.float32(self.weight)
         parts = (conditional.mean, conditional.scale, unconditional.mean, unconditional.scale)
-        return Affine(*jacobi_update.guided_linearly(*parts, w, self.what))
+        return Affine(*jacobi_reference.guided_linearly(*parts, w, self.what))
 
     def read(self, reading: Reading, count: int) -> Reading:
         """As `Guidance.read`."""

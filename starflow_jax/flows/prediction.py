@@ -11,7 +11,8 @@ import jax
 from starflow_jax.flows.affine import Affine
 from starflow_jax.kernels.choice import Implementation, Target, target_of
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.jacobi_update.api import Reading
+from starflow_jax.kernels.jacobi_update import reference as jacobi_reference
+from starflow_jax.kernels.jacobi_update.reference import Reading
 from starflow_jax.sharding.layout import BATCH, Layout
 
 
@@ -48,7 +49,7 @@ class Prediction:
     @property
     def affine(self) -> Affine:
         """Mean and scale, guided where the prediction is."""
-        return Affine(*jacobi_update.predicted(self.out, self.weight, self.first, self.reading))
+        return Affine(*jacobi_reference.predicted(self.out, self.weight, self.first, self.reading))
 
     def inverse(self, z: jax.Array) -> jax.Array:
         """See `Estimate`."""

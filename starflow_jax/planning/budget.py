@@ -18,6 +18,7 @@ from starflow_jax.costs.flops import Work, forward_parts
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
+from starflow_jax.planning.transfers import Transfer
 
 # Values of the width of the hidden states that a layer keeps for its backward pass, besides its MLP's hidden ones:
 # two norms, query, key, value, the joined heads, both branches.
@@ -64,8 +65,6 @@ def budget(
     config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work, program: str, useful: float
 ) -> dict[str, Any]:
     """The fields of a `plan.Plan` that are found by arithmetic: memory, FLOPs, transfers, estimates."""
-    from starflow_jax.planning.estimate import Transfer
-
     training = program == "train"
     accumulate = config.train.accumulate if training else 1
     memory = train_memory(config, topology, sizes, work) if training else inverse_memory(config, topology, sizes, work)

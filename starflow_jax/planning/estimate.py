@@ -20,30 +20,15 @@ from starflow_jax.costs.flops import Work, forward_parts, kernel_flops, model_fl
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, argument_bytes, compile_ahead, tpu_layout
-from starflow_jax.planning.collectives import Collective, collectives, mesh_axes
+from starflow_jax.planning.collectives import collectives
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.programs import inverse_program, training_program
 from starflow_jax.planning.roofline import Estimate, Region, estimates, regions
+from starflow_jax.planning.transfers import Transfer, transfers
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
 
 ProgramName = Literal["train", "inverse"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Transfer:
-    """Collectives of one kind along the same axes of the mesh, in one call of the program, on one device.
-
-    Attributes:
-      kind: as in `collectives`; axes: of the mesh, None where they are no whole axes.
-      count: operations; sent: bytes that the device sends; overlapped: share of them that runs beside other work.
-    """
-
-    kind: str
-    axes: tuple[str, ...] | None
-    count: int
-    sent: float
-    overlapped: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,19 +177,6 @@ def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> in
     slots = work.tokens + (work.text if flow.is_conditioned(flow.num_blocks - 1) else 0)
     pairs = kind.size * (slots - length) + kind.size * (kind.size + 1) // 2
     return 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers
-
-
-def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
-    """Collectives by kind and axes, the heaviest first."""
-    groups: dict[tuple[str, tuple[str, ...] | None], list[Collective]] = {}
-    for collective in found:
-        groups.setdefault((collective.kind, mesh_axes(collective, sizes)), []).append(collective)
-    rows = []
-    for (kind, axes), members in groups.items():
-        sent = sum(c.sent * c.times for c in members)
-        beside = sum(c.sent * c.times for c in members if c.overlapped)
-        rows.append(Transfer(kind, axes, sum(c.times for c in members), sent, beside / sent if sent else 0.0))
-    return sorted(rows, key=lambda row: -row.sent)
 
 
 def largest_batch(

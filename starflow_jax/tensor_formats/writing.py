@@ -7,18 +7,30 @@ import struct
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from starflow_jax.core.files import replacing
-from starflow_jax.porting.names import Entry
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _ALIGNMENT = 64  # of storages in a file, as PyTorch lays them
 _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, besides its name and other extra fields
 
 
-def write_tensors(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+class TensorSpec(Protocol):
+    """What is written of one tensor: its name in the file and its shape there."""
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor."""
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+
+
+def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
     """Writes float32 tensors; the file is there when all are written, and not before.
 
     Args:
@@ -39,7 +51,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], values: Iterable[np.ndar
             _write_zip(temporary, entries, values)
 
 
-def _write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+def _write_safetensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for entry in entries:
@@ -58,7 +70,7 @@ def _write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[np
             file.write(_content(entry, value))
 
 
-def _write_zip(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray]) -> None:
+def _write_zip(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(entries))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
@@ -73,17 +85,17 @@ def _write_zip(path: Path, entries: Sequence[Entry], values: Iterable[np.ndarray
                 file.write(_content(entry, value))
 
 
-def _content(entry: Entry, value: np.ndarray) -> memoryview:
+def _content(entry: TensorSpec, value: np.ndarray) -> memoryview:
     value = np.ascontiguousarray(value)
     assert (value.shape, value.dtype) == (entry.torch_shape, np.float32), (entry, value.shape, value.dtype)
     return value.reshape(-1).view(np.uint8).data
 
 
-def _bytes(entry: Entry) -> int:
+def _bytes(entry: TensorSpec) -> int:
     return int(np.prod(entry.torch_shape, dtype=np.int64)) * 4
 
 
-def _pickled(entries: Sequence[Entry]) -> bytes:
+def _pickled(entries: Sequence[TensorSpec]) -> bytes:
     """An OrderedDict of name to tensor, in the operations of protocol 2 that PyTorch itself writes."""
     parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
     for number, entry in enumerate(entries):

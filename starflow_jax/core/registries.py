@@ -1,0 +1,9 @@
+"""The registries of the project: what a configuration or a command names, and a file of its own implements."""
+
+from starflow_jax.core.registry import Registry
+
+SOLVERS = Registry("solver", "SOLVERS", "starflow_jax.solvers")
+SOURCES = Registry("data source", "SOURCES", "starflow_jax.data.sources")
+AUTOENCODERS = Registry("autoencoder", "AUTOENCODERS", "starflow_jax.models.autoencoders")
+TEXT_ENCODERS = Registry("text encoder", "TEXT_ENCODERS", "starflow_jax.models.text")
+METRICS = Registry("metric", "METRICS", "starflow_jax.evaluation.samples")

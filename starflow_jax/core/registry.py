@@ -1,0 +1,112 @@
+"""Registries: implementations of one kind by name, each added by the one file that defines it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry:
+    """Implementations of one kind by name.
+
+    A file of `package` adds an implementation by decorating it with `@REGISTRY.register("name")` at the top level of
+    the module. Nothing else names it: `names` finds the decorators in the source of the package without importing it
+    (so `starflow COMMAND --help` does not import JAX), and `get` imports the one module that is asked for. Code outside
+    of the package, such as an experiment file, registers in the same way by being imported.
+
+    Attributes:
+      kind: what the implementations are, for messages ("solver").
+      constant: the name of the registry in the source, as the decorators write it ("SOLVERS").
+      package: the package whose files register implementations, with its subpackages.
+    """
+
+    def __init__(self, kind: str, constant: str, package: str):
+        self.kind, self.constant, self.package = kind, constant, package
+        self._entries: dict[str, Any] = {}
+
+    def register(self, name: str, **details: Any) -> Callable[[T], T]:
+        """A decorator that adds an implementation (a function, a class) under `name`.
+
+        Args:
+          name: what the configuration and the command line call it.
+          **details: kept beside the implementation, see `details`.
+
+        Raises:
+          ValueError: another implementation has this name.
+        """
+
+        def add(implementation: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and _origin(known[0]) != _origin(implementation):
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered by {_origin(known[0])}, and again by {_origin(implementation)}"
+                )
+            self._entries[name] = (implementation, details)
+            return implementation
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all implementations, sorted; modules of the package are not imported."""
+        return tuple(sorted({*self._entries, *self._declared()}))
+
+    def check(self, field: str, name: str) -> None:
+        """Raises ValueError, which names `field` and what is allowed, unless `name` is registered."""
+        names = self.names()
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{field} must be one of {', '.join(map(repr, names))}, got {name!r}{hint}")
+
+    def get(self, name: str) -> Any:
+        """The implementation of a name; imports the module that registers it.
+
+        Raises:
+          ValueError: no implementation has this name.
+        """
+        return self._entry(name)[0]
+
+    def details(self, name: str) -> dict[str, Any]:
+        """What `register` was given besides the name.
+
+        Raises:
+          ValueError: no implementation has this name.
+        """
+        return self._entry(name)[1]
+
+    def _entry(self, name: str) -> tuple[Any, dict[str, Any]]:
+        self.check(self.kind, name)
+        if name not in self._entries:
+            importlib.import_module(self._declared()[name])
+        return self._entries[name]
+
+    def _declared(self) -> dict[str, str]:
+        """For every name that a file of the package declares, the module that does."""
+        pattern = re.compile(rf'^@{self.constant}\.register\(\s*"([^"]+)"', re.MULTILINE)
+        return {
+            name: module
+            for module, path in _modules(self.package)
+            for name in pattern.findall(path.read_text(encoding="utf-8"))
+        }
+
+
+def _modules(package: str) -> Iterator[tuple[str, Path]]:
+    """The modules of a package and of its subpackages, with their files; only parents of `package` are imported."""
+    spec = find_spec(package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            yield ".".join((package, *parts)), path
+
+
+def _origin(implementation: Any) -> str:
+    return f"{getattr(implementation, '__module__', '?')}.{getattr(implementation, '__qualname__', '?')}"

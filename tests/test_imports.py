@@ -1,0 +1,107 @@
+"""Imports run one way, from the package that a line names to the packages of the lines above it.
+
+The order is the one that CONTRIBUTING.md states. Imports inside functions and under `TYPE_CHECKING` count, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# From the bottom to the top; packages of one line do not import each other.
+ORDER = (
+    ("core",),
+    ("kernels", "sharding", "tensor_formats", "media"),
+    ("costs", "nn"),
+    ("flows",),
+    ("solvers", "models"),
+    ("porting",),
+    ("data",),
+    ("training",),
+    ("sampling",),
+    ("evaluation",),
+    ("reconstruction", "sweeps", "planning"),
+    ("experiments",),
+    ("demos",),
+    ("cli",),
+    ("__main__",),
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name without `starflow_jax.`; benchmarks are scripts, not modules."""
+    found = {}
+    for path in REPOSITORY.glob("starflow_jax/**/*.py"):
+        found[_name(path.relative_to(REPOSITORY / "starflow_jax"))] = path
+    for folder in ("kernels", "experiments"):
+        for path in (REPOSITORY / folder).glob("**/*.py"):
+            if "benchmarks" not in path.parts:
+                found[_name(path.relative_to(REPOSITORY))] = path
+    return found
+
+
+def _name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} must not use relative imports"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, inner = name.partition(".")
+            if package != "starflow_jax":
+                continue
+            if inner in known:
+                found.add(inner)
+            elif inner.rpartition(".")[0] in known:
+                found.add(inner.rpartition(".")[0])
+    return found - {""}
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """For every module the modules that it imports."""
+    known = modules()
+    return {name: imported(path, known) for name, path in known.items() if name}
+
+
+def test_packages_import_those_below_them_alone(graph):
+    rank = {package: number for number, packages in enumerate(ORDER) for package in packages}
+    wrong = []
+    for module, targets in graph.items():
+        package = module.partition(".")[0]
+        assert package in rank, f"ORDER must name the package {package}"
+        for target in targets:
+            other = target.partition(".")[0]
+            if other != package and rank[other] >= rank[package]:
+                wrong.append(f"{module} imports {target}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_cycle_of_files(graph):
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_contributing_states_the_order():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for packages in ORDER[:-1]:
+        stated = ", ".join(f"`{package}`" for package in packages)
+        assert any(stated in line for line in lines), f"CONTRIBUTING.md must state {stated} as one level of the order"
