@@ -33,6 +33,10 @@ ORDER = (
 )
 
 
+# Packages whose sub-packages and files import each other in circles.
+CYCLIC = ("data", "evaluation", "cli")
+
+
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name without `starflow_jax.`; benchmarks are scripts, not modules."""
     found = {}
@@ -97,6 +101,22 @@ def test_no_cycle_of_files(graph):
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", sorted({package for packages in ORDER for package in packages} - {"__main__"}))
+def test_no_cycle_of_subpackages(graph, package):
+    if package in CYCLIC:
+        pytest.skip(f"{package} has cycles")
+    graph_of_parts: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        if module.partition(".")[0] == package and module != package:
+            part = ".".join(module.split(".")[:2])
+            others = {".".join(target.split(".")[:2]) for target in targets if target.startswith(f"{package}.")}
+            graph_of_parts.setdefault(part, set()).update(others - {part})
+    try:
+        graphlib.TopologicalSorter(graph_of_parts).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a cycle of sub-packages: {' -> '.join(error.args[1])}")
 
 
 def test_contributing_states_the_order():

@@ -31,10 +31,10 @@ from starflow_jax.sharding.mesh import make_layout
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.resume import go_on
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
-from starflow_jax.training.latent_encoding import check_pixels
 from starflow_jax.training.loop.metrics import MetricsWriter, average
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.signals import stop_requests
+from starflow_jax.training.step.pixel_source import check_pixels
 from starflow_jax.training.step.train_step import TrainState
 
 COLUMNS = ("step", *METRICS, "psnr", "learning_rate", "images_per_second")

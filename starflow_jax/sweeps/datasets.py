@@ -25,11 +25,11 @@ from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
 from starflow_jax.sweeps.contents import Known, described, hash_of, held
 from starflow_jax.sweeps.volume import log_scale
-from starflow_jax.training.latent_encoding import pixel_source
 from starflow_jax.training.run_calibration import main_component
 from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import check_source, condition, open_source
+from starflow_jax.training.step.pixel_source import pixel_source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,14 +1,13 @@
 """Training: from a configuration to checkpoints and curves.
 
-- `schedule`, `optimizer`: the learning rate; AdamW in two groups, clipping, skipping, running mean.
-- `warp`: random distortions of training images.
-- `inputs`: from the loader's integers to noisy pixels and a condition.
-- `encoding`: latents of a source, computed once; `frozen`: what encodes inside the step instead.
-- `step`: losses and gradients, one update, several updates in one program.
-- `loop`: the run. `signals`, `agreement`: how it stops. `skipping`, `rate`, `progress`, `profile`: what it tells.
-- `workdir`, `metrics`, `plots`, `weights_and_biases`: what it leaves behind.
-- `checkpoint`: state and place in the data. `checkpoint_parts`, `digests`: its parts, and whether they are whole.
-  `resume`, `retention`: which one to go on from, which ones to keep. `inventory`: what lies in the folder.
+- `distributed`: decisions that the processes of a run take together.
+- `step`: one update as pure functions: inputs, losses, gradients, optimizer.
+- `checkpoints`: writes, verifies, restores and retains training states; owns the layout of a run's folder.
+- `loop`: the training loop: calls the update, records metrics, saves, stops on request.
+- `latent_encoding`: writes the latents of a data source to files. `run_calibration`: measures a trained run for the
+  automatic solver.
+
+Each of the first four imports only those before it.
 """
 
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run

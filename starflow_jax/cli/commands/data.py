@@ -114,7 +114,8 @@ def _trained_rate(workdir: Path) -> float:
     """Images a second of a run, the median of its rows."""
     import statistics
 
-    from starflow_jax.training.loop.metrics import CSV_FILE, read_metrics
+    from starflow_jax.training.checkpoints.workdir import CSV_FILE
+    from starflow_jax.training.loop.metrics import read_metrics
 
     path = workdir / CSV_FILE
     rates = [row["images_per_second"] for row in read_metrics(path) if row.get("images_per_second", 0) > 0]

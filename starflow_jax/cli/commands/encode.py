@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         load_autoencoder,
     )
     from starflow_jax.models.autoencoders.protocol import Params
-    from starflow_jax.training.latent_encoding import encode_source, fit_to, pixel_source
+    from starflow_jax.training.latent_encoding import encode_source, fit_to
+    from starflow_jax.training.step.pixel_source import pixel_source
 
     join(arguments)
     if not arguments.quiet:

@@ -63,8 +63,8 @@ def run_figures(workdir: Path, config: Any) -> dict[str, Any]:
     """
     from starflow_jax.flows.parameters import abstract, count
     from starflow_jax.training.checkpoints.inventory import checkpoint_entries
-    from starflow_jax.training.checkpoints.workdir import is_in_use
-    from starflow_jax.training.loop.metrics import CSV_FILE, read_metrics
+    from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use
+    from starflow_jax.training.loop.metrics import read_metrics
 
     rows = read_metrics(workdir / CSV_FILE)
     entries = checkpoint_entries(workdir, config)

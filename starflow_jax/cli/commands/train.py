@@ -117,12 +117,12 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.checkpoints.resume import go_on
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
     from starflow_jax.training.distributed.agreement import first_does
-    from starflow_jax.training.distributed.run_layout import run_layout
     from starflow_jax.training.loop.metrics import MetricsWriter
     from starflow_jax.training.loop.profile import Window
     from starflow_jax.training.loop.weights_and_biases import check_installed
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import open_text
+    from starflow_jax.training.step.run_layout import run_layout
 
     window = None
     if arguments.profile is not None:

@@ -14,13 +14,14 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.files import write_text
 from starflow_jax.data.pipeline.fingerprint import Held
 from starflow_jax.training.checkpoints.same_data import check_same_data
-from starflow_jax.training.loop.curves import CURVES_FILE
-from starflow_jax.training.loop.metrics import CSV_FILE, EVENTS_FOLDER
 
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
+CSV_FILE = "metrics.csv"
+EVENTS_FOLDER = "events"
+CURVES_FILE = "curves.png"
 
 # What may differ between a run and its continuation: it changes no parameter.
 _FREE = ("sample", "evaluate", "mesh")

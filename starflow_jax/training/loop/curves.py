@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from starflow_jax.core.files import replacing
-from starflow_jax.training.loop.metrics import CSV_FILE, read_metrics
-
-CURVES_FILE = "curves.png"
+from starflow_jax.training.checkpoints.workdir import CSV_FILE, CURVES_FILE
+from starflow_jax.training.loop.metrics import read_metrics
 
 
 def plot_curves(workdir: Path | str, path: Path | str | None = None) -> Path | None:

@@ -12,9 +12,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from starflow_jax.core.files import write_text
+from starflow_jax.training.checkpoints.workdir import CSV_FILE, EVENTS_FOLDER
 
-CSV_FILE = "metrics.csv"
-EVENTS_FOLDER = "events"
 FIELDS = (
     "step",
     "loss",

@@ -32,7 +32,6 @@ from starflow_jax.training.checkpoints.resume import Policy, go_on
 from starflow_jax.training.checkpoints.same_data import same_everywhere
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
 from starflow_jax.training.distributed.agreement import first_does
-from starflow_jax.training.distributed.run_layout import run_layout
 from starflow_jax.training.loop.bad_examples import BadExamples
 from starflow_jax.training.loop.curves import plot_curves
 from starflow_jax.training.loop.metrics import MetricsWriter, average
@@ -46,6 +45,7 @@ from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_enco
 from starflow_jax.training.step.frozen_text import FrozenText, open_text
 from starflow_jax.training.step.inputs import first_frames, latent_shape, shortened
 from starflow_jax.training.step.optimizer import Params
+from starflow_jax.training.step.run_layout import run_layout
 from starflow_jax.training.step.train_step import TrainState, learning_rate, train_steps
 
 

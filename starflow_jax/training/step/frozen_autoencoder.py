@@ -21,8 +21,8 @@ from starflow_jax.data.sources.opening import Split
 from starflow_jax.models.autoencoders import Autoencoder, load_autoencoder
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.sharding.layout import Layout, gathered, located, placed
-from starflow_jax.training.latent_encoding import check_pixels, pixel_source
 from starflow_jax.training.step.inputs import check_source, open_source
+from starflow_jax.training.step.pixel_source import check_pixels, pixel_source
 
 
 @flax.struct.dataclass
