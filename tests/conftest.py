@@ -1,10 +1,12 @@
 """Options and fixtures shared by all tests."""
 
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # A machine's accelerator would change rounding: the bars of these tests are float32 on a CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,6 +16,15 @@ _QUICK_COMPILE = "--xla_backend_optimization_level=0"
 if version("jax").startswith("0.10."):  # later versions do not know it, and XLA ends the process at an unknown flag
     _QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
+
+# Packages whose annotations, shapes included, are checked at every call while the tests run.
+CHECKED = ("starflow_jax.flows",)
+
+# pytest imports this file before any test, in every process of pytest-xdist: the hook is in place before the package.
+assert not any(name.split(".")[0] == "starflow_jax" for name in sys.modules), (
+    "starflow_jax was imported before the hook"
+)
+install_import_hook(CHECKED, "checked_shapes.check")
 
 
 def pytest_addoption(parser):

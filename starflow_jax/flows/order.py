@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import FlowConfig
 
@@ -59,7 +60,7 @@ class Grid:
         return dataclasses.replace(self, frames=frames)
 
 
-def patchify(x: jax.Array, patch_size: int, family: str) -> jax.Array:
+def patchify(x: Float[Array, "*lead H W C"], patch_size: int, family: str) -> Float[Array, "*lead h w c"]:
     """[..., H, W, C] to tokens [..., h, w, C * p * p]; a token is ordered (p1, p2, C), in TARFlow (C, p1, p2)."""
     *lead, height, width, channels = x.shape
     p = patch_size
@@ -70,7 +71,7 @@ def patchify(x: jax.Array, patch_size: int, family: str) -> jax.Array:
     return x.reshape(*lead, height // p, width // p, channels * p * p)
 
 
-def unpatchify(tokens: jax.Array, patch_size: int, family: str) -> jax.Array:
+def unpatchify(tokens: Float[Array, "*lead h w c"], patch_size: int, family: str) -> Float[Array, "*lead H W C"]:
     """The inverse of `patchify`."""
     *lead, rows, columns, size = tokens.shape
     p = patch_size
@@ -104,7 +105,7 @@ def is_frame_causal(config: FlowConfig) -> bool:
     )
 
 
-def reorder(tokens: jax.Array, order: Order, frame: int) -> jax.Array:
+def reorder(tokens: Float[Array, "B N c"], order: Order, frame: int) -> Float[Array, "B N c"]:
     """Permutes tokens [B, N, c]; each order is its own inverse."""
     if order == "identity":
         return tokens
