@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import FlowConfig
