@@ -13,7 +13,7 @@ from PIL import Image
 from starflow_jax.cli.dispatch import main
 from starflow_jax.demos import digits_demo as demo
 from starflow_jax.evaluation import Scores
-from starflow_jax.evaluation.likelihood import gaussian
+from starflow_jax.evaluation.likelihood import gaussian_baseline
 from starflow_jax.training import TrainResult
 
 
@@ -22,7 +22,7 @@ def done(tmp_path_factory):
     """The folder of a finished demo."""
     out = tmp_path_factory.mktemp("demo") / "out"
     argv = ["demo", "--tiny", "--quiet", "--out", str(out)]
-    fit = gaussian.fit_class_gaussians
+    fit = gaussian_baseline.fit_class_gaussians
     with pytest.MonkeyPatch.context() as patch:
         # One baseline instead of a choice between twenty: the choice is tested where it is made.
         patch.setattr(demo, "fit_class_gaussians", lambda source, seed: fit(source, components=(1,), draws=1))

@@ -21,7 +21,7 @@ from starflow_jax.evaluation import (
     score_gaussian,
     scores_table,
 )
-from starflow_jax.evaluation.applications.classify import classify
+from starflow_jax.evaluation.likelihood.bayes_classifier import classify
 from starflow_jax.flows.parameters import abstract, merge
 
 CONFIG = FlowConfig(

@@ -13,12 +13,12 @@ from sweep_runs import params_of, swept, write_arrays, write_run
 from starflow_jax.core.config import DataConfig, FlowConfig
 from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data import Source
-from starflow_jax.evaluation.likelihood.images import all_dequantised
+from starflow_jax.evaluation.likelihood.image_likelihood import all_dequantised
 from starflow_jax.models.autoencoders import PatchPCA, save_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.tiled import Tiled
 from starflow_jax.sweeps import read_examples
-from starflow_jax.sweeps.volume import log_scale
+from starflow_jax.sweeps.latent_scale import log_scale
 
 # Two tokens of one number, so that a grid of the plane is all there is to integrate over.
 PLANE = FlowConfig(

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 
-from starflow_jax.evaluation.likelihood.frames import cut_windows, join_windows, token_log_probs, window_starts
+from starflow_jax.evaluation.likelihood.frame_likelihood import (
+    cut_windows,
+    join_windows,
+    token_log_probs,
+    window_starts,
+)
 from starflow_jax.flows.order import is_frame_causal
 
 GLOBAL = dataclasses.replace(VIDEO, shallow_local=False, denoiser=None)

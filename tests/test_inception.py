@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.evaluation.samples.digit_features import digit_network
+from starflow_jax.evaluation.samples.digit_classifier import digit_network
 from starflow_jax.evaluation.samples.feature_network import inception_network, look_at
 from starflow_jax.evaluation.samples.inception import network_input
-from starflow_jax.evaluation.samples.inception_files import abstract_inception, inception_params, read_inception
+from starflow_jax.evaluation.samples.inception_weights import abstract_inception, inception_params, read_inception
 from starflow_jax.nn.parameters import merge
 from starflow_jax.tensor_formats.folders import write_tensors
 

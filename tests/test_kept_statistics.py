@@ -14,8 +14,8 @@ from starflow_jax.data.sources.folders import Folder
 from starflow_jax.data.sources.mixture import Component, Mixture
 from starflow_jax.data.sources.pictures import PictureSource
 from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, answers_of, named_function
+from starflow_jax.evaluation.samples.guidance_sweep import real_statistics
 from starflow_jax.evaluation.samples.network_fingerprint import agreed, fixed_pictures, marks
-from starflow_jax.evaluation.samples.sample_quality import real_statistics
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, VIDEO, random_flow
 
-from starflow_jax.evaluation.video.denoiser_quality import (
-    DenoiserQuality,
-    denoiser_ablation,
-    denoisers_table,
-    psnr,
-    ssim,
-)
+from starflow_jax.evaluation.video.denoiser_ablation import DenoiserQuality, denoiser_ablation, denoisers_table
+from starflow_jax.evaluation.video.psnr_ssim import psnr, ssim
 from starflow_jax.flows import learned_denoise
 from starflow_jax.flows.parameters import initialise, split
 

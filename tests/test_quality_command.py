@@ -11,7 +11,7 @@ from PIL import Image
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
-from starflow_jax.evaluation.samples import sample_quality
+from starflow_jax.evaluation.samples import guidance_sweep
 from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
@@ -93,8 +93,8 @@ def drawn(monkeypatch):
         chunks.append((options["guidance"], len(arguments[3])))
         return original(*arguments, **options)
 
-    original = sample_quality.sample
-    monkeypatch.setattr(sample_quality, "sample", counted)
+    original = guidance_sweep.sample
+    monkeypatch.setattr(guidance_sweep, "sample", counted)
     return chunks
 
 
@@ -136,7 +136,7 @@ def test_a_finished_sweep_draws_nothing_and_says_the_same(here, again, drawn):
 
 
 def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, monkeypatch, drawn, capsys):
-    out, write = tmp_path / "out", sample_quality.ChunkFolder.write
+    out, write = tmp_path / "out", guidance_sweep.ChunkFolder.write
 
     def stopped(folder, guidance, number, chunk):
         if (guidance, number) == (1.5, 1):
@@ -144,7 +144,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, mon
         write(folder, guidance, number, chunk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample_quality.ChunkFolder, "write", stopped)
+        patch.setattr(guidance_sweep.ChunkFolder, "write", stopped)
         assert main(["evaluate", "--workdir", "run", *SWEEP, *WEIGHTS, "--out", str(out)]) == 130
     assert "what was drawn is kept, and the same command goes on from it" in capsys.readouterr().err
     assert drawn == [(0.0, 16), (0.0, 16), (0.0, 8), (1.5, 16), (1.5, 16)]
@@ -179,8 +179,8 @@ def test_chunks_do_not_depend_on_the_batch_and_noise_not_on_guidance(here, tmp_p
         seen[options["guidance"], options["batch_size"], len(seen)] = drawing.x
         return drawing
 
-    original = sample_quality.sample
-    monkeypatch.setattr(sample_quality, "sample", kept)
+    original = guidance_sweep.sample
+    monkeypatch.setattr(guidance_sweep, "sample", kept)
     one = sweep(tmp_path / "a", "--guidance", "0", "--num-samples", "16")
     other = sweep(tmp_path / "b", "--guidance", "0", "--num-samples", "16", "--sample-batch", "16")
     a, b = seen.values()

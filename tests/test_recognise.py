@@ -5,7 +5,7 @@ import pytest
 
 from starflow_jax.data import MovingDigits
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.evaluation.video.recognise import (
+from starflow_jax.evaluation.video.caption_recognition import (
     caption_agreement,
     caption_meaning,
     centre_of,

@@ -13,14 +13,14 @@ from starflow_jax.evaluation.samples.feature_network import (
     look_at,
     named_network,
 )
-from starflow_jax.evaluation.samples.frechet import frechet_distance
-from starflow_jax.evaluation.samples.image_statistics import (
+from starflow_jax.evaluation.samples.feature_statistics import (
     image_statistics,
     quality,
     read_arrays,
     read_statistics,
     write_statistics,
 )
+from starflow_jax.evaluation.samples.frechet_distance import frechet_distance
 from starflow_jax.evaluation.samples.inception_score import ClassSums, inception_score, split_of
 from starflow_jax.evaluation.samples.kernel_distance import kernel_distance, squared_discrepancy
 from starflow_jax.evaluation.samples.moments import Moments, total_moments

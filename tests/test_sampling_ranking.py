@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, VIDEO, normal, random_flow
 
-from starflow_jax.evaluation.likelihood.frames import token_log_probs
+from starflow_jax.evaluation.likelihood.frame_likelihood import token_log_probs
 from starflow_jax.flows.parameters import split
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.solvers import SlidingWindow, inverse

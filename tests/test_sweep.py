@@ -26,12 +26,12 @@ from sweep_runs import (
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
 from starflow_jax.data.sources.opening import open_source
-from starflow_jax.evaluation.likelihood.images import BitsPerDim, log_probs
+from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, log_probs
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
 from starflow_jax.sweeps import sweep_plots as plots
 from starflow_jax.sweeps.datasets import DataSet
 from starflow_jax.sweeps.results import Results
-from starflow_jax.sweeps.run import _Sweep
+from starflow_jax.sweeps.runner import _Sweep
 
 
 @pytest.fixture(scope="module")

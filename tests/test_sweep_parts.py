@@ -12,8 +12,8 @@ from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.build import load_experiment
 from starflow_jax.core.config.sweep import SweepConfig
-from starflow_jax.sweeps.chunks import ChunkWriter, read_chunks
-from starflow_jax.sweeps.contents import _part, described
+from starflow_jax.sweeps.chunk_file import ChunkWriter, read_chunks
+from starflow_jax.sweeps.content_hash import _part, described
 from starflow_jax.sweeps.datasets import apart, one_cycle
 
 

@@ -10,8 +10,8 @@ import pytest
 from starflow_jax.core.config import from_json
 from starflow_jax.data.sources.moving_digits import DIRECTIONS
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips
-from starflow_jax.evaluation.video.denoiser_quality import denoiser_ablation
-from starflow_jax.evaluation.video.recognise import centre_of, ink_of
+from starflow_jax.evaluation.video.caption_recognition import centre_of, ink_of
+from starflow_jax.evaluation.video.denoiser_ablation import denoiser_ablation
 from starflow_jax.sampling import generate
 from starflow_jax.training import open_source
 from starflow_jax.training.step.inputs import word_encoder

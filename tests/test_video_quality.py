@@ -14,9 +14,8 @@ from starflow_jax.cli.commands.video_quality import names_apart
 from starflow_jax.cli.dispatch import main
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.data.sources.moving_digits import MovingDigits
-from starflow_jax.evaluation.video.clip_quality import clip_quality, group_figures
+from starflow_jax.evaluation.video.clip_metrics import clip_quality, group_figures
 from starflow_jax.evaluation.video.drift import Drift, drift_distances, pixel_features, spectrum_features
-from starflow_jax.evaluation.video.frame_quality import frame_psnr, frame_ssim
 from starflow_jax.evaluation.video.motion import (
     block_displacements,
     centroid_displacements,
@@ -25,6 +24,7 @@ from starflow_jax.evaluation.video.motion import (
     luma,
     motion,
 )
+from starflow_jax.evaluation.video.psnr_ssim import frame_psnr, frame_ssim
 from starflow_jax.media import write_gif, write_mp4
 from starflow_jax.sampling.videos.draw import frame_noise
 from starflow_jax.sampling.videos.vbench import (

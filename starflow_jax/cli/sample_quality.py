@@ -27,7 +27,7 @@ from starflow_jax.cli.sample_quality_plan import with_answers, with_marks
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
-    from starflow_jax.evaluation.samples.feature_chunks import ChunkFolder
+    from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder
 
 _PREVIEW = 64  # pictures that are shown of every guidance
 
@@ -35,9 +35,9 @@ _PREVIEW = 64  # pictures that are shown of every guidance
 def measure_quality(arguments: argparse.Namespace, layout: Any) -> int:
     """Draws, measures and reports what the options ask; returns an exit code."""
     from starflow_jax.core.figures import write_json
-    from starflow_jax.evaluation.samples.image_statistics import quality
-    from starflow_jax.evaluation.samples.sample_quality import draw_missing, real_statistics, sample_figures
-    from starflow_jax.evaluation.samples.sample_quality_report import plot_quality, quality_table, write_csv
+    from starflow_jax.evaluation.samples.feature_statistics import quality
+    from starflow_jax.evaluation.samples.guidance_sweep import draw_missing, real_statistics, sample_figures
+    from starflow_jax.evaluation.samples.metric_report import plot_quality, quality_table, write_csv
     from starflow_jax.training import load_run
 
     begun = time.perf_counter()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, params: Any, step: int) -> Any:
     """(configuration with decoder and text encoder, how pictures are drawn, weights of guidance), all checked."""
-    from starflow_jax.evaluation.samples.sample_quality import Captions, Drawing
+    from starflow_jax.evaluation.samples.guidance_sweep import Captions, Drawing
     from starflow_jax.sampling import check_request
     from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
 
@@ -143,8 +143,8 @@ def feature_network(
     arguments: argparse.Namespace, config: ExperimentConfig, out: Path, layout: Any, reference: Source
 ) -> FeatureNetwork:
     from starflow_jax.data.sources.mixture import example_spec
-    from starflow_jax.evaluation.samples.digit_features import digit_network
-    from starflow_jax.evaluation.samples.feature_chunks import DIGIT_FILE, check_free
+    from starflow_jax.evaluation.samples.chunk_folder import DIGIT_FILE, check_free
+    from starflow_jax.evaluation.samples.digit_classifier import digit_network
     from starflow_jax.evaluation.samples.feature_network import inception_network, named_network
     from starflow_jax.training.distributed.agreement import first_does
 
@@ -227,7 +227,7 @@ def chunk_folder(
     pairs_digest: str | None,
     out: Path,
 ) -> Any:
-    from starflow_jax.evaluation.samples.feature_chunks import ChunkFolder
+    from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder
     from starflow_jax.training.checkpoints.digests import digest
 
     said = drawing.captions

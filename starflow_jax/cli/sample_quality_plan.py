@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import sentences
 
 if TYPE_CHECKING:
-    from starflow_jax.evaluation.samples.feature_chunks import ChunkFolder
+    from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder
     from starflow_jax.evaluation.samples.feature_network import FeatureNetwork
 
 
 def with_answers(network: FeatureNetwork, shape: tuple[int, ...], out: Path) -> FeatureNetwork:
     """The network with its answers to fixed pictures; those kept in the folder `out`, but for rounding the same."""
-    from starflow_jax.evaluation.samples.feature_chunks import kept_plan
+    from starflow_jax.evaluation.samples.chunk_folder import kept_plan
     from starflow_jax.evaluation.samples.feature_network import answers_of
     from starflow_jax.evaluation.samples.network_fingerprint import agreed
 
@@ -26,11 +26,11 @@ def with_answers(network: FeatureNetwork, shape: tuple[int, ...], out: Path) -> 
 
 def with_marks(folder: ChunkFolder, drawing: Any, pairs: Any, shape: tuple[int, ...]) -> ChunkFolder:
     """The folder, whose plan also tells the states of captions, the decoder's weights, and the network of --clip."""
+    from starflow_jax.evaluation.samples.chunk_folder import kept_plan
     from starflow_jax.evaluation.samples.clip_score import pair_scores
-    from starflow_jax.evaluation.samples.feature_chunks import kept_plan
     from starflow_jax.evaluation.samples.feature_network import digest_of_weights
+    from starflow_jax.evaluation.samples.guidance_sweep import pair_features
     from starflow_jax.evaluation.samples.network_fingerprint import agreed, fixed_pictures, marks
-    from starflow_jax.evaluation.samples.sample_quality import pair_features
     from starflow_jax.models.autoencoders import load_autoencoder
 
     found: dict[str, Any] = {"text_states": None, "clip_of_fixed_pictures": None, "decoder_weights": None}

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from starflow_jax.sweeps.cells import Cell, Plan
+    from starflow_jax.sweeps.grid import Cell, Plan
 
 _HEAD = (
     "cell",

@@ -16,7 +16,7 @@ import numpy as np
 from starflow_jax.core.config import ExperimentConfig
 from starflow_jax.data import MovingDigits
 from starflow_jax.data.sources.moving_digits import ARTICLED, DIRECTIONS
-from starflow_jax.evaluation.video.recognise import caption_agreement, centre_of, ink_of, read_digits
+from starflow_jax.evaluation.video.caption_recognition import caption_agreement, centre_of, ink_of, read_digits
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed

@@ -37,7 +37,7 @@ from starflow_jax.evaluation.likelihood.video_scores import (
     score_clips,
     source_clips,
 )
-from starflow_jax.evaluation.video.denoiser_quality import denoiser_ablation, denoisers_table
+from starflow_jax.evaluation.video.denoiser_ablation import denoiser_ablation, denoisers_table
 from starflow_jax.flows.parameters import Params, count
 from starflow_jax.training import load_run, open_source, plot_curves, train
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.figures import text_table
-from starflow_jax.evaluation.likelihood.images import standard_error
-from starflow_jax.evaluation.video.denoiser_quality import psnr
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
+from starflow_jax.evaluation.video.psnr_ssim import psnr
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.protocol import Params
 

@@ -23,8 +23,8 @@ from starflow_jax.data.pipeline.readable import Subset, readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
-from starflow_jax.sweeps.contents import Known, described, hash_of, held
-from starflow_jax.sweeps.volume import log_scale
+from starflow_jax.sweeps.content_hash import Known, described, hash_of, held
+from starflow_jax.sweeps.latent_scale import log_scale
 from starflow_jax.training.run_calibration import main_component
 from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder
 from starflow_jax.training.step.frozen_text import FrozenText

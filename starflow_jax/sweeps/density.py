@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.evaluation.likelihood.frames import token_terms
+from starflow_jax.evaluation.likelihood.frame_likelihood import token_terms
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sharding.layout import Layout, gathered, placed
-from starflow_jax.sweeps.cells import Noise
+from starflow_jax.sweeps.grid import Noise
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 
 

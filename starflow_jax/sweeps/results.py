@@ -29,9 +29,9 @@ import numpy as np
 from starflow_jax.core.figures import finite, write_json
 from starflow_jax.core.files import replacing, write_text
 from starflow_jax.data import bits_per_dim
-from starflow_jax.evaluation.likelihood.images import standard_error
-from starflow_jax.sweeps.cells import Cell, Plan
-from starflow_jax.sweeps.chunks import Computed
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
+from starflow_jax.sweeps.chunk_file import Computed
+from starflow_jax.sweeps.grid import Cell, Plan
 
 PLAN_FILE, RESULTS_FILE, TABLE_FILE, FAILURES_FILE = "sweep.json", "results.jsonl", "results.csv", "failures.json"
 CELLS_FOLDER, EXAMPLES_FOLDER = "cells", "examples"

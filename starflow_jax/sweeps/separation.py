@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.evaluation.applications.roc import Auroc, auroc, roc_curve
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.sweeps.results import read_examples
 
 Row = Mapping[str, Any]

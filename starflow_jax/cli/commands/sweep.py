@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from starflow_jax.cli.sweep_table import Silent, Table
     from starflow_jax.sweeps import make_plan, run_sweep
-    from starflow_jax.sweeps import run as running
+    from starflow_jax.sweeps import runner as running
     from starflow_jax.sweeps.results import Results
     from starflow_jax.training.distributed.agreement import first_does
 

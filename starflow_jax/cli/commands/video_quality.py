@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from starflow_jax.evaluation.likelihood.video_scores import Clip
-    from starflow_jax.evaluation.video.clip_quality import ClipQuality
+    from starflow_jax.evaluation.video.clip_metrics import ClipQuality
 
 DESCRIPTION = """\
 Measures clips without a network: how they move, whether they change for the worse, how near they are to a reference.
@@ -107,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         groups["real"] = _measured(arguments, names_apart(real_paths), said, real, of_real, [])
     elif scorer is not None and arguments.held_out is not None:
         groups["real"] = _measured(arguments, *scorer.held_out(arguments.held_out), [])
-    from starflow_jax.evaluation.video.clip_quality import group_figures
-    from starflow_jax.evaluation.video.clip_quality_report import clips_table, drift_table, motion_table
+    from starflow_jax.evaluation.video.clip_metrics import group_figures
+    from starflow_jax.evaluation.video.clip_report import clips_table, drift_table, motion_table
 
     figures = {name: finite(group_figures(clips)) for name, clips in groups.items()}
     print("\n\n".join([clips_table(groups["videos"]), motion_table(figures), drift_table(figures)]), end="\n\n")
@@ -214,7 +214,7 @@ def _measured(
     bits: Sequence[np.ndarray | None],
     references: Sequence[np.ndarray],
 ) -> list[ClipQuality]:
-    from starflow_jax.evaluation.video.clip_quality import clip_quality
+    from starflow_jax.evaluation.video.clip_metrics import clip_quality
 
     found = []
     for place, (name, caption, frames) in enumerate(zip(names, captions, videos, strict=True)):
@@ -283,7 +283,7 @@ def _write(out: Path, groups: dict[str, list[ClipQuality]], figures: dict[str, A
     import io
 
     from starflow_jax.core.files import replacing_folder
-    from starflow_jax.evaluation.video import clip_quality_report as report
+    from starflow_jax.evaluation.video import clip_report as report
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -11,8 +11,8 @@ import numpy as np
 from starflow_jax.core.config.checks import check, check_real
 from starflow_jax.core.figures import text_table
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.evaluation.applications.classify import log_mean_exp
 from starflow_jax.evaluation.applications.roc import Auroc, auroc, precision_at
+from starflow_jax.evaluation.likelihood.bayes_classifier import log_mean_exp
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,12 +22,12 @@ from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import bits_per_dim, quantise
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.evaluation.applications.classify import bayes_accuracy, classify, log_mean_exp
 from starflow_jax.evaluation.applications.filtering import Contaminated, contaminate, filtering, suspicion
 from starflow_jax.evaluation.applications.memorisation import Copying, Membership, Nearest, nearest
 from starflow_jax.evaluation.applications.other_images import other_images
 from starflow_jax.evaluation.applications.out_of_distribution import Familiar, detect, foreignness
-from starflow_jax.evaluation.likelihood.images import log_probs
+from starflow_jax.evaluation.likelihood.bayes_classifier import bayes_accuracy, classify, log_mean_exp
+from starflow_jax.evaluation.likelihood.image_likelihood import log_probs
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling import sample
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods

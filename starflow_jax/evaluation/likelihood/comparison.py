@@ -14,9 +14,9 @@ import numpy as np
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.figures import text_table
 from starflow_jax.data import Source
-from starflow_jax.evaluation.applications.classify import Accuracy, bayes_accuracy
-from starflow_jax.evaluation.likelihood.gaussian import ClassConditionalGaussian
-from starflow_jax.evaluation.likelihood.images import BitsPerDim, all_dequantised, log_probs
+from starflow_jax.evaluation.likelihood.bayes_classifier import Accuracy, bayes_accuracy
+from starflow_jax.evaluation.likelihood.gaussian_baseline import ClassConditionalGaussian
+from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, all_dequantised, log_probs
 from starflow_jax.flows.parameters import Params
 
 

@@ -23,8 +23,13 @@ from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import Source, bits_per_dim
 from starflow_jax.data.pipeline.draw import CAPTION
 from starflow_jax.data.sources.moving_digits import LEVELS as DIGIT_LEVELS
-from starflow_jax.evaluation.likelihood.frames import cut_windows, join_windows, token_log_probs, window_starts
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.frame_likelihood import (
+    cut_windows,
+    join_windows,
+    token_log_probs,
+    window_starts,
+)
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.videos.video_plan import default_window

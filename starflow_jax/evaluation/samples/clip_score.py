@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.samples.moments import checked_features
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.evaluation.samples.inception import Resize, network_input
-from starflow_jax.evaluation.samples.inception_files import abstract_inception, read_inception
+from starflow_jax.evaluation.samples.inception_weights import abstract_inception, read_inception
 from starflow_jax.evaluation.samples.moments import Moments, total_moments
 from starflow_jax.evaluation.samples.network_fingerprint import Marks, fixed_pictures, marks
 from starflow_jax.nn.parameters import Params, merge

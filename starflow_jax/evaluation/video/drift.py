@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.video.motion import luma
 
 Features = Callable[[np.ndarray], np.ndarray]

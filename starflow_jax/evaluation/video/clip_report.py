@@ -11,7 +11,7 @@ import numpy as np
 
 from starflow_jax.core.figures import text_table
 from starflow_jax.core.files import replacing
-from starflow_jax.evaluation.video.clip_quality import BITS, METHODS, ClipQuality
+from starflow_jax.evaluation.video.clip_metrics import BITS, METHODS, ClipQuality
 
 _NAMES = {"centroid": "centroid (of one object)", "frame": "whole frame", "blocks": "blocks"}
 _CAUTION = """\

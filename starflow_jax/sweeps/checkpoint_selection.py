@@ -12,7 +12,7 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.sweep import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
-from starflow_jax.sweeps.contents import Known, described, hash_of
+from starflow_jax.sweeps.content_hash import Known, described, hash_of
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, steps_in
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, read_config
 

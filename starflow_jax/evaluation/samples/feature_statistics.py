@@ -13,7 +13,7 @@ import numpy as np
 
 from starflow_jax.core.files import replacing
 from starflow_jax.evaluation.samples.feature_network import Seen
-from starflow_jax.evaluation.samples.frechet import frechet_distance
+from starflow_jax.evaluation.samples.frechet_distance import frechet_distance
 from starflow_jax.evaluation.samples.inception_score import SPLITS, ClassSums, inception_score, split_of
 from starflow_jax.evaluation.samples.kernel_distance import kernel_distance
 from starflow_jax.evaluation.samples.moments import Moments, total_moments

@@ -22,11 +22,11 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.figures import write_json
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sharding.layout import Layout, spread
-from starflow_jax.sweeps.cells import Cell, Plan
-from starflow_jax.sweeps.checkpoints import Checkpoint
-from starflow_jax.sweeps.chunks import ChunkWriter, Computed, read_chunks
+from starflow_jax.sweeps.checkpoint_selection import Checkpoint
+from starflow_jax.sweeps.chunk_file import ChunkWriter, Computed, read_chunks
 from starflow_jax.sweeps.datasets import Conditions
 from starflow_jax.sweeps.density import Programs, Rows, Scaling, placed_rows, reduced
+from starflow_jax.sweeps.grid import Cell, Plan
 from starflow_jax.sweeps.results import (
     CELLS_FOLDER,
     EXAMPLES_FOLDER,

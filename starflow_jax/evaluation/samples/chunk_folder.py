@@ -19,7 +19,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.figures import write_json
 from starflow_jax.core.files import replacing
 from starflow_jax.evaluation.samples.feature_network import Seen
-from starflow_jax.evaluation.samples.image_statistics import read_arrays
+from starflow_jax.evaluation.samples.feature_statistics import read_arrays
 
 PLAN_FILE = "plan.json"
 DIGIT_FILE = "digit_features.safetensors"  # may lie there before there is a plan, which names its digest

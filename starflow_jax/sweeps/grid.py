@@ -14,8 +14,8 @@ from starflow_jax.core.config.sweep import Condition, SweepConfig, SweepData
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.sharding.layout import BATCH, Layout
 from starflow_jax.sharding.mesh import check_fit
-from starflow_jax.sweeps.checkpoints import Checkpoint, find_checkpoints
-from starflow_jax.sweeps.contents import Known, hash_of
+from starflow_jax.sweeps.checkpoint_selection import Checkpoint, find_checkpoints
+from starflow_jax.sweeps.content_hash import Known, hash_of
 from starflow_jax.sweeps.datasets import DataSet, open_data
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 

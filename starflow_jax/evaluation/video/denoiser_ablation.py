@@ -1,7 +1,4 @@
-"""How close videos come to the clean clips they should be: PSNR and SSIM, and what each denoiser gains.
-
-Pixels are in [-1, 1], so the range of the data is 2.
-"""
+"""Ablation of the denoisers: PSNR and SSIM of clips whose training noise was removed in different ways."""
 
 from __future__ import annotations
 
@@ -18,64 +15,12 @@ import numpy as np
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.figures import text_table
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
+from starflow_jax.evaluation.video.psnr_ssim import psnr, ssim
 from starflow_jax.flows import learned_denoise, score_denoise
 from starflow_jax.flows.parameters import Params, abstract, merge
 
-_RANGE = 2.0
-# The window of the usual SSIM; smaller pictures get the largest odd one that fits.
-_SSIM_WINDOW = 7
-
 Method = Literal["none", "score", "learned"]
-
-
-def psnr(found: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of every clip in dB, float64 [n]: 10 log10(2^2 / mean square error).
-
-    Args:
-      found, clean: clips [n, T, H, W, C] (or images [n, H, W, C]) in [-1, 1].
-
-    Returns:
-      Infinite where a clip is the clean one.
-
-    Raises:
-      ValueError: shapes that differ, or values that are not finite.
-    """
-    found, clean = _pair(found, clean)
-    square = ((found - clean) ** 2).reshape(len(found), -1).mean(axis=1)
-    with np.errstate(divide="ignore"):
-        return 10.0 * np.log10(_RANGE**2 / square)
-
-
-def ssim(found: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Structural similarity of every clip, float64 [n], the mean over its frames (scikit-image's, uniform window).
-
-    Args and errors as of `psnr`; frames must be at least 3 x 3.
-    """
-    from skimage.metrics import structural_similarity
-
-    found, clean = _pair(found, clean)
-    smallest = min(found.shape[-3:-1])
-    check(smallest >= 3, f"frames must be at least 3 x 3 for SSIM, got {list(found.shape[-3:-1])}")
-    window = min(_SSIM_WINDOW, smallest - (smallest + 1) % 2)
-    frames = zip(found.reshape(-1, *found.shape[-3:]), clean.reshape(-1, *clean.shape[-3:]), strict=True)
-    values = [
-        structural_similarity(mine, theirs, win_size=window, data_range=_RANGE, channel_axis=-1)
-        for mine, theirs in frames
-    ]
-    return np.asarray(values).reshape(len(found), -1).mean(axis=1)
-
-
-def _pair(found: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found, clean = np.asarray(found, np.float64), np.asarray(clean, np.float64)
-    check(
-        found.shape == clean.shape and found.ndim in (4, 5) and 0 not in found.shape,
-        "clips must be two arrays [n, (T,) H, W, C] of one shape, none of them 0, "
-        f"got {list(found.shape)} and {list(clean.shape)}",
-    )
-    bad = int(np.count_nonzero(~np.isfinite(found)) + np.count_nonzero(~np.isfinite(clean)))
-    check(bad == 0, f"clips must be finite, got {bad} values that are not")
-    return found, clean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.sources.moving_digits import DIRECTIONS
-from starflow_jax.evaluation.likelihood.images import standard_error
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.video.drift import FEATURES, Drift, Features, drift_distances
-from starflow_jax.evaluation.video.frame_quality import WINDOW, frame_psnr, frame_ssim
 from starflow_jax.evaluation.video.motion import Method, Motion, centroids, direction_agreement, luma, motion
+from starflow_jax.evaluation.video.psnr_ssim import WINDOW, frame_psnr, frame_ssim
 
 METHODS: tuple[Method, ...] = ("centroid", "frame", "blocks")
 BITS = "bits/dim"
