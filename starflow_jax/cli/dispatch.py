@@ -1,64 +1,38 @@
-"""`starflow COMMAND`: parses, dispatches, answers refusals with one sentence and an exit code.
+"""`starflow COMMAND`: parses the arguments, runs the command, answers bad input with one sentence and an exit code.
 
-Exit codes: 0 done, 2 refused (bad input), 3 done in part (sweep), 130 interrupted. Any other error is a bug and keeps
+Exit codes: 0 success, 2 bad input, 3 partial success (sweep), 130 interrupted. Any other exception is a bug and keeps
 its traceback.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from starflow_jax import __version__
-from starflow_jax.cli.commands import (
-    calibrate,
-    data,
-    demo,
-    encode,
-    evaluate,
-    finetune_decoder,
-    info,
-    plan,
-    port,
-    sample,
-    score,
-    study,
-    sweep,
-    train,
-    train_autoencoder,
-    vbench,
-    version,
-    video_quality,
-)
-from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
+from starflow_jax.cli import commands
+from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError, sentence
 from starflow_jax.cli.options.arguments import Parser, check_names, split_overrides
 from starflow_jax.cli.process_group import Others
+from starflow_jax.core.requests import RequestError
 
-COMMANDS = {
-    "train": train,
-    "info": info,
-    "sample": sample,
-    "evaluate": evaluate,
-    "score": score,
-    "sweep": sweep,
-    "study": study,
-    "video-quality": video_quality,
-    "vbench": vbench,
-    "calibrate": calibrate,
-    "data": data,
-    "encode": encode,
-    "train-autoencoder": train_autoencoder,
-    "finetune-decoder": finetune_decoder,
-    "plan": plan,
-    "port": port,
-    "demo": demo,
-    "version": version,
-}
 
-# Commands that take --config.NAME=VALUE.
-OVERRIDABLE = ("train", "sweep", "data", "encode", "train-autoencoder", "finetune-decoder", "plan", "port")
+def _commands() -> dict[str, ModuleType]:
+    """The modules of `cli/commands` by the names of their commands, in the order of `starflow --help`."""
+    modules = [
+        importlib.import_module(f"{commands.__name__}.{entry.name}")
+        for entry in pkgutil.iter_modules(commands.__path__)
+    ]
+    modules.sort(key=lambda module: module.ORDER)
+    return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in modules}
+
+
+COMMANDS = _commands()
 
 EXAMPLES = """\
 examples:
@@ -91,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: arguments without the program's name; None for those of the process, which is then `starflow` itself.
+      argv: arguments without the program's name; None for the arguments of the process, which is then `starflow`.
 
     Returns:
       The exit code.
@@ -99,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     others = Others()
     code = _answer(sys.argv[1:] if argv is None else list(argv), others)
     if code and (argv is None or others):
-        # Everything is saved and closed. Tearing down a library that was stopped while it compiled can crash, which
-        # would turn this exit code into another; one whose files could not be written complains at length.
+        # Everything is saved and closed. Shutting down a library that was interrupted while compiling can crash and
+        # change the exit code, or print long messages about files that could not be written.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -108,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str], others: Others) -> int:
-    """The exit code of a command, its refusal said; here, and to the other processes of the run."""
+    """Runs a command, prints an error and tells it to the other processes of the run; returns the exit code."""
     try:
         code = _run(argv, others)
         if code:
@@ -131,9 +105,9 @@ def _answer(argv: list[str], others: Others) -> int:
         others.done()
 
 
-def _failed(code: int, sentence: str, others: Others) -> int:
-    print(f"starflow: {sentence}", file=sys.stderr, flush=True)
-    others.tell(code, sentence)
+def _failed(code: int, message: str, others: Others) -> int:
+    print(f"starflow: {message}", file=sys.stderr, flush=True)
+    others.tell(code, message)
     return code
 
 
@@ -145,11 +119,14 @@ def _run(argv: list[str], others: Others) -> int:
     overrides: list[str] = []
     if not name.startswith("-"):
         check_names([name], list(COMMANDS), "a command")
-        if name in OVERRIDABLE:
+        if getattr(COMMANDS[name], "OVERRIDABLE", False):
             argv, overrides = split_overrides(argv)
-        # Before argparse, which would first complain of what is missing because a name is misspelt.
+        # Checked before argparse, which would report the option that is missing because of the misspelt name.
         check_names([text for text in argv if text.startswith("--")], parsers[name].options(), f"an option of {name}")
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
     arguments.others = others
-    return arguments.run(arguments)
+    try:
+        return arguments.run(arguments)
+    except RequestError as error:
+        raise CommandError(sentence(error.text(parsers[name].flag))) from error

@@ -1,4 +1,4 @@
-"""A refusal is one sentence; a bug keeps its traceback. What tells them apart stands here."""
+"""Tells bad input, which is answered with one sentence, from bugs, which keep their traceback."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from starflow_jax.core.requests import RequestError
+
 BUG = 1
 REFUSED = 2
 INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """What a person asked for cannot be done; the message is one sentence for them."""
+    """The input of a command is not valid; the message is one sentence for the user."""
 
 
 @contextmanager
 def sentences(*checks: Callable[..., Any]) -> Iterator[None]:
-    """Turns the documented ValueError of a check into a CommandError.
+    """Turns the documented ValueErrors and OSErrors of functions into CommandErrors.
 
     Args:
-      checks: functions whose ValueErrors (and OSErrors) are sentences about what was asked for. An error that
-        went through none of them is a bug, and passes unchanged. Without any, every such error counts.
+      checks: functions whose errors are about the input. An error that was raised outside of them is a bug and passes
+        unchanged. Without any, every error counts.
     """
     try:
         yield
+    except RequestError:
+        raise  # the command line words it with the names of its options
     except (ValueError, OSError) as error:
         if checks and not _went_through(error.__traceback__, {check.__code__ for check in checks}):
             raise

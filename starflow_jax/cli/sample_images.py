@@ -12,8 +12,8 @@ import numpy as np
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.captions import read_said
-from starflow_jax.cli.options.devices import is_first
 from starflow_jax.cli.options.solver import chosen_solver, solver_figures
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.sample_warnings import warn_of
 from starflow_jax.core.config.experiment import ExperimentConfig
 

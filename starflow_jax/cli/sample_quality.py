@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import sentences
-from starflow_jax.cli.options.devices import is_first
 from starflow_jax.cli.options.sample_quality import SAMPLES, folder_of
 from starflow_jax.cli.options.scored_data import scored_source
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_quality_parts import (
     check_bits,

@@ -10,9 +10,9 @@ import numpy as np
 
 from starflow_jax.cli.errors import REFUSED, CommandError, sentences
 from starflow_jax.cli.options.captions import read_captions, readable_captions
-from starflow_jax.cli.options.devices import is_first
 from starflow_jax.cli.options.given_frames import read_given
 from starflow_jax.cli.options.solver import chosen_solver, solver_figures
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.sample_warnings import warn_of
 from starflow_jax.cli.video_files import choose_scale, write_videos
 from starflow_jax.core.config.experiment import ExperimentConfig

@@ -1,8 +1,12 @@
-"""The commands behind `starflow`, one file a command.
+"""The commands of `starflow`, one module each; `cli/dispatch.py` finds them, and nothing else lists them.
 
-Each has `add_to(subparsers)`, which declares its arguments, and `run(arguments)`, which returns an exit code.
-Importing one is cheap, so that `--help` answers at once: what needs JAX is imported when a command runs.
+A module `train_autoencoder.py` is the command `train-autoencoder`. It holds
 
-- `train`, `sample`, `evaluate`, `demo`, `version`: the commands.
-- `arguments`: how options are read. `errors`: one-sentence refusals. `outputs`: where results go.
+- `ORDER`: an integer, the position of the command in `starflow --help`;
+- `OVERRIDABLE = True` where the command takes `--config.NAME=VALUE`;
+- `add_to(subparsers)`, which declares the options;
+- `run(arguments)`, which builds a typed request from them (`cli/options/requests.py`), calls the library, prints the
+  result, and returns an exit code.
+
+`--help` imports every module, so that a module imports JAX and what needs it inside `run` alone.
 """

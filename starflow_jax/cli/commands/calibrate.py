@@ -13,6 +13,8 @@ from starflow_jax.cli.options.outputs import check_writable
 if TYPE_CHECKING:
     from starflow_jax.solvers.automatic.calibration import Calibration
 
+ORDER = 100
+
 DESCRIPTION = """\
 Measures how each block of a trained run is best inverted, on a few of its training images or clips, and writes
 calibration.json into the run's folder, which --solver auto reads.

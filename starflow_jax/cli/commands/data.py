@@ -11,6 +11,9 @@ from starflow_jax.cli.options.arguments import choice, real
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.remarks import latents_are_fixed
 
+ORDER = 110
+OVERRIDABLE = True
+
 DESCRIPTION = """\
 Shows the data of an experiment as its model will see them: sources, buckets, counts, shapes and shares of the batches;
 a contact sheet with captions; examples a second that the pipeline reads by itself; and, beside a run (--workdir),

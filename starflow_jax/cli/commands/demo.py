@@ -9,6 +9,8 @@ from typing import Any
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
 
+ORDER = 170
+
 DESCRIPTION = """\
 Trains a flow on 1,437 real handwritten digits, scores it on 360 others beside the best class-conditional
 Gaussian, draws new digits, and writes samples.png, curves.png, report.md and report.json.

@@ -10,9 +10,13 @@ from typing import Any
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.captions import with_text_encoder
-from starflow_jax.cli.options.devices import add_processes, is_first, join
+from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
+
+ORDER = 120
+OVERRIDABLE = True
 
 DESCRIPTION = """\
 Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains

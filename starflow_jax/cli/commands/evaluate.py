@@ -9,11 +9,14 @@ from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
-from starflow_jax.cli.options.devices import add_mesh, add_processes, is_first, join, layout_of_command
+from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.sample_quality import add_quality_options, check_quality_options
 from starflow_jax.cli.options.scored_data import check_on_pixels, scored_source
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.sample_quality import measure_quality
+
+ORDER = 40
 
 DESCRIPTION = """\
 Scores a trained run on held-out images; with --metrics, the pictures it draws.

@@ -10,6 +10,9 @@ from typing import Any
 from starflow_jax.cli.commands.train_autoencoder import add_options, carry_out
 from starflow_jax.cli.errors import CommandError, sentences
 
+ORDER = 140
+OVERRIDABLE = True
+
 DESCRIPTION = """\
 Trains the decoder of an autoencoder to make pictures of noisy latents, or goes on where an earlier call stopped. The
 encoder stays as it is, so latents that were computed before, and flows that were trained on them, stay valid; what a

@@ -11,6 +11,8 @@ from typing import Any
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.outputs import check_writable
 
+ORDER = 20
+
 DESCRIPTION = """\
 Tells what a run is, where it stands, its last and best figures, and what its checkpoints hold. Reads no arrays and
 uses no device, so it may be asked while the run is trained."""

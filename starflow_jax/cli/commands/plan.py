@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from starflow_jax.costs.flops import Work
     from starflow_jax.planning.estimate import Plan
 
+ORDER = 150
+OVERRIDABLE = True
+
 DESCRIPTION = """\
 Plans an experiment on accelerators that are not there. For TPUs the real training step, and the real Jacobi iteration
 of the deep block, are compiled on this machine by the TPU's own compiler (pip install 'starflow-jax[tpu]'); for GPUs

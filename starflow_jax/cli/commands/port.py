@@ -14,6 +14,9 @@ from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 
+ORDER = 160
+OVERRIDABLE = True
+
 DESCRIPTION = """\
 Turns files of the PyTorch originals (STARFlow, STARFlow-V, TARFlow) into the folder of a run, and back.
 

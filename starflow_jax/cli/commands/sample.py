@@ -14,6 +14,8 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.solver import add_solver_options
 
+ORDER = 30
+
 DESCRIPTION = """\
 Draws pictures or videos from a trained run: noise, through the inverse of the flow, to pixels.
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
-from starflow_jax.cli.options.devices import add_mesh, add_processes, is_first, join, layout_of_command
+from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.scored_data import check_on_pixels, scored_source
+from starflow_jax.cli.process_group import is_first
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
     from starflow_jax.evaluation.likelihood.video_scores import Clip, ClipSurprise
+
+ORDER = 50
 
 DESCRIPTION = """\
 Says how surprising clips are to a trained run: held-out ones, or video files.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from starflow_jax.data.sources.base import ArraySource
     from starflow_jax.evaluation.applications.study import Outcome, Studied
 
+ORDER = 70
+
 DESCRIPTION = """\
 Puts the exact likelihood of a run on still images to work, on its own data:
 

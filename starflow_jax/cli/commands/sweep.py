@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.devices import add_mesh, add_processes, is_first, join, layout_of_command
+from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 PARTLY = 3  # some cells failed
 GOES_ON = "the same command goes on after the last batch that was computed"
+
+ORDER = 60
+OVERRIDABLE = True
 
 DESCRIPTION = """\
 Scores the product of checkpoints, data sets, noise levels and conditions that a configuration file names: exact

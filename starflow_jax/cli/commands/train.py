@@ -14,11 +14,15 @@ from typing import Any
 
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.cli.options.arguments import choice, integer
-from starflow_jax.cli.options.devices import add_processes, is_first, join
+from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
+
+ORDER = 10
+OVERRIDABLE = True
 
 DESCRIPTION = """\
 Trains the experiment of a configuration file, or goes on where an earlier call stopped.

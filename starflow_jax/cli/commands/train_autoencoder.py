@@ -13,6 +13,9 @@ from starflow_jax.cli.options.outputs import check_writable
 
 SHEET = "reconstructions.png"
 
+ORDER = 130
+OVERRIDABLE = True
+
 DESCRIPTION = """\
 Trains an autoencoder of pictures, or goes on where an earlier call stopped: mean square error and a KL penalty, and
 where the experiment asks for them LPIPS and a patch discriminator.

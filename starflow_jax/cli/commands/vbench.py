@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 RECORD = "vbench.json"
 
+ORDER = 90
+
 DESCRIPTION = """\
 Draws the videos of VBench's prompts (arXiv 2311.17982) and names them as it finds them:
 OUT/DIMENSION/PROMPT-INDEX.mp4, five of every prompt and 25 for temporal_flickering, each from noise of its own.

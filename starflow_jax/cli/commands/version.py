@@ -9,6 +9,8 @@ from typing import Any
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
+ORDER = 180
+
 
 def add_to(subparsers: Any) -> None:
     """Declares the command."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from starflow_jax.evaluation.likelihood.video_scores import Clip
     from starflow_jax.evaluation.video.clip_metrics import ClipQuality
 
+ORDER = 80
+
 DESCRIPTION = """\
 Measures clips without a network: how they move, whether they change for the worse, how near they are to a reference.
 

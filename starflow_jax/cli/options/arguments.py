@@ -1,4 +1,4 @@
-"""How options are read: every refusal says the value seen and what is allowed."""
+"""Parsing of options; every error message states the value seen and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ LARGEST_INT32 = 2**31 - 1  # labels are int32
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that refuses with one sentence instead of a usage message, and guesses no option."""
+    """An argument parser whose errors are one sentence, without the usage; abbreviated options are not accepted."""
 
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
     def options(self) -> list[str]:
-        """The long options declared so far; argparse keeps them and has no public list."""
+        """The long options declared so far; argparse has no public list of them."""
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def flag(self, field: str) -> str:
+        """The option that sets a field of a request, `--num` of "num"; the field itself where there is no such option."""
+        flags = [name for name, action in self._option_string_actions.items() if action.dest == field]
+        return flags[0] if flags else field
 
     def error(self, message: str) -> NoReturn:
         """Raises CommandError."""
@@ -31,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Reads an integer of at least `minimum`, and at most `maximum` where that is given."""
+    """Parses an integer from `minimum` to `maximum`; None for no upper bound."""
     allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
 
     def read(text: str) -> int:
@@ -47,7 +52,7 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
 
 
 def real(minimum: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
-    """Reads a finite number of at least `minimum`, or above it."""
+    """Parses a finite number >= `minimum`, or > `minimum` if `above`."""
 
     def read(text: str) -> float:
         try:
@@ -63,7 +68,7 @@ def real(minimum: float = 0.0, *, above: bool = False) -> Callable[[str], float]
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    """Reads one of some words."""
+    """Parses one of the words `allowed`."""
 
     def read(text: str) -> str:
         if text not in allowed:
@@ -74,7 +79,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def class_choice(text: str) -> int | str:
-    """Reads a class: its number, "all" for every class in turn, or "none"."""
+    """Parses a class: its index, "all" for all classes in turn, or "none"."""
     if text in ("all", "none"):
         return text
     try:
@@ -85,7 +90,7 @@ def class_choice(text: str) -> int | str:
 
 
 def check_names(argv: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Raises CommandError for the first of `argv` that is not among `known`, with those it resembles."""
+    """Raises CommandError for the first name in `argv` that is not in `known`; the message suggests similar names."""
     for text in argv:
         name = text.partition("=")[0]
         if name not in known:
@@ -95,7 +100,7 @@ def check_names(argv: Sequence[str], known: Sequence[str], what: str) -> None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--config.NAME=VALUE`, and those overrides.
+    """Splits the arguments into those without overrides `--config.NAME=VALUE`, and the overrides.
 
     Raises:
       CommandError: an override without a value.

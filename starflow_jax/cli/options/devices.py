@@ -1,4 +1,4 @@
-"""Options of commands that run on many devices: how they are laid out, and which process of how many this is."""
+"""Options of commands that run on several devices or in several processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.process_group import HEARTBEAT_SECONDS
 
-JOIN_SECONDS = 300  # that processes wait for one another at the start
-# ... and at the end, where the first may compute figures for long; one that has died is missed by its heartbeat.
+JOIN_SECONDS = 300  # how long the processes wait for one another at the start
+# How long they wait at the end, where process 0 may compute results. A dead process is noticed by its heartbeat.
 LEAVE_SECONDS = 24 * 3600
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of runs of several processes."""
+    """Declares the options of runs in several processes."""
     group = parser.add_argument_group(
         "several processes", "every process runs the same command; on a TPU pod or under Slurm --distributed suffices"
     )
@@ -26,7 +26,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:
-    """Declares the option of commands that have no configuration to take the mesh from."""
+    """Declares --mesh, for commands without a configuration that names the mesh."""
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
@@ -35,7 +35,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 
 def join(arguments: argparse.Namespace) -> None:
-    """Joins the other processes of a run, if there are any, and ends with them. Before the first use of a device.
+    """Joins the other processes of a run, if there are any, and ends with them. To be called before JAX is used.
 
     Raises:
       CommandError: options that do not go together, or processes that cannot be reached.
@@ -52,11 +52,11 @@ def join(arguments: argparse.Namespace) -> None:
 
     import jax
 
-    # Programs of several processes on CPUs wait for one another in threads of a small pool: two of them under way at
-    # once, begun in another order elsewhere, would wait for ever.
+    # Collectives of several processes on CPUs block threads of a small pool: two programs that run at once, started in
+    # another order by another process, would deadlock.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        if not jax.distributed.is_initialized():  # by a command before this one
+        if not jax.distributed.is_initialized():  # by an earlier command in this process
             jax.distributed.initialize(
                 given["coordinator"],
                 given["processes"],
@@ -72,7 +72,7 @@ def join(arguments: argparse.Namespace) -> None:
 
 
 def layout_of_command(arguments: argparse.Namespace) -> Any:
-    """The layout over all devices that `--mesh` asks for; None for one device.
+    """The layout of `--mesh` over all devices; None for one device.
 
     Raises:
       CommandError: an axis that does not exist, or sizes that do not multiply to the devices.
@@ -89,10 +89,3 @@ def layout_of_command(arguments: argparse.Namespace) -> Any:
     sizes.setdefault("data", 1 if -1 in sizes.values() else -1)
     with sentences(MeshConfig.__post_init__, MeshConfig.sizes):
         return make_layout(MeshConfig(**sizes))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints for all."""
-    import jax
-
-    return jax.process_index() == 0

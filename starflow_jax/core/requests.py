@@ -1,0 +1,35 @@
+"""The errors of requests: frozen dataclasses that say what a function of the library is asked to do."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+
+class RequestError(ValueError):
+    """A field of a request has a value that is not allowed, or two fields exclude each other.
+
+    The message names fields of the request. The command line shows the names of its options in their place.
+
+    Attributes:
+      template: the message as a format string. A replacement field with a name (`{num}`) stands for that field of the
+        request, one with an index (`{0}`, `{1:g}`) for a value.
+      values: the values of the indexed replacement fields.
+    """
+
+    def __init__(self, template: str, *values: Any):
+        self.template, self.values = template, values
+        super().__init__(self.text(lambda field: field))
+
+    def text(self, named: Callable[[str], str]) -> str:
+        """The message, with every field of the request called `named(field)`."""
+        parts = (name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
+        fields = {name: named(name) for name in parts if not name.isdigit()}
+        return self.template.format(*self.values, **fields)
+
+
+def require(condition: bool, template: str, *values: Any) -> None:
+    """Raises RequestError(template, *values) unless `condition` holds."""
+    if not condition:
+        raise RequestError(template, *values)
