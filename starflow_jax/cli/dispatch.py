@@ -16,7 +16,7 @@ from types import ModuleType
 
 from starflow_jax import __version__
 from starflow_jax.cli import commands
-from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError, sentence
+from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, split_overrides
 from starflow_jax.cli.process_group import Others
 from starflow_jax.core.requests import RequestError
@@ -24,11 +24,8 @@ from starflow_jax.core.requests import RequestError
 
 def _commands() -> dict[str, ModuleType]:
     """The modules of `cli/commands` by the names of their commands, in the order of `starflow --help`."""
-    modules = [
-        importlib.import_module(f"{commands.__name__}.{entry.name}")
-        for entry in pkgutil.iter_modules(commands.__path__)
-    ]
-    modules.sort(key=lambda module: module.ORDER)
+    names = [f"{commands.__name__}.{entry.name}" for entry in pkgutil.iter_modules(commands.__path__)]
+    modules = sorted(map(importlib.import_module, names), key=lambda module: module.ORDER)
     return {module.__name__.rpartition(".")[2].replace("_", "-"): module for module in modules}
 
 
@@ -129,4 +126,4 @@ def _run(argv: list[str], others: Others) -> int:
     try:
         return arguments.run(arguments)
     except RequestError as error:
-        raise CommandError(sentence(error.text(parsers[name].flag))) from error
+        raise CommandError(error.text(parsers[name].flag)) from error

@@ -61,7 +61,7 @@ class Others:
                 self._client.wait_at_barrier(_DONE, int(1000 * _LEAVE_SECONDS))
 
     def hear(self) -> None:
-        """Waits for the error of another process that may have caused the error of this one; the thread then ends it."""
+        """Waits for the error of another process that may have caused that of this one; the thread then ends it."""
         if self:
             time.sleep(4 * _POLL_SECONDS)
 

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
     def flag(self, field: str) -> str:
-        """The option that sets a field of a request, `--num` of "num"; the field itself where there is no such option."""
+        """The option that sets a field of a request, `--num` for "num"; the field if there is no such option."""
         flags = [name for name, action in self._option_string_actions.items() if action.dest == field]
         return flags[0] if flags else field
 
