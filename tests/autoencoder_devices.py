@@ -13,7 +13,7 @@ import numpy as np
 from starflow_jax.core.config import AutoencoderExperiment, MeshConfig, SourceConfig
 from starflow_jax.core.config.autoencoder import LossConfig, ReconstructionConfig
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
-from starflow_jax.reconstruction.update import Judged, init_state, update
+from starflow_jax.reconstruction.update import Objective, init_state, update
 from starflow_jax.sharding import make_layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 
@@ -35,16 +35,16 @@ def main() -> None:
 
     loss = LossConfig(latent_noise=0.1, adversarial=0.5, discriminator_width=4, discriminator_layers=1)
     train = ReconstructionConfig(steps=4, batch_size=4, lr=1e-3)
-    judged = Judged(AutoencoderExperiment("d", SourceConfig(), 8, loss, train, autoencoder="a"), autoencoder)
+    objective = Objective(AutoencoderExperiment("d", SourceConfig(), 8, loss, train, autoencoder="a"), autoencoder)
 
     def trained(layout):
-        state, frozen = init_state(judged, params)
+        state, frozen = init_state(objective, params)
         if layout is not None:
             state, frozen = (jax.device_put(tree, layout.tree(tree)) for tree in (state, frozen))
         losses = []
         for _ in range(2):
             batch = pixels if layout is None else layout.assemble(pixels)
-            state, metrics = update(judged, 256, state, frozen, None, batch, layout)
+            state, metrics = update(objective, 256, state, frozen, None, batch, layout)
             losses.append(float(metrics["loss"]))
         return losses, jax.tree.map(np.asarray, state.ema)
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
-from starflow_jax.training.loop import run as loop
+from starflow_jax.training import train
+from starflow_jax.training.loop.setup import Setup
 
 STEPS, BATCH = 40, 4
 CONFIG = ExperimentConfig(
@@ -74,11 +75,11 @@ class Noted:
 
 def main(workdir: Path, seconds: float, workers: int) -> int:
     """Trains to the end or to a signal; exit code 0."""
-    build, seen = loop._loader, workdir.with_name(f"{workdir.name}.seen")
-    loop._loader = lambda *arguments: Noted(build(*arguments), seen, seconds)
+    build, seen = Setup.loader, workdir.with_name(f"{workdir.name}.seen")
+    Setup.loader = lambda setup, step: Noted(build(setup, step), seen, seconds)
     data = dataclasses.replace(CONFIG.data, workers=workers)
     config = dataclasses.replace(CONFIG, data=data)
-    result = loop.train(config, workdir, source=numbered_images(), progress=False)
+    result = train(config, workdir, source=numbered_images(), progress=False)
     print(dataclasses.asdict(result)["step"])
     return 0
 

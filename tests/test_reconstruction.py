@@ -26,7 +26,7 @@ from starflow_jax.models.autoencoders.torch_layout import to_tensors
 from starflow_jax.nn.parameters import drawn
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from starflow_jax.reconstruction.lpips import abstract_lpips, lpips, lpips_params, read_lpips
-from starflow_jax.reconstruction.update import AUTOENCODER, DISCRIMINATOR, Judged, init_state, losses_and_gradients
+from starflow_jax.reconstruction.update import AUTOENCODER, DISCRIMINATOR, Objective, init_state, losses_and_gradients
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments" / "tiny_vae.py")
 TENSORS = "diffusion_pytorch_model.safetensors"
@@ -45,28 +45,28 @@ def test_photos_are_whole_and_no_pixel_is_in_both_splits():
 
 
 @pytest.fixture(scope="module")
-def judged():
+def objective():
     """A fine-tuning of a small decoder, with a discriminator from update 3 on."""
     loss = LossConfig(
         latent_noise=0.2, adversarial=0.7, discriminator_start=3, discriminator_width=4, discriminator_layers=1
     )
     train = ReconstructionConfig(steps=10, batch_size=2, lr=1e-3)
     experiment = AutoencoderExperiment("j", SourceConfig(), 8, loss, train, autoencoder="a")
-    return Judged(experiment, AutoencoderKL((4,), 1, 2, 1, 4, mid_block_add_attention=False))
+    return Objective(experiment, AutoencoderKL((4,), 1, 2, 1, 4, mid_block_add_attention=False))
 
 
-def test_the_gradient_is_that_of_the_loss_with_its_weight_held_fixed(judged):
-    state, frozen = init_state(judged, judged.autoencoder.init(jax.random.key(1)))
+def test_the_gradient_is_that_of_the_loss_with_its_weight_held_fixed(objective):
+    state, frozen = init_state(objective, objective.autoencoder.init(jax.random.key(1)))
     assert set(state.params) == {AUTOENCODER, DISCRIMINATOR} and set(state.ema) == {AUTOENCODER}
     assert set(state.params[AUTOENCODER]) == {"decoder", "post_quant_conv"} and set(frozen) == {"encoder", "quant_conv"}
     x = jax.random.uniform(jax.random.key(2), (2, 8, 8, 1), minval=-1)
     key = jax.random.key(3)
-    step = jax.jit(lambda number: losses_and_gradients(judged, state.params, frozen, None, x, key, number))
+    step = jax.jit(lambda number: losses_and_gradients(objective, state.params, frozen, None, x, key, number))
     before, terms = step(2)
     assert terms["adaptive_weight"] == terms["discriminator"] == 0 and terms["adversarial"] != 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(before[DISCRIMINATOR]))
     gradients, terms = step(3)
-    autoencoder, discriminator = judged.autoencoder, judged.discriminator
+    autoencoder, discriminator = objective.autoencoder, objective.discriminator
 
     def pictures(trained):
         latents = autoencoder.encode(frozen | trained, x)

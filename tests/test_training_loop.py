@@ -15,7 +15,7 @@ from starflow_jax.training import init_state, load_run, open_source, plot_curves
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.workdir import claim_workdir
 from starflow_jax.training.loop.metrics import FIELDS, MetricsWriter, average, read_metrics
-from starflow_jax.training.loop.run import objective_bits_per_dim
+from starflow_jax.training.loop.records import objective_bits_per_dim
 from starflow_jax.training.loop.signals import stop_requests
 
 CONFIG = ExperimentConfig(

@@ -1,20 +1,23 @@
 """Training of autoencoders, and of decoders on noisy latents.
 
-- `lpips`: a perceptual distance, by weights that the user names.
-- `discriminator`: a patch discriminator, its hinge loss, the adaptive weight.
-- `step`: one update; `loop`: from the first to the last, with checkpoints.
-- `quality`: PSNR of what comes back through the latents.
+- `lpips`: the perceptual distance, with weights that the user names.
+- `discriminator`: a patch discriminator, its hinge loss and the adaptive weight.
+- `update`: one update as a pure function. `request`, `setup`, `train_loop`: the run.
+- `reconstruction_quality`: PSNR of reconstructions from clean and noisy latents.
 """
 
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator
 from starflow_jax.reconstruction.lpips import lpips, lpips_params, read_lpips
 from starflow_jax.reconstruction.reconstruction_quality import Reconstruction, quality_table
-from starflow_jax.reconstruction.train_loop import Trained, train_autoencoder
+from starflow_jax.reconstruction.request import FinetuneDecoderRequest, TrainAutoencoderRequest
+from starflow_jax.reconstruction.train_loop import TrainedAutoencoder, train_autoencoder
 
 __all__ = [
+    "FinetuneDecoderRequest",
     "PatchDiscriminator",
     "Reconstruction",
-    "Trained",
+    "TrainAutoencoderRequest",
+    "TrainedAutoencoder",
     "lpips",
     "lpips_params",
     "quality_table",

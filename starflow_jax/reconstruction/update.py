@@ -36,7 +36,7 @@ METRICS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class Objective:
     """What is static under `jit`: the experiment, the autoencoder, the discriminator if there is one."""
 
     experiment: AutoencoderExperiment
@@ -51,27 +51,27 @@ class Judged:
         return PatchDiscriminator(self.autoencoder.pixel_channels, loss.discriminator_width, loss.discriminator_layers)
 
     @property
-    def whole(self) -> bool:
+    def trains_encoder(self) -> bool:
         """Whether the encoder is trained, too."""
         return self.experiment.network is not None
 
 
-def init_state(judged: Judged, params: Params) -> tuple[TrainState, Params]:
+def init_state(objective: Objective, params: Params) -> tuple[TrainState, Params]:
     """The state before the first update, and the parameters that stay as they are."""
-    frozen = {} if judged.whole else {name: value for name, value in params.items() if name not in DECODER}
+    frozen = {} if objective.trains_encoder else {name: value for name, value in params.items() if name not in DECODER}
     trained: dict[str, Any] = {AUTOENCODER: {name: value for name, value in params.items() if name not in frozen}}
-    key, own = jax.random.split(jax.random.key(judged.experiment.seed))
-    if judged.discriminator is not None:
-        trained[DISCRIMINATOR] = judged.discriminator.init(own)
+    key, own = jax.random.split(jax.random.key(objective.experiment.seed))
+    if objective.discriminator is not None:
+        trained[DISCRIMINATOR] = objective.discriminator.init(own)
     trained = jax.tree.map(jnp.asarray, trained)
-    ema = {AUTOENCODER: jax.tree.map(jnp.copy, trained[AUTOENCODER])} if judged.experiment.train.ema else None
-    opt_state = {name: _adam(judged.experiment.train).init(group) for name, group in trained.items()}
+    ema = {AUTOENCODER: jax.tree.map(jnp.copy, trained[AUTOENCODER])} if objective.experiment.train.ema else None
+    opt_state = {name: _adam(objective.experiment.train).init(group) for name, group in trained.items()}
     return TrainState(jnp.zeros((), jnp.int32), trained, opt_state, ema, jax.random.key_data(key)), frozen
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 6), donate_argnums=2)
 def update(
-    judged: Judged,
+    objective: Objective,
     levels: int,
     state: TrainState,
     frozen: Params,
@@ -92,13 +92,13 @@ def update(
     x = placed(layout, pixels, "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     params, frozen, perceptual = gathered(layout, (state.params, frozen, perceptual))
-    gradients, terms = losses_and_gradients(judged, params, frozen, perceptual, x, key, state.step)
-    new, norm, fine = _applied(judged.experiment.train, state, gradients, terms["loss"])
+    gradients, terms = losses_and_gradients(objective, params, frozen, perceptual, x, key, state.step)
+    new, norm, fine = _applied(objective.experiment.train, state, gradients, terms["loss"])
     return new, gathered(layout, terms | {"grad_norm": norm, "skipped": 1.0 - fine.astype(jnp.float32)})
 
 
 def losses_and_gradients(
-    judged: Judged,
+    objective: Objective,
     params: Mapping[str, Params],
     frozen: Params,
     perceptual: Params | None,
@@ -115,14 +115,14 @@ def losses_and_gradients(
       x: pictures float32 [B, H, W, C] in [-1, 1]; key: of the draws of latents and their noise; step: updates made.
       The others are as for `update`.
     """
-    loss, discriminator = judged.experiment.loss, judged.discriminator
+    loss, discriminator = objective.experiment.loss, objective.discriminator
 
     def features(trained: Params) -> tuple[jax.Array, jax.Array]:
-        latents, kl = _latents(judged, {**frozen, **trained}, x, key)
-        return judged.autoencoder.features({**frozen, **trained}, latents), kl
+        latents, kl = _latents(objective, {**frozen, **trained}, x, key)
+        return objective.autoencoder.features({**frozen, **trained}, latents), kl
 
     def painted(trained: Params, h: jax.Array) -> jax.Array:
-        return judged.autoencoder.painted({**frozen, **trained}, h)
+        return objective.autoencoder.painted({**frozen, **trained}, h)
 
     def compared(picture: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         square = jnp.mean((picture - x) ** 2)
@@ -156,12 +156,12 @@ def losses_and_gradients(
     }
 
 
-def _latents(judged: Judged, params: Params, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _latents(objective: Objective, params: Params, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw latents as the decoder is to take them, and the divergence of their posterior per number of them."""
-    autoencoder, noise = judged.autoencoder, judged.experiment.loss.latent_noise
+    autoencoder, noise = objective.autoencoder, objective.experiment.loss.latent_noise
     of_draw, of_noise = jax.random.split(key)
     posterior = autoencoder.posterior(params, x)
-    if judged.whole:
+    if objective.trains_encoder:
         latents, kl = posterior.sample(of_draw), jnp.mean(posterior.kl()) / posterior.mean[0].size
     else:
         latents, kl = jax.lax.stop_gradient(posterior.mean), jnp.zeros(())
@@ -178,7 +178,7 @@ def _applied(
     fine = jnp.isfinite(loss)
     for group in gradients.values():
         fine &= jnp.isfinite(optax.tree.norm(group))
-    rates = {AUTOENCODER: rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
+    rates = {AUTOENCODER: learning_rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
     params, opt_state = {}, {}
     for name, group in state.params.items():
         moved, moments = _adam(train).update(gradients[name], state.opt_state[name], group)
@@ -194,7 +194,7 @@ def _applied(
     return TrainState(state.step + 1, params, opt_state, ema, state.key), norm, fine
 
 
-def rate(train: ReconstructionConfig, step: jax.Array | int) -> jax.Array:
+def learning_rate(train: ReconstructionConfig, step: jax.Array | int) -> jax.Array:
     """The rate of update number `step`, from 0."""
     done = (jnp.asarray(step, jnp.float32) + 1.0) / max(train.warmup, 1)
     falling = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / train.steps))

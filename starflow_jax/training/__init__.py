@@ -11,8 +11,10 @@ Each of the first four imports only those before it.
 """
 
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
-from starflow_jax.training.loop.run import Callback, Snapshot, TrainResult, train
+from starflow_jax.training.loop.request import TrainRequest
+from starflow_jax.training.loop.run import TrainResult, train
 from starflow_jax.training.step.inputs import condition, open_source
 from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
 from starflow_jax.training.step.schedule import CosineSchedule
@@ -31,6 +33,7 @@ __all__ = [
     "CosineSchedule",
     "Losses",
     "Snapshot",
+    "TrainRequest",
     "TrainResult",
     "TrainState",
     "abstract_state",

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.commands.train_autoencoder import add_options, carry_out
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import sentences
 
 ORDER = 140
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Trains the decoder of an autoencoder to make pictures of noisy latents, or goes on where an earlier call stopped. The
-encoder stays as it is, so latents that were computed before, and flows that were trained on them, stay valid; what a
-flow draws can then be decoded without removing the training noise first.
+Trains the decoder of an autoencoder to decode noisy latents, or resumes where an earlier call stopped. The encoder is
+frozen, so latents computed before, and flows trained on them, stay valid; samples of a flow can then be decoded
+without removing the training noise first.
 
-The loss is that of VQGAN: mean square error, LPIPS (its weights are files that loss.perceptual_weights names) and a
-patch discriminator from loss.discriminator_start on, weighed by gradients at the last layer. loss.latent_noise is the
-standard deviation of the noise. At the end PSNR of held-out pictures from clean and noisy latents is printed, before
-and after; the folder of --workdir receives what `starflow train-autoencoder` writes."""
+The loss is that of VQGAN: mean square error, LPIPS (loss.perceptual_weights names the files of its weights) and a
+patch discriminator from loss.discriminator_start on, weighted by gradients at the last layer. loss.latent_noise is the
+standard deviation of the noise. At the end the PSNR of held-out images from clean and noisy latents is printed, before
+and after; the folder of --workdir receives the same files as with `starflow train-autoencoder`."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -51,8 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     given = [] if arguments.autoencoder is None else [f"autoencoder={arguments.autoencoder}"]
     with sentences():
         experiment = load_experiment(AutoencoderExperiment, arguments.config, [*arguments.overrides, *given])
-        if experiment.network is not None:
-            raise CommandError("network must be None to fine-tune a decoder, got that of a new autoencoder")
-        # Runs are told apart by where their autoencoder is, not by the folder they were started in.
-        experiment = dataclasses.replace(experiment, autoencoder=str(Path(experiment.autoencoder or "").resolve()))
-    return carry_out(arguments, experiment)
+
+    from starflow_jax.reconstruction import FinetuneDecoderRequest
+
+    with sentences(FinetuneDecoderRequest.__post_init__):
+        request = FinetuneDecoderRequest(experiment, arguments.workdir, progress=not arguments.quiet)
+    # A run is identified by where its autoencoder is, not by the folder that the command was started in.
+    experiment = dataclasses.replace(experiment, autoencoder=str(Path(experiment.autoencoder or "").resolve()))
+    return carry_out(dataclasses.replace(request, experiment=experiment), arguments.json)

@@ -9,8 +9,9 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.cli.options.arguments import choice, integer
@@ -18,6 +19,10 @@ from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
+
+if TYPE_CHECKING:
+    from starflow_jax.core.config import ExperimentConfig
+    from starflow_jax.training import TrainRequest, TrainResult
 
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
 
@@ -113,20 +118,23 @@ def run(arguments: argparse.Namespace) -> int:
     join(arguments)
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.data import Loader
+
+    request = _request(arguments, config)
+    begun = time.perf_counter()
+    result = _trained(request)
+    if arguments.json is not None and is_first():
+        write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - begun})
+    return _report(request, result)
+
+
+def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRequest:
+    """The request that the options describe, with the callbacks of the command."""
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
     from starflow_jax.evaluation.samples.sample_grids import why_not_drawn, write_sample_grid
-    from starflow_jax.training import Checkpoints, plot_curves, train
-    from starflow_jax.training.checkpoints.initial_state import check_source, check_start, first_state
-    from starflow_jax.training.checkpoints.resume import go_on
-    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
-    from starflow_jax.training.distributed.agreement import first_does
-    from starflow_jax.training.loop.metrics import MetricsWriter
+    from starflow_jax.training import TrainRequest
     from starflow_jax.training.loop.profile import Window
     from starflow_jax.training.loop.weights_and_biases import check_installed
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
-    from starflow_jax.training.step.frozen_text import open_text
-    from starflow_jax.training.step.run_layout import run_layout
 
     window = None
     if arguments.profile is not None:
@@ -134,16 +142,46 @@ def run(arguments: argparse.Namespace) -> int:
             window = Window.parse(arguments.profile)
         except ValueError as error:
             raise CommandError(f"--profile {error}") from error
-        if window.last > config.train.steps:
-            raise CommandError(f"--profile must end at train.steps={config.train.steps}, got {arguments.profile!r}")
-    if arguments.wandb is not None:
-        with sentences(check_installed):
-            check_installed()
+    with sentences(TrainRequest.__post_init__, check_installed):
+        request = TrainRequest(
+            config=config,
+            workdir=arguments.workdir,
+            resume=arguments.resume,
+            init_from=arguments.init_from,
+            progress=not arguments.quiet,
+            grace=arguments.grace,
+            profile=window,
+            wandb=arguments.wandb,
+        )
+    with sentences(held_out_score, open_with_encoder):
+        evaluations = [held_out_score(config)] if config.train.evaluate_every else []
+    reason = why_not_drawn(config)
+    if reason is not None and request.progress:
+        remark(f"no pictures while training: {reason}")
+    if config.data.without_effect and request.progress:
+        remark(latents_are_fixed(config.data.without_effect))
+    return dataclasses.replace(
+        request, callbacks=[] if reason is not None else [write_sample_grid], evaluations=evaluations
+    )
+
+
+def _trained(request: TrainRequest) -> TrainResult:
+    """Trains; a documented failure becomes a refusal in one sentence."""
+    from starflow_jax.data import Loader
+    from starflow_jax.evaluation.likelihood.held_out import held_out_score
+    from starflow_jax.training import Checkpoints, plot_curves, train
+    from starflow_jax.training.checkpoints.initial_state import check_source, check_start, first_state
+    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
+    from starflow_jax.training.distributed.agreement import first_does
+    from starflow_jax.training.loop.metrics import MetricsWriter
+    from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
+    from starflow_jax.training.step.frozen_text import open_text
+    from starflow_jax.training.step.run_layout import run_layout
 
     for name in ("absl", "asyncio"):
-        # Orbax logs the traceback of every thread of a save that failed, which is said in a sentence.
+        # Orbax logs the traceback of every thread of a save that failed; the command answers with one sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    begun = time.perf_counter()
     opening = (held_out_score, open_with_encoder, open_text, run_layout)
     starting = (check_source, check_start, first_state, claim_workdir)
     reading = (*opening, *starting, first_does, in_use, go_on, Loader.__next__)
@@ -151,73 +189,62 @@ def run(arguments: argparse.Namespace) -> int:
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:
         with sentences(*reading, *writing, *records):
-            evaluations = [held_out_score(config)] if config.train.evaluate_every else []
-            reason = why_not_drawn(config)
-            if reason is not None and not arguments.quiet:
-                remark(f"no pictures while training: {reason}")
-            if config.data.without_effect and not arguments.quiet:
-                remark(latents_are_fixed(config.data.without_effect))
-            callbacks = [] if reason is not None else [write_sample_grid]
-            result = train(
-                config,
-                arguments.workdir,
-                callbacks=callbacks,
-                evaluations=evaluations,
-                progress=not arguments.quiet,
-                resume=arguments.resume,
-                grace=arguments.grace,
-                profile=window,
-                wandb=arguments.wandb,
-                init_from=arguments.init_from,
-            )
+            return train(request)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GOES_ON) from None
     except OSError as error:
-        # Anything that is written may be what fills a disk, such as a picture of samples.
+        # Any file may be what fills a disk, such as a grid of samples.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CommandError(f"{sentence(error)}; {GOES_ON}") from error
-    figures = {
-        "name": config.name,
-        "workdir": str(arguments.workdir),
+
+
+def _figures(request: TrainRequest, result: TrainResult) -> dict[str, Any]:
+    """The figures of --json, as plain values."""
+    return {
+        "name": request.config.name,
+        "workdir": str(request.workdir),
         "step": result.step,
-        "steps": config.train.steps,
+        "steps": request.config.train.steps,
         "interrupted": result.interrupted,
         "stopped_by": signal.Signals(result.stopped_by).name if result.stopped_by else None,
         "skipped_updates": result.skips.total,
         "longest_skipped_in_a_row": result.skips.longest,
         "bad_examples": dict(result.bad),
-        "seconds": time.perf_counter() - begun,
         "images_per_second": result.images_per_second,
         "metrics": dict(result.metrics),
     }
-    if arguments.json is not None and is_first():
-        write_json(arguments.json, figures)
+
+
+def _report(request: TrainRequest, result: TrainResult) -> int:
+    """Prints how the run ended, on the first process; returns the exit code."""
+    config, workdir = request.config, request.workdir
     if 0 < config.train.max_skipped <= result.skips.longest:
         raise CommandError(
             f"stopped at step {result.step}: {result.skips.longest} updates in a row were skipped (--max-skipped "
-            f"{config.train.max_skipped}); the checkpoint of this step holds the last parameters that were good"
+            f"{config.train.max_skipped}); the checkpoint of this step holds the last good parameters"
         )
+    preempted = result.stopped_by == signal.SIGTERM
+    code = INTERRUPTED if result.interrupted and not preempted else 0
     if not is_first():
-        return 0 if not result.interrupted or result.stopped_by == signal.SIGTERM else INTERRUPTED
+        return code
     if result.interrupted:
-        preempted = result.stopped_by == signal.SIGTERM
         print(
             f"starflow: {'stopped by SIGTERM' if preempted else 'interrupted'} at step {result.step} of "
             f"{config.train.steps}; a checkpoint is saved and the same command goes on from it",
             file=sys.stderr,
         )
-        return 0 if preempted else INTERRUPTED
+        return code
     print(_summary(config.name, result.step, result.metrics))
     if result.skips.total:
         print(f"{result.skips.total} updates skipped, {result.skips.longest} at most in a row")
     for name, reason in result.bad.items():
-        print(f"passed over {name}: {reason}")
-    print(f"run: {arguments.workdir}  curves: {arguments.workdir / 'curves.png'}")
-    return 0
+        print(f"skipped {name}: {reason}")
+    print(f"run: {workdir}  curves: {workdir / 'curves.png'}")
+    return code
 
 
-def _summary(name: str, step: int, metrics: Any) -> str:
+def _summary(name: str, step: int, metrics: Mapping[str, float]) -> str:
     if not metrics:
         return f"{name}: trained for {step} steps already"
     bits = f", training bits/dim {metrics['bits_per_dim']:.4f}" if "bits_per_dim" in metrics else ""

@@ -1,4 +1,4 @@
-"""`starflow train-autoencoder`: trains a convolutional autoencoder of pictures."""
+"""`starflow train-autoencoder`: trains a convolutional autoencoder of images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentences
+from starflow_jax.cli.errors import INTERRUPTED, sentences
 from starflow_jax.cli.options.outputs import check_writable
+
+if TYPE_CHECKING:
+    from starflow_jax.reconstruction import FinetuneDecoderRequest, TrainAutoencoderRequest, TrainedAutoencoder
 
 SHEET = "reconstructions.png"
 
@@ -17,12 +20,12 @@ ORDER = 130
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Trains an autoencoder of pictures, or goes on where an earlier call stopped: mean square error and a KL penalty, and
-where the experiment asks for them LPIPS and a patch discriminator.
+Trains an autoencoder of images, or resumes where an earlier call stopped. The loss is the mean square error with a KL
+penalty and, where the experiment asks for them, LPIPS and a patch discriminator.
 
 The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard), and at the end
-autoencoder/, in the layout of diffusers (AutoencoderKL), and reconstructions.png: held-out pictures above what comes
-back. `starflow encode --autoencoder DIR/autoencoder` and data.autoencoder take it."""
+autoencoder/, in the layout of diffusers (AutoencoderKL), and reconstructions.png: held-out images above their
+reconstructions. `starflow encode --autoencoder DIR/autoencoder` and data.autoencoder take it."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -36,14 +39,14 @@ examples:
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "train-autoencoder", help="train an autoencoder of pictures", description=DESCRIPTION, epilog=EXAMPLES
+        "train-autoencoder", help="train an autoencoder of images", description=DESCRIPTION, epilog=EXAMPLES
     )
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def add_options(parser: Any) -> None:
-    """The options of a training of an autoencoder or a decoder."""
+    """Declares the options of a training of an autoencoder or a decoder."""
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
     parser.add_argument(
         "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
@@ -58,58 +61,53 @@ def run(arguments: argparse.Namespace) -> int:
 
     with sentences():
         experiment = load_experiment(AutoencoderExperiment, arguments.config, arguments.overrides)
-    if experiment.network is None:
-        raise CommandError(
-            "network must be given to train an autoencoder, got None (starflow finetune-decoder trains the decoder of "
-            "one that exists)"
-        )
-    return carry_out(arguments, experiment)
+
+    from starflow_jax.reconstruction import TrainAutoencoderRequest
+
+    with sentences(TrainAutoencoderRequest.__post_init__):
+        request = TrainAutoencoderRequest(experiment, arguments.workdir, progress=not arguments.quiet)
+    return carry_out(request, arguments.json)
 
 
-def carry_out(arguments: argparse.Namespace, experiment: Any) -> int:
-    """Trains, and reports; returns an exit code.
+def carry_out(request: TrainAutoencoderRequest | FinetuneDecoderRequest, json: Path | None) -> int:
+    """Trains and reports; returns an exit code.
 
     Args:
-      experiment: an `AutoencoderExperiment`.
+      json: receives the figures, None for no such file.
     """
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
-
-    import numpy as np
+    if json is not None:
+        check_writable("--json", json)
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.media.images import image_grid, write_png
     from starflow_jax.reconstruction import quality_table, train_autoencoder
-    from starflow_jax.reconstruction.train_loop import checked
+    from starflow_jax.reconstruction.setup import Setup
     from starflow_jax.training import Checkpoints
     from starflow_jax.training.checkpoints.resume import go_on
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
-    with sentences(checked, claim_workdir, in_use, go_on, *writing):
-        trained = train_autoencoder(experiment, arguments.workdir, progress=not arguments.quiet)
+    with sentences(Setup.from_experiment, claim_workdir, in_use, go_on, *writing):
+        trained = train_autoencoder(request)
     if trained.stopped_by:
         by = signal.Signals(trained.stopped_by)
         print(
-            f"starflow: stopped by {by.name} at step {trained.step} of {experiment.train.steps}; a checkpoint is saved "
-            "and the same command goes on from it",
+            f"starflow: stopped by {by.name} at step {trained.step} of {request.experiment.train.steps}; a checkpoint "
+            "is saved and the same command goes on from it",
             file=sys.stderr,
         )
         return 0 if by == signal.SIGTERM else INTERRUPTED
     columns = {"before": trained.before, "after": trained.after} if trained.before else {"trained": trained.after}
     print(quality_table(columns))
-    sheet = arguments.workdir / SHEET
-    chosen = np.linspace(0, len(trained.pictures) - 1, min(16, len(trained.pictures))).astype(int)
-    rows = [trained.pictures, *trained.shown.values()]
-    write_png(sheet, image_grid(np.concatenate([row[chosen] for row in rows]), len(chosen)), scale=2)
+    sheet = request.workdir / SHEET
+    _write_sheet(sheet, trained)
     print(f"autoencoder: {trained.path}")
-    print(f"{sheet}: from above pictures, " + ", ".join(trained.shown))
-    if arguments.json is not None:
+    print(f"{sheet}: from above images, " + ", ".join(trained.reconstructions))
+    if json is not None:
         write_json(
-            arguments.json,
+            json,
             {
-                "name": experiment.name,
-                "workdir": str(arguments.workdir),
+                "name": request.experiment.name,
+                "workdir": str(request.workdir),
                 "autoencoder": str(trained.path),
                 "steps": trained.step,
                 "seconds": trained.seconds,
@@ -118,3 +116,14 @@ def carry_out(arguments: argparse.Namespace, experiment: Any) -> int:
             },
         )
     return 0
+
+
+def _write_sheet(path: Path, trained: TrainedAutoencoder) -> None:
+    """Writes held-out images above their reconstructions, at most 16 of them."""
+    import numpy as np
+
+    from starflow_jax.media.images import image_grid, write_png
+
+    chosen = np.linspace(0, len(trained.images) - 1, min(16, len(trained.images))).astype(int)
+    rows = [trained.images, *trained.reconstructions.values()]
+    write_png(path, image_grid(np.concatenate([row[chosen] for row in rows]), len(chosen)), scale=2)

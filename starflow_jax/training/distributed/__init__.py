@@ -1,1 +1,1 @@
-"""What the processes of one run agree on."""
+"""Decisions that the processes of one run take together."""

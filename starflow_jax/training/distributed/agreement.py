@@ -1,4 +1,4 @@
-"""What the processes of one run decide together; a run of one process asks nobody."""
+"""Collective decisions of the processes of one run; with a single process they return at once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jax.experimental import multihost_utils
 
 
 def everywhere(flag: bool) -> bool:
-    """Whether `flag` holds on every process; all of them ask."""
+    """Whether `flag` is true on every process. A collective: all processes call it."""
     return bool(_flags(flag).all())
 
 
 def total(value: int) -> int:
-    """The sum of `value` over all processes; all of them ask."""
+    """The sum of `value` over all processes. A collective."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.asarray(value)).sum())
 
 
 def all_texts(text: str) -> list[str]:
-    """The `text` of every process, by number of the process; all of them ask."""
+    """The `text` of every process, in the order of their indices. A collective."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
@@ -35,17 +35,17 @@ def all_texts(text: str) -> list[str]:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come to the point called `name`."""
+    """A barrier: returns when every process has called it with this `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"starflow:{name}")
 
 
 def ask_largest(value: int) -> Callable[[], int]:
-    """Asks for the largest `value` of all processes without waiting; all of them ask.
+    """Starts a reduction to the largest `value` of all processes without waiting for it. A collective.
 
     Returns:
-      What waits for the answer. The question stands in the queue of the devices behind what was asked of them before;
-      a CPU has no such queue, and must have nothing else to do.
+      A function that waits for the result. The reduction is queued on the devices behind earlier programs; CPUs have
+      no such queue, so they must be idle.
     """
     if jax.process_count() == 1:
         return lambda: value
@@ -55,17 +55,17 @@ def ask_largest(value: int) -> Callable[[], int]:
     values = jax.make_array_from_process_local_data(by_process, np.asarray([value], np.int32))
     largest = jax.jit(jnp.max, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(values)
     if jax.default_backend() == "cpu":
-        # There programs run side by side, and two that ask other processes could wait for each other.
-        answer = int(largest)
-        return lambda: answer
+        # CPU programs run concurrently, and two collectives could wait for each other.
+        result = int(largest)
+        return lambda: result
     return lambda: int(largest)
 
 
 def first_does(action: Callable[[], None], what: str) -> None:
-    """Runs `action` on the first process, with every other waiting for it.
+    """Runs `action` on the first process while the others wait. A collective.
 
     Raises:
-      ValueError: the one that `action` raised, there; a sentence about `what` on the others.
+      ValueError: on the first process the error of `action`; on the others a message that names `what`.
     """
     problem: ValueError | None = None
     if jax.process_index() == 0:

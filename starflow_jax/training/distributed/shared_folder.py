@@ -1,4 +1,4 @@
-"""A folder that all processes of a run write together, whole or absent."""
+"""A folder that all processes of a run write together; it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from starflow_jax.training.distributed.agreement import all_texts, wait_for_all
 
 @contextmanager
 def replacing_folder_together(path: Path) -> Iterator[Path]:
-    """As `files.replacing_folder`, with one temporary folder for all processes, on a file system that they share.
+    """`core.files.replacing_folder` for several processes that share a file system.
 
-    It is renamed when all have left. Where one fails it is gone, and those that still write there fail, too.
+    All processes write into one temporary folder, which is renamed when all of them have left the `with` block. If one
+    process fails the temporary folder is removed, and the processes that still write there fail too.
     """
     if jax.process_count() == 1:
         with replacing_folder(path) as folder:

@@ -1,4 +1,4 @@
-"""Examples that a run passed over because they could not be read, on all its processes."""
+"""Counts and names the training examples that could not be read, over all processes of a run."""
 
 from __future__ import annotations
 
@@ -10,37 +10,32 @@ from starflow_jax.training.distributed.agreement import all_texts, total
 
 
 class BadExamples:
-    """Counts and names them. All processes of a run make the same calls.
+    """Examples that a run skipped because they could not be read. All processes make the same calls.
 
     Args:
-      source: of the run, which knows what was bad when it was opened.
-      before: how many the run had met where it goes on.
+      source: training data, which know what was unusable when they were opened.
+      before: number of bad examples recorded before the step that the run is resumed from.
     """
 
     def __init__(self, source: Source, before: int):
         self._opened: Skipped = getattr(source, "skipped", Skipped())
         self._before = before
-        self._closed = Skipped()
 
     def at_opening(self) -> str | None:
-        """What could not be used from the start, in a sentence; None for nothing."""
+        """One sentence about files that were unusable when the data were opened; None if there were none."""
         if not self._opened.bad:
             return None
         name, reason = next(iter(self._opened.reasons.items()))
         return f"{self._opened.bad} files cannot be used and are skipped, such as {name}: {reason}"
 
-    def close(self, read: Skipped) -> None:
-        """Keeps what a loader met that is given up."""
-        self._closed.merge(read)
-
     def count(self, read: Skipped) -> int:
-        """How many the run has met in its batches, repeats included; `read` is of the loader in use."""
-        return self._before + total(self._closed.bad + read.bad)
+        """Number of bad examples in the batches of the run, repeats included; `read` is this process's share."""
+        return self._before + total(read.bad)
 
     def reasons(self, read: Skipped) -> dict[str, str]:
-        """Why, by name, of the first hundred: when the data were opened, then in the batches of all processes."""
-        found = Skipped()
-        found.merge(self._opened)  # the same on every process
-        for reasons in all_texts(json.dumps(self._closed.reasons | read.reasons)):
-            found.name(json.loads(reasons))
-        return found.reasons
+        """Reasons by name, at most a hundred: those found at opening, then those of all processes' batches."""
+        skipped = Skipped()
+        skipped.merge(self._opened)  # the same on every process
+        for reasons in all_texts(json.dumps(read.reasons)):
+            skipped.name(json.loads(reasons))
+        return skipped.reasons

@@ -17,6 +17,9 @@ class Window:
     first: int
     last: int
 
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"
+
     @classmethod
     def parse(cls, text: str) -> Window:
         """From "10:15".

@@ -1,8 +1,8 @@
-"""What encodes data inside the training step and is not trained: an autoencoder of pictures and clips.
+"""A frozen autoencoder that encodes images and clips inside the training step.
 
-It is an argument of the compiled step, cut over the devices by the same table as the flow (`sharding.rules`) and
-gathered where it is used. It is no part of the training state: it has no gradients or moments, and no checkpoint holds
-it. What reads captions is likewise in `frozen_text`.
+Its parameters are an argument of the compiled step, sharded by the same rules as the flow (`sharding.rules`) and
+gathered where they are used. They are not part of the training state: they have no gradients or moments, and
+checkpoints do not contain them. `frozen_text` is the counterpart for captions.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from starflow_jax.training.step.pixel_source import check_pixels, pixel_source
 
 @flax.struct.dataclass
 class Frozen:
-    """A pytree whose leaves are parameters.
+    """A frozen autoencoder as a pytree whose leaves are its parameters.
 
     Attributes:
-      autoencoder: static; params: its arrays, float32.
+      autoencoder: static; params: its parameters, float32.
     """
 
     autoencoder: Autoencoder = flax.struct.field(pytree_node=False)
     params: Params
 
     def latents(self, pixels: jax.Array, levels: int, layout: Layout | None = None) -> jax.Array:
-        """Integers [B, (T,) H, W, C] in `0 .. levels - 1` to latents float32 [B, (T,) h, w, c]."""
+        """Encodes integers [B, (T,) H, W, C] in `0 .. levels - 1` to latents float32 [B, (T,) h, w, c]."""
         scaled = placed(layout, jnp.asarray(pixels), "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
         return placed(layout, self.autoencoder.encode(gathered(layout, self.params), scaled), "batch")
 
     def over(self, layout: Layout | None) -> Frozen:
-        """The same, on the devices of a layout, each holding its part; None for the first device."""
+        """The same with its parameters sharded over the devices of a layout; None for the first device."""
         if layout is None:
             return dataclasses.replace(self, params=jax.device_put(self.params, jax.local_devices()[0]))
 
         def put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-            return jax.make_array_from_callback(value.shape, sharding, lambda place: value[place])
+            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
         params = jax.tree.map(np.asarray, self.params)
         return dataclasses.replace(self, params=jax.tree.map(put, params, layout.tree(params)))
 
     def abstract(self, layout: Layout | None) -> Frozen:
-        """ShapeDtypeStructs in place of the parameters, to compile without them."""
+        """The same with ShapeDtypeStructs as parameters, for ahead-of-time compilation."""
         return dataclasses.replace(self, params=located(layout, jax.eval_shape(lambda: dict(self.params))))
 
 
 def load_encoder(config: ExperimentConfig) -> Frozen | None:
-    """The autoencoder that `config.data` names, None where it names none.
+    """Loads the autoencoder that `config.data` names; None if it names none.
 
     Raises:
-      ValueError: no such file, one that holds no autoencoder, or one of other latents than the flow reads.
+      ValueError: the file does not exist, holds no autoencoder, or one whose latents do not fit the flow.
     """
     if config.data.autoencoder is None:
         return None
@@ -80,10 +80,10 @@ def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
     Raises:
       ValueError: an experiment on pixels, or an autoencoder that cannot be read or has other latents.
     """
-    found, _ = load_autoencoder(decoder)
-    if found.channels != config.flow.channels:
+    autoencoder, _ = load_autoencoder(decoder)
+    if autoencoder.channels != config.flow.channels:
         raise ValueError(
-            f"decoder {decoder} must be of latents of {config.flow.channels} channels, got {found.channels}"
+            f"decoder {decoder} must be of latents of {config.flow.channels} channels, got {autoencoder.channels}"
         )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
 
@@ -91,10 +91,13 @@ def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
 def open_with_encoder(
     config: ExperimentConfig, split: Split, source: Source | None = None
 ) -> tuple[Source, Frozen | None]:
-    """The data of an experiment, with what encodes them, if anything does, on no device yet.
+    """Opens the data of an experiment, and the autoencoder that encodes them if there is one.
 
     Args:
-      source: images instead of those that `config.data` names.
+      source: data to use instead of those that `config.data` names.
+
+    Returns:
+      The data, and the autoencoder with its parameters on the host, or None.
 
     Raises:
       ValueError: see `load_encoder`, `open_source`; data that do not fit the flow, or that cannot be encoded.
@@ -105,10 +108,10 @@ def open_with_encoder(
         check_source(source, config.flow, config.text)
         return source, None
     autoencoder = encoder.autoencoder
-    takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+    strides = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
     if source is None:
-        source = pixel_source(config, split, *takes)
+        source = pixel_source(config, split, *strides)
     else:
-        check_pixels(source, *takes)
+        check_pixels(source, *strides)
     check_source(source, config.flow, config.text, autoencoder)
     return source, encoder

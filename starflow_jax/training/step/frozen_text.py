@@ -1,7 +1,7 @@
-"""What reads captions and is not trained: words of a vocabulary, or a pretrained encoder with its parameters.
+"""A frozen text encoder: words of a vocabulary, or a pretrained encoder with its parameters.
 
 Like a frozen autoencoder (`frozen_autoencoder`), it is an argument of the compiled step and not part of the training
-state; it is sharded by the same rules as the flow.
+state, and is sharded by the same rules as the flow.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from starflow_jax.sharding.layout import Layout, gathered, located
 
 @flax.struct.dataclass
 class FrozenText:
-    """A pytree whose leaves are parameters.
+    """A frozen text encoder as a pytree whose leaves are its parameters.
 
     Attributes:
-      encoder: static; params: its arrays, none of words.
+      encoder: static; params: its parameters, empty for words of a vocabulary.
     """
 
     encoder: TextEncoder = flax.struct.field(pytree_node=False)
     params: Params
 
     def states(self, ids: jax.Array, layout: Layout | None = None) -> jax.Array:
-        """Text states float32 [B, L, D] of ids int32 [B, L], traced."""
+        """Text states float32 [B, L, D] of token ids int32 [B, L], traceable."""
         return self.encoder.encode(self.params, ids, layout)
 
     @property
     def empty(self) -> np.ndarray:
-        """Ids int32 [L] of the empty caption."""
+        """Token ids int32 [L] of the empty caption."""
         return self.encoder.ids([""])[0]
 
     def states_of(
         self, ids: np.ndarray, known: Known | None = None, *, layout: Layout | None = None
     ) -> tuple[np.ndarray, dict[bytes, np.ndarray]]:
-        """Text states of ids on the host, each different row encoded once; see `text.states.states_of`."""
+        """Text states of token ids on the host, each distinct row encoded once; see `models.text.states`."""
         return states_of(lambda rows: np.asarray(_states(layout, self, rows)), ids, known)
 
     def over(self, layout: Layout | None) -> FrozenText:
-        """The same, on the devices of a layout, each holding its part; None for the first device."""
+        """The same with its parameters sharded over the devices of a layout; None for the first device."""
         if layout is None:
             return dataclasses.replace(self, params=jax.device_put(self.params, jax.local_devices()[0]))
 
         def put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-            return jax.make_array_from_callback(value.shape, sharding, lambda place: value[place])
+            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
         return dataclasses.replace(self, params=jax.tree.map(put, self.params, layout.tree(self.params)))
 
     def abstract(self, layout: Layout | None) -> FrozenText:
-        """ShapeDtypeStructs in place of the parameters, to compile without them."""
+        """The same with ShapeDtypeStructs as parameters, for ahead-of-time compilation."""
         return dataclasses.replace(self, params=located(layout, jax.eval_shape(lambda: dict(self.params))))
 
 
@@ -75,10 +75,10 @@ def _states(layout: Layout | None, text: FrozenText, ids: jax.Array) -> jax.Arra
 
 
 def load_text(config: ExperimentConfig) -> FrozenText | None:
-    """What reads the captions of an experiment, on no device yet; None where nothing does.
+    """Loads the text encoder of an experiment, its parameters on the host; None if the experiment has none.
 
     Raises:
-      ValueError: see `text.load_text_encoder`; one of another width than `flow.text_dim`.
+      ValueError: see `models.text.load_text_encoder`; or an encoder of another width than `flow.text_dim`.
     """
     if config.text is not None:
         return FrozenText(WordEncoder(config.text.vocabulary, config.flow.text_length), {})
@@ -94,7 +94,7 @@ def load_text(config: ExperimentConfig) -> FrozenText | None:
 
 
 def open_text(config: ExperimentConfig, source: Source) -> FrozenText | None:
-    """`load_text` where the captions of a source are read while training: not words, and not read before.
+    """`load_text` if captions of the source are encoded in the training step; None for words and stored text states.
 
     Raises:
       ValueError: see `load_text`.
@@ -114,14 +114,15 @@ def prompts(
     fps: float | None = None,
     extended: bool = False,
 ) -> list[str]:
-    """What is read of captions: with a pretrained encoder in the templates that the experiment trained with.
+    """Prompts of captions: with a pretrained encoder, in the templates that the experiment was trained with.
 
-    The empty caption stays empty, as dropped ones are; captions of words stay as they are.
+    Empty captions stay empty, like those dropped in training; captions of vocabulary words are returned unchanged.
 
     Args:
-      size: rows and columns of what is drawn, whose ratio the template names, unless `aspect` ("width:height") does.
+      size: rows and columns of the samples, whose aspect ratio the template names unless `aspect` ("width:height") is
+        given.
       fps: frames per second; None for those of the data.
-      extended: whether the clip goes on from an earlier one.
+      extended: whether the clip continues an earlier one.
     """
     if config.text is not None or config.data.text_encoder is None:
         return list(captions)

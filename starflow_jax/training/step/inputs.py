@@ -1,4 +1,4 @@
-"""From a batch of the loader to what the flow reads: noisy pixels in [-1, 1] and a condition."""
+"""Inputs of the flow from a batch of the loader: noisy pixels in [-1, 1] and a condition."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ def check_source(
 ) -> None:
     """Raises ValueError unless the images and classes, or captions, of `source` fit `flow` and `text`.
 
-    With an autoencoder their latents must fit. Of several shapes those that are not the flow's own must suit its
-    patches, and its positions must be rotary.
+    With an autoencoder, the latents of the images must fit. A source with several shapes needs a flow with rotary
+    positions, and sides that are multiples of its patch size.
     """
     parts = [component.source for component in components_of(source)]
     specs = [example_spec(part) for part in parts]
     shapes = [latent_shape(autoencoder, spec["image"][0])[-3:] for spec in specs]
     several = len({shape[:2] for shape in shapes}) > 1
-    seen = "images" if autoencoder is None else "latents"
+    kind = "images" if autoencoder is None else "latents"
     expected = (*flow.image_shape, flow.channels)
     for part, spec, shape in zip(parts, specs, shapes, strict=True):
         if several and shape != expected:
             suits = flow.rope and shape[2] == flow.channels and not any(side % flow.patch_size for side in shape[:2])
             if not suits:
                 raise ValueError(
-                    f"flow.rope, flow.channels and flow.patch_size must fit the {seen} of {part.name}, {list(shape)}, "
+                    f"flow.rope, flow.channels and flow.patch_size must fit the {kind} of {part.name}, {list(shape)}, "
                     f"got rope={flow.rope}, channels={flow.channels} and patch_size={flow.patch_size}"
                 )
         elif shape != expected:
             raise ValueError(
-                f"flow.image_size and flow.channels must fit the {seen} of {part.name}, {list(shape)}, "
+                f"flow.image_size and flow.channels must fit the {kind} of {part.name}, {list(shape)}, "
                 f"got {list(expected)}"
             )
         _check_condition(part, spec, flow, text)
 
 
 def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:
-    """The part of `check_source` about what the flow is conditioned on."""
+    """Raises ValueError unless the flow can be conditioned on the classes or captions of a source."""
     if isinstance(source, MovingDigits):
-        # Its word ids mean nothing in another vocabulary, or in the same words in another order.
+        # Word ids are valid only with the same vocabulary in the same order.
         words = None if text is None else text.vocabulary
         if words != source.encoder.vocabulary:
-            known, seen = (" ".join(some) for some in (source.encoder.vocabulary, words or ("none",)))
-            raise ValueError(f"text.vocabulary must be that of {source.name}, {known!r}, got {seen!r}")
+            expected, given = (" ".join(some) for some in (source.encoder.vocabulary, words or ("none",)))
+            raise ValueError(f"text.vocabulary must be that of {source.name}, {expected!r}, got {given!r}")
         return
     if "text_states" in spec:
         dim = spec["text_states"][0][1]
@@ -88,14 +88,16 @@ def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, 
         return
     if "text" in spec:  # read by data.text_encoder
         return
-    room = flow.num_classes or flow.text_dim
-    if 0 < room < source.num_classes:
+    num_classes = flow.num_classes or flow.text_dim
+    if 0 < num_classes < source.num_classes:
         name = "flow.num_classes" if flow.num_classes else "flow.text_dim"
-        raise ValueError(f"{name} must be at least the {source.num_classes} classes of {source.name}, got {room}")
+        raise ValueError(
+            f"{name} must be at least the {source.num_classes} classes of {source.name}, got {num_classes}"
+        )
 
 
 def shortened(source: Source, frames: int | None) -> Source:
-    """What a stage on clips of `frames` frames reads: a source of such clips where it can be made, else as it is."""
+    """The source cut to clips of `frames` frames for a curriculum stage; sources of still images are unchanged."""
     if frames is None:
         return source
     if isinstance(source, Mixture):
@@ -105,26 +107,26 @@ def shortened(source: Source, frames: int | None) -> Source:
         return dataclasses.replace(source, frames=min(frames, source.frames or frames))
     if not isinstance(source, MovingDigits):
         return source
-    # Two at least, as a "(v2v)" clip has a source and a target; `first_frames` makes stills of them.
+    # At least two, since a "(v2v)" clip has a source and a target; `first_frames` cuts them to stills.
     return dataclasses.replace(source, frames=max(2, frames), straight_frames=source.straight)
 
 
 def first_frames(batch: Mapping[str, np.ndarray], frames: int | None) -> dict[str, np.ndarray]:
-    """A batch of clips cut to their first frames; as it is where `frames` is None, or of still images."""
+    """A batch of clips cut to their first `frames` frames; unchanged for None and for still images."""
     if frames is None or batch["image"].ndim != 5:
         return dict(batch)
     return {**batch, "image": batch["image"][:, :frames]}
 
 
 def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConfig) -> jax.Array:
-    """Integer pixels, or latents, to what the flow is trained on.
+    """Adds the training noise to integer pixels or to latents.
 
     "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives `2 v / (levels - 1) - 1 + noise_std eps`, and of latents
     `v + noise_std eps`.
 
     Args:
       key: of the noise.
-      image: integers of any shape, values in `0 .. levels - 1`; with levels of 0 continuous values.
+      image: integers of any shape in `0 .. levels - 1`; continuous values if `levels` is 0.
 
     Returns:
       float32 array of that shape.
@@ -143,7 +145,7 @@ def drop_labels(key: jax.Array, label: jax.Array, rate: float) -> jax.Array:
 
 
 def word_encoder(config: ExperimentConfig) -> WordEncoder:
-    """What turns captions into the text states of this experiment.
+    """The encoder of captions made of words of the experiment's vocabulary.
 
     Raises:
       ValueError: an experiment without a vocabulary.
@@ -160,16 +162,16 @@ def batch_condition(
     text: FrozenText | None = None,
     layout: Layout | None = None,
 ) -> jax.Array | None:
-    """What the flow is conditioned on for a training batch, some conditions dropped (`data.label_drop`).
+    """The condition of a training batch, with conditions dropped at random (`data.label_drop`).
 
     Args:
-      key: decides which; batch: `label` int32 [B]; with captions `text` int32 [B, L], or `text_states` [B, L, D] that
-        were computed before.
-      text: what reads captions, None for the words of the experiment; layout: over which its parameters lie.
+      key: of the dropping; batch: `label` int32 [B]; with captions `text` int32 [B, L], or precomputed `text_states`
+        [B, L, D].
+      text: text encoder, None for words of the vocabulary; layout: that its parameters are sharded over.
 
     Returns:
-      See `condition`; text states [B, L, D] of captions, those of the empty one for a dropped one. States that were
-      computed before are taken as they are: their source drops captions, as it knows the states of the empty one.
+      See `condition`; for captions text states [B, L, D], where a dropped caption has those of the empty caption.
+      Precomputed states are returned unchanged: their source drops captions itself.
     """
     if "text_states" in batch:
         return jnp.asarray(batch["text_states"], jnp.float32)
@@ -178,16 +180,16 @@ def batch_condition(
     if text is None or "text" not in batch:
         return condition(drop_labels(key, batch["label"], config.data.label_drop), config.flow)
     ids = jnp.asarray(batch["text"])
-    kept = jax.random.uniform(key, ids.shape[:1]) >= config.data.label_drop
-    return text.states(jnp.where(kept[:, None], ids, text.empty), layout)
+    keep = jax.random.uniform(key, ids.shape[:1]) >= config.data.label_drop
+    return text.states(jnp.where(keep[:, None], ids, text.empty), layout)
 
 
 def condition(label: jax.Array, flow: FlowConfig) -> jax.Array | None:
-    """What the flow is conditioned on, from labels int32 [B] (-1: none).
+    """The condition of the flow from labels int32 [B], -1 for no label.
 
     Returns:
-      The labels where the flow has classes; one text token [B, 1, text_dim], the one-hot label (zeros for
-      -1), where it reads text; None where it reads neither.
+      The labels if the flow has classes; one text token [B, 1, text_dim], the one-hot label (zeros for -1), if it is
+      conditioned on text; None if it is unconditional.
     """
     if flow.num_classes:
         return label

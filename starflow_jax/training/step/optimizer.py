@@ -1,7 +1,7 @@
-"""AdamW for two groups of parameters, with clipping, skipping, and a running mean of the parameters.
+"""AdamW for two groups of parameters, with gradient clipping, skipped updates and an exponential moving average.
 
-The flow and its learned denoiser are two groups: each has its own rate, its own moments and its own gradient
-norm, as in the original. TARFlow's `prior_variance` is a statistic of the latents and belongs to neither.
+The flow and its learned denoiser are two groups: each has its own learning rate, moments and gradient norm, as in the
+original. TARFlow's `prior_variance` is a statistic of the latents and belongs to neither.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ STATISTICS = ("prior_variance",)
 
 
 class UpdateReport(NamedTuple):
-    """What an update did, for each group: global norm of the gradient before clipping, and whether it was
-    applied.
+    """Global norm of the gradient before clipping, and whether the update was applied, for each group.
 
     Attributes:
       grad_norm: float32 []; applied: bool [].
-      denoiser_grad_norm, denoiser_applied: the same of the denoiser, None in a flow without one.
+      denoiser_grad_norm, denoiser_applied: the same for the denoiser, None in a flow without one.
     """
 
     grad_norm: jax.Array
@@ -36,13 +35,13 @@ class UpdateReport(NamedTuple):
 
 
 def groups(params: Params) -> dict[str, Params]:
-    """The trained parameters by group: "flow", and "denoiser" where there is one."""
+    """The trained parameters by group: "flow", and "denoiser" if there is one."""
     flow = {name: value for name, value in params.items() if name != DENOISER and name not in STATISTICS}
     return {"flow": flow, DENOISER: {DENOISER: params[DENOISER]}} if DENOISER in params else {"flow": flow}
 
 
 def init_optimizer(config: TrainConfig, params: Params) -> dict[str, optax.OptState]:
-    """Zero moments for every group, laid out as `params`."""
+    """Zero moments for every group, with the structure of `params`."""
     return {name: _adamw(config, name).init(group) for name, group in groups(params).items()}
 
 
@@ -59,21 +58,21 @@ def apply_updates(
 ) -> tuple[Params, dict[str, optax.OptState], UpdateReport]:
     """One AdamW update (decoupled weight decay on every parameter, eps 1e-8) of every group.
 
-    A gradient is scaled by `min(1, grad_clip / (norm + 1e-6))`, the norm being that of its group. A group
-    stays as it is, moments included, where its norm is not finite, where `allow` is false, or where its norm
-    exceeds `grad_clip` after the first `skip_after` updates.
+    A gradient is scaled by `min(1, grad_clip / (norm + 1e-6))` with the norm of its group. The update of a group is
+    skipped, moments included, if its norm is not finite, if `allow` is false, or if its norm exceeds `grad_clip` after
+    the first `skip_after` updates.
 
     Args:
       config: betas, weight_decay, grad_clip, skip_after.
-      params: nested dictionary of parameters; statistics are returned untouched.
+      params: nested dictionary of parameters; statistics are returned unchanged.
       opt_state: of `init_optimizer`.
-      grads: as `params`; entries of statistics are ignored.
-      step: updates made before this one.
-      lr: rate of the flow; denoiser_lr: of the denoiser, `config.denoiser_lr` where None.
-      allow: false leaves everything as it is.
+      grads: with the structure of `params`; entries of statistics are ignored.
+      step: number of updates made before this one.
+      lr: learning rate of the flow; denoiser_lr: of the denoiser, None for `config.denoiser_lr`.
+      allow: false skips the update.
 
     Returns:
-      The new parameters, the new state, and what happened.
+      The new parameters, the new optimizer state, and a report of the update.
     """
     gradient_groups = groups(grads)
     rates = {"flow": lr, DENOISER: config.denoiser_lr if denoiser_lr is None else denoiser_lr}
@@ -98,20 +97,20 @@ def apply_updates(
 
 
 def keep_unless(condition: jax.Array, new: Any, old: Any) -> Any:
-    """The tree `new` where the scalar `condition` holds, else `old`; NaN in the other does no harm."""
+    """The tree `new` if the scalar `condition` is true, else `old`; NaN in the other tree does not propagate."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def update_ema(ema: Params, params: Params, *, decay: float, step: jax.Array | int) -> Params:
-    """The running mean `decay * ema + (1 - decay) * params`.
+    """The exponential moving average `decay * ema + (1 - decay) * params`.
 
-    The decay rises as `(1 + n) / (10 + n)` with the number n of updates until it reaches `decay`, so that the
-    initial parameters are forgotten early. Statistics are means already and are copied.
+    The decay rises as `(1 + n) / (10 + n)` with the number n of updates until it reaches `decay`, so that the initial
+    parameters soon lose their weight. Statistics are averages already and are copied.
 
     Args:
-      ema, params: nested dictionaries of one structure.
+      ema, params: nested dictionaries of the same structure.
       decay: largest decay, below 1.
-      step: updates made before this one.
+      step: number of updates made before this one.
     """
     count = jnp.asarray(step, jnp.float32) + 1.0
     decay_now = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
@@ -120,7 +119,7 @@ def update_ema(ema: Params, params: Params, *, decay: float, step: jax.Array | i
 
 
 def _adamw(config: TrainConfig, group: str) -> optax.GradientTransformation:
-    # Without the rate: it follows the number of steps, which goes on where an update is skipped.
+    # Without the learning rate, which depends on the step: the step advances even if an update is skipped.
     b1, b2 = config.denoiser_betas if group == DENOISER else config.betas
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),

@@ -1,4 +1,4 @@
-"""The learning rate: linear warm-up, then half a cosine (specification, section 7)."""
+"""The learning rate schedule: linear warm-up, then cosine decay (specification, section 7)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from starflow_jax.core.config.checks import check, check_choice, check_integer, 
 
 @dataclasses.dataclass(frozen=True)
 class CosineSchedule:
-    """The rate of update n = 1, 2, ...
+    """The learning rate of update n = 1, 2, ...
 
         n <= W:      start + (max - start) n / W
         W < n <= T:  min + (max - min) / 2 (1 + cos(pi (n - W) / (T - W)))
         n > T:       min
 
-    with `start = min` in TARFlow and `min(min, 1e-6)` in STARFlow. The originals rise again after T and fail
-    where the warm-up starts below the minimum (STARFlow) or is as long as the whole; here W = T only warms
-    up.
+    with `start = min` in TARFlow and `min(min, 1e-6)` in STARFlow. The originals rise again after T, and fail if the
+    warm-up starts below the minimum (STARFlow) or takes all T updates; here W = T means warm-up only.
 
     Attributes:
-      total: T, updates in all; warmup: W, updates until the highest rate, 0 to T.
-      max_lr, min_lr: highest and last rate.
-      family: whose rule for the first rate.
+      total: T, number of updates; warmup: W, number of warm-up updates, 0 to T.
+      max_lr, min_lr: highest and last learning rate.
+      family: whose rule for `start` applies.
 
     Raises:
       ValueError: a field out of range.
@@ -48,11 +47,11 @@ class CosineSchedule:
 
     @property
     def start_lr(self) -> float:
-        """The rate that the warm-up leaves from (update 0, which is never made)."""
+        """The learning rate at the start of the warm-up (of update 0, which is never made)."""
         return self.min_lr if self.family == "tarflow" else min(self.min_lr, 1e-6)
 
     def rate(self, update: int) -> float:
-        """The rate of update number `update` (from 1), in float64."""
+        """The learning rate of update `update`, counted from 1, in float64."""
         if update <= self.warmup:
             return self.start_lr + (self.max_lr - self.start_lr) * update / self.warmup
         if update >= self.total:
@@ -61,7 +60,7 @@ class CosineSchedule:
         return self.min_lr + (self.max_lr - self.min_lr) / 2 * (1 + math.cos(math.pi * fraction))
 
     def __call__(self, count: Any) -> Any:
-        """The rate after `count` updates (an Optax schedule counts from 0), float32, traceable.
+        """The learning rate after `count` updates (an Optax schedule counts from 0), float32, traceable.
 
         Args:
           count: integer array of any shape, or an int.
