@@ -1,22 +1,105 @@
-"""Transformer autoregressive normalizing flows: TARFlow, STARFlow and STARFlow-V in JAX.
+"""Transformer autoregressive normalizing flows in JAX: TARFlow, STARFlow (images) and STARFlow-V (video).
 
-The picture of the package::
+A flow maps data to Gaussian noise by an invertible network, so one model gives exact log-likelihoods and samples::
 
-    train    pixels -> autoencoder.encode -> latent -> + noise -> flow.forward -> z, logdets -> loss -> update
-    sample   caption -> text encoder -> noise z -> deep block inverse -> shallow blocks inverse -> decode
-    score    pixels -> encode -> flow.forward -> log p(x)
+    import starflow_jax as sf
 
-Imports run one way:
-``kernels <- nn <- flows <- solvers <- {training, sampling, evaluation} <- cli``.
+    run = sf.from_pretrained("runs/digits")
+    samples = sf.sample(run, num=16, label=7)
+    log_p = sf.log_prob(run, samples)
+
+`PUBLIC` lists the public interface. Its names are imported from their modules on first use, so that
+`import starflow_jax` imports neither JAX nor NumPy. CONTRIBUTING.md states how the packages import each other.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# In a checkout `kernels/` and `experiments/` lie beside this folder, where setup.cfg maps them in from;
-# in an installed wheel they lie inside it. Searching the parent folder too, only in a checkout, makes
-# `import starflow_jax.kernels` mean the same in both.
+__version__ = "0.2.0"
+
+# The public interface: every name, and the module that defines or exports it. docs/reference/api.md documents each.
+PUBLIC = {
+    # trained models
+    "from_pretrained": "starflow_jax.api.run",
+    "Run": "starflow_jax.api.run",
+    "sample": "starflow_jax.api.draw",
+    "log_prob": "starflow_jax.api.score",
+    "bits_per_dim": "starflow_jax.api.score",
+    "load_run": "starflow_jax.training",
+    # training
+    "train": "starflow_jax.training",
+    "load_config": "starflow_jax.core.config",
+    "ExperimentConfig": "starflow_jax.core.config",
+    "FlowConfig": "starflow_jax.core.config",
+    "DataConfig": "starflow_jax.core.config",
+    "TrainConfig": "starflow_jax.core.config",
+    "SampleConfig": "starflow_jax.core.config",
+    # flows
+    "Flow": "starflow_jax.flows",
+    "score_denoise": "starflow_jax.flows",
+    "learned_denoise": "starflow_jax.flows",
+    "Guidance": "starflow_jax.flows",
+    "LinearGuidance": "starflow_jax.flows",
+    # inversion
+    "inverse": "starflow_jax.solvers",
+    "Sequential": "starflow_jax.solvers",
+    "Jacobi": "starflow_jax.solvers",
+    "SlidingJacobi": "starflow_jax.solvers",
+    "Secant": "starflow_jax.solvers",
+    "PerBlock": "starflow_jax.solvers",
+    "gs_jacobi": "starflow_jax.solvers",
+    "selective": "starflow_jax.solvers",
+    "auto": "starflow_jax.solvers",
+    "SlidingWindow": "starflow_jax.solvers",
+}
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from starflow_jax.api.draw import sample as sample
+    from starflow_jax.api.run import Run as Run
+    from starflow_jax.api.run import from_pretrained as from_pretrained
+    from starflow_jax.api.score import bits_per_dim as bits_per_dim
+    from starflow_jax.api.score import log_prob as log_prob
+    from starflow_jax.core.config import DataConfig as DataConfig
+    from starflow_jax.core.config import ExperimentConfig as ExperimentConfig
+    from starflow_jax.core.config import FlowConfig as FlowConfig
+    from starflow_jax.core.config import SampleConfig as SampleConfig
+    from starflow_jax.core.config import TrainConfig as TrainConfig
+    from starflow_jax.core.config import load_config as load_config
+    from starflow_jax.flows import Flow as Flow
+    from starflow_jax.flows import Guidance as Guidance
+    from starflow_jax.flows import LinearGuidance as LinearGuidance
+    from starflow_jax.flows import learned_denoise as learned_denoise
+    from starflow_jax.flows import score_denoise as score_denoise
+    from starflow_jax.solvers import Jacobi as Jacobi
+    from starflow_jax.solvers import PerBlock as PerBlock
+    from starflow_jax.solvers import Secant as Secant
+    from starflow_jax.solvers import Sequential as Sequential
+    from starflow_jax.solvers import SlidingJacobi as SlidingJacobi
+    from starflow_jax.solvers import SlidingWindow as SlidingWindow
+    from starflow_jax.solvers import auto as auto
+    from starflow_jax.solvers import gs_jacobi as gs_jacobi
+    from starflow_jax.solvers import inverse as inverse
+    from starflow_jax.solvers import selective as selective
+    from starflow_jax.training import load_run as load_run
+    from starflow_jax.training import train as train
+
+# In a checkout, `kernels/` and `experiments/` lie beside this folder, and setup.cfg maps them to subpackages; in an
+# installed wheel they lie inside it. Only in a checkout, the parent folder is searched too, so that
+# `import starflow_jax.kernels` works in both.
 _package_folder = Path(__file__).resolve().parent
 if not (_package_folder / "kernels").is_dir():
     __path__.append(str(_package_folder.parent))
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use (PEP 562)."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -25,7 +25,7 @@ ORDER = (
     ("training",),
     ("sampling",),
     ("evaluation",),
-    ("reconstruction", "sweeps", "planning"),
+    ("api", "reconstruction", "sweeps", "planning"),
     ("experiments",),
     ("demos",),
     ("cli",),
