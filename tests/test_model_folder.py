@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.flows.parameters import initialise
@@ -75,6 +76,17 @@ def test_a_picture_of_a_caption(pictures, tmp_path):
     np.testing.assert_array_equal(drawn["image"], expected)
 
 
+def test_the_public_interface_draws_the_same_picture(pictures, tmp_path):
+    draw(pictures, tmp_path / "x.npz", "--num", 2)
+    run = sf.from_pretrained(pictures)
+    samples = sf.sample(run, 2, captions=CAPTION, solver="sequential", denoise="none")
+    np.testing.assert_array_equal(samples.images, np.load(tmp_path / "x.npz")["image"])
+    log_p = sf.log_prob(run, samples, [CAPTION] * 2)
+    assert log_p.shape == (2,) and (log_p != sf.log_prob(run, samples.noisy, [""] * 2)).all()
+    with pytest.raises(ValueError, match="cond must hold the captions"):
+        sf.log_prob(run, samples)
+
+
 @pytest.fixture(scope="module")
 def clip(videos, tmp_path_factory):
     """Two videos of a caption: three latent frames, nine of pixels."""
@@ -91,6 +103,13 @@ def test_a_video_of_a_caption(clip):
     assert autoencoder.temporal_scale == 0.6
     whole = to_uint8(np.clip(np.asarray(autoencoder.decode(params, drawn["denoised"])), -1, 1))
     assert np.abs(whole.astype(int) - drawn["video"]).max() <= 1  # frame by frame, rounded
+
+
+def test_the_public_interface_draws_the_same_video(videos, clip):
+    run = sf.from_pretrained(videos)
+    samples = sf.sample(run, 2, captions=CAPTION, frames=3, solver="sequential", denoise="none")
+    np.testing.assert_allclose(samples.x, clip[0]["x"], atol=1e-5)
+    np.testing.assert_allclose(sf.log_prob(run, samples), sf.log_prob(run, samples.x, samples.text), rtol=1e-6)
 
 
 def test_a_streamed_video_is_the_same(videos, clip, tmp_path):

@@ -27,7 +27,7 @@ class SampleOptions(TypedDict, total=False):
       attention_temperature: divides attention logits; 1 changes nothing.
       denoise: how the training noise is removed: "none", "score" or "learned".
       batch_size: samples drawn at a time.
-      frames: of videos: T, given frames included.
+      frames: of videos: T, frames (of latents, where the flow is of latents), given ones included.
       prefix: of videos: the frames that they begin with, [P, H, W, C] or [n, P, H, W, C], uint8 or float in [-1, 1].
     """
 
