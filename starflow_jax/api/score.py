@@ -12,7 +12,7 @@ import numpy as np
 from starflow_jax.api.run import Run
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.evaluation.likelihood.images import dequantised
+from starflow_jax.evaluation.likelihood.image_likelihood import dequantised
 from starflow_jax.flows import bits
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import split

@@ -51,7 +51,7 @@ def score_flow(
     batch_size: int = 256,
     model: str = "flow",
 ) -> Scores:
-    """Scores a flow; arguments as in `evaluation.likelihood.images.log_probs`."""
+    """Scores a flow; arguments as in `evaluation.likelihood.image_likelihood.log_probs`."""
     begun = time.perf_counter()
     reads_label = bool(config.num_classes or config.text_dim)
     tried = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
