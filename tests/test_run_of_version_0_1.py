@@ -58,8 +58,8 @@ def test_it_is_resumed(workdir, recorded):
     assert step == 8
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     assert len(leaves) == sum(name.startswith("params/") for name in recorded)
-    # Adam divides by the size of a gradient, so that rounding moves single weights; a lost moment or another batch moves
-    # all of them, by about half of what the updates since the checkpoint did.
+    # Adam divides by the size of a gradient, so rounding moves single weights. A lost moment or another batch moves
+    # all of them, by about half of the updates since the checkpoint.
     pairs = [
         (np.asarray(value), recorded["params/" + "/".join(str(getattr(key, "key", key)) for key in path)])
         for path, value in leaves
