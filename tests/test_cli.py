@@ -158,7 +158,7 @@ REFUSALS = {
         ["evaluate", "--workdir", "run", "--draws", "0"],
         "--draws must be an integer from 1 to 1000000, got '0'",
     ),
-    "unknown split": (["evaluate", "--workdir", "run", "--split", "dev"], "--split must be one of test, train"),
+    "unknown split": (["evaluate", "--workdir", "run", "--split", "dev"], "--split must be one of train, test"),
     "zero samples": ([*SAMPLE, "--num", "0"], "--num must be an integer from 1 to 1000000000, got '0'"),
     "half a sample": ([*SAMPLE, "--num", "1.5"], "--num must be an integer"),
     "no such class": ([*SAMPLE, "--class", "10"], "class must be 0 to 9, got 10"),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+from starflow_jax.core.choices import ProgramName
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.mesh import AXES
@@ -27,8 +28,6 @@ from starflow_jax.planning.roofline import Estimate, Region, estimates, regions
 from starflow_jax.planning.transfers import Transfer, transfers
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
-
-ProgramName = Literal["train", "inverse"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,13 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.choices import Denoise, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import SOLVERS, ExperimentConfig
@@ -40,8 +41,6 @@ from starflow_jax.solvers import (
     selective,
 )
 from starflow_jax.training.step.inputs import condition
-
-Denoise = Literal["none", "score", "learned"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,7 +217,7 @@ def check_request(
 
 def check_denoise(config: ExperimentConfig, denoise: str) -> None:
     """Raises ValueError where the training noise of a model cannot be removed as asked."""
-    check_choice("denoise", denoise, ("none", "score", "learned"))
+    check_choice("denoise", denoise, choices(Denoise))
     check(
         denoise == "none" or config.data.noise == "gaussian",
         f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from starflow_jax.core.choices import Transfer
 from starflow_jax.core.files import replacing_folder, write_text
 from starflow_jax.models.autoencoders.storage import split_scale
 
@@ -99,9 +100,7 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     return ModelFolder(path, flow, autoencoder, text_encoder)
 
 
-def assemble(
-    path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Literal["link", "copy"] = "link"
-) -> ModelFolder:
+def assemble(path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Transfer = "link") -> ModelFolder:
     """Makes a model folder of parts that lie elsewhere: whole, or not at all.
 
     Args:

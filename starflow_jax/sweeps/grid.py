@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import Literal
 
+from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment import ExperimentConfig
@@ -23,7 +24,6 @@ __all__ = ["Cell", "Noise", "Plan", "make_plan"]
 
 # Part of every id: a change of what is computed is a change of all cells.
 _VERSION = 2
-Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _data(
 def _cells(config: SweepConfig, checkpoint: Checkpoint, data: DataSet) -> Iterator[Cell]:
     flow = checkpoint.config.flow
     reads = bool(flow.num_classes or flow.text_dim)
-    dtypes: tuple[Dtype, ...] = ("float32",) if config.dtype == "float32" else ("float32", "bfloat16")
+    dtypes: tuple[Dtype, ...] = ("float32",) if config.dtype == "float32" else choices(Dtype)
     for level in config.noise:
         noise = _noise(level, checkpoint.config)
         check(

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from starflow_jax.core.config.checks import check
+from starflow_jax.core.choices import LatentDtype, choices
+from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.files import write_text
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.pipeline.draw import CAPTION
-from starflow_jax.data.sources.latents import DTYPES, FORMAT, HEADER_FILE, Records
+from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.models.autoencoders import Autoencoder, TiledWan, WanAutoencoder, fit_patch_pca, keep_autoencoder
 from starflow_jax.models.autoencoders.decoding import encode_frames
@@ -77,7 +78,7 @@ def encode_source(
     Raises:
       ValueError: nothing that could be encoded, or most of it bad.
     """
-    check(dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_choice("dtype", dtype, choices(LatentDtype))
     specs = [example_spec(part.source) for part in components_of(source)]
     text = load_text(config) if all("text" in spec for spec in specs) else None
     length_of_text, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)

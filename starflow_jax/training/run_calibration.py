@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.choices import Split
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.files import write_text
@@ -74,13 +75,13 @@ def calibrate_run(
     )
 
 
-def conditions_of(config: ExperimentConfig, split: Literal["train", "test"], samples: int) -> jax.Array | None:
+def conditions_of(config: ExperimentConfig, split: Split, samples: int) -> jax.Array | None:
     """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
     return example_conditions(config, _examples(config, split, samples)[2])
 
 
 def _examples(
-    config: ExperimentConfig, split: Literal["train", "test"], samples: int
+    config: ExperimentConfig, split: Split, samples: int
 ) -> tuple[Source, Frozen | None, list[Mapping[str, Any]]]:
     """What is read, what encodes it, and at most `samples` examples."""
     source, encoder = open_with_encoder(config, split)

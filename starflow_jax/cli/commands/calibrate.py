@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.core.choices import Objective
 
 if TYPE_CHECKING:
     from starflow_jax.solvers.automatic.calibration import Calibration
@@ -149,10 +150,10 @@ def trials_table(calibration: Calibration) -> str:
 def choices_table(calibration: Calibration, batch: int) -> str:
     """What `auto` chooses, for one batch size and both objectives."""
     from starflow_jax.core.figures import text_table
-    from starflow_jax.solvers.automatic.choice import OBJECTIVES, choices
+    from starflow_jax.solvers.automatic.choice import choices
 
     rows = [[f"auto, batch {batch}", "block", "solver", "depth", "predicted s", "sequential s"]]
-    for objective in OBJECTIVES:
+    for objective in get_args(Objective):
         found = choices(calibration, batch=batch, objective=objective)
         for choice in reversed(found):
             seconds = [f"{choice.seconds:.4f}", f"{choice.sequential_seconds:.4f}"]

@@ -10,6 +10,7 @@ from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, real
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.remarks import latents_are_fixed
+from starflow_jax.core.choices import Split, choices
 
 ORDER = 110
 OVERRIDABLE = True
@@ -32,7 +33,7 @@ def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser("data", help="show what a model will see", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
-    parser.add_argument("--split", type=choice("train", "test"), default="train", help="train (default) or test")
+    parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
         "--seconds", type=real(), default=5.0, metavar="S", help="how long to measure (default: 5; 0: not at all)"

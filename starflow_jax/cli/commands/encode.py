@@ -14,6 +14,7 @@ from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
+from starflow_jax.core.choices import Dtype, LatentDtype, Split, choices
 
 ORDER = 120
 OVERRIDABLE = True
@@ -48,7 +49,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
-    parser.add_argument("--split", type=choice("train", "test"), default="train", help="train (default) or test")
+    parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument(
         "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
     )
@@ -58,7 +59,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="a folder (default: data.text_encoder)")
     parser.add_argument(
         "--compute",
-        type=choice("float32", "bfloat16"),
+        type=choice(*choices(Dtype)),
         help="dtype in which a folder's autoencoder is computed (default: data.autoencoder_dtype)",
     )
     parser.add_argument(
@@ -72,7 +73,7 @@ def add_to(subparsers: Any) -> None:
         "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
     )
     parser.add_argument(
-        "--dtype", type=choice("float16", "float32"), default="float16", help="of the files (default: float16)"
+        "--dtype", type=choice(*choices(LatentDtype)), default="float16", help="of the files (default: float16)"
     )
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="encoded at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")

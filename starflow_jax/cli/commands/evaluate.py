@@ -15,6 +15,7 @@ from starflow_jax.cli.options.sample_quality import add_quality_options, check_q
 from starflow_jax.cli.options.scored_data import check_on_pixels, scored_source
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.sample_quality import measure_quality
+from starflow_jax.core.choices import Split, choices
 
 ORDER = 40
 
@@ -51,7 +52,7 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="draws of the dequantisation noise (default: the configuration's)",
     )
-    parser.add_argument("--split", type=choice("test", "train"), default="test", help="test (default) or train")
+    parser.add_argument("--split", type=choice(*choices(Split)), default="test", help="test (default) or train")
     parser.add_argument("--batch", type=integer(1), metavar="N", help="images at a time (default: the configuration's)")
     parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their running mean")

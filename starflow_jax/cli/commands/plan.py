@@ -6,11 +6,12 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.core.choices import ProgramName, choices
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
@@ -55,7 +56,7 @@ def add_to(subparsers: Any) -> None:
     option("--topology", required=True, metavar="CHIP:SHAPE", help="accelerators: see below")
     option(
         "--program",
-        type=choice("train", "inverse", "all"),
+        type=choice(*choices(ProgramName), "all"),
         default="train",
         metavar="NAME",
         help="train, inverse (one guided Jacobi iteration of the deep block) or all (default train)",
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.step.frozen_autoencoder import load_encoder
     from starflow_jax.training.step.frozen_text import load_text
 
-    wanted: list[tuple[Literal["train", "inverse"], Any]] = []
+    wanted: list[tuple[ProgramName, Any]] = []
     if arguments.program != "inverse":
         wanted += [("train", work) for work in works]
     if arguments.program != "train":

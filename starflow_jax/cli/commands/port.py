@@ -13,6 +13,7 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.core.choices import Transfer, choices
 
 ORDER = 160
 OVERRIDABLE = True
@@ -95,7 +96,7 @@ def add_to(subparsers: Any) -> None:
     option("--text-encoder", type=Path, metavar="DIR", help="with --assemble: a Hugging Face folder with its tokenizer")
     option(
         "--place",
-        type=choice("link", "copy"),
+        type=choice(*choices(Transfer)),
         help="with --assemble: hard links where the file system has them, which take no space (default), or copies",
     )
     option("--json", type=Path, metavar="FILE", help="also write the report as JSON")

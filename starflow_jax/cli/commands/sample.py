@@ -13,6 +13,7 @@ from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layo
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.solver import add_solver_options
+from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 30
 
@@ -113,7 +114,7 @@ def add_to(subparsers: Any) -> None:
     )
     option(
         "--denoise",
-        type=choice("none", "score", "learned"),
+        type=choice(*choices(Denoise)),
         metavar="NAME",
         help="remove the training noise: none, score or learned (default: the configuration's)",
     )

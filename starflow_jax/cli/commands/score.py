@@ -13,6 +13,7 @@ from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layo
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.scored_data import check_on_pixels, scored_source
 from starflow_jax.cli.process_group import is_first
+from starflow_jax.core.choices import Split, choices
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
@@ -58,7 +59,7 @@ def add_to(subparsers: Any) -> None:
         metavar="TEXT",
         help="of the videos: one for all, or one for each in turn (default: none)",
     )
-    option("--split", type=choice("test", "train"), help="clips of the run's data: test (default) or train")
+    option("--split", type=choice(*choices(Split)), help="clips of the run's data: test (default) or train")
     option("--num", type=integer(1, 10**6), metavar="N", help="how many of them (default 16)")
     option("--draws", type=integer(1, 10**6), metavar="N", help="draws of the noise (default: the configuration's)")
     option("--context", type=integer(0), metavar="N", help="frames given to every later window (default: half of one)")

@@ -19,6 +19,7 @@ from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
+from starflow_jax.core.choices import ResumePolicy, choices
 
 if TYPE_CHECKING:
     from starflow_jax.core.config import ExperimentConfig
@@ -67,7 +68,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--resume",
-        type=choice("latest", "latest-good"),
+        type=choice(*choices(ResumePolicy)),
         default="latest",
         help="go on from the newest checkpoint, refusing a bad one (default), or from the newest good one; those "
         "passed over are renamed to STEP.damaged",

@@ -19,6 +19,7 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.solver import add_solver_options, chosen_solver, solver_figures
 from starflow_jax.cli.remarks import remark
+from starflow_jax.core.choices import Denoise, choices
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
@@ -67,7 +68,7 @@ def add_to(subparsers: Any) -> None:
     option("--aspect", metavar="W:H", help="another aspect ratio, such as 16:9, of the same area")
     option("--guidance", type=real(), metavar="W", help="weight of guidance (default: the configuration's)")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
-    option("--denoise", type=choice("none", "score", "learned"), metavar="NAME", help="none, score or learned")
+    option("--denoise", type=choice(*choices(Denoise)), metavar="NAME", help="none, score or learned")
     add_solver_options(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
     option("--batch", type=integer(1), default=8, metavar="N", help="videos at a time (default 8)")

@@ -9,6 +9,7 @@ from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.solver import add_solver_options
+from starflow_jax.core.choices import Denoise, Resize, Split, choices
 
 _OF_FEATURES = ("fid", "is", "kid", "pr")
 _METRICS = (*_OF_FEATURES, "clip", "bpd")
@@ -64,13 +65,13 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--resize",
-        type=choice("half-pixel", "tensorflow"),
+        type=choice(*choices(Resize)),
         metavar="NAME",
         help="how Inception's input is resized: half-pixel as pytorch-fid (default), or tensorflow as torch-fidelity",
     )
     option(
         "--reference",
-        type=choice("train", "test"),
+        type=choice(*choices(Split)),
         metavar="SPLIT",
         help="real pictures to compare with: train (default) or test; the other split is measured too, as the floor",
     )
@@ -90,7 +91,7 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
     option("--sample-batch", type=integer(1), metavar="N", help=f"pictures drawn at a time (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option("--attention-temperature", type=real(above=True), metavar="X", help="divides attention logits (default 1)")
-    option("--denoise", type=choice("none", "score", "learned"), metavar="NAME", help="remove the training noise")
+    option("--denoise", type=choice(*choices(Denoise)), metavar="NAME", help="remove the training noise")
     add_solver_options(parser)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.remarks import remark
+from starflow_jax.core.choices import Objective, choices
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
@@ -64,7 +65,7 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--objective",
-        type=choice("time", "depth"),
+        type=choice(*choices(Objective)),
         metavar="NAME",
         help="auto: least time on the calibrated machine (default), or least depth, for accelerators",
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.mesh import MeshConfig
 from starflow_jax.core.config.source import SourceConfig
 
@@ -123,7 +124,7 @@ class AutoencoderExperiment:
     network: NetworkConfig | None = None
     autoencoder: str | None = None
     evaluate: int = 256
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     seed: int = 0
 
@@ -131,7 +132,7 @@ class AutoencoderExperiment:
         for side in self.image_shape:
             check_integer("image_size", side, minimum=1)
         check_integer("evaluate", self.evaluate, minimum=1)
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choices(self)
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         check(self.data.source not in ("latents", "mixture"), f"data.source must be pictures, got {self.data.source!r}")

@@ -195,7 +195,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, arguments, path)
     if origin is typing.Literal:
-        if value not in arguments or isinstance(value, bool):
+        if value not in arguments or isinstance(value, bool | float):
             near = _near(str(value), [str(argument) for argument in arguments])
             raise ValueError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}{near}")
         return value

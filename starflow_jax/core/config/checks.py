@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import numbers
+import typing
 from collections.abc import Sequence
+from typing import Any
+
+from starflow_jax.core.choices import choices
 
 
 def check(condition: bool, sentence: str) -> None:
@@ -24,6 +30,26 @@ def check_real(name: str, value: object, *, minimum: float = -math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
         bound = f" >= {minimum:g}" if math.isfinite(minimum) else ""
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+
+
+def check_choices(config: object) -> None:
+    """Raises ValueError unless every field of a dataclass that is declared as a `Literal` has one of its values."""
+    cls: Any = type(config)
+    for name, allowed in _choice_fields(cls):
+        check_choice(name, getattr(config, name), allowed)
+
+
+@functools.cache
+def _choice_fields(cls: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """The fields of a dataclass that are declared as a `Literal`, with what it allows."""
+    hints = typing.get_type_hints(cls)
+    fields = []
+    for field in dataclasses.fields(cls):
+        try:
+            fields.append((field.name, choices(hints[field.name])))
+        except TypeError:
+            continue
+    return tuple(fields)
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:

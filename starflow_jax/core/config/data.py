@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.source import ComponentConfig, SourceConfig
 
 
@@ -44,7 +45,7 @@ class DataConfig(SourceConfig):
     warp: float = 0.0
     warp_strength: float = 0.5
     autoencoder: str | None = None
-    autoencoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    autoencoder_dtype: Dtype = "float32"
     decoder: str | None = None
     text_encoder: str | None = None
 
@@ -58,7 +59,6 @@ class DataConfig(SourceConfig):
             not (self.threads and self.workers),
             f"threads or workers must be 0, got threads={self.threads} and workers={self.workers}",
         )
-        check_choice("noise", self.noise, ("uniform", "gaussian"))
         check_real("noise_std", self.noise_std, minimum=0.0)
         check_real("label_drop", self.label_drop, minimum=0.0)
         check(self.label_drop < 1.0, f"label_drop must be below 1, got {self.label_drop}")
@@ -84,7 +84,6 @@ class DataConfig(SourceConfig):
             check(not self.warp, f"warp must be 0 with an autoencoder, got {self.warp}")
 
         check(self.text_encoder != "", "text_encoder must be None or the path of a folder, got ''")
-        check_choice("autoencoder_dtype", self.autoencoder_dtype, ("float32", "bfloat16"))
         check(
             self.decoder is None or self.on_latents,
             f"decoder goes with latents, computed before or by autoencoder, got decoder={self.decoder!r}",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Denoise
+from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_real
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.config.mesh import MeshConfig
@@ -52,14 +53,14 @@ class SampleConfig:
     guidance: float = 0.0
     solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto"] = "sequential"
     temperature: float = 1.0
-    denoise: Literal["none", "score", "learned"] = "none"
+    denoise: Denoise = "none"
 
     def __post_init__(self):
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
         check_choice("solver", self.solver, SOLVERS)
         check_real("temperature", self.temperature, minimum=0.0)
-        check_choice("denoise", self.denoise, ("none", "score", "learned"))
+        check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,7 @@ class TransformerConfig:
         for name in ("width", "heads", "kv_heads", "head_dim", "expansion"):
             check_integer(name, getattr(self, name), minimum=1)
         check_integer("layers", self.layers, minimum=0)
-        check_choice("mlp", self.mlp, ("gelu", "gated"))
-        check_choice("norm", self.norm, ("layer", "rms"))
-        check_choice("rope", self.rope, ("none", "axial", "1d"))
-        check_choice("rope_pairs", self.rope_pairs, ("adjacent", "half"))
+        check_choices(self)
         check(
             self.heads % self.kv_heads == 0,
             f"kv_heads must divide heads, got kv_heads={self.kv_heads} and heads={self.heads}",
@@ -145,7 +143,7 @@ class FlowConfig:
     soft_clip: float = 0.0
     sos: bool = False
     rope: bool = False
-    rope_axes: int | None = None
+    rope_axes: Literal[2, 3] | None = None
     rope_pairs: Literal["adjacent", "half"] = "adjacent"
     pt_seq_len: int | None = None
     text_dim: int = 0
@@ -157,7 +155,7 @@ class FlowConfig:
     denoiser: DenoiserConfig | None = None
     language_model: TransformerConfig | None = None
     dropout: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     remat: Literal["none", "attention", "mlp", "block"] = "none"
     kernels: Literal["auto", "xla", "pallas"] = "auto"
@@ -170,7 +168,7 @@ class FlowConfig:
                 self._check_axial(block.head_dim)
 
     def _check_fields(self):
-        check_choice("family", self.family, ("starflow", "tarflow"))
+        check_choices(self)
         for name in ("channels", "patch_size", "width", "num_blocks", "head_dim", "expansion"):
             check_integer(name, getattr(self, name), minimum=1)
         for name in ("deep_width", "heads", "kv_heads", "pt_seq_len"):
@@ -191,16 +189,6 @@ class FlowConfig:
             len(layers) in (1, self.num_blocks),
             f"layers_per_block must have 1 or num_blocks={self.num_blocks} entries, got {len(layers)}: {layers}",
         )
-        check_choice("mlp", self.mlp, ("gelu", "gated"))
-        check_choice("norm", self.norm, ("layer", "rms"))
-        check_choice("order", self.order, ("R2L", "L2R"))
-        check_choice("scale", self.scale, ("softplus", "exp", "unit"))
-        check_choice("rope_pairs", self.rope_pairs, ("adjacent", "half"))
-        check_choice("rope_axes", self.rope_axes, (None, 2, 3))
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        check_choice("matmul_precision", self.matmul_precision, ("default", "high", "highest"))
-        check_choice("remat", self.remat, ("none", "attention", "mlp", "block"))
-        check_choice("kernels", self.kernels, ("auto", "xla", "pallas"))
         check_real("soft_clip", self.soft_clip, minimum=0.0)
         check_real("dropout", self.dropout, minimum=0.0)
         check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 SourceName = Literal[
     "digits", "photos", "moving_digits", "npz", "images", "videos", "tars", "tfds", "latents", "mixture"
@@ -84,18 +84,17 @@ class SourceConfig:
     index: str | None = None
     clips: int = 20_000
     test_clips: int = 100
-    digits: int = 1
+    digits: Literal[1, 2] = 1
     speed: int = 2
     extend: float = 0.0
     inverted: float = 0.0
 
     def __post_init__(self):
-        check_choice("source", self.source, get_args(SourceName))
+        check_choices(self)
         check_integer("frames", self.frames, minimum=0)
         self._check_frames()
         for name in ("clips", "test_clips"):
             check_integer(name, getattr(self, name), minimum=1)
-        check_choice("digits", self.digits, (1, 2))
         check_integer("speed", self.speed, minimum=1)
         for name in ("extend", "inverted"):
             check_real(name, getattr(self, name), minimum=0.0)
@@ -134,7 +133,6 @@ class SourceConfig:
         )
 
     def _check_decoding(self) -> None:
-        check_choice("crop", self.crop, ("centre", "random"))
         if self.multiple is not None:
             check_integer("multiple", self.multiple, minimum=1)
         check(

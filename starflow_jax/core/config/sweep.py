@@ -9,13 +9,14 @@ import dataclasses
 import math
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer
+from starflow_jax.core.choices import Dtype, Split, choices
+from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer
 from starflow_jax.core.config.source import SourceConfig
 
+Noise = Literal["uniform", "trained"]
+Steps = Literal["all", "newest"]
 Condition = Literal["true", "dropped", "shuffled"]
-CONDITIONS: tuple[Condition, ...] = ("true", "dropped", "shuffled")
 Transform = Literal["none", "inverted", "upside-down", "mixed", "random"]
-TRANSFORMS: tuple[Transform, ...] = ("none", "inverted", "upside-down", "mixed", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +32,14 @@ class SweepRun:
 
     workdir: str
     name: str | None = None
-    steps: tuple[int, ...] | Literal["all", "newest"] = "all"
+    steps: tuple[int, ...] | Steps = "all"
     ema: bool = True
 
     def __post_init__(self):
         check(bool(self.workdir), "workdir must be the path of a folder, got ''")
         check(self.name != "", "name must be None or text, got ''")
         if isinstance(self.steps, str):
-            check_choice("steps", self.steps, ("all", "newest"))
+            check_choice("steps", self.steps, choices(Steps))
             return
         check(len(self.steps) > 0, "steps must be 'all', 'newest' or at least one step, got none")
         for step in self.steps:
@@ -66,7 +67,7 @@ class SweepData:
 
     name: str | None = None
     source: SourceConfig | None = None
-    split: Literal["test", "train"] = "test"
+    split: Split = "test"
     count: int | None = None
     role: Literal["in", "out"] = "in"
     transform: Transform = "none"
@@ -75,9 +76,7 @@ class SweepData:
 
     def __post_init__(self):
         check(self.name != "", "name must be None or text, got ''")
-        check_choice("split", self.split, ("test", "train"))
-        check_choice("role", self.role, ("in", "out"))
-        check_choice("transform", self.transform, TRANSFORMS)
+        check_choices(self)
         if self.count is not None:
             check_integer("count", self.count, minimum=1)
         if self.levels is not None:
@@ -111,11 +110,11 @@ class SweepConfig:
     name: str
     runs: tuple[SweepRun, ...]
     data: tuple[SweepData, ...] = (SweepData(),)
-    noise: tuple[Literal["uniform", "trained"] | float, ...] = ("trained",)
+    noise: tuple[Noise | float, ...] = ("trained",)
     conditions: tuple[Condition, ...] = ("true",)
     draws: int = 4
     seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     batch_size: int = 256
     histogram_bins: int = 40
 
@@ -126,7 +125,7 @@ class SweepConfig:
         check(len(self.noise) > 0, "noise must name at least one level, got none")
         for level in self.noise:
             if isinstance(level, str):
-                check_choice("noise", level, ("uniform", "trained"))
+                check_choice("noise", level, choices(Noise))
             else:
                 real = not isinstance(level, bool) and math.isfinite(level) and level > 0
                 check(real, f"noise must be 'uniform', 'trained' or a finite number above 0, got {level!r}")
@@ -136,7 +135,7 @@ class SweepConfig:
             check_integer(name, getattr(self, name), minimum=1)
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choices(self)
         names = [one.name for one in self.data if one.name is not None]
         twice = sorted({name for name in names if names.count(name) > 1})
         check(not twice, f"data must have names that differ, got {', '.join(twice)} again")
@@ -146,5 +145,5 @@ def check_conditions(conditions: tuple[Condition, ...]) -> None:
     """Raises ValueError unless these are conditions, at least one, each once."""
     check(len(conditions) > 0, "conditions must name at least one, got none")
     for condition in conditions:
-        check_choice("conditions", condition, CONDITIONS)
+        check_choice("conditions", condition, choices(Condition))
     check(len(set(conditions)) == len(conditions), f"conditions must name every one once, got {conditions}")

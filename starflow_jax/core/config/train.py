@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Schedule
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TrainConfig:
     curriculum: tuple[tuple[int, int, int], ...] = ()
     min_lr: float = 1e-6
     warmup: int = 0
-    schedule: Literal["tarflow", "starflow"] = "tarflow"
+    schedule: Schedule = "tarflow"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
     denoiser_lr: float = 1e-4
@@ -105,9 +106,7 @@ class TrainConfig:
         check(self.warmup <= self.steps, f"warmup must be at most steps={self.steps}, got {self.warmup}")
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
-        check_choice("schedule", self.schedule, ("tarflow", "starflow"))
-        metrics = (None, "loss", "bits_per_dim", "held_out_bits_per_dim")
-        check_choice("best_metric", self.best_metric, metrics)
+        check_choices(self)
         check(
             (self.keep_best > 0) == (self.best_metric is not None),
             f"keep_best needs best_metric and the other way round, got {self.keep_best} and {self.best_metric!r}",

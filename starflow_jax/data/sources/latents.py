@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
 from starflow_jax.data.pipeline.draw import CAPTION
@@ -23,7 +24,6 @@ from starflow_jax.data.sources.mixture import Component, Mixture
 
 FORMAT = "starflow latents 1"
 HEADER_FILE = "header.json"
-DTYPES = ("float16", "float32")
 # Label, rows of text states, bytes of the caption; the latent, the text states and the caption follow.
 _HEAD = struct.Struct("<iII")
 # Numbers of the empty caption's states that a header may hold.
@@ -173,7 +173,10 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
     try:
         text = header["text"]
         records = Records(str(header["dtype"]), int(header["num_classes"]))
-        check(records.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {records.dtype!r}")
+        check(
+            records.dtype in choices(LatentDtype),
+            f"dtype must be one of {', '.join(choices(LatentDtype))}, got {records.dtype!r}",
+        )
         if text is not None:
             length, dim = int(text["length"]), int(text["dim"])
             check(0 < length * dim <= _MAX_EMPTY, f"text states of {length} x {dim} are none, or huge")

@@ -19,7 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Split
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
 from starflow_jax.models.text.words import WordEncoder
@@ -69,11 +70,11 @@ class MovingDigits:
       seed: of everything random.
     """
 
-    split: Literal["train", "test"]
+    split: Split
     frames: int = 8
     canvas: int = 16
     speed: int = 2
-    digits: int = 1
+    digits: Literal[1, 2] = 1
     clips: int = 20_000
     straight_frames: int | None = None
     words: int = 6
@@ -82,11 +83,10 @@ class MovingDigits:
     seed: int = 0
 
     def __post_init__(self):
-        check_choice("split", self.split, ("train", "test"))
+        check_choices(self)
         check_integer("frames", self.frames, minimum=2)
         check_integer("speed", self.speed, minimum=1)
         check_integer("canvas", self.canvas, minimum=SIDE + 2)
-        check_choice("digits", self.digits, (1, 2))
         check_integer("clips", self.clips, minimum=1)
         check_integer("straight_frames", self.straight, minimum=1)
         check_integer("seed", self.seed, minimum=0)

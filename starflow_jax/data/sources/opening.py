@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from starflow_jax.core.choices import Split
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import TextConfig
@@ -33,8 +33,6 @@ from starflow_jax.data.sources.tars import Tars
 from starflow_jax.data.sources.tfds import TfdsRecords
 from starflow_jax.media.clip_reading import CLIP_SUFFIXES
 from starflow_jax.models.text import CaptionReader, WordEncoder, load_caption_reader
-
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)

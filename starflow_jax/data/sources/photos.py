@@ -11,6 +11,7 @@ import functools
 import numpy as np
 from PIL import Image
 
+from starflow_jax.core.choices import Split, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer
 from starflow_jax.data.sources.base import ArraySource
 
@@ -31,7 +32,7 @@ def photos(split: str, size: tuple[int, int], channels: int = 3) -> ArraySource:
     Raises:
       ValueError: another split, size or number of channels.
     """
-    check_choice("split", split, ("train", "test"))
+    check_choice("split", split, choices(Split))
     check_choice("channels", channels, (1, 3))
     for side in size:
         check_integer("size of photos", side, minimum=4)

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from starflow_jax.core.choices import Resize
 from starflow_jax.nn.convolution import conv, dense
 
 FEATURES, CLASSES = 2048, 1008
 SIDE = 299  # rows and columns of what the network reads
 _WHOLE = ((0, 0), (0, 0))
 _FLOAT = "float32"
-
-Resize = Literal["half-pixel", "tensorflow"]
 
 
 class Inception(nnx.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from starflow_jax.evaluation.video.drift import FEATURES, Drift, Features, drift
 from starflow_jax.evaluation.video.motion import Method, Motion, centroids, direction_agreement, luma, motion
 from starflow_jax.evaluation.video.psnr_ssim import WINDOW, frame_psnr, frame_ssim
 
-METHODS: tuple[Method, ...] = ("centroid", "frame", "blocks")
+METHODS: tuple[Method, ...] = get_args(Method)
 BITS = "bits/dim"
 
 

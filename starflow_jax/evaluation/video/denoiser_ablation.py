@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.figures import text_table
@@ -19,8 +20,6 @@ from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.video.psnr_ssim import psnr, ssim
 from starflow_jax.flows import learned_denoise, score_denoise
 from starflow_jax.flows.parameters import Params, abstract, merge
-
-Method = Literal["none", "score", "learned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class DenoiserQuality:
       clips: how many.
     """
 
-    method: Method
+    method: Denoise
     psnr: float
     psnr_error: float
     ssim: float
@@ -41,7 +40,7 @@ class DenoiserQuality:
     clips: int
 
     @classmethod
-    def of(cls, method: Method, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
+    def of(cls, method: Denoise, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
         """Compares clips as they are shown: clipped to [-1, 1]."""
         found = np.clip(found, -1.0, 1.0)
         decibels, similarity = psnr(found, clean), ssim(found, clean)
@@ -90,8 +89,8 @@ def denoiser_ablation(
     check(noise_std > 0, f"noise_std must be above 0, got {noise_std}")
     check(len(clean) > 0, "clips must hold at least one clip, got none")
     check(cond is None or len(cond) == len(clean), "cond must have one row a clip")
-    methods: list[Method] = ["none", "score", *(["learned"] if config.denoiser is not None else [])]  # type: ignore[list-item]
-    found: dict[Method, list[np.ndarray]] = {method: [] for method in methods}
+    methods: list[Denoise] = ["none", "score", *(["learned"] if config.denoiser is not None else [])]  # type: ignore[list-item]
+    found: dict[Denoise, list[np.ndarray]] = {method: [] for method in methods}
     size = min(batch_size, len(clean))
     for first in range(0, len(clean), size):
         rows = np.resize(np.arange(first, min(first + size, len(clean))), size)
@@ -130,7 +129,7 @@ def _with_noise(key: jax.Array, clean: jax.Array, places: jax.Array, noise_std: 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _denoised(
     config: FlowConfig,
-    method: Method,
+    method: Denoise,
     params: Params,
     noisy: jax.Array,
     cond: jax.Array | None,

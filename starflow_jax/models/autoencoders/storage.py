@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.files import replacing, replacing_folder, write_text
 from starflow_jax.models.autoencoders.kl.files import read_kl, write_kl
@@ -37,7 +38,6 @@ AUTOENCODER_FOLDER = "autoencoder"
 CONFIG_FILE = "config.json"
 TENSORS_STEM = "diffusion_pytorch_model"
 TENSORS_FILE = f"{TENSORS_STEM}.safetensors"
-DTYPES = ("float32", "bfloat16")
 ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
 _LARGEST = 2**16  # number in a configuration; a network of more layers or channels would be built for ever
 _LINEAR = ("identity", "patch_pca")
@@ -67,7 +67,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, Params]:
+def load_autoencoder(path: Path, dtype: Dtype = "float32") -> tuple[Autoencoder, Params]:
     """An autoencoder and its parameters, float32.
 
     Args:
@@ -79,7 +79,7 @@ def load_autoencoder(path: Path, dtype: str = "float32") -> tuple[Autoencoder, P
     Raises:
       ValueError: nothing there, a kind that is not known, or other arrays than an autoencoder's.
     """
-    check_choice("autoencoder dtype", dtype, DTYPES)
+    check_choice("autoencoder dtype", dtype, choices(Dtype))
     plain, scale = split_scale(path)
     if plain != path:
         found, params = load_autoencoder(plain, dtype)
@@ -143,7 +143,7 @@ def kept_autoencoder(folder: Path) -> Path | None:
     return None
 
 
-def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
+def _load_folder(folder: Path, dtype: Dtype) -> tuple[Autoencoder, Params]:
     path = folder / CONFIG_FILE
     check(path.is_file(), f"autoencoder {folder} must be a folder with {CONFIG_FILE}, and has none")
     config = read_json(path)
@@ -165,7 +165,7 @@ def _load_folder(folder: Path, dtype: str) -> tuple[Autoencoder, Params]:
     return dataclasses.replace(autoencoder, dtype=dtype), params
 
 
-def _load_original(path: Path, dtype: str) -> tuple[Autoencoder, Params]:
+def _load_original(path: Path, dtype: Dtype) -> tuple[Autoencoder, Params]:
     tensors = read_tensors(path)
     try:
         autoencoder, params = wan22_from_original(tensors)

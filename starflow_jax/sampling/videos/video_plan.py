@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.models.text.templates import EXTEND, prefixed
-from starflow_jax.sampling.images import Denoise, check_denoise, default_solver
+from starflow_jax.sampling.images import check_denoise, default_solver
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import AnySolver, SlidingWindow
 from starflow_jax.training.step.frozen_text import FrozenText, load_text, prompts

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
@@ -19,8 +19,8 @@ from starflow_jax.solvers.start import AffineStart, Start
 
 SolverName = Literal["sequential", "jacobi", "sliding", "secant"]
 StartName = Literal["noise", "zero", "affine", "frame"]
-SOLVERS: tuple[SolverName, ...] = ("sequential", "jacobi", "sliding", "secant")
-STARTS: tuple[StartName, ...] = ("noise", "zero", "affine", "frame")
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+STARTS: tuple[StartName, ...] = get_args(StartName)
 
 
 @dataclasses.dataclass(frozen=True)

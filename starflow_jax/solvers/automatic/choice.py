@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
+from starflow_jax.core.choices import Objective
 from starflow_jax.core.config.checks import check_choice, check_integer, check_real
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Calibration, Trial
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential
-
-Objective = Literal["time", "depth"]
-OBJECTIVES: tuple[Objective, ...] = ("time", "depth")
 
 # An iteration must promise this share of the sequential time at most: times of a busy machine are not exact.
 _WORTH = 0.9
@@ -70,7 +68,7 @@ def choices(
 ) -> tuple[Choice, ...]:
     """What `auto` chooses for each block with layers, block 0 first; arguments and errors as there."""
     check_integer("batch", batch, minimum=1)
-    check_choice("objective", objective, OBJECTIVES)
+    check_choice("objective", objective, get_args(Objective))
     target_error = calibration.target_error if target_error is None else target_error
     check_real("target_error", target_error, minimum=0.0)
     return tuple(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
+from starflow_jax.core.choices import ResumePolicy
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.step.train_step import TrainState
-
-Policy = Literal["latest", "latest-good"]
-POLICIES: tuple[Policy, ...] = ("latest", "latest-good")
 
 
 def go_on(
     checkpoints: Checkpoints,
     like: TrainState,
     loader_at: Callable[[int], Any],
-    policy: Policy,
+    policy: ResumePolicy,
     say: Callable[[str], None],
 ) -> tuple[TrainState, Any] | None:
     """The state and the loader of the newest checkpoint, None where there is none.

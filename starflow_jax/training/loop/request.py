@@ -9,7 +9,7 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check, check_choice, check_real
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
-from starflow_jax.training.checkpoints.resume import POLICIES, Policy
+from starflow_jax.core.choices import ResumePolicy, choices
 from starflow_jax.training.loop.callbacks import Callback
 from starflow_jax.training.loop.profile import Window
 from starflow_jax.training.loop.weights_and_biases import check_installed
@@ -39,7 +39,7 @@ class TrainRequest:
 
     config: ExperimentConfig
     workdir: Path
-    resume: Policy = "latest"
+    resume: ResumePolicy = "latest"
     init_from: Path | str | None = None
     callbacks: Sequence[Callback] = ()
     evaluations: Sequence[Callback] = ()
@@ -51,7 +51,7 @@ class TrainRequest:
     peak: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("resume", self.resume, POLICIES)
+        check_choice("resume", self.resume, choices(ResumePolicy))
         for name in ("grace", "peak"):
             if getattr(self, name) is not None:
                 check_real(name, getattr(self, name), minimum=0.0)

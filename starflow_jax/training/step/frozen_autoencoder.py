@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.choices import Split
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
-from starflow_jax.data.sources.opening import Split
 from starflow_jax.models.autoencoders import Autoencoder, load_autoencoder
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.sharding.layout import Layout, gathered, located, placed

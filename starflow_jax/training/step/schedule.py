@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Schedule
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class CosineSchedule:
     warmup: int
     max_lr: float
     min_lr: float
-    family: Literal["tarflow", "starflow"] = "tarflow"
+    family: Schedule = "tarflow"
 
     def __post_init__(self):
         check_integer("total", self.total, minimum=1)
@@ -43,7 +44,7 @@ class CosineSchedule:
         check(self.warmup <= self.total, f"warmup must be at most total={self.total}, got {self.warmup}")
         check_real("max_lr", self.max_lr, minimum=0.0)
         check_real("min_lr", self.min_lr, minimum=0.0)
-        check_choice("family", self.family, ("tarflow", "starflow"))
+        check_choices(self)
 
     @property
     def start_lr(self) -> float:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.models.autoencoders.kl.layers import Decoder, Encoder
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.nn.convolution import conv
@@ -80,7 +81,7 @@ class AutoencoderKL:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
         check(len(self.block_out_channels) > 0, "block_out_channels must name at least one width, got none")
@@ -93,7 +94,7 @@ class AutoencoderKL:
         check_real("scaling_factor", self.scaling_factor)
         check(self.scaling_factor > 0, f"scaling_factor must be above 0, got {self.scaling_factor}")
         check_real("shift_factor", self.shift_factor)
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choices(self)
 
     @property
     def stride(self) -> int:

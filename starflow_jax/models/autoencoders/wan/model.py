@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from starflow_jax.core.config.checks import check, check_choice, check_real
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_choices, check_real
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.wan.config import WanConfig
 from starflow_jax.models.autoencoders.wan.decoder import Decoder
@@ -48,12 +49,12 @@ class WanAutoencoder:
 
     config: WanConfig
     temporal_scale: float = 1.0
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
         check_real("temporal_scale", self.temporal_scale)
         check(self.temporal_scale > 0, f"temporal_scale must be above 0, got {self.temporal_scale}")
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_choices(self)
 
     @property
     def stride(self) -> int:
