@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from starflow_jax.api.run import Run
+from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check
 from starflow_jax.sampling import images
-from starflow_jax.core.choices import Denoise
 from starflow_jax.sampling.images import Samples, class_labels, named_solver
 from starflow_jax.sampling.videos.draw import Videos, generate
 from starflow_jax.sampling.videos.video_plan import text_states

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from starflow_jax.core.choices import Split
 from starflow_jax.core.config.autoencoder import AutoencoderExperiment
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import Loader, Source
 from starflow_jax.data.pipeline.batches import train_loader
-from starflow_jax.core.choices import Split
 from starflow_jax.data.sources.opening import open_source
 from starflow_jax.models.autoencoders import load_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL

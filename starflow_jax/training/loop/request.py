@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from starflow_jax.core.choices import ResumePolicy, choices
 from starflow_jax.core.config.checks import check, check_choice, check_real
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
-from starflow_jax.core.choices import ResumePolicy, choices
 from starflow_jax.training.loop.callbacks import Callback
 from starflow_jax.training.loop.profile import Window
 from starflow_jax.training.loop.weights_and_biases import check_installed

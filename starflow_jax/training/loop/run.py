@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from starflow_jax.core.choices import ResumePolicy
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.costs.local_chip import peak_of
 from starflow_jax.data import Loader
