@@ -29,6 +29,7 @@ PUBLIC = {
     "load_run": "starflow_jax.training",
     # training
     "train": "starflow_jax.training",
+    "TrainRequest": "starflow_jax.training",
     "load_config": "starflow_jax.core.config",
     "ExperimentConfig": "starflow_jax.core.config",
     "FlowConfig": "starflow_jax.core.config",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.solvers import gs_jacobi as gs_jacobi
     from starflow_jax.solvers import inverse as inverse
     from starflow_jax.solvers import selective as selective
+    from starflow_jax.training import TrainRequest as TrainRequest
     from starflow_jax.training import load_run as load_run
     from starflow_jax.training import train as train
 

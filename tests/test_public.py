@@ -5,6 +5,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -61,6 +62,8 @@ def test_every_public_name_has_an_example():
     assert called | {"Run"} >= set(sf.PUBLIC), sorted(set(sf.PUBLIC) - called)
     headings = " ".join(re.findall("^### (.*)$", API.read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall("`([A-Za-z_]+)`", headings)) == set(sf.PUBLIC)
+    documented = re.findall("^::: (.*)$", API.read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(hasattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in documented)
 
 
 def test_names_exist_and_are_listed():
