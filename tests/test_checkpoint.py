@@ -186,9 +186,9 @@ def test_every_bit_and_every_place_counts():
 
 def test_the_newest_and_the_best_stay():
     policy = NewestAndBest(2, 2, {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0, 60: 9.0})
-    assert policy.kept([10, 20, 30, 40, 50, 60, 70]) == {20, 40, 60, 70}
-    assert policy.kept([10]) == {10}
-    assert NewestAndBest(1, 0, {}).kept([1, 2, 3]) == {3}
+    assert policy.retained([10, 20, 30, 40, 50, 60, 70]) == {20, 40, 60, 70}
+    assert policy.retained([10]) == {10}
+    assert NewestAndBest(1, 0, {}).retained([1, 2, 3]) == {3}
 
 
 def test_the_best_stays_over_several_calls(tmp_path):

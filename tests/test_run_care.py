@@ -101,7 +101,7 @@ def test_latest_good_passes_over_bad_ones(stopped, finished, capfd):
     )
     said = capfd.readouterr().err.splitlines()
     assert [f"checkpoints/{step} " in text for step, text in zip((9, 8, 6, 4), said, strict=True)] == [True] * 4
-    assert all("passed over, and renamed to" in text for text in said)
+    assert all("skipped, and renamed to" in text for text in said)
     assert_same_end(stopped, finished)
 
 
@@ -115,7 +115,7 @@ def test_latest_good_needs_a_good_one(stopped):
 
 
 def test_a_checkpoint_of_another_run_is_no_good(stopped, finished):
-    """Copied into the folder from a run of another configuration, it is passed over."""
+    """Copied into the folder from a run of another configuration, it is skipped."""
     path = stopped / "checkpoints" / "8"
     other = dataclasses.replace(CONFIG, seed=5)
     with Checkpoints(stopped, CONFIG) as own, Checkpoints(stopped.parent / "other", other, write=True) as checkpoints:

@@ -1,6 +1,6 @@
-"""A patch discriminator (Isola et al., arXiv 1611.07004), and the losses that VQGAN (arXiv 2012.09841) trains it with.
+"""A patch discriminator (Isola et al., arXiv 1611.07004) and the losses of VQGAN (arXiv 2012.09841) for it.
 
-Batches have no part in it: norms are over groups of channels of one picture, where the original has batch norm.
+It has group norm where the original has batch norm, so that its output does not depend on the other images of a batch.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from starflow_jax.nn.parameters import drawn, merge, split
 _STD = 0.02
 _SLOPE = 0.2
 _GROUPS = 8
-_WIDEST = 8  # times the first width
+_WIDEST = 8  # multiple of the first width, at most
 
 
 class _Module(nnx.Module):
     def __init__(self, config: PatchDiscriminator, rngs: nnx.Rngs):
         c = config
         widths = [c.width * min(2**index, _WIDEST) for index in range(c.layers + 1)]
-        around = [(1, 1), (1, 1)]
-        self.conv_in = conv(c.pixel_channels, widths[0], 4, rngs, "float32", stride=2, padding=around)
-        # All but the last halve the picture.
+        padding = [(1, 1), (1, 1)]
+        self.conv_in = conv(c.pixel_channels, widths[0], 4, rngs, "float32", stride=2, padding=padding)
+        # All but the last halve the image.
         strides = [2] * (c.layers - 1) + [1]
         pairs = zip(widths, widths[1:], strides, strict=False)
         self.convs = nnx.List(
-            [conv(a, b, 4, rngs, "float32", stride=stride, padding=around, bias=False) for a, b, stride in pairs]
+            [conv(a, b, 4, rngs, "float32", stride=stride, padding=padding, bias=False) for a, b, stride in pairs]
         )
         self.norms = nnx.List([GroupNorm(width, min(_GROUPS, width), rngs) for width in widths[1:]])
-        self.conv_out = conv(widths[-1], 1, 4, rngs, "float32", padding=around)
+        self.conv_out = conv(widths[-1], 1, 4, rngs, "float32", padding=padding)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.leaky_relu(self.conv_in(x), _SLOPE)
@@ -45,10 +45,10 @@ class _Module(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class PatchDiscriminator:
-    """Judges overlapping patches of a picture; parameters apart.
+    """Classifies overlapping patches of an image as real or fake; its parameters are separate.
 
     Attributes:
-      pixel_channels: of the picture; width: first channels; layers: how often it halves the picture.
+      pixel_channels: of the image; width: channels of the first layer; layers: how often it halves the image.
     """
 
     pixel_channels: int
@@ -57,24 +57,24 @@ class PatchDiscriminator:
 
     @property
     def smallest(self) -> int:
-        """Rows and columns that leave at least one patch."""
+        """The smallest number of rows and columns that gives at least one patch."""
         return 3 * 2**self.layers
 
     def init(self, key: jax.Array) -> Params:
-        """First values, as in the paper: normal of standard deviation 0.02."""
+        """Initial parameters as in the paper: normal with standard deviation 0.02."""
         return drawn(split(_Module(self, nnx.Rngs(0)))[1], key, _STD)
 
     def __call__(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Logits float32 [B, h, w] of patches of pixels [B, H, W, C]: high for what looks real."""
+        """Logits float32 [B, h, w] of the patches of pixels [B, H, W, C], high for real ones."""
         return merge(split(_Module(self, nnx.Rngs(0)))[0], params)(pixels)
 
 
 def hinge(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """The discriminator's loss of its logits, a scalar."""
+    """The hinge loss of the discriminator from its logits, a scalar."""
     return 0.5 * (jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake)))
 
 
 def adaptive_weight(reconstruction: jax.Array, adversarial: jax.Array) -> jax.Array:
-    """lambda of VQGAN's equation 7: the ratio of the norms of two gradients at the last layer; at most 1e4."""
+    """lambda of VQGAN's equation 7: the ratio of the norms of two gradients at the last layer, at most 1e4."""
     ratio = jnp.linalg.norm(reconstruction) / (jnp.linalg.norm(adversarial) + 1e-6)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))

@@ -1,16 +1,16 @@
 """LPIPS on VGG16 (Zhang et al., "The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924).
 
-Two pictures are compared in five layers of a classifier: features of unit length at every place, their squared
-differences weighed by channel, averaged over places, summed over layers.
+Two images are compared in five layers of a classifier: features are normalised to unit length at every position, their
+squared differences weighted by channel, averaged over positions and summed over layers.
 
-The weights are files that the user names, in the names of the packages that publish them:
+The weights are files that the user provides, with the tensor names of the packages that publish them:
 
 - of the classifier, torchvision's VGG16: `features.0.weight` [64, 3, 3, 3] and `.bias`, then 2, 5, 7, 10, 12, 14, 17,
-  19, 21, 24, 26, 28 (what else the file holds, such as `classifier.*`, is left alone);
+  19, 21, 24, 26, 28 (other tensors in the file, such as `classifier.*`, are ignored);
 - of the channels, the package `lpips`: `lin0.model.1.weight` [1, 64, 1, 1] to `lin4.model.1.weight` [1, 512, 1, 1].
 
-A file with both, saved from the whole module of `lpips`, calls the classifier's `net.slice1.0.weight` and so on; its
-numbers are those of torchvision.
+A file with both, saved from the whole module of `lpips`, names the classifier's tensors `net.slice1.0.weight` and so
+on, with the indices of torchvision.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.torch_layout import from_tensors
 from starflow_jax.tensor_formats.folders import Tensors, read_tensors
 
-# Widths of VGG16's convolutions by stage; every further stage begins with a maximum over two by two places.
+# Widths of VGG16's convolutions by stage; every stage but the first begins with 2x2 max pooling.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-SMALLEST = 16  # rows and columns that four halvings leave something of
-# The mean and the standard deviation of ImageNet's pixels, by which the classifier's input is normed, in [-1, 1].
+SMALLEST = 16  # rows and columns that four poolings reduce to one
+# Mean and standard deviation of ImageNet's pixels in [-1, 1], which normalise the classifier's input.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 def read_lpips(paths: Iterable[Path]) -> Params:
-    """The weights, float32, from one file or several.
+    """Reads the weights, float32, from one file or several.
 
     Raises:
       ValueError: a file that is missing or damaged, or tensors that are missing or of another shape.
@@ -55,14 +55,14 @@ def read_lpips(paths: Iterable[Path]) -> Params:
 
 
 def lpips_params(tensors: Tensors) -> Params:
-    """The weights from named tensors, which may be more than are needed.
+    """The weights from named tensors; tensors that are not needed are ignored.
 
     Raises:
       ValueError: tensors that are missing or of another shape.
     """
     expected = abstract_lpips()
-    known = {_own_name(name): value for name, value in tensors.items()}
-    wanted = {f"features.{number}.{leaf}" for number in expected["features"] for leaf in ("weight", "bias")}
+    known = {_torchvision_name(name): value for name, value in tensors.items()}
+    wanted = {f"features.{index}.{leaf}" for index in expected["features"] for leaf in ("weight", "bias")}
     wanted |= {f"{name}.model.1.weight" for name in expected if name.startswith("lin")}
     return from_tensors(
         expected,
@@ -72,20 +72,20 @@ def lpips_params(tensors: Tensors) -> Params:
 
 
 def abstract_lpips() -> dict[str, Any]:
-    """ShapeDtypeStructs of the weights: `features`, by torchvision's number; `lin0` .. `lin4`."""
+    """ShapeDtypeStructs of the weights: `features`, by torchvision's index; `lin0` .. `lin4`."""
     struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     features, number, inputs = {}, 0, 3
     for stage in STAGES:
         for width in stage:
             features[str(number)] = {"kernel": struct(3, 3, inputs, width), "bias": struct(width)}
-            number, inputs = number + 2, width  # the rectifier has a number, too
-        number += 1  # the maximum
+            number, inputs = number + 2, width  # the ReLU has an index, too
+        number += 1  # the max pooling
     heads = {f"lin{index}": {"kernel": struct(1, 1, stage[-1], 1)} for index, stage in enumerate(STAGES)}
     return {"features": features} | heads
 
 
 def lpips(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The distance of pictures a, b in [-1, 1], [B, H, W, C] with C of 3 or 1 (grey), float32 [B]. 0 for equal ones."""
+    """The distance float32 [B] of images a, b in [-1, 1], [B, H, W, C] with C of 3 or 1 (grey); 0 for equal images."""
     total = jnp.zeros(a.shape[0])
     for index, (one, other) in enumerate(zip(_features(params, a), _features(params, b), strict=True)):
         square = (_unit(one) - _unit(other)) ** 2
@@ -95,9 +95,9 @@ def lpips(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _features(params: Params, x: jax.Array) -> list[jax.Array]:
-    """What the last rectifier of every stage gives."""
+    """The output of the last ReLU of every stage."""
     x = (jnp.broadcast_to(x, (*x.shape[:-1], 3)) - jnp.asarray(_SHIFT)) / jnp.asarray(_SCALE)
-    found, number = [], 0
+    outputs, number = [], 0
     for index, stage in enumerate(STAGES):
         if index:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -109,15 +109,15 @@ def _features(params: Params, x: jax.Array) -> list[jax.Array]:
             x = jax.nn.relu(x + layer["bias"])
             number += 2
         number += 1
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Of length 1 at every place; zero stays zero, also in the gradient."""
+    """Normalises to length 1 at every position; zero stays zero, also in the gradient."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     return x / (jnp.sqrt(jnp.where(square > 0, square, 1.0)) + 1e-10)
 
 
-def _own_name(name: str) -> str:
+def _torchvision_name(name: str) -> str:
     return re.sub(r"^net\.slice\d\.(\d+)\.", r"features.\1.", name)

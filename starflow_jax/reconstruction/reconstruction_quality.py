@@ -1,4 +1,4 @@
-"""How well held-out pictures come back through the latents, clean ones and noisy ones."""
+"""Quality of the reconstructions of held-out images from clean and noisy latents."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from starflow_jax.models.autoencoders.protocol import Params
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """Pictures against what the decoder makes of their latents.
+    """Quality of reconstructed images.
 
     Attributes:
       latents: "clean", or "noisy" with `noise_std` times a standard normal added.
-      psnr: mean over pictures in dB, of pixels clipped to [-1, 1]; psnr_error: its standard error.
-      square_error: mean square error of pixels in [-1, 1]; pictures: how many.
+      psnr: mean over images in dB, of pixels clipped to [-1, 1]; psnr_error: its standard error.
+      square_error: mean square error of pixels in [-1, 1]; pictures: number of images.
     """
 
     latents: str
@@ -41,51 +41,51 @@ class Reconstruction:
 
 
 def reconstructed(
-    autoencoder: AutoencoderKL, params: Params, pictures: np.ndarray, noise_std: float, seed: int, batch_size: int
+    autoencoder: AutoencoderKL, params: Params, images: np.ndarray, noise_std: float, seed: int, batch_size: int
 ) -> np.ndarray:
-    """What the decoder makes of the latents of pictures float32 [n, H, W, C] in [-1, 1], clipped to [-1, 1].
+    """Encodes and decodes images float32 [n, H, W, C] in [-1, 1]; the result is clipped to [-1, 1].
 
-    The noise depends on the seed and the place of a picture alone, so that decoders see the same latents.
+    The noise depends on the seed and the index of an image only, so that all decoders get the same latents.
     """
-    key, size = jax.random.key(seed), min(batch_size, len(pictures))
-    found = []
-    for first in range(0, len(pictures), size):
-        places = np.resize(np.arange(first, min(first + size, len(pictures))), size)  # the last batch filled up
-        decoded = _through(autoencoder, params, pictures[places], key, places, noise_std)
-        found.append(np.asarray(decoded)[: len(pictures) - first])
-    return np.clip(np.concatenate(found), -1.0, 1.0)
+    key, size = jax.random.key(seed), min(batch_size, len(images))
+    batches = []
+    for first in range(0, len(images), size):
+        indices = np.resize(np.arange(first, min(first + size, len(images))), size)  # pads the last batch
+        decoded = _reconstruct(autoencoder, params, images[indices], key, indices, noise_std)
+        batches.append(np.asarray(decoded)[: len(images) - first])
+    return np.clip(np.concatenate(batches), -1.0, 1.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _through(
+def _reconstruct(
     autoencoder: AutoencoderKL,
     params: Params,
     pixels: jax.Array,
     key: jax.Array,
-    places: jax.Array,
+    indices: jax.Array,
     noise_std: jax.Array | float,
 ) -> jax.Array:
     latents = autoencoder.encode(params, pixels)
-    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     noise = jax.vmap(lambda one: jax.random.normal(one, latents.shape[1:]))(keys)
     return autoencoder.decode(params, latents + jnp.float32(noise_std) * noise)
 
 
-def quality(pictures: np.ndarray, found: np.ndarray, noise_std: float) -> Reconstruction:
-    """Pictures [n, H, W, C] against what came back."""
-    decibels = psnr(found, pictures)
+def quality(images: np.ndarray, decoded: np.ndarray, noise_std: float) -> Reconstruction:
+    """Compares images [n, H, W, C] with their reconstructions."""
+    decibels = psnr(decoded, images)
     return Reconstruction(
         latents="noisy" if noise_std else "clean",
         noise_std=noise_std,
         psnr=float(decibels.mean()),
         psnr_error=standard_error(decibels),
-        square_error=float(np.mean((found.astype(np.float64) - pictures) ** 2)),
-        pictures=len(pictures),
+        square_error=float(np.mean((decoded.astype(np.float64) - images) ** 2)),
+        pictures=len(images),
     )
 
 
 def quality_table(columns: Mapping[str, Sequence[Reconstruction]]) -> str:
-    """A table of PSNR, a row for each kind of latents, a column for each decoder."""
+    """A table of PSNR with a row for each kind of latents and a column for each decoder."""
     rows = [["latents", *(f"{name}, PSNR dB" for name in columns), "s.e.", "pictures"]]
     for each in zip(*columns.values(), strict=True):
         one = each[0]

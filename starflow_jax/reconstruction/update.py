@@ -1,4 +1,4 @@
-"""One update of an autoencoder, or of a decoder alone, and of the discriminator that judges it."""
+"""One update of an autoencoder, or of a decoder alone, and of its discriminator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starflow_jax.training.step.optimizer import keep_unless, update_ema
 from starflow_jax.training.step.train_step import TrainState
 
 AUTOENCODER, DISCRIMINATOR = "autoencoder", "discriminator"
-DECODER = ("decoder", "post_quant_conv")  # what fine-tuning trains
+DECODER = ("decoder", "post_quant_conv")  # the modules that fine-tuning trains
 METRICS = (
     "loss",
     "square_error",
@@ -37,14 +37,14 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is static under `jit`: the experiment, the autoencoder, the discriminator if there is one."""
+    """The static part of the training: the experiment, the autoencoder, and the discriminator if there is one."""
 
     experiment: AutoencoderExperiment
     autoencoder: AutoencoderKL
 
     @property
     def discriminator(self) -> PatchDiscriminator | None:
-        """None where the experiment has no adversarial loss."""
+        """None if the experiment has no adversarial loss."""
         loss = self.experiment.loss
         if not loss.adversarial:
             return None
@@ -52,17 +52,17 @@ class Objective:
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether the encoder is trained, too."""
+        """Whether the encoder is trained too."""
         return self.experiment.network is not None
 
 
 def init_state(objective: Objective, params: Params) -> tuple[TrainState, Params]:
-    """The state before the first update, and the parameters that stay as they are."""
+    """The state before the first update, and the frozen parameters."""
     frozen = {} if objective.trains_encoder else {name: value for name, value in params.items() if name not in DECODER}
     trained: dict[str, Any] = {AUTOENCODER: {name: value for name, value in params.items() if name not in frozen}}
-    key, own = jax.random.split(jax.random.key(objective.experiment.seed))
+    key, init_key = jax.random.split(jax.random.key(objective.experiment.seed))
     if objective.discriminator is not None:
-        trained[DISCRIMINATOR] = objective.discriminator.init(own)
+        trained[DISCRIMINATOR] = objective.discriminator.init(init_key)
     trained = jax.tree.map(jnp.asarray, trained)
     ema = {AUTOENCODER: jax.tree.map(jnp.copy, trained[AUTOENCODER])} if objective.experiment.train.ema else None
     opt_state = {name: _adam(objective.experiment.train).init(group) for name, group in trained.items()}
@@ -79,22 +79,22 @@ def update(
     pixels: jax.Array,
     layout: Layout | None = None,
 ) -> tuple[TrainState, Mapping[str, jax.Array]]:
-    """The state after one more update, and scalars float32 by the names of `METRICS`.
+    """The state after one more update, and scalars float32 with the names of `METRICS`.
 
-    An update whose loss or gradients are not finite changes nothing but the step.
+    An update whose loss or gradients are not finite changes only the step.
 
     Args:
-      levels: values that a pixel can take.
-      frozen: parameters of the encoder where the decoder alone is trained.
-      perceptual: weights of LPIPS, None where it does not count.
+      levels: number of values a pixel can take.
+      frozen: parameters of the encoder if only the decoder is trained.
+      perceptual: weights of LPIPS, None if the loss has no perceptual term.
       pixels: integers [B, H, W, C]; layout: of several devices.
     """
     x = placed(layout, pixels, "batch").astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     params, frozen, perceptual = gathered(layout, (state.params, frozen, perceptual))
     gradients, terms = losses_and_gradients(objective, params, frozen, perceptual, x, key, state.step)
-    new, norm, fine = _applied(objective.experiment.train, state, gradients, terms["loss"])
-    return new, gathered(layout, terms | {"grad_norm": norm, "skipped": 1.0 - fine.astype(jnp.float32)})
+    new, norm, finite = _applied(objective.experiment.train, state, gradients, terms["loss"])
+    return new, gathered(layout, terms | {"grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)})
 
 
 def losses_and_gradients(
@@ -106,13 +106,13 @@ def losses_and_gradients(
     key: jax.Array,
     step: jax.Array | int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Gradients laid out as `params` (of the autoencoder and the discriminator), and the losses, scalars.
+    """Gradients with the structure of `params` (autoencoder and discriminator), and the losses, scalars.
 
-    The gradient is that of the loss with the adaptive weight held fixed. It is composed by hand, so that the network is
-    gone through once although two gradients at its last layer are compared.
+    The gradient is that of the loss with the adaptive weight held constant. It is composed by hand, so that one pass
+    through the network suffices although two gradients at its last layer are compared.
 
     Args:
-      x: pictures float32 [B, H, W, C] in [-1, 1]; key: of the draws of latents and their noise; step: updates made.
+      x: images float32 [B, H, W, C] in [-1, 1]; key: samples latents and their noise; step: number of updates made.
       The others are as for `update`.
     """
     loss, discriminator = objective.experiment.loss, objective.discriminator
@@ -121,84 +121,84 @@ def losses_and_gradients(
         latents, kl = _latents(objective, {**frozen, **trained}, x, key)
         return objective.autoencoder.features({**frozen, **trained}, latents), kl
 
-    def painted(trained: Params, h: jax.Array) -> jax.Array:
+    def decoded(trained: Params, h: jax.Array) -> jax.Array:
         return objective.autoencoder.painted({**frozen, **trained}, h)
 
-    def compared(picture: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        square = jnp.mean((picture - x) ** 2)
-        distance = jnp.zeros(()) if perceptual is None else jnp.mean(lpips(perceptual, picture, x))
+    def reconstruction_loss(image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        square = jnp.mean((image - x) ** 2)
+        distance = jnp.zeros(()) if perceptual is None else jnp.mean(lpips(perceptual, image, x))
         return square + loss.perceptual * distance, {"square_error": square, "lpips": distance}
 
     trained = params[AUTOENCODER]
     (h, kl), to_network = jax.vjp(features, trained)
-    picture, to_last = jax.vjp(painted, trained, h)
-    (compare, terms), wish = jax.value_and_grad(compared, has_aux=True)(picture)
+    image, to_last = jax.vjp(decoded, trained, h)
+    (reconstruction, terms), image_grad = jax.value_and_grad(reconstruction_loss, has_aux=True)(image)
     gradients: dict[str, Any] = {}
-    adversarial = weight = judgement = jnp.zeros(())
+    adversarial = weight = hinge_loss = jnp.zeros(())
     if discriminator is not None:
-        judge, begun = params[DISCRIMINATOR], jnp.where(step >= loss.discriminator_start, 1.0, 0.0)
-        adversarial, opinion = jax.value_and_grad(lambda p: -jnp.mean(discriminator(judge, p)))(picture)
-        last = [to_last(part)[0]["decoder"]["conv_out"]["kernel"] for part in (wish, opinion)]
-        weight = begun * loss.adversarial * adaptive_weight(*last)
-        wish = wish + weight * opinion
-        judgement, gradients[DISCRIMINATOR] = jax.value_and_grad(
-            lambda p: begun * hinge(discriminator(p, x), discriminator(p, picture))
-        )(judge)
-    of_last, of_h = to_last(wish)
-    (of_network,) = to_network((of_h, jnp.float32(loss.kl)))
-    gradients[AUTOENCODER] = jax.tree.map(jnp.add, of_network, of_last)
+        critic, active = params[DISCRIMINATOR], jnp.where(step >= loss.discriminator_start, 1.0, 0.0)
+        adversarial, critic_grad = jax.value_and_grad(lambda p: -jnp.mean(discriminator(critic, p)))(image)
+        last = [to_last(part)[0]["decoder"]["conv_out"]["kernel"] for part in (image_grad, critic_grad)]
+        weight = active * loss.adversarial * adaptive_weight(*last)
+        image_grad = image_grad + weight * critic_grad
+        hinge_loss, gradients[DISCRIMINATOR] = jax.value_and_grad(
+            lambda p: active * hinge(discriminator(p, x), discriminator(p, image))
+        )(critic)
+    last_grads, h_grad = to_last(image_grad)
+    (network_grads,) = to_network((h_grad, jnp.float32(loss.kl)))
+    gradients[AUTOENCODER] = jax.tree.map(jnp.add, network_grads, last_grads)
     return gradients, terms | {
-        "loss": compare + loss.kl * kl + weight * adversarial,
+        "loss": reconstruction + loss.kl * kl + weight * adversarial,
         "kl": kl,
         "adversarial": adversarial,
         "adaptive_weight": weight,
-        "discriminator": judgement,
+        "discriminator": hinge_loss,
     }
 
 
 def _latents(objective: Objective, params: Params, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Raw latents as the decoder is to take them, and the divergence of their posterior per number of them."""
+    """Raw latents for the decoder, and the KL divergence of their posterior per element."""
     autoencoder, noise = objective.autoencoder, objective.experiment.loss.latent_noise
-    of_draw, of_noise = jax.random.split(key)
+    sample_key, noise_key = jax.random.split(key)
     posterior = autoencoder.posterior(params, x)
     if objective.trains_encoder:
-        latents, kl = posterior.sample(of_draw), jnp.mean(posterior.kl()) / posterior.mean[0].size
+        latents, kl = posterior.sample(sample_key), jnp.mean(posterior.kl()) / posterior.mean[0].size
     else:
         latents, kl = jax.lax.stop_gradient(posterior.mean), jnp.zeros(())
     if noise:
-        latents = autoencoder.raw(autoencoder.scaled(latents) + noise * jax.random.normal(of_noise, latents.shape))
+        latents = autoencoder.raw(autoencoder.scaled(latents) + noise * jax.random.normal(noise_key, latents.shape))
     return latents, kl
 
 
 def _applied(
     train: ReconstructionConfig, state: TrainState, gradients: Mapping[str, Any], loss: jax.Array
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """The state with the gradients applied, the norm of the autoencoder's, and whether they were finite."""
+    """The state with the gradients applied, the norm of the autoencoder's, and whether all were finite."""
     norm = optax.tree.norm(gradients[AUTOENCODER])
-    fine = jnp.isfinite(loss)
+    finite = jnp.isfinite(loss)
     for group in gradients.values():
-        fine &= jnp.isfinite(optax.tree.norm(group))
+        finite &= jnp.isfinite(optax.tree.norm(group))
     rates = {AUTOENCODER: learning_rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
     params, opt_state = {}, {}
     for name, group in state.params.items():
         moved, moments = _adam(train).update(gradients[name], state.opt_state[name], group)
         stepped = jax.tree.map(lambda value, change, by=rates[name]: value - by * change, group, moved)
         params[name], opt_state[name] = (
-            keep_unless(fine, stepped, group),
-            keep_unless(fine, moments, state.opt_state[name]),
+            keep_unless(finite, stepped, group),
+            keep_unless(finite, moments, state.opt_state[name]),
         )
     ema = state.ema
     if ema is not None:
         part = {AUTOENCODER: params[AUTOENCODER]}
-        ema = keep_unless(fine, update_ema(ema, part, decay=train.ema, step=state.step), ema)
-    return TrainState(state.step + 1, params, opt_state, ema, state.key), norm, fine
+        ema = keep_unless(finite, update_ema(ema, part, decay=train.ema, step=state.step), ema)
+    return TrainState(state.step + 1, params, opt_state, ema, state.key), norm, finite
 
 
 def learning_rate(train: ReconstructionConfig, step: jax.Array | int) -> jax.Array:
-    """The rate of update number `step`, from 0."""
-    done = (jnp.asarray(step, jnp.float32) + 1.0) / max(train.warmup, 1)
-    falling = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / train.steps))
-    return train.lr * jnp.minimum(done, 1.0) * falling
+    """The learning rate of update `step`, counted from 0: linear warm-up times cosine decay to 0."""
+    warm = (jnp.asarray(step, jnp.float32) + 1.0) / max(train.warmup, 1)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / train.steps))
+    return train.lr * jnp.minimum(warm, 1.0) * cosine
 
 
 def _adam(train: ReconstructionConfig) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The calibration of a run: measured on its own training data, kept beside its checkpoints."""
+"""Calibration of a trained run for the automatic solver: measured on its training data, stored in its folder."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def calibrate_run(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Calibrates a trained flow on images or clips that it was trained on; see `solvers.automatic.measurement`.
+    """Calibrates a trained flow on examples of its training data; see `solvers.automatic.measurement`.
 
     Args:
       config, params, step: as `load_run` gives them.
-      samples: how many of the training data, spread over all of them; guidance: weight of classifier-free guidance
-        (None: the configuration's).
-      target_error: relative error of the final sample. seed: of the noise that is added to the data.
+      samples: number of training examples, at equal distances in the data; guidance: weight of classifier-free
+        guidance, None for that of the configuration.
+      target_error: relative error of the final sample; seed: of the noise that is added to the data.
 
     Raises:
       ValueError: data that cannot be read, or an argument out of range.
@@ -76,30 +76,30 @@ def calibrate_run(
 
 
 def conditions_of(config: ExperimentConfig, split: Split, samples: int) -> jax.Array | None:
-    """What some images or clips, spread over a split, are conditioned on; as `Flow.forward` reads it."""
+    """The conditions of examples at equal distances in a split, as `Flow.forward` takes them."""
     return example_conditions(config, _examples(config, split, samples)[2])
 
 
 def _examples(
     config: ExperimentConfig, split: Split, samples: int
 ) -> tuple[Source, Frozen | None, list[Mapping[str, Any]]]:
-    """What is read, what encodes it, and at most `samples` examples."""
+    """The source, the autoencoder that encodes it, and at most `samples` examples."""
     source, encoder = open_with_encoder(config, split)
     source = main_component(source, config.flow, None if encoder is None else encoder.autoencoder)
-    places = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
-    return source, encoder, [next_readable(source, int(place)) for place in places]
+    indices = np.linspace(0, len(source) - 1, min(samples, len(source))).astype(int)
+    return source, encoder, [next_readable(source, int(index)) for index in indices]
 
 
 def main_component(source: Source, flow: FlowConfig, autoencoder: Autoencoder | None = None) -> Source:
-    """Of several sources or buckets one of the flow's own size and the most frames, which is what is drawn."""
+    """Of several sources or buckets, the one with the flow's image size and the most frames, like its samples."""
     parts = [one.source for one in components_of(source)]
     shapes = {part: latent_shape(autoencoder, example_spec(part)["image"][0]) for part in parts}
-    own = [one for one, shape in shapes.items() if shape[-3:-1] == flow.image_shape]
-    return max(own, key=lambda one: shapes[one], default=source)
+    fitting = [one for one, shape in shapes.items() if shape[-3:-1] == flow.image_shape]
+    return max(fitting, key=lambda one: shapes[one], default=source)
 
 
 def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str, Any]]) -> jax.Array | None:
-    """What examples of a source are conditioned on, as `Flow.forward` reads it.
+    """The conditions of examples of a source, as `Flow.forward` takes them.
 
     Raises:
       ValueError: see `frozen_text.load_text`.
@@ -113,7 +113,7 @@ def example_conditions(config: ExperimentConfig, examples: Sequence[Mapping[str,
 
 
 def empty_states(config: ExperimentConfig, source: Source) -> jax.Array | None:
-    """Text states float32 [1, L, D] of the empty caption, which guidance leads away from; None for zeros."""
+    """Text states float32 [1, L, D] of the empty caption, the unconditional input of guidance; None for zeros."""
     if isinstance(source, LatentSource):
         return None if source.records.empty is None else jnp.asarray(source.records.empty)[None]
     text = load_text(config) if "text" in example_spec(source) else None
@@ -121,33 +121,33 @@ def empty_states(config: ExperimentConfig, source: Source) -> jax.Array | None:
 
 
 def write_calibration(workdir: Path | str, calibration: Calibration) -> Path:
-    """Writes `calibration.json` into a run's folder, whole or not at all; returns its path."""
+    """Writes `calibration.json` into the folder of a run atomically; returns its path."""
     path = Path(workdir) / CALIBRATION_FILE
     write_text(path, calibration.to_json())
     return path
 
 
 def read_calibration(workdir: Path | str, config: ExperimentConfig) -> Calibration:
-    """The calibration in a run's folder.
+    """Reads the calibration in the folder of a run.
 
     Raises:
-      ValueError: none there, a file that is none, or one of another flow; one sentence that says what to do.
+      ValueError: no calibration, an invalid file, or one of another flow; the message says what to do.
     """
     path = Path(workdir) / CALIBRATION_FILE
     remedy = f"run starflow calibrate --workdir {workdir}"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; {remedy}")
     try:
-        found = Calibration.from_json(path.read_text(encoding="utf-8"))
+        calibration = Calibration.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no calibration ({error}); {remedy}") from error
-    with_layers = tuple(place for place, block in enumerate(config.flow.blocks) if block.layers)
-    channels = {len(block.mean) for block in found.blocks}
-    fits = (found.num_blocks, tuple(block.block for block in found.blocks), channels) == (
+    with_layers = tuple(index for index, block in enumerate(config.flow.blocks) if block.layers)
+    channels = {len(block.mean) for block in calibration.blocks}
+    fits = (calibration.num_blocks, tuple(block.block for block in calibration.blocks), channels) == (
         config.flow.num_blocks,
         with_layers,
         {config.flow.token_channels},
     )
     if not fits:
         raise ValueError(f"{path} is the calibration of another flow; {remedy}")
-    return found
+    return calibration

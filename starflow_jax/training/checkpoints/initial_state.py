@@ -1,5 +1,5 @@
-"""The state that a run begins with: drawn from the seed, its deep block perhaps from a language model, or with the
-parameters of another run: a ported model, or the end of an earlier training.
+"""The initial state of a run: initialised from the seed, with the deep block of a language model if the experiment
+names one, or with the parameters of another run, such as a ported model.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from starflow_jax.training.checkpoints.workdir import read_config
 from starflow_jax.training.step.optimizer import init_optimizer
 from starflow_jax.training.step.train_step import TrainState, init_state
 
-_CHANGES_NOTHING = ("dropout", "dtype", "matmul_precision", "remat", "kernels")  # in the parameters of a flow
+_IRRELEVANT = ("dropout", "dtype", "matmul_precision", "remat", "kernels")  # to the parameters of a flow
 
 
 def holds_parameters_alone(checkpoints: Checkpoints) -> bool:
-    """Whether the newest checkpoint is a ported one, of parameters without moments, from which training begins."""
+    """Whether the newest checkpoint holds parameters without moments, like that of a ported model."""
     step = checkpoints.latest_step()
     try:
         return step == 0 and "opt_state" not in read_digests(checkpoints.folder / "0")
     except Unusable:
-        return False  # said where it is restored
+        return False  # reported when it is restored
 
 
 def check_start(config: ExperimentConfig) -> None:
-    """Raises ValueError where `train.language_model` cannot begin the deep block; reads its configuration only."""
+    """Raises ValueError if `train.language_model` cannot initialise the deep block; reads its configuration only."""
     train = config.train
     if train.language_model is not None:
         check_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
@@ -44,35 +44,36 @@ def check_start(config: ExperimentConfig) -> None:
 
 def check_source(config: ExperimentConfig, source: Path | str) -> None:
     """Raises ValueError unless `source` is the folder of a run whose parameters are those of this flow."""
-    there = read_config(Path(source))
-    check(there is not None, f"--init-from must be the folder of a run, and {source} holds no training run")
-    assert there is not None
+    other = read_config(Path(source))
+    check(other is not None, f"--init-from must be the folder of a run, and {source} holds no training run")
+    assert other is not None
     check(
         config.train.language_model is None,
         f"train.language_model must be None with --init-from, got {config.train.language_model!r}",
     )
-    for name in there.flow.__dataclass_fields__:
-        a, b = getattr(there.flow, name), getattr(config.flow, name)
+    for name in other.flow.__dataclass_fields__:
+        a, b = getattr(other.flow, name), getattr(config.flow, name)
         check(
-            a == b or name in _CHANGES_NOTHING,
+            a == b or name in _IRRELEVANT,
             f"flow.{name} must be that of {source} to begin with its parameters, {a!r}, got {b!r}",
         )
 
 
 def first_state(config: ExperimentConfig, source: Path | str | None, layout: Layout | None) -> TrainState:
-    """The state before the first update: drawn from the seed, or with the parameters of a run.
+    """The state before the first update: initialised from the seed, or with the parameters of a run.
 
-    With `train.language_model` the layers in that folder are the deep block's.
+    With `train.language_model` the layers in that folder initialise the deep block.
 
     Args:
-      source: the folder of that run, whose running mean is taken where it has one; None to draw.
+      source: folder of a run, whose exponential moving average is used if it has one; None for the seed.
 
     Raises:
-      ValueError: no run there, a damaged one, or one of another flow; see also `porting.gemma.read_deep_block`.
+      ValueError: no run in that folder, a damaged one, or one of another flow; see also
+        `porting.gemma.read_deep_block`.
     """
     if source is None:
-        state = _drawn(config, layout)
-        # put where a restored state lies too, so that both run the same compiled program
+        state = _initialised(config, layout)
+        # on the same device as a restored state, so that both run the same compiled program
         return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
     check_source(config, source)
     params = load_run(source, layout=layout)[2]
@@ -81,7 +82,7 @@ def first_state(config: ExperimentConfig, source: Path | str | None, layout: Lay
     return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
 
 
-def _drawn(config: ExperimentConfig, layout: Layout | None) -> TrainState:
+def _initialised(config: ExperimentConfig, layout: Layout | None) -> TrainState:
     train = config.train
     if train.language_model is None:
         return init_state(config, layout)
@@ -93,12 +94,12 @@ def _drawn(config: ExperimentConfig, layout: Layout | None) -> TrainState:
 
 
 def _replaced(params: Any, inside: Any) -> Any:
-    """Parameters with the arrays of `inside`, each where the one before it lay."""
+    """Parameters with the arrays of `inside`, each with the sharding of the array that it replaces."""
 
     def put(before: jax.Array, value: np.ndarray | jax.Array) -> jax.Array:
         if value is before:
             return before
-        return jax.make_array_from_callback(value.shape, before.sharding, lambda place: np.asarray(value[place]))
+        return jax.make_array_from_callback(value.shape, before.sharding, lambda index: np.asarray(value[index]))
 
     return jax.tree.map(put, params, overlaid(params, inside))
 

@@ -1,4 +1,4 @@
-"""What lies in the checkpoint folder of a run, told from names, sizes and small JSON files; no arrays are read."""
+"""The contents of the checkpoint folder of a run, from names, sizes and small JSON files; no arrays are read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One thing in the folder.
+    """One entry of the checkpoint folder.
 
     Attributes:
-      name: of its folder; step: None for what is no checkpoint.
-      bytes: on disk; parts: what it holds.
-      batches: read from the data's stage up to there, None where that is not known.
-      problem: why it cannot be used, None for a whole one (its arrays are not read, so they may still be damaged).
-      differences: of its configuration from the run's, "train.log_every 10, now 20".
+      name: of its folder; step: None for anything but a checkpoint.
+      bytes: size on disk; parts: names of its parts.
+      batches: number of batches of the current curriculum stage read by then, None if unknown.
+      problem: why it cannot be used, None for a complete one (its arrays are not read and may still be damaged).
+      differences: of its configuration from that of the run, such as "train.log_every 10, now 20".
     """
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
 
 
 def checkpoint_entries(workdir: Path, config: ExperimentConfig) -> list[Entry]:
-    """Everything in the checkpoint folder, checkpoints by step first; empty where there is none."""
+    """All entries of the checkpoint folder, checkpoints by step first; empty if there is no folder."""
     folder = Path(workdir) / CHECKPOINT_FOLDER
     if not folder.is_dir():
         return []
@@ -65,19 +65,19 @@ def _entry(path: Path, config: ExperimentConfig) -> Entry:
             missing = [name for name in PARTS if name in digests and name not in parts]
             if missing:
                 raise Unusable(f"is damaged: it has no {missing[0]}")
-            place = read_json(path, "loader", digests)
-            batches = place.get("next_index") if isinstance(place, Mapping) else None
-            there, here = dict(_flat(read_json(path, "config", digests))), dict(_flat(json.loads(to_json(config))))
-            names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-            differences = tuple(f"{name} {there.get(name)!r}, now {here.get(name)!r}" for name in names)
+            position = read_json(path, "loader", digests)
+            batches = position.get("next_index") if isinstance(position, Mapping) else None
+            saved, current = dict(_flat(read_json(path, "config", digests))), dict(_flat(json.loads(to_json(config))))
+            names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
+            differences = tuple(f"{name} {saved.get(name)!r}, now {current.get(name)!r}" for name in names)
         except Unusable as error:
-            # A run in progress removes old ones at any moment.
+            # A run in progress may remove old checkpoints at any moment.
             problem = str(error) if path.exists() else "removed just now"
     return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
 
 
 def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields of a configuration by their dotted names."""
+    """The fields of a configuration by dotted name."""
     if not isinstance(values, Mapping):
         yield path.removeprefix("."), values
         return
@@ -86,8 +86,8 @@ def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _sizes(path: Path) -> Iterator[int]:
-    for found in [path, *path.rglob("*")]:
+    for file in [path, *path.rglob("*")]:
         try:
-            yield found.stat().st_size if found.is_file() else 0
-        except OSError:  # removed meanwhile
+            yield file.stat().st_size if file.is_file() else 0
+        except OSError:  # removed in the meantime
             continue

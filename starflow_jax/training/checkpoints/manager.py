@@ -1,15 +1,16 @@
-"""Checkpoints: the training state and the place in the data, in one folder a step.
+"""Checkpoints: the training state and the position in the data, one folder per step.
 
-A working folder holds `config.json` and `checkpoints/STEP/`, in which every part has a folder of its own, so that
-sampling and scoring read `params` or `ema` and nothing else:
+The folder of a run holds `config.json` and `checkpoints/STEP/`, in which every part has its own folder, so that
+sampling and scoring read `params` or `ema` only:
 
-    params, opt_state, ema   in Orbax's array format; ema where the run keeps a running mean
-    rest                     what else `TrainState` holds: the step and the key
-    loader, data, config     the place in the data, what the data held, and the configuration, JSON
-    figures                  the metrics measured at that very step, JSON
+    params, opt_state, ema   in Orbax's array format; ema if the run keeps an exponential moving average
+    rest                     the other fields of `TrainState`: the step and the key
+    loader, data, config     the position in the data, their fingerprint, and the configuration, JSON
+    figures                  the metrics measured at this step, JSON
     digests                  the step, and a checksum of every part, JSON
 
-Nothing that is read can run code. Orbax writes a step under a temporary name, renames it, and removes old steps.
+Reading a checkpoint executes no code from it. Orbax writes a step under a temporary name, renames it, and removes old
+steps.
 """
 
 from __future__ import annotations
@@ -53,25 +54,25 @@ from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, init_state
 
 REST = "rest"
-_ALONE_SECONDS = 20.0  # in which the others finish a save that one process, which has failed, takes part in
+_ALONE_SECONDS = 20.0  # that a failed process waits for a save in which the others take part
 PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written; the message is one sentence. What was saved before is untouched."""
+    """A checkpoint could not be written; the message is one sentence. Earlier checkpoints are intact."""
 
 
 class Checkpoints:
-    """The checkpoints of one working folder. A context manager: leaving it waits for writes to finish.
+    """The checkpoints of one run. A context manager: leaving it waits for writes to finish.
 
     With several processes all of them make the same calls.
 
     Args:
-      workdir: the folder.
-      config: of the run; with it, a checkpoint of another run is refused.
-      data: what the sources of the run hold, to be saved with each step (`training.checkpoints.same_data`).
-      write: saves, keeping what `config.train` says; else it only reads, and removes nothing that a run in
-        progress still writes.
+      workdir: the folder of the run.
+      config: of the run; if given, checkpoints of another run are refused.
+      data: fingerprint of the training data, saved with each step (`training.checkpoints.same_data`).
+      write: whether to save checkpoints, retaining those that `config.train` asks for. Otherwise they are only read,
+        and unfinished checkpoints of a run in progress are left alone.
     """
 
     def __init__(
@@ -85,22 +86,22 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
         self._data = data
-        self._saving: int | None = None  # a step whose files are perhaps not all written
+        self._saving: int | None = None  # a step whose files may still be written
         self._save_failed = False
         self._writes = write
         self._scores: dict[int, float] = {}
         policy = None
         if write:
-            assert config is not None  # what is saved names its configuration
+            assert config is not None  # it is part of each checkpoint
             train = config.train
             for folder in map(self._folder, self.steps()):
-                with contextlib.suppress(Unusable):  # said where it is to be restored
+                with contextlib.suppress(Unusable):  # reported when it is restored
                     self._note_score(int(folder.name), read_json(folder, "figures", read_digests(folder)))
             policy = NewestAndBest(train.keep, train.keep_best, self._scores)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             create=write,
-            # what a killed run left half-written goes when the next one starts
+            # removes what a killed run left half-written
             cleanup_tmp_directories=write,
             lightweight_initialize=True,
         )
@@ -121,11 +122,11 @@ class Checkpoints:
                 raise failed from error
         finally:
             if self._writes and jax.process_index() == 0:
-                # What a failed save left goes at once: on a full disk, the next run could not even begin.
+                # Removes what a failed save left: on a full disk the next run could not even start.
                 _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
     def _close_soon(self) -> None:
-        """Waits for a save in the background, but not for processes that will not come: this one has failed."""
+        """Waits for a save in the background for a limited time, since this process has failed."""
 
         def close() -> None:
             with contextlib.suppress(Exception):
@@ -136,11 +137,11 @@ class Checkpoints:
         closing.join(_ALONE_SECONDS)
 
     def steps(self) -> list[int]:
-        """The steps that have a folder (or something of its name), oldest first."""
+        """The steps that have a folder (or a file of that name), oldest first."""
         return steps_in(self.folder)
 
     def latest_step(self) -> int | None:
-        """The newest step saved, None where there is none."""
+        """The newest step, None if there is none."""
         return max(self.steps(), default=None)
 
     def save(
@@ -151,15 +152,15 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         wait: bool = False,
     ) -> None:
-        """Saves step `state.step`, in the background once the arrays are copied; a step saved already is left.
+        """Saves step `state.step`, in the background once the arrays are copied; does nothing if that step exists.
 
         Args:
           loader_state: JSON values.
-          metrics: figures of this very step; `train.best_metric` is looked up among them.
-          wait: returns when the files are written.
+          metrics: of this step; `train.best_metric` is looked up among them.
+          wait: whether to wait until the files are written.
 
         Raises:
-          SaveFailed: this checkpoint, or the one before, could not be written.
+          SaveFailed: this checkpoint, or the previous one, could not be written.
         """
         assert self.config is not None
         step = int(state.step)
@@ -181,14 +182,14 @@ class Checkpoints:
             self._note_score(step, figures)
             self._saving = step
             try:
-                # the copy is taken before this returns, so the caller may go on to reuse the buffers
+                # the arrays are copied before this returns, so the caller may reuse the buffers
                 self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
-            except Exception as error:  # tensorstore and Orbax raise many kinds for one full disk
+            except Exception as error:  # tensorstore and Orbax raise many types of errors for a full disk
                 raise self._failed(error) from error
         self.check(wait=wait)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raises SaveFailed if a save in the background has failed; with `wait`, waits for its end."""
+        """Raises SaveFailed if a save in the background has failed; with `wait`, waits for it to finish."""
         if self._saving is None or (not wait and self._manager.is_saving_in_progress()):
             return
         try:
@@ -198,30 +199,29 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the loader's state of one step, onto any devices and by any number of processes.
+        """The training state and the loader state of one step, on any devices and by any number of processes.
 
         Args:
-          like: the state as ShapeDtypeStructs; those with a sharding say where their array goes, the others go to
-            this process's first device.
+          like: the state as ShapeDtypeStructs; arrays without a sharding go to this process's first device.
           step: None for the newest.
 
         Raises:
-          ValueError: no checkpoint, one that is damaged, or one of another run.
+          ValueError: no checkpoint, a damaged one, or one of another run.
         """
         folder = self._folder(step)
 
         def read() -> tuple[TrainState, dict[str, Any]]:
             digests = self._read_digests(folder)
-            place = read_json(folder, "loader", digests)
-            if DATA in digests:  # compared before (`same_data`)
+            position = read_json(folder, "loader", digests)
+            if DATA in digests:  # compared earlier (`same_data`)
                 read_json(folder, DATA, digests)
             trees = {name: read_arrays(folder, name, tree, digests) for name, tree in _parts(like).items()}
-            return dataclasses.replace(like, **trees.pop(REST), **trees), place
+            return dataclasses.replace(like, **trees.pop(REST), **trees), position
 
         return agreed(folder, read)
 
     def restore_params(self, like: Params, step: int | None = None, *, ema: bool = False) -> tuple[Params, int]:
-        """The parameters, or with `ema` their running mean where there is one, and the step; opens no other arrays.
+        """The parameters, or with `ema` their moving average if there is one, and the step; reads no other arrays.
 
         Raises:
           ValueError: as `restore`.
@@ -230,39 +230,39 @@ class Checkpoints:
 
         def read() -> Params:
             digests = self._read_digests(folder)
-            # a ported checkpoint has no mean, whatever its configuration says of training
+            # a ported checkpoint has no moving average, whatever its configuration
             return read_arrays(folder, "ema" if ema and "ema" in digests else "params", like, digests)
 
         return agreed(folder, read), int(folder.name)
 
     def resume(self, like: TrainState, loader_at: Callable[[int], Any], step: int | None = None) -> tuple[Any, Any]:
-        """The state of one step, and the loader, put where the run left it.
+        """The training state of one step, and the loader at the position where the run left it.
 
         Args:
-          like: the state as ShapeDtypeStructs, as for `restore`.
-          loader_at: builds the loader as it was for the run at a step.
+          like: as for `restore`.
+          loader_at: builds the loader of a step.
 
         Raises:
-          ValueError: as `restore`; also for a place that the loader does not know.
+          ValueError: as `restore`; also for a position that the loader does not accept.
         """
         folder = self._folder(step)
-        state, place = self.restore(like, int(folder.name))
+        state, position = self.restore(like, int(folder.name))
         loader = loader_at(int(folder.name))
 
         def put() -> None:
-            # A loader takes some states of other types, and fails only when it is read.
-            if jax.tree.map(type, place) != jax.tree.map(type, loader.get_state()):
-                raise Unusable(f"is damaged: {place!r} is no place in the data")
+            # Some loaders accept states of other types and fail only when they are read.
+            if jax.tree.map(type, position) != jax.tree.map(type, loader.get_state()):
+                raise Unusable(f"is damaged: {position!r} is no position in the data")
             try:
-                loader.set_state(place)
-            except Exception as error:  # a loader raises whatever its own reading of the values meets
-                raise Unusable(f"is damaged: {place!r} is no place in the data") from error
+                loader.set_state(position)
+            except Exception as error:  # loaders raise many types of errors for bad values
+                raise Unusable(f"is damaged: {position!r} is no position in the data") from error
 
         agreed(folder, put)
         return state, loader
 
     def set_aside(self, step: int) -> Path:
-        """Renames a step's folder so that it counts no longer; returns its new path."""
+        """Renames the folder of a step so that it is no checkpoint any more; returns its new path."""
         folder = self._folder(step)
         aside = folder.with_name(f"{step}.damaged")
         if jax.process_index() == 0:
@@ -281,17 +281,17 @@ class Checkpoints:
         return self.folder / str(step)
 
     def _read_digests(self, folder: Path) -> Mapping[str, Any]:
-        """The checksums of a whole checkpoint of this run; raises Unusable."""
+        """The checksums of a complete checkpoint of this run; raises Unusable."""
         digests = read_digests(folder)
-        found = read_json(folder, "config", digests)
+        saved = read_json(folder, "config", digests)
         if self.config is not None:
             try:
-                difference = first_difference(build(type(self.config), found), self.config)
+                difference = first_difference(build(type(self.config), saved), self.config)
             except ValueError as error:
                 raise Unusable(f"is of another version: {error}") from error
             if difference is not None:
-                name, there, here = difference
-                raise Unusable(f"is of another run: {name} is {there!r} there and {here!r} here")
+                name, other, value = difference
+                raise Unusable(f"is of another run: {name} is {other!r} there and {value!r} here")
         return digests
 
     def _note_score(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -301,7 +301,7 @@ class Checkpoints:
             self._scores[step] = metrics[name]
 
     def _failed(self, error: Exception) -> SaveFailed:
-        """The sentence of a failed save."""
+        """The error of a failed save."""
         step, self._saving, self._save_failed = self._saving, None, True
         return SaveFailed(
             f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
@@ -310,25 +310,24 @@ class Checkpoints:
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """The trees of arrays that are saved apart, by the name of their folder."""
+    """The trees of arrays that are saved separately, by the name of their folder."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     parts = {name: fields.pop(name) for name in ("params", "opt_state", "ema")}
     return {name: tree for name, tree in parts.items() if tree is not None} | {REST: fields}
 
 
 def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -> None:
-    """Removes the temporary folders of saves that did not end, until none has come back for a while.
+    """Removes the temporary folders of unfinished saves, until none has reappeared for a while.
 
-    Where one part of a step fails at once, Orbax raises while its threads still write the other parts, and they make
-    the folder anew.
+    If one part of a step fails, Orbax raises while its threads still write the other parts and create the folder again.
     """
-    start = gone = time.monotonic()
+    start = removed = time.monotonic()
     while (now := time.monotonic()) - start < limit_s:
-        if left := list(folder.glob("*-tmp*")):
-            for path in left:
+        if unfinished := list(folder.glob("*-tmp*")):
+            for path in unfinished:
                 shutil.rmtree(path, ignore_errors=True)
-            gone = time.monotonic()
-        elif now - gone >= quiet_s:
+            removed = time.monotonic()
+        elif now - removed >= quiet_s:
             return
         else:
             time.sleep(0.02)
@@ -342,28 +341,27 @@ def _cause(error: Exception) -> str:
 
 
 def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
-    """The training state as ShapeDtypeStructs, with shardings where there is a layout; allocates nothing."""
+    """The training state as ShapeDtypeStructs, with shardings if there is a layout; allocates nothing."""
     return located(layout, jax.eval_shape(lambda: init_state(config)))
 
 
 def load_run(
     workdir: Path | str, *, ema: bool = True, layout: Layout | None = None, step: int | None = None
 ) -> tuple[ExperimentConfig, Any, Params, int]:
-    """What a trained run left, for sampling and evaluation.
+    """Loads a trained flow for sampling and evaluation.
 
     Args:
-      workdir: the run's folder.
-      ema: takes the running mean of the parameters where the run kept one.
-      layout: of the devices that the parameters are spread over, whatever the run was trained on; what is done with
-        them is spread over the same. None for one device.
+      workdir: the folder of the run.
+      ema: whether to load the exponential moving average of the parameters if the run keeps one.
+      layout: of the devices that the parameters are sharded over, whatever the run was trained on; None for one device.
       step: which checkpoint; None for the newest.
 
     Returns:
-      Its configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. A run that
-      insisted on kernels does so no longer where there are none.
+      The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a
+      platform without Pallas kernels, `flow.kernels` "pallas" is returned as "auto".
 
     Raises:
-      ValueError: no run there, or a damaged one.
+      ValueError: no run in that folder, or a damaged one.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -374,7 +372,7 @@ def load_run(
     definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:
         if step is not None and step not in checkpoints.steps():
-            there = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {there}, got {step}")
+            steps = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
         params, step = checkpoints.restore_params(located(layout, like), step, ema=ema and config.train.ema > 0)
     return config, definition, params, step

@@ -1,4 +1,4 @@
-"""Reading the parts of one checkpoint, each checked against its checksum, and saying in one sentence what is wrong."""
+"""Reads the parts of a checkpoint and verifies each against its checksum; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 
 class Unusable(ValueError):
-    """A checkpoint cannot be used; the message goes on after its name: "is damaged: ..."."""
+    """A checkpoint cannot be used; the message continues its name: "is damaged: ..."."""
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that have a folder (or something of its name) in a folder of checkpoints, oldest first."""
+    """The steps that have a folder (or a file of that name) in a folder of checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
 
 
 def read_digests(folder: Path) -> Mapping[str, Any]:
-    """The checksums of a checkpoint's parts, by name, and under "step" its step.
+    """The checksums of the parts of a checkpoint by name, and its step under "step".
 
     Raises:
-      Unusable: anything that is not a whole checkpoint.
+      Unusable: anything but a complete checkpoint.
     """
     if not folder.is_dir():
         raise Unusable(f"is no checkpoint but {'a file' if folder.exists() else 'missing'}")
@@ -57,7 +57,7 @@ def read_json(folder: Path, name: str, digests: Mapping[str, Any]) -> Any:
     """The JSON value of a part.
 
     Raises:
-      Unusable: no such part, one that cannot be read, or another value than was saved.
+      Unusable: the part is missing, cannot be read, or differs from what was saved.
     """
     value = _json(folder, name)
     if json_digest(value) != digests.get(name):
@@ -72,18 +72,18 @@ def read_arrays(folder: Path, name: str, like: Any, digests: Mapping[str, Any]) 
       like: ShapeDtypeStructs; one without a sharding goes to this process's first device.
 
     Raises:
-      Unusable: as `read_json`, or arrays of other names or shapes.
+      Unusable: as `read_json`; or arrays of other names or shapes.
     """
-    _check_there(folder, name)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    _check_exists(folder, name)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here), like
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default), like
     )
     try:
-        # The handler itself: a checkpointer waits for all processes, also for one that has failed to read.
+        # The handler itself: a checkpointer would wait for all processes, even for one that failed to read.
         handler = ocp.StandardCheckpointHandler()
         tree = handler.restore(folder / name, args=ocp.args.StandardRestore(placed))
-    except Exception as error:  # the libraries below raise many kinds for damaged files
+    except Exception as error:  # Orbax and tensorstore raise many types of errors for damaged files
         raise _unreadable(name, error) from error
     if digest(tree) != digests.get(name):
         raise Unusable(f"is damaged: {name} is not what was saved")
@@ -91,15 +91,15 @@ def read_arrays(folder: Path, name: str, like: Any, digests: Mapping[str, Any]) 
 
 
 def _json(folder: Path, name: str) -> Any:
-    _check_there(folder, name)
+    _check_exists(folder, name)
     try:
-        # Plainly, as Orbax would look for the devices of this process first.
+        # Without Orbax, which would look for the devices of this process first.
         return json.loads((folder / name / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also an integer of too many digits
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError and ValueError also for absurd values
         raise _unreadable(name, error) from error
 
 
-def _check_there(folder: Path, name: str) -> None:
+def _check_exists(folder: Path, name: str) -> None:
     if not (folder / name).is_dir():
         raise Unusable(f"is damaged: it has no {name}")
 
@@ -109,19 +109,19 @@ def _unreadable(name: str, error: Exception) -> Unusable:
 
 
 def agreed(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` returns, if it does on every process.
+    """The result of `read`, if it succeeds on every process. A collective.
 
     Raises:
-      ValueError: it raised Unusable on some process: one sentence that names `folder`, on all of them.
+      ValueError: on all processes if `read` raised Unusable on one of them; the message names `folder`.
     """
     problem = None
-    with _kept_back() as printed:
+    with _captured() as printed:
         try:
             result = read()
         except Unusable as error:
             problem = str(error)
         if problem is not None:
-            gc.collect()  # what is left of the readers complains now
+            gc.collect()  # remaining readers write their warnings now
     if problem is None:
         sys.stderr.write(printed.getvalue())
     if not everywhere(problem is None):
@@ -130,12 +130,12 @@ def agreed(folder: Path, read: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _kept_back() -> Iterator[io.StringIO]:
-    """Collects standard error: the readers of a damaged file fill it from threads of their own."""
+def _captured() -> Iterator[io.StringIO]:
+    """Captures standard error, which the reader threads of a damaged file fill."""
     log = logging.getLogger("asyncio")
     level = log.level
     try:
-        log.setLevel(logging.CRITICAL + 1)  # its handlers hold the stream itself
+        log.setLevel(logging.CRITICAL + 1)  # its handlers write to the original stream
         with contextlib.redirect_stderr(io.StringIO()) as printed:
             yield printed
     finally:

@@ -1,4 +1,4 @@
-"""Runs from named tensors of the PyTorch originals, and back, never with more than a layer in memory."""
+"""Converts named tensors of the PyTorch originals to runs and back, with at most one layer in memory."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def write_run(
     usable: set[str],
     layout: Layout | None = None,
 ) -> None:
-    """Makes `workdir` the folder of a run at step 0 that holds these tensors: whole, or not at all.
+    """Writes the folder of a run at step 0 that holds these tensors; it appears complete or not at all.
 
     Args:
       workdir: new or empty.
-      tensors: by the original's names; usable: those of them that fit. Parameters of which a part is lacking there
-        keep, in that part, the value that training would begin with.
-      layout: of devices; the file is then cut as they will read it.
+      tensors: by the names of the original; usable: names of those that fit. Parameters, or layers of them, without a
+        usable tensor get their initial values.
+      layout: of devices; the file is chunked by the shards that they will read.
 
     Raises:
-      ValueError: a folder that is not empty, or a tensor with infinite values or values that are no numbers.
+      ValueError: a folder that is not empty, or a tensor with values that are not finite.
       OSError: a folder that cannot be written.
     """
     workdir = workdir.resolve()
@@ -50,22 +50,22 @@ def write_run(
     wanted: dict[str, list[Entry]] = {}
     for entry in entries(expected):
         wanted.setdefault(entry.path, []).append(entry)
-    lacking = {path for path, own in wanted.items() if any(entry.name not in usable for entry in own)}
-    initial = _initial(config, lacking)
+    missing = {path for path, parts in wanted.items() if any(entry.name not in usable for entry in parts)}
+    initial = _initial(config, missing)
     flat = flatten(located(layout, expected))
 
     def streamed(path: str) -> Streamed:
-        leaf, own = flat[path], wanted[path]
+        leaf, parts = flat[path], wanted[path]
 
         def pieces() -> Iterator[tuple[int | None, np.ndarray]]:
-            for entry in own:
+            for entry in parts:
                 if entry.name in usable:
                     yield entry.layer, _read(entry, tensors[entry.name])
                 else:
                     yield entry.layer, np.asarray(initial[path] if entry.layer is None else initial[path][entry.layer])
 
-        part = tuple(leaf.shape) if layout is None else tuple(leaf.sharding.shard_shape(leaf.shape))
-        chunk = part if own[0].layer is None else (1, *part[1:])
+        shard = tuple(leaf.shape) if layout is None else tuple(leaf.sharding.shard_shape(leaf.shape))
+        chunk = shard if parts[0].layer is None else (1, *shard[1:])
         return Streamed(tuple(leaf.shape), np.dtype(leaf.dtype), chunk, pieces)
 
     with replacing_folder(workdir) as temporary:
@@ -76,7 +76,7 @@ def write_run(
 
 
 def check_new(workdir: Path) -> None:
-    """Raises ValueError for a folder that holds anything, or a path that is none."""
+    """Raises ValueError unless `workdir` does not exist or is an empty folder."""
     if workdir.is_dir() and not any(workdir.iterdir()):
         return
     if workdir.exists():
@@ -84,7 +84,7 @@ def check_new(workdir: Path) -> None:
 
 
 def _read(entry: Entry, tensor: LazyTensor) -> np.ndarray:
-    """The piece that a tensor is here, checked to be finite."""
+    """The part of a parameter that a tensor holds, checked to be finite."""
     value = tensor.read()
     if bad := not_finite(value):
         raise ValueError(f"tensor {entry.name} holds {bad} of {value.size} values that are infinite or no number")
@@ -92,7 +92,7 @@ def _read(entry: Entry, tensor: LazyTensor) -> np.ndarray:
 
 
 def _initial(config: ExperimentConfig, paths: set[str]) -> dict[str, np.ndarray]:
-    """Those parameters as training begins with them; others are not computed."""
+    """The initial values of the parameters at `paths`; others are not computed."""
     if not paths:
         return {}
 
@@ -104,10 +104,10 @@ def _initial(config: ExperimentConfig, paths: set[str]) -> dict[str, np.ndarray]
 
 
 def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: int | None, *, ema: bool) -> int:
-    """Writes the parameters of a run as the original's tensors, for `torch.load` or safetensors; returns the step.
+    """Writes the parameters of a run as tensors of the original, for `torch.load` or safetensors; returns the step.
 
     Args:
-      path: the file; step: None for the newest; ema: takes the running mean where the checkpoint has one.
+      path: the file; step: None for the newest; ema: whether to use the moving average if the checkpoint has one.
 
     Raises:
       ValueError: no such checkpoint, or one that is damaged.
@@ -116,8 +116,8 @@ def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: 
     with Checkpoints(workdir, config) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None or step not in checkpoints.steps():
-            there = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {there}, got {step}")
+            steps = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
     folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
     _, expected = abstract(config.flow)
     wanted = entries(expected)
@@ -132,7 +132,7 @@ def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: 
 
 
 def _tensors(stored: StoredParams, wanted: Sequence[Entry], expected: Params, digest: str) -> Iterator[np.ndarray]:
-    """The tensors of all entries, in order; before the last, the checksum of all is compared."""
+    """The tensors of all entries in order; the checksum is verified before the last one."""
     keys = {
         ".".join(str(part.key) for part in path): jax.tree_util.keystr(path)
         for path, _ in jax.tree_util.tree_leaves_with_path(expected)
@@ -140,11 +140,11 @@ def _tensors(stored: StoredParams, wanted: Sequence[Entry], expected: Params, di
     sums: dict[str, int] = {keys[path]: 0 for path in stored.shapes}
     pieces: Iterator[np.ndarray] = iter(())
     last = len(wanted) - 1
-    for number, entry in enumerate(wanted):
-        if not entry.layer:  # the first of its parameter
+    for index, entry in enumerate(wanted):
+        if not entry.layer:  # the first part of a parameter
             pieces = stored.pieces(entry.path, by_layer=entry.layer is not None)
         piece = next(pieces)
         sums[keys[entry.path]] += sum_of_run(piece, (entry.layer or 0) * piece.size)
-        if number == last and digest_of_sums(sums) != digest:
+        if index == last and digest_of_sums(sums) != digest:
             raise Unusable(f"is damaged: {stored.folder.name} is not what was saved")
         yield entry.to_torch(piece)

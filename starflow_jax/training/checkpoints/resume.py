@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run resumes from."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def go_on(
     policy: ResumePolicy,
     say: Callable[[str], None],
 ) -> tuple[TrainState, Any] | None:
-    """The state and the loader of the newest checkpoint, None where there is none.
+    """The state and the loader of the newest checkpoint, None if there is none.
 
     Args:
       like, loader_at: as for `Checkpoints.resume`.
-      policy: "latest" takes the newest or none; "latest-good" passes over those that cannot be used. These are renamed
-        to `STEP.damaged` once a good one is found, so that the run can save the step again.
-      say: hears of every one passed over, in a sentence.
+      policy: "latest" takes the newest checkpoint only; "latest-good" skips those that cannot be used. These are
+        renamed to `STEP.damaged` once a good one is found, so that the run can save the step again.
+      say: is called with one sentence for every checkpoint that is skipped.
 
     Raises:
-      ValueError: the newest, or with "latest-good" every one, cannot be used.
+      ValueError: the newest checkpoint, or with "latest-good" every one, cannot be used.
     """
     problems: list[tuple[int, str]] = []
     for step in reversed(checkpoints.steps()):
         try:
-            found = checkpoints.resume(like, loader_at, step)
+            restored = checkpoints.resume(like, loader_at, step)
         except ValueError as error:
             if policy == "latest":
                 remedy = "starflow train --resume=latest-good goes on from the newest good one"
@@ -39,8 +39,8 @@ def go_on(
             problems.append((step, str(error)))
             continue
         for bad, problem in problems:
-            say(f"{problem}; passed over, and renamed to {checkpoints.set_aside(bad).name}")
-        return found
+            say(f"{problem}; skipped, and renamed to {checkpoints.set_aside(bad).name}")
+        return restored
     if problems:
         raise ValueError(f"{checkpoints.folder} holds no good checkpoint; the newest: {problems[0][1]}")
     return None

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, and the best by one figure."""
+"""Which checkpoints are retained: the newest, and the best by one metric."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class NewestAndBest:
-    """A preservation policy of Orbax.
+    """A preservation policy for Orbax.
 
     Attributes:
-      newest: how many of the newest steps stay.
-      best: how many of those with the lowest score stay besides; a step without a score is never among them.
-      scores: by step; it may grow while the policy is in use.
+      newest: number of newest steps to retain.
+      best: number of steps with the lowest scores to retain besides; steps without a score do not count.
+      scores: by step; may grow while the policy is in use.
     """
 
     newest: int
     best: int
     scores: Mapping[int, float]
 
-    def kept(self, steps: Sequence[int]) -> set[int]:
-        """Those of `steps`, oldest first, that stay; of equal scores the newer one."""
+    def retained(self, steps: Sequence[int]) -> set[int]:
+        """Those of `steps`, oldest first, that are retained; of equal scores the newer one."""
         scored = sorted((step for step in steps if step in self.scores), key=lambda step: (self.scores[step], -step))
         return {*steps[-self.newest :], *scored[: self.best]}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """As Orbax asks."""
+        """Implements the interface of Orbax."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = self.kept(steps)
-        return [step in kept for step in steps]
+        retained = self.retained(steps)
+        return [step in retained for step in steps]

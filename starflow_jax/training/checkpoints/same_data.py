@@ -1,4 +1,4 @@
-"""Whether a run that goes on reads what it has read so far: a place in the data means nothing in other data."""
+"""Whether a resumed run reads the same data as before: a position is valid in the same data only."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from starflow_jax.data.pipeline.fingerprint import Held, difference, from_values
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json, steps_in
 from starflow_jax.training.distributed.agreement import all_texts
 
-# The part of a checkpoint; those of before have none.
+# Name of the part of a checkpoint; checkpoints of early versions have none.
 DATA = "data"
 
 
 def check_same_data(checkpoints: Path, old: ExperimentConfig, config: ExperimentConfig, now: Sequence[Held]) -> None:
-    """Raises ValueError, in a sentence, unless the data are those that the newest checkpoint was saved with.
+    """Raises ValueError unless the data are those that the newest checkpoint was saved with.
 
     Args:
-      checkpoints: their folder; old: the configuration of the run so far; config: of what goes on.
-      now: what the sources hold.
+      checkpoints: their folder; old: configuration of the run so far; config: of the resumed run.
+      now: fingerprint of the data.
     """
     steps = steps_in(checkpoints)
     saved = _newest(checkpoints, steps)
-    if saved is None:  # what it was is not known, so it must lie where it lay
-        there, here = _paths(old.data), _paths(config.data)
-        if steps and there != here:
+    if saved is None:  # the data are unknown, so their paths must be the same
+        before, after = _paths(old.data), _paths(config.data)
+        if steps and before != after:
             raise ValueError(
                 f"{checkpoints.parent} holds checkpoints that do not say what their data held, so data.path must be "
-                f"{', '.join(there)} as before, got {', '.join(here)}"
+                f"{', '.join(before)} as before, got {', '.join(after)}"
             )
         return
     step, then = saved
@@ -46,29 +46,27 @@ def check_same_data(checkpoints: Path, old: ExperimentConfig, config: Experiment
 
 
 def same_everywhere(here: tuple[Held, ...]) -> tuple[Held, ...]:
-    """What the sources hold, which every process has looked up itself, if all have found the same.
-
-    A list of files that the first process shared would name files that another does not have.
+    """Checks that all processes have computed the same fingerprint of their data, and returns it. A collective.
 
     Raises:
-      ValueError: they have not, on all of them: a sentence that names the source.
+      ValueError: on all processes if the fingerprints differ; the message names the source.
     """
-    found = [from_values(json.loads(text)) for text in all_texts(json.dumps(to_values(here)))]
-    for process, there in enumerate(found):
-        if (changed := difference(found[0], there)) is not None:
-            source, first, other = changed
+    fingerprints = [from_values(json.loads(text)) for text in all_texts(json.dumps(to_values(here)))]
+    for process, other in enumerate(fingerprints):
+        if (changed := difference(fingerprints[0], other)) is not None:
+            source, first, differing = changed
             raise ValueError(
-                f"data must be the same on all processes: {source or 'they'} held {first} on process 0 and {other} on "
-                f"process {process}"
+                f"data must be the same on all processes: {source or 'they'} held {first} on process 0 and {differing} "
+                f"on process {process}"
             )
     return here
 
 
 def _newest(checkpoints: Path, steps: Sequence[int]) -> tuple[int, tuple[Held, ...]] | None:
-    """Step and data of the newest checkpoint that says what they were."""
+    """The newest checkpoint with a fingerprint of its data: its step and the fingerprint."""
     for step in reversed(steps):
         folder = checkpoints / str(step)
-        with contextlib.suppress(Unusable, ValueError):  # said where it is restored
+        with contextlib.suppress(Unusable, ValueError):  # reported when it is restored
             digests = read_digests(folder)
             if DATA in digests:
                 return step, from_values(read_json(folder, DATA, digests))

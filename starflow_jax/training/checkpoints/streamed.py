@@ -1,6 +1,6 @@
-"""Checkpoints of parameters that never are in memory as a whole: written and read piece by piece.
+"""Checkpoints of parameters that do not fit in memory: written and read piece by piece.
 
-What is written is what `Checkpoints` reads: the same array format, the same checksums.
+The files have the array format and the checksums that `Checkpoints` reads.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from starflow_jax.training.checkpoints.digests import digest_of_sums, json_diges
 from starflow_jax.training.checkpoints.parts import DIGESTS, Unusable
 from starflow_jax.training.step.optimizer import Params
 
-# A commit of the store flushes what was written since the last; with this, never much is held back.
+# A commit of the store flushes everything written since the last one; this bounds what is buffered.
 _DATA_FILE_BYTES = 2**28
 _PENDING_BYTES = 2**27
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A parameter to be written, a leaf of a tree.
+    """A parameter to be written piece by piece, a leaf of a tree.
 
     Attributes:
-      shape, dtype: of the whole.
-      chunk: in pieces of which shape the file holds it; a piece that is written covers whole chunks.
-      pieces: yields (index along the first axis, or None for the whole; the piece without that axis).
+      shape, dtype: of the whole parameter.
+      chunk: shape of the chunks in the file; a piece covers whole chunks.
+      pieces: yields (index along the first axis, or None for all of it; the piece without that axis).
     """
 
     shape: tuple[int, ...]
@@ -48,15 +48,14 @@ class Streamed:
 
 
 def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params, step: int = 0) -> None:
-    """Writes a checkpoint that holds parameters and nothing else into `folder`, which must not exist.
+    """Writes a checkpoint of parameters without optimizer state into `folder`, which must not exist.
 
     Args:
-      config: of the run that it is a checkpoint of.
-      tree: nested dictionaries of `Streamed`; holds no more than two pieces in memory at a time.
+      config: of the run.
+      tree: nested dictionaries of `Streamed`; at most two pieces are in memory at a time.
 
     Raises:
-      ValueError, OSError: whatever reading the pieces or writing raises; what was written stays for the caller to
-        remove.
+      ValueError, OSError: from reading the pieces or writing; the caller removes the incomplete folder.
     """
     handler = _Handler()
     registry = ocp.type_handlers.create_type_handler_registry((Streamed, handler))
@@ -74,7 +73,7 @@ def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params
 
 
 class _Handler(ocp.type_handlers.TypeHandler):
-    """How Orbax writes a `Streamed`: as an array of JAX, one piece after the other."""
+    """The Orbax type handler of `Streamed`: writes it like a JAX array, piece by piece."""
 
     def __init__(self) -> None:
         self.sums: dict[str, int] = {}  # of every parameter, for its checksum
@@ -102,7 +101,7 @@ class _Handler(ocp.type_handlers.TypeHandler):
                     opened.result()
         return []
 
-    # Orbax asks every handler for these two. What this one writes is read by Orbax's own, array by array.
+    # Required by the interface. Orbax's own handler reads the arrays that this one writes.
 
     async def metadata(self, infos: Any) -> Any:
         raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
@@ -112,7 +111,7 @@ class _Handler(ocp.type_handlers.TypeHandler):
 
 
 class _Pending:
-    """Writes under way in the background: small ones together, of large ones not many."""
+    """Writes in the background, bounded by their total size."""
 
     def __init__(self) -> None:
         self._writes: collections.deque[tuple[int, Any]] = collections.deque()
@@ -121,20 +120,20 @@ class _Pending:
         self._writes.append((size, write))
 
     def drain(self) -> None:
-        """Waits for all, however they end: what is removed after a failure must not be written anew."""
+        """Waits for all writes, failed ones too: files removed after a failure must not reappear."""
         for _, write in self._writes:
             with contextlib.suppress(Exception):
                 write.result()
         self._writes.clear()
 
     def wait(self, most: int) -> None:
-        """Waits for the oldest until at most so many bytes are under way."""
+        """Waits for the oldest writes until at most `most` bytes are pending."""
         while sum(size for size, _ in self._writes) > most or (most == 0 and self._writes):
             self._writes.popleft()[1].result()
 
 
 def _write(store: Any, value: Streamed, pending: _Pending) -> int:
-    """Writes all pieces; returns the sum of the array's bits."""
+    """Writes all pieces; returns the checksum of the array (`digests.sum_of_run`)."""
     total = 0
     for index, piece in value.pieces():
         piece = np.ascontiguousarray(piece, value.dtype)
@@ -146,9 +145,9 @@ def _write(store: Any, value: Streamed, pending: _Pending) -> int:
 
 
 def _write_spec(info: Any, value: Streamed) -> Any:
-    """As Orbax opens an array in the part of the store that is this process's.
+    """The tensorstore spec with which Orbax opens an array in this process's part of the store.
 
-    Not compressed: float32 weights lose a twelfth by it, and writing takes several times as long.
+    Not compressed: compression saves a twelfth of float32 weights and makes writing several times slower.
     """
     metadata: dict[str, Any] = {
         "shape": value.shape,
@@ -175,17 +174,17 @@ def _write_spec(info: Any, value: Streamed) -> Any:
 
 @dataclass(frozen=True)
 class StoredParams:
-    """The parameters of a checkpoint, read piece by piece and checked against their checksum at the end.
+    """The parameters of a checkpoint, read piece by piece.
 
     Attributes:
-      folder: of the part, e.g. `checkpoints/100/params`; shapes: of the arrays, by dotted path.
+      folder: of the part, e.g. `checkpoints/100/params`; shapes: of the arrays by dotted path.
     """
 
     folder: Path
     shapes: Mapping[str, jax.ShapeDtypeStruct]
 
     def pieces(self, path: str, *, by_layer: bool) -> Iterator[np.ndarray]:
-        """The layers of an array one by one, or the whole of it; reads no chunk of the file twice.
+        """The layers of an array one by one, or the whole array; reads each chunk of the file once.
 
         Raises:
           Unusable: an array that is missing, damaged, or of another shape or type.
@@ -204,7 +203,7 @@ class StoredParams:
                 yield from store.read().result()
         except Unusable:
             raise
-        except ValueError as error:  # of the library below, for what it cannot read
+        except ValueError as error:  # raised by tensorstore
             raise Unusable(f"is damaged or of another model: {path} cannot be read") from error
 
     def _spec(self, path: str) -> Any:

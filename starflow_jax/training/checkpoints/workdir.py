@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what lies in it."""
+"""The folder of a run: its files, which run it belongs to, and whether it is in use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CSV_FILE = "metrics.csv"
 EVENTS_FOLDER = "events"
 CURVES_FILE = "curves.png"
 
-# What may differ between a run and its continuation: it changes no parameter.
+# Fields that may differ when a run is resumed, since they do not affect the parameters.
 _FREE = ("sample", "evaluate", "mesh")
 _FREE_IN_TRAIN = (
     "log_every",
@@ -38,7 +38,7 @@ _FREE_IN_TRAIN = (
     "accumulate",
 )
 _FREE_IN_FLOW = ("remat",)
-# A folder may move, as long as it holds the same (`same_data`).
+# A folder may be moved as long as its contents are the same (`same_data`).
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
 _FREE_BY_PATH = {
     "config": _FREE,
@@ -50,10 +50,10 @@ _FREE_BY_PATH = {
 
 
 def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # type: ignore[assignment]
-    """The configuration, of class `cls`, of the run in `workdir`, None where there is no run.
+    """The configuration, of class `cls`, of the run in `workdir`; None if there is no run.
 
     Raises:
-      ValueError: a file that is no configuration.
+      ValueError: the file is no valid configuration.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
@@ -65,16 +65,16 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
 
 
 def claim_workdir(workdir: Path, config: Any, data: Sequence[Held] | None = None) -> None:
-    """Makes `workdir` the folder of `config`, an experiment: creates it, or checks that its run is of it.
+    """Creates the folder of a run, or checks that the run in it has the same configuration.
 
-    Only what changes no parameter (how often to log and save, sampling, evaluation) may differ.
+    Only fields that do not affect the parameters (logging and saving intervals, sampling, evaluation) may differ.
 
     Args:
-      data: what its sources hold (`data.fingerprint`); None does not ask whether that is what they held.
+      data: fingerprint of the training data (`data.pipeline.fingerprint`); None skips the comparison.
 
     Raises:
-      ValueError: a folder with something else in it, a run of another configuration or of other data, or a path that
-        cannot be written.
+      ValueError: a folder with other contents, a run of another configuration or of other data, or a path that cannot
+        be written.
     """
     workdir = Path(workdir)
     if re.match(r"[a-z0-9]+:/", str(workdir)):
@@ -106,7 +106,7 @@ def claim_workdir(workdir: Path, config: Any, data: Sequence[Held] | None = None
 
 
 def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any, Any] | None:
-    """The first field, with both values, in which two configurations describe different runs."""
+    """The first field, with both values, in which two configurations differ so that they describe different runs."""
     for name in old.__dataclass_fields__:
         a, b = getattr(old, name), getattr(new, name)
         free = _FREE_BY_PATH.get(path, ())
@@ -116,8 +116,8 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
             pairs = list(zip(a, b, strict=True))
         if all(type(x) is type(y) and hasattr(x, "__dataclass_fields__") for x, y in pairs):
-            found = (first_difference(x, y, f"{path}.{name}") for x, y in pairs)
-            if difference := next((one for one in found if one is not None), None):
+            differences = (first_difference(x, y, f"{path}.{name}") for x, y in pairs)
+            if difference := next((one for one in differences if one is not None), None):
                 return difference
             continue
         return f"{path}.{name}", a, b
@@ -126,13 +126,13 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
 
 @contextlib.contextmanager
 def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Iterator[None]:
-    """Keeps other processes from training in `workdir`; the system forgets it when this process ends, however it does.
+    """Locks `workdir` against other processes; the operating system releases the lock when this process ends.
 
     Args:
-      name, doing: what the folder is called and what is done there, for the sentence.
+      name, doing: name of the folder and the activity, for the error message.
 
     Raises:
-      ValueError: another process trains there.
+      ValueError: another process has locked it.
     """
     with locked(workdir) as free:
         if not free:
@@ -141,14 +141,14 @@ def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Itera
 
 
 def is_in_use(workdir: Path) -> bool:
-    """Whether a process of this machine trains in `workdir`."""
+    """Whether a process of this machine has locked `workdir`."""
     with locked(workdir) as free:
         return not free
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[bool]:
-    """Holds the lock of a folder, and yields whether it was free; also where the file system has no locks."""
+    """Locks a folder and yields whether it was free; always true where the file system has no locks."""
     try:
         import fcntl
     except ImportError:  # not on Windows

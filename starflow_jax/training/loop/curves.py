@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""Plots of the metrics of a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starflow_jax.training.loop.metrics import read_metrics
 
 
 def plot_curves(workdir: Path | str, path: Path | str | None = None) -> Path | None:
-    """Draws the loss, and bits/dim where the run has it, against the step.
+    """Plots the loss, and bits/dim if the run has it, against the step.
 
     Args:
       workdir: a run's folder with `metrics.csv`.
-      path: the picture to write; None for `curves.png` in `workdir`.
+      path: the image file to write; None for `curves.png` in `workdir`.
 
     Returns:
-      The path written, None where there are no metrics yet.
+      The path of the image, None if there are no metrics yet.
     """
-    # importing matplotlib takes a second; this interface needs no display and leaves pyplot's state alone
+    # Importing matplotlib takes a second. This interface needs no display and does not touch pyplot's state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: a CSV file, TensorBoard event files, and who else wants them."""
+"""Writes the metrics of a run to a CSV file, to TensorBoard event files and to other recorders."""
 
 from __future__ import annotations
 
@@ -36,20 +36,18 @@ FIELDS = (
 
 
 class MetricsWriter:
-    """Appends rows of scalars to `metrics.csv` (columns `fields`, empty where a row has no such number) and
-    `events/`.
+    """Appends rows of scalars to `metrics.csv` (columns `fields`, empty for missing values) and to `events/`.
 
-    Names outside `fields` go to the event files only. A context manager.
+    Scalars not in `fields` go to the event files only. A context manager.
 
     Attributes:
-      skipped_before: updates that had been skipped at `step`; bad_before: examples that could not be read till then.
+      skipped_before: number of updates skipped before `step`; bad_before: number of unreadable examples before `step`.
 
     Args:
       workdir: an existing folder.
-      step: the step a run continues from: later rows, of an attempt that went on beyond its last checkpoint,
-        are dropped from both.
+      step: that the run is resumed from; later rows, of an attempt that went beyond its last checkpoint, are dropped.
       enabled: false writes nothing, for all processes of a run but one.
-      fields: the columns, "step" the first.
+      fields: the columns, starting with "step".
     """
 
     def __init__(self, workdir: Path, step: int = 0, *, enabled: bool = True, fields: Sequence[str] = FIELDS):
@@ -73,11 +71,11 @@ class MetricsWriter:
             self._events.close()
 
     def also(self, write: Callable[[int, Mapping[str, float]], None]) -> None:
-        """Gives every row to `write`, too."""
+        """Also passes every row to `write`."""
         self._others.append(write)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row; numbers that are not finite are left out."""
+        """Writes one row; values that are not finite are omitted."""
         if self._events is None:
             return
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -92,9 +90,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, empty cells left out; no rows where there is no file.
+    """The rows of a `metrics.csv` without empty cells; no rows if there is no file.
 
-    A row cut short by a crash, or one that is not numbers, is left out.
+    Rows that are truncated or not numeric are omitted.
     """
     if not path.is_file():
         return []
@@ -134,11 +132,11 @@ def average(calls: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Means over the updates of several calls of the compiled program.
 
     Args:
-      calls: metrics as it returns them, [steps_per_call] each, NaN where no update was made.
+      calls: metrics of each call, [steps_per_call], NaN where no update was made.
 
     Returns:
-      The mean of every metric over its finite values (NaN where there are none): an update with a NaN loss
-      counts in `skipped` and nowhere else.
+      The mean of every metric over its finite values, NaN if there are none: an update with a NaN loss counts in
+      `skipped` only.
     """
     means = {}
     for name in calls[0]:

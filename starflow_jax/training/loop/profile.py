@@ -1,4 +1,4 @@
-"""A trace of some updates, for xprof and TensorBoard's profile plugin."""
+"""Traces some updates for xprof and TensorBoard's profile plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROFILE_FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Updates `first` to `last`, counted from 1, both traced."""
+    """A range of updates to trace, from `first` to `last` inclusive, counted from 1."""
 
     first: int
     last: int
@@ -22,10 +22,10 @@ class Window:
 
     @classmethod
     def parse(cls, text: str) -> Window:
-        """From "10:15".
+        """Parses "10:15".
 
         Raises:
-          ValueError: any other form, or updates that do not follow each other.
+          ValueError: another form, or a range that is empty.
         """
         first, _, last = text.partition(":")
         if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last):
@@ -36,8 +36,8 @@ class Window:
 class Profiler:
     """Traces a window of updates into `workdir/profile`.
 
-    Calls of the compiled program are cut at the ends of the window (`room`), so that the trace holds whole calls and
-    exactly those updates.
+    Calls of the compiled program end at the ends of the window (`room`), so that the trace contains complete calls and
+    exactly the updates of the window.
     """
 
     def __init__(self, workdir: Path, window: Window | None):
@@ -46,26 +46,26 @@ class Profiler:
         self._active = False
 
     def room(self, step: int) -> int | None:
-        """Updates after `step` that may go into one call; None for any number."""
+        """The largest number of updates after `step` that may go into one call; None for no limit."""
         if self.window is None or step >= self.window.last:
             return None
         return (self.window.first - 1 if step < self.window.first - 1 else self.window.last) - step
 
     def before(self, step: int) -> bool:
-        """Whether a trace is to begin before the call that begins at `step`."""
+        """Whether to start the trace before the call that begins at `step`."""
         return self.window is not None and not self._active and self.window.first - 1 <= step < self.window.last
 
     def after(self, step: int) -> bool:
-        """Whether the trace is to end after the call that ended at `step`."""
+        """Whether to stop the trace after the call that ended at `step`."""
         return self.window is not None and self._active and step >= self.window.last
 
     def begin(self) -> None:
-        """Begins the trace; the device should be idle."""
+        """Starts the trace; the device should be idle."""
         jax.profiler.start_trace(str(self.folder))
         self._active = True
 
     def close(self) -> None:
-        """Ends a trace that is being taken."""
+        """Stops the trace if one is running."""
         if self._active:
             self._active = False
             jax.profiler.stop_trace()

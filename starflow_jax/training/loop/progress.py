@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar in a terminal, one line for every row of metrics elsewhere."""
+"""Progress of a run on standard error: a bar in a terminal, otherwise one line per row of metrics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 
 def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
-    """A row of metrics as one line; figures that are not known are left out."""
-    shown = [f"{name}: step {step}/{steps}"]
+    """A row of metrics as one line of text; unknown values are omitted."""
+    parts = [f"{name}: step {step}/{steps}"]
     for field, form in (
         ("loss", "loss {:.4f}"),
         ("bits_per_dim", "bits/dim {:.4f}"),
@@ -22,23 +22,23 @@ def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
         ("images_per_second", "{:.4g} images/s"),
     ):
         if math.isfinite(values.get(field, math.nan)):
-            shown.append(form.format(values[field]))
+            parts.append(form.format(values[field]))
     for field, label in (("mfu", "MFU"), ("data_wait", "data wait")):
         if math.isfinite(values.get(field, math.nan)):
-            shown.append(f"{label} {100 * values[field]:.1f} %")
+            parts.append(f"{label} {100 * values[field]:.1f} %")
     if "skipped_updates" in values:
-        shown.append(f"skipped {values['skipped_updates']:.0f}")
+        parts.append(f"skipped {values['skipped_updates']:.0f}")
     if values.get("bad_examples"):
-        shown.append(f"bad examples {values['bad_examples']:.0f}")
-    return "  ".join(shown)
+        parts.append(f"bad examples {values['bad_examples']:.0f}")
+    return "  ".join(parts)
 
 
 class Progress:
-    """A progress bar on standard error if that is a terminal, else lines. A context manager.
+    """A progress bar on standard error if that is a terminal, otherwise lines. A context manager.
 
     Args:
-      steps: of the whole run.
-      enabled: false shows nothing but what is said.
+      steps: number of updates of the whole run.
+      enabled: false shows only the text passed to `say`.
     """
 
     def __init__(self, name: str, steps: int, *, enabled: bool = True):
@@ -48,7 +48,7 @@ class Progress:
         self._bar = tqdm(disable=True)
 
     def begun(self, step: int) -> Progress:
-        """Shows the bar, from `step` on."""
+        """Shows the bar at `step`; returns this object."""
         self._bar = tqdm(
             total=self._steps,
             initial=step,
@@ -67,7 +67,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, steps: int) -> None:
-        """Moves on by `steps` updates."""
+        """Advances the bar by `steps` updates."""
         self._bar.update(steps)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
@@ -75,7 +75,7 @@ class Progress:
         if self._lines:
             self.say(line(self._name, step, self._steps, values))
             return
-        shown = {}
+        postfix = {}
         for field, label, form in (
             ("loss", "loss", "{:.4f}"),
             ("bits_per_dim", "bits/dim", "{:.3f}"),
@@ -83,18 +83,18 @@ class Progress:
             ("mfu", "MFU", "{:.2f}"),
         ):
             if math.isfinite(values.get(field, math.nan)):
-                shown[label] = form.format(values[field])
+                postfix[label] = form.format(values[field])
         if values.get("skipped_updates"):
-            shown["skipped"] = f"{values['skipped_updates']:.0f}"
+            postfix["skipped"] = f"{values['skipped_updates']:.0f}"
         if values.get("bad_examples"):
-            shown["bad"] = f"{values['bad_examples']:.0f}"
-        self._bar.set_postfix(shown, refresh=False)
+            postfix["bad"] = f"{values['bad_examples']:.0f}"
+        self._bar.set_postfix(postfix, refresh=False)
 
     def remark(self, text: str) -> None:
-        """Prints a line, unless nothing is to be shown."""
+        """Prints a line if progress is enabled."""
         if self._enabled:
             self.say(f"{self._name}: {text}")
 
     def say(self, text: str) -> None:
-        """Prints a line, above the bar where there is one; also where nothing else is shown."""
+        """Prints a line, above the bar if there is one; also if progress is not enabled."""
         tqdm.write(text, file=sys.stderr)

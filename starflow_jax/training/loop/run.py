@@ -215,7 +215,7 @@ class _Run:
         self.records.write()
         if save:
             self.save()
-        if sample and jax.process_index() == 0:
+        if sample and not last and jax.process_index() == 0:  # `until` plots at the end
             plot_curves(self.request.workdir)
 
     def measure(self) -> None:

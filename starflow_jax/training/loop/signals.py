@@ -1,4 +1,4 @@
-"""Stopping on request: Ctrl-C and SIGTERM (preemption), seen between updates, by all processes at the same one."""
+"""Stopping on Ctrl-C and SIGTERM (preemption): between updates, and on all processes after the same one."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import jax
 
 from starflow_jax.training.distributed.agreement import ask_largest
 
-LATE = 1  # exit code of a process that could not stop in time
+LATE = 1  # exit code of a process that did not stop in time
 
 
 class StopRequests:
-    """What has been asked for so far.
+    """The signals received so far.
 
-    The state of a run is whole between updates only, so a signal is noted and the run asks. In `interruptible`
-    code, which leaves the state alone, it interrupts at once.
+    The training state is consistent between updates only, so a signal is recorded and the run polls. `interruptible`
+    code, which does not touch the state, is interrupted at once.
     """
 
     def __init__(self):
         self.received = 0  # the number of the signal, 0 for none
         self._interruptible = False
-        # In a run of several processes: the answer to the question of the call before.
+        # With several processes: the result of the reduction started by the previous call.
         self._pending: Callable[[], int] | None = None
 
     def note(self, number: int) -> None:
-        """A signal has come. In interruptible code, and as a second Ctrl-C, it raises KeyboardInterrupt.
+        """Records a signal. In interruptible code, and for a second Ctrl-C, it raises KeyboardInterrupt.
 
-        SIGTERM may be sent twice by those who mean it once, and wins over Ctrl-C.
+        Some systems send SIGTERM twice, so a second one has no further effect. SIGTERM takes precedence over Ctrl-C.
         """
         impatient = number == signal.SIGINT and self.received != 0
         self.received = max(self.received, int(number))
@@ -42,7 +42,7 @@ class StopRequests:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Runs what may be given up at any point; not with other processes, which would wait for this one."""
+        """Marks code that may be interrupted at any point; without effect if there are several processes."""
         self._interruptible = jax.process_count() == 1
         try:
             yield
@@ -50,30 +50,30 @@ class StopRequests:
             self._interruptible = False
 
     def agreed(self, wait: Callable[[], Any] = lambda: None) -> int:
-        """The signal that ends the run here, 0 for none; every process asks once a call of the program.
+        """The signal that ends the run now, 0 for none; every process calls this once per call of the program.
 
-        Of several processes all stop where one has to, one call later: asking goes on the devices' queue, so that
-        nothing waits for them.
+        With several processes all of them stop one call after one received a signal: the reduction is queued on the
+        devices, so that no process waits for it.
 
         Args:
-          wait: returns when the devices are idle; used where there is no such queue (`agreement.ask_largest`).
+          wait: returns when the devices are idle; used on CPUs, which have no queue (`agreement.ask_largest`).
         """
         if jax.process_count() == 1:
             return self.received
         if jax.default_backend() == "cpu":
             wait()
-        answer = 0 if self._pending is None else self._pending()
+        number = 0 if self._pending is None else self._pending()
         self._pending = ask_largest(self.received)
-        return answer
+        return number
 
 
 @contextlib.contextmanager
 def stop_requests(grace: float | None = None) -> Iterator[StopRequests]:
-    """Catches SIGINT and SIGTERM inside. Outside the main thread signals cannot be caught and are left alone.
+    """Catches SIGINT and SIGTERM inside the `with` block. Outside of the main thread it has no effect.
 
     Args:
-      grace: seconds after SIGTERM in which the `with` block must end, or the process ends with exit code 1; None
-        waits for as long as it takes.
+      grace: seconds after SIGTERM within which the `with` block must end, or the process exits with code 1; None for
+        no limit.
     """
     requests = StopRequests()
     if threading.current_thread() is not threading.main_thread():
@@ -95,12 +95,12 @@ def stop_requests(grace: float | None = None) -> Iterator[StopRequests]:
         for timer in timers:
             timer.cancel()
         for number, handler in before.items():
-            # None: a handler that is none of Python's, such as that of a cluster's runtime
+            # None: a handler not installed from Python, such as that of a cluster's runtime
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _give_up(grace: float) -> None:
-    """Ends the process from another thread, whatever the main one waits for."""
+    """Ends the process from another thread, whatever the main thread waits for."""
     sys.stderr.write(
         f"starflow: not stopped {grace:g} seconds after SIGTERM; ending without a new checkpoint, "
         "and the same command goes on from the last one\n"

@@ -1,4 +1,4 @@
-"""Counting updates that were skipped on the device because a gradient was not finite or too large."""
+"""Counts updates that were skipped because a gradient was not finite or too large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Skips:
     """Skipped updates of one run.
 
     Attributes:
-      total: all of them; in_a_row: those at the end; longest: the most in a row.
+      total: number of skipped updates; in_a_row: length of the current streak; longest: length of the longest streak.
     """
 
     def __init__(self, total: int = 0):
@@ -19,7 +19,7 @@ class Skips:
         self.in_a_row = self.longest = 0
 
     def count(self, calls: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Adds the metrics of some calls of the compiled program, oldest first; NaN where no update was made."""
+        """Adds the metrics of calls of the compiled program, oldest first; NaN where no update was made."""
         for call in calls:
             for skipped in np.asarray(call["skipped"]):
                 if not np.isnan(skipped):

@@ -1,4 +1,4 @@
-"""How fast a run goes: images a second, the share of time spent waiting for data, model FLOPs utilisation."""
+"""Speed of a run: images per second, share of time spent waiting for data, model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What was measured over some time.
+    """Speed over a period of time.
 
     Attributes:
-      images: made; seconds: in which they were; waited: seconds of those in which the loader was waited for.
+      images: number of training images; seconds: duration; waited: seconds of those spent waiting for the loader.
     """
 
     images: int = 0
@@ -24,21 +24,21 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
-        """NaN where nothing was measured."""
+        """NaN if nothing was measured."""
         return self.images / self.seconds if self.images else math.nan
 
     @property
     def data_wait(self) -> float:
-        """Share of the time, 0 to 1; NaN where nothing was measured."""
+        """Share of the time spent waiting for data, 0 to 1; NaN if nothing was measured."""
         return self.waited / self.seconds if self.images else math.nan
 
 
 class Rate:
-    """A stopwatch without the first call (which compiles) and without what is no training."""
+    """A stopwatch that excludes the first call, which compiles, and everything but training."""
 
     def __init__(self):
         self.total = self._row = Speed()
-        self._pending = 0  # images asked for and not known to be done
+        self._pending = 0  # images dispatched and not known to be finished
         self._waited = 0.0
         self._since: float | None = None
 
@@ -51,7 +51,7 @@ class Rate:
             self._waited += time.perf_counter() - begun
 
     def made(self, steps: int, batch_size: int, wait: Callable[[], Any]) -> None:
-        """After a call that asked for `steps` updates; `wait` returns when they are done."""
+        """Notes a dispatched call of `steps` updates; `wait` returns when they are finished."""
         if self._since is None:
             wait()
             self._since = time.perf_counter()
@@ -59,12 +59,12 @@ class Rate:
             self._pending += steps * batch_size
 
     def restart(self) -> None:
-        """Begins anew: the next call compiles."""
+        """Starts again: the next call compiles."""
         self.total = self._row = Speed()
         self._pending, self._waited, self._since = 0, 0.0, None
 
     def finished(self) -> None:
-        """When the device has done everything asked of it."""
+        """Notes that the device has finished all dispatched calls."""
         if self._since is not None:
             now = time.perf_counter()
             self.total, self._row = (
@@ -78,13 +78,13 @@ class Rate:
             self._since, self._pending, self._waited = now, 0, 0.0
 
     def row(self) -> Speed:
-        """What was measured since the last row."""
+        """The speed since the last call of `row`."""
         row, self._row = self._row, Speed()
         return row
 
     @contextlib.contextmanager
     def not_counting(self, wait: Callable[[], Any]) -> Iterator[None]:
-        """Leaves out the time of what is done inside."""
+        """Excludes the time spent inside."""
         wait()
         self.finished()
         yield
@@ -93,11 +93,11 @@ class Rate:
 
 
 def utilisation(images_per_second: float, flops_per_image: float, peak: float | None) -> float:
-    """Model FLOPs utilisation, 0 to 1: what the model's arithmetic takes of what the devices could do.
+    """Model FLOPs utilisation, 0 to 1: the model's FLOPs as a share of the peak of the devices.
 
     Args:
       flops_per_image: of the forward and backward pass of one image or clip, recomputation not counted.
-      peak: FLOPs a second of all devices together. NaN where either is not known.
+      peak: FLOP/s of all devices together; None gives NaN.
     """
     if peak is None:
         return math.nan

@@ -1,4 +1,4 @@
-"""The numbers of a run to Weights & Biases, which has to be installed for it."""
+"""Sends the metrics of a run to Weights & Biases, an optional dependency."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def check_installed() -> None:
 
 
 class WandbRecorder:
-    """One run there for one working folder, gone on with when the folder is.
+    """A run of Weights & Biases for the folder of a run; resumed together with it.
 
     Args:
-      project: its name there; name: of the run; config: plain values.
-      workdir: holds the run's id, and receives the library's own files.
+      project: name of the project; name: of the run; config: plain values.
+      workdir: stores the id of the run, and receives the library's files.
 
     Raises:
       ValueError: the library is not installed.
@@ -45,9 +45,9 @@ class WandbRecorder:
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records a row; numbers that are not finite are left out."""
+        """Sends a row; values that are not finite are omitted."""
         self._run.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Finishes the run and sends pending rows."""
         self._run.finish()

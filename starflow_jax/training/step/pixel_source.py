@@ -15,10 +15,10 @@ from starflow_jax.data.sources.opening import open_source
 def pixel_source(
     config: ExperimentConfig, split: Split, stride: int, pixel_channels: int, frame_stride: int = 1
 ) -> Source:
-    """The pictures or clips whose latents suit `config.flow`: `stride` times as many rows and columns as it takes.
+    """Opens images or clips of `stride` times the rows and columns of `config.flow`, whose latents fit the flow.
 
     Raises:
-      ValueError: see `open_source`; data that are latents already, or that are of their own size and do not fit.
+      ValueError: see `open_source`; data that are latents already, or images whose fixed size does not fit.
     """
     kinds = {part.source for part in (config.data.mixture or (config.data,))}
     check("latents" not in kinds, "data.source must be pictures or videos to be encoded, got 'latents'")

@@ -1,4 +1,4 @@
-"""The devices of a run, as its configuration asks for them, checked against what is trained."""
+"""The device layout of a run: built from its configuration and checked against the flow and the data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starflow_jax.training.step.inputs import latent_shape
 
 
 def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None = None) -> Layout | None:
-    """The layout that `config.mesh` asks for over all devices of all processes; None for one device.
+    """The layout of `config.mesh` over all devices of all processes; None for one device.
 
     Raises:
-      ValueError: axes that do not multiply to the devices, a flow or batch that does not divide over them, or kernels
-        that are insisted on where there are none.
+      ValueError: mesh axes whose product is not the number of devices, a flow or batch that does not divide over them,
+        or `flow.kernels` "pallas" on a platform without Pallas kernels.
     """
     layout = make_layout(config.mesh)
     platform = target_of().platform
@@ -31,7 +31,7 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
     for component in components_of(source):
         pixels = example_spec(component.source)["image"][0]
         shape = latent_shape(None if encoder is None else encoder.autoencoder, pixels)
-        own = component.batch_size
-        where = "train.batch_size" if own is None else f"batch_size of {component.source.name}"
-        check_fit(layout, config.flow, own or config.train.batch_size, config.train.accumulate, shape, field=where)
+        given = component.batch_size
+        field = "train.batch_size" if given is None else f"batch_size of {component.source.name}"
+        check_fit(layout, config.flow, given or config.train.batch_size, config.train.accumulate, shape, field=field)
     return layout

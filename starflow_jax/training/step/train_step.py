@@ -38,13 +38,13 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a run continues from, next to the loader's own state.
+    """Everything that a run resumes from, except the state of the loader.
 
     Attributes:
-      step: int32 [], updates made (skipped ones count).
-      params: nested dictionary of the flow's arrays; opt_state: moments by group.
-      ema: running mean of params, None where it is off.
-      key: uint32 key data; the noise of update n is drawn from this key folded with n.
+      step: int32 [], number of updates made, skipped ones included.
+      params: nested dictionary of the flow's parameters; opt_state: moments by group.
+      ema: exponential moving average of params, None if it is off.
+      key: uint32 key data; the noise of update n is sampled with this key folded with n.
     """
 
     step: jax.Array
@@ -59,9 +59,9 @@ class Losses:
     """Scalars float32 [] of one batch.
 
     Attributes:
-      loss: the weighted objective with the latent norm, what the flow descends.
+      loss: the weighted objective with the latent norm, which the flow minimises.
       loss_z, loss_logdet: its two terms, unweighted.
-      loss_denoiser: mean square error of the denoiser, None without one.
+      loss_denoiser: mean square error of the denoiser, None without a denoiser.
       latent_square: mean z² over the batch, [N, c], for the prior variance; None in a flow without one.
     """
 
@@ -73,9 +73,9 @@ class Losses:
 
 
 def init_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
-    """The state before the first update, all of it drawn from `config.seed`, by one compiled program.
+    """The state before the first update, initialised from `config.seed` by one compiled program.
 
-    With a layout every device makes its own part, and the numbers are those of one device.
+    With a layout every device initialises its own shards; the values are those of a single device.
     """
     if layout is None:
         return _init_state(config)
@@ -103,21 +103,21 @@ def loss_and_gradients(
     noise_std: jax.Array | float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> tuple[Losses, Params, jax.Array]:
-    """Losses, and gradients with respect to the parameters and to x from one backward pass.
+    """Losses, and gradients with respect to the parameters and to x, from one backward pass.
 
-    A learned denoiser is trained on what that pass yields for free: its target is `sigma_n * dL/dx` with L
-    the weighted objective summed over samples and dimensions (specification, section 6).
+    A learned denoiser is trained on a by-product of that pass: its target is `sigma_n * dL/dx` with L the weighted
+    objective summed over samples and dimensions (specification, section 6).
 
     Args:
       definition, params: of `flows.parameters.split`.
       x: noisy data float32 [B, H, W, C] or [B, T, H, W, C]; cond: labels, text states or None.
       weights: of samples, [B] or a scalar; None for 1.
       latent_norm: weight of the mean square of the tokens.
-      noise_std: sigma_n that x carries, scalar or [B]; read only where there is a denoiser.
-      dropout_key: turns dropout on.
+      noise_std: sigma_n of the noise in x, scalar or [B]; used by the denoiser only.
+      dropout_key: enables dropout.
 
     Returns:
-      Losses, gradients laid out as `params` (zero for statistics), and d loss / d x, as x.
+      Losses, gradients with the structure of `params` (zero for statistics), and d loss / d x with the shape of x.
     """
 
     def flow_loss(params: Params, x: jax.Array) -> tuple[jax.Array, Losses]:
@@ -138,7 +138,7 @@ def loss_and_gradients(
 
     def denoiser_loss(denoiser: Params) -> jax.Array:
         flow = merge(definition, {**params, DENOISER: denoiser})
-        assert flow.denoiser is not None  # its parameters are there
+        assert flow.denoiser is not None  # params contain its parameters
         return jnp.mean((flow.denoiser(x, cond).astype(jnp.float32) - target) ** 2)
 
     loss_denoiser, denoiser_grads = jax.value_and_grad(denoiser_loss)(params[DENOISER])
@@ -155,15 +155,15 @@ def accumulated(
     dropout_key: jax.Array | None = None,
     layout: Layout | None = None,
 ) -> tuple[Losses, Params]:
-    """Losses and gradients of a batch, a part of it at a time: means over the parts, which are of one size.
+    """Gradient accumulation: losses and gradients of a batch as means over equal parts of it.
 
-    Noise and conditions are drawn before, so that the number of parts changes memory and nothing else (dropout masks
-    are drawn for each part).
+    Noise and conditions are sampled before, so that the number of parts changes the memory but not the result (except
+    for dropout masks, which are sampled for each part).
 
     Args:
-      function: of params, a part of x and cond, and a dropout key; gives what `loss_and_gradients` gives.
+      function: of params, a part of x and cond, and a dropout key; returns the same as `loss_and_gradients`.
       x: [B, ...]; cond: [B, ...] or None.
-      parts: of the batch; divides B.
+      parts: number of parts, a divisor of B.
     """
     if parts == 1:
         x = placed(layout, x, "batch")
@@ -172,7 +172,7 @@ def accumulated(
         return losses, grads
 
     def cut(array: jax.Array) -> jax.Array:
-        # Every part takes some rows of each device, so that no row moves: device-major, then part.
+        # Every part takes some rows of each device, so that no row moves between devices.
         rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
         return jnp.moveaxis(placed(layout, rows, "batch"), 1, 0)
 
@@ -207,20 +207,19 @@ def train_step(
       config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
       batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
-      encoder: turns images into what the flow reads; text: turns captions into what it reads, where they are not words
-        of the experiment. No update changes them.
+      encoder: frozen autoencoder that encodes the images; text: frozen encoder of captions, None for words of the
+        vocabulary.
 
     Returns:
-      The state after it, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and
-      with a denoiser loss_denoiser, denoiser_grad_norm, denoiser_skipped. Losses of a skipped update may be
-      NaN.
+      The state after the update, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and with
+      a denoiser loss_denoiser, denoiser_grad_norm, denoiser_skipped. Losses of a skipped update may be NaN.
     """
     train = config.train
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     noise_key, label_key, dropout_key = jax.random.split(key, 3)
     image = batch["image"]
     if config.data.warp > 0:
-        # Folded, not split off: the other keys are the same with warping as without.
+        # fold_in, not split: the other keys are the same with and without warping.
         image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
     if encoder is not None:
         image, levels = encoder.latents(image, levels, layout), 0
@@ -274,12 +273,12 @@ def train_step(
 
 
 def update_prior_variance(variance: jax.Array, latent_square: jax.Array) -> jax.Array:
-    """TARFlow's running mean of z², rate 0.1 (specification, section 2); both arrays [N, c]."""
+    """TARFlow's running mean of z² with rate 0.1 (specification, section 2); both arrays are [N, c]."""
     return variance + PRIOR_RATE * (latent_square - variance)
 
 
 def learning_rate(config: ExperimentConfig) -> CosineSchedule:
-    """The schedule of the flow's rate."""
+    """The learning rate schedule of the flow."""
     train = config.train
     return CosineSchedule(train.steps, train.warmup, train.lr, train.min_lr, train.schedule)
 
@@ -295,37 +294,41 @@ def train_steps(
     encoder: Frozen | None = None,
     text: FrozenText | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Several updates in one call of one program: a small model should not wait for Python between updates.
+    """Several updates in one call of a compiled program, so that a small model does not wait for Python.
 
-    Any `count` runs the same program, so a run can stop and resume at every step.
+    The program is the same for every `count`, so a run can stop and resume at any step.
 
     Args:
       config, levels: static; `levels` is the number of values a pixel can take.
-      state: before the updates; its buffers are reused, so it cannot be read afterwards.
+      state: before the updates; its buffers are donated.
       batches: as for `train_step`, stacked along a new first axis.
       count: how many of them to use.
-      layout: static; of the devices that state and batches are spread over, None for one.
-      encoder, text: as for `train_step`, over the same devices.
+      layout: static; of the devices that state and batches are sharded over, None for one device.
+      encoder, text: as for `train_step`, on the same devices.
 
     Returns:
-      The state after them, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
+      The state after the updates, and the metrics of `train_step` as arrays over the batches, NaN beyond `count`.
     """
     definition = abstract(config.flow, layout)[0]
 
-    def one(state: TrainState, index: jax.Array | int) -> tuple[TrainState, Metrics]:
-        batch = jax.tree.map(lambda stacked: stacked[index], batches)
+    # One jitted function, so that the loop reuses the trace that gives the names of the metrics.
+    @functools.partial(jax.jit, inline=True)
+    def step(
+        state: TrainState, batch: Batch, encoder: Frozen | None, text: FrozenText | None
+    ) -> tuple[TrainState, Metrics]:
         return train_step(config, definition, levels, state, batch, layout, encoder, text)
 
     def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
-        state, new = one(state, index)
+        state, new = step(state, jax.tree.map(lambda stacked: stacked[index], batches), encoder, text)
         return state, {name: metrics[name].at[index].set(value) for name, value in new.items()}
 
     capacity = len(batches["image"])
-    names = jax.eval_shape(one, state, 0)[1]
+    batch = jax.tree.map(lambda stacked: jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype), batches)
+    names = jax.eval_shape(step, state, batch, encoder, text)[1]
     empty = {name: jnp.full((capacity,), jnp.nan, jnp.float32) for name in names}
     state, metrics = jax.lax.fori_loop(0, count, body, (state, empty))
-    if layout is not None:  # each part stays where it was, so that the next call runs the same program
+    if layout is not None:  # keeps the shardings, so that the next call runs the same program
         state = jax.lax.with_sharding_constraint(state, layout.tree(state))
         metrics = jax.lax.with_sharding_constraint(metrics, layout.whole())
     return state, metrics

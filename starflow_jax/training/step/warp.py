@@ -1,11 +1,11 @@
-"""Smooth random distortions of training images: more ways to write what was written once.
+"""Data augmentation by smooth random distortions of training images.
 
-A 3x3 grid of control points over the picture (corners, middles of the sides, centre) is moved at random, each
-point by itself, and the pixels between follow bilinearly. That shifts, turns, stretches, slants and bends a
-picture by one number, the standard deviation of the control points' moves in pixels.
+The points of a 3x3 control grid over the image (corners, middles of the sides, centre) are displaced independently at
+random, and the displacement of the pixels between them is interpolated bilinearly. One number, the standard deviation
+of the displacements in pixels, controls how much an image is shifted, rotated, stretched, sheared and bent.
 
-Interpolated intensities lie between the levels, on which exact bits/dim rest: they are rounded up or down at
-random, so that a pixel keeps its mean and the images stay integers.
+Interpolated intensities lie between the integer levels that exact bits/dim needs. They are rounded up or down at
+random, which preserves the mean of a pixel and keeps the images integers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ CONTROL_POINTS = 3  # along each side; the fewest that can bend a stroke
 
 
 def random_warp(key: jax.Array, images: jax.Array, levels: int, probability: float, strength: float) -> jax.Array:
-    """Each image distorted with some probability, by a field of its own.
+    """Distorts each image with some probability, by its own displacement field.
 
-    What moves in from outside the picture is 0. Time and memory grow with the cube of the side, which suits
-    small pictures.
+    Pixels from outside of the image are 0. Time and memory grow with the cube of the side, so this is for small
+    images.
 
     Args:
       key: of the choice, the fields and the rounding.
       images: integers [B, H, W, C], values in `0 .. levels - 1`.
       levels: number of values a pixel can take.
-      probability: that an image is distorted, 0 to 1.
-      strength: standard deviation of a control point's move along each axis, pixels.
+      probability: of distorting an image, 0 to 1.
+      strength: standard deviation of the displacement of a control point along each axis, in pixels.
 
     Returns:
       Array of the same shape, dtype and range.
@@ -45,23 +45,23 @@ def random_warp(key: jax.Array, images: jax.Array, levels: int, probability: flo
 
 
 def displacements(key: jax.Array, batch: int, height: int, width: int, strength: float) -> jax.Array:
-    """Smooth random fields: how far down and right of a pixel its new value is read, float32 [B, H, W, 2]."""
+    """Smooth random displacement fields float32 [B, H, W, 2], down and right, in pixels."""
     moves = strength * jax.random.normal(key, (batch, CONTROL_POINTS, CONTROL_POINTS, 2))
     return jnp.einsum("bijc,hi,wj->bhwc", moves, _upsampling(height), _upsampling(width))
 
 
 def _upsampling(side: int) -> np.ndarray:
-    """Weights float32 [side, CONTROL_POINTS] that interpolate linearly between points spread over the pixels."""
-    places = np.linspace(0, CONTROL_POINTS - 1, side)[:, None] if side > 1 else np.ones((1, 1))
-    return np.maximum(0, 1 - np.abs(places - np.arange(CONTROL_POINTS))).astype(np.float32)
+    """Weights float32 [side, CONTROL_POINTS] of linear interpolation between equidistant control points."""
+    positions = np.linspace(0, CONTROL_POINTS - 1, side)[:, None] if side > 1 else np.ones((1, 1))
+    return np.maximum(0, 1 - np.abs(positions - np.arange(CONTROL_POINTS))).astype(np.float32)
 
 
 def resample(images: jax.Array, field: jax.Array) -> jax.Array:
-    """Images read at displaced places by cubic interpolation, as two sums along one axis each.
+    """Images resampled at displaced positions by separable cubic interpolation.
 
     Args:
       images: float32 [B, H, W, C].
-      field: float32 [B, H, W, 2], down and right, pixels.
+      field: displacements float32 [B, H, W, 2], down and right, in pixels.
 
     Returns:
       float32 [B, H, W, C]; a field of zeros gives the images themselves.
@@ -69,13 +69,13 @@ def resample(images: jax.Array, field: jax.Array) -> jax.Array:
     rows, columns = jnp.arange(field.shape[1]), jnp.arange(field.shape[2])
     down = cubic_kernel((rows[:, None] + field[..., 0])[..., None] - rows)  # [B, H, W, H]
     right = cubic_kernel((columns + field[..., 1])[..., None] - columns)  # [B, H, W, W]
-    # Sums and not matrix products: every pixel has weights of its own, and this way they compile to plain loops.
+    # Sums instead of matrix products: every pixel has its own weights, and sums compile to plain loops.
     along_columns = jnp.sum(down[..., None, None] * images[:, None, None], axis=3)  # [B, H, W, W, C]
     return jnp.sum(right[..., None] * along_columns, axis=3)
 
 
 def cubic_kernel(distance: jax.Array) -> jax.Array:
-    """Keys' cubic convolution kernel (a = -1/2): 1 at 0, 0 at other integers. Linear weights would blur strokes."""
+    """Keys' cubic convolution kernel (a = -1/2): 1 at 0, 0 at other integers. Linear weights blur strokes."""
     d = jnp.abs(distance)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
