@@ -262,7 +262,7 @@ def test_held_out_clips_are_scored_as_starflow_score_does():
     [
         (["--profile", "5"], "--profile must be FIRST:LAST"),
         (["--profile", "0:3"], "--profile must be FIRST:LAST"),
-        (["--profile", "3:99"], "profile must end at train.steps=12, got 3:99"),
+        (["--profile", "3:99"], "--profile must end at train.steps=12, got 3:99"),
         (["--wandb", "flows"], "Weights & Biases is not installed"),
         (["--resume", "newest"], "--resume must be one of"),
         (["--grace", "0"], "--grace must be an integer >= 1"),

@@ -1,5 +1,5 @@
-"""The shipped examples, from nothing to a report.
+"""The demos: each trains an example, evaluates it and writes a report.
 
-- `digits`: pictures, and what both examples share.
-- `video`: clips of moving digits; `drawings`: what it draws and measures.
+- `digits_demo`: images of digits, and the code that both demos share.
+- `video_demo`: clips of moving digits; `drawings`: the samples of that demo and their measures.
 """

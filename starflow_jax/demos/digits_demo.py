@@ -1,4 +1,4 @@
-"""The main job, from nothing to a report: train on real digits, score beside a baseline, draw new ones."""
+"""The digits demo: train on images of digits, score against a baseline, sample new ones, write a report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def demo_config(name: str = "digits", *, tiny: bool = False, seed: int | None = None) -> ExperimentConfig:
-    """The experiment of the demo, `experiments/NAME.py`; its tiny twin where `tiny`.
+    """The experiment of the demo, `experiments/NAME.py`, or its `tiny` variant.
 
     Raises:
       ValueError: the file is missing or not valid.
@@ -48,11 +48,10 @@ def demo_config(name: str = "digits", *, tiny: bool = False, seed: int | None = 
 
 
 def claim(out: Path, config: ExperimentConfig) -> None:
-    """Makes `out` the folder of this demo: creates it, or checks that what is there is this demo.
+    """Creates the folder of this demo, or checks that it holds this demo.
 
     Raises:
-      ValueError: a file, a folder of something else or of another configuration, or one that cannot be
-        written.
+      ValueError: a file, a folder with other contents or of another configuration, or one that cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, got the file {out}")
@@ -62,7 +61,7 @@ def claim(out: Path, config: ExperimentConfig) -> None:
 
 
 def finished_report(out: Path, config: ExperimentConfig, files: Sequence[str] = FILES) -> dict[str, Any] | None:
-    """The figures of a demo of this configuration that is finished in `out`, None where one of `files` is missing."""
+    """The report of a finished demo of this configuration in `out`; None if one of `files` is missing."""
     if not all((out / name).is_file() for name in files):
         return None
     try:
@@ -74,16 +73,16 @@ def finished_report(out: Path, config: ExperimentConfig, files: Sequence[str] = 
 
 
 def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say: Say = print) -> dict[str, Any] | None:
-    """Does it all, or what is left to do.
+    """Runs the demo, or the part of it that an earlier call did not finish.
 
     Args:
       config: a class-conditional experiment with held-out images.
-      out: receives `run/` (of the training), samples.png, curves.png, report.md and, last, report.json.
+      out: receives `run/` (the training run), samples.png, curves.png, report.md and, last, report.json.
       progress: shows a progress bar while training.
-      say: receives lines to print.
+      say: prints a line.
 
     Returns:
-      The content of report.json; None where training was interrupted, which the same call continues.
+      The content of report.json; None if training was interrupted, which the same call resumes.
 
     Raises:
       ValueError: see `claim`; or a damaged checkpoint.
@@ -121,24 +120,39 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
     plot_curves(run, out / CURVES)
 
     scores = [flow.to_dict(), baseline.to_dict()]
-    report = finite(
-        {
-            "version": __version__,
-            "config": dataclasses.asdict(config),
-            "hardware": hardware(),
-            "parameters": count(params),
-            "steps": result.step,
-            "begun_at_step": begun_at,
-            "images_per_second": result.images_per_second,
-            "train_images": len(source),
-            "test_images": len(held_out),
-            "scores": scores,
-            "gaussian": {"components": gaussian.components, "regularisation": gaussian.regularisation},
-            "bars": quality_bars(scores[0]),
-            "drawings": drawings,
-            "seconds": clock.seconds,
-        }
-    )
+    report = common_figures(config, result.step, begun_at, count(params)) | {
+        "images_per_second": result.images_per_second,
+        "train_images": len(source),
+        "test_images": len(held_out),
+        "scores": scores,
+        "gaussian": {"components": gaussian.components, "regularisation": gaussian.regularisation},
+        "bars": quality_bars(scores[0]),
+        "drawings": drawings,
+        "seconds": clock.seconds,
+    }
+    return write_report(out, finite(report), markdown, closing, say)
+
+
+def common_figures(config: ExperimentConfig, step: int, begun_at: int, parameters: int) -> dict[str, Any]:
+    """The figures that the reports of all demos begin with."""
+    return {
+        "version": __version__,
+        "config": dataclasses.asdict(config),
+        "hardware": hardware(),
+        "parameters": parameters,
+        "steps": step,
+        "begun_at_step": begun_at,
+    }
+
+
+def write_report(
+    out: Path,
+    report: dict[str, Any],
+    markdown: Callable[[Mapping[str, Any]], str],
+    closing: Callable[[Mapping[str, Any], Path], str],
+    say: Say,
+) -> dict[str, Any]:
+    """Writes report.md and report.json, and prints the closing text of the demo; returns the report."""
     write_text(out / REPORT, markdown(report))
     write_json(out / FIGURES, report)
     say("")
@@ -147,7 +161,7 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
 
 
 def quality_bars(score: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the flow must reach on the held-out digits, and whether it does."""
+    """The quality bars for the held-out digits, and whether the flow reaches them."""
     bits, accuracy = score["bits_per_dim"]["mean"], score["accuracy"]["mean"]
     return [
         {
@@ -164,7 +178,7 @@ def quality_bars(score: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on; names no host and no path."""
+    """The hardware and software of the measurement; contains no host name and no path."""
     model = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -183,7 +197,7 @@ def hardware() -> dict[str, Any]:
 
 
 def closing(report: Mapping[str, Any], out: Path) -> str:
-    """What the demo prints at its end."""
+    """The text that the demo prints at its end."""
     paths = "\n".join(f"  {out / name}" for name in FILES)
     return (
         f"{scores_table(report['scores'])}\n\n{_bars(report)}\n\n{seconds_table(report)}\n\n{_drawings(report)}\n\n"
@@ -193,7 +207,7 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """report.md."""
+    """The content of report.md."""
     machine, evaluate = report["hardware"], report["config"]["evaluate"]
     images, gaussian = report["scores"][0]["bits_per_dim"], report["gaussian"]
     return f"""# Handwritten digits, learned by a normalizing flow
@@ -209,12 +223,11 @@ A flow of {report["parameters"]:,} parameters was trained for {report["steps"]:,
 
 bits/dim bound the length of a lossless code for the {images["dims"]} pixels of {images["levels"]} levels,
 given the true class, under uniform dequantisation; lower is better. Both models score the same
-{evaluate["draws"]} draws of that noise. The first standard error is over images (each one's draws averaged
-first), the second over draws (each one's images averaged first). Accuracy is that of Bayes' rule, argmax over
-classes y of p(x | y), with p averaged over the draws of an image; "one draw" decides from one draw at a time.
-The baseline is a full-covariance Gaussian mixture for each class ({gaussian["components"]} component(s), and
-{gaussian["regularisation"]:g} squared ink levels added to the variances, both chosen within the training
-digits).
+{evaluate["draws"]} samples of that noise. The first standard error is over images (after averaging over the noise
+samples of each), the second over noise samples (after averaging over images). Accuracy is that of Bayes' rule, argmax
+over classes y of p(x | y), with p averaged over the noise samples of an image; "one draw" uses one noise sample at a
+time. The baseline is a full-covariance Gaussian mixture for each class ({gaussian["components"]} component(s), and
+{gaussian["regularisation"]:g} squared ink levels added to the variances, both selected on the training digits).
 
 {_bars(report)}
 
@@ -249,7 +262,7 @@ def _bars(report: Mapping[str, Any]) -> str:
 
 
 def seconds_table(report: Mapping[str, Any]) -> str:
-    """Wall-clock seconds of every phase, as a table."""
+    """Wall-clock seconds of every phase as a table."""
     seconds = report["seconds"]
     rows = [("phase", "seconds"), *((name, f"{value:.1f}") for name, value in seconds.items())]
     return text_table([*rows, ("in all", f"{sum(seconds.values()):.1f}")])
@@ -270,35 +283,35 @@ def _resumed(report: Mapping[str, Any]) -> str:
 
 
 def _draw(params: Params, config: ExperimentConfig, real: ArraySource, path: Path) -> dict[str, Any]:
-    """Writes samples.png, one row a class; returns how the drawing went."""
+    """Writes samples.png with one row per class; returns figures of the sampling."""
     classes, each = real.num_classes, EXAMPLES_A_CLASS
     labels = np.repeat(np.arange(classes, dtype=np.int32), each)
     shape = (classes, each, *real.images.shape[1:])
     examples = np.concatenate([np.resize(np.flatnonzero(real.labels == label), each) for label in range(classes)])
-    stretched = np.rint(real.images[examples] * (255.0 / (real.levels - 1))).astype(np.uint8)
-    panels = [("real, held out", stretched.reshape(shape))]
+    scaled = np.rint(real.images[examples] * (255.0 / (real.levels - 1))).astype(np.uint8)
+    panels = [("real, held out", scaled.reshape(shape))]
     weights = {"drawn": 0.0}
-    # A model that never saw a dropped label has nothing to be guided away from.
+    # Without label dropping in training there is no unconditional model to guide away from.
     if config.data.label_drop > 0:
         weight = config.sample.guidance or 1.0
         weights[f"drawn, guidance {weight:g}"] = weight
     drawings = {}
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     for name, weight in weights.items():
-        drawn = sample(params, config, key, labels, guidance=weight, batch_size=len(labels))
-        panels.append((name, drawn.images.reshape(shape)))
+        samples = sample(params, config, key, labels, guidance=weight, batch_size=len(labels))
+        panels.append((name, samples.images.reshape(shape)))
         drawings[name] = {
             "guidance": weight,
             "solver": config.sample.solver,
-            "converged": drawn.report.converged,
-            **dataclasses.asdict(drawn.report),
+            "converged": samples.report.converged,
+            **dataclasses.asdict(samples.report),
         }
     write_class_panels(path, panels)
     return drawings
 
 
 def latest_step(run: Path) -> int:
-    """The step that training goes on from."""
+    """The step that training resumes from."""
     if not (run / CHECKPOINT_FOLDER).is_dir():
         return 0
     with Checkpoints(run) as checkpoints:
@@ -313,7 +326,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what is done inside."""
+        """Times the code inside."""
         begun = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begun

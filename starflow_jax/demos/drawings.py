@@ -1,6 +1,6 @@
-"""The drawings of the video demo: from captions, from a first frame, from another video, and beyond the trained length.
+"""The samples of the video demo: from captions, from a first frame, from another video, and of greater length.
 
-Each is drawn beside real clips, before and after the training noise is removed.
+Each is shown beside real clips, before and after the training noise is removed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from starflow_jax.sampling.videos.draw import Videos, generate
 
 FPS = 4.0
 LONGER = 3  # times the trained number of frames
-SHOWN = 10  # clips of each kind in a picture
+SHOWN = 10  # clips of each kind in a grid
 _SCALE = 4
-_GAP = 4  # pixels between real clips, noisy and denoised drawings
+_GAP = 4  # pixels between real clips, noisy and denoised samples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawing:
-    """One kind of drawing.
+    """Samples of one kind.
 
     Attributes:
       name: of its files.
-      real: uint8 [m, T, H, W, C] 0..255, what is shown beside; rows: m numbers, the drawn clips shown with them.
-      drawn: the model's clips, noisy and denoised.
-      figures: what was measured, plain values.
+      real: uint8 [m, T, H, W, C] 0..255, shown beside the samples; rows: indices of the m samples shown.
+      drawn: the samples, noisy and denoised.
+      figures: measurements as plain values.
     """
 
     name: str
@@ -55,13 +55,13 @@ def all_captions(repeats: int = 1) -> list[str]:
 def draw_all(
     params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, *, repeats: int = 1
 ) -> list[Drawing]:
-    """All four kinds.
+    """Samples of all four kinds.
 
     Args:
-      params: of the trained flow; config: what it was trained as.
+      params: of the trained flow; config: its experiment.
       source: held-out plain clips, at least `SHOWN` of them.
       key: of the noise.
-      repeats: how often every caption is drawn for the measurement.
+      repeats: number of samples per caption for the measurement.
     """
     kinds = (_from_captions, _from_first_frame, _from_video, _longer)
     keys = jax.random.split(key, len(kinds))
@@ -94,15 +94,17 @@ def _signed(pixels: np.ndarray) -> np.ndarray:
     return pixels / 127.5 - 1.0
 
 
-def _from_captions(params, config, source, key, repeats) -> Drawing:
+def _from_captions(
+    params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
+) -> Drawing:
     captions = all_captions(repeats)
     drawn = generate(params, config, key, captions, batch_size=len(captions) // repeats)
     real, real_captions = _clips(source, min(SHOWN, len(source)))
     agreement = caption_agreement(drawn.denoised, captions)
     noisy = caption_agreement(drawn.x, captions)
-    # The same judge on real clips says what a perfect model would score.
-    judged, judged_captions = _clips(source, len(source))
-    reference = caption_agreement(_signed(judged), judged_captions)
+    # The same measure on real clips is the score of a perfect model.
+    all_clips, their_captions = _clips(source, len(source))
+    reference = caption_agreement(_signed(all_clips), their_captions)
     figures = {
         "agreement": agreement.to_dict(),
         "agreement_noisy": noisy.to_dict(),
@@ -112,22 +114,26 @@ def _from_captions(params, config, source, key, repeats) -> Drawing:
     return Drawing("captions", real, shown, drawn, figures | _figures(drawn))
 
 
-def _from_first_frame(params, config, source, key, repeats) -> Drawing:
+def _from_first_frame(
+    params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
+) -> Drawing:
     real, captions = _clips(source, min(SHOWN, len(source)))
     drawn = generate(params, config, key, captions, prefix=real[:, :1])
     new = drawn.denoised[:, 1:]
-    # The digit that the judge reads in the given frame should be read in the new ones.
+    # The digit recognised in the given frame should be recognised in the new frames.
     read = read_digits(_signed(real[:, 0]))
     kept = float((read_digits(new) == read[:, None]).mean())
-    # Directions are read from the given frame on, digits in the new frames only.
+    # Directions are measured from the given frame on, digits in the new frames only.
     agreement = caption_agreement(new, captions).to_dict()
     agreement["direction_share"] = caption_agreement(drawn.denoised, captions).direction_share
     figures = {"agreement": agreement, "digit_kept": kept}
     return Drawing("first_frame", real, range(len(real)), drawn, figures | _figures(drawn))
 
 
-def _from_video(params, config, source, key, repeats) -> Drawing:
-    """The first half of the frames given; the second half should be the same with ink and paper exchanged."""
+def _from_video(
+    params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
+) -> Drawing:
+    """The first half of the frames is given; the second half should be its inversion."""
     half = config.data.frames // 2
     given, _ = _clips(source, min(SHOWN, len(source)))
     given = given[:, :half]
@@ -139,11 +145,11 @@ def _from_video(params, config, source, key, repeats) -> Drawing:
     return Drawing("video_to_video", truth, range(len(truth)), drawn, figures | _figures(drawn))
 
 
-def _longer(params, config, source, key, repeats) -> Drawing:
-    """Held-out clips continued to three times the trained length, beside the digit's true journey."""
+def _longer(params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int) -> Drawing:
+    """Held-out clips continued to three times the trained length, beside the true path of the digit."""
     frames = LONGER * config.data.frames
-    journey = dataclasses.replace(source, frames=frames, straight_frames=source.straight)
-    real, captions = _clips(journey, min(SHOWN, len(source)))
+    longer = dataclasses.replace(source, frames=frames, straight_frames=source.straight)
+    real, captions = _clips(longer, min(SHOWN, len(source)))
     kept = max(1, 3 * config.data.frames // 4)
     captions = [prefixed(caption, EXTEND) for caption in captions]
     drawn = generate(params, config, key, captions, prefix=real[:, :kept], frames=frames)
@@ -151,7 +157,7 @@ def _longer(params, config, source, key, repeats) -> Drawing:
     distance = np.sqrt(np.sum((centres - true_centres) ** 2, axis=-1))
     read = read_digits(_signed(real[:, 0]))
     figures = {
-        # Mean distance between the drawn digit's centre and the true one, in pixels, frame by frame.
+        # Mean distance between the centres of the sampled and the true digit in pixels, frame by frame.
         "distance": [float(value) for value in np.nanmean(distance, axis=0)],
         "digit_kept": float((read_digits(drawn.denoised[:, kept:]) == read[:, None]).mean()),
         "given_frames": kept,
@@ -160,7 +166,7 @@ def _longer(params, config, source, key, repeats) -> Drawing:
 
 
 def write_drawing(drawing: Drawing, folder: Path) -> list[str]:
-    """Writes NAME.mp4 and NAME.gif: real clips, drawings with the training noise, denoised drawings, side by side.
+    """Writes NAME.mp4 and NAME.gif: real clips, samples with the training noise and denoised samples, side by side.
 
     Returns:
       The names of the files.

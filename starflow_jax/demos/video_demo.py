@@ -1,8 +1,7 @@
-"""The main job on video, from nothing to a report: train on moving digits, score, denoise, draw in four ways."""
+"""The video demo: train on clips of moving digits, score, denoise, sample in four ways, write a report."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax import __version__
 from starflow_jax.core.config import ExperimentConfig
-from starflow_jax.core.figures import finite, text_table, write_json
-from starflow_jax.core.files import write_text
+from starflow_jax.core.figures import finite, text_table
 from starflow_jax.data import MovingDigits
 from starflow_jax.demos.digits_demo import (
     CURVES,
@@ -22,10 +19,11 @@ from starflow_jax.demos.digits_demo import (
     RUN_FOLDER,
     Clock,
     claim,
+    common_figures,
     finished_report,
-    hardware,
     latest_step,
     seconds_table,
+    write_report,
 )
 from starflow_jax.demos.drawings import Drawing, draw_all, write_drawing
 from starflow_jax.evaluation.likelihood.video_score_plots import draw_surprise, plot_frames
@@ -59,20 +57,20 @@ Say = Callable[[str], None]
 def run_video_demo(
     config: ExperimentConfig, out: Path, *, progress: bool = True, say: Say = print, repeats: int = 2
 ) -> dict[str, Any] | None:
-    """Does it all, or what is left to do.
+    """Runs the demo, or the part of it that an earlier call did not finish.
 
     Args:
       config: an experiment on moving digits with a learned denoiser.
-      out: receives `run/` (of the training) and `VIDEO_FILES`, report.json last.
+      out: receives `run/` (the training run) and `VIDEO_FILES`, report.json last.
       progress: shows a progress bar while training.
-      say: receives lines to print.
-      repeats: how often each of the 40 captions is drawn for the measurement.
+      say: prints a line.
+      repeats: number of samples of each of the 40 captions for the measurement.
 
     Returns:
-      The content of report.json; None where training was interrupted, which the same call continues.
+      The content of report.json; None if training was interrupted, which the same call resumes.
 
     Raises:
-      ValueError: see `digits.claim`; or a damaged checkpoint.
+      ValueError: see `digits_demo.claim`; or a damaged checkpoint.
     """
     claim(out, config)
     report = finished_report(out, config, VIDEO_FILES)
@@ -96,9 +94,9 @@ def run_video_demo(
     say(f"scoring {len(held_out)} held-out clips")
     with clock.phase("scoring"):
         clips = source_clips(held_out, config, len(held_out))
-        found = score_clips(params, config, clips, score_key, draws=config.evaluate.draws)
-    plot_frames(out / FRAMES_PLOT, found)
-    draw_surprise(out / SURPRISE, found)
+        scores = score_clips(params, config, clips, score_key, draws=config.evaluate.draws)
+    plot_frames(out / FRAMES_PLOT, scores)
+    draw_surprise(out / SURPRISE, scores)
     with clock.phase("denoising"):
         ablation = _ablation(params, config, clips, noise_key)
     say("drawing")
@@ -108,26 +106,14 @@ def run_video_demo(
         write_drawing(drawing, out)
     plot_curves(run, out / CURVES)
 
-    report = finite(
-        {
-            "version": __version__,
-            "config": dataclasses.asdict(config),
-            "hardware": hardware(),
-            "parameters": count(params),
-            "steps": result.step,
-            "begun_at_step": begun_at,
-            "scores": _scores(found),
-            "denoisers": ablation,
-            "drawings": {drawing.name: drawing.figures for drawing in drawings},
-            "bars": bars(drawings),
-            "seconds": clock.seconds,
-        }
-    )
-    write_text(out / REPORT, markdown(report))
-    write_json(out / FIGURES, report)
-    say("")
-    say(closing(report, out))
-    return report
+    report = common_figures(config, result.step, begun_at, count(params)) | {
+        "scores": _scores(scores),
+        "denoisers": ablation,
+        "drawings": {drawing.name: drawing.figures for drawing in drawings},
+        "bars": bars(drawings),
+        "seconds": clock.seconds,
+    }
+    return write_report(out, finite(report), markdown, closing, say)
 
 
 def _ablation(params: Params, config: ExperimentConfig, clips: Sequence[Clip], key: jax.Array) -> list[dict[str, Any]]:
@@ -137,15 +123,15 @@ def _ablation(params: Params, config: ExperimentConfig, clips: Sequence[Clip], k
     return [row.to_dict() for row in rows]
 
 
-def _scores(found: Sequence[ClipSurprise]) -> dict[str, Any]:
-    mean, error = mean_per_clip(found)
-    rows = mean_per_frame(found)
-    frames = [{"bits_per_dim": value, "error": of_mean, "clips": clips} for value, of_mean, clips in rows]
-    return {"clips": len(found), "bits_per_dim": mean, "error": error, "frames": frames}
+def _scores(clips: Sequence[ClipSurprise]) -> dict[str, Any]:
+    mean, error = mean_per_clip(clips)
+    rows = mean_per_frame(clips)
+    frames = [{"bits_per_dim": value, "error": frame_error, "clips": num} for value, frame_error, num in rows]
+    return {"clips": len(clips), "bits_per_dim": mean, "error": error, "frames": frames}
 
 
 def bars(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
-    """What clips drawn from captions must show, and whether they do."""
+    """The quality bars for clips sampled from captions, and whether they are reached."""
     agreement = next(drawing.figures["agreement"] for drawing in drawings if drawing.name == "captions")
     limits = {
         "frame_share": (f"the caption's digit in at least {100 * MIN_RECOGNISED:.0f} % of frames", MIN_RECOGNISED),
@@ -158,7 +144,7 @@ def bars(drawings: Sequence[Drawing]) -> list[dict[str, Any]]:
 
 
 def closing(report: Mapping[str, Any], out: Path) -> str:
-    """What the demo prints at its end."""
+    """The text that the demo prints at its end."""
     paths = "\n".join(f"  {out / name}" for name in VIDEO_FILES)
     return (
         f"{_frames_table(report)}\n\n{denoisers_table(report['denoisers'])}\n\n{_agreement(report)}\n\n{_bars(report)}\n\n"
@@ -187,7 +173,7 @@ def _bars(report: Mapping[str, Any]) -> str:
 
 
 def _agreement(report: Mapping[str, Any]) -> str:
-    """What the judges say of every kind of drawing."""
+    """Agreement of the samples of every kind with their captions and given frames."""
     drawings = report["drawings"]
     captions = drawings["captions"]
     rows = [("clips", "digit as captioned, frames", "direction as captioned, clips")]
@@ -213,7 +199,7 @@ def _agreement(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """report.md."""
+    """The content of report.md."""
     machine, config = report["hardware"], report["config"]
     pictures = "\n\n".join(f"### {kind.replace('_', ' ')}\n\n![real, noisy, denoised]({kind}.gif)" for kind in KINDS)
     return f"""# Moving handwritten digits, learned by a video flow

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starflow_jax.core.choices import ResumePolicy, choices
-from starflow_jax.core.config.checks import check, check_choice, check_real
+from starflow_jax.core.config.checks import check_choice, check_real
 from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.requests import require
 from starflow_jax.data import Source
 from starflow_jax.training.loop.callbacks import Callback
 from starflow_jax.training.loop.profile import Window
@@ -57,6 +58,8 @@ class TrainRequest:
                 check_real(name, getattr(self, name), minimum=0.0)
         if self.profile is not None:
             steps = self.config.train.steps
-            check(self.profile.last <= steps, f"profile must end at train.steps={steps}, got {self.profile}")
+            require(
+                self.profile.last <= steps, "{profile} must end at train.steps={0}, got {1}", steps, str(self.profile)
+            )
         if self.wandb is not None:
             check_installed()
