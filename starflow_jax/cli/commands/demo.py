@@ -1,4 +1,4 @@
-"""`starflow demo`: the main job on real digits, still or moving, from nothing to a report."""
+"""`starflow demo`: trains on handwritten digits, still or moving, and writes a report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from starflow_jax.cli.options.arguments import integer
 ORDER = 170
 
 DESCRIPTION = """\
-Trains a flow on 1,437 real handwritten digits, scores it on 360 others beside the best class-conditional
-Gaussian, draws new digits, and writes samples.png, curves.png, report.md and report.json.
+Trains a flow on 1,437 handwritten digits, scores it on 360 others against the best class-conditional Gaussian mixture,
+samples new digits, and writes samples.png, curves.png, report.md and report.json.
 
 With --video it trains a STARFlow-V on clips of moving digits instead, scores held-out clips frame by frame, compares
-denoisers, draws clips from captions, from a first frame, from another clip and three times longer than trained, and
-writes MP4 and GIF files, frames.png, surprise.png, curves.png, report.md and report.json.
+denoisers, samples clips from captions, from a first frame, from another clip and of three times the trained length,
+and writes MP4 and GIF files, frames.png, surprise.png, curves.png, report.md and report.json.
 
-Takes a few minutes on two CPU cores (--video: about 15) and downloads nothing. A demo that was stopped goes on where
-it was; one that is finished is shown again."""
+Takes a few minutes on two CPU cores (--video: about 15) and downloads nothing. A demo that was stopped is resumed; a
+finished one prints its report again."""
 
 EXAMPLES = """\
 examples:
@@ -33,9 +33,9 @@ examples:
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "demo", help="learn, score and draw handwritten digits", description=DESCRIPTION, epilog=EXAMPLES
+        "demo", help="train, score and sample on handwritten digits", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--video", action="store_true", help="learn clips of moving digits instead of pictures")
+    parser.add_argument("--video", action="store_true", help="train on clips of moving digits instead of images")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the results (default demo, with --video demo_video)"
     )
@@ -43,10 +43,12 @@ def add_to(subparsers: Any) -> None:
         "--seed",
         type=integer(0, 2**32 - 1),
         metavar="N",
-        help="of everything random (default: the experiment's)",
+        help="random seed (default: the experiment's)",
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="a model of seconds that learns little, to see that all works"
+        "--tiny",
+        action="store_true",
+        help="a model that trains in seconds and learns little, to check that everything works",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write report.json's figures there")

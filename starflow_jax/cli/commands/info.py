@@ -1,4 +1,4 @@
-"""`starflow info`: what a run is, where it stands, and what its checkpoints hold."""
+"""`starflow info`: the experiment, progress, metrics and checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.outputs import check_writable
 
 ORDER = 20
 
+if TYPE_CHECKING:
+    from starflow_jax.core.config import ExperimentConfig
+
 DESCRIPTION = """\
-Tells what a run is, where it stands, its last and best figures, and what its checkpoints hold. Reads no arrays and
-uses no device, so it may be asked while the run is trained."""
+Shows the experiment of a run, its progress, its last and best metrics, and the contents of its checkpoints. Reads no
+arrays and uses no accelerator, so it can be called while the run is training."""
 
 EXAMPLES = """\
 examples:
@@ -27,7 +30,7 @@ examples:
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "info", help="what a run is and where it stands", description=DESCRIPTION, epilog=EXAMPLES
+        "info", help="show the progress and the checkpoints of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
@@ -41,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # counting parameters traces; a device may belong to the run
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # counting parameters traces a function; an accelerator may be in use by the run
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.training.checkpoints.workdir import read_config
@@ -57,12 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_figures(workdir: Path, config: Any) -> dict[str, Any]:
-    """What there is to say about a run, as plain values.
-
-    Args:
-      config: the `ExperimentConfig` of its config.json.
-    """
+def run_figures(workdir: Path, config: ExperimentConfig) -> dict[str, Any]:
+    """The figures of a run as plain values; `config` is the one of its config.json."""
     from starflow_jax.flows.parameters import abstract, count
     from starflow_jax.training.checkpoints.inventory import checkpoint_entries
     from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use
@@ -80,7 +81,7 @@ def run_figures(workdir: Path, config: Any) -> dict[str, Any]:
         state = "finished" if step == config.train.steps else "stopped"
     age = time.time() - (workdir / CSV_FILE).stat().st_mtime if rows else None
     last: dict[str, float] = {}
-    for row in rows:  # what is not measured with every row keeps its last value
+    for row in rows:  # metrics that are not in every row keep their last value
         last |= row
     return {
         "name": config.name,
@@ -106,7 +107,7 @@ def _best(rows: Sequence[Mapping[str, float]], name: str) -> dict[str, float] | 
 
 
 def _lines(figures: Mapping[str, Any]) -> list[str]:
-    """The figures for a person."""
+    """The figures as lines of text."""
     from starflow_jax.core.figures import text_table
 
     newest = "no whole checkpoint" if figures["step"] is None else f"newest whole checkpoint {figures['step']}"
@@ -137,11 +138,12 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _size(count: int) -> str:
+    size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.3g} TB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def _age(seconds: float) -> str:

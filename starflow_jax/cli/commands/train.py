@@ -1,4 +1,4 @@
-"""`starflow train`: trains an experiment, or goes on training it."""
+"""`starflow train`: trains an experiment, or resumes training it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ORDER = 10
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Trains the experiment of a configuration file, or goes on where an earlier call stopped.
+Trains the experiment of a configuration file, or resumes where an earlier call stopped.
 
 The folder of --workdir receives config.json, checkpoints/, metrics.csv, events/ (TensorBoard),
 samples_STEP.png and curves.png. Ctrl-C (exit code 130) and SIGTERM (0) save a checkpoint; the same command then
-goes on to exactly the parameters it would have reached unstopped. Both wait for the running call of the program
-(train.steps_per_call updates) and for the files; a second Ctrl-C waits for nothing. An update whose loss or
-gradient is not finite, or too large (train.grad_clip, train.skip_after), changes nothing and is counted."""
+resumes and reaches exactly the parameters of an unstopped run. Both wait for the running call of the program
+(train.steps_per_call updates) and for the files; a second Ctrl-C does not wait. An update whose loss or gradient is
+not finite, or too large (train.grad_clip, train.skip_after), is skipped and counted."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -48,20 +48,20 @@ examples:
   starflow train --config experiments/digits.py --workdir runs/digits --resume latest-good --max-skipped 50
   starflow train --config experiments/digits.py --workdir runs/digits --profile 110:115 --quiet
 
-starflow info --workdir DIR tells where a run stands.
+starflow info --workdir DIR shows the progress of a run.
 """
 
 
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "train", help="train, or go on training, an experiment", description=DESCRIPTION, epilog=EXAMPLES
+        "train", help="train an experiment, or resume training it", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument(
         "--config",
         required=True,
         metavar="FILE[:VARIANT]",
-        help="Python file with get_config(); a variant after a colon is given to it",
+        help="Python file with get_config(), which receives the variant after the colon",
     )
     parser.add_argument(
         "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
@@ -70,37 +70,37 @@ def add_to(subparsers: Any) -> None:
         "--resume",
         type=choice(*choices(ResumePolicy)),
         default="latest",
-        help="go on from the newest checkpoint, refusing a bad one (default), or from the newest good one; those "
-        "passed over are renamed to STEP.damaged",
+        help="resume from the newest checkpoint, refusing a damaged one (default), or from the newest good one; "
+        "damaged ones are then renamed to STEP.damaged",
     )
     parser.add_argument(
         "--init-from",
         type=Path,
         metavar="DIR",
-        help="begin a new run with the parameters of another, such as a ported one, of the same flow",
+        help="initialise a new run with the parameters of another run of the same flow, such as a ported one",
     )
     parser.add_argument(
         "--max-skipped",
         type=integer(0),
         metavar="N",
-        help="stop, with a checkpoint and exit code 2, once N updates in a row were skipped, looked at with every row "
-        "of the log; 0 for never (default: train.max_skipped of the configuration)",
+        help="stop with a checkpoint and exit code 2 after N skipped updates in a row, checked with every row of the "
+        "log; 0 for never (default: train.max_skipped of the configuration)",
     )
     parser.add_argument(
         "--grace",
         type=integer(1),
         default=300,
         metavar="SECONDS",
-        help="after SIGTERM, end after so many seconds whatever is still running, with exit code 1 (default 300)",
+        help="after SIGTERM, exit with code 1 if the run has not stopped within so many seconds (default 300)",
     )
     parser.add_argument(
         "--profile",
         metavar="FIRST:LAST",
         help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
     )
-    parser.add_argument("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases, too")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also send the metrics to Weights & Biases")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, and no lines in its place")
+    parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
     add_processes(parser)
     parser.set_defaults(run=run)
 

@@ -52,7 +52,7 @@ def add_options(parser: Any) -> None:
         "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, and no lines in its place")
+    parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
 
 
 def run(arguments: argparse.Namespace) -> int:
