@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from killed_run import CONFIG
 
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
-from starflow_jax.training.distributed.agreement import everywhere, first_does, total
+from starflow_jax.training.distributed.agreement import everywhere, on_first_process, total
 from starflow_jax.training.loop.signals import stop_requests
 
 
@@ -44,9 +44,9 @@ def numbered(like):
 def save(port, index, workdir):
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
     assert (everywhere(index == 1), everywhere(index < 2), total(index)) == (False, True, 1)
-    first_does(lambda: Path(workdir).mkdir(), "the folder")
+    on_first_process(lambda: Path(workdir).mkdir(), "the folder")
     try:
-        first_does(lambda: int("no number"), "a number")
+        on_first_process(lambda: int("no number"), "a number")
     except ValueError as error:
         print("refused:", error)
     mesh = Mesh(np.asarray(jax.devices()), ("all",))

@@ -161,7 +161,7 @@ def test_processes_must_find_the_same(monkeypatch):
         (here[:1], "they held 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
     ):
         texts = [json.dumps(to_values(held)) for held in (here, there)]
-        monkeypatch.setattr("starflow_jax.training.checkpoints.same_data.all_texts", lambda _, texts=texts: texts)
+        monkeypatch.setattr("starflow_jax.training.checkpoints.same_data.gather_texts", lambda _, texts=texts: texts)
         for own in (here, there):  # refused on both
             with pytest.raises(ValueError, match=f"data must be the same on all processes: {sentence}"):
                 same_everywhere(own)

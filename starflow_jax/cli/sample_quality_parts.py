@@ -146,7 +146,7 @@ def feature_network(
     from starflow_jax.evaluation.samples.chunk_folder import DIGIT_FILE, check_free
     from starflow_jax.evaluation.samples.digit_classifier import digit_network
     from starflow_jax.evaluation.samples.feature_network import inception_network, named_network
-    from starflow_jax.training.distributed.agreement import first_does
+    from starflow_jax.training.distributed.agreement import on_first_process
 
     named = arguments.features
     if named is None and config.data.source == "digits":
@@ -165,7 +165,7 @@ def feature_network(
                     f"got pictures of {height} x {width} x {channels}"
                 )
             path = out / DIGIT_FILE
-            first_does(lambda: (digit_network(path), None)[1], str(path))
+            on_first_process(lambda: (digit_network(path), None)[1], str(path))
             return digit_network(path)
         if ":" in named and not Path(named).exists():
             _with_working_folder()

@@ -25,7 +25,7 @@ from starflow_jax.reconstruction.setup import Setup, scaled_images
 from starflow_jax.reconstruction.update import AUTOENCODER, METRICS, init_state, learning_rate, update
 from starflow_jax.sharding.layout import located
 from starflow_jax.training.checkpoints.manager import Checkpoints
-from starflow_jax.training.checkpoints.resume import go_on
+from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 from starflow_jax.training.loop.metrics import MetricsWriter, average
 from starflow_jax.training.loop.progress import Progress
@@ -82,7 +82,7 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
         bar = Progress(experiment.name, experiment.train.steps, enabled=request.progress)
         state, frozen = init_state(setup.objective, setup.params)
         abstract = located(setup.layout, jax.eval_shape(lambda: state))
-        restored = go_on(checkpoints, abstract, setup.loader, "latest", bar.say)
+        restored = restore_newest(checkpoints, abstract, setup.loader, "latest", bar.say)
         state, loader = restored if restored is not None else (setup.put(state), setup.loader())
         stack.callback(loader.close)
         stack.enter_context(bar.begun(int(state.step)))

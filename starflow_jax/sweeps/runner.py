@@ -40,7 +40,7 @@ from starflow_jax.sweeps.results import (
 )
 from starflow_jax.training import load_run
 from starflow_jax.training.checkpoints.workdir import locked
-from starflow_jax.training.distributed.agreement import all_texts, everywhere, first_does
+from starflow_jax.training.distributed.agreement import everywhere, gather_texts, on_first_process
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText, load_text
 
@@ -286,7 +286,7 @@ def _claimed(out: Path, plan: Plan) -> Iterator[None]:
     Raises:
       ValueError: see `run_sweep`.
     """
-    first_does(lambda: claim_folder(out), f"--out {out}")
+    on_first_process(lambda: claim_folder(out), f"--out {out}")
     if jax.process_index() != 0:
         yield
         return
@@ -336,7 +336,7 @@ def _nothing(cell: Cell) -> Computed:
 
 def _said(values: list[Any]) -> list[Any]:
     """What the first process says."""
-    return json.loads(all_texts(json.dumps(values))[0]) if jax.process_count() > 1 else values
+    return json.loads(gather_texts(json.dumps(values))[0]) if jax.process_count() > 1 else values
 
 
 def _sentence(error: BaseException) -> str:

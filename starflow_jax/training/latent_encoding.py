@@ -23,7 +23,7 @@ from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.models.autoencoders import Autoencoder, TiledWan, WanAutoencoder, fit_patch_pca, keep_autoencoder
 from starflow_jax.models.autoencoders.decoding import encode_frames
 from starflow_jax.models.autoencoders.protocol import Params
-from starflow_jax.training.distributed.agreement import all_texts
+from starflow_jax.training.distributed.agreement import gather_texts
 from starflow_jax.training.distributed.shared_folder import replacing_folder_together
 from starflow_jax.training.step.frozen_text import load_text
 
@@ -188,7 +188,7 @@ def _stem(number: int) -> str:
 
 def _of_all(parts: Sequence[Part], skipped: Skipped) -> tuple[list[Part], Skipped]:
     """What all processes wrote, by component, and what they skipped."""
-    texts = all_texts(json.dumps([parts, skipped.tried, skipped.bad, skipped.reasons]))
+    texts = gather_texts(json.dumps([parts, skipped.tried, skipped.bad, skipped.reasons]))
     joined = [Part((), 0, ())] * len(parts)
     together = Skipped()
     for found, tried, bad, reasons in map(json.loads, texts):

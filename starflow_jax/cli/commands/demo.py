@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.demos import digits_demo as demo
     from starflow_jax.demos import video_demo as video_demo
     from starflow_jax.training import Checkpoints
-    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.resume import restore_newest
     from starflow_jax.training.checkpoints.workdir import in_use
 
     out = arguments.out or Path("demo_video" if arguments.video else "demo")
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     experiment = "moving_digits" if arguments.video else "digits"
     run_demo = video_demo.run_video_demo if arguments.video else demo.run_demo
     try:
-        reading = (demo.demo_config, demo.claim, in_use, go_on, Checkpoints.restore_params)
+        reading = (demo.demo_config, demo.claim, in_use, restore_newest, Checkpoints.restore_params)
         with sentences(*reading, Checkpoints.save, Checkpoints.check, Checkpoints.__exit__):
             config = demo.demo_config(experiment, tiny=arguments.tiny, seed=arguments.seed)
             report = run_demo(config, out, progress=not arguments.quiet)

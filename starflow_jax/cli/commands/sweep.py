@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.sweeps import make_plan, run_sweep
     from starflow_jax.sweeps import runner as running
     from starflow_jax.sweeps.results import Results
-    from starflow_jax.training.distributed.agreement import first_does
+    from starflow_jax.training.distributed.agreement import on_first_process
 
     layout = layout_of_command(arguments)
     with sentences(make_plan):
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         remark(f"{plan.same} cells are the same as others (same parameters, data and noise) and are computed once")
     watcher = Table(plan) if is_first() and not arguments.quiet else Silent()
     try:
-        with sentences(running.claim_folder, running.check_free, first_does, Results.__init__):
+        with sentences(running.claim_folder, running.check_free, on_first_process, Results.__init__):
             outcome = run_sweep(plan, arguments.out, layout=layout, watcher=watcher)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GOES_ON) from None

@@ -172,9 +172,9 @@ def _trained(request: TrainRequest) -> TrainResult:
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
     from starflow_jax.training import Checkpoints, plot_curves, train
     from starflow_jax.training.checkpoints.initial_state import check_source, check_start, first_state
-    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.resume import restore_newest
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
-    from starflow_jax.training.distributed.agreement import first_does
+    from starflow_jax.training.distributed.agreement import on_first_process
     from starflow_jax.training.loop.metrics import MetricsWriter
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import open_text
@@ -185,7 +185,7 @@ def _trained(request: TrainRequest) -> TrainResult:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     opening = (held_out_score, open_with_encoder, open_text, run_layout)
     starting = (check_source, check_start, first_state, claim_workdir)
-    reading = (*opening, *starting, first_does, in_use, go_on, Loader.__next__)
+    reading = (*opening, *starting, on_first_process, in_use, restore_newest, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)
     try:

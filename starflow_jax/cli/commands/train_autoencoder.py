@@ -82,11 +82,11 @@ def carry_out(request: TrainAutoencoderRequest | FinetuneDecoderRequest, json: P
     from starflow_jax.reconstruction import quality_table, train_autoencoder
     from starflow_jax.reconstruction.setup import Setup
     from starflow_jax.training import Checkpoints
-    from starflow_jax.training.checkpoints.resume import go_on
+    from starflow_jax.training.checkpoints.resume import restore_newest
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
-    with sentences(Setup.from_experiment, claim_workdir, in_use, go_on, *writing):
+    with sentences(Setup.from_experiment, claim_workdir, in_use, restore_newest, *writing):
         trained = train_autoencoder(request)
     if trained.stopped_by:
         by = signal.Signals(trained.stopped_by)

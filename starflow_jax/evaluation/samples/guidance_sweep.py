@@ -30,7 +30,7 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
 from starflow_jax.solvers import AnySolver
 from starflow_jax.training.checkpoints.digests import json_digest
-from starflow_jax.training.distributed.agreement import all_texts, wait_for_all
+from starflow_jax.training.distributed.agreement import barrier, gather_texts
 
 # Keeps the noise of these pictures apart from what else is drawn from the same seed.
 _STREAM = 0xF1D
@@ -130,7 +130,7 @@ def draw_missing(
     missing: list[int] = []
     if jax.process_index() == 0:
         missing = [k for k, n in wanted if folder.read(guidance, k, n, clip=pairs is not None) is None]
-    missing = json.loads(all_texts(json.dumps(missing))[0])
+    missing = json.loads(gather_texts(json.dumps(missing))[0])
     for number in missing:
         first, count = number * folder.size, wanted[number][1]
         samples = drawing.draw(guidance, number, first, count)
@@ -140,7 +140,7 @@ def draw_missing(
             report = samples.report
             folder.write(guidance, number, Chunk(seen, clip, report.non_finite, len(report.unconverged)))
         drawn(number, samples)
-    wait_for_all(f"samples of guidance {guidance!r}")
+    barrier(f"samples of guidance {guidance!r}")
     return sum(wanted[number][1] for number in missing)
 
 
@@ -195,7 +195,7 @@ def real_statistics(
     path = folder / f"real-{json_digest(identity)}.npz"
     first = jax.process_index() == 0
     found = read_statistics(path, identity) if first else None
-    if json.loads(all_texts(json.dumps(found is None))[0]):
+    if json.loads(gather_texts(json.dumps(found is None))[0]):
         found = image_statistics(_looked(network, source, batch_size, shape), len(source))
         if first:
             write_statistics(path, found, identity)

@@ -49,7 +49,7 @@ from starflow_jax.training.checkpoints.parts import (
 from starflow_jax.training.checkpoints.retention import NewestAndBest
 from starflow_jax.training.checkpoints.same_data import DATA
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, first_difference, read_config
-from starflow_jax.training.distributed.agreement import wait_for_all
+from starflow_jax.training.distributed.agreement import barrier
 from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, init_state
 
@@ -269,7 +269,7 @@ class Checkpoints:
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}+")
             folder.rename(aside)
-        wait_for_all("set aside")
+        barrier("set aside")
         self._manager.reload()
         return aside
 

@@ -10,7 +10,7 @@ from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.step.train_step import TrainState
 
 
-def go_on(
+def restore_newest(
     checkpoints: Checkpoints,
     like: TrainState,
     loader_at: Callable[[int], Any],

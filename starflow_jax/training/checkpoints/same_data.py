@@ -11,7 +11,7 @@ from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import Held, difference, from_values, to_values
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json, steps_in
-from starflow_jax.training.distributed.agreement import all_texts
+from starflow_jax.training.distributed.agreement import gather_texts
 
 # Name of the part of a checkpoint; checkpoints of early versions have none.
 DATA = "data"
@@ -51,7 +51,7 @@ def same_everywhere(here: tuple[Held, ...]) -> tuple[Held, ...]:
     Raises:
       ValueError: on all processes if the fingerprints differ; the message names the source.
     """
-    fingerprints = [from_values(json.loads(text)) for text in all_texts(json.dumps(to_values(here)))]
+    fingerprints = [from_values(json.loads(text)) for text in gather_texts(json.dumps(to_values(here)))]
     for process, other in enumerate(fingerprints):
         if (changed := difference(fingerprints[0], other)) is not None:
             source, first, differing = changed

@@ -22,7 +22,7 @@ def total(value: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(value)).sum())
 
 
-def all_texts(text: str) -> list[str]:
+def gather_texts(text: str) -> list[str]:
     """The `text` of every process, in the order of their indices. A collective."""
     if jax.process_count() == 1:
         return [text]
@@ -34,13 +34,13 @@ def all_texts(text: str) -> list[str]:
     return [bytes(row[:size]).decode("utf-8", "surrogateescape") for row, size in zip(rows, sizes, strict=True)]
 
 
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
     """A barrier: returns when every process has called it with this `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"starflow:{name}")
 
 
-def ask_largest(value: int) -> Callable[[], int]:
+def start_maximum(value: int) -> Callable[[], int]:
     """Starts a reduction to the largest `value` of all processes without waiting for it. A collective.
 
     Returns:
@@ -61,7 +61,7 @@ def ask_largest(value: int) -> Callable[[], int]:
     return lambda: int(largest)
 
 
-def first_does(action: Callable[[], None], what: str) -> None:
+def on_first_process(action: Callable[[], None], what: str) -> None:
     """Runs `action` on the first process while the others wait. A collective.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from starflow_jax.core.files import replacing_folder
-from starflow_jax.training.distributed.agreement import all_texts, wait_for_all
+from starflow_jax.training.distributed.agreement import barrier, gather_texts
 
 
 @contextmanager
@@ -26,15 +26,15 @@ def replacing_folder_together(path: Path) -> Iterator[Path]:
         with replacing_folder(path) as folder:
             yield folder
         return
-    temporary = path.with_name(f".{path.name}.{all_texts(uuid.uuid4().hex)[0]}")
+    temporary = path.with_name(f".{path.name}.{gather_texts(uuid.uuid4().hex)[0]}")
     temporary.mkdir(parents=True, exist_ok=True)
     try:
-        wait_for_all("made a folder")
+        barrier("made a folder")
         yield temporary
-        wait_for_all("wrote a folder")
+        barrier("wrote a folder")
         if jax.process_index() == 0:
             os.replace(temporary, path)
-        wait_for_all("renamed a folder")
+        barrier("renamed a folder")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

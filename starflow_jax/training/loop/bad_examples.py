@@ -6,7 +6,7 @@ import json
 
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
-from starflow_jax.training.distributed.agreement import all_texts, total
+from starflow_jax.training.distributed.agreement import gather_texts, total
 
 
 class BadExamples:
@@ -36,6 +36,6 @@ class BadExamples:
         """Reasons by name, at most a hundred: those found at opening, then those of all processes' batches."""
         skipped = Skipped()
         skipped.merge(self._opened)  # the same on every process
-        for reasons in all_texts(json.dumps(read.reasons)):
+        for reasons in gather_texts(json.dumps(read.reasons)):
             skipped.name(json.loads(reasons))
         return skipped.reasons

@@ -23,10 +23,10 @@ from starflow_jax.training.checkpoints.initial_state import (
     holds_parameters_alone,
 )
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
-from starflow_jax.training.checkpoints.resume import go_on
+from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.same_data import same_everywhere
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
-from starflow_jax.training.distributed.agreement import first_does
+from starflow_jax.training.distributed.agreement import on_first_process
 from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
 from starflow_jax.training.loop.metrics import MetricsWriter
@@ -112,7 +112,7 @@ def _claim(request: TrainRequest, setup: Setup) -> tuple[Held, ...]:
         if request.init_from is not None:
             check_source(config, request.init_from)
     data = same_everywhere(fingerprint(setup.source))
-    first_does(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
+    on_first_process(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
     return data
 
 
@@ -120,7 +120,7 @@ def _begin(request: TrainRequest, setup: Setup, data: Sequence[Held], stack: con
     """Restores or initialises the run, and opens what it writes; `stack` closes all of it."""
     config, workdir = request.config, request.workdir
     first = jax.process_index() == 0
-    first_does(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
+    on_first_process(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
     checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
     bar = Progress(config.name, config.train.steps, enabled=request.progress and first)
     state, loader = _start(request, setup, checkpoints, bar)
@@ -146,7 +146,7 @@ def _start(request: TrainRequest, setup: Setup, checkpoints: Checkpoints, bar: P
     ported = holds_parameters_alone(checkpoints)
     if not ported:
         say = bar.say if jax.process_index() == 0 else lambda _: None
-        restored = go_on(checkpoints, abstract_state(config, layout), setup.loader, request.resume, say)
+        restored = restore_newest(checkpoints, abstract_state(config, layout), setup.loader, request.resume, say)
         if restored is not None:
             return restored
     loader = setup.loader(0)

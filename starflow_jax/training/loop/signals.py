@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from starflow_jax.training.distributed.agreement import ask_largest
+from starflow_jax.training.distributed.agreement import start_maximum
 
 LATE = 1  # exit code of a process that did not stop in time
 
@@ -56,14 +56,14 @@ class StopRequests:
         devices, so that no process waits for it.
 
         Args:
-          wait: returns when the devices are idle; used on CPUs, which have no queue (`agreement.ask_largest`).
+          wait: returns when the devices are idle; used on CPUs, which have no queue (`agreement.start_maximum`).
         """
         if jax.process_count() == 1:
             return self.received
         if jax.default_backend() == "cpu":
             wait()
         number = 0 if self._pending is None else self._pending()
-        self._pending = ask_largest(self.received)
+        self._pending = start_maximum(self.received)
         return number
 
 
