@@ -1,4 +1,4 @@
-"""Starts the processes of one run, each as a program, and waits for all of them."""
+"""Starts the processes of one run and waits for all of them."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-# What the first process of a run says where its port was taken between being found free and being used.
+# Messages of the first process if its port was taken between being found free and being used.
 TAKEN = ("already in use", "Failed to bind", "Failed to add port", "could not be joined")
 
 
@@ -17,10 +17,10 @@ def free_port():
 
 
 def run_joined(script, folder, count, *arguments, devices=1, environment=None, timeout=420, attempts=3):
-    """Runs `script FOLDER COORDINATOR COUNT INDEX ARGUMENTS` so many times side by side, each on so many fake devices.
+    """Runs `script FOLDER COORDINATOR COUNT INDEX ARGUMENTS` COUNT times in parallel, each with `devices` fake devices.
 
     Returns:
-      (exit code, what it printed, when it ended) of each; where the port was taken, of another attempt.
+      (exit code, output, time of its end) of each process; tries again if the port was taken.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags} | (environment or {})

@@ -1,4 +1,4 @@
-"""A small training run as a process of its own, for tests that kill it: `python killed_run.py WORKDIR SECONDS WORKERS`.
+"""A small training run as a separate process, for tests that kill it: `python killed_run.py WORKDIR SECONDS WORKERS`.
 
 It appends a line to WORKDIR.seen for every batch the run reads: the number of the update, and the examples in it.
 SECONDS are spent on every batch, so that there is time to strike. WORKERS processes read the data.
@@ -48,14 +48,14 @@ CONFIG = ExperimentConfig(
 
 
 def numbered_images(count: int = 30) -> ArraySource:
-    """Images that say in two of their pixels which one they are."""
+    """Images that encode their index in two of their pixels."""
     images = np.random.default_rng(0).integers(0, 17, (count, 8, 8, 1)).astype(np.uint8)
     images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(count), 17)
     return ArraySource("numbered", images, np.arange(count, dtype=np.int32) % 10, levels=17, num_classes=10)
 
 
-class Noted:
-    """A loader that notes what is read from it."""
+class Logged:
+    """A loader that logs the batches read from it."""
 
     def __init__(self, loader, path: Path, seconds: float):
         self._loader, self._path, self._seconds = loader, path, seconds
@@ -76,7 +76,7 @@ class Noted:
 def main(workdir: Path, seconds: float, workers: int) -> int:
     """Trains to the end or to a signal; exit code 0."""
     build, seen = Setup.loader, workdir.with_name(f"{workdir.name}.seen")
-    Setup.loader = lambda setup, step: Noted(build(setup, step), seen, seconds)
+    Setup.loader = lambda setup, step: Logged(build(setup, step), seen, seconds)
     data = dataclasses.replace(CONFIG.data, workers=workers)
     config = dataclasses.replace(CONFIG, data=data)
     result = train(config, workdir, source=numbered_images(), progress=False)

@@ -21,7 +21,7 @@ from starflow_jax.training.loop.signals import stop_requests
 
 
 def laid_out(like, mesh):
-    """ShapeDtypeStructs whose last axis is cut over all devices where it can be."""
+    """ShapeDtypeStructs whose last axis is sharded over all devices where it divides."""
 
     def placed(leaf):
         whole = leaf.ndim == 0 or leaf.shape[-1] % mesh.size
@@ -32,7 +32,7 @@ def laid_out(like, mesh):
 
 
 def numbered(like):
-    """A state with different numbers everywhere, in the layout of `like`."""
+    """A state of distinct random values with the shardings of `like`."""
     leaves, structure = jax.tree.flatten(like)
     filled = []
     for place, leaf in enumerate(leaves):

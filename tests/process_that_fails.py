@@ -1,4 +1,4 @@
-"""Run as a program by every process of a run: trains a little, while something happens to one of the processes.
+"""Run as a program by every process of a run: trains a little while a fault is injected into one of them.
 
 python tests/process_that_fails.py FOLDER COORDINATOR PROCESSES PROCESS FAULT VICTIM
 """
@@ -16,7 +16,7 @@ from starflow_jax.data import Loader
 
 
 def when_reading(batch, happens):
-    """Lets something happen when batch number `batch` is read."""
+    """Calls `happens` when batch `batch` is read."""
     read = Loader.__next__
 
     def reading(self):
@@ -24,7 +24,7 @@ def when_reading(batch, happens):
             happens()
         return read(self)
 
-    # The name stays, which the command knows.
+    # Under the same name, by which the command recognises it.
     Loader.__next__ = reading
 
 

@@ -1,4 +1,4 @@
-"""What a run tells of examples that cannot be read, while it runs and at its end."""
+"""How a run reports examples that cannot be read, during training and at its end."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from starflow_jax.training.loop.metrics import read_metrics
 
 
 def test_bad_examples_are_counted_in_every_row_and_named_at_the_end(tmp_path, capfd):
-    """One whose header says nothing is found when the folder is opened, one cut short only when it is read."""
+    """A bad header is found when the folder is opened, a truncated file only when it is read."""
     photos = tmp_path / "photos"
     write_photos(photos, {"cat": [(16, 16)] * 6}, captions=False)
     (photos / "cat" / "half.png").write_bytes(encoded(picture(0, 200, 200))[:300])
@@ -25,7 +25,7 @@ def test_bad_examples_are_counted_in_every_row_and_named_at_the_end(tmp_path, ca
     assert ["none.png: " in line for line in said if "1 files cannot be used and are skipped" in line] == [True]
     assert said[-1].endswith(f"bad examples {counts[1]:.0f}")
 
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # a run that goes on goes on counting
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # a resumed run continues the count
     assert train(config, tmp_path / "run", progress=False).metrics["bad_examples"] == counts[1]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were, or say in one sentence why not."""
+"""Checkpoints are restored exactly, or refused with one sentence."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ CONFIG = ExperimentConfig(
 
 
 def state_of(config, step, seed=0):
-    """A state with random contents: nothing about it may be lost."""
+    """A state with random contents, all of which must be restored."""
     rng = np.random.default_rng(seed)
     state = jax.tree.map(lambda leaf: jnp.asarray(rng.integers(0, 99, leaf.shape), leaf.dtype), abstract_state(config))
     return state.replace(step=jnp.asarray(step, jnp.int32))
@@ -49,7 +49,7 @@ def assert_same(a, b):
 
 @pytest.fixture
 def saved(saved_once, tmp_path):
-    """A run with checkpoints at steps 2, 4 and 6, of which two are kept."""
+    """A run with checkpoints at steps 2, 4 and 6, of which two are retained."""
     return shutil.copytree(saved_once, tmp_path / "run")
 
 
@@ -120,7 +120,7 @@ def truncate(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# the readers of the damaged arrays outlive the refusal, and complain where nobody hears them
+# the reader threads of damaged arrays outlive the error and raise exceptions of their own
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("damage", "sentence"),
@@ -148,14 +148,14 @@ def test_what_is_no_whole_checkpoint_is_refused_by_one_sentence(saved, damage, s
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_bit_may_change(saved):
-    """Some flips the array format finds itself; those inside the numbers only the checksum does."""
+    """The array format detects some flipped bits; only the checksum detects those inside the values."""
     said, rng = [], np.random.default_rng(1)
     for path in (saved / "checkpoints" / "6" / "ema").rglob("d/*"):
         whole = path.read_bytes()
         for bit in rng.integers(0, 8 * len(whole), 6):
             flip(path, int(bit))
             try:
-                assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is not read
+                assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is never read
             except ValueError as error:
                 said.append(str(error))
             path.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""Training on stills, then on longer and longer clips: one run, which stops and goes on anywhere."""
+"""Training on stills, then on longer and longer clips: one run, which can stop and resume anywhere."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ class _Stop(KeyboardInterrupt):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
 def test_a_run_goes_on_exactly_from_any_stage(unstopped, tmp_path, at):
-    """Inside a stage, and where one ends: the checkpoint holds the place in the data of what comes next."""
+    """Inside a stage and at its end: the checkpoint holds the position in the data of the next update."""
 
     def stop(snapshot: Snapshot):
         if snapshot.step == at:

@@ -1,4 +1,4 @@
-"""`starflow demo`: the shipped example from end to end, on its tiny twin."""
+"""`starflow demo` from end to end, with its tiny variant."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def done(tmp_path_factory):
     argv = ["demo", "--tiny", "--quiet", "--out", str(out)]
     fit = gaussian_baseline.fit_class_gaussians
     with pytest.MonkeyPatch.context() as patch:
-        # One baseline instead of a choice between twenty: the choice is tested where it is made.
+        # One baseline instead of a selection among twenty, which has its own test.
         patch.setattr(demo, "fit_class_gaussians", lambda source, seed: fit(source, components=(1,), draws=1))
         assert main([*argv, "--json", str(out.parent / "copy.json")]) == 0
     return out

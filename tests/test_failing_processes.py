@@ -1,4 +1,4 @@
-"""Where one process of a run fails or is stopped, the others end with it, or stop with it."""
+"""If one process of a run fails the others end too; if one is stopped, all stop at the same update."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent / "process_that_fails.py"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """All processes share what they compile."""
+    """An environment in which all processes share a compilation cache."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

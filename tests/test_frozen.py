@@ -1,4 +1,4 @@
-"""An autoencoder inside the training step: the updates of a run on precomputed latents, and nothing of it trained."""
+"""An autoencoder inside the training step: same updates as on precomputed latents, and it is not trained."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Pictures, an autoencoder fitted to them, an experiment file, and their latents."""
+    """Images, an autoencoder fitted to them, an experiment file, and their latents."""
     root = tmp_path_factory.mktemp("frozen")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 8, 8, 3)).astype(np.uint8)
@@ -68,7 +68,7 @@ def run(root, config):
 
 @pytest.fixture(scope="module")
 def run_apart(root, config):
-    """The same run on latents that were computed before."""
+    """The same run on precomputed latents."""
     data = dataclasses.replace(config.data, source="latents", path=str(root / "latents"), autoencoder=None)
     train(dataclasses.replace(config, data=data), root / "apart", progress=False, peak=1e9)
     return root / "apart"
@@ -81,17 +81,17 @@ def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(config, r
     moved = 0.0
     for (path, a), b, before in zip(leaves_with_path(inside), *map(jax.tree.leaves, (apart, start)), strict=True):
         if "qkv" in str(path) and "bias" in str(path):
-            # Softmax does not see the bias of keys: its gradient is rounding alone, which AdamW scales up.
+            # Softmax is invariant to the bias of keys: its gradient is rounding error, which AdamW scales up.
             a, b = (np.delete(np.asarray(bias), -2, axis=-2) for bias in (a, b))
         else:
             moved = max(moved, float(np.abs(a - before).max()))
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
-    assert moved > 1e-2  # so that the agreement says something
+    assert moved > 1e-2  # so that the agreement is not trivial
     rows, others = (read_metrics(folder / "metrics.csv") for folder in (run, run_apart))
     assert len(rows) == len(others) == 5
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
-    # What is counted as the work of a picture is that of the flow on its latents, in both.
+    # The FLOPs of an image are those of the flow on its latents, in both runs.
     shares = [table[-1]["mfu"] / table[-1]["images_per_second"] for table in (rows, others)]
     assert shares[0] > 0 and shares[0] == pytest.approx(shares[1], rel=1e-3)
 
@@ -107,7 +107,7 @@ def test_held_out_latents_score_alike_made_before_or_now(root, config, tmp_path)
         snapshot = Snapshot(one, root, source, 0, abstract(one.flow)[0], params)
         scores.append(held_out_score(one)(snapshot)["held_out_bits_per_dim"])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
-    # A new flow is the identity map: a density of unit normal numbers is close to 2.05 bits a dimension.
+    # A new flow is the identity: the density of standard normal values is about 2.05 bits per dimension.
     assert 1.5 < scores[0] < 2.6
 
 

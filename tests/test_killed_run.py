@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on to the very end it would have had, on the very data."""
+"""A run that is killed at any moment resumes with the same data and ends with the same parameters."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from killed_run import BATCH, STEPS
 from starflow_jax.training import load_run
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
-LONG = 300.0  # seconds that nothing takes, on however busy a machine
+LONG = 300.0  # timeout in seconds, generous for a busy machine
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """All processes share what they compile."""
+    """An environment in which all processes share a compilation cache."""
     return os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -45,7 +45,7 @@ def finish(workdir, environment):
 
 
 def batches(workdir):
-    """The examples of every update, which must be the same in every attempt that made it."""
+    """The examples of every update, checked to be the same in every attempt."""
     seen = {}
     for line in workdir.with_name(f"{workdir.name}.seen").read_text().splitlines():
         place, *examples = map(int, line.split())
@@ -71,7 +71,7 @@ def assert_same_run(workdir, straight):
 
 
 def wait_for(process, happened, seconds=LONG):
-    """Waits, looking often, until `happened()`; what it gave."""
+    """Polls until `happened()` is true; returns its value."""
     end = time.monotonic() + seconds
     while not (value := happened()):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
@@ -93,12 +93,12 @@ def half_written(workdir):
     folder = workdir / "checkpoints"
     try:
         return [path for path in folder.iterdir() if "-tmp" in path.name]
-    except FileNotFoundError:  # the folder, or what is being renamed in it
+    except FileNotFoundError:  # the folder, or an entry that is being renamed
         return []
 
 
 def stopped_while_saving(process, workdir):
-    """Whether the process could be held with a save half written, where it stays until it is killed."""
+    """Whether the process could be suspended with a half-written save, until it is killed."""
     if not half_written(workdir):
         return False
     process.send_signal(signal.SIGSTOP)
@@ -139,14 +139,14 @@ def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(straight, tmp_path, envi
     assert process.returncode == 0, err
     stopped = int(out)
     assert 10 <= stopped < STEPS and load_run(workdir)[3] == stopped
-    assert len(batches(workdir)) == stopped  # nothing was read in vain
+    assert len(batches(workdir)) == stopped  # every batch that was read was used
     finish(workdir, environment)
     assert_same_run(workdir, straight)
 
 
 @pytest.mark.slow
 def test_workers_may_come_and_go(straight, tmp_path, environment):
-    """Killed with two, preempted with one, then with two that hear of it themselves; finished without any."""
+    """Killed with two workers, preempted with one, then with two that get the signal too; finished without workers."""
     workdir = tmp_path / "run"
     for workers, more, strike, code in (
         (2, 6, subprocess.Popen.kill, -signal.SIGKILL),
@@ -154,7 +154,7 @@ def test_workers_may_come_and_go(straight, tmp_path, environment):
         (2, 10, lambda process: os.killpg(process.pid, signal.SIGTERM), 0),
     ):
         made = updates(workdir)
-        # Workers outlive a killed process, and would keep its pipes open.
+        # Workers outlive a killed process and would keep its pipes open.
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
         process = start(workdir, environment, 0.1, workers, **quiet)
         wait_for(process, lambda made=made, more=more: updates(workdir) >= made + more)

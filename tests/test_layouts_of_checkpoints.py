@@ -1,4 +1,4 @@
-"""What two processes save, one restores, over any number of devices; and all of them stop together."""
+"""A checkpoint of two processes is restored by one on any number of devices; processes stop together."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def test_saved_by_two_processes_restored_by_one(tmp_path):
         port = probe.getsockname()[1]
     first, second = outputs(*(run(2, "save", port, index, tmp_path / "run") for index in range(2)))
     assert "refused: invalid literal" in first and "refused: a number was refused by the first process" in second
-    # One process is asked to stop before its third question; both learn of it with the fourth.
+    # One process gets the signal before its third call; both see it with the fourth.
     assert "asked: 0 0 0 15 15 15" in first and "asked: 0 0 0 15 15 15" in second
     (restored,) = outputs(run(4, "restore", tmp_path / "run"))
     assert restored.splitlines() == ["restored over 1", "restored over 2", "restored over 4"]

@@ -1,4 +1,4 @@
-"""Several processes train, save, score and sample together, with the numbers of one."""
+"""Several processes that train, save, score and sample together get the results of one process."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def run_together(folder, count, devices, *overrides):
 
 
 def figures(folder):
-    """What a run left: losses, parameters, scores, samples and their quality."""
+    """The results of a run: losses, parameters, scores, samples and their quality."""
     with (folder / "run" / "metrics.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     params = load_run(folder / "run")[2]
@@ -44,7 +44,7 @@ def alone(tmp_path_factory):
 def assert_same(found, expected):
     losses, params, scores, drawn, quality = found
     np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
-    # All together: Adam turns a gradient that is all rounding, such as that of a key's bias, into whole steps.
+    # As one vector: Adam turns gradients of pure rounding error, such as of the bias of keys, into full steps.
     ours, theirs = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (params, expected[1])
     )
@@ -57,7 +57,7 @@ def assert_same(found, expected):
 def test_two_processes(alone, tmp_path):
     printed = run_together(tmp_path, 2, 2, "--config.mesh.fsdp=2")
     assert_same(figures(tmp_path), alone)
-    assert "bits/dim" in printed[0] and "bits/dim" not in printed[1]  # one of them speaks for all
+    assert "bits/dim" in printed[0] and "bits/dim" not in printed[1]  # only the first process prints
 
 
 @pytest.mark.slow
@@ -69,6 +69,6 @@ def test_four_processes_on_a_mesh_that_crosses_them(alone, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(alone, tmp_path):
     run_together(tmp_path, 2, 1, "--config.mesh.data=2")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if stopped before: step 3 is what there is
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if the run had stopped at step 3
     run_together(tmp_path, 4, 1, "--config.mesh.data=2", "--config.mesh.fsdp=2")
     assert_same(figures(tmp_path), alone)

@@ -1,4 +1,4 @@
-"""Training of autoencoders: the composed gradient, the losses, LPIPS, runs that go on, decoders on noisy latents."""
+"""Training of autoencoders: the composed gradient, the losses, LPIPS, resumed runs, decoders on noisy latents."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_the_loss_with_its_weight_held_fixed(objective):
 
 
 def test_hinge_and_adaptive_weight():
-    assert hinge(jnp.asarray([1.0, 3.0]), jnp.asarray([-1.0, -2.0])) == 0  # beyond the margins nothing is to be won
+    assert hinge(jnp.asarray([1.0, 3.0]), jnp.asarray([-1.0, -2.0])) == 0  # no loss beyond the margins
     assert hinge(jnp.zeros(3), jnp.zeros(3)) == 1
     gradient = jnp.asarray([3.0, 4.0])
     assert adaptive_weight(gradient, 2 * gradient) == pytest.approx(0.5, rel=1e-5)
@@ -104,7 +104,7 @@ def test_a_discriminator_judges_patches():
     x = jax.random.normal(jax.random.key(1), (2, 24, judge.smallest, 1))
     logits = judge(params, x)
     assert logits.shape == (2, 4, 1)
-    np.testing.assert_allclose(judge(params, x[1:])[0], logits[1], atol=1e-5)  # no picture sees another
+    np.testing.assert_allclose(judge(params, x[1:])[0], logits[1], atol=1e-5)  # images of a batch are independent
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_lpips_is_a_distance_of_what_a_classifier_sees(perceptual):
     assert found.shape == (2,) and (found > 0).all()
     np.testing.assert_allclose(distance(perceptual, b, a), found, rtol=1e-5)
     np.testing.assert_allclose(distance(perceptual, a, a), 0, atol=1e-9)
-    # grey is RGB of three equal channels; between a picture and another the distance grows
+    # grey is RGB with three equal channels; the distance grows towards another image
     np.testing.assert_allclose(distance(perceptual, *(jnp.repeat(x, 3, -1) for x in (a, b))), found, rtol=1e-4)
     assert (distance(perceptual, a, a + 0.05 * (b - a)) < found).all()
 

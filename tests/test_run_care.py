@@ -1,4 +1,4 @@
-"""What a run does about bad checkpoints, full disks, bad gradients, and what it tells."""
+"""How a run handles bad checkpoints, full disks and bad gradients, and what it reports."""
 
 import dataclasses
 import errno
@@ -87,7 +87,7 @@ def test_latest_good_passes_over_bad_ones(stopped, finished, capfd):
     folder = stopped / "checkpoints"
     shutil.rmtree(folder / "8" / "opt_state")
     loader = folder / "6" / "loader" / "metadata"
-    loader.write_text(loader.read_text().replace("6", "7"))  # a place in the data that was never saved
+    loader.write_text(loader.read_text().replace("6", "7"))  # a position in the data that was never saved
     (folder / "4.damaged").mkdir()
     shutil.rmtree(folder / "4" / "rest" / "d")
     (folder / "9").write_text("not a folder")
@@ -138,7 +138,7 @@ def full_disk(*_, **__):
     ids=["at once", "in the background"],
 )
 def test_a_full_disk_loses_nothing(stopped, finished, monkeypatch, handler, method):
-    """Old steps stay, also where only one is to be kept."""
+    """Old steps are retained, even if only one is to be kept."""
     before = names(stopped)
     with monkeypatch.context() as patch:
         patch.setattr(handler, method, full_disk)
@@ -150,7 +150,7 @@ def test_a_full_disk_loses_nothing(stopped, finished, monkeypatch, handler, meth
 
 
 def test_a_disk_that_is_really_full(stopped, finished, tmp_path):
-    """A file system of its own, just large enough for what is there."""
+    """A separate file system, just large enough for the existing files."""
     room = tmp_path / "small"
     room.mkdir()
     size = sum(path.stat().st_size for path in stopped.rglob("*")) // 1024 + 500
@@ -204,7 +204,7 @@ def test_skips_in_a_row_are_counted_over_calls():
 
 
 def test_held_out_data_and_a_trace_while_training(tmp_path, capfd, monkeypatch):
-    """What training records is what `starflow evaluate` reports; a project of wandb hears the same rows."""
+    """Training records the score that `starflow evaluate` reports; wandb gets the same rows."""
     rows = []
     wandb = types.ModuleType("wandb")
 
@@ -364,7 +364,7 @@ def test_a_line_leaves_out_what_is_not_known():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_interrupts_a_callback_at_once(finished, tmp_path, number):
-    """What a callback does, such as drawing samples, leaves the state alone and may take long."""
+    """A callback, such as sampling, does not touch the state and may take long."""
 
     def draw(snapshot):
         signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""A run goes on with the data it began with, wherever they lie, and refuses any other."""
+"""A run resumes with the data it began with, wherever they are stored, and refuses other data."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_changed_data_are_refused(stopped, change, now):
     with pytest.raises(ValueError, match=f"and holds {now}"):
         train(config_of(photos), stopped / "run", progress=False)
     assert sorted(path.name for path in (stopped / "run" / "checkpoints").iterdir()) == ["2"]
-    assert read_config(stopped / "run") == before  # a refused call leaves everything as it was
+    assert read_config(stopped / "run") == before  # a refused call changes nothing
 
 
 def test_a_folder_may_move(stopped, trained):
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_does_not_say_resumes_where_its_data_lay(stopped):
 
 
 def test_what_was_held_is_checked_as_all_parts_are(stopped):
-    """A damaged part is no other data: the checkpoint is refused as damaged where it is restored, or passed over."""
+    """A damaged part does not count as other data: the checkpoint is refused as damaged when restored, or skipped."""
     path = stopped / "run" / "checkpoints" / "2" / "data" / "metadata"
     values = json.loads(path.read_text())
     assert values == [["photos 1:1", 10, values[0][2]]]
@@ -117,7 +117,7 @@ def test_what_was_held_is_checked_as_all_parts_are(stopped):
 
 
 def test_sources_of_a_mixture_are_named(tmp_path):
-    """Bucket by bucket, in memory or in tars."""
+    """Each bucket, in memory or in tar files."""
     images = np.zeros((5, 8, 8, 3), np.uint8)
     arrays = ArraySource("arrays", images, np.arange(5, dtype=np.int32), levels=256, num_classes=5)
     write_tar(tmp_path / "a.tar", [{"png": encoded(picture(k, 16, 16))} for k in range(3)])

@@ -65,7 +65,7 @@ def batches(count, seed=0):
 
 
 def random_state(config):
-    """A state whose parameters are not at their special initial values, such as projections to zero."""
+    """A state with random parameters instead of special initial values such as zero projections."""
     shapes = jax.eval_shape(lambda: init_state(config))
     rng = np.random.default_rng(7)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -163,7 +163,7 @@ def test_a_nan_loss_leaves_everything_but_the_step():
     state = random_state(config)
     broken = state.params | {"blocks": jax.tree.map(lambda a: a.at[0].set(jnp.nan), state.params["blocks"])}
     state = state.replace(params=broken)
-    # the state is given away to the program, so compare with a copy
+    # the program donates the buffers of the state, so compare with a copy
     before = jax.tree.map(np.asarray, jax.tree.map(jnp.copy, state))
     after, metrics = update(state, batches(3), 1)
     assert np.isnan(metrics["loss"][0]) and metrics["skipped"][0] == 1
@@ -186,7 +186,7 @@ def test_dropout_is_drawn_from_the_step_and_only_volume_preserving_flows_learn_a
     config = experiment(flow)
     definition, _ = abstract(flow)
 
-    @jax.jit  # without the gradients, which neither depends on
+    @jax.jit  # without the gradients, on which neither depends
     def loss_and_prior(state, batch):
         state, metrics = train_step(config, definition, LEVELS, state, batch)
         return metrics["loss"], state.params["prior_variance"]

@@ -1,4 +1,4 @@
-"""What a trained video flow must know: that real clips are likelier than damaged ones, and what its words mean."""
+"""A trained video flow prefers real clips to damaged ones, and knows the meaning of its words."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_real_clips_are_likelier_than_damaged_ones(bits, held_out):
     rng = np.random.default_rng(0)
     noisy = np.clip(np.rint(pixels + rng.normal(0, 2, pixels.shape)), 0, 16).astype(np.uint8)
     assert (bits(noisy) > real + 0.1).all()
-    # A clip that goes backwards begins as its caption does not say.
+    # A reversed clip contradicts its caption from the first frame.
     assert bits(pixels[:, ::-1]).mean() > real.mean()
 
 
@@ -81,7 +81,7 @@ def test_the_learned_denoiser_removes_noise(config, params, held_out):
 
 
 def test_clips_go_where_their_captions_say(config, params):
-    """Three frames are enough to see it."""
+    """Three frames suffice to detect it."""
     directions = list(DIRECTIONS)
     captions = [f"a three moving {direction}" for direction in directions] * 2
     drawn = generate(params, config, jax.random.key(2), captions, frames=3, batch_size=8)

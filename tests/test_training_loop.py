@@ -1,4 +1,4 @@
-"""A run can be stopped anywhere and goes on to exactly where it would have gone."""
+"""A run can be stopped anywhere, and resuming it gives exactly the parameters of an unstopped run."""
 
 import dataclasses
 import json
@@ -132,9 +132,9 @@ def test_a_crash_goes_on_from_the_last_checkpoint(unstopped, tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path, crash)
     with MetricsWriter(tmp_path, step=99) as writer:
-        writer.write(5, {"loss": 123.0})  # a row later than the checkpoint
+        writer.write(5, {"loss": 123.0})  # a row after the checkpoint
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("6,0.1")  # and one cut short
+        file.write("6,0.1")  # and a truncated one
     run(tmp_path)
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6, 8]
     assert_same_end(tmp_path, unstopped)

@@ -1,4 +1,4 @@
-"""`starflow demo --video`: what it draws, measures and says."""
+"""`starflow demo --video`: its samples, measures and report."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_a_demo_from_end_to_end(finished, capsys):
     assert longer.frames.shape[0] == 12
     text = (finished / "report.md").read_text()
     assert all(f"]({kind}.gif)" in text for kind in video_demo.KINDS)
-    # Again: shown, not made anew.
+    # Called again, it shows the report and computes nothing.
     assert main(["demo", "--video", "--tiny", "--out", str(finished)]) == 0
     assert "finished; delete it to begin anew" in capsys.readouterr().out
 

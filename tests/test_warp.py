@@ -1,4 +1,4 @@
-"""Random distortions of training images: what they keep, what they change, and that off means off."""
+"""Random distortions of training images: invariants, effects, and no effect when disabled."""
 
 import dataclasses
 import functools
@@ -109,7 +109,7 @@ def test_training_reads_warped_images_only_where_asked(images):
 
     without = loss()
     assert loss(warp=1.0) != without
-    # With no strength only the other random numbers could differ, and they must not.
+    # With strength 0 only the other random numbers could differ, and they must not.
     assert loss(warp=1.0, warp_strength=0.0) == without
 
 
