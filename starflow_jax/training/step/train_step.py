@@ -22,6 +22,7 @@ from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.step.optimizer import (
     DENOISER,
     Params,
+    UpdateReport,
     apply_updates,
     init_optimizer,
     keep_unless,
@@ -207,8 +208,7 @@ def train_step(
       config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
       batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
-      encoder: frozen autoencoder that encodes the images; text: frozen encoder of captions, None for words of the
-        vocabulary.
+      encoder: frozen autoencoder that encodes the images; text: frozen text encoder, None for vocabulary words.
 
     Returns:
       The state after the update, and float32 scalars: loss, loss_z, loss_logdet, grad_norm, skipped (0 or 1), and with
@@ -241,14 +241,9 @@ def train_step(
         layout=layout,
     )
     finite = jnp.isfinite(losses.loss)
+    lr = learning_rate(config)(state.step)
     params, opt_state, report = apply_updates(
-        train,
-        state.params,
-        state.opt_state,
-        grads,
-        step=state.step,
-        lr=learning_rate(config)(state.step),
-        allow=finite,
+        train, state.params, state.opt_state, grads, step=state.step, lr=lr, allow=finite
     )
     if losses.latent_square is not None and config.flow.scale == "unit":
         variance = update_prior_variance(params["prior_variance"], losses.latent_square)
@@ -256,7 +251,11 @@ def train_step(
     ema = state.ema
     if ema is not None:
         ema = keep_unless(finite, update_ema(ema, params, decay=train.ema, step=state.step), ema)
+    return TrainState(state.step + 1, params, opt_state, ema, state.key), _metrics(losses, report)
 
+
+def _metrics(losses: Losses, report: UpdateReport) -> Metrics:
+    """The metrics of one update, as `train_step` returns them."""
     metrics = {
         "loss": losses.loss,
         "loss_z": losses.loss_z,
@@ -269,7 +268,7 @@ def train_step(
         metrics["loss_denoiser"] = losses.loss_denoiser
         metrics["denoiser_grad_norm"] = report.denoiser_grad_norm
         metrics["denoiser_skipped"] = 1.0 - report.denoiser_applied.astype(jnp.float32)
-    return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+    return metrics
 
 
 def update_prior_variance(variance: jax.Array, latent_square: jax.Array) -> jax.Array:
