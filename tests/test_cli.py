@@ -176,7 +176,7 @@ REFUSALS = {
     "guidance of none": ([*SAMPLE, "--class", "none", "--guidance", "1"], "attention_temperature"),
     "temperature inf": ([*SAMPLE, "--temperature", "inf"], "--temperature must be a finite number"),
     "no attention": ([*SAMPLE, "--attention-temperature", "0"], "must be a finite number > 0"),
-    "unknown solver": ([*SAMPLE, "--solver", "newton"], "--solver must be one of sequential, jacobi"),
+    "unknown solver": ([*SAMPLE, "--solver", "newton"], "--solver must be one of auto, gs-jacobi"),
     "option of another solver": ([*SAMPLE, "--block", "8"], "--block belongs to --solver jacobi"),
     "nothing to denoise": ([*SAMPLE, "--denoise", "score"], "denoise must be 'none'"),
     "seed too large": ([*SAMPLE, "--seed", "4294967296"], "--seed must be an integer from 0 to 4294967295"),

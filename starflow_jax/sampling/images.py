@@ -16,7 +16,7 @@ import numpy as np
 from starflow_jax.core.choices import Denoise, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import SOLVERS, ExperimentConfig
+from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import quantise
 from starflow_jax.data.sources.digits import digits
@@ -27,19 +27,7 @@ from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
-from starflow_jax.solvers import (
-    AnySolver,
-    Inversion,
-    Jacobi,
-    PerBlock,
-    Secant,
-    Sequential,
-    SlidingJacobi,
-    Solver,
-    gs_jacobi,
-    inverse,
-    selective,
-)
+from starflow_jax.solvers import AnySolver, Inversion, inverse, named_solver
 from starflow_jax.training.step.inputs import condition
 
 
@@ -231,35 +219,6 @@ def check_denoise(config: ExperimentConfig, denoise: str) -> None:
 def default_solver(config: ExperimentConfig) -> AnySolver:
     """The solver that `config.sample` names; ValueError for "auto", which needs a calibration."""
     return named_solver(config.sample.solver, config.flow)
-
-
-def named_solver(name: str, flow: FlowConfig, **options: Any) -> AnySolver:
-    """A solver by its name, with the options of its class or function.
-
-    "gs-jacobi" takes the deep block for the tough one, which a calibration would rank.
-
-    Raises:
-      ValueError: "auto", which a calibration has to choose, or an option out of range.
-    """
-    check_choice("solver", name, SOLVERS)
-    check(name != "auto", "solver 'auto' chooses by a calibration; give solver=auto(read_calibration(workdir, config))")
-    if name == "gs-jacobi":
-        return gs_jacobi(flow.num_blocks, (flow.num_blocks - 1,), **options)
-    if name == "selective":
-        return selective(flow.num_blocks, **options)
-    if name == "secant":
-        return PerBlock(tuple(Secant(lags=_lags(flow, block), **options) for block in range(flow.num_blocks)))
-    kinds: dict[str, type[Solver]] = {"sequential": Sequential, "jacobi": Jacobi, "sliding": SlidingJacobi}
-    return kinds[name](**options)
-
-
-def _lags(flow: FlowConfig, block: int) -> tuple[int, ...]:
-    """How far back a token's nearest neighbours are: the token before, the one above, that of the frame before."""
-    rows, columns = flow.grid
-    found = {1, columns}
-    if flow.temporal_causal and not flow.is_local(block):
-        found.add(rows * columns)
-    return tuple(sorted(found))
 
 
 def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, Sta
 from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
+from starflow_jax.solvers.named import named_solver
 from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_of
 from starflow_jax.solvers.secant import Secant
 from starflow_jax.solvers.selective import selective
@@ -41,6 +42,7 @@ __all__ = [
     "check_frames",
     "gs_jacobi",
     "inverse",
+    "named_solver",
     "selective",
     "solver_of",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
@@ -78,9 +80,20 @@ def calibrated_gs_jacobi(calibration: Calibration, *, tough: int = 1, **options:
       ValueError: a number out of range.
     """
     check_integer("gs_jacobi.tough", tough, minimum=0)
-    ranked = sorted(calibration.blocks, key=lambda found: found.crm, reverse=True)
+    ranked = sorted(calibration.blocks, key=lambda block: block.crm, reverse=True)
     starts: dict[int, Start] = {}
-    for found in calibration.blocks:
-        best = min(found.starts, key=lambda measure: measure.igm).start
-        starts[found.block] = found.affine if best == "affine" else best
-    return gs_jacobi(calibration.num_blocks, [found.block for found in ranked[:tough]], starts=starts, **options)
+    for block in calibration.blocks:
+        best = min(block.starts, key=lambda measure: measure.igm).start
+        starts[block.block] = block.affine if best == "affine" else best
+    return gs_jacobi(calibration.num_blocks, [block.block for block in ranked[:tough]], starts=starts, **options)
+
+
+@SOLVERS.register(
+    "gs-jacobi",
+    flags={"modules": "modules", "tolerance": "tolerance", "max_iterations": "tough_iterations"},
+)
+def gs_jacobi_solver(flow: FlowConfig, calibration: Calibration | None = None, **options: Any) -> PerBlock:
+    """`calibrated_gs_jacobi`, or without a calibration `gs_jacobi` with the deep block as the tough one."""
+    if calibration is not None:
+        return calibrated_gs_jacobi(calibration, **options)
+    return gs_jacobi(flow.num_blocks, (flow.num_blocks - 1,), **options)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from starflow_jax.core.config.checks import check_integer, check_real
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
+from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
+from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change
 from starflow_jax.solvers.start import Start, check_start, guess
 
 
+class _Evaluated(NamedTuple):
+    """The carry between evaluations without a check of the residual: `sums` of the last one, `inputs` that it read."""
+
+    x: jax.Array
+    cache: KVCache
+    sums: jax.Array
+    inputs: jax.Array
+
+
+@SOLVERS.register("jacobi", flags={"block": "block", "tolerance": "tolerance", "max_iterations": "max_iterations"})
 @dataclasses.dataclass(frozen=True)
 class Jacobi(Solver):
     """Iterates whole chunks of tokens until they stop moving.
@@ -63,14 +76,14 @@ class Jacobi(Solver):
 
     def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
         """See `Solver`; a last chunk that is cut short runs at the length of the longest of its kind."""
-        found, first = [], 0
+        chunks, first = [], 0
         while first < count:
             past = start + first > frame
             size = -(-count // self.modules) if self.block is None else self.block * (self.growth if past else 1)
-            found.append((first, min(size, count - first), past))
+            chunks.append((first, min(size, count - first), past))
             first += size
-        longest = {past: max(n for _, n, p in found if p == past) for _, _, past in found}
-        return tuple(Stage(first, length, Kind(longest[past], past)) for first, length, past in found)
+        longest = {past: max(n for _, n, p in chunks if p == past) for _, _, past in chunks}
+        return tuple(Stage(first, length, Kind(longest[past], past)) for first, length, past in chunks)
 
     def guess(self, noise: jax.Array) -> jax.Array:
         """See `Solver`."""
@@ -80,70 +93,53 @@ class Jacobi(Solver):
         self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
     ) -> tuple[State, StageReport]:
         """See `Solver`; where the stage starts past the first frame, at least frame + 1 tokens are known."""
-        size, batch = kind.size, state.noise.shape[0]
-        z = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
-        place = first + state.before
+        size = kind.size
+        noise = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
+        position = first + state.before
 
-        def read(back, count=size):
-            return jax.lax.dynamic_slice_in_dim(state.tokens, place - back, count, axis=1)
+        def read(offset: int, count: int = size) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(state.tokens, position - offset, count, axis=1)
 
-        known = read(1, 1)
+        previous = read(1, 1)
 
-        def next_inputs(x, active, inputs):
-            # A settled sample reads the same input again: its keys and values come out as they were.
-            return jnp.where(active[:, None, None], jnp.concatenate([known, x[:, :-1]], axis=1), inputs)
+        def next_inputs(x: jax.Array, active: jax.Array, inputs: jax.Array) -> jax.Array:
+            # A settled sample reads the same input again, so that its keys and values do not change.
+            return jnp.where(active[:, None, None], jnp.concatenate([previous, x[:, :-1]], axis=1), inputs)
 
-        def iterate(x, cache, inputs, active):
-            # Far from the solution an estimate may overflow: it must not poison what is computed from it next.
-            found, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
-            ends = jnp.where(active, jnp.asarray(length, jnp.int32), 0)
-            x, sums = found.update(z, x, jnp.stack([jnp.zeros_like(ends), ends], axis=1))
-            return x, cache, inputs, sums
+        def propose(current: Iterate) -> Iterate:
+            active = current.active
 
-        def unfinished(carry):
-            *_, active, _, number, _ = carry
-            return jnp.any(active) & (number < self.max_iterations)
+            def evaluate(x: jax.Array, cache: KVCache, inputs: jax.Array) -> tuple[jax.Array, KVCache, jax.Array]:
+                # Far from the solution an estimate may overflow; it must not spoil what is computed from it.
+                prediction, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
+                ends = jnp.where(active, jnp.asarray(length, jnp.int32), 0)
+                x, sums = prediction.update(noise, x, jnp.stack([jnp.zeros_like(ends), ends], axis=1))
+                return x, cache, sums
 
-        def body(carry):
-            x, cache, inputs, residual, active, iterations, number, residuals = carry
+            def again(_: jax.Array, carry: _Evaluated) -> _Evaluated:
+                inputs = next_inputs(carry.x, active, carry.inputs)
+                x, cache, sums = evaluate(carry.x, carry.cache, inputs)
+                return _Evaluated(x, cache, sums, inputs)
 
-            def again(_, carry):
-                x, cache, inputs, _ = carry
-                return iterate(x, cache, next_inputs(x, active, inputs), active)
+            evaluated = _Evaluated(*evaluate(current.x, current.cache, current.memory), current.memory)
+            evaluated = jax.lax.fori_loop(1, self.check_every, again, evaluated)
+            residual = jnp.where(active, self._residual(evaluated.sums), current.residual)
+            unsettled = ~(residual < self.tolerance)  # a NaN residual counts as unsettled
+            inputs = next_inputs(evaluated.x, unsettled, evaluated.inputs)
+            return Iterate(evaluated.x, evaluated.cache, residual, unsettled, inputs)
 
-            x, cache, inputs, sums = jax.lax.fori_loop(1, self.check_every, again, iterate(x, cache, inputs, active))
-            residual = jnp.where(active, self._residual(sums), residual)
-            residuals = residuals.at[number // self.check_every].set(jnp.max(residual))
-            iterations = iterations + self.check_every * active
-            # Written so that a NaN residual counts as unfinished.
-            active = ~(residual < self.tolerance)
-            inputs = next_inputs(x, active, inputs)
-            return x, cache, inputs, residual, active, iterations, number + self.check_every, residuals
-
-        # The first iteration of a chunk past the first frame reads one frame back; entries of that slice at or beyond
+        # The first iteration of a chunk after the first frame reads one frame back; entries of that slice at or beyond
         # the chunk's start still hold the noise.
-        back = 1 + state.frame if self.start == "frame" and kind.past else 1
-        checks = -(-self.max_iterations // self.check_every)
-        carry = (
-            read(0),
-            state.cache,
-            read(back),
-            jnp.full((batch,), jnp.inf),
-            jnp.ones((batch,), bool),
-            jnp.zeros((batch,), jnp.int32),
-            jnp.int32(0),
-            jnp.full((checks,), jnp.nan),
-        )
-        x, cache, _, residual, _, iterations, number, residuals = jax.lax.while_loop(unfinished, body, carry)
-        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, x, place, axis=1)
+        offset = 1 + state.frame if self.start == "frame" and kind.past else 1
+        start = Iterate.start(read(0), state.cache, memory=read(offset))
+        loop = iterate(propose, start, max_iterations=self.max_iterations, stride=self.check_every)
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, loop.iterate.x, position, axis=1)
         # As many iterations as tokens are exact whatever the tolerance.
-        settled = ((residual < self.tolerance) | (iterations >= length)) & finite_until(tokens, place + length)
-        report = StageReport(iterations, number, number * (size * batch), residual, settled, residuals)
-        return dataclasses.replace(state, tokens=tokens, cache=cache), report
+        settled = (loop.iterate.residual < self.tolerance) | (loop.iterations >= length)
+        report = loop.report(size, settled & finite_until(tokens, position + length))
+        return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
     def _residual(self, sums: jax.Array) -> jax.Array:
         """Relative mean-square change [B] of each sample, or of the whole batch, of `Estimate.update`'s sums."""
-        change, size = sums.T if self.per_sample else jnp.sum(sums, axis=0)
-        # All-zero tokens that did not move have settled: 0 / 0 counts as 0.
-        residual = jnp.where((change == 0) & (size == 0), 0.0, change / size)
-        return jnp.broadcast_to(residual, sums.shape[:1])
+        change, square = sums.T if self.per_sample else jnp.sum(sums, axis=0)
+        return jnp.broadcast_to(relative_change(change, square), sums.shape[:1])

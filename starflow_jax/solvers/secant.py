@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
+from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change
 from starflow_jax.solvers.jacobi import Jacobi
+from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.start import Start, check_start, guess
+
+
+@flax.struct.dataclass
+class NormalEquations:
+    """matrix: [B, groups, f, f], vector: [B, groups, f, c] of the least-squares fit, with f = lags x c features."""
+
+    matrix: jax.Array
+    vector: jax.Array
+
+
+@flax.struct.dataclass
+class _Observations:
+    """What the fit needs of the last iteration: F(x) and the step that x took, [B, n, c], and the equations."""
+
+    image: jax.Array
+    step: jax.Array
+    normal: NormalEquations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,58 +116,45 @@ class Secant(Solver):
         groups = -(-size // self.pool)
         valid = (jnp.arange(size) < length)[None, :, None]
         whole = jnp.broadcast_to(jnp.stack([jnp.int32(0), jnp.asarray(length, jnp.int32)]), (batch, 2))
-        z = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
-        place = first + state.before
-        known = jax.lax.dynamic_slice_in_dim(state.tokens, place - 1, 1, axis=1)
+        noise = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
+        position = first + state.before
+        previous = jax.lax.dynamic_slice_in_dim(state.tokens, position - 1, 1, axis=1)
 
-        def unfinished(carry):
-            *_, active, _, number, _ = carry
-            return jnp.any(active) & (number < self.max_iterations)
-
-        def body(carry):
-            x, before, step, normal, cache, residual, active, iterations, number, residuals = carry
-            # Far from the solution an estimate may overflow: it must not poison what is computed from it next.
-            inputs = jnp.concatenate([known, jnp.where(jnp.isfinite(x), x, 0.0)[:, :-1]], axis=1)
-            found, cache = predict(inputs, first, cache)
-            new, sums = found.update(z, x, whole)
+        def propose(current: Iterate) -> Iterate:
+            x, active, memory = current.x, current.active, current.memory
+            # Far from the solution an estimate may overflow; it must not spoil what is computed from it.
+            inputs = jnp.concatenate([previous, jnp.where(jnp.isfinite(x), x, 0.0)[:, :-1]], axis=1)
+            prediction, cache = predict(inputs, first, current.cache)
+            new, sums = prediction.update(noise, x, whole)
             image = jnp.where(valid, new, 0.0)
             gap = jnp.where(valid, new - x, 0.0)
-            square, total = sums.T
-            # Estimates of zero that did not move have settled: 0 / 0 counts as 0.
-            residual = jnp.where(active, jnp.where((square == 0) & (total == 0), 0.0, square / total), residual)
-            going = ~(residual < self.tolerance)  # written so that NaN goes on
-            normal = self._observe(normal, step, image - before, groups)
+            residual = jnp.where(active, relative_change(*sums.T), current.residual)
+            unsettled = ~(residual < self.tolerance)  # a NaN residual counts as unsettled
+            normal = self._observe(memory.normal, memory.step, image - memory.image, groups)
             correction = self._correction(self._fit(normal), gap)
             # A sample that settles ends on F(x) itself, one Jacobi step better than what was measured. The correction
             # is added to F(x), not the gap to x: x + (F(x) - x) is not F(x) where x is far off.
-            moved = jnp.where(going[:, None, None], new + correction, new)
+            moved = jnp.where(unsettled[:, None, None], new + correction, new)
             step = jnp.where(jnp.isfinite(moved - x), moved - x, 0.0)
             x = jnp.where(active[:, None, None] & valid, moved, x)
-            residuals = residuals.at[number].set(jnp.max(residual))
-            return x, image, step, normal, cache, residual, active & going, iterations + active, number + 1, residuals
+            return Iterate(x, cache, residual, active & unsettled, _Observations(image, step, normal))
 
         features = c * len(self.lags)
-        back = state.frame if self.start == "frame" and kind.past else 0
-        begins = jax.lax.dynamic_slice_in_dim(state.tokens, place - back, size, axis=1)
-        carry = (
-            begins,
-            jnp.zeros_like(begins),
-            jnp.zeros_like(begins),
-            (jnp.zeros((batch, groups, features, features)), jnp.zeros((batch, groups, features, c))),
-            state.cache,
-            jnp.full((batch,), jnp.inf),
-            jnp.ones((batch,), bool),
-            jnp.zeros((batch,), jnp.int32),
-            jnp.int32(0),
-            jnp.full((self.max_iterations,), jnp.nan),
+        offset = state.frame if self.start == "frame" and kind.past else 0
+        x = jax.lax.dynamic_slice_in_dim(state.tokens, position - offset, size, axis=1)
+        equations = NormalEquations(
+            jnp.zeros((batch, groups, features, features)), jnp.zeros((batch, groups, features, c))
         )
-        x, *_, cache, residual, _, iterations, number, residuals = jax.lax.while_loop(unfinished, body, carry)
-        old = jax.lax.dynamic_slice_in_dim(state.tokens, place, size, axis=1)
-        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, jnp.where(valid, x, old), place, axis=1)
+        memory = _Observations(jnp.zeros_like(x), jnp.zeros_like(x), equations)
+        start = Iterate.start(x, state.cache, memory)
+        loop = iterate(propose, start, max_iterations=self.max_iterations)
+        old = jax.lax.dynamic_slice_in_dim(state.tokens, position, size, axis=1)
+        new = jnp.where(valid, loop.iterate.x, old)
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, new, position, axis=1)
         # As many iterations as tokens are exact whatever the tolerance.
-        settled = ((residual < self.tolerance) | (iterations >= length)) & finite_until(tokens, place + length)
-        report = StageReport(iterations, number, number * (size * batch), residual, settled, residuals)
-        return dataclasses.replace(state, tokens=tokens, cache=cache), report
+        settled = (loop.iterate.residual < self.tolerance) | (loop.iterations >= length)
+        report = loop.report(size, settled & finite_until(tokens, position + length))
+        return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
     def _shifted(self, step: jax.Array) -> jax.Array:
         """The steps of the tokens one lag before each token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
@@ -152,24 +162,19 @@ class Secant(Solver):
         moved = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
         return jnp.concatenate(moved, axis=-1)
 
-    def _observe(
-        self, normal: tuple[jax.Array, jax.Array], step: jax.Array, response: jax.Array, groups: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """The normal equations of the fit, [B, groups, f, f] and [B, groups, f, c] with f = lags x c, after a step.
-
-        step: [B, n, c], zeros before the first one; response: [B, n, c], by how much F moved.
-        """
+    def _observe(self, normal: NormalEquations, step: jax.Array, response: jax.Array, groups: int) -> NormalEquations:
+        """The normal equations after a step; step: [B, n, c], 0 at first; response: [B, n, c], the change of F."""
         batch, count, _ = step.shape
         rest = ((0, 0), (0, groups * self.pool - count), (0, 0))
         causes = jnp.pad(self._shifted(step), rest).reshape(batch, groups, self.pool, -1)
         effect = jnp.pad(response, rest).reshape(batch, groups, self.pool, -1)
         matrix = jnp.einsum("bgki,bgkj->bgij", causes, causes, precision="highest")
         vector = jnp.einsum("bgki,bgkc->bgic", causes, effect, precision="highest")
-        return self.forget * normal[0] + matrix, self.forget * normal[1] + vector
+        return NormalEquations(self.forget * normal.matrix + matrix, self.forget * normal.vector + vector)
 
-    def _fit(self, normal: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Coefficients [B, groups, f, c]; 0 where nothing has been seen, or nothing finite."""
-        matrix, vector = normal
+    def _fit(self, normal: NormalEquations) -> jax.Array:
+        """Coefficients [B, groups, f, c]; 0 where nothing has been observed yet, or nothing finite."""
+        matrix, vector = normal.matrix, normal.vector
         features = matrix.shape[-1]
         scale = jnp.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / features
         usable = jnp.isfinite(scale) & (scale > 0) & jnp.isfinite(vector).all(axis=(-2, -1), keepdims=True)
@@ -191,3 +196,23 @@ class Secant(Solver):
 
         correction = jax.lax.fori_loop(0, self.sweeps, sweep, jnp.zeros_like(gap))
         return jnp.clip(jnp.where(jnp.isfinite(correction), correction, 0.0), -self.limit, self.limit)
+
+
+@SOLVERS.register("secant", flags={"block": "block", "tolerance": "tolerance", "max_iterations": "max_iterations"})
+def secant(flow: FlowConfig, **options: Any) -> PerBlock:
+    """`Secant` for every block of a flow, with the nearest neighbours of a token in the block as lags.
+
+    Args:
+      flow: the configuration of the flow.
+      **options: of `Secant`.
+    """
+    return PerBlock(tuple(Secant(lags=_neighbour_lags(flow, block), **options) for block in range(flow.num_blocks)))
+
+
+def _neighbour_lags(flow: FlowConfig, block: int) -> tuple[int, ...]:
+    """Distances to the token before, to the one above and, where the block spans frames, to that of the last frame."""
+    rows, columns = flow.grid
+    lags = {1, columns}
+    if flow.temporal_causal and not flow.is_local(block):
+        lags.add(rows * columns)
+    return tuple(sorted(lags))

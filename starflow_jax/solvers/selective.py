@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starflow_jax.core.config.checks import check_integer
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential
@@ -30,3 +34,9 @@ def selective(
     check_integer("selective.num_blocks", num_blocks, minimum=1)
     iterated = Jacobi.whole(tolerance=tolerance, max_iterations=max_iterations, start=start, per_sample=per_sample)
     return PerBlock((iterated,) * (num_blocks - 1) + (Sequential(),))
+
+
+@SOLVERS.register("selective", flags={"tolerance": "tolerance", "max_iterations": "max_iterations"})
+def selective_solver(flow: FlowConfig, **options: Any) -> PerBlock:
+    """`selective` for the blocks of a flow; options as there."""
+    return selective(flow.num_blocks, **options)

@@ -7,10 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until, frame_stages
 
 
+@SOLVERS.register("sequential")
 @dataclasses.dataclass(frozen=True)
 class Sequential(Solver):
     """One network evaluation a token; exact by construction. A stage is a frame."""

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.core.config.checks import check_integer, check_real
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, all_finite, finite_until, frame_stages
+from starflow_jax.solvers.fixed_point import Iterate, iterate
 from starflow_jax.solvers.start import Start, check_start, guess
 
 
+@SOLVERS.register("sliding", flags={"block": "window", "tolerance": "tolerance"})
 @dataclasses.dataclass(frozen=True)
 class SlidingJacobi(Solver):
     """Iterates a window of tokens and commits its settled prefix after every iteration.
@@ -72,40 +75,45 @@ class SlidingJacobi(Solver):
         end = jnp.asarray(first + length, jnp.int32)
         whole = jnp.tile(jnp.asarray([[0, size]], jnp.int32), (batch, 1))
 
-        def body(carry):
-            tokens, cache, done, number, residual = carry
-            place = state.before + done
-            inputs = jax.lax.dynamic_slice_in_dim(tokens, place - 1, size, axis=1)
-            old = jax.lax.dynamic_slice_in_dim(tokens, place, size, axis=1)
-            prediction, cache = predict(inputs, done, cache)
-            # All tokens move; how far is measured a token at a time, so that the sums of a sample are not needed.
-            new, _ = prediction.update(jax.lax.dynamic_slice_in_dim(state.noise, done, size, axis=1), old, whole)
-            # Far from the solution an estimate may overflow: it must not poison what is computed from it next. A
-            # sample whose exact first token is not finite is lost from here on, and nobody waits for it.
+        def unfinished(committed: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(committed < end, (batch,))
+
+        def propose(current: Iterate) -> Iterate:
+            tokens, committed = current.x, current.memory
+            position = state.before + committed
+            inputs = jax.lax.dynamic_slice_in_dim(tokens, position - 1, size, axis=1)
+            old = jax.lax.dynamic_slice_in_dim(tokens, position, size, axis=1)
+            prediction, cache = predict(inputs, committed, current.cache)
+            # All tokens move. The change is measured for each token below; the sums of a sample are not needed.
+            noise = jax.lax.dynamic_slice_in_dim(state.noise, committed, size, axis=1)
+            new, _ = prediction.update(noise, old, whole)
+            # Far from the solution an estimate may overflow; it must not spoil what is computed from it. A sample
+            # whose exact first token is not finite is lost from here on, and the window does not wait for it.
             lost = ~all_finite(new[:, :1])
             new = jnp.where(lost[:, None, None], jnp.nan, jnp.where(jnp.isfinite(new), new, 0.0))
             change = _relative_change(new, old)
-            # False from the first token on that has not settled in every sample.
-            settled = jnp.cumprod(jnp.all((change <= self.tolerance**2) | lost[:, None], axis=0).astype(jnp.int32))
-            commit = jnp.minimum(jnp.sum(settled) + 1, jnp.minimum(size, state.count - done))
-            # The last committed token is exact, whatever it moved by.
-            measured = jnp.where(jnp.arange(size) < commit - 1, change, 0.0)
-            residual = jnp.maximum(residual, jnp.max(measured, axis=1))
-            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new, place, axis=1)
-            tokens = self._enter(state, tokens, done, done + commit, size)
-            return tokens, cache, done + commit, number + 1, residual
+            num_commits = self._num_commits(change, lost, jnp.minimum(size, state.count - committed))
+            # The last committed token is exact, whatever its change.
+            measured = jnp.where(jnp.arange(size) < num_commits - 1, change, 0.0)
+            residual = jnp.maximum(current.residual, jnp.max(measured, axis=1))
+            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new, position, axis=1)
+            tokens = self._enter(state, tokens, committed, committed + num_commits, size)
+            committed = committed + num_commits
+            return Iterate(tokens, cache, residual, unfinished(committed), committed)
 
-        carry = (state.tokens, state.cache, state.extra, jnp.int32(0), jnp.zeros((batch,)))
-        tokens, cache, done, number, residual = jax.lax.while_loop(lambda carry: carry[2] < end, body, carry)
-        report = StageReport(
-            iterations=jnp.broadcast_to(number, (batch,)),
-            evaluations=number,
-            tokens=number * (size * batch),
-            residual=residual,
-            converged=finite_until(tokens, state.before + end),
-            residuals=jnp.full((0,), jnp.nan),
-        )
-        return dataclasses.replace(state, tokens=tokens, cache=cache, extra=done), report
+        start = Iterate(state.tokens, state.cache, jnp.zeros((batch,)), unfinished(state.extra), state.extra)
+        loop = iterate(propose, start)
+        final = loop.iterate
+        report = loop.report(size, finite_until(final.x, state.before + end))
+        return dataclasses.replace(state, tokens=final.x, cache=final.cache, extra=final.memory), report
+
+    def _num_commits(self, change: jax.Array, lost: jax.Array, most: int | jax.Array) -> jax.Array:
+        """The commit rule: the tokens that settled in every sample, up to the first that did not, and one more.
+
+        change: [B, W] of each token; lost: [B] samples that are ignored; most: tokens of the window still unsolved.
+        """
+        settled = jnp.all((change <= self.tolerance**2) | lost[:, None], axis=0)
+        return jnp.minimum(jnp.sum(jnp.cumprod(settled.astype(jnp.int32))) + 1, most)
 
     def _enter(self, state: State, tokens: jax.Array, left: int | jax.Array, begins: int | jax.Array, size: int):
         """Gives a first estimate to the tokens that enter as the window moves from `left` to `begins`."""

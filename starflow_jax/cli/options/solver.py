@@ -1,4 +1,4 @@
-"""Which solver inverts the blocks: its options on the command line, and the solver they name."""
+"""The solver that inverts the blocks: its options on the command line, and how it is built from them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,22 @@ from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.remarks import remark
 from starflow_jax.core.choices import Objective, choices
+from starflow_jax.core.registries import SOLVERS
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
     from starflow_jax.solvers import AnySolver, Calibration
 
-# What each solver takes: the name in the namespace, and that of the solver's own argument.
-_OPTIONS = {
-    "sequential": {},
-    "jacobi": {"block": "block", "tolerance": "tolerance", "max_iterations": "max_iterations"},
-    "sliding": {"block": "window", "tolerance": "tolerance"},
-    "selective": {"tolerance": "tolerance", "max_iterations": "max_iterations"},
-    "gs-jacobi": {"modules": "modules", "tolerance": "tolerance", "max_iterations": "tough_iterations"},
-    "secant": {"block": "block", "tolerance": "tolerance", "max_iterations": "max_iterations"},
-    "auto": {"objective": "objective", "target_error": "target_error"},
-}
-NAMES = tuple(_OPTIONS)
-
 
 def add_solver_options(parser: argparse.ArgumentParser) -> None:
     """Declares --solver and the options of each solver."""
+    names = SOLVERS.names()
     option = parser.add_argument
     option(
         "--solver",
-        type=choice(*NAMES),
+        type=choice(*names),
         metavar="NAME",
-        help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]} (default: the configuration's)",
+        help=f"{', '.join(names[:-1])} or {names[-1]} (default: the configuration's)",
     )
     option(
         "--block",
@@ -81,40 +71,34 @@ def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, st
     """The solver that the options name, or that of `config.sample` where they name none.
 
     Args:
-      arguments: with `workdir`, where "auto" finds its calibration.
-      config: of the run. step: of the parameters that are used. batch: samples that are drawn together.
+      arguments: with `workdir`, where a calibration of the run may be.
+      config: of the run.
+      step: training step of the parameters that are used.
+      batch: samples that are inverted together.
 
     Raises:
-      CommandError: an option of another solver, or no calibration for "auto".
+      CommandError: an option of another solver, or no calibration for a solver that needs one.
     """
-    from starflow_jax.sampling import default_solver, named_solver
-    from starflow_jax.solvers import calibrated_gs_jacobi
-    from starflow_jax.solvers.automatic.choice import auto
+    from starflow_jax.solvers.named import FLAGS, accepted_flags, named_solver, needs_calibration, uses_calibration
     from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
 
     name = arguments.solver or config.sample.solver
-    known = _OPTIONS[name]
-    given = {}
-    for option in dict.fromkeys(option for of_solver in _OPTIONS.values() for option in of_solver):
-        value = getattr(arguments, option)
+    accepted, options = accepted_flags(name), {}
+    for flag in FLAGS:
+        value = getattr(arguments, flag)
         if value is None:
             continue
-        if option not in known:
-            owners = [solver for solver, options in _OPTIONS.items() if option in options]
-            flag = f"--{option.replace('_', '-')}"
-            raise CommandError(f"{flag} belongs to --solver {' or '.join(owners)}, got --solver {name}")
-        given[known[option]] = value
-    if name == "auto":
+        if flag not in accepted:
+            owners = [solver for solver in SOLVERS.names() if flag in accepted_flags(solver)]
+            option = f"--{flag.replace('_', '-')}"
+            raise CommandError(f"{option} belongs to --solver {' or '.join(owners)}, got --solver {name}")
+        options[accepted[flag]] = value
+    calibration = None
+    if needs_calibration(name) or (uses_calibration(name) and (arguments.workdir / CALIBRATION_FILE).is_file()):
         with sentences(read_calibration):
-            found = read_calibration(arguments.workdir, config)
-        _warn_of_age(found, step)
-        return auto(found, batch=batch, **given)
-    if name == "gs-jacobi" and (arguments.workdir / CALIBRATION_FILE).is_file():
-        with sentences(read_calibration):
-            found = read_calibration(arguments.workdir, config)
-            _warn_of_age(found, step)
-            return calibrated_gs_jacobi(found, **given)
-    return named_solver(name, config.flow, **given) if given or arguments.solver else default_solver(config)
+            calibration = read_calibration(arguments.workdir, config)
+        _warn_of_age(calibration, step)
+    return named_solver(name, config.flow, calibration=calibration, batch=batch, **options)
 
 
 def _warn_of_age(calibration: Calibration, step: int) -> None:
@@ -130,5 +114,5 @@ def solver_figures(solver: AnySolver) -> dict[str, Any]:
     from starflow_jax.solvers import PerBlock
 
     if isinstance(solver, PerBlock):
-        return {"name": "perblock", "solvers": [solver_figures(own) for own in solver.solvers]}
+        return {"name": "perblock", "solvers": [solver_figures(block_solver) for block_solver in solver.solvers]}
     return {"name": type(solver).__name__.lower(), **dataclasses.asdict(solver)}  # type: ignore[call-overload] # all are

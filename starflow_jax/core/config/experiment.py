@@ -15,6 +15,7 @@ from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.config.mesh import MeshConfig
 from starflow_jax.core.config.source import DECODED
 from starflow_jax.core.config.train import TrainConfig
+from starflow_jax.core.registries import SOLVERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,30 +36,27 @@ class TextConfig:
         check(not twice, f"vocabulary must hold every word once, got {', '.join(sorted(twice))} again")
 
 
-SOLVERS = ("sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto")
-
-
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """How pictures are drawn unless a call says otherwise.
 
     Attributes:
       num: pictures; guidance: weight w of classifier-free guidance, 0 for none.
-      solver: how blocks are inverted, one of `SOLVERS`; "auto" is chosen by the run's calibration.
+      solver: how blocks are inverted, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
       temperature: factor of the noise z.
       denoise: what removes the training noise, "none", "score" or "learned".
     """
 
     num: int = 64
     guidance: float = 0.0
-    solver: Literal["sequential", "jacobi", "sliding", "selective", "gs-jacobi", "secant", "auto"] = "sequential"
+    solver: str = "sequential"
     temperature: float = 1.0
     denoise: Denoise = "none"
 
     def __post_init__(self):
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
-        check_choice("solver", self.solver, SOLVERS)
+        SOLVERS.check("solver", self.solver)
         check_real("temperature", self.temperature, minimum=0.0)
         check_choices(self)
 

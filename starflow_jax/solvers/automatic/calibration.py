@@ -19,7 +19,7 @@ from starflow_jax.solvers.start import AffineStart, Start
 
 SolverName = Literal["sequential", "jacobi", "sliding", "secant"]
 StartName = Literal["noise", "zero", "affine", "frame"]
-SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+CANDIDATES: tuple[SolverName, ...] = get_args(SolverName)
 STARTS: tuple[StartName, ...] = get_args(StartName)
 
 
@@ -40,7 +40,7 @@ class Method:
     pool: int = 1
 
     def __post_init__(self):
-        check_choice("solver", self.solver, SOLVERS)
+        check_choice("solver", self.solver, CANDIDATES)
         check_integer("window", self.window, minimum=1)
         check_choice("start", self.start, STARTS)
         check(

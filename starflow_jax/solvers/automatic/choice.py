@@ -8,6 +8,7 @@ import numpy as np
 
 from starflow_jax.core.choices import Objective
 from starflow_jax.core.config.checks import check_choice, check_integer, check_real
+from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Calibration, Trial
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential
@@ -32,6 +33,7 @@ class Choice(NamedTuple):
     sequential_seconds: float
 
 
+@SOLVERS.register("auto", flags={"objective": "objective", "target_error": "target_error"})
 def auto(
     calibration: Calibration, *, batch: int = 1, objective: Objective = "time", target_error: float | None = None
 ) -> PerBlock:

@@ -1,0 +1,68 @@
+"""Solvers by name, as a configuration or a command line asks for them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.registries import SOLVERS
+from starflow_jax.solvers.per_block import AnySolver
+
+if TYPE_CHECKING:
+    from starflow_jax.solvers.automatic.calibration import Calibration
+
+# The options that solvers share on the command line (--block, --max-iterations, ...).
+FLAGS = ("block", "modules", "tolerance", "max_iterations", "objective", "target_error")
+
+
+def named_solver(
+    name: str, flow: FlowConfig, *, calibration: Calibration | None = None, batch: int = 1, **options: Any
+) -> AnySolver:
+    """A solver by its registered name.
+
+    What is registered is called with `options`, and with those of `flow`, `calibration` and `batch` that it has
+    parameters for.
+
+    Args:
+      name: one of `SOLVERS.names()`.
+      flow: the configuration of the flow.
+      calibration: measurements of the flow's blocks (`solvers.automatic`), where there are any.
+      batch: samples that will be inverted together.
+      **options: arguments of the solver's class or function.
+
+    Raises:
+      ValueError: an unknown name, an option out of range, or no calibration for a solver that needs one.
+    """
+    build = SOLVERS.get(name)
+    parameters = inspect.signature(build).parameters
+    context = {"flow": flow, "calibration": calibration, "batch": batch}
+    check(
+        calibration is not None or not needs_calibration(name),
+        f"solver {name!r} chooses by a calibration; give calibration=read_calibration(workdir, config)",
+    )
+    return build(**{key: value for key, value in context.items() if key in parameters}, **options)
+
+
+def needs_calibration(name: str) -> bool:
+    """Whether a solver cannot be built without a calibration."""
+    parameter = inspect.signature(SOLVERS.get(name)).parameters.get("calibration")
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def uses_calibration(name: str) -> bool:
+    """Whether a solver can be built from a calibration."""
+    return "calibration" in inspect.signature(SOLVERS.get(name)).parameters
+
+
+def accepted_flags(name: str) -> dict[str, str]:
+    """The members of `FLAGS` that a solver takes, each with the name of the solver's argument.
+
+    These are the `flags` that the solver was registered with; without them, all parameters that are named like a flag.
+    """
+    flags = SOLVERS.details(name).get("flags")
+    if flags is not None:
+        return dict(flags)
+    parameters = inspect.signature(SOLVERS.get(name)).parameters
+    return {flag: flag for flag in FLAGS if flag in parameters}
