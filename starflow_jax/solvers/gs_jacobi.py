@@ -27,23 +27,23 @@ def gs_jacobi(
 ) -> PerBlock:
     """The strategy [tough - modules - tough_iterations - other_iterations] of the paper.
 
-    Tough blocks (a calibration ranks them) are cut into equal modules that are solved one after another, each by
-    Jacobi iteration: what one module has found is what the next one reads. All other blocks are iterated as a whole.
-    Two things differ from the paper: the stopping rule is `Jacobi.tolerance`, relative where theirs is the mean
-    absolute change, and no estimate is clamped.
+    The sequence of a tough block (a calibration ranks blocks) is cut into equal modules, which are solved one after
+    another by Jacobi iteration, each given the solution of those before it. All other blocks are iterated as a whole.
+    There are two differences to the paper: the stopping rule is the relative `Jacobi.tolerance` instead of the mean
+    absolute change, and estimates are not clamped.
 
     Args:
-      num_blocks: of the flow.
+      num_blocks: number of blocks of the flow.
       tough: indices of the tough blocks, block 0 nearest the data.
-      modules: of a tough block's sequence; the last is shorter where they do not divide it.
-      tough_iterations: most iterations of a module.
-      other_iterations: most iterations of every other block.
+      modules: modules per tough block; the last is shorter where the number of tokens is not a multiple.
+      tough_iterations: maximum number of iterations per module.
+      other_iterations: maximum number of iterations of every other block.
       tolerance: as `Jacobi.tolerance`.
-      starts: first estimates by block ("noise" where none is named).
+      starts: initial estimate by block; "noise" for the others.
       per_sample: as `Jacobi.per_sample`.
 
     Raises:
-      ValueError: where a block does not exist or a number is out of range.
+      ValueError: a block does not exist, or a number is out of range.
     """
     check_integer("gs_jacobi.num_blocks", num_blocks, minimum=1)
     starts = {} if starts is None else starts
@@ -68,16 +68,16 @@ def gs_jacobi(
 def calibrated_gs_jacobi(calibration: Calibration, *, tough: int = 1, **options: Any) -> PerBlock:
     """`gs_jacobi` set up by the paper's two measures.
 
-    The blocks of the largest convergence ranking (CRM) are the tough ones; every block starts where its initial guess
-    metric (IGM) is least.
+    The blocks with the largest convergence ranking (CRM) are the tough ones; every block starts from the initial guess
+    with the smallest initial guess metric (IGM).
 
     Args:
       calibration: of the flow.
-      tough: how many blocks are tough.
-      options: of `gs_jacobi`.
+      tough: number of tough blocks.
+      **options: as in `gs_jacobi`.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number is out of range.
     """
     check_integer("gs_jacobi.tough", tough, minimum=0)
     ranked = sorted(calibration.blocks, key=lambda block: block.crm, reverse=True)

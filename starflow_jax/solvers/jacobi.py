@@ -31,20 +31,20 @@ class _Evaluated(NamedTuple):
 class Jacobi(Solver):
     """Iterates whole chunks of tokens until they stop moving.
 
-    The map is triangular, so n iterations solve n tokens exactly; far fewer usually do. The tolerance bounds a
-    relative *mean-square* change: 1e-3 can leave a relative error near 0.1. A chunk that `max_iterations` ends is
-    reported as not converged. The keys and values of the last input iterate stay in the cache.
+    The map is triangular, so n iterations solve n tokens exactly; far fewer usually suffice. The tolerance bounds a
+    relative *mean-square* change: 1e-3 can leave a relative error near 0.1. A chunk that reaches `max_iterations` is
+    reported as not converged. The cache keeps the keys and values of the last inputs.
 
     Attributes:
       block: chunk length up to and including the end of the first frame; None for `modules` equal chunks.
-      growth: chunks that start later are this many times longer.
-      modules: where block is None, chunks that the whole sequence is cut into.
-      tolerance: stop at mean((x_new - x_old)^2) / mean(x_new^2) below this, over the chunk and the batch.
-      max_iterations: most iterations of a chunk (rounded up to a multiple of `check_every`).
-      start: first estimate of a chunk. "frame" starts chunks past the first frame from the frame before instead of
-        from the noise.
-      per_sample: measure the residual of every sample alone; a sample that has settled stops changing.
-      check_every: iterations between two looks at the residual.
+      growth: factor on the length of the chunks that start later.
+      modules: number of chunks that the whole sequence is cut into, where block is None.
+      tolerance: stop when mean((x_new - x_old)^2) / mean(x_new^2), over the chunk and the batch, is below this.
+      max_iterations: maximum number of iterations per chunk (rounded up to a multiple of `check_every`).
+      start: initial estimate of a chunk. "frame" starts chunks after the first frame from the previous frame instead
+        of the noise.
+      per_sample: measure the residual of each sample separately; a converged sample is not updated any more.
+      check_every: iterations between two checks of the residual.
     """
 
     block: int | None = 64
@@ -66,24 +66,24 @@ class Jacobi(Solver):
 
     @classmethod
     def paper(cls, **options: Any) -> Jacobi:
-        """The schedule of the paper's text: chunks of 64 in the first frame, of 512 after (released code: x4)."""
+        """The schedule of the paper: chunks of 64 in the first frame and of 512 after it (its released code: 256)."""
         return cls(**({"block": 64, "growth": 8} | options))
 
     @classmethod
     def whole(cls, **options: Any) -> Jacobi:
-        """The whole sequence as one chunk, as suits shallow blocks (arXiv 2505.24791)."""
+        """The whole sequence as one chunk, which is suitable for shallow blocks (arXiv 2505.24791)."""
         return cls(**({"block": None} | options))
 
     def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
-        """See `Solver`; a last chunk that is cut short runs at the length of the longest of its kind."""
+        """See `Solver`; a shorter last chunk runs at the length of the longest of its kind, with its tail masked."""
         chunks, first = [], 0
         while first < count:
-            past = start + first > frame
-            size = -(-count // self.modules) if self.block is None else self.block * (self.growth if past else 1)
-            chunks.append((first, min(size, count - first), past))
+            later = start + first > frame
+            size = -(-count // self.modules) if self.block is None else self.block * (self.growth if later else 1)
+            chunks.append((first, min(size, count - first), later))
             first += size
-        longest = {past: max(n for _, n, p in chunks if p == past) for _, _, past in chunks}
-        return tuple(Stage(first, length, Kind(longest[past], past)) for first, length, past in chunks)
+        longest = {later: max(n for _, n, k in chunks if k == later) for _, _, later in chunks}
+        return tuple(Stage(first, length, Kind(longest[later], later)) for first, length, later in chunks)
 
     def guess(self, noise: jax.Array) -> jax.Array:
         """See `Solver`."""
@@ -92,10 +92,10 @@ class Jacobi(Solver):
     def advance(
         self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
     ) -> tuple[State, StageReport]:
-        """See `Solver`; where the stage starts past the first frame, at least frame + 1 tokens are known."""
+        """See `Solver`; a stage after the first frame needs at least frame + 1 tokens before it."""
         size = kind.size
         noise = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
-        position = first + state.before
+        position = first + state.num_prefix
 
         def read(offset: int, count: int = size) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(state.tokens, position - offset, count, axis=1)
@@ -130,7 +130,7 @@ class Jacobi(Solver):
 
         # The first iteration of a chunk after the first frame reads one frame back; entries of that slice at or beyond
         # the chunk's start still hold the noise.
-        offset = 1 + state.frame if self.start == "frame" and kind.past else 1
+        offset = 1 + state.frame if self.start == "frame" and kind.after_first_frame else 1
         start = Iterate.start(read(0), state.cache, memory=read(offset))
         loop = iterate(propose, start, max_iterations=self.max_iterations, stride=self.check_every)
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, loop.iterate.x, position, axis=1)
@@ -140,6 +140,6 @@ class Jacobi(Solver):
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
     def _residual(self, sums: jax.Array) -> jax.Array:
-        """Relative mean-square change [B] of each sample, or of the whole batch, of `Estimate.update`'s sums."""
+        """Relative mean-square change [B] of each sample, or of the whole batch, from the sums of `Estimate.update`."""
         change, square = sums.T if self.per_sample else jnp.sum(sums, axis=0)
         return jnp.broadcast_to(relative_change(change, square), sums.shape[:1])

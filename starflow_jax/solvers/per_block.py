@@ -13,7 +13,7 @@ class PerBlock:
     """Different solvers for different blocks of a flow.
 
     Attributes:
-      solvers: one a block, block 0 (nearest the data) first; that of an identity block is never used.
+      solvers: one per block, block 0 (nearest the data) first; that of an identity block is not used.
     """
 
     solvers: tuple[Solver, ...]
@@ -28,7 +28,7 @@ AnySolver = Solver | PerBlock
 
 
 def solver_of(solver: AnySolver, block: int, num_blocks: int) -> Solver:
-    """The solver of one of `num_blocks` blocks; ValueError where a `PerBlock` was made for another number of them."""
+    """The solver of one of `num_blocks` blocks; ValueError where a `PerBlock` has another number of solvers."""
     if isinstance(solver, Solver):
         return solver
     check(

@@ -1,4 +1,4 @@
-"""Quasi-Newton on a few bands of the Jacobian that are fitted to the iteration's own steps: no evaluation is added."""
+"""Quasi-Newton iteration with a banded Jacobian that is fitted to the steps of the iteration itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NormalEquations:
 
 @flax.struct.dataclass
 class _Observations:
-    """What the fit needs of the last iteration: F(x) and the step that x took, [B, n, c], and the equations."""
+    """The last iteration as the fit uses it: F(x) and the step of x, [B, n, c], and the equations so far."""
 
     image: jax.Array
     step: jax.Array
@@ -39,36 +39,36 @@ class _Observations:
 
 @dataclasses.dataclass(frozen=True)
 class Secant(Solver):
-    """Jacobi iteration that learns, while it runs, how an error travels from token to token, and moves it ahead.
+    """Jacobi iteration accelerated by an estimate of how errors propagate from token to token.
 
-    Jacobi moves the solution x of x = F(x) by the gap F(x) - x, Newton by (I - J)^-1 (F(x) - x) with J = dF/dx,
-    strictly lower triangular. A step d that was taken tells J d = F(x + d) - F(x) to first order, at no cost. One
-    product says little about a general matrix; it says enough about
+    To solve x = F(x), Jacobi iteration adds the gap F(x) - x to x, and Newton's method (I - J)^-1 (F(x) - x) with
+    J = dF/dx, strictly lower triangular. A step d of the iteration gives J d = F(x + d) - F(x) to first order without
+    a further evaluation. One such product does not determine a general matrix, but it does determine
 
         (J d)_i ~= sum over lags l of A_l d_(i-l),
 
-    where the c x c matrices A_l of a sample are shared by `pool` neighbouring tokens: for each channel a least-squares
-    fit of lags x c numbers to pool equations an iteration, older ones counting less (`forget`). With the token before
-    and the one above as lags, the step (I - J)^-1 gap is a few shifted products (the series of J's powers; J is
-    nilpotent, so it ends).
+    where the c x c matrices A_l of a sample are shared by `pool` neighbouring tokens: for each channel, a least-squares
+    fit of lags x c coefficients to pool equations per iteration, with older ones weighted down (`forget`). With the
+    previous token and the one above as lags, (I - J)^-1 gap is a few shifted products (the Neumann series, which is
+    finite since J is nilpotent).
 
-    The step of a token depends on the gaps of its own and of earlier tokens alone. Where all earlier tokens are exact
-    it is the gap itself, so an iteration solves one more token exactly whatever the fit says, as Jacobi's does: n
-    iterations solve n tokens. Jacobi's own gap decides when to stop.
+    The step of a token depends on its own gap and those of earlier tokens alone. Where all earlier tokens are exact
+    the step is the gap itself, so that each iteration solves one more token exactly whatever the fit: n iterations
+    solve n tokens, as for Jacobi. The Jacobi gap is what the stopping rule measures.
 
-    An iteration takes one network evaluation, as Jacobi's does; the fit and the series work on tokens of c channels.
+    An iteration takes one network evaluation, as Jacobi's does; the fit and the series act on tokens of c channels.
 
     Attributes:
       block, growth, start: as in `Jacobi`; block None is the whole sequence.
-      tolerance: stop at mean(gap^2) / mean(F(x)^2) below this, for each sample; a settled sample stops changing.
-      max_iterations: most iterations of a chunk.
-      lags: distances between a token and those it is taken to depend on: 1 and the tokens of a row, for a picture; of
-        a frame, too, for a video.
-      pool: tokens that share coefficients; best a few times lags x c of them.
-      forget: weight of an iteration's equations in the next one's fit, times itself each iteration; below 1.
-      ridge: pulls the coefficients to 0, relative to the mean square of the steps they are fitted to.
-      sweeps: terms of the series, hence lags that an error is moved in one iteration.
-      limit: most that a channel may be moved beyond the gap.
+      tolerance: a sample has converged when mean(gap^2) / mean(F(x)^2) is below this; it is not updated any more.
+      max_iterations: maximum number of iterations per chunk.
+      lags: distances to the tokens that a token is taken to depend on: 1 and the tokens of a row for an image, and
+        those of a frame for a video.
+      pool: number of tokens that share coefficients; a few times lags x c works best.
+      forget: factor on older equations in each iteration; below 1.
+      ridge: ridge regularisation of the fit, relative to the mean square of the steps.
+      sweeps: terms of the series, hence lags that an error propagates over in one iteration.
+      limit: largest correction of a channel beyond the gap.
     """
 
     block: int | None = None
@@ -111,13 +111,13 @@ class Secant(Solver):
     def advance(
         self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
     ) -> tuple[State, StageReport]:
-        """See `Solver`; where the stage starts past the first frame, at least frame + 1 tokens are known."""
+        """See `Solver`; a stage after the first frame needs at least frame + 1 tokens before it."""
         size, (batch, _, c) = kind.size, state.noise.shape
         groups = -(-size // self.pool)
         valid = (jnp.arange(size) < length)[None, :, None]
         whole = jnp.broadcast_to(jnp.stack([jnp.int32(0), jnp.asarray(length, jnp.int32)]), (batch, 2))
         noise = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
-        position = first + state.before
+        position = first + state.num_prefix
         previous = jax.lax.dynamic_slice_in_dim(state.tokens, position - 1, 1, axis=1)
 
         def propose(current: Iterate) -> Iterate:
@@ -140,7 +140,7 @@ class Secant(Solver):
             return Iterate(x, cache, residual, active & unsettled, _Observations(image, step, normal))
 
         features = c * len(self.lags)
-        offset = state.frame if self.start == "frame" and kind.past else 0
+        offset = state.frame if self.start == "frame" and kind.after_first_frame else 0
         x = jax.lax.dynamic_slice_in_dim(state.tokens, position - offset, size, axis=1)
         equations = NormalEquations(
             jnp.zeros((batch, groups, features, features)), jnp.zeros((batch, groups, features, c))
@@ -157,7 +157,7 @@ class Secant(Solver):
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
     def _shifted(self, step: jax.Array) -> jax.Array:
-        """The steps of the tokens one lag before each token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
+        """The steps of the tokens at each lag before every token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
         count = step.shape[1]
         moved = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
         return jnp.concatenate(moved, axis=-1)
@@ -184,7 +184,7 @@ class Secant(Solver):
         return jnp.linalg.solve(matrix + self.ridge * jnp.eye(features), vector)
 
     def _correction(self, coefficients: jax.Array, gap: jax.Array) -> jax.Array:
-        """What (I - J)^-1 gap adds to the gap, [B, n, c]; coefficients: [B, groups, f, c]."""
+        """(I - J)^-1 gap - gap, [B, n, c]; coefficients: [B, groups, f, c]."""
         batch, count, c = gap.shape
         groups = coefficients.shape[1]
         rest = ((0, 0), (0, groups * self.pool - count), (0, 0))

@@ -1,4 +1,4 @@
-"""Selective Jacobi decoding: the noise-side block token by token, the others iterated as a whole (arXiv 2505.24791)."""
+"""Selective Jacobi decoding: the deep block token by token, the others by Jacobi iteration (arXiv 2505.24791)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def selective(
     start: Start = "noise",
     per_sample: bool = False,
 ) -> PerBlock:
-    """Sequential for the block next to the noise, whole-sequence Jacobi for the rest.
+    """Sequential for the deep block, whole-sequence Jacobi for the others.
 
-    The paper finds that the first block to be inverted has little redundancy between tokens, so that iterating it as
-    a whole gains nothing, while the later ones settle in a few iterations. Its stopping rule is the largest absolute
+    The paper reports that the block inverted first has little redundancy between tokens, so that parallel iteration
+    gains nothing there, while the others converge in a few iterations. Its stopping rule is the largest absolute
     change; here it is `Jacobi.tolerance`.
 
     Args:
-      num_blocks: of the flow.
+      num_blocks: number of blocks of the flow.
       tolerance, max_iterations, start, per_sample: as in `Jacobi`.
     """
     check_integer("selective.num_blocks", num_blocks, minimum=1)

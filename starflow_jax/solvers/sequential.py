@@ -15,14 +15,14 @@ from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, f
 @SOLVERS.register("sequential")
 @dataclasses.dataclass(frozen=True)
 class Sequential(Solver):
-    """One network evaluation a token; exact by construction. A stage is a frame."""
+    """One network evaluation per token; exact by construction. A stage is a frame."""
 
     def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
         """See `Solver`."""
         return frame_stages(count, start, frame, size=1)
 
     def padding(self, count: int, start: int, frame: int) -> int:
-        """None: it writes one slot at a time."""
+        """0: one slot is written at a time."""
         return 0
 
     def advance(
@@ -33,10 +33,10 @@ class Sequential(Solver):
 
         def step(index, carry):
             tokens, cache = carry
-            previous = jax.lax.dynamic_slice_in_dim(tokens, state.before + index - 1, 1, axis=1)
+            previous = jax.lax.dynamic_slice_in_dim(tokens, state.num_prefix + index - 1, 1, axis=1)
             affine, cache = predict(previous, index, cache)
             token = affine.inverse(jax.lax.dynamic_slice_in_dim(state.noise, index, 1, axis=1))
-            return jax.lax.dynamic_update_slice_in_dim(tokens, token, state.before + index, axis=1), cache
+            return jax.lax.dynamic_update_slice_in_dim(tokens, token, state.num_prefix + index, axis=1), cache
 
         length = jnp.asarray(length, jnp.int32)
         tokens, cache = jax.lax.fori_loop(first, first + length, step, (state.tokens, state.cache))
@@ -45,7 +45,7 @@ class Sequential(Solver):
             evaluations=length,
             tokens=length * batch,
             residual=jnp.zeros((batch,)),
-            converged=finite_until(tokens, state.before + first + length),
+            converged=finite_until(tokens, state.num_prefix + first + length),
             residuals=jnp.full((0,), jnp.nan),
         )
         return dataclasses.replace(state, tokens=tokens, cache=cache), report

@@ -1,4 +1,4 @@
-"""Jacobi iteration in a window that slides past every token as soon as it is settled (prefix commit)."""
+"""Jacobi iteration in a sliding window that commits tokens as soon as they have settled."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from starflow_jax.solvers.start import Start, check_start, guess
 class SlidingJacobi(Solver):
     """Iterates a window of tokens and commits its settled prefix after every iteration.
 
-    Block-wise Jacobi waits until the slowest token of a chunk has settled while the chunk's first tokens have been
-    final for long, and starts the next chunk cold. Here a token leaves the window as soon as it is final, and the
-    tokens behind move up, already part of the way to their solution.
+    Block-wise Jacobi iterates a chunk until its slowest token has settled, although its first tokens settle much
+    earlier, and starts the next chunk from the initial guess. Here a token leaves the window as soon as it is final,
+    and the later tokens move up with the estimates that they have reached.
 
-    Which tokens are final: an iteration computes token j from the values that the tokens before it had *entering* the
-    iteration. Token 0 of the window reads committed tokens only, so its new value is exact. If its value moved by
-    less than the tolerance, token 1 has read an input that was right to the tolerance, and so on: where the first m
-    tokens of the window have moved by less, m + 1 tokens are final. Every iteration therefore commits at least one
-    token, n iterations always suffice, and tolerance 0 gives the sequential answer. The keys and values that a
-    committed token leaves in the cache were computed in that same iteration, from inputs right to the tolerance.
+    Which tokens are final: an iteration computes token j from the values that the tokens before it had at the start of
+    the iteration. Token 0 of the window depends on committed tokens only, so its new value is exact. If its value
+    changed by less than the tolerance, the input of token 1 was correct to the tolerance, and so on: where the first m
+    tokens of the window changed by less than the tolerance, m + 1 tokens are final. Every iteration therefore commits
+    at least one token, n iterations always suffice, and tolerance 0 gives the sequential result. The cached keys and
+    values of a committed token were computed in the same iteration, from inputs correct to the tolerance.
 
-    All samples of a batch share one window: it waits for the slowest sample. A stage is a frame, and ends when its
-    tokens are committed; the window reaches into the next frames all the while and keeps what it has found there.
+    All samples of a batch share one window, which waits for the slowest sample. A stage is a frame and ends when its
+    tokens are committed; the window extends into the next frame, whose estimates are kept.
 
     Attributes:
       window: tokens that are iterated together.
       tolerance: a token has settled where the root mean square over its channels of the last change is at most this,
         relative to that of the window's values up to and including it.
-      start: first estimate of tokens that enter the window; "frame": the token's value one frame before, where there
-        is one, else its noise.
+      start: initial estimate of tokens that enter the window; "frame": the token's value in the previous frame, where
+        it has been computed, else its noise.
     """
 
     window: int = 64
@@ -60,17 +60,17 @@ class SlidingJacobi(Solver):
         """See `Solver`."""
         return guess(self.start, noise)
 
-    def begin(self, z: jax.Array, known: jax.Array, cache: KVCache, *, padding: int, frame: int) -> State:
+    def begin(self, z: jax.Array, prefix: jax.Array, cache: KVCache, *, padding: int, frame: int) -> State:
         """See `Solver`; `State.extra` is the number of tokens committed so far, [] int32."""
-        state = super().begin(z, known, cache, padding=padding, frame=frame)
-        # The first window enters as a whole.
+        state = super().begin(z, prefix, cache, padding=padding, frame=frame)
+        # All tokens of the first window enter at once.
         tokens = self._enter(state, state.tokens, -padding, 0, padding)
         return dataclasses.replace(state, tokens=tokens, extra=jnp.int32(0))
 
     def advance(
         self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
     ) -> tuple[State, StageReport]:
-        """See `Solver`; the stage may have been committed before it starts, and then takes no evaluation."""
+        """See `Solver`; a stage whose tokens are committed already takes no evaluation."""
         size, batch = kind.size, state.noise.shape[0]
         end = jnp.asarray(first + length, jnp.int32)
         whole = jnp.tile(jnp.asarray([[0, size]], jnp.int32), (batch, 1))
@@ -80,7 +80,7 @@ class SlidingJacobi(Solver):
 
         def propose(current: Iterate) -> Iterate:
             tokens, committed = current.x, current.memory
-            position = state.before + committed
+            position = state.num_prefix + committed
             inputs = jax.lax.dynamic_slice_in_dim(tokens, position - 1, size, axis=1)
             old = jax.lax.dynamic_slice_in_dim(tokens, position, size, axis=1)
             prediction, cache = predict(inputs, committed, current.cache)
@@ -92,7 +92,7 @@ class SlidingJacobi(Solver):
             lost = ~all_finite(new[:, :1])
             new = jnp.where(lost[:, None, None], jnp.nan, jnp.where(jnp.isfinite(new), new, 0.0))
             change = _relative_change(new, old)
-            num_commits = self._num_commits(change, lost, jnp.minimum(size, state.count - committed))
+            num_commits = self._num_commits(change, lost, jnp.minimum(size, state.num_tokens - committed))
             # The last committed token is exact, whatever its change.
             measured = jnp.where(jnp.arange(size) < num_commits - 1, change, 0.0)
             residual = jnp.maximum(current.residual, jnp.max(measured, axis=1))
@@ -104,7 +104,7 @@ class SlidingJacobi(Solver):
         start = Iterate(state.tokens, state.cache, jnp.zeros((batch,)), unfinished(state.extra), state.extra)
         loop = iterate(propose, start)
         final = loop.iterate
-        report = loop.report(size, finite_until(final.x, state.before + end))
+        report = loop.report(size, finite_until(final.x, state.num_prefix + end))
         return dataclasses.replace(state, tokens=final.x, cache=final.cache, extra=final.memory), report
 
     def _num_commits(self, change: jax.Array, lost: jax.Array, most: int | jax.Array) -> jax.Array:
@@ -115,25 +115,28 @@ class SlidingJacobi(Solver):
         settled = jnp.all((change <= self.tolerance**2) | lost[:, None], axis=0)
         return jnp.minimum(jnp.sum(jnp.cumprod(settled.astype(jnp.int32))) + 1, most)
 
-    def _enter(self, state: State, tokens: jax.Array, left: int | jax.Array, begins: int | jax.Array, size: int):
-        """Gives a first estimate to the tokens that enter as the window moves from `left` to `begins`."""
+    def _enter(
+        self, state: State, tokens: jax.Array, old: int | jax.Array, new: int | jax.Array, size: int
+    ) -> jax.Array:
+        """Initialises the tokens that enter as the window moves from token `old` to token `new`."""
         if self.start != "frame":
-            return tokens  # `guess` has given it to all of them
-        place = state.before + begins
-        own = jax.lax.dynamic_slice_in_dim(tokens, place, size, axis=1)
-        index = begins + jnp.arange(size)
-        earlier = index - state.frame
-        # What a frame before has not been in the window either is no better than the noise; 0 is the start token.
-        known = (index >= left + size) & (earlier < left + size) & (state.before + earlier >= 1)
-        before = jnp.take(tokens, jnp.maximum(state.before + earlier, 0), axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(tokens, jnp.where(known[:, None], before, own), place, axis=1)
+            return tokens  # initialised by `guess`
+        position = state.num_prefix + new
+        current = jax.lax.dynamic_slice_in_dim(tokens, position, size, axis=1)
+        index = new + jnp.arange(size)
+        source = index - state.frame
+        # A source that has not been in the window itself still holds its noise; index 0 is the start token.
+        usable = (index >= old + size) & (source < old + size) & (state.num_prefix + source >= 1)
+        previous = jnp.take(tokens, jnp.maximum(state.num_prefix + source, 0), axis=1)
+        updated = jnp.where(usable[:, None], previous, current)
+        return jax.lax.dynamic_update_slice_in_dim(tokens, updated, position, axis=1)
 
 
 def _relative_change(new: jax.Array, old: jax.Array) -> jax.Array:
     """Mean-square change [B, W] of each token, relative to the mean square of the values up to and including it.
 
-    A token near zero is thus measured by its neighbours, and never by the tokens behind it, which may be far off.
+    The change of a token near zero is thus relative to its neighbours, and independent of later tokens.
     """
     change, square = jnp.mean((new - old) ** 2, axis=2), jnp.mean(new**2, axis=2)
-    size = jnp.cumsum(square, axis=1) / jnp.arange(1, new.shape[1] + 1)
-    return jnp.where(change == 0, 0.0, change / size)
+    mean_square = jnp.cumsum(square, axis=1) / jnp.arange(1, new.shape[1] + 1)
+    return jnp.where(change == 0, 0.0, change / mean_square)

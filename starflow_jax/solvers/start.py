@@ -1,4 +1,4 @@
-"""Where an iteration starts: the noise, zero, an affine map of the noise, or the frame before."""
+"""Initial estimates of an iteration: the noise, zero, an affine map of the noise, or the previous frame."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starflow_jax.core.config.checks import check, check_choice, check_real
 
 @dataclasses.dataclass(frozen=True)
 class AffineStart:
-    """x = mean_c + scale_c z for every channel c of a token: the best guess that knows statistics alone.
+    """x = mean_c + scale_c z for every channel c of a token: the best guess from channel statistics alone.
 
     Attributes:
-      mean, scale: one number a token channel.
+      mean, scale: one number per token channel.
     """
 
     mean: tuple[float, ...]
@@ -33,7 +33,7 @@ class AffineStart:
                 check_real(f"start.{name}", value)
 
     def __call__(self, noise: jax.Array) -> jax.Array:
-        """The guess for noise [B, n, c]; ValueError where c differs."""
+        """The initial estimate for noise [B, n, c]; ValueError where c is not the number of channels."""
         check(
             noise.shape[-1] == len(self.mean),
             f"start.mean must have a number for each of the {noise.shape[-1]} channels of a token, "
@@ -42,7 +42,7 @@ class AffineStart:
         return jnp.asarray(self.mean, jnp.float32) + jnp.asarray(self.scale, jnp.float32) * noise
 
 
-# "frame": tokens past the first frame start from the frame before, those of the first from the noise.
+# "frame": tokens after the first frame start from the previous frame, those of the first frame from the noise.
 Start = Literal["noise", "zero", "frame"] | AffineStart
 
 
@@ -53,7 +53,7 @@ def check_start(name: str, start: Start) -> None:
 
 
 def guess(start: Start, noise: jax.Array) -> jax.Array:
-    """The first estimate that needs the noise alone, for noise [B, n, c] (of "frame" that of the first frame)."""
+    """The initial estimate for noise [B, n, c], where it depends on the noise alone ("frame": of the first frame)."""
     if isinstance(start, AffineStart):
         return start(noise)
     return jnp.zeros_like(noise) if start == "zero" else noise

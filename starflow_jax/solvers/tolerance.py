@@ -1,4 +1,4 @@
-"""Solvers with another tolerance than they were built with, one that may be traced."""
+"""Copies of solvers with another tolerance, which may be traced."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from starflow_jax.solvers.secant import Secant
 
 
 def with_tolerance(solver: Solver, tolerance: float | jax.Array) -> Solver:
-    """A copy of `solver` with another tolerance; without effect where it has none.
+    """A copy of `solver` with another tolerance; an unchanged copy where it has none.
 
-    A solver is a static value, so that each tolerance is a program of its own. Inside a compiled function, and only
-    there, the copy may hold a traced number: one program then serves all tolerances. Such a copy has no hash.
+    Solvers are static arguments, so every tolerance compiles a program of its own. Inside a compiled function, and only
+    there, the copy may hold a traced number, and one program serves all tolerances. Such a copy is not hashable.
     """
-    found = copy.copy(solver)
+    result = copy.copy(solver)
     if hasattr(solver, "tolerance"):
-        object.__setattr__(found, "tolerance", tolerance)
-    return found
+        object.__setattr__(result, "tolerance", tolerance)
+    return result
 
 
 def bounds_square(solver: Solver) -> bool:
-    """Whether the tolerance bounds a mean square, and hence about the square of an error."""
+    """Whether the tolerance bounds a mean square, hence the square of an error rather than the error."""
     return isinstance(solver, Jacobi | Secant)
 
 
 def loosened(solver: AnySolver, factor: float | jax.Array) -> AnySolver:
-    """`solver` with its tolerances changed so that about `factor` times the error is left; see `with_tolerance`."""
+    """`solver` with its tolerances scaled so that its error grows by about `factor`; see `with_tolerance`."""
     if isinstance(solver, PerBlock):
-        return PerBlock(tuple(loosened(own, factor) for own in solver.solvers))  # type: ignore[misc] # none is PerBlock
+        return PerBlock(tuple(loosened(block_solver, factor) for block_solver in solver.solvers))  # type: ignore[misc] # none is PerBlock
     if not hasattr(solver, "tolerance"):
         return solver
     return with_tolerance(solver, solver.tolerance * (factor**2 if bounds_square(solver) else factor))

@@ -270,7 +270,7 @@ def _windows(
 def _turns(window: Window, span: Span) -> tuple[_Turn, ...]:
     """The stages of a window, with the whole frames that each of them completes."""
     frame, plan = window.grid.frame, span.plan
-    ends = [(span.free + stage.first + stage.length) // frame for stage in plan]
+    ends = [(span.num_trivial + stage.first + stage.length) // frame for stage in plan]
     counts = np.diff([0, *ends]).tolist()
     group: dict[Kind, int] = {}
     for stage, count in zip(plan, counts, strict=True):
