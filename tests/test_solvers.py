@@ -132,7 +132,7 @@ def test_a_window_as_long_as_the_video_changes_nothing(clip):
 
 
 def test_default_context_is_all_but_one_frame():
-    assert SlidingWindow(5).kept == 4
+    assert SlidingWindow(5).num_context == 4
 
 
 @pytest.mark.parametrize("guidance", [Guidance(0.0, NULL), None])

@@ -151,7 +151,7 @@ def draw_videos(arguments: argparse.Namespace, config: ExperimentConfig, params:
             "given_frames": given_shown,
             "size": list(shown_size),
             "fps": fps,
-            "window": None if plan.kind.window is None else [plan.kind.window.frames, plan.kind.window.kept],
+            "window": None if plan.kind.window is None else [plan.kind.window.frames, plan.kind.window.num_context],
             "solver": solver_figures(solver),
             "guidance": float(plan.scalars["weight"]),
             "denoise": plan.kind.denoise,

@@ -53,9 +53,9 @@ def log_likelihoods(
         scored = functools.partial(log_likelihoods, params, config, batch_size=batch_size)
         total = scored(x[:, : window.frames], cond, given=given)
         later = cond if later_cond is None else later_cond
-        for end in range(window.frames, x.shape[1], window.frames - window.kept):
-            first = end - window.kept
-            total = total + scored(x[:, first : first + window.frames], later, given=window.kept)
+        for end in range(window.frames, x.shape[1], window.frames - window.num_context):
+            first = end - window.num_context
+            total = total + scored(x[:, first : first + window.frames], later, given=window.num_context)
         return total
     count, batch_size, layout = len(x), min(batch_size, len(x)), layout_of(params)
     scores = []

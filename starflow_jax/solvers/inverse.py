@@ -23,10 +23,11 @@ from starflow_jax.solvers.span import Span
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
-    """How a video longer than the trained one is generated (specification, section 4, "Longer than trained").
+    """Windows in which a video longer than the trained one is generated (specification, section 4).
 
     Attributes:
-      frames: G, generated together. context: Q < G, kept as context of the next window; None means G - 1.
+      frames: G, frames per window.
+      context: Q < G, last frames of a window that are the context of the next one; None means G - 1.
     """
 
     frames: int
@@ -42,26 +43,26 @@ class SlidingWindow:
             )
 
     @property
-    def kept(self) -> int:
-        """Q, resolved."""
+    def num_context(self) -> int:
+        """Q, with None resolved."""
         return self.frames - 1 if self.context is None else self.context
 
 
 @flax.struct.dataclass
 class BlockReport(Report):
-    """How one block's inversion went: as `Report`, of B samples (of B videos where the block runs inside frames)."""
+    """The report of one block, for B samples (B videos where the block runs inside frames)."""
 
     block: int = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
 class Inversion:
-    """What `inverse` returns.
+    """The result of `inverse`.
 
     Attributes:
       x: data in the layout of z, float32.
-      states: data-layout arrays: z as the stack received it, then the state after each inverted block (x last).
-      reports: one a block, in the order of inversion (deep block first; identity blocks have none).
+      states: arrays in the layout of z: z itself, then the state after each inverted block (x last).
+      reports: one per block, in the order of inversion (deep block first; identity blocks have none).
     """
 
     x: jax.Array
@@ -70,12 +71,12 @@ class Inversion:
 
     @property
     def evaluations(self) -> jax.Array:
-        """Depth: network evaluations that followed one another, over all blocks, [] int32."""
+        """Depth: sequential network evaluations of all blocks, [] int32."""
         return sum((jnp.sum(r.evaluations) for r in self.reports), jnp.int32(0))
 
     @property
     def tokens(self) -> jax.Array:
-        """Tokens that went through a network, over all blocks, [] int32 (see `StageReport.tokens`)."""
+        """Tokens that the networks of all blocks processed, [] int32 (see `StageReport.tokens`)."""
         return sum((jnp.sum(r.tokens) for r in self.reports), jnp.int32(0))
 
     @property
@@ -98,24 +99,24 @@ def inverse(
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
-    TARFlow draws from its prior: z is scaled by the square root of `prior_variance` first, so that the inverse of a
-    forward pass takes z / sqrt(prior_variance) where that is not 1 (the volume-preserving variant).
+    TARFlow samples from its prior: z is first scaled by the square root of `prior_variance`. Where that is not 1 (the
+    volume-preserving variant), inverting a forward pass therefore takes z / sqrt(prior_variance).
 
     Args:
-      flow: the parameters.
+      flow: the flow.
       z: noise [B, H, W, C] or [B, T, H, W, C].
       cond: as in `Flow.forward`.
-      solver: how blocks are inverted (`PerBlock`: each in its own way); None means `Sequential()`.
+      solver: the solver of all blocks, or a `PerBlock`; None means `Sequential()`.
       guidance: classifier-free guidance.
-      prefix: given frames [B, P, H, W, C]; they come back exactly, followed by T - P new ones.
+      prefix: given frames [B, P, H, W, C]; the result holds them unchanged, followed by T - P new ones.
       window: generate a video longer than the trained one in overlapping windows.
       temperature: scalar that divides every attention logit of the inverse, the re-encoding of given frames included
         (STARFlow; TARFlow's belongs to `LinearGuidance`).
-      later_cond: as `cond`, what windows after the first are conditioned on (a caption for a clip that goes on, say);
-        None means `cond`.
+      later_cond: condition of the windows after the first, shaped as `cond` (another caption, for example); None means
+        `cond`.
 
     Raises:
-      ValueError: where the arguments contradict each other or the configuration.
+      ValueError: the arguments contradict each other or the configuration.
     """
     config = flow.config
     solvers = [solver_of(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
@@ -159,12 +160,12 @@ def inverse(
 
 
 def check_later(cond: jax.Array | None, later_cond: jax.Array | None) -> None:
-    """Raises ValueError unless `later_cond` is None or looks like `cond`: one program serves all later windows."""
+    """Raises ValueError unless `later_cond` is None or has the shape of `cond`, as one program serves all windows."""
     if later_cond is not None:
-        seen = None if cond is None else tuple(cond.shape)
+        expected = None if cond is None else tuple(cond.shape)
         check(
-            seen == tuple(later_cond.shape),
-            f"later_cond must have the shape of cond, {seen}, got {tuple(later_cond.shape)}",
+            expected == tuple(later_cond.shape),
+            f"later_cond must have the shape of cond, {expected}, got {tuple(later_cond.shape)}",
         )
 
 
@@ -173,17 +174,17 @@ def check_frames(
 ) -> None:
     """Raises ValueError where given frames or windows do not fit noise of `shape` [B, T, H, W, C].
 
-    Both need frames that stay in order in every block that spans frames.
+    Both require that every block that spans frames reads them in their order.
     """
     if prefix is None and window is None:
         return
     config = flow.config
-    what = "prefix" if prefix is not None else "window"
-    check(grid.frames is not None, f"{what} needs a video z [B, T, H, W, C], got shape {tuple(shape)}")
+    name = "prefix" if prefix is not None else "window"
+    check(grid.frames is not None, f"{name} needs a video z [B, T, H, W, C], got shape {tuple(shape)}")
     for index in range(config.num_blocks):
         crosses = not config.is_local(index) and not flow.blocks[index].is_identity
         if crosses and block_order(config, index, grid) == "flip":
-            raise ValueError(f"{what} needs temporal_causal=True: block {index} reads the frames backwards")
+            raise ValueError(f"{name} needs temporal_causal=True: block {index} reads the frames backwards")
     if prefix is not None:
         fits = prefix.ndim == 5 and prefix.shape[0] == shape[0] and prefix.shape[2:] == tuple(shape[2:])
         check(
@@ -200,12 +201,12 @@ def check_frames(
 
 @flax.struct.dataclass
 class BlockTask:
-    """The inversion of one block: orders, given tokens and windows around spans and their solver.
+    """The inversion of one block: token orders, given frames and windows, around spans and their solver.
 
     Attributes:
       flow, cond, guidance, temperature, index, solver: as in `Span`.
       later_cond: as in `inverse`.
-      grid: of the whole call, raster order.
+      grid: grid of the whole call.
       window: as in `inverse`.
     """
 
@@ -220,17 +221,17 @@ class BlockTask:
     window: SlidingWindow | None = flax.struct.field(pytree_node=False, default=None)
 
     def span(self, tokens: int, *, start: int = 0, context: int = 0) -> Span:
-        """The span of `tokens` unsolved tokens after `context` encoded ones, the first at place `start` of all."""
-        own, folded = self.flow.block_grid(self.index, self.grid)
-        if own.frames is not None:
-            own = own.with_frames((context + tokens) // own.frame)
+        """The span of `tokens` unsolved tokens after `context` encoded ones; start: index of the first of them."""
+        grid, folded = self.flow.block_grid(self.index, self.grid)
+        if grid.frames is not None:
+            grid = grid.with_frames((context + tokens) // grid.frame)
         return Span(
             self.flow,
             self.cond,
             self.guidance,
             self.temperature,
             index=self.index,
-            grid=own,
+            grid=grid,
             folded=folded,
             solver=self.solver,
             start=start,
@@ -238,13 +239,13 @@ class BlockTask:
         )
 
     def solve(self, tokens: jax.Array, given: jax.Array | None = None) -> tuple[jax.Array, BlockReport]:
-        """Inverts raster tokens [B, ([T,] h, w), c]; given: the first frames' tokens as they entered the block."""
+        """Inverts raster tokens [B, ([T,] h, w), c]; given: the block's input for the given frames."""
         flow, index = self.flow, self.index
-        own, folded = flow.block_grid(index, self.grid)
+        grid, folded = flow.block_grid(index, self.grid)
         z = flow.to_block(index, tokens, self.grid)
-        # Inside frames nothing needs a prefix: each frame is inverted alone, and given ones are put back below.
-        prefix = None if own.frames is None else self._ordered_prefix(given)
-        if own.frames is None or self.window is None or own.frames <= self.window.frames:
+        # A block inside frames needs no prefix: each frame is inverted alone, and given ones are inserted below.
+        prefix = None if grid.frames is None else self._ordered_prefix(given)
+        if grid.frames is None or self.window is None or grid.frames <= self.window.frames:
             parts, report = self._solve_span(z, prefix)
         else:
             parts, report = self._solve_windows(z, prefix)
@@ -252,7 +253,7 @@ class BlockTask:
         raster = flow.from_block(index, x, self.grid, tokens.shape[0])
         if given is not None:
             raster = raster.at[:, : given.shape[1]].set(given)
-        return raster, BlockReport(**vars(_of_videos(report, folded)), block=index)
+        return raster, BlockReport(**vars(_worst_frames(report, folded)), block=index)
 
     def _ordered_prefix(self, given: jax.Array | None) -> jax.Array | None:
         if given is None:
@@ -260,29 +261,29 @@ class BlockTask:
         return self.flow.to_block(self.index, given, self.grid.with_frames(given.shape[1]))
 
     def _solve_span(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
-        """Solves tokens that pass through one cache; prefix: the given tokens at their beginning."""
+        """Solves tokens that pass through one cache; prefix: the given ones of them, at the beginning."""
         given = 0 if prefix is None else prefix.shape[1]
         return self.span(z.shape[1] - given, start=given, context=given).solve(z[:, given:], prefix)
 
     def _solve_windows(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
-        """G frames, then G - Q more at a time, each after its Q frames of context re-encoded from position 0."""
-        window, own = self.window, self.grid
-        assert window is not None and own.frames is not None
-        frame = own.frame
+        """Solves G frames, then G - Q at a time, after Q frames of context that are re-encoded from position 0."""
+        window, grid = self.window, self.grid
+        assert window is not None and grid.frames is not None
+        frame = grid.frame
         x, report = self._solve_span(z[:, : window.frames * frame], prefix)
         parts, reports = [x], [report]
         if prefix is not None:
             x = jnp.concatenate([prefix, x], axis=1)
-        fresh, kept = (window.frames - window.kept) * frame, window.kept * frame
+        fresh, context = (window.frames - window.num_context) * frame, window.num_context * frame
         done = window.frames * frame
-        full, rest = divmod(own.tokens - done, fresh)
-        # The last G frames so far: the context, and what a first iteration may read before it.
+        full, rest = divmod(grid.tokens - done, fresh)
+        # The last G frames so far: the context, and frames before it that an initial estimate may read.
         history = x[:, -done:]
         later = self if self.later_cond is None else self.replace(cond=self.later_cond)  # type: ignore[attr-defined]
 
         def advance(history, noise):
-            span = later.span(noise.shape[1], start=done, context=kept)
-            x, report = span.solve(noise, history[:, -kept:], history)
+            span = later.span(noise.shape[1], start=done, context=context)
+            x, report = span.solve(noise, history[:, -context:], history)
             return jnp.concatenate([history, x], axis=1)[:, -done:], (x, report)
 
         if full:
@@ -299,8 +300,8 @@ class BlockTask:
         return jnp.concatenate(parts, axis=1), joined
 
 
-def _of_videos(report: Report, folded: int) -> Report:
-    """A report of B x T frames as one of B videos: their worst frame."""
+def _worst_frames(report: Report, folded: int) -> Report:
+    """The report of B videos from one of B x T frames: that of the worst frame of each."""
     if folded == 1:
         return report
 
@@ -316,7 +317,7 @@ def _of_videos(report: Report, folded: int) -> Report:
 
 
 def _join_windows(report: Report, tokens: int) -> Report:
-    """Reports stacked over windows of `tokens` tokens, [windows, chunks, ...], as one."""
+    """One report from reports stacked over windows of `tokens` tokens, [windows, chunks, ...]."""
     offsets = jnp.arange(report.starts.shape[0], dtype=jnp.int32)[:, None] * tokens
     report = dataclasses.replace(report, starts=report.starts + offsets)
     return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), report)

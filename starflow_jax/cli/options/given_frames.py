@@ -76,7 +76,7 @@ def read_given(
         pictures = clip.frames[: _pixel_frames(frames // 2, autoencoder)]
         return _given(frames, pictures, autoencoder, TRANSLATE, clip.fps)
     frames = asked or trained
-    used = _pixel_frames(min(latent, 1 if name == "--image" else window.kept), autoencoder)
+    used = _pixel_frames(min(latent, 1 if name == "--image" else window.num_context), autoencoder)
     pictures = clip.frames[:1] if name == "--image" else clip.frames[-used:]
     if name == "--continue" and used < len(clip.frames):
         remark(

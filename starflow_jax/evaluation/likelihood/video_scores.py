@@ -146,7 +146,7 @@ def score_clips(
     """
     window = config.data.frames
     if context is None:
-        context = default_window(window).kept if window > 1 else 0
+        context = default_window(window).num_context if window > 1 else 0
     check_request(config, clips, draws=draws, batch_size=batch_size, context=context)
     counts = [len(window_starts(len(clip.pixels), max(window, 1), context)) for clip in clips]
     size = min(batch_size, sum(counts))

@@ -172,7 +172,7 @@ def denoise_chunks(kind: VideoKind) -> tuple[int | None, int | None]:
     if kind.window is None:
         return None, None
     if kind.denoise == "score":
-        return kind.window.frames, kind.window.kept
+        return kind.window.frames, kind.window.num_context
     reach = kind.flow.denoiser.window if kind.flow.denoiser is not None else None
     return kind.window.frames, None if reach is None else min(reach, kind.window.frames - 1)
 

@@ -1,6 +1,6 @@
-"""What is known of a flow's blocks before they are inverted: a value, with a form in JSON.
+"""Measurements of how the blocks of a flow are best inverted, as a dataclass that is stored as JSON.
 
-`solvers.automatic.measurement` measures it, `solvers.automatic.choice` chooses solvers by it.
+`solvers.automatic.measurement` makes them, and `solvers.automatic.choice` chooses solvers from them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Method:
     """A solver without its tolerance.
 
     Attributes:
-      solver: which; window: tokens that a network evaluation works on (1 for "sequential").
-      start: first estimates ("affine": from the block's channel statistics).
-      lags, pool: of "secant" (see `Secant`); empty and 1 for others.
+      solver: one of `CANDIDATES`.
+      window: tokens of one network evaluation (1 for "sequential").
+      start: initial estimate ("affine": from the block's channel statistics).
+      lags, pool: of "secant" (see `Secant`); empty and 1 for the others.
     """
 
     solver: SolverName
@@ -52,7 +53,7 @@ class Method:
             check_integer("lags", lag, minimum=1)
 
     def build(self, tolerance: float, affine: AffineStart | None, tokens: int) -> Solver:
-        """The solver for a sequence of `tokens` tokens; affine: what "affine" stands for."""
+        """The solver for a sequence of `tokens` tokens; affine: the start that "affine" stands for."""
         if self.solver == "sequential":
             return Sequential()
         start: Start
@@ -63,35 +64,42 @@ class Method:
             start = self.start
         if self.solver == "sliding":
             return SlidingJacobi(self.window, tolerance, start)
-        # As many iterations as tokens always suffice; a sample that has settled early is left alone.
+        # As many iterations as tokens always suffice; a sample that has converged is not updated.
         block = None if self.window >= tokens else self.window
-        most = min(self.window, tokens)
+        max_iterations = min(self.window, tokens)
         if self.solver == "secant":
             return Secant(
-                block=block, tolerance=tolerance, max_iterations=most, start=start, lags=self.lags, pool=self.pool
+                block=block,
+                tolerance=tolerance,
+                max_iterations=max_iterations,
+                start=start,
+                lags=self.lags,
+                pool=self.pool,
             )
-        return Jacobi(block=block, growth=1, tolerance=tolerance, max_iterations=most, start=start, per_sample=True)
+        return Jacobi(
+            block=block, growth=1, tolerance=tolerance, max_iterations=max_iterations, start=start, per_sample=True
+        )
 
     @property
     def label(self) -> str:
-        """A few words for a table."""
+        """A short description for tables."""
         return self.solver if self.solver == "sequential" else f"{self.solver} {self.window} from {self.start}"
 
     @property
     def squares(self) -> bool:
-        """Whether the tolerance bounds a mean square, hence about the square of the error."""
+        """Whether the tolerance bounds a mean square, hence the square of the error rather than the error."""
         return self.solver in ("jacobi", "secant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a method did on one block of the calibration samples, all of them at once.
+    """The result of a method on one block, with all calibration samples in one batch.
 
     Attributes:
-      method, tolerance: what was tried.
-      depth: network evaluations that followed one another.
+      method, tolerance: the solver.
+      depth: sequential network evaluations.
       error: relative error (root mean square) of the block's output, that of the worst sample.
-      seconds: of the whole block, compilation apart.
+      seconds: time for the whole block without compilation.
     """
 
     method: Method
@@ -111,9 +119,9 @@ class Cost:
     """Measured time of one network evaluation.
 
     Attributes:
-      window: tokens it worked on; 1 is that of the sequential solver.
-      batch: samples.
-      seconds: including what the solver does around it.
+      window: tokens of the evaluation; 1 for the sequential solver.
+      batch: number of samples.
+      seconds: time, including the solver's own operations.
     """
 
     window: int
@@ -140,16 +148,17 @@ class StartMeasure:
 
 @dataclasses.dataclass(frozen=True)
 class BlockCalibration:
-    """What is known of one block.
+    """Measurements of one block.
 
     Attributes:
-      block: its index, 0 nearest the data.
-      tokens: length of the sequence it inverts (a frame, where it runs inside frames).
-      crm: convergence ranking (arXiv 2505.12849); the larger, the tougher.
-      starts: IGM of the starts.
-      mean, scale: per channel of a token, x = mean + scale z fitted by least squares: the affine start.
-      amplification: relative error of the final sample for a relative error of this block's output.
-      trials: what was tried. costs: the time table.
+      block: index of the block, 0 nearest the data.
+      tokens: length of its sequence (one frame, where the block runs inside frames).
+      crm: convergence ranking (arXiv 2505.12849); the larger, the slower the convergence.
+      starts: IGM of the initial estimates.
+      mean, scale: per channel of a token, the least-squares fit x = mean + scale z: the affine start.
+      amplification: relative error of the final sample divided by the relative error of this block's output.
+      trials: the methods that were tried.
+      costs: times of network evaluations.
     """
 
     block: int
@@ -167,7 +176,7 @@ class BlockCalibration:
         check_integer("tokens", self.tokens, minimum=1)
         check_real("crm", self.crm, minimum=0.0)
         check_real("amplification", self.amplification, minimum=0.0)
-        AffineStart(self.mean, self.scale)  # checks itself
+        AffineStart(self.mean, self.scale)  # raises ValueError where they do not fit
         check(bool(self.trials), "trials must hold at least one trial, got none")
         sequential = [trial for trial in self.trials if trial.method.solver == "sequential"]
         check(len(sequential) == 1, f"trials must hold one of the sequential solver, got {len(sequential)}")
@@ -185,14 +194,17 @@ class BlockCalibration:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What is known of all blocks of a flow.
+    """Measurements of all blocks of a flow.
 
     Attributes:
-      step: of the checkpoint. device: what the times were measured on.
-      shape: of one sample, ([T,] H, W, C); samples: how many were used.
+      step: training step of the checkpoint.
+      device: kind of the device that the times were measured on.
+      shape: of one sample, ([T,] H, W, C).
+      samples: number of samples that were used.
       guidance: weight of classifier-free guidance, 0 for none.
-      target_error: the relative error of the final sample that trials aimed at.
-      num_blocks: of the flow; blocks: those with layers, block 0 first.
+      target_error: relative error of the final sample that the trials aimed at.
+      num_blocks: number of blocks of the flow.
+      blocks: measurements of the blocks with layers, block 0 first.
     """
 
     step: int
@@ -213,21 +225,21 @@ class Calibration:
         check(len(self.shape) in (3, 4), f"shape must be [T,] H, W, C, got {list(self.shape)}")
         for size in self.shape:
             check_integer("shape", size, minimum=1)
-        numbers = [of_block.block for of_block in self.blocks]
+        indices = [block.block for block in self.blocks]
         check(
-            numbers == sorted(set(numbers)) and bool(numbers) and numbers[-1] < self.num_blocks,
-            f"blocks must be different ones below num_blocks={self.num_blocks}, in order, got {numbers}",
+            indices == sorted(set(indices)) and bool(indices) and indices[-1] < self.num_blocks,
+            f"blocks must be different ones below num_blocks={self.num_blocks}, in order, got {indices}",
         )
 
     def ranked(self) -> tuple[int, ...]:
-        """Blocks by CRM, the toughest first."""
-        return tuple(found.block for found in sorted(self.blocks, key=lambda found: -found.crm))
+        """Block indices by CRM, the slowest to converge first."""
+        return tuple(block.block for block in sorted(self.blocks, key=lambda block: -block.crm))
 
     def to_json(self) -> str:
-        """The form in which it is stored."""
+        """The calibration as JSON."""
         return to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """What `to_json` wrote; ValueError, one sentence, for anything else."""
+        """Reads the result of `to_json`; ValueError for anything else."""
         return from_json(text, cls)

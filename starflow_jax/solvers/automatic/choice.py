@@ -1,4 +1,4 @@
-"""The solver of every block that a calibration predicts to be best."""
+"""Chooses the solver of every block that is best according to a calibration."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from starflow_jax.solvers.automatic.calibration import BlockCalibration, Calibra
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential
 
-# An iteration must promise this share of the sequential time at most: times of a busy machine are not exact.
-_WORTH = 0.9
+# An iterative solver must be predicted to take at most this share of the sequential time: times are noisy.
+_MAX_SHARE = 0.9
 
 
 class Choice(NamedTuple):
-    """What was chosen for a block.
+    """The choice for one block.
 
     Attributes:
-      block, tokens: which, and how long a sequence it inverts.
-      trial: on the calibration samples.
-      seconds: predicted for the batch; sequential_seconds: likewise, token by token.
+      block, tokens: index of the block and length of its sequence.
+      trial: the chosen trial of the calibration.
+      seconds: predicted time for the batch.
+      sequential_seconds: predicted time of the sequential solver.
     """
 
     block: int
@@ -39,22 +40,22 @@ def auto(
 ) -> PerBlock:
     """The best solver of every block, with its window, start and tolerance.
 
-    The allowed error of the final sample is shared out equally: a block may add target_error / blocks, divided by
-    what the blocks after it make of an error. Only trials that kept this are considered; with "time" an iteration
-    must also be predicted to beat the sequential solver, which is chosen otherwise.
+    The allowed error of the final sample is divided equally: a block may add target_error / blocks, divided by the
+    block's amplification. Only trials within this error are considered; with "time" an iterative solver must also be
+    predicted to be faster than the sequential one, which is chosen otherwise.
 
     Args:
-      calibration: of the flow.
-      batch: samples that will be drawn together; times are interpolated between the measured batches.
-      objective: least time on the machine that was calibrated, or least depth: evaluations that follow one
-        another, which is what the latency of a large accelerator follows.
+      calibration: measurements of the flow.
+      batch: samples per batch; times are interpolated between the measured batches.
+      objective: "time", least time on the calibrated device, or "depth", fewest sequential evaluations, which
+        determine the latency on a large accelerator.
       target_error: relative error of the final sample; None means the calibration's.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument is out of range.
     """
     chosen = {c.block: c for c in choices(calibration, batch=batch, objective=objective, target_error=target_error)}
-    affine = {found.block: found.affine for found in calibration.blocks}
+    affine = {block.block: block.affine for block in calibration.blocks}
     return PerBlock(
         tuple(
             chosen[k].trial.method.build(chosen[k].trial.tolerance, affine[k], chosen[k].tokens)
@@ -68,65 +69,65 @@ def auto(
 def choices(
     calibration: Calibration, *, batch: int = 1, objective: Objective = "time", target_error: float | None = None
 ) -> tuple[Choice, ...]:
-    """What `auto` chooses for each block with layers, block 0 first; arguments and errors as there."""
+    """The choices of `auto` for the blocks with layers, block 0 first; arguments and errors as there."""
     check_integer("batch", batch, minimum=1)
     check_choice("objective", objective, get_args(Objective))
     target_error = calibration.target_error if target_error is None else target_error
     check_real("target_error", target_error, minimum=0.0)
     return tuple(
         _choose(
-            found,
+            block,
             calibration.samples,
             batch,
             objective,
-            target_error / len(calibration.blocks) / max(found.amplification, 1e-6),
+            target_error / len(calibration.blocks) / max(block.amplification, 1e-6),
         )
-        for found in calibration.blocks
+        for block in calibration.blocks
     )
 
 
-def _choose(found: BlockCalibration, samples: int, batch: int, objective: Objective, allowed: float) -> Choice:
-    sequential = _predicted(found, found.sequential, samples, batch)
-    best = Choice(found.block, found.tokens, found.sequential, sequential, sequential)
-    for trial in found.trials:
+def _choose(block: BlockCalibration, samples: int, batch: int, objective: Objective, allowed: float) -> Choice:
+    """The best trial of a block whose error is at most `allowed`."""
+    sequential = _predicted_seconds(block, block.sequential, samples, batch)
+    best = Choice(block.block, block.tokens, block.sequential, sequential, sequential)
+    for trial in block.trials:
         if trial.error > allowed or trial.method.solver == "sequential":
             continue
-        seconds = _predicted(found, trial, samples, batch)
-        candidate = Choice(found.block, found.tokens, trial, seconds, sequential)
+        seconds = _predicted_seconds(block, trial, samples, batch)
+        candidate = Choice(block.block, block.tokens, trial, seconds, sequential)
         if objective == "time":
-            better = seconds < min(best.seconds, _WORTH * sequential)
+            better = seconds < min(best.seconds, _MAX_SHARE * sequential)
         else:
             better = (trial.depth, seconds) < (best.trial.depth, best.seconds)
         best = candidate if better else best
     return best
 
 
-def _predicted(found: BlockCalibration, trial: Trial, samples: int, batch: int) -> float:
-    """Seconds of a trial's method for `batch` samples, from those for `samples` and how evaluations scale."""
+def _predicted_seconds(block: BlockCalibration, trial: Trial, samples: int, batch: int) -> float:
+    """The time of a trial's method for `batch` samples, scaled from the time measured for `samples`."""
     if batch == samples:
         return trial.seconds
-    window = trial.method.window
-    there, here = (_evaluation(found, window, rows) for rows in (samples, batch))
-    return trial.seconds * here / there
+    measured, wanted = (_evaluation_seconds(block, trial.method.window, rows) for rows in (samples, batch))
+    return trial.seconds * wanted / measured
 
 
-def _evaluation(found: BlockCalibration, window: int, batch: int) -> float:
-    """Seconds of an evaluation of `window` tokens of `batch` samples: bilinear between what was measured.
+def _evaluation_seconds(block: BlockCalibration, window: int, batch: int) -> float:
+    """The time of an evaluation of `window` tokens of `batch` samples, bilinear in the measured costs.
 
-    Linear in the batch between and beyond the measured ones, never below the fastest; then linear in the window. Where
-    one batch was measured, a larger one costs a window of tokens as many times more but a single token nothing, so that
-    iteration is not chosen for a gain that nobody saw.
+    Linear in the batch, extrapolated too, but never below the fastest; then linear in the window. Where only one batch
+    was measured, the time of a window grows in proportion to the batch and that of a single token not at all, so that
+    no iterative solver is chosen for a gain that was not measured.
     """
-    windows = sorted({cost.window for cost in found.costs if (cost.window == 1) == (window == 1)})
+    windows = sorted({cost.window for cost in block.costs if (cost.window == 1) == (window == 1)})
     if not windows:
         return 1.0
     times = []
     for size in windows:
-        points = sorted((cost.batch, cost.seconds) for cost in found.costs if cost.window == size)
+        points = sorted((cost.batch, cost.seconds) for cost in block.costs if cost.window == size)
         batches, seconds = np.asarray(points).T
         if len(points) == 1:
-            more = 1.0 if size == 1 else max(1.0, batch / batches[0])
-            times.append(float(seconds[0] * more))
+            growth = 1.0 if size == 1 else max(1.0, batch / batches[0])
+            times.append(float(seconds[0] * growth))
             continue
         slope, level = np.polyfit(batches, seconds, 1)
         times.append(max(float(level + slope * batch), float(seconds.min()), 1e-9))

@@ -1,8 +1,8 @@
-"""Measures how each block of a flow is best inverted, on samples of its own data.
+"""Measures how each block of a flow is best inverted, on samples of its training data.
 
-The forward pass gives both ends of every block, so that every trial is compared with the exact answer and no
-sequential run is needed for that. The two measures of GS-Jacobi (arXiv 2505.12849) come out on the way; beyond them,
-solvers are simply tried: network evaluations, error, seconds.
+The forward pass gives the input and the output of every block, so that every trial is compared with the exact
+solution. Solvers are tried, with their network evaluations, error and time; the two measures of GS-Jacobi
+(arXiv 2505.12849) are computed as well.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from starflow_jax.solvers.inverse import BlockTask
 from starflow_jax.solvers.start import AffineStart
 from starflow_jax.solvers.tolerance import with_tolerance
 
-# A tolerance that one iteration meets, and one that float32 just reaches.
+# A tolerance that a single iteration meets, and one near the resolution of float32.
 _ONE_ITERATION, _EXACT = 1e30, 1e-11
-# Shares of a sequence that are tried as windows; none below _SHORTEST tokens.
+# Windows of 1/share of the sequence are tried, none below _SHORTEST tokens.
 _SHARES, _SHORTEST = (4, 16), 8
-# Runs of which the shortest counts.
+# Timed runs of each trial, of which the fastest counts.
 _ROUNDS = 3
 
 
-# A numpy array where a `jax.Array` would do as well: calibration computes on the host what no network computes.
+# numpy.ndarray or jax.Array: everything but the networks is computed on the host.
 _Host = Any
 
 
 class _Probe(NamedTuple):
-    """What decides a compiled trial."""
+    """The static arguments of a compiled trial."""
 
     config: FlowConfig
     block: int
@@ -58,7 +58,9 @@ class _Probe(NamedTuple):
     solver: Solver
 
 
-class _Found(NamedTuple):
+class _Outcome(NamedTuple):
+    """The solution of a trial and its sequential network evaluations."""
+
     x: _Host
     depth: int
 
@@ -73,11 +75,11 @@ def _try(
     cond: jax.Array | None,
     guidance: AnyGuidance | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Inverts one block from z, start: [rows, n, c] in its order, with another tolerance than `probe.solver` has."""
+    """Inverts one block with another tolerance than that of `probe.solver`; z, start: [rows, n, c] in its order."""
     flow = merge(abstract(probe.config)[0], params)
     solver = with_tolerance(probe.solver, tolerance)
     if getattr(probe.solver, "start", "frame") != "frame":
-        # As with the tolerance, one program serves all starts.
+        # One program serves all initial estimates, as it does all tolerances.
         object.__setattr__(solver, "guess", lambda noise: start[:, start.shape[1] - noise.shape[1] :])
     task = BlockTask(flow, cond, guidance, None, index=probe.block, grid=probe.grid, solver=solver)
     own, _ = flow.block_grid(probe.block, probe.grid)
@@ -93,7 +95,7 @@ def _forward(config: FlowConfig, params: Params, x: jax.Array, cond: jax.Array |
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Block:
-    """One block with both of its ends, [rows, n, c] in its own order; on the host, where little is compiled."""
+    """One block with its data x and noise z, [rows, n, c] in its order, on the host."""
 
     config: FlowConfig
     params: Params
@@ -112,7 +114,7 @@ class _Block:
 
     @property
     def spans_frames(self) -> bool:
-        """Whether there is a frame before to start from."""
+        """Whether there are previous frames to start from."""
         own, _ = self.flow.block_grid(self.index, self.grid)
         return own.frames is not None and own.frames > 1
 
@@ -122,27 +124,27 @@ class _Block:
         return self.solver(Method("jacobi", self.tokens))
 
     def solver(self, method: Method) -> Solver:
-        """The solver of a trial: of starts only "frame" is its own program, of tolerances none is."""
+        """The solver of a trial. All starts but "frame", and all tolerances, share one program."""
         start: StartName = "frame" if method.start == "frame" else "noise"
         return dataclasses.replace(method, start=start).build(0.0, None, self.tokens)
 
     def secant(self, start: StartName) -> Method:
-        """The secant solver of all tokens, looking at the token before, the one above and that of the last frame."""
+        """The secant method of all tokens; lags: the previous token, the one above and that of the previous frame."""
         own, _ = self.flow.block_grid(self.index, self.grid)
         lags = [1] + [own.columns] * (1 < own.columns < own.tokens) + [own.frame] * self.spans_frames
-        # A fit needs more tokens than coefficients; across frames, where tokens differ more, several times as many.
+        # A fit needs more tokens than coefficients, and several times as many across frames, where tokens vary more.
         pool = (5 if self.spans_frames else 2) * len(lags) * self.x.shape[-1]
         return Method("secant", self.tokens, start, tuple(dict.fromkeys(lags)), pool)
 
-    def run(self, solver: Solver, start: _Host, tolerance: float, z: _Host = None) -> _Found:
-        """A trial with all samples."""
+    def run(self, solver: Solver, start: _Host, tolerance: float, z: _Host = None) -> _Outcome:
+        """Runs a trial with all samples."""
         probe = _Probe(self.config, self.index, self.grid, solver)
         z = self.z if z is None else z
         x, depth = _try(probe, self.params, z, start, np.float32(tolerance), self.cond, self.guidance)
-        return _Found(np.asarray(x), int(depth))
+        return _Outcome(np.asarray(x), int(depth))
 
-    def of_samples(self, count: int) -> _Block:
-        """The same with the first samples alone."""
+    def first_samples(self, count: int) -> _Block:
+        """The block with the first `count` samples only."""
         rows = self.x.shape[0] // self.samples * count
         cond = None if self.cond is None else self.cond[:count]
         guidance = self.guidance
@@ -156,12 +158,12 @@ class _Block:
         return relative_error(x, self.x, self.samples)
 
 
-def relative_error(found: _Host, expected: _Host, samples: int) -> float:
-    """Largest over the samples of |found - expected| / |expected| (root mean square); infinite where not finite."""
-    size = np.asarray(expected, np.float64).reshape(samples, -1)
-    apart = np.asarray(found, np.float64).reshape(samples, -1) - size
+def relative_error(actual: _Host, expected: _Host, samples: int) -> float:
+    """Largest |actual - expected| / |expected| of a sample (root mean square); infinite where not finite."""
+    reference = np.asarray(expected, np.float64).reshape(samples, -1)
+    difference = np.asarray(actual, np.float64).reshape(samples, -1) - reference
     with np.errstate(over="ignore", invalid="ignore"):
-        errors = np.sqrt((apart**2).sum(axis=1) / np.maximum((size**2).sum(axis=1), 1e-30))
+        errors = np.sqrt((difference**2).sum(axis=1) / np.maximum((reference**2).sum(axis=1), 1e-30))
     return float(errors.max()) if np.isfinite(errors).all() else float("inf")
 
 
@@ -183,17 +185,18 @@ def calibrate(
 
     Args:
       config, params: the flow.
-      x: samples, [B, H, W, C] or [B, T, H, W, C], as the flow is trained to see them (noise added).
+      x: samples, [B, H, W, C] or [B, T, H, W, C], with the noise that the flow is trained on.
       cond: their conditions, as in `Flow.forward`.
-      guidance: as the flow will be sampled; weight: its weight, for the record.
+      guidance: the guidance that the flow will be sampled with.
+      weight: weight of the guidance, recorded in the result.
       target_error: relative error of the final sample that trials aim at.
-      step: of the checkpoint, for the record.
-      shares: windows of 1/share of a block's sequence are tried besides the whole.
-      rounds: runs of each trial, of which the shortest time counts.
-      progress: called with a few words before each block.
+      step: training step of the parameters, recorded in the result.
+      shares: windows of 1/share of a block's sequence are tried in addition to the whole sequence.
+      rounds: timed runs of each trial, of which the fastest counts.
+      progress: called with a message before each block.
 
     Raises:
-      ValueError: samples or conditions that do not fit the flow, a number out of range, or a flow without layers.
+      ValueError: samples or conditions do not fit the flow, a number is out of range, or the flow has no layers.
     """
     check_real("target_error", target_error, minimum=1e-6)
     check_integer("rounds", rounds, minimum=1)
@@ -201,21 +204,19 @@ def calibrate(
     samples, grid = x.shape[0], Grid.of(config, x.shape)
     states = jax.device_get(_forward(config, params, x, cond, guidance))
     cond = jax.device_get(cond)
-    blocks = [
-        _Block(
-            config, params, flow, index, grid, cond, guidance,
-            flow.to_block(index, states[index], grid), flow.to_block(index, states[index + 1], grid), samples,
-        )
-        for index in range(config.num_blocks)
-        if not flow.blocks[index].is_identity
-    ]  # fmt: skip
+
+    def block_of(index: int) -> _Block:
+        x, z = (flow.to_block(index, states[i], grid) for i in (index, index + 1))
+        return _Block(config, params, flow, index, grid, cond, guidance, x, z, samples)
+
+    blocks = [block_of(index) for index in range(config.num_blocks) if not flow.blocks[index].is_identity]
     check(bool(blocks), "flow must have a block with layers to calibrate, got none")
-    found = []
-    for place, block in enumerate(blocks):
+    measured = []
+    for position, block in enumerate(blocks):
         if progress is not None:
             progress(f"block {block.index}: {block.tokens} tokens")
-        amplification = 1.0 if block.index == blocks[0].index else _amplification(block, blocks[:place], states[0])
-        found.append(_measure(block, target_error / len(blocks) / amplification, amplification, shares, rounds))
+        amplification = 1.0 if block.index == blocks[0].index else _amplification(block, blocks[:position], states[0])
+        measured.append(_measure(block, target_error / len(blocks) / amplification, amplification, shares, rounds))
     return Calibration(
         step=step,
         device=jax.devices()[0].device_kind,
@@ -224,83 +225,71 @@ def calibrate(
         guidance=weight,
         target_error=target_error,
         num_blocks=config.num_blocks,
-        blocks=tuple(found),
+        blocks=tuple(measured),
     )
 
 
-def _amplification(block: _Block, before: list[_Block], data: _Host) -> float:
-    """What a relative error of a block's output becomes in the final sample.
+def _amplification(block: _Block, lower_blocks: list[_Block], data: _Host) -> float:
+    """The relative error of the final sample divided by that of a block's output.
 
-    The error is that of the block's own iteration, stopped early, and goes through the exact inverses of the blocks
-    between it and the data, which start from the answer.
+    The error is that of the block's iteration, stopped early. It is propagated through the exact inverses of the blocks
+    between the block and the data, whose iterations start from the solution.
     """
     whole = block.whole
-    wrong, tolerance = block.x, 1e-4
+    inexact, tolerance = block.x, 1e-4
     while tolerance > 1e-9:
-        wrong = block.run(whole, block.z, tolerance).x
-        if block.error(wrong) < 0.01:  # small enough for the error to pass through linearly
+        inexact = block.run(whole, block.z, tolerance).x
+        if block.error(inexact) < 0.01:  # small enough to propagate linearly
             break
         tolerance /= 10
-    entered = block.error(wrong)
-    tokens = block.flow.from_block(block.index, wrong, block.grid, block.samples)
-    for lower in reversed(before):
+    error = block.error(inexact)
+    tokens = block.flow.from_block(block.index, inexact, block.grid, block.samples)
+    for lower in reversed(lower_blocks):
         z = lower.flow.to_block(lower.index, tokens, lower.grid)
         x = lower.run(lower.whole, lower.x, _EXACT, z).x
         tokens = lower.flow.from_block(lower.index, x, lower.grid, lower.samples)
-    left = relative_error(tokens, data, block.samples)
-    return left / entered if 0 < entered < np.inf and 0 < left < np.inf else 1.0
+    final_error = relative_error(tokens, data, block.samples)
+    return final_error / error if 0 < error < np.inf and 0 < final_error < np.inf else 1.0
+
+
+_PLAIN_STARTS: tuple[StartName, ...] = ("noise", "zero", "affine")
+
+# Trials of a method: tolerance, depth and error of each.
+_Trials = list[tuple[float, int, float]]
 
 
 def _measure(
     block: _Block, allowed: float, amplification: float, shares: tuple[int, ...], rounds: int
 ) -> BlockCalibration:
+    """All measurements of one block; allowed: the error of its output that trials aim at."""
     affine = fit_affine(block.x, block.z)
     starts: dict[StartName, _Host] = {
         "noise": block.z,
         "zero": np.zeros_like(block.z),
         "affine": np.asarray(affine(block.z)),
-        "frame": block.z,  # the solver looks back by itself
+        "frame": block.z,  # the solver reads the previous frame itself
     }
-    plain: tuple[StartName, ...] = ("noise", "zero", "affine")
-    n = block.tokens
-    whole = block.whole
+    n, whole = block.tokens, block.whole
     measures = tuple(
         StartMeasure(name, _norm_of_mean(block.run(whole, starts[name], _ONE_ITERATION).x - block.x, block.samples))
-        for name in plain
+        for name in _PLAIN_STARTS
     )
-    tried: dict[Method, list[tuple[float, int, float]]] = {}
-    for name in plain:
-        found = block.run(whole, starts[name], 1e-5)
-        tried[Method("jacobi", n, name)] = [(1e-5, found.depth, block.error(found.x))]
-    # Only the best start is followed further: a bad one may take many times the iterations.
-    looks = {name: tried[Method("jacobi", n, name)][0] for name in plain}
-    best = min(plain, key=lambda name: (looks[name][2] > 0.1, looks[name][1]))  # settled at all, and soon
-    tried[Method("jacobi", n, best)] = _approach(block, whole, starts[best], allowed, 1e-5)
     windows = sorted({max(_SHORTEST, -(-n // share)) for share in shares} - {n}, reverse=True)
-    others = [Method("sliding", window, best) for window in windows if window < n] + [block.secant(best)]
-    others += [Method("jacobi", window, best) for window in windows[:1] if window < n]
-    if block.spans_frames:
-        others += [Method("sliding", window, "frame") for window in windows[:1] if window < n]
-    for method in others:
-        first = 1e-5 if method.squares else 1e-3
-        tried[method] = _approach(block, block.solver(method), starts[method.start], allowed, first, method.squares)
-    sequential = Method("sequential", 1)
-    solvers = {method: block.solver(method) for method in [sequential, *tried]}
-    exact = block.run(solvers[sequential], block.z, 0.0)
-    tried[sequential] = [(0.0, exact.depth, block.error(exact.x))]
+    trials, best = _try_methods(block, starts, allowed, windows)
+    solvers = {method: block.solver(method) for method in trials}
 
-    def timed(block: _Block, method: Method) -> Callable[[], _Found]:
+    def timed(block: _Block, method: Method) -> Callable[[], _Outcome]:
         start = starts[method.start][: block.x.shape[0]]
-        tolerance = tried[method][-1][0]
+        tolerance = trials[method][-1][0]
         return lambda: block.run(solvers[method], start, tolerance)
 
-    # Starts are one program.
-    programs = {m: timed(block, m) for m in tried if (m.solver, m.window) != ("jacobi", n) or m.start == best}
+    # All starts share one program.
+    programs = {m: timed(block, m) for m in trials if (m.solver, m.window) != ("jacobi", n) or m.start == best}
     seconds = _seconds_per_evaluation(programs, rounds)
-    seconds |= {method: seconds[Method("jacobi", n, best)] for method in tried if method not in seconds}
+    seconds |= {method: seconds[Method("jacobi", n, best)] for method in trials if method not in seconds}
     costs = [Cost(method.window, block.samples, seconds[method]) for method in _corners(n, windows, best)]
     if block.samples > 1:
-        one = block.of_samples(1)
+        one = block.first_samples(1)
         alone = {method: timed(one, method) for method in _corners(n, windows, best)}
         costs += [Cost(method.window, 1, value) for method, value in _seconds_per_evaluation(alone, rounds).items()]
     return BlockCalibration(
@@ -313,12 +302,39 @@ def _measure(
         amplification=amplification,
         trials=tuple(
             Trial(method, tolerance, depth, error, depth * seconds[method])
-            for method, outcomes in tried.items()
-            for tolerance, depth, error in outcomes
+            for method, results in trials.items()
+            for tolerance, depth, error in results
             if np.isfinite(error)
         ),
         costs=tuple(costs),
     )
+
+
+def _try_methods(
+    block: _Block, starts: dict[StartName, _Host], allowed: float, windows: list[int]
+) -> tuple[dict[Method, _Trials], StartName]:
+    """The trials of every method on a block, and the best of the starts other than "frame"."""
+    n, whole = block.tokens, block.whole
+    trials: dict[Method, _Trials] = {}
+    for name in _PLAIN_STARTS:
+        outcome = block.run(whole, starts[name], 1e-5)
+        trials[Method("jacobi", n, name)] = [(1e-5, outcome.depth, block.error(outcome.x))]
+    # Only the best start is followed further: a bad one may take many times the iterations.
+    first = {name: trials[Method("jacobi", n, name)][0] for name in _PLAIN_STARTS}
+    best = min(_PLAIN_STARTS, key=lambda name: (first[name][2] > 0.1, first[name][1]))  # converged, then fastest
+    trials[Method("jacobi", n, best)] = _approach(block, whole, starts[best], allowed, 1e-5)
+    others = [Method("sliding", window, best) for window in windows if window < n] + [block.secant(best)]
+    others += [Method("jacobi", window, best) for window in windows[:1] if window < n]
+    if block.spans_frames:
+        others += [Method("sliding", window, "frame") for window in windows[:1] if window < n]
+    for method in others:
+        tolerance = 1e-5 if method.squares else 1e-3
+        solver = block.solver(method)
+        trials[method] = _approach(block, solver, starts[method.start], allowed, tolerance, method.squares)
+    sequential = Method("sequential", 1)
+    exact = block.run(block.solver(sequential), block.z, 0.0)
+    trials[sequential] = [(0.0, exact.depth, block.error(exact.x))]
+    return trials, best
 
 
 def _corners(tokens: int, windows: list[int], best: StartName) -> list[Method]:
@@ -329,50 +345,50 @@ def _corners(tokens: int, windows: list[int], best: StartName) -> list[Method]:
 
 def _approach(
     block: _Block, solver: Solver, start: _Host, allowed: float, tolerance: float, squares: bool = True
-) -> list[tuple[float, int, float]]:
-    """Trials (tolerance, depth, error) that approach an allowed error; the last one keeps it if any does.
+) -> _Trials:
+    """Trials (tolerance, depth, error) whose error approaches `allowed`; the last one is within it if any is.
 
     squares: whether the tolerance bounds a mean square.
     """
-    found: list[tuple[float, int, float]] = []
+    trials: _Trials = []
     power = 2.0 if squares else 1.0
     for _ in range(5):
-        result = block.run(solver, start, tolerance)
-        error = block.error(result.x)
-        found.append((tolerance, result.depth, error))
-        if allowed / 5 <= error <= allowed or (error <= allowed and len(found) >= 3) or error == 0:
+        outcome = block.run(solver, start, tolerance)
+        error = block.error(outcome.x)
+        trials.append((tolerance, outcome.depth, error))
+        if allowed / 5 <= error <= allowed or (error <= allowed and len(trials) >= 3) or error == 0:
             break
         factor = 0.01 if not np.isfinite(error) else float(np.clip(0.4 * allowed / error, 1e-2, 1e2))
         tolerance = float(np.clip(tolerance * factor**power, 1e-13 if squares else 1e-7, 1e-1))
-    # Loosest first; what misses the allowed error may do for another target.
-    kept = sorted(set(found), reverse=True)
-    good = [one for one in kept if one[2] <= allowed]
-    return [one for one in kept if one not in good] + [one for one in good[1:]] + good[:1]
+    # Loosest first. Trials above the allowed error may serve another target error.
+    ordered = sorted(set(trials), reverse=True)
+    good = [trial for trial in ordered if trial[2] <= allowed]
+    return [trial for trial in ordered if trial not in good] + good[1:] + good[:1]
 
 
-def _seconds_per_evaluation(programs: dict[Method, Callable[[], _Found]], rounds: int) -> dict[Method, float]:
-    """Shortest time of each, all taking turns so that a busy moment falls on all of them."""
+def _seconds_per_evaluation(programs: dict[Method, Callable[[], _Outcome]], rounds: int) -> dict[Method, float]:
+    """The fastest run of each program; the programs take turns, so that other load affects all of them."""
     best = dict.fromkeys(programs, float("inf"))
-    for number in range(rounds + 1):  # the first compiles
+    for index in range(rounds + 1):  # the first run compiles
         for method, run in programs.items():
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             depth = run().depth
-            if number:
-                best[method] = min(best[method], (time.perf_counter() - begun) / max(depth, 1))
+            if index:
+                best[method] = min(best[method], (time.perf_counter() - begin) / max(depth, 1))
     return best
 
 
 def fit_affine(x: _Host, z: _Host) -> AffineStart:
-    """The least-squares fit x = mean + scale z of every channel: x, z [rows, n, c]."""
-    given, wanted = (np.asarray(a, np.float64).reshape(-1, x.shape[-1]) for a in (z, x))
-    middle, centre = given.mean(axis=0), wanted.mean(axis=0)
-    spread = ((given - middle) ** 2).mean(axis=0)
-    slope = ((given - middle) * (wanted - centre)).mean(axis=0) / np.maximum(spread, 1e-12)
-    return AffineStart(tuple(map(float, centre - slope * middle)), tuple(map(float, slope)))
+    """The least-squares fit x = mean + scale z of every channel; x, z: [rows, n, c]."""
+    noise, data = (np.asarray(a, np.float64).reshape(-1, x.shape[-1]) for a in (z, x))
+    noise_mean, data_mean = noise.mean(axis=0), data.mean(axis=0)
+    variance = ((noise - noise_mean) ** 2).mean(axis=0)
+    slope = ((noise - noise_mean) * (data - data_mean)).mean(axis=0) / np.maximum(variance, 1e-12)
+    return AffineStart(tuple(map(float, data_mean - slope * noise_mean)), tuple(map(float, slope)))
 
 
 def _norm_of_mean(values: _Host, samples: int) -> float:
-    """Norm of the mean over the samples: [rows, n, c]."""
+    """Norm of the mean of values [rows, n, c] over the samples."""
     means = np.asarray(values, np.float64).reshape(samples, -1).mean(axis=0)
     norm = float(np.linalg.norm(means))
     return norm if np.isfinite(norm) else float(np.finfo(np.float32).max)
@@ -380,11 +396,11 @@ def _norm_of_mean(values: _Host, samples: int) -> float:
 
 def _convergence_ranking(block: _Block, whole: Solver) -> float:
     """CRM: |mean(scale z)| |W_scale| + |W_mean|, W the two halves of the output projection (spectral norms)."""
-    # One iteration from the answer with no noise gives the means; the rest of the answer is scale z.
+    # One iteration from the solution with zero noise gives the means; the solution minus these is scale z.
     means = block.run(whole, block.x, _ONE_ITERATION, np.zeros_like(block.z)).x
     kernel = np.asarray(block.flow.blocks[block.index].proj_out.kernel[...], np.float64)
     if block.config.scale == "unit":
         return float(np.linalg.norm(kernel, 2))
-    of_scale, of_mean = np.split(kernel, 2, axis=1)
-    moved = _norm_of_mean(block.x - means, block.samples)
-    return moved * float(np.linalg.norm(of_scale, 2)) + float(np.linalg.norm(of_mean, 2))
+    scale_kernel, mean_kernel = np.split(kernel, 2, axis=1)
+    scaled_noise = _norm_of_mean(block.x - means, block.samples)
+    return scaled_noise * float(np.linalg.norm(scale_kernel, 2)) + float(np.linalg.norm(mean_kernel, 2))

@@ -1,8 +1,8 @@
-"""A pipelined inverse: the deep block runs on while the frames it has finished pass through the shallow blocks.
+"""A pipelined inverse: the deep block continues while its finished frames pass through the shallow blocks.
 
-Shallow blocks that run inside frames need nothing but the frame, so that a frame is final as soon as the deep block is
-done with it and they have had their turn (arXiv 2511.20462, section 3; its released code does not do this). The numbers
-are those of `inverse`: the deep block goes through the same stages, the frames through the same solvers.
+Shallow blocks that run inside frames depend on one frame only, so that a frame is final once the deep block and then
+the shallow blocks have processed it (arXiv 2511.20462, section 3; its released code does not do this). The results are
+those of `inverse`: the deep block runs the same stages and the frames pass through the same solvers.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from starflow_jax.solvers.streaming.stage_programs import Inputs, Window
 
 R = TypeVar("R")
 
-# Called with the number of the first of some frames and the frames, [B, H, W, C] each, dispatched but not awaited.
-Behind = Callable[[int, tuple[jax.Array, ...]], R]
+# Called with the index of the first frame and with the frames, [B, H, W, C] each, dispatched but not awaited.
+Then = Callable[[int, tuple[jax.Array, ...]], R]
 
-# Stages of the deep block that may be under way before the frames of the first are asked for, on a device of its own.
+# With a device of its own, the deep block may be this many stages ahead of the frames that have been requested.
 _AHEAD = 3
 
 
 class _Turn(NamedTuple):
-    """A stage, and the frames (first, how many; counted within the window) that are final after it."""
+    """A stage, and the frames of the window that are final after it: the first and their number."""
 
     step: programs.Step
     stage: Stage
@@ -51,15 +51,15 @@ class _Turn(NamedTuple):
 
 
 class FrameStream:
-    """Videos of one shape, inverted frame by frame.
+    """Inverts videos of one shape frame by frame.
 
-    `compile` builds every program; `run` draws, and may be called again. Nothing is compiled for a stage, a frame or a
-    window, nor for a second stream of the same shape: programs belong to shapes and configurations.
+    `compile` builds all programs; `run` generates, and may be called repeatedly. The number of programs depends on
+    shapes and configurations only, not on the number of stages, frames, windows or streams.
 
     Attributes:
-      deep, shallow: where the parts of the flow live.
-      reports: of the last run, complete once it has ended: one a block, deep block first, on the host. Frame-local
-        blocks report on every group of frames they were called with.
+      deep, shallow: placements of the deep block and of the other blocks.
+      reports: of the last run, set when it has ended: one per block, deep block first, on the host. Frame-local
+        blocks report on every group of frames.
     """
 
     def __init__(
@@ -77,20 +77,20 @@ class FrameStream:
         later_cond: jax.Array | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Checks the request and puts the parameters where they are used.
+        """Checks the arguments and places the parameters on the devices.
 
         Args:
-          params: as `flows.parameters.split` gives them.
+          params: from `flows.parameters.split`.
           config: of the flow.
           shape: of the noise, [B, T, H, W, C].
           cond, solver, guidance, window, temperature, later_cond: as in `inverse`.
-          given: P < T given frames at the beginning, which `run` takes.
-          devices: of the deep block, and of the shallow ones and what comes behind them (a single one: of all). None
-            leaves everything where it is.
+          given: number P < T of given frames at the beginning, an argument of `run`.
+          devices: one for the deep block and one for the shallow blocks and later work, or one for all. None leaves
+            everything where it is.
 
         Raises:
-          ValueError: where the arguments contradict each other or the configuration, or where another block than the
-            deep one spans frames.
+          ValueError: the arguments contradict each other or the configuration, or a block other than the deep one
+            spans frames.
         """
         definition, leaves = abstract(config)
         flow = merge(definition, leaves)  # shapes only
@@ -113,16 +113,16 @@ class FrameStream:
         later = inputs if later_cond is None else inputs._replace(cond=later_cond)
         self._later_inputs = self.deep.put(later)
         self._windows = _windows(self._solvers[-1], config, self.grid, given, window)
-        self._kept = 0 if window is None else window.frames * self.grid.frame
+        self._history = 0 if window is None else window.frames * self.grid.frame
         self._turns = {w: _turns(w, w.span(flow, inputs)) for w in {w for w, _ in self._windows}}
-        # A device of its own may run ahead; one that is shared would otherwise make the first frame wait.
+        # Running ahead on a shared device would delay the first frame.
         self._allowed = 1 if self.deep == self.shallow else 1 + _AHEAD
         self._stages: list[tuple[int, StageReport]] = []
         self._groups: list[tuple[BlockReport, ...]] = []
         self.reports: tuple[BlockReport, ...] = ()
 
     def compile(self) -> None:
-        """Builds all programs ahead of `run`; what is there already costs little."""
+        """Compiles all programs ahead of `run`; those in the cache cost little."""
         deep, shallow, config = self.deep, self.shallow, self.config
         z = deep.struct(jax.ShapeDtypeStruct(self.shape, jnp.float32))
         programs.ordered.lower(config, z).compile()
@@ -133,16 +133,16 @@ class FrameStream:
             arguments = (config, self.shallow_params, self._shallow_inputs, shallow.struct(prefix))
             programs.entering.lower(*arguments).compile()
             history = deep.struct(programs.entering.eval_shape(*arguments))
-        state, seen = None, set()
+        state, compiled = None, set()
         for window, _ in self._windows:
             if state is not None:
-                programs.slid.lower(self._kept, history, state).compile()
-                history = deep.struct(programs.slid.eval_shape(self._kept, history, state))
+                programs.next_history.lower(self._history, history, state).compile()
+                history = deep.struct(programs.next_history.eval_shape(self._history, history, state))
             begin = (window, self._deep_params, self._deep_inputs, ordered, np.int32(0), history)
             state = deep.struct(programs.begin.eval_shape(*begin))
-            if window in seen:
+            if window in compiled:
                 continue
-            seen.add(window)
+            compiled.add(window)
             programs.begin.lower(*begin).compile()
             for step in dict.fromkeys(turn.step for turn in self._turns[window]):
                 advance = (step, self._deep_params, self._deep_inputs, state, np.zeros(4, np.int32))
@@ -154,17 +154,17 @@ class FrameStream:
                         program, self.shallow_params, self._shallow_inputs, shallow.struct(tokens)
                     ).compile()
 
-    def run(self, z: jax.Array, prefix: jax.Array | None, behind: Behind[R]) -> Iterator[R]:
-        """Draws the videos; frames are dispatched in order and never awaited here.
+    def run(self, z: jax.Array, prefix: jax.Array | None, then: Then[R]) -> Iterator[R]:
+        """Generates the videos; frames are dispatched in order and not awaited.
 
         Args:
           z: noise [B, T, H, W, C]; that of given frames is not read.
-          prefix: given frames [B, P, H, W, C], as the flow sees frames.
-          behind: dispatches what follows on the frames' device (denoising, say), before the deep block goes on: where
-            one device does everything, work is done in the order in which it was dispatched.
+          prefix: given frames [B, P, H, W, C], in the flow's units.
+          then: dispatches further work on the frames (denoising, for example) before the deep block continues: on a
+            single device, work is done in the order of its dispatch.
 
         Yields:
-          What `behind` returns for each group of new frames.
+          The result of `then` for each group of new frames.
         """
         self._stages, self._groups, self.reports = [], [], ()
         pieces = Ahead(self._deep_pieces(self.deep.put(z), prefix), self._allowed)
@@ -178,7 +178,7 @@ class FrameStream:
                     program, self.shallow_params, self._shallow_inputs, self.shallow.put(tokens)
                 )
                 self._groups.append(reports)
-                result = behind(first, arrays[:frames])
+                result = then(first, arrays[:frames])
                 pieces.allow()
                 yield result
         finally:
@@ -189,9 +189,9 @@ class FrameStream:
         return programs.Shallow(self.config, self._solvers[:-1], self.grid.with_frames(frames))
 
     def _deep_pieces(self, z: jax.Array, prefix: jax.Array | None) -> Iterator[tuple[int, int, jax.Array]]:
-        """Stage by stage, dispatched: first new frame, how many, their tokens [B, group, h, w, c] after the deep block.
+        """Dispatches stage by stage: first new frame, count, and their tokens [B, group, h, w, c] after the deep block.
 
-        The last `group - how many` of those tokens are copies.
+        The last `group - count` frames of those tokens are copies.
         """
         ordered, history = programs.ordered(self.config, z), None
         if prefix is not None:
@@ -200,17 +200,17 @@ class FrameStream:
         state, inputs = None, self._deep_inputs
         for window, first in self._windows:
             if state is not None:
-                history, inputs = programs.slid(self._kept, history, state), self._later_inputs
-            place = first * self.grid.frame
-            state = programs.begin(window, self._deep_params, inputs, ordered, np.int32(place), history)
+                history, inputs = programs.next_history(self._history, history, state), self._later_inputs
+            position = first * self.grid.frame
+            state = programs.begin(window, self._deep_params, inputs, ordered, np.int32(position), history)
             for step, stage, done, frames in self._turns[window]:
-                numbers = np.asarray([stage.first, stage.length, done, done + max(frames, 1) - 1], np.int32)
-                state, report, tokens = programs.advance(step, self._deep_params, inputs, state, numbers)
-                self._stages.append((place + stage.first, report))
+                indices = np.asarray([stage.first, stage.length, done, done + max(frames, 1) - 1], np.int32)
+                state, report, tokens = programs.advance(step, self._deep_params, inputs, state, indices)
+                self._stages.append((position + stage.first, report))
                 yield first + done, frames, tokens
 
     def _joined_reports(self) -> tuple[BlockReport, ...]:
-        """What `inverse` reports, from the stages of the deep block and the groups of frames of the others."""
+        """The reports of `inverse`, joined from the stages of the deep block and the groups of frames of the others."""
         if not self._stages:
             return ()
         starts, stages = zip(*jax.device_get(self._stages), strict=True)
@@ -223,12 +223,12 @@ class FrameStream:
         fields["lengths"] = np.asarray([turn.stage.length for turn in turns], np.int32)
         deep = BlockReport(**fields, block=self.config.num_blocks - 1)
         groups = zip(*jax.device_get(self._groups), strict=True)
-        shallow = [jax.tree.map(lambda *parts: np.concatenate(parts), *of_block) for of_block in groups]
+        shallow = [jax.tree.map(lambda *parts: np.concatenate(parts), *block) for block in groups]
         return (deep, *shallow)
 
 
 def check_streaming(flow: Flow, grid: Grid, shape: tuple[int, ...], given: int, window: SlidingWindow | None) -> None:
-    """Raises ValueError where the frames of noise of `shape` cannot be finished one after another."""
+    """Raises ValueError where the frames of noise of `shape` cannot be inverted one after another."""
     config = flow.config
     if grid.frames is None:
         raise ValueError(f"streaming needs a video z [B, T, H, W, C], got shape {shape}")
@@ -250,7 +250,7 @@ def check_streaming(flow: Flow, grid: Grid, shape: tuple[int, ...], given: int, 
 def _windows(
     solver: Solver, config: FlowConfig, grid: Grid, given: int, window: SlidingWindow | None
 ) -> list[tuple[Window, int]]:
-    """The windows that cover the new frames of `grid`, each with its first new frame; as `inverse` has them."""
+    """The windows of `inverse` that cover the new frames of `grid`, each with its first new frame."""
     assert grid.frames is not None
     total, frame = grid.frames, grid.frame
     length = total if window is None else min(total, window.frames)
@@ -258,17 +258,17 @@ def _windows(
     def one(context: int, fresh: int, start: int) -> Window:
         return Window(config, solver, grid.with_frames(context + fresh), start * frame, context * frame)
 
-    found = [(one(given, length - given, given), given)]
+    windows = [(one(given, length - given, given), given)]
     while window is not None and length < total:
-        fresh = min(window.frames - window.kept, total - length)
-        # The place decides only what is past the first frame: one number for all windows is one program for all.
-        found.append((one(window.kept, fresh, window.frames), length))
+        fresh = min(window.frames - window.num_context, total - length)
+        # The start only decides whether a token is after the first frame; one value for all windows is one program.
+        windows.append((one(window.num_context, fresh, window.frames), length))
         length += fresh
-    return found
+    return windows
 
 
 def _turns(window: Window, span: Span) -> tuple[_Turn, ...]:
-    """The stages of a window, with the whole frames that each of them completes."""
+    """The stages of a window, with the frames that each of them completes."""
     frame, plan = window.grid.frame, span.plan
     ends = [(span.num_trivial + stage.first + stage.length) // frame for stage in plan]
     counts = np.diff([0, *ends]).tolist()

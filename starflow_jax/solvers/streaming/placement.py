@@ -1,4 +1,4 @@
-"""Where arrays live: on a named device, or wherever they are."""
+"""Places arrays on a device."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from starflow_jax.core.config.checks import check
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A device; None leaves arrays where they are."""
+    """A device for arrays; None leaves them where they are."""
 
     device: jax.Device | None = None
 
     def put(self, tree: Any) -> Any:
-        """The arrays of a tree, there; copies are made in the background."""
+        """The tree with its arrays on the device; copies are asynchronous."""
         return tree if self.device is None else jax.device_put(tree, self.device)
 
     def struct(self, tree: Any) -> Any:
-        """Shapes and dtypes of a tree, as of arrays that live there."""
+        """The tree as ShapeDtypeStructs of arrays on the device."""
         sharding = None if self.device is None else jax.sharding.SingleDeviceSharding(self.device)
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def placements(devices: Sequence[jax.Device] | None) -> tuple[Placement, Placement]:
-    """Placements of the deep block and of everything behind it; one device is both's, None leaves them be.
+    """Placements of the deep block and of everything after it; a single device serves both.
 
     Raises:
-      ValueError: another number of devices.
+      ValueError: neither one nor two devices.
     """
     if devices is None:
         return Placement(), Placement()

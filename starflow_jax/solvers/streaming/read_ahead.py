@@ -1,4 +1,4 @@
-"""An iterator that runs ahead of its reader, in a thread of its own, by as many items as the reader allows."""
+"""An iterator that runs in a thread of its own, ahead of its reader by a limited number of items."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """The items of an iterator, made in a thread of their own.
+    """The items of an iterator, computed in a separate thread.
 
-    Dispatching a loop may keep the calling thread busy until the device is done with it (a GPU asks its host whether
-    to go round again), so that two devices work at once only where two threads feed them.
+    Dispatching a loop may block the calling thread until the device has finished it (on a GPU the host evaluates the
+    loop condition), so that two devices only work concurrently when two threads dispatch to them.
 
-    Iterate over it once; an error of the iterator is raised where the reader meets it.
+    Iterate over it once; an exception of the iterator is raised in the reader.
     """
 
     def __init__(self, items: Iterator[T], allowed: int):
-        """Starts at once; allowed: items that may be made before the first call of `allow`."""
+        """Starts the thread; allowed: number of items that may be computed before the first call of `allow`."""
         self._permits = threading.Semaphore(allowed)
         self._made: queue.SimpleQueue[tuple[str, T | BaseException | None]] = queue.SimpleQueue()
         self._closed = False
@@ -39,25 +39,25 @@ class Ahead(Generic[T]):
                     self._made.put(("end", None))
                     return
                 self._made.put(("item", item))
-        except BaseException as error:  # handed on to the reader, who would wait for ever otherwise
+        except BaseException as error:  # passed to the reader, which would wait for ever otherwise
             self._made.put(("error", error))
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            what, value = self._made.get()
-            if what == "end":
+            kind, value = self._made.get()
+            if kind == "end":
                 return
-            if what == "error":
+            if kind == "error":
                 assert isinstance(value, BaseException)
                 raise value
             yield value  # type: ignore[misc]
 
     def allow(self) -> None:
-        """Lets one more item be made."""
+        """Allows one more item."""
         self._permits.release()
 
     def close(self) -> None:
-        """Makes no further item, and waits for the one that is being made."""
+        """Ends the thread after the current item."""
         self._closed = True
         self._permits.release()
         self._thread.join()

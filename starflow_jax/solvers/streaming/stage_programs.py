@@ -1,4 +1,4 @@
-"""The compiled programs of a pipelined inverse (`stream.py`): what decides each, and what each computes."""
+"""The compiled programs of the pipelined inverse (`pipeline.py`) and their static arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starflow_jax.solvers.span import Span
 
 
 class Inputs(NamedTuple):
-    """What every block may read besides tokens; as in `inverse`."""
+    """Inputs of every block besides the tokens; as in `inverse`."""
 
     cond: jax.Array | None
     guidance: AnyGuidance | None
@@ -30,11 +30,13 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """One sliding window of the deep block: the program it needs, and its place.
+    """One sliding window of the deep block.
 
     Attributes:
-      config, solver: of the deep block. grid: of the frames in the cache, context included.
-      start, context: as in `Span`, tokens.
+      config: of the flow.
+      solver: of the deep block.
+      grid: of the frames in the cache, context included.
+      start, context: as in `Span`, in tokens.
     """
 
     config: FlowConfig
@@ -54,7 +56,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What decides the program of a stage: its window, its kind, and how many frames it hands on."""
+    """The static arguments of a stage: its window, its kind, and how many frames it passes on."""
 
     window: Window
     kind: Kind
@@ -63,7 +65,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Shallow:
-    """What decides the program of the shallow blocks; grid: of the frames of a call."""
+    """The static arguments of the shallow blocks; grid: of the frames of a call."""
 
     config: FlowConfig
     solvers: tuple[Solver, ...]
@@ -71,21 +73,21 @@ class Shallow:
 
 
 def partial_flow(config: FlowConfig, params: Params) -> Flow:
-    """A flow of which some blocks have parameters; the others hold shapes and must not be used."""
+    """A flow with parameters for some blocks only; the other blocks hold ShapeDtypeStructs and must not be used."""
     definition, leaves = abstract(config)
     return merge(definition, overlaid(leaves, params))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def ordered(config: FlowConfig, z: jax.Array) -> jax.Array:
-    """Noise [B, T, H, W, C] as the deep block reads it, [B, N, c]."""
+    """Noise [B, T, H, W, C] in the order of the deep block, [B, N, c]."""
     flow = partial_flow(config, {})
     return flow.to_block(config.num_blocks - 1, flow.tokens_of(z), Grid.of(config, z.shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Array) -> jax.Array:
-    """Given frames [B, P, H, W, C] as they enter the deep block, in its order, [B, P * F, c]."""
+    """The deep block's input for given frames [B, P, H, W, C], in its order, [B, P * F, c]."""
     flow = partial_flow(config, params)
     deep = config.num_blocks - 1
     flow.blocks = nnx.List(list(flow.blocks)[:deep])
@@ -95,16 +97,18 @@ def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Arra
 
 @functools.partial(jax.jit, static_argnums=0)
 def begin(
-    window: Window, params: Params, inputs: Inputs, z: jax.Array, place: jax.Array, history: jax.Array | None
+    window: Window, params: Params, inputs: Inputs, z: jax.Array, first: jax.Array, history: jax.Array | None
 ) -> State:
     """The state before a window's first stage.
 
     Args:
-      window: which program. params, inputs: of the deep block.
-      z: all noise, in the deep block's order. place: of the window's first new token.
-      history: [B, K, c], the tokens before that, at least the context; None without context.
+      window: the static arguments.
+      params, inputs: of the deep block.
+      z: noise of all tokens, in the deep block's order.
+      first: index of the window's first new token.
+      history: [B, K, c], the tokens before it, at least the context; None without context.
     """
-    noise = jax.lax.dynamic_slice_in_dim(z, place, window.grid.tokens - window.context, axis=1)
+    noise = jax.lax.dynamic_slice_in_dim(z, first, window.grid.tokens - window.context, axis=1)
     span = window.span(partial_flow(window.config, params), inputs)
     if not window.context:
         return span.begin(noise)
@@ -114,21 +118,21 @@ def begin(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def advance(
-    step: Step, params: Params, inputs: Inputs, state: State, numbers: jax.Array
+    step: Step, params: Params, inputs: Inputs, state: State, indices: jax.Array
 ) -> tuple[State, StageReport, jax.Array]:
-    """One stage; numbers: its first token, its length, the first frame that it completes, the last one.
+    """Runs one stage; indices: [4], its first token, its length, the first and the last frame that it completes.
 
     Returns:
-      The state; how it went; `step.group` frames from that first one on, the last one repeated, as raster tokens
-      [B, group, h, w, c].
+      The state, the report, and `step.group` frames from the first completed one on, the last one repeated, as raster
+      tokens [B, group, h, w, c].
     """
     window, group = step.window, step.group
     flow = partial_flow(window.config, params)
-    first, length, complete, last = numbers
+    first, length, complete, last = indices
     state, report = window.span(flow, inputs).advance(state, first, length, kind=step.kind)
     batch, frame = state.noise.shape[0], window.grid.frame
     frames = state.x.reshape(batch, -1, frame, state.noise.shape[-1])
-    # The filling repeats a frame of the same videos: a residual over the batch then still speaks of its members.
+    # Padding repeats a frame of the same videos, so that a residual over the batch is not affected by other values.
     chosen = jnp.take(frames, jnp.minimum(complete + jnp.arange(group), last), axis=1)
     grid = window.grid.with_frames(group)
     if not group:
@@ -138,17 +142,17 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def slid(kept: int, history: jax.Array | None, state: State) -> jax.Array:
-    """The last `kept` tokens after a window: what the next one may read."""
+def next_history(length: int, history: jax.Array | None, state: State) -> jax.Array:
+    """The last `length` tokens after a window, which the next one may read."""
     solved = state.x if history is None else jnp.concatenate([history, state.x], axis=1)
-    return solved[:, -kept:]
+    return solved[:, -length:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def finish(
     kind: Shallow, params: Params, inputs: Inputs, tokens: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple[BlockReport, ...]]:
-    """Frames after the deep block, raster tokens [B, g, h, w, c], through the others: g arrays [B, H, W, C]."""
+    """Applies the shallow blocks to raster tokens [B, g, h, w, c] of the deep block: g arrays [B, H, W, C]."""
     flow = partial_flow(kind.config, params)
     reports: list[Any] = []
     for index in reversed(range(kind.config.num_blocks - 1)):
@@ -157,4 +161,4 @@ def finish(
             tokens, report = task.solve(tokens)
             reports.append(report)
     x = flow.data_of(tokens)
-    return tuple(x[:, place] for place in range(x.shape[1])), tuple(reports)
+    return tuple(x[:, frame] for frame in range(x.shape[1])), tuple(reports)
