@@ -93,8 +93,8 @@ def test_a_block_is_causal_in_its_own_order(backwards):
     flow = random_flow(dataclasses.replace(IMAGE, order="R2L"))
     index, token = int(backwards), 4
     x, cond = normal((1, 3, 3, 2)), condition(IMAGE, 1)
-    ordered = flow.to_block(index, x, Grid.of(IMAGE, x.shape))
-    grid = Grid.of(IMAGE, x.shape)
+    ordered = flow.to_block(index, x, Grid.from_shape(IMAGE, x.shape))
+    grid = Grid.from_shape(IMAGE, x.shape)
 
     def affine(tokens):
         return flow.blocks[index].affine(tokens, cond if index else None, grid)[0]

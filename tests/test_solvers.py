@@ -122,7 +122,7 @@ def test_each_sliding_window_is_a_video_of_the_model(local, solver):
 def _grid(flow, frames):
     from starflow_jax.flows.order import Grid
 
-    return Grid.of(flow.config, (1, frames, 2, 2, 2))
+    return Grid.from_shape(flow.config, (1, frames, 2, 2, 2))
 
 
 def test_a_window_as_long_as_the_video_changes_nothing(clip):

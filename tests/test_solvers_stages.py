@@ -44,7 +44,7 @@ def clip():
 def test_a_stream_is_the_batch(clip, solver, given):
     """Compiled once per kind of stage; every stage's tokens are final when it ends; the same numbers as at once."""
     frames, frame = 6, 4
-    grid = Grid.of(VIDEO, (2, frames, 2, 2, 2))
+    grid = Grid.from_shape(VIDEO, (2, frames, 2, 2, 2))
     task = BlockTask(clip, TEXT, GUIDANCE, None, index=DEEP, grid=grid, solver=solver)
     tokens = clip.tokens_of(normal((2, frames, 2, 2, 2)))
     z = clip.to_block(DEEP, tokens, grid)

@@ -76,7 +76,7 @@ class FlowBenchmark:
         frames = _FRAMES if config.temporal_causal else None
         keys = jax.random.split(jax.random.key(0), 8)
         shape = (batch, *([frames] if frames else []), *config.image_shape, config.channels)
-        self.grid = Grid.of(config, shape)
+        self.grid = Grid.from_shape(config, shape)
         self.x = jax.random.normal(keys[0], shape)
         self.text = jax.random.normal(keys[1], (batch, text, config.text_dim)) if config.text_dim else None
         self.definition, params = initialise(config, keys[2])

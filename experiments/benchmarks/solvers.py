@@ -231,7 +231,7 @@ def _last_frame(config, solver: AnySolver, params: Params, x, cond, factor) -> j
     for index in reversed(range(count - 1)):
         if not flow.blocks[index].is_identity:
             own = loosened(solver_of(solver, index, count), factor)
-            task = BlockTask(flow, cond, None, None, index=index, grid=Grid.of(config, x.shape), solver=own)
+            task = BlockTask(flow, cond, None, None, index=index, grid=Grid.from_shape(config, x.shape), solver=own)
             tokens, report = task.solve(tokens)
             depth = depth + jnp.sum(report.evaluations)
     return depth

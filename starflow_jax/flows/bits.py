@@ -1,4 +1,4 @@
-"""Nats to bits/dim: the unit in which likelihoods of integer data are reported (specification, section 2)."""
+"""Conversion of nats to bits per dimension (specification, section 2)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
 
     Args:
       log_prob: log density of x in nats; any shape.
-      dims: numbers in one example.
-      levels: number of values a pixel can take; each spans 2 / levels of x, hence the term log(levels / 2).
+      dims: number of values of one example.
+      levels: number of values of a pixel; each spans 2 / levels of x, hence the term log(levels / 2).
 
     Returns:
       Array of that shape; lower is better.

@@ -1,4 +1,4 @@
-"""One autoregressive affine block: tokens to noise in one pass, and the prediction that its inverse iterates."""
+"""One autoregressive affine block, and the incremental prediction that its inverse uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BlockPredict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Predictio
 
 
 def slot_rotation(config: FlowConfig, block: int | None, grid: Grid, text: int, padding: int = 0) -> Rotation | None:
-    """The rotary table of a block's slots (None: of the denoiser's): text first, then tokens in raster order."""
+    """The rotary table of a block's slots (block None: the denoiser's): text first, then tokens in raster order."""
     transformer = config.denoiser_transformer if block is None else config.blocks[block]
     if transformer.rope == "none":
         return None
@@ -61,7 +61,7 @@ class AutoregressiveBlock(nnx.Module):
             return
         keys = jax.random.split(key, 8)
         width, c = transformer.width, config.token_channels
-        compute = Compute.of(config, layout)
+        compute = Compute.from_config(config, layout)
         self.proj_in = Linear(c, width, keys[0], name="proj_in", compute=compute)
         reads_text = config.is_conditioned(index)
         projects = reads_text and config.language_model is not transformer
@@ -75,7 +75,7 @@ class AutoregressiveBlock(nnx.Module):
         self.transformer = Transformer(
             transformer, keys[5], compute=compute, remat=config.remat, dropout=config.dropout
         )
-        # Zero: a new block is the identity map, so that a new flow of any depth survives the round trip in float32.
+        # Zero: a new block is the identity map, so that a new flow of any depth is invertible in float32.
         outputs, exact = c if config.scale == "unit" else 2 * c, dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
 
@@ -117,14 +117,14 @@ class AutoregressiveBlock(nnx.Module):
         return h
 
     def _learned_positions(self, grid: Grid) -> jax.Array | None:
-        """Learned positions in the block's own order, [N, D]."""
+        """Learned positions in the block's order, [N, D]."""
         if self.pos_embed is None:
             return None
         order = block_order(self.config, self.index, grid)
         return reorder(self.pos_embed[...][None], order, grid.frame)[0]
 
     def start_token(self, batch: int) -> jax.Array:
-        """What the network reads before the first token, [B, 1, c] (zeros, and never read, without one)."""
+        """The input before the first token, [B, 1, c] (unused zeros for a block without a start token)."""
         if self.sos_embed is None:
             return jnp.zeros((batch, 1, self.config.token_channels))
         return jnp.broadcast_to(self.sos_embed[...], (batch, 1, self.config.token_channels))
@@ -141,11 +141,11 @@ class AutoregressiveBlock(nnx.Module):
         """Mean and scale of all tokens in one parallel pass.
 
         Args:
-          tokens: [B, N, c] in the block's own order.
+          tokens: [B, N, c] in the block's order.
           cond: text states [B, L, text_dim] or labels [B], where this block reads them; else None.
           grid: geometry of the tokens.
           temperature: divides the attention logits; [B] or scalar.
-          dropout_key: turns dropout on.
+          dropout_key: enables dropout.
 
         Returns:
           The affine parameters, and the text stream [B, L, D] after the last norm (None without text).
@@ -187,7 +187,7 @@ class AutoregressiveBlock(nnx.Module):
           cond: as in `affine`, with `batch` rows.
           grid: geometry of all tokens that will pass through the cache.
           batch: B.
-          padding: further slots, for solvers that work on chunks of one size and may write past the end.
+          padding: further slots, for solvers with chunks of a fixed size, which may write past the end.
           temperature: divides the attention logits; [B] or scalar.
         """
         text = self._project_text(cond) if self.reads_text and cond is not None else None
@@ -209,15 +209,15 @@ class AutoregressiveBlock(nnx.Module):
                 cache=cache,
                 slot=slot,
             )
-            assert written is not None  # one went in
+            assert written is not None  # a cache was passed
             return h, written
 
         def predict(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Prediction, KVCache]:
-            place = first - shift
+            position = first - shift
             rows = None
             if learned is not None:
-                rows = jax.lax.dynamic_slice_in_dim(learned, place, previous.shape[1])
-            h, cache = run(self._embed(previous, rows, class_vector), length + place, cache)
+                rows = jax.lax.dynamic_slice_in_dim(learned, position, previous.shape[1])
+            h, cache = run(self._embed(previous, rows, class_vector), length + position, cache)
             return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)

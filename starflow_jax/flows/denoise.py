@@ -1,4 +1,4 @@
-"""Removing the training noise from samples, by the flow's own score or by the learned denoiser.
+"""Removal of the training noise from samples, by the flow's score or by the learned denoiser.
 
 Specification, section 6.
 """
@@ -14,7 +14,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
 
 # The learned denoiser predicts sigma_n * dL/dx of a loss that is weighted by sigma_n / NOISE_SCALE, so that its output
-# times NOISE_SCALE is the step of Tweedie's formula. Weight and step must use the one constant.
+# times NOISE_SCALE is the step of Tweedie's formula. Weight and step must use the same constant.
 NOISE_SCALE = 0.3
 
 Denoise = Callable[[jax.Array], jax.Array]
@@ -26,7 +26,7 @@ def noise_level_weight(noise_std: jax.Array | float) -> jax.Array | float:
 
 
 def _like(x: jax.Array, level: float | jax.Array) -> jax.Array:
-    """A noise level, scalar or one a sample [B], so that it broadcasts against x: [B, ...]."""
+    """A noise level, scalar or [B], reshaped to broadcast against x: [B, ...]."""
     level = jnp.asarray(level, jnp.float32)
     return level.reshape(-1, *(1,) * (x.ndim - 1)) if level.ndim else level
 
@@ -50,16 +50,16 @@ def learned_denoise(
 ) -> jax.Array:
     """x - 0.3 D(x, text) (sigma_n - sigma_next) / sigma_n: from noise level sigma_n down to sigma_next.
 
-    Levels are scalars or one a sample, [B].
+    Levels are scalars or [B].
 
     Raises:
-      ValueError: if the flow has no learned denoiser.
+      ValueError: the flow has no learned denoiser.
     """
     if flow.denoiser is None:
         raise ValueError("denoiser is None: this flow has no learned denoiser; use score_denoise")
     current = _like(x, noise_std)
-    share = (current - _like(x, next_std)) / current
-    return x - NOISE_SCALE * share * flow.denoiser(x, cond)
+    fraction = (current - _like(x, next_std)) / current
+    return x - NOISE_SCALE * fraction * flow.denoiser(x, cond)
 
 
 def denoise_in_chunks(
@@ -70,19 +70,20 @@ def denoise_in_chunks(
     overlap: int | None = None,
     feed_denoised: bool = False,
 ) -> jax.Array:
-    """Denoises a video of any length in overlapping chunks, each seen as a video of its own.
+    """Denoises a video of any length in overlapping chunks, each as a separate video.
 
-    Each chunk after the first starts `overlap` frames before the last one's end and keeps its frames after those.
+    Each chunk after the first starts `overlap` frames before the end of the previous one and replaces later frames.
 
     Args:
       denoise: maps [B, t, H, W, C] to the same, for t <= chunk.
       video: [B, T, H, W, C].
-      chunk: frames a chunk; None or at least T means the whole video at once.
+      chunk: frames per chunk; None or at least T means the whole video at once.
       overlap: frames of context; None means chunk - 1.
-      feed_denoised: give the overlap as the last chunk left it, as the PyTorch original does, instead of noisy.
+      feed_denoised: use the denoised frames of the overlap as context, as the PyTorch original does, instead of the
+        noisy ones.
 
     Raises:
-      ValueError: if the overlap is not below the chunk.
+      ValueError: the overlap is not below the chunk.
     """
     video, frames = video.astype(jnp.float32), video.shape[1]
     if chunk is None or chunk >= frames:
@@ -97,10 +98,10 @@ def denoise_in_chunks(
     def advance(out: jax.Array, start: int | jax.Array, length: int) -> jax.Array:
         source = out if feed_denoised else video
         piece = denoise(jax.lax.dynamic_slice_in_dim(source, start, length, axis=1))
-        # The first chunk keeps all its frames, the others those after the overlap.
+        # The first chunk replaces all its frames, the others those after the overlap.
         before = jax.lax.dynamic_slice_in_dim(out, start, overlap, axis=1)
-        kept = jnp.where(start == 0, piece[:, :overlap], before)
-        piece = jnp.concatenate([kept, piece[:, overlap:]], axis=1)
+        context = jnp.where(start == 0, piece[:, :overlap], before)
+        piece = jnp.concatenate([context, piece[:, overlap:]], axis=1)
         return jax.lax.dynamic_update_slice_in_dim(out, piece, start, axis=1)
 
     starts = fresh * jnp.arange(full + 1)

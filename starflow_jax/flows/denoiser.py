@@ -1,4 +1,4 @@
-"""The learned denoiser D(x, text): a light transformer that sees whole frames (specification, section 6)."""
+"""The learned denoiser D(x, text), a small transformer over whole frames (specification, section 6)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from starflow_jax.sharding.layout import Layout
 
 
 class Denoiser(nnx.Module):
-    """Predicts sigma_n * dL/dx, the flow's own input gradient, in one pass (arXiv 2511.20462, flow-score matching)."""
+    """Predicts sigma_n * dL/dx, the flow's input gradient, in one pass (flow-score matching, arXiv 2511.20462)."""
 
     def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
         check(config.denoiser is not None, "denoiser is None: this flow has no learned denoiser")
         options = config.denoiser
         transformer = config.denoiser_transformer
         keys = jax.random.split(key, 3)
-        compute = Compute.of(config, layout)
+        compute = Compute.from_config(config, layout)
         self.config = config
         self.proj_in = Linear(config.token_channels, transformer.width, keys[0], name="proj_in", compute=compute)
         self.proj_txt = (
@@ -39,25 +39,25 @@ class Denoiser(nnx.Module):
         self.proj_out = Linear(transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact)
 
     def visibility(self, grid: Grid, text: int) -> Visibility:
-        """Which slots see which; a still image, or a model without look-ahead bounds, is unmasked."""
+        """The attention mask; there is none for still images and for models without a bound on the look-ahead."""
         options = self.config.denoiser
-        assert options is not None  # checked when built
+        assert options is not None  # checked by __init__
         if grid.frames is None or options.look_ahead is None:
             return Full()
         return FrameWindow(text, grid.frame, options.look_ahead, options.window)
 
     def __call__(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """The prediction for x: [B, H, W, C] or [B, T, H, W, C], in the same layout, float32.
+        """The prediction, float32 in the layout of x.
 
         Args:
-          x: noisy data.
+          x: noisy data [B, H, W, C] or [B, T, H, W, C].
           cond: text states [B, L, text_dim]; read by a conditional denoiser only.
 
         Raises:
-          ValueError: if a conditional denoiser is given no text.
+          ValueError: a conditional denoiser is given no text.
         """
         config = self.config
-        grid = Grid.of(config, x.shape)
+        grid = Grid.from_shape(config, x.shape)
         tokens = patchify(x, config.patch_size, config.family).reshape(x.shape[0], grid.tokens, -1)
         h = self.proj_in(tokens)
         text = 0

@@ -1,4 +1,4 @@
-"""The flow: data to noise through a stack of autoregressive blocks, with every logdet on the way."""
+"""The flow: a stack of autoregressive blocks that maps data to noise, with log-determinants."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from starflow_jax.sharding.layout import Layout
 
 @flax.struct.dataclass
 class FlowOutput:
-    """What `Flow.forward` returns; everything float32.
+    """The result of `Flow.forward`, in float32.
 
     Attributes:
       z: the noise, in the layout of x.
-      logdets: per block log |dz/dx| of every token and channel in the block's own order: [B, N, c]; [B, T, F, c] for
-        a block that runs inside frames; zeros [B] for an identity block.
-      tokens: what entered each block, then z: K + 1 arrays [B, ([T,] h, w), c] in raster order.
+      logdets: per block log |dz/dx| of every token and channel in the block's order: [B, N, c]; [B, T, F, c] for a
+        block that runs inside frames; zeros [B] for an identity block.
+      tokens: the input of each block, then z: K + 1 arrays [B, ([T,] h, w), c] in raster order.
       text: text stream of the deep block after its last norm, [B, L, D] (2B rows when guided); None without text.
     """
 
@@ -43,9 +43,9 @@ class FlowOutput:
 class Flow(nnx.Module):
     """A stack of blocks, 0 nearest the data, the last one deep (specification, section 2).
 
-    The module is the tree of parameters: every method is a pure function of it and its arguments, to be used with
-    `jax.*` transformations. Cross a `jit` boundary that is passed every step with `flows.parameters.split`.
-    With a layout its arithmetic is spread over the devices of a mesh.
+    The module is a pytree of parameters, and every method is a pure function of it and its arguments, for use with
+    `jax.*` transformations. Use `flows.parameters.split` where a `jit` boundary is crossed every step.
+    With a layout, computation is sharded over the devices of a mesh.
     """
 
     def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
@@ -63,8 +63,8 @@ class Flow(nnx.Module):
         c = self.config
         if c.text_dim:
             if cond is None or cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != c.text_dim:
-                seen = "None" if cond is None else f"shape {tuple(cond.shape)}"
-                raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {seen}")
+                actual = "None" if cond is None else f"shape {tuple(cond.shape)}"
+                raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {actual}")
         elif c.num_classes:
             if cond is not None and (cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer)):
                 raise ValueError(
@@ -102,16 +102,16 @@ class Flow(nnx.Module):
         Args:
           x: [B, H, W, C] images or [B, T, H, W, C] video; any size that the patch size divides.
           cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped).
-          guidance: uses the guided means and scales.
-          dropout_key: turns dropout on.
+          guidance: classifier-free guidance of means and scales; None for none.
+          dropout_key: enables dropout.
 
         Returns:
-          FlowOutput.
+          z, log-determinants, and the tokens between blocks.
 
         Raises:
-          ValueError: where x or cond does not fit the configuration.
+          ValueError: x or cond does not fit the configuration.
         """
-        grid = Grid.of(self.config, x.shape)
+        grid = Grid.from_shape(self.config, x.shape)
         self.check_condition(cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
         tokens = self.tokens_of(x)
@@ -146,21 +146,21 @@ class Flow(nnx.Module):
         return self.from_block(index, affine.forward(ordered), grid, batch), logdet, text
 
     def block_grid(self, index: int, grid: Grid) -> tuple[Grid, int]:
-        """The grid that a block sees, and how many frames are folded into its batch."""
+        """The grid of a block's sequence, and the number of frames that are folded into its batch."""
         if self.config.is_local(index) and grid.frames is not None:
             return grid.with_frames(None), grid.frames
         return grid, 1
 
     def to_block(self, index: int, tokens: jax.Array, grid: Grid) -> jax.Array:
-        """Raster tokens [B, ([T,] h, w), c] as the block reads them: [B or B * T, N or F, c]."""
-        own, _ = self.block_grid(index, grid)
-        flat = tokens.reshape(-1, own.tokens, tokens.shape[-1])
-        return reorder(flat, block_order(self.config, index, own), own.frame)
+        """Raster tokens [B, ([T,] h, w), c] in the order of a block: [B or B * T, N or F, c]."""
+        block_grid, _ = self.block_grid(index, grid)
+        flat = tokens.reshape(-1, block_grid.tokens, tokens.shape[-1])
+        return reorder(flat, block_order(self.config, index, block_grid), block_grid.frame)
 
     def from_block(self, index: int, ordered: jax.Array, grid: Grid, batch: int) -> jax.Array:
         """The inverse of `to_block`."""
-        own, _ = self.block_grid(index, grid)
-        tokens = reorder(ordered, block_order(self.config, index, own), own.frame)
+        block_grid, _ = self.block_grid(index, grid)
+        tokens = reorder(ordered, block_order(self.config, index, block_grid), block_grid.frame)
         return tokens.reshape(batch, *grid.shape, -1)
 
     def log_prob(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
@@ -180,21 +180,21 @@ def standard_normal_log_prob(z: jax.Array) -> jax.Array:
 
 
 def fold_condition(cond: jax.Array | None, frames: int) -> jax.Array | None:
-    """Repeats a condition for every frame that is folded into the batch."""
+    """The condition repeated for every frame that is folded into the batch."""
     return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
 
 
 def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: jax.Array | None) -> None:
-    """Raises ValueError where a flow cannot be guided as asked."""
+    """Raises ValueError where a flow does not support the guidance."""
     if guidance is None:
         return
     if isinstance(guidance, Guidance):
         if not config.text_dim:
             raise ValueError(f"Guidance needs a flow that reads text, got family '{config.family}' with text_dim=0")
-        assert cond is not None  # checked before
+        assert cond is not None  # `check_condition` has run
         null, (batch, length, width) = guidance.null, cond.shape
         if null is None or null.shape not in ((1, length, width), (batch, length, width)):
-            seen = "None" if null is None else f"shape {tuple(null.shape)}"
-            raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {seen}")
+            actual = "None" if null is None else f"shape {tuple(null.shape)}"
+            raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {actual}")
     elif config.family != "tarflow":
         raise ValueError(f"LinearGuidance belongs to family 'tarflow', got family '{config.family}'")

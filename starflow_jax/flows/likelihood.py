@@ -13,7 +13,7 @@ __all__ = ["Objective", "objective", "standard_normal_log_prob"]
 
 @flax.struct.dataclass
 class Objective:
-    """loss is what is minimised; loss_z = 0.5 mean z^2 and loss_logdet = -sum_k mean logdet_k are unweighted."""
+    """The minimised loss, and unweighted loss_z = 0.5 mean z^2 and loss_logdet = -sum_k mean logdet_k."""
 
     loss: jax.Array
     loss_z: jax.Array
@@ -28,7 +28,7 @@ def objective(output: FlowOutput, *, weights: jax.Array | float | None = None, l
     """Negative log-likelihood per dimension, constants dropped, averaged over the batch.
 
     Args:
-      output: of `Flow.forward`.
+      output: result of `Flow.forward`.
       weights: [B] or scalar; multiplies each sample's two terms (sigma_n / 0.3 under noise-level conditioning).
       latent_norm: weight of the regulariser sum_k mean u_k^2 over the tokens entering every block, added unweighted.
     """

@@ -1,4 +1,4 @@
-"""Tokens of a picture or video, and the order in which a block reads them (specification, sections 1.1 and 1.2)."""
+"""Tokens of an image or video, and the order in which a block reads them (specification, sections 1.1 and 1.2)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Grid:
     columns: int
 
     @classmethod
-    def of(cls, config: FlowConfig, shape: tuple[int, ...]) -> Grid:
-        """The grid of data shaped [B, H, W, C] or [B, T, H, W, C]; ValueError where the flow cannot take it."""
+    def from_shape(cls, config: FlowConfig, shape: tuple[int, ...]) -> Grid:
+        """The grid of data [B, H, W, C] or [B, T, H, W, C]; ValueError where it does not fit the configuration."""
         if len(shape) not in (4, 5) or shape[-1] != config.channels:
             raise ValueError(
                 f"x must be [B, H, W, {config.channels}] or [B, T, H, W, {config.channels}], got shape {tuple(shape)}"
@@ -40,12 +40,12 @@ class Grid:
 
     @property
     def frame(self) -> int:
-        """F: tokens a frame."""
+        """F: tokens per frame."""
         return self.rows * self.columns
 
     @property
     def tokens(self) -> int:
-        """N: tokens in all."""
+        """N: number of tokens."""
         return (self.frames or 1) * self.frame
 
     @property
@@ -96,7 +96,7 @@ def block_order(config: FlowConfig, block: int, grid: Grid) -> Order:
 
 
 def is_frame_causal(config: FlowConfig) -> bool:
-    """Whether no block of a flow lets a frame of a video see a later one."""
+    """Whether no frame of a video depends on a later one in any block of a flow."""
     two_frames = Grid(2, *config.grid)
     return not any(
         block.layers and not config.is_local(index) and block_order(config, index, two_frames) == "flip"
@@ -105,7 +105,7 @@ def is_frame_causal(config: FlowConfig) -> bool:
 
 
 def reorder(tokens: Float[Array, "B N c"], order: Order, frame: int) -> Float[Array, "B N c"]:
-    """Permutes tokens [B, N, c]; each order is its own inverse."""
+    """Permutes tokens; each order is its own inverse."""
     if order == "identity":
         return tokens
     if order == "flip":

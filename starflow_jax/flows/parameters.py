@@ -1,4 +1,4 @@
-"""A flow as a plain nested dict of arrays (`nn.parameters`): built, built abstractly, counted."""
+"""Flows as plain nested dicts of arrays (`nn.parameters`): initialisation, abstract values, counts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "sp
 
 
 def merge(definition: nnx.GraphDef, params: Mapping) -> Flow:
-    """The inverse of `split`, of a flow."""
+    """The inverse of `split`, for a flow."""
     return _merge(definition, params)
 
 
 def overlaid(leaves: Params, params: Params) -> Params:
-    """`leaves` with what `params`, a part of the same nested dict, has instead."""
+    """`leaves` with the entries of `params`, which has a subset of its keys, replaced."""
     if not isinstance(leaves, Mapping):
         return params
     return {name: overlaid(leaf, params[name]) if name in params else leaf for name, leaf in leaves.items()}
 
 
 def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.GraphDef, Params]:
-    """Like `split(Flow(config, key, layout))`, with ShapeDtypeStructs: allocates nothing."""
+    """`split(Flow(config, key, layout))` with ShapeDtypeStructs, without allocating arrays."""
     definitions = []
 
     def build(key):
@@ -43,13 +43,13 @@ def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.Grap
 
 
 def initialise(config: FlowConfig, key: jax.Array) -> tuple[nnx.GraphDef, Params]:
-    """A new flow, built in one compiled program."""
+    """A new flow, initialised by one compiled program."""
     definition, _ = abstract(config)
     params = jax.jit(lambda k: split(Flow(config, k))[1])(key)
     return definition, params
 
 
 def count(params: Params) -> int:
-    """Number of trained parameters (TARFlow's prior variance is a statistic and does not count)."""
+    """Number of trained parameters; TARFlow's prior variance is a statistic and not counted."""
     trained = {k: v for k, v in params.items() if k != "prior_variance"}
     return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))

@@ -27,7 +27,7 @@ class Attention(nnx.Module):
         c = config
         into, out = jax.random.split(key)
         self.norm = make_norm(c.norm, c.width)
-        # By key/value head: the queries that read it, the key, the value. A mesh may so part the heads in one cut.
+        # Packed by key/value head: its queries, its key, its value, so that a mesh shards the heads as one axis.
         grouped = (c.kv_heads, c.heads // c.kv_heads + 2, c.head_dim)
         self.qkv = Linear(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
         # Residual branches start small, so that depth does not blow up the first hidden states.
@@ -50,16 +50,23 @@ class Attention(nnx.Module):
         layer: jax.Array | int = 0,
         slot: int | jax.Array = 0,
     ) -> tuple[jax.Array, KVCache | None]:
-        """The branch's output for h: [B, n, D], and the cache with the n new keys and values at `slot`.
+        """The branch's output for h, and the cache with the n new keys and values at `slot`.
 
-        temperature: [B] or scalar; divides the logits.
+        Args:
+          h: hidden states.
+          rotation: rotary table of these n slots.
+          visibility: the attention mask.
+          temperature: divides the logits.
+          cache: keys and values of earlier slots, or None.
+          layer: index of the layer in the cache.
+          slot: first slot of the n tokens.
         """
         c = self.config
         batch, count, _ = h.shape
         layout, group = self.compute.layout, c.heads // c.kv_heads
         packed = placed(layout, self.qkv(self.norm(h)), "packed").transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
         query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), "heads")
-        key, value = (placed(layout, packed[:, :, place], "heads") for place in (group, group + 1))
+        key, value = (placed(layout, packed[:, :, index], "heads") for index in (group, group + 1))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
@@ -69,20 +76,20 @@ class Attention(nnx.Module):
         if temperature is not None:
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
         query = (query * scale).astype(h.dtype)
-        of_layer = None
+        cache_layer = None
         if cache is not None:
             cache = cache.write(jnp.asarray(layer), slot, key, value)
-            key, value, of_layer = cache.keys, cache.values, jnp.asarray(layer)
+            key, value, cache_layer = cache.keys, cache.values, jnp.asarray(layer)
         options: dict[str, Any] = {
             "visibility": visibility,
             "implementation": self.compute.kernels,
             "target": _target(layout),
         }
         attend = functools.partial(attention, precision=self.compute.precision, **options)
-        if layout is None or chosen(query, key, value, layer=of_layer, **options) == "xla":
-            mixed = attend(query, key, value, offset=slot, layer=of_layer)
+        if layout is None or chosen(query, key, value, layer=cache_layer, **options) == "xla":
+            mixed = attend(query, key, value, offset=slot, layer=cache_layer)
         else:
-            mixed = _by_heads(layout, attend, query, key, value, slot, of_layer)
+            mixed = _by_heads(layout, attend, query, key, value, slot, cache_layer)
         mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
         out = self.proj(placed(layout, mixed, "channels"))
         return (out if self.post_norm is None else self.post_norm(out)), cache
@@ -99,27 +106,27 @@ def _by_heads(
     key: jax.Array,
     value: jax.Array,
     slot: int | jax.Array,
-    of_layer: jax.Array | None,
+    cache_layer: jax.Array | None,
 ) -> jax.Array:
-    """Attention over a mesh, every device on its own heads and samples: a kernel is one device's program."""
-    before = () if of_layer is None else (None,)
+    """Attention over a mesh by `shard_map`: each device runs the kernel on its heads and samples."""
+    leading = () if cache_layer is None else (None,)
     cuts = ACTIVATIONS["heads"]
     if query.shape[1] != key.shape[-3] and key.shape[-3] % layout.size(cuts[1]):
-        # Queries that share keys stay together: over some of the axes, or none.
+        # Queries that share a key stay together, so heads are sharded over one of the axes, or over none.
         fits = [axis for axis in ("tensor", "sequence") if key.shape[-3] % layout.size(axis) == 0]
         cuts = (cuts[0], max(fits, key=layout.size, default=None), *cuts[2:])
-    of_query = layout.sharding(query.shape, cuts).spec
-    of_key = layout.sharding(key.shape, (*before, *cuts)).spec
-    # Numbers that are known stay so: what is seen is then a constant of the program.
-    numbers: dict[str, int | jax.Array] = {"offset": slot} | ({} if of_layer is None else {"layer": of_layer})
-    traced = {name: jnp.asarray(n) for name, n in numbers.items() if not isinstance(n, int)}
-    known = {name: n for name, n in numbers.items() if name not in traced}
+    query_spec = layout.sharding(query.shape, cuts).spec
+    key_spec = layout.sharding(key.shape, (*leading, *cuts)).spec
+    # Static indices stay static, so that the mask is a constant of the program.
+    indices: dict[str, int | jax.Array] = {"offset": slot} | ({} if cache_layer is None else {"layer": cache_layer})
+    traced = {name: jnp.asarray(n) for name, n in indices.items() if not isinstance(n, int)}
+    static = {name: n for name, n in indices.items() if name not in traced}
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
-        return attend(query, key, value, **known, **traced)
+        return attend(query, key, value, **static, **traced)
 
     whole = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(of_query, of_key, of_key, whole), out_specs=of_query, check_vma=False
+        local, mesh=layout.mesh, in_specs=(query_spec, key_spec, key_spec, whole), out_specs=query_spec, check_vma=False
     )
     return mapped(query, key, value, traced)

@@ -1,4 +1,4 @@
-"""The key/value cache: a value, passed in and handed back."""
+"""The key/value cache, an immutable pytree."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class KVCache:
-    """Rotated keys, and values, of every layer; keys, values: [layers, B, k, S, d].
+    """Rotated keys, and values, of all layers; keys, values: [layers, B, k, S, d].
 
-    A slot is visible only to queries at or after it, so slots ahead of the next write may hold anything: writing the
-    same slots again replaces them, which is all the roll-back that Jacobi iteration needs.
+    A slot is visible only to queries at or after it, so that slots after the last write may hold any value. Writing
+    the same slots again is therefore the only roll-back that Jacobi iteration needs.
     """
 
     keys: jax.Array
@@ -20,6 +20,7 @@ class KVCache:
 
     @classmethod
     def empty(cls, layers: int, batch: int, heads: int, slots: int, dim: int, dtype: str) -> KVCache:
+        """A cache of zeros."""
         shape = (layers, batch, heads, slots, dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

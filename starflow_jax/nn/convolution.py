@@ -1,7 +1,7 @@
-"""Convolutional layers: Flax's, with norms in float32 and without first values.
+"""Flax's convolutional layers without initial values, and norms in float32.
 
-Modules made of them only say what parameters there are; `nn.parameters.drawn` draws the values, in one place. Tracing
-a draw in every layer takes seconds, and most networks of this kind are read from files.
+The parameters are ShapeDtypeStructs; `nn.parameters.drawn` samples the values of a whole network at once. Tracing an
+initializer per layer takes seconds, and most networks of this kind are read from files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _EPSILON = 1e-6
 
 
 def _blank(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """In place of an array."""
+    """An initializer that returns a ShapeDtypeStruct."""
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
@@ -31,9 +31,9 @@ def conv(
     padding: Sequence[tuple[int, int]] | None = None,
     bias: bool = True,
 ) -> nnx.Conv:
-    """A convolution of [B, H, W, inputs] by a window, square or (rows, columns).
+    """A convolution of [B, H, W, inputs] with a window, square or (rows, columns).
 
-    Padding None puts half a window on every side.
+    Padding None pads every side by half a window.
     """
     sides = (window, window) if isinstance(window, int) else window
     around = [(side // 2, side // 2) for side in sides] if padding is None else list(padding)
@@ -60,7 +60,7 @@ def dense(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: str) -> nnx.Linear:
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Group norm in float32, whatever the dtype of its input, which it returns."""
+    """Group norm, computed in float32 and returned in the dtype of its input."""
 
     def __init__(self, channels: int, groups: int, rngs: nnx.Rngs):
         super().__init__(

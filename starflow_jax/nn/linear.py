@@ -18,12 +18,13 @@ from starflow_jax.sharding.layout import Layout, kernel_cuts
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How products are computed: the type of their operands, the precision of float32 ones on accelerators, and where.
+    """Numerics and placement of matrix products.
 
     Attributes:
-      dtype, precision: of products.
+      dtype: of the operands.
+      precision: of float32 products on accelerators.
       layout: over several devices; None on one.
-      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the rule of `kernels.choice`.
+      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the default of `kernels.choice`.
     """
 
     dtype: str = "float32"
@@ -32,8 +33,8 @@ class Compute:
     kernels: Implementation = None
 
     @classmethod
-    def of(cls, config: FlowConfig, layout: Layout | None) -> Compute:
-        """As a flow's configuration has it."""
+    def from_config(cls, config: FlowConfig, layout: Layout | None) -> Compute:
+        """The numerics of a flow's configuration."""
         kernels = None if config.kernels == "auto" else config.kernels
         return cls(config.dtype, config.matmul_precision, layout, kernels)
 
@@ -41,12 +42,17 @@ class Compute:
 class Linear(nnx.Module):
     """x @ kernel + bias.
 
-    The kernel is [inputs, *outputs] in float32; the product runs in `compute.dtype`. The weights start normal with the
-    given standard deviation (default inputs^-1/2), the bias at zero.
+    The kernel is [inputs, *outputs] in float32; the product is computed in `compute.dtype`. The kernel is initialised
+    normal with standard deviation `std` (default inputs^-1/2), the bias with zeros.
 
     Args:
+      inputs: channels.
       outputs: channels, as one axis or several.
-      name: what `sharding.rules` knows the layer by.
+      key: of the initial kernel.
+      name: name of the layer in `sharding.rules`.
+      bias: whether there is one.
+      std: standard deviation of the initial kernel.
+      compute: numerics and placement.
     """
 
     def __init__(
@@ -84,22 +90,22 @@ class Linear(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sharded_dense(compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The dense layer over a mesh.
+    """The dense layer over a mesh, with an explicit backward pass.
 
-    What automatic differentiation would leave open is said here: the kernel is gathered over fsdp in the type of the
-    product, anew in the backward pass, and its gradient is summed over devices in float32, each keeping its part.
+    The kernel is gathered over fsdp in the dtype of the product, again in the backward pass, and its gradient is
+    reduce-scattered over devices in float32.
     """
     out = _project(compute, name, x, kernel)
     return out if bias is None else out + bias.astype(out.dtype)
 
 
 def _gathered(compute: Compute, name: str, kernel: jax.Array) -> jax.Array:
-    assert compute.layout is not None  # the callers are for several devices
+    assert compute.layout is not None  # callers run on several devices
     return compute.layout.constrain(kernel.astype(compute.dtype), kernel_cuts(name, kernel.ndim)[1])
 
 
 def _summed_in(compute: Compute, cuts: Sequence[str | None]) -> str:
-    """The type in which a product is summed over devices: float32 where the contracted axes are cut, by `cuts`."""
+    """The dtype in which a product is summed over devices: float32 where the contracted axes, `cuts`, are sharded."""
     assert compute.layout is not None
     return "float32" if any(compute.layout.size(cut) > 1 for cut in cuts) else compute.dtype
 

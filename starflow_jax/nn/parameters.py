@@ -1,6 +1,6 @@
-"""A module as a plain nested dict of arrays: what optimizers, checkpoints and jit boundaries handle.
+"""Modules as plain nested dicts of arrays, for optimizers, checkpoints and jit boundaries.
 
-A module passed whole through `jit` costs milliseconds a call in pytree callbacks; a dict does not.
+Passing a module through `jit` costs milliseconds per call in pytree callbacks; passing a dict does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Params = dict[str, Any]
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """A module as its hashable definition and its parameters, a nested dict with string keys."""
+    """Splits a module into its hashable definition and its parameters, a nested dict with string keys."""
     definition, state = nnx.split(module)
     return definition, _with_keys(nnx.to_pure_dict(state), str)
 
@@ -29,14 +29,16 @@ def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
 
 
 def drawn(abstract: Mapping[str, Any], key: jax.Array, std: float | None = None) -> Params:
-    """First values, float32: kernels normal, of variance 1 / inputs or of `std`; norms the identity, biases zero.
+    """Samples initial parameters in float32: kernels normal, scales 1, biases 0.
 
     Args:
-      abstract: nested, of ShapeDtypeStructs; the last name says what a leaf is ("kernel", "scale", "bias").
+      abstract: nested dict of ShapeDtypeStructs; the last key is the kind of a leaf ("kernel", "scale", "bias").
+      key: of the random numbers.
+      std: standard deviation of kernels; None means inputs^-1/2.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(dict(abstract))
     sizes = [math.prod(leaf.shape) if path[-1].key == "kernel" else 0 for path, leaf in leaves]
-    # One draw for all, which compiles at once.
+    # All kernels are sampled by one call, which is one program to compile.
     parts = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
 
     def value(name: str, shape: tuple[int, ...], part: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
-"""Rotary positions (specification, section 1, "RoPE").
+"""Rotary position embedding (specification, section 1, "RoPE").
 
-Positions are static per geometry and are computed in numpy; the rotation itself is traced.
+Positions are static for a geometry and are computed in numpy; the rotation itself is traced.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _THIRD_AXIS_ANGLES = 8
 
 @flax.struct.dataclass
 class Rotation:
-    """cos, sin: [slots, head_dim / 2] float32; adjacent says which channels form a pair."""
+    """cos, sin: [slots, d / 2] float32; adjacent: whether pairs are neighbouring channels, else the two halves."""
 
     cos: jax.Array
     sin: jax.Array
     adjacent: bool = flax.struct.field(pytree_node=False)
 
     def at(self, slot: int | jax.Array, count: int) -> Rotation:
-        """The rows of `count` slots from `slot` on (clamped to the table, as the cache is)."""
+        """The rows of `count` slots from `slot` on (clamped to the table, as slices of the cache are)."""
         cos, sin = (jax.lax.dynamic_slice_in_dim(a, slot, count) for a in (self.cos, self.sin))
         return Rotation(cos, sin, self.adjacent)
 
     def __call__(self, x: jax.Array, *, exchange_by_product: bool = False) -> jax.Array:
-        """Rotates x: [B, h, slots, head_dim], in float32.
+        """Rotates x in float32.
 
-        exchange_by_product: bring adjacent channels together by a product with a permutation, which is exact and which
-        a TPU does at once; its registers hold the last axis side by side, and an axis of two spreads it out.
+        exchange_by_product: swap adjacent channels by a product with a permutation matrix, which is exact and fast on
+        a TPU, where an array with a last axis of two is padded to a full register.
         """
         h = x.astype(jnp.float32)
         if self.adjacent and exchange_by_product:
@@ -100,6 +100,6 @@ def angles(positions: np.ndarray, head_dim: int) -> jax.Array:
 
 
 def rotation(positions: np.ndarray, head_dim: int, pairs: str, *, padding: int = 0) -> Rotation:
-    """The rotation table of the given positions, followed by `padding` rows that rotate by nothing."""
+    """The rotation table of the given positions, followed by `padding` rows of the identity."""
     table = jnp.pad(angles(positions, head_dim), ((0, padding), (0, 0)))
     return Rotation(jnp.cos(table), jnp.sin(table), pairs == "adjacent")

@@ -1,4 +1,4 @@
-"""A stack of pre-norm layers, stored stacked and run by one scan, so that compile time does not grow with depth."""
+"""A pre-norm transformer; its layers are stacked and scanned, so that compile time does not grow with depth."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Layer(nnx.Module):
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0)
+    mask = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(mask, x / (1.0 - rate), 0.0)
 
 
 class Transformer(nnx.Module):
-    """`config.layers` layers and, where asked for, a final RMSNorm."""
+    """`config.layers` layers and, with `config.final_norm`, an RMSNorm."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Transformer(nnx.Module):
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `slots` positions."""
         c = self.config
-        # Whole lines of 8 slots, as a GPU copies them; nothing sees those behind the last.
+        # A multiple of 8 slots, as GPUs copy 8 at a time; the mask hides those after the last.
         return KVCache.empty(c.layers, batch, c.kv_heads, -(-slots // 8) * 8, c.head_dim, self.compute.dtype)
 
     def __call__(
@@ -100,7 +100,7 @@ class Transformer(nnx.Module):
         Args:
           h: hidden states.
           rotation: rotary table of these n slots.
-          visibility: which slots see which (of the cache where there is one, else of these n).
+          visibility: the attention mask (over the slots of the cache, or without one over these n).
           temperature: divides the attention logits, [B] or scalar.
           cache: keys and values of the slots before; returned with these n written.
           slot: first slot (may be traced).

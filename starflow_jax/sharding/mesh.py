@@ -1,4 +1,4 @@
-"""The mesh of devices that a configuration asks for, and whether a model fits it."""
+"""Builds the mesh of a configuration, and checks that a model fits it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from starflow_jax.sharding.layout import Layout
 
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout | None:
-    """The layout over `devices`, all of this run's where None; None for a single one, which needs none.
+    """The layout over `devices` (None: all devices); None for a single device.
 
-    The last axis of the mesh changes fastest, so that neighbours share a sequence, then the channels of a layer, and
-    the copies of the parameters lie farthest apart.
+    The last axis of the mesh changes fastest, so that neighbouring devices share a sequence, then the channels of a
+    layer, and replicas of the parameters are farthest apart.
 
     Raises:
-      ValueError: axes that do not multiply to the number of devices.
+      ValueError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -32,9 +32,10 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 
 
 def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices in the shape of the mesh; TPUs so that its axes are axes of their torus, along which transfers are fast.
+    """The devices in the shape of the mesh.
 
-    The numbers of TPUs run host by host, and so zigzag through the torus.
+    For TPUs, mesh axes are axes of the torus, along which transfers are fast; the order of their ids, host by host,
+    does not follow the torus.
     """
     if devices[0].platform == "tpu":
         return mesh_utils.create_device_mesh(tuple(sizes), list(devices), allow_split_physical_axes=True)
@@ -50,11 +51,14 @@ def check_fit(
     *,
     field: str = "train.batch_size",
 ) -> None:
-    """Raises ValueError where a flow or a batch does not divide evenly over the mesh.
+    """Raises ValueError where a flow or a batch is not evenly divisible over the mesh.
 
     Args:
+      layout: over the mesh; None passes every check.
+      flow: its configuration.
+      batch_size, accumulate: rows per update, and the number of parts that they are processed in.
       shape: of an image or clip, [H, W, C] or [T, H, W, C]; None leaves the division of tokens unchecked.
-      field: what says the batch size.
+      field: name of the field with the batch size, for the message.
     """
     if layout is None:
         return
@@ -85,7 +89,7 @@ def check_fit(
 
 
 def _check_tokens(parts: int, flow: FlowConfig, shape: Sequence[int]) -> None:
-    """Raises ValueError unless the tokens that each block reads, text included, divide into so many parts."""
+    """Raises ValueError unless the number of tokens of each block, text included, is a multiple of `parts`."""
     *front, rows, columns, _ = shape
     frame = rows * columns // flow.patch_size**2
     frames = front[0] if front else None

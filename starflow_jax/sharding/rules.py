@@ -1,6 +1,6 @@
-"""Which axis of the mesh cuts which axis of a parameter: one table, read by the paths of parameters.
+"""The mesh axes that parameters are sharded over: one table of patterns of parameter paths.
 
-Optimizer moments and running means are trees of the same paths, so the same table places them.
+Optimizer moments and running means have the same paths, so that the same table applies to them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import re
 
 Spec = tuple[str | None, ...]
 
-# The end of a path, and its axes without the leading one of stacked layers. Everything else is small and whole
-# everywhere: norms, the biases of outputs, start tokens, tables of
-# positions and classes. "tensor" cuts heads and the channels of the MLP, so that a
-# branch needs one sum over its parts; "fsdp" cuts the other axis, and is gathered where the kernel is used.
+# The end of a path, and the mesh axes of its array axes without the leading one of stacked layers. All other parameters
+# are small and replicated: norms, biases of outputs, start tokens, tables of positions and classes. "tensor" shards
+# heads and MLP channels, so that each branch needs one sum over devices; "fsdp" shards the other axis, which is
+# gathered where the kernel is used.
 RULES: tuple[tuple[str, Spec], ...] = (
     (r"qkv/kernel", ("fsdp", "tensor", None, None)),
     (r"qkv/bias", ("tensor", None, None)),
@@ -21,8 +21,8 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
-    (r"embedding", (None, "fsdp")),  # of the tokens of a frozen text encoder: rows are looked up, columns parted
-    # Of frozen autoencoders: a linear one, the channels that a convolution puts out, attention between positions.
+    (r"embedding", (None, "fsdp")),  # of a frozen text encoder: rows are looked up, columns sharded
+    # Frozen autoencoders: the linear one, output channels of convolutions, attention between positions.
     (r"basis", ("fsdp", None)),
     (r"\w*conv\w*/kernel", ("fsdp",)),
     (r"to_(q|k|v|out)/kernel", (None, "fsdp")),
@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
 
 
 def spec_of(path: str, ndim: int) -> Spec:
-    """The axes of the mesh that cut the parameter at `path` ("blocks/0/proj_in/kernel"), one entry an axis of it."""
+    """The mesh axis of each axis of the parameter at `path` ("blocks/0/proj_in/kernel")."""
     for pattern, spec in RULES:
         if re.search(rf"(^|/){pattern}$", path):
             return (None,) * (ndim - len(spec)) + spec

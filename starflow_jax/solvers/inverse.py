@@ -120,7 +120,7 @@ def inverse(
     """
     config = flow.config
     solvers = [solver_of(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
-    grid = Grid.of(config, z.shape)
+    grid = Grid.from_shape(config, z.shape)
     flow.check_condition(cond, z.shape[0])
     check_later(cond, later_cond)
     check_guidance(config, guidance, cond)

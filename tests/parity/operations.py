@@ -92,7 +92,7 @@ def check_mask(folder: Folder, mask: np.ndarray, text: int) -> Check:
     from starflow_jax.flows.order import Grid
 
     shape = channels_last(folder.arrays["forward/x"]).shape
-    grid = Grid.of(folder.flow.config, shape)
+    grid = Grid.from_shape(folder.flow.config, shape)
     grid = grid.with_frames((mask.shape[0] - text) // grid.frame)
     slots = jnp.arange(mask.shape[0])
     ours = folder.flow.denoiser.visibility(grid, text).mask(slots[:, None], slots[None, :])

@@ -53,7 +53,7 @@ def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list
     Raises:
       ValueError: as `Flow.forward`.
     """
-    output, grid = flow.forward(x, cond), Grid.of(flow.config, x.shape)
+    output, grid = flow.forward(x, cond), Grid.from_shape(flow.config, x.shape)
     z = output.tokens[-1].astype(jnp.float32)
     prior = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
     terms = [prior]

@@ -201,7 +201,7 @@ def calibrate(
     check_real("target_error", target_error, minimum=1e-6)
     check_integer("rounds", rounds, minimum=1)
     flow = merge(abstract(config)[0], params)
-    samples, grid = x.shape[0], Grid.of(config, x.shape)
+    samples, grid = x.shape[0], Grid.from_shape(config, x.shape)
     states = jax.device_get(_forward(config, params, x, cond, guidance))
     cond = jax.device_get(cond)
 

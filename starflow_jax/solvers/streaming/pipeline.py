@@ -95,7 +95,7 @@ class FrameStream:
         definition, leaves = abstract(config)
         flow = merge(definition, leaves)  # shapes only
         self.config, self.shape, self.given = config, tuple(shape), given
-        self.grid = Grid.of(config, self.shape)
+        self.grid = Grid.from_shape(config, self.shape)
         check_streaming(flow, self.grid, self.shape, given, window)
         flow.check_condition(cond, shape[0])
         check_later(cond, later_cond)

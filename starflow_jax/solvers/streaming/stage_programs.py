@@ -82,7 +82,7 @@ def partial_flow(config: FlowConfig, params: Params) -> Flow:
 def ordered(config: FlowConfig, z: jax.Array) -> jax.Array:
     """Noise [B, T, H, W, C] in the order of the deep block, [B, N, c]."""
     flow = partial_flow(config, {})
-    return flow.to_block(config.num_blocks - 1, flow.tokens_of(z), Grid.of(config, z.shape))
+    return flow.to_block(config.num_blocks - 1, flow.tokens_of(z), Grid.from_shape(config, z.shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -92,7 +92,7 @@ def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Arra
     deep = config.num_blocks - 1
     flow.blocks = nnx.List(list(flow.blocks)[:deep])
     tokens = flow.forward(given, inputs.cond, guidance=inputs.guidance).tokens[-1]
-    return flow.to_block(deep, tokens, Grid.of(config, given.shape))
+    return flow.to_block(deep, tokens, Grid.from_shape(config, given.shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)
