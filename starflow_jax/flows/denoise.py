@@ -33,7 +33,8 @@ def _like(x: jax.Array, level: float | jax.Array) -> jax.Array:
 
 def score(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
     """grad_x log p(x), in the layout of x: one forward and one backward pass."""
-    return jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
+    gradient: jax.Array = jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
+    return gradient
 
 
 def score_denoise(flow: Flow, x: jax.Array, cond: jax.Array | None, noise_std: float | jax.Array) -> jax.Array:

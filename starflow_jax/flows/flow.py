@@ -123,7 +123,16 @@ class Flow(nnx.Module):
             logdets.append(logdet)
         return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text)
 
-    def _block_forward(self, index, tokens, cond, grid, guidance, dropout_key):
+    def _block_forward(
+        self,
+        index: int,
+        tokens: jax.Array,
+        cond: jax.Array | None,
+        grid: Grid,
+        guidance: AnyGuidance | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """The output tokens of a block, its log-determinants and its text stream."""
         block = self.blocks[index]
         batch = tokens.shape[0]
         if block.is_identity:
@@ -132,7 +141,7 @@ class Flow(nnx.Module):
         ordered = self.to_block(index, tokens, grid)
         cond = fold_condition(cond, frames)
         options = {"dropout_key": dropout_key}
-        if self.is_guided(index, guidance):
+        if guidance is not None and self.is_guided(index, guidance):
             both = None if cond is None else jnp.concatenate([cond, guidance.unconditional(cond)])
             temperature = guidance.temperatures(ordered.shape[0])
             affine, text = block.affine(doubled(ordered), both, order_grid, temperature=temperature, **options)
@@ -170,7 +179,8 @@ class Flow(nnx.Module):
 
     def bits_per_dim(self, x: jax.Array, cond: jax.Array | None = None, *, levels: int = 256) -> jax.Array:
         """Bits/dim of dequantised integer data x, [B]; see `flows.bits.bits_per_dim`."""
-        return bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
+        bits: jax.Array = bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
+        return bits
 
 
 def standard_normal_log_prob(z: jax.Array) -> jax.Array:

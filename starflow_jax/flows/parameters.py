@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -17,9 +18,10 @@ from starflow_jax.sharding.layout import Layout
 __all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "split"]
 
 
-def merge(definition: nnx.GraphDef, params: Mapping) -> Flow:
+def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Flow:
     """The inverse of `split`, for a flow."""
-    return _merge(definition, params)
+    flow: Flow = _merge(definition, params)
+    return flow
 
 
 def overlaid(leaves: Params, params: Params) -> Params:
@@ -29,11 +31,11 @@ def overlaid(leaves: Params, params: Params) -> Params:
     return {name: overlaid(leaf, params[name]) if name in params else leaf for name, leaf in leaves.items()}
 
 
-def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.GraphDef, Params]:
+def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.GraphDef[Any], Params]:
     """`split(Flow(config, key, layout))` with ShapeDtypeStructs, without allocating arrays."""
     definitions = []
 
-    def build(key):
+    def build(key: jax.Array) -> Params:
         definition, params = split(Flow(config, key, layout))
         definitions.append(definition)
         return params
@@ -42,7 +44,7 @@ def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.Grap
     return definitions[0], params
 
 
-def initialise(config: FlowConfig, key: jax.Array) -> tuple[nnx.GraphDef, Params]:
+def initialise(config: FlowConfig, key: jax.Array) -> tuple[nnx.GraphDef[Any], Params]:
     """A new flow, initialised by one compiled program."""
     definition, _ = abstract(config)
     params = jax.jit(lambda k: split(Flow(config, k))[1])(key)

@@ -75,4 +75,5 @@ class GroupNorm(nnx.GroupNorm):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+        normalised: jax.Array = super().__call__(x.astype(jnp.float32))
+        return normalised.astype(x.dtype)

@@ -88,6 +88,10 @@ class Linear(nnx.Module):
         return out.reshape(*x.shape[:-1], *outputs)
 
 
+# Input, kernel and bias, saved for the backward pass.
+_Residuals = tuple[jax.Array, jax.Array, jax.Array | None]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sharded_dense(compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The dense layer over a mesh, with an explicit backward pass.
@@ -117,12 +121,17 @@ def _project(compute: Compute, name: str, x: jax.Array, kernel: jax.Array) -> ja
     return out.astype(compute.dtype)
 
 
-def _sharded_dense_forward(compute, name, x, kernel, bias):
+def _sharded_dense_forward(
+    compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, _Residuals]:
     return _sharded_dense(compute, name, x, kernel, bias), (x, kernel, bias)
 
 
-def _sharded_dense_backward(compute, name, residuals, gradient):
+def _sharded_dense_backward(
+    compute: Compute, name: str, residuals: _Residuals, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x, kernel, bias = residuals
+    assert compute.layout is not None  # callers run on several devices
     columns = _gathered(compute, name, kernel)
     channels = (tuple(range(x.ndim - 1, gradient.ndim)), tuple(range(1, kernel.ndim)))
     summed = _summed_in(compute, kernel_cuts(name, kernel.ndim)[1][1:])

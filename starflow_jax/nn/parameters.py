@@ -17,13 +17,13 @@ from flax import nnx
 Params = dict[str, Any]
 
 
-def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+def split(module: nnx.Module) -> tuple[nnx.GraphDef[Any], Params]:
     """Splits a module into its hashable definition and its parameters, a nested dict with string keys."""
     definition, state = nnx.split(module)
     return definition, _with_keys(nnx.to_pure_dict(state), str)
 
 
-def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
+def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Any:
     """The inverse of `split`."""
     return nnx.merge(definition, _with_keys(params, lambda k: int(k) if k.isdecimal() else k))
 
@@ -47,7 +47,8 @@ def drawn(abstract: Mapping[str, Any], key: jax.Array, std: float | None = None)
         return jnp.ones(shape) if name == "scale" else jnp.zeros(shape)
 
     new = [value(path[-1].key, leaf.shape, part) for (path, leaf), part in zip(leaves, parts, strict=True)]
-    return jax.tree.unflatten(structure, new)
+    params: Params = jax.tree.unflatten(structure, new)
+    return params
 
 
 def _with_keys(tree: Any, convert: Callable[[Any], Any]) -> Any:

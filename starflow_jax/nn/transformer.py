@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -109,12 +111,14 @@ class Transformer(nnx.Module):
         Returns:
           Hidden states [B, n, D] in the compute dtype, and the cache (None if none was given).
         """
-        attend_options = {"rotation": rotation, "visibility": visibility, "temperature": temperature}
+        attend_options: dict[str, Any] = {"rotation": rotation, "visibility": visibility, "temperature": temperature}
 
-        def attend(layer: Layer, h, cache, index):
+        def attend(
+            layer: Layer, h: jax.Array, cache: KVCache | None, index: jax.Array
+        ) -> tuple[jax.Array, KVCache | None]:
             return layer.attention(h, cache=cache, layer=index, slot=slot, **attend_options)
 
-        def feed(layer: Layer, h):
+        def feed(layer: Layer, h: jax.Array) -> jax.Array:
             return layer.mlp(h)
 
         if self.remat == "attention":
@@ -122,7 +126,7 @@ class Transformer(nnx.Module):
         if self.remat == "mlp":
             feed = jax.checkpoint(feed)
 
-        def step(carry, inputs):
+        def step(carry: tuple[jax.Array, KVCache | None], inputs: Any) -> tuple[tuple[jax.Array, KVCache | None], None]:
             h, cache = carry
             h = placed(self.compute.layout, h, "hidden")
             layer, index, key = inputs

@@ -46,7 +46,7 @@ class Layout:
     @property
     def platform(self) -> str:
         """Platform of the devices, "cpu", "gpu" or "tpu"; they may belong to a topology that is not attached."""
-        return self.mesh.devices.flat[0].platform
+        return str(self.mesh.devices.flat[0].platform)
 
     def size(self, cut: Cut) -> int:
         """Number of shards of an array axis."""
@@ -64,11 +64,12 @@ class Layout:
 
     def place(self, x: jax.Array, name: str) -> jax.Array:
         """`x` constrained to the sharding that `ACTIVATIONS` has for `name`."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, ACTIVATIONS[name]))
+        return self.constrain(x, ACTIVATIONS[name])
 
     def constrain(self, x: jax.Array, cuts: Sequence[Cut]) -> jax.Array:
         """`x` constrained to the sharding of `cuts`."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, cuts))
+        constrained: jax.Array = jax.lax.with_sharding_constraint(x, self.sharding(x.shape, cuts))
+        return constrained
 
     def whole(self) -> NamedSharding:
         """The sharding of a replicated array."""
@@ -109,7 +110,9 @@ class Layout:
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+                data = put(jax.random.key_data(leaf))
+                key: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+                return key
             array = np.asarray(leaf)
             return jax.make_array_from_callback(array.shape, self.whole(), lambda index: array[index])
 

@@ -181,7 +181,7 @@ class Solver(abc.ABC):
         reports = []
         for kind, members in itertools.groupby(plan, key=lambda stage: stage.kind):
 
-            def step(state, stage, kind=kind):
+            def step(state: State, stage: jax.Array, kind: Kind = kind) -> tuple[State, StageReport]:
                 return self.advance(predict, state, stage[0], stage[1], kind=kind)
 
             stages = jnp.asarray([(stage.first, stage.length) for stage in members], jnp.int32)

@@ -33,7 +33,7 @@ class SlidingWindow:
     frames: int
     context: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("window.frames", self.frames, minimum=2)
         if self.context is not None:
             check_integer("window.context", self.context, minimum=1)
@@ -281,7 +281,7 @@ class BlockTask:
         history = x[:, -done:]
         later = self if self.later_cond is None else self.replace(cond=self.later_cond)  # type: ignore[attr-defined]
 
-        def advance(history, noise):
+        def advance(history: jax.Array, noise: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Report]]:
             span = later.span(noise.shape[1], start=done, context=context)
             x, report = span.solve(noise, history[:, -context:], history)
             return jnp.concatenate([history, x], axis=1)[:, -done:], (x, report)
@@ -320,4 +320,5 @@ def _join_windows(report: Report, tokens: int) -> Report:
     """One report from reports stacked over windows of `tokens` tokens, [windows, chunks, ...]."""
     offsets = jnp.arange(report.starts.shape[0], dtype=jnp.int32)[:, None] * tokens
     report = dataclasses.replace(report, starts=report.starts + offsets)
-    return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), report)
+    joined: Report = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), report)
+    return joined

@@ -56,7 +56,7 @@ class Jacobi(Solver):
     per_sample: bool = False
     check_every: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("growth", "modules", "max_iterations", "check_every"):
             check_integer(f"jacobi.{name}", getattr(self, name), minimum=1)
         if self.block is not None:

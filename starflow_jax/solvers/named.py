@@ -42,7 +42,8 @@ def named_solver(
         calibration is not None or not needs_calibration(name),
         f"solver {name!r} chooses by a calibration; give calibration=read_calibration(workdir, config)",
     )
-    return build(**{key: value for key, value in context.items() if key in parameters}, **options)
+    solver: AnySolver = build(**{key: value for key, value in context.items() if key in parameters}, **options)
+    return solver
 
 
 def needs_calibration(name: str) -> bool:

@@ -18,7 +18,7 @@ class PerBlock:
 
     solvers: tuple[Solver, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(len(self.solvers) > 0, "solver.solvers must name at least one solver, got none")
         for solver in self.solvers:
             check(isinstance(solver, Solver), f"solver.solvers must hold solvers, got {solver!r}")

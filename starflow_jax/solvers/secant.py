@@ -83,7 +83,7 @@ class Secant(Solver):
     sweeps: int = 8
     limit: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("growth", "max_iterations", "pool", "sweeps"):
             check_integer(f"secant.{name}", getattr(self, name), minimum=1)
         if self.block is not None:
@@ -181,7 +181,8 @@ class Secant(Solver):
         scale = jnp.where(usable, scale, 1.0)
         matrix = jnp.where(usable, matrix / scale, 0.0)
         vector = jnp.where(usable, vector / scale, 0.0)
-        return jnp.linalg.solve(matrix + self.ridge * jnp.eye(features), vector)
+        coefficients: jax.Array = jnp.linalg.solve(matrix + self.ridge * jnp.eye(features), vector)
+        return coefficients
 
     def _correction(self, coefficients: jax.Array, gap: jax.Array) -> jax.Array:
         """(I - J)^-1 gap - gap, [B, n, c]; coefficients: [B, groups, f, c]."""
@@ -189,7 +190,7 @@ class Secant(Solver):
         groups = coefficients.shape[1]
         rest = ((0, 0), (0, groups * self.pool - count), (0, 0))
 
-        def sweep(_, correction):
+        def sweep(_: jax.Array, correction: jax.Array) -> jax.Array:
             causes = jnp.pad(self._shifted(gap + correction), rest).reshape(batch, groups, self.pool, -1)
             moved = jnp.einsum("bgki,bgic->bgkc", causes, coefficients)
             return moved.reshape(batch, groups * self.pool, c)[:, :count]

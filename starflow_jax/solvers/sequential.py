@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
+from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until, frame_stages
 
 
@@ -31,7 +32,7 @@ class Sequential(Solver):
         """See `Solver`."""
         batch = state.noise.shape[0]
 
-        def step(index, carry):
+        def step(index: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
             tokens, cache = carry
             previous = jax.lax.dynamic_slice_in_dim(tokens, state.num_prefix + index - 1, 1, axis=1)
             affine, cache = predict(previous, index, cache)

@@ -47,7 +47,7 @@ class SlidingJacobi(Solver):
     tolerance: float = 1e-3
     start: Start = "frame"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("sliding.window", self.window, minimum=1)
         check_real("sliding.tolerance", self.tolerance, minimum=0.0)
         check_start("sliding.start", self.start)

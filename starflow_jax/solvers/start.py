@@ -22,7 +22,7 @@ class AffineStart:
     mean: tuple[float, ...]
     scale: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(
             len(self.mean) == len(self.scale) > 0,
             f"start.scale must have as many numbers as start.mean, at least 1, got {len(self.scale)} and "

@@ -40,7 +40,7 @@ class Method:
     lags: tuple[int, ...] = ()
     pool: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("solver", self.solver, CANDIDATES)
         check_integer("window", self.window, minimum=1)
         check_choice("start", self.start, STARTS)
@@ -108,7 +108,7 @@ class Trial:
     error: float
     seconds: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("depth", self.depth, minimum=0)
         for name in ("tolerance", "error", "seconds"):
             check_real(name, getattr(self, name), minimum=0.0)
@@ -128,7 +128,7 @@ class Cost:
     batch: int
     seconds: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("window", self.window, minimum=1)
         check_integer("batch", self.batch, minimum=1)
         check_real("seconds", self.seconds, minimum=0.0)
@@ -141,7 +141,7 @@ class StartMeasure:
     start: StartName
     igm: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("start", self.start, STARTS)
         check_real("igm", self.igm, minimum=0.0)
 
@@ -171,7 +171,7 @@ class BlockCalibration:
     trials: tuple[Trial, ...]
     costs: tuple[Cost, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("block", self.block, minimum=0)
         check_integer("tokens", self.tokens, minimum=1)
         check_real("crm", self.crm, minimum=0.0)
@@ -216,7 +216,7 @@ class Calibration:
     num_blocks: int
     blocks: tuple[BlockCalibration, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("step", self.step, minimum=0)
         check_integer("samples", self.samples, minimum=1)
         check_integer("num_blocks", self.num_blocks, minimum=1)

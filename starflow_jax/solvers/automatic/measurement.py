@@ -89,7 +89,10 @@ def _try(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(config: FlowConfig, params: Params, x: jax.Array, cond: jax.Array | None, guidance: AnyGuidance | None):
+def _forward(
+    config: FlowConfig, params: Params, x: jax.Array, cond: jax.Array | None, guidance: AnyGuidance | None
+) -> tuple[jax.Array, ...]:
+    """The input of every block, then the noise (`FlowOutput.tokens`)."""
     return merge(abstract(config)[0], params).forward(x, cond, guidance=guidance).tokens
 
 
@@ -110,7 +113,7 @@ class _Block:
 
     @property
     def tokens(self) -> int:
-        return self.x.shape[1]
+        return int(self.x.shape[1])
 
     @property
     def spans_frames(self) -> bool:
