@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.affine import Affine, to_affine
@@ -97,7 +98,7 @@ class AutoregressiveBlock(nnx.Module):
     def _project_text(self, text: jax.Array) -> jax.Array:
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
 
-    def class_vector(self, labels: jax.Array | None) -> jax.Array | None:
+    def class_vector(self, labels: Int[Array, B] | None) -> Float[Array, "rows 1 D"] | None:
         """The class embedding [B or 1, 1, D] added to every token; None or a label of -1 means the mean embedding."""
         if self.class_embed is None:
             return None
@@ -116,14 +117,14 @@ class AutoregressiveBlock(nnx.Module):
                 h = h + term.astype(h.dtype)
         return h
 
-    def _learned_positions(self, grid: Grid) -> jax.Array | None:
+    def _learned_positions(self, grid: Grid) -> Float[Array, "N D"] | None:
         """Learned positions in the block's order, [N, D]."""
         if self.pos_embed is None:
             return None
         order = block_order(self.config, self.index, grid)
         return reorder(self.pos_embed[...][None], order, grid.frame)[0]
 
-    def start_token(self, batch: int) -> jax.Array:
+    def start_token(self, batch: int) -> Float[Array, "B 1 c"]:
         """The input before the first token, [B, 1, c] (unused zeros for a block without a start token)."""
         if self.sos_embed is None:
             return jnp.zeros((batch, 1, self.config.token_channels))
@@ -131,13 +132,13 @@ class AutoregressiveBlock(nnx.Module):
 
     def affine(
         self,
-        tokens: jax.Array,
-        cond: jax.Array | None,
+        tokens: Float[Array, "B N c"],
+        cond: Shaped[Array, B * rest] | None,
         grid: Grid,
         *,
         temperature: float | jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[Affine, jax.Array | None]:
+    ) -> tuple[Affine, Float[Array, "B L D"] | None]:
         """Mean and scale of all tokens in one parallel pass.
 
         Args:
@@ -212,7 +213,9 @@ class AutoregressiveBlock(nnx.Module):
             assert written is not None  # a cache was passed
             return h, written
 
-        def predict(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Prediction, KVCache]:
+        def predict(
+            previous: Float[Array, "B n c"], first: int | jax.Array, cache: KVCache
+        ) -> tuple[Prediction, KVCache]:
             position = first - shift
             rows = None
             if learned is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
@@ -31,24 +32,26 @@ def _like(x: jax.Array, level: float | jax.Array) -> jax.Array:
     return level.reshape(-1, *(1,) * (x.ndim - 1)) if level.ndim else level
 
 
-def score(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+def score(flow: Flow, x: Float[Array, B * size], cond: Shaped[Array, B * rest] | None = None) -> Float[Array, B * size]:
     """grad_x log p(x), in the layout of x: one forward and one backward pass."""
     gradient: jax.Array = jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
     return gradient
 
 
-def score_denoise(flow: Flow, x: jax.Array, cond: jax.Array | None, noise_std: float | jax.Array) -> jax.Array:
+def score_denoise(
+    flow: Flow, x: Float[Array, B * size], cond: Shaped[Array, B * rest] | None, noise_std: float | jax.Array
+) -> Float[Array, B * size]:
     """Tweedie's formula x + sigma_n^2 grad_x log p(x) (specification, section 6); noise_std: scalar or [B]."""
     return x + _like(x, noise_std) ** 2 * score(flow, x, cond)
 
 
 def learned_denoise(
     flow: Flow,
-    x: jax.Array,
-    cond: jax.Array | None,
+    x: Float[Array, B * size],
+    cond: Shaped[Array, B * rest] | None,
     noise_std: float | jax.Array,
     next_std: float | jax.Array = 0.0,
-) -> jax.Array:
+) -> Float[Array, B * size]:
     """x - 0.3 D(x, text) (sigma_n - sigma_next) / sigma_n: from noise level sigma_n down to sigma_next.
 
     Levels are scalars or [B].
@@ -65,12 +68,12 @@ def learned_denoise(
 
 def denoise_in_chunks(
     denoise: Denoise,
-    video: jax.Array,
+    video: Float[Array, "B T H W C"],
     *,
     chunk: int | None,
     overlap: int | None = None,
     feed_denoised: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B T H W C"]:
     """Denoises a video of any length in overlapping chunks, each as a separate video.
 
     Each chunk after the first starts `overlap` frames before the end of the previous one and replaces later frames.

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow import FlowConfig
@@ -46,7 +47,9 @@ class Denoiser(nnx.Module):
             return Full()
         return FrameWindow(text, grid.frame, options.look_ahead, options.window)
 
-    def __call__(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Shaped[Array, B * size], cond: Shaped[Array, B * rest] | None = None
+    ) -> Float[Array, B * size]:
         """The prediction, float32 in the layout of x.
 
         Args:

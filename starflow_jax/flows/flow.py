@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.flows.affine import Affine
@@ -13,7 +14,7 @@ from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
-from starflow_jax.flows.order import Grid, block_order, patchify, reorder, unpatchify
+from starflow_jax.flows.order import AnyArray, Grid, block_order, patchify, reorder, unpatchify
 from starflow_jax.sharding.layout import Layout
 
 
@@ -58,7 +59,7 @@ class Flow(nnx.Module):
         statistic = jnp.ones((rows * columns, config.token_channels))
         self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
 
-    def check_condition(self, cond: jax.Array | None, batch: int) -> None:
+    def check_condition(self, cond: AnyArray | None, batch: int) -> None:
         """Raises ValueError unless `cond` is what this flow reads, with `batch` rows."""
         c = self.config
         if c.text_dim:
@@ -73,11 +74,11 @@ class Flow(nnx.Module):
         elif cond is not None:
             raise ValueError(f"cond must be None for an unconditional flow, got shape {tuple(cond.shape)}")
 
-    def tokens_of(self, x: jax.Array) -> jax.Array:
+    def tokens_of(self, x: Shaped[AnyArray, B * size]) -> Float[Array, "B *grid c"]:
         """Data [B, ([T,] H, W), C] as float32 tokens [B, ([T,] h, w), c]."""
-        return patchify(x.astype(jnp.float32), self.config.patch_size, self.config.family)
+        return patchify(jnp.asarray(x, jnp.float32), self.config.patch_size, self.config.family)
 
-    def data_of(self, tokens: jax.Array) -> jax.Array:
+    def data_of(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, B * size]:
         """The inverse of `tokens_of`."""
         return unpatchify(tokens, self.config.patch_size, self.config.family)
 
@@ -91,8 +92,8 @@ class Flow(nnx.Module):
 
     def forward(
         self,
-        x: jax.Array,
-        cond: jax.Array | None = None,
+        x: Shaped[AnyArray, B * size],
+        cond: Shaped[AnyArray, B * rest] | None = None,
         *,
         guidance: AnyGuidance | None = None,
         dropout_key: jax.Array | None = None,
@@ -126,12 +127,12 @@ class Flow(nnx.Module):
     def _block_forward(
         self,
         index: int,
-        tokens: jax.Array,
-        cond: jax.Array | None,
+        tokens: Float[Array, "B *grid c"],
+        cond: Shaped[AnyArray, B * rest] | None,
         grid: Grid,
         guidance: AnyGuidance | None,
         dropout_key: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B ..."], Float[Array, "rows L D"] | None]:
         """The output tokens of a block, its log-determinants and its text stream."""
         block = self.blocks[index]
         batch = tokens.shape[0]
@@ -160,41 +161,47 @@ class Flow(nnx.Module):
             return grid.with_frames(None), grid.frames
         return grid, 1
 
-    def to_block(self, index: int, tokens: jax.Array, grid: Grid) -> jax.Array:
+    def to_block(self, index: int, tokens: Float[AnyArray, "B *grid c"], grid: Grid) -> Float[AnyArray, "rows N c"]:
         """Raster tokens [B, ([T,] h, w), c] in the order of a block: [B or B * T, N or F, c]."""
         block_grid, _ = self.block_grid(index, grid)
         flat = tokens.reshape(-1, block_grid.tokens, tokens.shape[-1])
         return reorder(flat, block_order(self.config, index, block_grid), block_grid.frame)
 
-    def from_block(self, index: int, ordered: jax.Array, grid: Grid, batch: int) -> jax.Array:
+    def from_block(
+        self, index: int, ordered: Float[AnyArray, "rows N c"], grid: Grid, batch: int
+    ) -> Float[AnyArray, "B *grid c"]:
         """The inverse of `to_block`."""
         block_grid, _ = self.block_grid(index, grid)
         tokens = reorder(ordered, block_order(self.config, index, block_grid), block_grid.frame)
         return tokens.reshape(batch, *grid.shape, -1)
 
-    def log_prob(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+    def log_prob(
+        self, x: Shaped[AnyArray, B * size], cond: Shaped[AnyArray, B * rest] | None = None
+    ) -> Float[Array, B]:
         """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2)."""
         out = self.forward(x, cond)
         return standard_normal_log_prob(out.z) + out.logdet
 
-    def bits_per_dim(self, x: jax.Array, cond: jax.Array | None = None, *, levels: int = 256) -> jax.Array:
+    def bits_per_dim(
+        self, x: Shaped[AnyArray, B * size], cond: Shaped[AnyArray, B * rest] | None = None, *, levels: int = 256
+    ) -> Float[Array, B]:
         """Bits/dim of dequantised integer data x, [B]; see `flows.bits.bits_per_dim`."""
         bits: jax.Array = bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
         return bits
 
 
-def standard_normal_log_prob(z: jax.Array) -> jax.Array:
+def standard_normal_log_prob(z: Float[AnyArray, B * rest]) -> Float[Array, B]:
     """log N(z; 0, I) of z: [B, ...], [B], in nats."""
     flat = z.reshape(z.shape[0], -1).astype(jnp.float32)
     return -0.5 * jnp.sum(flat * flat, axis=1) - 0.5 * flat.shape[1] * jnp.log(2.0 * jnp.pi)
 
 
-def fold_condition(cond: jax.Array | None, frames: int) -> jax.Array | None:
+def fold_condition(cond: Shaped[AnyArray, B * rest] | None, frames: int) -> Shaped[AnyArray, rows * rest] | None:
     """The condition repeated for every frame that is folded into the batch."""
     return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
 
 
-def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: jax.Array | None) -> None:
+def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: AnyArray | None) -> None:
     """Raises ValueError where a flow does not support the guidance."""
     if guidance is None:
         return

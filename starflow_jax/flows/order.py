@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import FlowConfig
+
+# NumPy arrays are accepted wherever JAX arrays are; static types name the latter alone.
+if TYPE_CHECKING:
+    AnyArray = Array
+else:
+    AnyArray = Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Grid:
         return dataclasses.replace(self, frames=frames)
 
 
-def patchify(x: Float[Array, "*lead H W C"], patch_size: int, family: str) -> Float[Array, "*lead h w c"]:
+def patchify(x: Float[AnyArray, "*lead H W C"], patch_size: int, family: str) -> Float[AnyArray, "*lead h w c"]:
     """[..., H, W, C] to tokens [..., h, w, C * p * p]; a token is ordered (p1, p2, C), in TARFlow (C, p1, p2)."""
     *lead, height, width, channels = x.shape
     p = patch_size
@@ -70,7 +77,7 @@ def patchify(x: Float[Array, "*lead H W C"], patch_size: int, family: str) -> Fl
     return x.reshape(*lead, height // p, width // p, channels * p * p)
 
 
-def unpatchify(tokens: Float[Array, "*lead h w c"], patch_size: int, family: str) -> Float[Array, "*lead H W C"]:
+def unpatchify(tokens: Float[AnyArray, "*lead h w c"], patch_size: int, family: str) -> Float[AnyArray, "*lead H W C"]:
     """The inverse of `patchify`."""
     *lead, rows, columns, size = tokens.shape
     p = patch_size
@@ -104,7 +111,7 @@ def is_frame_causal(config: FlowConfig) -> bool:
     )
 
 
-def reorder(tokens: Float[Array, "B N c"], order: Order, frame: int) -> Float[Array, "B N c"]:
+def reorder(tokens: Float[AnyArray, "B N c"], order: Order, frame: int) -> Float[AnyArray, "B N c"]:
     """Permutes tokens; each order is its own inverse."""
     if order == "identity":
         return tokens

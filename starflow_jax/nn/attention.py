@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import TransformerConfig
 from starflow_jax.kernels.attention import Visibility, attention
@@ -41,7 +42,7 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        h: jax.Array,
+        h: Float[Array, "B n D"],
         *,
         rotation: Rotation | None,
         visibility: Visibility,
@@ -49,7 +50,7 @@ class Attention(nnx.Module):
         cache: KVCache | None = None,
         layer: jax.Array | int = 0,
         slot: int | jax.Array = 0,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """The branch's output for h, and the cache with the n new keys and values at `slot`.
 
         Args:
@@ -102,12 +103,12 @@ def _target(layout: Layout | None) -> Target:
 def _by_heads(
     layout: Layout,
     attend: Callable[..., jax.Array],
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
     slot: int | jax.Array,
     cache_layer: jax.Array | None,
-) -> jax.Array:
+) -> Float[Array, "B h n d"]:
     """Attention over a mesh by `shard_map`: each device runs the kernel on its heads and samples."""
     leading = () if cache_layer is None else (None,)
     cuts = ACTIVATIONS["heads"]

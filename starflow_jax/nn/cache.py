@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 @flax.struct.dataclass
@@ -24,7 +25,13 @@ class KVCache:
         shape = (layers, batch, heads, slots, dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def write(self, layer: jax.Array, slot: int | jax.Array, key: jax.Array, value: jax.Array) -> KVCache:
+    def write(
+        self,
+        layer: jax.Array,
+        slot: int | jax.Array,
+        key: Float[Array, "B k n d"],
+        value: Float[Array, "B k n d"],
+    ) -> KVCache:
         """The cache with key, value [B, k, n, d] at `slot` of `layer`."""
         start = (layer, 0, 0, slot, 0)
         keys = jax.lax.dynamic_update_slice(self.keys, key[None].astype(self.keys.dtype), start)

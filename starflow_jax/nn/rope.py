@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 _THETA = 10000.0
 _THIRD_AXIS_ANGLES = 8
@@ -29,7 +30,7 @@ class Rotation:
         cos, sin = (jax.lax.dynamic_slice_in_dim(a, slot, count) for a in (self.cos, self.sin))
         return Rotation(cos, sin, self.adjacent)
 
-    def __call__(self, x: jax.Array, *, exchange_by_product: bool = False) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h n d"], *, exchange_by_product: bool = False) -> Float[Array, "B h n d"]:
         """Rotates x in float32.
 
         exchange_by_product: swap adjacent channels by a product with a permutation matrix, which is exact and fast on
@@ -53,7 +54,9 @@ class Rotation:
         return join(rotated, axis=-1).reshape(h.shape).astype(x.dtype)
 
 
-def axial_positions(rows: int, columns: int, *, span: int, axes: int = 3, text: int = 0, frames: int = 1) -> np.ndarray:
+def axial_positions(
+    rows: int, columns: int, *, span: int, axes: int = 3, text: int = 0, frames: int = 1
+) -> Float[np.ndarray, "S axes"]:
     """Positions [text + frames * rows * columns, axes], float64, in raster order with the text first.
 
     Rows and columns are scaled so that an image of any aspect ratio covers about `span` x `span`; the third axis
@@ -69,7 +72,7 @@ def axial_positions(rows: int, columns: int, *, span: int, axes: int = 3, text: 
     return np.concatenate([prefix, raster])
 
 
-def line_positions(count: int) -> np.ndarray:
+def line_positions(count: int) -> Float[np.ndarray, "S 1"]:
     """Positions [count, 1] of plain one-dimensional RoPE."""
     return np.arange(count, dtype=np.float64)[:, None]
 
@@ -89,7 +92,7 @@ def axis_frequencies(axes: int, head_dim: int) -> list[np.ndarray]:
     return [geometric(spatial), geometric(spatial), geometric(_THIRD_AXIS_ANGLES)]
 
 
-def angles(positions: np.ndarray, head_dim: int) -> jax.Array:
+def angles(positions: Float[np.ndarray, "S axes"], head_dim: int) -> Float[Array, "S half"]:
     """Angles [slots, head_dim / 2], float32: the axes' angles side by side."""
     frequencies = axis_frequencies(positions.shape[1], head_dim)
     columns = [
@@ -99,7 +102,7 @@ def angles(positions: np.ndarray, head_dim: int) -> jax.Array:
     return jnp.concatenate(columns, axis=1)
 
 
-def rotation(positions: np.ndarray, head_dim: int, pairs: str, *, padding: int = 0) -> Rotation:
+def rotation(positions: Float[np.ndarray, "S axes"], head_dim: int, pairs: str, *, padding: int = 0) -> Rotation:
     """The rotation table of the given positions, followed by `padding` rows of the identity."""
     table = jnp.pad(angles(positions, head_dim), ((0, padding), (0, 0)))
     return Rotation(jnp.cos(table), jnp.sin(table), pairs == "adjacent")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
@@ -33,7 +34,7 @@ class MLP(nnx.Module):
         self.layout = compute.layout
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
 
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: Float[Array, "B n D"]) -> Float[Array, "B n D"]:
         """The branch's output for h: [B, n, D]."""
         x = self.norm(h)
         hidden = placed(self.layout, self.up(x), "channels")
@@ -54,7 +55,7 @@ class Layer(nnx.Module):
         self.mlp = MLP(config, second, compute)
 
 
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def _dropout(x: Float[Array, "B n D"], rate: float, key: jax.Array | None) -> Float[Array, "B n D"]:
     if key is None or rate == 0.0:
         return x
     mask = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -88,7 +89,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        h: jax.Array,
+        h: Float[Array, "B n D"],
         *,
         rotation: Rotation | None,
         visibility: Visibility,
@@ -96,7 +97,7 @@ class Transformer(nnx.Module):
         cache: KVCache | None = None,
         slot: int | jax.Array = 0,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
 
         Args:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from starflow_jax.flows.block import Predict
 from starflow_jax.nn.cache import KVCache
@@ -154,7 +155,7 @@ class Solver(abc.ABC):
         """Number of slots after the last token that stages may read and write: the largest window."""
         return max((stage.kind.size for stage in self.plan(count, start, frame)), default=0) if count else 0
 
-    def guess(self, noise: jax.Array) -> jax.Array:
+    def guess(self, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
         """The initial estimate of the tokens, given their noise [B, n, c]."""
         return noise
 
@@ -162,7 +163,9 @@ class Solver(abc.ABC):
         """The initial value of `State.extra`."""
         return None
 
-    def begin(self, z: jax.Array, prefix: jax.Array, cache: KVCache, *, padding: int, frame: int) -> State:
+    def begin(
+        self, z: Float[Array, "B n c"], prefix: Float[Array, "B k c"], cache: KVCache, *, padding: int, frame: int
+    ) -> State:
         """The state before the first stage.
 
         Args:
@@ -194,7 +197,14 @@ class Solver(abc.ABC):
         return state, Report(**vars(joined), starts=bounds[:, 0], lengths=bounds[:, 1])
 
     def __call__(
-        self, predict: Predict, z: jax.Array, prefix: jax.Array, cache: KVCache, *, start: int, frame: int
+        self,
+        predict: Predict,
+        z: Float[Array, "B n c"],
+        prefix: Float[Array, "B k c"],
+        cache: KVCache,
+        *,
+        start: int,
+        frame: int,
     ) -> Solution:
         """Solves for all tokens of z; arguments as in `begin` and `plan`."""
         count = z.shape[1]
@@ -224,12 +234,12 @@ def frame_stages(count: int, start: int, frame: int, size: int) -> tuple[Stage, 
     return tuple(Stage(a, b - a, Kind(size, False)) for a, b in itertools.pairwise(bounds))
 
 
-def all_finite(x: jax.Array) -> jax.Array:
+def all_finite(x: Float[Array, B * rest]) -> Bool[Array, B]:
     """Whether all values of a sample are finite: x [B, ...], result [B] bool."""
     return jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)
 
 
-def finite_until(tokens: jax.Array, end: int | jax.Array) -> jax.Array:
+def finite_until(tokens: Float[Array, "B n c"], end: int | jax.Array) -> Bool[Array, B]:
     """Whether all tokens of a sample before index `end` are finite: tokens [B, n, c], result [B] bool."""
     ignored = (jnp.arange(tokens.shape[1]) >= end)[None, :, None]
     return all_finite(jnp.where(ignored, 0.0, tokens))

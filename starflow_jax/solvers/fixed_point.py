@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import StageReport
@@ -32,7 +33,7 @@ class Iterate:
     memory: Any = None
 
     @classmethod
-    def start(cls, x: jax.Array, cache: KVCache, memory: Any = None) -> Iterate:
+    def start(cls, x: Float[Array, "B n c"], cache: KVCache, memory: Any = None) -> Iterate:
         """The iterate before the first iteration: every sample is active."""
         batch = x.shape[0]
         return cls(x, cache, jnp.full((batch,), jnp.inf), jnp.ones((batch,), bool), memory)
@@ -58,7 +59,7 @@ class Loop:
     evaluations: jax.Array
     residuals: jax.Array
 
-    def report(self, window: int, converged: jax.Array) -> StageReport:
+    def report(self, window: int, converged: Bool[Array, B]) -> StageReport:
         """The report of a stage whose evaluations each work on `window` tokens of every sample; converged: [B]."""
         return StageReport(
             iterations=self.iterations,
@@ -98,6 +99,6 @@ def iterate(propose: Propose, start: Iterate, *, max_iterations: int | None = No
     return jax.lax.while_loop(unfinished, body, loop)
 
 
-def relative_change(change: jax.Array, square: jax.Array) -> jax.Array:
+def relative_change(change: Float[Array, "*B"], square: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """`change` / `square`, of any one shape; 0 where both are 0: zeros that do not move have settled."""
     return jnp.where((change == 0) & (square == 0), 0.0, change / square)

@@ -10,11 +10,12 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
-from starflow_jax.flows.order import Grid, block_order
+from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.solvers.base import Report, Solver
 from starflow_jax.solvers.per_block import AnySolver, solver_of
 from starflow_jax.solvers.sequential import Sequential
@@ -87,15 +88,15 @@ class Inversion:
 
 def inverse(
     flow: Flow,
-    z: jax.Array,
-    cond: jax.Array | None = None,
+    z: Shaped[AnyArray, B * size],
+    cond: Shaped[AnyArray, B * rest] | None = None,
     *,
     solver: AnySolver | None = None,
     guidance: AnyGuidance | None = None,
-    prefix: jax.Array | None = None,
+    prefix: Shaped[AnyArray, ...] | None = None,
     window: SlidingWindow | None = None,
     temperature: float | jax.Array | None = None,
-    later_cond: jax.Array | None = None,
+    later_cond: Shaped[AnyArray, ...] | None = None,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -159,7 +160,7 @@ def inverse(
     return Inversion(states[-1], tuple(states), tuple(reports))
 
 
-def check_later(cond: jax.Array | None, later_cond: jax.Array | None) -> None:
+def check_later(cond: AnyArray | None, later_cond: AnyArray | None) -> None:
     """Raises ValueError unless `later_cond` is None or has the shape of `cond`, as one program serves all windows."""
     if later_cond is not None:
         expected = None if cond is None else tuple(cond.shape)
@@ -170,7 +171,7 @@ def check_later(cond: jax.Array | None, later_cond: jax.Array | None) -> None:
 
 
 def check_frames(
-    flow: Flow, grid: Grid, shape: tuple[int, ...], prefix: jax.Array | None, window: SlidingWindow | None
+    flow: Flow, grid: Grid, shape: tuple[int, ...], prefix: AnyArray | None, window: SlidingWindow | None
 ) -> None:
     """Raises ValueError where given frames or windows do not fit noise of `shape` [B, T, H, W, C].
 
@@ -238,7 +239,9 @@ class BlockTask:
             context=context,
         )
 
-    def solve(self, tokens: jax.Array, given: jax.Array | None = None) -> tuple[jax.Array, BlockReport]:
+    def solve(
+        self, tokens: Float[Array, "B *grid c"], given: Float[Array, "B *given c"] | None = None
+    ) -> tuple[Float[Array, "B *grid c"], BlockReport]:
         """Inverts raster tokens [B, ([T,] h, w), c]; given: the block's input for the given frames."""
         flow, index = self.flow, self.index
         grid, folded = flow.block_grid(index, self.grid)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.core.registries import SOLVERS
@@ -85,7 +86,7 @@ class Jacobi(Solver):
         longest = {later: max(n for _, n, k in chunks if k == later) for _, _, later in chunks}
         return tuple(Stage(first, length, Kind(longest[later], later)) for first, length, later in chunks)
 
-    def guess(self, noise: jax.Array) -> jax.Array:
+    def guess(self, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
         """See `Solver`."""
         return guess(self.start, noise)
 
@@ -139,7 +140,7 @@ class Jacobi(Solver):
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
-    def _residual(self, sums: jax.Array) -> jax.Array:
+    def _residual(self, sums: Float[Array, "B 2"]) -> Float[Array, B]:
         """Relative mean-square change [B] of each sample, or of the whole batch, from the sums of `Estimate.update`."""
         change, square = sums.T if self.per_sample else jnp.sum(sums, axis=0)
         return jnp.broadcast_to(relative_change(change, square), sums.shape[:1])

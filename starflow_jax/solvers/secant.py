@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.flow import FlowConfig
@@ -104,7 +105,7 @@ class Secant(Solver):
         """See `Solver`."""
         return Jacobi(block=self.block, growth=self.growth).plan(count, start, frame)
 
-    def guess(self, noise: jax.Array) -> jax.Array:
+    def guess(self, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
         """See `Solver`."""
         return guess(self.start, noise)
 
@@ -156,13 +157,15 @@ class Secant(Solver):
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
-    def _shifted(self, step: jax.Array) -> jax.Array:
+    def _shifted(self, step: Float[Array, "B n c"]) -> Float[Array, "B n f"]:
         """The steps of the tokens at each lag before every token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
         count = step.shape[1]
         moved = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
         return jnp.concatenate(moved, axis=-1)
 
-    def _observe(self, normal: NormalEquations, step: jax.Array, response: jax.Array, groups: int) -> NormalEquations:
+    def _observe(
+        self, normal: NormalEquations, step: Float[Array, "B n c"], response: Float[Array, "B n c"], groups: int
+    ) -> NormalEquations:
         """The normal equations after a step; step: [B, n, c], 0 at first; response: [B, n, c], the change of F."""
         batch, count, _ = step.shape
         rest = ((0, 0), (0, groups * self.pool - count), (0, 0))
@@ -172,7 +175,7 @@ class Secant(Solver):
         vector = jnp.einsum("bgki,bgkc->bgic", causes, effect, precision="highest")
         return NormalEquations(self.forget * normal.matrix + matrix, self.forget * normal.vector + vector)
 
-    def _fit(self, normal: NormalEquations) -> jax.Array:
+    def _fit(self, normal: NormalEquations) -> Float[Array, "B groups f c"]:
         """Coefficients [B, groups, f, c]; 0 where nothing has been observed yet, or nothing finite."""
         matrix, vector = normal.matrix, normal.vector
         features = matrix.shape[-1]
@@ -184,7 +187,9 @@ class Secant(Solver):
         coefficients: jax.Array = jnp.linalg.solve(matrix + self.ridge * jnp.eye(features), vector)
         return coefficients
 
-    def _correction(self, coefficients: jax.Array, gap: jax.Array) -> jax.Array:
+    def _correction(
+        self, coefficients: Float[Array, "B groups f c"], gap: Float[Array, "B n c"]
+    ) -> Float[Array, "B n c"]:
         """(I - J)^-1 gap - gap, [B, n, c]; coefficients: [B, groups, f, c]."""
         batch, count, c = gap.shape
         groups = coefficients.shape[1]

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.core.registries import SOLVERS
@@ -56,11 +57,13 @@ class SlidingJacobi(Solver):
         """See `Solver`."""
         return frame_stages(count, start, frame, size=min(self.window, count))
 
-    def guess(self, noise: jax.Array) -> jax.Array:
+    def guess(self, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
         """See `Solver`."""
         return guess(self.start, noise)
 
-    def begin(self, z: jax.Array, prefix: jax.Array, cache: KVCache, *, padding: int, frame: int) -> State:
+    def begin(
+        self, z: Float[Array, "B n c"], prefix: Float[Array, "B k c"], cache: KVCache, *, padding: int, frame: int
+    ) -> State:
         """See `Solver`; `State.extra` is the number of tokens committed so far, [] int32."""
         state = super().begin(z, prefix, cache, padding=padding, frame=frame)
         # All tokens of the first window enter at once.
@@ -107,7 +110,7 @@ class SlidingJacobi(Solver):
         report = loop.report(size, finite_until(final.x, state.num_prefix + end))
         return dataclasses.replace(state, tokens=final.x, cache=final.cache, extra=final.memory), report
 
-    def _num_commits(self, change: jax.Array, lost: jax.Array, most: int | jax.Array) -> jax.Array:
+    def _num_commits(self, change: Float[Array, "B n"], lost: Bool[Array, B], most: int | jax.Array) -> Int[Array, ""]:
         """The commit rule: the tokens that settled in every sample, up to the first that did not, and one more.
 
         change: [B, W] of each token; lost: [B] samples that are ignored; most: tokens of the window still unsolved.
@@ -132,7 +135,7 @@ class SlidingJacobi(Solver):
         return jax.lax.dynamic_update_slice_in_dim(tokens, updated, position, axis=1)
 
 
-def _relative_change(new: jax.Array, old: jax.Array) -> jax.Array:
+def _relative_change(new: Float[Array, "B n c"], old: Float[Array, "B n c"]) -> Float[Array, "B n"]:
     """Mean-square change [B, W] of each token, relative to the mean square of the values up to and including it.
 
     The change of a token near zero is thus relative to its neighbours, and independent of later tokens.

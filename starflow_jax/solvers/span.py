@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.flows.block import Predict
 from starflow_jax.flows.flow import Flow, fold_condition
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, guided
 from starflow_jax.flows.order import Grid
-from starflow_jax.flows.prediction import Estimate
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Report, Solver, Stage, StageReport, State
 
@@ -65,7 +66,12 @@ class Span:
         count = self.grid.tokens - self.context - self.num_trivial
         return self.solver.padding(count, self.start + self.num_trivial, self.grid.frame)
 
-    def begin(self, z: jax.Array, context: jax.Array | None = None, history: jax.Array | None = None) -> State:
+    def begin(
+        self,
+        z: Float[Array, "B n c"],
+        context: Float[Array, "B k c"] | None = None,
+        history: Float[Array, "B K c"] | None = None,
+    ) -> State:
         """The state before the first stage, with text and context in the cache.
 
         Args:
@@ -101,8 +107,11 @@ class Span:
         return self.solver.advance(self._from_first_unsolved(state), state, first, length, kind=kind)
 
     def solve(
-        self, z: jax.Array, context: jax.Array | None = None, history: jax.Array | None = None
-    ) -> tuple[jax.Array, Report]:
+        self,
+        z: Float[Array, "B n c"],
+        context: Float[Array, "B k c"] | None = None,
+        history: Float[Array, "B K c"] | None = None,
+    ) -> tuple[Float[Array, "B n c"], Report]:
         """The solved tokens [B x folded, n, c] and the report; arguments as in `begin`."""
         state = self.begin(z, context, history)
         state, report = self.solver.run(
@@ -115,7 +124,7 @@ class Span:
         # The cache that the text is written to is not used here, and the compiler removes it.
         predict, _ = self._predictor(state.noise.shape[0])
 
-        def shifted(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Estimate, KVCache]:
+        def shifted(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Any, KVCache]:
             return predict(previous, first + state.offset, cache)
 
         return shifted

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_choice, check_real
 
@@ -32,7 +33,7 @@ class AffineStart:
             for value in getattr(self, name):
                 check_real(f"start.{name}", value)
 
-    def __call__(self, noise: jax.Array) -> jax.Array:
+    def __call__(self, noise: Float[Array | np.ndarray, "B n c"]) -> Float[Array, "B n c"]:
         """The initial estimate for noise [B, n, c]; ValueError where c is not the number of channels."""
         check(
             noise.shape[-1] == len(self.mean),
@@ -52,7 +53,7 @@ def check_start(name: str, start: Start) -> None:
         check_choice(name, start, ("noise", "zero", "frame"))
 
 
-def guess(start: Start, noise: jax.Array) -> jax.Array:
+def guess(start: Start, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
     """The initial estimate for noise [B, n, c], where it depends on the noise alone ("frame": of the first frame)."""
     if isinstance(start, AffineStart):
         return start(noise)
