@@ -4,6 +4,7 @@ from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
 from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
+from starflow_jax.solvers.initial_estimate import AffineStart, Start
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.named import named_solver
@@ -13,7 +14,6 @@ from starflow_jax.solvers.selective import selective
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.sliding import SlidingJacobi
 from starflow_jax.solvers.span import Span
-from starflow_jax.solvers.start import AffineStart, Start
 
 __all__ = [
     "AffineStart",

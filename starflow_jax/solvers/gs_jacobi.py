@@ -9,9 +9,9 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.automatic.calibration import Calibration
+from starflow_jax.solvers.initial_estimate import Start
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
-from starflow_jax.solvers.start import Start
 
 
 def gs_jacobi(

@@ -15,7 +15,7 @@ from starflow_jax.flows.block import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
 from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change
-from starflow_jax.solvers.start import Start, check_start, guess
+from starflow_jax.solvers.initial_estimate import Start, check_start, guess
 
 
 class _Evaluated(NamedTuple):

@@ -16,9 +16,9 @@ from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.block import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
 from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change
+from starflow_jax.solvers.initial_estimate import Start, check_start, guess
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
-from starflow_jax.solvers.start import Start, check_start, guess
 
 
 @flax.struct.dataclass

@@ -7,10 +7,10 @@ from typing import Any
 from starflow_jax.core.config.checks import check_integer
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.registries import SOLVERS
+from starflow_jax.solvers.initial_estimate import Start
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.per_block import PerBlock
 from starflow_jax.solvers.sequential import Sequential
-from starflow_jax.solvers.start import Start
 
 
 def selective(

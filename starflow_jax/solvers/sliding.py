@@ -14,7 +14,7 @@ from starflow_jax.flows.block import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, all_finite, finite_until, frame_stages
 from starflow_jax.solvers.fixed_point import Iterate, iterate
-from starflow_jax.solvers.start import Start, check_start, guess
+from starflow_jax.solvers.initial_estimate import Start, check_start, guess
 
 
 @SOLVERS.register("sliding", flags={"block": "window", "tolerance": "tolerance"})

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.solvers.base import Solver
+from starflow_jax.solvers.initial_estimate import AffineStart, Start
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.secant import Secant
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.sliding import SlidingJacobi
-from starflow_jax.solvers.start import AffineStart, Start
 
 SolverName = Literal["sequential", "jacobi", "sliding", "secant"]
 StartName = Literal["noise", "zero", "affine", "frame"]

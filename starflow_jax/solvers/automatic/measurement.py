@@ -33,8 +33,8 @@ from starflow_jax.solvers.automatic.calibration import (
     Trial,
 )
 from starflow_jax.solvers.base import Solver
+from starflow_jax.solvers.initial_estimate import AffineStart
 from starflow_jax.solvers.inverse import BlockTask
-from starflow_jax.solvers.start import AffineStart
 from starflow_jax.solvers.tolerance import with_tolerance
 
 # A tolerance that a single iteration meets, and one near the resolution of float32.
