@@ -31,7 +31,7 @@ def get_config():
         "flow": {"family": "tarflow", "channels": 1, "image_size": 8, "patch_size": 4, "width": 16, "num_blocks": 2,
                  "layers_per_block": 1, "head_dim": 8, "num_classes": 10},
         "data": {},
-        "train": {"steps": 2, "batch_size": 4, "lr": 1e-3, "steps_per_call": 2, "log_every": 2, "sample_every": 0},
+        "train": {"steps": 2, "batch_size": 4, "lr": 1e-3, "steps_per_call": 2, "log_every": 2, "sample_every": 2},
         "sample": {"solver": "patient"},
     })
 """

@@ -6,10 +6,9 @@ Every dataclass checks itself; `ExperimentConfig` also checks the combinations.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from starflow_jax.core.choices import Denoise
-from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.config.mesh import MeshConfig
