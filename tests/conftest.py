@@ -18,7 +18,13 @@ if version("jax").startswith("0.10."):  # later versions do not know it, and XLA
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
 
 # Packages whose annotations, shapes included, are checked at every call while the tests run.
-CHECKED = ("starflow_jax.flows", "starflow_jax.nn", "starflow_jax.solvers")
+CHECKED = (
+    "starflow_jax.flows",
+    "starflow_jax.nn",
+    "starflow_jax.sampling.ranking",
+    "starflow_jax.sampling.videos.draw",
+    "starflow_jax.solvers",
+)
 
 # pytest imports this file before any test, in every process of pytest-xdist: the hook is in place before the package.
 assert not any(name.split(".")[0] == "starflow_jax" for name in sys.modules), (

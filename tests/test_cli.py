@@ -250,7 +250,7 @@ def test_a_bug_keeps_its_traceback(command, here, tmp_path, monkeypatch):
     module, name = {
         "train": (training, "train"),
         "evaluate": (evaluation, "score_flow"),
-        "sample": (sampling, "sample"),
+        "sample": (sampling.images, "sample"),
     }[command]
     monkeypatch.setattr(module, name, broken)
     where = {"train": ["--config", "tiny.py"], "sample": ["--out", str(tmp_path / "x.png")]}.get(command, [])
@@ -259,7 +259,8 @@ def test_a_bug_keeps_its_traceback(command, here, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [("train", "starflow_jax.training.train"), ("sample", "starflow_jax.sampling.sample")]
+    ("command", "function"),
+    [("train", "starflow_jax.training.train"), ("sample", "starflow_jax.sampling.images.sample")],
 )
 def test_control_c_at_any_other_time_is_one_sentence(command, function, here, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):

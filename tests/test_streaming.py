@@ -55,7 +55,7 @@ def test_streamed_denoising_is_that_of_chunks_and_as_early_as_can_be(data):
         ends = [chunk.start + chunk.length for chunk in plan for _ in range(chunk.keep, chunk.length)]
         due = sum(at >= (end if ahead is None else min(t + ahead + 1, end)) for t, end in enumerate(ends))
         assert len(found) == due
-    assert [final.number for final in found] == list(range(total))
+    assert [final.time for final in found] == list(range(total))
     np.testing.assert_allclose(np.stack([f.denoised for f in found], axis=1), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(np.stack([f.noisy for f in found], axis=1), video)
 

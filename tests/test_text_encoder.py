@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
+import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,13 @@ from picture_files import write_photos
 from pretrained_files import write_t5
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.cli.errors import CommandError
-from starflow_jax.cli.options.captions import read_said, with_text_encoder
 from starflow_jax.core.config import load_config
+from starflow_jax.core.requests import RequestError
 from starflow_jax.data import train_loader
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.sampling import sample
+from starflow_jax.sampling.captions import image_captions
+from starflow_jax.sampling.loaded_run import with_text_encoder
 from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos, text_states
 from starflow_jax.training.step.frozen_text import load_text, prompts
 from starflow_jax.training.step.inputs import batch_condition, open_source
@@ -134,11 +136,11 @@ def test_states_computed_once_are_those_of_the_step(home, config):
     empty = [one for one in drawn if one["caption"] == ""]
     assert 0 < len(empty) < 12
     np.testing.assert_array_equal(empty[0]["text_states"], source.records.empty)
-    asked = argparse.Namespace(caption=["a cat"], label=None, workdir="run")
+    options = {"labelled": False, "workdir": Path("run"), "warn": warnings.warn}
     on_latents = dataclasses.replace(config, data=dataclasses.replace(data, text_encoder=None))
-    with pytest.raises(CommandError, match=r"run, which has no captions; --text-encoder reads them"):
-        read_said(asked, on_latents)
-    said = read_said(asked, with_text_encoder(on_latents, home / "t5"))
+    with pytest.raises(RequestError, match=r"run, which has no captions; text_encoder reads them"):
+        image_captions(on_latents, ["a cat"], **options)
+    said = image_captions(with_text_encoder(on_latents, home / "t5"), ["a cat"], **options)
     np.testing.assert_allclose(said.text, text_states(config, ["a cat"]), atol=1e-6)
     np.testing.assert_allclose(said.null[0], source.records.empty, atol=1e-6)
 

@@ -12,10 +12,10 @@ from starflow_jax.api.run import Run
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check
 from starflow_jax.sampling import images
-from starflow_jax.sampling.images import Samples, class_labels, named_solver
+from starflow_jax.sampling.images import Samples, class_labels
 from starflow_jax.sampling.videos.draw import Videos, generate
 from starflow_jax.sampling.videos.video_plan import text_states
-from starflow_jax.solvers import AnySolver
+from starflow_jax.solvers import AnySolver, named_solver
 
 
 class SampleOptions(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""`starflow sample` of a run on still images."""
+"""The output of `starflow sample` for images: files, printed lines and figures."""
 
 from __future__ import annotations
 
@@ -6,155 +6,134 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.captions import read_said
-from starflow_jax.cli.options.solver import chosen_solver, solver_figures
 from starflow_jax.cli.process_group import is_first
+from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import warn_of
-from starflow_jax.core.config.experiment import ExperimentConfig
+
+if TYPE_CHECKING:
+    from starflow_jax.sampling.image_requests import ImagePlan, SampledImages
+    from starflow_jax.sampling.loaded_run import LoadedRun
+    from starflow_jax.sampling.requests import SampleRequest
 
 
-def draw_pictures(arguments: argparse.Namespace, config: ExperimentConfig, params: dict[str, Any], step: int) -> int:
-    """Draws, writes and reports what the options ask of a run's flow; returns an exit code."""
-    import jax
-
+def sample_images(arguments: argparse.Namespace, run: LoadedRun, request: SampleRequest) -> int:
+    """Draws the images of a request, writes and reports them; returns an exit code."""
     from starflow_jax.core.figures import write_json
-    from starflow_jax.evaluation.samples.sample_grids import class_columns
-    from starflow_jax.sampling import check_request, class_labels, sample
-    from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-    from starflow_jax.training.step.inputs import condition
+    from starflow_jax.sampling import check_request
+    from starflow_jax.sampling.captions import caption_reader
+    from starflow_jax.sampling.image_requests import draw_images, plan_images
+    from starflow_jax.solvers import named_solver
+    from starflow_jax.training.run_calibration import read_calibration
+    from starflow_jax.training.step.frozen_text import load_text
 
-    out = arguments.out
-    text = None
-    if out.suffix in (".mp4", ".gif"):
-        raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(out)!r}")
-    classes = config.flow.num_classes or config.flow.text_dim
-    said = read_said(arguments, config)
-    label = ("none" if said else "all") if arguments.label is None else arguments.label
-    if said is not None:
-        each = arguments.candidates or arguments.num or config.sample.num
-        rows = np.repeat(np.arange(len(said.captions)), each)
-        labels, text = np.full(len(rows), -1, np.int32), said.text[rows]
-    elif arguments.candidates is not None:
-        every = np.arange(max(classes, 1)) if label == "all" and classes else [label if isinstance(label, int) else -1]
-        labels = np.repeat(np.asarray(every, np.int32), arguments.candidates)
-    elif label == "all":
-        labels = class_labels(config, arguments.num or config.sample.num)
-    else:
-        labels = np.full(arguments.num or config.sample.num, -1 if label == "none" else label, np.int32)
-    guidance = arguments.guidance
-    if guidance is None:  # what the configuration says is meant for pictures of a class
-        meant = (labels >= 0).any() if said is None else any(caption.strip() for caption in said.captions)
-        guidance = config.sample.guidance if meant else 0.0
-    batch_size, keep = arguments.batch or 64, arguments.keep or 1
-    solver = chosen_solver(arguments, config, step=step, batch=min(batch_size, len(labels)))
-    with sentences(check_request):
-        drawn = sample(
-            params,
-            config,
-            jax.random.key(arguments.seed),
-            labels,
-            text=text,
-            null=None if said is None else said.null,
-            solver=solver,
-            guidance=guidance,
-            temperature=arguments.temperature,
-            attention_temperature=arguments.attention_temperature,
-            denoise=arguments.denoise,
-            batch_size=batch_size,
-        )
-    kept, scores = np.arange(len(labels)), None
-    if arguments.candidates is not None:
-        cond = condition(jax.numpy.asarray(labels), config.flow) if text is None else text
-        known = None if cond is None else np.asarray(cond)
-        found = log_likelihoods(params, config.flow, drawn.noisy, known, batch_size=batch_size)
-        kept = likeliest(found, arguments.candidates, keep)
-        scores = found[kept]
+    request.check_kind(run.workdir, videos=False)
+    if arguments.out.suffix in (".mp4", ".gif"):
+        raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(arguments.out)!r}")
+    with sentences(load_text, caption_reader, read_calibration, named_solver, check_request):
+        plan = plan_images(run, request, warn=remark)
+        result = draw_images(run, plan)
     if not is_first():
         return 0
-    # Pictures of all classes: a column for each class. The likeliest of each class or caption, and all pictures of
-    # each caption, stand side by side.
-    columns = class_columns(config.flow.num_classes if label == "all" else 0, len(labels))
-    if scores is not None and len(kept) > keep:
-        columns = keep
-    elif said is not None and len(said.captions) > 1:
-        columns = each
-    labels = labels[kept]
-    captions = None if said is None else [said.captions[row] for row in rows[kept]]
-    _write(out, drawn.images[kept], drawn.x[kept], labels, arguments.scale, columns, captions)
+    captions = None if plan.captions is None else [plan.captions.captions[row] for row in plan.rows[result.kept]]
+    _write(arguments.out, result, plan.labels[result.kept], captions, arguments.scale, _columns(run, plan, result))
 
-    report = drawn.report
+    report = result.samples.report
     print(
         f"{report.images} pictures in {report.seconds:.2f} s, after {report.compile_seconds:.1f} s to compile; "
         f"{report.evaluations} network evaluations in {report.batches} batches of {report.batch_size}"
     )
-    if scores is not None:
-        print(f"kept: the likeliest {keep} of every {arguments.candidates}")
-    dropped = (drawn.labels < 0).any() if said is None else not all(caption.strip() for caption in said.captions)
-    unconditional = guidance > 0 or dropped
-    warn_of(report, "pictures", untrained_null=bool(classes and not config.data.label_drop and unconditional))
-    print(f"written: {out}")
+    if result.scores is not None:
+        print(f"kept: the likeliest {request.keep or 1} of every {request.candidates}")
+    warn_of(report, "pictures", untrained_null=_uses_untrained_null(run, plan))
+    print(f"written: {arguments.out}")
     if arguments.json is not None:
-        figures = {
-            "workdir": str(arguments.workdir),
-            "out": str(out),
-            "step": step,
-            "seed": arguments.seed,
-            "class": label if said is None else None,
-            "captions": None if said is None else list(said.captions),
-            "left_out": [] if said is None else [{"caption": c, "reason": why} for c, why in said.left_out],
-            "solver": solver_figures(solver),
-            "guidance": guidance,
-            "converged": report.converged,
-            **dataclasses.asdict(report),
-        }
-        if scores is not None:
-            figures |= {
-                "candidates": arguments.candidates,
-                "keep": keep,
-                "kept": [
-                    {
-                        "class": int(number),
-                        "caption": None if captions is None else captions[row],
-                        "candidate": int(place) % arguments.candidates,
-                        "log_likelihood": float(score),
-                    }
-                    for row, (number, place, score) in enumerate(zip(labels, kept, scores, strict=True))
-                ],
-            }
-        write_json(arguments.json, figures)
+        figures = {"workdir": str(run.workdir), "out": str(arguments.out), "step": run.step, "seed": request.seed}
+        write_json(arguments.json, figures | _figures(plan, result, captions))
         print(f"figures: {arguments.json}")
     return 0
 
 
+def _columns(run: LoadedRun, plan: ImagePlan, result: SampledImages) -> int | None:
+    """The columns of the grid: one for each class; or the images of one class or caption in a row."""
+    from starflow_jax.evaluation.samples.sample_grids import class_columns
+
+    keep = plan.request.keep or 1
+    if result.scores is not None and len(result.kept) > keep:
+        return keep
+    if plan.captions is not None and len(plan.captions.captions) > 1:
+        return plan.each
+    return class_columns(run.config.flow.num_classes if plan.label == "all" else 0, len(plan.labels))
+
+
+def _uses_untrained_null(run: LoadedRun, plan: ImagePlan) -> bool:
+    """Whether images depend on the prediction without a condition, which the training did not cover."""
+    flow = run.config.flow
+    if not (flow.num_classes or flow.text_dim) or run.config.data.label_drop:
+        return False
+    if plan.captions is None:
+        dropped = bool((plan.labels < 0).any())
+    else:
+        dropped = not all(caption.strip() for caption in plan.captions.captions)
+    return plan.guidance > 0 or dropped
+
+
+def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | None) -> dict[str, Any]:
+    """What --json holds about the images."""
+    from starflow_jax.sampling.solver_choice import solver_figures
+
+    read, candidates = plan.captions, plan.request.candidates
+    figures = {
+        "class": plan.label if read is None else None,
+        "captions": None if read is None else list(read.captions),
+        "left_out": [] if read is None else [{"caption": c, "reason": why} for c, why in read.left_out],
+        "solver": solver_figures(plan.solver),
+        "guidance": plan.guidance,
+        "converged": result.samples.report.converged,
+        **dataclasses.asdict(result.samples.report),
+    }
+    if result.scores is None or candidates is None:
+        return figures
+    kept = [
+        {
+            "class": int(plan.labels[index]),
+            "caption": None if captions is None else captions[row],
+            "candidate": int(index) % candidates,
+            "log_likelihood": float(score),
+        }
+        for row, (index, score) in enumerate(zip(result.kept, result.scores, strict=True))
+    ]
+    return figures | {"candidates": candidates, "keep": plan.request.keep or 1, "kept": kept}
+
+
 def _write(
     out: Path,
-    images: np.ndarray,
-    x: np.ndarray,
+    result: SampledImages,
     labels: np.ndarray,
+    captions: Sequence[str] | None,
     scale: int | None,
     columns: int | None,
-    captions: Sequence[str] | None,
 ) -> None:
     from starflow_jax.core.files import replacing, replacing_folder
     from starflow_jax.evaluation.samples.sample_grids import enlargement
     from starflow_jax.media import image_grid, write_png
 
+    images = result.images
     scale = enlargement(*images.shape[1:3]) if scale is None else scale
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         write_png(out, image_grid(images, columns), scale=scale)
     elif out.suffix == ".npz":
         with replacing(out) as temporary:
-            arrays: dict[str, Any] = {"image": images, "x": x}
+            arrays: dict[str, Any] = {"image": images, "x": result.samples.x[result.kept]}
             arrays |= {"label": labels} if captions is None else {"caption": np.asarray(captions)}
             np.savez_compressed(temporary, **arrays)
     else:
         digits = len(str(len(images) - 1))
         with replacing_folder(out) as folder:
-            for number, image in enumerate(images):
-                write_png(folder / f"{number:0{digits}d}.png", image, scale=scale)
+            for index, image in enumerate(images):
+                write_png(folder / f"{index:0{digits}d}.png", image, scale=scale)

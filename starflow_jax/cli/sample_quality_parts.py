@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.captions import read_said, with_text_encoder
+from starflow_jax.cli.options.captions import read_captions, with_text_encoder
 from starflow_jax.cli.options.sample_quality import BATCH, CHUNK
 from starflow_jax.cli.options.scored_data import check_on_pixels
-from starflow_jax.cli.options.solver import chosen_solver, solver_figures
-from starflow_jax.cli.remarks import skipped_lines
+from starflow_jax.cli.options.solver import solver_request
+from starflow_jax.cli.remarks import remark, skipped_lines
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment import ExperimentConfig
@@ -25,7 +25,13 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
     """(configuration with decoder and text encoder, how pictures are drawn, weights of guidance), all checked."""
     from starflow_jax.evaluation.samples.guidance_sweep import Captions, Drawing
     from starflow_jax.sampling import check_request
+    from starflow_jax.sampling.captions import image_captions
+    from starflow_jax.sampling.loaded_run import LoadedRun
+    from starflow_jax.sampling.solver_choice import choose_solver
+    from starflow_jax.solvers import named_solver
+    from starflow_jax.training.run_calibration import read_calibration
     from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
+    from starflow_jax.training.step.frozen_text import load_text
 
     if config.data.frames:
         raise CommandError("--workdir must be a run on still images for --metrics, got one on clips")
@@ -42,17 +48,21 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
         else:
             load_encoder(config)
     config = with_text_encoder(config, arguments.text_encoder)
-    arguments.label = None  # of `starflow sample`, which captions exclude
-    if arguments.caption is None and (config.text is not None or config.data.text_encoder is not None):
+    if arguments.captions is None and (config.text is not None or config.data.text_encoder is not None):
         raise CommandError("--caption must say what a run on captions draws, got none; an empty one says nothing")
-    said = read_said(arguments, config)
+    run = LoadedRun(arguments.workdir, config, params, step)
+    texts = None if arguments.captions is None else read_captions(arguments.captions)
+    with sentences(load_text):
+        said = image_captions(config, texts, labelled=False, workdir=arguments.workdir, warn=remark)
     batch = arguments.sample_batch or min(BATCH, arguments.num_samples or BATCH)
+    with sentences(read_calibration, named_solver):
+        solver = choose_solver(solver_request(arguments), run, batch=batch, warn=remark)
     drawing = Drawing(
         params,
         config,
         arguments.seed,
         batch,
-        chosen_solver(arguments, config, step=step, batch=batch),
+        solver,
         arguments.temperature,
         arguments.attention_temperature or 1.0,
         arguments.denoise,
@@ -228,6 +238,7 @@ def chunk_folder(
     out: Path,
 ) -> Any:
     from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder
+    from starflow_jax.sampling.solver_choice import solver_figures
     from starflow_jax.training.checkpoints.digests import digest
 
     said = drawing.captions

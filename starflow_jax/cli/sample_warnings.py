@@ -1,4 +1,4 @@
-"""What may be wrong with samples, said on stderr."""
+"""Warnings about samples, on standard error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def warn_of(report: SampleReport, what: str, *, untrained_null: bool) -> None:
-    """Warns of unsolved chunks, of values that are not finite, and of guidance by an untrained prediction.
+    """Warns of chunks that did not converge, of values that are not finite, and of an untrained prediction.
 
     Args:
-      report: of the drawing; what: "pictures" or "videos".
-      untrained_null: whether the prediction without condition, which no training saw, was used.
+      report: of the samples; what: "pictures" or "videos".
+      untrained_null: whether the prediction without a condition was used, although it was not trained.
     """
     if not report.converged:
         worst = max(report.unconverged, key=lambda chunk: chunk.residual)

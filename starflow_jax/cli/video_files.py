@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mp4", ".gif", ".png", ".npz")
 
-# H.264 and browsers end there.
+# The largest side that H.264 and browsers support.
 _MAX_SIDE = 8192
-_LOOKED_AT = 128
+_COMFORTABLE_SIDE = 128
 _MAX_SLUG = 60
 
 
 def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], asked: int | None) -> int:
-    """How much pixels are enlarged: as asked, or so that a video has about 128 pixels and the file a sensible size.
+    """The side in pixels of an enlarged pixel: `asked`, or one that makes a video about 128 pixels wide.
 
     Raises:
-      CommandError: a picture or video that would be too large.
+      CommandError: the image or video would be too large.
     """
     if out.suffix == ".npz":
         if asked is not None:
@@ -41,7 +41,7 @@ def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], aske
         columns = grid_columns(count)
         rows = count // columns
     longest = max(rows * size[0], columns * size[1])
-    scale = asked or max(1, min(_LOOKED_AT // max(size), _MAX_SIDE // 2 // longest))
+    scale = asked or max(1, min(_COMFORTABLE_SIDE // max(size), _MAX_SIDE // 2 // longest))
     if scale * longest > _MAX_SIDE:
         raise CommandError(
             f"--out {out} would be {rows * size[0] * scale} x {columns * size[1] * scale} pixels, at most {_MAX_SIDE} "
@@ -53,10 +53,18 @@ def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], aske
 def write_videos(
     out: Path, drawn: Videos, keep: np.ndarray, captions: Sequence[str], *, fps: float, scale: int
 ) -> list[str]:
-    """Writes the videos at places `keep` (int [m]); `captions`: their m names.
+    """Writes the videos with indices `keep`, int [m].
+
+    Args:
+      out: the file, or a folder for one file per video.
+      drawn: all videos.
+      keep: indices of the videos to write.
+      captions: the captions of these m videos.
+      fps: frames per second.
+      scale: see `choose_scale`.
 
     Returns:
-      The name of the file that holds each.
+      The name of the file of each video.
     """
     from starflow_jax.core.files import replacing, replacing_folder
     from starflow_jax.media import video_grid, video_strip, write_mp4, write_png, write_video
@@ -73,7 +81,7 @@ def write_videos(
     elif out.suffix:
         write_video(out, video_grid(videos), fps=fps, scale=scale)
     else:
-        names = [file_name(number, len(videos), caption) for number, caption in enumerate(captions)]
+        names = [file_name(index, len(videos), caption) for index, caption in enumerate(captions)]
         with replacing_folder(out) as folder:
             for name, video in zip(names, videos, strict=True):
                 write_mp4(folder / name, video, fps=fps, scale=scale)
@@ -81,7 +89,7 @@ def write_videos(
     return [out.name] * len(videos)
 
 
-def file_name(number: int, count: int, caption: str) -> str:
-    """A name that every file system takes: the number, and the caption's letters and digits."""
+def file_name(index: int, count: int, caption: str) -> str:
+    """A file name that is valid on every file system: the index, and the letters and digits of the caption."""
     slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:_MAX_SLUG].rstrip("-")
-    return f"{number:0{len(str(count - 1))}d}{'-' if slug else ''}{slug}.mp4"
+    return f"{index:0{len(str(count - 1))}d}{'-' if slug else ''}{slug}.mp4"

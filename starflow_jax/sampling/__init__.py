@@ -1,31 +1,39 @@
-"""Noise to pictures and videos: draw noise, invert the flow, remove the training noise, round to pixels.
+"""Samples of a trained flow: draw noise, invert the flow, remove the training noise, round to pixels.
 
-- `pictures`: still images of classes.
-- `videos`: captions to videos, of a checked request (`video_plan`).
-- `stream`: the same videos frame by frame, as they become final (`stream_denoise`).
+- `requests`: what is sampled, as frozen dataclasses; `loaded_run`: the trained model.
+- `sample_run`: samples of a request by one call (`image_requests` and `video_requests` in two steps).
+- `images`: images of labels or text states; `videos`: videos of captions (`videos.video_plan`, `videos.draw`).
+- `streaming`: videos frame by frame, each frame as soon as it is final.
 - `ranking`: the likeliest of several candidates.
-- `report`: how a drawing went.
+- `sampling_report`: cost and convergence of a call.
+- `vbench_export`: the videos that VBench scores.
 """
 
 from starflow_jax.sampling.images import (
     Samples,
-    check_denoise,
     check_request,
     class_labels,
-    default_solver,
-    named_solver,
     sample,
     to_pixels,
 )
+from starflow_jax.sampling.loaded_run import LoadedRun, open_run
+from starflow_jax.sampling.options import check_denoise, default_solver
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+from starflow_jax.sampling.requests import RunRequest, SampleRequest, SolverRequest
+from starflow_jax.sampling.sample_run import sample_run
 from starflow_jax.sampling.sampling_report import SampleReport
 from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport, VideoStream, stream
 from starflow_jax.sampling.videos.draw import Videos, generate
 from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
+from starflow_jax.solvers import named_solver
 
 __all__ = [
+    "LoadedRun",
+    "RunRequest",
     "SampleReport",
+    "SampleRequest",
     "Samples",
+    "SolverRequest",
     "StreamReport",
     "StreamedFrame",
     "VideoPlan",
@@ -39,8 +47,10 @@ __all__ = [
     "likeliest",
     "log_likelihoods",
     "named_solver",
+    "open_run",
     "plan_videos",
     "sample",
+    "sample_run",
     "stream",
     "to_pixels",
 ]

@@ -1,4 +1,4 @@
-"""Noise to pictures: draw noise, invert the flow, remove the training noise, round to pixels."""
+"""Samples of images: draw noise, invert the flow, remove the training noise, round to pixels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.choices import Denoise, choices
-from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.choices import Denoise
+from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
@@ -25,22 +24,23 @@ from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
+from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
-from starflow_jax.solvers import AnySolver, Inversion, inverse, named_solver
+from starflow_jax.solvers import AnySolver, Inversion, inverse
 from starflow_jax.training.step.inputs import condition
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """What `sample` returns.
+    """The result of `sample`.
 
     Attributes:
-      images: uint8 [n, H, W, C], 0..255; of a model of dequantised data the integer levels, stretched.
-      x: float32 [n, H, W, C], what the flow (and denoiser) gave, about [-1, 1].
-      noisy: float32 [n, H, W, C], what the flow gave, before its noise was removed: the flow's likelihood speaks of it.
-      labels: int32 [n], -1 where there is none.
-      report: how it went.
+      images: uint8 [n, H, W, C], 0..255; for a model of dequantised data the integer levels, stretched to that range.
+      x: float32 [n, H, W, C], denoised samples in the units of the flow, about [-1, 1].
+      noisy: float32 [n, H, W, C], the samples before denoising, which the likelihood of the flow is defined on.
+      labels: int32 [n], -1 for none.
+      report: cost and convergence.
     """
 
     images: np.ndarray
@@ -50,125 +50,115 @@ class Samples:
     report: SampleReport
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageOptions(SamplingOptions):
+    """Options of `sample`.
+
+    Attributes:
+      text: float32 [n, L, text_dim], states of captions, in place of labels.
+      null: float32 [1, L, text_dim], states of the empty caption, the unconditional half of guidance.
+    """
+
+    text: np.ndarray | None = None
+    null: np.ndarray | None = None
+
+
 def sample(
     flow: Flow | Params,
     config: ExperimentConfig,
     key: jax.Array,
     labels: Sequence[int] | np.ndarray,
-    *,
-    text: np.ndarray | None = None,
-    null: np.ndarray | None = None,
-    solver: AnySolver | None = None,
-    guidance: float | None = None,
-    temperature: float | None = None,
-    attention_temperature: float = 1.0,
-    denoise: Denoise | None = None,
-    batch_size: int = 64,
+    options: ImageOptions | None = None,
+    **changes: Any,
 ) -> Samples:
-    """Draws one picture for every label.
+    """Draws one image for every label.
 
-    Picture i depends on the key, its place i and its label alone: the batch size changes speed, and what a
-    batch-wide stopping rule may change within its tolerance. One program is compiled for a batch size and a
-    kind of call and kept; keys, labels, weights and temperatures do not recompile it. Arguments left None
-    take the value of `config.sample`.
+    Image i depends on the key, on i and on its label alone; the batch size changes the speed, and the samples only
+    within the tolerance of a solver that stops for a whole batch. One program is compiled for each batch size and each
+    combination of solver, guidance and denoiser, and reused for other keys, labels, weights and temperatures.
 
     Args:
       flow: a flow, or its parameters as `flows.parameters.split` gives them.
-      config: what the flow was trained as.
+      config: the experiment that the flow was trained in.
       key: of the noise.
-      labels: integers [n], -1 for an unconditional picture; all -1 with `text`.
-      text: states [n, L, text_dim] of captions, instead of labels; null: [1, L, text_dim], of the empty caption, which
-        guidance leads away from.
-      solver: how blocks are inverted.
-      guidance: weight w >= 0 of classifier-free guidance, 0 for none.
-      temperature: factor of the noise z.
-      attention_temperature: divides attention logits: in TARFlow of the unconditional half of a guided pair,
-        in STARFlow everywhere.
-      denoise: what removes the training noise.
-      batch_size: pictures drawn together; the last batch is filled up with copies.
+      labels: integers [n], -1 for an unconditional image; all -1 with `text`.
+      options: see `ImageOptions`.
+      **changes: fields of `ImageOptions`, in place of those of `options`.
 
     Raises:
       ValueError: see `check_request`.
     """
-    options = config.sample
-    guidance = options.guidance if guidance is None else guidance
-    temperature = options.temperature if temperature is None else temperature
-    denoise = options.denoise if denoise is None else denoise
-    solver = default_solver(config) if solver is None else solver
+    options = dataclasses.replace(options or ImageOptions(), **changes)
     labels = np.asarray(labels)
-    check_request(
-        config,
-        labels,
-        guidance=guidance,
-        temperature=temperature,
-        attention_temperature=attention_temperature,
-        denoise=denoise,
-        batch_size=batch_size,
-        text=text,
-        null=null,
-    )
-    labels = labels.astype(np.int32)  # after the check, which says which number has no class
+    settings = check_request(config, labels, options)
+    labels = labels.astype(np.int32)  # after the check, whose message states the number that was passed
     params = split(flow)[1] if isinstance(flow, Flow) else flow
-    count, batch_size = len(labels), min(batch_size, len(labels))
+    count, batch_size = len(labels), min(options.batch_size, len(labels))
+    layout = layout_of(params)
     kind = _Kind(
         config.flow,
-        solver,
-        guidance > 0,
-        attention_temperature != 1.0,
-        denoise,
+        options.chosen_solver(config),
+        settings.guidance > 0,
+        settings.attention_temperature != 1.0,
+        settings.denoise,
         config.data.noise_std,
-        layout := layout_of(params),
+        layout,
     )
-    numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
-    scalars = {name: jnp.float32(value) for name, value in numbers.items()}
-    # The filling repeats rows of the same batch: a residual over the batch then still speaks of its members.
+    key, scalars = spread(layout, (key, settings.scalars()))
+    conditions = labels if options.text is None else np.asarray(options.text, np.float32)
+    null = spread(layout, None if options.null is None else np.asarray(options.null, np.float32))
+    # A short last batch is filled up with its own rows, so that residuals over the batch are those of its members.
     batches = [
         np.resize(np.arange(first, min(first + batch_size, count)), batch_size) for first in range(0, count, batch_size)
     ]
-    begun = time.perf_counter()
-    # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
-    key, scalars = spread(layout, (key, scalars))
-    conditions = labels if text is None else np.asarray(text, np.float32)
-    away = spread(layout, None if null is None else np.asarray(null, np.float32))
     rows = [spread(layout, (index.astype(np.int32), conditions[index])) for index in batches]
-    program = _draw.lower(kind, params, key, *rows[0], away, scalars).compile()
-    compiled = time.perf_counter()
-    drawn, noisy, outcomes = [], [], []
-    for places, given in rows:
-        pictures, before, reports = program(params, key, places, given, away, scalars)
-        drawn.append(np.asarray(pictures))
-        noisy.append(np.asarray(before))
-        outcomes.append(jax.device_get(reports))
-    done = time.perf_counter()
-
-    x = np.concatenate(drawn)[:count]
-    finite = np.isfinite(x).all(axis=(1, 2, 3))
+    x, noisy, reports, seconds = _draw_batches(kind, params, key, rows, null, scalars)
+    finite = np.isfinite(x[:count]).all(axis=(1, 2, 3))
     report = report_on(
-        outcomes,
+        reports,
         count=count,
         batch_size=batch_size,
-        seconds=done - compiled,
-        compile_seconds=compiled - begun,
+        seconds=seconds[1],
+        compile_seconds=seconds[0],
         non_finite=int(count - finite.sum()),
     )
-    return Samples(to_pixels(x, config.data), x, np.concatenate(noisy)[:count], labels, report)
+    return Samples(to_pixels(x[:count], config.data), x[:count], noisy[:count], labels, report)
+
+
+def _draw_batches(
+    kind: _Kind,
+    params: Params,
+    key: jax.Array,
+    rows: Sequence[tuple[jax.Array, jax.Array]],
+    null: jax.Array | None,
+    scalars: dict[str, jax.Array],
+) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
+    """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of drawing."""
+    begun = time.perf_counter()
+    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    program = _draw.lower(kind, params, key, *rows[0], null, scalars).compile()
+    compiled = time.perf_counter()
+    denoised, noisy, reports = [], [], []
+    for index, given in rows:
+        clean, before, report = program(params, key, index, given, null, scalars)
+        denoised.append(np.asarray(clean))
+        noisy.append(np.asarray(before))
+        reports.append(jax.device_get(report))
+    seconds = (compiled - begun, time.perf_counter() - compiled)
+    return np.concatenate(denoised), np.concatenate(noisy), reports, seconds
 
 
 def check_request(
-    config: ExperimentConfig,
-    labels: np.ndarray,
-    *,
-    guidance: float,
-    temperature: float,
-    attention_temperature: float,
-    denoise: str,
-    batch_size: int,
-    text: np.ndarray | None = None,
-    null: np.ndarray | None = None,
-) -> None:
-    """Raises ValueError, naming the field, where a flow cannot be sampled as asked."""
+    config: ExperimentConfig, labels: np.ndarray, options: ImageOptions | None = None, **changes: Any
+) -> Settings:
+    """The settings of a call of `sample`, whose arguments these are.
+
+    Raises:
+      ValueError: naming the argument that is out of range or does not fit the model.
+    """
+    options = dataclasses.replace(options or ImageOptions(), **changes)
     check(labels.ndim == 1 and len(labels) > 0, f"labels must be [n] with n above 0, got {list(labels.shape)}")
-    flow = config.flow
+    flow, text, null = config.flow, options.text, options.null
     classes = flow.num_classes or flow.text_dim
     lowest, highest = int(labels.min()), int(labels.max())
     if not classes:
@@ -185,40 +175,19 @@ def check_request(
             null is None or null.shape == (1, *text.shape[1:]),
             f"null must be [1, {text.shape[1]}, {flow.text_dim}], got {null if null is None else list(null.shape)}",
         )
-    check_real("guidance", guidance, minimum=0.0)
-    check_real("temperature", temperature, minimum=0.0)
-    check_real("attention_temperature", attention_temperature)
-    check(attention_temperature > 0, f"attention_temperature must be above 0, got {attention_temperature}")
-    check_integer("batch_size", batch_size, minimum=1)
+    settings = options.settings(config)
+    guidance = settings.guidance
     if guidance > 0:
         check(
             flow.family == "tarflow" or flow.text_dim > 0,
             f"guidance must be 0 for a model that reads no condition, got {guidance}",
         )
         check(
-            highest >= 0 or attention_temperature != 1.0 or text is not None,
+            highest >= 0 or settings.attention_temperature != 1.0 or text is not None,
             "guidance of unconditional pictures needs attention_temperature other than 1 "
             f"(there is nothing else to guide by), got guidance {guidance}",
         )
-    check_denoise(config, denoise)
-
-
-def check_denoise(config: ExperimentConfig, denoise: str) -> None:
-    """Raises ValueError where the training noise of a model cannot be removed as asked."""
-    check_choice("denoise", denoise, choices(Denoise))
-    check(
-        denoise == "none" or config.data.noise == "gaussian",
-        f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",
-    )
-    check(
-        denoise != "learned" or config.flow.denoiser is not None,
-        "denoise must be 'none' or 'score' for a model without a learned denoiser, got 'learned'",
-    )
-
-
-def default_solver(config: ExperimentConfig) -> AnySolver:
-    """The solver that `config.sample` names; ValueError for "auto", which needs a calibration."""
-    return named_solver(config.sample.solver, config.flow)
+    return settings
 
 
 def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
@@ -228,11 +197,11 @@ def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
 
 
 def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
-    """Pictures as they are looked at, uint8 0..255, of data in the flow's units; NaN becomes black.
+    """Images uint8, 0..255, from samples in the units of the flow; NaN becomes black.
 
-    Latents are decoded by `data.decoder`, else by the autoencoder of the training, or the one that lies beside those
-    that were computed before.
-    A model of dequantised data speaks of integer levels: they are found again and stretched over 0..255.
+    Latents are decoded by `data.decoder`, else by the autoencoder of the training, else by the one in the folder of the
+    precomputed latents. Samples of a model of dequantised data are quantised to the levels of the data, which are
+    stretched to 0..255.
     """
     decoder = data.decoder or data.autoencoder
     if decoder is not None:
@@ -250,7 +219,7 @@ def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What decides a compiled program."""
+    """The static argument of the compiled program."""
 
     flow: FlowConfig
     solver: AnySolver
@@ -271,9 +240,11 @@ def _draw(
     null: jax.Array | None,
     scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
-    """Pictures [B, H, W, C], these before denoising, the solver's reports.
+    """Images [B, H, W, C] after and before denoising, and the solver's reports.
 
-    index: places int32 [B]; given: labels int32 [B], or text states [B, L, D].
+    Args:
+      index: int32 [B], indices of the images, which determine their noise.
+      given: labels int32 [B], or text states [B, L, text_dim].
     """
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
     shape = (*kind.flow.image_shape, kind.flow.channels)
@@ -293,9 +264,9 @@ def _draw(
         guidance=guidance,
         temperature=scalars["attention_temperature"] if tempered else None,
     )
-    drawn = result.x
+    clean = result.x
     if kind.denoise == "score":
-        drawn = score_denoise(flow, drawn, cond, kind.noise_std)
+        clean = score_denoise(flow, clean, cond, kind.noise_std)
     elif kind.denoise == "learned":
-        drawn = learned_denoise(flow, drawn, cond, kind.noise_std)
-    return gathered(kind.layout, (drawn, result.x, result.reports))
+        clean = learned_denoise(flow, clean, cond, kind.noise_std)
+    return gathered(kind.layout, (clean, result.x, result.reports))

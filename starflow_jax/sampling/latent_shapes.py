@@ -1,4 +1,4 @@
-"""The autoencoder of a run on latents, as sampling sees it: lengths and sizes in pixels, given frames as latents."""
+"""The autoencoder of a model of latents: sizes and lengths in pixels, encoding of given frames, decoding of frames."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from starflow_jax.models.autoencoders.protocol import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunAutoencoder:
-    """What makes pixels of the latents of a run, and latents of the frames that videos begin with."""
+    """The autoencoder that decodes the samples of a run and encodes the frames that videos begin with."""
 
     autoencoder: Autoencoder
     params: Params
 
     @property
     def stride(self) -> int:
-        """Pixels along a side of a latent position."""
+        """Pixels along each side of a latent position."""
         return self.autoencoder.stride
 
     @property
     def pixel_channels(self) -> int:
-        """Channels of a picture."""
+        """Channels of an image."""
         return self.autoencoder.pixel_channels
 
     def pixel_frames(self, latent: int) -> int:
-        """Frames of pixels that so many latent frames, from the first on, are made of."""
+        """Frames of pixels that the first `latent` latent frames are decoded to."""
         return 1 + self.autoencoder.frame_stride * (latent - 1) if latent else 0
 
     def latent_frames(self, frames: int) -> int:
-        """The other way, rounded down: whole latent frames in so many frames of pixels."""
+        """Whole latent frames in `frames` frames of pixels, rounded down."""
         return 1 + (frames - 1) // self.autoencoder.frame_stride if frames else 0
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """One video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
+        """Encodes one video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
         return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)
 
     def decoder(self) -> FrameDecoder:
-        """A decoder of frames as they come."""
+        """A decoder that takes one latent frame at a time."""
         return FrameDecoder(self.autoencoder, self.params)
 
 
 def autoencoder_of(data: DataConfig) -> RunAutoencoder | None:
-    """The autoencoder that decodes what is drawn: `data.decoder`, else that of the training; None for a run on pixels.
+    """The autoencoder that decodes samples: `data.decoder`, else that of the training; None for a model of pixels.
 
     Raises:
-      ValueError: latents whose autoencoder is not there, or an autoencoder that cannot be read.
+      ValueError: no autoencoder is named or stored with the latents, or it cannot be read.
     """
     if not data.on_latents:
         return None
-    named = data.decoder or data.autoencoder
-    path = Path(named) if named is not None else None
+    decoder = data.decoder or data.autoencoder
+    path = Path(decoder) if decoder is not None else None
     if path is None and data.path is not None:
         path = kept_autoencoder(Path(data.path))
     check(

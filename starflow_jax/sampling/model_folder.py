@@ -1,4 +1,4 @@
-"""A folder that holds all that is needed to draw from text: a flow's run, an autoencoder, a text encoder.
+"""A folder with everything that sampling from text needs: the run of a flow, an autoencoder and a text encoder.
 
 `model.json` names the three by paths inside the folder:
 
@@ -6,7 +6,7 @@
      "flow": "flow", "autoencoder": {"kind": "diffusers", "path": "autoencoder"},
      "text_encoder": {"kind": "huggingface", "path": "text_encoder"}}
 
-An autoencoder of videos may have a "temporal_scale" besides.
+The entry of an autoencoder of videos may have a "temporal_scale".
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _TENSORS = (".safetensors", ".bin", ".pth", ".pt", ".index.json")
 
 @dataclass(frozen=True)
 class Part:
-    """One of the frozen models.
+    """A frozen model of the folder.
 
     Attributes:
-      kind: of an autoencoder "diffusers" (a folder with config.json and tensors), "wan2.2" (one file of tensors in
-        the original's layout) or "npz" (one of this project); of a text encoder "huggingface" (a folder).
-      path: where it lies, absolute.
-      temporal_scale: of an autoencoder of videos, what latent frames after the first are multiplied by.
+      kind: for an autoencoder "diffusers" (a folder with config.json and tensors), "wan2.2" (one file of tensors in the
+        layout of the original) or "npz" (a file of this project); for a text encoder "huggingface" (a folder).
+      path: absolute path.
+      temporal_scale: factor of latent frames after the first, for an autoencoder of videos.
     """
 
     kind: str
@@ -48,16 +48,16 @@ class Part:
 
     @property
     def with_scale(self) -> Path:
-        """What `load_autoencoder` takes."""
+        """The path with the temporal scale, an argument of `load_autoencoder`."""
         return self.path if self.temporal_scale == 1 else Path(f"{self.path}:{self.temporal_scale:g}")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder to draw from.
+    """A folder to sample from.
 
     Attributes:
-      path: of the folder; flow: the working folder of a run; autoencoder, text_encoder: the frozen models.
+      path: of the folder; flow: the folder of a run; autoencoder, text_encoder: the frozen models.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class ModelFolder:
 
 
 def load_model_folder(path: Path | str) -> ModelFolder:
-    """What a folder's model.json names, checked to be there and of its kind; nothing is read.
+    """Reads model.json of a folder and checks that its parts exist and are of the stated kinds; loads no parameters.
 
     Raises:
-      ValueError: no such file, one of another form or version, a path out of the folder, or a part that is missing.
+      ValueError: the file is missing or of another format or version, a path leaves the folder, or a part is missing.
     """
     path = Path(path).absolute()
     file = path / MODEL_FILE
@@ -101,16 +101,16 @@ def load_model_folder(path: Path | str) -> ModelFolder:
 
 
 def assemble(path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Transfer = "link") -> ModelFolder:
-    """Makes a model folder of parts that lie elsewhere: whole, or not at all.
+    """Makes a model folder from parts in other places, completely or not at all.
 
     Args:
       path: new or empty.
       autoencoder: "PATH:0.6" gives an autoencoder of videos the temporal scale 0.6.
-      how: "link" makes hard links, which take no space and outlive the originals, and copies what lies on another
-        file system; "copy" always copies.
+      how: "link" makes hard links, which take no space and survive the deletion of the originals, and copies files from
+        other file systems; "copy" always copies.
 
     Raises:
-      ValueError: a part that is missing or of no known kind, or a folder that is not empty.
+      ValueError: a part is missing or of an unknown kind, or the folder is not empty.
       OSError: the folder cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -122,10 +122,10 @@ def assemble(path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, h
     kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
-        _place_flow(flow, temporary / "flow", how)
+        _add_flow(flow, temporary / "flow", how)
         for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             target = name if source.is_dir() else f"{name}{source.suffix}"
-            _place(source, temporary / target, how)
+            _add(source, temporary / target, how)
             content[name] = {"kind": kinds[name], "path": target}
         if scale != 1:
             content["autoencoder"]["temporal_scale"] = scale
@@ -140,10 +140,10 @@ def check_flow(path: Path) -> None:
 
 
 def autoencoder_kind(path: Path) -> AutoencoderKind:
-    """What kind of autoencoder lies at a path, by its name and files.
+    """The kind of the autoencoder at a path, from its name and files.
 
     Raises:
-      ValueError: nothing there, or nothing of a known kind.
+      ValueError: there is no autoencoder of a known kind.
     """
     if path.is_dir() and (path / "config.json").is_file() and _holds_tensors(path):
         return "diffusers"
@@ -158,10 +158,10 @@ def autoencoder_kind(path: Path) -> AutoencoderKind:
 
 
 def text_encoder_kind(path: Path) -> TextEncoderKind:
-    """What kind of text encoder lies at a path.
+    """The kind of the text encoder at a path.
 
     Raises:
-      ValueError: nothing there, or no Hugging Face folder with its tokenizer.
+      ValueError: there is no Hugging Face folder with a tokenizer.
     """
     if path.is_dir() and (path / "config.json").is_file() and _holds_tensors(path):
         if any((path / name).is_file() for name in ("spiece.model", "tokenizer.json", "tokenizer.model")):
@@ -185,7 +185,7 @@ def _part(folder: Path, value: Any, name: str) -> Part:
 
 
 def _inside(folder: Path, value: Any, name: str) -> Path:
-    """The path that a part names, which must not leave the folder, by its text or by links."""
+    """The path of a part, which must not leave the folder, neither by its text nor through links."""
     parts = PurePosixPath(value).parts if isinstance(value, str) and "\0" not in value else ()
     plain = bool(parts) and not any(part in ("..", "/") or "\\" in part or ":" in part for part in parts)
     path = folder.joinpath(*parts)
@@ -196,19 +196,19 @@ def _inside(folder: Path, value: Any, name: str) -> Path:
     return path
 
 
-def _place_flow(source: Path, target: Path, how: str) -> None:
-    """The configuration and the newest checkpoint of a run; its records go on growing and stay where they are."""
+def _add_flow(source: Path, target: Path, how: str) -> None:
+    """Copies the configuration and the newest checkpoint of a run, without the records of its training."""
     target.mkdir()
-    _place(source / "config.json", target / "config.json", "copy")
+    _add(source / "config.json", target / "config.json", "copy")
     steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdecimal() and path.is_dir()]
     if not steps:
         raise ValueError(f"flow {source} holds no checkpoint")
     newest = max(steps, key=lambda path: int(path.name))
-    _place(newest, target / "checkpoints" / newest.name, how)
+    _add(newest, target / "checkpoints" / newest.name, how)
 
 
-def _place(source: Path, target: Path, how: str) -> None:
-    """Copies or links a file, or all files of a folder; links on the way are followed."""
+def _add(source: Path, target: Path, how: str) -> None:
+    """Copies or links a file, or all files of a folder, following symbolic links."""
     copy = _link if how == "link" else shutil.copy2
     if source.is_dir():
         shutil.copytree(source, target, copy_function=copy)

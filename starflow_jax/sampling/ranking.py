@@ -1,4 +1,4 @@
-"""Exact likelihood put to work: of several samples, the ones the flow itself finds likeliest."""
+"""Ranks samples by their exact likelihood under the flow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.flow import FlowConfig
@@ -18,30 +19,30 @@ from starflow_jax.solvers import SlidingWindow
 def log_likelihoods(
     params: Params,
     config: FlowConfig,
-    x: np.ndarray,
-    cond: np.ndarray | None,
+    x: Float[np.ndarray | Array, "n *sample"],
+    cond: Shaped[np.ndarray | Array, "n ..."] | None,
     *,
     given: int = 0,
     window: SlidingWindow | None = None,
-    later_cond: np.ndarray | None = None,
+    later_cond: Shaped[np.ndarray | Array, "n ..."] | None = None,
     batch_size: int = 64,
-) -> np.ndarray:
-    """log p(x | cond) of samples, in nats, float32 [n]; of the frames after given ones, given those.
+) -> Float[np.ndarray, " n"]:
+    """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
 
-    The samples are the flow's own, with the training noise still in them: that is what its density is of. A video that
-    was drawn in windows has the density that it was drawn from: that of its first window, times that of every later
-    one's new frames given its context. One program is compiled for a shape and kept.
+    The samples must be those before denoising, which the density of the flow is defined on. The density of a video that
+    was drawn in windows is that of the first window, times those of the new frames of every later window given its
+    context. One program is compiled for each shape and reused.
 
     Args:
-      params: of the flow; config: what it is.
+      params: of the flow; config: its configuration.
       x: float32 [n, H, W, C] or [n, T, H, W, C].
       cond: text states [n, L, text_dim], integer labels [n], or None.
-      given: frames P at the beginning of every video that were not drawn; needs a flow that is causal in time.
-      window, later_cond: as in `solvers.inverse`, of a video that is longer than the window.
-      batch_size: samples at a time; the last batch is filled up with copies.
+      given: the number P of given frames at the start of every video; needs a flow that is causal in time.
+      window, later_cond: as in `solvers.inverse`, for videos that are longer than the window.
+      batch_size: samples scored together; the last batch is filled up with copies.
 
     Raises:
-      ValueError: numbers out of range, or given frames where the flow sees later frames first.
+      ValueError: an argument out of range, or given frames for a flow that is not causal in time.
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("given", given, minimum=0)
@@ -61,22 +62,22 @@ def log_likelihoods(
     scores = []
     for first in range(0, count, batch_size):
         rows = np.resize(np.arange(first, min(first + batch_size, count)), batch_size)
-        some = None if cond is None else np.asarray(cond)[rows]
-        scores.append(np.asarray(_log_prob(config, given, layout, params, *spread(layout, (x[rows], some)))))
+        cond_rows = None if cond is None else np.asarray(cond)[rows]
+        scores.append(np.asarray(_log_prob(config, given, layout, params, *spread(layout, (x[rows], cond_rows)))))
     return np.concatenate(scores)[:count]
 
 
-def likeliest(scores: np.ndarray, candidates: int, keep: int) -> np.ndarray:
-    """Places of the `keep` highest scores of every run of `candidates`, int [n / candidates * keep].
+def likeliest(scores: Float[np.ndarray, "..."], candidates: int, keep: int) -> Int[np.ndarray, " m"]:
+    """Indices of the `keep` highest scores of every group of `candidates` scores, int [n / candidates * keep].
 
-    Runs stay in order; within one the likeliest comes first. Scores that are not a number come last.
+    Groups stay in order; within a group scores descend. NaN comes last.
 
     Args:
       scores: [n], n a multiple of `candidates`.
       candidates: K; keep: M, from 1 to K.
 
     Raises:
-      ValueError: numbers out of range.
+      ValueError: an argument out of range.
     """
     check_integer("candidates", candidates, minimum=1)
     check_integer("keep", keep, minimum=1)
@@ -92,12 +93,17 @@ def likeliest(scores: np.ndarray, candidates: int, keep: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _log_prob(
-    config: FlowConfig, given: int, layout: Layout | None, params: Params, x: jax.Array, cond: jax.Array | None
-) -> jax.Array:
+    config: FlowConfig,
+    given: int,
+    layout: Layout | None,
+    params: Params,
+    x: Float[Array, "B *sample"],
+    cond: Shaped[Array, "B ..."] | None,
+) -> Float[Array, " B"]:
     """[B]; see `log_likelihoods`."""
     flow = merge(abstract(config, layout)[0], params)
     x = placed(layout, x, "batch")
     scores = flow.log_prob(x, cond)
-    if given:  # frames are causal: the density of the first ones alone is the flow's of that shorter video
+    if given:  # a flow that is causal in time gives the density of the first frames as that of a shorter video
         scores = scores - flow.log_prob(x[:, :given], cond)
     return gathered(layout, scores)

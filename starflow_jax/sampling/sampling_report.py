@@ -1,4 +1,4 @@
-"""How a drawing went: what it cost, and what did not settle."""
+"""Cost and convergence of drawing samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starflow_jax.solvers import BlockReport
 
 @dataclasses.dataclass(frozen=True)
 class UnconvergedChunk:
-    """A stretch of tokens that an iteration left unsolved.
+    """A chunk of tokens whose iteration ended before it converged.
 
     Attributes:
-      batch: of the call; block: of the flow; start, length: its tokens in that block's order.
-      iterations: network evaluations spent on it; residual: the last relative mean-square change, of the worst sample.
+      batch: index of the batch; block: index of the block; start, length: its tokens in the order of that block.
+      iterations: network evaluations spent on it; residual: the last relative mean-square change of the worst sample.
     """
 
     batch: int
@@ -29,15 +29,15 @@ class UnconvergedChunk:
 
 @dataclasses.dataclass(frozen=True)
 class SampleReport:
-    """How a drawing of pictures or videos went.
+    """Cost and convergence of drawing images or videos.
 
     Attributes:
-      images: drawn (videos where there are videos); batches: calls of the compiled program, each of `batch_size` rows.
-      evaluations: network evaluations of a whole batch (a guided pair counts once), over all batches.
-      iterations: evaluations a block, in order of inversion (deep block first), over all batches.
-      seconds: drawing; compile_seconds: building the program before that, about 0 where it was there already.
-      unconverged: chunks whose iteration ended before it settled; empty for the sequential solver.
-      non_finite: images with a value that is NaN or infinite (shown as black or white).
+      images: number of images or videos; batches: calls of the compiled program, each of `batch_size` rows.
+      evaluations: network evaluations of a whole batch (a guided pair counts once), summed over batches.
+      iterations: evaluations of each block in order of inversion (deep block first), summed over batches.
+      seconds: spent on drawing; compile_seconds: spent on compiling before that, about 0 for a cached program.
+      unconverged: chunks that did not converge; empty for the sequential solver.
+      non_finite: images with NaN or infinite values, which become black or white.
     """
 
     images: int
@@ -65,9 +65,9 @@ def report_on(
     compile_seconds: float,
     non_finite: int,
 ) -> SampleReport:
-    """The report of a drawing from what the solver reported of every block (inner) of every batch (outer).
+    """The report of a call from the solver's reports of every batch (outer) and block (inner), with arrays on the host.
 
-    The reports hold arrays on the host; the other arguments are fields of `SampleReport`, `count` its `images`.
+    The other arguments are fields of `SampleReport`; `count` is its `images`.
     """
     totals = [[int(block.evaluations.sum()) for block in batch] for batch in outcomes]
     return SampleReport(
@@ -84,12 +84,12 @@ def report_on(
 
 
 def _unconverged(outcomes: Sequence[Sequence[BlockReport]]) -> list[UnconvergedChunk]:
-    found = []
+    chunks = []
     for batch, reports in enumerate(outcomes):
         for report in reports:
             for chunk in np.flatnonzero(~np.asarray(report.converged).all(axis=1)):
                 values = (report.starts, report.lengths, report.evaluations)
                 start, length, iterations = (int(value[chunk]) for value in values)
                 residual = float(report.residual[chunk].max())
-                found.append(UnconvergedChunk(batch, report.block, start, length, iterations, residual))
-    return found
+                chunks.append(UnconvergedChunk(batch, report.block, start, length, iterations, residual))
+    return chunks

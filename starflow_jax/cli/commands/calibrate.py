@@ -1,4 +1,4 @@
-"""`starflow calibrate`: how each block of a trained run is best inverted, measured on its own data."""
+"""`starflow calibrate`: measures on the training data of a run how each block is best inverted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.requests import build_request
 from starflow_jax.core.choices import Objective
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ DESCRIPTION = """\
 Measures how each block of a trained run is best inverted, on a few of its training images or clips, and writes
 calibration.json into the run's folder, which --solver auto reads.
 
-CRM and IGM are the two measures of GS-Jacobi: how tough a block is to iterate, and how good each start is. After
-them, solvers are tried against the exact answer, which the forward pass gives: depth is network evaluations that
-follow one another, the error is relative and of the worst sample. The times are this machine's: calibrate again on
-another one, after more training, or for another guidance weight."""
+CRM and IGM are the two measures of GS-Jacobi: how slowly the iteration of a block converges, and how good each initial
+value is. Solvers are then compared with the exact solution, which the forward pass gives: depth is the number of
+sequential network evaluations, the error is relative and that of the worst sample. Times are those of this machine:
+calibrate again on another one, after more training, or for another guidance weight."""
 
 EXAMPLES = """\
 examples:
@@ -54,110 +55,115 @@ def add_to(subparsers: Any) -> None:
         type=integer(1, 10**6),
         action="append",
         metavar="N",
-        help="what auto would choose for so many samples at a time (repeatable; default 1, 4 and 16)",
+        help="show what auto would choose for N samples at a time (repeatable; default 1, 4 and 16)",
     )
-    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the data's noise (default 0)")
-    option("--no-ema", action="store_true", help="calibrate the last parameters, not their running mean")
+    option(
+        "--seed",
+        type=integer(0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="seed of the noise that is added to the data (default 0)",
+    )
+    option("--no-ema", action="store_true", help="calibrate the last parameters, not their exponential moving average")
     option("--json", type=Path, metavar="FILE", help="also write the calibration there")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    if arguments.target_error < 1e-6:
-        raise CommandError(f"--target-error must be at least 1e-6, got {arguments.target_error:g}")
-
     from tqdm import tqdm
 
     from starflow_jax.core.files import write_text
+    from starflow_jax.sampling.requests import CalibrateRequest
     from starflow_jax.training import load_run
     from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, write_calibration
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import load_text
 
+    request = build_request(CalibrateRequest, arguments)
     with sentences(load_run, open_with_encoder, load_text):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
         open_with_encoder(config, "train")
         load_text(config)
-    if arguments.guidance and not (config.flow.text_dim or config.flow.num_classes):
-        raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {arguments.guidance:g}")
+    if request.guidance and not (config.flow.text_dim or config.flow.num_classes):
+        raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {request.guidance:g}")
     if arguments.json is not None:
         check_writable("--json", arguments.json)
     check_writable("the calibration", arguments.workdir / CALIBRATION_FILE)
     count = sum(bool(block.layers) for block in config.flow.blocks)
     with tqdm(total=count, unit="block", disable=None, dynamic_ncols=True) as bar:
 
-        def progress(words: str) -> None:
-            bar.set_description(words)
+        def progress(description: str) -> None:
+            bar.set_description(description)
             bar.update()
 
-        found = calibrate_run(
+        calibration = calibrate_run(
             config,
             params,
-            samples=arguments.samples,
-            guidance=arguments.guidance,
-            target_error=arguments.target_error,
+            samples=request.samples,
+            guidance=request.guidance,
+            target_error=request.target_error,
             step=step,
-            seed=arguments.seed,
+            seed=request.seed,
             progress=progress,
         )
-    path = write_calibration(arguments.workdir, found)
-    print(blocks_table(found), trials_table(found), sep="\n\n", end="\n\n")
+    path = write_calibration(arguments.workdir, calibration)
+    print(blocks_table(calibration), trials_table(calibration), sep="\n\n", end="\n\n")
     for batch in arguments.batch or (1, 4, 16):
-        print(choices_table(found, batch), end="\n\n")
+        print(choices_table(calibration, batch), end="\n\n")
     print(
-        f"{found.samples} samples of the training data, step {step}, guidance {found.guidance:g}; times of "
-        f"{found.device} as it was just now"
+        f"{calibration.samples} samples of the training data, step {step}, guidance {calibration.guidance:g}; times of "
+        f"{calibration.device} as it was just now"
     )
     print(f"written: {path}")
     if arguments.json is not None:
-        write_text(arguments.json, found.to_json())
+        write_text(arguments.json, calibration.to_json())
         print(f"figures: {arguments.json}")
     return 0
 
 
 def blocks_table(calibration: Calibration) -> str:
-    """The measures of every block, in the order of inversion."""
+    """A table of the measures of every block, in the order of inversion."""
     from starflow_jax.core.figures import text_table
 
     rows = [["block", "tokens", "CRM", "IGM noise", "IGM zero", "IGM affine", "error grows by"]]
-    for found in reversed(calibration.blocks):
-        igm = {measure.start: measure.igm for measure in found.starts}
+    for block in reversed(calibration.blocks):
+        igm = {measure.start: measure.igm for measure in block.starts}
         rows.append(
             [
-                str(found.block),
-                str(found.tokens),
-                f"{found.crm:.3g}",
+                str(block.block),
+                str(block.tokens),
+                f"{block.crm:.3g}",
                 *(f"{igm[name]:.3g}" if name in igm else "-" for name in ("noise", "zero", "affine")),
-                f"{found.amplification:.2f}",
+                f"{block.amplification:.2f}",
             ]
         )
     return text_table(rows)
 
 
 def trials_table(calibration: Calibration) -> str:
-    """What was tried on every block."""
+    """A table of the solvers that were tried on every block."""
     from starflow_jax.core.figures import text_table
 
     rows = [["block", "solver", "tolerance", "depth", "relative error", "seconds"]]
-    for found in reversed(calibration.blocks):
-        for trial in found.trials:
+    for block in reversed(calibration.blocks):
+        for trial in block.trials:
             numbers = [f"{trial.tolerance:.1e}", str(trial.depth), f"{trial.error:.1e}", f"{trial.seconds:.4f}"]
-            rows.append([str(found.block), trial.method.label, *numbers])
+            rows.append([str(block.block), trial.method.label, *numbers])
     return text_table(rows)
 
 
 def choices_table(calibration: Calibration, batch: int) -> str:
-    """What `auto` chooses, for one batch size and both objectives."""
+    """A table of what `auto` chooses for one batch size and every objective."""
     from starflow_jax.core.figures import text_table
     from starflow_jax.solvers.automatic.choice import choices
 
     rows = [[f"auto, batch {batch}", "block", "solver", "depth", "predicted s", "sequential s"]]
     for objective in get_args(Objective):
-        found = choices(calibration, batch=batch, objective=objective)
-        for choice in reversed(found):
+        chosen = choices(calibration, batch=batch, objective=objective)
+        for choice in reversed(chosen):
             seconds = [f"{choice.seconds:.4f}", f"{choice.sequential_seconds:.4f}"]
             rows.append([objective, str(choice.block), choice.trial.method.label, str(choice.trial.depth), *seconds])
-        total = [f"{sum(c.seconds for c in found):.4f}", f"{sum(c.sequential_seconds for c in found):.4f}"]
-        rows.append([objective, "all", "", str(sum(c.trial.depth for c in found)), *total])
+        total = [f"{sum(c.seconds for c in chosen):.4f}", f"{sum(c.sequential_seconds for c in chosen):.4f}"]
+        rows.append([objective, "all", "", str(sum(c.trial.depth for c in chosen)), *total])
     return text_table(rows)

@@ -19,10 +19,10 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes", "every process runs the same command; on a TPU pod or under Slurm --distributed suffices"
     )
-    group.add_argument("--distributed", action="store_true", help="take part in a run of several processes")
+    group.add_argument("--distributed", action="store_true", help="join a run of several processes")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--processes", type=integer(1), metavar="N", help="how many there are")
-    group.add_argument("--process", type=integer(0), metavar="I", help="which of them this is, from 0")
+    group.add_argument("--processes", type=integer(1), metavar="N", help="number of processes")
+    group.add_argument("--process", type=integer(0), metavar="I", help="index of this process, from 0")
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        help="how devices are used: data, fsdp, tensor and sequence, -1 for the rest (default: data=-1)",
+        help="sizes of the mesh axes data, fsdp, tensor and sequence, -1 for all other devices (default: data=-1)",
     )
 
 

@@ -11,7 +11,12 @@ from starflow_jax.cli.errors import CommandError, sentences
 
 
 def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declares the options; what: what its values do."""
+    """Declares the options.
+
+    Args:
+      parser: of the command.
+      what: the end of the help text, what the values of the file are used for.
+    """
     from pathlib import Path
 
     parser.add_argument("--model-config", type=Path, metavar="FILE.yaml", help=f"a released configuration file, {what}")
@@ -23,10 +28,10 @@ def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def with_model_config(arguments: argparse.Namespace, config: Any) -> Any:
-    """The experiment with the values of the released file that is given; says which of them have no meaning here.
+    """The experiment with the values of --model-config; prints which of its arguments have no counterpart.
 
     Raises:
-      CommandError: a file that cannot be read, arguments that are not known, or values that do not go together.
+      CommandError: the file cannot be read, has unknown arguments, or its values are inconsistent.
     """
     if arguments.model_config is None:
         return config
@@ -45,17 +50,17 @@ def with_model_config(arguments: argparse.Namespace, config: Any) -> Any:
 
 
 def sampled_as_released(arguments: argparse.Namespace, config: Any) -> Any:
-    """The experiment of a run with the sampling of the released file, whose flow must be the run's.
+    """The experiment of a run with the sampling options of --model-config, whose flow must be that of the run.
 
     Raises:
-      CommandError: as `with_model_config`, or a file of another flow.
+      CommandError: see `with_model_config`; or the file describes another flow.
     """
     released = with_model_config(arguments, config)
     for name in config.flow.__dataclass_fields__:
-        here, there = getattr(config.flow, name), getattr(released.flow, name)
-        if here != there:
+        value, released_value = getattr(config.flow, name), getattr(released.flow, name)
+        if value != released_value:
             raise CommandError(
-                f"--model-config {arguments.model_config} is of another flow: {name} is {there!r} there and {here!r} "
-                "in the run"
+                f"--model-config {arguments.model_config} is of another flow: {name} is {released_value!r} there and "
+                f"{value!r} in the run"
             )
     return dataclasses.replace(config, sample=released.sample)

@@ -25,7 +25,7 @@ _OPTIONS = {
     "reference": "--reference",
     "real": "--real",
     "clip": "--clip",
-    "caption": "--caption",
+    "captions": "--caption",
     "text_encoder": "--text-encoder",
     "decoder": "--decoder",
     "out": "--out",
@@ -83,7 +83,13 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
         "on latents that were computed before",
     )
     option("--clip", metavar="MODULE:FUNCTION", help="clip: your function of (pictures, captions) that gives features")
-    option("--caption", action="append", metavar="TEXT|FILE.txt", help="runs on captions: drawn in turn (repeatable)")
+    option(
+        "--caption",
+        dest="captions",
+        action="append",
+        metavar="TEXT|FILE.txt",
+        help="runs on captions: drawn in turn (repeatable)",
+    )
     option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
     option("--decoder", type=Path, metavar="DIR", help="latents: make pictures of them by this autoencoder")
     option("--out", type=Path, metavar="DIR", help=f"folder of figures and features (default: {_OUT} in --workdir)")
@@ -107,7 +113,7 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
         raise CommandError("--metrics must name one of samples, fid, is, kid, pr or clip, got bpd alone; leave it out")
     if ("clip" in arguments.metrics) != (arguments.clip is not None):
         raise CommandError("--metrics clip and --clip MODULE:FUNCTION go together, got one of them")
-    if "clip" in arguments.metrics and arguments.caption is None:
+    if "clip" in arguments.metrics and arguments.captions is None:
         raise CommandError("--metrics clip needs --caption, what the pictures should show")
     if arguments.real is not None and arguments.reference is not None:
         raise CommandError("--real and --reference both say what to compare with, got both")

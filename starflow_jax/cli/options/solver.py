@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
-from starflow_jax.cli.remarks import remark
 from starflow_jax.core.choices import Objective, choices
 from starflow_jax.core.registries import SOLVERS
 
 if TYPE_CHECKING:
-    from starflow_jax.core.config.experiment import ExperimentConfig
-    from starflow_jax.solvers import AnySolver, Calibration
+    from starflow_jax.sampling.requests import SolverRequest
+
+_OPTIONS = ("block", "modules", "tolerance", "max_iterations", "objective", "target_error")
 
 
 def add_solver_options(parser: argparse.ArgumentParser) -> None:
@@ -67,52 +65,9 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_solver(arguments: argparse.Namespace, config: ExperimentConfig, *, step: int, batch: int) -> AnySolver:
-    """The solver that the options name, or that of `config.sample` where they name none.
+def solver_request(arguments: argparse.Namespace) -> SolverRequest:
+    """The solver that the options name, for requests of the library."""
+    from starflow_jax.sampling.requests import SolverRequest
 
-    Args:
-      arguments: with `workdir`, where a calibration of the run may be.
-      config: of the run.
-      step: training step of the parameters that are used.
-      batch: samples that are inverted together.
-
-    Raises:
-      CommandError: an option of another solver, or no calibration for a solver that needs one.
-    """
-    from starflow_jax.solvers.named import FLAGS, accepted_flags, named_solver, needs_calibration, uses_calibration
-    from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
-
-    name = arguments.solver or config.sample.solver
-    accepted, options = accepted_flags(name), {}
-    for flag in FLAGS:
-        value = getattr(arguments, flag)
-        if value is None:
-            continue
-        if flag not in accepted:
-            owners = [solver for solver in SOLVERS.names() if flag in accepted_flags(solver)]
-            option = f"--{flag.replace('_', '-')}"
-            raise CommandError(f"{option} belongs to --solver {' or '.join(owners)}, got --solver {name}")
-        options[accepted[flag]] = value
-    calibration = None
-    if needs_calibration(name) or (uses_calibration(name) and (arguments.workdir / CALIBRATION_FILE).is_file()):
-        with sentences(read_calibration):
-            calibration = read_calibration(arguments.workdir, config)
-        _warn_of_age(calibration, step)
-    return named_solver(name, config.flow, calibration=calibration, batch=batch, **options)
-
-
-def _warn_of_age(calibration: Calibration, step: int) -> None:
-    if calibration.step != step:
-        remark(
-            f"warning: the calibration is of step {calibration.step}, the parameters of step {step}; "
-            "starflow calibrate measures again"
-        )
-
-
-def solver_figures(solver: AnySolver) -> dict[str, Any]:
-    """A solver as plain values."""
-    from starflow_jax.solvers import PerBlock
-
-    if isinstance(solver, PerBlock):
-        return {"name": "perblock", "solvers": [solver_figures(block_solver) for block_solver in solver.solvers]}
-    return {"name": type(solver).__name__.lower(), **dataclasses.asdict(solver)}  # type: ignore[call-overload] # all are
+    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    return SolverRequest(arguments.solver, {name: value for name, value in options.items() if value is not None})

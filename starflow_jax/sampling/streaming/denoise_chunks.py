@@ -1,4 +1,4 @@
-"""Denoising a video while it is still being drawn: each frame as soon as no later one can change it."""
+"""Denoises a video while it is drawn: each frame as soon as no later frame can change it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starflow_jax.core.config import DenoiserConfig
 
 
 class Chunk(NamedTuple):
-    """Frames that are denoised as a video of their own; those before `keep` (counted within it) are dropped."""
+    """Frames that are denoised together as one video; of the result, those before index `keep` are dropped."""
 
     start: int
     length: int
@@ -19,15 +19,15 @@ class Chunk(NamedTuple):
 
 
 class FinalFrame(NamedTuple):
-    """Frame `number` of every video, [B, H, W, C] each."""
+    """Frame `time` of every video, [B, H, W, C]."""
 
-    number: int
+    time: int
     noisy: jax.Array
     denoised: jax.Array
 
 
 def chunk_plan(frames: int, chunk: int | None, overlap: int | None) -> tuple[Chunk, ...]:
-    """The chunks of `denoise_in_chunks`."""
+    """The chunks of `flows.denoise_in_chunks`."""
     if chunk is None or chunk >= frames:
         return (Chunk(0, frames, 0),)
     overlap = chunk - 1 if overlap is None else overlap
@@ -36,10 +36,10 @@ def chunk_plan(frames: int, chunk: int | None, overlap: int | None) -> tuple[Chu
 
 
 def frames_ahead(denoiser: DenoiserConfig | None) -> int | None:
-    """How many later frames a denoised one depends on; None means all, as those of the score (no denoiser) do.
+    """How many later frames a denoised frame depends on; None for all, as with the score (no learned denoiser).
 
-    Each layer sees look_ahead - 1 frames further. The text, which sees as many from the first frame on, is no
-    shortcut.
+    Each layer attends to look_ahead - 1 later frames. Text tokens attend to as many from the first frame on, which
+    does not extend the range.
     """
     if denoiser is None or denoiser.look_ahead is None:
         return None
@@ -47,12 +47,13 @@ def frames_ahead(denoiser: DenoiserConfig | None) -> int | None:
 
 
 class FrameDenoiser:
-    """Takes noisy frames in order and hands out denoised ones in order, each as early as it can be exact.
+    """Takes noisy frames in order and returns denoised frames in order, each as early as it is exact.
 
-    A call of the denoiser works on a whole chunk, frames that are not known yet being zero: one program does all.
+    A call of the denoiser takes a whole chunk, with zeros for frames that are not known yet, so that one program serves
+    all calls.
 
     Attributes:
-      chunks: as `chunk_plan` gives them.
+      chunks: see `chunk_plan`.
     """
 
     def __init__(
@@ -62,41 +63,41 @@ class FrameDenoiser:
         denoise: Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]],
         unknown: jax.Array,
     ):
-        """Begins with no frames.
+        """Starts without frames.
 
         Args:
           chunks: the attribute.
-          ahead: as `frames_ahead` gives it.
-          denoise: maps all frames of a chunk, [B, H, W, C] each, to as many.
+          ahead: see `frames_ahead`.
+          denoise: maps all frames of a chunk, [B, H, W, C] each, to the same number of denoised frames.
           unknown: zeros [B, H, W, C].
         """
         self.chunks, self._ahead, self._denoise, self._unknown = chunks, ahead, denoise, unknown
         self._known: dict[int, jax.Array] = {}
-        self._pushed = self._number = 0
+        self._pushed = self._chunk = 0
         self._next = 0
 
     def push(self, frames: tuple[jax.Array, ...]) -> list[FinalFrame]:
-        """The next noisy frames; returns those that are final by now."""
+        """Takes the next noisy frames; returns the denoised frames that are final now."""
         for frame in frames:
             self._known[self._pushed] = frame
             self._pushed += 1
         final = []
-        while self._number < len(self.chunks):
-            start, length, _ = self.chunks[self._number]
-            here = min(self._pushed - start, length)
+        while self._chunk < len(self.chunks):
+            start, length, _ = self.chunks[self._chunk]
+            known = min(self._pushed - start, length)
             reach = length if self._ahead is None else self._ahead
-            end = start + (length if here == length else max(here - reach, 0))
+            end = start + (length if known == length else max(known - reach, 0))
             if end > self._next:
-                denoised = self._denoise(self._buffer(start, length, here))
+                denoised = self._denoise(self._buffer(start, length, known))
                 final += [FinalFrame(i, self._known[i], denoised[i - start]) for i in range(self._next, end)]
                 self._next = end
-            if here < length:
+            if known < length:
                 break
-            self._number += 1
-            if self._number < len(self.chunks):
-                for place in range(start, self.chunks[self._number].start):
-                    del self._known[place]
+            self._chunk += 1
+            if self._chunk < len(self.chunks):
+                for index in range(start, self.chunks[self._chunk].start):
+                    del self._known[index]
         return final
 
-    def _buffer(self, start: int, length: int, here: int) -> tuple[jax.Array, ...]:
-        return tuple(self._known[start + i] if i < here else self._unknown for i in range(length))
+    def _buffer(self, start: int, length: int, known: int) -> tuple[jax.Array, ...]:
+        return tuple(self._known[start + i] if i < known else self._unknown for i in range(length))

@@ -1,4 +1,4 @@
-"""Captions to videos frame by frame: each frame is handed out as soon as it is final, while later ones are drawn."""
+"""Samples of videos frame by frame: each frame is yielded as soon as it is final, while later ones are drawn."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StreamedFrame:
     """One frame of every video.
 
     Attributes:
-      index: its number t.
-      pixels: uint8 [n, H, W, C], 0..255, denoised; a given frame as it was given. Of a run on the latents of a video
-        autoencoder [n, f, H, W, C], the f frames that a latent frame stands for.
-      x: float32 [n, H, W, C], what the flow gave, the training noise still in it.
+      index: t.
+      pixels: uint8 [n, H, W, C], 0..255, denoised; given frames are unchanged. For a model of the latents of a video
+        autoencoder [n, f, H, W, C], the f frames that the latent frame is decoded to.
+      x: float32 [n, H, W, C], the frame before denoising.
       denoised: float32 [n, H, W, C]; x where nothing is denoised.
-      seconds: since the drawing began (programs were there already).
+      seconds: since the start of drawing, after the programs were compiled.
     """
 
     index: int
@@ -52,12 +52,12 @@ class StreamedFrame:
 
 @dataclasses.dataclass(frozen=True)
 class StreamReport:
-    """How a stream went.
+    """Cost of a stream, and its convergence.
 
     Attributes:
-      frames: new ones handed out so far; first_frame: seconds until the first of them, None before.
-      seconds: until the last one; compile_seconds: building programs before that.
-      blocks: what the solver reports of every block (`FrameStream.reports`); empty before the end of the stream.
+      frames: new frames yielded so far; first_frame: seconds until the first of them, None before.
+      seconds: until the last of them; compile_seconds: spent on compiling before that.
+      blocks: the solver's reports of all blocks (`FrameStream.reports`); empty before the end of the stream.
     """
 
     frames: int
@@ -68,7 +68,7 @@ class StreamReport:
 
     @property
     def frames_per_second(self) -> float:
-        """New frames (of all videos at once) a second, from the beginning; 0 before the first."""
+        """New frames (of all videos together) per second since the start; 0 before the first."""
         return self.frames / self.seconds if self.frames else 0.0
 
 
@@ -81,21 +81,21 @@ def stream(
     devices: Sequence[jax.Device] | None = None,
     **options: Any,
 ) -> VideoStream:
-    """Draws one video for every caption, all at once, and hands out frame after frame.
+    """Draws one video for every caption, all together, and yields frame after frame.
 
-    The videos are those of `videos.generate`, up to float32 rounding (and, where an iteration stops for a
-    whole batch of frames at a time, within its tolerance). With a learned denoiser a frame comes as soon as those later
-    ones are known that its look-ahead reaches; without look-ahead bounds, or denoised by the score, at the end of its
-    window. The deep block goes on in the background while the caller is busy, by a few stages at most.
+    The videos are those of `videos.generate` up to float32 rounding, and within the tolerance of a solver that stops
+    for a whole batch of frames. With a learned denoiser a frame is yielded when the later frames that its look-ahead
+    reaches are known; without a bound on the look-ahead, or denoised by the score, at the end of its window. The deep
+    block continues in the background while the caller works, by a few stages at most.
 
     Args:
       flow: a flow, or its parameters as `flows.parameters.split` gives them.
-      config: what the flow was trained as; all its blocks but the deep one run inside frames.
+      config: the experiment that the flow was trained in; all blocks but the deep one must be local to frames.
       key: of the noise.
-      captions: one a video.
-      devices: of the deep block, and of everything behind it, which then work at once (`mesh.devices.flat` of a mesh
-        of two); a single one for all. None leaves everything where it is.
-      options: see `plan_videos`; without `batch_size`.
+      captions: one for each video.
+      devices: two devices, for the deep block and for all other blocks, which then run concurrently; or one device for
+        all. None leaves the parameters where they are.
+      **options: fields of `VideoOptions` other than `batch_size`.
 
     Raises:
       ValueError: see `plan_videos`, and `FrameStream`.
@@ -113,11 +113,11 @@ def stream_plan(
     progress: Callable[[int], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Videos, tuple[StreamReport, ...]]:
-    """The videos of a plan, batch after batch, each streamed: as `videos.draw_plan`, with how each went.
+    """Streams the videos of a plan, batch after batch; returns the result of `videos.draw_plan` and a report per batch.
 
     Args:
       flow, key, plan: as for `draw_plan`.
-      progress: called with the number of new frames (of all videos of the batch) whenever some are there.
+      progress: called with the number of new frames (of all videos of the batch) whenever some are final.
       devices: as for `stream`.
     """
     params = split(flow)[1] if isinstance(flow, Flow) else flow
@@ -125,9 +125,9 @@ def stream_plan(
     drawn: list[tuple[np.ndarray, ...]] = []
     reports = []
     for begin in range(0, count, plan.batch_size):
-        # Filled up to a whole batch with copies, so that the last one needs no program of its own.
-        own = min(plan.batch_size, count - begin)
-        rows = np.resize(np.arange(begin, begin + own), plan.batch_size)
+        # A short last batch is filled up with copies, so that it needs no program of its own.
+        size = min(plan.batch_size, count - begin)
+        rows = np.resize(np.arange(begin, begin + size), plan.batch_size)
         part = dataclasses.replace(
             plan,
             captions=tuple(plan.captions[row] for row in rows),
@@ -143,12 +143,12 @@ def stream_plan(
         with VideoStream(params, key, part, devices) as videos:
             for frame in videos:
                 pixels = frame.pixels if frame.pixels.ndim == 5 else frame.pixels[:, None]
-                frames.append((pixels[:own], frame.x[:own, None], frame.denoised[:own, None]))
+                frames.append((pixels[:size], frame.x[:size, None], frame.denoised[:size, None]))
                 if progress is not None and frame.index >= given_frames:
-                    progress(own)
-        drawn.append(tuple(np.concatenate(of_all, axis=1) for of_all in zip(*frames, strict=True)))
+                    progress(size)
+        drawn.append(tuple(np.concatenate(parts, axis=1) for parts in zip(*frames, strict=True)))
         reports.append(videos.report)
-    pixels, x, denoised = (np.concatenate(of_all) for of_all in zip(*drawn, strict=True))
+    pixels, x, denoised = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     finite = np.isfinite(denoised).all(axis=(1, 2, 3, 4))
     report = report_on(
         [report.blocks for report in reports],
@@ -162,16 +162,16 @@ def stream_plan(
 
 
 class VideoStream(Iterator[StreamedFrame]):
-    """The frames of videos, in order. `close`, or leaving a `with` block, ends the drawing early.
+    """Yields the frames of videos in order. `close`, or leaving a `with` block, ends drawing early.
 
     Attributes:
-      plan: what is drawn.
+      plan: the videos.
     """
 
     def __init__(
         self, flow: Flow | Params, key: jax.Array, plan: VideoPlan, devices: Sequence[jax.Device] | None = None
     ):
-        """As `stream`, of a plan; its `batch_size` is not used."""
+        """Arguments as of `stream`; the `batch_size` of the plan is not used."""
         params = split(flow)[1] if isinstance(flow, Flow) else flow
         kind, count = plan.kind, len(plan.captions)
         text = jnp.asarray(plan.text)
@@ -198,16 +198,16 @@ class VideoStream(Iterator[StreamedFrame]):
         if plan.given is not None:
             given = np.broadcast_to(plan.given, (count, *plan.given.shape[1:]))
             self._given = (kind.noise_std, shallow.put(key), shallow.put(plan.places), shallow.put(given))
-        # The score is the gradient of the whole flow; the learned denoiser lives with the shallow blocks.
+        # The score is the gradient of the whole flow; the learned denoiser is on the device of the shallow blocks.
         self._params = shallow.put(params) if kind.denoise == "score" else self._stream.shallow_params
         self._text = shallow.put(text)
         self._unknown = shallow.put(jnp.asarray(np.zeros((count, *self._shape[2:]), np.float32)))
-        # A chunk is a video of its own to its denoiser.
+        # The denoiser treats a chunk as a whole video.
         self._kind = dataclasses.replace(kind, window=None)
-        found = autoencoder_of(plan.config.data)
-        self._decode = None if found is None else found.decoder()
-        self._clips = found is not None and found.autoencoder.frame_stride > 1
-        self._shown_frames = self._new = 0
+        autoencoder = autoencoder_of(plan.config.data)
+        self._decode = None if autoencoder is None else autoencoder.decoder()
+        self._clips = autoencoder is not None and autoencoder.autoencoder.frame_stride > 1
+        self._decoded_frames = self._new = 0
         self._first: float | None = None
         self._seconds = self._compile_seconds = 0.0
         self._frames = self._draw()
@@ -222,12 +222,12 @@ class VideoStream(Iterator[StreamedFrame]):
         self.close()
 
     def close(self) -> None:
-        """Ends the drawing; what was handed out stays."""
+        """Ends drawing; frames that were yielded stay valid."""
         self._frames.close()
 
     @property
     def report(self) -> StreamReport:
-        """How it went so far."""
+        """The report so far."""
         return StreamReport(self._new, self._first, self._seconds, self._compile_seconds, self._stream.reports)
 
     def _denoiser(self) -> FrameDenoiser:
@@ -241,7 +241,7 @@ class VideoStream(Iterator[StreamedFrame]):
         )
 
     def _compile(self, denoiser: FrameDenoiser) -> None:
-        """Builds every program ahead of its first run; JAX keeps them for the next stream."""
+        """Compiles every program ahead of its first run; JAX caches them for the next stream."""
         _noise.lower(*self._noise).compile()
         if self._given is not None:
             _noisy.lower(*self._given).compile()
@@ -264,34 +264,34 @@ class VideoStream(Iterator[StreamedFrame]):
         groups = self._stream.run(_noise(*self._noise), prefix, lambda _, frames: denoiser.push(frames))
         for group in itertools.chain([final], groups):
             for frame in group:
-                shown = self._shown(frame, start)
-                if frame.number >= self.plan.given_frames:
+                on_host = self._on_host(frame, start)
+                if frame.time >= self.plan.given_frames:
                     self._new += 1
-                    self._first = shown.seconds if self._first is None else self._first
-                    self._seconds = shown.seconds
-                yield shown
+                    self._first = on_host.seconds if self._first is None else self._first
+                    self._seconds = on_host.seconds
+                yield on_host
 
-    def _shown(self, frame: FinalFrame, start: float) -> StreamedFrame:
-        """A frame on the host; waits until it is there."""
+    def _on_host(self, frame: FinalFrame, start: float) -> StreamedFrame:
+        """A frame on the host; waits until it is computed."""
         plan = self.plan
         x, denoised = np.asarray(frame.noisy), np.asarray(frame.denoised)
         if self._decode is not None:
-            pixels = self._decoded(denoised, frame.number)
+            pixels = self._decoded(denoised, frame.time)
         else:
             pixels = to_pixels(denoised, plan.config.data)
-            if plan.given is not None and frame.number < plan.given_frames:
-                pixels = np.broadcast_to(to_uint8(plan.given[:, frame.number]), pixels.shape)
-        return StreamedFrame(frame.number, pixels, x, denoised, time.perf_counter() - start)
+            if plan.given is not None and frame.time < plan.given_frames:
+                pixels = np.broadcast_to(to_uint8(plan.given[:, frame.time]), pixels.shape)
+        return StreamedFrame(frame.time, pixels, x, denoised, time.perf_counter() - start)
 
-    def _decoded(self, latents: np.ndarray, number: int) -> np.ndarray:
-        """The pixels of a latent frame, uint8 [n, f, H, W, C], or [n, H, W, C] where one is always one."""
+    def _decoded(self, latents: np.ndarray, index: int) -> np.ndarray:
+        """The pixels of a latent frame, uint8 [n, f, H, W, C], or [n, H, W, C] if f is always 1."""
         assert self._decode is not None
         pixels = to_uint8(np.clip(self._decode(np.nan_to_num(latents)), -1.0, 1.0))
         given = self.plan.given_pixels
-        if given is not None and number < self.plan.given_frames:
-            first = self._shown_frames
+        if given is not None and index < self.plan.given_frames:
+            first = self._decoded_frames
             pixels = np.broadcast_to(given[:, first : first + pixels.shape[1]], pixels.shape)
-        self._shown_frames += pixels.shape[1]
+        self._decoded_frames += pixels.shape[1]
         return pixels if self._clips else pixels[:, 0]
 
 
@@ -305,13 +305,13 @@ def _noise(shape: tuple[int, ...], key: jax.Array, places: jax.Array, temperatur
 def _noisy(
     noise_std: float, key: jax.Array, places: jax.Array, given: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Given frames as the flow sees them, [n, P, H, W, C], and each alone."""
+    """Given frames with noise, [n, P, H, W, C], and the same as a tuple of frames."""
     x = noisy_given(key, places, given, noise_std)
-    return x, tuple(x[:, place] for place in range(x.shape[1]))
+    return x, tuple(x[:, index] for index in range(x.shape[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _denoised(kind: VideoKind, params: Params, text: jax.Array, frames: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """All frames [n, H, W, C] of a chunk without the training noise."""
+    """All frames [n, H, W, C] of a chunk, denoised."""
     clean = denoise_video(partial_flow(kind.flow, params), jnp.stack(frames, axis=1), text, kind)
-    return tuple(clean[:, place] for place in range(len(frames)))
+    return tuple(clean[:, index] for index in range(len(frames)))

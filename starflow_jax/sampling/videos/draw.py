@@ -1,8 +1,8 @@
-"""Captions to videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
+"""Samples of videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
 
-`video_plan.plan_videos` checks a request and resolves what it leaves open; `generate` draws it. The pieces between them
-are functions of their own (`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`), so that another
-way of drawing the same plan gives the same videos.
+`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` draws the videos. The steps are functions
+(`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`) that streaming (`sampling.streaming`) shares, so that it
+gives the same videos.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Integer, UInt8
 
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
@@ -28,22 +29,22 @@ from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_v
 from starflow_jax.sharding.layout import gathered, layout_of, placed, spread
 from starflow_jax.solvers import inverse
 
-# Keeps the noise that is added to given frames apart from all noise that videos are made of.
+# Folded into the key of the noise that is added to given frames, which no other noise may equal.
 _GIVEN_STREAM = 0x6976_656E
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Videos:
-    """What `generate` returns.
+    """The result of `generate`.
 
     Attributes:
-      videos: uint8 [n, T, H, W, C], 0..255, denoised; given frames as they were given. Of a run on latents they have
-        the pixels and frames that its autoencoder makes of them.
-      x: float32 [n, T, H, W, C], what the flow gave, the training noise still in it (of given frames: the noisy ones it
-        was given). The flow's likelihood speaks of it.
+      videos: uint8 [n, T, H, W, C], 0..255, denoised; given frames are unchanged. For a model of latents these are the
+        decoded frames.
+      x: float32 [n, T, H, W, C], the samples before denoising, which the likelihood of the flow is defined on; given
+        frames with the noise that was added to them.
       denoised: float32 [n, T, H, W, C]; x where nothing was denoised.
-      captions: n; text: float32 [n, L, V], their states; given_frames: P.
-      report: how it went, `images` counting videos.
+      captions: n captions; text: float32 [n, L, text_dim], their states; given_frames: P.
+      report: cost and convergence, `images` counting videos.
     """
 
     videos: np.ndarray
@@ -66,16 +67,16 @@ def generate(
 ) -> Videos:
     """Draws one video for every caption.
 
-    Frame t of video i depends on noise that the key, its place i and t decide (`frame_noise`): more frames, more
-    captions or other batches leave the noise as it is. One program is compiled for a kind of call and kept.
+    The noise of frame t of video i depends on the key, i and t alone (`frame_noise`), not on the number of frames,
+    captions or videos in a batch. One program is compiled for each combination of shapes and options and reused.
 
     Args:
       flow: a flow, or its parameters as `flows.parameters.split` gives them.
-      config: what the flow was trained as.
+      config: the experiment that the flow was trained in.
       key: of the noise.
-      captions: one a video.
+      captions: one for each video.
       progress: called with the number of new frames whenever some are done.
-      options: see `plan_videos`.
+      **options: fields of `VideoOptions`.
 
     Raises:
       ValueError: see `plan_videos`.
@@ -95,12 +96,12 @@ def draw_plan(
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     begun = time.perf_counter()
-    # Built ahead of its first run, so that its time is told apart from drawing; JAX keeps it for the next call.
-    program = _draw.lower(kind, params, key, *spread(layout, _rows(plan, batches[0])), null, scalars).compile()
+    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []
     for batch in batches:
-        x, clean, reports = program(params, key, *spread(layout, _rows(plan, batch)), null, scalars)
+        x, clean, reports = program(params, key, spread(layout, _rows(plan, batch)), null, scalars)
         noisy.append(np.asarray(x)[: len(batch)])
         denoised.append(np.asarray(clean)[: len(batch)])
         outcomes.append(jax.device_get(reports))
@@ -121,8 +122,10 @@ def draw_plan(
     return Videos(pixels_of(plan, clean), x, clean, plan.captions, plan.text, plan.given_frames, report)
 
 
-def pixels_of(plan: VideoPlan, denoised: np.ndarray) -> np.ndarray:
-    """Videos [n, T, H, W, C] as they are looked at, uint8; the given frames as they were given."""
+def pixels_of(
+    plan: VideoPlan, denoised: Float[np.ndarray, "n T H W C"]
+) -> UInt8[np.ndarray, "n frames rows columns channels"]:
+    """Videos uint8 [n, T, H, W, C] from denoised samples; given frames are unchanged."""
     pixels = to_pixels(denoised, plan.config.data)
     if plan.given_pixels is not None:
         pixels[:, : plan.given_pixels.shape[1]] = plan.given_pixels
@@ -131,34 +134,42 @@ def pixels_of(plan: VideoPlan, denoised: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def frame_noise(key: jax.Array, places: jax.Array, times: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of frames `times` int32 [T] of videos `places`, integers [B] or [B, k]: f32 [B, T, *shape].
+def frame_noise(
+    key: jax.Array,
+    places: Integer[np.ndarray | Array, "B *k"],
+    times: Integer[np.ndarray | Array, " T"],
+    shape: tuple[int, ...],
+) -> Float[Array, "B T *shape"]:
+    """Standard normal noise, float32 [B, T, *shape], of frames `times` int32 [T] of videos `places` int [B] or [B, k].
 
-    That of one frame depends on the key, its place and its time alone, which are folded into the key in this order; of
-    a place of k numbers, one after another.
+    The place (its k integers one after another) and then the time are folded into the key.
     """
 
     def one(place: jax.Array, time: jax.Array) -> jax.Array:
-        own = key
-        for number in (*jnp.atleast_1d(place), time):
-            own = jax.random.fold_in(own, number)
-        return jax.random.normal(own, shape)
+        frame_key = key
+        for integer in (*jnp.atleast_1d(place), time):
+            frame_key = jax.random.fold_in(frame_key, integer)
+        return jax.random.normal(frame_key, shape)
 
     return jax.vmap(lambda place: jax.vmap(lambda time: one(place, time))(times))(places)
 
 
-def noisy_given(key: jax.Array, places: jax.Array, given: jax.Array, noise_std: float) -> jax.Array:
-    """Clean given frames [B, P, H, W, C] as the flow was trained to see frames: with sigma_n times noise added."""
+def noisy_given(
+    key: jax.Array, places: Integer[Array, "B *k"], given: Float[Array, "B P H W C"], noise_std: float
+) -> Float[Array, "B P H W C"]:
+    """Given frames [B, P, H, W, C] with the training noise of standard deviation `noise_std` added."""
     times = jnp.arange(given.shape[1])
     noise = frame_noise(jax.random.fold_in(key, _GIVEN_STREAM), places, times, given.shape[2:])
     return given + noise_std * noise
 
 
-def denoise_video(flow: Flow, x: jax.Array, cond: jax.Array, kind: VideoKind) -> jax.Array:
+def denoise_video(
+    flow: Flow, x: Float[Array, "B T H W C"], cond: Float[Array, "B L text_dim"], kind: VideoKind
+) -> Float[Array, "B T H W C"]:
     """Removes the training noise from [B, T, H, W, C] (specification, section 6).
 
-    A video longer than the window is denoised in chunks of that length, overlapping by the learned denoiser's own
-    window where it has one (else by all frames but one), or by the sliding window's context for the score.
+    A video longer than the window is denoised in chunks of that length. They overlap by the context of the sliding
+    window for the score, by the window of the learned denoiser if it has one, else by all frames but one.
     """
     if kind.denoise == "none":
         return x
@@ -182,15 +193,13 @@ def _draw(
     kind: VideoKind,
     params: Params,
     key: jax.Array,
-    places: jax.Array,
-    text: jax.Array,
-    later_text: jax.Array | None,
-    given: jax.Array | None,
-    null: jax.Array,
+    rows: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None],
+    null: Float[Array, "1 L text_dim"],
     scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
-    """Noisy and denoised videos [B, T, H, W, C], and what the solver reports of every block."""
+    """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    places, text, later_text, given = rows
     shape = (*kind.size, kind.flow.channels)
     z = frame_noise(key, places, jnp.arange(kind.frames), shape) * scalars["temperature"]
     z = placed(kind.layout, z, "batch")

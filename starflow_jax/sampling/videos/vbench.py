@@ -1,9 +1,9 @@
-"""Videos named as VBench finds them (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
+"""Names of videos for VBench (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
 
-VBench looks for every prompt of a dimension by its very words, index 0 to 4; of "temporal_flickering" 25 videos are
-asked for, of which it takes those that move. Five of its 16 dimensions have no prompts of their own and are scored on
-the videos of others (`FOLDERS`). It takes the suffix from any one file of the folder, so that the folder
-must hold videos and nothing else. A prompt's name cannot be changed: one that no file system takes is refused.
+VBench looks for every prompt of a dimension by its exact text, index 0 to 4. It asks for 25 videos of a prompt of
+"temporal_flickering" and uses those that move. Five of its 16 dimensions have no prompts and are scored on the videos
+of another dimension (`FOLDERS`). It takes the suffix from any file of a folder, which must therefore hold videos
+alone. A prompt that is no valid file name is refused, because VBench would not find it under another name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DIMENSIONS = (
     "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
     "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
 )  # fmt: skip
-# Of the dimensions without prompts of their own: the dimension whose videos they are scored on.
+# For dimensions without prompts, the dimension whose videos they are scored on.
 FOLDERS = {
     "background_consistency": "scene",
     "aesthetic_quality": "overall_consistency",
@@ -40,7 +40,7 @@ class WantedVideo:
     """One video to draw.
 
     Attributes:
-      dimension, prompt, index: of it.
+      dimension: of VBench; prompt: its caption; index: among the videos of the prompt.
     """
 
     dimension: str
@@ -49,23 +49,23 @@ class WantedVideo:
 
     @property
     def file(self) -> str:
-        """Its path in the folder of the export."""
+        """The path in the folder of the export."""
         return f"{self.dimension}/{video_name(self.prompt, self.index)}"
 
     @property
     def place(self) -> tuple[int, int]:
-        """What decides its noise (`videos.frame_noise`): all 32 bits of the prompt's CRC, and the index.
+        """The integers that determine its noise (`videos.frame_noise`): the CRC-32 of the prompt, and the index.
 
-        Two of VBench's 946 prompts have the same with a probability of one in ten thousand.
+        The probability that two of the 946 prompts of VBench share a CRC is 1e-4.
         """
         return zlib.crc32(self.prompt.encode("utf-8")), self.index
 
 
 def video_name(prompt: str, index: int) -> str:
-    """The name of a video.
+    """The file name of a video.
 
     Raises:
-      ValueError: a prompt that cannot be (part of) a file's name.
+      ValueError: the prompt is not valid in a file name.
     """
     shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
     check(prompt.strip() == prompt and prompt != "", f"prompt must have words, and no space around them, got {shown!r}")
@@ -78,10 +78,10 @@ def video_name(prompt: str, index: int) -> str:
 
 
 def prompt_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The files of prompts that a path names, called DIMENSION.txt, and other .txt files of a folder, which are not.
+    """The files DIMENSION.txt at a path (a file or a folder), and the other .txt files of the folder.
 
     Raises:
-      ValueError: no such file or folder, or none that is called after a dimension.
+      ValueError: there is no such file or folder, or no file is named after a dimension.
     """
     check(path.exists(), f"prompts {path} is no file and no folder")
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
@@ -95,14 +95,14 @@ def prompt_files(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
-    """Prompts by dimension: of one text file with a prompt a line, called DIMENSION.txt, or of all such in a folder.
+    """Prompts by dimension, from one file DIMENSION.txt with a prompt a line, or from all such files of a folder.
 
-    A prompt that is there twice is taken once, as both would have the same file. Empty lines are left out.
+    Repeated prompts, which would have the same file name, and empty lines are left out.
 
     Raises:
-      ValueError: see `prompt_files`; no prompts, bytes that are not UTF-8, or a prompt that cannot be a file's name.
+      ValueError: see `prompt_files`; no prompts, bytes that are not UTF-8, or a prompt that is no valid file name.
     """
-    found = {}
+    by_dimension = {}
     for file in prompt_files(path)[0]:
         size = file.stat().st_size
         check(size <= _MAX_BYTES, f"prompts {file} must have at most {_MAX_BYTES} bytes, got {size}")
@@ -114,25 +114,29 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
         check(len(prompts) > 0, f"prompts {file} must hold a prompt, got none")
         for prompt in prompts:
             video_name(prompt, MOST_VIDEOS - 1)
-        found[file.stem] = prompts
-    return found
+        by_dimension[file.stem] = prompts
+    return by_dimension
 
 
 def scored_on(drawn: Collection[str]) -> dict[str, str]:
-    """The dimensions that can be scored on the videos of the dimensions `drawn`, in VBench's order, and on whose."""
+    """For each dimension that videos of the dimensions `drawn` can be scored on, the dimension of the videos."""
     folders = {name: name if name in drawn else FOLDERS.get(name, name) for name in DIMENSIONS}
     return {name: folder for name, folder in folders.items() if folder in drawn}
 
 
 def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None) -> list[WantedVideo]:
-    """All videos of some dimensions' prompts; each: of a prompt, None for as many as VBench asks for.
+    """All videos of the prompts of some dimensions.
+
+    Args:
+      prompts: by dimension.
+      each: videos of a prompt; None for as many as VBench asks for.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: `each` is out of range.
     """
     check(each is None or 1 <= each <= MOST_VIDEOS, f"videos of a prompt must be 1 to {MOST_VIDEOS}, got {each}")
-    found = []
-    for dimension, own in prompts.items():
+    videos = []
+    for dimension, texts in prompts.items():
         count = each or (VIDEOS_OF_FLICKERING if dimension == "temporal_flickering" else VIDEOS)
-        found += [WantedVideo(dimension, prompt, index) for prompt in own for index in range(count)]
-    return found
+        videos += [WantedVideo(dimension, prompt, index) for prompt in texts for index in range(count)]
+    return videos

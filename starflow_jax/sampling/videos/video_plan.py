@@ -1,4 +1,4 @@
-"""What is asked of a video model, checked before any work, and everything it leaves open resolved."""
+"""Checks calls that draw videos before any work, and resolves what their options leave open."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.choices import Denoise
-from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.models.text.templates import EXTEND, prefixed
-from starflow_jax.sampling.images import check_denoise, default_solver
+from starflow_jax.sampling.options import SamplingOptions
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import AnySolver, SlidingWindow
 from starflow_jax.training.step.frozen_text import FrozenText, load_text, prompts
@@ -25,14 +24,14 @@ MOST_PLACES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class VideoKind:
-    """What decides the compiled program, besides the number of rows and of given frames.
+    """The static argument of the compiled program.
 
     Attributes:
-      flow, noise_std: of the model; solver, denoise: as in `plan_videos`.
+      flow, noise_std: of the model; solver, denoise: as in `VideoOptions`.
       frames, size: T and (H, W) of the videos.
-      window: where they are longer than it, else None.
-      guided, tempered: whether guidance and attention temperature are in the program at all.
-      layout: that the parameters lie in; None on one device.
+      window: the sliding window of videos that are longer, else None.
+      guided, tempered: whether the program applies guidance and attention temperature.
+      layout: of the parameters; None for one device.
     """
 
     flow: FlowConfig
@@ -49,16 +48,16 @@ class VideoKind:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoPlan:
-    """A request for n videos, checked, everything resolved.
+    """n videos to draw, checked, with all options resolved.
 
     Attributes:
       config: of the model; kind: what decides the program.
-      captions: n of them; places: int32 [n] or uint32 [n, k], numbers that the noise depends on (`frame_noise`).
+      captions: n captions; places: int32 [n] or uint32 [n, k], integers that determine the noise (`frame_noise`).
       text: float32 [n, L, V], states of the captions; null: float32 [1, L, V], of the empty one.
-      later_text: the same of what windows after the first are conditioned on; None where that is `text`.
+      later_text: the states for windows after the first; None for `text`.
       given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1] or latents; None for none.
-      given_pixels: uint8 [1 or n, Q, H', W', C'], the frames of pixels whose latents are `given`; None where these are
-        pixels themselves.
+      given_pixels: uint8 [1 or n, Q, H', W', C'], the frames that latents in `given` were encoded from; None for
+        a model of pixels.
       scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
       batch_size: videos at a time.
     """
@@ -82,63 +81,102 @@ class VideoPlan:
 
 
 def default_window(frames: int) -> SlidingWindow:
-    """Windows of the trained number of frames, about three quarters of each kept as context (16 of 21, as released)."""
+    """Windows of `frames` frames, about three quarters of them context (16 of 21 in the released models)."""
     return SlidingWindow(frames, min(frames - 1, max(1, round(0.75 * frames))))
 
 
-def plan_videos(
-    config: ExperimentConfig,
-    captions: Sequence[str],
-    *,
-    frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    prefix: np.ndarray | None = None,
-    prefix_pixels: np.ndarray | None = None,
-    solver: AnySolver | None = None,
-    guidance: float | None = None,
-    temperature: float | None = None,
-    attention_temperature: float = 1.0,
-    denoise: Denoise | None = None,
-    window: SlidingWindow | None = None,
-    batch_size: int = 8,
-    places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None,
-    reader: FrozenText | None = None,
-    aspect: str | None = None,
-    fps: float | None = None,
-) -> VideoPlan:
-    """Checks a request for one video a caption; arguments left None take the value of `config`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoOptions(SamplingOptions):
+    """Options of `plan_videos`, `generate` and `stream`.
 
-    Args:
-      config: what the flow was trained as.
-      captions: n of them, empty for no condition.
-      frames: T, given frames included; None means as many as trained on.
-      size: rows and columns; None means as trained on.
+    Attributes:
+      batch_size: videos drawn together; the last batch is filled up with copies.
+      frames: T, given frames included; None for as many as trained on.
+      size: rows and columns; None for those trained on.
       prefix: clean frames [P, H, W, C] or [1 or n, P, H, W, C] with which the videos begin, uint8 or float in [-1, 1],
         or float latents.
-      prefix_pixels: what `prefix` was encoded from, uint8 [Q, H', W', C'] or [1 or n, Q, H', W', C'], which is shown.
-      solver: how blocks are inverted.
-      guidance: weight w >= 0 of classifier-free guidance, 0 for none.
-      temperature: factor of the noise z.
-      attention_temperature: divides every attention logit.
-      denoise: what removes the training noise, "none", "score" or "learned".
-      window: how videos longer than `window.frames` are generated; None means `default_window` of the trained number.
-      batch_size: videos at a time; the last batch is filled up with copies.
-      places: n numbers below 2^30, each of which stands for other noise; None means 0 .. n - 1. Or n rows of k numbers
-        below 2^32 each.
-      reader: what reads the captions; None loads what `config` names.
-      aspect, fps: that templates of captions name (`frozen_text.prompts`).
+      prefix_pixels: the frames that `prefix` was encoded from, uint8 [Q, H', W', C'] or [1 or n, Q, H', W', C'].
+      window: how videos longer than `window.frames` are generated; None for `default_window` of the trained number.
+      places: n integers below 2^30 that determine the noise of the videos, or n rows of k integers below 2^32; None
+        for 0 .. n - 1.
+      reader: the text encoder; None loads the one that the configuration names.
+      aspect, fps: named by the templates of captions (`frozen_text.prompts`).
+    """
+
+    batch_size: int = 8
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    prefix: np.ndarray | None = None
+    prefix_pixels: np.ndarray | None = None
+    window: SlidingWindow | None = None
+    places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None
+    reader: FrozenText | None = None
+    aspect: str | None = None
+    fps: float | None = None
+
+
+def plan_videos(
+    config: ExperimentConfig, captions: Sequence[str], options: VideoOptions | None = None, **changes: Any
+) -> VideoPlan:
+    """Checks a call that draws one video for every caption, and resolves what its options leave open.
+
+    Args:
+      config: the experiment that the flow was trained in.
+      captions: n captions, empty for no condition.
+      options: see `VideoOptions`.
+      **changes: fields of `VideoOptions`, in place of those of `options`.
 
     Raises:
-      ValueError: naming the field, where the flow cannot be sampled as asked.
+      ValueError: naming the option that is out of range or does not fit the model.
     """
-    flow, data, options = config.flow, config.data, config.sample
+    options = dataclasses.replace(options or VideoOptions(), **changes)
+    flow, data = config.flow, config.data
     check(data.frames > 0, f"videos need a model trained on clips, got data.source {data.source!r}")
     check(
         not isinstance(captions, str) and len(captions) > 0,
         f"captions must be a sequence of at least one caption, got {captions!r}",
     )
-    frames = data.frames if frames is None else frames
+    frames = data.frames if options.frames is None else options.frames
     check_integer("frames", frames, minimum=1)
+    rows, columns = size = _checked_size(flow, options.size)
+    settings = options.settings(config)
+    window = options.window
+    window = default_window(data.frames) if window is None and data.frames > 1 else window
+    window = window if window is not None and frames > window.frames else None
+    check(window is None or flow.temporal_causal, f"frames must be at most {data.frames} for this model, got {frames}")
+    reader = caption_reader(config) if options.reader is None else options.reader
+    template = {"size": (int(rows), int(columns)), "aspect": options.aspect, "fps": options.fps}
+    given, count = None, len(captions)
+    if options.prefix is not None:
+        given = _checked_given(config, options.prefix, count, frames, size, window)
+    pixels = options.prefix_pixels
+    return VideoPlan(
+        config=config,
+        kind=VideoKind(
+            flow=flow,
+            noise_std=data.noise_std,
+            solver=options.chosen_solver(config),
+            denoise=settings.denoise,
+            frames=int(frames),
+            size=(int(rows), int(columns)),
+            window=window,
+            guided=settings.guidance > 0,
+            tempered=settings.attention_temperature != 1.0,
+        ),
+        captions=tuple(captions),
+        places=_checked_places(options.places, count),
+        text=text_states(config, captions, reader, **template),
+        null=text_states(config, [""], reader),
+        later_text=None if window is None else later_text(config, captions, reader, **template),
+        given=given,
+        scalars=settings.scalars(),
+        batch_size=min(options.batch_size, count),
+        given_pixels=None if pixels is None else _checked_pixels(options.prefix, pixels, count),
+    )
+
+
+def _checked_size(flow: FlowConfig, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of the videos; see `plan_videos`."""
     size = flow.image_shape if size is None else size
     rows, columns = size
     check(
@@ -146,74 +184,34 @@ def plan_videos(
         f"size must be multiples of flow.patch_size={flow.patch_size}, got {rows} x {columns}",
     )
     check(flow.rope or tuple(size) == flow.image_shape, f"size must be {flow.image_shape} for this model, got {size}")
-    guidance = options.guidance if guidance is None else guidance
-    check_real("guidance", guidance, minimum=0.0)
-    temperature = options.temperature if temperature is None else temperature
-    check_real("temperature", temperature, minimum=0.0)
-    check_real("attention_temperature", attention_temperature)
-    check(attention_temperature > 0, f"attention_temperature must be above 0, got {attention_temperature}")
-    denoise = options.denoise if denoise is None else denoise
-    check_denoise(config, denoise)
-    window = default_window(data.frames) if window is None and data.frames > 1 else window
-    window = window if window is not None and frames > window.frames else None
-    check(window is None or flow.temporal_causal, f"frames must be at most {data.frames} for this model, got {frames}")
-    check_integer("batch_size", batch_size, minimum=1)
-    reader = caption_reader(config) if reader is None else reader
-    said = {"size": (int(rows), int(columns)), "aspect": aspect, "fps": fps}
-    text = text_states(config, captions, reader, **said)
-    numbers = {"weight": guidance, "temperature": temperature, "attention_temperature": attention_temperature}
-    return VideoPlan(
-        config=config,
-        kind=VideoKind(
-            flow=flow,
-            noise_std=data.noise_std,
-            solver=default_solver(config) if solver is None else solver,
-            denoise=denoise,
-            frames=int(frames),
-            size=(int(rows), int(columns)),
-            window=window,
-            guided=guidance > 0,
-            tempered=attention_temperature != 1.0,
-        ),
-        captions=tuple(captions),
-        places=_checked_places(places, len(captions)),
-        text=text,
-        null=text_states(config, [""], reader),
-        later_text=None if window is None else later_text(config, captions, reader, **said),
-        given=None
-        if prefix is None
-        else _checked_given(config, prefix, len(captions), frames, (rows, columns), window),
-        scalars={name: jnp.float32(value) for name, value in numbers.items()},
-        batch_size=min(batch_size, len(captions)),
-        given_pixels=None if prefix_pixels is None else _checked_pixels(prefix, prefix_pixels, len(captions)),
-    )
+    return rows, columns
 
 
 def later_text(
-    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **said: Any
+    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **template: Any
 ) -> np.ndarray | None:
-    """Text states of the captions as windows after the first read them: those of clips that go on.
+    """Text states of the captions for windows after the first, which continue a clip.
 
-    None for a model that was not trained on "(extend)" clips. A caption stays as it is if it is empty or leaves no
-    room for the word. Arguments as of `text_states`.
+    Returns None for a model that was not trained on "(extend)" clips. A caption is unchanged if it is empty or leaves
+    no room for the word. Arguments as for `text_states`.
     """
     if config.text is None:
         parts = config.data.mixture or (config.data,)
         if not any(part.drop_first for part in parts):
             return None
-        return text_states(config, captions, reader, extended=True, **said)
+        return text_states(config, captions, reader, extended=True, **template)
     if EXTEND not in config.text.vocabulary:
         return None
     room = config.flow.text_length
-    going_on = [prefixed(c, EXTEND) if 0 < len(c.split()) < room else c for c in captions]
-    return text_states(config, going_on, reader)
+    continued = [prefixed(c, EXTEND) if 0 < len(c.split()) < room else c for c in captions]
+    return text_states(config, continued, reader)
 
 
 def caption_reader(config: ExperimentConfig) -> FrozenText:
-    """What reads the captions of a run.
+    """The text encoder of a run.
 
     Raises:
-      ValueError: see `load_text`; a run that reads no captions.
+      ValueError: see `load_text`; or the run reads no captions.
     """
     reader = load_text(config)
     if reader is None:
@@ -222,19 +220,19 @@ def caption_reader(config: ExperimentConfig) -> FrozenText:
 
 
 def text_states(
-    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **said: Any
+    config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **template: Any
 ) -> np.ndarray:
     """Text states float32 [n, L, D] of captions in their templates.
 
     Args:
-      reader: what reads them; None loads what `config` names.
-      said: see `frozen_text.prompts`.
+      reader: the text encoder; None loads the one that `config` names.
+      **template: arguments of `frozen_text.prompts`.
 
     Raises:
       ValueError: a model that reads no captions, an unknown word, or a caption that is too long.
     """
     reader = caption_reader(config) if reader is None else reader
-    return reader.states_of(reader.encoder.ids(prompts(config, captions, **said)))[0]
+    return reader.states_of(reader.encoder.ids(prompts(config, captions, **template)))[0]
 
 
 def _checked_places(places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None, count: int) -> np.ndarray:

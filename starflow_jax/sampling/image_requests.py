@@ -1,0 +1,149 @@
+"""Requests for images: what is sampled, and the result with the likeliest candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.sampling import images
+from starflow_jax.sampling.captions import ImageCaptions, image_captions
+from starflow_jax.sampling.images import Samples, class_labels
+from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+from starflow_jax.sampling.requests import SampleRequest
+from starflow_jax.sampling.solver_choice import choose_solver
+from starflow_jax.solvers import AnySolver
+from starflow_jax.training.step.inputs import condition
+
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImagePlan:
+    """A request for images with everything resolved that it leaves open.
+
+    Attributes:
+      request: the request.
+      label: a class index, "all" or "none".
+      labels: int32 [n], the class of every image, -1 for none.
+      captions: the captions, None for images of classes; rows: int [n], the caption of every image.
+      each: images of every caption.
+      guidance: the weight of guidance.
+      solver: how blocks are inverted.
+      batch_size: images drawn together.
+    """
+
+    request: SampleRequest
+    label: int | str
+    labels: np.ndarray
+    captions: ImageCaptions | None
+    rows: np.ndarray
+    each: int
+    guidance: float
+    solver: AnySolver
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledImages:
+    """The result of a request for images.
+
+    Attributes:
+      samples: all images that were drawn.
+      kept: int [m], indices of the images to keep: all of them, or the likeliest candidates.
+      scores: float32 [m], log-likelihoods of the kept images in nats; None where there are no candidates.
+    """
+
+    samples: Samples
+    kept: np.ndarray
+    scores: np.ndarray | None
+
+    @property
+    def images(self) -> np.ndarray:
+        """The kept images, uint8 [m, H, W, C]."""
+        return self.samples.images[self.kept]
+
+
+def plan_images(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str], None]) -> ImagePlan:
+    """Resolves a request for images.
+
+    Args:
+      run: the trained model.
+      request: what to draw.
+      warn: called with messages about captions that are left out and about an old calibration.
+
+    Raises:
+      RequestError, ValueError: the request does not fit the model.
+    """
+    request.check_kind(run.workdir, videos=False)
+    config = run.config
+    captions = image_captions(
+        config, request.captions, labelled=request.label is not None, workdir=run.workdir, warn=warn
+    )
+    label = ("none" if captions else "all") if request.label is None else request.label
+    each = request.candidates or request.num or config.sample.num
+    if captions is not None:
+        rows = np.repeat(np.arange(len(captions.captions)), each)
+        labels = np.full(len(rows), -1, np.int32)
+        conditional = any(caption.strip() for caption in captions.captions)
+    else:
+        labels = _labels(run, request, label, each)
+        rows = np.zeros(len(labels), np.int64)
+        conditional = bool((labels >= 0).any())
+    guidance = request.guidance
+    if guidance is None:  # the weight of the configuration is meant for images with a condition
+        guidance = config.sample.guidance if conditional else 0.0
+    batch_size = request.batch_size or BATCH_SIZE
+    solver = choose_solver(request.solver, run, batch=min(batch_size, len(labels)), warn=warn)
+    return ImagePlan(request, label, labels, captions, rows, each, guidance, solver, batch_size)
+
+
+def _labels(run: LoadedRun, request: SampleRequest, label: int | str, each: int) -> np.ndarray:
+    """The class of every image of a request without captions, int32 [n]."""
+    classes = run.config.flow.num_classes or run.config.flow.text_dim
+    if request.candidates is not None:
+        every = np.arange(max(classes, 1)) if label == "all" and classes else [-1 if isinstance(label, str) else label]
+        return np.repeat(np.asarray(every, np.int32), request.candidates)
+    if label == "all":
+        return class_labels(run.config, each)
+    return np.full(each, -1 if isinstance(label, str) else label, np.int32)
+
+
+def draw_images(run: LoadedRun, plan: ImagePlan) -> SampledImages:
+    """Draws the images of a plan, and chooses the likeliest candidates where it asks for them.
+
+    Raises:
+      ValueError: see `images.check_request`.
+    """
+    request, captions, config = plan.request, plan.captions, run.config
+    text = None if captions is None else captions.text[plan.rows]
+    samples = images.sample(
+        run.params,
+        config,
+        jax.random.key(request.seed),
+        plan.labels,
+        text=text,
+        null=None if captions is None else captions.null,
+        solver=plan.solver,
+        guidance=plan.guidance,
+        temperature=request.temperature,
+        attention_temperature=request.attention_temperature,
+        denoise=request.denoise,
+        batch_size=plan.batch_size,
+    )
+    if request.candidates is None:
+        return SampledImages(samples, np.arange(len(plan.labels)), None)
+    cond = condition(jnp.asarray(plan.labels), config.flow) if text is None else text
+    scores = log_likelihoods(
+        run.params,
+        config.flow,
+        samples.noisy,
+        None if cond is None else np.asarray(cond),
+        batch_size=plan.batch_size,
+    )
+    kept = likeliest(scores, request.candidates, request.keep or 1)
+    return SampledImages(samples, kept, scores[kept])

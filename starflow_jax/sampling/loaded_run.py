@@ -1,0 +1,78 @@
+"""A trained model in memory: what sampling draws from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.flows.parameters import Params
+from starflow_jax.sampling.model_folder import load_model_folder
+from starflow_jax.sampling.requests import RunRequest
+from starflow_jax.sharding.layout import Layout
+from starflow_jax.training import load_run
+from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A trained model.
+
+    Attributes:
+      workdir: the folder of the run, which may hold a calibration.
+      config: the experiment, with the decoder and the text encoder that sampling uses.
+      params: the parameters of the flow, as `flows.parameters.split` gives them.
+      step: the training step of the checkpoint.
+      ema: whether the exponential moving average of the parameters was asked for.
+    """
+
+    workdir: Path
+    config: ExperimentConfig
+    params: Params = dataclasses.field(repr=False)
+    step: int
+    ema: bool = True
+
+
+def open_run(
+    request: RunRequest,
+    *,
+    layout: Layout | None = None,
+    adapt: Callable[[ExperimentConfig], ExperimentConfig] | None = None,
+) -> LoadedRun:
+    """Loads a trained model.
+
+    Args:
+      request: which one.
+      layout: the devices to spread the parameters over; None for one device.
+      adapt: changes the configuration, such as `config.sample`; the flow must stay as it is.
+
+    Raises:
+      ValueError: there is no such run or model folder, it is damaged, or its parts do not fit together.
+    """
+    workdir, decoder, text_encoder = request.workdir, request.decoder, request.text_encoder
+    if request.model is not None:
+        folder = load_model_folder(request.model)
+        workdir = folder.flow
+        decoder = decoder or folder.autoencoder.with_scale
+        text_encoder = text_encoder or folder.text_encoder.path
+    assert workdir is not None  # RunRequest checks it
+    config, _, params, step = load_run(workdir, ema=request.ema, layout=layout, step=request.step)
+    if adapt is not None:
+        config = adapt(config)
+    if decoder is not None:
+        config = decoded_by(config, decoder)
+    else:
+        load_encoder(config)  # refuses latents that could not be decoded before anything is sampled
+    return LoadedRun(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
+
+
+def with_text_encoder(config: ExperimentConfig, path: Path | None) -> ExperimentConfig:
+    """The experiment with the folder `path` as its `data.text_encoder`; unchanged for None.
+
+    Raises:
+      ValueError: the experiment reads no captions, or reads them as words of a vocabulary.
+    """
+    if path is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, text_encoder=str(path)))

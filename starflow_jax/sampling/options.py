@@ -1,0 +1,97 @@
+"""Options that sampling of images and of videos share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.core.choices import Denoise, choices
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.solvers import AnySolver, named_solver
+
+
+class Settings(NamedTuple):
+    """The options of one call, with the values of the configuration in place of None."""
+
+    guidance: float
+    temperature: float
+    attention_temperature: float
+    denoise: Denoise
+
+    def scalars(self) -> dict[str, jax.Array]:
+        """The values that a compiled program takes as arguments, float32 []."""
+        values = {"weight": self.guidance, "temperature": self.temperature}
+        values["attention_temperature"] = self.attention_temperature
+        return {name: jnp.float32(value) for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplingOptions:
+    """Options of sampling; those that are None take the value of `config.sample`.
+
+    Attributes:
+      solver: how the blocks are inverted.
+      guidance: weight w >= 0 of classifier-free guidance, 0 for none.
+      temperature: factor of the noise z.
+      attention_temperature: divides attention logits: in TARFlow of the unconditional half of guidance, in STARFlow
+        everywhere.
+      denoise: how the training noise is removed.
+      batch_size: samples drawn together; the last batch is filled up with copies.
+    """
+
+    solver: AnySolver | None = None
+    guidance: float | None = None
+    temperature: float | None = None
+    attention_temperature: float = 1.0
+    denoise: Denoise | None = None
+    batch_size: int = 64
+
+    def settings(self, config: ExperimentConfig) -> Settings:
+        """The options with the values of `config.sample` in place of None.
+
+        Raises:
+          ValueError: naming the option that is out of range or does not fit the model.
+        """
+        default = config.sample
+        settings = Settings(
+            default.guidance if self.guidance is None else self.guidance,
+            default.temperature if self.temperature is None else self.temperature,
+            self.attention_temperature,
+            default.denoise if self.denoise is None else self.denoise,
+        )
+        check_real("guidance", settings.guidance, minimum=0.0)
+        check_real("temperature", settings.temperature, minimum=0.0)
+        check_real("attention_temperature", settings.attention_temperature)
+        check(
+            settings.attention_temperature > 0,
+            f"attention_temperature must be above 0, got {settings.attention_temperature}",
+        )
+        check_integer("batch_size", self.batch_size, minimum=1)
+        check_denoise(config, settings.denoise)
+        return settings
+
+    def chosen_solver(self, config: ExperimentConfig) -> AnySolver:
+        """The solver, that of the configuration in place of None; ValueError if it needs a calibration."""
+        return default_solver(config) if self.solver is None else self.solver
+
+
+def check_denoise(config: ExperimentConfig, denoise: str) -> None:
+    """Raises ValueError if the training noise of a model cannot be removed by the method `denoise`."""
+    check_choice("denoise", denoise, choices(Denoise))
+    check(
+        denoise == "none" or config.data.noise == "gaussian",
+        f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",
+    )
+    check(
+        denoise != "learned" or config.flow.denoiser is not None,
+        "denoise must be 'none' or 'score' for a model without a learned denoiser, got 'learned'",
+    )
+
+
+def default_solver(config: ExperimentConfig) -> AnySolver:
+    """The solver that `config.sample` names; ValueError if it needs a calibration."""
+    return named_solver(config.sample.solver, config.flow)

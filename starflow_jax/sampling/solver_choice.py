@@ -1,0 +1,60 @@
+"""The solver of a request: by its name and options, with the calibration of the run where it uses one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from starflow_jax.core.registries import SOLVERS
+from starflow_jax.core.requests import RequestError
+from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.requests import SolverRequest
+from starflow_jax.solvers import AnySolver, PerBlock, named_solver
+from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
+from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
+
+
+def choose_solver(
+    request: AnySolver | SolverRequest | str | None, run: LoadedRun, *, batch: int, warn: Callable[[str], None]
+) -> AnySolver:
+    """The solver that a request names, or that of the configuration.
+
+    Args:
+      request: a solver, its name, or its name with options; None for the solver of the configuration.
+      run: the trained model.
+      batch: samples that are inverted together.
+      warn: called with a message if the calibration is of another step than the parameters.
+
+    Raises:
+      RequestError: an option of another solver.
+      ValueError: an unknown name, an option out of range, or no calibration for a solver that needs one.
+    """
+    if request is not None and not isinstance(request, SolverRequest | str):
+        return request
+    asked = request if isinstance(request, SolverRequest) else SolverRequest(request)
+    name = asked.name or run.config.sample.solver
+    accepted, options = accepted_flags(name), {}
+    for option, value in asked.options.items():
+        if option not in accepted:
+            owners = [solver for solver in SOLVERS.names() if option in accepted_flags(solver)]
+            raise RequestError(
+                f"{{{option}}} belongs to {{solver}} {{0}}, got {{solver}} {{1}}", " or ".join(owners), name
+            )
+        options[accepted[option]] = value
+    calibration = None
+    if needs_calibration(name) or (uses_calibration(name) and (run.workdir / CALIBRATION_FILE).is_file()):
+        calibration = read_calibration(run.workdir, run.config)
+        if calibration.step != run.step:
+            warn(
+                f"warning: the calibration is of step {calibration.step}, the parameters of step {run.step}; "
+                "starflow calibrate measures again"
+            )
+    return named_solver(name, run.config.flow, calibration=calibration, batch=batch, **options)
+
+
+def solver_figures(solver: AnySolver) -> dict[str, Any]:
+    """A solver as plain values, for JSON files."""
+    if isinstance(solver, PerBlock):
+        return {"name": "perblock", "solvers": [solver_figures(block_solver) for block_solver in solver.solvers]}
+    return {"name": type(solver).__name__.lower(), **dataclasses.asdict(solver)}  # type: ignore[call-overload] # all are

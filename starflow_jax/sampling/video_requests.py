@@ -1,0 +1,226 @@
+"""Requests for videos: what is sampled, and the result with the likeliest candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.requests import require
+from starflow_jax.data.decoding.buckets import image_size
+from starflow_jax.models.text.templates import prefixed
+from starflow_jax.sampling.captions import readable_captions
+from starflow_jax.sampling.latent_shapes import autoencoder_of
+from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+from starflow_jax.sampling.requests import FPS_RANGE, SampleRequest
+from starflow_jax.sampling.solver_choice import choose_solver
+from starflow_jax.sampling.streaming.stream import StreamReport, stream_plan
+from starflow_jax.sampling.videos import draw
+from starflow_jax.sampling.videos.draw import Videos
+from starflow_jax.sampling.videos.given_frames import FrameReader, GivenFrames
+from starflow_jax.sampling.videos.video_plan import VideoPlan, caption_reader, default_window, plan_videos
+from starflow_jax.solvers import AnySolver, SlidingWindow
+
+BATCH_SIZE, DEFAULT_FPS = 8, 8.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoRequestPlan:
+    """A request for videos with everything resolved that it leaves open.
+
+    Attributes:
+      request: the request.
+      plan: the videos to draw; None where no caption can be read.
+      left_out: (caption, reason) of every caption that the model cannot read.
+      each: videos of every caption.
+      frames, size: T and (H, W) of the videos in pixels.
+      given_frames: of these frames, those that are given.
+      fps: frames per second.
+      solver: how blocks are inverted.
+    """
+
+    request: SampleRequest
+    plan: VideoPlan | None
+    left_out: tuple[tuple[str, str], ...]
+    each: int
+    frames: int
+    size: tuple[int, int]
+    given_frames: int
+    fps: float
+    solver: AnySolver
+
+    @property
+    def keep(self) -> int:
+        """Videos of every caption that are kept."""
+        return self.each if self.request.candidates is None else self.request.keep or 1
+
+    @property
+    def new_flow_frames(self) -> int:
+        """Frames of the flow that are drawn, of all videos together."""
+        return 0 if self.plan is None else len(self.plan.captions) * (self.plan.kind.frames - self.plan.given_frames)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledVideos:
+    """The result of a request for videos.
+
+    Attributes:
+      samples: all videos that were drawn.
+      kept: int [m], indices of the videos to keep: all of them, or the likeliest candidates.
+      scores: float32 [m], log-likelihoods of the kept videos in nats; None where there are no candidates.
+      streams: how every batch of a stream went; empty without streaming.
+    """
+
+    samples: Videos
+    kept: np.ndarray
+    scores: np.ndarray | None
+    streams: tuple[StreamReport, ...]
+
+    @property
+    def videos(self) -> np.ndarray:
+        """The kept videos, uint8 [m, T, H, W, C]."""
+        return self.samples.videos[self.kept]
+
+
+def plan_request(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str], None]) -> VideoRequestPlan:
+    """Resolves a request for videos.
+
+    Args:
+      run: the trained model.
+      request: what to draw.
+      warn: called with messages about captions that are left out, given frames and an old calibration.
+
+    Raises:
+      RequestError, ValueError: the request does not fit the model.
+    """
+    request.check_kind(run.workdir, videos=True)
+    config, size = run.config, video_size(run.config, request.aspect)
+    window = _window(request, config.data.frames)
+    autoencoder = autoencoder_of(config.data)
+    given = FrameReader(config, autoencoder, size, window, warn).read(request)
+    captions = [prefixed(caption, given.word) for caption in request.captions or ("",)]
+    reader = caption_reader(config)
+    readable, unreadable = readable_captions(captions, reader, warn)
+    each, batch_size = request.candidates or request.num or config.sample.num, request.batch_size or BATCH_SIZE
+    solver = choose_solver(request.solver, run, batch=min(batch_size, max(len(readable), 1) * each), warn=warn)
+    guidance = request.guidance
+    if guidance is None and not any(captions[index].strip() for index in readable):
+        guidance = 0.0  # the weight of the configuration is meant for videos of a caption
+    plan = None
+    if readable:
+        plan = plan_videos(
+            config,
+            [captions[index] for index in readable for _ in range(each)],
+            frames=given.frames,
+            size=size,
+            prefix=given.prefix,
+            prefix_pixels=given.pixels,
+            solver=solver,
+            guidance=guidance,
+            temperature=request.temperature,
+            attention_temperature=request.attention_temperature,
+            denoise=request.denoise,
+            window=window,
+            batch_size=batch_size,
+            # The noise of a caption does not depend on which other captions are left out.
+            places=[index * each + sample for index in readable for sample in range(each)],
+            reader=reader,
+            aspect=request.aspect,
+            fps=request.fps,
+        )
+    shown = given.prefix if autoencoder is None else given.pixels
+    frames = given.frames if autoencoder is None else autoencoder.pixel_frames(given.frames)
+    stride = 1 if autoencoder is None else autoencoder.stride
+    return VideoRequestPlan(
+        request=request,
+        plan=plan,
+        left_out=tuple((captions[index], reason) for index, reason in unreadable.items()),
+        each=each,
+        frames=frames,
+        size=(size[0] * stride, size[1] * stride),
+        given_frames=0 if shown is None else len(shown),
+        fps=_fps(config, request, given),
+        solver=solver,
+    )
+
+
+def draw_request(
+    run: LoadedRun, planned: VideoRequestPlan, *, progress: Callable[[int], None] | None = None
+) -> SampledVideos:
+    """Draws the videos of a plan, and chooses the likeliest candidates where it asks for them.
+
+    Args:
+      run: the trained model.
+      planned: what `plan_request` returned.
+      progress: called with the number of new frames of the flow whenever some are drawn.
+
+    Raises:
+      ValueError: no caption can be read, or the solver cannot stream.
+    """
+    request, plan = planned.request, planned.plan
+    require(plan is not None, "{captions} must hold a caption that the run can read, got none")
+    assert plan is not None
+    key = jax.random.key(request.seed)
+    streams: tuple[StreamReport, ...] = ()
+    if request.stream:
+        # The first block to be inverted runs on one device and the others on a second one, if there is one.
+        devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
+        samples, streams = stream_plan(run.params, key, plan, progress=progress, devices=devices)
+    else:
+        samples = draw.draw_plan(run.params, key, plan, progress=progress)
+    if request.candidates is None:
+        return SampledVideos(samples, np.arange(len(plan.captions)), None, streams)
+    scores = log_likelihoods(
+        run.params,
+        run.config.flow,
+        samples.x,
+        samples.text,
+        given=plan.given_frames,
+        window=plan.kind.window,
+        later_cond=plan.later_text,
+        batch_size=plan.batch_size,
+    )
+    kept = likeliest(scores, planned.each, planned.keep)
+    return SampledVideos(samples, kept, scores[kept], streams)
+
+
+def video_size(config: ExperimentConfig, aspect: str | None) -> tuple[int, int]:
+    """Rows and columns of videos: as trained, or the trained area in another aspect ratio ("16:9").
+
+    Raises:
+      ValueError: an aspect ratio that cannot be read, or that leaves no rows or columns.
+    """
+    rows, columns = config.flow.image_shape
+    if aspect is None:
+        return rows, columns
+    return image_size(round((rows * columns) ** 0.5), aspect, config.flow.patch_size)
+
+
+def data_fps(config: ExperimentConfig) -> float:
+    """The frame rate of the training data, or `DEFAULT_FPS`."""
+    rates = [part.fps for part in (config.data, *config.data.mixture) if part.fps]
+    return rates[0] if rates else DEFAULT_FPS
+
+
+def _fps(config: ExperimentConfig, request: SampleRequest, given: GivenFrames) -> float:
+    """The requested frame rate, that of the given clip, or that of the training data."""
+    return request.fps or min(given.fps or data_fps(config), FPS_RANGE[1])
+
+
+def _window(request: SampleRequest, trained: int) -> SlidingWindow:
+    """The sliding window of a request, whose default is of the `trained` number of frames."""
+    require(request.window is not None or trained >= 2, "a run on clips of {0} frame needs {window}, got none", trained)
+    frames = request.window or trained
+    if request.context is None:
+        return default_window(frames)
+    require(
+        request.context < frames,
+        "{context} must be below the {0} frames of a window, got {1}",
+        frames,
+        request.context,
+    )
+    return SlidingWindow(frames, request.context)
