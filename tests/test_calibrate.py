@@ -173,7 +173,7 @@ def test_sample_options_belong_to_their_solvers(run, capsys):
     base = ["sample", "--workdir", str(run), "--out", "x.png"]
     for options, sentence in [
         (["--objective", "depth"], "--objective belongs to --solver auto, got --solver sequential"),
-        (["--solver", "auto", "--tolerance", "1"], "--tolerance belongs to --solver jacobi or sliding"),
+        (["--solver", "auto", "--tolerance", "1"], "--tolerance belongs to --solver gs-jacobi or jacobi or secant"),
         (["--solver", "sliding", "--modules", "2"], "--modules belongs to --solver gs-jacobi, got --solver sliding"),
     ]:
         assert main([*base, *options]) == 2
