@@ -6,7 +6,7 @@ With a last argument FAIL:I the data of process I cannot be read.
 import sys
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.data.sources.pictures import PictureSource
+from starflow_jax.data.sources.image_files import ImageSource
 
 
 def unreadable(*_):
@@ -16,6 +16,6 @@ def unreadable(*_):
 if __name__ == "__main__":
     _, coordinator, processes, process, *command = sys.argv[1:]
     if command[-1].startswith("FAIL:") and command.pop() == f"FAIL:{process}":
-        PictureSource.__getitem__ = unreadable
+        ImageSource.__getitem__ = unreadable
     sys.argv[1:] = [*command, "--coordinator", coordinator, "--processes", processes, "--process", process]
     sys.exit(main())

@@ -162,8 +162,11 @@ def test_shards_half_precision_and_old_names(tmp_path):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "must be of class AutoencoderKL.*, got 'AutoencoderTiny'"),
-        ({"_class_name": None}, "must be of class"),
+        (
+            {"_class_name": "AutoencoderTiny"},
+            r"_class_name of .* must be one of 'AutoencoderKL', .*, got 'AutoencoderTiny'",
+        ),
+        ({"_class_name": None}, "_class_name of autoencoder"),
         ({"act_fn": "relu"}, "act_fn must be 'silu'"),
         ({"block_out_channels": 8}, "block_out_channels must be a list of widths, got 8"),
         ({"block_out_channels": [8, 16, 16, 15]}, "norm_num_groups=8 must divide block_out_channels"),

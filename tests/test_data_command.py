@@ -57,8 +57,8 @@ def test_what_a_mixture_will_show(folder, capsys):
     arguments = ["--config", str(folder / "c.py"), "--config.data.threads=2", "--seconds", "0.1", "--out", str(sheet)]
     assert main(["data", *arguments, "--json", str(report)]) == 0
     said = capsys.readouterr().out
-    assert "3 shapes of batches: as many programs compile" in said
-    assert "dog/bad.png: it is no picture" in said
+    assert "3 shapes of batches, for each of which a program is compiled" in said
+    assert "dog/bad.png: it is not an image" in said
     assert "photos 2:1 has fewer examples than a batch" in said
     assert "not in the vocabulary and left out: away" in said
     figures = json.loads(report.read_text())

@@ -170,7 +170,7 @@ def test_what_will_be_seen_of_latents_and_how_fast(run, folder, capsys):
     arguments += [f"--config.data.path={folder / 'latents'}", "--out", str(sheet), "--json", str(report)]
     assert main(["data", *arguments, "--workdir", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "2 shapes of batches: as many programs compile" in said and "the run in" in said
+    assert "2 shapes of batches, for each of which a program is compiled" in said and "the run in" in said
     assert "data.flip=0.5 changes nothing: latents are of whole pictures, cut about the centre" in said
     figures = json.loads(report.read_text())
     assert [part["shape"] for part in figures["parts"]] == [[8, 8, 6], [6, 12, 6]]

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from starflow_jax.data import ArraySource
-from starflow_jax.data.pipeline.contents import contents_digest
-from starflow_jax.data.pipeline.readable import Subset
+from starflow_jax.data.pipeline.content_digest import contents_digest
+from starflow_jax.data.pipeline.readable_subset import Subset
 from starflow_jax.data.sources.folders import Folder
+from starflow_jax.data.sources.image_files import ImageSource
 from starflow_jax.data.sources.mixture import Component, Mixture
-from starflow_jax.data.sources.pictures import PictureSource
 from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, answers_of, named_function
 from starflow_jax.evaluation.samples.guidance_sweep import real_statistics
 from starflow_jax.evaluation.samples.network_fingerprint import agreed, fixed_pictures, marks
@@ -73,7 +73,7 @@ def test_a_picture_file_that_is_rewritten(tmp_path):
         Image.fromarray(IMAGES[place, ..., 0]).save(tmp_path / f"{place}.bmp")
 
     def source():
-        return PictureSource(Folder.of(tmp_path, (".bmp",)), None, (4, 4), 1, "1:1")
+        return ImageSource(Folder.scan(tmp_path, (".bmp",)), None, (4, 4), 1, "1:1")
 
     before, kept = contents_digest(source()), source().digest()
     assert contents_digest(Subset(source(), (0, 1))) != before == contents_digest(source())

@@ -11,7 +11,7 @@ from picture_files import encoded, picture, write_photos, write_tar
 
 from starflow_jax.core.config import ComponentConfig, DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource, Component, Mixture
-from starflow_jax.data.pipeline.fingerprint import Held, fingerprint, to_values
+from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint, to_values
 from starflow_jax.data.sources.opening import open_source
 from starflow_jax.training import Checkpoints, load_run, train
 from starflow_jax.training.checkpoints.parts import read_digests
@@ -153,11 +153,14 @@ def test_sources_of_a_mixture_are_named(tmp_path):
 
 
 def test_processes_must_find_the_same(monkeypatch):
-    here = (Held("photos", 10, "a"), Held("clips", 3, "b"))
+    here = (SourceFingerprint("photos", 10, "a"), SourceFingerprint("clips", 3, "b"))
     assert same_everywhere(here) == here
     for there, sentence in (
-        ((here[0], Held("clips", 4, "b")), "clips held 3 examples on process 0 and 4 on process 1"),
-        ((Held("photos", 10, "c"), here[1]), "photos held 10 examples on process 0 and as many of other names"),
+        ((here[0], SourceFingerprint("clips", 4, "b")), "clips held 3 examples on process 0 and 4 on process 1"),
+        (
+            (SourceFingerprint("photos", 10, "c"), here[1]),
+            "photos held 10 examples on process 0 and as many of other names",
+        ),
         (here[:1], "they held 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
     ):
         texts = [json.dumps(to_values(held)) for held in (here, there)]

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from starflow_jax.core.config import CaptionConfig, DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
 from starflow_jax.data import train_loader
 from starflow_jax.data.decoding.bad_examples import BadExample
-from starflow_jax.data.decoding.image_files import MAX_PIXELS, Cut, decode_picture, picture_size
+from starflow_jax.data.decoding.image_decoding import MAX_PIXELS, Crop, decode_image, image_file_size
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.models.text.words import WordEncoder
 from starflow_jax.training.step.inputs import (
@@ -53,17 +53,17 @@ def reasons(source, count=200):
 def test_pictures_are_scaled_to_cover_and_cropped():
     wide = picture(0, 32, 64)
     for place, columns in ((0.0, slice(0, 32)), (0.5, slice(16, 48)), (1.0, slice(32, 64))):
-        found = decode_picture(io.BytesIO(encoded(wide)), "w", Cut((32, 32), 3, place))
+        found = decode_image(io.BytesIO(encoded(wide)), "w", Crop((32, 32), 3, place))
         np.testing.assert_array_equal(found, wide[:, columns])
-    mirrored = decode_picture(io.BytesIO(encoded(wide)), "w", Cut((32, 64), 3, 0.5, flip=True))
+    mirrored = decode_image(io.BytesIO(encoded(wide)), "w", Crop((32, 64), 3, 0.5, flip=True))
     np.testing.assert_array_equal(mirrored, wide[:, ::-1])
-    small = decode_picture(io.BytesIO(encoded(picture(1, 60, 90))), "s", Cut((20, 30), 3))
+    small = decode_image(io.BytesIO(encoded(picture(1, 60, 90))), "s", Crop((20, 30), 3))
     assert np.abs(small.astype(int) - picture(1, 20, 30)).max() <= 5
 
 
 def test_a_large_jpeg_read_at_a_fraction_of_its_size_looks_the_same():
     large = encoded(picture(3, 640, 800), "JPEG")
-    found = decode_picture(io.BytesIO(large), "j", Cut((64, 64), 3)).astype(int)
+    found = decode_image(io.BytesIO(large), "j", Crop((64, 64), 3)).astype(int)
     whole = np.asarray(Image.open(io.BytesIO(large)).resize((64, 64), Image.Resampling.BOX, (80, 0, 720, 640)), int)
     assert np.abs(found - whole).max() <= 4
 
@@ -81,9 +81,9 @@ def test_every_kind_of_pixel_becomes_eight_bits():
     ):
         buffer = io.BytesIO()
         image.save(buffer, "TIFF" if name == "cmyk" else "PNG")
-        found = decode_picture(io.BytesIO(buffer.getvalue()), name, Cut(rgb.shape[:2], 3))
+        found = decode_image(io.BytesIO(buffer.getvalue()), name, Crop(rgb.shape[:2], 3))
         assert np.abs(found.astype(int) - expected).max() <= (12 if name == "palette" else 1), name
-    one = decode_picture(io.BytesIO(encoded(rgb)), "one", Cut(rgb.shape[:2], 1))
+    one = decode_image(io.BytesIO(encoded(rgb)), "one", Crop(rgb.shape[:2], 1))
     np.testing.assert_array_equal(one[..., 0], grey)
 
 
@@ -94,10 +94,10 @@ def test_photos_are_turned_as_the_camera_says(turn):
     exif[0x0112] = turn
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif, quality=95)
-    rows, columns = picture_size(io.BytesIO(buffer.getvalue()), "p")
+    rows, columns = image_file_size(io.BytesIO(buffer.getvalue()), "p")
     assert (rows, columns) == ((64, 40) if turn > 4 else (40, 64))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))), int)
-    found = decode_picture(io.BytesIO(buffer.getvalue()), "p", Cut((rows, columns), 3)).astype(int)
+    found = decode_image(io.BytesIO(buffer.getvalue()), "p", Crop((rows, columns), 3)).astype(int)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -121,7 +121,7 @@ def test_bad_pictures_are_named_and_others_stand_in(tmp_path):
     assert len(source) == 17 and source.num_classes == 2
     found, labels = reasons(source)
     assert set(found) == {"empty.png", "half.jpg", "text.png", "other.jpg", "huge.png"}
-    assert "truncated" in found["half.jpg"] and "no picture" in found["empty.png"]
+    assert "truncated" in found["half.jpg"] and "not an image" in found["empty.png"]
     assert f"more than {MAX_PIXELS}" in found["huge.png"]
     assert labels == {0, 1}
     with pytest.raises(BadExample, match=r"half\.jpg"):
@@ -192,7 +192,7 @@ def test_captions_beside_pictures(tmp_path):
     assert said == {"a cat", "cat"}
     found, _ = reasons(source)
     assert "not UTF-8 (at byte 6)" in found["2.png"]
-    assert "no JSON" in found["1.png"] and "must be text" in found["0.png"]
+    assert "not JSON" in found["1.png"] and "must be text" in found["0.png"]
 
 
 def test_kinds_of_captions_are_drawn_by_weight_and_wrapped():
@@ -229,7 +229,7 @@ def test_clips_are_sampled_at_the_rate_from_anywhere_in_the_video(tmp_path):
     source = opened(tmp_path, source="videos", frames=4, fps=4.0, drop_first=0.5, crop="random")
     part = source.components[0].source
     assert {name.rpartition("/")[2] for name in source.skipped.reasons} == {"cut.mp4", "short.mp4"}
-    assert [part.folder.files[place] for place in part.places] == ["again.mkv", "long.mp4"]
+    assert [part.folder.files[place] for place in part.indices] == ["again.mkv", "long.mp4"]
     starts, kinds = set(), set()
     for seed in range(30):
         example = part.draw(1, np.random.default_rng(seed))
@@ -278,7 +278,7 @@ def test_tar_shards(tmp_path):
     assert len(source) == 6 and source.num_classes == 6 and len(opened(tmp_path, "test", source="tars")) == 1
     assert [READER.words(part[index]["text"]) for index in (0, 1)] == ["a cat", "a dog"]
     for index, one in enumerate(pixels):
-        expected = decode_picture(io.BytesIO(encoded(one)), "p", Cut((16, 16), 3))
+        expected = decode_image(io.BytesIO(encoded(one)), "p", Crop((16, 16), 3))
         np.testing.assert_array_equal(part[index]["image"], expected)
         assert part[index]["label"] == index
     # what a cut shard still holds is read, and the cut is said
@@ -289,7 +289,7 @@ def test_tar_shards(tmp_path):
     (tmp_path / "train-1.tar").write_bytes(b"no tar at all" * 100)
     assert len(opened(tmp_path, source="tars")) == 2
     (tmp_path / "train-0.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds no picture in 2 tar files"):
+    with pytest.raises(ValueError, match="holds no image in 2 tar files"):
         opened(tmp_path, source="tars")
 
 
@@ -333,7 +333,7 @@ def test_tfds(prepared):
         assert [len(part.source) for part in source.components] == [4, 3] and source.num_classes == 3
         part = source.components[0].source
         np.testing.assert_array_equal(
-            part[1]["image"], decode_picture(io.BytesIO(encoded(picture(2, 20, 20))), "p", Cut((16, 16), 3))
+            part[1]["image"], decode_image(io.BytesIO(encoded(picture(2, 20, 20))), "p", Crop((16, 16), 3))
         )
         assert part[1]["label"] == 2 and READER.words(part[1]["text"]) == "a cat"
     with pytest.raises(ValueError, match="data set tiny must have the split 'test', got train"):
@@ -355,16 +355,16 @@ def test_folders_without_data_are_refused_in_a_sentence(tmp_path, source):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"source": "images"}, "path goes with source 'npz', 'images'"),
+        ({"source": "images"}, "path goes with source 'images', 'latents', 'npz'"),
         ({"source": "videos", "path": "p"}, "frames must be above 0 for source 'moving_digits' or 'videos'"),
         ({"source": "images", "path": "p", "frames": 3}, "frames must be above 0 for"),
         ({"source": "images", "path": "p", "aspect_ratios": ("3x2",)}, "aspect_ratios must be 'width:height'"),
         ({"source": "images", "path": "p", "aspect_ratios": ("1:1", "1:1")}, "every bucket once, got 1:1 again"),
         ({"source": "images", "path": "p", "flip": 1.5}, "flip must be at most 1, got 1.5"),
-        ({"source": "images", "path": "p", "drop_first": 0.5}, "drop_first goes with clips"),
+        ({"source": "images", "path": "p", "drop_first": 0.5}, "drop_first goes with source 'latents' or 'videos'"),
         ({"source": "images", "path": "p", "dataset": "x"}, "dataset goes with source 'tfds'"),
-        ({"source": "digits", "flip": 0.5}, "flip goes with sources 'images'"),
-        ({"source": "digits", "crop": "random"}, "crop 'random' goes with sources 'images'"),
+        ({"source": "digits", "flip": 0.5}, "flip goes with source 'images'"),
+        ({"source": "digits", "crop": "random"}, "crop goes with source 'images'"),
         ({"source": "latents", "path": "p"}, "noise must be 'gaussian' for latents, got 'uniform'"),
         ({"source": "mixture"}, "mixture goes with source 'mixture', got source='mixture' and 0 sources"),
         ({"threads": 1, "workers": 1}, "threads or workers must be 0"),

@@ -18,7 +18,7 @@ from starflow_jax.models.autoencoders import (
     wan_from_diffusers,
 )
 from starflow_jax.models.autoencoders.wan.config import WAN22_STD
-from starflow_jax.models.autoencoders.wan.names import original_name, tensors_of
+from starflow_jax.models.autoencoders.wan.names import original_name, to_tensors
 from starflow_jax.models.autoencoders.wan.resampling import (
     averaged,
     channels_to_squares,
@@ -185,7 +185,7 @@ def test_a_folder_comes_back(small, tmp_path):
 
 def test_tensors_that_do_not_fit_are_named(small):
     autoencoder, params = small
-    tensors = tensors_of(SMALL, params, original_name)
+    tensors = to_tensors(SMALL, params, original_name)
     statistics = {"latents_mean": SMALL.latents_mean, "latents_std": SMALL.latents_std}
     again, read = wan22_from_original(tensors, **statistics, temporal_scale=0.6)
     assert again == autoencoder

@@ -1,13 +1,13 @@
-"""How fast pictures reach a training step: the whole pipeline beside bare decoding, on the same threads or processes.
+"""Throughput of the image pipeline in comparison with decoding alone, on the same number of threads or processes.
 
     python -m starflow_jax.experiments.benchmarks.data --json data.json
 
-JPEGs of 320 x 400 pixels are cut from scikit-image's photographs (coffee, an astronaut, a cat, a rocket), which is what
-makes them decode like photographs. Bare decoding opens each file and unpacks all its pixels with Pillow, and nothing
-else, in as many threads (or processes). The pipeline reads, decodes, scales and crops to 256 x 256, flips, shuffles and
-batches the same files with `train_loader`. Its rate is asked to be 400 images/s on two cores, or that of bare decoding
-divided by at most 1.3. Both are measured in turn, several times, and the medians compared. On a machine that others
-use too, the time computed for an image says what two cores of its own would give: 2000 divided by it.
+The files are JPEGs of 320 x 400 pixels, cropped from photographs of scikit-image (coffee, astronaut, cat, rocket), so
+that they decode like photographs. Decoding alone opens each file and decodes all its pixels with Pillow. The pipeline
+reads, decodes, resizes and crops to 256 x 256, flips, shuffles and batches the same files with `train_loader`. The
+target is 400 images/s on two cores, or the rate of decoding alone divided by at most 1.3. Both are measured
+alternately, several times, and the medians are compared. On a shared machine, the CPU time per image in milliseconds
+gives the rate of two dedicated cores: 2000 divided by it.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ _HEIGHT, _WIDTH = 320, 400
 _CHUNK, _PART = 16, 256
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
-    """`count` JPEGs (quality 90), each another part of a photograph, some of them mirrored."""
+def write_images(folder: Path, count: int) -> list[Path]:
+    """Writes `count` JPEGs (quality 90), each a different crop of a photograph."""
     from skimage import data
 
     photographs = [data.coffee(), data.astronaut(), data.rocket(), data.cat()]
     rng = np.random.default_rng(0)
     paths = []
-    for number in range(count):
-        image = Image.fromarray(photographs[number % len(photographs)])
+    for index in range(count):
+        image = Image.fromarray(photographs[index % len(photographs)])
         scale = max(_HEIGHT / image.height, _WIDTH / image.width) * rng.uniform(1.0, 1.3)
         image = image.resize((round(image.width * scale) + 1, round(image.height * scale) + 1))
         left, top = rng.integers(image.width - _WIDTH + 1), rng.integers(image.height - _HEIGHT + 1)
-        paths.append(folder / f"{number:05d}.jpg")
+        paths.append(folder / f"{index:05d}.jpg")
         image.crop((left, top, left + _WIDTH, top + _HEIGHT)).save(paths[-1], quality=90)
     return paths
 
 
 def decode(path: Path) -> int:
-    """Unpacks one file, and nothing else."""
+    """Decodes one file."""
     with Image.open(path) as image:
         image.load()
         return image.width
 
 
 class Rate(NamedTuple):
-    """Images a second, and milliseconds that this process computed for each (none where others do)."""
+    """Images per second, and CPU milliseconds of this process per image (None if other processes decode)."""
 
     rate: float
     cpu: float
 
 
 def timed(one: Callable[[], int], seconds: float) -> Rate:
-    """Calls `one`, which says how many images it made, for so long."""
+    """Calls `one`, which returns a number of images, for some seconds."""
     count, begun, computed = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begun < seconds:
         count += one()
@@ -75,7 +75,7 @@ def timed(one: Callable[[], int], seconds: float) -> Rate:
 
 
 def measure(folder: Path, paths: list[Path], args: argparse.Namespace) -> dict[str, float]:
-    """Medians over rounds in which both are measured."""
+    """Medians over rounds that measure both."""
     sizes = {"channels": 3, "image_size": 256, "patch_size": 8}
     flow = FlowConfig(family="tarflow", width=32, num_blocks=1, layers_per_block=1, head_dim=32, **sizes)
     source = open_source(DataConfig(source="images", path=str(folder), crop="random", flip=0.5), "train", flow=flow)
@@ -89,7 +89,7 @@ def measure(folder: Path, paths: list[Path], args: argparse.Namespace) -> dict[s
     try:
         with pool:
             list(itertools.islice(pool.map(decode, paths), 64))
-            for _ in range(3):  # what was read ahead is not counted as read quickly
+            for _ in range(3):  # batches that were read ahead are not measured
                 next(loader)
             for _ in range(args.rounds):
                 bare.append(timed(lambda: len(list(pool.map(decode, next(parts), chunksize=_CHUNK))), args.seconds))
@@ -110,18 +110,18 @@ def _cpu(found: dict[str, float], kind: str) -> str:
 
 
 def main() -> None:
-    """Measures, prints a table, and says whether the target is met."""
+    """Measures, prints a table, and reports whether the target is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2048, help="files (default: 2048)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="processes instead of threads")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        paths = write_pictures(Path(name), args.images)
+        paths = write_images(Path(name), args.images)
         found = measure(Path(name), paths, args)
     how = f"{args.workers} processes" if args.workers else f"{args.threads} threads"
     rows = [

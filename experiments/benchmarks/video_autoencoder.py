@@ -1,13 +1,13 @@
-"""What coding a long video chunk by chunk saves in memory, and what it costs in time.
+"""Memory and time of encoding and decoding a long video chunk by chunk.
 
     python experiments/benchmarks/video_autoencoder.py --json coding.json
     python experiments/benchmarks/video_autoencoder.py --quick                # a short video, seconds
 
 A Wan autoencoder of random weights and small width encodes and decodes the same video at once ("whole", the baseline)
-and in chunks of 1 and 4 latent frames. Each run is a process of its own (on Linux). Reported are the growth of the peak
-of its resident memory over what it held before (parameters, the input, compiled programs), the temporary arrays and
-results of the program of later chunks by the compiler's own account, seconds of a second pass, and how far the result
-is from that of the baseline.
+and in chunks of 1 and 4 latent frames. Each run is a separate process (on Linux). The table has the growth of its peak
+resident memory over that before the measurement (parameters, input, programs), the temporary arrays and results
+of the program of later chunks as reported by the compiler, the seconds of a second pass, and the difference from the
+result of the baseline.
 
 Expected: the memory of chunks does not depend on the number of frames.
 """
@@ -44,7 +44,7 @@ WAYS = ("whole", "chunks of 1", "chunks of 4")
 
 
 def autoencoder_of(kind: str, width: int) -> WanAutoencoder:
-    """Of the published shape, but narrow."""
+    """The published architecture with a small width."""
     if kind == "wan21":
         return WanAutoencoder(WanConfig(width=width, decoder_width=width))
     zeros, ones = (0.0,) * 48, (1.0,) * 48
@@ -54,7 +54,7 @@ def autoencoder_of(kind: str, width: int) -> WanAutoencoder:
 
 
 def frames_of(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of a video, one by one."""
+    """Yields the frames of a video."""
     return (array[:, index] for index in range(array.shape[1]))
 
 
@@ -86,11 +86,11 @@ class Coding:
         for _ in self.pieces(self.given[:, : sum(sizes)]):
             pass  # both programs are compiled
         past = jax.eval_shape(lambda p, x: first(autoencoder, p, x)[1], self.params, self.given[:, : sizes[0]])
-        # The later program is the one with a past to read and, in encoding, with more frames.
+        # The program of later chunks reads a cache and, for encoding, has more frames.
         self.compiled_bytes = _bytes(later.lower(autoencoder, self.params, self.given[:, : sizes[1]], past).compile())
 
     def __call__(self, keep: Callable[[np.ndarray], None]) -> None:
-        """The whole video, every piece handed to `keep`."""
+        """Processes the whole video and passes every part to `keep`."""
         for piece in self.pieces(self.given):
             keep(np.asarray(piece))
 
@@ -111,20 +111,20 @@ def _bytes(program: Any) -> int:
 
 
 def resident(name: str) -> int:
-    """Resident memory in bytes as Linux counts it: now ("VmRSS"), or its peak ("VmHWM")."""
+    """Resident memory in bytes as reported by Linux: current ("VmRSS"), or peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """What one process measures."""
+    """The measurement of one process."""
     coding = Coding(options)
-    # The compiler's memory goes back to the system, and the peak begins anew.
+    # Returns the memory of the compiler to the system, and resets the peak.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident("VmRSS")
-    # What is kept of the result is a few numbers of every frame, so that it does not count.
+    # A few values of every frame are kept of the result, so that it does not affect the memory.
     kept: list[np.ndarray] = []
     coding(lambda piece: kept.append(piece[:, :, ::7, ::7].copy()))
     growth = resident("VmHWM") - before
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, direction: str) -> list[dict[str, Any]]:
-    """Every way of one direction."""
+    """All measurements of one direction."""
     found, baseline = [], np.zeros(0)
     for way in WAYS:
         with tempfile.TemporaryDirectory() as folder:
@@ -161,13 +161,13 @@ def measure(options: argparse.Namespace, direction: str) -> list[dict[str, Any]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("wan21", "wan22"), default="wan21")
-    parser.add_argument("--width", type=int, default=16, help="of the layers nearest the pixels (default 16)")
+    parser.add_argument("--width", type=int, default=16, help="width of the layers next to the pixels (default 16)")
     parser.add_argument("--frames", type=int, default=481, help="1 + 4 k (default 481)")
     parser.add_argument("--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"))
     parser.add_argument("--quick", action="store_true", help="17 frames of 32 x 32, width 8")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--direction", choices=("decode", "encode"), help="one alone (default: both)")
+    parser.add_argument("--direction", choices=("decode", "encode"), help="one direction only (default: both)")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way is not None:

@@ -98,7 +98,7 @@ def references(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple
 def real_pictures(path: Path, config: ExperimentConfig) -> Source:
     """The readable pictures of `--real`, of the size that the run draws."""
     from starflow_jax.data.decoding.bad_examples import Skipped
-    from starflow_jax.data.pipeline.readable import readable
+    from starflow_jax.data.pipeline.readable_subset import readable
     from starflow_jax.data.sources.reference_images import open_real
     from starflow_jax.sampling.latent_shapes import autoencoder_of
 
@@ -122,7 +122,7 @@ def splits(arguments: argparse.Namespace) -> list[tuple[str, bool]]:
 def pictures(config: ExperimentConfig, split: Any, needed: bool) -> Source | None:
     """The readable pictures of a split, in pixels; None where the split is not needed and cannot be opened."""
     from starflow_jax.data.decoding.bad_examples import Skipped
-    from starflow_jax.data.pipeline.readable import readable
+    from starflow_jax.data.pipeline.readable_subset import readable
     from starflow_jax.data.sources.mixture import components_of, example_spec
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -74,35 +77,52 @@ class Registry:
         return self._entry(name)[0]
 
     def details(self, name: str) -> dict[str, Any]:
-        """What `register` was given besides the name.
+        """The keyword arguments that `register` was given. Where they are literals, nothing is imported for them.
 
         Raises:
           ValueError: no implementation has this name.
         """
-        return self._entry(name)[1]
+        self.check(self.kind, name)
+        if name not in self._entries:
+            module, decorator = self._declared()[name]
+            call = ast.parse(decorator, mode="eval").body
+            try:
+                assert isinstance(call, ast.Call)
+                return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+            except ValueError:  # not a literal
+                importlib.import_module(module)
+        return self._entries[name][1]
 
     def _entry(self, name: str) -> tuple[Any, dict[str, Any]]:
         self.check(self.kind, name)
         if name not in self._entries:
-            importlib.import_module(self._declared()[name])
+            importlib.import_module(self._declared()[name][0])
         return self._entries[name]
 
-    def _declared(self) -> dict[str, str]:
-        """For every name that a file of the package declares, the module that does."""
-        pattern = re.compile(rf'^@{self.constant}\.register\(\s*"([^"]+)"', re.MULTILINE)
-        return {
-            name: module
-            for module, path in _modules(self.package)
-            for name in pattern.findall(path.read_text(encoding="utf-8"))
+    def _declared(self) -> Mapping[str, tuple[str, str]]:
+        return _declarations(self.package, self.constant)
+
+
+@functools.cache  # configurations ask often, and the files of a package do not change while it runs
+def _declarations(package: str, constant: str) -> Mapping[str, tuple[str, str]]:
+    """For every name that a file of the package declares, the module and the source text of the decorator."""
+    pattern = re.compile(rf'^@({constant}\.register\(\s*"([^"]+)".*?\))\n(?=@|def |class )', re.MULTILINE | re.DOTALL)
+    return MappingProxyType(
+        {
+            name: (module, decorator)
+            for module, path in _modules(package)
+            for decorator, name in pattern.findall(path.read_text(encoding="utf-8"))
         }
+    )
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """The modules of a package and of its subpackages, with their files; only parents of `package` are imported."""
-    spec = find_spec(package)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    for folder in folders:
-        for path in sorted(Path(folder).rglob("*.py")):
+    """The modules of a package and of its subpackages, with their files; only its topmost package is imported."""
+    top, *inner = package.split(".")
+    spec = find_spec(top)
+    for root in [] if spec is None else list(spec.submodule_search_locations or ()):
+        folder = Path(root, *inner)
+        for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             parts = parts[:-1] if parts[-1] == "__init__" else parts
             yield ".".join((package, *parts)), path

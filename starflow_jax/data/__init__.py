@@ -1,14 +1,9 @@
-"""Data: where examples come from, how their sizes are chosen, and how they reach the training step.
+"""Data: sources of examples, decoding of files, and batches.
 
-- `source`: what every source of examples offers, and the one held in memory; `opening`: from a configuration to one.
-- `digits`: scikit-learn's 8x8 digits with a fixed split.
-- `moving_digits`: clips of moving digits with captions.
-- `dequantise`: integer levels to [-1, 1] and back, and bits/dim in those units.
-- `pictures`, `clips`, `latents`: sources in files; `folders`, `tars`, `tfds_records`: where pictures lie
-  (`collection`); `decoding`, `captioning`: what becomes of them; `scan`, `buckets`: sizes, and what fits which.
-- `mixture`: several sources as one; `readable`: a source without its bad examples; `skipped`: what was bad.
-- `pipeline`: shuffled batches that resume exactly, and padded batches for evaluation; `plan`, `draw`, `loader`: which
-  examples make a batch, how they become arrays, who reads ahead. `overview`: all of it for people.
+- `sources`: one file for each source, registered in `SOURCES`; `base` is their interface, `opening` opens the source
+  that a configuration names.
+- `decoding`: image files to pixels, aspect-ratio buckets, dequantisation, and files that cannot be read.
+- `pipeline`: shuffled batches that resume exactly, padded batches for evaluation, and digests of the data.
 """
 
 from starflow_jax.data.decoding.dequantise import bits_per_dim, dequantise, quantise

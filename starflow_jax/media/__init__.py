@@ -1,9 +1,9 @@
-"""Pictures and videos, out and in; everything that is read may come from anywhere, and is bounded.
+"""Reading and writing images and videos. Files that are read are untrusted, and their sizes are bounded.
 
-- `pictures`: pixels, a grid of samples, PNG files.
-- `writing`: MP4, GIF, strips and folders of frames; several videos as one.
-- `reading`: a video, a folder of pictures or a picture, as frames.
-- `fitting`: frames cropped, resized and recoloured to what a model takes.
+- `images`: pixels, a grid of samples, PNG files. `contact_sheet`: examples with captions.
+- `writing`: MP4, GIF, strips and folders of frames; several videos in a grid.
+- `reading`: the frames of a video, a folder of images or an image. `clip_reading`: a few frames of a long video.
+- `fitting`: frames cropped, resized and converted to what a model reads.
 """
 
 from starflow_jax.media.fitting import fit_frame

@@ -1,4 +1,4 @@
-"""A few frames out of a video, by their times, without unpacking the rest."""
+"""Reads a few frames of a video by their times, without decoding all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLIP_SUFFIXES = (*CONTAINERS, ".gif")
 
 
 class VideoFacts(NamedTuple):
-    """Of a video, from its header: rows, columns, frames per second, and for how long it is shown."""
+    """The header of a video: rows, columns, frames per second, and duration in seconds."""
 
     height: int
     width: int
@@ -25,15 +25,15 @@ class VideoFacts(NamedTuple):
 
 
 def video_facts(path: Path) -> VideoFacts:
-    """The facts of a video file; a GIF is unpacked for them.
+    """Reads the header of a video file; a GIF is decoded for it.
 
     Raises:
-      ValueError: no video, huge frames, or a header that does not say how long or how fast.
-      OSError: no file.
+      ValueError: not a video, frames that are too large, or a header without duration or frame rate.
+      OSError: the file does not exist.
     """
     if path.suffix.lower() not in CONTAINERS:
         clip = read_video(path)
-        check(clip.fps is not None, "it is a still picture")
+        check(clip.fps is not None, "it is a still image")
         assert clip.fps is not None
         count, height, width = clip.frames.shape[:3]
         return VideoFacts(height, width, clip.fps, count / clip.fps)
@@ -48,39 +48,39 @@ def video_facts(path: Path) -> VideoFacts:
 
 
 def frames_at(path: Path, times: Sequence[float], fps: float) -> list[np.ndarray]:
-    """The frames that are shown at some times.
+    """The frames at given times.
 
     Args:
-      path: a video file; times: seconds after the first frame, increasing; fps: the video's own.
+      path: a video file; times: increasing, in seconds after the first frame; fps: the frame rate of the video.
 
     Returns:
-      For each time uint8 [H, W, 3] (of a GIF that is grey, [H, W, 1]).
+      For each time uint8 [H, W, 3] ([H, W, 1] for a grey GIF).
 
     Raises:
-      ValueError: anything unreadable, or a video that ends before the last time.
-      OSError: no file.
+      ValueError: the file cannot be read, or the video ends before the last time.
+      OSError: the file does not exist.
     """
     if path.suffix.lower() not in CONTAINERS:
         frames = read_video(path).frames
-        places = [int(time * fps + 0.25) for time in times]
-        check(places[-1] < len(frames), f"it ends after {len(frames)} frames")
-        return [frames[place] for place in places]
+        indices = [int(time * fps + 0.25) for time in times]
+        check(indices[-1] < len(frames), f"it ends after {len(frames)} frames")
+        return [frames[index] for index in indices]
     with _Opened(path) as (container, stream):
         begin = float((stream.start_time or 0) * (stream.time_base or Fraction(1)))
-        slack = 0.25 / fps  # containers round times
-        found: list[np.ndarray] = []
-        shown: Any = None
-        for frame in _from(container, stream, begin + times[0] + slack):
-            while len(found) < len(times) and shown is not None and frame.time > begin + times[len(found)] + slack:
-                found.append(_pixels(shown))
-            if len(found) == len(times):
-                return found
-            shown = frame
-        # The last frame is shown for as long as any other.
-        while shown is not None and len(found) < len(times) and begin + times[len(found)] < shown.time + 1 / fps:
-            found.append(_pixels(shown))
-        check(len(found) == len(times), f"it ends before second {times[-1]:.3g}")
-        return found
+        margin = 0.25 / fps  # containers round times
+        taken: list[np.ndarray] = []
+        current: Any = None
+        for frame in _from(container, stream, begin + times[0] + margin):
+            while len(taken) < len(times) and current is not None and frame.time > begin + times[len(taken)] + margin:
+                taken.append(_pixels(current))
+            if len(taken) == len(times):
+                return taken
+            current = frame
+        # The last frame has the same duration as any other.
+        while current is not None and len(taken) < len(times) and begin + times[len(taken)] < current.time + 1 / fps:
+            taken.append(_pixels(current))
+        check(len(taken) == len(times), f"it ends before second {times[-1]:.3g}")
+        return taken
 
 
 class _Opened:
@@ -90,9 +90,9 @@ class _Opened:
         self.path = path
 
     def __enter__(self) -> tuple[Any, Any]:
-        import av  # here and not above: its libraries take a moment to load
+        import av  # imported here because its libraries are slow to load
 
-        # An open file and not its name: FFmpeg gives some names a meaning.
+        # An open file instead of its name, because FFmpeg interprets some names as protocols.
         self.file = self.path.open("rb")
         try:
             self.container = av.open(self.file, "r", format=CONTAINERS[self.path.suffix.lower()])
@@ -116,7 +116,7 @@ class _Opened:
 
 
 def _from(container: Any, stream: Any, time: float) -> Iterator[Any]:
-    """Frames from the last key frame before `time` on."""
+    """Frames from the last key frame before `time`."""
     if time * (stream.average_rate or 1) > 2:
         container.seek(int(time / stream.time_base), stream=stream)
         frames = container.decode(stream)
@@ -130,7 +130,7 @@ def _from(container: Any, stream: Any, time: float) -> Iterator[Any]:
 
 
 def _timed(frame: Any) -> Any:
-    check(frame.time is not None, "its frames do not say when they are shown")
+    check(frame.time is not None, "its frames have no time stamps")
     return frame
 
 

@@ -1,4 +1,4 @@
-"""A sheet of examples with their captions, one row a source."""
+"""A contact sheet of examples with their captions, one row for each source."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LETTERS = 34
 def write_contact_sheet(
     path: Path, rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]], *, columns: int = 6
 ) -> None:
-    """Draws a PNG.
+    """Writes a contact sheet as PNG.
 
     Args:
-      path: where.
-      rows: (title, examples) each; an example is uint8 [H, W, C], or a clip [T, H, W, C] of which a few frames are
-        shown in a square, and what is written under it.
+      path: the file.
+      rows: (title, examples) of each row; an example is (pixels, text): uint8 [H, W, C], or a clip [T, H, W, C] of
+        which four frames are shown in a square, and the text below it.
       columns: examples in a row.
     """
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def write_contact_sheet(
         for axes in (cells := part.subplots(1, columns, squeeze=False)[0]):
             axes.axis("off")
         for axes, (pixels, text) in zip(cells, examples, strict=False):
-            shown = _still(pixels)
-            grey = shown.shape[2] == 1
-            axes.imshow(shown[..., 0] if grey else shown, cmap="gray" if grey else None, vmin=0, vmax=255)
+            image = _still(pixels)
+            grey = image.shape[2] == 1
+            axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
             lines = [line for one in text.splitlines() for line in textwrap.wrap(one, _LETTERS)]
             axes.text(
                 0.5, -0.04, "\n".join(lines[:7]), transform=axes.transAxes, fontsize=5.5, ha="center", va="top",
@@ -51,7 +51,7 @@ def write_contact_sheet(
 
 
 def _still(pixels: np.ndarray) -> np.ndarray:
-    """A picture as it is; of a clip frames spread over it, two by two."""
+    """An image unchanged; evenly spaced frames of a clip, two by two."""
     if pixels.ndim == 3:
         return pixels
     chosen = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), _FRAMES)).round().astype(int)]

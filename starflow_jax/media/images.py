@@ -1,4 +1,4 @@
-"""Still pictures: pixels, a grid of samples, and PNG files."""
+"""Still images: pixels, a grid of samples, and PNG files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starflow_jax.core.files import replacing
 
 
 def grid_columns(count: int) -> int:
-    """Images in a row when `count` images fill a rectangle: the smallest divisor not below its square root.
+    """Columns of a full rectangle of `count` images: the smallest divisor of `count` that is at least its square root.
 
     A prime count gives a single row. Raises ValueError for a count below 1.
     """
@@ -26,17 +26,17 @@ def grid_columns(count: int) -> int:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Pixels 0..255, uint8, of images of any shape.
+    """Images of any shape as uint8 pixels 0..255.
 
-    Floating point means [-1, 1] and is clipped and rounded; uint8 is returned as it is.
+    Floating-point values in [-1, 1] are clipped, scaled and rounded; uint8 is returned unchanged.
 
     Raises:
-      ValueError: another dtype, or values that are not finite.
+      ValueError: an invalid dtype, or values that are not finite.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
-    # "V" is the kind of bfloat16, which numpy knows only as an extension
+    # "V" is the kind of the extension dtype bfloat16.
     if images.dtype.kind not in "fV":
         raise ValueError(f"images must be uint8 or floating point, got dtype {images.dtype}.")
     images = images.astype(np.float32)
@@ -51,13 +51,13 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
     Args:
       images: [n, h, w, c], floating point in [-1, 1] or uint8.
-      columns: images in a row; None takes `grid_columns(n)`. Cells left over in the last row are black.
+      columns: images in a row; None takes `grid_columns(n)`. Unused cells of the last row are black.
 
     Returns:
       uint8 [rows * h, columns * w, c].
 
     Raises:
-      ValueError: a shape other than [n, h, w, c] with n above 0, a bad dtype, or columns below 1.
+      ValueError: an invalid shape or dtype, or columns below 1.
     """
     images = np.asarray(images)
     if images.ndim != 4 or 0 in images.shape:
@@ -77,15 +77,15 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray, *, scale: int = 1) -> None:
-    """Writes one image as a PNG file; the file appears whole or not at all.
+    """Writes one image as a PNG file, atomically.
 
     Args:
-      path: the file; its folder is created if missing, a file already there is replaced.
+      path: the file; its folder is created if missing, an existing file is replaced.
       image: [h, w, c] or [h, w] with c of 1 (grey), 3 (RGB) or 4 (RGBA); uint8, or floating point in [-1, 1].
-      scale: every pixel becomes a square of this side, so that small images can be looked at.
+      scale: every pixel becomes a square of this side, so that small images are visible.
 
     Raises:
-      ValueError: a bad shape, dtype or scale.
+      ValueError: an invalid shape, dtype or scale.
       OSError: the file cannot be written.
     """
     pixels = to_uint8(image)

@@ -1,7 +1,7 @@
-"""Frames of a video file, a folder of pictures or one picture.
+"""Reads the frames of a video file, a folder of images or one image.
 
-The files are other people's: formats are named and not guessed, sizes are checked before pixels are unpacked, and
-whatever the decoders say becomes one sentence.
+The files are untrusted: only the listed formats are decoded, sizes are checked before pixels are decompressed, and
+errors of the decoders are reported in one sentence.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MAX_FRAMES = 10_000
 MAX_FRAME_PIXELS = 2**25
 MAX_CLIP_BYTES = 2**30
 
-# What FFmpeg calls the containers. Some others (playlists, lists of parts) make it open further files.
+# Container formats of FFmpeg. Some others (playlists, concatenations) would make it open further files.
 CONTAINERS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska", ".avi": "avi"}
-_PICTURES = {
+_IMAGES = {
     ".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP",
 }  # fmt: skip
-# All that Pillow's decoders were seen to raise on damaged files.
+# The errors of Pillow's decoders on damaged files.
 _PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
     AttributeError, Image.DecompressionBombError,
@@ -36,11 +36,11 @@ _PILLOW_ERRORS = (
 
 
 class Clip(NamedTuple):
-    """What was read.
+    """The frames of a video.
 
     Attributes:
       frames: uint8 [T, H, W, C], C of 1 (grey) or 3 (RGB).
-      fps: frames per second, None where the file does not say.
+      fps: frames per second, None where the file does not state it.
     """
 
     frames: np.ndarray
@@ -54,19 +54,19 @@ def read_video(
     channels: int | None = None,
     max_frames: int = MAX_FRAMES,
 ) -> Clip:
-    """Reads a video (mp4, mov, webm, mkv, avi, gif, animated webp or png), a folder of PNGs, or one picture.
+    """Reads a video (mp4, mov, webm, mkv, avi, gif, animated webp or png), a folder of PNGs, or one image.
 
-    Transparency is dropped. A video's frames are taken as evenly spaced; a frame of a GIF that is shown k times as
-    long as its briefest one counts as k. The PNGs of a folder are taken in the order of the numbers in their names.
+    Transparency is dropped. The frames of a video are assumed to be evenly spaced; a frame of a GIF whose duration is k
+    times the shortest is repeated k times. The PNGs of a folder are sorted by the numbers in their names.
 
     Args:
       path: the file or folder; its suffix names the format.
-      size, channels: frames are fitted to (rows, columns) and 1 or 3 channels as they are read (`fit_frame`), so that
-        large videos need no memory. Given together, or not at all: frames must then be of one size.
-      max_frames: most frames allowed.
+      size, channels: frames are fitted to (rows, columns) and 1 or 3 channels while they are read (`fit_frame`), so
+        that large videos take little memory. Both or neither; without them, all frames must have the same size.
+      max_frames: maximum number of frames.
 
     Raises:
-      ValueError: nothing there, an unknown suffix, anything unreadable, or too large.
+      ValueError: the path does not exist, its suffix is unknown, or it cannot be read or is too large.
     """
     path = Path(path)
     check((size is None) == (channels is None), "size and channels must be given together")
@@ -79,35 +79,35 @@ def read_video(
 
 
 class _Source:
-    """The frames of one path, and the rate that turned up while they were read."""
+    """The frames of one path, and the frame rate found while reading them."""
 
     def __init__(self) -> None:
         self.fps: float | None = None
 
     def frames_of(self, path: Path) -> Iterator[np.ndarray]:
-        """uint8 [H, W, C], one after another; raises what `read_video` turns into a sentence."""
+        """Yields frames uint8 [H, W, C]; raises errors that `read_video` turns into one sentence."""
         suffix = path.suffix.lower()
         if path.is_dir():
-            # Numbers by their value, so that 10.png follows 9.png.
-            found = sorted((p for p in path.iterdir() if p.suffix.lower() == ".png"), key=_natural)
-            check(len(found) > 0, "the folder holds no PNG files")
-            for picture in found:
-                yield from self._pictures(picture, animated=False)
+            # Sorted by value, so that 10.png follows 9.png.
+            files = sorted((p for p in path.iterdir() if p.suffix.lower() == ".png"), key=_natural)
+            check(len(files) > 0, "the folder holds no PNG files")
+            for file in files:
+                yield from self._images(file, animated=False)
         elif not path.is_file():
             raise ValueError("there is no such file or folder")
         elif suffix in CONTAINERS:
             yield from self._container(path, CONTAINERS[suffix])
-        elif suffix in _PICTURES:
-            yield from self._pictures(path, animated=True)
+        elif suffix in _IMAGES:
+            yield from self._images(path, animated=True)
         else:
-            known = ", ".join([*CONTAINERS, *_PICTURES])
+            known = ", ".join([*CONTAINERS, *_IMAGES])
             raise ValueError(f"its suffix must be one of {known}, or none for a folder of PNGs, got {suffix!r}")
 
     def _container(self, path: Path, container_format: str) -> Iterator[np.ndarray]:
-        import av  # here and not above: its libraries take a moment to load
+        import av  # imported here because its libraries are slow to load
 
         try:
-            # An open file and not its name: FFmpeg gives some names a meaning.
+            # An open file instead of its name, because FFmpeg interprets some names as protocols.
             with path.open("rb") as file, av.open(file, "r", format=container_format) as container:
                 check(len(container.streams.video) > 0, "it holds no video")
                 stream = container.streams.video[0]
@@ -119,10 +119,10 @@ class _Source:
         except av.error.FFmpegError as error:
             raise ValueError(error.strerror or type(error).__name__) from error
 
-    def _pictures(self, path: Path, *, animated: bool) -> Iterator[np.ndarray]:
+    def _images(self, path: Path, *, animated: bool) -> Iterator[np.ndarray]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sizes, which are checked, and damage, which is refused
-            with Image.open(path, formats=[_PICTURES[path.suffix.lower()]]) as image:
+            warnings.simplefilter("ignore")  # of sizes, which are checked, and damage, which is an error
+            with Image.open(path, formats=[_IMAGES[path.suffix.lower()]]) as image:
                 check_pixels(image.height, image.width)
                 if not animated or getattr(image, "n_frames", 1) == 1:
                     yield _pixels(image)
@@ -130,7 +130,7 @@ class _Source:
                 frames, durations = [], []
                 for frame in ImageSequence.Iterator(image):
                     frames.append(_pixels(frame))
-                    # Known of a WebP's frame only once it was unpacked.
+                    # A WebP frame has its duration only after decoding.
                     durations.append(float(frame.info.get("duration", 0) or 0))
                     check(
                         len(frames) <= MAX_FRAMES and len(frames) * frames[0].nbytes <= MAX_CLIP_BYTES,
@@ -147,7 +147,7 @@ class _Source:
 def _collect(
     frames: Iterator[np.ndarray], size: tuple[int, int] | None, channels: int | None, max_frames: int
 ) -> np.ndarray:
-    """Frames as one array, within bounds."""
+    """Stacks frames to one array, with limits on their number and size."""
     collected: list[np.ndarray] = []
     total = 0
     for frame in frames:
@@ -168,7 +168,7 @@ def _collect(
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raises ValueError for a frame that is empty or huge."""
+    """Raises ValueError for a frame that is empty or too large."""
     check(
         0 < height * width <= MAX_FRAME_PIXELS,
         f"a frame must have at most {MAX_FRAME_PIXELS} pixels, got {height} x {width}",
@@ -176,7 +176,7 @@ def check_pixels(height: int, width: int) -> None:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """A picture as uint8 [H, W, 1 or 3]."""
+    """An image as uint8 [H, W, 1 or 3]."""
     if image.mode.startswith("I"):  # 16 bits a pixel
         return (np.clip(np.asarray(image, np.int64), 0, 65535) // 257).astype(np.uint8)[..., None]
     if image.mode in ("1", "L", "LA", "La"):
@@ -185,25 +185,25 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _repeats(durations: list[float]) -> list[int]:
-    """How often each frame counts: its duration over the smallest where all are multiples of that, else once.
+    """The repetitions of each frame: its duration divided by the shortest if all are multiples of it, else 1.
 
-    Writers of GIF merge a frame into an equal one before it.
+    GIF writers merge equal consecutive frames.
     """
-    briefest = min(durations)
-    if briefest <= 0:
+    shortest = min(durations)
+    if shortest <= 0:
         return [1] * len(durations)
-    counts = [round(duration / briefest) for duration in durations]
-    fits = all(abs(c * briefest - d) < 1e-6 for c, d in zip(counts, durations, strict=True))
+    counts = [round(duration / shortest) for duration in durations]
+    fits = all(abs(c * shortest - d) < 1e-6 for c, d in zip(counts, durations, strict=True))
     return counts if fits and sum(counts) <= MAX_FRAMES else [1] * len(durations)
 
 
 def _natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    """A key that sorts names by the numbers in them."""
+    """A sort key of names by the numbers in them."""
     parts = re.findall(r"\d+|\D+", path.stem)
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], path.name
 
 
 def _reason(error: Exception) -> str:
-    """Why, on one line."""
+    """The cause in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).removesuffix(".") or type(error).__name__

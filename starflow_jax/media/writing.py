@@ -1,6 +1,6 @@
-"""Videos as files: MP4 (H.264), GIF, a strip of frames in one PNG, a folder of PNGs; several videos as one.
+"""Writes videos: MP4 (H.264), GIF, a strip of frames in one PNG, a folder of PNGs; several videos in a grid.
 
-Every file and folder appears whole or not at all.
+All files and folders are written atomically.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from starflow_jax.media.images import image_grid, to_uint8, write_png
 MAX_FPS = 240
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
 
-# The x264 quantiser: 0 is lossless, 23 its default. Small pictures enlarged show every artefact, and cost little.
+# The constant rate factor of x264: 0 is lossless, 23 the default. Enlarged small videos show artefacts, and are small.
 _CRF = 12
 
 
 def video_grid(videos: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Lays videos [n, T, H, W, C] out in a grid, as `image_grid` does pictures: uint8 [T, rows * H, columns * W, C].
+    """Lays videos [n, T, H, W, C] out in a grid, as `image_grid` does images: uint8 [T, rows * H, columns * W, C].
 
     Raises:
-      ValueError: another shape, or as `image_grid`.
+      ValueError: an invalid shape, or see `image_grid`.
     """
     videos = _checked(videos, 5)
     return np.stack([image_grid(videos[:, frame], columns) for frame in range(videos.shape[1])])
 
 
 def video_strip(videos: np.ndarray) -> np.ndarray:
-    """Videos [n, T, H, W, C] as one picture, a row a video, a column a frame: uint8 [n * H, T * W, C].
+    """Videos [n, T, H, W, C] as one image, a row for each video and a column for each frame: uint8 [n * H, T * W, C].
 
     Raises:
-      ValueError: another shape.
+      ValueError: an invalid shape.
     """
     videos = _checked(videos, 5)
     return image_grid(videos.reshape(-1, *videos.shape[2:]), columns=videos.shape[1])
@@ -53,7 +53,7 @@ def write_video(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, 
       scale: every pixel becomes a square of this side.
 
     Raises:
-      ValueError: another suffix, or as the writer of the format.
+      ValueError: an unknown suffix, or see the writer of the format.
       OSError: the file cannot be written.
     """
     suffix = Path(path).suffix
@@ -70,20 +70,20 @@ def write_video(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, 
 def write_mp4(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, scale: int = 1) -> None:
     """Writes an MP4 file, H.264 with 4:2:0 chroma, which every browser plays.
 
-    That format has even sides: an odd one is continued by a copy of its last row or column. It is not lossless.
+    The format needs even sides: an odd one is extended by a copy of the last row or column. It is not lossless.
 
     Args:
       path, video, fps, scale: as for `write_video`; fps above 0 and at most 240.
 
     Raises:
-      ValueError: a bad shape, dtype, rate or scale.
+      ValueError: an invalid shape, dtype, rate or scale.
       OSError: the file cannot be written.
     """
     frames = _enlarged(video, scale)
     _check_fps(fps)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     frames = np.ascontiguousarray(np.broadcast_to(frames, (*frames.shape[:3], 3)))
-    import av  # here and not above: its libraries take a moment to load
+    import av  # imported here because its libraries are slow to load
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,21 +101,21 @@ def write_mp4(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, sc
 
 
 def write_gif(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, scale: int = 1) -> None:
-    """Writes an endless GIF. Grey is exact; colours are reduced to 256 a frame.
+    """Writes a looping GIF. Grey is exact; colours are reduced to 256 per frame.
 
-    The format counts hundredths of a second, so that rates are rounded, to at most 50 frames per second.
+    Durations are multiples of 1/100 s, so that rates are rounded, to at most 50 frames per second.
 
     Args:
       path, video, fps, scale: as for `write_video`; fps above 0 and at most 240.
 
     Raises:
-      ValueError: a bad shape, dtype, rate or scale.
+      ValueError: an invalid shape, dtype, rate or scale.
       OSError: the file cannot be written.
     """
     frames = _enlarged(video, scale)
     _check_fps(fps)
     images = [Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame) for frame in frames]
-    # Viewers take less than two hundredths for a mistake and play slowly.
+    # Viewers play a GIF with a duration below 2/100 s slowly.
     duration = 10 * min(65535, max(2, round(100 / fps)))  # 16 bits in the file
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,21 +126,21 @@ def write_gif(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, sc
 
 
 def write_frames(path: str | os.PathLike[str], video: np.ndarray, *, scale: int = 1) -> None:
-    """Writes a new folder of PNG files, one a frame of video [T, H, W, C], numbered from 0.
+    """Writes a new folder of PNG files, one for each frame of a video [T, H, W, C], numbered from 0.
 
     Raises:
-      ValueError: a bad shape, dtype or scale.
+      ValueError: an invalid shape, dtype or scale.
       OSError: the folder cannot be written, or holds files.
     """
     frames = _checked(video, 4)
     digits = len(str(len(frames) - 1))
     with replacing_folder(Path(path)) as temporary:
-        for number, frame in enumerate(frames):
-            write_png(temporary / f"{number:0{digits}d}.png", frame, scale=scale)
+        for index, frame in enumerate(frames):
+            write_png(temporary / f"{index:0{digits}d}.png", frame, scale=scale)
 
 
 def _checked(videos: np.ndarray, dimensions: int) -> np.ndarray:
-    """Videos as uint8, their shape checked: [T, H, W, C] or, of 5 dimensions, [n, T, H, W, C]."""
+    """Videos as uint8, of the checked shape [T, H, W, C] or, with 5 dimensions, [n, T, H, W, C]."""
     videos = np.asarray(videos)
     letters = "n, T, H, W, C" if dimensions == 5 else "T, H, W, C"
     check(

@@ -1,8 +1,8 @@
-"""Folders of pretrained models in Hugging Face's layout: `config.json`, and tensors.
+"""Folders of pretrained models in the layout of Hugging Face: `config.json`, and tensors.
 
 The tensors are in `model.safetensors` (older folders: `pytorch_model.bin`), or in shards that an index lists. They are
-read one at a time, so that half of a model (the encoder of a T5) costs half of the memory. Nothing in such a folder is
-run.
+read one at a time, so that a part of a model (the encoder of a T5) takes a part of the memory. No code in the folder
+is executed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from starflow_jax.tensor_formats.folders import open_folder
 from starflow_jax.tensor_formats.opening import LazyTensor
 
 CONFIG_FILE = "config.json"
-STEMS = ("model", "pytorch_model")  # names of files of tensors
+STEMS = ("model", "pytorch_model")  # stems of tensor files
 _MAX_JSON_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """A folder whose configuration was read and whose tensors are known by name.
+    """A folder whose configuration has been read and whose tensors are read on request.
 
     Attributes:
-      path: the folder; config: what its `config.json` says; tensors: by name, not read yet.
+      path: the folder; config: contents of its `config.json`; tensors: unread tensors by name.
     """
 
     path: Path
@@ -40,10 +40,10 @@ class PretrainedFolder:
         return name in self.tensors
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """One tensor, in its own dtype (bfloat16 is that of ml_dtypes).
+        """Reads one tensor in its stored dtype (bfloat16 is that of ml_dtypes).
 
         Raises:
-          ValueError: it is not there, is not of that shape, or holds other than finite floats.
+          ValueError: the tensor is missing, has another shape, or holds values that are not finite floats.
         """
         check(name in self.tensors, f"model {self.path} must hold the tensor {name}, and does not")
         tensor = self.tensors[name]
@@ -56,10 +56,10 @@ class PretrainedFolder:
 
 
 def open_pretrained(path: Path) -> PretrainedFolder:
-    """A folder with its configuration and the names of its tensors.
+    """Opens a folder: reads its configuration and the names of its tensors.
 
     Raises:
-      ValueError: no folder, no or another configuration, no tensors, or shards that are not as their index says.
+      ValueError: the folder, its configuration or its tensors are missing or invalid, or shards do not match the index.
     """
     config = read_config(path)
     stem = next((stem for stem in STEMS if any(path.glob(f"{stem}.*"))), STEMS[0])
@@ -67,10 +67,10 @@ def open_pretrained(path: Path) -> PretrainedFolder:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`config.json` of a folder.
+    """Reads `config.json` of a folder.
 
     Raises:
-      ValueError: no such folder, or no such JSON object in it.
+      ValueError: the folder or the file is missing, or the file is not a JSON object.
     """
     check(path.is_dir(), f"model {path} must be a folder, and is none")
     check((path / CONFIG_FILE).is_file(), f"model {path} must hold a {CONFIG_FILE}, and does not")
@@ -78,10 +78,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def positive(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A whole number above 0 of a configuration.
+    """A positive integer of a configuration.
 
     Raises:
-      ValueError: another value, or none and no default.
+      ValueError: another value, or no value and no default.
     """
     value = config.get(name, default)
     ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -89,7 +89,21 @@ def positive(config: Mapping[str, Any], name: str, default: int | None = None) -
     return int(value)
 
 
+def token_id(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A token id of a configuration; `default` where it is missing or null.
+
+    Raises:
+      ValueError: another value.
+    """
+    value = config.get(name, default)
+    value = default if value is None else value
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    check(ok, f"{CONFIG_FILE} must give {name} as a token id, got {value!r}")
+    return int(value)
+
+
 def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError for any other contents."""
     try:
         size = file.stat().st_size
         check(size <= _MAX_JSON_BYTES, f"{file} must have at most {_MAX_JSON_BYTES} bytes, got {size}")

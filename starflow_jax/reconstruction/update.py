@@ -122,7 +122,7 @@ def losses_and_gradients(
         return objective.autoencoder.features({**frozen, **trained}, latents), kl
 
     def decoded(trained: Params, h: jax.Array) -> jax.Array:
-        return objective.autoencoder.painted({**frozen, **trained}, h)
+        return objective.autoencoder.to_pixels({**frozen, **trained}, h)
 
     def reconstruction_loss(image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         square = jnp.mean((image - x) ** 2)

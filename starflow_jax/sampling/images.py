@@ -18,7 +18,6 @@ from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import quantise
-from starflow_jax.data.sources.digits import digits
 from starflow_jax.flows import Flow, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, abstract, merge, split
@@ -212,8 +211,7 @@ def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
     x = np.clip(np.nan_to_num(x, nan=-1.0), -1.0, 1.0)
     if data.noise == "gaussian":
         return to_uint8(x)
-    # An npz source holds bytes, and may have gone elsewhere since the training.
-    levels = digits("train").levels if data.source in ("digits", "moving_digits") else 256
+    levels = data.pixel_levels
     return np.rint(quantise(x, levels) * (255.0 / (levels - 1))).astype(np.uint8)
 
 

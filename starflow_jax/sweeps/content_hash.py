@@ -12,7 +12,7 @@ from typing import Any
 
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.source import SourceConfig
-from starflow_jax.data.pipeline.contents import contents_digest
+from starflow_jax.data.pipeline.content_digest import contents_digest
 from starflow_jax.data.sources.base import ArraySource, Source
 
 # Files of frozen models that were read before, by path: each is large, and read once a plan.

@@ -19,7 +19,7 @@ from starflow_jax.core.config.source import SourceConfig
 from starflow_jax.core.config.sweep import Condition, SweepData, Transform
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
-from starflow_jax.data.pipeline.readable import Subset, readable
+from starflow_jax.data.pipeline.readable_subset import Subset, readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
@@ -137,7 +137,7 @@ def open_data(
     if reads and "shuffled" in asked:
         check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
     shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
-    places = hash_of({"places": source.places}) if isinstance(source, Subset) else None
+    places = hash_of({"places": source.indices}) if isinstance(source, Subset) else None
     values = {
         "held": held(_whole(source), own.data),
         "places": places,

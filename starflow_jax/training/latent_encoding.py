@@ -1,4 +1,4 @@
-"""Latents and text states of a source, computed once and written to files that training reads."""
+"""Precomputes latents and text states of a source, as files for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.files import write_text
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
-from starflow_jax.data.pipeline.draw import CAPTION
+from starflow_jax.data.sources.base import CAPTION
 from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.models.autoencoders import Autoencoder, TiledWan, WanAutoencoder, fit_patch_pca, keep_autoencoder
@@ -31,22 +31,22 @@ SHARD = 10_000
 
 
 class Encoded(NamedTuple):
-    """What was written: examples by the shape of their latents, and what was skipped."""
+    """Number of examples by the shape of their latents, and the examples that were skipped."""
 
     counts: dict[tuple[int, ...], int]
     skipped: Skipped
 
 
 def fit_to(source: Source, patch: int, channels: int, count: int) -> tuple[Autoencoder, Mapping[str, np.ndarray]]:
-    """The patch PCA of the first `count` pictures of a source that can be read.
+    """Fits a patch PCA to the first `count` readable images of a source.
 
     Raises:
-      ValueError: too few of them.
+      ValueError: there are too few.
     """
     sources = [component.source for component in components_of(source)]
     examples = itertools.chain.from_iterable(_readable(part, Skipped(), range(len(part))) for part in sources)
-    pictures = (_scaled(example["image"], source.levels) for example in itertools.islice(examples, count))
-    return fit_patch_pca(pictures, patch, channels)
+    images = (_scaled(example["image"], source.levels) for example in itertools.islice(examples, count))
+    return fit_patch_pca(images, patch, channels)
 
 
 def encode_source(
@@ -63,27 +63,27 @@ def encode_source(
 ) -> Encoded:
     """Writes the latents of every example, with text states where the experiment reads captions.
 
-    Examples are encoded as they are scored: cropped about the centre, not mirrored, each with one of its captions. Of
-    several processes each encodes its share, into files of its own in one folder. Of a mixture the header keeps weights
-    and batch sizes.
+    Examples are encoded as for evaluation: centre crop, not mirrored, each with one of its captions. With several
+    processes, each encodes its share into its own files in one folder. The header stores the weights and batch sizes of
+    a mixture.
 
     Args:
-      config: whose captions, and vocabulary or text encoder, are used.
-      source: pixels; see `pixel_source`.
-      autoencoder, params: what encodes them; kept with the latents.
-      out: folder that does not exist, or is empty; it appears whole or not at all.
-      dtype: of the numbers in the files; limit: so many are looked at, bad ones included; batch_size: examples encoded
-        at a time; progress: called with the number of examples that this process has written.
+      config: the experiment, which defines the captions and the vocabulary or text encoder.
+      source: images or clips; see `pixel_source`.
+      autoencoder, params: the autoencoder, which is stored with the latents.
+      out: new or empty folder, written atomically.
+      dtype: of the stored values; limit: maximum number of examples, unreadable ones included.
+      batch_size: examples encoded at a time; progress: called with the number of examples written by this process.
 
     Raises:
-      ValueError: nothing that could be encoded, or most of it bad.
+      ValueError: no example can be encoded, or most cannot be read.
     """
     check_choice("dtype", dtype, choices(LatentDtype))
     specs = [example_spec(part.source) for part in components_of(source)]
     text = load_text(config) if all("text" in spec for spec in specs) else None
     length_of_text, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)
     empty: np.ndarray | None = None
-    known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: every other one may be long, and there are many
+    known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: all others would take too much memory
     if text is not None:
         text = text.over(None)
         empty, known = text.states_of(text.empty[None])
@@ -92,16 +92,16 @@ def encode_source(
     mixture = config.data.source == "mixture"
     skipped, parts, begun = Skipped(), [], 0
     with replacing_folder_together(out) as folder:
-        for number, component in enumerate(components_of(source)):
+        for index, component in enumerate(components_of(source)):
             length = len(component.source) if limit is None else min(len(component.source), limit - begun)
             begun += length
-            examples = _readable(component.source, skipped, _own_share(length))
+            examples = _readable(component.source, skipped, _local_share(length))
             count, shape = 0, ()
-            with _Shards(folder, _stem(number)) as shards:
+            with _Shards(folder, _stem(index)) as shards:
                 while batch := list(itertools.islice(examples, batch_size)):
                     pixels = np.stack([_scaled(example["image"], source.levels) for example in batch])
-                    filled = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(batch), axis=0)])
-                    latents = np.asarray(encode(params, filled))[: len(batch)]
+                    padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(batch), axis=0)])
+                    latents = np.asarray(encode(params, padded))[: len(batch)]
                     check(bool(np.isfinite(latents).all()), "the autoencoder must give finite latents, and did not")
                     states: list[np.ndarray | None] = [None] * len(batch)
                     if text is not None:
@@ -114,7 +114,7 @@ def encode_source(
                     if progress is not None:
                         progress(len(batch))
             parts.append(Part(shape, count, tuple(shards.files)))
-        parts, skipped = _of_all(parts, skipped)
+        parts, skipped = _gather(parts, skipped)
         written = sum(part.examples for part in parts)
         check(written > 0, f"{source.name} must hold an example that can be encoded, got none")
         for part in parts:
@@ -148,7 +148,7 @@ def encode_source(
 
 
 def _encoder(autoencoder: Autoencoder) -> Callable[[Params, np.ndarray], np.ndarray | jax.Array]:
-    """What encodes a batch: clips of a video autoencoder one by one and chunk by chunk, as memory has no more room."""
+    """A function that encodes a batch; a video autoencoder encodes clips one by one in chunks, to limit memory."""
     if not isinstance(autoencoder, WanAutoencoder | TiledWan):
         return jax.jit(autoencoder.encode)
 
@@ -162,45 +162,45 @@ def _encoder(autoencoder: Autoencoder) -> Callable[[Params, np.ndarray], np.ndar
 
 
 class Part(NamedTuple):
-    """Latents of one component of a source: their shape, how many, and the files."""
+    """Latents of one component of a source: their shape, number and files."""
 
     shape: tuple[int, ...]
     examples: int
     files: tuple[str, ...]
 
     def bucket(self) -> dict[str, Any]:
-        """As the header tells it."""
+        """The entry of the header."""
         bucket = "x".join(map(str, self.shape[:-1]))
         return {"bucket": bucket, "shape": self.shape, "count": self.examples, "files": self.files}
 
 
-def _own_share(length: int) -> range:
-    """This process's part of `length` examples: those of all follow one another in the order of the processes."""
+def _local_share(length: int) -> range:
+    """The indices of this process: contiguous parts of `length` examples in the order of processes."""
     process, count = jax.process_index(), jax.process_count()
     return range(process * length // count, (process + 1) * length // count)
 
 
-def _stem(number: int) -> str:
-    """Of the names of the files of this process."""
-    own = f"-{jax.process_index():04d}" if jax.process_count() > 1 else ""
-    return f"latents-{number:03d}{own}"
+def _stem(component: int) -> str:
+    """First part of the file names of this process."""
+    process = f"-{jax.process_index():04d}" if jax.process_count() > 1 else ""
+    return f"latents-{component:03d}{process}"
 
 
-def _of_all(parts: Sequence[Part], skipped: Skipped) -> tuple[list[Part], Skipped]:
-    """What all processes wrote, by component, and what they skipped."""
+def _gather(parts: Sequence[Part], skipped: Skipped) -> tuple[list[Part], Skipped]:
+    """The parts and skipped examples of all processes, by component."""
     texts = gather_texts(json.dumps([parts, skipped.tried, skipped.bad, skipped.reasons]))
     joined = [Part((), 0, ())] * len(parts)
     together = Skipped()
-    for found, tried, bad, reasons in map(json.loads, texts):
+    for process_parts, tried, bad, reasons in map(json.loads, texts):
         together.merge(Skipped(tried, bad, reasons))
-        for place, (shape, count, files) in enumerate(found):
-            old = joined[place]
-            joined[place] = Part(old.shape or tuple(shape), old.examples + count, (*old.files, *files))
+        for component, (shape, count, files) in enumerate(process_parts):
+            old = joined[component]
+            joined[component] = Part(old.shape or tuple(shape), old.examples + count, (*old.files, *files))
     return joined, together
 
 
 def _rows(states: np.ndarray) -> list[list[float]]:
-    """Rows of states [L, D] up to the last that is not zeros, at least one."""
+    """Rows of states [L, D] up to the last non-zero one, at least one."""
     used = np.flatnonzero(np.any(states != 0, axis=1))
     return states[: int(used[-1]) + 1 if len(used) else 1].tolist()
 
@@ -235,9 +235,9 @@ class _Shards:
         self._writer = None
 
 
-def _readable(source: Source, skipped: Skipped, places: Iterable[int]) -> Iterator[Mapping[str, Any]]:
-    """The examples at some places, without the bad ones."""
-    for index in places:
+def _readable(source: Source, skipped: Skipped, indices: Iterable[int]) -> Iterator[Mapping[str, Any]]:
+    """The readable examples at some indices."""
+    for index in indices:
         try:
             example = source[index]
         except BadExample as error:

@@ -15,7 +15,7 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.files import write_text
 from starflow_jax.data import Source
-from starflow_jax.data.pipeline.readable import next_readable
+from starflow_jax.data.pipeline.readable_subset import next_readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.flows.guidance import guidance_of

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from starflow_jax.models.autoencoders import WanConfig, load_autoencoder, wan22_from_original, wan_to_diffusers
 from starflow_jax.models.autoencoders.wan.config import WAN22_MEAN, WAN22_STD
-from starflow_jax.models.autoencoders.wan.names import original_name, tensors_of
+from starflow_jax.models.autoencoders.wan.names import original_name, to_tensors
 
 BAR = 1e-4
 
@@ -84,7 +84,7 @@ def test_original_layout(original):
         latents_mean=WAN22_MEAN,
         latents_std=WAN22_STD,
     )
-    back = tensors_of(autoencoder.config, params, original_name)
+    back = to_tensors(autoencoder.config, params, original_name)
     assert set(back) == set(tensors) and all(np.array_equal(back[name], tensors[name]) for name in tensors)
     video, still = arrays["video"], arrays["video"][:, :1]
     ours = {

@@ -1,4 +1,4 @@
-"""`starflow data`: what a model will see, and whether it can be read fast enough."""
+"""`starflow data`: shows the data of an experiment and measures how fast it is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ORDER = 110
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Shows the data of an experiment as its model will see them: sources, buckets, counts, shapes and shares of the batches;
-a contact sheet with captions; examples a second that the pipeline reads by itself; and, beside a run (--workdir),
-whether that feeds its training step. Bad files are counted and named."""
+Shows the data of an experiment as the model reads them: sources, buckets, counts, shapes and shares of the batches; a
+contact sheet with captions; the number of examples per second that the pipeline reads; and, for a trained run
+(--workdir), whether this is as fast as its training step. Files that cannot be read are counted and named."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -31,14 +31,18 @@ examples:
 
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
-    parser = subparsers.add_parser("data", help="show what a model will see", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = subparsers.add_parser(
+        "data", help="show the data of an experiment", description=DESCRIPTION, epilog=EXAMPLES
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
-        "--seconds", type=real(), default=5.0, metavar="S", help="how long to measure (default: 5; 0: not at all)"
+        "--seconds", type=real(), default=5.0, metavar="S", help="duration of the measurement (default: 5; 0 for none)"
     )
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="a run whose speed is to be fed")
+    parser.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="a run, to compare with the speed of its training step"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -71,13 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
             source, batch_size, config.seed, threads=data.threads, workers=data.workers, prefetch=data.prefetch
         )
         encoder = None if config.text is None else word_encoder(config)
-        seen = overview(source, loader, batch_size, encoder)
-        print(text_table(seen.rows()))
-        print("\n".join(seen.notes()))
+        summary = overview(source, loader, batch_size, encoder)
+        print(text_table(summary.rows()))
+        print("\n".join(summary.notes()))
         if data.without_effect:
             print(latents_are_fixed(data.without_effect))
         if encoder_of_step is not None:
-            latents = {latent_shape(encoder_of_step.autoencoder, part.shape) for part in seen.parts}
+            latents = {latent_shape(encoder_of_step.autoencoder, part.shape) for part in summary.parts}
             print(
                 f"the training step encodes them by {data.autoencoder} to latents of "
                 + ", ".join("x".join(map(str, shape)) for shape in sorted(latents))
@@ -88,16 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
                     f"{part.name}: {part.count} examples, {'x'.join(map(str, part.shape))}, {100 * part.share:.1f} %",
                     [(_pixels(one["image"], part.source), _label(one, encoder)) for one in part.examples],
                 )
-                for part in seen.parts
+                for part in summary.parts
             ]
             write_contact_sheet(arguments.out, rows)
             print(f"contact sheet: {arguments.out}")
         rate = reading_rate(loader, arguments.seconds) if arguments.seconds else None
         loader.close()
-    skipped = {**seen.skipped, **loader.skipped.reasons}
+    skipped = {**summary.skipped, **loader.skipped.reasons}
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
-    figures = seen.figures() | {"examples_per_second": rate, "needed_per_second": needed, "skipped": skipped}
+    figures = summary.figures() | {"examples_per_second": rate, "needed_per_second": needed, "skipped": skipped}
     if rate is not None:
         ahead = f"{data.workers} processes" if data.workers else f"{data.threads} threads"
         how = f"{ahead} reading ahead" if data.workers or data.threads else "nothing reading ahead"
@@ -115,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trained_rate(workdir: Path) -> float:
-    """Images a second of a run, the median of its rows."""
+    """Median of the images per second of a run."""
     import statistics
 
     from starflow_jax.training.checkpoints.workdir import CSV_FILE
@@ -129,7 +133,7 @@ def _trained_rate(workdir: Path) -> float:
 
 
 def _pixels(image: Any, source: Any) -> Any:
-    """Pixels 0..255 of an example; of latents without an autoencoder the first channels."""
+    """Pixels 0..255 of an example; the first channels of latents without an autoencoder."""
     import numpy as np
 
     from starflow_jax.data.sources.latents import LatentSource
@@ -145,11 +149,11 @@ def _pixels(image: Any, source: Any) -> Any:
 
 
 def _label(example: Any, encoder: Any) -> str:
-    """What the model is told of an example: its caption, as far as the model knows the words, or its class."""
+    """The condition of an example: its caption, with the words of the vocabulary, or its class."""
     if encoder is not None and "text" in example:
         known = encoder.words(example["text"])
-        said = example.get("caption", known)
-        return known if " ".join(said.lower().split()) == known else f"{said}\n-> {known or '(nothing)'}"
+        caption = example.get("caption", known)
+        return known if " ".join(caption.lower().split()) == known else f"{caption}\n-> {known or '(nothing)'}"
     if "text_states" in example or "text" in example:
         return example.get("caption", "")
     return f"class {example['label']}" if example["label"] >= 0 else ""

@@ -1,4 +1,4 @@
-"""`starflow encode`: latents and text states of a data set, computed once."""
+"""`starflow encode`: precomputes latents and text states of a data set."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ORDER = 120
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Encodes the data of an experiment with a frozen autoencoder, once, into ArrayRecord files. The experiment then trains
-from them with --config.data.source=latents --config.data.path=DIR. Pictures are read at the autoencoder's stride times
-flow.image_size; captions are encoded too where the experiment has a vocabulary or a text encoder: the folder of a
-pretrained one (--text-encoder), or that of data.text_encoder.
+Encodes the data of an experiment with a frozen autoencoder and writes ArrayRecord files. The experiment then trains on
+them with --config.data.source=latents --config.data.path=DIR. The size of images is flow.image_size times the stride of
+the autoencoder. Captions are encoded, too, where the experiment has a vocabulary or a text encoder: the folder of a
+pretrained one (--text-encoder, or data.text_encoder).
 
-The autoencoder is a .npz file or a folder in the layout of diffusers (--autoencoder), or patches of P x P pixels are
-fitted to C principal components (--fit-patch-pca P:C), or that of data.autoencoder, or pixels are kept as they are. It
-is kept in the folder as autoencoder.npz or autoencoder/. A mixture is encoded into one folder, stills beside clips,
-with its weights."""
+The autoencoder is a .npz file or a folder in the layout of diffusers (--autoencoder), the first C principal components
+of patches of P x P pixels (--fit-patch-pca P:C), or that of data.autoencoder; without any, latents are pixels. It is
+stored with the latents as autoencoder.npz or autoencoder/. A mixture is encoded into one folder, images and clips
+together, with its weights."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -51,7 +51,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument(
-        "--limit", type=integer(1), metavar="N", help="encode the first N examples only, bad ones included"
+        "--limit", type=integer(1), metavar="N", help="encode the first N examples only, unreadable ones included"
     )
     parser.add_argument(
         "--autoencoder", type=Path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
@@ -60,22 +60,25 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--compute",
         type=choice(*choices(Dtype)),
-        help="dtype in which a folder's autoencoder is computed (default: data.autoencoder_dtype)",
+        help="dtype of the computations of the autoencoder (default: data.autoencoder_dtype)",
     )
     parser.add_argument(
         "--tile",
         type=integer(8),
         metavar="N",
-        help="encode tiles of N x N latent positions, blended over a quarter of N, so that large frames fit",
+        help="encode tiles of N x N latent positions with a blended overlap of N / 4, for large frames",
     )
-    parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit the principal components of patches, and use them")
+    parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit a patch PCA of patch size P with C channels")
     parser.add_argument(
-        "--fit-images", type=integer(1), default=2000, metavar="N", help="pictures to fit to (default: 2000)"
+        "--fit-images", type=integer(1), default=2000, metavar="N", help="images for the fit (default: 2000)"
     )
     parser.add_argument(
-        "--dtype", type=choice(*choices(LatentDtype)), default="float16", help="of the files (default: float16)"
+        "--dtype",
+        type=choice(*choices(LatentDtype)),
+        default="float16",
+        help="dtype of the files (default: float16)",
     )
-    parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="encoded at a time")
+    parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="batch size (default: 32)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_processes(parser)
@@ -113,8 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
     join(arguments)
     if not arguments.quiet:
         for part in config.data.mixture or (config.data,):
-            if part.at_random:
-                remark(latents_are_fixed(part.at_random))
+            if part.augmentations:
+                remark(latents_are_fixed(part.augmentations))
     begun = time.perf_counter()
     autoencoder: Autoencoder
     params: Params = {}
@@ -137,23 +140,23 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError(
                 f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
             )
-        seen, tile = autoencoder, arguments.tile
+        applied, tile = autoencoder, arguments.tile
         if tile is not None and isinstance(autoencoder, WanAutoencoder):
-            seen = TiledWan(autoencoder, tile, tile // 4)
+            applied = TiledWan(autoencoder, tile, tile // 4)
         elif tile is not None:
-            seen = Tiled(autoencoder, tile, tile // 4)
+            applied = Tiled(autoencoder, tile, tile // 4)
         total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
         with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             encoded = encode_source(
                 config,
                 source,
-                seen,
+                applied,
                 params,
                 arguments.out,
                 dtype=arguments.dtype,
                 limit=arguments.limit,
                 batch_size=arguments.batch_size,
-                # The others are about as far.
+                # All processes advance at about the same rate.
                 progress=lambda count: bar.update(count * jax.process_count()),
             )
     if not is_first():

@@ -25,7 +25,7 @@ def scored_source(config: ExperimentConfig, split: Any, count: int | None = None
       CommandError: data that are missing, do not fit, are latents, or are of several shapes.
     """
     from starflow_jax.data.decoding.bad_examples import Skipped
-    from starflow_jax.data.pipeline.readable import readable
+    from starflow_jax.data.pipeline.readable_subset import readable
     from starflow_jax.data.sources.mixture import components_of, example_spec
     from starflow_jax.training import open_source
     from starflow_jax.training.step.inputs import check_source

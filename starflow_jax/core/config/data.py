@@ -96,7 +96,7 @@ class DataConfig(SourceConfig):
         It is not refused, as one experiment file serves `starflow encode` and training.
         """
         parts = [part for part in (self, *self.mixture) if part.source == "latents"]
-        return tuple(dict.fromkeys(asked for part in parts for asked in part.at_random))
+        return tuple(dict.fromkeys(asked for part in parts for asked in part.augmentations))
 
     @property
     def on_latents(self) -> bool:

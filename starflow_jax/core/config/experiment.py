@@ -12,7 +12,6 @@ from starflow_jax.core.config.checks import check, check_choices, check_integer,
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.config.mesh import MeshConfig
-from starflow_jax.core.config.source import DECODED
 from starflow_jax.core.config.train import TrainConfig
 from starflow_jax.core.registries import SOLVERS
 
@@ -109,9 +108,11 @@ class ExperimentConfig:
             words in (None, self.flow.text_dim),
             f"flow.text_dim must be the {words} words of text.vocabulary, got {self.flow.text_dim}",
         )
+        parts = (self.data, *self.data.mixture)
+        worded = [part.source for part in parts if part.traits.captions == "words"]
         check(
-            words is not None or all(part.source != "moving_digits" for part in (self.data, *self.data.mixture)),
-            "text.vocabulary is needed for the captions of data.source 'moving_digits', got text=None",
+            words is not None or not worded,
+            f"text.vocabulary is needed for the captions of data.source {', '.join(map(repr, worded))}, got text=None",
         )
         self._check_text_encoder()
         for part in self.data.mixture:
@@ -158,6 +159,6 @@ class ExperimentConfig:
             return
         check(self.text is None, f"text must be None with data.text_encoder {path!r}, got a vocabulary")
         check(self.flow.text_dim > 0, f"data.text_encoder needs flow.text_dim above 0, got 0 for {path!r}")
-        kinds = {part.source for part in (self.data.mixture or (self.data,))}
-        without = sorted(kinds - {*DECODED, "latents"})
+        parts = self.data.mixture or (self.data,)
+        without = sorted({part.source for part in parts if part.traits.captions == "none"})
         check(not without, f"data.text_encoder reads captions, of which data.source {without} has none")

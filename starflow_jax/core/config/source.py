@@ -1,4 +1,4 @@
-"""Where examples come from, and how they are cut, flipped and captioned."""
+"""Where examples come from, and how images are cropped, flipped and captioned."""
 
 from __future__ import annotations
 
@@ -6,23 +6,44 @@ import dataclasses
 from typing import Literal
 
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.registries import SOURCES
 
-SourceName = Literal[
-    "digits", "photos", "moving_digits", "npz", "images", "videos", "tars", "tfds", "latents", "mixture"
-]
-# Which sources are files, and which of them are decoded into the size that a model takes.
-IN_A_FOLDER = ("npz", "images", "videos", "tars", "tfds", "latents")
-DECODED = ("images", "videos", "tars", "tfds")
+OptionValue = str | int | float | bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceTraits:
+    """What the configuration must know of a source: the keyword arguments of `SOURCES.register`, all literals.
+
+    Attributes:
+      path: the source reads files, so that `path` is required; it is refused for any other source.
+      frames: the source yields clips ("always", so that `frames` is required), images ("never"), or either.
+      decoded: the source decodes and resizes image or video files, so that `crop`, `flip`, `aspect_ratios` and `index`
+        apply.
+      fields: further fields of the configuration that this source reads, such as "dataset" or "drop_first".
+      captions: whether examples have captions: "none", "text" (read with `data.text_encoder` or `text.vocabulary`), or
+        "words" of a vocabulary that the source defines.
+      options: the names that `options` may hold.
+      levels: the number of levels of a pixel in runs that do not record it (`SourceConfig.levels`).
+    """
+
+    path: bool = False
+    frames: Literal["never", "always", "either"] = "never"
+    decoded: bool = False
+    fields: tuple[str, ...] = ()
+    captions: Literal["none", "text", "words"] = "none"
+    options: tuple[str, ...] = ()
+    levels: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionConfig:
-    """Which caption is chosen, and what it is wrapped in (`text.captions`).
+    """Which caption of an example is chosen, and which templates are applied to it (`models.text.templates`).
 
     Attributes:
-      kinds: (kind, weight) pairs: a caption's kind is drawn by these weights among those that an example has. Empty
-        for all kinds alike. The lines of a `.txt` file are of kind "caption".
-      fps, noise_level, aspect, chat: which templates wrap it.
+      kinds: (kind, weight) pairs: the kind of caption is sampled with these weights among those that an example has.
+        Empty for equal weights. The lines of a `.txt` file are of kind "caption".
+      fps, noise_level, aspect, chat: the templates to apply.
     """
 
     kinds: tuple[tuple[str, float], ...] = ()
@@ -47,30 +68,33 @@ class SourceConfig:
     """One source of examples.
 
     Attributes:
-      source: "digits" (scikit-learn's 8x8 digits); "photos" (pieces of ten photographs that ship with scikit-image and
-        scikit-learn); "moving_digits" (clips of them, with captions); "npz" (a folder with
-        train.npz and test.npz, each holding `image` uint8 [n, H, W, C] and `label` integer [n]); "images" (a folder of
-        pictures: classes are its folders, captions lie beside); "videos" (a folder of videos, likewise); "tars" (tar
-        shards in WebDataset's layout); "tfds" (a data set that TensorFlow Datasets prepared as ArrayRecord); "latents"
-        (what `starflow encode` wrote); "mixture" (of several, see DataConfig).
-      path: the folder (or, of "tars", a file or a pattern). Where it holds a folder named after the split (train, test
-        or val), that one is read.
+      source: a name of the registry `SOURCES`. Built in are "digits" (scikit-learn's 8x8 digits); "photos" (crops of
+        ten photographs that ship with scikit-image and scikit-learn); "moving_digits" (clips of moving digits, with
+        captions); "npz" (a folder with train.npz and test.npz, each holding `image` uint8 [n, H, W, C] and `label`
+        integer [n]); "images" (a folder of images: its folders are the classes, captions lie beside the images);
+        "videos" (a folder of videos, likewise); "tars" (tar shards in the WebDataset layout); "tfds" (a data set that
+        TensorFlow Datasets prepared as ArrayRecord); "latents" (written by `starflow encode`); "mixture" (several
+        sources, see DataConfig).
+      path: the folder (for "tars" also a file or a pattern). Where it holds a folder named after the split (train, test
+        or val), that folder is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.
-      frames: of a clip, 0 for still images; fps: at which videos are sampled, 0 takes every frame.
-      aspect_ratios: buckets of about the area of flow.image_size, as "width:height"; every example goes to
-        the one it fits best. Empty: one shape, flow.image_size.
-      multiple: sides of buckets are multiples of it; None for flow.patch_size.
+      frames: frames of a clip, 0 for still images; fps: sampling rate of videos, 0 takes every frame.
+      aspect_ratios: buckets with about the area of flow.image_size, as "width:height"; every example goes to the
+        nearest one. Empty: one shape, flow.image_size.
+      multiple: the sides of buckets are multiples of it; None for flow.patch_size.
       crop: "centre" or "random" (anywhere along the side that is too long); flip: probability of mirroring.
       drop_first: probability that a clip begins at its second frame, its caption marked "(extend)".
-      captions: which captions are chosen and how they are wrapped.
-      index: a file that keeps the sizes of pictures and videos, so that they are looked for only once.
-      clips, test_clips: how many clips each split of moving digits holds.
-      digits: digits in a clip, 1 or 2; speed: pixels they move from frame to frame.
-      extend, inverted: shares of clips that are seen from a later moment, and of those whose second half inverts the
-        first (`data.moving_digits`).
+      captions: which captions are chosen, and which templates are applied.
+      index: a file that caches the sizes of images and videos, so that their headers are read only once.
+      clips, test_clips: number of clips in each split of moving digits.
+      digits: digits in a clip, 1 or 2; speed: pixels that they move from frame to frame.
+      extend, inverted: shares of the clips that begin at a later moment, and of those whose second half inverts the
+        first (`data.sources.moving_digits`).
+      options: (name, value) pairs for a source that is registered elsewhere and needs more than the fields above.
+      levels: number of levels of a pixel, 0 for continuous values. Recorded by training; leave it None.
     """
 
-    source: SourceName = "digits"
+    source: str = "digits"
     path: str | None = None
     dataset: str | None = None
     frames: int = 0
@@ -88,68 +112,84 @@ class SourceConfig:
     speed: int = 2
     extend: float = 0.0
     inverted: float = 0.0
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    levels: int | None = None
 
     def __post_init__(self):
         check_choices(self)
-        check_integer("frames", self.frames, minimum=0)
-        self._check_frames()
-        for name in ("clips", "test_clips"):
-            check_integer(name, getattr(self, name), minimum=1)
-        check_integer("speed", self.speed, minimum=1)
-        for name in ("extend", "inverted"):
-            check_real(name, getattr(self, name), minimum=0.0)
-            check(
-                self.source == "moving_digits" or not getattr(self, name),
-                f"{name} belongs to source 'moving_digits', got source={self.source!r}, {name}={getattr(self, name)}",
-            )
-        check(
-            (self.source in IN_A_FOLDER) == (self.path is not None),
-            f"path goes with source {', '.join(map(repr, IN_A_FOLDER))}, got source={self.source!r} and "
-            f"path={self.path!r}",
-        )
-        self._check_decoding()
+        self._check_values()
+        if not self._is_foreign:
+            SOURCES.check("source", self.source)
+            self._check_traits(self.traits)
 
     @property
-    def at_random(self) -> tuple[str, ...]:
-        """What is drawn anew whenever a picture is decoded, as "flip=0.5"."""
+    def traits(self) -> SourceTraits:
+        """What the source declares of itself."""
+        if self._is_foreign:
+            return SourceTraits(frames="either", captions="text")
+        return SourceTraits(**SOURCES.details(self.source))
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether this belongs to a trained run whose source is not registered here. Such a run can be sampled."""
+        return self.levels is not None and self.source not in SOURCES.names()
+
+    @property
+    def pixel_levels(self) -> int:
+        """Number of levels of a pixel: as recorded, or as the source declares for runs of version 0.1."""
+        return self.traits.levels if self.levels is None else self.levels
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The random choices made whenever an image is decoded, as "flip=0.5"."""
         crop = ("crop='random'",) if self.crop == "random" else ()
         return (*crop, f"flip={self.flip}") if self.flip else crop
 
-    def _check_frames(self) -> None:
-        needed = self.source in ("moving_digits", "videos")
-        check(
-            self.source in ("latents", "mixture") or needed == (self.frames > 0),
-            f"frames must be above 0 for source 'moving_digits' or 'videos' and 0 for still images, got "
-            f"source={self.source!r} and frames={self.frames}",
-        )
+    def _check_traits(self, traits: SourceTraits) -> None:
+        """The fields that only some sources read."""
+        if traits.path != (self.path is not None):
+            raise ValueError(
+                f"path goes with source {_having('path', True)}, got source={self.source!r} and path={self.path!r}"
+            )
+        if traits.frames != "either" and (traits.frames == "always") != (self.frames > 0):
+            raise ValueError(
+                f"frames must be above 0 for source {_having('frames', 'always', ' or ')} and 0 for still images, got "
+                f"source={self.source!r} and frames={self.frames}"
+            )
+        for name in ("dataset", "extend", "inverted", "drop_first"):
+            if name not in traits.fields and getattr(self, name):
+                raise ValueError(
+                    f"{name} goes with source {_reading(name)}, got source={self.source!r} and "
+                    f"{name}={getattr(self, name)!r}"
+                )
+        check(not self.drop_first or self.frames > 0, f"drop_first goes with clips, got frames={self.frames}")
+        for name, default in (("crop", "centre"), ("flip", 0.0), ("aspect_ratios", ()), ("index", None)):
+            # Latents accept what decided how they were computed: one experiment file serves both commands.
+            if not traits.decoded and name not in traits.fields and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} goes with source {_having('decoded', True)}, got source={self.source!r} and "
+                    f"{name}={getattr(self, name)!r}"
+                )
+        for name, _ in self.options:
+            check(
+                name in traits.options,
+                f"options of source {self.source!r} must be among {list(traits.options)}, got {name!r}",
+            )
+
+    def _check_values(self) -> None:
+        check_integer("frames", self.frames, minimum=0)
+        if self.levels is not None:
+            check_integer("levels", self.levels, minimum=0)
         check_real("fps", self.fps, minimum=0.0)
+        for name in ("clips", "test_clips", "speed"):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("extend", "inverted"):
+            check_real(name, getattr(self, name), minimum=0.0)
         for name in ("flip", "drop_first"):
             check_real(name, getattr(self, name), minimum=0.0)
             check(getattr(self, name) <= 1.0, f"{name} must be at most 1, got {getattr(self, name)}")
-        check(
-            not self.drop_first or (self.source in ("videos", "latents") and self.frames > 0),
-            f"drop_first goes with clips of source 'videos' or 'latents', got source={self.source!r}, "
-            f"frames={self.frames}",
-        )
-
-    def _check_decoding(self) -> None:
         if self.multiple is not None:
             check_integer("multiple", self.multiple, minimum=1)
-        check(
-            self.source == "tfds" or self.dataset is None,
-            f"dataset goes with source 'tfds', got source={self.source!r} and dataset={self.dataset!r}",
-        )
-        # Latents keep what decided their making, so that one experiment file serves `starflow encode` and training.
-        for name in ("flip", "aspect_ratios", "index"):
-            check(
-                not getattr(self, name) or self.source in (*DECODED, "latents"),
-                f"{name} goes with sources {', '.join(map(repr, DECODED))}, got source={self.source!r} and "
-                f"{name}={getattr(self, name)!r}",
-            )
-        check(
-            self.crop == "centre" or self.source in (*DECODED, "latents"),
-            f"crop 'random' goes with sources {', '.join(map(repr, DECODED))}, got source={self.source!r}",
-        )
         twice = {ratio for ratio in self.aspect_ratios if self.aspect_ratios.count(ratio) > 1}
         check(not twice, f"aspect_ratios must name every bucket once, got {', '.join(sorted(twice))} again")
         for ratio in self.aspect_ratios:
@@ -166,7 +206,7 @@ class ComponentConfig(SourceConfig):
 
     Attributes:
       weight: share of the batches that come from it, relative to the other weights.
-      batch_size: of its batches; None for that of the stage of training.
+      batch_size: of its batches; None for that of the training stage.
     """
 
     weight: float = 1.0
@@ -178,3 +218,17 @@ class ComponentConfig(SourceConfig):
         check_real("weight", self.weight, minimum=0.0)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, minimum=1)
+
+
+def _all_traits() -> dict[str, SourceTraits]:
+    return {name: SourceTraits(**SOURCES.details(name)) for name in SOURCES.names()}
+
+
+def _having(trait: str, value: object, join: str = ", ") -> str:
+    """The names of the sources with this value of a trait, for messages."""
+    return join.join(repr(name) for name, traits in _all_traits().items() if getattr(traits, trait) == value)
+
+
+def _reading(field: str) -> str:
+    """The names of the sources that read a field, for messages."""
+    return " or ".join(repr(name) for name, traits in _all_traits().items() if field in traits.fields)

@@ -1,1 +1,1 @@
-"""From encoded files to arrays of the size that a model takes."""
+"""Encoded files to arrays of the size that a model reads."""

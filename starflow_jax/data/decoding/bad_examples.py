@@ -1,21 +1,21 @@
-"""Examples that cannot be used: each is skipped, counted and named, and too many of them end the reading."""
+"""Examples that cannot be read: each is skipped, counted and reported, and too many of them are an error."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-# Named in full; more than that are only counted.
+# The first so many are stored by name; further ones are only counted.
 MOST_NAMED = 100
-# So many tries are looked at together: more than half of them in vain is no data set with a few bad files.
+# The window of the error rate: an error is raised where more than half of this many examples cannot be read.
 TRIES = 100
 
 
 class BadExample(Exception):
-    """An example that cannot be used.
+    """An example that cannot be read.
 
     Attributes:
-      name: of the file, or of the place in one; reason: why, without a full stop.
+      name: the file, or the index in it; reason: the cause, without a full stop.
     """
 
     def __init__(self, name: str, reason: str):
@@ -28,20 +28,20 @@ class BadExample(Exception):
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, in one line, of whatever a decoder raised."""
-    if type(error).__name__ == "UnidentifiedImageError":  # whose text is the address of an object
-        return "it is no picture, or of no known format"
+    """The cause in one line, from any exception of a decoder."""
+    if type(error).__name__ == "UnidentifiedImageError":  # its text is the address of an object
+        return "it is not an image, or of an unsupported format"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).removesuffix(".")[:200] or type(error).__name__
 
 
 @dataclasses.dataclass
 class Skipped:
-    """What was skipped so far.
+    """Counts of the examples that could not be read and were skipped.
 
     Attributes:
-      tried: examples asked for, good and bad; bad: how many of them were bad, repeats included.
-      reasons: why, by name, of the first `MOST_NAMED` that were bad.
+      tried: examples requested; bad: how many of them could not be read, repeats included.
+      reasons: the causes by name, of the first `MOST_NAMED`.
     """
 
     tried: int = 0
@@ -49,36 +49,40 @@ class Skipped:
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     _recent: tuple[int, int] = (0, 0)
 
+    def first(self) -> str:
+        """The first cause as the end of a sentence; empty without any."""
+        return "".join(f", such as {name}: {reason}" for name, reason in list(self.reasons.items())[:1])
+
     def merge(self, other: Skipped) -> None:
-        """Counts what another skipped, too."""
+        """Adds the counts of another."""
         self.tried += other.tried
         self.bad += other.bad
         self.name(other.reasons)
 
     def name(self, reasons: Mapping[str, str]) -> None:
-        """Names what is counted already."""
+        """Adds names to examples that are already counted."""
         for name, reason in reasons.items():
             if len(self.reasons) < MOST_NAMED:
                 self.reasons.setdefault(name, reason)
 
     def add(self, tried: int, bad: Sequence[tuple[str, str]]) -> None:
-        """Counts `tried` more examples, of which those in `bad`, (name, reason), were.
+        """Counts `tried` more examples, of which those in `bad`, (name, reason), could not be read.
 
         Raises:
-          ValueError: more than half of the last 100 or more tries were in vain.
+          ValueError: more than half of the last 100 or more examples could not be read.
         """
         self.tried += tried
         self.bad += len(bad)
         self.name(dict(bad))
         self._recent = (self._recent[0] + tried, self._recent[1] + len(bad))
         if self._recent[0] >= TRIES:
-            tries, in_vain = self._recent
+            tries, failures = self._recent
             self._recent = (0, 0)
-            if 2 * in_vain > tries:
-                raise ValueError(hopeless(in_vain, tries, self.reasons))
+            if 2 * failures > tries:
+                raise ValueError(too_many_bad(failures, tries, self.reasons))
 
 
-def hopeless(bad: int, tries: int, reasons: dict[str, str]) -> str:
-    """The sentence that ends the reading of data that is mostly unusable."""
+def too_many_bad(bad: int, tries: int, reasons: dict[str, str]) -> str:
+    """The error message for data most of which cannot be read."""
     name, reason = next(iter(reasons.items()))
     return f"data cannot be read: {bad} of {tries} examples in a row were bad, such as {name}: {reason}"

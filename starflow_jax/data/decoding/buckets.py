@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: picture sizes of equal area whose sides suit the autoencoder and the patches."""
+"""Aspect-ratio buckets: image sizes of about equal area whose sides are multiples of stride times patch size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def aspect_ratio_value(aspect_ratio: str | float) -> float:
     """Width divided by height of `"width:height"`, or of a ratio that already is a number.
 
     Raises:
-      ValueError: it is neither, or not above 0.
+      ValueError: the value is neither, or not above 0.
     """
     if isinstance(aspect_ratio, str):
         try:
@@ -29,22 +29,22 @@ def aspect_ratio_value(aspect_ratio: str | float) -> float:
 
 
 def image_size(target_size: int, aspect_ratio: str | float | None, multiple: int) -> tuple[int, int]:
-    """Height and width in pixels of a picture with about the area of a square of side `target_size`.
+    """Height and width in pixels of an image with about the area of a square of side `target_size`.
 
     With `r` = width / height the sides are `target_size / sqrt(r)` and `target_size * sqrt(r)`, each rounded
     to the nearest multiple (ties to the even one).
 
     Args:
       target_size: side of the square of the same area, pixels.
-      aspect_ratio: `"width:height"` or that quotient as a number. None gives the square exactly as named,
-        without rounding.
+      aspect_ratio: `"width:height"` or that quotient as a number. None gives the square of side `target_size`, without
+        rounding.
       multiple: both sides become multiples of it: the stride of the autoencoder times the patch size.
 
     Returns:
       `(height, width)`, pixels.
 
     Raises:
-      ValueError: a size below 1, a bad ratio, or a side that would round to 0.
+      ValueError: a size below 1, an invalid ratio, or a side that would round to 0.
     """
     for name, value in (("target_size", target_size), ("multiple", multiple)):
         if value < 1:
@@ -63,10 +63,7 @@ def image_size(target_size: int, aspect_ratio: str | float | None, multiple: int
 
 
 def nearest_aspect_ratio(height: int, width: int, buckets: tuple[str, ...] = ASPECT_RATIOS) -> str:
-    """The bucket a picture of `height` x `width` pixels fits best.
-
-    Distances are between logarithms, so that a ratio and its inverse are treated alike: stretching by a
-    factor costs the same in both directions.
+    """The bucket nearest to an image of `height` x `width` pixels, by the distance between logarithms of the ratios.
 
     Raises:
       ValueError: a side below 1, or no buckets.

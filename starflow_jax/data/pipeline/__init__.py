@@ -1,1 +1,1 @@
-"""From a source to batches: the order, the loader, and what is recorded about the data."""
+"""Batches of a source: their order, reading ahead, and digests of the data."""

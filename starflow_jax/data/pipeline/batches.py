@@ -1,7 +1,7 @@
-"""Batches: an endless shuffled stream for training, one padded pass for evaluation.
+"""Batches: an infinite shuffled stream for training, one padded pass for evaluation.
 
-Images leave here as integers. Dequantisation and noise are drawn in the training step from the step's own
-key, so that what a step computes depends on its number and not on the loader.
+Images are integers. Dequantisation and noise are sampled in the training step from the key of the step, so that its
+result depends on the index of the step and not on the loader.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
+from starflow_jax.data.pipeline.batch_assembly import stacked
 from starflow_jax.data.pipeline.batch_order import batch_plan
-from starflow_jax.data.pipeline.draw import stacked
 from starflow_jax.data.pipeline.loader import Loader
 from starflow_jax.data.sources.base import Source
 from starflow_jax.data.sources.mixture import components_of
@@ -29,28 +29,28 @@ def train_loader(
     workers: int = 0,
     prefetch: int = 2,
 ) -> Loader:
-    """Endless shuffled batches that can be stopped and resumed exactly.
+    """Infinite shuffled batches that can be stopped and resumed exactly.
 
-    Every epoch is a fresh permutation drawn from `seed`; a batch may span two epochs, so all have one size
-    and no example is left out. Batch k of all processes together is a function of the source, the seed and k
-    alone, and process p of P is given its p-th P-th of the rows: numbers of processes, threads and workers
-    change nothing that is read. The loader's state is `{"next_index": k}`.
+    Every epoch is a new permutation from `seed`; a batch may span two epochs, so that all have one size and no example
+    is left out. Batch k of all processes together is a function of the source, the seed and k. Process p of P reads
+    the p-th of P equal parts of its rows: the numbers of processes, threads and workers do not change the data. The
+    state of the loader is `{"next_index": k}`.
 
     Args:
-      source: the examples; of a `Mixture` every batch comes from one component.
-      batch_size: examples in a batch, over all processes; a component may have its own.
-      seed: seed of the permutations and of what is random in reading, 0 to 2**32 - 1.
-      process: `(index, count)`: of `count` equal parts of the rows this process reads number `index`, or those of a
-        sequence of numbers.
-      threads: threads that read ahead, or
-      workers: processes that do; 0 of both reads when asked.
+      source: the examples; every batch of a `Mixture` comes from one component.
+      batch_size: rows of a batch over all processes, unless a component has a batch size of its own.
+      seed: seed of the permutations and of augmentation, 0 to 2**32 - 1.
+      process: `(index, count)`: of `count` equal parts of the rows this process reads part `index`, or a sequence of
+        parts.
+      threads, workers: number of threads, or of processes, that read ahead; 0 of both reads on request.
       prefetch: batches read ahead by the threads, or by each worker.
 
     Returns:
-      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B]}`, and what else the source gives, stacked.
+      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B]}`, and the other arrays of the
+      source, stacked.
 
     Raises:
-      ValueError: a number out of range, or a batch that cannot be shared out evenly.
+      ValueError: an argument is out of range, or the batch size is not a multiple of the number of processes.
     """
     index, count = process
     parts = (index,) if isinstance(index, int) else tuple(index)
@@ -82,22 +82,22 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass over every example, in order, in batches of one size.
 
-    The last batch is filled up with copies of one of its examples, so a jitted step compiles once; `valid`
-    says which rows count. Components of a mixture follow one another, each in batches of its own shape. Every
-    process gives equally many batches, and every example counts on exactly one.
+    The last batch is padded with copies of one of its examples, so that a jitted step compiles once; `valid` marks the
+    rows that count. The components of a mixture follow one another, each in batches of its own shape. Every process
+    yields equally many batches, and every example is valid on exactly one of them.
 
     Args:
       source: the examples.
-      batch_size: rows in a batch, over all processes.
-      process: `(index, count)`: rows `index * B / count` to `(index + 1) * B / count` are this process's.
-      skipped: where bad examples are counted; their rows are filled up too.
+      batch_size: rows of a batch over all processes.
+      process: `(index, count)`: this process reads rows `index * B / count` to `(index + 1) * B / count`.
+      skipped: counts the examples that cannot be read; their rows are not valid.
 
     Returns:
-      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B], "valid": bool [B]}`, and what else the
-      source gives, stacked.
+      Iterator over `{"image": uint8 [B, ..., H, W, C], "label": int32 [B], "valid": bool [B]}`, and the
+      other arrays of the source, stacked.
 
     Raises:
-      ValueError: batch_size below 1 or no multiple of the processes; most examples bad.
+      ValueError: batch_size is below 1 or not a multiple of the number of processes, or most examples cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -105,25 +105,27 @@ def eval_batches(
     if not 0 <= index < count:
         raise ValueError(f"process must be (index, count) with 0 <= index < count, got {process}.")
     check(batch_size % count == 0, f"batch_size must be a multiple of the {count} processes, got {batch_size}")
-    own = range(index * batch_size // count, (index + 1) * batch_size // count)
+    local_rows = range(index * batch_size // count, (index + 1) * batch_size // count)
     report = Skipped() if skipped is None else skipped
-    return _padded_batches(source, batch_size, own, report)
+    return _padded_batches(source, batch_size, local_rows, report)
 
 
-def _padded_batches(source: Source, batch_size: int, own: range, report: Skipped) -> Iterator[dict[str, np.ndarray]]:
+def _padded_batches(
+    source: Source, batch_size: int, local_rows: range, report: Skipped
+) -> Iterator[dict[str, np.ndarray]]:
     for component in components_of(source):
-        filling = None
+        padding = None
         for start in range(0, len(component.source), batch_size):
-            examples = [_usable(component.source, start + row, report) for row in own]
+            examples = [_usable(component.source, start + row, report) for row in local_rows]
             valid = np.asarray([example is not None for example in examples])
-            filling = next((example for example in examples if example is not None), filling)
-            if filling is None:
-                filling = _first_usable(component.source, report)
-            yield {**stacked([example or filling for example in examples]), "valid": valid}
+            padding = next((example for example in examples if example is not None), padding)
+            if padding is None:
+                padding = _first_usable(component.source, report)
+            yield {**stacked([example or padding for example in examples]), "valid": valid}
 
 
 def _usable(source: Source, index: int, report: Skipped) -> dict[str, np.ndarray] | None:
-    """An example, None beyond the last one or where it is bad."""
+    """An example; None beyond the last one, or where it cannot be read."""
     if index >= len(source):
         return None
     try:
@@ -136,8 +138,8 @@ def _usable(source: Source, index: int, report: Skipped) -> dict[str, np.ndarray
 
 
 def _first_usable(source: Source, report: Skipped) -> dict[str, np.ndarray]:
-    found = (_usable(source, index, Skipped()) for index in range(len(source)))
-    example = next((example for example in found if example is not None), None)
+    examples = (_usable(source, index, Skipped()) for index in range(len(source)))
+    example = next((example for example in examples if example is not None), None)
     if example is None:
         raise ValueError(f"{source.name} holds no example that can be read, such as {next(iter(report.reasons), '?')}")
     return example

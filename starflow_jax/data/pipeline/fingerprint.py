@@ -1,25 +1,24 @@
-"""What data a run was trained on, in a few bytes: how many examples, and a digest of their names and sizes.
+"""Fingerprint of the data of a run: the number of examples, and a digest of their names and sizes.
 
-No path is part of it, so that a folder may move, and nothing is decoded for it: a file whose bytes change while its
-name and size stay is not noticed.
+It does not include paths, so that a folder may move, and no file is decoded: a file that changes while its name and
+size stay the same is not noticed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.base import Source, digest_of
 from starflow_jax.data.sources.mixture import components_of, example_spec
 
 
-class Held(NamedTuple):
-    """What one source held.
+class SourceFingerprint(NamedTuple):
+    """Fingerprint of one source.
 
     Attributes:
-      source: what it was called, for sentences only; examples: how many; digest: of what they are.
+      source: its name, for messages only; examples: number of examples; digest: digest of their names and sizes.
     """
 
     source: str
@@ -27,28 +26,23 @@ class Held(NamedTuple):
     digest: str
 
 
-def fingerprint(source: Source) -> tuple[Held, ...]:
-    """What the sources that are read hold, one entry for each component of a mixture.
+def fingerprint(source: Source) -> tuple[SourceFingerprint, ...]:
+    """Fingerprints of the sources that are read, one for each component of a mixture.
 
-    A source says by `digest()` what it holds; without that, shapes and dtypes of its arrays are all that is known.
+    Of a source without the method `digest()`, only the shapes and dtypes of its arrays are included.
     """
     parts = [component.source for component in components_of(source) if component.weight > 0]
-    return tuple(Held(part.name, len(part), _digest(part)) for part in parts)
+    return tuple(SourceFingerprint(part.name, len(part), _digest(part)) for part in parts)
 
 
-def digest_of(lines: Iterable[str]) -> str:
-    """A digest of some lines, in their order."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()[:32]
-
-
-def difference(then: Sequence[Held], now: Sequence[Held]) -> tuple[str, str, str] | None:
-    """The first source that changed: what it is called, what it held, what it holds; None where nothing did."""
+def difference(then: Sequence[SourceFingerprint], now: Sequence[SourceFingerprint]) -> tuple[str, str, str] | None:
+    """The first source that changed: its name, its former and its present contents; None where nothing changed."""
     if len(then) != len(now):
-        held, holds = (f"{len(all)} sources of {sum(one.examples for one in all)} examples" for all in (then, now))
-        return "", held, holds
+        before, after = (
+            f"{len(fingerprints)} sources of {sum(one.examples for one in fingerprints)} examples"
+            for fingerprints in (then, now)
+        )
+        return "", before, after
     for old, new in zip(then, now, strict=True):
         if old.examples != new.examples:
             return new.source, f"{old.examples} examples", f"{new.examples}"
@@ -57,22 +51,22 @@ def difference(then: Sequence[Held], now: Sequence[Held]) -> tuple[str, str, str
     return None
 
 
-def to_values(held: Sequence[Held]) -> list[list[str | int]]:
-    """As JSON values."""
-    return [list(one) for one in held]
+def to_values(fingerprints: Sequence[SourceFingerprint]) -> list[list[str | int]]:
+    """Fingerprints as JSON values."""
+    return [list(one) for one in fingerprints]
 
 
-def from_values(values: object) -> tuple[Held, ...]:
-    """From JSON values; raises ValueError for any others."""
+def from_values(values: object) -> tuple[SourceFingerprint, ...]:
+    """The inverse of `to_values`; raises ValueError for any other values."""
     try:
-        return tuple(Held(str(source), int(examples), str(digest)) for source, examples, digest in values)  # type: ignore[attr-defined]
+        return tuple(SourceFingerprint(str(source), int(examples), str(digest)) for source, examples, digest in values)  # type: ignore[attr-defined]
     except TypeError as error:
-        raise ValueError(f"what the data held must be a list of lists, got {values!r}") from error
+        raise ValueError(f"a fingerprint of the data must be a list of lists, got {values!r}") from error
 
 
 def _digest(source: Source) -> str:
-    own = getattr(source, "digest", None)
-    if own is not None:
-        return str(own())
+    digest: Callable[[], str] | None = getattr(source, "digest", None)
+    if digest is not None:
+        return digest()
     spec = example_spec(source)
     return digest_of([json.dumps([name, shape, str(dtype)]) for name, (shape, dtype) in sorted(spec.items())])

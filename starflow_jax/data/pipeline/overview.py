@@ -1,4 +1,4 @@
-"""What a loader gives, in numbers and examples: for people who want to see it before a model does."""
+"""A summary of the data of an experiment in numbers and examples, for `starflow data`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from starflow_jax.data.decoding.bad_examples import MOST_NAMED
-from starflow_jax.data.pipeline.draw import CAPTION
 from starflow_jax.data.pipeline.loader import Loader, Peek
-from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.base import CAPTION, Source
 from starflow_jax.data.sources.mixture import components_of
 from starflow_jax.models.text.words import WordEncoder
 
-# Batches looked through for the first of every source, and what is read of each.
+# Batches searched for the first one of every source, and the number of examples read of each.
 _AHEAD = 20_000
 SHOWN = 6
 
@@ -25,9 +24,9 @@ class Part:
     """One source, or one bucket of one.
 
     Attributes:
-      source: the examples, count of them, called name; batch_size: rows of its batches; share: of the batches.
-      shape: of an example, without the batch; dtype: of its pixels or latents.
-      examples: the first few of training, with what their captions are.
+      source: the examples; batch_size: rows of its batches; share: share of the batches.
+      shape: shape of an example; dtype: dtype of its pixels or latents.
+      examples: the first few training examples, with their captions.
     """
 
     source: Source
@@ -39,23 +38,23 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of the source."""
+        """Name of the source."""
         return self.source.name
 
     @property
     def count(self) -> int:
-        """Its examples."""
+        """Number of examples."""
         return len(self.source)
 
 
 @dataclass(frozen=True, eq=False)
 class Overview:
-    """All parts.
+    """The summary of all parts.
 
     Attributes:
-      programs: shapes of batches, for each of which a training step is compiled.
-      unknown: words of the captions seen that the vocabulary lacks; words: how many words were seen in all.
-      skipped: why, by name, files could not be used; bad: how many.
+      programs: number of batch shapes, for each of which a training step is compiled.
+      unknown: words of the captions read that are not in the vocabulary; words: number of words read.
+      skipped: why files could not be read, by name; bad: number of such files.
     """
 
     parts: tuple[Part, ...]
@@ -84,22 +83,22 @@ class Overview:
         ]
 
     def notes(self) -> list[str]:
-        """What else is worth knowing, one sentence each."""
-        found = [f"{self.programs} shapes of batches: as many programs compile"]
+        """Remarks, one sentence each."""
+        notes = [f"{self.programs} shapes of batches, for each of which a program is compiled"]
         for part in self.parts:
             if part.count < part.batch_size:
-                found.append(f"{part.name} has fewer examples than a batch: one holds some of them several times")
+                notes.append(f"{part.name} has fewer examples than a batch, which therefore repeats some of them")
         if self.unknown:
-            found.append(
-                f"{len(self.unknown)} of {self.words} words of the captions seen are not in the vocabulary and left "
+            notes.append(
+                f"{len(self.unknown)} of {self.words} words of the captions read are not in the vocabulary and left "
                 f"out: {', '.join(sorted(set(self.unknown))[:10])}"
             )
         if self.bad:
-            found.append(f"{self.bad} files cannot be used and are skipped")
-        return found
+            notes.append(f"{self.bad} files cannot be read and are skipped")
+        return notes
 
     def figures(self) -> dict[str, Any]:
-        """Plain values."""
+        """The summary as JSON values."""
         return {
             "programs": self.programs,
             "parts": [
@@ -120,10 +119,10 @@ class Overview:
 
 
 def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncoder | None = None) -> Overview:
-    """Looks at every part of a source, and draws a few examples of each.
+    """Summarises every part of a source, and reads a few training examples of each.
 
     Args:
-      source, batch_size: what `loader` was made of; encoder: of the captions, where there are any.
+      source, batch_size: the arguments of `train_loader` for `loader`; encoder: of the captions, if any.
 
     Raises:
       ValueError: most of the examples cannot be read.
@@ -136,10 +135,10 @@ def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncod
         if rows.component not in peeks:
             peeks[rows.component] = loader.peek(ahead)
         room = SHOWN - len(examples[rows.component])
-        for place in rows.places[:room]:
-            drawn = loader.row(rows.component, *place)
-            loader.skipped.add(0, drawn.bad)
-            examples[rows.component].append(drawn.example)
+        for example in rows.examples[:room]:
+            row = loader.row(rows.component, *example)
+            loader.skipped.add(0, row.bad)
+            examples[rows.component].append(row.example)
         if len(peeks) == len(components) and all(len(some) >= SHOWN for some in examples.values()):
             break
     total = sum(component.weight for component in components)
@@ -169,9 +168,9 @@ def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncod
 
 
 def reading_rate(loader: Loader, seconds: float) -> float:
-    """Examples a second that a loader gives when nothing else is done, over about so many seconds.
+    """Examples per second of a loader alone, measured over about `seconds` seconds.
 
-    The first batch is not counted: setting up what reads ahead takes its time.
+    The first batch is not counted, as it includes starting threads or processes.
     """
     next(loader)
     count, begun = 0, time.perf_counter()

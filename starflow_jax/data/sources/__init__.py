@@ -1,1 +1,1 @@
-"""Where examples come from: one file per source."""
+"""Sources of examples, one file each, registered in `SOURCES`."""

@@ -1,12 +1,16 @@
-"""What a source of labelled images or clips offers, and the plainest one: two arrays in memory."""
+"""The interface of a source of labelled images or clips, and its simplest implementation: two arrays in memory."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+# Key of the caption of an example, as text. It is for reports and not part of a batch.
+CAPTION = "caption"
 
 
 class Source(Protocol):
@@ -17,7 +21,7 @@ class Source(Protocol):
 
     @property
     def levels(self) -> int:
-        """Number of values a pixel can take."""
+        """Number of levels of a pixel, 0 for continuous values."""
         ...
 
     @property
@@ -28,29 +32,31 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`image` uint8 [H, W, C] ([T, H, W, C] for a clip) and `label` int32 [] of one example.
 
-        A source with captions adds `text`, word ids int32 [L], or `text_states` [L, D]. With `levels` of 0 values are
-        continuous: `image` is float32, taken as it is. A source may have more: `draw(index, rng)`, an example as it is
-        trained on; `spec()`, shapes and dtypes without reading one; `digest()`, of what it holds (`data.fingerprint`).
+        A source with captions adds `text`, token ids int32 [L], or `text_states` float32 [L, D]. Where `levels` is 0,
+        `image` is float32 and used without scaling. A source may also have these methods: `draw(index, rng)` returns a
+        randomly augmented training example; `spec()` returns the shapes and dtypes without reading an example;
+        `digest()` identifies the contents (`data.pipeline.fingerprint`); `with_frames(frames)` returns a source of
+        shorter clips. A source whose captions are words of its own has their `vocabulary`.
 
         Raises:
-          BadExample: of a source in files, an example that cannot be read.
+          BadExample: an example in a file cannot be read.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A source held in memory.
+    """A source in memory.
 
     Attributes:
-      name: what the source is called in logs.
+      name: name in logs.
       images: uint8 [n, H, W, C], values in `0 .. levels - 1`.
       labels: int32 [n], values in `0 .. num_classes - 1`.
-      levels: number of values a pixel can take, 2 to 256.
+      levels: number of levels of a pixel, 2 to 256.
       num_classes: number of classes.
 
     Raises:
-      ValueError: a dtype, shape or value is not as above.
+      ValueError: a dtype, shape or value is not as stated.
     """
 
     name: str
@@ -88,12 +94,20 @@ class ArraySource:
         return {"image": self.images[index], "label": self.labels[index]}
 
     def digest(self) -> str:
-        """Of the shape, of all labels, and of some sixty images."""
-        found = hashlib.sha256(f"{self.images.shape} {self.levels}".encode())
+        """Digest of the shape, all labels, and about sixty of the images."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.levels}".encode())
         for array in (self.labels, self.images[:: max(1, len(self) // 64)]):
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()[:32]
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:32]
 
     def subset(self, indices: np.ndarray, name: str) -> ArraySource:
-        """The examples at `indices` (int [m], repeats allowed), in that order, as a source called `name`."""
+        """A source called `name` of the examples at `indices` (int [m], repeats allowed), in that order."""
         return ArraySource(name, self.images[indices], self.labels[indices], self.levels, self.num_classes)
+
+
+def digest_of(lines: Iterable[str]) -> str:
+    """Digest of lines of text in their order, 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Which caption of an example a model reads, and as which ids."""
+"""Chooses the caption of an example, applies the templates, and encodes it as token ids."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from starflow_jax.core.config.source import CaptionConfig
-from starflow_jax.data.sources.collection import Captions
+from starflow_jax.data.sources.image_collection import Captions
 from starflow_jax.models.text.protocol import CaptionReader
 from starflow_jax.models.text.templates import EXTEND, caption_prompts, prefixed
 
 
 @dataclass(frozen=True)
 class Captioner:
-    """Chooses, wraps and encodes captions.
+    """Chooses captions, applies templates to them, and encodes them.
 
     Attributes:
-      encoder: makes ids of them. What it does not know is left out, and so is what is longer than it reads: data from
-        anywhere hold any words.
+      encoder: converts captions to ids. Unknown words, and words beyond its length, are left out.
       config: weights of the kinds of captions, and the templates.
-      noise_std: sigma_n for the noise template; fps: frames per second for the fps template, 0 for stills; None takes
-        those of the example.
+      noise_std: sigma_n for the noise template; fps: frames per second for the fps template, 0 for still images; None
+        takes the rate of the example.
     """
 
     encoder: CaptionReader
@@ -30,7 +29,7 @@ class Captioner:
     fps: float | None = 0.0
 
     def choose(self, captions: Captions, rng: np.random.Generator) -> str:
-        """A caption: its kind by weight among those that are there, then one of that kind alike; "" without any."""
+        """Samples a kind by weight among those of the example, then one of its captions uniformly; "" for none."""
         weights = dict(self.config.kinds) or dict.fromkeys(captions, 1.0)
         kinds = [kind for kind in sorted(captions) if captions[kind] and weights.get(kind, 0.0) > 0]
         if not kinds:
@@ -40,11 +39,12 @@ class Captioner:
         return texts[int(rng.integers(len(texts)))]
 
     def prompt(self, caption: str, aspect_ratio: str, fps: float = 0.0, extended: bool = False) -> str:
-        """What is read: the caption in its templates.
+        """The caption with its templates applied.
 
         Args:
-          aspect_ratio: "width:height" of the picture; fps: of an example whose frames set it; extended: whether the
-            clip begins after its first frame.
+          caption: the caption; aspect_ratio: "width:height" of the image.
+          fps: frame rate of the example, used where the captioner has none; extended: whether the clip begins after
+            its first frame.
         """
         rate = fps if self.fps is None else self.fps
         return caption_prompts(

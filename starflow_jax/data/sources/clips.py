@@ -1,20 +1,27 @@
-"""Clips out of a folder of videos, sampled at a rate from a random place: a source of one shape."""
+"""Clips of a folder of videos, sampled at a frame rate from a random start: a source of one shape."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
-from starflow_jax.data.decoding.image_files import Cut, fit
-from starflow_jax.data.pipeline.draw import CAPTION
-from starflow_jax.data.pipeline.fingerprint import digest_of
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
+from starflow_jax.data.decoding.image_decoding import Crop, resize_and_crop
+from starflow_jax.data.sources.base import CAPTION, digest_of
 from starflow_jax.data.sources.captioning import Captioner
-from starflow_jax.data.sources.folders import Folder
-from starflow_jax.media.clip_reading import VideoFacts, frames_at, video_facts
+from starflow_jax.data.sources.folders import Folder, open_folder
+from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
+from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.size_index import by_bucket, scan_files
+from starflow_jax.media.clip_reading import CLIP_SUFFIXES, VideoFacts, frames_at, video_facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +29,17 @@ class ClipSource:
     """`image` uint8 [T, H, W, C], `label` int32 [] (-1: none), and with a captioner `text` int32 [L].
 
     Attributes:
-      folder: the videos; places: which of them; facts: rows, columns, fps and seconds of each of those, [n, 4].
-      frames: T; fps: at which they are sampled, 0 for every frame of the video.
-      size: rows and columns; channels: 1 or 3; bucket: "width:height", what the shape is called.
-      random_crop, flip: whether a drawn clip is cropped anywhere; the probability that it is mirrored.
-      drop_first: probability that a drawn clip begins at its second frame and says so. A video must then have one
-        frame more than T.
-      captioner: of an experiment that reads captions.
+      folder: the videos; indices: which of them; facts: rows, columns, fps and seconds of each of those, [n, 4].
+      frames: T; fps: sampling rate, 0 for every frame of the video.
+      size: rows and columns; channels: 1 or 3; bucket: the aspect ratio "width:height" of `size`.
+      random_crop, flip: whether `draw` crops at a random position; the probability that it mirrors.
+      drop_first: probability that `draw` begins at the second frame and marks the caption. A video must then have
+        T + 1 frames.
+      captioner: chooses and encodes captions; None for an experiment that reads none.
     """
 
     folder: Folder
-    places: np.ndarray
+    indices: np.ndarray
     facts: np.ndarray
     frames: int
     fps: float
@@ -46,70 +53,70 @@ class ClipSource:
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """Name in logs."""
         return f"{self.folder.name} {self.bucket}"
 
     @property
     def levels(self) -> int:
-        """Values of a pixel."""
+        """Number of levels of a pixel."""
         return 256
 
     @property
     def num_classes(self) -> int:
-        """Classes of the folder."""
+        """Number of classes of the folder."""
         return self.folder.num_classes
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shapes and dtypes of an example."""
-        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             "image": ((self.frames, *self.size, self.channels), np.dtype(np.uint8)),
             "label": ((), np.dtype(np.int32)),
         }
         if self.captioner is not None:
-            found["text"] = ((self.captioner.encoder.length,), np.dtype(np.int32))
-        return found
+            arrays["text"] = ((self.captioner.encoder.length,), np.dtype(np.int32))
+        return arrays
 
     def digest(self) -> str:
-        """Of the names and sizes of the videos."""
-        return digest_of(self.folder.identity(int(place)) for place in self.places)
+        """Digest of the names and sizes of the videos."""
+        return digest_of(self.folder.identity(int(index)) for index in self.indices)
+
+    def with_frames(self, frames: int) -> ClipSource:
+        """The same source with clips of at most `frames` frames."""
+        return dataclasses.replace(self, frames=min(frames, self.frames))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A clip as it is scored: from the middle of the video, cropped about the centre, its caption always one."""
-        return self._example(index, np.random.default_rng(index), 0.5, 0.5, False, False)
+        """A clip for evaluation: from the middle of the video, centre crop, always the same caption."""
+        return self._example(index, np.random.default_rng(index), 0.5, Crop(self.size, self.channels), False)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """A clip as it is trained on."""
-        when, place, mirror, late = rng.random(4)
-        place = float(place) if self.random_crop else 0.5
-        return self._example(index, rng, float(when), place, bool(mirror < self.flip), bool(late < self.drop_first))
+        """A randomly augmented training clip."""
+        start, position, mirror, late = rng.random(4)
+        crop = Crop(self.size, self.channels, float(position) if self.random_crop else 0.5, bool(mirror < self.flip))
+        return self._example(index, rng, float(start), crop, bool(late < self.drop_first))
 
-    def _example(
-        self, index: int, rng: np.random.Generator, when: float, place: float, flip: bool, late: bool
-    ) -> dict[str, Any]:
-        """Raises BadExample."""
+    def _example(self, index: int, rng: np.random.Generator, start: float, crop: Crop, late: bool) -> dict[str, Any]:
+        """Raises BadExample. `start`: where the clip begins, 0 (start of the video) to 1 (the latest possible)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example must be 0 to {len(self) - 1}, got {index}")
-        where, facts = int(self.places[index]), VideoFacts(*self.facts[index].tolist())
+        file, facts = int(self.indices[index]), VideoFacts(*self.facts[index].tolist())
         rate = self.fps or facts.fps
-        # As many frames are read whether the first is dropped or the last, so that every clip has one shape.
+        # One more frame is timed than a clip has, of which the first or the last is dropped: all clips have one shape.
         count = frames_needed(self.frames, self.drop_first)
-        begin = when * max(latest_start(facts, count, self.fps), 0.0)
+        begin = start * max(latest_start(facts, count, self.fps), 0.0)
         if not self.fps:
             begin = round(begin * rate) / rate
         times = [begin + frame / rate for frame in range(count)]
-        path = self.folder.path(where)
-        captions = self.folder.captions(where) if self.captioner is not None else {}
+        path = self.folder.path(file)
+        captions = self.folder.captions(file) if self.captioner is not None else {}
         try:
-            chosen = times[1:] if late else times[: self.frames]
-            frames = frames_at(path, chosen, facts.fps)
-            cut = Cut(self.size, self.channels, place, flip)
-            image = np.stack([_cut(frame, cut) for frame in frames])
-        except Exception as error:  # a damaged file makes a decoder raise anything
+            frames = frames_at(path, times[1:] if late else times[: self.frames], facts.fps)
+            image = np.stack([_resize_and_crop(frame, crop) for frame in frames])
+        except Exception as error:  # decoders raise many kinds of errors on damaged files
             raise BadExample(str(path), reason_of(error)) from error
-        example = {"image": image, "label": np.int32(self.folder.label(where))}
+        example = {"image": image, "label": np.int32(self.folder.label(file))}
         if self.captioner is None:
             return example
         caption = self.captioner.choose(captions, rng)
@@ -118,24 +125,69 @@ class ClipSource:
 
 
 def frames_needed(frames: int, drop_first: float) -> int:
-    """Frames that a video must have for clips of `frames`."""
+    """Number of frames that a video must have for clips of `frames` frames."""
     return frames + (drop_first > 0)
 
 
 def latest_start(facts: VideoFacts, frames: int, fps: float) -> float:
-    """The last second at which a clip may begin; below 0 in a video that is too short."""
+    """The latest start of a clip in seconds; negative for a video that is too short."""
     return facts.seconds - 1 / facts.fps - (frames - 1) / (fps or facts.fps)
 
 
 def facts_of(folder: Folder, index: int) -> VideoFacts:
-    """The facts of one video. Raises BadExample."""
+    """The header of one video. Raises BadExample."""
     path = folder.path(index)
     try:
         return video_facts(path)
-    except Exception as error:  # a damaged header makes the reader raise anything
+    except Exception as error:  # readers raise many kinds of errors on damaged headers
         raise BadExample(str(path), reason_of(error)) from error
 
 
-def _cut(frame: np.ndarray, cut: Cut) -> np.ndarray:
-    picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
-    return fit(picture.convert("L" if cut.channels == 1 else "RGB"), cut)
+@SOURCES.register("videos", path=True, frames="always", decoded=True, captions="text", fields=("drop_first",))
+def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
+    """Clips of the videos of a folder, with one component for each aspect-ratio bucket.
+
+    Raises:
+      ValueError: no folder, or no video in it that can be used.
+    """
+    shapes, channels = request.image_shapes(config), request.channels(config)
+    drop_first = config.drop_first if request.training else 0.0
+    folder = open_folder(Path(config.path or ""), request.split, CLIP_SUFFIXES)
+    skipped = Skipped()
+    index_file = request.index_file(config)
+    facts = scan_files(len(folder), lambda i: facts_of(folder, i), folder.signature(), index_file, skipped)
+    needed = frames_needed(config.frames, drop_first)
+    for index, values in enumerate(facts):
+        if values is not None:
+            video = VideoFacts(int(values[0]), int(values[1]), *values[2:])
+            # Durations in headers are rounded: half a frame is tolerated.
+            if latest_start(video, needed, config.fps) < -0.5 / video.fps:
+                facts[index] = None
+                skipped.bad += 1
+                reason = f"it lasts {video.seconds:.3g} s, too short for {needed} frames"
+                skipped.reasons.setdefault(folder.key(index), reason)
+    buckets = by_bucket(facts, tuple(shapes))
+    check(len(buckets) > 0, f"data path {config.path} holds no video that can be used{skipped.first()}")
+    sources = [
+        ClipSource(
+            folder,
+            indices,
+            np.asarray([facts[index] for index in indices], np.float64),
+            config.frames,
+            config.fps,
+            shapes[bucket],
+            channels,
+            bucket,
+            random_crop=request.training and config.crop == "random",
+            flip=config.flip if request.training else 0.0,
+            drop_first=drop_first,
+            captioner=request.captioner(config, config.fps or None),
+        )
+        for bucket, indices in buckets.items()
+    ]
+    return mixture_of_buckets(folder.name, sources, skipped)
+
+
+def _resize_and_crop(frame: np.ndarray, crop: Crop) -> np.ndarray:
+    image = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
+    return resize_and_crop(image.convert("L" if crop.channels == 1 else "RGB"), crop)

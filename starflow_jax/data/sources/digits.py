@@ -1,10 +1,10 @@
 """Handwritten digits: 1,797 grey images of 8x8 pixels that ship with scikit-learn, so nothing is downloaded.
 
-A pixel is an ink count from 0 to 16, hence 17 levels. With the dequantisation of `data.dequantise` bits/dim
+A pixel is an ink count from 0 to 16, hence 17 levels. With the dequantisation of `data.decoding.dequantise`, bits/dim
 are in units of that count: a uniform density scores log2(17) = 4.09.
 
-The split into 1,437 training and 360 test images depends on the pixels and labels alone, not on a random
-number generator nor on the order in which a library returns them (see `every_fifth`).
+The split into 1,437 training and 360 test images depends on the pixels and labels alone, and not on a random number
+generator or on the order in which scikit-learn returns them (see `every_fifth`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from typing import Literal
 import numpy as np
 
 from starflow_jax.core.config.checks import check_integer
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.data.sources.request import SourceRequest
+
+
+@SOURCES.register("digits", levels=17)
+def open_digits(config: SourceConfig, request: SourceRequest) -> ArraySource:
+    """The digits, enlarged to a square flow.image_size that is a multiple of 8 (`check_source` refuses any other)."""
+    rows, columns = (8, 8) if request.flow is None else request.flow.image_shape
+    return digits(request.split, enlarge=rows // 8 if rows == columns and rows % 8 == 0 else 1)
 
 
 def digits(split: Literal["train", "test", "all"] = "train", enlarge: int = 1) -> ArraySource:
@@ -25,7 +35,7 @@ def digits(split: Literal["train", "test", "all"] = "train", enlarge: int = 1) -
 
     Args:
       split: "train" (1,437 images), "test" (360) or "all" (1,797).
-      enlarge: e >= 1, how many times more rows and columns (linear interpolation, rounded); for longer sequences.
+      enlarge: integer factor e >= 1 of rows and columns (linear interpolation, rounded), for longer sequences.
 
     Raises:
       ValueError: another split, or an enlargement below 1.
@@ -34,7 +44,7 @@ def digits(split: Literal["train", "test", "all"] = "train", enlarge: int = 1) -
         raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}.")
     check_integer("enlarge", enlarge, minimum=1)
     source = _all_digits()
-    # The split belongs to the original pixels: an image and its enlargement are on the same side.
+    # The split is computed from the original pixels, so that an image and its enlargement are in the same split.
     if split != "all":
         rest, chosen = every_fifth(source)
         source = source.subset(chosen if split == "test" else rest, f"digits-{split}")
@@ -44,14 +54,14 @@ def digits(split: Literal["train", "test", "all"] = "train", enlarge: int = 1) -
 
 
 def every_fifth(source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a source four to one, every class alike, by a rule that has no state.
+    """A deterministic, stratified split, four to one.
 
-    Examples are ordered by class and, within a class, by the SHA-256 of their pixel bytes, which is as good
-    as shuffled; places 0, 5, 10, ... of that order are chosen. Used for the test set, and again on the
-    training set where a part of it must choose between models.
+    Examples are ordered by class and, within a class, by the SHA-256 of their pixel bytes, which acts as a shuffle;
+    positions 0, 5, 10, ... of that order are chosen. Used for the test set, and again on the training set where a
+    validation set must choose between models.
 
     Returns:
-      `(rest, chosen)`: increasing indices into `source`, int64, together all of them.
+      `(rest, chosen)`: increasing indices into `source`, int64, which together are all of them.
     """
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in source.images]
     order = sorted(range(len(source)), key=lambda index: (int(source.labels[index]), hashes[index]))
@@ -60,7 +70,7 @@ def every_fifth(source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarged(images: np.ndarray, factor: int) -> np.ndarray:
-    """Rows and columns `factor` times as many, by linear interpolation between pixel centres (borders repeat)."""
+    """Images enlarged by `factor`, with linear interpolation between pixel centres (borders repeat)."""
     side = images.shape[1]
     centres = (np.arange(side * factor) + 0.5) / factor - 0.5
     weights = np.stack([np.interp(centres, np.arange(side), unit) for unit in np.eye(side)], axis=1)
@@ -69,12 +79,12 @@ def _enlarged(images: np.ndarray, factor: int) -> np.ndarray:
 
 @functools.cache
 def _all_digits() -> ArraySource:
-    # Importing scikit-learn takes a second, which only those who ask for digits should wait for.
+    # scikit-learn takes a second to import, so it is imported on first use.
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = data.images.astype(np.uint8)[..., None]
     labels = data.target.astype(np.int32)
     for array in (images, labels):
-        array.flags.writeable = False  # shared by every caller
+        array.flags.writeable = False  # shared by all callers
     return ArraySource("digits", images, labels, levels=17, num_classes=10)

@@ -1,4 +1,4 @@
-"""Folders of pictures or videos: the first folder of a path is its class, captions lie beside in .txt or .json."""
+"""Folders of images or videos: the first folder of a path is its class, captions are in .txt or .json files beside."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ import stat
 from pathlib import Path
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
-from starflow_jax.data.sources.collection import MAX_CAPTION_BYTES, Captions, Item, captions_of_json, captions_of_text
+from starflow_jax.data.decoding.image_decoding import SUFFIXES
+from starflow_jax.data.sources.image_collection import (
+    MAX_CAPTION_BYTES,
+    Captions,
+    Item,
+    captions_from_json,
+    captions_from_text,
+)
+from starflow_jax.data.sources.image_files import open_image_files
+from starflow_jax.data.sources.mixture import Mixture
+from starflow_jax.data.sources.request import SourceRequest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
-    """Files of some suffixes in a folder and the folders in it, in the order of their names.
+    """Files of given suffixes in a folder and its subfolders, sorted by path.
 
     Attributes:
-      root: the folder; files: paths inside it, with "/".
-      classes: the first folders of these paths; a file that lies in none has class -1.
-      sizes: of the files, in bytes.
+      root: the folder; files: paths relative to it, with "/".
+      classes: the first folders of these paths; a file directly in `root` has class -1.
+      sizes: sizes of the files in bytes.
     """
 
     root: Path
@@ -31,14 +43,15 @@ class Folder:
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     @classmethod
-    def of(cls, root: Path, suffixes: tuple[str, ...], classes: tuple[str, ...] | None = None) -> Folder:
-        """The files below `root`; other files, hidden ones, and what is no regular file are left out.
+    def scan(cls, root: Path, suffixes: tuple[str, ...], classes: tuple[str, ...] | None = None) -> Folder:
+        """Lists the regular files below `root` that have one of the suffixes and are not hidden.
 
         Args:
-          classes: names of classes, where another folder decides them; None for those found.
+          root: the folder; suffixes: in lower case.
+          classes: names of the classes; None for the subfolders of `root`.
 
         Raises:
-          ValueError: no folder, or none of such files in it.
+          ValueError: `root` does not exist, or contains no such file.
         """
         check(root.is_dir(), f"data folder {root} does not exist")
         sizes: dict[str, int] = {}
@@ -47,7 +60,7 @@ class Folder:
             for name in names:
                 path = Path(folder, name)
                 if path.suffix.lower() in suffixes and not name.startswith("."):
-                    with contextlib.suppress(OSError):  # a link to nowhere
+                    with contextlib.suppress(OSError):  # a broken link
                         status = path.stat()
                         if stat.S_ISREG(status.st_mode):
                             sizes[path.relative_to(root).as_posix()] = status.st_size
@@ -59,12 +72,12 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """Name in logs."""
         return self.root.name
 
     @property
     def num_classes(self) -> int:
-        """Folders at the top."""
+        """Number of class folders."""
         return len(self.classes)
 
     def __len__(self) -> int:
@@ -79,23 +92,23 @@ class Folder:
         return self.root / self.files[index]
 
     def label(self, index: int) -> int:
-        """The class, -1 for none."""
+        """Index of the class, -1 for none."""
         top, slash, _ = self.files[index].partition("/")
         return self.classes.index(top) if slash and top in self.classes else -1
 
     def read(self, index: int, captions: bool = False) -> Item:
-        """One file, opened."""
+        """Opens one file."""
         path = self.path(index)
-        found = self.captions(index) if captions else {}
+        texts = self.captions(index) if captions else {}
         try:
-            return Item(path.open("rb"), self.label(index), found)
+            return Item(path.open("rb"), self.label(index), texts)
         except OSError as error:
             raise BadExample(str(path), reason_of(error)) from error
 
     def captions(self, index: int) -> Captions:
-        """Those of the file of the same name that ends in .json or, without that, .txt; none without both."""
+        """Captions in the file of the same name with suffix .json or, without that, .txt; empty without both."""
         path = self.path(index)
-        for suffix, read in ((".json", captions_of_json), (".txt", captions_of_text)):
+        for suffix, read in ((".json", captions_from_json), (".txt", captions_from_text)):
             beside = path.with_suffix(suffix)
             try:
                 with beside.open("rb") as file:
@@ -108,11 +121,11 @@ class Folder:
         return {}
 
     def identity(self, index: int) -> str:
-        """Its path inside the folder, and its size."""
+        """Path relative to the folder, and size."""
         return f"{self.files[index]} {self.sizes[index]}"
 
     def signature(self) -> str:
-        """A digest of names, sizes and times of the files."""
+        """Digest of the names, sizes and modification times of the files."""
         digest = hashlib.sha256()
         for index, file in enumerate(self.files):
             try:
@@ -124,15 +137,15 @@ class Folder:
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """What a split may be called, the likeliest first."""
+    """The folder names of a split, the preferred one first."""
     return {"test": ("test", "val", "validation")}.get(split, (split,))
 
 
 def split_folder(path: Path, split: str) -> Path:
-    """Where a split lies: in a folder of its name inside `path`; the training split may be `path` itself.
+    """The folder of a split: a folder of its name inside `path`; the training split may be `path` itself.
 
     Raises:
-      ValueError: no such folder.
+      ValueError: there is no such folder.
     """
     names = split_names(split)
     inside = [path / name for name in names if (path / name).is_dir()]
@@ -145,3 +158,21 @@ def split_folder(path: Path, split: str) -> Path:
         f"data folder {path} must hold a folder {' or '.join(names)} for the {split} split",
     )
     return path
+
+
+def open_folder(path: Path, split: str, suffixes: tuple[str, ...]) -> Folder:
+    """The files of one split. The training split defines the indices of the classes.
+
+    Raises:
+      ValueError: there is no folder of the split, or no file in it.
+    """
+    root = split_folder(path, split)
+    if split == "train" or split_folder(path, "train") == path:
+        return Folder.scan(root, suffixes)
+    return Folder.scan(root, suffixes, Folder.scan(split_folder(path, "train"), suffixes).classes)
+
+
+@SOURCES.register("images", path=True, decoded=True, captions="text")
+def open_image_folder(config: SourceConfig, request: SourceRequest) -> Mixture:
+    """The images of a folder; see `open_image_files`."""
+    return open_image_files(config, request, open_folder(Path(config.path or ""), request.split, SUFFIXES))

@@ -1,4 +1,4 @@
-"""Latents that `starflow encode` wrote: ArrayRecord files and a header, with text states where there were captions."""
+"""Latents written by `starflow encode`: ArrayRecord files and a header, with text states of the captions."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import numpy as np
 
 from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
-from starflow_jax.data.pipeline.draw import CAPTION
-from starflow_jax.data.pipeline.fingerprint import digest_of
-from starflow_jax.data.sources.base import Source
-from starflow_jax.data.sources.lazy import Opened
+from starflow_jax.data.sources.base import CAPTION, Source, digest_of
+from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Component, Mixture
+from starflow_jax.data.sources.request import SourceRequest
 
 FORMAT = "starflow latents 1"
 HEADER_FILE = "header.json"
-# Label, rows of text states, bytes of the caption; the latent, the text states and the caption follow.
 _HEAD = struct.Struct("<iII")
-# Numbers of the empty caption's states that a header may hold.
+# Largest size of the text states of the empty caption in a header.
 _MAX_EMPTY = 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """How the records of a folder are laid out.
+    """The layout of the records of a folder.
 
     Attributes:
-      dtype: of latents and text states in the files; num_classes: of labels.
-      length, dim: of text states [L, D]; 0 without any.
-      empty: states of the empty caption, float32 [L, D].
+      dtype: dtype of stored latents and text states; num_classes: number of classes of the labels.
+      length, dim: L and D of text states, 0 without any.
+      empty: text states of the empty caption, float32 [L, D].
     """
 
     dtype: str
@@ -47,28 +47,28 @@ class Records:
     empty: np.ndarray | None = None
 
     def pack(self, latent: np.ndarray, label: int, states: np.ndarray | None, caption: str) -> bytes:
-        """One example as bytes; of `states` [L, D] the zero rows at the end are left out."""
+        """One example as bytes, without the zero rows at the end of `states` [L, D]."""
         rows = 0
         text = b""
         if states is not None:
             used = np.flatnonzero(np.any(states != 0, axis=1))
             rows = int(used[-1]) + 1 if len(used) else 0
             text = np.ascontiguousarray(states[:rows], self.dtype).tobytes()
-        said = caption.encode("utf-8")
+        caption_bytes = caption.encode("utf-8")
         pixels = np.ascontiguousarray(latent, self.dtype).tobytes()
-        return _HEAD.pack(label, rows, len(said)) + pixels + text + said
+        return _HEAD.pack(label, rows, len(caption_bytes)) + pixels + text + caption_bytes
 
     def unpack(self, data: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, int, np.ndarray | None, str]:
-        """Latent float32 of `shape`, label, text states float32 [L, D] or None, caption.
+        """The latent, float32 of `shape`; label; text states, float32 [L, D] or None; caption.
 
         Raises:
-          ValueError: other bytes than `pack` makes.
+          ValueError: the bytes are not the output of `pack`.
         """
         dtype = np.dtype(self.dtype)
         check(len(data) >= _HEAD.size, f"its record has {len(data)} bytes")
-        label, rows, said = _HEAD.unpack_from(data)
+        label, rows, caption_size = _HEAD.unpack_from(data)
         pixels, text = int(np.prod(shape)) * dtype.itemsize, rows * self.dim * dtype.itemsize
-        expected = _HEAD.size + pixels + text + said
+        expected = _HEAD.size + pixels + text + caption_size
         check(len(data) == expected and rows <= self.length, f"its record has {len(data)} bytes and not {expected}")
         check(-1 <= label < max(self.num_classes, 1), f"its label is {label}")
         latent = np.frombuffer(data, dtype, pixels // dtype.itemsize, _HEAD.size).reshape(shape).astype(np.float32)
@@ -77,23 +77,23 @@ class Records:
         if self.length:
             states = np.zeros((self.length, self.dim), np.float32)
             states[:rows] = np.frombuffer(data, dtype, rows * self.dim, _HEAD.size + pixels).reshape(rows, self.dim)
-        return latent, label, states, data[expected - said :].decode("utf-8", "replace")
+        return latent, label, states, data[expected - caption_size :].decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, eq=False)
 class LatentSource:
-    """`image` float32 [H, W, C] or [T, H, W, C], `label` int32 [], and where there are any `text_states` [L, D].
+    """`image` float32 [H, W, C] or [T, H, W, C], `label` int32 [], and with captions `text_states` float32 [L, D].
 
     Attributes:
-      name: for logs; files: ArrayRecord files; reader: of their records; length: examples; records: their layout.
-      shape: of a latent as stored; frames: T of it that are read, None for all (0: still images).
-      drop_first: probability that a drawn clip begins at the second stored frame. T + 1 must then be stored.
-      text_drop: probability that drawn text states are those of the empty caption.
+      name: name in logs; files: ArrayRecord files; reader: opens them; length: number of examples; records: layout.
+      shape: shape of a stored latent; frames: the number T of its frames that are read, None for all (or an image).
+      drop_first: probability that `draw` begins at the second stored frame; then T + 1 frames must be stored.
+      text_drop: probability that `draw` replaces the text states by those of the empty caption.
     """
 
     name: str
     files: tuple[str, ...]
-    reader: Opened[Any]
+    reader: LazyReader[Any]
     length: int
     records: Records
     shape: tuple[int, ...]
@@ -103,17 +103,17 @@ class LatentSource:
 
     @property
     def levels(self) -> int:
-        """0: values are continuous and taken as they are."""
+        """0: the values are continuous."""
         return 0
 
     @property
     def num_classes(self) -> int:
-        """Classes of the labels."""
+        """Number of classes of the labels."""
         return self.records.num_classes
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """Of what is read."""
+        """Shape of an example."""
         return self.shape if self.frames is None else (self.frames, *self.shape[1:])
 
     def __len__(self) -> int:
@@ -121,24 +121,28 @@ class LatentSource:
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shapes and dtypes of an example."""
-        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             "image": (self.example_shape, np.dtype(np.float32)),
             "label": ((), np.dtype(np.int32)),
         }
         if self.records.length:
-            found["text_states"] = ((self.records.length, self.records.dim), np.dtype(np.float32))
-        return found
+            arrays["text_states"] = ((self.records.length, self.records.dim), np.dtype(np.float32))
+        return arrays
 
     def digest(self) -> str:
-        """Of the names and sizes of the files."""
+        """Digest of the names and sizes of the files."""
         return digest_of(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
 
+    def with_frames(self, frames: int) -> LatentSource:
+        """The same source with clips of at most `frames` frames; still images are unchanged."""
+        return self if self.frames is None else dataclasses.replace(self, frames=min(frames, self.frames or frames))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example as it is scored."""
+        """An example for evaluation."""
         return self._example(index, late=False, dropped=False)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """An example as it is trained on."""
+        """A randomly augmented training example."""
         late, dropped = rng.random(2)
         return self._example(index, late=bool(late < self.drop_first), dropped=bool(dropped < self.text_drop))
 
@@ -147,7 +151,7 @@ class LatentSource:
             raise IndexError(f"example must be 0 to {self.length - 1}, got {index}")
         try:
             latent, label, states, caption = self.records.unpack(bytes(self.reader()[index]), self.shape)
-        except Exception as error:  # the library raises several kinds for damaged files
+        except Exception as error:  # the library raises several kinds of errors on damaged files
             raise BadExample(f"{self.name}[{index}]", reason_of(error)) from error
         if self.frames is not None:
             latent = latent[int(late) : int(late) + self.frames]
@@ -161,13 +165,15 @@ class LatentSource:
 
 
 def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_drop: float = 0.0) -> Source:
-    """The latents of a folder; of several shapes as a mixture.
+    """The latents of a folder; a mixture where they have several shapes.
 
     Args:
-      frames: of the clips that are read, at most those stored; 0 for still images.
+      folder: output of `starflow encode`.
+      frames: frames of a clip, at most those stored; 0 for still images.
+      drop_first, text_drop: see `LatentSource`.
 
     Raises:
-      ValueError: no header, one that cannot be read or that its files do not bear out, or clips that are too short.
+      ValueError: the header is missing or damaged, the files do not match it, or the clips are too short.
     """
     header = read_header(folder)
     try:
@@ -179,7 +185,9 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
         )
         if text is not None:
             length, dim = int(text["length"]), int(text["dim"])
-            check(0 < length * dim <= _MAX_EMPTY, f"text states of {length} x {dim} are none, or huge")
+            check(
+                0 < length * dim <= _MAX_EMPTY, f"text states must have 1 to {_MAX_EMPTY} values, got {length} x {dim}"
+            )
             empty = np.zeros((length, dim), np.float32)
             rows = np.asarray(text["empty"], np.float32).reshape(-1, dim)
             empty[: len(rows)] = rows
@@ -205,23 +213,23 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
         raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
     components = []
     clips = any(len(shape) == 4 for _, shape, *_ in buckets)
-    for bucket, shape, files, count, weight, size in buckets:
+    for bucket, shape, files, count, weight, batch_size in buckets:
         paths = tuple(str(folder / file) for file in files)
-        reader = Opened(functools.partial(_reader, paths))
+        reader = LazyReader(functools.partial(_reader, paths))
         _check_files(folder, paths, reader, count)
-        # Stills beside clips are read as they are.
-        taken = None if clips and len(shape) == 3 else _frames_taken(folder, shape, frames, drop_first)
+        # Images in a mixture with clips are read whole.
+        num_frames = None if clips and len(shape) == 3 else _check_frames(folder, shape, frames, drop_first)
         name = f"{folder.name} {bucket}"
-        source = LatentSource(name, paths, reader, count, records, shape, taken, drop_first, text_drop)
-        components.append(Component(source, weight, size))
+        source = LatentSource(name, paths, reader, count, records, shape, num_frames, drop_first, text_drop)
+        components.append(Component(source, weight, batch_size))
     return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """The header of a folder of latents.
+    """Reads the header of a folder of latents.
 
     Raises:
-      ValueError: none there, or another file.
+      ValueError: there is no header, or it is of another format.
     """
     path = folder / HEADER_FILE
     check(path.is_file(), f"latents {folder} have no {HEADER_FILE}: starflow encode writes one")
@@ -234,23 +242,24 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _check_files(folder: Path, paths: tuple[str, ...], reader: Opened[Any], count: int) -> None:
+def _check_files(folder: Path, paths: tuple[str, ...], reader: LazyReader[Any], count: int) -> None:
     for path in paths:
         check(Path(path).is_file(), f"latents {folder} must hold {Path(path).name}, and do not")
     try:
-        found = len(reader())
-    except Exception as error:  # the library raises several kinds for damaged files
+        length = len(reader())
+    except Exception as error:  # the library raises several kinds of errors on damaged files
         raise ValueError(f"latents {folder} cannot be read: {reason_of(error)}") from error
-    check(found == count > 0, f"latents {folder} must hold the {count} examples of their header, got {found}")
+    check(length == count > 0, f"latents {folder} must hold the {count} examples of their header, got {length}")
 
 
-def _frames_taken(folder: Path, shape: tuple[int, ...], frames: int, drop_first: float) -> int | None:
+def _check_frames(folder: Path, shape: tuple[int, ...], frames: int, drop_first: float) -> int | None:
+    """The frames to read, None for still images. Raises ValueError where fewer are stored."""
     stored = shape[0] if len(shape) == 4 else 0
     needed = frames + (drop_first > 0)
     check(
         (frames > 0) == (stored > 0) and needed <= stored,
         f"frames must be at most the {stored} of the latents in {folder}"
-        f"{', less one for drop_first' if drop_first else ''}, and 0 for stills, got {frames}",
+        f"{', less one for drop_first' if drop_first else ''}, and 0 for still images, got {frames}",
     )
     return frames if stored else None
 
@@ -259,3 +268,19 @@ def _reader(files: tuple[str, ...]) -> Any:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(list(files))
+
+
+@SOURCES.register(
+    "latents",
+    path=True,
+    frames="either",
+    captions="text",
+    fields=("drop_first", "crop", "flip", "aspect_ratios", "index"),
+)
+def open_latent_folder(config: SourceConfig, request: SourceRequest) -> Source:
+    """The latents in the folder of the split; the training split may be `path` itself."""
+    path = Path(config.path or "")
+    folder = path / request.split if (path / request.split).is_dir() else path
+    check(request.training or folder != path, f"latents {path} must hold a folder {request.split}")
+    drop_first = config.drop_first if request.training else 0.0
+    return open_latents(folder, config.frames, drop_first, request.label_drop)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.request import SourceRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +23,8 @@ class Component:
     """One source of a mixture, all of whose examples have one shape.
 
     Attributes:
-      source: the examples; weight: share of the batches, relative to those of the others.
-      batch_size: rows of its batches over all processes; None for what the loader is asked for.
+      source: the examples; weight: share of the batches, relative to the other weights.
+      batch_size: rows of its batches over all processes; None for the batch size of the loader.
     """
 
     source: Source
@@ -30,14 +34,14 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Sources with weights; as a source itself, one after another.
+    """Sources with weights; indexed as a source itself, their examples are concatenated.
 
     Attributes:
-      name: for logs; components: the sources, which have one number of levels.
-      skipped: what was bad already when they were opened.
+      name: name in logs; components: the sources, which have the same number of levels.
+      skipped: what could not be read when they were opened.
 
     Raises:
-      ValueError: no components, or levels that differ.
+      ValueError: no components, or numbers of levels that differ.
     """
 
     name: str
@@ -51,12 +55,12 @@ class Mixture:
 
     @property
     def levels(self) -> int:
-        """Values of a pixel, the same in all."""
+        """Number of levels of a pixel, the same in all components."""
         return self.components[0].source.levels
 
     @property
     def num_classes(self) -> int:
-        """The most classes of any."""
+        """The largest number of classes of a component."""
         return max(component.source.num_classes for component in self.components)
 
     def __len__(self) -> int:
@@ -66,18 +70,43 @@ class Mixture:
         ends = list(itertools.accumulate(len(component.source) for component in self.components))
         if not 0 <= index < ends[-1]:
             raise IndexError(f"example must be 0 to {ends[-1] - 1}, got {index}")
-        place = bisect.bisect_right(ends, index)
-        return self.components[place].source[index - (ends[place - 1] if place else 0)]
+        component = bisect.bisect_right(ends, index)
+        return self.components[component].source[index - (ends[component - 1] if component else 0)]
 
 
 def components_of(source: Source) -> tuple[Component, ...]:
-    """The components of a mixture; any other source is its own only one."""
+    """The components of a mixture; any other source is its own single component."""
     return source.components if isinstance(source, Mixture) else (Component(source),)
 
 
 def example_spec(source: Source) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of each array of an example, without decoding one where the source knows them."""
+    """Shape and dtype of each array of an example, without reading one where the source has `spec()`."""
     spec = getattr(source, "spec", None)
     if spec is not None:
         return spec()
     return {name: (np.shape(value), np.asarray(value).dtype) for name, value in source[0].items()}
+
+
+def mixture_of_buckets(name: str, sources: Sequence[Source], skipped: Skipped) -> Mixture:
+    """Aspect-ratio buckets as one source, each read in proportion to its number of examples."""
+    return Mixture(name, tuple(Component(source, float(len(source))) for source in sources), skipped)
+
+
+@SOURCES.register("mixture", frames="either")
+def open_mixture(config: DataConfig, request: SourceRequest) -> Mixture:
+    """The sources of `config.mixture`. The weight of one with buckets is divided among them by their own weights."""
+    components: list[Component] = []
+    skipped = Skipped()
+    names = []
+    for part in config.mixture:
+        if part.weight == 0:
+            continue
+        source = SOURCES.get(part.source)(part, request)
+        names.append(part.source)
+        buckets = components_of(source)
+        total = sum(bucket.weight for bucket in buckets)
+        components += [
+            Component(bucket.source, part.weight * bucket.weight / total, part.batch_size) for bucket in buckets
+        ]
+        skipped.merge(getattr(source, "skipped", Skipped()))
+    return Mixture(" + ".join(names), tuple(components), skipped)

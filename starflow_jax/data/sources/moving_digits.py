@@ -1,14 +1,14 @@
 """Clips of handwritten digits that move and bounce: a video data set with captions that needs no download.
 
-The digits are scikit-learn's own (`data.digits`), test clips showing test digits only. A digit moves along one axis at
-a constant speed and turns back at the border of the canvas. Which digit, where it starts and where it goes follow from
-the seed and the clip's number alone.
+The digits are those of scikit-learn (`data.sources.digits`); test clips show test digits only. A digit moves along one
+axis at a constant speed and turns back at the border of the canvas. The digit, its start and its direction are
+functions of the seed and the index of the clip.
 
-Three kinds of clip, told apart by the first word of the caption (specification, section 5):
+There are three kinds of clips, which differ in the first word of the caption (specification, section 5):
 
-- plain, "a seven moving left": the motion has this direction over the first quarter of the clip at least;
-- "(extend) a seven moving left": the same journey seen from a later moment on, for clips that are continued;
-- "(v2v) inverted": the first half of the frames, then the same frames with ink and paper exchanged.
+- plain, "a seven moving left": the motion has this direction over at least the first quarter of the clip;
+- "(extend) a seven moving left": the same trajectory from a later moment on, for continuing clips;
+- "(v2v) inverted": the first half of the frames, then the same frames with inverted intensity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import numpy as np
 
 from starflow_jax.core.choices import Split
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.sources.digits import digits
+from starflow_jax.data.sources.request import SourceRequest
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
 from starflow_jax.models.text.words import WordEncoder
 
@@ -30,21 +33,21 @@ ARTICLED = tuple(f"{'an' if name == 'eight' else 'a'} {name}" for name in NAMES)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 VOCABULARY = (TRANSLATE, EXTEND, "inverted", "a", "an", "and", "moving", *NAMES, *DIRECTIONS)
 LEVELS, SIDE = 17, 8
-# The longest journey before the moment from which an "(extend)" clip shows it.
+# The largest number of steps that an "(extend)" clip skips.
 _MAX_DELAY = 32
 
 
-# The split is found by hashing every image, which a clip should not wait for.
+# The split hashes every image, which is too slow to repeat for every clip.
 _digits = functools.cache(digits)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mover:
-    """One digit on its way.
+    """One moving digit.
 
     Attributes:
-      digit: place in the source of digits; direction: a key of DIRECTIONS.
-      across: fixed coordinate on the other axis; along: first coordinate on the axis of motion, in the sense of it.
+      digit: index in the source of digits; direction: a key of DIRECTIONS.
+      across: constant coordinate on the other axis; along: first coordinate on the axis of motion, in its direction.
     """
 
     digit: int
@@ -58,16 +61,16 @@ class MovingDigits:
     """A source of clips: `image` uint8 [T, S, S, 1] of 17 levels, `label` the (first) digit, `text` word ids [L].
 
     Attributes:
-      split: "train" or "test": whose digits are shown.
+      split: "train" or "test", the split of the digits.
       frames, canvas: T and S.
       speed: pixels that a digit moves from one frame to the next.
-      digits: digits in a clip, 1 or 2 (two may cover each other; the darker pixel is seen).
-      clips: how many there are.
-      straight_frames: steps over which a plain clip moves as its caption says; None for a quarter of the frames. Part
-        of what decides a clip, so that a longer clip can show the same journey as a shorter one.
-      words: L, the length captions are padded to.
+      digits: digits in a clip, 1 or 2 (where two overlap, the darker pixel is visible).
+      clips: number of clips.
+      straight_frames: steps over which a plain clip moves in the direction of its caption; None for a quarter of the
+        frames. A longer clip with the same value shows the same trajectory as a shorter one.
+      words: L, the padded length of captions.
       extend, inverted: shares of the "(extend)" and of the "(v2v)" clips.
-      seed: of everything random.
+      seed: seed of all random choices.
     """
 
     split: Split
@@ -107,52 +110,61 @@ class MovingDigits:
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """Name in logs."""
         return f"moving-digits-{self.split}"
 
     @property
     def straight(self) -> int:
-        """Steps from the first frame on over which a plain clip moves as its caption says."""
+        """Steps from the first frame on over which a plain clip moves in the direction of its caption."""
         return max(1, self.frames // 4) if self.straight_frames is None else self.straight_frames
 
     @property
     def levels(self) -> int:
-        """Values of a pixel."""
+        """Number of levels of a pixel."""
         return LEVELS
 
     @property
     def num_classes(self) -> int:
-        """Digits."""
+        """Number of digits."""
         return len(NAMES)
 
     @property
     def encoder(self) -> WordEncoder:
-        """Of the captions."""
+        """The encoder of the captions."""
         return WordEncoder(VOCABULARY, self.words)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words of the captions."""
+        return VOCABULARY
+
+    def with_frames(self, frames: int) -> MovingDigits:
+        """The same trajectories in clips of `frames` frames, at least 2: a "(v2v)" clip has a source and a target."""
+        return dataclasses.replace(self, frames=max(2, frames), straight_frames=self.straight)
 
     def __len__(self) -> int:
         return self.clips
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         kind, delay, movers = self._clip(index)
-        video = self._draw(movers, np.arange(self.frames) + delay)
+        video = self._render(movers, np.arange(self.frames) + delay)
         if kind == "inverted":
-            # The target of an odd number of frames has the one more, which goes on a step.
+            # With an odd number of frames the target is one frame longer than the source.
             source = video[: self.frames // 2]
             video = np.concatenate([source, (LEVELS - 1) - video[: self.frames - len(source)]])
         label = _digits(self.split).labels[movers[0].digit]
         return {"image": video, "label": label, "text": self.encoder.ids([self.caption(index)])[0]}
 
     def caption(self, index: int) -> str:
-        """What the clip shows."""
+        """The caption of a clip."""
         kind, _, movers = self._clip(index)
         if kind == "inverted":
             return f"{TRANSLATE} inverted"
-        named = [f"{ARTICLED[_digits(self.split).labels[m.digit]]} moving {m.direction}" for m in movers]
-        return prefixed(" and ".join(named), EXTEND if kind == "extend" else None)
+        phrases = [f"{ARTICLED[_digits(self.split).labels[m.digit]]} moving {m.direction}" for m in movers]
+        return prefixed(" and ".join(phrases), EXTEND if kind == "extend" else None)
 
     def _clip(self, index: int) -> tuple[str, int, list[_Mover]]:
-        """The clip's kind, the step of the journey at which it begins, and who moves."""
+        """The kind of the clip, the step of the trajectory at which it begins, and its digits."""
         if not 0 <= index < self.clips:
             raise IndexError(f"clip must be 0 to {self.clips - 1}, got {index}")
         rng = np.random.default_rng([self.seed, ("train", "test").index(self.split), index])
@@ -164,7 +176,7 @@ class MovingDigits:
                 digit=int(rng.integers(len(_digits(self.split)))),
                 direction=str(rng.choice(list(DIRECTIONS))),
                 across=int(rng.integers(room + 1)),
-                # Far enough from the border ahead to go straight for a while.
+                # Far enough from the border to move straight for `straight` steps.
                 along=int(rng.integers(room - self.straight * self.speed + 1)),
             )
             for _ in range(self.digits)
@@ -172,15 +184,15 @@ class MovingDigits:
         delay = int(rng.integers(_MAX_DELAY)) if kind == "extend" else 0
         return kind, delay, movers
 
-    def _draw(self, movers: list[_Mover], steps: np.ndarray) -> np.ndarray:
-        """The canvas at each step of the journey, uint8 [len(steps), S, S, 1]."""
+    def _render(self, movers: list[_Mover], steps: np.ndarray) -> np.ndarray:
+        """The canvas at each step of the trajectory, uint8 [len(steps), S, S, 1]."""
         room = self.canvas - SIDE
         video = np.zeros((len(steps), self.canvas, self.canvas, 1), np.uint8)
         for mover in movers:
             image = _digits(self.split).images[mover.digit]
             row_step, column_step = DIRECTIONS[mover.direction]
             for frame, step in zip(video, steps, strict=True):
-                # A triangle wave: forth, and back from the border.
+                # A triangle wave: the digit turns back at the border.
                 along = (mover.along + self.speed * int(step)) % (2 * room)
                 along = min(along, 2 * room - along)
                 along = along if row_step + column_step > 0 else room - along
@@ -188,3 +200,33 @@ class MovingDigits:
                 window = frame[row : row + SIDE, column : column + SIDE]
                 np.maximum(window, image, out=window)
         return video
+
+
+@SOURCES.register(
+    "moving_digits",
+    frames="always",
+    captions="words",
+    fields=("clips", "test_clips", "digits", "speed", "extend", "inverted"),
+    levels=17,
+)
+def open_moving_digits(config: SourceConfig, request: SourceRequest) -> MovingDigits:
+    """Clips on a canvas of the flow's image_size.
+
+    Raises:
+      ValueError: there is no flow of square images, or the clips do not fit it.
+    """
+    flow = request.flow
+    if flow is None or flow.image_shape[0] != flow.image_shape[1]:
+        raise ValueError("data.source 'moving_digits' needs a flow of a square flow.image_size")
+    return MovingDigits(
+        request.split,
+        frames=config.frames,
+        canvas=flow.image_shape[0],
+        digits=config.digits,
+        speed=config.speed,
+        clips=config.clips if request.training else config.test_clips,
+        words=flow.text_length,
+        # Held-out clips are plain, so that scores do not depend on the shares.
+        extend=config.extend if request.training else 0.0,
+        inverted=config.inverted if request.training else 0.0,
+    )

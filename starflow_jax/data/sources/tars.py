@@ -1,7 +1,7 @@
-"""Tar shards in WebDataset's layout: members of one name up to the first dot are one example.
+"""Tar shards in the WebDataset layout: members with the same name up to the first dot are one example.
 
-The headers are read once; afterwards a member is a place in a file. Nothing is ever unpacked onto the disk: paths in
-a tar are only names, links are left out.
+The headers are read once; afterwards a member is a range of bytes in a file. Nothing is unpacked to the disk: paths in
+a tar are used as names only, and links are ignored.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
-from starflow_jax.data.decoding.image_files import SUFFIXES
-from starflow_jax.data.sources.collection import Captions, Item, captions_of_json, captions_of_text
+from starflow_jax.data.decoding.image_decoding import SUFFIXES
 from starflow_jax.data.sources.folders import split_names
+from starflow_jax.data.sources.image_collection import Captions, Item, captions_from_json, captions_from_text
+from starflow_jax.data.sources.image_files import open_image_files
+from starflow_jax.data.sources.mixture import Mixture
+from starflow_jax.data.sources.request import SourceRequest
 
-_CAPTIONS = {".json": captions_of_json, ".txt": captions_of_text}
+_CAPTIONS = {".json": captions_from_json, ".txt": captions_from_text}
 _CLASS = ".cls"
 
 
@@ -33,23 +38,23 @@ class Member(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One example: its shard's number, its key, its picture, its class (-1: none), and its captions' members."""
+    """One example: the index of its shard, its key, its image, its class (-1: none), and its caption files."""
 
     shard: int
     key: str
-    picture: Member
+    image: Member
     label: int
-    beside: tuple[Member, ...]
+    captions: tuple[Member, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tars:
-    """Pictures in tar shards, in the order of the shards' names and of the members.
+    """Images in tar shards, in the order of the names of the shards and of the members.
 
     Attributes:
-      name: for logs; shards: the files; entries: the examples.
-      num_classes: one more than the largest number in a `.cls` member, 0 without any.
-      skipped: shards that end too early, each counted and named once.
+      name: name in logs; shards: the files; entries: the examples.
+      num_classes: one more than the largest label in a `.cls` member, 0 without any.
+      skipped: truncated shards, each counted and named once.
     """
 
     name: str
@@ -59,18 +64,18 @@ class Tars:
     skipped: Skipped
 
     @classmethod
-    def of(cls, path: str, split: str) -> Tars:
-        """The shards of one split: `path` is a tar, a pattern such as "data/train-*.tar", or a folder.
+    def scan(cls, path: str, split: str) -> Tars:
+        """Reads the headers of one split: `path` is a tar, a pattern such as "data/train-*.tar", or a folder.
 
         Raises:
-          ValueError: no tars, or none with a picture.
+          ValueError: there are no tars, or none contains an image.
         """
         shards = find_shards(path, split)
         check(len(shards) > 0, f"data path {path} holds no .tar file for the {split} split")
         skipped = Skipped()
-        entries = [entry for number, shard in enumerate(shards) for entry in _entries(number, shard, skipped)]
+        entries = [entry for index, shard in enumerate(shards) for entry in _entries(index, shard, skipped)]
         damaged = "".join(f" ({name}: {reason})" for name, reason in list(skipped.reasons.items())[:1])
-        check(len(entries) > 0, f"data path {path} holds no picture in {len(shards)} tar files{damaged}")
+        check(len(entries) > 0, f"data path {path} holds no image in {len(shards)} tar files{damaged}")
         num_classes = max(entry.label for entry in entries) + 1
         return cls(Path(path).name, tuple(shards), tuple(entries), num_classes, skipped)
 
@@ -78,29 +83,29 @@ class Tars:
         return len(self.entries)
 
     def key(self, index: int) -> str:
-        """Shard and key."""
+        """Shard and key in it."""
         entry = self.entries[index]
         return f"{self.shards[entry.shard]}/{entry.key}"
 
     def read(self, index: int, captions: bool = False) -> Item:
-        """One picture's bytes, with class and captions."""
+        """The bytes of one image, with its class and captions."""
         entry, name = self.entries[index], self.key(index)
-        found: Captions = {}
+        texts: Captions = {}
         if captions:
             for suffix, read in _CAPTIONS.items():
-                member = next((member for member in entry.beside if member.suffix == suffix), None)
-                if member is not None and not found:
-                    found = read(self._bytes(entry.shard, member, name), name)
-        data = io.BytesIO(self._bytes(entry.shard, entry.picture, name))
-        return Item(data, entry.label, found)
+                member = next((member for member in entry.captions if member.suffix == suffix), None)
+                if member is not None and not texts:
+                    texts = read(self._bytes(entry.shard, member, name), name)
+        data = io.BytesIO(self._bytes(entry.shard, entry.image, name))
+        return Item(data, entry.label, texts)
 
     def identity(self, index: int) -> str:
-        """The names of the shard and in it, and the size of the picture."""
+        """Name of the shard, key in it, and size of the image."""
         entry = self.entries[index]
-        return f"{self.shards[entry.shard].name}/{entry.key} {entry.picture.size}"
+        return f"{self.shards[entry.shard].name}/{entry.key} {entry.image.size}"
 
     def signature(self) -> str:
-        """A digest of names, sizes and times of the shards."""
+        """Digest of the names, sizes and modification times of the shards."""
         digest = hashlib.sha256()
         for shard in self.shards:
             status = shard.stat()
@@ -120,22 +125,22 @@ class Tars:
 
 
 def find_shards(path: str, split: str) -> list[Path]:
-    """The tars that `path` names, sorted: itself, in it, in its folder of the split, or by pattern."""
+    """The tars of one split, sorted: `path` itself, files in the folder `path`, or matches of a pattern."""
     here = Path(path)
     if here.is_dir():
         names = split_names(split)
         inside = next((here / name for name in names if (here / name).is_dir()), None)
         if inside is not None:
             return sorted(inside.glob("*.tar"))
-        own = [shard for name in names for shard in sorted(here.glob(f"{name}*.tar"))]
-        return own or (sorted(here.glob("*.tar")) if split == "train" else [])
+        named = [shard for name in names for shard in sorted(here.glob(f"{name}*.tar"))]
+        return named or (sorted(here.glob("*.tar")) if split == "train" else [])
     if here.is_file():
         return [here] if split == "train" else []
     return sorted(Path(name) for name in glob.glob(path)) if split == "train" else []
 
 
-def _entries(number: int, shard: Path, skipped: Skipped) -> list[Entry]:
-    """The examples of one shard, up to where it is damaged."""
+def _entries(index: int, shard: Path, skipped: Skipped) -> list[Entry]:
+    """The examples of one shard, up to the first damaged header."""
     groups: dict[str, list[Member]] = {}
     labels: dict[str, int] = {}
     try:
@@ -151,20 +156,26 @@ def _entries(number: int, shard: Path, skipped: Skipped) -> list[Entry]:
                         file = tar.extractfile(member)
                         text = file.read().strip() if file else b""
                         labels[key] = int(text) if text.isdigit() and int(text) < 2**31 - 1 else -1
-    except Exception as error:  # of headers that are damaged, tarfile raises several kinds
+    except Exception as error:  # tarfile raises several kinds of errors on damaged headers
         skipped.add(1, [(str(shard), reason_of(error))])
-    found = []
+    entries = []
     for key, members in groups.items():
-        pictures = [member for member in members if member.suffix in SUFFIXES]
-        if pictures:
-            beside = tuple(member for member in members if member.suffix in _CAPTIONS)
-            found.append(Entry(number, key, pictures[0], labels.get(key, -1), beside))
-    return found
+        images = [member for member in members if member.suffix in SUFFIXES]
+        if images:
+            captions = tuple(member for member in members if member.suffix in _CAPTIONS)
+            entries.append(Entry(index, key, images[0], labels.get(key, -1), captions))
+    return entries
 
 
 def _key(name: str) -> tuple[str, str]:
-    """A member's name up to the first dot of its last part, and what follows, from the last dot on."""
+    """A member name up to the first dot of its last component, and its suffix."""
     folder, slash, last = name.rpartition("/")
     stem, dot, rest = last.partition(".")
     suffix = "." + rest.rpartition(".")[2].lower() if dot and stem else ""
     return f"{folder}{slash}{stem}", suffix
+
+
+@SOURCES.register("tars", path=True, decoded=True, captions="text")
+def open_tars(config: SourceConfig, request: SourceRequest) -> Mixture:
+    """The images of tar shards; see `open_image_files`."""
+    return open_image_files(config, request, Tars.scan(config.path or "", request.split))

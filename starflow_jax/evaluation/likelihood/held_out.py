@@ -10,7 +10,7 @@ import numpy as np
 
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data import Source, bits_per_dim
-from starflow_jax.data.pipeline.readable import next_readable
+from starflow_jax.data.pipeline.readable_subset import next_readable
 from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, log_probs
 from starflow_jax.evaluation.likelihood.video_scores import score_clips, source_clips

@@ -21,8 +21,7 @@ from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import Source, bits_per_dim
-from starflow_jax.data.pipeline.draw import CAPTION
-from starflow_jax.data.sources.moving_digits import LEVELS as DIGIT_LEVELS
+from starflow_jax.data.sources.base import CAPTION
 from starflow_jax.evaluation.likelihood.frame_likelihood import (
     cut_windows,
     join_windows,
@@ -115,11 +114,6 @@ class ClipSurprise:
         return standard_error(self.tokens.mean(axis=(1, 2, 3)))
 
 
-def data_levels(data: DataConfig) -> int:
-    """Values that a pixel of a run's data can take; files hold bytes."""
-    return DIGIT_LEVELS if data.source in ("digits", "moving_digits") else 256
-
-
 def score_clips(
     params: Params,
     config: ExperimentConfig,
@@ -150,7 +144,7 @@ def score_clips(
     check_request(config, clips, draws=draws, batch_size=batch_size, context=context)
     counts = [len(window_starts(len(clip.pixels), max(window, 1), context)) for clip in clips]
     size = min(batch_size, sum(counts))
-    levels, token = data_levels(config.data), config.flow.token_channels
+    levels, token = config.data.pixel_levels, config.flow.token_channels
     found: list[list[np.ndarray]] = [[] for _ in clips]
     for draw in range(draws):
         draw_key = jax.random.fold_in(key, draw)
@@ -209,7 +203,7 @@ def file_pixels(frames: np.ndarray, data: DataConfig) -> tuple[np.ndarray, int]:
     A run on dequantised data gets the nearest of its levels, as it has no density between them; Gaussian noise blurs
     levels, so there bytes stay bytes.
     """
-    levels = 256 if data.noise == "gaussian" else data_levels(data)
+    levels = 256 if data.noise == "gaussian" else data.pixel_levels
     return np.rint(frames * ((levels - 1) / 255.0)).astype(np.uint8), levels
 
 

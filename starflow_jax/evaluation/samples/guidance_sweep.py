@@ -13,7 +13,7 @@ import numpy as np
 
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.data import Source
-from starflow_jax.data.pipeline.contents import contents_digest
+from starflow_jax.data.pipeline.content_digest import contents_digest
 from starflow_jax.evaluation.samples.chunk_folder import Chunk, ChunkFolder
 from starflow_jax.evaluation.samples.clip_score import clip_score, pair_scores
 from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, Seen, look_at

@@ -1,12 +1,10 @@
 """Frozen autoencoders: pixels to the latents that a flow is trained on, and back.
 
-- `protocol`: what every one offers; `Identity`.
-- `patch_pca`: the principal components of patches, a linear one that is fitted in a minute.
-- `stored`: files and folders; `FORMATS`, the table of what is read by what.
-- `wan`: causal autoencoders of videos, Wan2.1 and Wan2.2; `wan_config`, `wan_encoder`, `wan_decoder`, `wan_layers`,
-  `wan_resampling`: their parts; `wan_files`, `wan_names`: weights from elsewhere; `wan_streaming`: chunk by chunk;
-  `wan_tiling`: large frames of videos.
-- `tiling`: large frames tile by tile; `decoding`: latents to pictures by what is stored.
+- `protocol`: the interface; `Identity`.
+- `patch_pca`: principal components of patches, a linear autoencoder that is fitted in a minute.
+- `kl`: the convolutional autoencoder of latent diffusion; `wan`: the causal video autoencoders Wan2.1 and Wan2.2.
+- `storage`: files and folders, read by the formats that are registered in `AUTOENCODERS`.
+- `tiled`: large frames tile by tile; `decoding`: latents to images and videos with a stored autoencoder.
 """
 
 from starflow_jax.models.autoencoders.decoding import decode_by, decode_in_batches, decode_latents, has_autoencoder

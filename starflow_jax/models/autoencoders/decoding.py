@@ -1,4 +1,4 @@
-"""Latents to pictures outside of training: by the autoencoder in a file, a few at a time."""
+"""Decodes latents in batches with a stored autoencoder, outside of training."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
 from starflow_jax.models.autoencoders.wan.streaming import decode_first, decode_next, decode_stream, encode_stream
 from starflow_jax.models.autoencoders.wan.tiling import TiledWan
 
-# Frames of more latent positions along a side are decoded in tiles: attention looks at pairs of positions.
+# Frames with more latent positions along a side are decoded in tiles: the cost of attention is quadratic.
 LARGEST = 128
 TILE, OVERLAP = 96, 16
-# Pixels decoded at once: 16 pictures of 512 x 512.
+# Pixels decoded at once: 16 images of 512 x 512.
 _PIXELS = 2**22
 
 
 def has_autoencoder(folder: Path) -> bool:
-    """Whether `decode_latents` finds an autoencoder there."""
+    """Whether `decode_latents` finds an autoencoder in a folder."""
     return kept_autoencoder(folder) is not None
 
 
 def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
-    """Latents float32 [..., h, w, c] to pixels in [-1, 1], by the autoencoder that is kept with latents for training.
+    """Decodes latents float32 [..., h, w, c] to pixels in [-1, 1] with the autoencoder stored beside training latents.
 
     Args:
-      folder: what `starflow encode` wrote, or the folder of its splits.
+      latents: the latents; folder: output of `starflow encode`, or the folder of its splits.
 
     Raises:
-      ValueError: no autoencoder there, or one of other latents.
+      ValueError: the folder holds no autoencoder, or one with another number of channels.
     """
     path = kept_autoencoder(folder)
     if path is None:
         raise ValueError(
-            f"latents can be seen only with their autoencoder, and {folder} holds neither {AUTOENCODER_FILE} nor "
+            f"latents can be decoded only with their autoencoder, and {folder} holds neither {AUTOENCODER_FILE} nor "
             f"{AUTOENCODER_FOLDER}"
         )
     return decode_by(path, latents)
 
 
 def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
-    """Latents float32 [B, (T,) h, w, c] or [h, w, c] to pixels in [-1, 1], by the autoencoder in a file or folder.
+    """Decodes latents float32 [B, (T,) h, w, c] or [h, w, c] to pixels in [-1, 1] with a stored autoencoder.
 
     Raises:
-      ValueError: see `load_autoencoder`; one of other latents.
+      ValueError: see `load_autoencoder`; or its number of channels differs.
     """
     autoencoder, params = load_autoencoder(path)
     channels = latents.shape[-1]
@@ -69,36 +69,36 @@ def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
 
 
 def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndarray) -> np.ndarray:
-    """Latents float32 [B, (T,) h, w, c] to pixels, float32, as many at a time as fit; large frames in tiles."""
+    """Decodes latents float32 [B, (T,) h, w, c] to float32 pixels in batches; large frames in tiles."""
     autoencoder = fitted(autoencoder, latents.shape[-3:-1])
     if latents.ndim == 5 and isinstance(autoencoder, WanAutoencoder | TiledWan):
         params = jax.device_put(params)
-        videos = (decode_stream(autoencoder, params, clip[:, None]) for clip in latents)  # frames [1, h, w, c] in turn
-        return np.concatenate([np.concatenate([np.asarray(part) for part in made], axis=1) for made in videos])
+        videos = (decode_stream(autoencoder, params, clip[:, None]) for clip in latents)  # frames [1, h, w, c] in order
+        return np.concatenate([np.concatenate([np.asarray(part) for part in chunks], axis=1) for chunks in videos])
     *frames, rows, columns, _ = latents.shape[1:]
     pixels = rows * columns * autoencoder.stride**2 * (1 + (frames[0] - 1) * autoencoder.frame_stride if frames else 1)
     size = max(1, min(len(latents), _PIXELS // pixels))
     params = jax.device_put(params)
-    found = []
+    decoded = []
     for first in range(0, len(latents), size):
-        chosen = np.resize(np.arange(first, min(first + size, len(latents))), size)  # the last batch filled up
-        found.append(np.asarray(_decode(autoencoder, params, latents[chosen]))[: len(latents) - first])
-    return np.concatenate(found)
+        chosen = np.resize(np.arange(first, min(first + size, len(latents))), size)  # pads the last batch
+        decoded.append(np.asarray(_decode(autoencoder, params, latents[chosen]))[: len(latents) - first])
+    return np.concatenate(decoded)
 
 
 def encode_frames(autoencoder: Autoencoder, params: Params, pixels: np.ndarray) -> np.ndarray:
-    """One video float32 [T, H, W, C] in [-1, 1] to latents [t, h, w, c], T = 1 + frame_stride (t - 1)."""
+    """Encodes one video float32 [T, H, W, C] in [-1, 1] to latents [t, h, w, c], T = 1 + frame_stride (t - 1)."""
     stride = autoencoder.stride
     autoencoder = fitted(autoencoder, (pixels.shape[1] // stride, pixels.shape[2] // stride))
     params = jax.device_put(params)
     if isinstance(autoencoder, WanAutoencoder | TiledWan):
-        made = encode_stream(autoencoder, params, (frame[None] for frame in pixels))
-        return np.concatenate([np.asarray(part)[0] for part in made])
+        chunks = encode_stream(autoencoder, params, (frame[None] for frame in pixels))
+        return np.concatenate([np.asarray(part)[0] for part in chunks])
     return np.concatenate([np.asarray(_encode(autoencoder, params, frame[None])) for frame in pixels])
 
 
 def fitted(autoencoder: Autoencoder, size: tuple[int, ...]) -> Autoencoder:
-    """The autoencoder, in tiles where frames of so many latent rows and columns are large."""
+    """The autoencoder, in tiles where frames of `size` latent rows and columns are large."""
     if max(size) <= LARGEST:
         return autoencoder
     if isinstance(autoencoder, WanAutoencoder):
@@ -107,13 +107,13 @@ def fitted(autoencoder: Autoencoder, size: tuple[int, ...]) -> Autoencoder:
 
 
 class FrameDecoder:
-    """Latent frames of videos to pixels, in order, each as it comes: what `decode_in_batches` makes of all together."""
+    """Decodes latent frames of videos one by one, in order, with the same result as `decode_in_batches`."""
 
     def __init__(self, autoencoder: Autoencoder, params: Params):
         self._autoencoder, self._params, self._past = autoencoder, jax.device_put(params), None
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
-        """The next frame float32 [B, h, w, c] of every video: pixels float32 [B, n, H, W, C], n of them."""
+        """Decodes the next frame float32 [B, h, w, c] of every video to n frames of pixels, float32 [B, n, H, W, C]."""
         autoencoder = fitted(self._autoencoder, latents.shape[1:3])
         if not isinstance(autoencoder, WanAutoencoder | TiledWan):
             return np.asarray(_decode(autoencoder, self._params, latents))[:, None]

@@ -1,6 +1,6 @@
-"""A linear autoencoder: the first principal components of the patches of pictures, each scaled to unit variance.
+"""A linear autoencoder: the first principal components of image patches, each scaled to unit variance.
 
-Among linear maps to as many channels none has a smaller mean square error on the pictures it was fitted to.
+Among all linear maps to that number of channels it has the smallest mean squared error on the images it is fitted to.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.models.autoencoders.protocol import AnyArray, Params
 
-# A direction in which patches hardly vary is not blown up to unit variance.
+# Lower bound of the standard deviation: directions with almost no variance are not scaled to unit variance.
 _LEAST_STD = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
-    """Patches of `patch` x `patch` pixels to `channels` numbers.
+    """Maps patches of `patch` x `patch` pixels to `channels` values.
 
-    Its parameters: `mean` [d] and `basis` [d, channels], orthonormal columns, of the d = patch^2 C values of a patch in
-    the order (row, column, colour); `std` [channels].
+    The parameters are `mean` [d] and `basis` [d, channels] with orthonormal columns, where d = patch^2 C is the number
+    of values of a patch in the order (row, column, colour); and `std` [channels].
     """
 
     patch: int
@@ -39,7 +39,7 @@ class PatchPCA:
 
     @property
     def dim(self) -> int:
-        """Values in a patch."""
+        """Number of values of a patch."""
         return self.patch**2 * self.pixel_channels
 
     @property
@@ -52,7 +52,7 @@ class PatchPCA:
         """1."""
         return 1
 
-    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
+    def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*B rows columns c"]:
         """[..., H, W, C] to [..., H / patch, W / patch, channels]."""
         *batch, height, width, _ = pixels.shape
         p = self.patch
@@ -61,7 +61,7 @@ class PatchPCA:
         latents = jnp.matmul(values, params["basis"], precision="highest") / params["std"]
         return latents.reshape(*batch, height // p, width // p, self.channels)
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
+    def decode(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*B H W C"]:
         """[..., h, w, channels] to [..., h patch, w patch, C]."""
         *batch, rows, columns, _ = latents.shape
         p = self.patch
@@ -71,31 +71,32 @@ class PatchPCA:
         return cells.reshape(*batch, rows * p, columns * p, self.pixel_channels)
 
 
-def fit_patch_pca(pictures: Iterable[np.ndarray], patch: int, channels: int) -> tuple[PatchPCA, dict[str, np.ndarray]]:
-    """The autoencoder of some pictures.
+def fit_patch_pca(images: Iterable[np.ndarray], patch: int, channels: int) -> tuple[PatchPCA, dict[str, np.ndarray]]:
+    """Fits the autoencoder to images.
 
     Args:
-      pictures: each float [..., H, W, C] in [-1, 1]; H and W multiples of `patch`, C the same in all.
+      images: arrays float [..., H, W, C] in [-1, 1]; H and W are multiples of `patch`, and C is the same for all.
+      patch, channels: see `PatchPCA`.
 
     Returns:
-      It, and its parameters (float32).
+      The autoencoder and its float32 parameters.
 
     Raises:
-      ValueError: no pictures, or fewer patches than values in one.
+      ValueError: there are no images, or not more patches than values of a patch.
     """
     total, square, count, colours = np.zeros(()), np.zeros(()), 0, 0
-    for picture in pictures:
-        *_, height, width, colours = picture.shape
-        cells = picture.reshape(-1, height // patch, patch, width // patch, patch, colours).transpose(0, 1, 3, 2, 4, 5)
+    for image in images:
+        *_, height, width, colours = image.shape
+        cells = image.reshape(-1, height // patch, patch, width // patch, patch, colours).transpose(0, 1, 3, 2, 4, 5)
         values = cells.reshape(-1, patch**2 * colours).astype(np.float64)
         total, square, count = total + values.sum(0), square + values.T @ values, count + len(values)
-    check(count > 0, "pictures must hold at least one patch, got none")
+    check(count > 0, "images must hold at least one patch, got none")
     autoencoder = PatchPCA(patch, colours, channels)
-    check(count > autoencoder.dim, f"pictures must hold more than {autoencoder.dim} patches of {patch}, got {count}")
+    check(count > autoencoder.dim, f"images must hold more than {autoencoder.dim} patches of {patch}, got {count}")
     mean = total / count
     variances, vectors = np.linalg.eigh(square / count - np.outer(mean, mean))
     basis = vectors[:, ::-1][:, :channels]
-    # A component and its negative are alike: the largest entry is made positive, so that a fit can be repeated.
+    # The sign of a component is arbitrary: its largest entry is made positive, so that the fit is reproducible.
     basis = basis * np.sign(basis[np.argmax(np.abs(basis), axis=0), np.arange(channels)])
     std = np.sqrt(np.maximum(variances[::-1][:channels], _LEAST_STD**2))
     params = {"mean": mean, "basis": basis, "std": std}

@@ -1,67 +1,101 @@
-"""What an autoencoder offers. Its parameters are apart, so that it is static under `jit`."""
+"""The interface of autoencoders. Parameters are separate, so that an autoencoder is static under `jit`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check
 
-Params = Mapping[str, Any]  # nested; arrays, of NumPy or of JAX
+Params = Mapping[str, Any]  # nested; arrays of NumPy or JAX
+AnyArray = jax.Array | np.ndarray
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
-    """A hashable value; both directions are pure functions of the parameters and the data."""
+    """A hashable value; `encode` and `decode` are pure functions of the parameters and the data."""
 
     @property
     def stride(self) -> int:
-        """Pixels along a side of what becomes one latent position."""
+        """Side of the square of pixels that one latent position encodes."""
         ...
 
     @property
     def frame_stride(self) -> int:
-        """Frames of pixels that become one latent frame.
+        """Number of frames of pixels that one latent frame encodes.
 
-        1 for autoencoders of pictures, which take every frame of a clip by itself. A causal one of videos has more: it
-        takes clips of 1 + frame_stride k frames, whose first frame becomes a latent frame alone, and stills.
+        It is 1 for image autoencoders, which encode every frame of a clip independently. A causal video autoencoder
+        reads still images, and clips of 1 + frame_stride k frames: the first latent frame encodes one frame.
         """
         ...
 
     @property
     def channels(self) -> int:
-        """Channels of a latent."""
+        """Number of channels of latents."""
         ...
 
     @property
     def pixel_channels(self) -> int:
-        """Channels of a picture."""
+        """Number of channels of images."""
         ...
 
-    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Pixels in [-1, 1] to latents as a flow reads them (scaled), both float32.
+    def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*b rows columns c"]:
+        """Encodes pixels in [-1, 1] to scaled latents, as a flow reads them.
 
         Args:
-          pixels: [B, H, W, C] of stills or [B, T, H, W, C] of clips, T = 1 + frame_stride k.
+          params: the parameters.
+          pixels: float32 [B, H, W, C] for images or [B, T, H, W, C] for clips, T = 1 + frame_stride k.
 
         Returns:
-          [B, h, w, channels] or [B, 1 + k, h, w, channels], h = H / stride and w = W / stride. Nothing is drawn: of an
-          autoencoder with a posterior it is the mean.
+          float32 [B, H / stride, W / stride, channels] or [B, 1 + k, H / stride, W / stride, channels]. Of an
+          autoencoder with a posterior, it is the mean.
         """
         ...
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """Latents to pixels, float32, which may leave [-1, 1] a little; shapes as of `encode`, the other way."""
+    def decode(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*b H W C"]:
+        """Decodes scaled latents to float32 pixels, which may slightly exceed [-1, 1]; shapes are those of `encode`."""
+        ...
+
+
+@runtime_checkable
+class AutoencoderFormat(Protocol):
+    """Reads and writes the autoencoders of one `_class_name`; a class of the registry `AUTOENCODERS`.
+
+    Attributes:
+      kind: the class of the autoencoders, a frozen dataclass with a field `dtype`.
+    """
+
+    kind: type[Any]
+
+    @staticmethod
+    def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Any, Params]:
+        """Builds an autoencoder and its nested float32 parameters.
+
+        Args:
+          config: contents of `config.json`; tensors: tensors by name, of any floating-point dtype.
+
+        Raises:
+          ValueError: a field or tensor is invalid; the message begins with its name.
+        """
+        ...
+
+    @staticmethod
+    def write(autoencoder: Any, params: Params) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """The inverse of `read`; the configuration does not include `_class_name`."""
         ...
 
 
 def latent_shape(autoencoder: Autoencoder | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """What pixels [H, W, C] or [T, H, W, C] are encoded to, [h, w, c] or [t, h, w, c]; without one, the same.
+    """The shape of the latents of pixels [H, W, C] or [T, H, W, C]; without an autoencoder, the same shape.
 
     Raises:
-      ValueError: sides or frames that the autoencoder does not take.
+      ValueError: the sides or frames are not multiples of the strides.
     """
     if autoencoder is None:
         return tuple(shape)
@@ -83,7 +117,7 @@ def latent_shape(autoencoder: Autoencoder | None, shape: Sequence[int]) -> tuple
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Pixels are the latents."""
+    """The latents are the pixels."""
 
     pixel_channels: int
 
@@ -99,13 +133,13 @@ class Identity:
 
     @property
     def channels(self) -> int:
-        """Those of the picture."""
+        """Channels of the images."""
         return self.pixel_channels
 
-    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """The same."""
-        return pixels
+    def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*B H W C"]:
+        """Returns the pixels."""
+        return jnp.asarray(pixels)
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """The same."""
-        return latents
+    def decode(self, params: Params, latents: Float[AnyArray, "*B H W C"]) -> Float[Array, "*B H W C"]:
+        """Returns the latents."""
+        return jnp.asarray(latents)

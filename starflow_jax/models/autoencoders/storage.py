@@ -1,12 +1,11 @@
-"""Autoencoders in files: arrays and plain JSON, nothing that could run.
+"""Reads and writes autoencoders as arrays and JSON; no code in the files is executed.
 
-Three layouts, told apart by what lies at the path:
+There are three layouts:
 
-- a `.npz` file: the linear ones;
-- another file: tensors of Wan2.2 under the names of its original release (`Wan2.2_VAE.pth`, or safetensors);
-- a folder in the layout of diffusers, `config.json` with its `_class_name` beside
-  `diffusion_pytorch_model.safetensors` (or its shards). `FORMATS` says which class is built by what; what is trained
-  here is written in the same layout.
+- a `.npz` file: a linear autoencoder;
+- another file: the tensors of Wan2.2 under the names of its original release (`Wan2.2_VAE.pth`, or safetensors);
+- a folder in the layout of diffusers: `config.json` and `diffusion_pytorch_model.safetensors` (or its shards). Its
+  `_class_name` is a name of the registry `AUTOENCODERS`. Autoencoders that are trained here use this layout, too.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,14 @@ import numpy as np
 from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.files import replacing, replacing_folder, write_text
-from starflow_jax.models.autoencoders.kl.files import read_kl, write_kl
-from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.patch_pca import PatchPCA
-from starflow_jax.models.autoencoders.protocol import Autoencoder, Identity, Params
+from starflow_jax.models.autoencoders.protocol import Autoencoder, AutoencoderFormat, Identity, Params
 from starflow_jax.models.autoencoders.tiled import Tiled
-from starflow_jax.models.autoencoders.wan.files import wan22_from_original, wan_from_diffusers, wan_to_diffusers
+from starflow_jax.models.autoencoders.wan.files import wan22_from_original
 from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
 from starflow_jax.models.pretrained_folder import read_json
-from starflow_jax.tensor_formats.folders import Tensors, open_folder, read_tensors, write_tensors
+from starflow_jax.tensor_formats.folders import open_folder, read_tensors, write_tensors
 
 AUTOENCODER_FILE = "autoencoder.npz"
 AUTOENCODER_FOLDER = "autoencoder"
@@ -39,53 +36,29 @@ CONFIG_FILE = "config.json"
 TENSORS_STEM = "diffusion_pytorch_model"
 TENSORS_FILE = f"{TENSORS_STEM}.safetensors"
 ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
-_LARGEST = 2**16  # number in a configuration; a network of more layers or channels would be built for ever
+_LARGEST = 2**16  # integer in a configuration: networks of more layers or channels are refused
 _LINEAR = ("identity", "patch_pca")
-
-Config = Mapping[str, Any]  # of `config.json`
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How the autoencoders of one `_class_name` are read and written.
-
-    Attributes:
-      kind: their class here, a frozen dataclass with a field `dtype`.
-      read: of the configuration and the tensors (any floating dtype) an autoencoder and its parameters, nested,
-        float32; raises ValueError with a sentence that begins with the field or the tensor.
-      write: the other way; None where nothing is written.
-    """
-
-    kind: type
-    read: Callable[[Config, Tensors], tuple[Any, Params]]
-    write: Callable[[Any, Params], tuple[Config, Tensors]] | None = None
-
-
-FORMATS: dict[str, Format] = {
-    "AutoencoderKL": Format(AutoencoderKL, read_kl, write_kl),
-    "AutoencoderKLWan": Format(WanAutoencoder, wan_from_diffusers, wan_to_diffusers),
-}
 
 
 def load_autoencoder(path: Path, dtype: Dtype = "float32") -> tuple[Autoencoder, Params]:
-    """An autoencoder and its parameters, float32.
+    """Reads an autoencoder and its float32 parameters.
 
     Args:
       path: a file or a folder; "PATH:0.6" reads a video autoencoder at PATH with `temporal_scale` 0.6, by which
         STARFlow-V multiplies latent frames after the first.
-      dtype: in which its convolutions are computed, "float32" or "bfloat16" (norms and sums stay float32); the linear
-        ones know only float32.
+      dtype: of its convolutions, "float32" or "bfloat16" (norms and sums are float32); linear autoencoders support
+        float32 only.
 
     Raises:
-      ValueError: nothing there, a kind that is not known, or other arrays than an autoencoder's.
+      ValueError: the path does not exist, or its contents are of an unknown kind or not an autoencoder.
     """
     check_choice("autoencoder dtype", dtype, choices(Dtype))
     plain, scale = split_scale(path)
     if plain != path:
-        found, params = load_autoencoder(plain, dtype)
-        if not isinstance(found, WanAutoencoder):
-            raise ValueError(f"autoencoder {path} must be one of videos to have a temporal scale")
-        return dataclasses.replace(found, temporal_scale=scale), params
+        autoencoder, params = load_autoencoder(plain, dtype)
+        if not isinstance(autoencoder, WanAutoencoder):
+            raise ValueError(f"autoencoder {path} must be a video autoencoder to have a temporal scale")
+        return dataclasses.replace(autoencoder, temporal_scale=scale), params
     if path.is_dir():
         return _load_folder(path, dtype)
     check(path.is_file(), f"autoencoder {path} does not exist")
@@ -96,35 +69,37 @@ def load_autoencoder(path: Path, dtype: Dtype = "float32") -> tuple[Autoencoder,
 
 
 def split_scale(path: Path) -> tuple[Path, float]:
-    """ "PATH:0.6" as the path and the temporal scale, which is 1 where none is said."""
+    """ "PATH:0.6" as the path and the temporal scale, which is 1 by default."""
     scaled = re.fullmatch(r"(.+):(\d*\.?\d+)", str(path))
     return (path, 1.0) if scaled is None or path.exists() else (Path(scaled[1]), float(scaled[2]))
 
 
 def save_autoencoder(path: Path, autoencoder: Autoencoder, params: Params) -> None:
-    """Writes an autoencoder with its parameters, whole or not at all.
+    """Writes an autoencoder with its parameters atomically.
 
     Args:
-      path: of a file for a linear one; of a folder, new or empty, for the others.
+      path: a file for a linear autoencoder; a new or empty folder for any other.
+      autoencoder: the autoencoder; params: its parameters.
 
     Raises:
-      ValueError: a kind that is only read.
+      ValueError: autoencoders of this kind cannot be written.
     """
     if isinstance(autoencoder, Identity | PatchPCA):
         _save_linear(path, autoencoder, params)
         return
-    for name, known in FORMATS.items():
-        if isinstance(autoencoder, known.kind) and known.write is not None:
-            config, tensors = known.write(autoencoder, params)
+    for name in AUTOENCODERS.names():
+        layout: type[AutoencoderFormat] = AUTOENCODERS.get(name)
+        if isinstance(autoencoder, layout.kind) and hasattr(layout, "write"):
+            config, tensors = layout.write(autoencoder, params)
             with replacing_folder(path) as folder:
                 write_tensors(folder / TENSORS_FILE, tensors)
                 write_text(folder / CONFIG_FILE, json.dumps({"_class_name": name, **config}, indent=2) + "\n")
             return
-    raise ValueError(f"autoencoder must be of a kind that is written, got {type(autoencoder).__name__}")
+    raise ValueError(f"autoencoder must be of a kind that can be written, got {type(autoencoder).__name__}")
 
 
 def keep_autoencoder(folder: Path, autoencoder: Autoencoder, params: Params) -> Path:
-    """Writes an autoencoder beside what it made, under the name that `kept_autoencoder` looks for; returns its path."""
+    """Writes an autoencoder into a folder of its latents, where `kept_autoencoder` finds it; returns its path."""
     if isinstance(autoencoder, Tiled):
         autoencoder = autoencoder.autoencoder
     linear = isinstance(autoencoder, Identity | PatchPCA)
@@ -134,7 +109,7 @@ def keep_autoencoder(folder: Path, autoencoder: Autoencoder, params: Params) -> 
 
 
 def kept_autoencoder(folder: Path) -> Path | None:
-    """Where `keep_autoencoder` wrote one, in the folder or in that of its training split."""
+    """The path that `keep_autoencoder` wrote, in the folder or in that of its training split; None without one."""
     for path in (folder / "train", folder):
         if (path / AUTOENCODER_FILE).is_file():
             return path / AUTOENCODER_FILE
@@ -151,16 +126,16 @@ def _load_folder(folder: Path, dtype: Dtype) -> tuple[Autoencoder, Params]:
     for name, value in config.items():
         counted = isinstance(value, int) and not isinstance(value, bool)
         check(not counted or abs(value) <= _LARGEST, f"autoencoder {folder}: {name} must be at most {_LARGEST}")
-    check(kind in FORMATS, f"autoencoder {folder} must be of class {' or '.join(FORMATS)}, got {kind!r}")
+    AUTOENCODERS.check(f"_class_name of autoencoder {folder}", kind)
     tensors = {name: tensor.read() for name, tensor in open_folder(folder, TENSORS_STEM).items()}
     for name, tensor in tensors.items():
         # The kind of ml_dtypes' bfloat16 is "V".
         check(tensor.dtype.kind in "fV", f"autoencoder {folder}: {name} must be floating point, got {tensor.dtype}")
     try:
-        autoencoder, params = FORMATS[kind].read(config, tensors)
+        autoencoder, params = AUTOENCODERS.get(kind).read(config, tensors)
     except ValueError as error:
         raise ValueError(f"autoencoder {folder}: {error}") from error
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # of fields of other types than expected
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # fields of other types than expected
         raise ValueError(f"autoencoder {folder}: {CONFIG_FILE} has a field of another type: {error}") from error
     return dataclasses.replace(autoencoder, dtype=dtype), params
 
@@ -190,7 +165,7 @@ def _load_linear(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in file.files}
         kind = str(arrays.pop("kind"))
         stride, pixel_channels, channels = (int(arrays.pop(name)) for name in ("stride", "pixel_channels", "channels"))
-    except Exception as error:  # a damaged zip file raises anything
+    except Exception as error:  # a damaged zip file raises many kinds of errors
         raise ValueError(f"autoencoder {path} cannot be read: {str(error).splitlines()[0]}") from error
     check(kind in _LINEAR, f"autoencoder {path} must be of kind {' or '.join(_LINEAR)}, got {kind!r}")
     params = {name.removeprefix("params."): value.astype(np.float32) for name, value in arrays.items()}
@@ -199,8 +174,8 @@ def _load_linear(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
         return Identity(pixel_channels), {}
     autoencoder = PatchPCA(stride, pixel_channels, channels)
     shapes = {"mean": (autoencoder.dim,), "basis": (autoencoder.dim, channels), "std": (channels,)}
-    found = {name: value.shape for name, value in params.items()}
-    check(found == shapes, f"autoencoder {path} must hold the arrays {shapes}, got {found}")
+    actual = {name: value.shape for name, value in params.items()}
+    check(actual == shapes, f"autoencoder {path} must hold the arrays {shapes}, got {actual}")
     check(all(np.isfinite(value).all() for value in params.values()), f"autoencoder {path} must hold finite numbers")
     check(bool((params["std"] > 0).all()), f"autoencoder {path} must have std above 0")
     return autoencoder, params

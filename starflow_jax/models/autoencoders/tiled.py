@@ -1,4 +1,4 @@
-"""Frames that are too large for an autoencoder at once: tile by tile, what overlaps is blended."""
+"""Applies an autoencoder to large frames tile by tile, with blended overlaps."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.models.autoencoders.protocol import Autoencoder, Params
+from starflow_jax.models.autoencoders.protocol import AnyArray, Autoencoder, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiled:
-    """An autoencoder that sees one tile at a time, so that its memory does not grow with the frame.
+    """An autoencoder that processes one tile at a time, so that its memory does not grow with the frame.
 
-    All tiles have one shape, so one program serves them; the last of a row or column is moved in from the border.
-    Where tiles overlap their results are mixed by weights that fall linearly towards the border of a tile. Norms and
-    attention see a tile and not the frame, so the result is close to that of the whole frame, not equal.
+    All tiles have one shape and run in one scan; the last tile of a row or column is shifted inwards. Overlapping
+    results are averaged with weights that fall linearly towards the border of a tile. Norms and attention do not cross
+    tiles, so that the result approximates that of the whole frame.
 
     Attributes:
-      autoencoder: what is applied to a tile.
-      tile, overlap: sides of a tile and of what neighbours share at least, in latent positions.
+      autoencoder: applied to each tile.
+      tile, overlap: side of a tile, and minimum overlap of neighbours, in latent positions.
     """
 
     autoencoder: Autoencoder
@@ -37,34 +38,34 @@ class Tiled:
 
     @property
     def stride(self) -> int:
-        """That of a tile."""
+        """That of `autoencoder`."""
         return self.autoencoder.stride
 
     @property
     def frame_stride(self) -> int:
-        """That of a tile."""
+        """That of `autoencoder`."""
         return self.autoencoder.frame_stride
 
     @property
     def channels(self) -> int:
-        """Those of a tile."""
+        """That of `autoencoder`."""
         return self.autoencoder.channels
 
     @property
     def pixel_channels(self) -> int:
-        """Those of a tile."""
+        """That of `autoencoder`."""
         return self.autoencoder.pixel_channels
 
-    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """As `Autoencoder.encode`."""
-        return self._by_tiles(lambda x: self.autoencoder.encode(params, x), pixels, self.stride, 1)
+    def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*b rows columns c"]:
+        """See `Autoencoder.encode`."""
+        return self._by_tiles(lambda x: self.autoencoder.encode(params, x), jnp.asarray(pixels), self.stride, 1)
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """As `Autoencoder.decode`."""
-        return self._by_tiles(lambda x: self.autoencoder.decode(params, x), latents, 1, self.stride)
+    def decode(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*b H W C"]:
+        """See `Autoencoder.decode`."""
+        return self._by_tiles(lambda x: self.autoencoder.decode(params, x), jnp.asarray(latents), 1, self.stride)
 
     def _by_tiles(self, function: Callable[[jax.Array], jax.Array], x: jax.Array, into: int, out: int) -> jax.Array:
-        """`function` of tiles; a latent position is `into` places of x, and `out` places of the result."""
+        """`function` of all tiles; a latent position is `into` positions of x and `out` positions of the result."""
         rows, columns = x.shape[-3] // into, x.shape[-2] // into
         height, width = min(self.tile, rows), min(self.tile, columns)
         if (height, width) == (rows, columns):
@@ -85,7 +86,7 @@ class Tiled:
         result = jax.eval_shape(
             function, jax.ShapeDtypeStruct((*front, height * into, width * into, x.shape[-1]), x.dtype)
         )
-        before = result.shape[:-3]  # another number of frames, perhaps
+        before = result.shape[:-3]  # the number of frames may differ
         whole = jnp.zeros((*before, rows * out, columns * out, result.shape[-1]), jnp.float32)
         weights = jnp.zeros((rows * out, columns * out, 1), jnp.float32)
 
@@ -93,8 +94,8 @@ class Tiled:
             whole, weights = total
             row, column = corner[0] * out, corner[1] * out
             start = [*zeros[: len(before)], row, column, zero]
-            there = jax.lax.dynamic_slice(whole, start, result.shape)
-            whole = jax.lax.dynamic_update_slice(whole, there + weight * function(cut(corner)), start)
+            current = jax.lax.dynamic_slice(whole, start, result.shape)
+            whole = jax.lax.dynamic_update_slice(whole, current + weight * function(cut(corner)), start)
             covered = jax.lax.dynamic_slice(weights, (row, column, zero), weight.shape)
             return (whole, jax.lax.dynamic_update_slice(weights, covered + weight, (row, column, zero))), None
 
@@ -103,12 +104,12 @@ class Tiled:
 
 
 def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin that cover `size` places and share at least `overlap`."""
+    """Starts of tiles that cover `size` positions with an overlap of at least `overlap`."""
     step = max(tile - overlap, 1)
     return [*range(0, size - tile, step), size - tile]
 
 
 def _ramp(size: int, overlap: int) -> np.ndarray:
-    """Weights [size] that rise over `overlap` places at either end; nowhere 0."""
+    """Positive weights [size] that increase over `overlap` positions from either end."""
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
     return np.minimum(distance / (overlap + 1.0), 1.0).astype(np.float32)

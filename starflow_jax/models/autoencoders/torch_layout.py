@@ -1,6 +1,6 @@
-"""Parameters of modules as PyTorch lays them out: names joined by dots, channels of the output first.
+"""Converts parameters to and from the layout of PyTorch: dotted names, output channels first.
 
-A kernel [*window, inputs, outputs] is there a weight [outputs, inputs, *window]; the scale of a norm is a weight, too.
+A kernel [*window, inputs, outputs] is a weight [outputs, inputs, *window] there, and the scale of a norm is a weight.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.tensor_formats.folders import Tensors
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
-_SHOWN = 3  # names in a sentence
+_MOST_NAMED = 3  # names in a message
 
 
 def from_tensors(expected: Params, tensors: Tensors, name: Callable[[str], str] = str) -> Params:
-    """Parameters laid out as `expected`, float32, of tensors that are those and no others.
+    """Float32 parameters with the structure of `expected` from exactly matching tensors.
 
     Args:
-      expected: nested, of ShapeDtypeStructs or arrays.
-      tensors: of any floating dtype.
-      name: of the tensor where the path joined by dots is another ("encoder.conv_in.weight").
+      expected: nested ShapeDtypeStructs or arrays.
+      tensors: tensors by name, of any floating-point dtype.
+      name: maps the dotted path of a parameter ("encoder.conv_in.weight") to the name of its tensor.
 
     Raises:
-      ValueError: tensors that are missing, not known, of another shape, or not finite; all of a kind are named.
+      ValueError: tensors are missing, unexpected, of another shape, or not finite; the message names them.
     """
-    wanted = {name(_dotted(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
-    missing, unknown = (sorted(set(a) - set(b)) for a, b in ((wanted, tensors), (tensors, wanted)))
+    leaves = {name(_dotted(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in ((leaves, tensors), (tensors, leaves)))
     check(not missing, f"tensors must hold {_some(missing)}, and do not")
     check(not unknown, f"tensors must be those of the configuration, got also {_some(unknown)}")
-    shapes = {one: _torch_shape(leaf.shape) for one, leaf in wanted.items()}
+    shapes = {one: _torch_shape(leaf.shape) for one, leaf in leaves.items()}
     wrong = [
         f"{one} {list(tensors[one].shape)} for {list(shapes[one])}"
-        for one in wanted
+        for one in leaves
         if not _fits(tensors[one], shapes[one])
     ]
     check(not wrong, f"tensors must have the shapes of the configuration, got {_some(wrong)}")
-    bad = [one for one in wanted if not np.isfinite(tensors[one].astype(np.float32)).all()]
+    bad = [one for one in leaves if not np.isfinite(tensors[one].astype(np.float32)).all()]
     check(not bad, f"tensors must hold finite numbers, and {_some(bad)} do not")
 
     def value(path: Any, leaf: Any) -> np.ndarray:
@@ -58,7 +58,7 @@ def to_tensors(params: Params, name: Callable[[str], str] = str) -> dict[str, np
 
 
 def from_torch(weight: np.ndarray) -> np.ndarray:
-    """[outputs, inputs, *window] to [*window, inputs, outputs]; vectors as they are."""
+    """[outputs, inputs, *window] to [*window, inputs, outputs]; vectors are unchanged."""
     return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2))) if weight.ndim > 1 else weight
 
 
@@ -72,9 +72,9 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _fits(tensor: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether shapes are equal, or differ in a window of one place: old files hold dense layers as convolutions."""
-    found = tensor.shape
-    return found == shape or (len(found) > 2 and found[:2] == shape and set(found[2:]) == {1})
+    """Whether the shapes are equal, up to a 1x1 window: old files store dense layers as convolutions."""
+    actual = tensor.shape
+    return actual == shape or (len(actual) > 2 and actual[:2] == shape and set(actual[2:]) == {1})
 
 
 def _dotted(path: Any) -> str:
@@ -83,5 +83,5 @@ def _dotted(path: Any) -> str:
 
 
 def _some(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,9 +1,10 @@
-"""Text conditioning: the sentences a caption is wrapped in, and the vectors it becomes.
+"""Text conditioning: caption templates and text encoders.
 
-- `captions`: caption templates (frame rate, noise level, aspect ratio, chat turn).
-- `encoder`: what an encoder offers; `words`, `labels`: one-hot states of a small vocabulary or a table of labels.
-- `t5`, `gemma`, `tokenizer`: pretrained encoders and their vocabularies; `stored` reads them from folders.
-- `states`: states of many captions, each encoded once.
+- `templates`: caption templates (frame rate, noise level, aspect ratio, chat turn).
+- `protocol`: the interface. `words`, `labels`: one-hot states of a small vocabulary or a label table.
+- `t5`, `gemma`, `tokenizer`: pretrained encoders and their tokenizers; `storage` reads them from folders with the
+  formats that are registered in `TEXT_ENCODERS`.
+- `states`: text states of many captions, each encoded once.
 """
 
 from starflow_jax.models.text.labels import LabelTable, read_labels

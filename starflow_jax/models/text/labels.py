@@ -1,6 +1,6 @@
-"""Tables of labels: a text file with a label a line, each of them its own one-hot vector (specification, section 7).
+"""Label tables: text files with one label per line, encoded as one-hot vectors (specification, section 7).
 
-A label may be several words; the whole caption is looked up, and it is one text token.
+A label may consist of several words; the whole caption is looked up and is one text token.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.text.protocol import Params
@@ -23,7 +24,7 @@ _MAX_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class LabelTable:
-    """A `TextEncoder` without parameters; id 0 is no label, id i the i-th label counted from 1.
+    """A `TextEncoder` without parameters; id 0 is the absence of a label, id i the i-th label, counted from 1.
 
     Attributes:
       labels: V labels, all different.
@@ -33,8 +34,8 @@ class LabelTable:
 
     def __post_init__(self) -> None:
         check(len(self.labels) > 0, "labels must be at least one, got none")
-        empty = [place for place, label in enumerate(self.labels, start=1) if not label or label != label.strip()]
-        check(not empty, f"labels must not be empty or have spaces about them, got one in line {empty[:1]}")
+        empty = [line for line, label in enumerate(self.labels, start=1) if not label or label != label.strip()]
+        check(not empty, f"labels must not be empty or have spaces around them, got one in line {empty[:1]}")
         seen: set[str] = set()
         twice = [label for label in self.labels if label in seen or seen.add(label)]  # type: ignore[func-returns-value]
         check(not twice, f"labels must all be different, got {twice[:1]} again")
@@ -50,10 +51,10 @@ class LabelTable:
         return len(self.labels)
 
     def index(self, label: str) -> int:
-        """The place of a label, counted from 0, as a class.
+        """The index of a label from 0, as a class.
 
         Raises:
-          ValueError: a label that is not in the table.
+          ValueError: the label is not in the table.
         """
         return int(self.ids([label])[0, 0]) - 1
 
@@ -61,32 +62,34 @@ class LabelTable:
         """Ids int32 [B, 1]; 0 for the empty caption.
 
         Raises:
-          ValueError: a caption that is no label.
+          ValueError: a caption is not a label.
         """
         check(not isinstance(captions, str), f"captions must be a sequence of strings, got the string {captions!r}")
-        found = self.known_ids(captions)
-        for caption, (row,) in zip(captions, found, strict=True):
+        ids = self.known_ids(captions)
+        for caption, (row,) in zip(captions, ids, strict=True):
             if row == 0 and caption.strip():
                 near = difflib.get_close_matches(caption, self.labels, n=3, cutoff=0.6)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
                 raise ValueError(f"caption must be one of {len(self.labels)} labels, got {caption!r}{hint}")
-        return found
+        return ids
 
     def known_ids(self, captions: Sequence[str]) -> np.ndarray:
         """Ids int32 [B, 1]; 0 also for what is no label."""
         places = {label: place for place, label in enumerate(self.labels, start=1)}
         return np.asarray([[places.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)
 
-    def encode(self, params: Params, ids: jax.Array | np.ndarray, layout: Layout | None = None) -> jax.Array:
+    def encode(
+        self, params: Params, ids: Int[jax.Array | np.ndarray, "B L"], layout: Layout | None = None
+    ) -> Float[Array, "B L D"]:
         """One-hot states float32 [B, 1, V], zeros for no label."""
         return jax.nn.one_hot(ids - 1, len(self.labels))
 
 
 def read_labels(path: Path) -> LabelTable:
-    """The table in a text file, one label a line; spaces about a label do not count, nor does an empty last line.
+    """Reads a table from a text file with one label per line, ignoring spaces around labels and empty lines at the end.
 
     Raises:
-      ValueError: no such file, other bytes than UTF-8, an empty line, or a label that comes twice.
+      ValueError: the file is missing or not UTF-8, or has an empty line or a label twice.
     """
     check(path.is_file(), f"label table {path} does not exist")
     try:

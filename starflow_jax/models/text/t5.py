@@ -1,8 +1,8 @@
 """The encoder of T5 (arXiv 1910.10683), v1.0 or v1.1 (Flan: arXiv 2210.11416), and of UMT5 (arXiv 2304.09151).
 
 Pre-norm layers with RMS norms (gain = weight, no centring, no biases), attention without scaling of the logits and
-with a learned bias by the distance of two tokens, and an MLP with ReLU (v1.0) or a gated GELU (v1.1). The
-relative bias is of all layers, in UMT5 of each.
+with a learned relative position bias, and an MLP with ReLU (v1.0) or a gated GELU (v1.1). The layers share one table
+of relative biases; in UMT5 each layer has its own.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.models.pretrained_folder import PretrainedFolder, positive
+from starflow_jax.core.registries import TEXT_ENCODERS
+from starflow_jax.models.pretrained_folder import PretrainedFolder, open_pretrained, positive, token_id
 from starflow_jax.models.text.protocol import Params
-from starflow_jax.models.text.tokenizer import Tokenizer
+from starflow_jax.models.text.tokenizer import Tokenizer, read_tokenizer
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.sharding.layout import Layout, placed
 
-# Added to the logits of keys that fill up. Finite: a row without any caption must not become NaN.
-_UNSEEN = -1e30
+# Added to the logits of padding keys. It is finite, so that the row of an empty caption is not NaN.
+_MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +36,12 @@ class T5Config:
     """Sizes of an encoder.
 
     Attributes:
-      width: D; layers; heads, head_dim: of attention, h d may differ from D; hidden: channels of the MLP.
-      vocabulary: rows of the embedding.
+      width: D; layers: number of layers; heads, head_dim: h and d of attention (h d may differ from D).
+      hidden: channels of the MLP; vocabulary: rows of the embedding.
       gated: the MLP is down(gelu_tanh(gate(h)) * up(h)); else down(relu(up(h))).
-      buckets, max_distance: distances of tokens with a bias of their own, and the one from which all share one.
-      biases_per_layer: UMT5's; else the layers share one table.
-      eps: of the norms.
+      buckets, max_distance: number of buckets of the relative bias, and the distance of the last one.
+      biases_per_layer: each layer has its own table of relative biases, as in UMT5.
+      eps: epsilon of the norms.
     """
 
     width: int
@@ -54,11 +57,11 @@ class T5Config:
     eps: float = 1e-6
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> T5Config:
-        """From Hugging Face's `config.json`.
+    def from_json(cls, config: Mapping[str, Any]) -> T5Config:
+        """From the `config.json` of Hugging Face.
 
         Raises:
-          ValueError: a field that is missing or out of range, or an MLP of another kind.
+          ValueError: a field is missing or out of range, or the MLP is of another kind.
         """
         kind = config.get("feed_forward_proj", "relu")
         check(
@@ -89,15 +92,16 @@ class T5Config:
 
 
 def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket int32 [L, L] of key j as seen by query i: half of them for keys behind it.
+    """Bucket int32 [L, L] of the relative position of key j to query i; half of the buckets are for j > i.
 
-    Small distances have a bucket each, larger ones share on a logarithmic scale (arXiv 1910.10683, section 2.1).
+    Each small distance has its own bucket; larger ones share buckets on a logarithmic scale (arXiv 1910.10683,
+    section 2.1).
     """
-    places = np.arange(length)
-    offset = places[None] - places[:, None]
+    positions = np.arange(length)
+    offset = positions[None] - positions[:, None]
     distance, half = np.abs(offset), buckets // 2
     exact = half // 2
-    # In float32, whose rounding decides at the borders of buckets.
+    # In float32, whose rounding decides at the edges of buckets.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
         math.log(max_distance / exact)
     )
@@ -126,7 +130,7 @@ class _Attention(nnx.Module):
         self.compute = compute
 
     def __call__(self, h: jax.Array, bias: jax.Array) -> jax.Array:
-        """The branch's output for h [B, n, D]; bias: float32 [B or 1, h, n, n], very low where nothing is seen."""
+        """The branch's output for h [B, n, D]; bias: float32 [B or 1, h, n, n], very negative where masked."""
         layout, precision = self.compute.layout, self.compute.precision
         packed = placed(layout, self.qkv(self.norm(h)), "packed")
         query, key, value = (placed(layout, part, "heads") for part in packed.transpose(3, 0, 2, 1, 4))
@@ -161,7 +165,7 @@ class _Layer(nnx.Module):
 
 
 class T5Stack(nnx.Module):
-    """Ids to states: embedding, layers stacked and run by one scan, a last norm. Hidden states stay float32."""
+    """Embedding, stacked layers in one scan, and a final norm. Hidden states are float32."""
 
     def __init__(self, config: T5Config, key: jax.Array, compute: Compute = Compute()):  # noqa: B008 (frozen)
         c = config
@@ -174,21 +178,21 @@ class T5Stack(nnx.Module):
         self.config = config
         self.compute = compute
 
-    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """States float32 [B, L, D] of ids int32 [B, L], of which those in `mask` bool [B, L] are seen."""
+    def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        """States float32 [B, L, D] of token ids; keys outside of `mask` are masked."""
         c, layout = self.config, self.compute.layout
         buckets = distance_buckets(ids.shape[1], c.buckets, c.max_distance)
-        unseen = jnp.where(mask, 0.0, _UNSEEN)[:, None, None]
+        mask_bias = jnp.where(mask, 0.0, _MASKED)[:, None, None]
 
-        def bias_of(table: jax.Array) -> jax.Array:
-            return table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None] + unseen
+        def bias_from(table: jax.Array) -> jax.Array:
+            return table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None] + mask_bias
 
         tables = self.distance_bias[...]
-        shared = None if c.biases_per_layer else bias_of(tables[0])
+        shared = None if c.biases_per_layer else bias_from(tables[0])
 
         def step(h: jax.Array, inputs: tuple[_Layer, jax.Array]) -> tuple[jax.Array, None]:
             layer, table = inputs
-            bias = bias_of(table) if shared is None else shared
+            bias = bias_from(table) if shared is None else shared
             h = placed(layout, h + layer.attention(h, bias).astype(jnp.float32), "hidden")
             return placed(layout, h + layer.mlp(h).astype(jnp.float32), "hidden"), None
 
@@ -199,12 +203,12 @@ class T5Stack(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class T5Encoder:
-    """A `TextEncoder`: the states of a T5 encoder, zeros where a caption has ended (specification, section 7).
+    """A `TextEncoder`: the states of a T5 encoder, zeros at padding (specification, section 7).
 
     Attributes:
-      config: sizes; tokenizer: its vocabulary, and L.
-      dtype: of the products; norms, softmax and hidden states are float32.
-      precision: of float32 products on accelerators.
+      config: sizes; tokenizer: the tokenizer, which defines L.
+      dtype: of matrix products; norms, softmax and hidden states are float32.
+      precision: of float32 matrix products on accelerators.
     """
 
     config: T5Config
@@ -223,15 +227,17 @@ class T5Encoder:
         return self.config.width
 
     def ids(self, captions: Sequence[str]) -> np.ndarray:
-        """Token ids int32 [B, L], the end-of-text token last."""
+        """Token ids int32 [B, L], ending with the end-of-text token."""
         return self.tokenizer.ids(captions)
 
     def known_ids(self, captions: Sequence[str]) -> np.ndarray:
-        """The same."""
+        """Returns `ids(captions)`."""
         return self.tokenizer.ids(captions)
 
-    def encode(self, params: Params, ids: jax.Array | np.ndarray, layout: Layout | None = None) -> jax.Array:
-        """As of `TextEncoder`."""
+    def encode(
+        self, params: Params, ids: Int[jax.Array | np.ndarray, "B L"], layout: Layout | None = None
+    ) -> Float[Array, "B L D"]:
+        """See `TextEncoder.encode`."""
         ids = jnp.asarray(ids)
         mask = self.tokenizer.mask(ids)
         definition, _ = _definition(self.config, Compute(self.dtype, self.precision, layout))
@@ -253,25 +259,25 @@ def _definition(config: T5Config, compute: Compute) -> tuple[Any, Any]:
 
 
 def read_t5(folder: PretrainedFolder, config: T5Config, dtype: str = "float32") -> dict[str, Any]:
-    """The parameters of an encoder from Hugging Face's tensors (also of a whole T5, whose decoder is not read).
+    """Reads the parameters of an encoder from a folder in the layout of Hugging Face, also of a complete T5.
 
     Args:
-      folder: the files. dtype: in which kernels and the embedding are kept; norms and biases stay float32.
+      folder: the files; config: sizes; dtype: of kernels and the embedding; norms and biases are float32.
 
     Raises:
-      ValueError: a tensor that is missing or of another shape.
+      ValueError: a tensor is missing or of another shape.
     """
-    c, exact, kept = config, np.dtype(np.float32), jnp.dtype(dtype)
+    c, exact, stored = config, np.dtype(np.float32), jnp.dtype(dtype)
     inner = c.heads * c.head_dim
 
     def read(name: str, *shape: int) -> np.ndarray:
         return folder.tensor(name, shape)
 
-    def stacked(shape: tuple[int, ...], of_layer: Any, dtype: np.dtype[Any] = kept) -> np.ndarray:
-        found = np.empty((c.layers, *shape), dtype)
+    def stacked(shape: tuple[int, ...], from_layer: Any, dtype: np.dtype[Any] = stored) -> np.ndarray:
+        values = np.empty((c.layers, *shape), dtype)
         for layer in range(c.layers):
-            found[layer] = of_layer(f"encoder.block.{layer}.layer")
-        return found
+            values[layer] = from_layer(f"encoder.block.{layer}.layer")
+        return values
 
     def qkv(block: str) -> np.ndarray:
         parts = [read(f"{block}.0.SelfAttention.{one}.weight", inner, c.width) for one in "qkv"]
@@ -280,8 +286,8 @@ def read_t5(folder: PretrainedFolder, config: T5Config, dtype: str = "float32") 
     def dense(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
         return {"kernel": stacked((inputs, outputs), lambda block: read(f"{block}.{name}.weight", outputs, inputs).T)}
 
-    def norm(place: int) -> dict[str, np.ndarray]:
-        name = f".{place}.layer_norm.weight"
+    def norm(index: int) -> dict[str, np.ndarray]:
+        name = f".{index}.layer_norm.weight"
         return {"weight": stacked((c.width,), lambda block: read(block + name, c.width), exact)}
 
     attention = {
@@ -300,8 +306,27 @@ def read_t5(folder: PretrainedFolder, config: T5Config, dtype: str = "float32") 
     tables = range(c.layers if c.biases_per_layer else 1)
     name = "shared.weight" if "shared.weight" in folder else "encoder.embed_tokens.weight"
     return {
-        "embedding": read(name, c.vocabulary, c.width).astype(kept),
+        "embedding": read(name, c.vocabulary, c.width).astype(stored),
         "distance_bias": np.stack([read(bias.format(i), c.buckets, c.heads).astype(exact) for i in tables]),
         "layers": {"attention": attention, "mlp": mlp},
         "final_norm": {"weight": read("encoder.final_layer_norm.weight", c.width).astype(exact)},
     }
+
+
+@TEXT_ENCODERS.register("t5")
+@TEXT_ENCODERS.register("umt5")
+class T5Format:
+    """See `TextEncoderFormat`. An end-of-text token closes a caption; padding is on the right."""
+
+    @staticmethod
+    def read_caption_reader(folder: Path, config: Mapping[str, Any], length: int) -> Tokenizer:
+        """The tokenizer of `spiece.model` or `tokenizer.json`."""
+        marks = {"pad": token_id(config, "pad_token_id", 0), "last": token_id(config, "eos_token_id", 1)}
+        names = ("spiece.model", "tokenizer.json")
+        return read_tokenizer(folder, names, length, positive(config, "vocab_size"), **marks)
+
+    @staticmethod
+    def read_encoder(folder: Path, config: Mapping[str, Any], length: int, dtype: str) -> tuple[T5Encoder, Params]:
+        """The encoder half of the model."""
+        tokenizer, sizes = T5Format.read_caption_reader(folder, config, length), T5Config.from_json(config)
+        return T5Encoder(sizes, tokenizer, dtype), read_t5(open_pretrained(folder), sizes, dtype)

@@ -1,10 +1,10 @@
-"""Caption templates: what the text encoder of a STARFlow model reads besides the caption.
+"""Caption templates of STARFlow models.
 
-From the inside outwards, each part only if asked for::
+The optional templates are applied in this order::
 
     caption -> frame rate -> noise level -> aspect ratio -> chat turn
 
-The templates are part of the released models: a character more or less is a different conditioning.
+The templates are part of the released models, so that every character matters.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-# First words of captions of other clips than plain ones (specification, section 5): a clip that shows a later part of
-# what the caption tells, and one whose first frames are the source of the others.
+# First words of the captions of special clips (specification, section 5): a clip that continues an earlier one, and a
+# clip whose first half is the source of a video-to-video translation.
 EXTEND, TRANSLATE = "(extend)", "(v2v)"
 
 _ASPECT_RATIO = re.compile(r"[1-9]\d*:[1-9]\d*")
 
 
 def prefixed(caption: str, word: str | None) -> str:
-    """A caption behind a word that says what kind of clip it is of, once; as it is where the word is None."""
+    """The caption with the first word `word`, added if missing; unchanged where `word` is None."""
     if word is None or caption.split()[:1] == [word]:
         return caption
     return f"{word} {caption}".strip()
@@ -40,20 +40,20 @@ def caption_prompts(
     chat_template: bool = False,
     strict: bool = True,
 ) -> list[str]:
-    """Wraps captions in the templates the models were trained with.
+    """Applies the templates that the models are trained with.
 
     Args:
       captions: `B` captions, possibly empty strings.
-      fps: frames per second, 0 for an image; one whole number, or one for each caption. None leaves it out.
+      fps: frames per second, 0 for an image; one integer, or one for each caption. None omits the template.
       noise_std: standard deviation of the training noise (not negative, data in [-1, 1]); one number, or an
         array-like of shape [B] or [B, 1]. Printed as `int(1000 * noise_std)`. An array-like is rounded to
-        float32 first, as it was in training, so 0.7 prints 699 there and 700 as a Python float. None leaves
-        it out.
-      aspect_ratio: `"width:height"`, for example `"16:9"`. None leaves it out.
-      chat_template: ask for the picture in a user turn of a chat, for instruction-tuned encoders. It says
+        float32 first, as it was in training, so 0.7 prints 699 there and 700 as a Python float. None omits
+        the template.
+      aspect_ratio: `"width:height"`, for example `"16:9"`. None omits the template.
+      chat_template: request the image in a user turn of a chat, for instruction-tuned encoders. It requests
         "a video" for captions whose `fps` is above 0, otherwise "an image".
-      strict: refuse `fps` or `noise_std` of another length than `captions`. False stops at the shortest of
-        the three, as the recorded reference does.
+      strict: raise an error for `fps` or `noise_std` of another length than `captions`. False truncates to the shortest
+        of the three, as the recorded reference does.
 
     Returns:
       `B` prompts (fewer only with `strict=False`).

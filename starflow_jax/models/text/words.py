@@ -1,6 +1,6 @@
-"""Captions over a small vocabulary: every word is its own one-hot vector, so that no text encoder is needed.
+"""Captions over a small vocabulary, each word a one-hot vector, so that no pretrained text encoder is needed.
 
-This is the one-hot table of the specification's section 7, one row a word.
+This is the one-hot table of section 7 of the specification, with one row for each word.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.models.text.protocol import Params
 from starflow_jax.sharding.layout import Layout
@@ -22,11 +23,11 @@ _PUNCTUATION = ".,;:!?\"'()[]"
 class WordEncoder:
     """A `TextEncoder` without parameters.
 
-    Id 0 is the absence of a word, id i the i-th word of the vocabulary counted from 1.
+    Id 0 is the absence of a word, id i the i-th word of the vocabulary, counted from 1.
 
     Attributes:
       vocabulary: V words, without spaces, all different.
-      length: L, to which captions are padded.
+      length: L, the padded length of captions.
     """
 
     vocabulary: tuple[str, ...]
@@ -41,45 +42,47 @@ class WordEncoder:
         """Word ids int32 [B, L] of captions, their words separated by spaces; the empty caption is all zeros.
 
         Raises:
-          ValueError: a word that is not in the vocabulary, or a caption of more than L words.
+          ValueError: a word is not in the vocabulary, or a caption has more than L words.
         """
         if isinstance(captions, str):
             raise ValueError(f"captions must be a sequence of strings, got the single string {captions!r}")
-        places = {word: i for i, word in enumerate(self.vocabulary, start=1)}
-        found = np.zeros((len(captions), self.length), np.int32)
-        for row, caption in zip(found, captions, strict=True):
+        id_of = {word: i for i, word in enumerate(self.vocabulary, start=1)}
+        ids = np.zeros((len(captions), self.length), np.int32)
+        for row, caption in zip(ids, captions, strict=True):
             words = caption.lower().split()
             if len(words) > self.length:
                 raise ValueError(f"caption must have at most {self.length} words, got {len(words)}: {caption!r}")
             for i, word in enumerate(words):
-                if word not in places:
+                if word not in id_of:
                     near = difflib.get_close_matches(word, self.vocabulary, n=3, cutoff=0.6)
                     hint = f"did you mean {' or '.join(near)}?" if near else f"it may hold {', '.join(self.vocabulary)}"
                     raise ValueError(f"caption {caption!r} holds the unknown word {word!r}; {hint}")
-                row[i] = places[word]
-        return found
+                row[i] = id_of[word]
+        return ids
 
     def known_ids(self, captions: Sequence[str]) -> np.ndarray:
         """Word ids int32 [B, L] of any captions: words that are not in the vocabulary, or beyond L, are left out.
 
         A word also counts as known without the punctuation around it.
         """
-        places = {word: i for i, word in enumerate(self.vocabulary, start=1)}
-        found = np.zeros((len(captions), self.length), np.int32)
-        for row, caption in zip(found, captions, strict=True):
-            words = (word if word in places else word.strip(_PUNCTUATION) for word in caption.lower().split())
-            ids = [places[word] for word in words if word in places][: self.length]
-            row[: len(ids)] = ids
-        return found
+        id_of = {word: i for i, word in enumerate(self.vocabulary, start=1)}
+        ids = np.zeros((len(captions), self.length), np.int32)
+        for row, caption in zip(ids, captions, strict=True):
+            words = (word if word in id_of else word.strip(_PUNCTUATION) for word in caption.lower().split())
+            known = [id_of[word] for word in words if word in id_of][: self.length]
+            row[: len(known)] = known
+        return ids
 
     def words(self, ids: np.ndarray) -> str:
         """The words of ids int32 [L], separated by spaces."""
         return " ".join(self.vocabulary[i - 1] for i in ids if i > 0)
 
-    def states(self, ids: jax.Array | np.ndarray) -> jax.Array:
+    def states(self, ids: Int[jax.Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
         """Text states float32 [B, L, V] of ids int32 [B, L]: one-hot, zeros where there is no word."""
         return jax.nn.one_hot(ids - 1, len(self.vocabulary))
 
-    def encode(self, params: Params, ids: jax.Array | np.ndarray, layout: Layout | None = None) -> jax.Array:
-        """`states`; there are no parameters."""
+    def encode(
+        self, params: Params, ids: Int[jax.Array | np.ndarray, "B L"], layout: Layout | None = None
+    ) -> Float[Array, "B L D"]:
+        """Returns `states(ids)`; there are no parameters."""
         return self.states(ids)

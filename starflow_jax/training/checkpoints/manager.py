@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from starflow_jax.core.config.autoencoder import AutoencoderExperiment
 from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.data.pipeline.fingerprint import Held, to_values
+from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.sharding.layout import Layout, located
@@ -80,7 +80,7 @@ class Checkpoints:
         workdir: Path,
         config: ExperimentConfig | AutoencoderExperiment | None = None,
         *,
-        data: Sequence[Held] | None = None,
+        data: Sequence[SourceFingerprint] | None = None,
         write: bool = False,
     ):
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.data.pipeline.fingerprint import Held, difference, from_values, to_values
+from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, difference, from_values, to_values
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json, steps_in
 from starflow_jax.training.distributed.agreement import gather_texts
 
@@ -17,7 +17,9 @@ from starflow_jax.training.distributed.agreement import gather_texts
 DATA = "data"
 
 
-def check_same_data(checkpoints: Path, old: ExperimentConfig, config: ExperimentConfig, now: Sequence[Held]) -> None:
+def check_same_data(
+    checkpoints: Path, old: ExperimentConfig, config: ExperimentConfig, now: Sequence[SourceFingerprint]
+) -> None:
     """Raises ValueError unless the data are those that the newest checkpoint was saved with.
 
     Args:
@@ -45,7 +47,7 @@ def check_same_data(checkpoints: Path, old: ExperimentConfig, config: Experiment
         )
 
 
-def same_everywhere(here: tuple[Held, ...]) -> tuple[Held, ...]:
+def same_everywhere(here: tuple[SourceFingerprint, ...]) -> tuple[SourceFingerprint, ...]:
     """Checks that all processes have computed the same fingerprint of their data, and returns it. A collective.
 
     Raises:
@@ -62,7 +64,7 @@ def same_everywhere(here: tuple[Held, ...]) -> tuple[Held, ...]:
     return here
 
 
-def _newest(checkpoints: Path, steps: Sequence[int]) -> tuple[int, tuple[Held, ...]] | None:
+def _newest(checkpoints: Path, steps: Sequence[int]) -> tuple[int, tuple[SourceFingerprint, ...]] | None:
     """The newest checkpoint with a fingerprint of its data: its step and the fingerprint."""
     for step in reversed(steps):
         folder = checkpoints / str(step)

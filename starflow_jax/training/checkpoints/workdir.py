@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.files import write_text
-from starflow_jax.data.pipeline.fingerprint import Held
+from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
 from starflow_jax.training.checkpoints.same_data import check_same_data
 
 T = TypeVar("T")
@@ -40,6 +40,8 @@ _FREE_IN_TRAIN = (
 _FREE_IN_FLOW = ("remat",)
 # A folder may be moved as long as its contents are the same (`same_data`).
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
+# What a run records itself: None in runs of version 0.1.
+_RECORDED = ("levels",)
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
@@ -64,7 +66,7 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
         raise ValueError(f"{path} is not a configuration: {error}") from error
 
 
-def claim_workdir(workdir: Path, config: Any, data: Sequence[Held] | None = None) -> None:
+def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None) -> None:
     """Creates the folder of a run, or checks that the run in it has the same configuration.
 
     Only fields that do not affect the parameters (logging and saving intervals, sampling, evaluation) may differ.
@@ -110,7 +112,7 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
     for name in old.__dataclass_fields__:
         a, b = getattr(old, name), getattr(new, name)
         free = _FREE_BY_PATH.get(path, ())
-        if name in free or a == b:
+        if name in free or a == b or (name in _RECORDED and None in (a, b)):
             continue
         pairs = [(a, b)]
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):

@@ -14,7 +14,7 @@ import jax
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.costs.local_chip import peak_of
 from starflow_jax.data import Loader
-from starflow_jax.data.pipeline.fingerprint import Held, fingerprint
+from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.training.checkpoints.initial_state import (
     check_source,
@@ -97,6 +97,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     elif workdir is not None or options:
         raise TypeError("train takes no other arguments with a TrainRequest, which holds all of them")
     setup = Setup.from_config(request.config, request.source)
+    request = dataclasses.replace(request, config=setup.config)
     data = _claim(request, setup)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(request.grace))
@@ -104,7 +105,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
         return run.until(stop)
 
 
-def _claim(request: TrainRequest, setup: Setup) -> tuple[Held, ...]:
+def _claim(request: TrainRequest, setup: Setup) -> tuple[SourceFingerprint, ...]:
     """Makes the folder that of this run; returns the fingerprint of its data."""
     config, workdir = request.config, request.workdir
     if not (workdir / CHECKPOINT_FOLDER).is_dir():  # a run that cannot start claims no folder
@@ -116,7 +117,7 @@ def _claim(request: TrainRequest, setup: Setup) -> tuple[Held, ...]:
     return data
 
 
-def _begin(request: TrainRequest, setup: Setup, data: Sequence[Held], stack: contextlib.ExitStack) -> _Run:
+def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint], stack: contextlib.ExitStack) -> _Run:
     """Restores or initialises the run, and opens what it writes; `stack` closes all of it."""
     config, workdir = request.config, request.workdir
     first = jax.process_index() == 0

@@ -10,7 +10,7 @@ from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import FrozenText, open_text
-from starflow_jax.training.step.inputs import latent_shape, shortened
+from starflow_jax.training.step.inputs import latent_shape, shortened, with_levels
 from starflow_jax.training.step.run_layout import run_layout
 
 
@@ -19,7 +19,7 @@ class Setup:
     """What the training step of a run needs besides the training state.
 
     Attributes:
-      config: the experiment; source: its training data.
+      config: the experiment, with the pixel levels of its data; source: its training data.
       layout: of the devices, None for one device.
       encoder, text: frozen networks that the step applies, None where the experiment has none.
     """
@@ -41,6 +41,7 @@ class Setup:
           ValueError: files that are missing or damaged, or parts that do not fit together.
         """
         source, encoder = open_with_encoder(config, "train", source)
+        config = with_levels(config, source)
         text = open_text(config, source)
         return cls(config, source, run_layout(config, source, encoder), encoder, text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +13,8 @@ import numpy as np
 from starflow_jax.core.config.data import DataConfig
 from starflow_jax.core.config.experiment import ExperimentConfig, TextConfig
 from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.data import MovingDigits, Source
+from starflow_jax.data import Source
 from starflow_jax.data.decoding.dequantise import dequantise
-from starflow_jax.data.sources.clips import ClipSource
-from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import Mixture, components_of, example_spec
 from starflow_jax.data.sources.opening import open_source
 from starflow_jax.models.autoencoders import Autoencoder, latent_shape
@@ -34,6 +32,7 @@ __all__ = [
     "noisy_pixels",
     "open_source",
     "shortened",
+    "with_levels",
     "word_encoder",
 ]
 
@@ -69,13 +68,14 @@ def check_source(
 
 
 def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:
-    """Raises ValueError unless the flow can be conditioned on the classes or captions of a source."""
-    if isinstance(source, MovingDigits):
-        # Word ids are valid only with the same vocabulary in the same order.
+    """The part of `check_source` about what the flow is conditioned on."""
+    vocabulary: tuple[str, ...] | None = getattr(source, "vocabulary", None)
+    if vocabulary is not None:
+        # Word ids have no meaning in another vocabulary, or in the same words in another order.
         words = None if text is None else text.vocabulary
-        if words != source.encoder.vocabulary:
-            expected, given = (" ".join(some) for some in (source.encoder.vocabulary, words or ("none",)))
-            raise ValueError(f"text.vocabulary must be that of {source.name}, {expected!r}, got {given!r}")
+        if words != vocabulary:
+            expected, actual = (" ".join(some) for some in (vocabulary, words or ("none",)))
+            raise ValueError(f"text.vocabulary must be that of {source.name}, {expected!r}, got {actual!r}")
         return
     if "text_states" in spec:
         dim = spec["text_states"][0][1]
@@ -96,6 +96,19 @@ def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, 
         )
 
 
+def with_levels(config: ExperimentConfig, source: Source) -> ExperimentConfig:
+    """The configuration with the number of pixel levels of `source` recorded in `data.levels`.
+
+    Raises:
+      ValueError: the configuration states another number.
+    """
+    data, levels = config.data, source.levels
+    if data.levels not in (None, levels):
+        raise ValueError(f"data.levels must be None or the {levels} levels of {source.name}, got {data.levels}")
+    mixture = tuple(dataclasses.replace(part, levels=levels) for part in data.mixture)
+    return dataclasses.replace(config, data=dataclasses.replace(data, levels=levels, mixture=mixture))
+
+
 def shortened(source: Source, frames: int | None) -> Source:
     """The source cut to clips of `frames` frames for a curriculum stage; sources of still images are unchanged."""
     if frames is None:
@@ -103,12 +116,8 @@ def shortened(source: Source, frames: int | None) -> Source:
     if isinstance(source, Mixture):
         parts = tuple(dataclasses.replace(one, source=shortened(one.source, frames)) for one in source.components)
         return dataclasses.replace(source, components=parts)
-    if isinstance(source, ClipSource) or (isinstance(source, LatentSource) and source.frames is not None):
-        return dataclasses.replace(source, frames=min(frames, source.frames or frames))
-    if not isinstance(source, MovingDigits):
-        return source
-    # At least two, since a "(v2v)" clip has a source and a target; `first_frames` cuts them to stills.
-    return dataclasses.replace(source, frames=max(2, frames), straight_frames=source.straight)
+    shorten: Callable[[int], Source] | None = getattr(source, "with_frames", None)
+    return source if shorten is None else shorten(frames)
 
 
 def first_frames(batch: Mapping[str, np.ndarray], frames: int | None) -> dict[str, np.ndarray]:

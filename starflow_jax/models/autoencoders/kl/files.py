@@ -1,4 +1,4 @@
-"""`AutoencoderKL` in the files of diffusers, both ways."""
+"""Reads and writes `AutoencoderKL` in the layout of diffusers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.torch_layout import from_tensors, to_tensors
 from starflow_jax.tensor_formats.folders import Tensors
 
-# Files from before diffusers' common attention module, those of the first SD autoencoders among them.
+# Names in files older than the common attention module of diffusers, such as the first SD autoencoders.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Fields that are read, by the attribute they become.
+# Fields of `config.json`, and the attributes that they set.
 _FIELDS = {
     "block_out_channels": "block_out_channels",
     "layers_per_block": "layers_per_block",
@@ -31,10 +32,10 @@ _FIELDS = {
 
 
 def read_kl(config: Mapping[str, Any], tensors: Tensors) -> tuple[AutoencoderKL, Params]:
-    """The autoencoder of a configuration, and its parameters, float32.
+    """The autoencoder of a configuration, and its float32 parameters.
 
     Raises:
-      ValueError: a field that asks for something else than `AutoencoderKL`, or tensors that do not fit.
+      ValueError: a field is not supported by `AutoencoderKL`, or the tensors do not match.
     """
     given = {ours: config[theirs] for theirs, ours in _FIELDS.items() if config.get(theirs) is not None}
     widths = given.get("block_out_channels")
@@ -63,7 +64,7 @@ def write_kl(autoencoder: AutoencoderKL, params: Params) -> tuple[dict[str, Any]
 
 
 def _check_rest(config: Mapping[str, Any], autoencoder: AutoencoderKL) -> None:
-    """Raises ValueError where a field that is not read means another network."""
+    """Raises ValueError where another field specifies a different network."""
     resolutions = len(autoencoder.block_out_channels)
     for name, only in (
         ("out_channels", autoencoder.pixel_channels),
@@ -73,8 +74,8 @@ def _check_rest(config: Mapping[str, Any], autoencoder: AutoencoderKL) -> None:
         ("latents_mean", None),
         ("latents_std", None),
     ):
-        found = config.get(name, only)
-        check(found == only, f"{name} must be {only!r} for an AutoencoderKL here, got {found!r}")
+        value = config.get(name, only)
+        check(value == only, f"{name} must be {only!r} for an AutoencoderKL here, got {value!r}")
 
 
 def _tensor_name(path: str) -> str:
@@ -84,3 +85,12 @@ def _tensor_name(path: str) -> str:
 def _new(name: str) -> str:
     *front, layer, leaf = name.rsplit(".", 2)
     return ".".join([*front, _OLD_NAMES[layer], leaf]) if ".attentions." in name and layer in _OLD_NAMES else name
+
+
+@AUTOENCODERS.register("AutoencoderKL")
+class KLFormat:
+    """See `AutoencoderFormat`."""
+
+    kind = AutoencoderKL
+    read = staticmethod(read_kl)
+    write = staticmethod(write_kl)

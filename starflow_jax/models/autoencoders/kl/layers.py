@@ -1,12 +1,12 @@
-"""What the convolutional autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752) is made of.
+"""Layers of the convolutional autoencoder of latent diffusion (Rombach et al., arXiv 2112.10752).
 
-Names of modules are those of its tensors in diffusers' layout. Arrays are [B, H, W, C]; convolutions run in the dtype
-asked for, norms in float32. A coarser resolution is padded below and to the right only.
+Modules are named like the tensors in the layout of diffusers. Arrays are [B, H, W, C]; convolutions are computed in
+`dtype`, norms in float32. Downsampling pads at the bottom and on the right only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,23 @@ from starflow_jax.nn.convolution import GroupNorm, conv, dense
 _DOWN = ((0, 1), (0, 1))
 
 
+class Sizes(NamedTuple):
+    """The sizes that encoder and decoder share.
+
+    Attributes:
+      widths: channels at each resolution, finest first; layers: residual blocks of the encoder at each resolution.
+      groups: groups of norms; attends: whether there is attention at the coarsest resolution; dtype: of convolutions.
+    """
+
+    widths: tuple[int, ...]
+    layers: int
+    groups: int
+    attends: bool
+    dtype: str
+
+
 class Resnet(nnx.Module):
-    """Two convolutions with norms before them, around which the input is added."""
+    """A residual block of two convolutions, each after a norm."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, rngs: nnx.Rngs, dtype: str):
         self.norm1 = GroupNorm(inputs, groups, rngs)
@@ -35,7 +50,7 @@ class Resnet(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """One head over all positions of a frame, softmax in float32; its input is added."""
+    """A residual block of single-head self-attention over all positions of a frame, softmax in float32."""
 
     def __init__(self, channels: int, groups: int, rngs: nnx.Rngs, dtype: str):
         self.group_norm = GroupNorm(channels, groups, rngs)
@@ -52,7 +67,7 @@ class SelfAttention(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """The coarsest resolution."""
+    """The layers at the coarsest resolution."""
 
     def __init__(self, channels: int, groups: int, attends: bool, rngs: nnx.Rngs, dtype: str):
         self.resnets = nnx.List([Resnet(channels, channels, groups, rngs, dtype) for _ in range(2)])
@@ -66,7 +81,7 @@ class MidBlock(nnx.Module):
 
 
 class Downsampler(nnx.Module):
-    """Half the rows and columns."""
+    """Downsamples by 2."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
         self.conv = conv(channels, channels, 3, rngs, dtype, stride=2, padding=_DOWN)
@@ -76,7 +91,7 @@ class Downsampler(nnx.Module):
 
 
 class Upsampler(nnx.Module):
-    """Twice the rows and columns: every place repeated, then a convolution."""
+    """Upsamples by 2: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
         self.conv = conv(channels, channels, 3, rngs, dtype)
@@ -86,7 +101,7 @@ class Upsampler(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """Residual blocks of one resolution, then half of it."""
+    """Residual blocks at one resolution, then downsampling."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, last: bool, groups: int, rngs: nnx.Rngs, dtype: str):
         widths = [inputs] + [outputs] * layers
@@ -100,7 +115,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks of one resolution, then twice of it."""
+    """Residual blocks at one resolution, then upsampling."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, last: bool, groups: int, rngs: nnx.Rngs, dtype: str):
         widths = [inputs] + [outputs] * layers
@@ -116,10 +131,8 @@ class UpBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Pixels to the moments of the posterior, 2 `latents` channels, before `quant_conv`."""
 
-    def __init__(
-        self, pixels: int, latents: int, widths: Sequence[int], layers: int, groups: int, attends: bool,
-        rngs: nnx.Rngs, dtype: str,
-    ):  # fmt: skip
+    def __init__(self, pixels: int, latents: int, sizes: Sizes, rngs: nnx.Rngs):
+        widths, layers, groups, attends, dtype = sizes
         self.conv_in = conv(pixels, widths[0], 3, rngs, dtype)
         inputs = [widths[0], *widths[:-1]]
         self.down_blocks = nnx.List(
@@ -142,11 +155,9 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents, after `post_quant_conv`, to pixels."""
 
-    def __init__(
-        self, pixels: int, latents: int, widths: Sequence[int], layers: int, groups: int, attends: bool,
-        rngs: nnx.Rngs, dtype: str,
-    ):  # fmt: skip
-        widths = list(reversed(widths))
+    def __init__(self, pixels: int, latents: int, sizes: Sizes, rngs: nnx.Rngs):
+        widths, layers, groups, attends, dtype = sizes
+        widths = widths[::-1]
         self.conv_in = conv(latents, widths[0], 3, rngs, dtype)
         self.mid_block = MidBlock(widths[0], groups, attends, rngs, dtype)
         inputs = [widths[0], *widths[:-1]]
@@ -160,7 +171,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[-1], pixels, 3, rngs, dtype)
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the last convolution, `conv_out`, reads."""
+        """The input of the last convolution, `conv_out`."""
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""What a Wan video autoencoder is built as, read from a diffusers configuration or from the tensors themselves."""
+"""Sizes of Wan video autoencoders, from a diffusers configuration or from the shapes of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
 
-# Statistics of the latents of the published weights, by channel: of Wan2.1, and of Wan2.2 (whose own file lacks them).
+# Published statistics of latents by channel, of Wan2.1 and of Wan2.2 (whose file does not contain them).
 # fmt: off
 WAN21_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -41,18 +41,18 @@ WAN22_STD = (
 
 @dataclasses.dataclass(frozen=True)
 class WanConfig:
-    """Shape of a causal video autoencoder; Wan2.1 by default.
+    """Sizes of a causal video autoencoder; Wan2.1 by default.
 
     Attributes:
-      channels: of a latent.
-      width, decoder_width: channels of the layers nearest the pixels.
-      multipliers: width of every level, in units of these, from the pixels inwards. Between levels sides are halved.
-      blocks: residual blocks of a level of the encoder; the decoder's has one more.
-      temporal: whether time is halved too, between each two levels.
-      residual: whether levels have shortcuts around them (Wan2.2).
-      patch: side of the squares of pixels that are channels to the first layer (Wan2.2: 2).
-      pixel_channels: of a picture.
-      latents_mean, latents_std: by channel, what latents are normalised with.
+      channels: channels of latents.
+      width, decoder_width: channels of the encoder and decoder layers next to the pixels.
+      multipliers: widths of the levels as multiples of these, from the pixels inwards. Sides are halved between levels.
+      blocks: residual blocks of each level of the encoder; the decoder has one more.
+      temporal: whether time is halved, too, between each two levels.
+      residual: whether levels have shortcuts (Wan2.2).
+      patch: side of the squares of pixels that become channels of the first layer (Wan2.2: 2).
+      pixel_channels: channels of images.
+      latents_mean, latents_std: statistics by channel for normalising latents.
     """
 
     channels: int = 16
@@ -84,7 +84,7 @@ class WanConfig:
             for value in values:
                 check_real(name, value)
         check(min(self.latents_std) > 0, f"latents_std must be above 0, got {min(self.latents_std)}")
-        # What shortcuts average or repeat must come out even, and the plain decoder halves its channels going up.
+        # Shortcuts average or repeat whole groups of channels; the plain decoder halves its channels between levels.
         for fewer, more, factor in self._shortcuts():
             check(
                 fewer * factor % more == 0,
@@ -97,24 +97,24 @@ class WanConfig:
     def _shortcuts(self) -> list[tuple[int, int, int]]:
         if not self.residual:
             return []
-        wide, found = self.encoder_widths, []
+        wide, shortcuts = self.encoder_widths, []
         for level in range(len(self.multipliers)):
             last = level == len(self.multipliers) - 1
             factor = 1 if last else 4 * (2 if self.temporal[level] else 1)
-            found.append((wide[level], wide[level + 1], factor))
+            shortcuts.append((wide[level], wide[level + 1], factor))
         wide = self.decoder_widths
         for level, temporal in enumerate(self.temporal[::-1]):
-            found.append((wide[level + 1], wide[level], 4 * (2 if temporal else 1)))
-        return found
+            shortcuts.append((wide[level + 1], wide[level], 4 * (2 if temporal else 1)))
+        return shortcuts
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
-        """Channels at the entrance of the first level, then at the end of each."""
+        """Input channels of the first level, then output channels of each level."""
         return tuple(self.width * m for m in (1, *self.multipliers))
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
-        """The same of the decoder, whose first level is the innermost."""
+        """Likewise for the decoder, whose first level is the innermost."""
         return tuple(self.decoder_width * m for m in (self.multipliers[-1], *self.multipliers[::-1]))
 
     @property
@@ -124,15 +124,15 @@ class WanConfig:
 
     @property
     def frame_stride(self) -> int:
-        """Frames of pixels in a latent frame after the first, which holds one."""
+        """Frames of pixels in a latent frame after the first, which encodes one."""
         return 2 ** sum(self.temporal)
 
 
 def config_from_diffusers(config: Mapping[str, Any]) -> WanConfig:
-    """The configuration in the `config.json` of a diffusers folder of kind `AutoencoderKLWan`.
+    """The configuration in the `config.json` of a diffusers folder of class `AutoencoderKLWan`.
 
     Raises:
-      ValueError: another kind, or something that is not built here.
+      ValueError: another class, or a field that is not supported.
     """
     kind = config.get("_class_name", "AutoencoderKLWan")
     check(kind == "AutoencoderKLWan", f"_class_name must be 'AutoencoderKLWan', got {kind!r}")
@@ -197,11 +197,11 @@ def config_from_original(
     """The configuration of a file in the layout of the original `Wan2.2_VAE.pth`, from the shapes of its tensors.
 
     Args:
-      shapes: by name.
-      latents_mean, latents_std: the published ones where None.
+      shapes: shapes of the tensors by name.
+      latents_mean, latents_std: None for the published ones.
 
     Raises:
-      ValueError: a tensor that says a size is missing, or latents of which no statistics are published.
+      ValueError: a required tensor is missing, or no statistics are published for these latents.
     """
 
     def size(name: str, axis: int) -> int:
@@ -245,5 +245,5 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
 
 
 def _published(channels: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of published latents of so many channels; empty for others, which must be given."""
+    """Published mean and standard deviation for this number of channels; empty for others."""
     return {16: (WAN21_MEAN, WAN21_STD), 48: (WAN22_MEAN, WAN22_STD)}.get(channels, ((), ()))

@@ -1,4 +1,4 @@
-"""Wan autoencoders of tensors from elsewhere, and back to the layout of diffusers."""
+"""Reads Wan autoencoders in the layouts of diffusers and of the original release, and writes that of diffusers."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.wan.config import config_from_diffusers, config_from_original, config_to_diffusers
 from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
-from starflow_jax.models.autoencoders.wan.names import Tensors, original_name, params_of, tensors_of
+from starflow_jax.models.autoencoders.wan.names import Tensors, from_tensors, original_name, to_tensors
 
 
 def wan_from_diffusers(config: Mapping[str, Any], tensors: Tensors) -> tuple[WanAutoencoder, Params]:
-    """The autoencoder of a diffusers folder of kind `AutoencoderKLWan`, Wan2.1 or Wan2.2, and its parameters.
+    """The autoencoder of a diffusers folder of class `AutoencoderKLWan`, Wan2.1 or Wan2.2, and its parameters.
 
     Args:
-      config: of its `config.json`; `temporal_scale`, which diffusers does not know, is read too.
-      tensors: by name, of any floating type.
+      config: contents of `config.json`; the additional field `temporal_scale` is supported.
+      tensors: tensors by name, of any floating-point dtype.
 
     Raises:
-      ValueError: a configuration that is not built here, or other tensors than it says.
+      ValueError: the configuration is not supported, or the tensors do not match it.
     """
     autoencoder = WanAutoencoder(config_from_diffusers(config), config.get("temporal_scale", 1.0))
-    return autoencoder, params_of(autoencoder.config, tensors, autoencoder.abstract()[1])
+    return autoencoder, from_tensors(autoencoder.config, tensors, autoencoder.abstract()[1])
 
 
 def wan_to_diffusers(autoencoder: WanAutoencoder, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -32,7 +33,7 @@ def wan_to_diffusers(autoencoder: WanAutoencoder, params: Params) -> tuple[dict[
     config = config_to_diffusers(autoencoder.config)
     if autoencoder.temporal_scale != 1.0:
         config["temporal_scale"] = autoencoder.temporal_scale
-    return config, tensors_of(autoencoder.config, params)
+    return config, to_tensors(autoencoder.config, params)
 
 
 def wan22_from_original(
@@ -45,14 +46,23 @@ def wan22_from_original(
     """The autoencoder in the layout of the original `Wan2.2_VAE.pth`, and its parameters.
 
     Args:
-      tensors: by name, of any floating type; its configuration is read from their shapes.
-      latents_mean, latents_std: by channel; those published with Wan2.2 where None.
+      tensors: tensors by name, of any floating-point dtype; the configuration is inferred from their shapes.
+      latents_mean, latents_std: by channel; None for those published with Wan2.2.
       temporal_scale: see `WanAutoencoder`.
 
     Raises:
-      ValueError: tensors of something else.
+      ValueError: the tensors are not those of Wan2.2.
     """
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     autoencoder = WanAutoencoder(config_from_original(shapes, latents_mean, latents_std), temporal_scale)
-    params = params_of(autoencoder.config, tensors, autoencoder.abstract()[1], original_name)
+    params = from_tensors(autoencoder.config, tensors, autoencoder.abstract()[1], original_name)
     return autoencoder, params
+
+
+@AUTOENCODERS.register("AutoencoderKLWan")
+class WanFormat:
+    """See `AutoencoderFormat`."""
+
+    kind = WanAutoencoder
+    read = staticmethod(wan_from_diffusers)
+    write = staticmethod(wan_to_diffusers)

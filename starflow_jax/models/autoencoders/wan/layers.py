@@ -1,7 +1,7 @@
-"""Layers of causal video autoencoders, which carry the frames that they still need from chunk to chunk.
+"""Layers of causal video autoencoders, which cache the frames that the next chunk needs.
 
-Frames are [B, T, H, W, C]. A layer that looks back takes its past and returns the next one; None is the beginning of a
-video. So a whole video is a chunk at the beginning, and a video in chunks gives the same numbers.
+Frames are [B, T, H, W, C]. A causal layer takes its cache (the past) and returns the next one; None is the beginning of
+a video. A whole video is a single chunk, and a video in chunks gives the same result.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from flax import nnx
 
 from starflow_jax.nn.linear import Compute, Linear
 
-# A tree of arrays, nested tuples as the layers are; None at the beginning of a video.
+# Cached frames of all layers as nested tuples of arrays; None at the beginning of a video.
 Past = Any
 
 
 def pasts(past: Past, count: int) -> tuple[Past, ...]:
-    """The pasts of the `count` parts of a layer."""
+    """The caches of the `count` parts of a layer."""
     return (None,) * count if past is None else past
 
 
 class ChannelNorm(nnx.Module):
-    """Every position scaled to unit root mean square over channels, in float32, with a gain."""
+    """RMS norm over channels at every position, in float32, with a gain."""
 
     def __init__(self, width: int):
         self.weight = nnx.Param(jnp.ones((width,)))
@@ -38,7 +38,7 @@ class ChannelNorm(nnx.Module):
 
 
 class FrameConv(nnx.Module):
-    """A convolution of every frame; kernel [rows, columns, inputs, outputs] and bias in float32."""
+    """A 2D convolution of every frame; kernel [rows, columns, inputs, outputs] and bias in float32."""
 
     def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
         std = (side * side * inputs) ** -0.5
@@ -47,19 +47,19 @@ class FrameConv(nnx.Module):
         self.compute = compute
 
     def __call__(self, x: jax.Array, *, halved: bool = False) -> jax.Array:
-        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; sides halved where asked for, padded at the far border."""
+        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; with `halved`, stride 2 and padding at the end."""
         stride, border = (2, (0, 1)) if halved else (1, (self.kernel.shape[0] // 2,) * 2)
         y = frame_conv(x, self.kernel[...], self.compute, stride, border)
         return y + self.bias[...].astype(y.dtype)
 
 
 class CausalConv(nnx.Module):
-    """A convolution over three frames, the last of which is where its result lies.
+    """A causal convolution over three frames: the current one and the two before.
 
-    Its kernel [3, rows, columns, inputs, outputs] and its bias are float32. Before the first frame there are zeros.
+    The kernel [3, rows, columns, inputs, outputs] and the bias are float32. The video is padded with zeros in front.
 
     Args:
-      side: of the window in a frame, 3 or 1.
+      side: side of the spatial window, 3 or 1.
     """
 
     def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
@@ -69,27 +69,27 @@ class CausalConv(nnx.Module):
         self.compute = compute
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; the past is the last two frames."""
+        """[B, T, H, W, inputs] to [B, T, H, W, outputs]; the cache is the last two frames."""
         x = x.astype(self.compute.dtype)
         before = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype) if past is None else past
         x = jnp.concatenate([before, x], axis=1)
         return self.windows(x), x[:, -2:]
 
     def windows(self, x: jax.Array, stride: int = 1) -> jax.Array:
-        """What lies in whole windows of three frames, which move on by `stride`: 1 + (T - 3) // stride frames."""
+        """Valid convolution over time with a stride: 1 + (T - 3) // stride frames."""
         kernel = self.kernel[...]
         side = kernel.shape[1]
         count = 1 + (x.shape[1] - 3) // stride
-        # Three two-dimensional convolutions: XLA's CPU backend runs a three-dimensional one at half the speed or less.
+        # Three 2D convolutions, because XLA's CPU backend runs a 3D convolution at half the speed or less.
         y = self.bias[...].astype(self.compute.dtype)
         for frame in range(3):
-            seen = x[:, frame : frame + stride * (count - 1) + 1 : stride]
-            y = y + frame_conv(seen, kernel[frame], self.compute, 1, (side // 2, side // 2))
+            shifted = x[:, frame : frame + stride * (count - 1) + 1 : stride]
+            y = y + frame_conv(shifted, kernel[frame], self.compute, 1, (side // 2, side // 2))
         return y
 
 
 def frame_conv(x: jax.Array, kernel: jax.Array, compute: Compute, stride: int, border: tuple[int, int]) -> jax.Array:
-    """Convolution of the frames [B, T, H, W, C] by [rows, columns, C, outputs], zeros before and after each side."""
+    """Convolution of the frames [B, T, H, W, C] by [rows, columns, C, outputs], padded with zeros."""
     batch, frames, *sides = x.shape
     y = jax.lax.conv_general_dilated(
         x.astype(compute.dtype).reshape(batch * frames, *sides),
@@ -123,7 +123,7 @@ class ResidualBlock(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-    """x + attention of the positions of a frame to each other, by one head."""
+    """x + single-head self-attention over the positions of each frame."""
 
     def __init__(self, width: int, key: jax.Array, compute: Compute):
         first, second = jax.random.split(key)
@@ -143,7 +143,7 @@ class FrameAttention(nnx.Module):
             return jnp.einsum("nm,md->nd", weights, value, **options).astype(value.dtype)
 
         projected = self.project(self.norm(x)).reshape(batch * frames, height * width, 3 * channels)
-        # A frame at a time: the weights of all would be the largest array of the whole network.
+        # One frame at a time, because the attention weights of all frames would be the largest array of the network.
         attended = jax.lax.map(attend, projected)
         return x + self.out(attended.reshape(x.shape))
 
@@ -166,7 +166,7 @@ class Middle(nnx.Module):
 
 
 def in_turn(blocks: Sequence[Any], resample: Any, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-    """Residual blocks, and the change of size after them, if there is one, each with its own past."""
+    """Applies residual blocks and an optional resampling after them, each with its own cache."""
     *before, resampled = pasts(past, len(blocks) + 1)
     after = []
     for block, block_past in zip(blocks, before, strict=True):

@@ -1,8 +1,8 @@
 """The causal video autoencoders of Wan2.1 and Wan2.2 (Wan team, 2025, arXiv:2503.20314, section 4.1).
 
-A latent frame sees pixels up to its own last frame only, so a video can be coded in chunks: `encode_chunk` and
-`decode_chunk` take what the chunk before left (the past) and return what the next needs; `wan_streaming` runs them over
-frames as they come. The first latent frame holds one frame of pixels, each later one `frame_stride`.
+A latent frame depends on no later pixels, so that a video can be processed in chunks: `encode_chunk` and `decode_chunk`
+take the cache of the previous chunk (the past) and return that of the next; `streaming` runs them over incoming frames.
+The first latent frame encodes one frame of pixels, each later one `frame_stride`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from starflow_jax.core.choices import Dtype
 from starflow_jax.core.config.checks import check, check_choices, check_real
-from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.models.autoencoders.protocol import AnyArray, Params
 from starflow_jax.models.autoencoders.wan.config import WanConfig
 from starflow_jax.models.autoencoders.wan.decoder import Decoder
 from starflow_jax.models.autoencoders.wan.encoder import Encoder
@@ -28,7 +29,7 @@ from starflow_jax.nn.parameters import merge, split
 
 
 class WanNetworks(nnx.Module):
-    """Both directions; the tree of parameters."""
+    """Encoder and decoder, which define the tree of parameters."""
 
     def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
         first, second = jax.random.split(key)
@@ -38,13 +39,13 @@ class WanNetworks(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class WanAutoencoder:
-    """Pixels in [-1, 1] to normalised latents, and back; an `Autoencoder`.
+    """An `Autoencoder` of pixels in [-1, 1] and normalised latents.
 
     Attributes:
-      config: its shape, and the statistics that latents are normalised with.
-      temporal_scale: what normalised latents of frames after the first are multiplied by (0.6 in STARFlow-V).
-      dtype: of convolutions and products, "float32" or "bfloat16"; norms, attention weights, pixels and latents are
-        float32.
+      config: the sizes, and the statistics for normalising latents.
+      temporal_scale: factor of the normalised latents of frames after the first (0.6 in STARFlow-V).
+      dtype: of convolutions and matrix products, "float32" or "bfloat16"; norms, attention weights, pixels and latents
+        are float32.
     """
 
     config: WanConfig
@@ -68,66 +69,70 @@ class WanAutoencoder:
 
     @property
     def channels(self) -> int:
-        """Channels of a latent."""
+        """Channels of latents."""
         return self.config.channels
 
     @property
     def pixel_channels(self) -> int:
-        """Channels of a picture."""
+        """Channels of images."""
         return self.config.pixel_channels
 
     def init(self, key: jax.Array) -> Params:
-        """New parameters, float32: kernels normal with the variance 1 / inputs, gains one, biases zero."""
+        """Samples initial float32 parameters: kernels normal with variance 1 / inputs, gains one, biases zero."""
         return jax.jit(lambda key: split(WanNetworks(self.config, key, Compute(self.dtype)))[1])(key)
 
     def abstract(self) -> tuple[nnx.GraphDef, Params]:
         """The definition of the networks, and ShapeDtypeStructs in place of their parameters."""
         return _abstract(self.config, self.dtype)
 
-    def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-        """Means of latents, normalised.
+    def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*b rows columns c"]:
+        """Encodes pixels to the normalised means of latents.
 
         Args:
-          params: nested.
-          pixels: float32 in [-1, 1], clips [B, T, H, W, C] with T = 1 + frame_stride k, or stills [B, H, W, C].
+          params: nested parameters.
+          pixels: float32 in [-1, 1], clips [B, T, H, W, C] with T = 1 + frame_stride k, or images [B, H, W, C].
 
         Returns:
-          float32 [B, 1 + k, H / stride, W / stride, channels], or [B, ...] without frames.
+          float32 [B, 1 + k, H / stride, W / stride, channels], or [B, ...] of images.
 
         Raises:
-          ValueError: another shape.
+          ValueError: an invalid shape.
         """
         clips = pixels[:, None] if pixels.ndim == 4 else pixels
         latents = self.encode_chunk(params, clips)[0]
         return latents[:, 0] if pixels.ndim == 4 else latents
 
-    def decode(self, params: Params, latents: jax.Array) -> jax.Array:
-        """The other way: latents [B, t, h, w, c] or [B, h, w, c] to pixels that may leave [-1, 1] a little."""
+    def decode(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*b H W C"]:
+        """Decodes latents [B, t, h, w, c] or [B, h, w, c] to pixels, which may slightly exceed [-1, 1]."""
         clips = latents[:, None] if latents.ndim == 4 else latents
         pixels = self.decode_chunk(params, clips)[0]
         return pixels[:, 0] if latents.ndim == 4 else pixels
 
-    def encode_chunk(self, params: Params, pixels: jax.Array, past: Past = None) -> tuple[jax.Array, Past]:
-        """The next frames of a video.
+    def encode_chunk(
+        self, params: Params, pixels: Float[AnyArray, "B T H W C"], past: Past = None
+    ) -> tuple[Float[Array, "B t rows columns c"], Past]:
+        """Encodes the next frames of a video.
 
         Args:
-          params: nested.
+          params: nested parameters.
           pixels: float32 [B, T, H, W, C]; at the beginning T = 1 + frame_stride (n - 1), later T = frame_stride n.
-          past: what the chunk before left; None at the beginning.
+          past: cache of the previous chunk; None at the beginning.
 
         Returns:
-          Latents float32 [B, n, h, w, c] as of `encode`, and the past of the next chunk.
+          Latents float32 [B, n, h, w, c] as of `encode`, and the cache for the next chunk.
 
         Raises:
-          ValueError: another shape.
+          ValueError: an invalid shape.
         """
         _check_pixels(self, pixels.shape, beginning=past is None)
         mean, _, after = _moments(self, params, pixels, past)
         shift, spread = _scales(self, mean.shape[1], past)
         return (mean - shift) / spread, after
 
-    def decode_chunk(self, params: Params, latents: jax.Array, past: Past = None) -> tuple[jax.Array, Past]:
-        """The next latents [B, n, h, w, c] of a video to pixels; shapes as of `encode_chunk`, the other way."""
+    def decode_chunk(
+        self, params: Params, latents: Float[AnyArray, "B t rows columns c"], past: Past = None
+    ) -> tuple[Float[Array, "B T H W C"], Past]:
+        """Decodes the next latents [B, n, h, w, c] of a video; shapes are those of `encode_chunk`."""
         shape = latents.shape
         check(
             len(shape) == 5 and shape[1] > 0 and shape[-1] == self.channels,
@@ -136,13 +141,15 @@ class WanAutoencoder:
         shift, spread = _scales(self, shape[1], past)
         return _decoded(self, params, latents * spread + shift, past)
 
-    def moments(self, params: Params, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior of clips as the networks give it: mean and log variance, not normalised or scaled."""
+    def moments(
+        self, params: Params, pixels: Float[AnyArray, "B T H W C"]
+    ) -> tuple[Float[Array, "B t rows columns c"], Float[Array, "B t rows columns c"]]:
+        """The posterior of clips: mean and log variance, not normalised or scaled."""
         _check_pixels(self, pixels.shape, beginning=True)
         return _moments(self, params, pixels, None)[:2]
 
 
-@functools.cache  # every trace of every direction asks for it, and it takes half a second of Python
+@functools.cache  # every trace needs it, and it takes half a second of Python
 def _abstract(config: WanConfig, dtype: str) -> tuple[nnx.GraphDef, Params]:
     definitions = []
 
@@ -156,7 +163,7 @@ def _abstract(config: WanConfig, dtype: str) -> tuple[nnx.GraphDef, Params]:
 
 
 def _scales(autoencoder: WanAutoencoder, frames: int, past: Past) -> tuple[np.ndarray, np.ndarray]:
-    """What raw latents are shifted by [c], and divided by [frames, 1, 1, c]; `past` of their chunk."""
+    """The shift [c] and the divisor [frames, 1, 1, c] of raw latents of a chunk."""
     config = autoencoder.config
     later = np.full((frames, 1), 1.0 / autoencoder.temporal_scale)
     if past is None:
@@ -165,7 +172,7 @@ def _scales(autoencoder: WanAutoencoder, frames: int, past: Past) -> tuple[np.nd
     return np.asarray(config.latents_mean, np.float32), spread.astype(np.float32)[:, None, None]
 
 
-# Whoever calls these may be inside a program; others get one for each shape, instead of thousands of small ones.
+# Jitted, so that calls outside of a program compile one program for each shape and not one for each operation.
 @functools.partial(jax.jit, static_argnums=0)
 def _moments(
     autoencoder: WanAutoencoder, params: Params, pixels: jax.Array, past: Past

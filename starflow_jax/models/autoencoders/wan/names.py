@@ -1,6 +1,6 @@
-"""The tensor names of Wan autoencoders: of diffusers folders, and of the original Wan2.2 file.
+"""Tensor names of Wan autoencoders in diffusers folders and in the original Wan2.2 file.
 
-Both are told by the path of the parameter here, e.g. "encoder.levels.0.blocks.1.conv1.kernel".
+Both are functions of the path of the parameter here, such as "encoder.levels.0.blocks.1.conv1.kernel".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starflow_jax.models.autoencoders.wan.config import WanConfig
 Tensors = Mapping[str, np.ndarray]
 Name = Callable[[WanConfig, str], str]  # of a layer, "encoder.levels.0.blocks.1.conv1"
 
-_TENSOR = {"kernel": "weight", "bias": "bias", "weight": "gamma"}  # the only vectors called weight are gains of norms
+_TENSOR = {"kernel": "weight", "bias": "bias", "weight": "gamma"}  # only the gains of norms are vectors called weight
 
 
 def diffusers_name(config: WanConfig, path: str) -> str:
@@ -41,7 +41,7 @@ def diffusers_name(config: WanConfig, path: str) -> str:
     if config.residual:
         inner = f"resnets.{rest}" if part == "blocks" else f"downsampler.{rest}"
         return f"encoder.down_blocks.{level}.{inner}"
-    # Without shortcuts around levels the blocks of all levels, and what halves between them, are counted through.
+    # Without level shortcuts, the blocks and downsamplers of all levels are numbered consecutively.
     first = int(level) * (config.blocks + 1)
     if part == "blocks":
         return f"encoder.down_blocks.{first + int(index)}.{inner}"
@@ -65,36 +65,36 @@ def original_name(config: WanConfig, path: str) -> str:
         rest = "resample.1" if index is None and rest == "conv" else rest
         name = f"{side}coder.{group}.{level}.{group}.{index or last}.{rest}"
     for layer, number in (("norm1", 0), ("conv1", 2), ("norm2", 3), ("conv2", 6)):
-        # Of residual blocks only: the outermost convolutions are called conv1 too.
+        # In residual blocks only: the outermost convolutions are called conv1, too.
         name = re.sub(rf"((samples|middle)\.\d+)\.{layer}$", rf"\1.residual.{number}", name)
     return name
 
 
-def tensors_of(config: WanConfig, params: Params, name: Name = diffusers_name) -> dict[str, np.ndarray]:
+def to_tensors(config: WanConfig, params: Params, name: Name = diffusers_name) -> dict[str, np.ndarray]:
     """Parameters as named tensors, float32, [outputs, inputs, (frames,) rows, columns]."""
     flat = _flat(params)
     return {_tensor_name(config, path, name): _to_tensor(path, np.asarray(value)) for path, value in flat.items()}
 
 
-def params_of(config: WanConfig, tensors: Tensors, expected: Params, name: Name = diffusers_name) -> dict[str, Any]:
-    """Named tensors of any floating type as parameters, float32, nested.
+def from_tensors(config: WanConfig, tensors: Tensors, expected: Params, name: Name = diffusers_name) -> dict[str, Any]:
+    """Named tensors of any floating-point dtype as nested float32 parameters.
 
     Args:
-      expected: the tree to fill, of ShapeDtypeStructs.
+      config: the sizes; tensors: tensors by name; expected: the tree as ShapeDtypeStructs; name: of a layer.
 
     Raises:
-      ValueError: listing the tensors that are missing, unexpected, of another shape or not finite.
+      ValueError: tensors are missing, unexpected, of another shape or not finite; the message lists them.
     """
     filled: dict[str, Any] = {}
     problems, used = [], set()
     for path, leaf in _flat(expected).items():
         tensor = _tensor_name(config, path, name)
-        wanted = _to_tensor(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
+        shape = _to_tensor(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
         used.add(tensor)
         if tensor not in tensors:
             problems.append(f"missing {tensor}")
-        elif tensors[tensor].shape != wanted:
-            problems.append(f"{tensor} has shape {list(tensors[tensor].shape)}, expected {list(wanted)}")
+        elif tensors[tensor].shape != shape:
+            problems.append(f"{tensor} has shape {list(tensors[tensor].shape)}, expected {list(shape)}")
         elif not np.isfinite(value := np.asarray(tensors[tensor], np.float32)).all():
             problems.append(f"{tensor} holds numbers that are not finite")
         else:

@@ -1,7 +1,7 @@
-"""Half and twice the size, in space and time, of causal video autoencoders; and squares of pixels as channels.
+"""Down- and upsampling in space and time of causal video autoencoders, and space-to-depth.
 
-Time is halved and doubled without the first frame of a video, which stays one frame: 1 + 2k frames become 1 + k, and
-the other way. Frames are [B, T, H, W, C]; pasts as in `wan_layers`.
+The first frame of a video is excluded from temporal resampling: 1 + 2k frames become 1 + k, and vice versa. Frames are
+[B, T, H, W, C]; for caches see `layers`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starflow_jax.nn.linear import Compute
 
 
 class Halving(nnx.Module):
-    """Half the rows and columns, and half the frames where `temporal`."""
+    """Downsamples by 2 in space, and in time where `temporal`."""
 
     def __init__(self, width: int, temporal: bool, key: jax.Array, compute: Compute):
         first, second = jax.random.split(key)
@@ -28,15 +28,15 @@ class Halving(nnx.Module):
         if self.time_conv is None:
             return x, ()
         if past is not None:
-            seen = jnp.concatenate([past, x], axis=1)
-            return self.time_conv.windows(seen, stride=2), x[:, -1:]
+            window = jnp.concatenate([past, x], axis=1)
+            return self.time_conv.windows(window, stride=2), x[:, -1:]
         if x.shape[1] == 1:
             return x, x
         return jnp.concatenate([x[:, :1], self.time_conv.windows(x, stride=2)], axis=1), x[:, -1:]
 
 
 class Doubling(nnx.Module):
-    """Twice the rows and columns, and twice the frames where `temporal`."""
+    """Upsamples by 2 in space, and in time where `temporal`."""
 
     def __init__(self, inputs: int, outputs: int, temporal: bool, key: jax.Array, compute: Compute):
         first, second = jax.random.split(key)
@@ -47,29 +47,29 @@ class Doubling(nnx.Module):
         """[B, T, H, W, inputs] to [B, T', 2 H, 2 W, outputs]; T' = 1 + 2 (T - 1) at the beginning, else 2 T."""
         if self.time_conv is None:
             return self.conv(_repeated(x)), ()
-        # What makes two frames of one never sees the first frame of the video.
-        alone, rest = (x[:, :1], x[:, 1:]) if past is None else (x[:, :0], x)
+        # The temporal upsampling does not read the first frame of the video.
+        first_frame, rest = (x[:, :1], x[:, 1:]) if past is None else (x[:, :0], x)
         if rest.shape[1] > 0:
             pairs, past = self.time_conv(rest, past)
             batch, frames, height, width, _ = pairs.shape
             pairs = jnp.moveaxis(pairs.reshape(batch, frames, height, width, 2, -1), 4, 2)
-            x = jnp.concatenate([alone, pairs.reshape(batch, 2 * frames, height, width, -1)], axis=1)
+            x = jnp.concatenate([first_frame, pairs.reshape(batch, 2 * frames, height, width, -1)], axis=1)
         else:
             past = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype)
         return self.conv(_repeated(x)), past
 
 
 def _repeated(x: jax.Array) -> jax.Array:
-    """Every position as a square of four."""
+    """Nearest-neighbour upsampling by 2."""
     return jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
 
 
 def averaged(x: jax.Array, channels: int, frames: int, side: int, *, beginning: bool) -> jax.Array:
-    """The shortcut around a level that makes frames smaller: means, without parameters.
+    """The parameter-free shortcut of a downsampling level: means over boxes.
 
-    The values of a box of `frames` x `side` x `side` positions, in the order (channel, frame, row, column), are cut
-    into `channels` equal runs, and each is averaged. At the beginning of a video its first frame is the last one of a
-    box whose other frames are zeros.
+    The values of a box of `frames` x `side` x `side` positions, in the order (channel, frame, row, column), are divided
+    into `channels` equal groups, which are averaged. At the beginning of a video, the first frame is the last of a box
+    whose other frames are zeros.
 
     Returns:
       [B, T', H / side, W / side, channels].
@@ -84,7 +84,7 @@ def averaged(x: jax.Array, channels: int, frames: int, side: int, *, beginning: 
 
 
 def duplicated(x: jax.Array, channels: int, frames: int, side: int, *, beginning: bool) -> jax.Array:
-    """The shortcut around a level that makes frames larger: copies; `averaged` the other way.
+    """The parameter-free shortcut of an upsampling level: copies, the transpose of `averaged`.
 
     Returns:
       [B, T', H side, W side, channels]; at the beginning of a video its first frame becomes one frame.

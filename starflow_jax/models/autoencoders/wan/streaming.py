@@ -1,37 +1,43 @@
-"""Videos of any length in the memory of a few frames: chunk after chunk, each with what the one before left.
+"""Encodes and decodes videos of any length chunk by chunk, in the memory of a few frames.
 
-Two programs serve a whole video, one for its first chunk and one for all later ones; a short last chunk is filled up
-with copies of its last frame, which the frames before cannot see, and cut afterwards.
+Two programs are compiled, one for the first chunk and one for all later ones. A short last chunk is padded with copies
+of its last frame, which do not affect earlier frames by causality, and the padding is removed from the result.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.models.autoencoders.protocol import AnyArray, Params
 from starflow_jax.models.autoencoders.wan.layers import Past
 
 
+@runtime_checkable
 class CausalAutoencoder(Protocol):
-    """What can be streamed: `WanAutoencoder`, `TiledWan`. Hashable."""
+    """A hashable autoencoder that processes chunks: `WanAutoencoder`, `TiledWan`."""
 
     @property
     def frame_stride(self) -> int:
         """Frames of pixels in a latent frame after the first."""
         ...
 
-    def encode_chunk(self, params: Params, pixels: jax.Array, past: Past = None) -> tuple[jax.Array, Past]:
+    def encode_chunk(
+        self, params: Params, pixels: Float[AnyArray, "B T H W C"], past: Past = None
+    ) -> tuple[Float[Array, "B t rows columns c"], Past]:
         """See `WanAutoencoder.encode_chunk`."""
         ...
 
-    def decode_chunk(self, params: Params, latents: jax.Array, past: Past = None) -> tuple[jax.Array, Past]:
+    def decode_chunk(
+        self, params: Params, latents: Float[AnyArray, "B t rows columns c"], past: Past = None
+    ) -> tuple[Float[Array, "B T H W C"], Past]:
         """See `WanAutoencoder.decode_chunk`."""
         ...
 
@@ -43,32 +49,32 @@ def decode_stream(
     *,
     chunk: int = 1,
 ) -> Iterator[jax.Array]:
-    """Decodes latent frames as they come, e.g. the `denoised` frames of `sampling.streaming.stream.stream`.
+    """Decodes incoming latent frames, such as the `denoised` frames of `sampling.streaming.stream.stream`.
 
     Args:
-      params: nested, best on the device already.
+      autoencoder: the autoencoder; params: nested parameters, preferably on the device.
       latents: frames float32 [B, h, w, c], in order.
-      chunk: of how many latent frames pixels are made at once.
+      chunk: number of latent frames that are decoded at once.
 
     Yields:
-      Pixels float32 [B, n, H, W, C] as soon as their chunk is full, n = 1 + frame_stride (chunk - 1) of the first chunk
-      and frame_stride chunk of later ones, fewer of the last. Together they are `decode` of all latents.
+      Pixels float32 [B, n, H, W, C] of each chunk, n = 1 + frame_stride (chunk - 1) for the first chunk and
+      frame_stride chunk for later ones, fewer for the last. Concatenated they equal `decode` of all latents.
 
     Raises:
-      ValueError: at the first frame that does not fit.
+      ValueError: a frame has an invalid shape.
     """
     check_integer("chunk", chunk, minimum=1)
     params = jax.device_put(params)
     past, step = None, autoencoder.frame_stride
     for frames, count in _groups(latents, chunk, chunk, "latents"):
         beginning = past is None
-        made, past = (
+        output, past = (
             decode_first(autoencoder, params, frames)
             if past is None
             else decode_next(autoencoder, params, frames, past)
         )
-        kept = 1 + step * (count - 1) if beginning else step * count
-        yield made if kept == made.shape[1] else made[:, :kept]
+        count_out = 1 + step * (count - 1) if beginning else step * count
+        yield output if count_out == output.shape[1] else output[:, :count_out]
 
 
 def encode_stream(
@@ -78,18 +84,18 @@ def encode_stream(
     *,
     chunk: int = 1,
 ) -> Iterator[jax.Array]:
-    """Encodes frames of pixels as they come.
+    """Encodes incoming frames of pixels.
 
     Args:
-      params: nested, best on the device already.
+      autoencoder: the autoencoder; params: nested parameters, preferably on the device.
       pixels: frames float32 [B, H, W, C] in [-1, 1], in order; 1 + frame_stride k in all.
-      chunk: how many latent frames are made at once.
+      chunk: number of latent frames that are encoded at once.
 
     Yields:
-      Latents float32 [B, chunk, h, w, c], fewer of the last. Together they are `encode` of all pixels.
+      Latents float32 [B, chunk, h, w, c], fewer for the last chunk. Concatenated they equal `encode` of all pixels.
 
     Raises:
-      ValueError: at the first frame that does not fit; at the end, if frames are left over that make no latent frame.
+      ValueError: a frame has an invalid shape, or the number of frames is not 1 plus a multiple of frame_stride.
     """
     check_integer("chunk", chunk, minimum=1)
     params = jax.device_put(params)
@@ -97,20 +103,20 @@ def encode_stream(
     for frames, count in _groups(pixels, 1 + step * (chunk - 1), step * chunk, "pixels"):
         total += count
         check((total - 1) % step == 0, f"frames of pixels must be 1 plus a multiple of {step}, got {total}")
-        kept = 1 + (count - 1) // step if past is None else count // step
-        made, past = (
+        count_out = 1 + (count - 1) // step if past is None else count // step
+        output, past = (
             encode_first(autoencoder, params, frames)
             if past is None
             else encode_next(autoencoder, params, frames, past)
         )
-        yield made if kept == made.shape[1] else made[:, :kept]
+        yield output if count_out == output.shape[1] else output[:, :count_out]
 
 
 def _groups(
     frames: Iterable[np.ndarray | jax.Array], first: int, later: int, name: str
 ) -> Iterator[tuple[jax.Array, int]]:
-    """Frames [B, ...] in groups of `first`, then of `later`, stacked [B, n, ...], and how many are not filling."""
-    held: list[np.ndarray | jax.Array] = []
+    """Stacks frames [B, ...] to [B, n, ...], n = `first`, then `later`; yields also the number without padding."""
+    pending: list[np.ndarray | jax.Array] = []
     size, shape = first, None
     for frame in frames:
         shape = frame.shape if shape is None else shape
@@ -118,12 +124,12 @@ def _groups(
             frame.ndim == 4 and frame.shape == shape,
             f"{name} must be frames of one shape [B, rows, columns, channels], got {list(frame.shape)}",
         )
-        held.append(frame)
-        if len(held) == size:
-            yield _stacked(held), size
-            held, size = [], later
-    if held:
-        yield _stacked(held + [held[-1]] * (size - len(held))), len(held)
+        pending.append(frame)
+        if len(pending) == size:
+            yield _stacked(pending), size
+            pending, size = [], later
+    if pending:
+        yield _stacked(pending + [pending[-1]] * (size - len(pending))), len(pending)
 
 
 def _stacked(frames: list[np.ndarray | jax.Array]) -> jax.Array:
@@ -132,10 +138,10 @@ def _stacked(frames: list[np.ndarray | jax.Array]) -> jax.Array:
     return jnp.stack(frames, axis=1).astype(jnp.float32)
 
 
-# The past of a chunk is used up by the next one: its memory is written over.
+# The cache of a chunk is donated to the next call, which reuses its memory.
 @functools.partial(jax.jit, static_argnums=0)
 def decode_first(autoencoder: CausalAutoencoder, params: Params, latents: jax.Array) -> tuple[jax.Array, Past]:
-    """The program of the first chunk of `decode_stream`: `decode_chunk` at the beginning."""
+    """`decode_chunk` of the first chunk, compiled."""
     return autoencoder.decode_chunk(params, latents)
 
 
@@ -143,13 +149,13 @@ def decode_first(autoencoder: CausalAutoencoder, params: Params, latents: jax.Ar
 def decode_next(
     autoencoder: CausalAutoencoder, params: Params, latents: jax.Array, past: Past
 ) -> tuple[jax.Array, Past]:
-    """The program of every later chunk of `decode_stream`; uses the past up."""
+    """`decode_chunk` of a later chunk, compiled; donates `past`."""
     return autoencoder.decode_chunk(params, latents, past)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_first(autoencoder: CausalAutoencoder, params: Params, pixels: jax.Array) -> tuple[jax.Array, Past]:
-    """The program of the first chunk of `encode_stream`: `encode_chunk` at the beginning."""
+    """`encode_chunk` of the first chunk, compiled."""
     return autoencoder.encode_chunk(params, pixels)
 
 
@@ -157,5 +163,5 @@ def encode_first(autoencoder: CausalAutoencoder, params: Params, pixels: jax.Arr
 def encode_next(
     autoencoder: CausalAutoencoder, params: Params, pixels: jax.Array, past: Past
 ) -> tuple[jax.Array, Past]:
-    """The program of every later chunk of `encode_stream`; uses the past up."""
+    """`encode_chunk` of a later chunk, compiled; donates `past`."""
     return autoencoder.encode_chunk(params, pixels, past)

@@ -1,4 +1,4 @@
-"""What a set of picture files offers before anything is decoded."""
+"""The interface of a set of image files before anything is decoded, and the formats of caption files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 
-# Captions by kind: several of one kind are drawn from alike.
+# Captions by kind; those of one kind are equally likely.
 Captions = Mapping[str, tuple[str, ...]]
-PLAIN = "caption"
+DEFAULT_KIND = "caption"
 MAX_CAPTION_BYTES = 2**20
 
 
 class Item(NamedTuple):
-    """One example: its bytes, to be read within `with`; its class, -1 for none; its captions where asked for."""
+    """One example: a context manager of its bytes; its class, -1 for none; its captions where requested."""
 
     data: AbstractContextManager[BinaryIO]
     label: int
     captions: Captions
 
 
-class Collection(Protocol):
-    """Pictures in files: folders, tars, or records. Picklable, as worker processes are given it."""
+class ImageCollection(Protocol):
+    """Image files in folders, tars, or records. Picklable, since it is sent to worker processes."""
 
     @property
     def name(self) -> str: ...
@@ -34,47 +34,47 @@ class Collection(Protocol):
 
     @property
     def skipped(self) -> Skipped:
-        """What was bad already when it was opened."""
+        """What could not be read when the collection was opened."""
         ...
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """What an example is called in reports."""
+        """Name of an example in reports."""
         ...
 
     def read(self, index: int, captions: bool = False) -> Item:
-        """One example; raises BadExample where it cannot be had."""
+        """Reads one example; raises BadExample where that fails."""
         ...
 
     def identity(self, index: int) -> str:
-        """The name and size of an example, wherever the files lie."""
+        """Name and size of an example, independent of where the files are stored."""
         ...
 
     def signature(self) -> str:
-        """Changes when the files do, as far as their names, sizes and times tell."""
+        """Digest of the names, sizes and modification times of the files."""
         ...
 
 
-def captions_of_text(data: bytes, name: str) -> Captions:
+def captions_from_text(data: bytes, name: str) -> Captions:
     """Captions of a text file, one a line. Raises BadExample unless it is UTF-8."""
-    lines = (" ".join(line.split()) for line in _decoded(data, name).splitlines())
-    return {PLAIN: tuple(line for line in lines if line)}
+    lines = (" ".join(line.split()) for line in _decode(data, name).splitlines())
+    return {DEFAULT_KIND: tuple(line for line in lines if line)}
 
 
-def captions_of_json(data: bytes, name: str) -> Captions:
+def captions_from_json(data: bytes, name: str) -> Captions:
     """Captions of a JSON file: `{"captions": {kind: text or list of texts}}`, or `{"caption": text}`.
 
     Raises:
-      BadExample: no JSON, or no captions of that form.
+      BadExample: not JSON, or no captions of that form.
     """
     try:
-        values = json.loads(_decoded(data, name))
+        values = json.loads(_decode(data, name))
     except (ValueError, RecursionError) as error:
-        raise BadExample(name, f"its caption file is no JSON: {error}") from error
-    kinds = values.get("captions", values.get(PLAIN)) if isinstance(values, dict) else values
+        raise BadExample(name, f"its caption file is not JSON: {error}") from error
+    kinds = values.get("captions", values.get(DEFAULT_KIND)) if isinstance(values, dict) else values
     if not isinstance(kinds, dict):
-        kinds = {PLAIN: kinds}
+        kinds = {DEFAULT_KIND: kinds}
     return {str(kind): _texts(texts, name) for kind, texts in kinds.items()}
 
 
@@ -85,7 +85,7 @@ def _texts(texts: Any, name: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _decoded(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> str:
     if len(data) > MAX_CAPTION_BYTES:
         raise BadExample(name, f"its caption file has more than {MAX_CAPTION_BYTES} bytes")
     try:

@@ -1,7 +1,7 @@
-"""What a source holds, as exactly as can be told without decoding files: what kept results hang on.
+"""Digest of the contents of a source without decoding files, the key of stored results.
 
-More than `data.fingerprint`, by which training goes on: that lets files be copied and looks at a part of an array.
-Results outlive the command that computed them, and those of other data must never be taken for theirs.
+It is stricter than `data.pipeline.fingerprint`, by which training resumes, allows files to be copied, and reads a part
+of an array: stored results must never be used for other data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.data.pipeline.fingerprint import fingerprint, to_values
-from starflow_jax.data.pipeline.readable import Subset
+from starflow_jax.data.pipeline.readable_subset import Subset
 from starflow_jax.data.sources.base import ArraySource, Source
 from starflow_jax.data.sources.mixture import components_of
 
@@ -21,20 +21,20 @@ from starflow_jax.data.sources.mixture import components_of
 def contents_digest(source: Source) -> str:
     """Equal for equal examples, 32 hexadecimal digits.
 
-    Of arrays in memory every value counts. Of files names, sizes and times of change do: one that is rewritten within
-    its name, size and time, or whose source tells no times, is not noticed.
+    Every value of arrays in memory is included, and the names, sizes and modification times of files. A file that is
+    rewritten with the same name, size and time is not noticed, nor one whose source does not know its times.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in _parts(source):
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part.data.cast("B")
-        found.update(f"{len(data)} ".encode())
-        found.update(data)
-    return found.hexdigest()[:32]
+        digest.update(f"{len(data)} ".encode())
+        digest.update(data)
+    return digest.hexdigest()[:32]
 
 
 def _parts(source: Source) -> Iterator[str | np.ndarray]:
     if isinstance(source, Subset):
-        yield str(source.places)
+        yield str(source.indices)
         yield from _parts(source.source)
         return
     for component in components_of(source):
@@ -44,7 +44,7 @@ def _parts(source: Source) -> Iterator[str | np.ndarray]:
             yield str(part.images.shape)
             yield from (np.ascontiguousarray(array) for array in (part.labels, part.images))
             continue
-        yield str([held[1:] for held in to_values(fingerprint(part))])
+        yield str([entry[1:] for entry in to_values(fingerprint(part))])
         signature = getattr(getattr(part, "collection", None), "signature", None)
         if signature is not None:
             yield str(signature())

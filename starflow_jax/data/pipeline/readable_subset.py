@@ -1,4 +1,4 @@
-"""A source without the examples that cannot be read, for what needs every example to count."""
+"""A source without the examples that cannot be read, for evaluations that need every example."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.data.decoding.bad_examples import TRIES, BadExample, Skipped, hopeless
+from starflow_jax.data.decoding.bad_examples import TRIES, BadExample, Skipped, too_many_bad
 from starflow_jax.data.sources.base import ArraySource, Source
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some examples of a source, by their places in it."""
+    """The examples of a source at some indices."""
 
     source: Source
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -33,48 +33,48 @@ class Subset:
         return self.source.num_classes
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[self.places[index]]
+        return self.source[self.indices[index]]
 
 
-def next_readable(source: Source, place: int) -> dict[str, Any]:
-    """The example at `place`, or the first after it that can be read, from the last one on to the first.
+def next_readable(source: Source, index: int) -> dict[str, Any]:
+    """The first readable example at or after `index`, continuing at index 0 after the last.
 
     Raises:
-      ValueError: 100 in a row are bad.
+      ValueError: 100 consecutive examples cannot be read.
     """
     reasons = {}
     for attempt in range(TRIES):
         try:
-            return source[(place + attempt) % len(source)]
+            return source[(index + attempt) % len(source)]
         except BadExample as error:
             reasons[error.name] = error.reason
-    raise ValueError(hopeless(TRIES, TRIES, reasons))
+    raise ValueError(too_many_bad(TRIES, TRIES, reasons))
 
 
 def readable(source: Source, skipped: Skipped, count: int | None = None) -> Source:
-    """The first `count` examples (None: all) that can be read; every one before them is tried.
+    """The first `count` examples (None: all) that can be read.
 
     Args:
-      skipped: where the others are counted and named.
+      source: the examples; skipped: counts and names those that cannot be read.
 
     Raises:
-      ValueError: most examples are bad.
+      ValueError: most examples cannot be read.
     """
     if isinstance(source, ArraySource):
         return source
-    places: list[int] = []
-    for place in range(len(source)):
-        if len(places) == count:
+    indices: list[int] = []
+    for index in range(len(source)):
+        if len(indices) == count:
             break
         try:
-            source[place]
+            source[index]
         except BadExample as error:
             skipped.add(1, [(error.name, error.reason)])
             continue
         skipped.add(1, [])
-        places.append(place)
-    check(len(places) > 0, f"{source.name} must hold an example that can be read, got none")
-    return source if len(places) == len(source) else Subset(source, tuple(places))
+        indices.append(index)
+    check(len(indices) > 0, f"{source.name} must hold an example that can be read, got none")
+    return source if len(indices) == len(source) else Subset(source, tuple(indices))

@@ -1,4 +1,4 @@
-"""What is known of files without decoding them (sizes, lengths), found once and kept in a file if one is named."""
+"""Sizes and durations of files, read from their headers once and cached in an index file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _THREADS = 8
 _FORMAT = "starflow index 1"
 
 
-def scan(
+def scan_files(
     count: int, fact: Callable[[int], Sequence[float]], signature: str, index: Path | None, skipped: Skipped
 ) -> list[list[float] | None]:
-    """`fact(i)`, a few numbers, of every file; None where it is bad.
+    """Evaluates `fact(i)`, a few numbers, for every file; None where it cannot be read.
 
     Args:
-      count: files; fact: of one, raising BadExample; called from several threads.
-      signature: of the files; an index file of another signature is not used, and written anew.
-      index: JSON file where the facts are kept; None for none.
-      skipped: where the bad ones are counted and named.
+      count: number of files; fact: reads the header of one, raises BadExample; called from several threads.
+      signature: digest of the files; an index file with another signature is replaced.
+      index: JSON file that caches the facts; None for none.
+      skipped: counts and names the files that cannot be read.
 
     Raises:
-      ValueError: an index that cannot be written.
+      ValueError: the index cannot be written.
     """
     known = _read(index, signature, count)
     if known is None:
@@ -40,7 +40,7 @@ def scan(
             _write(index, {"format": _FORMAT, "signature": signature, "facts": known})
     for one in known:
         bad = isinstance(one, dict)
-        # not `add`: that most of a folder is no picture is said by whoever opens it
+        # Not `skipped.add`: the caller reports a folder most of whose files cannot be read.
         skipped.tried += 1
         if bad:
             skipped.bad += 1
@@ -49,27 +49,27 @@ def scan(
 
 
 def by_bucket(sizes: Sequence[Sequence[float] | None], buckets: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Indices, increasing, of the files of each bucket that has any, from their (rows, columns, ...)."""
+    """The increasing indices of the files of each non-empty bucket, from their (rows, columns, ...)."""
     nearest: dict[tuple[int, int], str] = {}
-    found: dict[str, list[int]] = {bucket: [] for bucket in buckets}
-    for place, size in enumerate(sizes):
+    members: dict[str, list[int]] = {bucket: [] for bucket in buckets}
+    for index, size in enumerate(sizes):
         if size is not None:
             shape = (int(size[0]), int(size[1]))
             if shape not in nearest:
                 nearest[shape] = nearest_aspect_ratio(*shape, buckets)
-            found[nearest[shape]].append(place)
-    return {bucket: np.asarray(places, np.int64) for bucket, places in found.items() if places}
+            members[nearest[shape]].append(index)
+    return {bucket: np.asarray(indices, np.int64) for bucket, indices in members.items() if indices}
 
 
-def _try(fact: Callable[[int], Sequence[float]], place: int) -> Any:
+def _try(fact: Callable[[int], Sequence[float]], index: int) -> Any:
     try:
-        return list(fact(place))
+        return list(fact(index))
     except BadExample as error:
         return {"name": error.name, "reason": error.reason}
 
 
 def _read(index: Path | None, signature: str, count: int) -> list[Any] | None:
-    """The facts of an index file, None where it is missing, of other files, or damaged."""
+    """The facts of an index file; None where it is missing, damaged, or of other files."""
     if index is None or not index.is_file():
         return None
     try:
