@@ -17,13 +17,20 @@ if version("jax").startswith("0.10."):  # later versions do not know it, and XLA
     _QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
 
-# Packages whose annotations, shapes included, are checked at every call while the tests run.
+# Packages and modules whose annotations, shapes included, are checked at every call while the tests run.
 CHECKED = (
-    "starflow_jax.flows",
-    "starflow_jax.nn",
+    "starflow_jax.flows.order",
+    "starflow_jax.nn.attention",
+    "starflow_jax.nn.cache",
+    "starflow_jax.nn.transformer",
     "starflow_jax.sampling.ranking",
     "starflow_jax.sampling.videos.draw",
-    "starflow_jax.solvers",
+    "starflow_jax.solvers.fixed_point",
+    "starflow_jax.solvers.initial_estimate",
+    "starflow_jax.solvers.jacobi",
+    "starflow_jax.solvers.secant",
+    "starflow_jax.solvers.sequential",
+    "starflow_jax.solvers.sliding",
 )
 
 # pytest imports this file before any test, in every process of pytest-xdist: the hook is in place before the package.

@@ -24,7 +24,7 @@ def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Flow:
     return flow
 
 
-def overlaid(leaves: Params, params: Params) -> Params:
+def overlaid(leaves: Any, params: Any) -> Any:
     """`leaves` with the entries of `params`, which has a subset of its keys, replaced."""
     if not isinstance(leaves, Mapping):
         return params
