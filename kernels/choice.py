@@ -1,9 +1,9 @@
-"""Which implementation of an operation runs: the one rule, for every operation of `starflow_jax.kernels`.
+"""Which implementation of an operation runs: one rule for every operation of `starflow_jax.kernels`.
 
-An operation has a specification in plain jnp ("xla": every platform, every case) and may have Pallas kernels for some
-platforms, each for the cases that it covers. Unasked, a kernel runs wherever there is one that covers the case, else
-the specification; where a platform has a kernel that does not cover the case, one logged sentence says why it is not
-used. `implementation="xla"` or `"pallas"` insists, and what cannot be is an error that gives the reason.
+An operation has a reference in plain jnp ("xla": every platform, every call) and may have Pallas kernels for some
+platforms, each for the calls that it supports. By default a kernel runs wherever one supports the call, otherwise the
+reference; where a platform has a kernel that does not support the call, one logged sentence says why.
+`implementation="xla"` or `"pallas"` insists, and what is not possible is an error that gives the reason.
 """
 
 from __future__ import annotations
@@ -11,31 +11,48 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 
 Implementation = Literal["xla", "pallas"] | None
-# Where there are kernels at all.
+# The platforms that have kernels.
 KERNEL_PLATFORMS = ("tpu", "gpu")
-_NAMES = ("xla", "pallas", None)
+_IMPLEMENTATIONS = ("xla", "pallas", None)
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The devices that a program is for; they may be those of a topology that is not there.
+    """The devices that a program is compiled for; they may belong to a topology that is not attached.
 
     Attributes:
       platform: "cpu", "gpu" or "tpu".
-      kind: as the maker calls the device ("TPU v5 lite", "NVIDIA H200"); "" where nothing is known.
-      capability: of a GPU, as "9.0"; "" elsewhere.
+      kind: `jax.Device.device_kind` ("TPU v5 lite", "NVIDIA H200"); "" where it is unknown.
+      capability: compute capability of a GPU, such as "9.0"; "" elsewhere.
     """
 
     platform: str
     kind: str = ""
     capability: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Whether an implementation supports a call; true where it does.
+
+    Attributes:
+      reason: why it does not, a clause that follows the word "it" ("needs bfloat16, and this is float32"); else None.
+    """
+
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+
+# The GPU kernels lower for CUDA and are tested in interpreters, but no GPU has run them: they run on request only.
+UNTIMED_ON_GPUS = Support("has been timed on no GPU yet; implementation='pallas' asks for it")
 
 
 def target_of(device: jax.Device | None = None) -> Target:
@@ -49,43 +66,41 @@ def target_of(device: jax.Device | None = None) -> Target:
 
 
 def choose(
-    operation: str, implementation: Implementation, target: Target, refusals: Mapping[str, str | None]
+    operation: str, implementation: Implementation, target: Target, support: Support
 ) -> Literal["xla", "pallas"]:
-    """What runs.
+    """The implementation that runs.
 
     Args:
       operation: its name, for messages.
-      implementation: what was asked for; None leaves it to the rule.
-      target: what the program is for.
-      refusals: of every platform that has a kernel of this operation, why the kernel does not cover the case ("needs
-        ...", a clause that follows the word "it"); None where it does.
+      implementation: what the caller asks for; None leaves it to the rule.
+      target: what the program is compiled for.
+      support: whether the kernel of the target's platform supports the call; not used where the platform has none.
 
     Raises:
-      ValueError: an unknown `implementation`, or "pallas" where no kernel covers the case.
+      ValueError: an unknown `implementation`, or "pallas" where no kernel supports the call.
     """
-    if implementation not in _NAMES:
+    if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation of {operation} must be 'xla', 'pallas' or None, got {implementation!r}")
     if implementation == "xla":
         return "xla"
-    if target.platform not in refusals:
+    if target.platform not in KERNEL_PLATFORMS:
         if implementation == "pallas":
-            there = " and ".join(sorted(refusals)) or "no platform"
+            platforms = " and ".join(sorted(KERNEL_PLATFORMS))
             raise ValueError(
-                f"implementation='pallas' of {operation} has kernels for {there}, not for {target.platform}; "
-                "None or 'xla' runs the specification"
+                f"implementation='pallas' of {operation} has kernels for {platforms}, not for {target.platform}; "
+                "None or 'xla' runs the reference"
             )
         return "xla"
-    reason = refusals[target.platform]
-    if reason is None:
+    if support:
         return "pallas"
-    sentence = f"The {target.platform} kernel of {operation} is not used: it {reason}"
+    sentence = f"The {target.platform} kernel of {operation} is not used: it {support.reason}"
     if implementation == "pallas":
         raise ValueError(f"implementation='pallas' was asked for. {sentence}")
-    _say(f"{sentence}; XLA computes it.")
+    _log_once(f"{sentence}; XLA computes it.")
     return "xla"
 
 
 @functools.cache
-def _say(sentence: str) -> None:
-    # Once a process: layers and retraces ask again and again.
+def _log_once(sentence: str) -> None:
+    # Once a process: every layer and every trace asks again.
     _LOG.info(sentence)

@@ -20,6 +20,9 @@ os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
 # Packages and modules whose annotations, shapes included, are checked at every call while the tests run.
 CHECKED = (
     "starflow_jax.flows.order",
+    "starflow_jax.kernels.attention.api",
+    "starflow_jax.kernels.attention.reference",
+    "starflow_jax.kernels.jacobi_update",
     "starflow_jax.nn.attention",
     "starflow_jax.nn.cache",
     "starflow_jax.nn.transformer",

@@ -1,8 +1,8 @@
-"""What kernels give over meshes, beside the specification on one device: a program of eight fake devices.
+"""Compares kernels over meshes of eight fake devices with the reference on one device.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/kernels_on_eight_devices.py
 
-The specification stands in for the kernels, so that what is tested is which device gets what. Prints the largest error
+The reference takes the place of the kernels, so the test is of the shards of each device. Prints the largest error
 of attention, of its gradients and of the Jacobi update as JSON.
 """
 
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.mesh import AXES
+from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.attention import Causal, attention, reference
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.jacobi_update import reference as jacobi_reference
+from starflow_jax.kernels.jacobi_update.reference import Operands, reference_update
 from starflow_jax.nn.attention import _by_heads
 from starflow_jax.sharding.layout import Layout
 
-READING = jacobi_reference.Reading("softplus", 4.0, "ratio")
+HEAD = AffineHead("softplus", 4.0, "ratio")
 
 
 def layout(**sizes):
@@ -43,39 +44,41 @@ def worst(ours, theirs):
 
 
 def attention_error(over, batch, heads, kv_heads):
-    """A traced chunk against a layer of a cache, and the gradients of whole sequences."""
+    """The error of a traced chunk with a layer of a cache, and of the gradients of whole sequences."""
     query = normal((batch, heads, 6, 16), 0)
     keys, values = (normal((2, batch, kv_heads, 11, 16), seed) for seed in (1, 2))
     attend = functools.partial(attention, visibility=Causal(3), implementation="xla")
     plain = functools.partial(reference.attention, visibility=Causal(3))
     chunk = jax.jit(lambda *a: _by_heads(over, attend, *a))(query, keys, values, jnp.int32(4), jnp.int32(1))
     by_arrays = functools.partial(jax.grad, argnums=(0, 1, 2))
-    found = jax.jit(by_arrays(lambda *a: jnp.sum(_by_heads(over, attend, *a, 0, None) ** 2)))(query, keys[0], values[0])
+    gradients = jax.jit(by_arrays(lambda *a: jnp.sum(_by_heads(over, attend, *a, 0, None) ** 2)))(
+        query, keys[0], values[0]
+    )
     expected = by_arrays(lambda *a: jnp.sum(plain(*a) ** 2))(query, keys[0], values[0])
-    return max(worst(chunk, plain(query, keys[1], values[1], offset=4)), worst(found, expected))
+    return max(worst(chunk, plain(query, keys[1], values[1], offset=4)), worst(gradients, expected))
 
 
 def update_error(over, batch):
     out, z, x = normal((2 * batch, 5, 8), 0), normal((batch, 5, 4), 1), normal((batch, 5, 4), 2)
     span = jnp.tile(jnp.asarray([[1, 4]]), (batch, 1))
 
-    def instead(*given, reading, target, implementation):
-        return jacobi_reference.specification(*given, reading)
+    def kernel(*operands, head, target, implementation):
+        return reference_update(head, Operands(*operands))
 
-    with mock.patch.multiple(jacobi_update, chosen=lambda *_: "pallas", update=instead):
-        run = jax.jit(lambda out, *given: Prediction(out, jnp.float32(1.5), 0, READING, over).update(*given))
-        found = run(out, z, x, span)
-    return worst(found, jacobi_reference.specification(out, z, x, span, 1.5, 0, READING))
+    with mock.patch.multiple(jacobi_update, chosen=lambda *_, **__: "pallas", update=kernel):
+        run = jax.jit(lambda out, *given: Prediction(out, jnp.float32(1.5), 0, HEAD, over).update(*given))
+        updated = run(out, z, x, span)
+    return worst(updated, reference_update(HEAD, Operands(out, z, x, span, 1.5, 0)))
 
 
 def main():
-    found = {"attention": 0.0, "update": 0.0}
+    errors = {"attention": 0.0, "update": 0.0}
     for over in (layout(data=2, tensor=4), layout(fsdp=2, tensor=2, sequence=2)):
         for shape in ((3, 4, 2), (4, 8, 8), (2, 4, 1)):
-            found["attention"] = max(found["attention"], attention_error(over, *shape))
+            errors["attention"] = max(errors["attention"], attention_error(over, *shape))
         for batch in (1, 4):
-            found["update"] = max(found["update"], update_error(over, batch))
-    print(json.dumps(found))
+            errors["update"] = max(errors["update"], update_error(over, batch))
+    print(json.dumps(errors))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the TPU's own compiler says of the attention kernels: they fit, and training consists of them."""
+"""The TPU's compiler accepts the attention kernels, and the compiled training step consists of them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def device(chip):
 def compiled(function, shapes, dtype, one):
     sharding = jax.sharding.SingleDeviceSharding(one)
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape in shapes]
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
-    return jax.jit(function).lower(*arrays, number).compile().as_text()
+    offset = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+    return jax.jit(function).lower(*arrays, offset).compile().as_text()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -67,7 +67,7 @@ def test_the_kernels_fit(chip, case):
     ("chunk", "name"), [(1, "attention_decode"), (64, "attention_decode"), (512, "attention_forward")]
 )
 @pytest.mark.parametrize("chip", SHAPES)
-def test_chunks_read_the_cache_where_it_lies(chip, chunk, name):
+def test_chunks_read_the_cache_in_place(chip, chunk, name):
     one, slots = device(chip), 8192
 
     def step(query, keys, values, offset):
@@ -81,8 +81,8 @@ def test_chunks_read_the_cache_where_it_lies(chip, chunk, name):
 
 
 @pytest.mark.parametrize("chunk", [1, 64])
-def test_a_loop_over_chunks_never_turns_its_cache(chunk):
-    """The cache is carried as the kernel reads it: nothing of its size is copied or transposed between chunks."""
+def test_a_loop_over_chunks_never_transposes_its_cache(chunk):
+    """The loop carries the cache in the kernel's layout: nothing of its size is copied or transposed between chunks."""
     one, layers, heads, slots, dim = device("v5e"), 3, 8, 4096, 64
     sharding = jax.sharding.SingleDeviceSharding(one)
     shape = (layers, 1, heads, slots, dim)
@@ -113,9 +113,9 @@ def test_a_loop_over_chunks_never_turns_its_cache(chunk):
     ]
     text = jax.jit(attended).lower(*arrays).compile().as_text()
     assert "attention_decode" in text
-    whole = ",".join(map(str, shape))
-    made = set(re.findall(rf"= bf16\[{whole}\]\S* ([\w-]+)\(", text))
-    assert made and not made & {"copy", "transpose"}, made
+    size = ",".join(map(str, shape))
+    opcodes = set(re.findall(rf"= bf16\[{size}\]\S* ([\w-]+)\(", text))
+    assert opcodes and not opcodes & {"copy", "transpose"}, opcodes
 
 
 @functools.cache
@@ -127,8 +127,8 @@ def train_step(chip):
 
     config = load_config(RELEASED, ["mesh.data=8", "mesh.fsdp=8", "train.accumulate=2"])
     layout = tpu_layout(topology(chip), config.mesh)
-    made = training_program(config, Work(1024, None, 32, 32, 128), layout)
-    return made.function.trace(*made.arguments).lower().compile().as_text()
+    program = training_program(config, Work(1024, None, 32, 32, 128), layout)
+    return program.function.trace(*program.arguments).lower().compile().as_text()
 
 
 def test_the_3b_train_step_is_made_of_kernels():
@@ -140,10 +140,10 @@ def test_the_3b_train_step_is_made_of_kernels():
 
 
 def square(text, count):
-    """Arrays of the compiled program with two axes of at least so many slots."""
+    """Arrays of the compiled program with two axes of the padded number of slots."""
     sizes = {count, -(-count // 128) * 128, -(-count // 512) * 512}
-    found = set()
+    shapes = set()
     for shape in re.findall(r"\w+\[([\d,]+)\]", text):
         if sum(int(size) in sizes for size in shape.split(",")) > 1:
-            found.add(shape)
-    return found
+            shapes.add(shape)
+    return shapes

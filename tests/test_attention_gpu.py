@@ -1,4 +1,4 @@
-"""The GPU's attention kernels: their own code on threads is the specification; they lower for CUDA; who gets them."""
+"""The GPU's attention kernels: their own code on threads passes the shared checks; lowering for CUDA; the choice."""
 
 from __future__ import annotations
 
@@ -11,59 +11,65 @@ import ml_dtypes
 import numpy as np
 import pytest
 import warpgroups
-from test_attention_tpu import TOLERANCE, inputs
+from attention_suite import AttentionSuite, Case, inputs
 
 from starflow_jax.kernels import choice
-from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, attention, ranges, reference
-from starflow_jax.kernels.attention import gpu as attention_gpu
-from starflow_jax.kernels.attention import gpu_backward as attention_gpu_backward
-from starflow_jax.kernels.attention.schedule import Problem
+from starflow_jax.kernels.attention import (
+    Causal,
+    CausalFrames,
+    FrameWindow,
+    attention,
+    gpu_backward,
+    gpu_blocks,
+    gpu_forward,
+    ranges,
+)
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Residuals
+from starflow_jax.kernels.attention.gpu import GPUAttention
 from starflow_jax.kernels.choice import Target
 
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
-BLOCKS = attention_gpu.Blocks(64, 64, 2, 64, 64, 2)
-
-CASES = [  # rule, queries, slots, offset, length, heads, key heads
-    (Causal(), 200, 200, 0, 200, 1, 1),
-    (Causal(70), 130, 300, 30, 290, 2, 1),
-    (FrameWindow(10, 50, 2, 1), 260, 260, 0, 260, 1, 1),
-    (CausalFrames(10, 50, 0), 5, 260, 200, 205, 1, 1),
-    (Causal(), 3, 140, 0, 0, 1, 1),  # nothing is seen
-]
 
 
-@pytest.fixture
-def on_threads(monkeypatch):
-    """The kernels' modules, with threads and numpy in the place of Pallas."""
+class TestOnThreads(AttentionSuite):
+    """The kernels' code, with threads and numpy in the place of Pallas (`warpgroups`)."""
+
+    target, tiles = HOPPER, gpu_blocks.Blocks(64, 64, 2, 64, 64, 2)
+    cases = [  # noqa: RUF012 (pytest reads it)
+        Case(Causal(), 200, 200, length=200, heads=1, kv_heads=1, dtype="bfloat16"),
+        Case(Causal(70), 130, 300, offset=30, length=290, kv_heads=1, dtype="bfloat16"),
+        Case(FrameWindow(10, 50, 2, 1), 260, 260, length=260, heads=1, kv_heads=1, dtype="bfloat16"),
+        Case(CausalFrames(10, 50, 0), 5, 260, offset=200, length=205, heads=1, kv_heads=1, dtype="bfloat16"),
+        Case(Causal(), 3, 140, length=0, heads=1, kv_heads=1, dtype="bfloat16"),  # no key is visible
+    ]
+
+    def run(self, case, query, key, value, do):
+        call = AttentionCall(
+            case.rule, HOPPER, case.heads, case.kv_heads, case.queries, case.slots, case.dim,
+            dtypes=3 * (query.dtype,), offset=case.offset, length=case.length, tiles=self.tiles,
+        )  # fmt: skip
+        assert GPUAttention().supports(call)
+        query, key, value, do = (np.asarray(a) for a in (query, key, value, do))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            on_threads(monkeypatch, type(case.rule))
+            bounds = Bounds(case.offset, case.length)
+            out, lse = GPUAttention().forward(call, query, key, value, bounds)
+            return out, *GPUAttention().backward(call, Residuals(query, key, value, out, lse), do, bounds)
+
+
+def on_threads(monkeypatch, rule):
+    """Puts threads and numpy in the place of Pallas and JAX in the kernels' modules, and in the bounds of a rule."""
     fake = SimpleNamespace(lax=warpgroups.LAX, ShapeDtypeStruct=jax.ShapeDtypeStruct)
     numbers = SimpleNamespace(**{name: getattr(np, name) for name in dir(np) if not name.startswith("_")})
     numbers.bfloat16 = ml_dtypes.bfloat16
-    for module in (attention_gpu, attention_gpu_backward):
+    for module in (gpu_blocks, gpu_forward, gpu_backward):
         monkeypatch.setattr(module, "pl", warpgroups.PALLAS)
         monkeypatch.setattr(module, "plgpu", warpgroups.MOSAIC)
         monkeypatch.setattr(module, "jax", fake)
         monkeypatch.setattr(module, "jnp", numbers)
     monkeypatch.setattr(ranges, "jnp", numbers)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_values_and_gradients(on_threads, monkeypatch, case):
-    rule, count, slots, offset, length, heads, kv_heads = case
-    bounds = type(rule).bounds
-    monkeypatch.setattr(type(rule), "bounds", lambda self, query, xp=np: bounds(self, query, np))
-    query, key, value, weight = (np.asarray(a) for a in inputs(count, slots, heads, kv_heads, 64, "bfloat16"))
-    problem = Problem(rule, count, slots, count)
-    options = {"problem": problem, "tiles": BLOCKS}
-    out, sums = attention_gpu.forward(query, key, value, offset, length, **options)
-    found = attention_gpu_backward.backward(query, key, value, out, sums, weight, offset, length, **options)
-    monkeypatch.undo()
-    plain = functools.partial(reference.attention, visibility=rule, offset=offset, length=length)
-    expected, pullback = jax.vjp(plain, *(jnp.asarray(a, jnp.float32) for a in (query, key, value)))
-    expected = (expected, *pullback(jnp.asarray(weight, jnp.float32)))
-    for ours, theirs in zip((out, *found), expected, strict=True):
-        assert ours.shape == theirs.shape and np.all(np.isfinite(ours.astype(np.float32)))
-        error = np.max(np.abs(ours.astype(np.float32) - theirs))
-        assert error <= TOLERANCE["bfloat16"] * max(1.0, float(jnp.max(jnp.abs(theirs))))
+    bounds = rule.bounds
+    monkeypatch.setattr(rule, "bounds", lambda self, query, xp=np: bounds(self, query, np))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_values_and_gradients(on_threads, monkeypatch, case):
     ids=str,
 )
 def test_the_kernels_lower_for_cuda(rule, queries, slots, dim):
-    """Any number of keys: those that fill no line are padded."""
+    """Any number of keys: they are padded to whole lines."""
 
     def loss(query, key, value, offset):
         out = attention(query, key, value, visibility=rule, offset=offset, implementation="pallas", target=HOPPER)
@@ -90,23 +96,23 @@ def test_the_kernels_lower_for_cuda(rule, queries, slots, dim):
     assert lowered.mlir_module().count("stablehlo.custom_call @mosaic_gpu") == 3
 
 
-def test_the_kernels_have_to_be_asked_for_and_say_what_they_need():
+def test_the_kernels_run_on_request_and_say_what_they_need():
     query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
     attend = functools.partial(attention, query, key, value, visibility=Causal())
-    assert attend(target=HOPPER).shape == query.shape  # by XLA: nobody has run the kernels yet
+    assert attend(target=HOPPER).shape == query.shape  # by XLA: no GPU has run the kernels yet
     with pytest.raises(ValueError, match=r"needs a GPU of compute capability 9.0 \(Hopper\), and this is 8.0"):
         attend(target=Target("gpu", "NVIDIA A100", "8.0"), implementation="pallas")
     insist = functools.partial(attention, query, visibility=Causal(), target=HOPPER, implementation="pallas")
     with pytest.raises(ValueError, match=r"needs caches of a multiple of 8 slots, at least 128, and there are 133"):
         insist(jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), layer=0)
-    with pytest.raises(ValueError, match=r"must be kernels.attention_gpu.Blocks, got 128"):
+    with pytest.raises(ValueError, match=r"must be kernels.attention.gpu_blocks.Blocks, got 128"):
         insist(key, value, tiles=128)
 
 
-def test_a_gpu_that_has_no_kernel_is_told_so(caplog):
-    """Not that the kernel may be asked for."""
+def test_the_log_suggests_no_kernel_that_cannot_run(caplog):
+    """An older GPU is not told to ask for the kernel."""
     caplog.set_level("INFO", logger="starflow_jax.kernels.choice")
-    choice._say.cache_clear()
+    choice._log_once.cache_clear()
     query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
     attention(query, key, value, visibility=Causal(), target=Target("gpu", "NVIDIA A100", "8.0"))
     assert "needs a GPU of compute capability 9.0" in caplog.text and "asks for it" not in caplog.text

@@ -1,4 +1,4 @@
-"""The one rule that chooses between a kernel and the specification."""
+"""The rule that chooses between a kernel and the reference."""
 
 import logging
 from pathlib import Path
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from starflow_jax.kernels.choice import Target, choose, target_of
+from starflow_jax.kernels.choice import Support, Target, choose, target_of
 
-REFUSALS = {"tpu": None, "gpu": "needs compute capability 9.0, and this is 8.0"}
+OLD_GPU = Support("needs compute capability 9.0, and this is 8.0")
+SUPPORT = {"tpu": Support(), "gpu": OLD_GPU, "cpu": Support()}
 
 
 @pytest.mark.parametrize(
@@ -23,27 +24,26 @@ REFUSALS = {"tpu": None, "gpu": "needs compute capability 9.0, and this is 8.0"}
     ],
 )
 def test_a_kernel_runs_where_one_covers_the_case(implementation, platform, expected):
-    assert choose("attention", implementation, Target(platform), REFUSALS) == expected
+    assert choose("attention", implementation, Target(platform), SUPPORT[platform]) == expected
 
 
 def test_insisting_fails_with_the_reason():
     with pytest.raises(ValueError, match=r"needs compute capability 9.0, and this is 8.0"):
-        choose("attention", "pallas", Target("gpu"), REFUSALS)
+        choose("attention", "pallas", Target("gpu"), OLD_GPU)
     with pytest.raises(ValueError, match=r"kernels for gpu and tpu, not for cpu"):
-        choose("attention", "pallas", Target("cpu"), REFUSALS)
+        choose("attention", "pallas", Target("cpu"), Support())
     with pytest.raises(ValueError, match=r"must be 'xla', 'pallas' or None, got 'triton'"):
-        choose("attention", "triton", Target("cpu"), REFUSALS)
+        choose("attention", "triton", Target("cpu"), Support())
 
 
 def test_a_fallback_is_logged_once(caplog):
-    refusals = {"gpu": "needs heads of 64, and these have 20 (said in a test)"}
+    support = Support("needs heads of 64, and these have 20 (of a test)")
     with caplog.at_level(logging.INFO, logger="starflow_jax.kernels.choice"):
         for _ in range(3):
-            choose("attention", None, Target("gpu"), refusals)
-        choose("attention", None, Target("cpu"), refusals)
+            choose("attention", None, Target("gpu"), support)
+        choose("attention", None, Target("cpu"), support)
     assert [record.getMessage() for record in caplog.records] == [
-        "The gpu kernel of attention is not used: it needs heads of 64, and these have 20 (said in a test); "
-        "XLA computes it."
+        "The gpu kernel of attention is not used: it needs heads of 64, and these have 20 (of a test); XLA computes it."
     ]
 
 
@@ -52,21 +52,21 @@ def test_the_target_is_the_device_that_programs_run_on():
 
 
 @pytest.mark.parametrize(("kernels", "asked"), [("auto", None), ("xla", "xla"), ("pallas", "pallas")])
-def test_a_flow_hands_on_what_its_configuration_insists_on(kernels, asked, monkeypatch):
+def test_a_flow_passes_its_configured_implementation_on(kernels, asked, monkeypatch):
     """To attention and to the update, in every block that has layers."""
     from starflow_jax.core.config import load_config
     from starflow_jax.flows import Flow
     from starflow_jax.nn import attention as layer
 
     config = load_config(f"{Path(__file__).parents[1]}/experiments/digits.py:tiny", [f"flow.kernels={kernels}"]).flow
-    flow, seen = Flow(config, jax.random.key(0)), []
+    flow, implementations = Flow(config, jax.random.key(0)), []
 
     def attend(query, key, value, *, implementation, **_):
-        seen.append(implementation)
+        implementations.append(implementation)
         return query
 
     monkeypatch.setattr(layer, "attention", attend)
     x, labels = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32)
     jax.eval_shape(lambda: flow.forward(x, labels).z)
-    assert seen == [asked] * config.num_blocks
+    assert implementations == [asked] * config.num_blocks
     assert all(block.proj_out.compute.kernels == asked for block in flow.blocks)

@@ -1,4 +1,4 @@
-"""The kernels' benchmarks run where there is no accelerator, say what they leave out, and write what they print."""
+"""The benchmarks of kernels run without an accelerator, list what they leave out, and write what they print."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def test_a_short_run_prints_a_table_and_writes_it(name, options, column, tmp_pat
     assert figures["lines" if "lines" in figures else "shapes" if "shapes" in figures else "choices"]
 
 
-def test_what_does_not_run_here_is_said():
+def test_the_table_lists_what_does_not_run():
     """No cuDNN, no kernel for CPUs: each is a sentence, not a row of zeros."""
     shape = attention.QUICK[-1]
-    found = attention.measure(shape, 1, 1e9)
-    said = attention.table([found])
-    assert "cudnn: runs on NVIDIA GPUs only" in said and "fused: implementation='pallas'" in said
-    assert set(found["ways"]) == {"xla"} and not found["ratios"]
+    result = attention.measure(shape, 1, 1e9)
+    table = attention.table([result])
+    assert "cudnn: runs on NVIDIA GPUs only" in table and "fused: implementation='pallas'" in table
+    assert set(result["ways"]) == {"xla"} and not result["ratios"]
 
 
-def test_a_loop_counts_its_operations_by_the_turn():
-    """Twice the layers, about twice the operations of a step, though the program's text is as long."""
+def test_operations_of_a_loop_are_counted_for_every_iteration():
+    """Twice the iterations, about twice the operations, though the program has the same length."""
 
-    def program(turns):
+    def program(iterations):
         x = jnp.ones((4, 4))
-        return jax.jit(lambda a: jax.lax.fori_loop(0, turns, lambda _, b: jnp.sin(b @ a), a)).lower(x).compile()
+        return jax.jit(lambda a: jax.lax.fori_loop(0, iterations, lambda _, b: jnp.sin(b @ a), a)).lower(x).compile()
 
-    one, two, four = (operations(program(turns)) for turns in (1000, 2000, 4000))
+    one, two, four = (operations(program(n)) for n in (1000, 2000, 4000))
     assert math.isclose((four - two) / 2000, (two - one) / 1000, rel_tol=0.01)
     assert (two - one) / 1000 >= 2

@@ -1,4 +1,4 @@
-"""Attention against a naive masked softmax in float64; visibility rules, cache and rotary positions as stated."""
+"""The reference of attention, also against a naive masked softmax in float64; visibility rules, cache, rotations."""
 
 import itertools
 
@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_suite import TransformableSuite
 from random_flows import normal
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention
+from starflow_jax.kernels.choice import Target
 from starflow_jax.nn import KVCache
 from starflow_jax.nn.rope import axial_positions, line_positions, rotation
+
+
+class TestReference(TransformableSuite):
+    target, implementation, interpret = Target("cpu"), "xla", False
 
 
 def naive(query, key, value, visibility, offset):
@@ -19,8 +25,8 @@ def naive(query, key, value, visibility, offset):
     key, value = (np.repeat(a, group, axis=1) for a in (key, value))
     logits = query @ key.swapaxes(-1, -2)
     rows, columns = np.arange(query.shape[2])[:, None] + offset, np.arange(key.shape[2])[None]
-    seen = np.asarray(visibility.mask(jnp.asarray(rows), jnp.asarray(columns)))
-    logits = np.where(seen, logits, -np.inf)
+    mask = np.asarray(visibility.mask(jnp.asarray(rows), jnp.asarray(columns)))
+    logits = np.where(mask, logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
 
@@ -37,7 +43,7 @@ SHAPES = [  # queries, slots, offset
 @pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize("count, slots, offset", SHAPES)
 @pytest.mark.parametrize("visibility", [Causal(), Full(), FrameWindow(2, 3, 2, 1)], ids=["causal", "full", "frames"])
-def test_attention_is_the_naive_one(heads, kv_heads, count, slots, offset, visibility):
+def test_attention_in_chunks_is_the_naive_one(heads, kv_heads, count, slots, offset, visibility):
     query, key, value = (normal((2, h, n, 8), i) for i, (h, n) in enumerate([(heads, count), *2 * [(kv_heads, slots)]]))
     expected = naive(query, key, value, visibility, offset)
     for chunk in (4, 128):
@@ -45,7 +51,7 @@ def test_attention_is_the_naive_one(heads, kv_heads, count, slots, offset, visib
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
-def test_a_traced_offset_gives_the_same():
+def test_a_traced_offset_changes_nothing():
     query, key, value = (normal((1, 2, n, 8), i) for i, n in enumerate((3, 9, 9)))
     run = jax.jit(lambda offset: attention(query, key, value, visibility=Causal(), offset=offset))
     for offset in (0, 4, 6):
@@ -62,7 +68,7 @@ def test_chunks_change_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, chunked)
 
 
-def test_a_row_that_sees_nothing_is_zero_and_has_no_gradient():
+def test_a_query_without_visible_keys_gives_zero_and_has_no_gradient():
     def total(parts):
         out = attention(*parts, visibility=Causal(), length=0)
         assert out.shape == (1, 1, 3, 4)
@@ -78,22 +84,22 @@ RULES = [Causal(), Causal(3), Full(), CausalFrames(2, 3, 0), CausalFrames(0, 4, 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_bounds_never_fall_and_spans_hold_all_that_is_seen(rule):
+def test_bounds_never_decrease_and_spans_hold_all_visible_keys(rule):
     slots = 17
-    places = np.arange(slots)
-    start, end = rule.bounds(places, np)
+    index = np.arange(slots)
+    start, end = rule.bounds(index, np)
     assert np.all(np.diff(end) >= 0) and (start is None or np.all(np.diff(start) >= 0))
-    seen = np.asarray(rule.mask(jnp.asarray(places)[:, None], jnp.asarray(places)[None]))
+    mask = np.asarray(rule.mask(jnp.asarray(index)[:, None], jnp.asarray(index)[None]))
     for first, last in itertools.combinations(range(slots + 1), 2):
         inside = np.zeros(slots, bool)
         for a, b in rule.spans(first, last, slots):
             inside[a:b] = True
-        assert not np.any(seen[first:last] & ~inside)
-        assert inside.sum() <= max(seen[first:last].any(axis=0).sum(), 1)
+        assert not np.any(mask[first:last] & ~inside)
+        assert inside.sum() <= max(mask[first:last].any(axis=0).sum(), 1)
 
 
 def test_frames_that_are_causal_inside_a_window():
-    """A token sees text and what is before it, as far as the window's first frame."""
+    """Visible are the text and earlier tokens, back to the first frame of the window."""
     text, frame, window = 2, 3, 1
     slots = jnp.arange(text + 4 * frame)
     ours = np.asarray(CausalFrames(text, frame, window).mask(slots[:, None], slots[None]))
@@ -106,7 +112,7 @@ def test_frames_that_are_causal_inside_a_window():
     "text, frame, frames, look_ahead, window", [(2, 3, 4, 2, 1), (0, 2, 5, 1, None), (3, 1, 4, 3, 2)]
 )
 def test_frame_window_is_the_rule_as_written(text, frame, frames, look_ahead, window):
-    """Query frame q sees frames q+A-1-R .. q+A-1 and all text; text sees all text and frames 0 .. A-1."""
+    """Visible to frame q are frames q+A-1-R .. q+A-1 and all text; to text, all text and frames 0 .. A-1."""
     slots = jnp.arange(text + frame * frames)
     ours = np.asarray(FrameWindow(text, frame, look_ahead, window).mask(slots[:, None], slots[None]))
     for q, k in itertools.product(range(len(slots)), repeat=2):

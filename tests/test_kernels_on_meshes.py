@@ -1,4 +1,4 @@
-"""Over a mesh every device gets its own heads and samples, and together they give what one device gives."""
+"""Kernels over a mesh, each device with its heads and samples, give the results of one device."""
 
 import json
 import os

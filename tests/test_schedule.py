@@ -1,4 +1,4 @@
-"""A schedule visits what is seen, nothing else, and says which blocks need no mask."""
+"""A schedule visits the blocks with visible keys, no others, and says which of them need no mask."""
 
 import itertools
 
@@ -21,22 +21,22 @@ CASES = [  # queries, slots, offset, length, period
 
 
 def expected(rule, queries, slots, offset, length, period, block_q, block_k):
-    """Of every pair of blocks: None where nothing is seen, else whether a mask is needed."""
+    """For every pair of blocks with visible keys, whether it needs a mask."""
     rows = offset + np.arange(queries) % period
     start, end = rule.bounds(rows[:, None], np)
     keys = np.arange(slots)[None]
-    seen = ((keys >= (0 if start is None else start)) & (keys < end) | (keys < rule.prefix)) & (keys < length)
-    found = {}
+    mask = ((keys >= (0 if start is None else start)) & (keys < end) | (keys < rule.prefix)) & (keys < length)
+    needs_mask = {}
     for i, j in itertools.product(range(-(-queries // block_q)), range(-(-slots // block_k))):
-        tile = seen[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+        tile = mask[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
         if tile.any():
-            found[i, j] = not (tile.all() and tile.shape == (block_q, block_k))
-    return found
+            needs_mask[i, j] = not (tile.all() and tile.shape == (block_q, block_k))
+    return needs_mask
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_schedule_visits_what_is_seen(rule, case):
+def test_a_schedule_visits_the_blocks_with_visible_keys(rule, case):
     queries, slots, offset, length, period = case
     problem = Problem(rule, queries, slots, period)
     static = schedule(problem, offset, length, 4, 3)
@@ -45,11 +45,11 @@ def test_a_schedule_visits_what_is_seen(rule, case):
     assert len(visited) == sum(not f & EMPTY for f in static.steps[2])
     assert set(visited) >= set(visible)
     if period == queries:
-        # Several heads' queries in one block are taken together; so are frames that one block of keys falls between.
+        # Otherwise a block holds queries of several heads, or frames with gaps, which the schedule treats as one range.
         assert all(visible[pair] <= bool(visited[pair] & PARTIAL) for pair in visible)
         assert set(visited) == set(visible)
     rows = [static.steps[2][static.steps[0] == i] for i in range(-(-queries // 4))]
-    for flags in rows:  # every block of queries is begun and ended once, also where it sees nothing
+    for flags in rows:  # every block of queries has one first and one last step, also without visible keys
         assert flags.size and (flags & FIRST > 0).tolist() == [True] + [False] * (flags.size - 1)
         assert (flags & LAST > 0).tolist() == [False] * (flags.size - 1) + [True]
 

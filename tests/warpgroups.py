@@ -1,8 +1,8 @@
-"""A GPU block of threads made of Python threads: runs a Pallas Mosaic GPU kernel's own code on numpy arrays.
+"""An interpreter of Pallas Mosaic GPU kernels: runs a kernel's own code on Python threads and numpy arrays.
 
-JAX's interpreter of such kernels (0.10.2) knows neither accumulators that go on nor operands in registers. This one
-knows what the attention kernels use: every warpgroup is a thread, barriers count arrivals and phases, copies arrive at
-barriers, buffers begin as NaN. It says nothing about registers, layouts or speed. A wait that lasts is a deadlock.
+JAX's interpreter of such kernels (0.10.2) supports neither persistent accumulators nor operands in registers. This one
+supports what the attention kernels use: every warpgroup is a thread, barriers count arrivals and phases, copies arrive
+at barriers, buffers are initialized with NaN. It models no registers, layouts or speed. A long wait is a deadlock.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 
 _PATIENCE = 60.0  # seconds
-_OWN = threading.local()
+_LOCAL = threading.local()
 
 
 class Ref:
-    """A view of an array; `at` selects, `[...]` reads and writes."""
+    """A view of an array: `at` selects, `[...]` reads and writes."""
 
     def __init__(self, array):
         self.array = array
@@ -33,46 +33,45 @@ class Ref:
 
     @property
     def at(self):
-        return _Getter(lambda place: Ref(self.array[_place(place, self.array.shape)]))
+        return _Getter(lambda index: Ref(self.array[_checked(index, self.array.shape)]))
 
-    def __getitem__(self, place):
-        return np.array(self.array[_place(place, self.array.shape)])
+    def __getitem__(self, index):
+        return np.array(self.array[_checked(index, self.array.shape)])
 
-    def __setitem__(self, place, value):
-        assert np.shape(value) == self.array[place].shape
-        self.array[place] = value
+    def __setitem__(self, index, value):
+        assert np.shape(value) == self.array[index].shape
+        self.array[index] = value
 
 
 class _Getter:
     def __init__(self, get):
         self.get = get
 
-    def __getitem__(self, place):
-        return self.get(place)
+    def __getitem__(self, index):
+        return self.get(index)
 
 
-def _place(place, shape):
-    """Indices checked against the shape: a copy may not leave its array."""
-    places = place if isinstance(place, tuple) else (place,)
-    found = []
-    for index, size in zip(places, shape, strict=False):
-        if isinstance(index, slice):
-            assert index == slice(None) or 0 <= index.start <= index.stop <= size, (index, size)
-            found.append(index)
-        elif index is Ellipsis:
-            found.append(index)
+def _checked(index, shape):
+    """The index of an array, checked against its shape: a copy may not leave the array."""
+    checked = []
+    for entry, size in zip(index if isinstance(index, tuple) else (index,), shape, strict=False):
+        if isinstance(entry, slice):
+            assert entry == slice(None) or 0 <= entry.start <= entry.stop <= size, (entry, size)
+            checked.append(entry)
+        elif entry is Ellipsis:
+            checked.append(entry)
         else:
-            assert 0 <= int(index) < size, (index, size)
-            found.append(int(index))
-    return tuple(found)
+            assert 0 <= int(entry) < size, (entry, size)
+            checked.append(int(entry))
+    return tuple(checked)
 
 
 class Barrier:
-    """A barrier by phases: a phase ends when all have arrived; every thread waits for the phases one after another."""
+    """A barrier with phases: a phase ends when all have arrived; every thread waits for one phase after another."""
 
     def __init__(self, num_arrivals=1):
         self.needed, self.arrived, self.phase = num_arrivals, 0, 0
-        self.seen: dict[int, int] = {}
+        self.waited: dict[int, int] = {}  # phases that every thread has waited for
         self.condition = threading.Condition()
 
     def arrive(self):
@@ -83,12 +82,12 @@ class Barrier:
                 self.condition.notify_all()
 
     def wait(self):
-        own = threading.get_ident()
+        thread = threading.get_ident()
         with self.condition:
-            target = self.seen.get(own, 0) + 1
+            target = self.waited.get(thread, 0) + 1
             assert self.condition.wait_for(lambda: self.phase >= target, _PATIENCE), "deadlock"
             assert self.phase == target, "a phase was missed"
-            self.seen[own] = target
+            self.waited[thread] = target
 
 
 class _Layout:
@@ -101,8 +100,8 @@ def _when(condition):
 
 
 def _loop(first, last, body, carry):
-    for number in range(int(first), int(last)):
-        carry = body(np.int32(number), carry)
+    for index in range(int(first), int(last)):
+        carry = body(np.int32(index), carry)
     return carry
 
 
@@ -125,11 +124,11 @@ def _copy_out(source, target):
 
 
 class _Shared:
-    """Buffers that all warpgroups of a block share: the first that asks makes them."""
+    """Buffers that all warpgroups of a block share: the first one allocates them."""
 
     def __init__(self):
         self.lock: threading.Lock = threading.Lock()
-        self.made = None
+        self.buffers = None
 
 
 def _make(description):
@@ -145,10 +144,10 @@ def _make(description):
 def _run_scoped(body, *descriptions, collective_axes=None):
     if collective_axes is None:
         return body(*_make(descriptions))
-    with _OWN.block.lock:
-        if _OWN.block.made is None:
-            _OWN.block.made = _make(descriptions)
-    return body(*_OWN.block.made)
+    with _LOCAL.block.lock:
+        if _LOCAL.block.buffers is None:
+            _LOCAL.block.buffers = _make(descriptions)
+    return body(*_LOCAL.block.buffers)
 
 
 def _run_state(body):
@@ -168,9 +167,9 @@ def _kernel(body, *, out_type, grid, grid_names, num_threads, thread_name, compi
         for point in itertools.product(*map(range, grid)):
             block, failures = _Shared(), []
 
-            def thread(number, point=point, block=block, failures=failures):
-                axes = dict(zip(grid_names, point, strict=True)) | {thread_name: number}
-                _OWN.axes, _OWN.sizes, _OWN.block = axes, dict(zip(grid_names, grid, strict=True)), block
+            def thread(index, point=point, block=block, failures=failures):
+                axes = dict(zip(grid_names, point, strict=True)) | {thread_name: index}
+                _LOCAL.axes, _LOCAL.sizes, _LOCAL.block = axes, dict(zip(grid_names, grid, strict=True)), block
                 try:
                     body(*refs, *outs)
                 except BaseException as error:
@@ -183,8 +182,8 @@ def _kernel(body, *, out_type, grid, grid_names, num_threads, thread_name, compi
                 one.join()
             if failures:
                 raise failures[0]
-        found = [ref.array for ref in outs]
-        return found if isinstance(out_type, list) else found[0]
+        results = [ref.array for ref in outs]
+        return results if isinstance(out_type, list) else results[0]
 
     return run
 
@@ -224,8 +223,8 @@ MOSAIC = SimpleNamespace(
     set_max_registers=lambda *_, **__: None,
 )
 LAX = SimpleNamespace(
-    axis_index=lambda name: np.int32(_OWN.axes[name]),
-    axis_size=lambda name: np.int32(_OWN.sizes[name]),
+    axis_index=lambda name: np.int32(_LOCAL.axes[name]),
+    axis_size=lambda name: np.int32(_LOCAL.sizes[name]),
     rem=lambda a, b: np.int32(a) % np.int32(b),
     div=lambda a, b: np.int32(a) // np.int32(b),
     fori_loop=_loop,

@@ -1,15 +1,15 @@
-"""How fast the fused attention is: forward, forward and backward, and decoding, against what else there is.
+"""Times the attention kernels (forward, with gradients, decoding) beside XLA, cuDNN and PyTorch.
 
     python experiments/benchmarks/attention.py --json attention.json
-    python experiments/benchmarks/attention.py --quick           # small shapes once: shows that everything runs
+    python experiments/benchmarks/attention.py --quick           # small shapes once, as a test of this script
 
 Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), causal,
-and with a prefix that all see, for which the others need a mask; and decoding chunks of 1, 64 and 512 against caches of
-8k and 33k slots. Compared are the kernel ("fused"), the specification by XLA, cuDNN through
+and with a prefix that is visible to all, for which the others need a mask; and decoding chunks of 1, 64 and 512 with
+caches of 8k and 33k slots. Compared are the kernel ("fused"), the reference compiled by XLA, cuDNN through
 `jax.nn.dot_product_attention`, and PyTorch's `scaled_dot_product_attention`; what does not run on this machine is left
-out, and the table says why. FLOPs count the pairs that a query sees, two products forward and four more backward (the
-one that computes weights anew does not count); the fraction is of the fastest bfloat16 product of large matrices
-measured in the same run. Of decoding, GB/s are of keys and values read once.
+out, and the table says why. FLOPs count visible pairs, two products forward and four more backward (the recomputation
+of the weights does not count); the fraction is of the fastest bfloat16 product of large matrices measured in the same
+run. For decoding, GB/s count keys and values, each read once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Program = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One problem: causal attention of `queries` from slot `offset` on to `slots` keys, of which all see `text`."""
+    """One problem: causal attention of queries from slot `offset` on to `slots` keys, `text` of them visible to all."""
 
     name: str
     batch: int
@@ -91,12 +91,12 @@ def arrays(shape: Shape) -> list[jax.Array]:
     """Query (scaled), key, value, and a gradient of the output."""
     keys = jax.random.split(jax.random.key(0), 4)
     counts = (shape.queries, shape.slots, shape.slots, shape.queries)
-    made = [
+    operands = [
         jax.random.normal(k, (shape.batch, shape.heads, n, shape.dim), jnp.bfloat16)
         for k, n in zip(keys, counts, strict=True)
     ]
-    made[0] = (made[0] * shape.dim**-0.5).astype(jnp.bfloat16)
-    return made
+    operands[0] = (operands[0] * shape.dim**-0.5).astype(jnp.bfloat16)
+    return operands
 
 
 def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]:
@@ -113,13 +113,13 @@ def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]
         )  # fmt: skip
 
     def cudnn(query, key, value, offset):
-        seen = None
+        mask = None
         if chunked or shape.text:
             slots = jnp.arange(shape.slots)[None]
-            seen = (slots <= offset + jnp.arange(shape.queries)[:, None]) | (slots < shape.text)
+            mask = (slots <= offset + jnp.arange(shape.queries)[:, None]) | (slots < shape.text)
         parts = (jnp.swapaxes(a, 1, 2) for a in (query, key, value))
         out = jax.nn.dot_product_attention(
-            *parts, mask=None if seen is None else seen[None, None], is_causal=seen is None, scale=1.0,
+            *parts, mask=None if mask is None else mask[None, None], is_causal=mask is None, scale=1.0,
             implementation="cudnn",
         )  # fmt: skip
         return jnp.swapaxes(out, 1, 2)
@@ -155,14 +155,14 @@ def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
             else:
                 programs[name] = compiled(attend, query, key, value, offset)[0]
             programs[name]()
-        except Exception as error:  # whatever a backend says, it is told and the others go on
+        except Exception as error:  # any error of a backend is reported, and the others run
             programs.pop(name, None)
             missing[name] = str(error).splitlines()[0][:160]
     return programs, missing
 
 
 def torch_program(shape: Shape) -> Program | str:
-    """PyTorch's attention on its own random arrays, or why there is none."""
+    """PyTorch's attention on random arrays, or why it is not available."""
     try:
         import torch
     except ImportError:
@@ -171,13 +171,13 @@ def torch_program(shape: Shape) -> Program | str:
         return "PyTorch sees no GPU"
     sizes = (shape.queries, shape.slots, shape.slots)
     parts = [torch.randn(shape.batch, shape.heads, n, shape.dim, device="cuda", dtype=torch.bfloat16) for n in sizes]
-    seen = None
+    mask = None
     if shape.queries < shape.slots or shape.text:
         rows, slots = (torch.arange(n, device="cuda") for n in (shape.queries, shape.slots))
-        seen = (slots[None] <= shape.offset + rows[:, None]) | (slots[None] < shape.text)
+        mask = (slots[None] <= shape.offset + rows[:, None]) | (slots[None] < shape.text)
     for part in parts:
         part.requires_grad_(shape.backward)
-    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=seen, is_causal=seen is None)
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
 
     def run() -> None:
         out = attend(*parts)
@@ -189,7 +189,7 @@ def torch_program(shape: Shape) -> Program | str:
 
 
 def product_peak(size: int) -> float:
-    """FLOP/s of a bfloat16 product of two matrices of that side."""
+    """FLOP/s of a bfloat16 product of two square matrices of this size."""
     left, right = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     run = compiled(functools.partial(jnp.dot, preferred_element_type=jnp.float32), left, right)[0]
     return 2.0 * size**3 / best_seconds({"product": run}, rounds=10)["product"]
@@ -220,26 +220,26 @@ def measure(shape: Shape, rounds: int, peak: float) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """The figures as text."""
     rows = [["shape", "way", "ms", "TFLOP/s", "of product", "GB/s", "times as fast as"]]
-    for found in results:
-        name = found["name"] + (", with gradients" if found["backward"] else "")
-        for way, figures in found["ways"].items():
-            ratio = found["ratios"].get(f"fused_against_{way}")
+    for result in results:
+        name = result["name"] + (", with gradients" if result["backward"] else "")
+        for way, figures in result["ways"].items():
+            ratio = result["ratios"].get(f"fused_against_{way}")
             rows.append([
                 name, way, f"{1e3 * figures['seconds']:.3f}", f"{figures['tflops']:.1f}",
                 f"{figures['fraction_of_product']:.0%}", f"{figures['gigabytes_per_second']:.0f}",
                 "" if ratio is None or way == "fused" else f"{ratio:.2f}x",
             ])  # fmt: skip
     lines = [text_table(rows), ""]
-    reasons = {(way, why) for found in results for way, why in found["missing"].items()}
+    reasons = {(way, why) for result in results for way, why in result["missing"].items()}
     return "\n".join(lines + [f"left out: {way}: {why}" for way, why in sorted(reasons)])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each, of which the best counts")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each program, the best counts")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
-    parser.add_argument("--quick", action="store_true", help="small shapes once: shows that everything runs")
+    parser.add_argument("--quick", action="store_true", help="small shapes once, as a test of this script")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")

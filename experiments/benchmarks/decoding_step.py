@@ -1,14 +1,14 @@
 """Is decoding bound by launches or by memory? One network evaluation of a chunk, against reading what it must read.
 
     python experiments/benchmarks/decoding_step.py --json step.json      # layers of the 3B model's deep block
-    python experiments/benchmarks/decoding_step.py --quick               # tiny layers: shows that everything runs
+    python experiments/benchmarks/decoding_step.py --quick               # tiny layers, as a test of this script
 
-A step is what a solver does for every chunk or iteration: the layers on `chunk` tokens against a cache, the prediction
-and the Jacobi update (`flows.block`, `kernels.jacobi_update`), many steps in one compiled loop on the device. It must
-read all kernels once and the cache; "floor" is the time of copying half as many bytes in the same run, which reads
-them once. "of floor" near 100 %: memory limits, and fusing the layers into one kernel can win nothing. Far below: what
-is left over, divided by the operations that the compiled loop starts ("us an operation"), is what a launch costs, and
-what a fused decoding step could save.
+A step is what a solver does for every chunk or iteration: the layers on `chunk` tokens with a cache, the prediction and
+the Jacobi update (`flows.block`, `kernels.jacobi_update`), many steps in one compiled loop on the device. It must read
+all weights and the cache once; "floor" is the time of copying half as many bytes in the same run, which moves as many.
+"of floor" near 100 %: memory is the limit, and fusing the layers into one kernel cannot help. Far below: the remaining
+time, divided by the operations that the compiled loop starts ("us an operation"), is the cost of a launch, which a
+fused decoding step could save.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ from starflow_jax.planning.hlo import parse
 
 EXPERIMENT = str(Path(__file__).parent.parent / "starflow_3b_t2i.py")
 CHUNKS = (1, 16, 64, 256)
-# Names for values that are there, and loops, whose bodies are counted.
+# Instructions that compute nothing, and loops, whose bodies are counted.
 _NO_OPERATION = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional")
 
 
 def deep_block(layers: int, quick: bool) -> FlowConfig:
-    """A flow of one block: `layers` layers of the released deep block, or of its tiny twin."""
+    """A flow of one block: `layers` layers of the released deep block, or of the tiny variant's."""
     experiment = f"{EXPERIMENT}:tiny" if quick else EXPERIMENT
     sizes = ["flow.num_blocks=1", f"flow.layers_per_block=({layers},)"]
     return load_config(experiment, sizes).flow
 
 
-def steps_of(config: FlowConfig, batch: int, chunk: int, steps: int) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
+def compiled_steps(
+    config: FlowConfig, batch: int, chunk: int, steps: int
+) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
     """A compiled loop of `steps` chunks, and its arguments."""
     block = AutoregressiveBlock(config, 0, jax.random.key(0))
     graph, params = nnx.split(block)
     words = jnp.dtype(config.dtype)
-    # Kernels as inference keeps them; what is small or computed in float32 stays.
+    # Weights in the dtype of inference; vectors stay float32.
     params = jax.tree.map(lambda a: a.astype(words) if a.ndim > 1 else a, params)
     rows, columns = config.grid
     grid = Grid(None, rows, columns)
@@ -76,7 +78,7 @@ def steps_of(config: FlowConfig, batch: int, chunk: int, steps: int) -> tuple[ja
 
 
 def operations(program: jax.stages.Compiled) -> int:
-    """Operations that a compiled program starts while it runs (a fusion is one)."""
+    """The number of operations that a compiled program starts while it runs (a fusion is one)."""
     parsed = parse(program.as_text())
     inside = parsed.callers()
     return sum(
@@ -87,8 +89,8 @@ def operations(program: jax.stages.Compiled) -> int:
 
 
 def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int) -> dict[str, Any]:
-    """The figures of a line."""
-    (long, arguments), (short, _) = (steps_of(config, batch, chunk, count) for count in (2 * steps, steps))
+    """The figures of one chunk size."""
+    (long, arguments), (short, _) = (compiled_steps(config, batch, chunk, count) for count in (2 * steps, steps))
     transformer = config.blocks[0]
     slots = config.text_length + math.prod(config.grid)
     cache = 2 * transformer.layers * batch * transformer.kv_heads * transformer.head_dim * slots
@@ -105,9 +107,9 @@ def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int)
         },
         rounds=rounds,
     )
-    # The difference: the text's pass and the start of the program fall out.
+    # In the difference, the text's pass and the start of the program cancel.
     step = (seconds["long"] - seconds["short"]) / steps
-    if step <= 0:  # too short for this clock
+    if step <= 0:  # too short to be measured
         step = math.nan
     started = max(round((operations(long) - operations(short)) / steps), 1)
     return {
@@ -124,7 +126,7 @@ def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The lines for people."""
+    """The figures as text."""
     rows = [["chunk", "layers", "MB read", "step ms", "floor ms", "of floor", "operations", "us an operation"]]
     for line in lines:
         rows.append(
@@ -147,8 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=4, help="of the 24 of the deep block (default 4)")
     parser.add_argument("--batch", type=int, default=2, help="rows; 2 is one guided sample (default)")
-    parser.add_argument("--steps", type=int, default=32, help="steps that are timed at once")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each program, of which the best counts")
+    parser.add_argument("--steps", type=int, default=32, help="steps in one timed loop")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each program, the best counts")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
     parser.add_argument("--quick", action="store_true", help="tiny layers, two short runs")
     options = parser.parse_args(arguments)
@@ -159,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     chunks, steps, rounds = ((4,), 16, 2) if options.quick else (CHUNKS, options.steps, options.rounds)
     lines = [measure(config, options.batch, chunk, steps, rounds) for chunk in chunks]
     kind = jax.devices()[0].device_kind
-    print(f"jax {jax.__version__}, {kind}; baseline: reading the same bytes, in this run\n")
+    print(f"jax {jax.__version__}, {kind}; baseline of the same run: reading the same bytes\n")
     print(table(lines))
     if options.json:
         write_json(options.json, {"jax": jax.__version__, "device": kind, "lines": lines})

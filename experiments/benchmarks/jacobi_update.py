@@ -1,15 +1,14 @@
-"""How fast the parallel Jacobi update is: against plain XLA, and against copying the same bytes.
+"""Times the parallel Jacobi update beside plain XLA, and beside copying the same bytes.
 
     python experiments/benchmarks/jacobi_update.py --json update.json    # on a GPU or TPU: the kernel; else XLA alone
-    python experiments/benchmarks/jacobi_update.py --quick               # tiny shapes, shows that everything runs
+    python experiments/benchmarks/jacobi_update.py --quick               # tiny shapes, as a test of this script
 
-A line is a shape of the released models. "kernel" is the Pallas kernel of this device where there is one that
-covers the shape ("runs" says so), "xla" the specification as XLA compiles it. One program makes several updates of one
-estimate, each from an output and a noise of its own, so that neither the host's time nor a value used twice counts;
-between two of them nothing can be fused. GB/s are bytes that an update must move (output, noise and old estimate read,
-new estimate written) by the kernel's time; "of copy" is their share of what negating arrays of as many bytes moves in
-the same run. Short chunks are bound by the launch of the kernel, not by memory: the share says so, the time is what
-counts there.
+A line is a shape of the released models. "kernel" is the Pallas kernel of this device where one supports the shape
+("runs" says so), "xla" the reference compiled by XLA. One program makes several updates of one estimate, each with
+another output and noise, so that neither the host's time nor a cached value counts; optimization barriers keep XLA from
+fusing them. GB/s are the bytes that an update has to move (output, noise and old estimate read, new estimate written)
+by the kernel's time; "of copy" is this rate as a share of that of negating arrays of as many bytes in the same run.
+Short chunks are bound by the launch of the kernel, not by memory: there the share is low and the time is what counts.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ import jax.numpy as jnp
 
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
+from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.kernels.choice import Target, target_of
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.jacobi_update.reference import Reading
 
 
 class Case(NamedTuple):
-    """A chunk: samples, tokens, channels of a token, and whether it is guided (twice as many rows of output)."""
+    """A chunk: samples, tokens, channels of a token; under guidance the output has twice as many rows."""
 
     name: str
     samples: int
@@ -41,14 +40,14 @@ class Case(NamedTuple):
     guided: bool
 
     @property
-    def reading(self) -> Reading:
-        """As the released models read their output."""
-        return Reading("softplus", 4.0, "ratio" if self.guided else None)
+    def head(self) -> AffineHead:
+        """The head of the released models."""
+        return AffineHead("softplus", 4.0, "ratio" if self.guided else None)
 
     @property
     def bytes(self) -> int:
-        """Read and written by an update that touches every number once."""
-        return 4 * self.samples * self.tokens * self.channels * (3 + 2 * self.reading.halves)
+        """Bytes read and written by an update that moves every value once."""
+        return 4 * self.samples * self.tokens * self.channels * (3 + 2 * self.head.num_passes)
 
 
 CASES = [
@@ -65,23 +64,23 @@ QUICK = [Case("tiny", 2, 40, 4, True), Case("tiny, unguided", 1, 70, 4, False)]
 
 
 def arrays(case: Case, updates: int) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array, jax.Array]:
-    """An output and a noise for every update, the first estimate, and a span that moves all tokens."""
+    """Output and noise of every update, the first estimate, and a span of all tokens."""
     shape = (case.samples, case.tokens, case.channels)
-    rows = (case.reading.halves * case.samples, case.tokens, 2 * case.channels)
+    rows = (case.head.num_passes * case.samples, case.tokens, 2 * case.channels)
     keys = jax.random.split(jax.random.key(0), 2 * updates + 1)
-    given = [
+    inputs = [
         (0.5 * jax.random.normal(keys[2 * k], rows), jax.random.normal(keys[2 * k + 1], shape)) for k in range(updates)
     ]
-    return given, jax.random.normal(keys[-1], shape), jnp.tile(jnp.asarray([[0, case.tokens]]), (case.samples, 1))
+    return inputs, jax.random.normal(keys[-1], shape), jnp.tile(jnp.asarray([[0, case.tokens]]), (case.samples, 1))
 
 
 def chain(case: Case, target: Target, implementation: Any) -> Callable[..., Any]:
     """A function of `arrays` that makes all updates."""
-    update = functools.partial(jacobi_update.update, reading=case.reading, target=target, implementation=implementation)
+    update = functools.partial(jacobi_update.update, head=case.head, target=target, implementation=implementation)
 
-    def run(given, x, span):
+    def run(inputs, x, span):
         sums = []
-        for out, z in given:
+        for out, z in inputs:
             x, moved = update(out, z, x, span, 1.5, 0)
             x, moved = jax.lax.optimization_barrier((x, moved))
             sums.append(moved)
@@ -90,29 +89,29 @@ def chain(case: Case, target: Target, implementation: Any) -> Callable[..., Any]
     return run
 
 
-def available(out: jax.Array, x: jax.Array, target: Target) -> Literal["xla", "pallas"]:
-    """The kernel where it covers the case, also one that has to be asked for."""
+def available(out: jax.Array, x: jax.Array, head: AffineHead, target: Target) -> Literal["xla", "pallas"]:
+    """The kernel where it supports the call, also one that runs on request only."""
     try:
-        return jacobi_update.chosen(out, x, target, "pallas")
+        return jacobi_update.chosen(out, x, head=head, target=target, implementation="pallas")
     except ValueError as reason:
         print(f"{reason}", file=sys.stderr)
         return "xla"
 
 
-def copies(given: list[jax.Array]) -> list[jax.Array]:
-    """As many bytes read as written: what a copy is, which XLA cannot leave out."""
-    return [-array for array in given]
+def copies(inputs: list[jax.Array]) -> list[jax.Array]:
+    """Reads and writes as many bytes as a copy; XLA cannot remove a negation."""
+    return [-array for array in inputs]
 
 
 def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, Any]:
-    """The figures of a line."""
-    given, x, span = arrays(case, updates)
+    """The figures of one shape."""
+    inputs, x, span = arrays(case, updates)
     programs, results = {}, {}
-    chosen = available(given[0][0], x, target)
+    chosen = available(inputs[0][0], x, case.head, target)
     for name, implementation in (("kernel", chosen), ("xla", "xla")):
-        programs[name], _ = compiled(chain(case, target, implementation), given, x, span)
+        programs[name], _ = compiled(chain(case, target, implementation), inputs, x, span)
         results[name] = programs[name]()
-    apart = float(jnp.max(jnp.abs(results["kernel"][0] - results["xla"][0])))
+    difference = float(jnp.max(jnp.abs(results["kernel"][0] - results["xla"][0])))
     size = float(jnp.max(jnp.abs(results["xla"][0])))
     # Half the bytes are read, half written.
     blocks = [jnp.ones((case.bytes // 8,)) for _ in range(updates)]
@@ -126,12 +125,12 @@ def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, 
         "gb_per_second": {name: case.bytes / value / 1e9 for name, value in seconds.items()},
         "of_copy": seconds["copy"] / seconds["kernel"],
         "xla_over_kernel": seconds["xla"] / seconds["kernel"],
-        "relative_difference": apart / size,
+        "relative_difference": difference / size,
     }
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The lines for people."""
+    """The figures as text."""
     rows = [["shape", "runs", "MB", "kernel us", "xla us", "faster", "GB/s", "copy GB/s", "of copy", "apart"]]
     for line in lines:
         time, rate = line["microseconds"], line["gb_per_second"]
@@ -155,8 +154,8 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each program, of which the best counts")
-    parser.add_argument("--updates", type=int, default=16, help="updates of a program")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each program, the best counts")
+    parser.add_argument("--updates", type=int, default=16, help="updates in one program")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one run each")
     options = parser.parse_args(arguments)
@@ -166,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     target = target_of()
     rounds, updates = (1, 2) if options.quick else (options.rounds, options.updates)
     lines = [measure(case, target, rounds, updates) for case in (QUICK if options.quick else CASES)]
-    print(f"jax {jax.__version__}, {target.kind}; baseline: copying, and the specification by XLA, in this run\n")
+    print(
+        f"jax {jax.__version__}, {target.kind}; baselines of the same run: copying, and the reference compiled by XLA\n"
+    )
     print(table(lines))
     if options.json:
         about = {"jax": jax.__version__, "device": target.kind, "platform": target.platform}

@@ -1,11 +1,12 @@
-"""Which blocks make the attention kernel fastest on this device, and what its model (`tiling`) would take.
+"""Measures which block sizes make the attention kernels fastest on this device, beside those that `tiling` chooses.
 
     python experiments/benchmarks/tune_attention.py --slots 1152 --json tiles.json
     python experiments/benchmarks/tune_attention.py --slots 33646 --heads 8 --batch 1
 
-Forward and backward are timed apart, each over a small grid of blocks; the best of several rounds counts. What comes
-out goes into `attention(..., tiles=...)`, or into the constants of `kernels/attention/tiling.py` (TPUs) and
-`kernels/attention/gpu.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, to see that all works.
+The forward pass and the pass with gradients are timed over a small grid of block sizes; the best of several rounds
+counts. Pass the result to `attention(..., tiles=...)`, or put it into the constants of `kernels/attention/tiling.py`
+(TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, as a
+test of this script.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from starflow_jax.kernels.choice import Target, target_of
 
 
 def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:
-    """What the model takes, and the blocks to try."""
+    """The block sizes that the model chooses, and all that are tried."""
     if target.platform == "gpu":
-        from starflow_jax.kernels.attention.gpu import BLOCKS, Blocks
+        from starflow_jax.kernels.attention.gpu_blocks import BLOCKS, Blocks
 
-        own = BLOCKS[shape.dim]
+        default = BLOCKS[shape.dim]
         grid = itertools.product((64, 128), (64, 128), (2, 3, 4))
-        return own, [own, *(Blocks(q, k, stages, 64, 64, min(stages, 3)) for q, k, stages in grid)]
+        return default, [default, *(Blocks(q, k, stages, 64, 64, min(stages, 3)) for q, k, stages in grid)]
     most = 128 if interpret else max(128, min(1024, -(-shape.slots // 128) * 128))
     model = tiles_for(Causal(), shape.queries, shape.slots, shape.heads, shape.dim, 2, chip_of(target.kind))
     sizes = sorted({min(size, most) for size in (128, 256, 384, 512, 640, 768, 1024)})
-    found = [model]
+    tried = [model]
     for size, together in itertools.product(sizes, (1, 2, 4, 8)):
         if size * size * together <= 1024 * 1024 and shape.heads % together == 0:
-            found.append(Tiles(size, size, together, min(size, 768), min(size, 768), together, model.memory))
-    return model, found
+            tried.append(Tiles(size, size, together, min(size, 768), min(size, 768), together, model.memory))
+    return model, tried
 
 
 def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[str, Any]:
-    """Seconds of every choice, forward and with gradients; those that do not compile have a reason instead."""
+    """Seconds of every choice, forward and with gradients, or the reason why it does not compile."""
     query, key, value, gradient = arrays(shape)
     model, choices = candidates(target, shape, interpret)
     if interpret:
@@ -72,16 +73,16 @@ def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[
                 "both": compiled(both, query, key, value, gradient)[0],
             }
             row |= best_seconds(programs, rounds=rounds)
-        except Exception as error:  # a choice that does not fit is an outcome
+        except Exception as error:  # a choice that does not fit is a result, too
             row["reason"] = str(error).splitlines()[0][:160]
         rows.append(row)
     return {"shape": dataclasses.asdict(shape), "choices": rows}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     """All choices, the fastest with gradients first."""
     rows = [["blocks", "forward ms", "with gradients ms", ""]]
-    for row in sorted(found["choices"], key=lambda row: row.get("both", float("inf"))):
+    for row in sorted(result["choices"], key=lambda row: row.get("both", float("inf"))):
         blocks = " ".join(str(size) for name, size in row["tiles"].items() if name != "memory")
         times = [f"{1e3 * row[name]:.3f}" if name in row else "-" for name in ("forward", "both")]
         rows.append([blocks, *times, row.get("reason", "the model's" if row["chosen"] else "")])
@@ -103,10 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
     if target.platform == "cpu":
         parser.error("there is no kernel for CPUs to tune; --interpret shows that this runs")
     shape = Shape("tuned", options.batch, options.heads, options.dim, options.slots, options.slots, True)
-    found = measure(shape, target, options.rounds, options.interpret)
-    print(f"{jax.devices()[0].device_kind}\n\n{table(found)}")
+    result = measure(shape, target, options.rounds, options.interpret)
+    print(f"{jax.devices()[0].device_kind}\n\n{table(result)}")
     if options.json is not None:
-        write_json(options.json, {"device": jax.devices()[0].device_kind, **found})
+        write_json(options.json, {"device": jax.devices()[0].device_kind, **result})
     return 0
 
 

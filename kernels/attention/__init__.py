@@ -1,4 +1,4 @@
-"""Causal attention: the operation, its specification in plain jnp, and its kernels for TPUs and GPUs."""
+"""Causal attention: the operation, its reference in plain jnp, and its kernels for TPUs and GPUs."""
 
 from starflow_jax.kernels.attention.api import attention
 from starflow_jax.kernels.attention.masks import Causal, CausalFrames, FrameWindow, Full, Visibility

@@ -1,265 +1,284 @@
-"""Gradients of attention on Hopper GPUs (Pallas Mosaic GPU): one kernel for queries, one for keys and values.
+"""The backward attention kernels on Hopper GPUs (Pallas Mosaic GPU): one for dq, one for dk and dv.
 
-The first goes over the blocks of keys that a tile of queries sees, the second over the blocks of queries that see a
-tile of keys, with everything transposed, so that every sum stays in the registers of one warpgroup. Both compute the
-weights anew. Keys that several heads share get one gradient a head, which XLA adds up.
+The first goes over the blocks of keys that are visible to a tile of queries, the second over the blocks of queries that
+see a tile of keys, with everything transposed, so that every sum stays in the registers of one warpgroup. Both
+recompute the weights. Keys that several heads share get one gradient a head, which XLA adds up.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from starflow_jax.kernels.attention.gpu import WORKERS, Blocks, block_of, padded_rows, seen, smem
-from starflow_jax.kernels.attention.ranges import AHEAD, START, STEPS, WHOLE, WHOLE_END, key_ranges, query_ranges
-from starflow_jax.kernels.attention.schedule import Problem
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
+from starflow_jax.kernels.attention.gpu_blocks import (
+    EMPTY_LSE,
+    LOG2E,
+    WORKERS,
+    block_start,
+    copy_blocks,
+    loop_over_blocks,
+    padded_rows,
+    smem,
+    tile_mask,
+)
+from starflow_jax.kernels.attention.ranges import AHEAD, START, STEPS, key_ranges, query_ranges
 
-_NOTHING = 1e30
-_LOG2E = math.log2(math.e)
 
+class _Refs(NamedTuple):
+    """References in global memory.
 
-def backward(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    out: jax.Array,
-    sums: jax.Array,
-    gradient: jax.Array,
-    offset: Any,
-    length: Any,
-    *,
-    problem: Problem,
-    tiles: Blocks,
-    exact: bool = True,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients with respect to query, key and value [B, k, S, d], in their shapes and dtypes.
-
-    Args:
-      query, key, value, offset, length, problem, tiles, exact, interpret: as in `attention_gpu.forward`.
-      out, sums: what it returned; gradient: of `out`.
+    Attributes:
+      q, do: [B, h, n, d]; lse, delta: [B, h, n]; k, v: [B, k, S, d].
+      ranges, starts, ends: see `ranges.Ranges`. scalars: 0, prefix.
+      results: dq, or dk and dv of every query head.
     """
+
+    q: Any
+    do: Any
+    lse: Any
+    delta: Any
+    k: Any
+    v: Any
+    ranges: Any
+    starts: Any
+    ends: Any
+    scalars: Any
+    results: tuple[Any, ...]
+
+
+class _Buffers(NamedTuple):
+    """Shared memory and barriers.
+
+    Attributes:
+      local: two matrices of every worker (its q and do, or its k and v); streamed: two matrices of every stage.
+      rows: lse, delta, start and end of queries, of every worker or of every stage.
+      ready: of every worker; arrived, free: of every stage.
+    """
+
+    local: Any
+    streamed: Any
+    rows: Any
+    ready: Any
+    arrived: Any
+    free: Any
+
+
+def backward(call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    """See `call.AttentionKernel.backward`."""
+    query, key, value, out, lse = residuals
     batch, heads, count, dim = query.shape
-    kv_heads, slots = key.shape[1], problem.slots
-    block_q, block_k = tiles.block_q_backward, tiles.block_k_backward
-    tile_q, tile_k = WORKERS * block_q, WORKERS * block_k
+    kv_heads, slots, tiles = key.shape[1], call.num_slots, call.tiles
+    tile_q, tile_k = WORKERS * tiles.block_q_backward, WORKERS * tiles.block_k_backward
     rows = padded_rows(count, tile_q)
-    inner = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-    above = ((0, 0), (0, 0), (0, rows - count))
-    query, gradient = (jnp.pad(a.astype(key.dtype), (*above, (0, 0))) for a in (query, gradient))
-    inner, sums = jnp.pad(inner, above), jnp.pad(sums, above, constant_values=_NOTHING)
+    delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1)
+    padding = ((0, 0), (0, 0), (0, rows - count))
+    query, do = (jnp.pad(a.astype(key.dtype), (*padding, (0, 0))) for a in (query, do))
+    delta, lse = jnp.pad(delta, padding), jnp.pad(lse, padding, constant_values=EMPTY_LSE)
     options: dict[str, Any] = {
         "num_threads": WORKERS + 1,
         "thread_name": "group",
         "grid_names": ("head", "tile", "batch"),
         "compiler_params": plgpu.CompilerParams(approx_math=True),
-        "interpret": interpret or None,
+        "interpret": call.interpret or None,
     }
-    group = heads // kv_heads
-    ranges = query_ranges(problem, offset, length, rows, tile_q, block_k)
-    numbers = jnp.stack([jnp.int32(0), jnp.asarray(ranges.prefix, jnp.int32)])
-    of_query = plgpu.kernel(
-        functools.partial(_entry, functools.partial(_query_tile, slots, group, tiles), tiles, True),
+    ranges = query_ranges(call.problem, bounds.offset, bounds.length, rows, tile_q, tiles.block_k_backward)
+    scalars = jnp.stack([jnp.int32(0), jnp.asarray(ranges.prefix, jnp.int32)])
+    arrays = (query, do, lse, delta, key, value)
+    dq = plgpu.kernel(
+        lambda *refs: _run(call, _Refs._make((*refs[:10], refs[10:])), by_query=True),
         out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),
         grid=(heads, -(-rows // tile_q), batch),
         **options,
-    )(query, gradient, sums, inner, key, value, ranges.tiles, ranges.start, ranges.end, numbers)
-    tiles_of_keys = key_ranges(problem, ranges, rows, tile_k, block_q)
+    )(*arrays, ranges.tiles, ranges.start, ranges.end, scalars)
+    key_tiles = key_ranges(call.problem, ranges, rows, tile_k, tiles.block_q_backward)
     per_head = jax.ShapeDtypeStruct((batch, heads, slots, dim), key.dtype)
-    of_keys = plgpu.kernel(
-        functools.partial(_entry, functools.partial(_key_tile, slots, group, tiles), tiles, False),
+    gradients = plgpu.kernel(
+        lambda *refs: _run(call, _Refs._make((*refs[:10], refs[10:])), by_query=False),
         out_type=[per_head, per_head],
         grid=(heads, -(-slots // tile_k), batch),
         **options,
-    )(query, gradient, sums, inner, key, value, tiles_of_keys, ranges.start, ranges.end, numbers)
-    of_key, of_value = (
-        jnp.sum(a.reshape(batch, kv_heads, group, slots, dim), axis=2, dtype=jnp.float32).astype(a.dtype)
-        for a in of_keys
+    )(*arrays, key_tiles, ranges.start, ranges.end, scalars)
+    dk, dv = (
+        jnp.sum(a.reshape(batch, kv_heads, heads // kv_heads, slots, dim), axis=2, dtype=jnp.float32).astype(a.dtype)
+        for a in gradients
     )
-    return of_query[:, :, :count], of_key, of_value
+    return dq[:, :, :count], dk, dv
 
 
-def _entry(tile, tiles: Blocks, by_query: bool, query, *arrays) -> None:
-    """Buffers: two matrices of every warpgroup, two of every stage, and numbers of rows."""
-    dim, stages = query.shape[-1], tiles.stages_backward
-    own, other = tiles.block_q_backward, tiles.block_k_backward
-    own, other = (own, other) if by_query else (other, own)
-    row_shape = (WORKERS, own) if by_query else (stages, other)
-    pl.run_scoped(
-        functools.partial(tile, query, *arrays),
-        [smem((WORKERS, own, dim)) for _ in range(2)],
-        [smem((stages, other, dim)) for _ in range(2)],
-        [plgpu.SMEM(row_shape, dtype) for dtype in (jnp.float32, jnp.float32, jnp.int32, jnp.int32)],
-        plgpu.Barrier(num_arrivals=6 if by_query else 2, num_barriers=WORKERS),
-        plgpu.Barrier(num_arrivals=2 if by_query else 6, num_barriers=stages),
-        plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
-        collective_axes="group",
+def _run(call: AttentionCall, refs: _Refs, *, by_query: bool) -> None:
+    """One tile of queries (`by_query`) or of keys."""
+    tiles, dim = call.tiles, call.head_dim
+    stages = tiles.stages_backward
+    local, streamed = tiles.block_q_backward, tiles.block_k_backward
+    local, streamed = (local, streamed) if by_query else (streamed, local)
+    row_shape = (WORKERS, local) if by_query else (stages, streamed)
+    buffers = _Buffers(
+        local=[smem((WORKERS, local, dim)) for _ in range(2)],
+        streamed=[smem((stages, streamed, dim)) for _ in range(2)],
+        rows=[plgpu.SMEM(row_shape, dtype) for dtype in (jnp.float32, jnp.float32, jnp.int32, jnp.int32)],
+        ready=plgpu.Barrier(num_arrivals=6 if by_query else 2, num_barriers=WORKERS),
+        arrived=plgpu.Barrier(num_arrivals=2 if by_query else 6, num_barriers=stages),
+        free=plgpu.Barrier(num_arrivals=WORKERS, num_barriers=stages),
     )
+    multiply, copy = (_multiply_queries, _copy_keys) if by_query else (_multiply_keys, _copy_queries)
+
+    def run(*allocated: Any) -> None:
+        worker = jax.lax.axis_index("group")
+        pl.when(worker < WORKERS)(lambda: multiply(call, refs, _Buffers(*allocated), worker))
+        pl.when(worker == WORKERS)(lambda: copy(call, refs, _Buffers(*allocated)))
+
+    pl.run_scoped(run, *buffers, collective_axes="group")
 
 
-def _zeros(shape: tuple[int, ...]):
+def _zeros(shape: tuple[int, ...]) -> Any:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
 
 
-def _product(left, right, shape: tuple[int, int]):
+def _product(left: Any, right: Any, shape: tuple[int, int]) -> Any:
     """left @ right.T of two matrices in shared memory."""
 
-    def multiply(result):
+    def multiply(result: Any) -> Any:
         plgpu.wgmma(result, left, plgpu.transpose_ref(right, (1, 0)))
         return result[...]
 
     return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
 
 
-def _add(total, left, right):
-    """total + left @ right, left in registers."""
-    return pl.run_state(lambda result: plgpu.wgmma(result, left, right))(plgpu.ACC.init(total))
+def _add(acc: Any, left: Any, right: Any) -> Any:
+    """acc + left @ right, left in registers."""
+    return pl.run_state(lambda result: plgpu.wgmma(result, left, right))(plgpu.ACC.init(acc))
 
 
-def _looped(ranges, place, step, carry):
-    """The steps of a tile, of which those in the middle need no mask."""
-    whole, whole_end = ranges[place, WHOLE], ranges[place, WHOLE_END]
-    carry = jax.lax.fori_loop(0, whole, functools.partial(step, True), carry)
-    carry = jax.lax.fori_loop(whole, whole_end, functools.partial(step, False), carry)
-    return jax.lax.fori_loop(whole_end, ranges[place, STEPS], functools.partial(step, True), carry)
+def _load_rows(buffers: _Buffers, index: Any, axis: int) -> list[Any]:
+    """lse, delta, start and end, spread over the rows or columns of a tile of logits."""
+    layout = plgpu.Layout.WGMMA.reduce(axis)
+    return [plgpu.load(buffer.at[index], (), layout=layout) for buffer in buffers.rows]
 
 
-def _copies(steps, stages: int, free, copy) -> None:
-    """The copying warpgroup: `copy(step, stage)` as soon as the stage is free."""
-    plgpu.set_max_registers(40, action="decrease")
-
-    def one(number, _):
-        slot = jax.lax.rem(number, stages)
-        pl.when(number >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
-        copy(number, slot)
-
-    jax.lax.fori_loop(0, steps, one, None)
+def _query_tile() -> Any:
+    # The last tiles of a causal rule have most to do: they go first.
+    return jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
 
 
-def _query_tile(
-    slots, group, tiles, query, gradient, sums, inner, key, value, ranges, starts, ends, numbers, of_query,
-    own, others, row_buffers, own_ready, arrived, free,
-):  # fmt: skip
-    block_q, block_k, stages = tiles.block_q_backward, tiles.block_k_backward, tiles.stages_backward
-    batch, head, worker = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), jax.lax.axis_index("group")
-    place = jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
-    ahead, first, shape = ranges[place, AHEAD], ranges[place, START], (block_q, block_k)
-
-    @pl.when(worker < WORKERS)
-    def _():
-        plgpu.set_max_registers(232, action="increase")
-        row = jnp.minimum(place * (WORKERS * block_q), query.shape[2] - WORKERS * block_q) + worker * block_q
-        rows, ready = pl.ds(row, block_q), own_ready.at[worker]
-        own_query, own_gradient = (buffer.at[worker] for buffer in own)
-        plgpu.copy_gmem_to_smem(query.at[batch, head, rows], own_query, ready)
-        plgpu.copy_gmem_to_smem(gradient.at[batch, head, rows], own_gradient, ready)
-        sources = (sums.at[batch, head, rows], inner.at[batch, head, rows], starts.at[rows], ends.at[rows])
-        for source, buffer in zip(sources, row_buffers, strict=True):
-            plgpu.copy_gmem_to_smem(source, buffer.at[worker], ready)
-        plgpu.barrier_wait(ready)
-        log_sum, delta, start, end = (
-            plgpu.load(buffer.at[worker], (), layout=plgpu.Layout.WGMMA.reduce(1)) for buffer in row_buffers
-        )
-        log_sum = jax.lax.broadcast_in_dim(log_sum * _LOG2E, shape, [0])
-        delta = jax.lax.broadcast_in_dim(delta, shape, [0])
-
-        def step(masked: bool, number, total):
-            slot = jax.lax.rem(number, stages)
-            plgpu.barrier_wait(arrived.at[slot])
-            keys, values = (buffer.at[slot] for buffer in others)
-            weights = jnp.exp2(_product(own_query, keys, shape) * _LOG2E - log_sum)
-            if masked:
-                base, wanted = block_of(number, first, ahead, block_k, slots)
-                weights = jnp.where(seen(base, wanted, numbers[1], start, end, shape, 0), weights, 0.0)
-            of_logits = weights * (_product(own_gradient, values, shape) - delta)
-            total = _add(total, of_logits.astype(key.dtype), keys)
-            plgpu.barrier_arrive(free.at[slot])
-            return total
-
-        total = _looped(ranges, place, step, _zeros((block_q, query.shape[-1])))
-        own_query[...] = total.astype(query.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(own_query, of_query.at[batch, head, rows])
-        plgpu.wait_smem_to_gmem(0)
-
-    @pl.when(worker == WORKERS)
-    def _():
-        kv_head = jax.lax.div(head, jnp.int32(group))
-
-        def copy(number, slot):
-            base, _ = block_of(number, first, ahead, block_k, slots)
-            for array, buffer in zip((key, value), others, strict=True):
-                plgpu.copy_gmem_to_smem(
-                    array.at[batch, kv_head, pl.ds(base, block_k)], buffer.at[slot], arrived.at[slot]
-                )
-
-        _copies(ranges[place, STEPS], stages, free, copy)
+def _kv_head(call: AttentionCall) -> Any:
+    return jax.lax.div(jax.lax.axis_index("head"), jnp.int32(call.num_heads // call.num_kv_heads))
 
 
-def _key_tile(
-    slots, group, tiles, query, gradient, sums, inner, key, value, ranges, starts, ends, numbers, of_key, of_value,
-    own, others, row_buffers, own_ready, arrived, free,
-):  # fmt: skip
-    block_q, block_k, stages = tiles.block_q_backward, tiles.block_k_backward, tiles.stages_backward
-    batch, head, worker = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), jax.lax.axis_index("group")
-    place, dim = jax.lax.axis_index("tile"), query.shape[-1]
-    first, shape, rows = ranges[place, START], (block_k, block_q), query.shape[2]
+def _multiply_queries(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: Any) -> None:
+    """A warpgroup that accumulates dq of its queries."""
+    block_q, block_k, stages = call.tiles.block_q_backward, call.tiles.block_k_backward, call.tiles.stages_backward
+    batch, head, tile = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), _query_tile()
+    ahead, first, shape = refs.ranges[tile, AHEAD], refs.ranges[tile, START], (block_q, block_k)
+    plgpu.set_max_registers(232, action="increase")
+    row = jnp.minimum(tile * (WORKERS * block_q), refs.q.shape[2] - WORKERS * block_q) + worker * block_q
+    rows, ready = pl.ds(row, block_q), buffers.ready.at[worker]
+    q, do = (buffer.at[worker] for buffer in buffers.local)
+    plgpu.copy_gmem_to_smem(refs.q.at[batch, head, rows], q, ready)
+    plgpu.copy_gmem_to_smem(refs.do.at[batch, head, rows], do, ready)
+    sources = [refs.lse.at[batch, head, rows], refs.delta.at[batch, head, rows]]
+    sources += [refs.starts.at[rows], refs.ends.at[rows]]
+    for source, buffer in zip(sources, buffers.rows, strict=True):
+        plgpu.copy_gmem_to_smem(source, buffer.at[worker], ready)
+    plgpu.barrier_wait(ready)
+    lse, delta, start, end = _load_rows(buffers, worker, 1)
+    lse = jax.lax.broadcast_in_dim(lse * LOG2E, shape, [0])
+    delta = jax.lax.broadcast_in_dim(delta, shape, [0])
 
-    @pl.when(worker < WORKERS)
-    def _():
-        plgpu.set_max_registers(232, action="increase")
-        slot_of_key = jnp.minimum(place * (WORKERS * block_k), slots - WORKERS * block_k) + worker * block_k
-        place_of_keys, ready = pl.ds(slot_of_key, block_k), own_ready.at[worker]
-        own_key, own_value = (buffer.at[worker] for buffer in own)
-        kv_head = jax.lax.div(head, jnp.int32(group))
-        plgpu.copy_gmem_to_smem(key.at[batch, kv_head, place_of_keys], own_key, ready)
-        plgpu.copy_gmem_to_smem(value.at[batch, kv_head, place_of_keys], own_value, ready)
-        plgpu.barrier_wait(ready)
+    def step(masked: bool, index: Any, dq: Any) -> Any:
+        stage = jax.lax.rem(index, stages)
+        plgpu.barrier_wait(buffers.arrived.at[stage])
+        k, v = (buffer.at[stage] for buffer in buffers.streamed)
+        p = jnp.exp2(_product(q, k, shape) * LOG2E - lse)
+        if masked:
+            base, wanted = block_start(index, first, ahead, block_k, call.num_slots)
+            p = jnp.where(tile_mask(base, wanted, refs.scalars[1], start, end, shape, 0), p, 0.0)
+        ds = p * (_product(do, v, shape) - delta)
+        dq = _add(dq, ds.astype(refs.k.dtype), k)
+        plgpu.barrier_arrive(buffers.free.at[stage])
+        return dq
 
-        def step(masked: bool, number, carry):
-            of_own_key, of_own_value = carry
-            slot = jax.lax.rem(number, stages)
-            plgpu.barrier_wait(arrived.at[slot])
-            queries, gradients = (buffer.at[slot] for buffer in others)
-            log_sum, delta, start, end = (
-                plgpu.load(buffer.at[slot], (), layout=plgpu.Layout.WGMMA.reduce(0)) for buffer in row_buffers
-            )
-            weights = jnp.exp2(
-                _product(own_key, queries, shape) * _LOG2E - jax.lax.broadcast_in_dim(log_sum * _LOG2E, shape, [1])
-            )
-            if masked:
-                base, wanted = block_of(number, first, jnp.int32(0), block_q, rows)
-                shown = seen(slot_of_key, jnp.int32(0), numbers[1], start, end, shape, 1)
-                row = base + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
-                weights = jnp.where(shown & (row >= wanted), weights, 0.0)
-            of_own_value = _add(of_own_value, weights.astype(key.dtype), gradients)
-            of_logits = weights * (_product(own_value, gradients, shape) - jax.lax.broadcast_in_dim(delta, shape, [1]))
-            of_own_key = _add(of_own_key, of_logits.astype(key.dtype), queries)
-            plgpu.barrier_arrive(free.at[slot])
-            return of_own_key, of_own_value
+    dq = loop_over_blocks(refs.ranges, tile, step, _zeros((block_q, call.head_dim)))
+    q[...] = dq.astype(refs.q.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(q, refs.results[0].at[batch, head, rows])
+    plgpu.wait_smem_to_gmem(0)
 
-        found = _looped(ranges, place, step, (_zeros((block_k, dim)), _zeros((block_k, dim))))
-        for total, buffer in zip(found, (own_key, own_value), strict=True):
-            buffer[...] = total.astype(key.dtype)
-        plgpu.commit_smem()
-        for buffer, target in ((own_key, of_key), (own_value, of_value)):
-            plgpu.copy_smem_to_gmem(buffer, target.at[batch, head, place_of_keys])
-        plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(worker == WORKERS)
-    def _():
-        def copy(number, slot):
-            base, _ = block_of(number, first, jnp.int32(0), block_q, rows)
-            part = pl.ds(base, block_q)
-            row_sources = (sums.at[batch, head, part], inner.at[batch, head, part], starts.at[part], ends.at[part])
-            sources = (query.at[batch, head, part], gradient.at[batch, head, part], *row_sources)
-            for source, buffer in zip(sources, (*others, *row_buffers), strict=True):
-                plgpu.copy_gmem_to_smem(source, buffer.at[slot], arrived.at[slot])
+def _copy_keys(call: AttentionCall, refs: _Refs, buffers: _Buffers) -> None:
+    """The warpgroup that copies keys and values."""
+    block_k, tile = call.tiles.block_k_backward, _query_tile()
+    batch, kv_head = jax.lax.axis_index("batch"), _kv_head(call)
+    ahead, first = refs.ranges[tile, AHEAD], refs.ranges[tile, START]
 
-        _copies(ranges[place, STEPS], stages, free, copy)
+    def copy(index: Any, stage: Any, free: Any) -> None:
+        free(buffers.free)
+        base, _ = block_start(index, first, ahead, block_k, call.num_slots)
+        for source, buffer in zip((refs.k, refs.v), buffers.streamed, strict=True):
+            block = source.at[batch, kv_head, pl.ds(base, block_k)]
+            plgpu.copy_gmem_to_smem(block, buffer.at[stage], buffers.arrived.at[stage])
+
+    copy_blocks(refs.ranges[tile, STEPS], call.tiles.stages_backward, copy)
+
+
+def _multiply_keys(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: Any) -> None:
+    """A warpgroup that accumulates dk and dv of its keys."""
+    block_q, block_k, stages = call.tiles.block_q_backward, call.tiles.block_k_backward, call.tiles.stages_backward
+    batch, head, tile = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), jax.lax.axis_index("tile")
+    shape, num_rows, dtype, dim = (block_k, block_q), refs.q.shape[2], refs.k.dtype, call.head_dim
+    first = refs.ranges[tile, START]
+    plgpu.set_max_registers(232, action="increase")
+    slot = jnp.minimum(tile * (WORKERS * block_k), call.num_slots - WORKERS * block_k) + worker * block_k
+    slots, ready = pl.ds(slot, block_k), buffers.ready.at[worker]
+    k, v = (buffer.at[worker] for buffer in buffers.local)
+    kv_head = _kv_head(call)
+    plgpu.copy_gmem_to_smem(refs.k.at[batch, kv_head, slots], k, ready)
+    plgpu.copy_gmem_to_smem(refs.v.at[batch, kv_head, slots], v, ready)
+    plgpu.barrier_wait(ready)
+
+    def step(masked: bool, index: Any, carry: Any) -> Any:
+        dk, dv = carry
+        stage = jax.lax.rem(index, stages)
+        plgpu.barrier_wait(buffers.arrived.at[stage])
+        q, do = (buffer.at[stage] for buffer in buffers.streamed)
+        lse, delta, start, end = _load_rows(buffers, stage, 0)
+        p = jnp.exp2(_product(k, q, shape) * LOG2E - jax.lax.broadcast_in_dim(lse * LOG2E, shape, [1]))
+        if masked:
+            base, wanted = block_start(index, first, jnp.int32(0), block_q, num_rows)
+            mask = tile_mask(slot, jnp.int32(0), refs.scalars[1], start, end, shape, 1)
+            row = base + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+            p = jnp.where(mask & (row >= wanted), p, 0.0)
+        dv = _add(dv, p.astype(dtype), do)
+        ds = p * (_product(v, do, shape) - jax.lax.broadcast_in_dim(delta, shape, [1]))
+        dk = _add(dk, ds.astype(dtype), q)
+        plgpu.barrier_arrive(buffers.free.at[stage])
+        return dk, dv
+
+    gradients = loop_over_blocks(refs.ranges, tile, step, (_zeros((block_k, dim)), _zeros((block_k, dim))))
+    for gradient, buffer in zip(gradients, (k, v), strict=True):
+        buffer[...] = gradient.astype(dtype)
+    plgpu.commit_smem()
+    for buffer, result in zip((k, v), refs.results, strict=True):
+        plgpu.copy_smem_to_gmem(buffer, result.at[batch, head, slots])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _copy_queries(call: AttentionCall, refs: _Refs, buffers: _Buffers) -> None:
+    """The warpgroup that copies queries, gradients of the output and numbers of rows."""
+    block_q, tile, num_rows = call.tiles.block_q_backward, jax.lax.axis_index("tile"), refs.q.shape[2]
+    batch, head, first = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), refs.ranges[tile, START]
+
+    def copy(index: Any, stage: Any, free: Any) -> None:
+        free(buffers.free)
+        base, _ = block_start(index, first, jnp.int32(0), block_q, num_rows)
+        rows = pl.ds(base, block_q)
+        sources = [ref.at[batch, head, rows] for ref in (refs.q, refs.do, refs.lse, refs.delta)]
+        sources += [refs.starts.at[rows], refs.ends.at[rows]]
+        for source, buffer in zip(sources, (*buffers.streamed, *buffers.rows), strict=True):
+            plgpu.copy_gmem_to_smem(source, buffer.at[stage], buffers.arrived.at[stage])
+
+    copy_blocks(refs.ranges[tile, STEPS], call.tiles.stages_backward, copy)

@@ -1,8 +1,8 @@
-"""Which keys a query sees, as a rule on indices, so that no mask of queries x keys is ever stored.
+"""Which keys are visible to a query, as a rule on indices, so that no mask of queries x keys is ever stored.
 
-A query sees the slots of the prefix and those of one interval [start, end), neither of which falls from one query to
-the next. From that everything follows: the mask of a tile, whether any or all of a block is seen, and the ranges of
-keys outside which nothing is. Kernels evaluate it a tile at a time, the reference inside a fused comparison.
+Visible to a query are the slots of the prefix and those of one interval [start, end), and neither bound decreases from
+one query to the next. From these bounds follow the mask of a tile, whether any or all of a block is visible, and the
+ranges that hold all visible keys. Kernels evaluate the rule a tile at a time, the reference inside a fused comparison.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 
 class Visibility(abc.ABC):
-    """A rule that says which key slots a query slot sees; subclasses are frozen dataclasses.
+    """A visibility rule; subclasses are frozen dataclasses.
 
     Attributes:
-      prefix: so many slots at the start are seen by all.
+      prefix: number of slots at the start that are visible to every query.
     """
 
     @property
@@ -29,26 +29,26 @@ class Visibility(abc.ABC):
 
     @abc.abstractmethod
     def bounds(self, query: Any, xp: Any = jnp) -> tuple[Any, Any]:
-        """Start and end of the interval of keys that queries see besides the prefix, neither ever falling.
+        """Start and end of the interval of keys that are visible besides the prefix; neither decreases with the query.
 
         Args:
           query: slot indices, an array of `xp` (jax.numpy or numpy).
 
         Returns:
-          Integers that broadcast against `query`; the start is None where it is 0 for all.
+          Integers that broadcast against `query`; the start is None where it is 0 for every query.
         """
 
     def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """Booleans of the broadcast shape of `query` and `key` (slot indices)."""
+        """Whether keys are visible to queries (slot indices), in the broadcast shape of both."""
         start, end = self.bounds(query)
         if start is None:
             return key < (jnp.maximum(end, self.prefix) if self.prefix else end)
-        seen = (key >= start) & (key < end)
-        return seen | (key < self.prefix) if self.prefix else seen
+        visible = (key >= start) & (key < end)
+        return visible | (key < self.prefix) if self.prefix else visible
 
     def spans(self, first: int, last: int, slots: int) -> tuple[tuple[int, int], ...]:
-        """Ranges [start, end) of keys, in order, outside which no query of [first, last) sees any of `slots` keys."""
-        (start, _), (_, end) = (self.bounds(np.int64(place), np) for place in (first, last - 1))
+        """Ranges [start, end), in order, that hold all of `slots` keys that are visible to queries [first, last)."""
+        (start, _), (_, end) = (self.bounds(np.int64(query), np) for query in (first, last - 1))
         prefix = min(self.prefix, slots)
         start, end = 0 if start is None else int(start), min(int(end), slots)
         if start <= prefix or end <= start:
@@ -58,7 +58,7 @@ class Visibility(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Visibility):
-    """A query sees itself, everything before it, and the first `text` slots, which see one another."""
+    """Visible are the query's own slot, all slots before it, and the first `text` slots (also to one another)."""
 
     text: int = 0
 
@@ -72,7 +72,7 @@ class Causal(Visibility):
 
 @dataclasses.dataclass(frozen=True)
 class Full(Visibility):
-    """Everything sees everything."""
+    """Every key is visible to every query."""
 
     def bounds(self, query: Any, xp: Any = jnp) -> tuple[Any, Any]:
         return None, query * 0 + (2**31 - 1)
@@ -83,13 +83,13 @@ class Full(Visibility):
 
 @dataclasses.dataclass(frozen=True)
 class CausalFrames(Visibility):
-    """Causal over tokens inside a sliding window of frames, after a text prefix that all see.
+    """Causal over tokens inside a sliding window of frames, after a text prefix that is visible to all.
 
-    A query sees what is before it and itself in its own frame and in the `window` frames before that one: with
-    `window=0` attention is local to the frame. Text slots see all text.
+    Visible are the slots up to the query's own in its frame and in the `window` frames before it: with `window=0`
+    attention is local to the frame. All text is visible to text.
 
     Attributes:
-      text: number of text slots, which come first. frame: tokens a frame. window: earlier frames seen.
+      text: number of text slots, which come first. frame: tokens a frame. window: number of earlier frames.
     """
 
     text: int
@@ -101,16 +101,17 @@ class CausalFrames(Visibility):
         return self.text
 
     def bounds(self, query: Any, xp: Any = jnp) -> tuple[Any, Any]:
-        own = _frame(query, self.text, self.frame, xp)
-        return self.text + xp.maximum(own - self.window, 0) * self.frame, query + 1
+        frame = _frame(query, self.text, self.frame, xp)
+        return self.text + xp.maximum(frame - self.window, 0) * self.frame, query + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameWindow(Visibility):
-    """Block-causal over frames with look-ahead and a window; a text prefix that all see (specification, section 6).
+    """Block-causal over frames with look-ahead and a window; the text prefix is visible to all (specification,
+    section 6).
 
-    Query frame q sees key frames q + look_ahead - 1 - window .. q + look_ahead - 1; text queries see all text and
-    frames 0 .. look_ahead - 1.
+    Visible to frame q are frames q + look_ahead - 1 - window .. q + look_ahead - 1; to text, all text and frames
+    0 .. look_ahead - 1.
 
     Attributes:
       text: number of text slots, which come first.
@@ -133,7 +134,7 @@ class FrameWindow(Visibility):
         end = self.text + (last + 1) * self.frame
         if self.window is None:
             return None, end
-        # A text query has no past to cut off: it sees every frame from 0.
+        # The window does not apply to text queries: every frame from 0 is visible.
         start = xp.where(query < self.text, 0, xp.maximum(last - self.window, 0))
         return self.text + start * self.frame, end
 
@@ -141,5 +142,5 @@ class FrameWindow(Visibility):
 def _frame(query: Any, text: int, frame: int, xp: Any) -> Any:
     """The frame of a slot; text counts as frame 0."""
     past = xp.maximum(query - text, 0)
-    # Not floor division, whose signs a kernel would look after in vain.
+    # Truncating division: floor division would make a kernel check signs for nothing.
     return past // frame if xp is np else jax.lax.div(past, jnp.asarray(frame, past.dtype))

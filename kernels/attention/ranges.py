@@ -1,6 +1,6 @@
-"""What a GPU's kernels read about a rule: two numbers a row, and a few of every tile.
+"""What the GPU kernels know of a visibility rule: two numbers a row, and five numbers a tile.
 
-The kernels loop, so that they take ranges of blocks instead of a list of steps (`schedule`).
+The kernels loop, so they take ranges of blocks instead of a list of steps (`schedule`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import jax.numpy as jnp
 
 from starflow_jax.kernels.attention.schedule import Problem
 
-# Columns of `Ranges.tiles`: steps in all; the first `AHEAD` of them are the blocks from 0 on, the others those from
+# Columns of `Ranges.tiles`: number of steps; the first `AHEAD` steps are the blocks from 0 on, the others those from
 # `START` on; steps from `WHOLE` to before `WHOLE_END` need no mask.
 STEPS, AHEAD, START, WHOLE, WHOLE_END = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Of every tile and every row.
+    """The visible blocks of every tile, and the visible interval of every row.
 
     Attributes:
       tiles: int32 [tiles, 5], see above.
-      start, end: int32 [rows], the interval that a row sees; rows that are not there see nothing.
-      prefix: keys that all see (an int or a traced int32).
+      start, end: int32 [rows], the visible interval of a row; empty for padding.
+      prefix: number of keys that are visible to all (an int or a traced int32).
     """
 
     tiles: Any
@@ -34,11 +34,11 @@ class Ranges:
 
 
 def query_ranges(problem: Problem, offset: Any, length: Any, rows: int, tile: int, block: int) -> Ranges:
-    """The blocks of keys that tiles of queries visit; the last tile is moved back to end with the rows.
+    """The blocks of keys that are visible to tiles of queries; the last tile is moved back to end with the rows.
 
     Args:
-      problem: what is seen. offset, length: slot of the first query, and of the first key that is not there.
-      rows: queries, padded to at least a tile; tile, block: sizes.
+      problem: the rule and the sizes. offset, length: slot of the first query, and of the first invalid key.
+      rows: queries, padded to at least a tile. tile, block: sizes of a tile of queries and of a block of keys.
     """
     start, end, prefix = _intervals(problem, offset, length, rows)
     first = jnp.minimum(jnp.arange(-(-rows // tile), dtype=jnp.int32) * tile, rows - tile)
@@ -46,7 +46,7 @@ def query_ranges(problem: Problem, offset: Any, length: Any, rows: int, tile: in
     if problem.period < problem.queries:
         first, last = first * 0, last * 0 + problem.period - 1
     low, high, end_first, end_last = start[first], start[last], end[first], end[last]
-    # Where the interval of every row begins inside the prefix, they are one.
+    # Where the interval of every row begins inside the prefix, interval and prefix are one range.
     joined = high <= prefix
     ahead = -(-prefix // block)
     begin = jnp.maximum(low // block, ahead)
@@ -58,20 +58,19 @@ def query_ranges(problem: Problem, offset: Any, length: Any, rows: int, tile: in
     )
     whole = jnp.clip(whole, 0, steps)
     whole_end = jnp.clip(whole_end, whole, steps)
-    # Rows beyond the queries are written nowhere.
     return Ranges(jnp.stack([steps, steps * 0 + ahead, begin, whole, whole_end], axis=1), start, end, prefix)
 
 
 def _intervals(problem: Problem, offset: Any, length: Any, rows: int) -> tuple[Any, Any, Any]:
-    place = jnp.arange(rows, dtype=jnp.int32)
-    there = place < problem.queries
+    row = jnp.arange(rows, dtype=jnp.int32)
+    valid = row < problem.queries
     length = jnp.minimum(jnp.asarray(length, jnp.int32), problem.slots)
-    slot = jnp.asarray(offset, jnp.int32) + jnp.minimum(place, problem.queries - 1) % problem.period
+    slot = jnp.asarray(offset, jnp.int32) + jnp.minimum(row, problem.queries - 1) % problem.period
     start, end = problem.rule.bounds(slot)
     start = slot * 0 if start is None else start
     prefix = jnp.minimum(jnp.int32(problem.rule.prefix), length)
-    # A row that is not there has an interval of its neighbour's start, without end.
-    return start, jnp.where(there, jnp.minimum(end, length), start * 0), prefix
+    # Padding has an empty interval at the start of the last query's, so that starts never decrease.
+    return start, jnp.where(valid, jnp.minimum(end, length), start * 0), prefix
 
 
 def key_ranges(problem: Problem, ranges: Ranges, rows: int, tile: int, block: int) -> Any:
@@ -89,16 +88,16 @@ def key_ranges(problem: Problem, ranges: Ranges, rows: int, tile: int, block: in
         whole = whole_end = first * 0
     else:
         start, end = ranges.start[:queries], ranges.end[:queries]
-        # Neither bound falls from row to row: those that see a key of the tile follow one another.
+        # Neither bound decreases from row to row: the rows that see a key of the tile are consecutive.
         low = jnp.searchsorted(end, first, side="right").astype(jnp.int32)
         high = jnp.searchsorted(start, last, side="right").astype(jnp.int32)
-        # All rows from `low_all` to before `high_all` see every key of the tile.
+        # Every key of the tile is visible to all rows from `low_all` to before `high_all`.
         low_all = jnp.searchsorted(end, last, side="right").astype(jnp.int32)
         high_all = jnp.searchsorted(start, first, side="right").astype(jnp.int32)
         inside = first < ranges.prefix
         low, high = jnp.where(inside, 0, low), jnp.where(inside, queries, high)
         high = jnp.maximum(high, low)
-        # Rows whose interval begins inside the prefix see it whole with what follows.
+        # If the interval of a row begins inside the prefix, the row sees the prefix and the interval as one range.
         joined = jnp.searchsorted(start, jnp.maximum(first, ranges.prefix), side="right").astype(jnp.int32)
         high_all = jnp.where(inside, joined, high_all)
         known = last < ranges.prefix

@@ -1,60 +1,72 @@
-"""The specification of every kernel in plain jnp, and the fallback where no kernel applies."""
+"""The reference of attention in plain jnp: what every kernel has to compute, and the fallback where none applies."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals, layer_of
 from starflow_jax.kernels.attention.masks import Causal, Full, Visibility
+from starflow_jax.kernels.choice import Support
 
-# Finite, so that nothing becomes NaN where a query sees nothing.
-_HIDDEN = -1e30
+# Finite, so that a query that sees no key gives no NaN.
+_MASKED = -1e30
 
-# Queries worked on together: enough to keep a processor's caches busy, and at most so many chunks that the program of
-# a long sequence stays small.
-_CHUNK, _CHUNKS = 128, 16
+# Queries of a chunk: enough to keep a processor's caches busy, and at most so many chunks that the program of a long
+# sequence stays small.
+_CHUNK, _MAX_CHUNKS = 128, 16
 
-# From so many pairs on, weights are computed anew in the backward pass rather than kept: those of 1,024 tokens are
+# From so many pairs on, the backward pass recomputes the weights instead of storing them: those of 1,024 tokens are
 # 4 MiB for each head of each sample.
-_REMEMBERED_PAIRS = 2**20
+_MAX_STORED_PAIRS = 2**20
 
 
 def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array | None, some: jax.Array | None, precision
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Bool[Array, "n S"] | None,
+    nonempty: Bool[Array, "n 1"] | None,
+    precision: Any,
 ) -> jax.Array:
-    """`seen` says which key a query sees, `some` whether it sees any; None where it does."""
+    """`mask`: which keys are visible to a query; `nonempty`: whether any is. None where all are."""
     logits = jnp.einsum("bhnd,bhsd->bhns", query, key, preferred_element_type=jnp.float32, precision=precision)
-    if seen is not None:
-        logits = jnp.where(seen, logits, _HIDDEN)
+    if mask is not None:
+        logits = jnp.where(mask, logits, _MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    if some is not None:
-        weights = jnp.where(some, weights, 0)
+    if nonempty is not None:
+        weights = jnp.where(nonempty, weights, 0)
     return jnp.einsum("bhns,bhsd->bhnd", weights, value, precision=precision)
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "B k S d"],
+    value: Float[Array, "B k S d"],
     *,
     visibility: Visibility,
-    offset: int | jax.Array = 0,
-    length: int | jax.Array | None = None,
+    offset: int | Int[Array, ""] = 0,
+    length: int | Int[Array, ""] | None = None,
     query_chunk: int | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> jax.Array:
+    precision: Any = None,
+) -> Float[Array, "B h n d"]:
     """Scaled attention whose scale is already inside `query`; softmax in float32.
 
-    A pass from slot 0 works on some queries at a time, each on the keys it can see only, and keeps no weights of a
-    long sequence for the backward pass. A query that sees nothing gets zeros.
+    A pass from slot 0 takes the queries in chunks, each with the keys visible to it only, and does not store the
+    weights of a long sequence for the backward pass. A query that sees no key gets zeros.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale.
       key, value: [B, k, S, d] with k dividing h (grouped-query attention: head j uses kv head j // (h / k)).
-      visibility: which slots see which.
-      offset: slot index of the first query (may be traced).
-      length: keys from this slot on are seen by none (may be traced); None: all S are there.
-      query_chunk: queries at a time; None for 128, or a sixteenth of a long sequence.
+      visibility: which keys are visible to a query.
+      offset: slot of the first query (may be traced).
+      length: keys from this slot on are visible to no query (may be traced); None: all S are valid.
+      query_chunk: queries of a chunk; None for 128, or a sixteenth of a long sequence.
       precision: of the two products.
 
     Returns:
@@ -66,33 +78,72 @@ def attention(
     # Queries of one group share keys: folding the group into the query axis keeps a plain batched product.
     query = query.reshape(batch, kv_heads, group, count, dim)
 
-    def chunk(query, key, value, first: int, last: int, spans: tuple[tuple[int, int], ...]) -> jax.Array:
+    def chunk(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        first: int,
+        last: int,
+        spans: tuple[tuple[int, int], ...],
+    ) -> jax.Array:
         part = query[:, :, :, first:last].reshape(batch, kv_heads, group * (last - first), dim)
-        keys, values = (_joined([array[:, :, a:b] for a, b in spans], axis=2) for array in (key, value))
-        seen = some = None
+        keys, values = (_concatenate([array[:, :, a:b] for a, b in spans], axis=2) for array in (key, value))
+        mask = nonempty = None
         if not isinstance(visibility, Full) or length is not None:
             rows = offset + jnp.arange(first, last)
-            columns = _joined([jnp.arange(a, b) for a, b in spans], axis=0)
-            seen = visibility.mask(rows[:, None], columns[None, :])
+            columns = _concatenate([jnp.arange(a, b) for a, b in spans], axis=0)
+            mask = visibility.mask(rows[:, None], columns[None, :])
             if length is not None:
-                seen &= columns < length
-            seen = jnp.tile(seen, (group, 1)) if group > 1 else seen
+                mask &= columns < length
+            mask = jnp.tile(mask, (group, 1)) if group > 1 else mask
             if not isinstance(visibility, Causal | Full) or length is not None:
-                some = jnp.any(seen, axis=1, keepdims=True)
-        out = _attend(part, keys, values, seen, some, precision)
+                nonempty = jnp.any(mask, axis=1, keepdims=True)
+        out = _attend(part, keys, values, mask, nonempty, precision)
         return out.reshape(batch, kv_heads, group, last - first, dim)
 
-    size = max(_CHUNK, -(-count // _CHUNKS)) if query_chunk is None else query_chunk
+    size = max(_CHUNK, -(-count // _MAX_CHUNKS)) if query_chunk is None else query_chunk
     if isinstance(offset, int) and offset == 0 and count > size:
-        if count * slots >= _REMEMBERED_PAIRS:
+        if count * slots >= _MAX_STORED_PAIRS:
             chunk = jax.checkpoint(chunk, static_argnums=(3, 4, 5))
-        bounds = [(first, min(first + size, count)) for first in range(0, count, size)]
-        parts = [chunk(query, key, value, *b, visibility.spans(*b, slots)) for b in bounds]
+        chunks = [(first, min(first + size, count)) for first in range(0, count, size)]
+        parts = [chunk(query, key, value, *c, visibility.spans(*c, slots)) for c in chunks]
         out = jnp.concatenate(parts, axis=3)
     else:
         out = chunk(query, key, value, 0, count, ((0, slots),))
     return out.reshape(batch, heads, count, dim)
 
 
-def _joined(parts: list[jax.Array], axis: int) -> jax.Array:
+def _concatenate(parts: list[jax.Array], axis: int) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceAttention:
+    """The reference as a `call.AttentionKernel`: every platform, every call."""
+
+    def supports(self, call: AttentionCall) -> Support:
+        """See `AttentionKernel`."""
+        return Support()
+
+    def prepare(self, call: AttentionCall) -> AttentionCall:
+        """See `AttentionKernel`."""
+        return call
+
+    def forward(
+        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
+    ) -> tuple[jax.Array, None]:
+        """See `AttentionKernel`."""
+        options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
+        key, value = layer_of(key, bounds), layer_of(value, bounds)
+        return _bound(call, bounds, **options)(query, key, value), None
+
+    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+        """See `AttentionKernel`; kernels without a backward pass use this one."""
+        attend = _bound(call, bounds, precision="highest" if call.exact else None)
+        dq, dk, dv = jax.vjp(attend, residuals.query, residuals.key, residuals.value)[1](do)
+        return dq, dk, dv
+
+
+def _bound(call: AttentionCall, bounds: Bounds, **options: Any) -> Any:
+    """`attention` as a function of query, key and value."""
+    return functools.partial(attention, visibility=call.rule, offset=bounds.offset, length=bounds.length, **options)

@@ -1,7 +1,7 @@
-"""The blocks that a kernel visits: pairs of a block of queries and a block of keys, of which something is seen.
+"""The schedule of a kernel: the pairs of a block of queries and a block of keys with visible keys.
 
-Pairs come query block by query block, keys in order. With slots that are known beforehand they are constants and as
-many as needed; with a traced offset or length they are arrays for the most there could be, and their number is traced.
+Pairs are ordered by query block, then by key block. If offset and length are known when the program is traced, the
+steps are constants, as many as needed; if either is traced, they are arrays of the maximal size with a traced count.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FIRST, LAST, PARTIAL, EMPTY = 1, 2, 4, 8
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a kernel computes, as far as it is static.
+    """What a schedule depends on besides offset and length.
 
     Attributes:
-      rule: which slots see which.
+      rule: which keys are visible to a query.
       queries, slots: numbers of queries and keys.
-      period: query i stands at slot offset + i % period (several heads that share keys, one after the other).
+      period: query i is at slot offset + i % period (several heads that share keys, one after the other).
     """
 
     rule: Visibility
@@ -40,8 +40,8 @@ class Schedule:
     """Steps of a kernel.
 
     Attributes:
-      steps: int32 [3, most]: block of queries, block of keys, flags.
-      count: how many of them there are (an int, or a traced int32).
+      steps: int32 [3, max steps]: block of queries, block of keys, flags.
+      count: number of steps (an int, or a traced int32).
     """
 
     steps: Any
@@ -52,8 +52,8 @@ def schedule(problem: Problem, offset: Any, length: Any, block_q: int, block_k: 
     """The steps for queries from slot `offset` on, and keys before slot `length` (ints, or traced int32)."""
     if isinstance(offset, jax.Array) or isinstance(length, jax.Array):
         return _schedule(problem, offset, length, block_q, block_k, jnp)
-    found = _schedule(problem, offset, length, block_q, block_k, np)
-    return Schedule(np.ascontiguousarray(found.steps[:, : int(found.count)]), int(found.count))
+    padded = _schedule(problem, offset, length, block_q, block_k, np)
+    return Schedule(np.ascontiguousarray(padded.steps[:, : int(padded.count)]), int(padded.count))
 
 
 def _schedule(problem: Problem, offset: Any, length: Any, block_q: int, block_k: int, xp: Any) -> Schedule:
@@ -64,7 +64,7 @@ def _schedule(problem: Problem, offset: Any, length: Any, block_q: int, block_k:
     if problem.period < queries:  # a block of several heads' queries may hold any of them
         first, last = first * 0, last * 0 + problem.period - 1
     length = xp.minimum(length, problem.slots)
-    (low, end_first), (high, end) = (rule.bounds(xp.asarray(offset + place, np.int32), xp) for place in (first, last))
+    (low, end_first), (high, end) = (rule.bounds(xp.asarray(offset + query, np.int32), xp) for query in (first, last))
     low, high = (first * 0 if bound is None else bound for bound in (low, high))
     prefix = min(rule.prefix, problem.slots)
     # Blocks of the prefix, then those of the interval that are not among them.
@@ -74,16 +74,16 @@ def _schedule(problem: Problem, offset: Any, length: Any, block_q: int, block_k:
     stop = xp.where(end > low, -(-end // block_k), 0)
     counts = xp.maximum(stop - start, 0) + ahead
     empty = counts == 0
-    counts = xp.maximum(counts, 1)  # a block of queries that sees nothing is written all the same
+    counts = xp.maximum(counts, 1)  # the output of a block of queries without visible keys has to be written, too
     ends = xp.cumsum(counts)
     step = xp.arange(rows * columns, dtype=np.int32)
     row = xp.minimum(xp.searchsorted(ends, step, side="right"), rows - 1)
-    place = step - (ends[row] - counts[row])
-    column = xp.where(place < ahead, place, start[row] + place - ahead)
+    index = step - (ends[row] - counts[row])
+    column = xp.where(index < ahead, index, start[row] + index - ahead)
     column = xp.clip(column, 0, columns - 1)
-    # A block is seen whole if all its keys are in the interval of every query or in the prefix, and nothing sticks out.
+    # A block needs no mask if all its keys are in the interval of every query or in the prefix, and none is padding.
     stops = (column + 1) * block_k
     inside = (xp.minimum(end_first, length)[row] >= stops) & (high[row] <= xp.maximum(column * block_k, prefix))
     whole = (inside | (stops <= xp.minimum(prefix, length))) & ((row + 1) * block_q <= queries)
-    flags = FIRST * (place == 0) + LAST * (place == counts[row] - 1) + PARTIAL * ~whole + EMPTY * empty[row]
+    flags = FIRST * (index == 0) + LAST * (index == counts[row] - 1) + PARTIAL * ~whole + EMPTY * empty[row]
     return Schedule(xp.stack([row, column, flags]).astype(np.int32), ends[-1])

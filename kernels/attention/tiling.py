@@ -1,9 +1,8 @@
-"""How the TPU's attention kernels cut a sequence into blocks: a small model of the time they take.
+"""Block sizes of the TPU's attention kernels, by a small model of the time that the kernels take.
 
-A step of a kernel costs so many cycles for each 128 x 128 tile of logits, and so many for itself: a start of its
-pipeline, and what the grid takes between steps. The constants were read off the schedules that the TPU's compiler makes
-of these kernels (docs/performance.md says how), not measured on a device; `experiments/benchmarks/tune_attention.py`
-measures.
+A grid step costs cycles for each 128 x 128 tile of logits, and a constant: the start of its pipeline, and the time
+between steps. The constants were read off the schedules that the TPU's compiler makes of these kernels
+(docs/performance.md describes how), not measured on a device; `experiments/benchmarks/tune_attention.py` measures.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Cycles of one core's kernels.
+    """Cycles and memory of the kernels on one core.
 
     Attributes:
       forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
-      step: for a step of the grid, whatever it holds: filling the units, and about 0.3 us between steps.
+      step: for a step of the grid, whatever its size: filling the units, and about 0.3 us between steps.
       memory: bytes of vector memory that a kernel may use.
     """
 
@@ -39,7 +38,7 @@ class Costs:
         return max(narrow + (wide - narrow) * (dim - 64) / 64, narrow / 2)
 
 
-# By the name of `costs.chips`. Of v4 and tpu7x no schedule was read: they take the figures of v5p and v6e.
+# By the names of `costs.chips`. The schedules of v4 and tpu7x were not read: they use the figures of v5p and v6e.
 COSTS = {
     "v4": Costs((54, 68), (100, 150), 620, 14 * _MIB),
     "v5e": Costs((54, 68), (100, 150), 800, 100 * _MIB),
@@ -49,25 +48,25 @@ COSTS = {
 }
 DEFAULT_CHIP = "v5p"
 
-# Beginnings of a device's own name (`jax.Device.device_kind`), first match counts.
+# Prefixes of `jax.Device.device_kind`; the first match counts.
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7": "tpu7x"}
 
-# Longest blocks, and tiles that one step's heads make up together: more fill the units better, and take longer to
-# compile.
-_LONGEST, _LONGEST_BACKWARD, _TOGETHER, _MOST_HEADS = 1024, 768, 36, 8
+# The longest blocks, the most tiles of all heads of a step, and the most heads: more tiles use the units better, and
+# take longer to compile.
+_MAX_BLOCK, _MAX_BLOCK_BACKWARD, _MAX_TILES, _MAX_HEADS = 1024, 768, 36, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Blocks of a kernel.
+    """Block sizes of the kernels.
 
     Attributes:
-      block_q, block_k, heads: queries, keys and heads of one step forward; the same backward, 0 where the vector
-        memory does not hold a head's gradients: the specification then computes them.
+      block_q, block_k, heads: queries, keys and heads of one step forward; and the same backward, all 0 where the
+        vector memory cannot hold the gradients of a head, which the reference then computes.
       memory: bytes of vector memory that the compiler may use.
 
     Raises:
-      ValueError: blocks that are no multiples of 128, or no heads.
+      ValueError: block sizes that are no multiples of 128, or no heads.
     """
 
     block_q: int
@@ -78,7 +77,7 @@ class Tiles:
     heads_backward: int
     memory: int = COSTS[DEFAULT_CHIP].memory
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         forward = (self.block_q, self.block_k, self.heads)
         for q, k, heads in (forward, (self.block_q_backward, self.block_k_backward, self.heads_backward)):
             if (q, k, heads) != (0, 0, 0) and (q < 1 or k < 1 or heads < 1 or q % _LANES or k % _LANES):
@@ -88,7 +87,7 @@ class Tiles:
 
 
 def chip_of(kind: str) -> str:
-    """The name in `COSTS` of a device by what it calls itself."""
+    """The name in `COSTS` of a device of this `jax.Device.device_kind`."""
     return next((chip for start, chip in _KINDS.items() if kind.startswith(start)), DEFAULT_CHIP)
 
 
@@ -96,39 +95,39 @@ def chip_of(kind: str) -> str:
 def tiles_for(
     rule: Visibility, queries: int, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
 ) -> Tiles:
-    """The blocks that the model expects to be fastest.
+    """The block sizes that the model expects to be fastest.
 
     Args:
-      rule, queries, slots: what is seen, from slot 0 on.
-      heads: of the queries; dim: their channels; itemsize: bytes of a channel.
+      rule, queries, slots: the visibility rule and sizes of a pass from slot 0.
+      heads: number of query heads. dim: channels of a head. itemsize: bytes of a channel.
       chip: a name in `COSTS`.
     """
     costs = COSTS[chip]
     choices: list[int] = []
-    for backward, longest in ((False, _LONGEST), (True, _LONGEST_BACKWARD)):
+    for backward, longest in ((False, _MAX_BLOCK), (True, _MAX_BLOCK_BACKWARD)):
         cycles = costs.tile(dim, backward=backward)
-        found: list[tuple[float, int, int]] = []
+        options: list[tuple[float, int, int]] = []
         for lanes in range(1, min(-(-max(queries, slots) // _LANES), longest // _LANES) + 1):
             size = lanes * _LANES
             pairs = visited(rule, queries, slots, size)
-            for together in {1, *(2**n for n in range(4) if 2**n * lanes**2 <= _TOGETHER)}:
+            for together in {1, *(2**n for n in range(4) if 2**n * lanes**2 <= _MAX_TILES)}:
                 if _bytes(size, slots, dim, itemsize, together, backward) > 0.8 * costs.memory:
                     continue
-                share = min(together, _MOST_HEADS, heads)
+                share = min(together, _MAX_HEADS, heads)
                 steps = pairs * (lanes**2 * cycles + costs.step / share)
-                found.append((steps, size, share))
-        choices.extend(min(found)[1:] if found else (0, 0))
+                options.append((steps, size, share))
+        choices.extend(min(options)[1:] if options else (0, 0))
     size, together, size_backward, together_backward = choices
     return Tiles(size, size, together, size_backward, size_backward, together_backward, costs.memory)
 
 
 def visited(rule: Visibility, queries: int, slots: int, size: int) -> int:
-    """Pairs of blocks that a kernel visits, blocks of `size` queries and keys, from slot 0 on."""
+    """The number of pairs of blocks of `size` queries and keys that a kernel visits in a pass from slot 0."""
     return int(schedule(Problem(rule, queries, slots, queries), 0, slots, size, size).count)
 
 
 def _bytes(size: int, slots: int, dim: int, itemsize: int, heads: int, backward: bool) -> float:
-    """Vector memory of a kernel, nearly: its blocks twice, its sums, and logits and weights of two heads."""
+    """Approximate vector memory of a kernel: its blocks twice, its sums, and logits and weights of two heads."""
     logits = 2 * (10 if backward else 7) * size * size
     blocks = 2 * (6 if backward else 4) * heads * size * dim * itemsize + heads * size * dim * 4
     return logits + blocks + (2 * 2 * 4 * heads * (slots + size) * dim if backward else 0)

@@ -1,1 +1,1 @@
-"""The parallel Jacobi update: the operation, its specification in plain jnp, and its kernels."""
+"""The parallel Jacobi update: the operation, its reference in plain jnp, and its kernels for TPUs and GPUs."""

@@ -1,102 +1,125 @@
-"""The specification of the parallel Jacobi update in plain jnp.
+"""The reference of the parallel Jacobi update in plain jnp, and the structures that describe a call of it.
 
-Soft clip, scale, guidance, x = mean + scale z, which tokens move, and by how much (specification, sections 1, 3 and 4).
-Solvers compute this on CPUs, and the kernels in `tpu` and `gpu` are tested against it.
+An update computes mean and scale of every token from the network's output, x = mean + scale z, keeps the tokens that
+do not move, and measures by how much the others moved (specification, section 4). The reference runs on CPUs and
+wherever no kernel applies; the kernels in `tpu` and `gpu` are tested against it. How the output gives mean and scale
+is the business of an `OutputHead`, which `flows` implements.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-# softplus^-1(1), so that a = 0 means scale 1 (specification, section 1.5).
-SOFTPLUS_OF_ONE = 0.541324854612918
+from starflow_jax.kernels.choice import Support, Target
+
+# The new estimate [B, n, c], and the sums of (new - old)^2 and new^2 [B, 2].
+Updated = tuple[jax.Array, jax.Array]
+
+
+@runtime_checkable
+class OutputHead(Protocol):
+    """How the network's output gives mean and scale; static and hashable. `flows.affine_head` implements it.
+
+    The reference calls `mean_and_scale`; kernels compute the same from the attributes.
+
+    Attributes:
+      scale: "softplus", "exp" or "unit".
+      soft_clip: bound of the output, 0 for none.
+      guidance: None, or "ratio", "ab", "a" or "b".
+      annealed_tokens: N where the guidance weight of token j of N is multiplied by j / (N - 1), else 0.
+      num_passes: rows of output for one row of the estimate: 2 under guidance, else 1.
+    """
+
+    @property
+    def scale(self) -> Literal["softplus", "exp", "unit"]: ...
+
+    @property
+    def soft_clip(self) -> float: ...
+
+    @property
+    def guidance(self) -> Literal["ratio", "ab", "a", "b"] | None: ...
+
+    @property
+    def annealed_tokens(self) -> int: ...
+
+    @property
+    def num_passes(self) -> int: ...
+
+    def mean_and_scale(
+        self, out: jax.Array, weight: float | jax.Array, first: int | jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean and scale [B, n, c] float32 of the tokens, arguments as in `Operands`."""
+
+
+class Operands(NamedTuple):
+    """The arrays of one update.
+
+    Attributes:
+      out: [B, n, 2c] float32 or bfloat16, output of the network's last layer for the n tokens of a chunk; under
+        guidance [2B, n, 2c], conditional rows first; c channels instead of 2c where the scale is "unit".
+      z: [B, n, c] float32 noise.
+      x: [B, n, c] float32, the old estimate.
+      span: [B, 2] int32; tokens span[b, 0] to span[b, 1] - 1 of sample b move. All others (a committed prefix, tokens
+        behind the end, samples that have converged) are unchanged.
+      weight: guidance weight, [] float32.
+      first: index of the chunk's first token in the sequence, [] int32, for an annealed weight.
+    """
+
+    out: jax.Array
+    z: jax.Array
+    x: jax.Array
+    span: jax.Array
+    weight: jax.Array
+    first: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How the network's output is read as mean and scale; static.
+class UpdateCall:
+    """The static description of one update.
 
     Attributes:
-      scale: "softplus" or "exp" of the first half of the channels; "unit": all channels are means, the scale is 1.
-      soft_clip: bound of the output, 0 for none.
-      guidance: None, or how the second half of the rows guides the first: "ratio" (STARFlow, specification, section 3)
-        or TARFlow's extrapolation of log scale ("a"), mean ("b") or both ("ab").
-      annealed: N where token j of N is guided with weight j / (N - 1) times the given one, else 0.
+      head: how the output gives mean and scale.
+      target: the devices that the program is compiled for.
+      out_dtype: dtype of the network's output.
+      num_samples, num_tokens, num_channels: B, n, c.
+      interpret: run the kernel on any device, slowly (a bool, or the interpreter's parameters).
     """
 
-    scale: Literal["softplus", "exp", "unit"] = "softplus"
-    soft_clip: float = 0.0
-    guidance: Literal["ratio", "ab", "a", "b"] | None = None
-    annealed: int = 0
+    head: OutputHead
+    target: Target
+    out_dtype: Any
+    num_samples: int
+    num_tokens: int
+    num_channels: int
+    interpret: Any = False
 
-    @property
-    def halves(self) -> int:
-        """Rows of output for a row of the result."""
-        return 1 if self.guidance is None else 2
-
-
-def soft_clip(out: jax.Array, bound: float) -> jax.Array:
-    """bound * tanh(out / bound); unchanged where bound is 0."""
-    return bound * jnp.tanh(out / bound) if bound > 0 else out
-
-
-def mean_and_scale(out: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-    """Mean and scale [B, n, c] float32 of clipped output [B, n, 2c] (first half a, second the mean; c for "unit")."""
-    out = out.astype(jnp.float32)
-    if kind == "unit":
-        return out, jnp.ones_like(out)
-    a, mean = jnp.split(out, 2, axis=-1)
-    return mean, jax.nn.softplus(a + SOFTPLUS_OF_ONE) if kind == "softplus" else jnp.exp(a)
+    @classmethod
+    def from_arrays(cls, out: Any, x: Any, head: OutputHead, target: Target, interpret: Any = False) -> UpdateCall:
+        """The call that updates `x` by `out`; only shapes and dtypes of the two matter."""
+        samples, tokens, channels = x.shape
+        return cls(head, target, jnp.dtype(out.dtype), samples, tokens, channels, interpret)
 
 
-def guided_by_ratio(
-    mean: jax.Array, scale: jax.Array, mean_u: jax.Array, scale_u: jax.Array, weight: float | jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """STARFlow's guidance (specification, section 3) of mean and scale by those of the unconditional pass."""
-    w = jnp.float32(weight)
-    s = jnp.minimum(scale / scale_u, 1.0) ** 2
-    d = 1.0 + w - w * s
-    return ((1.0 + w) * mean - w * s * mean_u) / d, scale / jnp.sqrt(d)
+@runtime_checkable
+class UpdateImplementation(Protocol):
+    """An implementation of the Jacobi update for one platform."""
+
+    def supports(self, call: UpdateCall) -> Support:
+        """Whether the implementation covers a call, or why not."""
+
+    def update(self, call: UpdateCall, operands: Operands) -> Updated:
+        """The new estimate, and the sums of its change: see `api.update`."""
 
 
-def guided_linearly(
-    mean: jax.Array, scale: jax.Array, mean_u: jax.Array, scale_u: jax.Array, weight: jax.Array, what: str
-) -> tuple[jax.Array, jax.Array]:
-    """TARFlow's guidance, v + w (v - v_u), of the mean, the log scale or both; weight: [] or [n, 1]."""
-    if "b" in what:
-        mean = mean + weight * (mean - mean_u)
-    if "a" in what:
-        scale = scale * (scale / scale_u) ** weight
-    return mean, scale
-
-
-def annealed(weight: float | jax.Array, index: jax.Array, count: int) -> jax.Array:
-    """The weight of the tokens at places `index` of `count` that grows along the sequence: [n, 1]."""
-    return (jnp.float32(weight) * index / max(count - 1, 1))[:, None]
-
-
-def predicted(
-    out: jax.Array, weight: float | jax.Array, first: int | jax.Array, reading: Reading
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and scale [B, n, c] float32; arguments as in `update`."""
-    mean, scale = mean_and_scale(soft_clip(out.astype(jnp.float32), reading.soft_clip), reading.scale)
-    if reading.guidance is None:
-        return mean, scale
-    (mean, mean_u), (scale, scale_u) = (jnp.split(a, 2, axis=0) for a in (mean, scale))
-    if reading.guidance == "ratio":
-        return guided_by_ratio(mean, scale, mean_u, scale_u, weight)
-    w = jnp.float32(weight)
-    if reading.annealed:
-        w = annealed(w, first + jnp.arange(out.shape[1]), reading.annealed)
-    return guided_linearly(mean, scale, mean_u, scale_u, w, reading.guidance)
-
-
-def moved(new: jax.Array, x: jax.Array, span: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`new` where `span` lets a token move, else `x`; and the sums: arguments and results as in `update`."""
+def masked_update(
+    new: Float[Array, "B n c"], x: Float[Array, "B n c"], span: Int[Array, "B 2"]
+) -> tuple[Float[Array, "B n c"], Float[Array, "B 2"]]:
+    """`new` for the tokens in `span` and `x` for all others, and the sums of `api.update`."""
     index = jnp.arange(x.shape[1])
     moves = ((index >= span[:, :1]) & (index < span[:, 1:]))[:, :, None]
     change = jnp.sum(jnp.where(moves, new - x, 0.0) ** 2, axis=(1, 2))
@@ -104,15 +127,19 @@ def moved(new: jax.Array, x: jax.Array, span: jax.Array) -> tuple[jax.Array, jax
     return jnp.where(moves, new, x), jnp.stack([change, size], axis=1)
 
 
-def specification(
-    out: jax.Array,
-    z: jax.Array,
-    x: jax.Array,
-    span: jax.Array,
-    weight: float | jax.Array,
-    first: int | jax.Array,
-    reading: Reading,
-) -> tuple[jax.Array, jax.Array]:
-    """`update` in plain jnp."""
-    mean, scale = predicted(out, weight, first, reading)
-    return moved(mean + scale * z, x, span)
+def reference_update(head: OutputHead, operands: Operands) -> Updated:
+    """The update in plain jnp."""
+    mean, scale = head.mean_and_scale(operands.out, operands.weight, operands.first)
+    return masked_update(mean + scale * operands.z, operands.x, operands.span)
+
+
+class ReferenceUpdate:
+    """The update in plain jnp, compiled by XLA: every platform, every call."""
+
+    def supports(self, call: UpdateCall) -> Support:
+        """See `UpdateImplementation`."""
+        return Support()
+
+    def update(self, call: UpdateCall, operands: Operands) -> Updated:
+        """See `UpdateImplementation`."""
+        return reference_update(call.head, operands)

@@ -6,92 +6,107 @@ Tokens lie along the lanes: a token has 4 to 192 channels, which as the last axi
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from starflow_jax.kernels.choice import Support
 from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
-from starflow_jax.kernels.jacobi_update.reference import Reading
+from starflow_jax.kernels.jacobi_update.reference import Operands, OutputHead, UpdateCall, Updated
 
 _LANES = 128
-# Bytes of a grid step's blocks, twice of which (the next step's are fetched meanwhile) fit every chip's vector memory.
+# Bytes of a grid step's blocks. Twice as many (the next step's are fetched meanwhile) fit every chip's vector memory.
 _BLOCK_BYTES = 2 * 2**20
-_MOST_SAMPLES = 8
+_MAX_SAMPLES = 8
 
 
-def refusal(out: jax.Array, x: jax.Array) -> str | None:
-    """Why the kernel does not cover a case; None where it does."""
-    if out.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"needs float32 or bfloat16 output of the network, got {out.dtype}"
-    return None
-
-
-def tile(samples: int, tokens: int, channels: int, reading: Reading) -> tuple[int, int]:
+def tile(samples: int, tokens: int, channels: int, head: OutputHead) -> tuple[int, int]:
     """Samples and tokens of a grid step."""
     rounded = math.ceil(channels / 8) * 8  # sublanes of a register
-    bytes_of_token = 4 * rounded * (3 + reading.halves * (1 if reading.scale == "unit" else 2))
-    most = max(_BLOCK_BYTES // bytes_of_token // _LANES, 1) * _LANES
-    if tokens > most:
-        return 1, most
+    bytes_per_token = 4 * rounded * (3 + head.num_passes * (1 if head.scale == "unit" else 2))
+    max_tokens = max(_BLOCK_BYTES // bytes_per_token // _LANES, 1) * _LANES
+    if tokens > max_tokens:
+        return 1, max_tokens
     padded = math.ceil(tokens / _LANES) * _LANES
-    fits = min(_MOST_SAMPLES, most // padded)
-    return max(s for s in range(1, fits + 1) if samples % s == 0), tokens
+    max_samples = min(_MAX_SAMPLES, max_tokens // padded)
+    return max(s for s in range(1, max_samples + 1) if samples % s == 0), tokens
 
 
-def update(
-    out: jax.Array,
-    z: jax.Array,
-    x: jax.Array,
-    span: jax.Array,
-    weight: jax.Array,
-    first: jax.Array,
-    reading: Reading,
-    *,
-    interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """As `jacobi_update.update`."""
-    samples, tokens, channels = x.shape
-    rows, length = tile(samples, tokens, channels, reading)
-    steps = pl.cdiv(tokens, length)
-    split = 0 if reading.scale == "unit" else channels
+class _Refs(NamedTuple):
+    """References of a grid step, tokens along the last axis."""
 
-    def kernel(span_ref, first_ref, weight_ref, out_ref, z_ref, x_ref, new_ref, sums_ref):
-        begins = pl.program_id(1) * length
-        token = begins + jax.lax.broadcasted_iota(jnp.int32, (1, length), 1)
-        w = weight_ref[0]
-        if reading.annealed:
-            w = w * (first_ref[0] + token).astype(jnp.float32) / max(reading.annealed - 1, 1)
-        for row in range(rows):
-            sample = pl.program_id(0) * rows + row
-            # What lies behind the last token is garbage.
-            moves = (token >= span_ref[sample, 0]) & (token < jnp.minimum(span_ref[sample, 1], tokens))
-            both = [out_ref[half, row].astype(jnp.float32) for half in range(reading.halves)]
-            raw = [(half[:split] if split else None, half[split:]) for half in both]
-            new, old = new_estimate(raw, z_ref[row], w, reading), x_ref[row]
-            new_ref[row] = jnp.where(moves, new, old)
-            for place, value in enumerate((new - old, new)):
-                value = jnp.where(moves, value, 0.0)
-                sums_ref[row, 0, place : place + 1] = jnp.broadcast_to(jnp.sum(value * value), (1, _LANES))
+    span: Any
+    first: Any
+    weight: Any
+    out: Any
+    z: Any
+    x: Any
+    new: Any
+    sums: Any
 
-    def block(sample, step):
-        return sample, 0, step
 
-    scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
-    of_x = pl.BlockSpec((rows, channels, length), block)
-    raw = jnp.swapaxes(out, 1, 2).reshape(reading.halves, samples, -1, tokens)
-    of_raw = pl.BlockSpec((reading.halves, rows, raw.shape[2], length), lambda *at: (0, *block(*at)))
-    planes = jax.ShapeDtypeStruct((samples, channels, tokens), jnp.float32)
-    new, sums = pl.pallas_call(
-        kernel,
-        grid=(samples // rows, steps),
-        in_specs=[scalars, scalars, scalars, of_raw, of_x, of_x],
-        out_specs=[of_x, pl.BlockSpec((rows, 1, 2, _LANES), lambda *at: (at[0], at[1], 0, 0))],
-        out_shape=[planes, jax.ShapeDtypeStruct((samples, steps, 2, _LANES), jnp.float32)],
-        input_output_aliases={5: 0},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        interpret=interpret,
-        name="jacobi_update",
-    )(span, first.reshape(1), weight.reshape(1), raw, jnp.swapaxes(z, 1, 2), jnp.swapaxes(x, 1, 2))
-    return jnp.swapaxes(new, 1, 2), jnp.sum(sums[..., 0], axis=1)
+class TPUUpdate:
+    """The kernel, as a `reference.UpdateImplementation`."""
+
+    def supports(self, call: UpdateCall) -> Support:
+        """See `reference.UpdateImplementation`."""
+        if call.out_dtype not in (jnp.float32, jnp.bfloat16):
+            return Support(f"needs float32 or bfloat16 output of the network, got {call.out_dtype}")
+        return Support()
+
+    def update(self, call: UpdateCall, operands: Operands) -> Updated:
+        """See `reference.UpdateImplementation`."""
+        samples, tokens, channels = operands.x.shape
+        head = call.head
+        rows, length = tile(samples, tokens, channels, head)
+        steps = pl.cdiv(tokens, length)
+        raw = jnp.swapaxes(operands.out, 1, 2).reshape(head.num_passes, samples, -1, tokens)
+        scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
+        x_spec = pl.BlockSpec((rows, channels, length), lambda sample, step: (sample, 0, step))
+        raw_spec = pl.BlockSpec(
+            (head.num_passes, rows, raw.shape[2], length), lambda sample, step: (0, sample, 0, step)
+        )
+        new, sums = pl.pallas_call(
+            lambda *refs: _update_tile(call, rows, length, _Refs(*refs)),
+            grid=(samples // rows, steps),
+            in_specs=[scalars, scalars, scalars, raw_spec, x_spec, x_spec],
+            out_specs=[x_spec, pl.BlockSpec((rows, 1, 2, _LANES), lambda sample, step: (sample, step, 0, 0))],
+            out_shape=[
+                jax.ShapeDtypeStruct((samples, channels, tokens), jnp.float32),
+                jax.ShapeDtypeStruct((samples, steps, 2, _LANES), jnp.float32),
+            ],
+            input_output_aliases={5: 0},
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+            interpret=call.interpret,
+            name="jacobi_update",
+        )(
+            operands.span,
+            operands.first.reshape(1),
+            operands.weight.reshape(1),
+            raw,
+            *(jnp.swapaxes(array, 1, 2) for array in (operands.z, operands.x)),
+        )
+        return jnp.swapaxes(new, 1, 2), jnp.sum(sums[..., 0], axis=1)
+
+
+def _update_tile(call: UpdateCall, rows: int, length: int, refs: _Refs) -> None:
+    head, tokens = call.head, call.num_tokens
+    split = 0 if head.scale == "unit" else call.num_channels
+    token = pl.program_id(1) * length + jax.lax.broadcasted_iota(jnp.int32, (1, length), 1)
+    weight = refs.weight[0]
+    if head.annealed_tokens:
+        weight = weight * (refs.first[0] + token).astype(jnp.float32) / max(head.annealed_tokens - 1, 1)
+    for row in range(rows):
+        sample = pl.program_id(0) * rows + row
+        # Whatever a block holds behind the last token is undefined.
+        moves = (token >= refs.span[sample, 0]) & (token < jnp.minimum(refs.span[sample, 1], tokens))
+        passes = [refs.out[index, row].astype(jnp.float32) for index in range(head.num_passes)]
+        raw = [(out[:split] if split else None, out[split:]) for out in passes]
+        new, old = new_estimate(raw, refs.z[row], weight, head), refs.x[row]
+        refs.new[row] = jnp.where(moves, new, old)
+        for index, value in enumerate((new - old, new)):
+            value = jnp.where(moves, value, 0.0)
+            refs.sums[row, 0, index : index + 1] = jnp.broadcast_to(jnp.sum(value * value), (1, _LANES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.flows.affine import Affine, to_affine
+from starflow_jax.flows.affine import Affine, soft_clip, to_affine
+from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.order import Grid, block_order, reorder
-from starflow_jax.flows.prediction import Estimate, Prediction
+from starflow_jax.flows.prediction import BlockPredict, Prediction
 from starflow_jax.kernels.attention import Causal
-from starflow_jax.kernels.jacobi_update.reference import Reading, soft_clip
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
 from starflow_jax.nn.transformer import Transformer
 from starflow_jax.sharding.layout import Layout
-
-# predict(previous, first, cache): mean and scale of tokens first .. first + n - 1 in the block's order, from the n
-# tokens before them, previous: [B, n, c] (the start token where first = 0), and everything earlier in the cache.
-Predict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Estimate, KVCache]]
-BlockPredict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Prediction, KVCache]]
 
 
 def slot_rotation(config: FlowConfig, block: int | None, grid: Grid, text: int, padding: int = 0) -> Rotation | None:
@@ -91,9 +85,9 @@ class AutoregressiveBlock(nnx.Module):
         return not self.is_identity and self.config.num_classes > 0
 
     def _prediction(self, h: jax.Array, first: int | jax.Array) -> Prediction:
-        reading = Reading(self.config.scale, self.config.soft_clip)
+        head = AffineHead(self.config.scale, self.config.soft_clip)
         compute = self.proj_out.compute
-        return Prediction(self.proj_out(h), 0.0, first, reading, compute.layout, compute.kernels)
+        return Prediction(self.proj_out(h), 0.0, first, head, compute.layout, compute.kernels)
 
     def _project_text(self, text: jax.Array) -> jax.Array:
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)

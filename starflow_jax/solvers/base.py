@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
 
 

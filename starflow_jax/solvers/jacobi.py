@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
 from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.prediction import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until
 from starflow_jax.solvers.fixed_point import Iterate, iterate, relative_change
 from starflow_jax.solvers.initial_estimate import Start, check_start, guess

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until, frame_stages
 

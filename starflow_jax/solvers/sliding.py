@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.flows.block import Predict
+from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, all_finite, finite_until, frame_stages
 from starflow_jax.solvers.fixed_point import Iterate, iterate

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from starflow_jax.flows.block import Predict
 from starflow_jax.flows.flow import Flow, fold_condition
-from starflow_jax.flows.guidance import AnyGuidance, Guidance, guided
+from starflow_jax.flows.guidance import AnyGuidance, Guidance
 from starflow_jax.flows.order import Grid
+from starflow_jax.flows.prediction import Predict, guided
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Report, Solver, Stage, StageReport, State
 

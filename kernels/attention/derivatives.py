@@ -1,0 +1,101 @@
+"""The derivatives of attention kernels.
+
+The first derivative in reverse is the kernel's own backward pass: it recomputes the weights, and nothing of the size
+queries x keys is stored. That gradient can be differentiated in reverse again, any number of times, as a loss does that
+contains the gradient of a likelihood; these higher derivatives are the reference's. Forward-mode differentiation of a
+kernel raises JAX's error: use implementation="xla".
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds, Gradients, Residuals, layer_of
+from starflow_jax.kernels.attention.reference import ReferenceAttention
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(
+    kernel: AttentionKernel,
+    call: AttentionCall,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    traced: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`kernel.forward`, with derivatives by query, key and value; nothing is differentiated by the second result.
+
+    Args:
+      kernel, call: the implementation, and the call that it prepared.
+      query, key, value: see `AttentionKernel.forward`.
+      traced: int32 [offset, length, layer], for those that `call` does not know.
+    """
+    return kernel.forward(call, query, key, value, call.bounds(traced))
+
+
+def _attend_forward(
+    kernel: AttentionKernel,
+    call: AttentionCall,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    traced: jax.Array,
+) -> Any:
+    # A second derivative differentiates this rule, so it calls the function that has a derivative.
+    out, lse = attend(kernel, call, query, key, value, traced)
+    return (out, lse), (query, key, value, out, lse, traced)
+
+
+def _attend_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, cotangents: Any) -> Any:
+    query, key, value, out, lse, traced = saved
+    bounds = call.bounds(traced)
+    residuals = Residuals(query, layer_of(key, bounds), layer_of(value, bounds), out, lse)
+    dq, *gradients = _gradients(kernel, call, residuals, cotangents[0], traced)
+    if call.stacked:
+        gradients = [
+            jnp.zeros_like(cache).at[traced[2]].set(gradient)
+            for cache, gradient in zip((key, value), gradients, strict=True)
+        ]
+    return dq, *gradients, None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(
+    kernel: AttentionKernel, call: AttentionCall, residuals: Residuals, do: jax.Array, traced: jax.Array
+) -> Gradients:
+    """dq, dk, dv as a function of query, key, value [B, k, S, d] and `do`.
+
+    `out` and `lse` follow from the others: the derivatives by the others include what depends on them.
+    """
+    return kernel.backward(call, residuals, do, _of_one_layer(call.bounds(traced)))
+
+
+def _gradients_forward(
+    kernel: AttentionKernel, call: AttentionCall, residuals: Residuals, do: jax.Array, traced: jax.Array
+) -> Any:
+    return _gradients(kernel, call, residuals, do, traced), (residuals, do, traced)
+
+
+def _gradients_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, cotangents: Any) -> Any:
+    residuals, do, traced = saved
+    bounds = _of_one_layer(call.bounds(traced))
+
+    def reference(query: jax.Array, key: jax.Array, value: jax.Array, do: jax.Array) -> Gradients:
+        return ReferenceAttention().backward(call, residuals._replace(query=query, key=key, value=value), do, bounds)
+
+    query, key, value, out, lse = residuals
+    *by_arrays, by_do = jax.vjp(reference, query, key, value, do)[1](cotangents)
+    zeros = jax.tree.map(jnp.zeros_like, (out, lse))
+    return Residuals(*by_arrays, *zeros), by_do, None
+
+
+def _of_one_layer(bounds: Bounds) -> Bounds:
+    return bounds._replace(layer=None)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+_gradients.defvjp(_gradients_forward, _gradients_backward)

@@ -1,0 +1,127 @@
+"""What the TPU's forward and backward attention kernels share: grids, blocks, masks.
+
+Everything is transposed, channels by slots, and so are the logits, keys by queries. Heads are narrower (64) than the
+lanes of a register and the matrix unit (128, 256): with slots along the lanes nothing is padded in any memory, maxima
+and sums run over sublanes, and the narrow side of a product is the one that is streamed through the unit: of the two
+products forward one, of the five backward three, keep all of it busy. docs/performance.md counts what this is worth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds
+from starflow_jax.kernels.attention.schedule import EMPTY, PARTIAL, Schedule
+
+# A maximum starts at LOWEST, below every logit; masked logits are so far below that their weight is 0.
+LOWEST, MASKED = -1e30, -3e30
+# The lse of a query that sees no key: exp(logit - EMPTY_LSE) is 0.
+EMPTY_LSE = 1e30
+
+TRANSPOSED = (((1,), (1,)), ((), ()))  # a product whose right side is transposed
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """How heads share a grid step.
+
+    Attributes:
+      query_heads, kv_heads: heads of one step.
+      turns: steps until all query heads of a kv head are done.
+    """
+
+    query_heads: int
+    kv_heads: int
+    turns: int
+
+    @classmethod
+    def from_counts(cls, heads: int, kv_heads: int, wished: int) -> Heads:
+        """The heads of a step, at most `wished` query heads where the groups allow it."""
+        group = heads // kv_heads
+        if wished < group:
+            query_heads = max(n for n in range(1, wished + 1) if group % n == 0)
+            return cls(query_heads, 1, group // query_heads)
+        shared = max(n for n in range(1, max(wished // group, 1) + 1) if kv_heads % n == 0)
+        return cls(shared * group, shared, 1)
+
+    @property
+    def group(self) -> int:
+        """Query heads of a step on one kv head."""
+        return self.query_heads // self.kv_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The static description of one kernel's grid step."""
+
+    call: AttentionCall
+    heads: Heads
+    block_q: int
+    block_k: int
+
+    def query_block(self, size: int) -> pl.BlockSpec:
+        """A block [1, query heads, size, block_q] of the query block that the schedule names."""
+        heads = self.heads
+        return pl.BlockSpec(
+            (1, heads.query_heads, size, self.block_q),
+            lambda b, k, turn, step, steps, bounds: (b, k * heads.turns + turn, 0, steps[0, step]),
+        )
+
+    def key_block(self) -> pl.BlockSpec:
+        """A block [1, kv heads, d, block_k] of the key block that the schedule names."""
+        return pl.BlockSpec(
+            (1, self.heads.kv_heads, self.call.head_dim, self.block_k),
+            lambda b, k, turn, step, steps, bounds: (b, k, 0, steps[1, step]),
+        )
+
+    def cache_block(self) -> pl.BlockSpec:
+        """The same of [layers, B, k, d, S], from the layer that the scalars name."""
+        return pl.BlockSpec(
+            (None, 1, self.heads.kv_heads, self.call.head_dim, self.block_k),
+            lambda b, k, turn, step, steps, bounds: (bounds[2], b, k, 0, steps[1, step]),
+        )
+
+    def masks(self, bounds: Any, row: Any, column: Any) -> tuple[Any, Any, Any]:
+        """The mask [block_k, block_q] of a pair of blocks; which of its queries and which of its keys are valid."""
+        problem = self.call.problem
+        slot = row * self.block_q + jax.lax.broadcasted_iota(jnp.int32, (1, self.block_q), 1)
+        valid_q = slot < problem.queries
+        if problem.period < problem.queries:
+            slot = jax.lax.rem(slot, problem.period)
+        key = column * self.block_k + jax.lax.broadcasted_iota(jnp.int32, (self.block_k, 1), 0)
+        mask = problem.rule.mask(bounds[0] + slot, key)
+        lanes = column * self.block_k + jax.lax.broadcasted_iota(jnp.int32, (1, self.block_k), 1)
+        limit = jnp.minimum(bounds[1], problem.slots)
+        return mask & (key < limit) & valid_q, valid_q, lanes < problem.slots
+
+    def product(self, left: Any, right: Any, dims: Any = (((1,), (0,)), ((), ()))) -> jax.Array:
+        """The product of two blocks, summed in float32."""
+        precision = self.call.product_precision
+        return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def scalars(plan: Schedule, bounds: Bounds) -> tuple[jax.Array, jax.Array]:
+    """The prefetched scalars: steps of the schedule, and offset, length, layer."""
+    values = (bounds.offset, bounds.length, 0 if bounds.layer is None else bounds.layer)
+    return jnp.asarray(plan.steps, jnp.int32), jnp.stack([jnp.asarray(value, jnp.int32) for value in values])
+
+
+def compiler_params(memory: int) -> pltpu.CompilerParams:
+    """Parameters of a grid [B, kv heads, turns, steps]."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=memory
+    )
+
+
+def visit_block(flags: Any, visit: Callable[[bool], None]) -> None:
+    """Runs `visit(masked)`: one body for fully visible blocks, one that masks, none for empty blocks."""
+    pl.when(flags & (PARTIAL | EMPTY) == 0)(functools.partial(visit, False))
+    pl.when((flags & PARTIAL != 0) & (flags & EMPTY == 0))(functools.partial(visit, True))

@@ -1,0 +1,132 @@
+"""The forward attention kernel on TPUs (Pallas Mosaic): online softmax over the blocks with visible keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds
+from starflow_jax.kernels.attention.schedule import FIRST, LAST, schedule
+from starflow_jax.kernels.attention.tpu_blocks import (
+    EMPTY_LSE,
+    LOWEST,
+    MASKED,
+    Heads,
+    Step,
+    compiler_params,
+    scalars,
+    visit_block,
+)
+
+# Rows of ones below the values, whose products are the sums of weights: as many as a register of bfloat16 has.
+_ONES = 16
+
+
+class _Refs(NamedTuple):
+    """References of a grid step.
+
+    Attributes:
+      steps, bounds: scalars.
+      q, k, v: blocks of query, key and value, [1, heads, d, slots].
+      o, lse: blocks of the results.
+      m: running maximum of the logits, [heads, 1, block_q] float32.
+      acc: running sum of weights x values, and below of weights, [heads, d + _ONES, block_q] float32.
+    """
+
+    steps: Any
+    bounds: Any
+    q: Any
+    k: Any
+    v: Any
+    o: Any
+    lse: Any
+    m: Any
+    acc: Any
+
+
+def forward(
+    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
+) -> tuple[jax.Array, jax.Array]:
+    """See `call.AttentionKernel.forward`; lse is [B, h, 1, n] float32."""
+    batch, heads, count, dim = query.shape
+    if not call.stacked:
+        key, value = key[None], value[None]
+    tiles = call.tiles
+    step = Step(call, Heads.from_counts(heads, key.shape[2], tiles.heads), tiles.block_q, tiles.block_k)
+    plan = schedule(call.problem, bounds.offset, bounds.length, step.block_q, step.block_k)
+    num_heads = step.heads.query_heads
+    out, lse = pl.pallas_call(
+        lambda *refs: _forward_step(step, _Refs(*refs)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, key.shape[2] // step.heads.kv_heads, step.heads.turns, plan.count),
+            in_specs=[step.query_block(dim), step.cache_block(), step.cache_block()],
+            out_specs=[step.query_block(dim), step.query_block(1)],
+            scratch_shapes=[
+                pltpu.VMEM((num_heads, 1, step.block_q), jnp.float32),
+                pltpu.VMEM((num_heads, dim + _ONES, step.block_q), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, heads, dim, count), value.dtype),
+            jax.ShapeDtypeStruct((batch, heads, 1, count), jnp.float32),
+        ],
+        compiler_params=compiler_params(tiles.memory),
+        interpret=call.interpret,
+        name="attention_forward",
+    )(*scalars(plan, bounds), *(jnp.swapaxes(a, -1, -2) for a in (query, key, value)))
+    return jnp.swapaxes(out, 2, 3), lse
+
+
+def _forward_step(step: Step, refs: _Refs) -> None:
+    index = pl.program_id(3)
+    row, column, flags = (refs.steps[i, index] for i in range(3))
+    num_heads, group, dim = step.heads.query_heads, step.heads.group, step.call.head_dim
+
+    @pl.when(flags & FIRST != 0)
+    def _() -> None:
+        refs.m[...] = jnp.full(refs.m.shape, LOWEST, jnp.float32)
+        refs.acc[...] = jnp.zeros(refs.acc.shape, jnp.float32)
+
+    def visit(masked: bool) -> None:
+        masks: tuple[Any, Any, Any] = step.masks(refs.bounds, row, column) if masked else (None, None, None)
+        mask, valid_q, valid_k = masks
+
+        def logits(head: int) -> jax.Array:
+            k, q = refs.k[0, head // group], refs.q[0, head]
+            if masked:  # values beyond the end are undefined
+                k, q = jnp.where(valid_k, k, 0), jnp.where(valid_q, q, 0)
+            s = step.product(k.T, q)
+            return jnp.where(mask, s, MASKED) if masked else s
+
+        def accumulate(head: int, s: jax.Array) -> None:
+            m_old = refs.m[head]
+            m_new = jnp.maximum(m_old, jnp.max(s, axis=0, keepdims=True))
+            p = jnp.exp(s - m_new).astype(refs.v.dtype)
+            v = refs.v[0, head // group]
+            v = jnp.where(valid_k, v, 0) if masked else v
+            v = jnp.concatenate([v, jnp.ones((_ONES, step.block_k), v.dtype)], axis=0)
+            refs.acc[head] = refs.acc[head] * jnp.exp(m_old - m_new) + step.product(v, p)
+            refs.m[head] = m_new
+
+        # The next head's logits are started before this head's are used, so that the matrix unit is busy meanwhile.
+        current = logits(0)
+        for head in range(num_heads):
+            upcoming = logits(head + 1) if head + 1 < num_heads else None
+            accumulate(head, current)
+            if upcoming is not None:
+                current = upcoming
+
+    visit_block(flags, visit)
+
+    @pl.when(flags & LAST != 0)
+    def _() -> None:
+        for head in range(num_heads):
+            l_sum = refs.acc[head, dim : dim + 1]
+            nonempty = l_sum > 0
+            refs.o[0, head] = (refs.acc[head, :dim] * jnp.where(nonempty, 1 / l_sum, 0)).astype(refs.o.dtype)
+            refs.lse[0, head] = jnp.where(nonempty, refs.m[head] + jnp.log(jnp.where(nonempty, l_sum, 1)), EMPTY_LSE)
