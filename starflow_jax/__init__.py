@@ -22,8 +22,9 @@ __version__ = "0.2.0"
 PUBLIC = {
     # trained models
     "from_pretrained": "starflow_jax.api.run",
-    "Run": "starflow_jax.api.run",
+    "Run": "starflow_jax.sampling.loaded_run",
     "sample": "starflow_jax.api.draw",
+    "SampleRequest": "starflow_jax.sampling.requests",
     "log_prob": "starflow_jax.api.score",
     "bits_per_dim": "starflow_jax.api.score",
     "load_run": "starflow_jax.training",
@@ -57,7 +58,6 @@ PUBLIC = {
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.api.draw import sample as sample
-    from starflow_jax.api.run import Run as Run
     from starflow_jax.api.run import from_pretrained as from_pretrained
     from starflow_jax.api.score import bits_per_dim as bits_per_dim
     from starflow_jax.api.score import log_prob as log_prob
@@ -72,6 +72,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.flows import LinearGuidance as LinearGuidance
     from starflow_jax.flows import learned_denoise as learned_denoise
     from starflow_jax.flows import score_denoise as score_denoise
+    from starflow_jax.sampling.loaded_run import Run as Run
+    from starflow_jax.sampling.requests import SampleRequest as SampleRequest
     from starflow_jax.solvers import Jacobi as Jacobi
     from starflow_jax.solvers import PerBlock as PerBlock
     from starflow_jax.solvers import Secant as Secant

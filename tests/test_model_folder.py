@@ -82,10 +82,9 @@ def test_the_public_interface_draws_the_same_picture(pictures, tmp_path):
     run = sf.from_pretrained(pictures)
     samples = sf.sample(run, 2, captions=CAPTION, solver="sequential", denoise="none")
     np.testing.assert_array_equal(samples.images, np.load(tmp_path / "x.npz")["image"])
-    expected = jax.jit(run.flow.log_prob)(samples.noisy, text_states(run.config, [CAPTION] * 2))
-    np.testing.assert_allclose(sf.log_prob(run, samples, [CAPTION] * 2), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="cond must hold the captions"):
-        sf.log_prob(run, samples)
+    expected = jax.jit(run.flow.log_prob)(samples.samples.noisy, text_states(run.config, [CAPTION] * 2))
+    np.testing.assert_allclose(sf.log_prob(run, samples), expected, rtol=1e-5)
+    np.testing.assert_allclose(sf.log_prob(run, samples.samples.noisy, [CAPTION] * 2), expected, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,10 @@ def test_a_video_of_a_caption(clip):
 
 def test_the_public_interface_draws_the_same_video(videos, clip):
     run = sf.from_pretrained(videos)
-    samples = sf.sample(run, 2, captions=CAPTION, frames=3, solver="sequential", denoise="none")
-    np.testing.assert_allclose(samples.x, clip[0]["x"], atol=1e-5)
-    np.testing.assert_allclose(sf.log_prob(run, samples), sf.log_prob(run, samples.x, samples.text), rtol=1e-6)
+    samples = sf.sample(run, 2, captions=CAPTION, frames=9, fps=16.0, solver="sequential", denoise="none")
+    np.testing.assert_array_equal(samples.videos, clip[0]["video"])
+    expected = sf.log_prob(run, samples.samples.x, samples.samples.text)
+    np.testing.assert_allclose(sf.log_prob(run, samples), expected, rtol=1e-6)
 
 
 def test_a_streamed_video_is_the_same(videos, clip, tmp_path):

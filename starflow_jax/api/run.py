@@ -1,42 +1,13 @@
-"""A trained model: its configuration and parameters, read from a run or from an assembled model folder."""
+"""Reading a trained model."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.flows.flow import Flow
-from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.sampling.model_folder import MODEL_FILE, load_model_folder
-from starflow_jax.sharding.layout import Layout, layout_of
-from starflow_jax.training.checkpoints.manager import load_run
-from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
-from starflow_jax.training.step.frozen_text import FrozenText, load_text
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """A trained model.
-
-    Attributes:
-      path: the folder that it was read from.
-      config: the experiment. In a model folder, the autoencoder and the text encoder are those of the folder.
-      params: the parameters of the flow, as `flows.parameters.split` gives them.
-      step: the training step of the checkpoint.
-      text: the text encoder with its parameters; None for a model that reads no captions.
-    """
-
-    path: Path
-    config: ExperimentConfig
-    params: Params = dataclasses.field(repr=False)
-    step: int
-    text: FrozenText | None = dataclasses.field(default=None, repr=False)
-
-    @property
-    def flow(self) -> Flow:
-        """The flow as a module, which shares the arrays of `params`."""
-        return merge(abstract(self.config.flow, layout_of(self.params))[0], self.params)
+from starflow_jax.sampling.loaded_run import Run, open_run
+from starflow_jax.sampling.model_folder import MODEL_FILE
+from starflow_jax.sampling.requests import RunRequest
+from starflow_jax.sharding.layout import Layout
 
 
 def from_pretrained(
@@ -58,14 +29,6 @@ def from_pretrained(
       ValueError: `path` holds neither a run nor a model folder, or a file in it is damaged or missing.
     """
     path = Path(path)
-    if not (path / MODEL_FILE).is_file():
-        config, _, params, step = load_run(path, ema=ema, layout=layout, step=step)
-        load_encoder(config)  # latents that could not be decoded are refused before anything is drawn
-    else:
-        folder = load_model_folder(path)
-        config, _, params, step = load_run(folder.flow, ema=ema, layout=layout, step=step)
-        config = decoded_by(config, folder.autoencoder.with_scale)
-        data = dataclasses.replace(config.data, text_encoder=str(folder.text_encoder.path))
-        config = dataclasses.replace(config, data=data)
-    text = load_text(config)
-    return Run(path, config, params, step, None if text is None else text.over(None))
+    if (path / MODEL_FILE).is_file():
+        return open_run(RunRequest(model=path, ema=ema, step=step), layout=layout)
+    return open_run(RunRequest(workdir=path, ema=ema, step=step), layout=layout)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.api.run import Run
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.evaluation.likelihood.image_likelihood import dequantised
 from starflow_jax.flows import bits
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import split
-from starflow_jax.sampling.images import Samples
+from starflow_jax.sampling.image_requests import SampledImages
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import log_likelihoods
-from starflow_jax.sampling.videos.draw import Videos
-from starflow_jax.sampling.videos.video_plan import default_window, later_text, text_states
+from starflow_jax.sampling.video_requests import SampledVideos
+from starflow_jax.sampling.videos.video_plan import text_states
 from starflow_jax.training.step.inputs import condition, open_source
 
 # Labels int [n], captions, or text states [n, L, text_dim].
@@ -28,7 +28,7 @@ Condition = Sequence[int] | Sequence[str] | np.ndarray | jax.Array
 
 def log_prob(
     model: Run | Flow,
-    x: Samples | Videos | np.ndarray | jax.Array,
+    x: SampledImages | SampledVideos | np.ndarray | jax.Array,
     cond: Condition | None = None,
     *,
     batch_size: int = 64,
@@ -39,7 +39,7 @@ def log_prob(
       model: a trained model, or a flow. `Flow.log_prob` is called for a flow, and may be traced.
       x: float [n, H, W, C] or [n, T, H, W, C] in the units of the flow: about [-1, 1], or latents. A model that was
         trained with Gaussian noise gives the density of noisy data. What `sample` returns is scored as the flow drew
-        it, before denoising, and with its own labels or captions; the density of videos excludes given frames.
+        it, before denoising, with its own condition; the density of videos excludes given frames.
       cond: class labels [n], -1 for none; n captions; or text states [n, L, text_dim]. None for no condition.
       batch_size: examples scored at a time; not used for a flow.
 
@@ -49,26 +49,21 @@ def log_prob(
     Raises:
       ValueError: x or cond does not fit the model.
     """
+    sampled = isinstance(x, SampledImages | SampledVideos)
+    check(not sampled or cond is None, "cond must be None for samples, which hold their condition")
     if isinstance(model, Flow):
-        check(not isinstance(x, Samples | Videos), "x must be an array where model is a flow, got samples")
+        check(not sampled, "x must be an array where model is a flow, got samples")
         return model.log_prob(jnp.asarray(x), None if cond is None else jnp.asarray(cond))
-    options: dict[str, Any] = {"batch_size": batch_size}
-    if isinstance(x, Videos):
-        check(cond is None, "cond must be None for sampled videos, which hold their captions")
-        config = model.config
-        if x.x.shape[1] > config.data.frames > 1:
-            options["window"] = default_window(config.data.frames)
-            options["later_cond"] = later_text(config, x.captions, model.text)
-        return log_likelihoods(model.params, config.flow, x.x, x.text, given=x.given_frames, **options)
-    if isinstance(x, Samples):
-        if cond is None:
-            labelled = bool((x.labels >= 0).any())
-            check(labelled or model.text is None, "cond must hold the captions of images that have no labels")
-            cond = x.labels if labelled else None
-        x = x.noisy
+    score = functools.partial(log_likelihoods, model.params, model.config.flow, batch_size=batch_size)
+    if isinstance(x, SampledImages):
+        return score(x.samples.noisy, x.cond)[x.kept]
+    if isinstance(x, SampledVideos):
+        plan = x.plan
+        given, window, later = plan.given_frames, plan.kind.window, plan.later_text
+        return score(x.samples.x, x.samples.text, given=given, window=window, later_cond=later)[x.kept]
     x = np.asarray(x)
     check(x.dtype.kind == "f", f"x must be floating point (bits_per_dim takes integer images), got {x.dtype}")
-    return log_likelihoods(model.params, model.config.flow, x, _condition(model, cond, len(x)), **options)
+    return score(x, _condition(model, cond, len(x)))
 
 
 def bits_per_dim(
@@ -129,17 +124,14 @@ def _levels(config: ExperimentConfig) -> int:
 
 def _condition(run: Run, cond: Condition | None, count: int) -> np.ndarray | None:
     """What the flow reads for `count` examples: labels int32 [n], text states float32 [n, L, text_dim], or None."""
-    flow = run.config.flow
-    if cond is None and run.text is not None:
-        cond = [""] * count
+    reads_captions = run.config.text is not None or run.config.data.text_encoder is not None
     if cond is None:
-        cond = np.full(count, -1, np.int32)
+        cond = [""] * count if reads_captions else np.full(count, -1, np.int32)
     check(not isinstance(cond, str) and len(cond) == count, f"cond must be one for each of the {count} examples of x")
     if isinstance(cond[0], str):
-        check(run.text is not None, "cond must not be captions for a model that reads none")
-        return text_states(run.config, [str(text) for text in cond], run.text)
+        return text_states(run.config, [str(text) for text in cond])
     values = np.asarray(cond)
     if values.ndim == 3:
         return values
-    states = condition(jnp.asarray(values, jnp.int32), flow)
+    states = condition(jnp.asarray(values, jnp.int32), run.config.flow)
     return None if states is None else np.asarray(states)

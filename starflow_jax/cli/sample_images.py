@@ -17,11 +17,11 @@ from starflow_jax.cli.sample_warnings import warn_of
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.image_requests import ImagePlan, SampledImages
-    from starflow_jax.sampling.loaded_run import LoadedRun
+    from starflow_jax.sampling.loaded_run import Run
     from starflow_jax.sampling.requests import SampleRequest
 
 
-def sample_images(arguments: argparse.Namespace, run: LoadedRun, request: SampleRequest) -> int:
+def sample_images(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
     """Draws the images of a request, writes and reports them; returns an exit code."""
     from starflow_jax.core.figures import write_json
     from starflow_jax.sampling import check_request
@@ -58,7 +58,7 @@ def sample_images(arguments: argparse.Namespace, run: LoadedRun, request: Sample
     return 0
 
 
-def _columns(run: LoadedRun, plan: ImagePlan, result: SampledImages) -> int | None:
+def _columns(run: Run, plan: ImagePlan, result: SampledImages) -> int | None:
     """The columns of the grid: one for each class; or the images of one class or caption in a row."""
     from starflow_jax.evaluation.samples.sample_grids import class_columns
 
@@ -70,7 +70,7 @@ def _columns(run: LoadedRun, plan: ImagePlan, result: SampledImages) -> int | No
     return class_columns(run.config.flow.num_classes if plan.label == "all" else 0, len(plan.labels))
 
 
-def _uses_untrained_null(run: LoadedRun, plan: ImagePlan) -> bool:
+def _uses_untrained_null(run: Run, plan: ImagePlan) -> bool:
     """Whether images depend on the prediction without a condition, which the training did not cover."""
     flow = run.config.flow
     if not (flow.num_classes or flow.text_dim) or run.config.data.label_drop:

@@ -26,7 +26,7 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
     from starflow_jax.evaluation.samples.guidance_sweep import Captions, Drawing
     from starflow_jax.sampling import check_request
     from starflow_jax.sampling.captions import image_captions
-    from starflow_jax.sampling.loaded_run import LoadedRun
+    from starflow_jax.sampling.loaded_run import Run
     from starflow_jax.sampling.solver_choice import choose_solver
     from starflow_jax.solvers import named_solver
     from starflow_jax.training.run_calibration import read_calibration
@@ -50,7 +50,7 @@ def checked_drawing(arguments: argparse.Namespace, config: ExperimentConfig, par
     config = with_text_encoder(config, arguments.text_encoder)
     if arguments.captions is None and (config.text is not None or config.data.text_encoder is not None):
         raise CommandError("--caption must say what a run on captions draws, got none; an empty one says nothing")
-    run = LoadedRun(arguments.workdir, config, params, step)
+    run = Run(arguments.workdir, config, params, step)
     texts = None if arguments.captions is None else read_captions(arguments.captions)
     with sentences(load_text):
         said = image_captions(config, texts, labelled=False, workdir=arguments.workdir, warn=remark)

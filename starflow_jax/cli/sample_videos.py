@@ -14,12 +14,12 @@ from starflow_jax.cli.sample_warnings import warn_of
 from starflow_jax.cli.video_files import choose_scale, write_videos
 
 if TYPE_CHECKING:
-    from starflow_jax.sampling.loaded_run import LoadedRun
+    from starflow_jax.sampling.loaded_run import Run
     from starflow_jax.sampling.requests import SampleRequest
     from starflow_jax.sampling.video_requests import SampledVideos, VideoRequestPlan
 
 
-def sample_videos(arguments: argparse.Namespace, run: LoadedRun, request: SampleRequest) -> int:
+def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
     """Draws the videos of a request, writes and reports them.
 
     Returns:

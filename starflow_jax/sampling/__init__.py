@@ -16,7 +16,7 @@ from starflow_jax.sampling.images import (
     sample,
     to_pixels,
 )
-from starflow_jax.sampling.loaded_run import LoadedRun, open_run
+from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.options import check_denoise, default_solver
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.requests import RunRequest, SampleRequest, SolverRequest
@@ -28,7 +28,7 @@ from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
 from starflow_jax.solvers import named_solver
 
 __all__ = [
-    "LoadedRun",
+    "Run",
     "RunRequest",
     "SampleReport",
     "SampleRequest",

@@ -12,9 +12,10 @@ import numpy as np
 from starflow_jax.sampling import images
 from starflow_jax.sampling.captions import ImageCaptions, image_captions
 from starflow_jax.sampling.images import Samples, class_labels
-from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.requests import SampleRequest
+from starflow_jax.sampling.sampling_report import SampleReport
 from starflow_jax.sampling.solver_choice import choose_solver
 from starflow_jax.solvers import AnySolver
 from starflow_jax.training.step.inputs import condition
@@ -56,19 +57,36 @@ class SampledImages:
       samples: all images that were drawn.
       kept: int [m], indices of the images to keep: all of them, or the likeliest candidates.
       scores: float32 [m], log-likelihoods of the kept images in nats; None where there are no candidates.
+      cond: labels int32 [n] or text states float32 [n, L, text_dim] of all images; None for a flow that reads neither.
     """
 
     samples: Samples
     kept: np.ndarray
     scores: np.ndarray | None
+    cond: np.ndarray | None
 
     @property
     def images(self) -> np.ndarray:
         """The kept images, uint8 [m, H, W, C]."""
         return self.samples.images[self.kept]
 
+    @property
+    def x(self) -> np.ndarray:
+        """The kept images in the units of the flow, float32 [m, H, W, C]."""
+        return self.samples.x[self.kept]
 
-def plan_images(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str], None]) -> ImagePlan:
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes of the kept images, int32 [m], -1 for none."""
+        return self.samples.labels[self.kept]
+
+    @property
+    def report(self) -> SampleReport:
+        """Solver iterations, convergence and time."""
+        return self.samples.report
+
+
+def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]) -> ImagePlan:
     """Resolves a request for images.
 
     Args:
@@ -102,7 +120,7 @@ def plan_images(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str],
     return ImagePlan(request, label, labels, captions, rows, each, guidance, solver, batch_size)
 
 
-def _labels(run: LoadedRun, request: SampleRequest, label: int | str, each: int) -> np.ndarray:
+def _labels(run: Run, request: SampleRequest, label: int | str, each: int) -> np.ndarray:
     """The class of every image of a request without captions, int32 [n]."""
     classes = run.config.flow.num_classes or run.config.flow.text_dim
     if request.candidates is not None:
@@ -113,7 +131,7 @@ def _labels(run: LoadedRun, request: SampleRequest, label: int | str, each: int)
     return np.full(each, -1 if isinstance(label, str) else label, np.int32)
 
 
-def draw_images(run: LoadedRun, plan: ImagePlan) -> SampledImages:
+def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
     """Draws the images of a plan, and chooses the likeliest candidates where it asks for them.
 
     Raises:
@@ -135,15 +153,10 @@ def draw_images(run: LoadedRun, plan: ImagePlan) -> SampledImages:
         denoise=request.denoise,
         batch_size=plan.batch_size,
     )
-    if request.candidates is None:
-        return SampledImages(samples, np.arange(len(plan.labels)), None)
     cond = condition(jnp.asarray(plan.labels), config.flow) if text is None else text
-    scores = log_likelihoods(
-        run.params,
-        config.flow,
-        samples.noisy,
-        None if cond is None else np.asarray(cond),
-        batch_size=plan.batch_size,
-    )
+    known = None if cond is None else np.asarray(cond)
+    if request.candidates is None:
+        return SampledImages(samples, np.arange(len(plan.labels)), None, known)
+    scores = log_likelihoods(run.params, config.flow, samples.noisy, known, batch_size=plan.batch_size)
     kept = likeliest(scores, request.candidates, request.keep or 1)
-    return SampledImages(samples, kept, scores[kept])
+    return SampledImages(samples, kept, scores[kept], known)

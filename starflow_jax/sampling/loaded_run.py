@@ -7,16 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.flows.parameters import Params
+from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.model_folder import load_model_folder
 from starflow_jax.sampling.requests import RunRequest
-from starflow_jax.sharding.layout import Layout
+from starflow_jax.sharding.layout import Layout, layout_of
 from starflow_jax.training import load_run
 from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoadedRun:
+class Run:
     """A trained model.
 
     Attributes:
@@ -33,13 +34,18 @@ class LoadedRun:
     step: int
     ema: bool = True
 
+    @property
+    def flow(self) -> Flow:
+        """The flow as a module, which shares the arrays of `params`."""
+        return merge(abstract(self.config.flow, layout_of(self.params))[0], self.params)
+
 
 def open_run(
     request: RunRequest,
     *,
     layout: Layout | None = None,
     adapt: Callable[[ExperimentConfig], ExperimentConfig] | None = None,
-) -> LoadedRun:
+) -> Run:
     """Loads a trained model.
 
     Args:
@@ -64,7 +70,7 @@ def open_run(
         config = decoded_by(config, decoder)
     else:
         load_encoder(config)  # refuses latents that could not be decoded before anything is sampled
-    return LoadedRun(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
+    return Run(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
 
 
 def with_text_encoder(config: ExperimentConfig, path: Path | None) -> ExperimentConfig:

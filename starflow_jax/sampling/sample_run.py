@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable
 
 from starflow_jax.sampling.image_requests import SampledImages, draw_images, plan_images
-from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.requests import SampleRequest
 from starflow_jax.sampling.video_requests import SampledVideos, draw_request, plan_request
 
 
 def sample_run(
-    run: LoadedRun, request: SampleRequest, *, warn: Callable[[str], None] = warnings.warn
+    run: Run, request: SampleRequest, *, warn: Callable[[str], None] = warnings.warn
 ) -> SampledImages | SampledVideos:
     """Draws images, or videos from a model of videos, as `starflow sample` does.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.core.requests import RequestError
-from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.requests import SolverRequest
 from starflow_jax.solvers import AnySolver, PerBlock, named_solver
 from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
@@ -16,7 +16,7 @@ from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibra
 
 
 def choose_solver(
-    request: AnySolver | SolverRequest | str | None, run: LoadedRun, *, batch: int, warn: Callable[[str], None]
+    request: AnySolver | SolverRequest | str | None, run: Run, *, batch: int, warn: Callable[[str], None]
 ) -> AnySolver:
     """The solver that a request names, or that of the configuration.
 

@@ -22,7 +22,7 @@ from starflow_jax.core.requests import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
 from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_of
-from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.requests import VBenchRequest
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
 from starflow_jax.sampling.video_requests import data_fps, video_size
@@ -48,7 +48,7 @@ class VBenchExport:
       options: arguments of `plan_videos` that are recorded: frames, size, guidance, temperature, denoise, aspect.
     """
 
-    run: LoadedRun
+    run: Run
     request: VBenchRequest
     wanted: tuple[WantedVideo, ...]
     reader: FrozenText
@@ -161,7 +161,7 @@ class VBenchExport:
 
 
 def plan_export(
-    run: LoadedRun, request: VBenchRequest, wanted: Sequence[WantedVideo], *, warn: Callable[[str], None]
+    run: Run, request: VBenchRequest, wanted: Sequence[WantedVideo], *, warn: Callable[[str], None]
 ) -> VBenchExport:
     """Resolves a request for the videos of VBench.
 

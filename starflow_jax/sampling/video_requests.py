@@ -14,7 +14,7 @@ from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
 from starflow_jax.sampling.latent_shapes import autoencoder_of
-from starflow_jax.sampling.loaded_run import LoadedRun
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.requests import FPS_RANGE, SampleRequest
 from starflow_jax.sampling.solver_choice import choose_solver
@@ -73,12 +73,14 @@ class SampledVideos:
       kept: int [m], indices of the videos to keep: all of them, or the likeliest candidates.
       scores: float32 [m], log-likelihoods of the kept videos in nats; None where there are no candidates.
       streams: how every batch of a stream went; empty without streaming.
+      plan: how they were drawn.
     """
 
     samples: Videos
     kept: np.ndarray
     scores: np.ndarray | None
     streams: tuple[StreamReport, ...]
+    plan: VideoPlan
 
     @property
     def videos(self) -> np.ndarray:
@@ -86,7 +88,7 @@ class SampledVideos:
         return self.samples.videos[self.kept]
 
 
-def plan_request(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str], None]) -> VideoRequestPlan:
+def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None]) -> VideoRequestPlan:
     """Resolves a request for videos.
 
     Args:
@@ -149,7 +151,7 @@ def plan_request(run: LoadedRun, request: SampleRequest, *, warn: Callable[[str]
 
 
 def draw_request(
-    run: LoadedRun, planned: VideoRequestPlan, *, progress: Callable[[int], None] | None = None
+    run: Run, planned: VideoRequestPlan, *, progress: Callable[[int], None] | None = None
 ) -> SampledVideos:
     """Draws the videos of a plan, and chooses the likeliest candidates where it asks for them.
 
@@ -173,7 +175,7 @@ def draw_request(
     else:
         samples = draw.draw_plan(run.params, key, plan, progress=progress)
     if request.candidates is None:
-        return SampledVideos(samples, np.arange(len(plan.captions)), None, streams)
+        return SampledVideos(samples, np.arange(len(plan.captions)), None, streams, plan)
     scores = log_likelihoods(
         run.params,
         run.config.flow,
@@ -185,7 +187,7 @@ def draw_request(
         batch_size=plan.batch_size,
     )
     kept = likeliest(scores, planned.each, planned.keep)
-    return SampledVideos(samples, kept, scores[kept], streams)
+    return SampledVideos(samples, kept, scores[kept], streams, plan)
 
 
 def video_size(config: ExperimentConfig, aspect: str | None) -> tuple[int, int]:
