@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 _EPSILON = 1e-6
 
 
-def _blank(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+def _blank(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """An initializer that returns a ShapeDtypeStruct."""
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
