@@ -69,7 +69,9 @@ def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConf
 def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ()) -> T:
     """Reads an experiment file.
 
-    The file is Python and is run: it defines `get_config()` or `get_config(variant)` returning a ConfigDict.
+    The file is Python and is run: it defines `get_config()` or `get_config(variant)` returning a ConfigDict. Where
+    defaults depend on other fields, such as on the data that `data.path` names, it also defines `complete(values)`,
+    which is given the nested mapping with the overrides applied and returns the complete one.
 
     Args:
       cls: the dataclass that it describes.
@@ -84,9 +86,10 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
     if not path.is_file():
         raise ValueError(f"config file {path} does not exist")
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
+        defined = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # the file is anyone's Python, and may end the process
         raise ValueError(f"config file {path} failed with {type(error).__name__}: {error}") from error
+    get_config, complete = defined.get("get_config"), defined.get("complete")
     if not callable(get_config):
         raise ValueError(f"config file {path} must define get_config(), and does not")
     if variant and not inspect.signature(get_config).parameters:
@@ -98,7 +101,8 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
     if not isinstance(values, Mapping | ConfigDict):
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(values).__name__}")
     plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
-    return build(cls, apply_overrides(plain, overrides, cls))
+    plain = apply_overrides(plain, overrides, cls)
+    return build(cls, plain if complete is None else complete(plain))
 
 
 def apply_overrides(
