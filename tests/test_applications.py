@@ -15,10 +15,15 @@ from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.applications import study
 from starflow_jax.evaluation.applications.code_length import code_lengths
-from starflow_jax.evaluation.applications.filtering import contaminate, filtering, suspicion
+from starflow_jax.evaluation.applications.filtering import contaminate, filtering, suspicion_scores
 from starflow_jax.evaluation.applications.memorisation import Copying, Membership, nearest
 from starflow_jax.evaluation.applications.other_images import other_images
-from starflow_jax.evaluation.applications.out_of_distribution import Familiar, detect, detection_table, foreignness
+from starflow_jax.evaluation.applications.out_of_distribution import (
+    TrainingStatistics,
+    detect,
+    detection_table,
+    ood_scores,
+)
 from starflow_jax.evaluation.applications.roc import auroc, precision_at, roc_curve
 
 DIGITS = f"{Path(__file__).parents[1] / 'experiments' / 'digits.py'}:tiny"
@@ -110,7 +115,7 @@ def test_a_likelihood_that_prefers_simple_images_is_mended_by_complexity():
     # A model that needs half a universal code's bits for digits, and the whole of them for everything else.
     source = digits("test")
     others = {n: o for n, o in other_images(source).items() if n in ("constant", "faint", "noise")}
-    known = Familiar.of(source, 0.5 * code_lengths(source.images, 17))
+    known = TrainingStatistics.from_training(source, 0.5 * code_lengths(source.images, 17))
     rows = detect(
         known,
         (source, 0.5 * code_lengths(source.images, 17)),
@@ -143,10 +148,10 @@ def test_filtering_by_a_perfect_density():
     assert rows["mislabelled", "label"] == 1 and rows["damaged", "image"] == 1 and rows["either", "example"] == 1
     # The score of the image knows nothing of labels.
     good = ~(made.mislabelled | made.damaged)
-    image = suspicion(by_class[None], made.source.labels)["image"]
+    image = suspicion_scores(by_class[None], made.source.labels)["image"]
     assert np.allclose(image[made.mislabelled], image[good][0])
     with pytest.raises(ValueError, match="two classes or more"):
-        suspicion(by_class[None, :, :1], made.source.labels)
+        suspicion_scores(by_class[None, :, :1], made.source.labels)
 
 
 def test_nearest_and_copies():
@@ -157,10 +162,10 @@ def test_nearest_and_copies():
     same[0, 7] = False
     assert nearest(train[7:9], train, same=same).place[0] != 7
     held_out = nearest(new, train).distance
-    copies = Copying.of(nearest(train[:20] + 1e-3, train).distance, held_out)
+    copies = Copying.from_distances(nearest(train[:20] + 1e-3, train).distance, held_out)
     assert copies.area.area == 1 and copies.closer == 1
-    assert Copying.of(held_out, held_out).area.area == 0.5
-    assert Membership.of(np.array([1.0, 1.1]), np.array([2.0, 2.1])).area.area == 1
+    assert Copying.from_distances(held_out, held_out).area.area == 0.5
+    assert Membership.from_bits(np.array([1.0, 1.1]), np.array([2.0, 2.1])).area.area == 1
     with pytest.raises(ValueError, match=r"got \[2, 3\] and \[50, 3, 2\]"):
         nearest(train[:2, :, 0], train)
 
@@ -169,25 +174,27 @@ def test_what_overflows_is_most_foreign_least_likely_and_farthest():
     source = digits("test").subset(np.arange(40), "few")
     bits = np.linspace(100.0, 140.0, 40)
     broken = np.where(np.arange(40) < 10, np.nan, bits)
-    known = Familiar.of(source, broken)
+    known = TrainingStatistics.from_training(source, broken)
     assert known.mean_bits == bits[10:].mean()
     (row,) = detect(known, (source, bits), {"others": (source, broken)})
     assert row.not_finite == 10 and row.bits_per_dim == pytest.approx(bits[10:].mean() / 64)
-    scores = foreignness(known, source, broken)
+    scores = ood_scores(known, source, broken)
     assert all(np.isinf(score[:10]).all() and np.isfinite(score[10:]).all() for score in scores.values())
     assert row.areas["likelihood"].area == pytest.approx(auroc(np.r_[np.full(10, 1e9), bits[10:]], bits).area)
-    (none,) = detect(Familiar.of(source, np.full(40, np.nan)), (source, bits), {"others": (source, broken)})
+    (none,) = detect(
+        TrainingStatistics.from_training(source, np.full(40, np.nan)), (source, bits), {"others": (source, broken)}
+    )
     assert none.areas["typicality"].area > 0.5 and "10" in detection_table([finite(none.to_dict())])
 
     points = RNG.normal(size=(8, 3))
     far = nearest(np.r_[points[:2], np.full((1, 3), np.nan), np.full((1, 3), np.inf)], np.r_[points, [[np.inf] * 3]])
     assert far.place[:2].tolist() == [0, 1] and np.isinf(far.distance[2:]).all()
-    copying = Copying.of(far.distance, np.array([1.0, 2.0, np.inf]))
+    copying = Copying.from_distances(far.distance, np.array([1.0, 2.0, np.inf]))
     assert copying.not_finite == 3 and not math.isnan(copying.area.area) and copying.closer == 0.5
-    member = Membership.of(np.array([1.0, np.nan]), np.array([2.0, np.inf]))
+    member = Membership.from_bits(np.array([1.0, np.nan]), np.array([2.0, np.inf]))
     assert (member.train, member.held_out, member.not_finite) == (1.0, 2.0, 2) and member.area.area == 0.625
     by_class = np.array([[[-np.inf, -np.inf], [-1.0, -2.0]]])
-    assert suspicion(by_class, np.zeros(2, int))["label"].tolist() == [0.0, -1.0]
+    assert suspicion_scores(by_class, np.zeros(2, int))["label"].tolist() == [0.0, -1.0]
 
 
 def test_an_unconditional_source_has_no_class_to_exchange():

@@ -109,7 +109,7 @@ def test_an_unconditional_flow_has_no_accuracy():
 
 def test_standard_errors_by_hand():
     bits = np.array([[1.0, 3.0], [2.0, 6.0]])  # two draws of two images
-    found = BitsPerDim.of(-(bits * math.log(2)) * 5, dims=5, levels=2)
+    found = BitsPerDim.from_log_probs(-(bits * math.log(2)) * 5, dims=5, levels=2)
     assert (found.mean, found.images, found.draws) == (3.0, 2, 2)
     assert found.image_error == pytest.approx(3.0 / 2)  # 1.5 and 4.5
     assert found.draw_error == pytest.approx(2.0 / 2)  # 2 and 4
@@ -142,7 +142,7 @@ def test_the_baseline_is_scored_on_the_same_draws():
     scores = score_gaussian(gaussian, SOURCE, KEY, draws=2)
     found = np.stack([gaussian.class_log_prob(x) for x in all_dequantised(KEY, SOURCE, 2)])
     own = found[:, np.arange(30), SOURCE.labels]
-    assert scores.bits_per_dim.mean == pytest.approx(BitsPerDim.of(own, DIMS, 17).mean)
+    assert scores.bits_per_dim.mean == pytest.approx(BitsPerDim.from_log_probs(own, DIMS, 17).mean)
     assert scores.accuracy == bayes_accuracy(found, SOURCE.labels)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.samples.digit_classifier import digit_network
-from starflow_jax.evaluation.samples.feature_network import inception_network, look_at
+from starflow_jax.evaluation.samples.feature_network import extract_features, inception_network
 from starflow_jax.evaluation.samples.inception import network_input
 from starflow_jax.evaluation.samples.inception_weights import abstract_inception, inception_params, read_inception
 from starflow_jax.nn.parameters import merge
@@ -111,7 +111,7 @@ def test_other_files_are_refused_in_one_sentence(tensors, tmp_path):
 def test_as_a_feature_network_in_any_batch(file):
     network = inception_network(file)
     images = np.random.default_rng(3).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
-    whole, parts = look_at(network, images, 3), look_at(network, images, 2)
+    whole, parts = extract_features(network, images, 3), extract_features(network, images, 2)
     assert whole.features.shape == (3, 2048) and whole.logits.shape == (3, 1008)
     np.testing.assert_allclose(whole.features, parts.features, atol=1e-5 * np.abs(whole.features).max())
     assert network.digest != inception_network(file, resize="tensorflow").digest
@@ -121,16 +121,16 @@ def test_the_classifier_of_digits_is_kept_and_knows_digits_it_never_saw(tmp_path
     network = digit_network(tmp_path / "new" / "digits.safetensors")
     source = digits("test")
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)
-    seen = look_at(network, images, 128)
+    seen = extract_features(network, images, 128)
     assert np.mean(seen.logits.argmax(axis=1) == source.labels) > 0.96
     assert seen.features.shape == (360, 64) and (seen.features.std(axis=0) > 0).all()
     # Enlarged by whole pixels, a digit is the same digit.
-    larger = look_at(network, images[:4].repeat(3, axis=1).repeat(3, axis=2), 4)
+    larger = extract_features(network, images[:4].repeat(3, axis=1).repeat(3, axis=2), 4)
     np.testing.assert_allclose(larger.features, seen.features[:4], atol=1e-5)
     again = digit_network(tmp_path / "new" / "digits.safetensors")
     assert again.digest == network.digest
     with pytest.raises(ValueError, match="multiples of 8"):
-        look_at(network, np.zeros((1, 9, 8, 1), np.uint8), 1)
+        extract_features(network, np.zeros((1, 9, 8, 1), np.uint8), 1)
     write_tensors(tmp_path / "other.safetensors", {"x": np.zeros(2)})
     with pytest.raises(ValueError, match="must hold the classifier of digits"):
         digit_network(tmp_path / "other.safetensors")

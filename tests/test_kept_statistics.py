@@ -13,9 +13,9 @@ from starflow_jax.data.pipeline.readable_subset import Subset
 from starflow_jax.data.sources.folders import Folder
 from starflow_jax.data.sources.image_files import ImageSource
 from starflow_jax.data.sources.mixture import Component, Mixture
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, answers_of, named_function
-from starflow_jax.evaluation.samples.guidance_sweep import real_statistics
-from starflow_jax.evaluation.samples.network_fingerprint import agreed, fixed_pictures, marks
+from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, named_function, network_fingerprint
+from starflow_jax.evaluation.samples.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
+from starflow_jax.evaluation.samples.reference_statistics import reference_statistics
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)
@@ -39,16 +39,18 @@ def test_every_picture_of_an_array_counts(tmp_path):
         len({contents_digest(array(changed(place))) for place in range(200)} | {contents_digest(array(IMAGES))}) == 201
     )
     for images in (IMAGES, changed(1), IMAGES):
-        found = real_statistics(tmp_path, array(images), NETWORK, 64, (4, 4, 1))
+        found = reference_statistics(tmp_path, array(images), NETWORK, 64, (4, 4, 1))
         np.testing.assert_allclose(found.moments.mean, images.astype(float).mean(axis=(0, 2, 3)), rtol=1e-6)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_another_network_by_its_answers_alone(tmp_path):
-    one = dataclasses.replace(NETWORK, answers=answers_of(NETWORK, (4, 4, 1)))
-    double = dataclasses.replace(NETWORK, look=lambda images: 2.0 * NETWORK.look(images))
-    other = dataclasses.replace(double, answers=answers_of(double, (4, 4, 1)))
-    means = [real_statistics(tmp_path, array(IMAGES), some, 64, (4, 4, 1)).moments.mean for some in (one, other, one)]
+    one = dataclasses.replace(NETWORK, fingerprint=network_fingerprint(NETWORK, (4, 4, 1)))
+    double = dataclasses.replace(NETWORK, apply=lambda images: 2.0 * NETWORK.apply(images))
+    other = dataclasses.replace(double, fingerprint=network_fingerprint(double, (4, 4, 1)))
+    means = [
+        reference_statistics(tmp_path, array(IMAGES), some, 64, (4, 4, 1)).moments.mean for some in (one, other, one)
+    ]
     np.testing.assert_allclose(2.0 * means[0], means[1])
     np.testing.assert_array_equal(means[0], means[2])
 
@@ -82,29 +84,29 @@ def test_a_picture_file_that_is_rewritten(tmp_path):
     assert source().digest() == kept and contents_digest(source()) != before
 
 
-def test_marks_agree_but_for_rounding():
+def test_fingerprints_agree_but_for_rounding():
     arrays = RANDOM.normal(size=(2, 50)) + 1.0, 100.0 * RANDOM.normal(size=(2, 7))
-    own = marks(*arrays)
-    near = marks(*(some * (1 + 1e-5 * RANDOM.normal(size=some.shape)) for some in arrays))
-    assert agreed(own, near) == near
+    own = fingerprint(*arrays)
+    near = fingerprint(*(some * (1 + 1e-5 * RANDOM.normal(size=some.shape)) for some in arrays))
+    assert matching_fingerprint(own, near) == near
     for other in (
-        marks(arrays[0], 1.01 * arrays[1]),
-        marks(arrays[0] + 0.05 * RANDOM.normal(size=(2, 50)), arrays[1]),
-        marks(arrays[0][::-1], arrays[1]),
-        marks(arrays[0]),
+        fingerprint(arrays[0], 1.01 * arrays[1]),
+        fingerprint(arrays[0] + 0.05 * RANDOM.normal(size=(2, 50)), arrays[1]),
+        fingerprint(arrays[0][::-1], arrays[1]),
+        fingerprint(arrays[0]),
         [[float("nan")] * 4] * 2,
         [["1.0"] * 4] * 2,
         None,
-        "marks",
+        "fingerprint",
     ):
-        assert agreed(own, other) == own
+        assert matching_fingerprint(own, other) == own
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 3, 3)])
-def test_fixed_pictures_are_fixed(shape):
-    pictures = fixed_pictures(shape)
+def test_fixed_images_are_fixed(shape):
+    pictures = fixed_images(shape)
     assert pictures.shape == (2, *shape) and pictures.dtype == np.uint8
-    np.testing.assert_array_equal(pictures, fixed_pictures(shape))
+    np.testing.assert_array_equal(pictures, fixed_images(shape))
     assert (pictures[1, :4, :3] == pictures[1, :1, :1]).all() and len(np.unique(pictures[0])) > 10
 
 

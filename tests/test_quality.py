@@ -76,7 +76,7 @@ def test_the_learned_denoiser_is_the_flows_own_and_the_table_lines_up():
     rows = denoiser_ablation(split(flow)[1], VIDEO, clean, text, KEY, noise_std=0.3, batch_size=2)
     noise = jax.vmap(lambda place: jax.random.normal(jax.random.fold_in(KEY, place), clean.shape[1:]))(jnp.arange(3))
     found = jax.jit(lambda x: learned_denoise(flow, x, text, 0.3))(0.3 * noise)
-    expected = DenoiserQuality.of("learned", np.asarray(found), clean)
+    expected = DenoiserQuality.from_clips("learned", np.asarray(found), clean)
     assert rows[2].method == "learned" and rows[2].psnr == pytest.approx(expected.psnr, rel=1e-4)
     assert rows[2].ssim == pytest.approx(expected.ssim, rel=1e-3)
     lines = denoisers_table([row.to_dict() for row in rows]).splitlines()

@@ -7,11 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
+from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.samples import guidance_sweep
+from starflow_jax.evaluation.samples.metric import Column
 from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 
@@ -214,9 +217,25 @@ def test_a_function_whose_weights_change_is_refused(here, tmp_path, capsys, draw
     weights.unlink()
 
 
+def test_a_registered_metric_is_in_every_output(here, tmp_path, capsys, monkeypatch):
+    """One registration is enough for the command line, the table, the CSV and JSON files, and the plot."""
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+    panels = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, label, **options: panels.append(label))
+
+    @METRICS.register("gap", title="Gap", better="lower", columns=(Column("gap", "mean gap", ".2f"),))
+    def gap(samples, real):
+        return {"gap": float(np.linalg.norm(samples.moments.mean - real.moments.mean))}
+
+    figures = sweep(tmp_path / "gap", "--metrics", "gap", "--guidance", "0")
+    assert figures["rows"][0]["gap"] > figures["floor"]["gap"] > 0
+    assert "mean gap" in capsys.readouterr().out and panels == ["Gap (lower is better)"]
+    assert (tmp_path / "gap" / "quality.csv").read_text().splitlines()[0].endswith(",gap")
+
+
 RUN = ["evaluate", "--workdir", "run", "--metrics"]
 REFUSALS = {
-    "unknown metric": ([*RUN, "fid,fvd"], "--metrics must be some of fid, is, kid, pr, clip, bpd"),
+    "unknown metric": ([*RUN, "fid,fvd"], "--metrics must be some of clip, fid, is, kid, pr, bpd"),
     "metric twice": ([*RUN, "fid,fid"], "each once, got 'fid,fid'"),
     "bpd alone": ([*RUN, "bpd"], "got bpd alone; leave it out"),
     "option without metrics": (["evaluate", "--workdir", "run", "--guidance", "1"], "--guidance goes with --metrics"),

@@ -5,24 +5,25 @@ import math
 import numpy as np
 import pytest
 
+from starflow_jax.evaluation.samples.class_sums import ClassSums, split_of
 from starflow_jax.evaluation.samples.clip_score import clip_score, pair_scores
 from starflow_jax.evaluation.samples.feature_network import (
     FeatureNetwork,
-    Seen,
+    Features,
+    extract_features,
     feature_moments,
-    look_at,
     named_network,
 )
 from starflow_jax.evaluation.samples.feature_statistics import (
-    image_statistics,
-    quality,
+    feature_statistics,
     read_arrays,
     read_statistics,
     write_statistics,
 )
 from starflow_jax.evaluation.samples.frechet_distance import frechet_distance
-from starflow_jax.evaluation.samples.inception_score import ClassSums, inception_score, split_of
+from starflow_jax.evaluation.samples.inception_score import inception_score
 from starflow_jax.evaluation.samples.kernel_distance import kernel_distance, squared_discrepancy
+from starflow_jax.evaluation.samples.metric import compute_metrics
 from starflow_jax.evaluation.samples.moments import Moments, total_moments
 from starflow_jax.evaluation.samples.precision_recall import precision_recall
 
@@ -33,8 +34,8 @@ OTHER = RANDOM.normal(size=(70, 6)) @ RANDOM.normal(size=(6, 6)) + 2.5
 
 def test_moments_are_numpys_however_the_parts_are_grouped():
     far = ONE + 1e6  # where sums of squares would have lost half their digits
-    a, b, c = (Moments.of(part) for part in np.split(far, [20, 21]))
-    for found in (a + b + c, a + (b + c), c + a + b, total_moments(np.array_split(far, 9)), Moments.of(far)):
+    a, b, c = (Moments.from_features(part) for part in np.split(far, [20, 21]))
+    for found in (a + b + c, a + (b + c), c + a + b, total_moments(np.array_split(far, 9)), Moments.from_features(far)):
         assert found.count == 90
         np.testing.assert_allclose(found.mean, far.mean(axis=0), rtol=1e-14)
         np.testing.assert_allclose(found.covariance, np.cov(ONE, rowvar=False), rtol=1e-7)
@@ -42,20 +43,20 @@ def test_moments_are_numpys_however_the_parts_are_grouped():
 
 def test_small_parts_are_summed_up_together(monkeypatch):
     """Adding up costs d^2: of 90 batches of 30 vectors it is done a few times, and not 89."""
-    sizes, of = [], Moments.of.__func__
+    sizes, from_features = [], Moments.from_features.__func__
 
     def counted(cls, features):
         sizes.append(len(features))
-        return of(cls, features)
+        return from_features(cls, features)
 
     features = RANDOM.normal(size=(2700, 3)).astype(np.float32)
     parts = np.split(features, 90)
-    monkeypatch.setattr(Moments, "of", classmethod(counted))
+    monkeypatch.setattr(Moments, "from_features", classmethod(counted))
     network = FeatureNetwork("same", "1", lambda rows: rows)
     for moments in (
         lambda: total_moments(parts),
         lambda: feature_moments(network, parts),
-        lambda: image_statistics([Seen(part, None) for part in parts], 2700).moments,
+        lambda: feature_statistics([Features(part, None) for part in parts], 2700).moments,
     ):
         found = moments()
         assert sum(sizes) == found.count == 2700 and len(sizes) == 3
@@ -73,24 +74,24 @@ def test_frechet_distance_is_that_of_scipys_root(width):
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     step = a.mean(axis=0) - b.mean(axis=0)
     expected = step @ step + np.trace(first + second) - 2 * np.trace(linalg.sqrtm(first @ second)).real
-    assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(expected, rel=1e-8)
-    assert frechet_distance(Moments.of(b), Moments.of(a)) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(Moments.from_features(a), Moments.from_features(b)) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(Moments.from_features(b), Moments.from_features(a)) == pytest.approx(expected, rel=1e-8)
 
 
 def test_frechet_distance_of_singular_covariances():
     """Fewer vectors than features, and features that never move: those of three axes lie in a wider space."""
     basis = np.linalg.qr(RANDOM.normal(size=(50, 50)))[0][:, :3]
-    a, b = Moments.of(ONE[:, :3] @ basis.T), Moments.of(OTHER[:, :3] @ basis.T)
-    inside = frechet_distance(Moments.of(ONE[:, :3]), Moments.of(OTHER[:, :3]))
+    a, b = Moments.from_features(ONE[:, :3] @ basis.T), Moments.from_features(OTHER[:, :3] @ basis.T)
+    inside = frechet_distance(Moments.from_features(ONE[:, :3]), Moments.from_features(OTHER[:, :3]))
     assert frechet_distance(a, b) == pytest.approx(inside, rel=1e-9)
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
-    still = Moments.of(np.ones((5, 4)))
-    assert frechet_distance(still, Moments.of(np.full((7, 4), 3.0))) == pytest.approx(16.0)
+    still = Moments.from_features(np.ones((5, 4)))
+    assert frechet_distance(still, Moments.from_features(np.full((7, 4), 3.0))) == pytest.approx(16.0)
 
 
 def test_frechet_distance_in_one_dimension_by_hand():
     a, b = np.array([[0.0], [2.0]]), np.array([[5.0], [9.0]])  # deviations sqrt 2 and sqrt 8
-    assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(36.0 + 2.0)
+    assert frechet_distance(Moments.from_features(a), Moments.from_features(b)) == pytest.approx(36.0 + 2.0)
 
 
 def test_kernel_distance_is_the_unbiased_sum_over_pairs():
@@ -124,15 +125,15 @@ def test_inception_score_is_its_definition_in_parts():
     for number in range(3):
         own = p[split == number]
         expected.append(np.exp(np.mean(np.sum(own * (np.log(own) - np.log(own.mean(axis=0))), axis=1))))
-    parts = [ClassSums.of(logits[i], split[i], 3) for i in np.array_split(places, 4)]
+    parts = [ClassSums.from_logits(logits[i], split[i], 3) for i in np.array_split(places, 4)]
     mean, std = inception_score(parts[0] + parts[1] + parts[2] + parts[3])
     assert (mean, std) == (pytest.approx(np.mean(expected)), pytest.approx(np.std(expected)))
 
 
 def test_inception_score_of_sure_answers_is_their_variety():
     sure = 1000.0 * np.eye(5)[np.arange(20) % 5]
-    assert inception_score(ClassSums.of(sure, np.zeros(20, int), 1))[0] == pytest.approx(5.0)
-    assert inception_score(ClassSums.of(np.zeros((20, 5)), np.zeros(20, int), 1))[0] == pytest.approx(1.0)
+    assert inception_score(ClassSums.from_logits(sure, np.zeros(20, int), 1))[0] == pytest.approx(5.0)
+    assert inception_score(ClassSums.from_logits(np.zeros((20, 5)), np.zeros(20, int), 1))[0] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("block", [16, 4096])
@@ -189,21 +190,21 @@ def test_clip_score_by_hand():
 
 def test_statistics_in_parts_and_from_a_file(tmp_path):
     features, logits = ONE.astype(np.float32), RANDOM.normal(size=(90, 4)).astype(np.float32)
-    whole = image_statistics([Seen(features, logits)], 90)
-    parts = image_statistics((Seen(features[i : i + 13], logits[i : i + 13]) for i in range(0, 90, 13)), 90)
-    real = image_statistics([Seen(OTHER.astype(np.float32), None)], 70)
-    expected = quality(whole, real, ("fid", "is", "kid", "pr"))
+    whole = feature_statistics([Features(features, logits)], 90)
+    parts = feature_statistics((Features(features[i : i + 13], logits[i : i + 13]) for i in range(0, 90, 13)), 90)
+    real = feature_statistics([Features(OTHER.astype(np.float32), None)], 70)
+    expected = compute_metrics(whole, real, ("fid", "is", "kid", "pr"))
     assert set(expected) == {"fid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
-    assert quality(parts, real, ("fid", "is", "kid", "pr")) == pytest.approx(expected)
+    assert compute_metrics(parts, real, ("fid", "is", "kid", "pr")) == pytest.approx(expected)
     write_statistics(tmp_path / "s.npz", whole, "me")
-    assert quality(read_statistics(tmp_path / "s.npz", "me"), real, ("fid", "is", "kid", "pr")) == expected
+    assert compute_metrics(read_statistics(tmp_path / "s.npz", "me"), real, ("fid", "is", "kid", "pr")) == expected
     assert read_statistics(tmp_path / "s.npz", "you") is None
     torn = (tmp_path / "s.npz").read_bytes()
     for damaged in (torn[:-40], torn[:300] + bytes([torn[300] ^ 1]) + torn[301:], b"", b"\x93NUMPY"):
         (tmp_path / "t.npz").write_bytes(damaged)
         assert read_arrays(tmp_path / "t.npz") is None
     with pytest.raises(ValueError, match="must be of 91 pictures, got 90"):
-        image_statistics([Seen(features, logits)], 91)
+        feature_statistics([Features(features, logits)], 91)
 
 
 def test_distance_of_videos_by_a_network_of_clips():
@@ -214,7 +215,7 @@ def test_distance_of_videos_by_a_network_of_clips():
     moving = feature_moments(network, np.array_split(clips, 3))
     assert moving.mean.shape == (4,) and frechet_distance(moving, moving) < 1e-9
     assert frechet_distance(moving, feature_moments(network, [still])) > 1.0
-    whole, parts = (look_at(network, clips, size).features for size in (20, 7))
+    whole, parts = (extract_features(network, clips, size).features for size in (20, 7))
     np.testing.assert_array_equal(whole, parts)
 
 
@@ -232,10 +233,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_answers_of_a_network_are_checked(case):
+def test_outputs_of_a_network_are_checked(case):
     look, said = BAD[case]
     with pytest.raises(ValueError, match=said):
-        look_at(FeatureNetwork("mine", "1", look), np.zeros((4, 2, 2, 1), np.uint8), 4)
+        extract_features(FeatureNetwork("mine", "1", look), np.zeros((4, 2, 2, 1), np.uint8), 4)
 
 
 def test_named_functions(tmp_path, monkeypatch):
@@ -243,7 +244,7 @@ def test_named_functions(tmp_path, monkeypatch):
     (tmp_path / "my_mistake.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     network = named_network("my_features:of")
-    assert look_at(network, np.ones((2, 2, 2, 1), np.uint8), 2).features.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert extract_features(network, np.ones((2, 2, 2, 1), np.uint8), 2).features.tolist() == [[1, 1, 1], [1, 1, 1]]
     for name, said in {
         "my_features:gone": "has no function gone",
         "my_mistake:of": "cannot be imported: ZeroDivisionError",
@@ -261,11 +262,11 @@ def test_bad_features_are_refused():
         "not finite": (np.array([[np.inf]]), "1 values that are not"),
     }.values():
         with pytest.raises(ValueError, match=said):
-            Moments.of(bad)
+            Moments.from_features(bad)
     with pytest.raises(ValueError, match="one width, got 6 and 3"):
-        frechet_distance(Moments.of(ONE), Moments.of(ONE[:, :3]))
+        frechet_distance(Moments.from_features(ONE), Moments.from_features(ONE[:, :3]))
     with pytest.raises(ValueError, match="at least 2 vectors, got 1"):
-        frechet_distance(Moments.of(ONE[:1]), Moments.of(ONE))
+        frechet_distance(Moments.from_features(ONE[:1]), Moments.from_features(ONE))
     with pytest.raises(ValueError, match="more than 3 vectors of each set, got 3"):
         precision_recall(ONE, ONE[:3])
 
@@ -284,4 +285,6 @@ def test_figures_are_those_of_torchmetrics():
     metric.set_dtype(torch.float64)
     metric.update(torch.from_numpy(ONE), real=True)
     metric.update(torch.from_numpy(OTHER), real=False)
-    assert frechet_distance(Moments.of(ONE), Moments.of(OTHER)) == pytest.approx(float(metric.compute()), rel=1e-5)
+    assert frechet_distance(Moments.from_features(ONE), Moments.from_features(OTHER)) == pytest.approx(
+        float(metric.compute()), rel=1e-5
+    )

@@ -71,7 +71,7 @@ def test_numbers_are_those_of_evaluate(home, whole):
     config, _, params, _ = load_run(home / "run", step=4)
     source = open_source(config.data, "test", flow=config.flow)
     expected = log_probs(params, config.flow, source, jax.random.key(0), draws=DRAWS, batch_size=COUNT)
-    bits = BitsPerDim.of(expected, 16, 256)
+    bits = BitsPerDim.from_log_probs(expected, 16, 256)
     place = {"step": 4, "data": "inside", "noise": "uniform", "condition": "true"}
     (row,) = [row for row in read_results(whole[1]) if place.items() <= row.items()]
     np.testing.assert_allclose(read_examples(whole[1], row["cell"])["log_prob"], expected.T, rtol=1e-6)
@@ -159,7 +159,7 @@ def test_every_name_keeps_its_row(home, tmp_path):
     data = (SweepData("inside"), SweepData("again", role="out"))
     plan = make_plan(config_of(home, runs=runs, data=data, noise=("uniform",), conditions=("true",)))
     outcome = run_sweep(plan, tmp_path / "out", watcher=Heard())
-    assert outcome.cells == outcome.computed == len(plan.cells) == 2 and plan.same == 4
+    assert outcome.cells == outcome.computed == len(plan.cells) == 2 and plan.num_duplicates == 4
     names = [("A", 4), ("B", 2), ("B", 4)]
     for rows in (read_results(tmp_path / "out"), csv.DictReader((tmp_path / "out" / "results.csv").open())):
         found = {(row["run"], int(row["step"]), row["data"], row["role"]) for row in rows}
@@ -342,7 +342,7 @@ def test_a_picture_that_fails_does_not_lose_the_report(whole, tmp_path, monkeypa
     (out / "plots" / "terms.png").write_bytes(b"old")
     assert main(["sweep", "--report-only", "--out", str(out)]) == 0
     text = (out / "report.md").read_text()
-    assert "The picture could not be drawn: IndexError: no such colour." in text and "plots/steps.png" in text
+    assert "The plot could not be drawn: IndexError: no such colour." in text and "plots/steps.png" in text
     assert "plots/terms.png" not in text and not (out / "plots" / "terms.png").exists()
 
 
@@ -352,8 +352,12 @@ def test_bfloat16_is_measured_against_float32(home, tmp_path):
     rows = {(row["step"], row["dtype"]): row for row in read_results(tmp_path / "out")}
     assert len(rows) == 4
     for one in write_report(tmp_path / "out")["dtypes"]:
-        apart = rows[one["step"], "bfloat16"]["bits_per_dim"] - rows[one["step"], "float32"]["bits_per_dim"]
-        assert one["mean"] == pytest.approx(apart, abs=1e-9) and 0 < abs(apart) < 0.05 and one["largest"] >= abs(apart)
+        difference = rows[one["step"], "bfloat16"]["bits_per_dim"] - rows[one["step"], "float32"]["bits_per_dim"]
+        assert (
+            one["mean"] == pytest.approx(difference, abs=1e-9)
+            and 0 < abs(difference) < 0.05
+            and one["largest"] >= abs(difference)
+        )
     assert "bfloat16 less float32" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow_jax.cli.commands.sweep import _names
-from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.build import load_experiment
 from starflow_jax.core.config.sweep import SweepConfig
+from starflow_jax.core.requests import RequestError
 from starflow_jax.sweeps.chunk_file import ChunkWriter, read_chunks
-from starflow_jax.sweeps.content_hash import _part, described
-from starflow_jax.sweeps.datasets import apart, one_cycle
+from starflow_jax.sweeps.content_hash import _part, model_hashes
+from starflow_jax.sweeps.datasets import avoid_own_label, random_cycle
+from starflow_jax.sweeps.request import names_of_runs
 
 
 def test_chunks_follow_one_another(tmp_path):
@@ -37,11 +37,11 @@ def test_contents_of_files(tmp_path):
     (model / "parts").mkdir(parents=True)
     (model / "parts" / "weights").write_bytes(b"one")
     known = {}
-    first = described(str(model), known)
-    assert described(str(model), {}) == first and described(f"{model}:0.6", {}) == ["0.6", *first[1:]]
+    first = model_hashes(str(model), known)
+    assert model_hashes(str(model), {}) == first and model_hashes(f"{model}:0.6", {}) == ["0.6", *first[1:]]
     (model / "parts" / "weights").write_bytes(b"two")  # as long
-    assert described(str(model), known) == first  # read once a plan
-    assert described(str(model), {}) != first and described(None, {}) is None
+    assert model_hashes(str(model), known) == first  # read once a plan
+    assert model_hashes(str(model), {}) != first and model_hashes(None, {}) is None
     data = DataConfig(source="images", path=str(model))
     before = _part(data)
     assert _part(data) == before
@@ -51,25 +51,25 @@ def test_contents_of_files(tmp_path):
 
 @pytest.mark.parametrize("labels", [np.arange(60) % 3, np.r_[np.zeros(30, int), np.arange(30) + 1]])
 def test_no_example_is_given_its_own_class(labels):
-    order = apart(one_cycle(60, 3), labels, 3)
+    order = avoid_own_label(random_cycle(60, 3), labels, 3)
     assert sorted(order) == list(range(60)) and (labels[order] != labels).all() and (order != np.arange(60)).all()
-    np.testing.assert_array_equal(order, apart(one_cycle(60, 3), labels, 3))
-    assert (order != apart(one_cycle(60, 4), labels, 4)).any()
+    np.testing.assert_array_equal(order, avoid_own_label(random_cycle(60, 3), labels, 3))
+    assert (order != avoid_own_label(random_cycle(60, 4), labels, 4)).any()
 
 
 def test_a_class_of_most_examples_keeps_as_few_as_can_be():
     labels = np.r_[np.zeros(50, int), np.ones(10, int)]
-    order = apart(one_cycle(60, 0), labels, 0)
+    order = avoid_own_label(random_cycle(60, 0), labels, 0)
     assert (labels[order] == labels).sum() == 40 and (order != np.arange(60)).all()
 
 
 def test_runs_of_one_name_are_told_apart():
-    assert _names(["a/digits", "b/digits", "b/other"]) == {
+    assert names_of_runs(["a/digits", "b/digits", "b/other"]) == {
         "a/digits": "a/digits", "b/digits": "b/digits", "b/other": None
     }  # fmt: skip
-    assert _names(["runs/x"]) == {"runs/x": None}
-    with pytest.raises(CommandError, match="--workdir must name every run once, got a again"):
-        _names(["a", "a"])
+    assert names_of_runs(["runs/x"]) == {"runs/x": None}
+    with pytest.raises(RequestError, match="workdir must name every run once, got a again"):
+        names_of_runs(["a", "a"])
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.py:tiny", "moving_digits"])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from starflow_jax.cli.commands.video_quality import names_apart
 from starflow_jax.cli.dispatch import main
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.data.sources.moving_digits import MovingDigits
+from starflow_jax.evaluation.video.clip_measurement import distinct_names
 from starflow_jax.evaluation.video.clip_metrics import clip_quality, group_figures
 from starflow_jax.evaluation.video.drift import Drift, drift_distances, pixel_features, spectrum_features
 from starflow_jax.evaluation.video.motion import (
@@ -159,7 +159,7 @@ def test_drift_of_pixels_and_of_the_spectrum():
 
 def test_drift_over_clips_of_several_lengths():
     curves = [0.1 * np.arange(8), 0.3 * np.arange(4), np.full(8, np.nan)]
-    drift = Drift.of(curves)
+    drift = Drift.from_curves(curves)
     assert drift.slope == pytest.approx(0.2) and drift.clips == (2, 2, 2, 2, 1, 1, 1, 1)
     assert drift.mean[1] == pytest.approx(0.2) and drift.late == pytest.approx((0.6 + 0.9) / 2)
     assert math.isnan(drift.error[7])
@@ -216,8 +216,8 @@ def test_the_command(tmp_path, capsys):
 
 def test_clips_of_one_name_are_told_apart():
     paths = [Path(text) for text in ("x/a/0.gif", "y/a/0.gif", "y/a/1.gif", "0.gif", "0.gif")]
-    assert names_apart(paths) == ["x/a/0.gif", "y/a/0.gif", "1.gif", "0.gif", "0.gif"]
-    assert names_apart(paths[1:3]) == ["0.gif", "1.gif"] and names_apart([]) == []
+    assert distinct_names(paths) == ["x/a/0.gif", "y/a/0.gif", "1.gif", "0.gif", "0.gif"]
+    assert distinct_names(paths[1:3]) == ["0.gif", "1.gif"] and distinct_names([]) == []
 
 
 @pytest.mark.parametrize(

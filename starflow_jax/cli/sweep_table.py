@@ -1,4 +1,4 @@
-"""The table of a sweep in the terminal: a row a finished cell, and under it how far the present one is."""
+"""The table of a sweep in the terminal: a row for each finished cell, and the progress of the current one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _HEAD = (
     "median",
     "tokens/s",
 )
-_EVERY = 0.2  # seconds between two states of the last line
+_EVERY = 0.2  # seconds between updates of the last line
 
 
 class Silent:
-    """Hears everything and says nothing."""
+    """A watcher that prints nothing."""
 
     def begun(self, cell: Cell, rows: int) -> None:
         """See `sweeps.run.Watcher`."""
@@ -42,20 +42,20 @@ class Silent:
         """See `sweeps.run.Watcher`."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Called after the last cell."""
 
 
 class Table(Silent):
-    """Writes the table to standard output, its last line only where that is a terminal.
+    """Writes the table to standard output; the line of progress only if it is a terminal.
 
     Args:
-      plan: whose cells come; stream: where to write.
+      plan: of the sweep; stream: to write to.
     """
 
     def __init__(self, plan: Plan, stream: TextIO | None = None):
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
-        self._cells, self._heard, self._drawn = len(plan.cells), 0, 0.0
+        self._cells, self._num_finished, self._last_update = len(plan.cells), 0, 0.0
         self._tokens = 0
         self._widths = [
             max(7, len(f"{self._cells}/{self._cells}")),
@@ -69,24 +69,24 @@ class Table(Silent):
         self._line(_HEAD)
 
     def begun(self, cell: Cell, rows: int) -> None:
-        """Shows where the cell stands."""
+        """Shows the progress of the cell."""
         self._state(cell, rows, 0.0)
 
     def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
-        """Shows where the cell stands, from time to time."""
-        if time.monotonic() - self._drawn >= _EVERY:
+        """Shows the progress of the cell at intervals."""
+        if time.monotonic() - self._last_update >= _EVERY:
             self._state(cell, rows, seconds)
 
     def done(self, cell: Cell, row: dict[str, Any], *, before: bool) -> None:
         """Adds the row of the cell."""
-        self._heard += 1
+        self._num_finished += 1
         values = (_number(row.get(name)) for name in ("bits_per_dim", "example_error", "draw_error", "median_bits"))
         rate = row.get("tokens_per_second")
         self._line((*self._names(cell), *values, "before" if before else "-" if rate is None else f"{rate:.0f}"))
 
     def failed(self, cell: Cell, sentence: str) -> None:
-        """Adds a row that says why."""
-        self._heard += 1
+        """Adds a row with the reason."""
+        self._num_finished += 1
         self._line((*self._names(cell), f"failed: {sentence}"))
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Table(Silent):
         self._clear()
 
     def _names(self, cell: Cell) -> tuple[str, ...]:
-        place = f"{self._heard}/{self._cells}"
+        place = f"{self._num_finished}/{self._cells}"
         names = (cell.checkpoint.run, str(cell.checkpoint.step), cell.data.name, str(cell.noise), _condition(cell))
         return (place, *names)
 
@@ -110,8 +110,8 @@ class Table(Silent):
     def _state(self, cell: Cell, rows: int, seconds: float) -> None:
         if not self._live:
             return
-        self._drawn = time.monotonic()
-        text = f"{self._heard + 1}/{self._cells}  {cell.name}: {rows} of {cell.rows} rows"
+        self._last_update = time.monotonic()
+        text = f"{self._num_finished + 1}/{self._cells}  {cell.name}: {rows} of {cell.rows} rows"
         self._clear()
         self._stream.write(text[: shutil.get_terminal_size().columns - 1])
         self._stream.flush()

@@ -26,10 +26,10 @@ from starflow_jax.demos.digits_demo import (
     write_report,
 )
 from starflow_jax.demos.drawings import Drawing, draw_all, write_drawing
-from starflow_jax.evaluation.likelihood.video_score_plots import draw_surprise, plot_frames
+from starflow_jax.evaluation.likelihood.video_score_plots import plot_frames, plot_token_maps
 from starflow_jax.evaluation.likelihood.video_scores import (
     Clip,
-    ClipSurprise,
+    ClipLikelihood,
     mean_per_clip,
     mean_per_frame,
     score_clips,
@@ -96,7 +96,7 @@ def run_video_demo(
         clips = source_clips(held_out, config, len(held_out))
         scores = score_clips(params, config, clips, score_key, draws=config.evaluate.draws)
     plot_frames(out / FRAMES_PLOT, scores)
-    draw_surprise(out / SURPRISE, scores)
+    plot_token_maps(out / SURPRISE, scores)
     with clock.phase("denoising"):
         ablation = _ablation(params, config, clips, noise_key)
     say("drawing")
@@ -123,7 +123,7 @@ def _ablation(params: Params, config: ExperimentConfig, clips: Sequence[Clip], k
     return [row.to_dict() for row in rows]
 
 
-def _scores(clips: Sequence[ClipSurprise]) -> dict[str, Any]:
+def _scores(clips: Sequence[ClipLikelihood]) -> dict[str, Any]:
     mean, error = mean_per_clip(clips)
     rows = mean_per_frame(clips)
     frames = [{"bits_per_dim": value, "error": frame_error, "clips": num} for value, frame_error, num in rows]

@@ -9,15 +9,40 @@
 `likelihood` imports none of the other three; `samples` and `video` import `likelihood`; `applications` imports all.
 """
 
-from starflow_jax.evaluation.likelihood.bayes_classifier import Accuracy, bayes_accuracy, classify
-from starflow_jax.evaluation.likelihood.comparison import Scores, score_flow, score_gaussian, scores_table
-from starflow_jax.evaluation.likelihood.gaussian_baseline import (
-    ClassConditionalGaussian,
-    GaussianScores,
-    fit_class_gaussians,
-    score_class_gaussians,
-)
-from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, all_dequantised, dequantised, log_probs
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starflow_jax.evaluation.likelihood.bayes_classifier import Accuracy, bayes_accuracy, classify
+    from starflow_jax.evaluation.likelihood.comparison import Scores, score_flow, score_gaussian, scores_table
+    from starflow_jax.evaluation.likelihood.gaussian_baseline import (
+        ClassConditionalGaussian,
+        GaussianScores,
+        fit_class_gaussians,
+        score_class_gaussians,
+    )
+    from starflow_jax.evaluation.likelihood.image_likelihood import (
+        BitsPerDim,
+        all_dequantised,
+        dequantised,
+        log_probs,
+    )
+
+# Public names by the module that defines them. They are imported when first used, because the command line imports this
+# package to list the metrics of `samples`, and must not import JAX for that.
+_EXPORTS = {
+    "likelihood.bayes_classifier": ("Accuracy", "bayes_accuracy", "classify"),
+    "likelihood.comparison": ("Scores", "score_flow", "score_gaussian", "scores_table"),
+    "likelihood.gaussian_baseline": (
+        "ClassConditionalGaussian",
+        "GaussianScores",
+        "fit_class_gaussians",
+        "score_class_gaussians",
+    ),
+    "likelihood.image_likelihood": ("BitsPerDim", "all_dequantised", "dequantised", "log_probs"),
+}
 
 __all__ = [
     "Accuracy",
@@ -36,3 +61,10 @@ __all__ = [
     "score_gaussian",
     "scores_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _EXPORTS.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The checkpoints that a sweep scores: which there are, and what each is, before any array is read."""
+"""The checkpoints that a sweep scores, found and identified without reading their arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.sweep import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
-from starflow_jax.sweeps.content_hash import Known, described, hash_of
+from starflow_jax.sweeps.content_hash import FileHashes, hash_of, model_hashes
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, steps_in
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, read_config
 
@@ -22,10 +22,11 @@ class Checkpoint:
     """One step of one run.
 
     Attributes:
-      run: what tables call the run; workdir: its folder; step: of the checkpoint; ema: whether its mean is taken.
-      config: of the run, its networks in float32 and float32 products at full precision.
-      parameters: trained numbers of the flow.
-      fingerprint: of the parameters and of what the flow is; of a checkpoint that cannot be used, of its place.
+      run: name of the run in tables; workdir: its folder; step: of the checkpoint.
+      ema: whether the moving average of the parameters is used.
+      config: of the run, with networks in float32 and matrix products at full precision.
+      parameters: number of trained parameters of the flow.
+      fingerprint: hash of the parameters and of the flow's configuration; for an unusable checkpoint, of its path.
     """
 
     run: str
@@ -37,14 +38,14 @@ class Checkpoint:
     fingerprint: str
 
 
-def find_checkpoints(run: SweepRun, known: Known | None = None) -> list[Checkpoint]:
+def find_checkpoints(run: SweepRun, file_hashes: FileHashes | None = None) -> list[Checkpoint]:
     """The checkpoints that a run of a sweep names, oldest first.
 
     Args:
-      known: contents of frozen models that were read before; what is read now is added.
+      file_hashes: hashes of the files of frozen models, computed before; new ones are added.
 
     Raises:
-      ValueError: no run or model there, no checkpoint, or a step that it does not have.
+      ValueError: no run or model in the folder, no checkpoint, or a step that does not exist.
     """
     workdir = Path(run.workdir).absolute()
     name = run.name or workdir.name
@@ -57,18 +58,18 @@ def find_checkpoints(run: SweepRun, known: Known | None = None) -> list[Checkpoi
         raise ValueError(f"runs: {run.workdir} holds no training run and no ported model")
     if model is not None:
         config = dataclasses.replace(config, data=_with_parts(config, model))
-    there = steps_in(workdir / CHECKPOINT_FOLDER)
-    check(len(there) > 0, f"runs: {run.workdir} holds no checkpoint")
-    steps = {"all": there, "newest": there[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
-    missing = [str(step) for step in steps if step not in there]
-    named = ", ".join(map(str, there))
+    available = steps_in(workdir / CHECKPOINT_FOLDER)
+    check(len(available) > 0, f"runs: {run.workdir} holds no checkpoint")
+    steps = {"all": available, "newest": available[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
+    missing = [str(step) for step in steps if step not in available]
+    named = ", ".join(map(str, available))
     check(not missing, f"runs: steps of {run.workdir} must be among {named}, got {', '.join(missing)}")
     flow = dataclasses.replace(config.flow, dtype="float32", matmul_precision="highest", remat="none", dropout=0.0)
     data = dataclasses.replace(config.data, autoencoder_dtype="float32", threads=0, workers=0)
     config = dataclasses.replace(config, flow=flow, data=data)
     parameters = count(abstract(flow)[1])
-    known = {} if known is None else known
-    frozen = [described(data.autoencoder, known), described(data.text_encoder, known)]
+    file_hashes = {} if file_hashes is None else file_hashes
+    frozen = [model_hashes(data.autoencoder, file_hashes), model_hashes(data.text_encoder, file_hashes)]
     return [
         Checkpoint(
             name, workdir, step, run.ema, config, parameters, _fingerprint(workdir, step, run.ema, config, frozen)
@@ -78,11 +79,11 @@ def find_checkpoints(run: SweepRun, known: Known | None = None) -> list[Checkpoi
 
 
 def _with_parts(config: ExperimentConfig, model: ModelFolder) -> DataConfig:
-    """The data of a model folder's flow, with the frozen models that lie there in place of those of its training."""
+    """The data configuration of a model folder, with the frozen models of that folder."""
     data, autoencoder = config.data, str(model.autoencoder.with_scale)
     if data.autoencoder is not None:
         data = dataclasses.replace(data, autoencoder=autoencoder)
-    elif data.on_latents:  # that were computed before; other data are encoded by what decodes them
+    elif data.on_latents:  # stored latents; other data are encoded by the autoencoder that decodes them
         data = dataclasses.replace(data, decoder=autoencoder)
     if config.text is None:
         data = dataclasses.replace(data, text_encoder=str(model.text_encoder.path))

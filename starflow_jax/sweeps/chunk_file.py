@@ -1,7 +1,7 @@
-"""What a cell has computed so far: a file that only grows, whose torn end is noticed and dropped.
+"""Results of an unfinished cell: an append-only file in which an incomplete last record is detected and dropped.
 
-One record a batch: a header, the numbers, a checksum. A process that is killed while it writes leaves a record that is
-too short, or whose checksum is wrong; reading ends before it, and the next record is written over it.
+One record for each batch: a header, the values, a checksum. A process that is killed while it writes leaves a record
+that is too short or has a wrong checksum; reading ends before it, and the next record overwrites it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SUM = struct.Struct("<I")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computed:
-    """The whole records of a file.
+    """The complete records of a file.
 
     Attributes:
       values: float64 [rows, columns], from row 0 on without a gap.
-      seconds: that computing them took; chunks: records; size: bytes that are whole; torn: bytes after them.
+      seconds: computing time; chunks: number of records; size: bytes of complete records; torn: bytes after them.
     """
 
     values: np.ndarray
@@ -39,40 +39,40 @@ class Computed:
 
     @property
     def rows(self) -> int:
-        """The row to go on with."""
+        """The row at which to continue."""
         return len(self.values)
 
 
 def read_chunks(path: Path, columns: int) -> Computed:
-    """What a file holds up to the first record that is not whole or does not follow; nothing where there is none.
+    """The records of a file up to the first that is incomplete or not contiguous; empty where there is no file.
 
     Args:
-      columns: numbers of a row; a record of another width ends the reading.
+      columns: number of values of a row; reading ends at a record of another width.
 
     Raises:
-      OSError: a file that is there and cannot be read.
+      OSError: the file exists and cannot be read.
     """
     data = path.read_bytes() if path.exists() else b""
     parts: list[np.ndarray] = []
-    rows, seconds, place = 0, 0.0, 0
-    while place + _HEAD.size + _SUM.size <= len(data):
-        magic, first, count, width, took = _HEAD.unpack_from(data, place)
-        end = place + _HEAD.size + 8 * count * width
+    rows, seconds, offset = 0, 0.0, 0
+    while offset + _HEAD.size + _SUM.size <= len(data):
+        magic, first, count, width, took = _HEAD.unpack_from(data, offset)
+        end = offset + _HEAD.size + 8 * count * width
         if magic != _MAGIC or first != rows or width != columns or end + _SUM.size > len(data):
             break
-        if _SUM.unpack_from(data, end)[0] != zlib.crc32(data[place:end]):
+        if _SUM.unpack_from(data, end)[0] != zlib.crc32(data[offset:end]):
             break
-        parts.append(np.frombuffer(data, np.float64, count * width, place + _HEAD.size).reshape(count, width))
-        rows, seconds, place = rows + count, seconds + took, end + _SUM.size
+        parts.append(np.frombuffer(data, np.float64, count * width, offset + _HEAD.size).reshape(count, width))
+        rows, seconds, offset = rows + count, seconds + took, end + _SUM.size
     values = np.concatenate(parts) if parts else np.zeros((0, columns))
-    return Computed(values, seconds, len(parts), place, len(data) - place)
+    return Computed(values, seconds, len(parts), offset, len(data) - offset)
 
 
 class ChunkWriter:
-    """Appends records to a file, each on the disk before the call returns. A context manager.
+    """Appends records to a file, each flushed to disk before the call returns. A context manager.
 
     Args:
-      size: bytes that are whole; what comes after them is cut off.
+      size: bytes of complete records; the file is truncated to it.
     """
 
     def __init__(self, path: Path, size: int):
@@ -87,10 +87,10 @@ class ChunkWriter:
         os.close(self._file)
 
     def append(self, first: int, values: np.ndarray, seconds: float) -> None:
-        """Rows [rows, columns] from row `first` on.
+        """Appends values [rows, columns] of the rows from `first` on.
 
         Raises:
-          OSError: the disk is full, for example; the record is then torn, and the next reading drops it.
+          OSError: for example a full disk; the record is then incomplete, and the next reading drops it.
         """
         check(values.ndim == 2, f"values must be [rows, columns], got shape {list(values.shape)}")
         payload = np.ascontiguousarray(values, np.float64).tobytes()

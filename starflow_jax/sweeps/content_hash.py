@@ -1,4 +1,4 @@
-"""What the files and arrays behind a cell hold, as part of its id: another content is another cell."""
+"""Hashes of the files and arrays that a cell is computed from, which are part of its id."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from starflow_jax.core.config.source import SourceConfig
 from starflow_jax.data.pipeline.content_digest import contents_digest
 from starflow_jax.data.sources.base import ArraySource, Source
 
-# Files of frozen models that were read before, by path: each is large, and read once a plan.
-Known = dict[str, list[Any]]
-# Where data lie, and what has a part in training alone.
-_NO_CONTENT = ("path", "index", "flip", "drop_first", "aspect_ratios", "multiple")
+# Hashes of the files of frozen models by path. The files are large; each is read once for a plan.
+FileHashes = dict[str, list[Any]]
+# Fields that say where data are, or that affect training alone; they are no part of the content.
+_NOT_CONTENT = ("path", "index", "flip", "drop_first", "aspect_ratios", "multiple")
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
-    """A digest of plain values, 16 hexadecimal digits."""
+    """Hash of plain values, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def described(path: str | None, known: Known) -> list[Any] | None:
-    """Names and digests of the files of a frozen model; None for none, without any where nothing lies there.
+def model_hashes(path: str | None, file_hashes: FileHashes) -> list[Any] | None:
+    """Temporal scale, names and hashes of the files of a frozen model; None without a path, no files where none exist.
 
     Args:
-      known: what was read before; what is read now is added.
+      file_hashes: hashes that were computed before; new ones are added.
     """
     if path is None:
         return None
@@ -39,31 +39,31 @@ def described(path: str | None, known: Known) -> list[Any] | None:
         text, _, scale = path.rpartition(":")
         root = Path(text)
     name = str(root.absolute())
-    if name not in known:
-        known[name] = [[one, _digest_of_file(file)] for one, file in _files(root)]
-    return [scale, *known[name]]
+    if name not in file_hashes:
+        file_hashes[name] = [[relative, _digest_of_file(file)] for relative, file in _files(root)]
+    return [scale, *file_hashes[name]]
 
 
-def held(source: Source, data: DataConfig) -> list[Any]:
-    """What a source holds: all of an array in memory; of files their names, sizes and times of change.
+def content_hashes(source: Source, data: DataConfig) -> list[Any]:
+    """The content of a source: a hash of arrays in memory, or names, sizes and modification times of files.
 
     Args:
-      source: that was opened; data: how, of which the folders are looked into.
+      source: that was opened; data: its configuration, whose folders are read.
     """
     digest = contents_digest(source)
     if isinstance(source, ArraySource):
-        return [digest]  # wherever it was read from
+        return [digest]  # does not depend on where it was read from
     parts: tuple[SourceConfig, ...] = (data, *data.mixture)
     return [digest, [_part(part) for part in parts]]
 
 
 def _part(data: SourceConfig) -> list[Any]:
     fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(SourceConfig)}
-    fields = {name: value for name, value in fields.items() if name not in _NO_CONTENT}
+    fields = {name: value for name, value in fields.items() if name not in _NOT_CONTENT}
     fields["captions"] = dataclasses.asdict(data.captions)
     if data.path is None:
         return [fields]
-    roots = [Path(data.path)] if Path(data.path).exists() else [Path(found) for found in sorted(glob.glob(data.path))]
+    roots = [Path(data.path)] if Path(data.path).exists() else [Path(match) for match in sorted(glob.glob(data.path))]
     index = None if data.index is None else Path(data.index).absolute()
     files = [(name, file.stat()) for root in roots for name, file in _files(root) if file.absolute() != index]
     digest = hashlib.sha256()
@@ -73,7 +73,7 @@ def _part(data: SourceConfig) -> list[Any]:
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """A file, or all files below a folder, with their names in it, in one order everywhere."""
+    """A file, or all files below a folder, with their relative names, sorted."""
     if root.is_file():
         yield root.name, root
         return

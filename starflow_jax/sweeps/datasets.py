@@ -1,4 +1,4 @@
-"""The data that a sweep scores, as a flow reads them: opened, cut, transformed, and with their conditions."""
+"""Data sets of a sweep as the input of a flow: opened, cropped, transformed, with their conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from starflow_jax.data.pipeline.readable_subset import Subset, readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
-from starflow_jax.sweeps.content_hash import Known, described, hash_of, held
+from starflow_jax.sweeps.content_hash import FileHashes, content_hashes, hash_of, model_hashes
 from starflow_jax.sweeps.latent_scale import log_scale
 from starflow_jax.training.run_calibration import main_component
 from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder
@@ -34,17 +34,17 @@ from starflow_jax.training.step.pixel_source import pixel_source
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataSet:
-    """One data set as one flow reads it.
+    """One data set as the input of one flow.
 
     Attributes:
-      name, role: what tables call it; "in" or "out" of the distribution.
-      source: its examples, all of which can be read; transform: what is done to their pixels.
-      source_levels, levels: values of a pixel, as stored and as scored; 0 of latents.
-      encoder: what makes latents of pixels first; None without.
-      shape: of what the flow reads; conditions: that the data can be scored under.
-      fingerprint: of what the examples are.
-      log_scale: log of the volume by which scaling made the latents larger, nats a dimension (`volume`).
-      skipped: examples that could not be read, and why.
+      name: in tables; role: "in" or "out" of the distribution.
+      source: the readable examples; transform: applied to their pixels.
+      source_levels, levels: number of values of a pixel, as stored and as scored; 0 for latents.
+      encoder: autoencoder that encodes the pixels; None without one.
+      shape: of the input of the flow; conditions: under which the data can be scored.
+      fingerprint: hash of the content of the examples.
+      log_scale: log of the change of volume by scaling of latents, nats for each dimension (`latent_scale`).
+      skipped: examples that could not be read and were skipped, with the reasons.
     """
 
     name: str
@@ -65,21 +65,21 @@ class DataSet:
 
     @property
     def on_latents(self) -> bool:
-        """Whether the flow reads latents, whose bits are counted a latent dimension."""
+        """Whether the flow reads latents, so that bits are counted for each latent dimension."""
         return self.levels == 0 or self.encoder is not None
 
     @property
     def dims(self) -> int:
-        """Numbers that the flow reads of an example."""
+        """Number of dimensions of an example."""
         return math.prod(self.shape)
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """Classes of all examples, int64 [n]; read once, and only where they are asked for."""
+        """Classes of all examples, int64 [n]; read once, when first used."""
         return np.asarray([int(self.source[place]["label"]) for place in range(len(self))])
 
     def image(self, place: int, example: dict[str, np.ndarray]) -> np.ndarray:
-        """The pixels (or stored latent) of an example as they are scored, before noise."""
+        """The pixels or the stored latent of an example as they are scored, before noise is added."""
         image = example["image"]
         if self.levels and self.levels != self.source_levels:
             image = (image.astype(np.int32) * self.levels // self.source_levels).astype(np.uint8)
@@ -92,8 +92,8 @@ class DataSet:
             order = np.random.default_rng([rows, columns]).permutation(rows * columns)
             return image.reshape(*image.shape[:-3], rows * columns, -1)[..., order, :].reshape(image.shape)
         if self.transform == "random":
-            drawn = np.random.default_rng([0, place]).integers(0, self.levels, image.shape)
-            return drawn.astype(np.uint8)
+            random = np.random.default_rng([0, place]).integers(0, self.levels, image.shape)
+            return random.astype(np.uint8)
         return image
 
 
@@ -102,23 +102,23 @@ def open_data(
     config: ExperimentConfig,
     conditions: tuple[Condition, ...],
     encoders: dict[str, Frozen] | None = None,
-    known: Known | None = None,
+    known: FileHashes | None = None,
 ) -> DataSet:
-    """Opens a data set for the flow of a run; every example that counts is tried once.
+    """Opens a data set for the flow of a run; every example that is scored is read once to find unreadable ones.
 
     Args:
-      data: which; config: of the run; conditions: of the sweep.
-      encoders, known: autoencoders, and their contents, that were read before; what is read now is added.
+      data: to open; config: of the run; conditions: of the sweep.
+      encoders, known: autoencoders that were loaded before, and hashes of their files; new ones are added.
 
     Raises:
-      ValueError: data that are missing, do not fit the flow, or cannot be transformed or conditioned as asked.
+      ValueError: data that are missing, do not fit the flow, or do not allow the transform or the conditions.
     """
     where = f"data {data.name!r}" if data.name else "data"
-    asked = data.conditions or conditions
+    requested = data.conditions or conditions
     try:
-        own = config if data.source is None else dataclasses.replace(config, data=_replaced(config.data, data.source))
+        run = config if data.source is None else dataclasses.replace(config, data=_replaced(config.data, data.source))
         source, encoder = _opened(
-            own, data, {} if encoders is None else encoders, needs_condition=asked != ("dropped",)
+            run, data, {} if encoders is None else encoders, needs_condition=requested != ("dropped",)
         )
         skipped = Skipped()
         source = readable(source, skipped, data.count)
@@ -126,6 +126,39 @@ def open_data(
         raise ValueError(f"{where}: {error}") from error
     if data.count is not None and len(source) > data.count:
         source = Subset(source, tuple(range(data.count)))
+    levels = _levels(where, data, source)
+    reads = bool(config.flow.num_classes or config.flow.text_dim)
+    if reads and "shuffled" in requested:
+        check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
+    shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
+    places = hash_of({"places": source.indices}) if isinstance(source, Subset) else None
+    values = {
+        "held": content_hashes(_whole(source), run.data),
+        "places": places,
+        "split": data.split,
+        "transform": data.transform,
+        "levels": levels,
+        "frames": run.data.frames,
+        "autoencoder": model_hashes(run.data.autoencoder, {} if known is None else known),
+    }
+    return DataSet(
+        name=data.name or source.name,
+        role=data.role,
+        source=source,
+        transform=data.transform,
+        source_levels=source.levels,
+        levels=levels,
+        encoder=encoder,
+        shape=latent_shape(None if encoder is None else encoder.autoencoder, shape),
+        conditions=requested if reads else ("dropped",),
+        fingerprint=hash_of(values),
+        log_scale=_log_scale(run, data.split, encoder, shape),
+        skipped=skipped,
+    )
+
+
+def _levels(where: str, data: SweepData, source: Source) -> int:
+    """The levels of pixels as they are scored, 0 for latents; `where` names the data in messages."""
     stored = source.levels
     check(
         stored > 0 or data.transform == "none", f"{where}: transform must be 'none' for latents, got {data.transform!r}"
@@ -133,34 +166,7 @@ def open_data(
     check(stored > 0 or data.levels is None, f"{where}: levels must be None for latents, got {data.levels}")
     levels = stored if data.levels is None else data.levels
     check(levels <= stored, f"{where}: levels must be at most the {stored} of {source.name}, got {levels}")
-    reads = bool(config.flow.num_classes or config.flow.text_dim)
-    if reads and "shuffled" in asked:
-        check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
-    shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
-    places = hash_of({"places": source.indices}) if isinstance(source, Subset) else None
-    values = {
-        "held": held(_whole(source), own.data),
-        "places": places,
-        "split": data.split,
-        "transform": data.transform,
-        "levels": levels,
-        "frames": own.data.frames,
-        "autoencoder": described(own.data.autoencoder, {} if known is None else known),
-    }
-    return DataSet(
-        name=data.name or source.name,
-        role=data.role,
-        source=source,
-        transform=data.transform,
-        source_levels=stored,
-        levels=levels,
-        encoder=encoder,
-        shape=latent_shape(None if encoder is None else encoder.autoencoder, shape),
-        conditions=asked if reads else ("dropped",),
-        fingerprint=hash_of(values),
-        log_scale=_log_scale(own, data.split, encoder, shape),
-        skipped=skipped,
-    )
+    return levels
 
 
 def _whole(source: Source) -> Source:
@@ -168,7 +174,7 @@ def _whole(source: Source) -> Source:
 
 
 def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
-    """The data of a run with another source: its noise, encoders and all that is no part of a source stay."""
+    """The data configuration of a run with another source; all other fields, such as the noise, are unchanged."""
     fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(SourceConfig)}
     fields |= {"mixture": (), "warp": 0.0}
     if source.source == "latents":
@@ -186,12 +192,12 @@ def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
 def _opened(
     config: ExperimentConfig, data: SweepData, encoders: dict[str, Frozen], *, needs_condition: bool
 ) -> tuple[Source, Frozen | None]:
-    """The source of one shape that the flow reads, and what encodes it."""
+    """The source of the shape that the flow reads, and the autoencoder that encodes it."""
     path = config.data.autoencoder
     encoder = encoders.get(path) if path is not None else None
     if encoder is None and path is not None:
         encoder = load_encoder(config)
-        assert encoder is not None  # there is a path
+        assert encoder is not None  # since the path is not None
         encoders[path] = encoder
     autoencoder = None if encoder is None else encoder.autoencoder
     if autoencoder is None:
@@ -210,7 +216,7 @@ def _opened(
 
 
 def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, shape: tuple[int, ...]) -> float | None:
-    """See `volume.log_scale`; of stored latents by the autoencoder that is kept with them."""
+    """See `latent_scale.log_scale`; for stored latents, of the autoencoder that is stored beside them."""
     if encoder is not None:
         return log_scale(encoder.autoencoder, encoder.params, latent_shape(encoder.autoencoder, shape))
     if config.data.source != "latents" or config.data.path is None:
@@ -224,11 +230,11 @@ def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, sha
 
 
 class Conditions:
-    """What the examples of a data set are scored under.
+    """Conditions that the examples of a data set are scored under.
 
     Args:
       data: the examples; config: of the run; seed: of the shuffling.
-      load: what reads captions, asked for only where the data have captions that were not read before.
+      load: loads the text encoder; called only where captions are not stored as text states.
     """
 
     def __init__(self, data: DataSet, config: ExperimentConfig, seed: int, load: Callable[[], FrozenText | None]):
@@ -237,17 +243,18 @@ class Conditions:
         spec = example_spec(_whole(data.source))
         self._stored, self._seed = "text_states" in spec, seed
         self._text: FrozenText | None = None
-        self._known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: there are many others
+        # Text states of the empty caption alone; other captions are too many to cache.
+        self._known: dict[bytes, np.ndarray] = {}
         if self._reads and "text" in spec and not self._stored:
             self._text = load()
             if self._text is not None:
                 _, self._known = self._text.states_of(self._text.empty[None])
 
     def rows(self, kind: Condition, places: np.ndarray, examples: dict[int, dict[str, Any]]) -> np.ndarray | None:
-        """What the flow reads of some examples: [B] labels, text states [B, L, D], or None.
+        """The conditions of examples: labels [B], text states [B, L, D], or None.
 
         Args:
-          places: int [B]; examples: those that were read already, by place; shuffled ones are read here.
+          places: indices of the examples, int [B]; examples: the examples by index; shuffled ones are read here.
         """
         if not self._reads:
             return None
@@ -262,16 +269,18 @@ class Conditions:
             ids = np.stack([self._text.empty if dropped else row["text"] for row in rows])
             return self._text.states_of(ids, self._known)[0]
         labels = np.asarray([-1 if dropped else int(row["label"]) for row in rows], np.int32)
-        found = condition(jnp.asarray(labels), self._config.flow)
-        return None if found is None else np.asarray(found)
+        cond = condition(jnp.asarray(labels), self._config.flow)
+        return None if cond is None else np.asarray(cond)
 
     @functools.cached_property
     def _shuffled(self) -> np.ndarray:
-        """Of every example the one whose condition it is given, int [n]."""
+        """For every example the index of the example whose condition it gets, int [n]."""
         if len(self._data) < 2:
             return np.arange(len(self._data))
-        order = one_cycle(len(self._data), self._seed)
-        return order if self._stored or self._text is not None else apart(order, self._data.labels, self._seed)
+        order = random_cycle(len(self._data), self._seed)
+        return (
+            order if self._stored or self._text is not None else avoid_own_label(order, self._data.labels, self._seed)
+        )
 
     def _empty_states(self, row: dict[str, Any]) -> np.ndarray:
         source = _whole(self._data.source)
@@ -279,8 +288,8 @@ class Conditions:
         return np.zeros_like(row["text_states"]) if empty is None else empty
 
 
-def one_cycle(count: int, seed: int) -> np.ndarray:
-    """A permutation without fixed points, one cycle through all places (Sattolo's algorithm)."""
+def random_cycle(count: int, seed: int) -> np.ndarray:
+    """A random permutation that is one cycle, and so has no fixed points (Sattolo's algorithm)."""
     rng, order = np.random.default_rng([seed, count]), np.arange(count)
     for last in range(count - 1, 0, -1):
         other = int(rng.integers(last))
@@ -288,21 +297,21 @@ def one_cycle(count: int, seed: int) -> np.ndarray:
     return order
 
 
-def apart(order: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation without fixed points, changed so that as few examples as can be get their own label.
+def avoid_own_label(order: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Changes a permutation without fixed points so that as few examples as possible get their own label.
 
-    An example that does swaps with a random one, such that neither has its own afterwards. One is found unless the
-    label is that of more than half of all examples; then those remain that every permutation leaves.
+    An example that gets its own label swaps with a random example such that neither gets its own label. Such an example
+    exists unless more than half of all examples have the label; then the number that remains is the smallest possible.
 
     Args:
-      order: int [n], whose label each example gets; labels: int [n]; seed: of the choice.
+      order: int [n], the example whose label each example gets; labels: int [n]; seed: of the random swaps.
     """
     order = order.copy()
     rng = np.random.default_rng([seed, len(order), 1])
     for place in np.flatnonzero(labels[order] == labels):
         label = labels[place]
         if labels[order[place]] != label:
-            continue  # it swapped with one before
+            continue  # an earlier swap changed it
         others = np.flatnonzero((labels[order] != label) & (labels != label))
         if len(others):
             other = others[rng.integers(len(others))]

@@ -1,7 +1,7 @@
-"""From rows (examples, each with its draw of the noise) to the terms of log p, one compiled program a flow and shape.
+"""Terms of log p of rows (pairs of example and noise draw), with one compiled program for each flow and shape.
 
-Noise level and number of levels are arguments of the program: cells that differ in them, or in data of one shape, or in
-the checkpoint of a run, share it. The noise of a row depends on the key, the draw and the example's place alone.
+The noise level and the number of levels are arguments of the program: cells that differ in them, in the data (of one
+shape) or in the checkpoint of a run share it. The noise of a row depends on the key, the draw and the example's index.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from starflow_jax.training.step.frozen_autoencoder import Frozen
 
 @flax.struct.dataclass
 class Rows:
-    """A batch.
+    """A batch of rows.
 
     Attributes:
-      image: integers or latents [B, ...]; place, draw: int32 [B]; cond: what the flow reads [B, ...], or None.
+      image: integers or latents [B, ...]; index: of the example, int32 [B]; draw: of the noise, int32 [B].
+      cond: condition of the flow [B, ...], or None.
     """
 
     image: jax.Array | np.ndarray
-    place: jax.Array | np.ndarray
+    index: jax.Array | np.ndarray
     draw: jax.Array | np.ndarray
     cond: jax.Array | np.ndarray | None
 
 
 @flax.struct.dataclass
 class Scaling:
-    """Noise as numbers: x = (image + inside u) factor + shift + sigma eps, u uniform in [0, 1), eps normal.
+    """Parameters of the noise: x = (image + inside u) factor + shift + sigma eps, u uniform in [0, 1), eps normal.
 
-    With `inside` 1 that is `data.dequantise`, with 0 what `training.step.inputs.noisy_pixels` does with Gaussian noise.
+    With `inside` 1 this is `data.dequantise`; with 0 it is Gaussian noise as in `training.step.inputs.noisy_pixels`.
     """
 
     inside: np.ndarray | jax.Array
@@ -50,8 +51,8 @@ class Scaling:
     sigma: np.ndarray | jax.Array
 
     @classmethod
-    def of(cls, noise: Noise, levels: int) -> Scaling:
-        """levels: values of a pixel; 0 of latents, which are taken as they are."""
+    def from_noise(cls, noise: Noise, levels: int) -> Scaling:
+        """The scaling for data of so many levels; 0 for latents, which are not rescaled."""
         if noise.kind == "uniform":
             inside, factor, shift = 1.0, 2.0 / levels, -1.0
         else:
@@ -60,15 +61,15 @@ class Scaling:
 
 
 def noisy(key: jax.Array, rows: Rows, image: jax.Array, scaling: Scaling) -> jax.Array:
-    """What the flow reads, float32 of the shape of `image`. Traceable."""
+    """The input of the flow, float32 of the shape of `image`. Traceable."""
 
-    def one(image: jax.Array, place: jax.Array, draw: jax.Array) -> jax.Array:
-        own = jax.random.fold_in(jax.random.fold_in(key, draw), place)
-        inside = scaling.inside * jax.random.uniform(own, image.shape)
+    def one(image: jax.Array, index: jax.Array, draw: jax.Array) -> jax.Array:
+        row_key = jax.random.fold_in(jax.random.fold_in(key, draw), index)
+        inside = scaling.inside * jax.random.uniform(row_key, image.shape)
         x = (image.astype(jnp.float32) + inside) * scaling.factor + scaling.shift
-        return x + scaling.sigma * jax.random.normal(own, image.shape)
+        return x + scaling.sigma * jax.random.normal(row_key, image.shape)
 
-    return jax.vmap(one)(image, jnp.asarray(rows.place), jnp.asarray(rows.draw))
+    return jax.vmap(one)(image, jnp.asarray(rows.index), jnp.asarray(rows.draw))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -82,10 +83,12 @@ def row_terms(
     scaling: Scaling,
     rows: Rows,
 ) -> jax.Array:
-    """The terms of log p of every token of every row, float32 nats [1 + K, B, (T,) h, w]; see `frames.token_terms`.
+    """The terms of log p of every token of every row, float32 nats [1 + K, B, (T,) h, w].
+
+    See `frame_likelihood.token_terms`.
 
     Args:
-      config: of the flow; layout: over which it lies; pixel_levels: of the pixels that `encoder` makes latents of.
+      config: of the flow; layout: of its parameters; pixel_levels: of the pixels that `encoder` encodes.
     """
     flow = merge(abstract(config, layout)[0], params)
     image = jnp.asarray(rows.image)
@@ -96,13 +99,13 @@ def row_terms(
     return gathered(layout, jnp.stack(token_terms(flow, x, cond)))
 
 
-def reduced(terms: np.ndarray, frames: int) -> np.ndarray:
-    """What is kept of a batch: float64 [B, 1 + K + frames], the terms summed over tokens, then log p of every frame.
+def reduce_tokens(terms: np.ndarray, frames: int) -> np.ndarray:
+    """The stored values of a batch: float64 [B, 1 + K + frames], the terms summed over tokens, and log p of each frame.
 
-    Sums of many tokens are taken in float64, so that they do not depend on how a device would order them.
+    Tokens are summed in float64 on the host, so that results do not depend on a device's order of summation.
 
     Args:
-      terms: [1 + K, B, (T,) h, w]; frames: T, or 0 where frames are not told apart.
+      terms: [1 + K, B, (T,) h, w]; frames: T, or 0 without likelihoods of frames.
     """
     exact = terms.astype(np.float64)
     whole = exact.reshape(*exact.shape[:2], -1).sum(axis=2).T
@@ -113,13 +116,13 @@ def reduced(terms: np.ndarray, frames: int) -> np.ndarray:
 
 
 class Programs:
-    """Compiled programs of a sweep by what they depend on, so that compiling is done, and timed, once and apart."""
+    """Compiled programs of a sweep, so that each is compiled once and compile time is not counted as computing time."""
 
     def __init__(self) -> None:
         self._compiled: dict[Any, Callable[..., jax.Array]] = {}
 
     def __call__(self, config: FlowConfig, layout: Layout | None, levels: int, *arguments: Any) -> Callable[[], Any]:
-        """`row_terms` of these arguments, compiled by now and not run."""
+        """A function that runs `row_terms` on these arguments, already compiled."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves)
         name = (config, layout, levels, structure, shapes)
@@ -133,7 +136,7 @@ class Programs:
 
 
 def placed_rows(layout: Layout | None, rows: Rows) -> Rows:
-    """A batch on the devices, of which this process has its share of the rows (`Layout.share`)."""
+    """Places a batch on the devices; this process holds its share of the rows (`Layout.share`)."""
     if layout is None:
         return rows
     return jax.tree.map(lambda array: layout.assemble(np.asarray(array)), rows)

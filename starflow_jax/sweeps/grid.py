@@ -16,23 +16,23 @@ from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.sharding.layout import BATCH, Layout
 from starflow_jax.sharding.mesh import check_fit
 from starflow_jax.sweeps.checkpoint_selection import Checkpoint, find_checkpoints
-from starflow_jax.sweeps.content_hash import Known, hash_of
+from starflow_jax.sweeps.content_hash import FileHashes, hash_of
 from starflow_jax.sweeps.datasets import DataSet, open_data
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 
 __all__ = ["Cell", "Noise", "Plan", "make_plan"]
 
-# Part of every id: a change of what is computed is a change of all cells.
+# Part of every id: increment it when the computation changes, which makes all stored results obsolete.
 _VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """What is added to the data.
+    """Noise that is added to the data.
 
     Attributes:
       kind: "uniform" dequantisation, or "gaussian".
-      sigma: of Gaussian noise, on pixels in [-1, 1] or on latents; 0 of uniform noise.
+      sigma: standard deviation of Gaussian noise, on pixels in [-1, 1] or on latents; 0 for uniform noise.
     """
 
     kind: Literal["uniform", "gaussian"]
@@ -44,11 +44,13 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """One number of a sweep, and all that decides it.
+    """One result of a sweep: a likelihood, and everything that determines it.
 
     Attributes:
-      checkpoint, data, noise, condition: what is scored, on what, under what; condition "none" where a flow reads none.
-      dtype: in which the networks are computed; draws: of the noise; seed: of noise and shuffling.
+      checkpoint, data, noise: of the likelihood.
+      condition: what the flow is conditioned on; "none" for an unconditional flow.
+      dtype: of the networks' computations; draws: samples of the noise for every example.
+      seed: of the noise and of shuffled conditions.
     """
 
     checkpoint: Checkpoint
@@ -61,7 +63,7 @@ class Cell:
 
     @functools.cached_property
     def id(self) -> str:
-        """The same wherever and however often the same is asked for; another where anything differs that counts."""
+        """Content hash of everything that determines the result."""
         return hash_of(
             {
                 "version": _VERSION,
@@ -78,40 +80,40 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For a sentence."""
-        place = f"{self.checkpoint.run} step {self.checkpoint.step}, {self.data.name}, noise {self.noise}"
+        """A description for messages."""
+        prefix = f"{self.checkpoint.run} step {self.checkpoint.step}, {self.data.name}, noise {self.noise}"
         condition = "" if self.condition == "none" else f", condition {self.condition}"
-        return place + condition + ("" if self.dtype == "float32" else f", {self.dtype}")
+        return prefix + condition + ("" if self.dtype == "float32" else f", {self.dtype}")
 
     @property
     def rows(self) -> int:
-        """Examples times draws; row r is example r // draws with draw r % draws of the noise."""
+        """Number of examples times draws; row r is example r // draws with draw r % draws of the noise."""
         return len(self.data) * self.draws
 
     @property
     def frames(self) -> int:
-        """Frames that have a likelihood given those before them; 0 of images and of flows that are not causal."""
+        """Number of frames with a likelihood given earlier frames; 0 for images and for flows that are not causal."""
         video = len(self.data.shape) == 4
         return self.data.shape[0] if video and is_frame_causal(self.checkpoint.config.flow) else 0
 
     @property
     def columns(self) -> int:
-        """Numbers of a row: the prior term, one logdet a block, one likelihood a frame."""
+        """Number of values of a row: the prior term, the logdet of every block, the likelihood of every frame."""
         return 1 + self.checkpoint.config.flow.num_blocks + self.frames
 
     @property
     def flow_input(self) -> Condition:
-        """The condition that is read; of a flow that reads none, whatever."""
+        """The condition that `Conditions.rows` is asked for, also for an unconditional flow."""
         return "dropped" if self.condition == "none" else self.condition
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that a sweep computes, checked before any of it is.
+    """Everything that a sweep computes, checked before the computation begins.
 
     Attributes:
-      config: of the sweep; named: every cell that is asked for, those of one checkpoint together.
-      cells: what is computed, each once: of cells that are the same under several names the first.
+      config: of the sweep; named: every requested cell, grouped by checkpoint.
+      cells: the cells to compute, without duplicates: of cells with equal ids the first.
       batch_size: rows at a time.
     """
 
@@ -121,12 +123,12 @@ class Plan:
     batch_size: int
 
     @property
-    def same(self) -> int:
-        """Cells that are the same as others and not computed."""
+    def num_duplicates(self) -> int:
+        """Number of cells that equal other cells and are not computed again."""
         return len(self.named) - len(self.cells)
 
     def by_checkpoint(self) -> Iterator[tuple[Checkpoint, list[Cell]]]:
-        """Cells that share their parameters."""
+        """Checkpoints, and the cells of each."""
         groups: dict[int, list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault(id(cell.checkpoint), []).append(cell)
@@ -135,16 +137,16 @@ class Plan:
 
 
 def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
-    """Opens runs and data, and lays out the cells; reads no parameters.
+    """Opens runs and data, and lists the cells; reads no parameters.
 
     Args:
-      layout: of the devices that a batch is spread over; None for one.
+      layout: of the devices over which a batch is sharded; None for one device.
 
     Raises:
-      ValueError: runs or data that are missing or do not go together.
+      ValueError: runs or data that are missing or incompatible.
     """
-    known: Known = {}
-    runs = [find_checkpoints(run, known) for run in config.runs]
+    file_hashes: FileHashes = {}
+    runs = [find_checkpoints(run, file_hashes) for run in config.runs]
     names = [checkpoints[0].run for checkpoints in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     check(not twice, f"runs must have names that differ (runs.name), got {', '.join(twice)} again")
@@ -153,7 +155,7 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
     cells: list[Cell] = []
     for checkpoints in runs:
         for checkpoint in checkpoints:
-            sets = [_data(opened, encoders, known, one, checkpoint.config, config) for one in config.data]
+            sets = [_data(opened, encoders, file_hashes, one, checkpoint.config, config) for one in config.data]
             called = [data.name for data in sets]
             again = sorted({name for name in called if called.count(name) > 1})
             check(not again, f"data must have names that differ (data.name), got {', '.join(again)} again")
@@ -161,7 +163,7 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
     named: dict[tuple[str, ...], Cell] = {}
     first: dict[str, Cell] = {}
     for cell in cells:
-        # Noise "trained" may be a level that is named as well: one cell of one name.
+        # The noise "trained" may equal a level that is listed too; both then are one cell with one name.
         named.setdefault((cell.id, cell.name), cell)
         first.setdefault(cell.id, cell)
     unique = list(first.values())
@@ -176,16 +178,16 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
 def _data(
     opened: dict[str, DataSet],
     encoders: dict[str, Frozen],
-    known: Known,
+    file_hashes: FileHashes,
     data: SweepData,
     run: ExperimentConfig,
     config: SweepConfig,
 ) -> DataSet:
-    """A data set as a run reads it, opened once for all of its checkpoints and those of runs that read it alike."""
+    """A data set as a run reads it, opened once for all checkpoints and all runs that read it in the same way."""
     flow = dataclasses.asdict(run.flow)
     key = hash_of({"data": to_json(data), "of": to_json(run.data), "flow": flow, "text": repr(run.text)})
     if key not in opened:
-        opened[key] = open_data(data, run, config.conditions, encoders, known)
+        opened[key] = open_data(data, run, config.conditions, encoders, file_hashes)
     return opened[key]
 
 

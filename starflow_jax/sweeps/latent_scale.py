@@ -1,4 +1,4 @@
-"""How much larger scaling makes latents, and so how much smaller their density.
+"""Change of volume by the scaling of latents, which relates densities of scaled and raw latents.
 
 A flow on latents reads s = (r - shift) / spread of raw latents r. Densities then obey
 log p(r) = log p(s) + log |ds/dr|, so bits of raw latents are those of the scaled ones less log2 |ds/dr| a dimension:
@@ -21,10 +21,10 @@ from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
 
 
 def log_scale(autoencoder: Autoencoder, params: Mapping[str, Any], shape: tuple[int, ...]) -> float | None:
-    """The mean of log |ds/dr| over the numbers of a latent, in nats; None for an autoencoder that says no scaling.
+    """The mean of log |ds/dr| over the dimensions of a latent, in nats; None where the scaling is not known.
 
     Args:
-      autoencoder, params: what made the latents; shape: of one latent, [h, w, c] or [t, h, w, c].
+      autoencoder, params: that encoded the latents; shape: of one latent, [h, w, c] or [t, h, w, c].
     """
     if isinstance(autoencoder, Tiled):
         return log_scale(autoencoder.autoencoder, params, shape)

@@ -1,14 +1,14 @@
-"""The results of a sweep on disk: one row a cell, only ever added to, and what stands behind it for every example.
+"""Results of a sweep on disk: one row for each cell, appended when the cell is done, and values of every example.
 
-    sweep.json        the configuration, and the cells that belong to it now
-    results.jsonl     a JSON object a cell, in the order in which they were done
-    results.csv       the same as a table, with the names that the configuration has for a cell: one row each
+    sweep.json        the configuration and its cells
+    results.jsonl     one JSON object for each cell, in the order in which cells were done
+    results.csv       the same as a table, with the names of the configuration: one row for each name of a cell
     examples/ID.npz   log p of every example and draw, its terms, and log p of every frame
-    cells/ID.chunks   what a cell that is not done has computed (`chunks`)
-    failures.json     cells that could not be done, and why
+    cells/ID.chunks   results of an unfinished cell (`chunk_file`)
+    failures.json     cells that failed, and why
 
-Lines are added to results.jsonl one at a time, each on the disk before the next cell begins; a reader leaves out a
-torn last one. Other files are replaced whole.
+Lines are appended to results.jsonl, each flushed to disk before the next cell begins; an incomplete last line is
+ignored when reading. Other files are replaced atomically.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from starflow_jax.sweeps.grid import Cell, Plan
 PLAN_FILE, RESULTS_FILE, TABLE_FILE, FAILURES_FILE = "sweep.json", "results.jsonl", "results.csv", "failures.json"
 CELLS_FOLDER, EXAMPLES_FOLDER = "cells", "examples"
 
-_TABLE_EVERY = 5.0  # seconds: the table is written whole, and would take most of the time of many small cells
+_TABLE_EVERY = 5.0  # seconds between rewrites of the table, which would dominate the time of many small cells
 COLUMNS = (
     "cell", "run", "step", "parameters", "data", "role", "noise", "sigma", "condition", "dtype", "examples", "draws",
     "dims", "levels", "unit", "bits_per_dim", "example_error", "draw_error", "median_bits", "not_finite",
@@ -45,15 +45,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what overflows is counted, and no news in the middle of a table
-def result_of(cell: Cell, computed: Computed) -> dict[str, Any]:
+@np.errstate(invalid="ignore", over="ignore")  # overflows are counted in `not_finite`
+def result_row(cell: Cell, computed: Computed) -> dict[str, Any]:
     """The row of a finished cell.
 
     bits/dim are those of `flows.bits.bits_per_dim` for data of `levels` levels (uniform noise: of the integers, an
     upper bound; Gaussian noise: the density of the noisy data with the same constant, docs/sweeps.md). Of latents they
-    are -log2 of the density a latent dimension. The terms of the prior and of every block are -log2 a dimension, too;
-    they and the constant log2(levels / 2) add up to bits/dim. Where a log-likelihood is not finite (data that the flow
-    finds all but impossible) means are None, and the median over examples says what most of them have.
+    are -log2 of the density for each latent dimension. The terms of the prior and of every block have the same unit and
+    add up to bits/dim with the constant log2(levels / 2). Where a log-likelihood is not finite (data of extremely low
+    density) means are None, and the median over examples describes most of them.
     """
     data, blocks = cell.data, cell.checkpoint.config.flow.num_blocks
     shape = (len(data), cell.draws)
@@ -101,7 +101,7 @@ def result_of(cell: Cell, computed: Computed) -> dict[str, Any]:
 
 
 def _frames(cell: Cell, computed: Computed) -> np.ndarray:
-    """Bits/dim of every frame given those before it, [examples, T], draws averaged; empty without frames."""
+    """Bits/dim of every frame given earlier frames, [examples, T], averaged over draws; empty without frames."""
     if not cell.frames:
         return np.zeros((0, 0))
     data = cell.data
@@ -110,24 +110,24 @@ def _frames(cell: Cell, computed: Computed) -> np.ndarray:
 
 
 def in_bits(nats: np.ndarray, dims: int, levels: int) -> np.ndarray:
-    """Log densities as bits/dim of data of so many levels; with levels of 0, -log2 of the density a dimension."""
+    """Log densities as bits/dim of data of so many levels; with 0 levels, -log2 of the density for each dimension."""
     return bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2.0))
 
 
 class Results:
-    """The rows of a folder, in memory and on disk alike. A context manager, which leaves the table up to date.
+    """The rows of a folder, in memory and on disk. A context manager that writes the table when it ends.
 
     Args:
       out: the folder; cells: of the plan, for their names in the table.
 
     Raises:
-      ValueError: a file whose lines, but for a torn last one, are no rows.
+      ValueError: a file with lines that are not rows, other than an incomplete last line.
     """
 
     def __init__(self, out: Path, cells: Sequence[Mapping[str, Any]] = ()):
         self._out, self._cells, self._written = out, cells, 0.0
         lines, self.torn = _lines(out / RESULTS_FILE)
-        # A cell that was computed again has two rows: the last one counts.
+        # A cell that was computed again has two rows, of which the last is valid.
         rows = {row["cell"]: row for row in map(json.loads, lines)}
         self.rows: list[dict[str, Any]] = list(rows.values())
         self.done = set(rows)
@@ -136,11 +136,11 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._written:  # after a repair, and so by the process that writes
+        if self._written:  # only process 0 calls `repair` and writes
             self._write_table()
 
     def repair(self) -> None:
-        """Forgets rows of the plan whose examples are lost, drops a torn line, and brings the table up to date."""
+        """Removes rows whose examples cannot be read, drops an incomplete line, and writes the table."""
         lost = {cell["cell"] for cell in self._cells if cell["cell"] in self.done and not _is_whole(self._out, cell)}
         if lost:
             self.rows = [row for row in self.rows if row["cell"] not in lost]
@@ -151,10 +151,10 @@ class Results:
         self._write_table()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Adds a row, which is on the disk then; one of a cell that is there already is a mistake.
+        """Appends a row and flushes it to disk; the cell must not have a row yet.
 
         Raises:
-          OSError: the disk is full, for example; the line is then torn, and `repair` drops it.
+          OSError: for example a full disk; the line is then incomplete, and `repair` drops it.
         """
         assert row["cell"] not in self.done
         line = memoryview((json.dumps(row, allow_nan=False) + "\n").encode())
@@ -188,7 +188,7 @@ def _is_whole(out: Path, cell: Mapping[str, Any]) -> bool:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; lists as numbers apart by spaces, None as nothing."""
+    """Rows as CSV; lists are numbers separated by spaces, None is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -199,13 +199,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_results(out: Path | str) -> list[dict[str, Any]]:
-    """The rows of the cells that belong to the configuration a sweep was last run with; a torn last line is left out.
+    """The rows of the cells of the configuration that the sweep was last run with, without an incomplete last line.
 
-    Runs, steps and data have the names and roles of that configuration, whatever they were called when they were
-    scored; a cell that has several names there has a row for each.
+    Runs, steps and data have the names and roles of that configuration, which may differ from those when they were
+    scored; a cell with several names has a row for each.
 
     Raises:
-      ValueError: no sweep there, or files that are none of one.
+      ValueError: no sweep in the folder, or damaged files.
     """
     rows = Results(Path(out)).rows
     cells = read_plan(Path(out))["cells"]
@@ -219,7 +219,7 @@ def write_plan(out: Path, plan: Plan) -> None:
 
 
 def names_of(plan: Plan) -> list[dict[str, Any]]:
-    """Every cell that is asked for, by its id, and what it is called."""
+    """The id and the names of every requested cell."""
     return [
         {
             "cell": cell.id,
@@ -233,10 +233,10 @@ def names_of(plan: Plan) -> list[dict[str, Any]]:
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-    """What `sweep.json` says.
+    """The content of `sweep.json`.
 
     Raises:
-      ValueError: no such file, or another one.
+      ValueError: the file is missing, or is not the plan of a sweep.
     """
     path = out / PLAN_FILE
     try:
@@ -252,7 +252,7 @@ def read_plan(out: Path) -> dict[str, Any]:
 
 
 def _is_name(cell: Any) -> bool:
-    """Whether this is one of `names_of`."""
+    """Whether a value is an entry of `names_of`."""
     kinds = {"cell": str, "run": str, "step": int, "data": str, "role": str}
     if not isinstance(cell, dict) or cell.keys() != kinds.keys():
         return False
@@ -260,10 +260,10 @@ def _is_name(cell: Any) -> bool:
 
 
 def read_failures(out: Path) -> dict[str, str]:
-    """Why cells failed when the sweep was last run, by their names.
+    """The errors of cells that failed when the sweep was last run, by name.
 
     Raises:
-      ValueError: no sweep there, or a file that is none of one.
+      ValueError: no sweep in the folder, or a damaged file.
     """
     read_plan(out)
     path = out / FAILURES_FILE
@@ -278,7 +278,7 @@ def read_failures(out: Path) -> dict[str, str]:
 
 @np.errstate(invalid="ignore", over="ignore")
 def write_examples(out: Path, cell: Cell, computed: Computed) -> None:
-    """Writes what stands behind a row, whole or not at all."""
+    """Writes the values of all examples of a cell, whole or not at all."""
     blocks = cell.checkpoint.config.flow.num_blocks
     shape = (len(cell.data), cell.draws, -1)
     terms = computed.values[:, : 1 + blocks].reshape(shape)
@@ -288,11 +288,11 @@ def write_examples(out: Path, cell: Cell, computed: Computed) -> None:
 
 
 def read_examples(out: Path | str, cell: str) -> dict[str, np.ndarray]:
-    """What stands behind the row of a cell.
+    """The values of all examples of a cell.
 
     Returns:
-      `log_prob` float64 [examples, draws], nats; `terms` [examples, draws, 1 + K], the prior's and every block's, which
-      add up to it; `frames` [examples, draws, T], log p of each frame given those before, T = 0 without frames.
+      `log_prob` float64 [examples, draws], nats; `terms` [examples, draws, 1 + K], of prior and blocks, which add up
+      to it; `frames` [examples, draws, T], log p of each frame given earlier frames, T = 0 without frames.
 
     Raises:
       ValueError: no such cell, or a damaged file.
@@ -306,7 +306,7 @@ def read_examples(out: Path | str, cell: str) -> dict[str, np.ndarray]:
 
 
 def _lines(path: Path) -> tuple[list[str], bool]:
-    """The whole lines of a file, and whether a torn one follows them."""
+    """The complete lines of a file, and whether an incomplete line follows."""
     if not path.is_file():
         return [], False
     *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")

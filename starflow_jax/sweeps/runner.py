@@ -1,7 +1,7 @@
-"""The loop of a sweep: cell by cell, batch by batch, every batch on the disk before the next one begins.
+"""The loop of a sweep over cells and batches; every batch is flushed to disk before the next begins.
 
-Killed anywhere it goes on from the last whole batch. Of several processes all compute, each reading its share of every
-batch, and the first one writes; what is done already it tells the others.
+A sweep that was killed continues after the last complete batch. All processes compute, and each reads its share of
+every batch; process 0 writes, and tells the others what is done already.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starflow_jax.sharding.layout import Layout, spread
 from starflow_jax.sweeps.checkpoint_selection import Checkpoint
 from starflow_jax.sweeps.chunk_file import ChunkWriter, Computed, read_chunks
 from starflow_jax.sweeps.datasets import Conditions
-from starflow_jax.sweeps.density import Programs, Rows, Scaling, placed_rows, reduced
+from starflow_jax.sweeps.density import Programs, Rows, Scaling, placed_rows, reduce_tokens
 from starflow_jax.sweeps.grid import Cell, Plan
 from starflow_jax.sweeps.results import (
     CELLS_FOLDER,
@@ -34,7 +34,7 @@ from starflow_jax.sweeps.results import (
     PLAN_FILE,
     Results,
     names_of,
-    result_of,
+    result_row,
     write_examples,
     write_plan,
 )
@@ -46,19 +46,19 @@ from starflow_jax.training.step.frozen_text import FrozenText, load_text
 
 
 class Watcher(Protocol):
-    """What hears how a sweep goes; on every process, at the same moments."""
+    """Callbacks on the progress of a sweep; every process calls them at the same points."""
 
     def begun(self, cell: Cell, rows: int) -> None:
-        """A cell begins, or goes on with this row."""
+        """The computation of a cell begins at a row."""
 
     def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
-        """A batch of a cell is on the disk: so many rows are done, the last ones in so many seconds."""
+        """A batch of a cell is on disk: `rows` rows are done, the last batch took `seconds`."""
 
     def done(self, cell: Cell, row: dict[str, Any], *, before: bool) -> None:
-        """A cell is done; `before`: it was so when the sweep began."""
+        """A cell is done; `before`: since an earlier call."""
 
     def failed(self, cell: Cell, sentence: str) -> None:
-        """A cell cannot be done."""
+        """A cell failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Outcome:
     """How a sweep ended.
 
     Attributes:
-      cells: of the plan; done: with a result; computed: of those, by this call; failures: sentences by name of cell.
-      rows: computed by this call; programs: compiled by it.
+      cells: number in the plan; done: with a result; computed: by this call; failures: messages by name of cell.
+      rows, programs: computed and compiled by this call.
     """
 
     cells: int
@@ -79,26 +79,26 @@ class Outcome:
 
 
 class _CellFailed(Exception):
-    """A cell cannot be done, and every process knows."""
+    """A cell failed on all processes."""
 
 
 def run_sweep(plan: Plan, out: Path | str, *, layout: Layout | None = None, watcher: Watcher) -> Outcome:
-    """Computes what is missing of a sweep.
+    """Computes the cells of a plan that have no result yet.
 
     Args:
-      plan: what is asked for; out: a folder that is new, empty, or that of a sweep (of any configuration: results of
-        cells that are asked for again are taken from there).
-      layout: devices that the parameters and batches are spread over, those of the plan.
+      plan: of the sweep.
+      out: a new or empty folder, or the folder of a sweep of any configuration, whose results of equal cells are used.
+      layout: of the devices for which the plan was made.
 
     Raises:
-      ValueError: a folder that is something else or is in use, or files in it that are damaged.
+      ValueError: a folder with other files or in use, or damaged files.
       OSError: results cannot be written.
     """
     out = Path(out)
     with _claimed(out, plan), Results(out, names_of(plan)) as results:
         if jax.process_index() == 0:
             results.repair()
-        done = set(_said(sorted(results.done)))
+        done = set(_broadcast(sorted(results.done)))
         sweep = _Sweep(plan, out, layout, watcher, results, Programs())
         for checkpoint, cells in plan.by_checkpoint():
             sweep.score(checkpoint, cells, done)
@@ -116,7 +116,7 @@ class _Sweep:
     results: Results
     programs: Programs
     failures: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    # The frozen models of the last cell: the next one mostly reads the same, and memory may hold no others besides.
+    # Frozen models of the last cell. The next cell often uses the same ones; memory may not suffice for two sets.
     encoder: tuple[Frozen, Frozen] | None = None
     text: tuple[ExperimentConfig, FrozenText | None] | None = None
     computed: int = 0
@@ -124,14 +124,14 @@ class _Sweep:
     rows: int = 0
 
     def score(self, checkpoint: Checkpoint, cells: list[Cell], done: set[str]) -> None:
-        """All cells of one checkpoint, whose parameters are read where one of them is missing."""
+        """Scores all cells of a checkpoint; its parameters are loaded only if a result is missing."""
         params: Params | None = None
         problem: Exception | None = None
         rows = {row["cell"]: row for row in self.results.rows}
         for cell in cells:
             if cell.id in done:
                 self.done += 1
-                self._forget(cell)
+                self._remove_chunks(cell)
                 self.watcher.done(cell, rows.get(cell.id, {"cell": cell.id}), before=True)
                 continue
             if params is None and problem is None and not self._is_complete(cell):
@@ -139,7 +139,7 @@ class _Sweep:
                     params = load_run(checkpoint.workdir, ema=checkpoint.ema, layout=self.layout, step=checkpoint.step)[
                         2
                     ]
-                except ValueError as error:  # processes agree on it
+                except ValueError as error:  # raised by all processes
                     problem = error
                 except OSError as error:
                     if jax.process_count() > 1:
@@ -150,13 +150,13 @@ class _Sweep:
     def _cell(self, cell: Cell, params: Params | None, problem: Exception | None) -> None:
         try:
             if problem is not None and not self._is_complete(cell):
-                raise _CellFailed(_sentence(problem)) from problem
+                raise _CellFailed(_message(problem)) from problem
             row = self._scored(cell, params)
         except (OSError, MemoryError):
             raise
         except Exception as error:
             if jax.process_count() > 1 and not isinstance(error, _CellFailed):
-                raise  # the others do not know, and would wait for this one
+                raise  # other processes did not fail and would wait for this one
             self._fail(cell, error)
             return
         self.computed += 1
@@ -164,34 +164,34 @@ class _Sweep:
         self.watcher.done(cell, row, before=False)
 
     def _scored(self, cell: Cell, params: Params | None) -> dict[str, Any]:
-        """The row of a cell, which is written; computes what is missing of it."""
+        """Computes the missing rows of a cell, writes its result, and returns it."""
         path = self.out / CELLS_FOLDER / f"{cell.id}.chunks"
-        computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _nothing(cell)
-        first, size = _said([computed.rows, computed.size])
+        computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _no_rows(cell)
+        first, size = _broadcast([computed.rows, computed.size])
         if first < cell.rows:
-            assert params is not None  # read where a cell is not complete
+            assert params is not None  # loaded for incomplete cells
             self.watcher.begun(cell, first)
             self._compute(cell, params, path, first, size)
-            computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _nothing(cell)
+            computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _no_rows(cell)
         row: dict[str, Any] = {"cell": cell.id}
         if jax.process_index() == 0:
-            row = result_of(cell, computed)
+            row = result_row(cell, computed)
             write_examples(self.out, cell, computed)
             self.results.add(row)
-            self._forget(cell)
+            self._remove_chunks(cell)
         return row
 
     def _compute(self, cell: Cell, params: Params, path: Path, first: int, size: int) -> None:
-        """Rows from `first` on, each batch appended to the cell's file."""
+        """Computes rows from `first` on, and appends each batch to the file of the cell."""
         checkpoint, data = cell.checkpoint, cell.data
         flow = dataclasses.replace(checkpoint.config.flow, dtype=cell.dtype)
         try:
             encoder, conditions = self._encoder(cell), self._conditions(cell)
-        except OSError as error:  # of a frozen model that cannot be read, which is this cell's alone
+        except OSError as error:  # a frozen model cannot be read; other cells may not need it
             if jax.process_count() > 1:
                 raise
-            raise _CellFailed(_sentence(error)) from error
-        scaling = spread(self.layout, Scaling.of(cell.noise, 0 if data.on_latents else data.levels))
+            raise _CellFailed(_message(error)) from error
+        scaling = spread(self.layout, Scaling.from_noise(cell.noise, 0 if data.on_latents else data.levels))
         key = spread(self.layout, jax.random.key(cell.seed))
         levels = data.levels if encoder is not None else 0
         with _writer(path, size) as append:
@@ -202,14 +202,14 @@ class _Sweep:
                 terms = self.programs(flow, self.layout, levels, params, encoder, key, scaling, rows)
                 begun = time.perf_counter()
                 count = min(self.plan.batch_size, cell.rows - start)
-                values = reduced(np.asarray(terms()), cell.frames)[:count]
+                values = reduce_tokens(np.asarray(terms()), cell.frames)[:count]
                 seconds = time.perf_counter() - begun + reading
                 append(start, values, seconds)
                 self.rows += count
                 self.watcher.advanced(cell, start + count, seconds)
 
     def _batch(self, cell: Cell, conditions: Conditions, start: int) -> Rows:
-        """This process's share of the rows from `start` on, on the devices; beyond the last row, copies of it."""
+        """This process's share of the rows from `start` on; the last row is repeated to fill the batch."""
         wanted = np.minimum(np.arange(start, start + self.plan.batch_size), cell.rows - 1)
         if self.layout is not None:
             parts, count = self.layout.share()
@@ -225,17 +225,17 @@ class _Sweep:
         except Exception as error:
             problem = error
         if not everywhere(problem is None):
-            sentence = "its data could not be read by another process" if problem is None else _sentence(problem)
+            sentence = "its data could not be read by another process" if problem is None else _message(problem)
             raise _CellFailed(sentence) from problem
         return placed_rows(self.layout, rows)
 
     def _encoder(self, cell: Cell) -> Frozen | None:
-        """What makes latents of pixels, on the devices."""
+        """The autoencoder that encodes pixels, on the devices."""
         frozen = cell.data.encoder
         if frozen is None:
             return None
         if self.encoder is None or self.encoder[0] is not frozen:
-            self.encoder = None  # before the next one comes
+            self.encoder = None  # frees memory for the next one
             self.encoder = frozen, frozen.over(self.layout)
         return self.encoder[1]
 
@@ -244,25 +244,25 @@ class _Sweep:
             config = cell.checkpoint.config
             if self.text is None or self.text[0] is not config:
                 self.text = None
-                found = load_text(config)
-                self.text = config, None if found is None else found.over(None)
+                frozen = load_text(config)
+                self.text = config, None if frozen is None else frozen.over(None)
             return self.text[1]
 
         return Conditions(cell.data, cell.checkpoint.config, cell.seed, text)
 
     def _is_complete(self, cell: Cell) -> bool:
-        """Whether all of a cell is computed, and only its row is missing."""
+        """Whether all rows of a cell are computed, and only its result is missing."""
         rows = 0
         if jax.process_index() == 0:
             rows = read_chunks(self.out / CELLS_FOLDER / f"{cell.id}.chunks", cell.columns).rows
-        return bool(_said([rows])[0] >= cell.rows)
+        return bool(_broadcast([rows])[0] >= cell.rows)
 
-    def _forget(self, cell: Cell) -> None:
+    def _remove_chunks(self, cell: Cell) -> None:
         if jax.process_index() == 0:
             (self.out / CELLS_FOLDER / f"{cell.id}.chunks").unlink(missing_ok=True)
 
     def _fail(self, cell: Cell, error: Exception) -> None:
-        sentence = _sentence(error)
+        sentence = _message(error)
         trace = "".join(traceback.format_exception(error))
         self.failures[cell.id] = {"cell": cell.id, "name": cell.name, "sentence": sentence, "traceback": trace}
         self.watcher.failed(cell, sentence)
@@ -273,15 +273,15 @@ class _Sweep:
             write_json(self.out / FAILURES_FILE, {"failures": list(self.failures.values())})
 
     def outcome(self) -> Outcome:
-        """How it ended; failures of earlier calls are forgotten."""
+        """The outcome of this call; failures of earlier calls are not listed."""
         self._write_failures()
-        sentences = {found["name"]: found["sentence"] for found in self.failures.values()}
-        return Outcome(len(self.plan.cells), self.done, self.computed, sentences, self.rows, len(self.programs))
+        messages = {failure["name"]: failure["sentence"] for failure in self.failures.values()}
+        return Outcome(len(self.plan.cells), self.done, self.computed, messages, self.rows, len(self.programs))
 
 
 @contextmanager
 def _claimed(out: Path, plan: Plan) -> Iterator[None]:
-    """Makes `out` the folder of a sweep and keeps others from it.
+    """Makes `out` the folder of a sweep and locks it.
 
     Raises:
       ValueError: see `run_sweep`.
@@ -297,13 +297,13 @@ def _claimed(out: Path, plan: Plan) -> Iterator[None]:
 
 
 def check_free(out: Path, free: bool) -> None:
-    """Raises ValueError unless nobody else sweeps into a folder."""
+    """Raises ValueError where another process holds the lock of the folder."""
     if not free:
         raise ValueError(f"{out} is in use by another sweep")
 
 
 def claim_folder(out: Path) -> None:
-    """Makes a folder that of a sweep, or sees that it is one.
+    """Creates the folder of a sweep, or checks that it is one.
 
     Raises:
       ValueError: a folder that holds other files, or cannot be written.
@@ -322,7 +322,7 @@ def claim_folder(out: Path) -> None:
 
 @contextmanager
 def _writer(path: Path, size: int) -> Iterator[Callable[[int, np.ndarray, float], None]]:
-    """What appends a batch; on all processes but the first it does nothing."""
+    """A function that appends a batch; it does nothing on processes other than process 0."""
     if jax.process_index() != 0:
         yield lambda first, values, seconds: None
         return
@@ -330,15 +330,15 @@ def _writer(path: Path, size: int) -> Iterator[Callable[[int, np.ndarray, float]
         yield writer.append
 
 
-def _nothing(cell: Cell) -> Computed:
+def _no_rows(cell: Cell) -> Computed:
     return Computed(np.zeros((0, cell.columns)), 0.0, 0, 0, 0)
 
 
-def _said(values: list[Any]) -> list[Any]:
-    """What the first process says."""
+def _broadcast(values: list[Any]) -> list[Any]:
+    """The values of process 0, on every process."""
     return json.loads(gather_texts(json.dumps(values))[0]) if jax.process_count() > 1 else values
 
 
-def _sentence(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, ValueError | _CellFailed) and text else f"{type(error).__name__}: {text}"

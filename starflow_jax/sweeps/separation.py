@@ -1,4 +1,4 @@
-"""How well log p(x) tells data of the trained kind from others, and what a condition is worth, example by example."""
+"""Out-of-distribution detection by log p(x), and differences between cells example by example."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _KEY = ("run", "step", "data", "noise", "sigma", "condition", "dtype")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Separation:
-    """One data set from outside against all from inside, under one checkpoint.
+    """One out-of-distribution data set against all in-distribution data sets of a checkpoint.
 
     Attributes:
-      row: of the outside cell; inside: names of the data sets inside.
-      auroc: probability that an inside example has the larger log p(x) (ties count half), and its standard error.
-      false_positives, true_positives: the ROC: shares of outside and inside examples above every threshold.
+      row: of the out-of-distribution cell; inside: names of the in-distribution data sets.
+      auroc: probability that an in-distribution example has the larger log p(x), ties counting half, with its error.
+      false_positives, true_positives: the ROC curve, shares of out-of- and in-distribution examples above thresholds.
     """
 
     row: Row
@@ -36,29 +36,29 @@ class Separation:
 
 
 def key_of(row: Row, *without: str) -> tuple[Any, ...]:
-    """What tells a row from all others of a sweep. Its id does not: a cell may have several names."""
+    """The fields that identify a row of a sweep. The cell id does not, because a cell may have several names."""
     return tuple(row[name] for name in _KEY if name not in without)
 
 
 def read_scores(out: Path, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """log p of every example in nats, draws averaged, float64 [n], by cell; those without whose file is gone.
+    """log p of every example in nats, averaged over draws, float64 [n], by cell, without cells whose file is missing.
 
-    Every file is read once. What is not finite is NaN or an infinity.
+    Every file is read once. Values may be NaN or infinite.
     """
-    found = {}
+    scores = {}
     for cell in dict.fromkeys(row["cell"] for row in rows):
         try:
             with np.errstate(invalid="ignore", over="ignore"):
-                found[cell] = read_examples(out, cell)["log_prob"].mean(axis=1)
+                scores[cell] = read_examples(out, cell)["log_prob"].mean(axis=1)
         except ValueError:
             continue
-    return found
+    return scores
 
 
 def separations(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> list[Separation]:
-    """Every outside cell against the inside cells of its checkpoint, noise and type, under one condition.
+    """Compares out-of-distribution cells with in-distribution cells that are equal in all else than the data.
 
-    One that lacks the examples of a cell is left out: over the rest it would be another number.
+    A comparison is left out where the examples of one of its cells are missing.
 
     Args:
       scores: log p of every example, by cell (`read_scores`).
@@ -67,27 +67,28 @@ def separations(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> list[S
     for row in rows:
         if row["role"] == "in":
             insides.setdefault(key_of(row, "data"), []).append(row)
-    found = []
+    separated = []
     for outside in (row for row in rows if row["role"] == "out"):
         inside = insides.get(key_of(outside, "data"), [])
         if not inside or any(row["cell"] not in scores for row in (outside, *inside)):
             continue
-        kept = _ordered(np.concatenate([scores[row["cell"]] for row in inside]))
-        rest = _ordered(scores[outside["cell"]])
+        inside_scores = _ordered(np.concatenate([scores[row["cell"]] for row in inside]))
+        outside_scores = _ordered(scores[outside["cell"]])
         names = tuple(row["data"] for row in inside)
-        found.append(Separation(outside, names, auroc(kept, rest), *roc_curve(kept, rest)))
-    return found
+        separated.append(
+            Separation(outside, names, auroc(inside_scores, outside_scores), *roc_curve(inside_scores, outside_scores))
+        )
+    return separated
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Two cells of the same examples and draws, subtracted example by example.
+    """The difference of two cells with the same examples and draws, example by example.
 
     Attributes:
-      row: of the cell that is subtracted from; than: what the other one had instead ("true", "float32").
-      mean, error: of (this - other) in the unit of the row, and its standard error over examples (those that are
-        finite in both).
-      largest: of the absolute differences of single examples.
+      row: of the cell; than: the value of the other cell's field ("true", "float32").
+      mean, error: of (this - other) in the unit of the row, and its standard error, over examples finite in both.
+      largest: the largest absolute difference of an example.
     """
 
     row: Row
@@ -98,32 +99,32 @@ class Difference:
 
 
 def differences(rows: Sequence[Row], scores: Mapping[str, np.ndarray], field: str, than: str) -> list[Difference]:
-    """Cells against those that differ from them in `field` alone, where it is `than`.
+    """Differences between cells and those with the same fields except that `field` is `than`.
 
     Args:
       scores: log p of every example, by cell (`read_scores`); field: "condition" or "dtype".
     """
     others = {key_of(row, field): row for row in rows if row[field] == than}
-    found = []
+    compared = []
     for row in rows:
         other = others.get(key_of(row, field))
         if row[field] == than or other is None or not {row["cell"], other["cell"]} <= scores.keys():
             continue
         with np.errstate(invalid="ignore"):
-            apart = in_unit(row, scores[row["cell"]]) - in_unit(other, scores[other["cell"]])
-        apart = apart[np.isfinite(apart)]
-        if not len(apart):
+            difference = in_unit(row, scores[row["cell"]]) - in_unit(other, scores[other["cell"]])
+        difference = difference[np.isfinite(difference)]
+        if not len(difference):
             continue
-        largest = float(np.abs(apart).max())
-        found.append(Difference(row, than, float(apart.mean()), standard_error(apart), largest))
-    return found
+        largest = float(np.abs(difference).max())
+        compared.append(Difference(row, than, float(difference.mean()), standard_error(difference), largest))
+    return compared
 
 
 def in_unit(row: Row, log_prob: np.ndarray) -> np.ndarray:
-    """Log densities of single examples in the unit of the row."""
+    """Log densities of single examples, converted to the unit of the row."""
     constant = math.log2(row["levels"] / 2.0) if row["levels"] else 0.0
     return constant - log_prob / (row["dims"] * math.log(2.0))
 
 
 def _ordered(scores: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(scores, nan=np.finfo(np.float64).min)  # what is not finite is all but impossible
+    return np.nan_to_num(scores, nan=np.finfo(np.float64).min)  # values that are not finite rank as the least likely

@@ -1,6 +1,6 @@
-"""The pictures of a report, each a matplotlib figure, or None where the sweep has nothing for it.
+"""Plots of a sweep, each a matplotlib figure, or None where the sweep has no data for it.
 
-Colours are data sets, kinds of line are conditions; panels are noise levels or runs. Error bars are standard errors
+Colours stand for data sets, line styles for conditions, panels for noise levels or runs. Error bars are standard errors
 over examples.
 """
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 Palette = Mapping[str, str]
 LINES = {"true": "-", "none": "-", "dropped": "--", "shuffled": ":"}
 ROLES = {"in": "in distribution", "out": "out of distribution"}
-# More panels side by side, or more names in a legend, could not be read.
+# Limits of panels side by side and of ticks, for legibility.
 MOST_PANELS = 4
 MOST_TICKS = 8
 
 
-def palette_of(rows: Sequence[Row]) -> Palette:
-    """Colours of all data sets of a sweep, so that one has the same in all pictures."""
+def colours_of(rows: Sequence[Row]) -> Palette:
+    """The colours of all data sets of a sweep, which are the same in all plots."""
     return {name: f"C{place % 10}" for place, name in enumerate(dict.fromkeys(row["data"] for row in rows))}
 
 
 def plain(rows: Sequence[Row]) -> list[Row]:
-    """Cells that were computed in float32, which pictures show."""
+    """Cells that were computed in float32; plots show no others."""
     return [row for row in rows if row["dtype"] == "float32"]
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """Of every run the cells of its last step."""
+    """The cells of the last step of every run."""
     last: dict[str, int] = {}
     for row in rows:
         last[row["run"]] = max(row["step"], last.get(row["run"], 0))
@@ -44,12 +44,12 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 
 
 def noise_name(row: Row) -> str:
-    """For titles."""
+    """The noise of a row, for titles."""
     return "uniform noise" if row["noise"] == "uniform" else f"noise {row['sigma']:g}"
 
 
 def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
-    """Bits/dim against the step: a column a noise level, a row a role."""
+    """Bits/dim against the step, with a column for each noise level and a row for each role."""
     rows = _of_several_steps(plain(rows))
     if not rows:
         return None
@@ -62,7 +62,7 @@ def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
 
 
 def plot_noise(rows: Sequence[Row], palette: Palette) -> Figure | None:
-    """Bits/dim of the newest checkpoints against sigma: a column a run, a row a role; uniform noise as a level."""
+    """Bits/dim of the newest checkpoints against sigma, with a column for each run and a row for each role."""
     rows = newest(plain(rows))
     if len({row["sigma"] for row in rows if row["noise"] == "gaussian"}) < 2:
         return None
@@ -92,14 +92,14 @@ def plot_sizes(rows: Sequence[Row], palette: Palette) -> Figure | None:
             line = sorted(line, key=lambda row: row["parameters"])
             _line(axes, rows, palette, ("", *name), [row["parameters"] for row in line], line)
         axes.set(xlabel="run, and its parameters", ylabel=_unit(own), title=title, xscale="log")
-        sizes = {row["parameters"]: _said(f"{row['run']}\n{row['parameters']:,}") for row in own}
+        sizes = {row["parameters"]: _escaped(f"{row['run']}\n{row['parameters']:,}") for row in own}
         _ticks(axes, sizes)
         axes.margins(x=0.15)
     return _finished(figure, rows, palette, runs=False)
 
 
 def plot_frames(rows: Sequence[Row], palette: Palette) -> Figure | None:
-    """Bits/dim of every frame given those before it, newest checkpoints."""
+    """Bits/dim of every frame given earlier frames, for the newest checkpoints."""
     rows = [row for row in newest(plain(rows)) if len(row["frame_bits"]) > 1]
     if not rows:
         return None
@@ -118,7 +118,7 @@ def plot_frames(rows: Sequence[Row], palette: Palette) -> Figure | None:
 
 
 def plot_terms(rows: Sequence[Row], palette: Palette) -> Figure | None:
-    """What bits/dim are made of, newest checkpoints: the constant of the levels, the prior, every block."""
+    """Terms of bits/dim of the newest checkpoints: the constant of the levels, the prior, every block."""
     rows = newest(plain(rows))
     if not rows:
         return None
@@ -142,12 +142,12 @@ def plot_terms(rows: Sequence[Row], palette: Palette) -> Figure | None:
         axes.set_xticks(range(len(names)), names, rotation=45 if many else 0, ha="right" if many else "center")
         axes.axhline(0.0, color="0.3", linewidth=0.8)
         axes.tick_params(axis="x", labelsize=8)
-        axes.set(ylabel=_unit(own), title=_said(f"{run}, step {own[0]['step']}, {noise_name(own[0])}"))
+        axes.set(ylabel=_unit(own), title=_escaped(f"{run}, step {own[0]['step']}, {noise_name(own[0])}"))
     return _finished(figure, rows, palette, lines=False)
 
 
 def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, np.ndarray], bins: int) -> Figure | None:
-    """Bits/dim of single examples, newest checkpoints: a row a run, a column a noise level.
+    """Bits/dim of single examples of the newest checkpoints, with a row for each run and a column for each noise level.
 
     Args:
       examples: of every cell, [n], by its id.
@@ -171,7 +171,7 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
             every = np.concatenate([examples[row["cell"]] for row in own])
             every = every[np.isfinite(every)]
             said = "" if common == "none" else f", condition {common}"
-            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_said(f"{run}, {noise}{said}"))
+            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_escaped(f"{run}, {noise}{said}"))
             if not len(every):
                 _not_finite(axes)
                 continue
@@ -187,7 +187,7 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
             if wide:
                 axes.set_xscale("log")
                 axes.xaxis.set_minor_formatter(NullFormatter())
-                if edges[-1] < 100 * edges[0]:  # wider ones have powers of ten, as matplotlib writes them
+                if edges[-1] < 100 * edges[0]:  # for wider ranges the default ticks, powers of ten, are used
                     axes.xaxis.set_major_formatter(ScalarFormatter())
                     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
                 else:
@@ -196,7 +196,7 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
 
 
 def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
-    """ROC of log p(x), newest checkpoints: a row a run, a column a noise level."""
+    """ROC of log p(x) of the newest checkpoints, with a row for each run and a column for each noise level."""
     rows = newest(plain([one.row for one in found]))
     if not rows:
         return None
@@ -212,20 +212,20 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
             for one in own:
                 if one.row["condition"] != common:
                     continue
-                label = _said(f"{one.row['data']} {one.auroc.area:.3f}")
+                label = _escaped(f"{one.row['data']} {one.auroc.area:.3f}")
                 colour = palette[one.row["data"]]
                 axes.plot(one.false_positives, one.true_positives, color=colour, label=label)
             axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
             axes.set(xlabel="share of data from outside kept", ylabel="share of data from inside kept")
             axes.set(aspect="equal")
-            axes.set_title(_said(f"{run}, {noise}"), fontsize=9)
+            axes.set_title(_escaped(f"{run}, {noise}"), fontsize=9)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7, title="AUROC", title_fontsize=7, loc="lower right")
     return figure
 
 
 def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
-    """AUROC of log p(x) against the step: a column a noise level."""
+    """AUROC of log p(x) against the step, with a column for each noise level."""
     rows = _of_several_steps(plain([one.row for one in found]))
     if not rows:
         return None
@@ -242,7 +242,7 @@ def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
 
 
 def _figure(columns: int, rows: int, *, width: float = 4.0, height: float = 3.2) -> Figure:
-    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -252,7 +252,7 @@ def _figure(columns: int, rows: int, *, width: float = 4.0, height: float = 3.2)
 
 
 def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figure, list[tuple[Axes, list[Row], str]]]:
-    """A panel for every role (downwards) and every run or noise level (across), with its rows and its title."""
+    """Panels for roles (rows) and runs or noise levels (columns), each with its rows of the results and its title."""
     roles = [role for role in ROLES if any(row["role"] == role for row in rows)]
     columns = columns[:MOST_PANELS]
     figure = _figure(len(columns), len(roles))
@@ -265,18 +265,18 @@ def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figu
             if not own:
                 axes.set_axis_off()
                 continue
-            panels.append((axes, own, _said(f"{column}, {ROLES[role]}" if len(roles) > 1 else str(column))))
+            panels.append((axes, own, _escaped(f"{column}, {ROLES[role]}" if len(roles) > 1 else str(column))))
     return figure, panels
 
 
 def _not_finite(axes: Axes) -> None:
-    """Says why a panel is empty."""
+    """Writes a message into an empty panel."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
 def _ticks(axes: Axes, names: Mapping[float, str]) -> None:
-    """Names at most `MOST_TICKS` values on a logarithmic axis, spread over those there are, not powers of ten."""
+    """Labels at most `MOST_TICKS` of the values on a logarithmic axis, instead of powers of ten."""
     values = sorted(names)
     places = np.linspace(0, len(values) - 1, min(len(values), MOST_TICKS)).round().astype(int)
     chosen = [values[place] for place in places]
@@ -298,7 +298,7 @@ def _series(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:
-    """Values of rows; what was not finite, None there, is NaN, which no line goes through."""
+    """Values of rows as an array; None, for values that are not finite, becomes NaN, which is not plotted."""
     return np.asarray([np.nan if value is None else value for value in values], np.float64)
 
 
@@ -315,7 +315,7 @@ def _line(
 def _finished(
     figure: Figure, rows: Sequence[Row], palette: Palette, *, lines: bool = True, runs: bool = True
 ) -> Figure:
-    """Grids, and one legend of colours, kinds of line and markers for all panels."""
+    """Adds grids, and one legend of colours, line styles and markers for all panels."""
     from matplotlib.container import ErrorbarContainer
     from matplotlib.lines import Line2D
 
@@ -330,13 +330,13 @@ def _finished(
         heights = heights[np.isfinite(heights)]
         if not len(heights):
             _not_finite(axes)
-        # A few values out of all proportion must not flatten the rest; nor must a bar that reaches below 0.
+        # Outliers, and error bars below 0, do not determine the limits of an axis.
         elif heights.min() > 0 and heights.max() > 20 * np.median(heights):
             axes.set_yscale("log")
             margin = float(heights.max() / heights.min()) ** 0.05
             axes.set_ylim(heights.min() / margin, heights.max() * margin)
     handles = [
-        Line2D([], [], color=palette[name], linewidth=3, label=_said(name))
+        Line2D([], [], color=palette[name], linewidth=3, label=_escaped(name))
         for name in dict.fromkeys(row["data"] for row in rows)
     ]
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
@@ -345,7 +345,7 @@ def _finished(
     names = list(dict.fromkeys(row["run"] for row in rows))
     if lines and runs and len(names) > 1:
         handles += [
-            Line2D([], [], color="0.3", linestyle="", marker=_marker(rows, run), label=_said(run)) for run in names
+            Line2D([], [], color="0.3", linestyle="", marker=_marker(rows, run), label=_escaped(run)) for run in names
         ]
     columns = max(1, int(figure.get_figwidth() / 1.6))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
@@ -358,7 +358,7 @@ def _marker(rows: Sequence[Row], run: str) -> str:
 
 
 def _noises(rows: Sequence[Row]) -> list[str]:
-    """Names of at most `MOST_PANELS` noise levels, uniform first, then by sigma, spread over those there are."""
+    """Names of at most `MOST_PANELS` noise levels, evenly selected, uniform noise first, then by sigma."""
     ordered = sorted(rows, key=lambda row: (row["noise"] != "uniform", row["sigma"]))
     names = list(dict.fromkeys(map(noise_name, ordered)))
     places = np.linspace(0, len(names) - 1, min(len(names), MOST_PANELS)).round().astype(int)
@@ -383,5 +383,5 @@ def _unit(rows: Sequence[Row]) -> str:
     return " or ".join(dict.fromkeys(row["unit"] for row in rows))
 
 
-def _said(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.replace("$", r"\$")

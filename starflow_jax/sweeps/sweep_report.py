@@ -1,4 +1,4 @@
-"""`report.md` and `report.html` of a sweep: its tables and pictures, from the files of its folder alone."""
+"""`report.md` and `report.html` of a sweep: its tables and plots, from the files of its folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ div.wide { overflow-x: auto; }
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph, perhaps a table and a picture (a file in `plots/`)."""
+    """A heading and a paragraph, with an optional table and plot (a file in `plots/`)."""
 
     title: str
     text: str
@@ -53,27 +53,27 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """What became of a picture: it is there, it could not be drawn, or the sweep has nothing for it."""
+class PlotResult:
+    """The outcome of a plot: written, failed with a message, or without data."""
 
-    there: bool = False
+    written: bool = False
     failed: str = ""
 
 
-NOTHING = Drawn()
+NO_PLOT = PlotResult()
 
 
 def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Draws the plots of a sweep and writes its report.
+    """Writes the plots and the report of a sweep.
 
     Args:
-      out: its folder; failures: sentences of cells that could not be done, by name.
+      out: folder of the sweep; failures: messages of cells that failed, by name.
 
     Returns:
-      The figures as plain values: `cells` (rows of results.jsonl), `auroc`, `conditions`, `dtypes`, `failures`.
+      The results as plain values: `cells` (rows of results.jsonl), `auroc`, `conditions`, `dtypes`, `failures`.
 
     Raises:
-      ValueError: no sweep there.
+      ValueError: no sweep in the folder.
     """
     out = Path(out)
     plan, rows = read_plan(out), read_results(out)
@@ -81,7 +81,7 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
     compared = _compared(out, rows)
     separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     examples = compared.examples
-    palette = plots.palette_of(rows)
+    palette = plots.colours_of(rows)
     bins = int(plan["config"].get("histogram_bins", 40))
     figures: dict[str, Callable[[], Figure | None]] = {
         "steps": lambda: plots.plot_steps(rows, palette),
@@ -93,8 +93,8 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
         "roc": lambda: plots.plot_roc(separated, palette),
         "auroc": lambda: plots.plot_auroc(separated, palette),
     }
-    drawn = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
-    sections = _sections(plan, rows, compared, failures, drawn)
+    plotted = {name: _draw(out / PLOTS_FOLDER / f"{name}.png", draw) for name, draw in figures.items()}
+    sections = _sections(plan, rows, compared, failures, plotted)
     title = f"Sweep {plan['config'].get('name', '')}".strip()
     write_text(out / "report.md", _markdown(title, sections))
     write_text(out / "report.html", _page(title, sections, out))
@@ -117,14 +117,14 @@ def _sections(
     rows: Sequence[Row],
     compared: _Compared,
     failures: Mapping[str, str],
-    drawn: Mapping[str, Drawn],
+    plotted: Mapping[str, PlotResult],
 ) -> list[Section]:
-    """What the report says, in its order; parts that the sweep has nothing for are left out."""
+    """The sections of the report in order, without those for which the sweep has no data."""
 
     def section(name: str, title: str, text: str, table: Table | None = None) -> Section:
-        failed = drawn[name].failed
-        note = f"The picture could not be drawn: {failed}." if failed else ""
-        return Section(title, f"{text} {note}".strip(), table, name if drawn[name].there else None)
+        failed = plotted[name].failed
+        note = f"The plot could not be drawn: {failed}." if failed else ""
+        return Section(title, f"{text} {note}".strip(), table, name if plotted[name].written else None)
 
     done = f"{len(rows)} of {len(plan['cells'])} cells are done."
     missing = len(plan["cells"]) - len(rows)
@@ -143,12 +143,12 @@ def _sections(
         ("frames", "Frame by frame", "Bits of a frame given those before it, newest checkpoints; exact."),
         ("histograms", "Examples", "Newest checkpoints; draws of the noise averaged; tails gathered at the border."),
     ):
-        if drawn[name] != NOTHING:
+        if plotted[name] != NO_PLOT:
             found.append(section(name, title, text))
     separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     if separated:
         found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
-        if drawn["auroc"] != NOTHING:
+        if plotted["auroc"] != NO_PLOT:
             found.append(section("auroc", "Out of distribution against the step", ""))
     last = {key_of(row) for row in plots.newest(rows)}
     by_condition = [one for one in by_condition if key_of(one.row) in last]
@@ -166,7 +166,7 @@ def _sections(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Compared:
-    """What single examples say: comparisons of cells, bits of the newest checkpoints' by cell, and lost files."""
+    """Comparisons of cells by their examples, bits of the examples of the newest checkpoints, and lost files."""
 
     separated: list[Separation]
     by_condition: list[Difference]
@@ -176,7 +176,7 @@ class _Compared:
 
 
 def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
-    """Reads the examples checkpoint by checkpoint: only cells of one are compared, and all at once are many."""
+    """Reads the examples of one checkpoint at a time: only its cells are compared, and memory is limited."""
     found = _Compared([], [], [], {}, [])
     newest = {(row["run"], row["step"]) for row in plots.newest(rows)}
     checkpoints: dict[tuple[str, int], list[Row]] = {}
@@ -196,35 +196,35 @@ def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
 
 
 _LOST = (
-    "What stands behind these rows cannot be read; comparisons that need it are left out. `starflow sweep` without "
+    "The examples of these rows cannot be read; comparisons that need them are left out. `starflow sweep` without "
     "--report-only computes these cells again."
 )
 _NOISE = (
     "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data with the constant of "
-    "uniform noise, log2(levels / 2): they are comparable along a curve, and are no code length. Levels are "
+    "uniform noise, log2(levels / 2): they are comparable along a curve, but are no code length. Levels are "
     "2 / (levels - 1) apart there; at the resolution of one level all would be log2(levels / (levels - 1)) less "
     "(0.0875 with 17 levels, 0.0056 with 256)."
 )
 _ROC = (
-    "An example counts as from inside when its log p(x), draws averaged, is above a threshold. AUROC is the "
-    "probability that an example from inside has the larger one: 0.5 is chance; below 0.5 the flow finds data from "
-    "outside likelier than its own. Newest checkpoints."
+    "An example is classified as in distribution when its log p(x), averaged over draws, is above a threshold. AUROC "
+    "is the probability that an in-distribution example has the larger log p(x): 0.5 is chance; below 0.5, "
+    "out-of-distribution data are likelier. Newest checkpoints."
 )
 _TERMS = (
-    "-log2 a dimension of the prior's density and of every block's Jacobian determinant. They and the constant of the "
-    "levels, log2(levels / 2), add up to bits/dim."
+    "-log2 per dimension of the density of the prior and of the Jacobian determinant of every block. With the constant "
+    "of the levels, log2(levels / 2), they add up to bits/dim."
 )
 _CELLS = (
     "s.e. data: standard error over examples, draws averaged first; s.e. draws: over draws of the noise, examples "
-    "averaged first. Median: over examples; not finite: log-likelihoods that overflow, of data that the flow finds "
-    "all but impossible, where there is no mean. Uniform noise: an upper bound of the code length of the integers."
+    "averaged first. Median: over examples; not finite: number of log-likelihoods that overflow, for which there is "
+    "no mean. Uniform noise: an upper bound of the code length of the integers."
 )
 
 
-def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
-    """Writes a picture; removes an old one where there is nothing to draw any more.
+def _draw(path: Path, draw: Callable[[], Figure | None]) -> PlotResult:
+    """Writes a plot, or removes an old one where there is no data any more.
 
-    The figures of a sweep took hours, and are not lost because one picture of them cannot be drawn.
+    A plot that fails does not fail the report, because the results of a sweep may have taken hours.
     """
     try:
         figure = draw()
@@ -232,14 +232,14 @@ def _draw(path: Path, draw: Callable[[], Figure | None]) -> Drawn:
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=110)
-            return Drawn(there=True)
+            return PlotResult(written=True)
     except OSError:
         raise
-    except Exception as error:  # whatever matplotlib raises for numbers that it cannot show
+    except Exception as error:  # matplotlib raises various errors for extreme values
         path.unlink(missing_ok=True)
-        return Drawn(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return PlotResult(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     path.unlink(missing_ok=True)
-    return NOTHING
+    return NO_PLOT
 
 
 def _lost(row: Row) -> tuple[str, ...]:
@@ -305,7 +305,7 @@ def _cells_table(rows: Sequence[Row]) -> Table:
 
 
 def number(value: float | None, digits: int = 4, sign: str = "") -> str:
-    """A number of a table; "-" for None and what is not finite."""
+    """A number in a table; "-" for None and for values that are not finite."""
     if value is None or not np.isfinite(value):
         return "-"
     return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.3e}"
@@ -325,7 +325,7 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def _page(title: str, sections: Sequence[Section], out: Path) -> str:
-    """One HTML file with its pictures inside, that needs no other file and no network."""
+    """A self-contained HTML file with embedded plots."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.captions import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.sample_quality import add_quality_options, check_quality_options
-from starflow_jax.cli.options.scored_data import check_on_pixels, scored_source
+from starflow_jax.cli.options.requests import build_request
+from starflow_jax.cli.options.sample_quality import (
+    add_quality_options,
+    check_quality_options,
+    import_from_working_folder,
+)
+from starflow_jax.cli.options.solver import solver_request
 from starflow_jax.cli.process_group import is_first
-from starflow_jax.cli.sample_quality import measure_quality
+from starflow_jax.cli.remarks import remark, skipped_lines
 from starflow_jax.core.choices import Split, choices
 
 ORDER = 40
 
 DESCRIPTION = """\
-Scores a trained run on held-out images; with --metrics, the pictures it draws.
+Scores a trained run on held-out images; with --metrics, measures images that it generates.
 
 bits/dim: of the integer pixels under uniform dequantisation, averaged over images and draws of the noise; an
-upper bound of the exact code length. Two standard errors: over images (how far another test set may be) and
-over draws (how far more draws may move it).
+upper bound of the exact code length. Two standard errors: over images (of another test set) and over draws (of more
+draws of the noise).
 accuracy: argmax over classes y of p(x | y), averaged over the draws of an image.
 
-With --metrics the command draws --num-samples pictures for each --guidance, in chunks that it can be stopped and killed
-between (the same command goes on), looks at them with a feature network, and compares them with real pictures.
-Figures, a plot and a CSV file lie in --out. FID depends on the number of pictures: compare equal numbers only."""
+With --metrics the command generates --num-samples images for each --guidance, computes their features with a network,
+and compares them with real images: fid, kid, is (Inception Score), pr (precision and recall), clip (CLIP score).
+Features are stored in chunks, so that the same command continues after it was stopped or killed. --out receives the
+results as JSON and CSV, a plot, and a grid of images for each guidance. FID depends on the number of images: compare
+equal numbers only."""
 
 EXAMPLES = """\
 examples:
@@ -43,7 +51,7 @@ examples:
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
-        "evaluate", help="bits/dim, accuracy, FID and its kin of a run", description=DESCRIPTION, epilog=EXAMPLES
+        "evaluate", help="bits/dim, accuracy, FID and other metrics of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
     parser.add_argument(
@@ -55,7 +63,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--split", type=choice(*choices(Split)), default="test", help="test (default) or train")
     parser.add_argument("--batch", type=integer(1), metavar="N", help="images at a time (default: the configuration's)")
     parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their running mean")
+    parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their moving average")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
     add_quality_options(parser)
@@ -68,64 +76,99 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     if arguments.json is not None:
         check_writable("--json", arguments.json)
-    check_quality_options(arguments)
+    if arguments.metrics is None:
+        check_quality_options(arguments)
+        return _score(arguments)
+    return _measure(arguments)
 
-    import jax
 
+def _score(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
-    from starflow_jax.evaluation import score_flow, scores_table
+    from starflow_jax.evaluation import scores_table
+    from starflow_jax.evaluation.likelihood.run_scores import evaluate_run
+    from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
+    from starflow_jax.evaluation.requests import EvaluateRequest
     from starflow_jax.training import load_run
 
+    request = build_request(EvaluateRequest, arguments, ema=not arguments.no_ema)
     join(arguments)
     layout = layout_of_command(arguments)
-    if arguments.metrics is not None:
-        return measure_quality(arguments, layout)
-    with sentences(load_run):
-        config, _, params, step = load_run(
-            arguments.workdir, ema=not arguments.no_ema, layout=layout, step=arguments.step
-        )
-        if config.data.frames:
-            raise CommandError("--workdir must be a run on still images, got one on clips; use starflow score")
-    check_on_pixels(config)
-    if config.data.text_encoder is not None:
-        raise CommandError(
-            "--workdir must be a run without captions, got one whose captions are read by "
-            f"{config.data.text_encoder}; use starflow score"
-        )
-    source = scored_source(config, arguments.split)
-    draws = arguments.draws or config.evaluate.draws
-    scores = score_flow(
-        params,
-        config.flow,
-        source,
-        jax.random.key(arguments.seed),
-        draws=draws,
-        batch_size=arguments.batch or config.evaluate.batch_size,
-        model=config.name,
-    ).to_dict()
+    with sentences(load_run, open_scored_source):
+        result = evaluate_run(request, layout=layout, on_skipped=skipped_lines)
     if not is_first():
         return 0
-    print(scores_table([scores]))
+    data = result.config.data
+    print(scores_table([result.scores.to_dict()]))
     print(
-        f"{len(source)} images of {source.name}, {draws} draws, step {step}, "
-        f"{'last parameters' if arguments.no_ema or not config.train.ema else 'running mean'}, "
-        f"{scores['seconds']:.1f} s"
+        f"{result.images} images of {result.source_name}, {result.draws} draws, step {result.step}, "
+        f"{'running mean' if result.ema else 'last parameters'}, {result.scores.seconds:.1f} s"
     )
-    if config.data.noise == "gaussian":
+    if data.noise == "gaussian":
         print(
-            f"The model was trained on Gaussian noise of {config.data.noise_std:g}, which is far wider than "
+            f"The model was trained on Gaussian noise of {data.noise_std:g}, which is far wider than "
             "a pixel level: its bits/dim are loose."
         )
     if arguments.json is not None:
-        figures = {
-            "workdir": str(arguments.workdir),
-            "step": step,
-            "split": arguments.split,
-            "seed": arguments.seed,
-            "ema": bool(config.train.ema) and not arguments.no_ema,
-            "data": dataclasses.asdict(config.data),
-            **scores,
-        }
-        write_json(arguments.json, figures)
+        write_json(arguments.json, result.to_dict())
+        print(f"figures: {arguments.json}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    begun = time.perf_counter()
+    check_quality_options(arguments)
+
+    from starflow_jax.core.figures import write_json
+    from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
+    from starflow_jax.evaluation.samples import generator_setup, networks
+    from starflow_jax.evaluation.samples.feature_network import named_function
+    from starflow_jax.evaluation.samples.guidance_sweep import generate_missing
+    from starflow_jax.evaluation.samples.measurement import lock_folder, measure_samples, write_sample_quality
+    from starflow_jax.evaluation.samples.metric_report import metric_table
+    from starflow_jax.evaluation.samples.reference_images import open_references
+    from starflow_jax.evaluation.samples.reference_statistics import reference_statistics
+    from starflow_jax.evaluation.samples.request import SampleQualityRequest
+    from starflow_jax.training import load_run
+
+    captions = None if arguments.captions is None else tuple(read_captions(arguments.captions))
+    request = build_request(
+        SampleQualityRequest,
+        arguments,
+        ema=not arguments.no_ema,
+        captions=captions,
+        solver=solver_request(arguments),
+    )
+    join(arguments)
+    layout = layout_of_command(arguments)
+    import_from_working_folder(request.features, request.clip)
+    with sentences(
+        load_run,
+        generator_setup.open_generator,
+        open_references,
+        networks.open_feature_network,
+        named_function,
+        generator_setup.chunk_folder,
+        lock_folder,
+        reference_statistics,
+        generate_missing,
+        open_scored_source,
+    ):
+        result = measure_samples(request, layout=layout, on_skipped=skipped_lines, warn=remark)
+    if result is None:
+        return 0
+    print(metric_table(result.rows, result.baseline, request.sample_metrics))
+    print(
+        f"{request.num_samples} pictures a guidance against {result.reference_count} of {result.reference}, "
+        f"by the {result.network}; step {result.step}, {'running mean' if result.ema else 'last parameters'}, "
+        f"{time.perf_counter() - begun:.1f} s"
+    )
+    for warning in result.warnings():
+        remark(f"warning: {warning}")
+    if result.bits is not None:
+        print(f"bits/dim {result.bits.bits_per_dim.mean:.4f}, which guidance does not touch")
+    write_sample_quality(result)
+    print(f"figures, plot, pictures: {request.folder}/quality.json, .csv, .png, pictures-*.png")
+    if arguments.json is not None:
+        write_json(arguments.json, result.to_dict())
         print(f"figures: {arguments.json}")
     return 0

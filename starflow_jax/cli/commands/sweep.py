@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 
 if TYPE_CHECKING:
-    from starflow_jax.core.config.sweep import SweepConfig
+    from starflow_jax.sweeps.request import SweepRequest
 
 PARTLY = 3  # some cells failed
-GOES_ON = "the same command goes on after the last batch that was computed"
+CONTINUES = "the same command goes on after the last batch that was computed"
 
 ORDER = 60
 OVERRIDABLE = True
@@ -26,11 +25,11 @@ DESCRIPTION = """\
 Scores the product of checkpoints, data sets, noise levels and conditions that a configuration file names: exact
 log-likelihoods in bits/dim, with their standard errors over examples and over draws of the noise.
 
---out receives results.csv and results.jsonl (a row a cell), examples/ (log p of every example and draw), report.md,
-report.html and plots/. Every batch is saved as it is done: stopped or killed anywhere, the same command goes on
-from there, and a cell that is done is computed no more, whatever else changes in the configuration. Figures do not
-depend on the batch size, the devices or the processes. A cell that cannot be done is reported, and does not stop the
-others.
+--out receives results.csv and results.jsonl (one row for each cell of the product), examples/ (log p of every example
+and draw), report.md, report.html and plots/. Every batch is saved when it is computed: after the command was stopped or
+killed, the same command continues from there, and finished cells are not computed again, whatever else changes in the
+configuration. Results do not depend on the batch size, the devices or the processes. A cell that fails is reported, and
+does not stop the others.
 
 Exit codes: 0 every cell is done, 3 some failed (failures.json says why; the same command tries them again), 2 refused,
 130 interrupted."""
@@ -60,7 +59,7 @@ def add_to(subparsers: Any) -> None:
         metavar="DIR",
         help="score all checkpoints of this run instead of the configuration's runs (repeatable)",
     )
-    option("--report-only", action="store_true", help="compute nothing; write the report of what is in --out anew")
+    option("--report-only", action="store_true", help="compute nothing; write the report of the results in --out again")
     option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     option("--quiet", action="store_true", help="no table while it runs")
     add_mesh(parser)
@@ -76,71 +75,50 @@ def run(arguments: argparse.Namespace) -> int:
         return _report_only(arguments)
     if arguments.config is None:
         raise CommandError("--config must name a file, or --report-only be given")
-    config = _config(arguments)
+    request = _request(arguments)
 
     join(arguments)
 
     from starflow_jax.cli.sweep_table import Silent, Table
-    from starflow_jax.sweeps import make_plan, run_sweep
-    from starflow_jax.sweeps import runner as running
+    from starflow_jax.sweeps import make_plan, run_sweep, runner
     from starflow_jax.sweeps.results import Results
     from starflow_jax.training.distributed.agreement import on_first_process
 
     layout = layout_of_command(arguments)
     with sentences(make_plan):
-        plan = make_plan(config, layout)
+        plan = make_plan(request.sweep, layout)
     for data in {id(cell.data): cell.data for cell in plan.cells}.values():
         skipped_lines(data.skipped)
-    if plan.same:
-        remark(f"{plan.same} cells are the same as others (same parameters, data and noise) and are computed once")
+    if plan.num_duplicates:
+        reason = "are the same as others (same parameters, data and noise) and are computed once"
+        remark(f"{plan.num_duplicates} cells {reason}")
     watcher = Table(plan) if is_first() and not arguments.quiet else Silent()
     try:
-        with sentences(running.claim_folder, running.check_free, on_first_process, Results.__init__):
-            outcome = run_sweep(plan, arguments.out, layout=layout, watcher=watcher)
+        with sentences(runner.claim_folder, runner.check_free, on_first_process, Results.__init__):
+            outcome = run_sweep(plan, request.out, layout=layout, watcher=watcher)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(GOES_ON) from None
+        raise KeyboardInterrupt(CONTINUES) from None
     except OSError as error:
-        raise CommandError(f"{arguments.out}: {error.strerror or error}; {GOES_ON}") from error
+        raise CommandError(f"{arguments.out}: {error.strerror or error}; {CONTINUES}") from error
     finally:
         watcher.close()
     if is_first():
         _report(arguments, dict(outcome.failures))
-        told = f"{outcome.done} of {outcome.cells} cells done, {outcome.computed} of them now ({outcome.rows} rows)"
-        print(f"{told}, {outcome.programs} programs compiled")
+        summary = f"{outcome.done} of {outcome.cells} cells done, {outcome.computed} of them now ({outcome.rows} rows)"
+        print(f"{summary}, {outcome.programs} programs compiled")
         for name, sentence in outcome.failures.items():
             print(f"failed: {name}: {sentence}")
     return PARTLY if outcome.failures else 0
 
 
-def _config(arguments: argparse.Namespace) -> SweepConfig:
+def _request(arguments: argparse.Namespace) -> SweepRequest:
     from starflow_jax.core.config.build import load_experiment
-    from starflow_jax.core.config.sweep import SweepConfig, SweepRun
+    from starflow_jax.core.config.sweep import SweepConfig
+    from starflow_jax.sweeps.request import SweepRequest
 
     with sentences():
         config = load_experiment(SweepConfig, arguments.config, arguments.overrides)
-        if arguments.workdir:
-            runs = tuple(SweepRun(workdir, name) for workdir, name in _names(arguments.workdir).items())
-            config = dataclasses.replace(config, runs=runs)
-    return config
-
-
-def _names(workdirs: list[str]) -> dict[str, str | None]:
-    """What tables call runs: None for the folder's name; more of its path where several folders have one name.
-
-    Raises:
-      CommandError: a folder that is named twice.
-    """
-    paths = {workdir: Path(workdir).absolute().parts[1:] for workdir in workdirs}
-    twice = [workdir for workdir in workdirs if [*map(paths.get, workdirs)].count(paths[workdir]) > 1]
-    if twice:
-        raise CommandError(f"--workdir must name every run once, got {twice[0]} again")
-    names: dict[str, str | None] = {}
-    for workdir, parts in paths.items():
-        others = [other for other in paths.values() if other != parts]
-        longest = max(map(len, paths.values()))
-        count = next(n for n in range(1, longest + 1) if all(other[-n:] != parts[-n:] for other in others))
-        names[workdir] = "/".join(parts[-count:]) if count > 1 else None
-    return names
+        return SweepRequest(config, arguments.out, tuple(arguments.workdir or ()))
 
 
 def _report_only(arguments: argparse.Namespace) -> int:
@@ -158,7 +136,7 @@ def _report_only(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace, failures: dict[str, str]) -> None:
-    """The report's files, and the figures where they are asked for."""
+    """Writes the report, and the results as JSON with --json."""
     from starflow_jax.core.figures import write_json
     from starflow_jax.sweeps import read_results, write_report
 

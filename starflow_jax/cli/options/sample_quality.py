@@ -1,8 +1,10 @@
-"""The options of `starflow evaluate --metrics`, and what can be refused by them alone."""
+"""The options of `starflow evaluate --metrics`."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from starflow_jax.cli.errors import CommandError
@@ -10,9 +12,8 @@ from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.core.choices import Denoise, Resize, Split, choices
+from starflow_jax.core.registries import METRICS
 
-_OF_FEATURES = ("fid", "is", "kid", "pr")
-_METRICS = (*_OF_FEATURES, "clip", "bpd")
 _OUT = "quality"  # in the folder of the run
 SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
 
@@ -52,7 +53,7 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         type=_names,
         metavar="NAME,...",
-        help="of fid, is (Inception Score), kid, pr (precision and recall), clip (CLIP score), bpd (bits/dim)",
+        help=f"of {', '.join(METRICS.names())}, bpd (bits/dim)",
     )
     option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {SAMPLES})")
     option("--guidance", type=_weights, metavar="W,...", help="weights of guidance (default: the configuration's)")
@@ -102,41 +103,33 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_quality_options(arguments: argparse.Namespace) -> None:
-    """Raises CommandError for what can be refused before the run is read."""
+    """Raises CommandError for options without --metrics, and for results that cannot be written."""
     if arguments.metrics is None:
         for name, flag in _OPTIONS.items():
             if getattr(arguments, name) is not None:
                 raise CommandError(f"{flag} goes with --metrics, got {flag} alone")
         return
-    looked = [name for name in arguments.metrics if name in _OF_FEATURES]
-    if not looked and "clip" not in arguments.metrics:
-        raise CommandError("--metrics must name one of samples, fid, is, kid, pr or clip, got bpd alone; leave it out")
-    if ("clip" in arguments.metrics) != (arguments.clip is not None):
-        raise CommandError("--metrics clip and --clip MODULE:FUNCTION go together, got one of them")
-    if "clip" in arguments.metrics and arguments.captions is None:
-        raise CommandError("--metrics clip needs --caption, what the pictures should show")
-    if arguments.real is not None and arguments.reference is not None:
-        raise CommandError("--real and --reference both say what to compare with, got both")
-    if "bpd" not in arguments.metrics:
-        for name, flag in (("draws", "--draws"), ("batch", "--batch")):
-            if getattr(arguments, name) is not None:
-                raise CommandError(f"{flag} goes with --metrics bpd, got --metrics {','.join(arguments.metrics)}")
-    out = folder_of(arguments)
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"--out must name a folder, got the file {out}")
+    out = arguments.out if arguments.out is not None else arguments.workdir / _OUT
     if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
         raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
     if arguments.json is not None and out.resolve() in arguments.json.resolve().parents:
         raise CommandError(f"--json must name a file outside the folder --out {out}, got {arguments.json}")
-    if arguments.workdir.is_dir():
+    if arguments.workdir.is_dir() and (out.is_dir() or not out.exists()):
         check_writable("--out", out / "quality.json")
+
+
+def import_from_working_folder(*names: str | None) -> None:
+    """Adds the working folder to the import path where one of the names is "module:function", as `python -m` does."""
+    if any(":" in name for name in names if name is not None) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
+    allowed_names = (*METRICS.names(), "bpd")
     for name in names:
-        if name not in _METRICS or names.count(name) > 1:
-            allowed = ", ".join(_METRICS)
+        if name not in allowed_names or names.count(name) > 1:
+            allowed = ", ".join(allowed_names)
             raise argparse.ArgumentTypeError(f"must be some of {allowed}, joined by commas, each once, got {text!r}")
     return names
 
@@ -146,8 +139,3 @@ def _weights(text: str) -> tuple[float, ...]:
     if len(set(weights)) < len(weights):
         raise argparse.ArgumentTypeError(f"must name every weight once, got {text!r}")
     return weights
-
-
-def folder_of(arguments: argparse.Namespace) -> Path:
-    """Where figures and features lie."""
-    return arguments.out if arguments.out is not None else arguments.workdir / _OUT

@@ -17,10 +17,10 @@ from starflow_jax.evaluation.likelihood.bayes_classifier import log_mean_exp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contaminated:
-    """Examples of which some were made bad.
+    """Examples of which some have a wrong label or a damaged image.
 
     Attributes:
-      source: with them; mislabelled, damaged: bool [n], which; none is both.
+      source: the examples; mislabelled, damaged: bool [n], which ones; no example is both.
     """
 
     source: ArraySource
@@ -73,12 +73,12 @@ def _covered(image: np.ndarray, levels: int, rng: np.random.Generator) -> np.nda
     return covered
 
 
-def suspicion(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Three scores of every example, higher for what should be looked at, float64 [n] each.
+def suspicion_scores(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Three scores of every example, higher for examples that are more likely bad, float64 [n] each.
 
-    - "image": -log p(x), the class summed out, all equally likely: finds images that look like no class.
+    - "image": -log p(x), summed over equally likely classes: finds images that are unlikely under all classes.
     - "label": log p(x | likeliest other class) - log p(x | y): finds labels that another class explains better.
-    - "example": -log p(x | y), both in one.
+    - "example": -log p(x | y): finds both.
 
     Args:
       class_log_probs: nats [draws, n, classes]; densities are averaged over draws (`classify.classify`).
@@ -112,12 +112,12 @@ def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FilterQuality:
     """How well one score finds one kind of bad example among the good ones and the other kind.
 
     Attributes:
-      score, kind: their names; precision: share of bad ones among the k highest, k being how many there are; area: of
-        the ROC curve; share: of the examples, the precision of chance; k: how many are bad.
+      score, kind: their names; precision: share of bad examples among the k with the highest score; area: under
+        the ROC curve; share: of bad examples, the precision of a random score; k: number of bad examples.
     """
 
     score: str
@@ -132,12 +132,12 @@ class Found:
         return dataclasses.asdict(self)
 
 
-def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[Found]:
+def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[FilterQuality]:
     """Precision at k and AUROC of every score for every kind of bad example, and for both kinds together.
 
-    Args and errors as of `suspicion`, and a kind of which there is none is left out.
+    Args and errors are those of `suspicion_scores`; a kind without examples is left out.
     """
-    scores = suspicion(class_log_probs, contaminated.source.labels)
+    scores = suspicion_scores(class_log_probs, contaminated.source.labels)
     kinds = {
         "mislabelled": contaminated.mislabelled,
         "damaged": contaminated.damaged,
@@ -148,12 +148,12 @@ def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[F
         k = int(bad.sum())
         for name, score in scores.items() if 0 < k < len(bad) else ():
             area = auroc(score[bad], score[~bad])
-            found.append(Found(name, kind, precision_at(score, bad, k), area, k / len(bad), k))
+            found.append(FilterQuality(name, kind, precision_at(score, bad, k), area, k / len(bad), k))
     return found
 
 
 def filtering_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of `Found.to_dict()` values."""
+    """A Markdown table of `FilterQuality.to_dict()` values."""
     table = [("bad examples", "ranked by", "precision at k", "k (all bad ones)", "by chance", "AUROC")]
     for row in rows:
         area = f"{row['area']['area']:.3f} +- {row['area']['error']:.3f}"

@@ -1,4 +1,4 @@
-"""Whether a model repeats or favours its training images.
+"""Tests whether a model copies its training images or assigns them higher likelihood.
 
 Three tests that need no other model:
 
@@ -27,11 +27,11 @@ from starflow_jax.evaluation.applications.roc import Auroc, auroc
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Nearest:
-    """For every query its nearest reference.
+    """The nearest reference of every query.
 
     Attributes:
-      place: int64 [n], which; distance: float64 [n], root mean square over the dimensions; infinite, and the place
-        without meaning, where a query or all that it may take is not finite.
+      place: int64 [n], index of the reference; distance: float64 [n], root mean square over the dimensions; infinite,
+        with a meaningless index, where the query or all of its allowed references are not finite.
     """
 
     place: np.ndarray
@@ -43,7 +43,7 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
 
     Args:
       queries: real [n, ...]; references: real [m, ...] of the same dimensions.
-      same: bool [n, m], which references may be taken, at least one a query; None for all.
+      same: bool [n, m], the allowed references, at least one for every query; None for all.
 
     Raises:
       ValueError: none of either, or other dimensions.
@@ -87,7 +87,7 @@ class Copying:
     not_finite: int
 
     @classmethod
-    def of(cls, samples: np.ndarray, held_out: np.ndarray) -> Copying:
+    def from_distances(cls, samples: np.ndarray, held_out: np.ndarray) -> Copying:
         """From distances [n] and [m]."""
         border = float(np.quantile(held_out, 0.01, method="lower" if np.isinf(held_out).any() else "linear"))
         return cls(
@@ -105,7 +105,7 @@ class Copying:
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """Whether likelihood tells training images from held-out ones.
+    """How well likelihood distinguishes training images from held-out images.
 
     Attributes:
       train, held_out: mean bits/dim of those that are finite; area: AUROC of likelihood, training images the
@@ -118,7 +118,7 @@ class Membership:
     not_finite: int
 
     @classmethod
-    def of(cls, train: np.ndarray, held_out: np.ndarray) -> Membership:
+    def from_bits(cls, train: np.ndarray, held_out: np.ndarray) -> Membership:
         """From bits/dim [n] of training images and [m] of held-out ones."""
         both = [np.where(np.isfinite(bits), bits, np.inf) for bits in (train, held_out)]
         finite = [bits[np.isfinite(bits)] for bits in both]

@@ -1,4 +1,4 @@
-"""Images that a model was not trained on, of the size and levels of those that it was: what it should find odd."""
+"""Out-of-distribution images of the size and levels of the training images."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Telling foreign images from familiar ones by exact likelihood, and where that fails.
+"""Out-of-distribution detection by exact likelihood, and where it fails.
 
-A high likelihood is no sign that an image is of the kind that a model was trained on: simple images may be likelier
-than all of them (Nalisnick et al., arXiv 1810.09136). Four scores, each higher for what looks foreign:
+A high likelihood does not mean that an image is in distribution: simple images may be likelier than all training images
+(Nalisnick et al., arXiv 1810.09136). Four scores, each higher for images that look out of distribution:
 
-- "likelihood": bits of the image, -log2 p(x). The plain score, which calls simple images familiar.
+- "likelihood": bits of the image, -log2 p(x). The plain score, which is low for simple images.
 - "typicality": how far these bits are from their mean over training images (Nalisnick et al., arXiv 1906.02994).
 - "background ratio": bits minus those under independent pixels with the training images' histogram, the crudest of
   backgrounds that a likelihood ratio can take away (Ren et al., arXiv 1906.02845).
@@ -29,8 +29,8 @@ SCORES = ("likelihood", "typicality", "background ratio", "complexity ratio")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Familiar:
-    """What the scores need to know of the training images.
+class TrainingStatistics:
+    """Statistics of the training images that the scores need.
 
     Attributes:
       mean_bits: mean of -log2 p(x) over training images.
@@ -41,7 +41,7 @@ class Familiar:
     background: np.ndarray
 
     @classmethod
-    def of(cls, source: ArraySource, bits: np.ndarray) -> Familiar:
+    def from_training(cls, source: ArraySource, bits: np.ndarray) -> TrainingStatistics:
         """From training images and their bits [n], of which those that are not finite are left out of the mean."""
         check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
         counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
@@ -50,12 +50,12 @@ class Familiar:
         return cls(float(np.mean(finite)) if len(finite) else math.inf, counts / counts.sum())
 
 
-def foreignness(familiar: Familiar, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
+def ood_scores(familiar: TrainingStatistics, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
     """The scores of images by name, float64 [n] each; see the module.
 
     Args:
-      source: the images; bits: -log2 p(x) of each, [n]. What is not finite (a log-likelihood that overflows) is most
-        foreign: infinite in every score.
+      source: the images; bits: -log2 p(x) of each, [n]. Where it is not finite (the log-likelihood
+        overflows), every score is infinite.
 
     Raises:
       ValueError: other shapes.
@@ -76,12 +76,12 @@ def foreignness(familiar: Familiar, source: ArraySource, bits: np.ndarray) -> di
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Foreign:
-    """One set of foreign images against held-out familiar ones.
+    """Detection of one out-of-distribution set against held-out images.
 
     Attributes:
-      name: of the set; bits_per_dim: mean of its images; areas: of each score, foreign images the positives.
-      likelier: share of its images that are likelier than the median familiar one; chance is 1/2.
-      not_finite: images whose log-likelihood overflows; they count as most foreign, and not in the mean.
+      name: of the set; bits_per_dim: mean of its images; areas: AUROC of each score.
+      likelier: share of its images that are likelier than the median held-out image; chance is 1/2.
+      not_finite: images whose log-likelihood overflows; they rank highest in every score, and are left out of the mean.
     """
 
     name: str
@@ -99,17 +99,19 @@ class Foreign:
 
 
 def detect(
-    familiar: Familiar, held_out: tuple[ArraySource, np.ndarray], others: Mapping[str, tuple[ArraySource, np.ndarray]]
+    familiar: TrainingStatistics,
+    held_out: tuple[ArraySource, np.ndarray],
+    others: Mapping[str, tuple[ArraySource, np.ndarray]],
 ) -> list[Foreign]:
     """AUROC of every score on every foreign set; below 1/2 the score prefers what is foreign.
 
     Args:
       held_out: familiar images that were not trained on, and their bits [n]; others: the same of foreign sets, by name.
     """
-    normal = foreignness(familiar, *held_out)
+    normal = ood_scores(familiar, *held_out)
     found = []
     for name, (source, bits) in others.items():
-        scores = foreignness(familiar, source, bits)
+        scores = ood_scores(familiar, source, bits)
         areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
         each = scores["likelihood"]
         likelier = float(np.mean(each < np.median(normal["likelihood"])))

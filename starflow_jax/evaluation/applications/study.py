@@ -1,7 +1,7 @@
-"""What exact likelihood is good for, shown on a run of small images: five applications, each in numbers and pictures.
+"""Five applications of exact likelihood, on a run on small images, each with numbers and data for plots.
 
-Every function takes a `Studied` run and returns an outcome whose `figures` are plain values; beside them it keeps what
-`study_pictures` draws. log p(x) sums out the class, all being equally likely, and averages densities over draws.
+Every function takes a `StudiedRun` and returns an `Outcome`, whose `figures` are plain values and whose `shown` is the
+input of `study_plots`. log p(x) sums over equally likely classes, and averages densities over draws.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from starflow_jax.core.config.flow import FlowConfig
 from starflow_jax.data import bits_per_dim, quantise
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.evaluation.applications.filtering import Contaminated, contaminate, filtering, suspicion
+from starflow_jax.evaluation.applications.filtering import Contaminated, contaminate, filtering, suspicion_scores
 from starflow_jax.evaluation.applications.memorisation import Copying, Membership, Nearest, nearest
 from starflow_jax.evaluation.applications.other_images import other_images
-from starflow_jax.evaluation.applications.out_of_distribution import Familiar, detect, foreignness
+from starflow_jax.evaluation.applications.out_of_distribution import TrainingStatistics, detect, ood_scores
 from starflow_jax.evaluation.likelihood.bayes_classifier import bayes_accuracy, classify, log_mean_exp
 from starflow_jax.evaluation.likelihood.image_likelihood import log_probs
 from starflow_jax.flows.parameters import Params, abstract, merge
@@ -35,7 +35,7 @@ from starflow_jax.training.step.inputs import condition
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Studied:
+class StudiedRun:
     """A run, and its images.
 
     Attributes:
@@ -67,15 +67,15 @@ class Studied:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """Of one application: its name, figures as plain values, and what its picture needs."""
+    """The outcome of one application: its name, numbers as plain values, and the data of its plot."""
 
     name: str
     figures: dict[str, Any]
     shown: Mapping[str, Any]
 
 
-def classification(run: Studied, found: np.ndarray) -> Outcome:
-    """The Bayes rule on held-out images, and whether its probabilities mean what they say.
+def classification(run: StudiedRun, found: np.ndarray) -> Outcome:
+    """Classification of held-out images by the Bayes rule, and the calibration of its probabilities.
 
     The expected calibration error is the mean, over ten bins of the winning class's probability weighted by their
     images, of |share that is right - mean probability| (Guo et al., arXiv 1706.04599).
@@ -87,7 +87,7 @@ def classification(run: Studied, found: np.ndarray) -> Outcome:
     accuracy = bayes_accuracy(found, labels)
     by_class = log_mean_exp(found)
     evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
-    # Of an image that is impossible under all classes nothing is known.
+    # An image with zero density under all classes gets a uniform posterior.
     known = np.isfinite(evidence)
     posterior = np.where(known, np.exp(by_class - np.where(known, evidence, 0.0)), 1.0 / by_class.shape[1])
     read, sure = classify(found), posterior.max(axis=1)
@@ -99,21 +99,21 @@ def classification(run: Studied, found: np.ndarray) -> Outcome:
     return Outcome("classification", figures, shown)
 
 
-def out_of_distribution(run: Studied, train: np.ndarray, test: np.ndarray) -> Outcome:
-    """AUROC of four scores on foreign images.
+def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) -> Outcome:
+    """AUROC of four scores on out-of-distribution images.
 
     Args:
       train, test: log p(x | y) of `run.train` and `run.test`.
     """
-    familiar = Familiar.of(run.train, run.bits(train, run.train))
+    familiar = TrainingStatistics.from_training(run.train, run.bits(train, run.train))
     held_out = (run.test, run.bits(test, run.test))
     others = {
         name: (source, run.bits(run.class_log_probs(source, 100 + number), source))
         for number, (name, source) in enumerate(other_images(run.test).items())
     }
     rows = [row.to_dict() for row in detect(familiar, held_out, others)]
-    scores = {"held out": foreignness(familiar, *held_out)}
-    scores |= {name: foreignness(familiar, *pair) for name, pair in others.items()}
+    scores = {"held out": ood_scores(familiar, *held_out)}
+    scores |= {name: ood_scores(familiar, *pair) for name, pair in others.items()}
     images = {"held out": run.test.images} | {name: source.images for name, (source, _) in others.items()}
     finite = held_out[1][np.isfinite(held_out[1])]
     mean = float(finite.mean()) if len(finite) else math.inf
@@ -122,20 +122,20 @@ def out_of_distribution(run: Studied, train: np.ndarray, test: np.ndarray) -> Ou
     return Outcome("out_of_distribution", figures, {"scores": scores, "images": images})
 
 
-def data_filtering(run: Studied, *, mislabelled: float = 0.1, damaged: float = 0.05) -> Outcome:
+def data_filtering(run: StudiedRun, *, mislabelled: float = 0.1, damaged: float = 0.05) -> Outcome:
     """Held-out images with some wrong labels and some damaged ones, ranked by likelihood."""
     made: Contaminated = contaminate(run.test, mislabelled=mislabelled, damaged=damaged)
     found = run.class_log_probs(made.source, 2)
     figures = {"examples": len(made.source), "rows": [row.to_dict() for row in filtering(made, found)]}
-    scores = suspicion(found, made.source.labels)
+    scores = suspicion_scores(found, made.source.labels)
     return Outcome("filtering", figures, {"made": made, "scores": scores, "read": classify(found)})
 
 
-def ranked_sampling(run: Studied, *, candidates: int = 32, keep: int = 8) -> Outcome:
-    """Draws of every class, and the likeliest of them: does an independent judge read the class more often?
+def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> Outcome:
+    """Samples of every class, and the likeliest of them: does an independent classifier read the class more often?
 
-    The judge is a support-vector classifier of pixels, fitted on the training images. What ranking costs is the
-    diversity: the mean distance (root mean square of pixels) between two kept pictures of a class.
+    The classifier is a support-vector machine on pixels, fitted on the training images. Ranking reduces the diversity,
+    the mean distance (root mean square of pixels) between two selected images of a class.
 
     Raises:
       ValueError: a flow without classes, or numbers out of range.
@@ -168,7 +168,7 @@ def ranked_sampling(run: Studied, *, candidates: int = 32, keep: int = 8) -> Out
     return Outcome("ranked_sampling", figures, {"drawn": drawn, "best": best, "worst": worst, "right": right})
 
 
-def memorisation(run: Studied, train: np.ndarray, test: np.ndarray, drawn: Any) -> Outcome:
+def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, drawn: Any) -> Outcome:
     """Membership by likelihood, and the nearest training image of every sample, in pixels and in latents.
 
     Args:
@@ -182,14 +182,16 @@ def memorisation(run: Studied, train: np.ndarray, test: np.ndarray, drawn: Any) 
     classes = run.config.flow.num_classes or run.config.flow.text_dim
     for name, (images, of_images) in queries.items():
         by_pixels[name] = nearest(_signed(run, images), _signed(run, run.train.images))
-        # z of images of several classes are codes under several conditions, which do not compare.
+        # Latents under different conditions are not comparable, so that only images of one class are compared.
         same = of_images[:, None] == run.train.labels if classes else None
         by_latents[name] = nearest(_latents(run, images, of_images), codes, same=same)
     dims = run.train.images[0].size
     figures = {
-        "membership": Membership.of(run.bits(train, run.train) / dims, run.bits(test, run.test) / dims).to_dict(),
-        "pixels": Copying.of(by_pixels["samples"].distance, by_pixels["held_out"].distance).to_dict(),
-        "latents": Copying.of(by_latents["samples"].distance, by_latents["held_out"].distance).to_dict(),
+        "membership": Membership.from_bits(
+            run.bits(train, run.train) / dims, run.bits(test, run.test) / dims
+        ).to_dict(),
+        "pixels": Copying.from_distances(by_pixels["samples"].distance, by_pixels["held_out"].distance).to_dict(),
+        "latents": Copying.from_distances(by_latents["samples"].distance, by_latents["held_out"].distance).to_dict(),
         "samples": len(labels),
     }
     shown = {"samples": queries["samples"][0], "by_pixels": by_pixels, "by_latents": by_latents}
@@ -214,8 +216,8 @@ def _diversity(groups: np.ndarray) -> float:
     return float(np.mean(distances))
 
 
-def _levels(run: Studied, x: np.ndarray) -> np.ndarray:
-    """Drawn pictures as integer levels, uint8."""
+def _levels(run: StudiedRun, x: np.ndarray) -> np.ndarray:
+    """Samples as integer levels, uint8."""
     x = np.nan_to_num(x, nan=-1.0)
     levels = run.train.levels
     if run.config.data.noise == "gaussian":
@@ -223,15 +225,15 @@ def _levels(run: Studied, x: np.ndarray) -> np.ndarray:
     return np.asarray(quantise(x, levels))
 
 
-def _signed(run: Studied, images: np.ndarray) -> np.ndarray:
-    """Integer images as the flow sees their cells' centres, float32 in [-1, 1]."""
+def _signed(run: StudiedRun, images: np.ndarray) -> np.ndarray:
+    """Integer images as input of the flow without noise, at the centres of levels, float32 in [-1, 1]."""
     levels = run.train.levels
     if run.config.data.noise == "gaussian":
         return (images * (2.0 / (levels - 1)) - 1.0).astype(np.float32)
     return np.asarray(dequantise(images, np.full(images.shape, 0.5, np.float32), levels))
 
 
-def _latents(run: Studied, images: np.ndarray, labels: np.ndarray, batch: int = 256) -> np.ndarray:
+def _latents(run: StudiedRun, images: np.ndarray, labels: np.ndarray, batch: int = 256) -> np.ndarray:
     """z of integer images under their labels, float32 [n, ...]."""
     x, found = _signed(run, images), []
     batch = min(batch, len(x))

@@ -1,4 +1,4 @@
-"""The applications of likelihood as pictures: one PNG file for each outcome of `evaluation.applications.study`."""
+"""Plots of the applications of likelihood: one PNG file for each outcome of `evaluation.applications.study`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _filtering(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySou
             kind = "label" if made.mislabelled[place] else "pixels" if made.damaged[place] else "GOOD"
             titles.append(f"given {made.source.labels[place]}, read {read[place]}\n{kind}")
         rows.append((name, made.source.images[places], titles))
-    title = "ranked by suspicion; below each: its given label, the likeliest one, and what was done to it"
+    title = "ranked by suspicion_scores; below each: its given label, the likeliest one, and what was done to it"
     _rows(figure, title, rows, test.levels)
 
 

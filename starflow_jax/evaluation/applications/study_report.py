@@ -9,7 +9,7 @@ from starflow_jax.core.figures import text_table
 from starflow_jax.evaluation.applications.filtering import filtering_table
 from starflow_jax.evaluation.applications.out_of_distribution import detection_table
 
-_SAID = {
+_TEXTS = {
     "classification": (
         "Classification",
         "argmax over classes y of p(x | y), densities averaged over draws of the noise; below, the surest mistakes.",
@@ -58,7 +58,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
     """report.md."""
     parts = []
     for name, table in tables(figures).items():
-        title, said = _SAID[name]
+        title, said = _TEXTS[name]
         parts.append(f"## {title}\n\n{said}\n\n{table}\n\n![{title.lower()}]({name}.png)\n")
     head = (
         f"# Applications of exact likelihood\n\nStep {figures['step']}, {figures['train']:,} training images, "

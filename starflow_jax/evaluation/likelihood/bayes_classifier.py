@@ -13,7 +13,7 @@ class Accuracy:
     """Share of images that Bayes' rule gives their true class.
 
     Attributes:
-      mean: with the draws of an image put together, 0 to 1; correct, images: its two counts.
+      mean: with densities averaged over the draws of an image, 0 to 1; correct, images: the two counts.
       error: its standard error, sqrt(p (1 - p) / n).
       one_draw: the same share from one draw alone, averaged over draws.
     """

@@ -1,4 +1,4 @@
-"""Models scored on the same images and the same draws of noise, and the table that compares them."""
+"""Scores of models on the same images and the same draws of noise, and a table that compares them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from starflow_jax.flows.parameters import Params
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What one model reaches on one source.
+    """Scores of one model on one source.
 
     Attributes:
-      model: what the model is called.
+      model: name of the model.
       bits_per_dim: from log p(x | true label), or log p(x) where the model reads no label.
       accuracy: of Bayes' rule, None where the model has no classes.
-      seconds: the scoring took, compilation included.
+      seconds: time of scoring, compilation included.
     """
 
     model: str
@@ -51,12 +51,12 @@ def score_flow(
     batch_size: int = 256,
     model: str = "flow",
 ) -> Scores:
-    """Scores a flow; arguments as in `evaluation.likelihood.image_likelihood.log_probs`."""
+    """Scores a flow; arguments as in `image_likelihood.log_probs`."""
     begun = time.perf_counter()
     reads_label = bool(config.num_classes or config.text_dim)
-    tried = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
-    found = log_probs(params, config, source, key, draws=draws, batch_size=batch_size, labels=tried)
-    return _scores(model, found, source, begun)
+    labels = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
+    log_p = log_probs(params, config, source, key, draws=draws, batch_size=batch_size, labels=labels)
+    return _scores(model, log_p, source, begun)
 
 
 def score_gaussian(
@@ -67,21 +67,21 @@ def score_gaussian(
     draws: int,
     model: str = "class-conditional Gaussian",
 ) -> Scores:
-    """Scores the baseline on the draws that `score_flow` sees for the same key."""
+    """Scores the baseline with the noise that `score_flow` uses for the same key."""
     begun = time.perf_counter()
     x = all_dequantised(key, source, draws)
     return _scores(model, np.stack([gaussian.class_log_prob(draw) for draw in x]), source, begun)
 
 
-def _scores(model: str, found: np.ndarray, source: Source, begun: float) -> Scores:
+def _scores(model: str, log_p: np.ndarray, source: Source, begun: float) -> Scores:
     """From log densities [draws, n], or [draws, n, classes]."""
-    labels = np.asarray([source[place]["label"] for place in range(len(source))], np.int64)
+    labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int64)
     accuracy = None
-    if found.ndim == 3:
-        accuracy = bayes_accuracy(found, labels)
-        found = np.take_along_axis(found, labels[None, :, None], axis=2)[..., 0]
+    if log_p.ndim == 3:
+        accuracy = bayes_accuracy(log_p, labels)
+        log_p = np.take_along_axis(log_p, labels[None, :, None], axis=2)[..., 0]
     dims = math.prod(source[0]["image"].shape)
-    bits = BitsPerDim.of(found, dims, source.levels)
+    bits = BitsPerDim.from_log_probs(log_p, dims, source.levels)
     return Scores(model, bits, accuracy, time.perf_counter() - begun)
 
 

@@ -1,4 +1,4 @@
-"""Exact log-likelihood of a video frame by frame, and where in a frame it is spent.
+"""Exact log-likelihood of a video by frame and by token.
 
 A temporally causal flow factorises as log p(x) = sum over t of log p(frame t | frames before t): every block maps a
 frame with parameters that depend on that frame and on earlier ones alone, so frame t of z and of every logdet is a
@@ -21,9 +21,9 @@ from starflow_jax.flows.order import Grid
 def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
     """The log-likelihood of data, split over its tokens.
 
-    A token's share is log N of its own z plus the logdets of all blocks at its place. Summed over everything it is
-    `flow.log_prob`; summed over a frame of a frame-causal flow it is log p(frame | earlier frames, cond). Within a
-    frame it shows where likelihood is lost, but is no conditional density: blocks read a frame in both directions.
+    A token's share is log N of its z plus the logdets of all blocks at its position. The sum over all tokens is
+    `flow.log_prob`; the sum over a frame of a frame-causal flow is log p(frame | earlier frames, cond). The share of a
+    token within a frame is not a conditional density, since blocks read a frame in both directions.
 
     Args:
       x: [B, H, W, C] images or [B, T, H, W, C] video; cond: as for `Flow.forward`.
@@ -34,7 +34,7 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
     Raises:
       ValueError: as `Flow.forward`.
     """
-    # One by one and not as one sum over the stack, whose order would be the compiler's.
+    # Added one by one, because the compiler would choose the order of a sum over the stacked terms.
     prior, *blocks = token_terms(flow, x, cond)
     for logdet in blocks:
         prior = prior + logdet
@@ -42,7 +42,7 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
 
 
 def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list[jax.Array]:
-    """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 of one that is the identity.
+    """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 for an identity block.
 
     Args:
       x, cond: as for `token_log_probs`.
@@ -61,22 +61,22 @@ def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list
         if flow.blocks[index].is_identity:
             terms.append(jnp.zeros_like(prior))
             continue
-        # Logdets come in the order in which their block read the tokens.
-        own, _ = flow.block_grid(index, grid)
-        ordered = logdet.reshape(-1, own.tokens, logdet.shape[-1])
+        # Logdets are in the order in which the block reads the tokens.
+        block_grid, _ = flow.block_grid(index, grid)
+        ordered = logdet.reshape(-1, block_grid.tokens, logdet.shape[-1])
         terms.append(jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1))
     return terms
 
 
 def window_starts(frames: int, window: int, context: int) -> list[int]:
-    """First frames of the windows in which a video is scored that is longer than the flow was trained on.
+    """First frames of the windows in which a video that is longer than those of training is scored.
 
-    The first window counts whole; of every other, the first `context` frames are given and those after them count.
-    Such a video is drawn in windows, too (specification, section 4): with the same context and the same conditions the
-    conditionals are those it is drawn from.
+    All frames of the first window are scored; in every other window the first `context` frames are given and the later
+    ones are scored. Such a video is also sampled in windows (specification, section 4): with the same context and
+    conditions, these are the conditional densities that it is sampled from.
 
     Raises:
-      ValueError: a number out of range, or a context that leaves nothing of a window to score.
+      ValueError: a number out of range, or a context that leaves no frame of a window to score.
     """
     check_integer("frames", frames, minimum=1)
     check_integer("window", window, minimum=1)
@@ -97,5 +97,5 @@ def cut_windows(x: np.ndarray, window: int, context: int) -> np.ndarray:
 
 
 def join_windows(values: np.ndarray, frames: int, context: int) -> np.ndarray:
-    """What was found for the frames of windows [n, window, ...] as one array [frames, ...], each frame once."""
-    return np.concatenate([values[0], *(found[context:] for found in values[1:])])[:frames]
+    """Joins values of the frames of windows [n, window, ...] to one array [frames, ...] with each frame once."""
+    return np.concatenate([values[0], *(window[context:] for window in values[1:])])[:frames]

@@ -1,9 +1,9 @@
-"""A baseline: one full-covariance Gaussian mixture for each class.
+"""A baseline: a full-covariance Gaussian mixture for each class.
 
     log p(x) = logsumexp over y of (log p(x | y) + log p(y)),    p(y | x) by Bayes' rule
 
-It is fitted in closed form or by a few steps of expectation maximisation, to pixels dequantised exactly as a
-flow sees them, so its bits/dim and its accuracy are what a flow on the same data has to beat.
+It is fitted in closed form or by a few steps of expectation maximisation, to pixels dequantised as the input of a flow
+is, so that its bits/dim and accuracy compare with those of a flow on the same data.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ClassConditionalGaussian:
 
 @dataclass(frozen=True)
 class GaussianScores:
-    """What a baseline reaches on a source.
+    """Scores of a baseline on a source.
 
     Attributes:
       bits_per_dim: from log p(x | true label).

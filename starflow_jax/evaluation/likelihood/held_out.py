@@ -24,11 +24,11 @@ from starflow_jax.training.step.inputs import noisy_pixels
 def held_out_score(config: ExperimentConfig) -> Callback:
     """A training callback that records `held_out_bits_per_dim`.
 
-    It scores the first `evaluate.held_out` images or clips of the test split with the noise of seed 0: what
-    `starflow evaluate` reports for images (under uniform dequantisation, whatever noise the run trains with) and
-    `starflow score` for clips (with the run's own noise), where those read as many. Images with captions, and
-    latents, are scored with the run's own noise and under their own conditions; of latents it is the density's -log2 a
-    dimension, which has no pixel level to count in. Of several sources or buckets it is the one of the flow's own size.
+    It scores the first `evaluate.held_out` images or clips of the test split with the noise of seed 0. For as many
+    examples, the value equals that of `starflow evaluate` for images (uniform dequantisation, also for runs trained on
+    other noise) and of `starflow score` for clips (with the noise of the run). Images with captions, and latents, are
+    scored with the noise of the run and under their own conditions; for latents it is -log2 of the density for each
+    dimension. Of several sources or buckets, the one of the flow's size is scored.
 
     Raises:
       ValueError: no test split, or one that does not fit the flow.
@@ -54,7 +54,7 @@ def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, co
         return float(np.mean([clip.bits_per_dim for clip in found]))
     first = _First(source, count)
     scores = log_probs(snapshot.params, config.flow, first, key, draws=draws, batch_size=config.evaluate.batch_size)
-    return BitsPerDim.of(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
+    return BitsPerDim.from_log_probs(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
 
 
 def _is_clips(source: Source) -> bool:

@@ -1,7 +1,7 @@
 """Exact log-likelihoods of held-out images under uniform dequantisation, and bits/dim with its uncertainty.
 
-The noise of an image depends on the key, the number of the draw and the image's place in its source alone.
-So a score does not depend on the batch size, and several models can be given the very same draws.
+The noise of an image depends only on the key, the index of the draw and the index of the image in its source. A score
+therefore does not depend on the batch size, and several models can be scored with the same noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starflow_jax.training.step.inputs import condition
 
 @dataclasses.dataclass(frozen=True)
 class BitsPerDim:
-    """Bits/dim of a set of images, and how sure it is.
+    """Bits/dim of a set of images, with standard errors.
 
     Attributes:
       mean: over images and draws.
@@ -45,7 +45,7 @@ class BitsPerDim:
     levels: int
 
     @classmethod
-    def of(cls, log_probs: np.ndarray, dims: int, levels: int) -> BitsPerDim:
+    def from_log_probs(cls, log_probs: np.ndarray, dims: int, levels: int) -> BitsPerDim:
         """From log densities in nats, [draws, n], of data as `data.dequantise` scales it."""
         bits = bits_per_dim(np.asarray(log_probs, np.float64), dims, levels)
         draws, images = bits.shape
@@ -61,40 +61,40 @@ class BitsPerDim:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of independent values [n]; NaN for one, and where one is not finite."""
+    """Standard error of the mean of independent values [n]; NaN for one value, or where a value is not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return math.nan
-    with np.errstate(over="ignore"):  # squares of what is just finite
+    with np.errstate(over="ignore"):  # squares of large finite values
         return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def dequantised(key: jax.Array, images: jax.Array, places: jax.Array, draw: jax.Array | int, levels: int) -> jax.Array:
+def dequantised(key: jax.Array, images: jax.Array, index: jax.Array, draw: jax.Array | int, levels: int) -> jax.Array:
     """Images with the noise of one draw. Traceable.
 
     Args:
       key: of all draws.
       images: integers [B, H, W, C], values in `0 .. levels - 1`.
-      places: int32 [B], where each image stands in its source.
-      draw: number of the draw.
+      index: int32 [B], of each image in its source.
+      draw: index of the draw.
 
     Returns:
       float32 [B, H, W, C] in [-1, 1).
     """
     draw_key = jax.random.fold_in(key, draw)
-    keys = jax.vmap(lambda place: jax.random.fold_in(draw_key, place))(places)
+    keys = jax.vmap(lambda index: jax.random.fold_in(draw_key, index))(index)
     noise = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:]))(keys)
     return dequantise(images, noise, levels)
 
 
 def all_dequantised(key: jax.Array, source: Source, draws: int) -> np.ndarray:
-    """Every draw of every image, float32 [draws, n, H, W, C], for models that take them at once.
+    """Every draw of every image, float32 [draws, n, H, W, C], for models that score all at once.
 
-    The same numbers that `log_probs` scores for the same key.
+    For the same key these are the values that `log_probs` scores.
     """
     check_integer("draws", draws, minimum=1)
-    images = jnp.asarray(np.stack([source[place]["image"] for place in range(len(source))]))
-    places = jnp.arange(len(source))
-    one = jax.jit(lambda draw: dequantised(key, images, places, draw, source.levels))
+    images = jnp.asarray(np.stack([source[index]["image"] for index in range(len(source))]))
+    index = jnp.arange(len(source))
+    one = jax.jit(lambda draw: dequantised(key, images, index, draw, source.levels))
     return np.stack([np.asarray(one(draw)) for draw in range(draws)])
 
 
@@ -112,10 +112,10 @@ def log_probs(
 
     Args:
       params: of a flow of `config`, as `flows.parameters.split` gives them.
-      source: images; each is scored once a draw, whatever the batch size.
+      source: images; each is scored once for every draw.
       key: of the noise.
-      draws: how many times every image is dequantised anew.
-      batch_size: images scored at a time; the last batch is filled up and the filling left out.
+      draws: number of times that every image is dequantised.
+      batch_size: images scored at a time; the last batch is padded.
       labels: int32 [m], labels that every image is scored with; None for its own.
 
     Returns:
@@ -127,20 +127,20 @@ def log_probs(
     check_integer("draws", draws, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(source))
-    found = np.empty((draws, len(source), 1 if labels is None else len(labels)))
+    log_p = np.empty((draws, len(source), 1 if labels is None else len(labels)))
     layout = layout_of(params)
     key, first = spread(layout, key), 0
     for batch in eval_batches(source, batch_size):
         count = int(batch["valid"].sum())
-        places = np.arange(first, first + batch_size, dtype=np.int32)
+        index = np.arange(first, first + batch_size, dtype=np.int32)
         given = np.asarray(labels, np.int32)[:, None] if labels is not None else batch["label"][None]
-        tried = np.broadcast_to(given, (len(given), batch_size))
+        batch_labels = np.broadcast_to(given, (len(given), batch_size))
         for draw in range(draws):
-            given = spread(layout, (batch["image"], places, draw, tried))
-            scores = _scores(config, source.levels, layout, params, key, *given)
-            found[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
+            rows = spread(layout, (batch["image"], index, batch_labels))
+            scores = _scores(config, source.levels, layout, params, key, spread(layout, draw), rows)
+            log_p[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
         first += count
-    return found[..., 0] if labels is None else found
+    return log_p[..., 0] if labels is None else log_p
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -150,12 +150,11 @@ def _scores(
     layout: Layout | None,
     params: Params,
     key: jax.Array,
-    images: jax.Array,
-    places: jax.Array,
     draw: jax.Array | int,
-    labels: jax.Array,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
 ) -> jax.Array:
-    """log p(x | label) of a batch for each row of labels [m, B], as [m, B]."""
+    """log p(x | label) [m, B] of a batch of images, their indices [B], and labels [m, B]."""
+    images, index, labels = rows
     flow = merge(abstract(config, layout)[0], params)
-    x = placed(layout, dequantised(key, images, places, draw, levels), "batch")
+    x = placed(layout, dequantised(key, images, index, draw, levels), "batch")
     return gathered(layout, jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels))

@@ -1,7 +1,7 @@
-"""A flow against what the PyTorch original gave for the same inputs: recordings in a folder, compared array by array.
+"""Compares a flow with recorded outputs of the PyTorch original for the same inputs, array by array.
 
 Such a folder holds `config.json` (the original's constructor arguments), `meta.json` (experiments, and which arrays
-go in), `io.safetensors` (arrays named `experiment/name`), and `weights.safetensors`.
+are inputs), `io.safetensors` (arrays named `experiment/name`), and `weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ BAR = 1e-5  # relative error of a float32 forward pass, in the L2 norm
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One recorded array: error is the norm of the difference over that of the recording, infinite where shapes differ.
+    """One recorded array and the relative error of ours.
 
     Attributes:
-      array: its name; error; bar: the largest error that passes.
+      array: its name; error: the norm of the difference over the norm of the recording, infinite where shapes differ.
+      bar: the largest error that passes.
     """
 
     array: str
@@ -42,7 +43,7 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True)
 class Recordings:
-    """What a folder holds.
+    """The content of a folder of recordings.
 
     Attributes:
       config: of the flow; experiments: by name, with "op", "inputs" and "args"; arrays: by name.
@@ -57,7 +58,7 @@ def read_recordings(folder: Path) -> Recordings:
     """The recordings in a folder.
 
     Raises:
-      ValueError: a file that is missing or is not what it should be, or no recorded forward pass.
+      ValueError: a file that is missing or damaged, or no recorded forward pass.
     """
     config = flow_config(_read_json(folder / "config.json"))
     meta = _read_json(folder / "meta.json")
@@ -88,7 +89,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def compare(flow: Flow, recordings: Recordings) -> list[Compared]:
-    """Runs every recorded forward pass of the flow, and of its denoiser, and compares what came out."""
+    """Runs every recorded forward pass of the flow, and of its denoiser, and compares the outputs."""
     found = []
     for name, experiment in recordings.experiments.items():
         ours = _denoiser(flow, recordings, experiment) if experiment["op"] == "denoiser" else None

@@ -1,4 +1,4 @@
-"""Surprise as pictures: bits/dim against the frame, and a heat map of tokens under every frame."""
+"""Plots of the likelihood of clips: bits/dim against the frame, and a heat map of the tokens under every frame."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from starflow_jax.core.files import replacing
-from starflow_jax.evaluation.likelihood.video_scores import ClipSurprise, mean_per_frame
+from starflow_jax.evaluation.likelihood.video_scores import ClipLikelihood, mean_per_frame
 
-# More would be too small to look at.
+# Numbers of clips and of frames in a figure.
 _CLIPS, _FRAMES = 6, 16
 
 
-def plot_frames(path: Path, found: Sequence[ClipSurprise]) -> None:
+def plot_frames(path: Path, found: Sequence[ClipLikelihood]) -> None:
     """Draws bits/dim against the frame as a PNG file: every clip, and their mean with its standard error.
 
-    Still images, which have one frame each, are drawn against their place instead.
+    Still images, which have one frame each, are plotted against their index instead.
     """
-    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -52,7 +52,7 @@ def plot_frames(path: Path, found: Sequence[ClipSurprise]) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def draw_surprise(path: Path, found: Sequence[ClipSurprise]) -> int:
+def plot_token_maps(path: Path, found: Sequence[ClipLikelihood]) -> int:
     """Draws the first clips as a PNG file, under every frame the bits/dim of its tokens as a heat map.
 
     One colour scale for all; of a long clip, frames at even distances are shown.
@@ -69,7 +69,7 @@ def draw_surprise(path: Path, found: Sequence[ClipSurprise]) -> int:
     ]
     columns = max(map(len, places))
     maps = [of_clip.tokens.mean(axis=0) for of_clip in shown]
-    # A few extreme tokens must not wash out the rest.
+    # Percentiles, so that a few extreme tokens do not determine the scale.
     low, high = np.percentile(np.concatenate([m.ravel() for m in maps]), [1, 99])
     rows, columns_of = len(shown), max(0.9 * columns, 2.7)
     figure = Figure(figsize=(columns_of + 1.1, 2.25 * rows), layout="constrained")
@@ -81,7 +81,7 @@ def draw_surprise(path: Path, found: Sequence[ClipSurprise]) -> int:
         grid = part.subplots(2, columns, squeeze=False)
         for axes in grid.ravel():
             axes.set_axis_off()
-        for (above, below), frame in zip(grid.T, at, strict=False):  # shorter clips leave cells empty
+        for (above, below), frame in zip(grid.T, at, strict=False):  # shorter clips leave the last columns empty
             grey = clip.pixels.shape[-1] != 3
             picture = clip.pixels[frame, ..., 0] if grey else clip.pixels[frame] / (clip.levels - 1)
             above.imshow(picture, cmap="gray", vmin=0, vmax=clip.levels - 1, interpolation="nearest")

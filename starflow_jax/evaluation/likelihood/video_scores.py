@@ -1,4 +1,4 @@
-"""How surprising clips are to a trained run: bits/dim of every clip, frame and token, noise added as in training.
+"""Likelihood of clips under a trained run: bits/dim of every clip, frame and token, with the noise of training added.
 
 For data under Gaussian noise these are densities of the *noisy* data, expressed at the resolution of one pixel level
 as `flows.bits.bits_per_dim` does for dequantised data. They compare clips and frames with each other; they are no code
@@ -39,13 +39,13 @@ from starflow_jax.training.step.inputs import condition, noisy_pixels, word_enco
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """What is to be scored.
+    """A clip to be scored.
 
     Attributes:
-      name: what tables call it; caption: what it is conditioned on, in words.
+      name: for tables; caption: the condition in words.
       pixels: integers [T, H, W, C], 0 .. levels - 1; T is 1 for a still image.
       levels: values that a pixel can take.
-      cond: one row of what the flow reads: text states [L, text_dim], a label [], or None.
+      cond: condition of the flow: text states [L, text_dim], a label [], or None.
       later_cond: the same for windows after the first of a long clip; None where that is `cond`.
     """
 
@@ -58,7 +58,7 @@ class Clip:
 
 
 def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: str = "clip") -> list[Clip]:
-    """The first `count` clips (or images) of a source, under their own conditions, called `name` and their number.
+    """The first `count` clips (or images) of a source, under their own conditions, named `name` and their index.
 
     Raises:
       ValueError: see `frozen_text.load_text`.
@@ -87,7 +87,7 @@ def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClipSurprise:
+class ClipLikelihood:
     """Bits/dim of one clip; lower is less surprising.
 
     Attributes:
@@ -123,8 +123,8 @@ def score_clips(
     draws: int,
     batch_size: int = 16,
     context: int | None = None,
-) -> list[ClipSurprise]:
-    """Scores clips; the noise of a clip depends on the key, the draw and the clip's place alone.
+) -> list[ClipLikelihood]:
+    """Scores clips; the noise of a clip depends only on the key, the draw and the index of the clip.
 
     A clip longer than the run's is scored in windows of that many frames (`likelihood.frames.window_starts`). One
     program serves clips of every length.
@@ -133,7 +133,7 @@ def score_clips(
       params: of a flow of `config.flow`, as `flows.parameters.split` gives them.
       clips: all of one size; key: of the noise.
       draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch filled up.
-      context: frames that a later window is given; None for as many as drawing gives it (`default_window`).
+      context: frames given to a later window; None for as many as in sampling (`default_window`).
 
     Raises:
       ValueError: see `check_request`.
@@ -149,7 +149,7 @@ def score_clips(
     for draw in range(draws):
         draw_key = jax.random.fold_in(key, draw)
         noisy = [
-            # Before cutting, so that a frame has one noise in all of its windows.
+            # Noise is added before cutting, so that a frame has the same noise in all of its windows.
             cut_windows(
                 np.asarray(_noisy(clip.levels, config.data, jax.random.fold_in(draw_key, place), clip.pixels)),
                 max(window, 1),
@@ -166,11 +166,11 @@ def score_clips(
         bits = bits if window else bits[:, None]
         for place, own in enumerate(np.split(bits, np.cumsum(counts)[:-1])):
             found[place].append(join_windows(own, len(clips[place].pixels), context))
-    return [ClipSurprise(clip, np.stack(of_clip)) for clip, of_clip in zip(clips, found, strict=True)]
+    return [ClipLikelihood(clip, np.stack(of_clip)) for clip, of_clip in zip(clips, found, strict=True)]
 
 
 def _rows(clip: Clip, windows: int) -> list[np.ndarray]:
-    """What each window of a clip is conditioned on."""
+    """The condition of each window of a clip."""
     later = clip.cond if clip.later_cond is None else clip.later_cond
     return [np.asarray(clip.cond), *[np.asarray(later)] * (windows - 1)]
 
@@ -200,20 +200,20 @@ def check_request(
 def file_pixels(frames: np.ndarray, data: DataConfig) -> tuple[np.ndarray, int]:
     """Frames of a file, uint8 0..255, as integers of the run's data, and the number of their levels.
 
-    A run on dequantised data gets the nearest of its levels, as it has no density between them; Gaussian noise blurs
-    levels, so there bytes stay bytes.
+    A run on dequantised data gets the nearest of its levels, since it has no density between them; for a run on
+    Gaussian noise, bytes are used as they are.
     """
     levels = 256 if data.noise == "gaussian" else data.pixel_levels
     return np.rint(frames * ((levels - 1) / 255.0)).astype(np.uint8), levels
 
 
-def mean_per_clip(found: Sequence[ClipSurprise]) -> tuple[float, float]:
+def mean_per_clip(found: Sequence[ClipLikelihood]) -> tuple[float, float]:
     """The mean bits/dim over clips, each counting once, and its standard error (NaN for one clip)."""
     values = np.asarray([of_clip.bits_per_dim for of_clip in found])
     return float(values.mean()), standard_error(values)
 
 
-def mean_per_frame(found: Sequence[ClipSurprise]) -> list[tuple[float, float, int]]:
+def mean_per_frame(found: Sequence[ClipLikelihood]) -> list[tuple[float, float, int]]:
     """For every frame the mean bits/dim over the clips that have it, its standard error (NaN for one clip), and their
     number."""
     rows = []

@@ -1,6 +1,6 @@
-"""CLIP score: how well pictures fit their captions, by the angle of features of both.
+"""CLIP score: how well images match their captions, by the cosine of their features.
 
-    score = mean of 100 max(cos(picture, caption), 0)
+    score = mean of 100 max(cos(image, caption), 0)
 
 (Hessel et al., "CLIPScore", arXiv 2104.08718, with the factor 100 that is usual for text to image instead of 2.5.)
 """
@@ -12,7 +12,10 @@ import dataclasses
 import numpy as np
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
+from starflow_jax.evaluation.samples.feature_statistics import FeatureStatistics
+from starflow_jax.evaluation.samples.metric import Column
 from starflow_jax.evaluation.samples.moments import checked_features
 
 
@@ -25,24 +28,38 @@ class ClipScore:
     pairs: int
 
 
-def pair_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """Of every pair, float64 [n], from features [n, d] of pictures and of their captions; 0 where one is zero.
+def pair_scores(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """The score of every pair, float64 [n], from features [n, d] of images and of captions; 0 for zero features.
 
     Raises:
       ValueError: shapes that differ, or values that are not finite.
     """
-    pictures, captions = checked_features(pictures), checked_features(captions)
+    images, captions = checked_features(images), checked_features(captions)
     check(
-        pictures.shape == captions.shape,
-        f"pictures and captions must have features of one shape, got {list(pictures.shape)} and {list(captions.shape)}",
+        images.shape == captions.shape,
+        f"pictures and captions must have features of one shape, got {list(images.shape)} and {list(captions.shape)}",
     )
-    lengths = np.linalg.norm(pictures, axis=1) * np.linalg.norm(captions, axis=1)
-    cosine = (pictures * captions).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(captions, axis=1)
+    cosine = (images * captions).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
     return 100.0 * np.maximum(cosine, 0.0)
 
 
 def clip_score(scores: np.ndarray) -> ClipScore:
-    """The mean of the scores of pairs [n], n above 0."""
+    """The mean over the scores of pairs [n], n above 0."""
     scores = np.asarray(scores, np.float64)
     check(scores.ndim == 1 and len(scores) > 0, f"scores must be [n] with n above 0, got {list(scores.shape)}")
     return ClipScore(float(scores.mean()), standard_error(scores), len(scores))
+
+
+@METRICS.register(
+    "clip",
+    title="CLIP score",
+    needs="captions",
+    better="higher",
+    columns=(Column("clip", "CLIP", ".3f", "clip_error", "s.e."),),
+)
+def clip_score_metric(samples: FeatureStatistics, real: FeatureStatistics) -> dict[str, float]:
+    """The CLIP score of the samples and its standard error over pairs; real images play no part."""
+    assert samples.pair_scores is not None
+    score = clip_score(samples.pair_scores)
+    return {"clip": score.mean, "clip_error": score.error}

@@ -1,7 +1,7 @@
-"""A small classifier of digits as a feature network, trained here in seconds and kept in a file.
+"""A small classifier of digits as a feature network, trained here in seconds and stored in a file.
 
-So the whole path of sample quality runs without a download. Distances by it compare models of digits with one
-another, and with nothing else.
+It lets the whole measurement of sample quality run without a download. Distances of its features compare models of
+digits with one another; they do not compare with published FIDs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, digest_of_weights
+from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, weights_digest
 from starflow_jax.tensor_formats.folders import read_tensors, write_tensors
 
 SIDE, FEATURES, CLASSES = 8, 64, 10
 _EPOCHS = 20
-_FULL_INK = 16  # of the digits' own levels
+_FULL_INK = 16  # the largest level of the digits of scikit-learn
 _SHAPES = {"first": (SIDE**2, 128), "features": (128, FEATURES), "last": (FEATURES, CLASSES)}
 
 
 def digit_network(path: Path) -> FeatureNetwork:
-    """The classifier in the file `path`; trained on the training digits and written there where there is none.
+    """The classifier stored in the file `path`; where there is none, it is trained on the training digits and written.
 
-    It reads grey pictures uint8 [B, 8 e, 8 e, 1] and gives 64 features, the last hidden layer, and 10 logits.
+    It reads grey images uint8 [B, 8 e, 8 e, 1] and gives 64 features, the last hidden layer, and 10 logits.
 
     Raises:
       ValueError: a file that holds something else.
@@ -40,22 +40,22 @@ def digit_network(path: Path) -> FeatureNetwork:
     expected |= {f"{name}.bias": shape[-1:] for name, shape in _SHAPES.items()}
     check(shapes == expected, f"{path} must hold the classifier of digits, got other tensors; remove it")
 
-    def look(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check(
             images.ndim == 4 and images.shape[3] == 1 and not any(side % SIDE for side in images.shape[1:3]),
             f"the classifier of digits reads grey pictures of multiples of {SIDE} pixels, got {list(images.shape[1:])}",
         )
         return _classify(params, images)
 
-    return FeatureNetwork("classifier of digits", digest_of_weights(params), look, (1,))
+    return FeatureNetwork("classifier of digits", weights_digest(params), apply, (1,))
 
 
 def train_digit_classifier(seed: int = 0) -> dict[str, np.ndarray]:
-    """Its tensors by name, from the 1,437 training digits alone; the same on every run of one machine.
+    """The tensors of the classifier by name, fitted on the 1,437 training digits; deterministic on one machine.
 
-    Every digit is also seen moved by a pixel, so that features do not hang on where one stands.
+    Every digit is also shifted by one pixel in four directions, so that features depend less on its position.
     """
-    # Importing scikit-learn takes a second, which only those who ask for digits should wait for.
+    # Imported here because importing scikit-learn takes a second.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
     from threadpoolctl import threadpool_limits
@@ -63,13 +63,13 @@ def train_digit_classifier(seed: int = 0) -> dict[str, np.ndarray]:
     source = digits("train")
     ink = np.pad(np.rint(source.images * (255.0 / _FULL_INK)), ((0, 0), (1, 1), (1, 1), (0, 0)))
     moves = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
-    seen = [_scaled(ink[:, i : i + SIDE, j : j + SIDE]) for i, j in moves]
+    shifted = [_scaled(ink[:, i : i + SIDE, j : j + SIDE]) for i, j in moves]
     widths = tuple(outputs for _, outputs in _SHAPES.values())[:-1]
     model = MLPClassifier(widths, activation="tanh", batch_size=128, max_iter=_EPOCHS, random_state=seed)
-    # Products this small are faster on one thread, and then always sum alike.
+    # Matrices this small are multiplied faster on one thread, and then in a fixed order of summation.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is chosen, not a limit
-        model.fit(np.concatenate(seen), np.tile(source.labels, len(moves)))
+        model.fit(np.concatenate(shifted), np.tile(source.labels, len(moves)))
     layers = zip(_SHAPES, model.coefs_, model.intercepts_, strict=True)
     return {
         f"{name}.{leaf}": value.astype(np.float32)
@@ -79,7 +79,7 @@ def train_digit_classifier(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:
-    """Pictures 0 to 255, [n, 8 e, 8 e, 1], as [n, 64] in [-1, 1], averaged over squares of e by e."""
+    """Images 0 to 255, [n, 8 e, 8 e, 1], as [n, 64] in [-1, 1], averaged over squares of e x e pixels."""
     count, height, width, _ = images.shape
     cells = images.astype(np.float32).reshape(count, SIDE, height // SIDE, SIDE, width // SIDE)
     return cells.mean(axis=(2, 4)).reshape(count, -1) / 127.5 - 1.0

@@ -1,4 +1,4 @@
-"""What looks at pictures (or clips) for the metrics: a network that gives features, and logits where it classifies."""
+"""Feature networks of images and clips for the metrics: features, and logits where the network classifies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.evaluation.samples.inception import Resize, network_input
 from starflow_jax.evaluation.samples.inception_weights import abstract_inception, read_inception
 from starflow_jax.evaluation.samples.moments import Moments, total_moments
-from starflow_jax.evaluation.samples.network_fingerprint import Marks, fixed_pictures, marks
+from starflow_jax.evaluation.samples.network_fingerprint import Fingerprint, fingerprint, fixed_images
 from starflow_jax.nn.parameters import Params, merge
 from starflow_jax.sharding.layout import Layout, gathered, placed, spread
 
-# Features [B, d] of pictures uint8 [B, H, W, C] or clips [B, T, H, W, C], or those and logits [B, classes].
-Look = Callable[[np.ndarray], Any]
+# From images uint8 [B, H, W, C] or clips uint8 [B, T, H, W, C] to features [B, d], or to these and logits [B, classes].
+FeatureFunction = Callable[[np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,68 +32,72 @@ class FeatureNetwork:
 
     Attributes:
       name: for tables.
-      digest: of its weights or code. Code does not tell which weights it reads: `answers` do.
-      look: pictures uint8 [B, ..., H, W, C] to features [B, d], or to (features, logits [B, classes]).
-      channels: that it reads; None for any.
-      answers: to fixed pictures (`network_answers`), by which kept features are known as its own; None: not asked.
+      digest: hash of its weights or of its code. Code does not determine the weights that it reads; `fingerprint` does.
+      apply: from images to features, see `FeatureFunction`.
+      channels: numbers of channels that the network reads; None for any.
+      fingerprint: of its outputs on fixed images, by which stored features are matched to it; None where not computed.
     """
 
     name: str
     digest: str
-    look: Look
+    apply: FeatureFunction
     channels: tuple[int, ...] | None = None
-    answers: Marks | None = None
+    fingerprint: Fingerprint | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
-    """What a network said of n pictures: features float32 [n, d]; logits float32 [n, classes], None without classes."""
+class Features:
+    """Outputs of a network for n images: features float32 [n, d]; logits float32 [n, classes], or None."""
 
     features: np.ndarray
     logits: np.ndarray | None
 
 
-def look_at(network: FeatureNetwork, images: np.ndarray, batch_size: int) -> Seen:
-    """Features of n pictures or clips, `batch_size` at a time; the last batch is filled up, so that one program does.
+def extract_features(network: FeatureNetwork, images: np.ndarray, batch_size: int) -> Features:
+    """Features of n images or clips, computed in batches; the last batch is padded, so that one program is compiled.
 
     Raises:
-      ValueError: an answer that is not as `FeatureNetwork` says, or not finite.
+      ValueError: an output of the network that is not as `FeatureFunction` says, or not finite.
     """
     parts = []
     for first in range(0, len(images), batch_size):
         rows = images[first : first + batch_size]
-        answer = network.look(rows[np.resize(np.arange(len(rows)), batch_size)])
-        parts.append(tuple(part[: len(rows)] for part in _checked(network.name, answer, batch_size)))
+        output = network.apply(rows[np.resize(np.arange(len(rows)), batch_size)])
+        parts.append(tuple(part[: len(rows)] for part in _checked(network.name, output, batch_size)))
     columns = list(zip(*parts, strict=True))
-    return Seen(np.concatenate(columns[0]), np.concatenate(columns[1]) if len(columns) > 1 else None)
+    return Features(np.concatenate(columns[0]), np.concatenate(columns[1]) if len(columns) > 1 else None)
 
 
-def answers_of(network: FeatureNetwork, shape: tuple[int, ...]) -> Marks:
-    """What it says of fixed pictures of a shape (H, W, C); raises ValueError as `look_at` does."""
-    seen = look_at(network, fixed_pictures(shape), 2)
-    return marks(seen.features, *(() if seen.logits is None else (seen.logits,)))
+def network_fingerprint(network: FeatureNetwork, shape: tuple[int, ...]) -> Fingerprint:
+    """The fingerprint of a network's outputs on images of a shape (H, W, C).
+
+    Raises:
+      ValueError: see `extract_features`.
+    """
+    output = extract_features(network, fixed_images(shape), 2)
+    return fingerprint(output.features, *(() if output.logits is None else (output.logits,)))
 
 
 def feature_moments(network: FeatureNetwork, batches: Iterable[np.ndarray]) -> Moments:
     """Mean and covariance of the features of batches uint8 [B, ..., H, W, C], in one pass.
 
-    With `frechet_distance` of two of them this is FID, or on clips and a network of clips FVD.
+    `frechet_distance` of two of them is FID, or FVD for clips and a network of clips.
     """
-    return total_moments(look_at(network, images, len(images)).features for images in batches)
+    return total_moments(extract_features(network, images, len(images)).features for images in batches)
 
 
 def inception_network(path: Path, *, resize: Resize = "half-pixel", layout: Layout | None = None) -> FeatureNetwork:
-    """FID's Inception from a file of weights; over a layout each device looks at its share of a batch.
+    """The Inception network of FID from a file of weights; over a layout every device reads its shard of a batch.
 
     Raises:
       ValueError: see `read_inception`.
     """
     params = read_inception(path)
-    known = f"{digest_of_weights(params)} {resize}"
+    digest = f"{weights_digest(params)} {resize}"
     on_device = spread(layout, params) if layout is not None else jax.device_put(params)
     return FeatureNetwork(
         f"Inception ({path.name}, {resize})",
-        known,
+        digest,
         lambda images: _inception(layout, resize, on_device, spread(layout, images)),
         (1, 3),
     )
@@ -105,36 +109,36 @@ def _inception(layout: Layout | None, resize: Resize, params: Params, images: ja
     return gathered(layout, merge(abstract_inception()[0], params)(x))
 
 
-def digest_of_weights(params: Any) -> str:
-    """Of arrays that this process holds, and of their names; the same on every process."""
-    found = hashlib.sha256()
+def weights_digest(params: Any) -> str:
+    """Hash of arrays and their names, 16 hexadecimal digits; the same on every process that holds them."""
+    sha256 = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        found.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()[:16]
+        sha256.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        sha256.update(np.ascontiguousarray(leaf).tobytes())
+    return sha256.hexdigest()[:16]
 
 
 def named_network(name: str) -> FeatureNetwork:
-    """A network that is a function of the user's, named "module:function"; importing it runs the user's code.
+    """A user-defined function, named "module:function", as a network; importing it runs the code of the module.
 
     Raises:
-      ValueError: a module that cannot be imported, or that has no such function.
+      ValueError: the module cannot be imported, or has no such function.
     """
     function, code = named_function(name)
     return FeatureNetwork(name, code, function)
 
 
 def named_function(name: str) -> tuple[Callable[..., Any], str]:
-    """The function of a "module:function", and a digest of its name, the module's file and the file it stands in.
+    """The function of a "module:function", and a hash of its name, its module and the file that defines it.
 
     Raises:
-      ValueError: a module that cannot be imported, or that has no such function.
+      ValueError: the module cannot be imported, or has no such function.
     """
     module_name, _, attribute = name.partition(":")
     check(bool(module_name and attribute), f"a function must be named MODULE:FUNCTION, got {name!r}")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's code does
+    except Exception as error:  # user code may raise anything
         raise ValueError(f"module {module_name} cannot be imported: {type(error).__name__}: {error}") from error
     function: Any = module
     for part in attribute.split("."):
@@ -144,17 +148,17 @@ def named_function(name: str) -> tuple[Callable[..., Any], str]:
     return function, hashlib.sha256(b"\0".join([name.encode(), _source(module), _source(function)])).hexdigest()[:16]
 
 
-def _source(thing: Any) -> bytes:
-    """The file that a module or a function stands in; nothing where there is none."""
+def _source(defined: Any) -> bytes:
+    """The source file that defines a module or a function; empty where there is none."""
     try:
-        file = inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else thing)
+        file = inspect.getsourcefile(inspect.unwrap(defined) if callable(defined) else defined)
         return Path(file).read_bytes() if file else b""
     except (TypeError, ValueError, OSError):
         return b""
 
 
-def _checked(name: str, answer: Any, count: int) -> Iterator[np.ndarray]:
-    parts = answer if isinstance(answer, tuple) else (answer,)
+def _checked(name: str, output: Any, count: int) -> Iterator[np.ndarray]:
+    parts = output if isinstance(output, tuple) else (output,)
     check(len(parts) in (1, 2), f"{name} must give features, or (features, logits), got {len(parts)} values")
     for what, part in zip(("features", "logits"), parts, strict=False):
         try:

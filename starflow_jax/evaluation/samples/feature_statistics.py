@@ -1,4 +1,4 @@
-"""What the metrics need of a set of pictures, summed up in one pass over what a feature network said of them."""
+"""Statistics of the features of a set of images, computed in one pass, from which all metrics are computed."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.files import replacing
-from starflow_jax.evaluation.samples.feature_network import Seen
-from starflow_jax.evaluation.samples.frechet_distance import frechet_distance
-from starflow_jax.evaluation.samples.inception_score import SPLITS, ClassSums, inception_score, split_of
-from starflow_jax.evaluation.samples.kernel_distance import kernel_distance
+from starflow_jax.evaluation.samples.class_sums import SPLITS, ClassSums, split_of
+from starflow_jax.evaluation.samples.feature_network import Features
 from starflow_jax.evaluation.samples.moments import Moments, total_moments
-from starflow_jax.evaluation.samples.precision_recall import precision_recall
 
-# Metrics of features, by their names on the command line.
-METRICS = ("fid", "is", "kid", "pr")
-# KID and precision and recall compare vector by vector: of larger sets as many, evenly spaced.
-MOST_KEPT = 50_000
+# KID and precision and recall compare single vectors; of larger sets they use this many, evenly spaced.
+MAX_VECTORS = 50_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImageStatistics:
-    """Of n pictures.
+class FeatureStatistics:
+    """Statistics of n images.
 
     Attributes:
-      moments: of all features; classes: sums of class probabilities by split, None where the network has no classes.
-      kept: features float32 [min(n, MOST_KEPT), d]: all, or evenly spaced ones.
+      moments: of all features.
+      classes: sums of class probabilities by split; None where the network gives no logits.
+      features: float32 [min(n, MAX_VECTORS), d], all vectors or evenly spaced ones.
+      pair_scores: float64 [n], scores of pairs of images and captions; None without captions.
     """
 
     moments: Moments
     classes: ClassSums | None
-    kept: np.ndarray
+    features: np.ndarray
+    pair_scores: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -44,69 +42,42 @@ class ImageStatistics:
         return self.moments.count
 
 
-def image_statistics(parts: Iterable[Seen], total: int) -> ImageStatistics:
-    """Of `total` pictures whose features come in parts, in their order.
+def feature_statistics(parts: Iterable[Features], total: int) -> FeatureStatistics:
+    """Statistics of `total` images whose features come in parts, in order.
 
     Raises:
       ValueError: bad features, or another number of them.
     """
     classes: ClassSums | None = None
-    kept: list[np.ndarray] = []
-    done, splits = 0, min(SPLITS, total)
+    selected: list[np.ndarray] = []
+    done, num_splits = 0, min(SPLITS, total)
 
     def features() -> Iterator[np.ndarray]:
         nonlocal classes, done
         for part in parts:
-            places = np.arange(done, done + len(part.features))
+            index = np.arange(done, done + len(part.features))
             if part.logits is not None:
-                sums = ClassSums.of(part.logits, split_of(places, total, splits), splits)
+                sums = ClassSums.from_logits(part.logits, split_of(index, total, num_splits), num_splits)
                 classes = sums if classes is None else classes + sums
-            kept.append(part.features[_is_kept(places, total)])
-            done += len(places)
+            selected.append(part.features[_is_selected(index, total)])
+            done += len(index)
             yield part.features
 
     moments = total_moments(features())
     if done != total:
         raise ValueError(f"statistics must be of {total} pictures, got {done}")
-    return ImageStatistics(moments, classes, np.concatenate(kept))
+    return FeatureStatistics(moments, classes, np.concatenate(selected))
 
 
-def quality(found: ImageStatistics, real: ImageStatistics, metrics: Iterable[str]) -> dict[str, float]:
-    """The figures of a set of pictures against real ones, by name.
-
-    Args:
-      metrics: of `METRICS`. "fid" gives fid; "is" gives is and is_std over splits; "kid" gives kid and kid_std over
-        subsets; "pr" gives precision and recall.
-
-    Raises:
-      ValueError: "is" of a network without classes, or too few pictures.
-    """
-    figures: dict[str, float] = {}
-    for metric in metrics:
-        if metric == "fid":
-            figures["fid"] = frechet_distance(found.moments, real.moments)
-        elif metric == "is":
-            if found.classes is None:
-                raise ValueError("the Inception Score needs a network that gives logits, got features alone")
-            figures["is"], figures["is_std"] = inception_score(found.classes)
-        elif metric == "kid":
-            distance = kernel_distance(found.kept, real.kept)
-            figures["kid"], figures["kid_std"] = distance.mean, distance.std
-        else:
-            shares = precision_recall(real.kept, found.kept)
-            figures["precision"], figures["recall"] = shares.precision, shares.recall
-    return figures
-
-
-def write_statistics(path: Path, statistics: ImageStatistics, identity: str) -> None:
-    """Keeps statistics in a file, whole or not at all; `identity` says of what they are."""
+def write_statistics(path: Path, statistics: FeatureStatistics, identity: str) -> None:
+    """Stores statistics in a file, written whole or not at all; `identity` says what they are statistics of."""
     moments, classes = statistics.moments, statistics.classes
     arrays: dict[str, Any] = {
         "identity": np.asarray(identity),
         "count": np.asarray(moments.count),
         "mean": moments.mean,
         "scatter": moments.scatter,
-        "kept": statistics.kept,
+        "kept": statistics.features,
     }
     if classes is not None:
         arrays |= {f"class_{name}": getattr(classes, name) for name in ("count", "certainty", "probability")}
@@ -114,19 +85,20 @@ def write_statistics(path: Path, statistics: ImageStatistics, identity: str) -> 
         np.savez(temporary, **arrays)
 
 
-def read_statistics(path: Path, identity: str) -> ImageStatistics | None:
-    """What `write_statistics` kept; None where it is not there, damaged, or of something else."""
+def read_statistics(path: Path, identity: str) -> FeatureStatistics | None:
+    """Statistics that `write_statistics` stored; None where the file is missing, damaged, or has another identity."""
     arrays = read_arrays(path)
     if arrays is None or str(arrays.get("identity")) != identity:
         return None
     classes = None
     if "class_count" in arrays:
         classes = ClassSums(*(arrays[f"class_{name}"] for name in ("count", "certainty", "probability")))
-    return ImageStatistics(Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"]), classes, arrays["kept"])
+    moments = Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+    return FeatureStatistics(moments, classes, arrays["kept"])
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz file, whose checksums are checked; None where it is not there or is damaged."""
+    """The arrays of an .npz file, checked against its checksums; None where the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -134,8 +106,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _is_kept(places: np.ndarray, total: int) -> np.ndarray:
-    """Whether each place is among MOST_KEPT evenly spaced ones of `total`, bool."""
-    if total <= MOST_KEPT:
-        return np.ones(len(places), bool)
-    return (places * MOST_KEPT) // total != ((places - 1) * MOST_KEPT) // total
+def _is_selected(index: np.ndarray, total: int) -> np.ndarray:
+    """Whether each index is among MAX_VECTORS evenly spaced ones of `total`, bool."""
+    if total <= MAX_VECTORS:
+        return np.ones(len(index), bool)
+    return (index * MAX_VECTORS) // total != ((index - 1) * MAX_VECTORS) // total

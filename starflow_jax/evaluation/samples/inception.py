@@ -2,8 +2,8 @@
 
 Architecture: Szegedy et al., arXiv 1512.00567. It differs from the one that other frameworks ship in its weights, its
 1008 instead of 1000 classes, average pooling that leaves padding out of the mean, and maximum pooling in the last block
-(`Mixed_7c`). Batch norm is folded into the convolutions (`inception_files`). Names of modules are those of the tensors
-that PyTorch packages publish. Arrays are [B, H, W, C].
+(`Mixed_7c`). Batch norm is folded into the convolutions (`inception_weights`). Names of modules are those of the
+tensors that PyTorch packages publish. Arrays are [B, H, W, C].
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from starflow_jax.core.choices import Resize
 from starflow_jax.nn.convolution import conv, dense
 
 FEATURES, CLASSES = 2048, 1008
-SIDE = 299  # rows and columns of what the network reads
+SIDE = 299  # rows and columns of the input
 _WHOLE = ((0, 0), (0, 0))
 _FLOAT = "float32"
 
 
 class Inception(nnx.Module):
-    """Pictures float32 [B, 299, 299, 3], about [-1, 1], to pooled features [B, 2048] and logits [B, 1008].
+    """Images float32 [B, 299, 299, 3], about [-1, 1], to pooled features [B, 2048] and logits [B, 1008].
 
-    Logits are without the bias of the last layer, as the Inception Score is usually computed. Smaller pictures, of at
-    least 75 rows and columns, are read too.
+    Logits are without the bias of the last layer, as the Inception Score is usually computed. Smaller inputs of at
+    least 75 rows and columns are accepted.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -61,12 +61,12 @@ class Inception(nnx.Module):
 
 
 def network_input(images: jax.Array, resize: Resize = "half-pixel") -> jax.Array:
-    """Pictures uint8 [B, H, W, C] with C of 3 or 1 (grey) as the network reads them, float32 [B, 299, 299, 3].
+    """The input float32 [B, 299, 299, 3] for images uint8 [B, H, W, C] with C of 3 or 1 (grey).
 
-    Resized by linear interpolation between neighbouring pixels, however much they shrink (no antialiasing).
+    Images are resized by linear interpolation between neighbouring pixels, without antialiasing.
 
     Args:
-      resize: where a new pixel i of n lies among N old ones, and how 0 to 255 is scaled. "half-pixel" takes
+      resize: the position of pixel i of n among N input pixels, and the scale of 0 to 255. "half-pixel" takes
         (i + 1/2) N / n - 1/2 and x / 127.5 - 1, as pytorch-fid does; "tensorflow" takes i N / n and (x - 128) / 128, as
         the graph of 2015 and torch-fidelity do.
     """
@@ -79,16 +79,16 @@ def network_input(images: jax.Array, resize: Resize = "half-pixel") -> jax.Array
 
 
 def _interpolation(side: int, resize: Resize) -> np.ndarray:
-    """Weights float32 [299, side]; what would lie outside repeats the border."""
-    places = np.arange(SIDE) * (side / SIDE)
+    """Interpolation weights float32 [299, side]; positions outside repeat the border."""
+    positions = np.arange(SIDE) * (side / SIDE)
     if resize == "half-pixel":
-        places += 0.5 * side / SIDE - 0.5
-    known = np.arange(side)
-    return np.stack([np.interp(places, known, unit) for unit in np.eye(side)], axis=1).astype(np.float32)
+        positions += 0.5 * side / SIDE - 0.5
+    pixels = np.arange(side)
+    return np.stack([np.interp(positions, pixels, unit) for unit in np.eye(side)], axis=1).astype(np.float32)
 
 
 class _Unit(nnx.Module):
-    """Convolution, batch norm (folded into it), rectifier; `whole`, or a stride, takes no padding."""
+    """Convolution, batch norm (folded into it), ReLU; without padding where `whole` is set or there is a stride."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _BlockB(nnx.Module):
 
 
 class _BlockC(nnx.Module):
-    """Windows of seven, as a row and a column."""
+    """Convolutions of size seven, factored into rows and columns."""
 
     def __init__(self, inner: int, rngs: nnx.Rngs):
         row, column = (1, 7), (7, 1)
@@ -177,7 +177,7 @@ class _BlockD(nnx.Module):
 
 
 class _BlockE(nnx.Module):
-    """Branches that end in a row beside a column."""
+    """Branches that end in a row convolution beside a column convolution."""
 
     def __init__(self, inputs: int, pooling: Literal["mean", "maximum"], rngs: nnx.Rngs):
         self.branch1x1 = _Unit(inputs, 320, 1, rngs)
@@ -214,5 +214,5 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def _mean(x: jax.Array) -> jax.Array:
-    """Over three by three places, those outside left out."""
+    """Mean over 3 x 3 windows; padding is left out of the mean."""
     return nnx.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)

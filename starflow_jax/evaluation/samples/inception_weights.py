@@ -1,6 +1,6 @@
 """Weights of FID's Inception, from the file that pytorch-fid and torch-fidelity publish for it.
 
-Both call the tensors alike: `Conv2d_1a_3x3.conv.weight` [32, 3, 3, 3], `Conv2d_1a_3x3.bn.weight`, `.bias`,
+Both use the same names of tensors: `Conv2d_1a_3x3.conv.weight` [32, 3, 3, 3], `Conv2d_1a_3x3.bn.weight`, `.bias`,
 `.running_mean` and `.running_var` [32], ..., `Mixed_7c.branch_pool.*`, `fc.weight` [1008, 2048], `fc.bias` [1008].
 PyTorch is not needed, and nothing in a file is executed (`porting.open_tensors`).
 """
@@ -23,7 +23,7 @@ from starflow_jax.nn.parameters import Params, split
 from starflow_jax.tensor_formats.folders import Tensors, read_tensors
 
 _EPSILON = 1e-3  # of the network's batch norms
-_COUNTER = ".num_batches_tracked"  # what PyTorch keeps beside the statistics of a batch norm, and nobody reads
+_COUNTER = ".num_batches_tracked"  # stored by PyTorch beside the statistics of a batch norm; unused
 
 
 def read_inception(path: Path) -> Params:

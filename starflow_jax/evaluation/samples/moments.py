@@ -1,4 +1,4 @@
-"""Mean and covariance of features that come in parts, in float64; parts add up in any grouping."""
+"""Mean and covariance of features in float64, accumulated over parts of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 
-# Vectors whose moments are computed together: adding two sets up costs d^2, as much as some hundred vectors do.
+# Vectors whose moments are computed together: adding two moments costs O(d^2), as much as some hundred vectors.
 GROUP = 1024
 
 
@@ -17,11 +17,11 @@ GROUP = 1024
 class Moments:
     """The first two moments of a set of vectors.
 
-    Kept about the set's own mean (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
-    Sample Variances", 1979), so that a large mean costs no digits, as it does in a plain sum of squares.
+    The second moment is about the mean (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979), so that a large mean does not cancel digits as in a plain sum of squares.
 
     Attributes:
-      count: vectors; mean: float64 [d]; scatter: float64 [d, d], the sum of (x - mean)(x - mean)^T.
+      count: number of vectors; mean: float64 [d]; scatter: float64 [d, d], the sum of (x - mean)(x - mean)^T.
     """
 
     count: int
@@ -29,19 +29,19 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray) -> Moments:
-        """Of vectors [n, d], n above 0.
+    def from_features(cls, features: np.ndarray) -> Moments:
+        """The moments of vectors [n, d], n above 0.
 
         Raises:
-          ValueError: another shape, or values that are not finite.
+          ValueError: another shape, no vectors, or values that are not finite.
         """
         features = checked_features(features)
         mean = features.mean(axis=0)
-        apart = features - mean
-        return cls(len(features), mean, apart.T @ apart)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
 
     def __add__(self, other: Moments) -> Moments:
-        """Of both sets together."""
+        """The moments of the union of both sets."""
         check(
             self.mean.shape == other.mean.shape,
             f"features must have one width, got {len(self.mean)} and {len(other.mean)}",
@@ -59,40 +59,40 @@ class Moments:
 
 
 def total_moments(parts: Iterable[np.ndarray]) -> Moments:
-    """Of all vectors of parts [n, d], which are read one after another and not kept.
+    """The moments of all vectors of parts [n, d], which are read one by one and not stored.
 
     Raises:
-      ValueError: no part, or a bad one.
+      ValueError: no parts, or a part that `checked_features` rejects.
     """
-    found: Moments | None = None
+    total: Moments | None = None
     for group in _grouped(parts):
-        own = Moments.of(group)
-        found = own if found is None else found + own
-    if found is None:
+        moments = Moments.from_features(group)
+        total = moments if total is None else total + moments
+    if total is None:
         raise ValueError("features must come in at least one part, got none")
-    return found
+    return total
 
 
 def _grouped(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The parts joined to `GROUP` vectors or more, the last of what is left; those of another width apart."""
-    waiting: list[np.ndarray] = []
+    """The parts joined to groups of at least `GROUP` vectors, except the last; groups end where the width changes."""
+    pending: list[np.ndarray] = []
     for part in map(np.asarray, parts):
-        if waiting and part.shape[1:] != waiting[0].shape[1:]:
-            yield np.concatenate(waiting)
-            waiting = []
-        if part.ndim == 0:  # cannot be joined; who reads it refuses it
+        if pending and part.shape[1:] != pending[0].shape[1:]:
+            yield np.concatenate(pending)
+            pending = []
+        if part.ndim == 0:  # cannot be joined; `checked_features` rejects it
             yield part
             continue
-        waiting.append(part)
-        if sum(map(len, waiting)) >= GROUP:
-            yield np.concatenate(waiting)
-            waiting = []
-    if waiting:
-        yield np.concatenate(waiting)
+        pending.append(part)
+        if sum(map(len, pending)) >= GROUP:
+            yield np.concatenate(pending)
+            pending = []
+    if pending:
+        yield np.concatenate(pending)
 
 
 def checked_features(features: np.ndarray) -> np.ndarray:
-    """float64 of vectors [n, d]; raises ValueError for another shape, none, or values that are not finite."""
+    """Vectors [n, d] as float64; raises ValueError for another shape, no vectors, or values that are not finite."""
     features = np.asarray(features, np.float64)
     check(
         features.ndim == 2 and 0 not in features.shape,

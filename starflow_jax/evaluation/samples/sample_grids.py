@@ -1,4 +1,4 @@
-"""What a model draws, as PNG files: a grid while it trains, and rows of classes beside real pictures."""
+"""Grids of samples as PNG files: while a run trains, and by class beside real images."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from starflow_jax.models.autoencoders import has_autoencoder
 from starflow_jax.sampling import class_labels, sample
 from starflow_jax.training import Snapshot
 
-# Keeps the noise of these pictures apart from all noise that training draws from the same seed.
+# Folded into the seed, so that this noise is independent of the noise of training.
 _STREAM = 0x5A4D
 
 
 def enlargement(height: int, width: int) -> int:
-    """How much a small picture is enlarged to be looked at: up to about 64 pixels."""
+    """The factor by which small images are enlarged, to about 64 pixels."""
     return max(1, 64 // max(height, width))
 
 
 def class_columns(classes: int, count: int) -> int | None:
-    """One column a class where there are few enough and `count` pictures fill a row; else None."""
+    """The number of columns, one for each class, where classes are few and `count` images fill a row; else None."""
     return classes if 1 < classes <= 20 and count >= classes else None
 
 
 def why_not_drawn(config: ExperimentConfig) -> str | None:
-    """Why a run draws no pictures while it trains; None where it does."""
+    """The reason why no samples are written while a run trains; None where they are."""
     data = config.data
     kinds: list[SourceConfig] = [data] if data.source != "mixture" else [*data.mixture]
     if any(kind.frames for kind in kinds):
@@ -47,16 +47,15 @@ def why_not_drawn(config: ExperimentConfig) -> str | None:
 
 
 def write_sample_grid(snapshot: Snapshot) -> None:
-    """A training callback: draws `config.sample.num` pictures into `samples_STEP.png` of the working folder.
+    """A training callback that writes `config.sample.num` samples to `samples_STEP.png` in the working folder.
 
-    The noise is the same every time, so that only the model changes. A model with classes shows one class a
-    column. The program is compiled at the first call and kept.
+    The noise is the same at every step, so that the samples show the progress of the model. Each class has a column.
     """
     config = snapshot.config
     key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
     labels = class_labels(config, config.sample.num)
     drawn = sample(snapshot.params, config, key, labels)
-    if jax.process_index():  # all draw, the first writes
+    if jax.process_index():  # all processes sample, process 0 writes
         return
     columns = class_columns(config.flow.num_classes or config.flow.text_dim, len(labels))
     write_png(
@@ -67,13 +66,13 @@ def write_sample_grid(snapshot: Snapshot) -> None:
 
 
 def write_class_panels(path: Path, panels: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Draws panels side by side, one row a class.
+    """Writes panels side by side, one row for each class.
 
     Args:
       path: the PNG file, written whole or not at all.
       panels: titles, and uint8 [classes, k, H, W, C] with C of 1 or 3.
     """
-    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,7 +84,7 @@ def write_class_panels(path: Path, panels: Sequence[tuple[str, np.ndarray]]) -> 
     for index, (axes, (title, images)) in enumerate(
         zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)
     ):
-        # A dark grey frame, or neighbours run into each other.
+        # A dark grey border separates neighbouring images.
         framed = np.pad(images, ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=48)
         picture = image_grid(framed.reshape(-1, *framed.shape[2:]), images.shape[1])
         grey = channels == 1

@@ -1,8 +1,7 @@
-"""Whether a generated clip shows what its caption says: which digit is drawn, and where it goes.
+"""Whether a generated clip shows the digit and the direction of its caption.
 
-Both judges see pixels alone and know nothing of the flow: a support-vector classifier fitted on real digits, and the
-way of the ink's centre. Clips hold one digit, bright ink on dark paper (the second half of a "(v2v)" clip is the
-other way round: give it as `-x`).
+Both tests use pixels alone: a support-vector classifier fitted on real digits, and the motion of the centroid of bright
+pixels. Clips hold one bright digit on a dark background (the second half of a "(v2v)" clip is inverted: pass `-x`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that is measured of a clip without a person: quality against a reference, motion, drift; and of many."""
+"""Metrics of clips: quality against a reference, motion and drift of one clip, and summaries of many clips."""
 
 from __future__ import annotations
 
@@ -20,15 +20,31 @@ METHODS: tuple[Method, ...] = get_args(Method)
 BITS = "bits/dim"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ClipQuality:
-    """What was measured of one clip.
+@dataclasses.dataclass(frozen=True)
+class Tracking:
+    """How motion is measured.
 
     Attributes:
-      name, caption: of the clip; frames: how many; path: float64 [T, 2], of its centroid.
-      motion: by method; direction: cosine of its way and the caption's, NaN where that names none.
-      curves: figures of every frame, float64 [T]: "pixels", "spectrum" (distances to frame 0), and where they could be
-        had "bits/dim", "PSNR", "SSIM".
+      direction_frames: displacements from the start for which the caption's direction holds; None for a quarter of the
+        frames (as for moving digits, `data.sources.moving_digits`).
+      block: side of the blocks that are tracked, at most half a side of the frame; reach: their largest displacement,
+        see `motion.block_displacements`.
+    """
+
+    direction_frames: int | None = None
+    block: int = 8
+    reach: int = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipQuality:
+    """Metrics of one clip.
+
+    Attributes:
+      name, caption: of the clip; frames: number of frames; path: float64 [T, 2], of its centroid.
+      motion: by method; direction: cosine between its motion and the caption's direction, NaN without one.
+      curves: quantities of every frame, float64 [T]: "pixels", "spectrum" (distances to frame 0), and where available
+        "bits/dim", "PSNR", "SSIM".
     """
 
     name: str
@@ -53,7 +69,7 @@ class ClipQuality:
 
     @property
     def static(self) -> bool:
-        """Whether no method sees anything move."""
+        """Whether no method detects motion."""
         return all(found.static for found in self.motion.values())
 
 
@@ -64,30 +80,27 @@ def clip_quality(
     caption: str = "",
     reference: np.ndarray | None = None,
     bits: np.ndarray | None = None,
-    direction_frames: int | None = None,
     features: Mapping[str, Features] = FEATURES,
-    block: int = 8,
-    reach: int = 4,
+    tracking: Tracking = Tracking(),
 ) -> ClipQuality:
     """Measures a clip.
 
     Args:
       frames: uint8 [T, H, W, C], T of 2 or more.
-      name, caption: of it; a caption that names one of left, right, up and down says where things should go.
-      reference: uint8 [T', H, W, C], what it should be; the frames that both have are compared. SSIM needs 11 x 11.
+      name, caption: of it; a caption with one of left, right, up and down gives the direction of the motion.
+      reference: uint8 [T', H, W, C], the clip that it should equal; the common frames are compared. SSIM needs
+        11 x 11 pixels.
       bits: float [T], bits/dim of its frames.
-      direction_frames: displacements from the beginning for which the caption's direction holds; None for a quarter of
-        the frames (which is right for moving digits, `data.moving_digits`).
       features: functions of frames whose drift is measured, by name.
-      block, reach: of the blocks that are followed (`motion.block_displacements`); a block is at most half a side.
+      tracking: how motion is measured.
 
     Raises:
       ValueError: another shape, a single frame, or bits of another number of frames.
     """
     grey = luma(frames)
     count = len(grey)
-    side = max(2, min(block, min(grey.shape[1:]) // 2))
-    found = {method: motion(frames, method, block=side, reach=reach) for method in METHODS}
+    side = max(2, min(tracking.block, min(grey.shape[1:]) // 2))
+    found = {method: motion(frames, method, block=side, reach=tracking.reach) for method in METHODS}
     curves = {label: drift_distances(frames, function) for label, function in features.items()}
     if bits is not None:
         check(np.shape(bits) == (count,), f"bits must be [{count}], got {list(np.shape(bits))}")
@@ -101,13 +114,13 @@ def clip_quality(
     ways = [word for word in caption.split() if word in DIRECTIONS]
     direction = math.nan
     if len(ways) == 1:
-        first = max(1, count // 4) if direction_frames is None else direction_frames
+        first = max(1, count // 4) if tracking.direction_frames is None else tracking.direction_frames
         direction = direction_agreement(frames, DIRECTIONS[ways[0]], first=first)
     return ClipQuality(name, caption, count, centroids(grey), found, direction, curves)
 
 
 def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
-    """What clips have in common, as plain values: means with standard errors over clips, drift.
+    """Summary of clips as plain values: means with standard errors over clips, drift.
 
     Returns:
       "clips", "static" (how many), "direction" (share within 45 degrees, of those captioned with one; None without),
@@ -116,7 +129,7 @@ def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
     """
     check(len(clips) > 0, "clips must hold at least one clip, got none")
     captioned = [clip for clip in clips if any(word in DIRECTIONS for word in clip.caption.split())]
-    right = [clip.direction > math.cos(math.pi / 4) for clip in captioned]  # a still one, NaN, is not right
+    right = [clip.direction > math.cos(math.pi / 4) for clip in captioned]  # NaN, of a static clip, counts as wrong
     names = ("speed", "consistency", "evenness", "change")
     motions = {
         method: {name: _mean([float(getattr(clip.motion[method], name)) for clip in clips]) for name in names}
@@ -129,7 +142,7 @@ def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
         "static": sum(clip.static for clip in clips),
         "direction": {"share": float(np.mean(right)), "clips": len(right)} if right else None,
         "motion": motions,
-        "drift": {label: Drift.of(of_clips).to_dict() for label, of_clips in curves.items()},
+        "drift": {label: Drift.from_curves(of_clips).to_dict() for label, of_clips in curves.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Measured clips as tables and as pictures."""
+"""Metrics of clips as tables and plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AXES = {
 
 
 def clips_table(clips: Sequence[ClipQuality]) -> str:
-    """A row a clip, and what the motion in it is that of."""
+    """A table with a row for each clip, and a note on the meaning of its motion."""
     rows: list[tuple[str, ...]] = [
         ("clip", "caption", "frames", "PSNR dB", "SSIM", "speed", "consistency", "direction", BITS, "")
     ]
@@ -39,7 +39,7 @@ def clips_table(clips: Sequence[ClipQuality]) -> str:
 
 
 def motion_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a group of clips and a method, of `group_figures` by the name of the group."""
+    """A table with a row for each group and method; the argument has `group_figures` by name of the group."""
     rows: list[tuple[str, ...]] = [
         ("motion", "followed", "speed", "consistency", "evenness", "change", "static", "direction right")
     ]
@@ -57,7 +57,7 @@ def motion_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def drift_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a group of clips and a figure of frames, of `group_figures` by the name of the group."""
+    """A table with a row for each group and quantity; the argument has `group_figures` by name of the group."""
     rows = [("drift", "of", "at first", "at last", "slope a frame", "last - first quarter")]
     for name, figures in groups.items():
         for label, found in figures["drift"].items():
@@ -84,7 +84,7 @@ def _mean_of(curve: np.ndarray | None) -> float:
 
 
 def plot_drift(path: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draws every figure of frames against the frame as a PNG file, a line a group with its standard error."""
+    """Plots every quantity against the frame as a PNG file, one line for each group with its standard error."""
     figure, canvas = _figure()
     labels = list(dict.fromkeys(label for figures in groups.values() for label in figures["drift"]))
     figure.set_size_inches(4.4 * len(labels), 3.6)
@@ -135,13 +135,13 @@ def plot_motion(path: Path, groups: Mapping[str, Sequence[ClipQuality]]) -> None
 
 
 def _bounds(values: np.ndarray) -> tuple[float, float]:
-    """What an axis shows of values, of which some may be NaN."""
+    """Limits of an axis for values of which some may be NaN."""
     known = values[~np.isnan(values)]
     return (float(known.min()) - 1.0, float(known.max()) + 1.0) if len(known) else (0.0, 1.0)
 
 
 def _figure() -> tuple[Any, Any]:
-    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -24,12 +24,12 @@ from starflow_jax.flows.parameters import Params, abstract, merge
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserQuality:
-    """What clips are after their training noise was removed in one way.
+    """Quality of clips whose training noise was removed by one method.
 
     Attributes:
       method: "none", "score" or "learned".
       psnr, ssim: means over clips (dB, and 1 at most); psnr_error, ssim_error: their standard errors.
-      clips: how many.
+      clips: number of clips.
     """
 
     method: Denoise
@@ -40,8 +40,8 @@ class DenoiserQuality:
     clips: int
 
     @classmethod
-    def of(cls, method: Denoise, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
-        """Compares clips as they are shown: clipped to [-1, 1]."""
+    def from_clips(cls, method: Denoise, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
+        """Compares clips, clipped to [-1, 1], with clean clips."""
         found = np.clip(found, -1.0, 1.0)
         decibels, similarity = psnr(found, clean), ssim(found, clean)
         return cls(
@@ -70,17 +70,17 @@ def denoiser_ablation(
 ) -> list[DenoiserQuality]:
     """Adds the training noise to clean clips and removes it: not at all, by the score, by the learned denoiser.
 
-    All three see the same noise, which depends on the key and the clip's place alone.
+    All methods get the same noise, which depends only on the key and the index of the clip.
 
     Args:
       params: of a flow of `config`, as `flows.parameters.split` gives them.
       clean: float [n, T, H, W, C] or [n, H, W, C] in [-1, 1].
-      cond: what the flow reads, one row a clip, or None.
+      cond: condition of the flow, one row for each clip, or None.
       key: of the noise; noise_std: sigma_n that the flow was trained with.
       batch_size: clips at a time, the last batch filled up.
 
     Returns:
-      One row a method; a flow without a learned denoiser has two.
+      One result for each method; a flow without a learned denoiser has two.
 
     Raises:
       ValueError: a number out of range, no clips, or a condition for another number of them.
@@ -98,7 +98,7 @@ def denoiser_ablation(
         given = None if cond is None else cond[rows]
         for method in methods:
             found[method].append(np.asarray(_denoised(config, method, params, noisy, given, noise_std)))
-    return [DenoiserQuality.of(m, np.concatenate(found[m])[: len(clean)], clean) for m in methods]
+    return [DenoiserQuality.from_clips(m, np.concatenate(found[m])[: len(clean)], clean) for m in methods]
 
 
 def denoisers_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
-"""Whether clips change for the worse the longer they are: features of frame t against those of frame 0.
+"""Drift of clips: the distance of the features of frame t from those of frame 0.
 
 A feature is any function of frames. Two come with this file: pixels, which also change when things merely move, and the
 amplitudes of the two-dimensional Fourier transform, which hardly do. A network's features can be given instead.
-Real clips of the same length say how much of the change is motion and not drift.
+Real clips of the same length show how much of the change is motion and not drift.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def pixel_features(frames: np.ndarray) -> np.ndarray:
 def spectrum_features(frames: np.ndarray) -> np.ndarray:
     """Amplitudes of the brightness's Fourier transform, float64 [T, H (W // 2 + 1)], each frame's mean taken away.
 
-    They do not change when the whole frame moves round, nor when an object moves on an even ground; they change
-    with its form, size and contrast.
+    They do not change when the whole frame shifts cyclically or an object moves over a uniform background; they
+    change with its shape, size and contrast.
     """
     grey = luma(frames) / 255.0
     border = np.concatenate([grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]], axis=1)
@@ -67,11 +67,11 @@ def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """How a figure of frames changes along clips.
+    """How a quantity of frames changes along clips.
 
     Attributes:
-      mean: by frame, over the clips that have it; error: its standard error; clips: how many have it.
-      slope: of a straight line through every clip's frames, a frame, mean over clips; slope_error: its standard error.
+      mean: by frame, over the clips that have it; error: its standard error; clips: number that have it.
+      slope: of a straight line fitted to every clip, for each frame, mean over clips; slope_error: its standard error.
       late: mean over clips of (last quarter - first quarter), the quarters of at least one frame; late_error: the same.
     """
 
@@ -84,10 +84,10 @@ class Drift:
     late_error: float
 
     @classmethod
-    def of(cls, curves: Sequence[np.ndarray]) -> Drift:
-        """From a figure of every frame of every clip, [T] each; clips may differ in length.
+    def from_curves(cls, curves: Sequence[np.ndarray]) -> Drift:
+        """From a quantity of every frame of every clip, [T] each; clips may differ in length.
 
-        Frames that are not finite are left out, and clips of fewer than two others from slopes.
+        Frames that are not finite are left out, and clips with fewer than two other frames have no slope.
 
         Raises:
           ValueError: no clips.

@@ -1,6 +1,6 @@
-"""How a clip moves, without a network for optical flow: displacements of the centroid, of the whole frame, of blocks.
+"""Motion of clips without an optical-flow network: displacements of the centroid, of the whole frame, and of blocks.
 
-A displacement (down, right) in pixels says how far what is seen in one frame has moved in the next. Three measures:
+A displacement (down, right) in pixels is the motion from one frame to the next. Three measures:
 
 - centroid: of everything that differs from the background, which is the median colour of the border. For one object.
 - whole frame: the peak of the phase correlation, to a tenth of a pixel. For a moving camera, or one object on an even

@@ -1,0 +1,54 @@
+"""The data that a run is scored on: pixels of one shape, so that bits/dim are comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starflow_jax.core.choices import Split
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.requests import RequestError
+from starflow_jax.data import Source
+from starflow_jax.data.decoding.bad_examples import Skipped
+from starflow_jax.data.pipeline.readable_subset import readable
+from starflow_jax.data.sources.mixture import components_of, example_spec
+from starflow_jax.training import open_source
+from starflow_jax.training.step.inputs import check_source
+
+OnSkipped = Callable[[Skipped], None]
+
+
+def ignore_skipped(skipped: Skipped) -> None:
+    """Does not report examples that could not be read."""
+
+
+def check_on_pixels(config: ExperimentConfig) -> None:
+    """Raises RequestError for a run on latents that are encoded inside its training step."""
+    if config.data.autoencoder is not None:
+        _refuse(f"the latents of {config.data.autoencoder}")
+
+
+def open_scored_source(
+    config: ExperimentConfig, split: Split, count: int | None = None, on_skipped: OnSkipped = ignore_skipped
+) -> Source:
+    """The first `count` readable examples (None for all) of the run's own data.
+
+    Args:
+      on_skipped: called with the examples that could not be read.
+
+    Raises:
+      RequestError: latents, or data of several shapes.
+      ValueError: data that are missing or do not fit the flow.
+    """
+    skipped = Skipped()
+    source = open_source(config.data, split, flow=config.flow, text=config.text)
+    check_source(source, config.flow, config.text)
+    shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
+    if not source.levels or len(shapes) > 1:
+        _refuse("latents" if not source.levels else f"{len(shapes)} shapes")
+    source = readable(source, skipped, count)
+    on_skipped(skipped)
+    return source
+
+
+def _refuse(kind: str) -> None:
+    raise RequestError("{workdir} must be a run on pixels of one shape, whose bits/dim compare, got {0}", kind)

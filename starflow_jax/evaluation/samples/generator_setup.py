@@ -1,0 +1,168 @@
+"""Builds the image generator of a request, and the plan that identifies what it generates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.requests import require
+from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder, stored_plan
+from starflow_jax.evaluation.samples.clip_score import pair_scores
+from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, weights_digest
+from starflow_jax.evaluation.samples.guidance_sweep import CaptionNetwork, Captions, ImageGenerator, pair_features
+from starflow_jax.evaluation.samples.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
+from starflow_jax.evaluation.samples.request import SampleQualityRequest
+from starflow_jax.flows.parameters import Params
+from starflow_jax.models.autoencoders import kept_autoencoder, load_autoencoder
+from starflow_jax.sampling import check_request
+from starflow_jax.sampling.captions import image_captions
+from starflow_jax.sampling.loaded_run import Run
+from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
+from starflow_jax.training.checkpoints.digests import digest
+from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
+
+Warn = Callable[[str], None]
+
+
+def open_generator(
+    request: SampleQualityRequest, config: ExperimentConfig, params: Params, step: int, warn: Warn
+) -> tuple[ImageGenerator, tuple[float, ...]]:
+    """The generator of a request, and its guidance weights, all checked.
+
+    Args:
+      config, params, step: of the run; warn: called with a sentence for every caption that is left out.
+
+    Raises:
+      RequestError: a run on clips, missing captions, or options that do not go with the run.
+      ValueError: see `decoded_by`, `load_encoder`, `load_text` and `sampling.check_request`.
+    """
+    config = generated_config(request, config)
+    captions = _encoded_captions(request, config, warn)
+    batch = request.batch_size
+    solver = choose_solver(request.solver, Run(request.workdir, config, params, step), batch=batch, warn=warn)
+    generator = ImageGenerator(
+        params,
+        config,
+        request.seed,
+        batch,
+        solver,
+        request.temperature,
+        request.attention_temperature or 1.0,
+        request.denoise,
+        captions,
+    )
+    weights = request.guidance or (config.sample.guidance,)
+    labels = generator.labels(0, 16)
+    for weight in weights:
+        check_request(
+            config,
+            labels,
+            guidance=weight,
+            temperature=config.sample.temperature if request.temperature is None else request.temperature,
+            attention_temperature=generator.attention_temperature,
+            denoise=request.denoise or config.sample.denoise,
+            batch_size=batch,
+            text=None if captions is None else captions.states[[row % len(captions.texts) for row in range(16)]],
+            null=None if captions is None else captions.null,
+        )
+    return generator, weights
+
+
+def generated_config(request: SampleQualityRequest, config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration of the run with the decoder and the text encoder of the request.
+
+    Raises:
+      RequestError: a run whose images cannot be generated or compared as requested.
+      ValueError: see `decoded_by` and `load_encoder`, or a text encoder for a run that reads none.
+    """
+    require(not config.data.frames, "{workdir} must be a run on still images for {metrics}, got one on clips")
+    stored_latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
+    require(
+        not stored_latents or request.real is not None,
+        "{real} must name pictures to compare with: of latents that were computed before there are none, got none",
+    )
+    if request.decoder is not None:
+        require(config.data.on_latents, "{decoder} goes with a run on latents, got one on pixels")
+        config = decoded_by(config, request.decoder)
+    else:
+        load_encoder(config)
+    if request.text_encoder is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, text_encoder=str(request.text_encoder)))
+
+
+def _encoded_captions(request: SampleQualityRequest, config: ExperimentConfig, warn: Warn) -> Captions | None:
+    """The captions that the run can read, with their text states; None for runs without captions."""
+    reads = config.text is not None or config.data.text_encoder is not None
+    if request.captions is None:
+        require(not reads, "{captions} must say what a run on captions draws, got none; an empty one says nothing")
+        return None
+    encoded = image_captions(config, list(request.captions), labelled=False, workdir=request.workdir, warn=warn)
+    return None if encoded is None else Captions(encoded.captions, encoded.text, encoded.null)
+
+
+def chunk_folder(
+    request: SampleQualityRequest,
+    generator: ImageGenerator,
+    step: int,
+    network: FeatureNetwork,
+    pairs: CaptionNetwork | None,
+    pairs_digest: str | None,
+    shape: tuple[int, ...],
+) -> ChunkFolder:
+    """The folder of the request, with the plan of everything that determines its chunks.
+
+    Weights that no name identifies count by fingerprint (caption encoder, network of captions) or hash (decoder).
+
+    Args:
+      step: of the checkpoint; pairs, pairs_digest: network of images and captions, and hash of its code, or None.
+      shape: (H, W, C) of an image.
+
+    Raises:
+      ValueError: see `pair_features`, `pair_scores` and `load_autoencoder`.
+    """
+    config, captions = generator.config, generator.captions
+    decoder = _decoder(config)
+    stored = stored_plan(request.folder)
+    plan: dict[str, Any] = {
+        "step": step,
+        "parameters": digest(generator.params),
+        "features": f"{network.name} {network.digest}",
+        "features_of_fixed_pictures": network.fingerprint,
+        "seed": generator.seed,
+        "chunk": request.chunk,
+        "solver": solver_figures(generator.solver),
+        "temperature": config.sample.temperature if generator.temperature is None else generator.temperature,
+        "attention_temperature": generator.attention_temperature,
+        "denoise": generator.denoise or config.sample.denoise,
+        "captions": None if captions is None else list(captions.texts),
+        "decoder": decoder,
+        "clip": pairs_digest,
+        "text_states": None,
+        "clip_of_fixed_pictures": None,
+    }
+    if captions is not None:
+        states = fingerprint(captions.states, captions.null)
+        plan["text_states"] = matching_fingerprint(states, stored.get("text_states"))
+    if pairs is not None:
+        images = fixed_images(shape)
+        features = pair_features(pairs, images, generator.texts(0, len(images)))
+        pair_scores(*features)  # raises for features that are not pairs
+        plan["clip_of_fixed_pictures"] = matching_fingerprint(
+            fingerprint(*features), stored.get("clip_of_fixed_pictures")
+        )
+    plan["decoder_weights"] = None if decoder is None else weights_digest(load_autoencoder(Path(decoder))[1])
+    return ChunkFolder(request.folder, plan, request.chunk)
+
+
+def _decoder(config: ExperimentConfig) -> str | None:
+    """The file or folder of the decoder; None for a run on pixels."""
+    data = config.data
+    decoder = data.decoder or data.autoencoder
+    if decoder is None and data.on_latents and data.path is not None:
+        beside = kept_autoencoder(Path(data.path))
+        decoder = None if beside is None else str(beside)
+    return decoder
