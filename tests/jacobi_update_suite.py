@@ -17,6 +17,7 @@ from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.choice import Target
 from starflow_jax.kernels.jacobi_update import gpu, tpu
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall
+from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers import Jacobi
 
 RELEASED = AffineHead("softplus", 4.0, "ratio")
@@ -141,15 +142,15 @@ class JacobiUpdateSuite:
 
         def predict(prediction):
             def read(previous, first, cache):
-                affine, cache = plain(previous, first, cache)
+                affine, history = plain(previous, first, cache.keys)
                 out = jnp.concatenate([jnp.full_like(affine.mean, -0.5), affine.mean], axis=-1)
-                return prediction(out, 0.0, first, head), cache
+                return prediction(out, 0.0, first, head), dataclasses.replace(cache, keys=history)
 
             return read
 
         z, known = normal((2, 70, 2)), jnp.zeros((2, 1, 2))
         solver = Jacobi(block=64, growth=1, per_sample=True, start="noise", tolerance=1e-6, max_iterations=40)
-        cache = jnp.zeros((2, 70 + 64, 2))
+        cache = KVCache(jnp.zeros((2, 70 + 64, 2)), jnp.zeros(()))  # the keys are the tokens that `toy` has read
         runs = [
             jax.jit(lambda z, p=p: solver(predict(p), z, known, cache, start=0, frame=70))(z) for p in (Prediction, Run)
         ]
