@@ -35,7 +35,15 @@ def declared_folders() -> dict[str, str]:
     lines = options["package_dir"].strip().splitlines()
     mapped = dict([part.strip() for part in line.split("=")] for line in lines)
     names = options["packages"].split()
-    return {name: mapped.get(name, name.replace(".", "/")) for name in names}
+    return {name: _folder(name, mapped) for name in names}
+
+
+def _folder(name: str, mapped: dict[str, str]) -> str:
+    """The folder of a package: that of `package_dir`, or a folder inside of its parent's."""
+    if name in mapped or "." not in name:
+        return mapped.get(name, name)
+    parent, _, last = name.rpartition(".")
+    return f"{_folder(parent, mapped)}/{last}"
 
 
 @pytest.mark.parametrize("name", ["kernels", "experiments"])
