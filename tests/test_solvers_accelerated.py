@@ -10,6 +10,7 @@ from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 
 from starflow_jax.flows import Guidance
 from starflow_jax.flows.affine import Affine
+from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers import Jacobi, Secant, Sequential, SlidingWindow, inverse
 
 TEXT = normal((2, 3, 6), 3)
@@ -65,9 +66,15 @@ def toy(bands, power):
 
 def toy_solve(solver, predict, z):
     padding = solver.padding(z.shape[1], 0, z.shape[1])
-    cache = jnp.zeros((z.shape[0], z.shape[1] + padding, z.shape[2]))
+    # The keys of the cache are the tokens that `toy` has read.
+    cache = KVCache(jnp.zeros((z.shape[0], z.shape[1] + padding, z.shape[2])), jnp.zeros(()))
     known = jnp.zeros((z.shape[0], 1, z.shape[2]))
-    return jax.jit(lambda z: solver(predict, z, known, cache, start=0, frame=z.shape[1]))(z)
+
+    def read(previous, first, cache):
+        affine, history = predict(previous, first, cache.keys)
+        return affine, dataclasses.replace(cache, keys=history)
+
+    return jax.jit(lambda z: solver(read, z, known, cache, start=0, frame=z.shape[1]))(z)
 
 
 MIX = np.array([[0.6, 0.5], [-0.4, 0.7]])
