@@ -32,7 +32,7 @@ class Registry:
 
     def __init__(self, kind: str, constant: str, package: str):
         self.kind, self.constant, self.package = kind, constant, package
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     def register(self, name: str, **details: Any) -> Callable[[T], T]:
         """A decorator that adds an implementation (a function, a class) under `name`.

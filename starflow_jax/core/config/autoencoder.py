@@ -49,7 +49,7 @@ class LossConfig:
     discriminator_layers: int = 3
     latent_noise: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("kl", "perceptual", "adversarial", "latent_noise"):
             check_real(name, getattr(self, name), minimum=0.0)
         check_integer("discriminator_start", self.discriminator_start, minimum=0)
@@ -90,7 +90,7 @@ class ReconstructionConfig:
     keep_best: ClassVar[int] = 0
     best_metric: ClassVar[str | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             check_integer(name, getattr(self, name), minimum=1)
         check_integer("warmup", self.warmup, minimum=0)
@@ -128,7 +128,7 @@ class AutoencoderExperiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for side in self.image_shape:
             check_integer("image_size", side, minimum=1)
         check_integer("evaluate", self.evaluate, minimum=1)

@@ -116,7 +116,7 @@ def apply_overrides(
     Raises:
       ValueError: no `=`, an unknown name (near neighbours are listed), or a value of another type.
     """
-    result = _copy(values)
+    result: dict[str, Any] = _copy(values)
     for override in overrides:
         dotted, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:

@@ -49,7 +49,7 @@ class DataConfig(SourceConfig):
     decoder: str | None = None
     text_encoder: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_mixture()
         for name in ("threads", "workers"):

@@ -26,7 +26,7 @@ class TextConfig:
 
     vocabulary: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(len(self.vocabulary) > 0, "vocabulary must hold at least one word, got none")
         for word in self.vocabulary:
             check(word.split() == [word], f"vocabulary must hold single words, got {word!r}")
@@ -51,7 +51,7 @@ class SampleConfig:
     temperature: float = 1.0
     denoise: Denoise = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
         SOLVERS.check("solver", self.solver)
@@ -73,7 +73,7 @@ class EvaluateConfig:
     batch_size: int = 256
     held_out: int = 512
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("draws", self.draws, minimum=1)
         check_integer("held_out", self.held_out, minimum=1)
         check_integer("batch_size", self.batch_size, minimum=1)
@@ -100,7 +100,7 @@ class ExperimentConfig:
     text: TextConfig | None = None
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         words = None if self.text is None else len(self.text.vocabulary)
@@ -153,7 +153,7 @@ class ExperimentConfig:
             f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
         )
 
-    def _check_text_encoder(self):
+    def _check_text_encoder(self) -> None:
         path = self.data.text_encoder
         if path is None:
             return

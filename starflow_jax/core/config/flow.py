@@ -45,7 +45,7 @@ class TransformerConfig:
     rope: Literal["none", "axial", "1d"] = "none"
     rope_pairs: Literal["adjacent", "half"] = "adjacent"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("width", "heads", "kv_heads", "head_dim", "expansion"):
             check_integer(name, getattr(self, name), minimum=1)
         check_integer("layers", self.layers, minimum=0)
@@ -74,7 +74,7 @@ class DenoiserConfig:
     look_ahead: int | None = None
     window: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_integer("denoiser.layers", self.layers, minimum=1)
         if self.look_ahead is not None:
             check_integer("denoiser.look_ahead", self.look_ahead, minimum=1)
@@ -160,14 +160,14 @@ class FlowConfig:
     remat: Literal["none", "attention", "mlp", "block"] = "none"
     kernels: Literal["auto", "xla", "pallas"] = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_fields()
         self._check_switches()
         for block in self.blocks:  # each resolves, and so checks, its own transformer
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
 
-    def _check_fields(self):
+    def _check_fields(self) -> None:
         check_choices(self)
         for name in ("channels", "patch_size", "width", "num_blocks", "head_dim", "expansion"):
             check_integer(name, getattr(self, name), minimum=1)
@@ -193,7 +193,7 @@ class FlowConfig:
         check_real("dropout", self.dropout, minimum=0.0)
         check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")
 
-    def _check_switches(self):
+    def _check_switches(self) -> None:
         check(
             (self.text_dim > 0) == (self.text_length > 0),
             f"text_dim and text_length go together, got text_dim={self.text_dim} and text_length={self.text_length}",
@@ -260,7 +260,7 @@ class FlowConfig:
                 "denoiser.conditional needs text, got text_dim=0",
             )
 
-    def _check_axial(self, head_dim: int):
+    def _check_axial(self, head_dim: int) -> None:
         half = head_dim // 2
         if self.axes == 3:
             check(

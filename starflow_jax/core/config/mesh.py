@@ -25,7 +25,7 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in AXES:
             size = getattr(self, name)
             check_integer(name, size, minimum=-1)

@@ -52,7 +52,7 @@ class CaptionConfig:
     aspect: bool = False
     chat: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for kind, weight in self.kinds:
             check_real(f"kinds weight of {kind!r}", weight, minimum=0.0)
         names = [kind for kind, _ in self.kinds]
@@ -115,7 +115,7 @@ class SourceConfig:
     options: tuple[tuple[str, OptionValue], ...] = ()
     levels: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         self._check_values()
         if not self._is_foreign:
@@ -212,7 +212,7 @@ class ComponentConfig(SourceConfig):
     weight: float = 1.0
     batch_size: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(self.source != "mixture", "mixture must be made of sources, not of mixtures")
         check_real("weight", self.weight, minimum=0.0)

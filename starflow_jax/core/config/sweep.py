@@ -35,7 +35,7 @@ class SweepRun:
     steps: tuple[int, ...] | Steps = "all"
     ema: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(bool(self.workdir), "workdir must be the path of a folder, got ''")
         check(self.name != "", "name must be None or text, got ''")
         if isinstance(self.steps, str):
@@ -74,7 +74,7 @@ class SweepData:
     levels: int | None = None
     conditions: tuple[Condition, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.name != "", "name must be None or text, got ''")
         check_choices(self)
         if self.count is not None:
@@ -118,7 +118,7 @@ class SweepConfig:
     batch_size: int = 256
     histogram_bins: int = 40
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(bool(self.name), "name must be text, got ''")
         check(len(self.runs) > 0, "runs must name at least one run, got none")
         check(len(self.data) > 0, "data must name at least one data set, got none")

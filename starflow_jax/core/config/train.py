@@ -68,7 +68,7 @@ class TrainConfig:
     language_model: str | None = None
     language_model_differs: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "steps",
             "batch_size",
