@@ -99,7 +99,7 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
       config: the experiment whose flow is planned.
       work: sizes of the sequence, and the number of samples per batch (guidance doubles the rows).
       layout: the layout of the devices; None for one device.
-      growth: chunks after the first frame hold 64 times as many tokens.
+      growth: factor on the length of chunks after the first frame (see `Jacobi`).
     """
     flow, index = config.flow, config.flow.num_blocks - 1
     definition, params = abstract(flow, layout)
