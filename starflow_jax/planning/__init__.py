@@ -1,1 +1,1 @@
-"""Memory, collectives and step time of a run on accelerators that are not attached."""
+"""Memory, collectives and step time of a run, predicted for accelerators that are not attached."""

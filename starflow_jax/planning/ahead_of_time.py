@@ -1,7 +1,7 @@
-"""Programs compiled ahead of time for TPUs that are not there, by the TPU compiler of libtpu on any machine.
+"""Ahead-of-time compilation for TPUs that are not attached, with the TPU compiler of libtpu, on any machine.
 
-The compiler is the one that runs on the TPU hosts, so what it says about memory and collectives is what they will do.
-It needs no network and no device.
+TPU hosts run the same compiler, so the memory and collectives that it reports are those of the real run. It needs
+neither a network nor a device.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from starflow_jax.costs.chips import Topology
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import make_layout
 
-# Read when libtpu is loaded: ask no metadata server, share the machine with other processes, keep quiet.
+# libtpu reads these variables when it is loaded: no metadata server, several processes on one machine, little logging.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any: topologies are named
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any value will do: topologies are requested by name
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
@@ -36,12 +36,12 @@ _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Memory of a program on one device, in bytes.
 
     Attributes:
-      arguments: of the program's inputs; outputs that reuse their memory are in them.
-      temporaries: everything else it holds at its fullest.
-      usable: what programs may use of the device.
+      arguments: size of the program's inputs, including outputs that reuse their memory.
+      temporaries: everything else that is allocated at the peak.
+      usable: memory of the device that programs may use.
     """
 
     arguments: float
@@ -58,13 +58,13 @@ class Memory:
 
     @property
     def short(self) -> float:
-        """Bytes missing, 0 where it fits."""
+        """Bytes by which the peak exceeds the usable memory; 0 if the program fits."""
         return max(self.peak - self.usable, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler said: memory, the program's text ("" where it did not fit), and the seconds it took."""
+    """Result of a compilation: memory, HLO text ("" if the program does not fit), and compile time in seconds."""
 
     memory: Memory
     text: str
@@ -72,10 +72,10 @@ class Compiled:
 
 
 def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
-    """The layout over the devices of a TPU topology.
+    """Builds the layout over the devices of a TPU topology.
 
     Raises:
-      ValueError: no libtpu, a topology that it does not know, or a mesh that does not multiply to its devices.
+      ValueError: libtpu is not installed or does not know the topology, or the mesh does not match the device count.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
@@ -86,13 +86,13 @@ def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
-    # Hosts hold 2 x 2 chips where the topology allows, else one.
+    # A host has 2 x 2 chips if the topology is divisible by that, else one.
     if any(size % bound for size, bound in zip(topology.shape, (2, 2, 1), strict=False)):
         options["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
     try:
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
-    # The second is what JAX makes of libtpu's UNIMPLEMENTED, a kind or a shape that it does not know.
+    # JAX raises NotImplementedError for libtpu's UNIMPLEMENTED, which means an unknown chip or shape.
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ValueError(f"topology {name} is refused by libtpu: {str(error).splitlines()[0]}") from error
     axes = (jax.sharding.AxisType.Auto,) * len(AXES)
@@ -103,11 +103,11 @@ def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
 def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: float) -> Compiled:
     """Compiles a program that was lowered for the devices of `topology`.
 
-    A program that needs more memory than there is comes back without a text.
+    For a program that exceeds the device memory, the result has an empty text.
 
     Args:
       lowered, topology: the program and its devices.
-      arguments: bytes of its arguments on one device.
+      arguments: size of the program's arguments on one device, in bytes.
     """
     begun = time.perf_counter()
     try:
@@ -120,18 +120,18 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
         return Compiled(Memory(arguments, needed - arguments, there), "", time.perf_counter() - begun)
     seconds = time.perf_counter() - begun
     said: Any = compiled.memory_analysis()
-    # Of the compiler's figures this is the one that it holds against the memory there is, arguments included.
+    # The compiler compares this figure, which includes the arguments, with the available memory.
     memory = Memory(arguments, max(float(said.peak_memory_in_bytes) - arguments, 0.0), topology.chip.usable)
     return Compiled(memory, compiled.as_text() or "", seconds)
 
 
 def exceeded(message: str) -> tuple[float, float] | None:
-    """Bytes needed and bytes there, as the compiler's refusal of a program that is too large says; None for others."""
+    """Parses bytes required and available from the compiler's out-of-memory error; None for any other message."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     size = r"([\d.]+)([KMGT]?)B?"
     for pattern in (
-        rf"required for HLO temporaries \({size}\) exceeds available HBM \({size}\)",  # arguments included
+        rf"required for HLO temporaries \({size}\) exceeds available HBM \({size}\)",  # includes the arguments
         rf"Used {size} of {size} hbm",
     ):
         found = re.search(pattern, message)
@@ -142,7 +142,7 @@ def exceeded(message: str) -> tuple[float, float] | None:
 
 
 def argument_bytes(tree: Any) -> float:
-    """Bytes of a program's arguments on one device, of ShapeDtypeStructs with shardings."""
+    """Size in bytes, on one device, of program arguments given as ShapeDtypeStructs with shardings."""
     return float(
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     )

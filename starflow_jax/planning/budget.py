@@ -1,7 +1,7 @@
-"""Memory, traffic and collectives of a step by arithmetic alone: how GPUs are planned, and where a search begins.
+"""Analytical model of a step's memory, memory traffic and collectives, used for GPUs and to start a batch-size search.
 
-The memory model counts what must be there (state, gradients, what the backward pass keeps, the layer that is at work).
-How near it comes to what the TPU compiler allocates is in docs/plan.md.
+The memory model counts the training state, gradients, residuals of the backward pass and the layer being computed.
+docs/plan.md compares it with what the TPU compiler allocates.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
 from starflow_jax.planning.transfers import Transfer
 
-# Values of the width of the hidden states that a layer keeps for its backward pass, besides its MLP's hidden ones:
-# two norms, query, key, value, the joined heads, both branches.
+# Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
+# layer: two norms, query, key, value, the concatenated heads, both branch outputs.
 _KEPT_BRANCHES = 8
-# The attention weights of a chunk of queries: logits and their gradient in float32, weights in bfloat16.
+# Bytes per attention weight of a chunk of queries: logits and their gradient in float32, weights in bfloat16.
 _BYTES_A_WEIGHT = 10
 _CHUNKS = 16
-# How often every kept value is written or read by one pass over a layer.
+# How often one pass over a layer writes or reads each saved activation.
 _TOUCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The layers of one network as one device sees them in one part of the batch.
+    """Sizes of the layers of one network on one device, for one microbatch.
 
     Attributes:
-      transformer: their shape; kernels: parameters of one layer.
-      tokens: slots of all sequences; sequences, slots: of one device's heads (whole sequences).
+      transformer: their shape; kernels: number of kernel parameters of one layer.
+      tokens: token positions of all sequences on the device, after sequence sharding.
+      sequences, slots: number of sequences and their full length, as the attention heads of the device see them.
     """
 
     transformer: TransformerConfig
@@ -47,7 +48,7 @@ class Layers:
 
 
 def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: int = 1) -> Iterator[Layers]:
-    """The networks of a flow on a mesh, the denoiser last."""
+    """Yields the networks of a flow on a mesh, the denoiser last."""
     rows = work.batch / accumulate / (sizes["data"] * sizes["fsdp"])
     transformers = [(flow.is_local(i), flow.is_conditioned(i), t) for i, t in enumerate(flow.blocks)]
     if flow.denoiser is not None:
@@ -64,7 +65,7 @@ def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: in
 def budget(
     config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work, program: str, useful: float
 ) -> dict[str, Any]:
-    """The fields of a `plan.Plan` that are found by arithmetic: memory, FLOPs, transfers, estimates."""
+    """Computes the fields of an `estimate.Plan` analytically: memory, FLOPs, transfers, estimates."""
     training = program == "train"
     accumulate = config.train.accumulate if training else 1
     memory = train_memory(config, topology, sizes, work) if training else inverse_memory(config, topology, sizes, work)
@@ -93,10 +94,10 @@ def budget(
 
 
 def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
-    """Bytes of a training step on one device: the state as arguments, everything else as temporaries."""
+    """Memory of a training step on one device: the state as arguments, everything else as temporaries."""
     parameters = count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
     state = parameters * 4 * (3 + bool(config.train.ema))
-    # Gradients of all layers, a second set where parts are added up, and kernels in the type of products.
+    # Gradients of all layers, a second set if gradients are accumulated, and kernels cast to the compute dtype.
     own = parameters * (4 + 4 * (config.train.accumulate > 1) + 2 * (config.flow.dtype == "bfloat16"))
     word = 2 if config.flow.dtype == "bfloat16" else 4
     nets = list(networks(config.flow, work, sizes, config.train.accumulate))
@@ -105,7 +106,7 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
         sum(net.tokens * _kept(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
         for group in (flow, nets[len(flow) :])
     ]
-    # A TPU's kernels keep attention weights out of the memory.
+    # The TPU kernels do not materialize attention weights in main memory.
     weights = 0.0 if topology.chip.kind == "tpu" and word == 2 else 1.0
     at_work = max(2 * net.tokens * _kept(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets)
     gathered = max(2 * net.kernels * word / sizes["tensor"] for net in nets)
@@ -113,7 +114,7 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
 
 
 def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
-    """Bytes of Jacobi iteration in the deep block: the parameters, and the cache of a guided batch, heads parted."""
+    """Memory of a Jacobi iteration in the deep block: the parameters, and a guided batch's cache sharded by heads."""
     parameters = 4 * count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
     deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
     slots = work.tokens + work.text
@@ -123,7 +124,7 @@ def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str
 
 
 def _kept(net: Layers, remat: str, sizes: dict[str, int]) -> float:
-    """Values that a layer keeps for each of its tokens."""
+    """Number of values that a layer saves per token for its backward pass."""
     c = net.transformer
     hidden = (3 if c.mlp == "gated" else 2) * c.expansion * c.width / sizes["tensor"]
     branches = _KEPT_BRANCHES * c.width
@@ -136,14 +137,14 @@ def _kept(net: Layers, remat: str, sizes: dict[str, int]) -> float:
 
 
 def _weights(net: Layers, sizes: dict[str, int]) -> float:
-    """Bytes of the attention weights that are there at once where no kernel keeps them out of memory."""
+    """Bytes of attention weights allocated at once if no fused kernel avoids materializing them."""
     heads = max(net.transformer.heads / (sizes["tensor"] * sizes["sequence"]), 1)
     rows = max(net.slots / _CHUNKS, min(net.slots, 128))
     return net.sequences * heads * rows * net.slots * _BYTES_A_WEIGHT
 
 
 def _recomputed(config: ExperimentConfig, work: Work) -> float:
-    """Products computed over products that count: layers that are computed anew, and attention weights always."""
+    """Ratio of computed to model FLOPs: rematerialized layers, and attention weights, which are always recomputed."""
     parts = forward_parts(config.flow, work)
     dense, attention = sum(p.dense for p in parts), sum(p.attention for p in parts)
     more = {"block": (1, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
@@ -154,7 +155,7 @@ def _recomputed(config: ExperimentConfig, work: Work) -> float:
 def _moves(
     flow: FlowConfig, sizes: dict[str, int], work: Work, accumulate: int
 ) -> Iterator[tuple[str, tuple[str, ...], int, float, int]]:
-    """Collectives of a step: kind, axes, devices in a group, bytes that one of them sends, times."""
+    """Yields the collectives of a step: kind, axes, group size, bytes that one device sends each time, count."""
     data, fsdp, tensor, sequence = sizes.values()
     word = 2 if flow.dtype == "bfloat16" else 4
     passes = 2 + (flow.remat == "block")
@@ -175,7 +176,7 @@ def _moves(
 
 
 def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
-    """Bytes to and from the memory of one device: kept values, kernels, attention weights, the optimizer."""
+    """Main-memory traffic of one device in bytes: activations, kernels, attention weights, the optimizer."""
     flow, accumulate = config.flow, config.train.accumulate
     word = 2 if flow.dtype == "bfloat16" else 4
     passes = 3 + (flow.remat == "block")

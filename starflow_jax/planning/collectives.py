@@ -1,11 +1,11 @@
-"""The collectives of a compiled program: what is moved, between which devices, how often.
+"""Collectives of a compiled program: which arrays are moved, between which devices, and how often.
 
     for collective in collectives(compiled.as_text()):
         print(collective.kind, collective.shape, mesh_axes(collective, {"fsdp": 4, "tensor": 2}), collective.times)
 
-The forms that XLA's CPU, GPU and TPU compilers write are read: plain operations, pairs of start and done, computations
-that are started in the background (on a TPU's SparseCores), and the TPU compiler's fusions (a reduce-scatter written as
-an all-reduce in a fusion of that name, and collectives that are spread over the fusions they run beside).
+The parser handles the forms that XLA's CPU, GPU and TPU compilers emit: plain operations, start/done pairs,
+computations started asynchronously (on a TPU's SparseCores), and the TPU compiler's fusions (a reduce-scatter written
+as an all-reduce in a fusion of that name, and collectives spread over the fusions that they overlap with).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _PASSED_ON = ("convert", "bitcast", "copy", "transpose", "reshape", "get-tuple-e
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One array moved by one collective operation; an operation on several arrays is as many of these.
+    """One array moved by one collective operation; an operation on several arrays gives one `Collective` per array.
 
     Attributes:
-      kind: what the operation does.
-      bytes: of the array that a group holds together: the gathered one of an all-gather, the one before it is cut of
-        a reduce-scatter, the array itself of an all-reduce; of the others, what one device has.
-      shape, dtype: of that array.
-      groups: devices that work together, as places in the mesh's own order; empty where the text names none (all
-        devices). Of a collective-permute, pairs of source and target.
-      group_size: devices in a group; 2 of a collective-permute.
+      kind: the type of collective.
+      bytes: size of the full array of a group: the output of an all-gather, the input of a reduce-scatter, the array
+        itself for an all-reduce; for the other kinds, the array on one device.
+      shape, dtype: shape and dtype of that array.
+      groups: devices of each group, as indices in mesh order; empty if the text names none (all devices). For a
+        collective-permute, pairs of source and target.
+      group_size: number of devices in a group; 2 for a collective-permute.
       times: how often it runs in one call of the program (see `hlo.Program.times`).
-      computation, name: where it stands in the program.
-      source: the operation of the traced program that it comes from ("" where unknown).
-      overlapped: whether the compiler scheduled it beside other work (a start and a done, or spread over fusions).
-      sliced: of an all-reduce, whether every use keeps one device's slice only, so that a reduce-scatter would do.
+      computation, name: its computation and instruction name.
+      source: the operation of the traced program that it comes from ("" if unknown).
+      overlapped: whether the compiler overlaps it with other work (a start/done pair, or spread over fusions).
+      sliced: for an all-reduce, whether every use reads one device's slice only, so that a reduce-scatter would do.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends each time, by the ring algorithms; an all-to-all sends all but its own part."""
+        """Bytes that one device sends per run with ring algorithms; an all-to-all sends all but its own part."""
         if self.kind == "collective-permute":
             return float(self.bytes)
         share = self.bytes * (self.group_size - 1) / max(self.group_size, 1)
@@ -67,10 +67,10 @@ class Collective:
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """The collectives of a compiled program, in the order of its text; groups of one device are left out.
+    """Lists the collectives of a compiled program in the order of its text, without groups of one device.
 
     Raises:
-      ValueError: a text that is no HLO program, or groups of devices in an unknown form.
+      ValueError: the text is not an HLO program, or device groups have an unknown form.
     """
     program = parse(hlo_text)
     devices = re.search(r"num_partitions=(\d+)", hlo_text)
@@ -78,11 +78,11 @@ def collectives(hlo_text: str) -> list[Collective]:
 
 
 def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...] | None:
-    """The axes of the mesh that a collective runs along, None where its groups are not whole axes.
+    """Returns the mesh axes that a collective runs along, or None if its groups are not whole axes.
 
     Args:
-      collective: of a program compiled for that mesh.
-      sizes: devices along each axis, in the mesh's order.
+      collective: a collective of a program compiled for that mesh.
+      sizes: number of devices along each axis, in mesh order.
     """
     shape = tuple(sizes.values())
     count = int(np.prod(shape))
@@ -100,7 +100,7 @@ def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ..
 
 
 def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """The groups that the attributes of an operation name; () where they name none.
+    """Parses the device groups in the attributes of an operation; () if there are none.
 
     Forms: `{{0,1},{2,3}}`, `[2,4]<=[8]`, `[4,2]<=[2,4]T(1,0)`, and `mesh['a'=4,'b'=2] {'a'}` with optional
     `device_ids=([2,4]T(1,0))` and parts of axes, `'a':(2)2`.
@@ -109,7 +109,7 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
       text: the attributes.
 
     Raises:
-      ValueError: another form.
+      ValueError: the groups have an unknown form.
     """
     start = text.find("replica_groups=")
     if start < 0:
@@ -132,9 +132,9 @@ def _rows(table: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[4,2]T(1,0)`: 0, 1, 2, ... in that shape, axes exchanged, flat."""
+    """Evaluates `[4,2]T(1,0)`: 0, 1, 2, ... reshaped, transposed and flattened."""
     found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    assert found is not None  # the caller matched it
+    assert found is not None  # the caller has matched the pattern
     shape = [int(size) for size in found.group(1).split(",")]
     table = np.arange(int(np.prod(shape))).reshape(shape)
     if found.group(2):
@@ -152,7 +152,7 @@ def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
     if found.group(2):
         listed = found.group(2)
         order = _iota(listed) if listed.startswith("[") else np.asarray([int(i) for i in re.findall(r"\d+", listed)])
-    # A part of an axis, 'a':(before)size, leaves the factors before and after it outside.
+    # For a part of an axis, 'a':(before)size, the factors before and after it are not part of the group.
     shape: list[int] = []
     within: list[int] = []
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(3))
@@ -201,7 +201,7 @@ def _kind(opcode: str) -> Kind | None:
 
 
 def _started(program: Program) -> set[str]:
-    """Channels of the collectives that a fusion of their own starts."""
+    """Channels of the collectives that are started by a separate fusion."""
     channels = set()
     for lines in program.computations.values():
         if any("AsyncCollectiveStart" in i.attributes for i in lines.values()):
@@ -244,13 +244,13 @@ def _of_instruction(
 
 
 def _moved(instruction: Instruction, kind: Kind, size: int) -> tuple[Array, ...]:
-    """The arrays as `Collective.shape` means them."""
+    """The arrays in the sense of `Collective.shape`."""
     found = instruction.arrays
     operands = len(instruction.operands)
     if instruction.opcode.endswith("-start") and kind != "all-reduce" and len(found) >= 2 * operands:
-        found = found[operands : 2 * operands]  # what goes in, then what comes out, then flags
+        found = found[operands : 2 * operands]  # the tuple holds inputs, outputs, flags
     if kind == "all-to-all" and len(found) == size > 1:
-        # One part for each partner: together they are one array.
+        # One part per partner; together the parts are one array.
         return (Array(found[0].dtype, (size, *found[0].shape)),)
     if kind == "reduce-scatter" and instruction.opcode.startswith("reduce-scatter"):
         dimension = re.search(r"dimensions=\{(\d+)\}", instruction.attributes)

@@ -1,7 +1,7 @@
-"""What a run of an experiment would need and take on accelerators that are not there.
+"""Predicts memory and step time of an experiment on accelerators that are not attached.
 
-TPUs: the real program is compiled for them (`ahead`), and read. GPUs: the same arithmetic from the configuration
-alone (`budget`), without a compilation.
+For TPUs the real program is compiled (`ahead_of_time`) and analysed. For GPUs the same figures are computed from the
+configuration alone (`budget`), without a compilation.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from starflow_jax.sharding.mesh import check_fit
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A program of an experiment on a topology. Bytes and FLOPs; seconds of one step (or one Jacobi iteration).
+    """Bytes, FLOPs and seconds of one step (or one Jacobi iteration) of an experiment on a topology.
 
     Attributes:
       program: "train" or "inverse"; source: "compiler" (of the TPU) or "arithmetic".
-      mesh: devices along each axis; batch, accumulate: as in the configuration (samples drawn, 1).
-      work: sizes of the data; parameters: of the flow.
-      memory: on one device.
-      model_flops, hardware_flops, kernel_flops: of all devices (see `flops`); hardware_flops are without kernels.
-      transfers, estimates: none where it does not fit.
-      compile_seconds: None without a compiler; flags: of the compiler, as LIBTPU_INIT_ARGS gave them.
+      mesh: devices along each axis; batch, accumulate: as in the configuration (for "inverse": number of samples, 1).
+      work: sizes of the data; parameters: number of parameters of the flow.
+      memory: memory on one device.
+      model_flops, hardware_flops, kernel_flops: totals over all devices (see `costs.flops`); hardware_flops exclude
+        the attention kernels.
+      transfers, estimates: empty if the program does not fit.
+      compile_seconds: None without a compiler; flags: compiler flags from LIBTPU_INIT_ARGS.
     """
 
     program: ProgramName
@@ -65,7 +66,7 @@ class Plan:
     flags: str = ""
 
     def estimate(self, name: str) -> Estimate | None:
-        """One of the estimates by name."""
+        """Returns the estimate of that name, or None."""
         return next((found for found in self.estimates if found.name == name), None)
 
 
@@ -73,12 +74,12 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     """Plans a program.
 
     Args:
-      config: its mesh, batch size and accumulation count.
-      topology: accelerators.
-      work: sizes of the data; its batch is the configuration's batch size, or the samples that are drawn together.
+      config: the experiment; its mesh, batch size and accumulation count are used.
+      topology: the accelerators.
+      work: sizes of the data; its batch is the configuration's batch size, or the number of samples per batch.
 
     Raises:
-      ValueError: no compiler, or a mesh or batch that does not fit the devices.
+      ValueError: the compiler is not installed, or the mesh or batch does not fit the devices.
     """
     sizes = dict(zip(AXES, config.mesh.sizes(topology.devices), strict=True))
     tpu = topology.chip.kind == "tpu"
@@ -108,7 +109,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
     hardware = traced(trace.jaxpr)
     kernels = 0
-    if re.search("attention_(forward|decode)", compiled.text):  # else XLA computes it, among the other products
+    if re.search("attention_(forward|decode)", compiled.text):  # otherwise XLA computes attention as ordinary products
         inverse = program == "inverse"
         kernels = cached_flops(config, work) if inverse else kernel_flops(config.flow, work, topology.chip.name)
     moved: tuple[Transfer, ...] = ()
@@ -156,7 +157,7 @@ def check_sizes(config: ExperimentConfig, sizes: dict[str, int], work: Work, lay
 
 
 def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
-    """FLOPs of one guided Jacobi iteration of the deep block's last chunk, by the convention of `flops`."""
+    """FLOPs of one guided Jacobi iteration of the deep block's last chunk, counted as in `costs.flops`."""
     from starflow_jax.solvers import Jacobi
 
     flow = config.flow
@@ -181,16 +182,16 @@ def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> in
 def largest_batch(
     plan_of: Callable[[int], Plan], step: int, start: int, limit: int = 2**16
 ) -> tuple[Plan | None, list[tuple[int, bool]]]:
-    """The plan of the largest batch that fits, by doubling and bisection to within 3 %; None where `step` does not fit.
+    """Finds the largest batch that fits, by doubling and bisection to within 3 %; None if not even `step` fits.
 
     Args:
-      plan_of: the plan of a batch.
-      step: batches are multiples of it (what the layout divides by).
-      start: a guess, by the arithmetic of `budget`: a good one saves compilations.
+      plan_of: returns the plan of a batch size.
+      step: batches are multiples of it (the divisor that the layout requires).
+      start: an initial guess from `budget`; a good guess saves compilations.
       limit: the largest batch to try.
 
     Returns:
-      The plan, and every batch that was tried with whether it fitted.
+      The plan, and every batch size that was tried with whether it fits.
     """
     tried: dict[int, Plan] = {}
 
@@ -213,7 +214,7 @@ def largest_batch(
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values for JSON, with the verdict."""
+    """Converts a plan, with its verdict, to plain values for JSON."""
     values = dataclasses.asdict(plan)
     values["memory"] |= {"peak": plan.memory.peak, "fits": plan.memory.fits, "short": plan.memory.short}
     return values

@@ -1,7 +1,7 @@
 """Compiled programs as text (HLO): computations, instructions, and how often each of them runs.
 
-The text is what `jax.stages.Compiled.as_text()` gives, on any platform. Only what the planner reads is understood:
-types, operands, called computations, the number of turns of a counted loop.
+The text comes from `jax.stages.Compiled.as_text()` on any platform. Only what the planner needs is parsed: types,
+operands, called computations and the trip counts of counted loops.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ BYTES = {
 }  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\) -> .*\{$")
-# Other lines that begin so belong to the attributes of the instruction before.
+# Other lines that begin with a brace continue the attributes of the previous instruction.
 _END = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.$-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.$-]+)")
-# Operations whose computations happen where they stand, as parts of them or in the background.
+# Operations whose called computation runs as part of them, inline or asynchronously.
 WITHIN = ("fusion", "async-start", "call-start")
 
 _SAME_VALUE = ("copy", "bitcast", "convert", "reshape")
@@ -32,7 +32,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array type: dtype as HLO names it, shape on one device, and the memory it lies in (0: the main one)."""
+    """An array type: HLO dtype name, shape on one device, and memory space (0: main memory)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Bytes without padding; 0 for tokens and other types that hold no numbers."""
+        """Size in bytes without padding; 0 for tokens and other types without data."""
         return math.ceil(BYTES.get(self.dtype, 0) * math.prod(self.shape))
 
 
@@ -49,10 +49,10 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name, opcode, operands: as written; operands are names of the same computation.
-      arrays: the arrays of its type, those of a tuple in order.
-      literal: what stands between the parentheses (a constant's value).
-      attributes: what follows them.
+      name, opcode, operands: as in the text; operands are names in the same computation.
+      arrays: array types of the result; for a tuple, those of its elements in order.
+      literal: the text between the parentheses (a constant's value).
+      attributes: the text after the parentheses.
     """
 
     name: str
@@ -65,27 +65,27 @@ class Instruction:
 
     @property
     def callee(self) -> str | None:
-        """The computation that a fusion or a call runs, at once or in the background."""
+        """The computation that a fusion or a call runs, synchronously or asynchronously."""
         return self.computation("to_apply" if self.opcode in ("call", "call-start") else "calls")
 
     def computation(self, attribute: str) -> str | None:
-        """The computation named by `calls`, `body`, `condition`, `to_apply`; None where there is none."""
+        """The computation named by an attribute (`calls`, `body`, `condition`, `to_apply`), or None."""
         found = re.search(rf"\b{attribute}=%?([\w.$-]+)", self.attributes)
         return found.group(1) if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, each a dictionary of its instructions in the order of the schedule."""
+    """Computations by name, each a dictionary of its instructions in schedule order."""
 
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
 
     def times(self) -> dict[str, int]:
-        """How often every computation that is reached runs in one call of the program.
+        """How often each reachable computation runs in one call of the program.
 
-        A loop counts its turns where the text tells them, and one where it does not: a loop that ends on a condition
-        of its data, or on a number that is given at run time. Each branch of a conditional counts.
+        A loop body counts its trip count if the text determines it, and once otherwise, that is, if the loop ends on
+        a condition on its data or at a bound given at run time. Every branch of a conditional is counted.
         """
         times: dict[str, int] = {}
         for name in reversed(self._callees_first()):
@@ -95,7 +95,7 @@ class Program:
         return times
 
     def callers(self) -> dict[str, tuple[str, Instruction]]:
-        """For every computation that is part of an operation (`WITHIN`): where that stands, and the operation."""
+        """Maps each computation that is part of an operation (`WITHIN`) to its caller and the operation."""
         return {
             instruction.callee: (name, instruction)
             for name, lines in self.computations.items()
@@ -144,7 +144,7 @@ class Program:
                 yield callee, 1
 
     def turns(self, loop: Instruction, caller: str) -> int | None:
-        """Turns of a `while`, None where only running it can tell."""
+        """Trip count of a `while`, or None if it is known only at run time."""
         known = _TRIPS.search(loop.attributes)
         if known:
             return int(known.group(1))
@@ -154,7 +154,7 @@ class Program:
             return None
         limits = [i for i in condition.values() if i.opcode == "constant"]
         counters = [i for i in condition.values() if i.opcode == "get-tuple-element"]
-        if root.opcode == "fusion":  # the comparison alone, or with constants of its own
+        if root.opcode == "fusion":  # the comparison alone, or with its constants
             inner = self.computations.get(root.computation("calls") or "", {})
             if not any(i.root and i.opcode == "compare" for i in inner.values()):
                 return None
@@ -167,14 +167,14 @@ class Program:
         return max(-(-span // self._stride(loop, index)), 0)
 
     def _start(self, loop: Instruction, caller: str, index: int) -> int:
-        """The first value of element `index` of a loop's carry; 0 where it is not a constant."""
+        """Initial value of element `index` of a loop's carry; 0 if it is not a constant."""
         lines = self.computations[caller]
         carry = lines.get(loop.operands[0]) if loop.operands else None
         value = _constant(lines, carry.operands[index]) if carry is not None and carry.opcode == "tuple" else None
         return value or 0
 
     def _stride(self, loop: Instruction, index: int) -> int:
-        """What a turn adds to element `index` of the carry; 1 where that is not to be read."""
+        """Increment of element `index` of the carry per iteration; 1 if it cannot be parsed."""
         body = self.computations.get(loop.computation("body") or "", {})
         carry = next((i for i in body.values() if i.root), None)
         if carry is None or carry.opcode != "tuple":
@@ -189,10 +189,10 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """The program that an HLO text describes.
+    """Parses an HLO text.
 
     Raises:
-      ValueError: a text without an ENTRY computation.
+      ValueError: the text has no ENTRY computation.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, lines = "", None
@@ -213,7 +213,7 @@ def parse(text: str) -> Program:
 
 
 def _constant(lines: Mapping[str, Instruction], name: str) -> int | None:
-    """The integer that a name stands for, None where it is no constant."""
+    """The value of an integer constant by name; None if the name is not a constant."""
     value = lines.get(name)
     while value is not None and value.opcode in _SAME_VALUE:
         value = lines.get(value.operands[0])
@@ -223,7 +223,7 @@ def _constant(lines: Mapping[str, Instruction], name: str) -> int | None:
 
 
 def arrays(type_text: str) -> tuple[Array, ...]:
-    """The arrays in a type as HLO writes it, `f32[8,4]{1,0}` or a tuple of such."""
+    """Parses the arrays of an HLO type such as `f32[8,4]{1,0}`, or of a tuple of such types."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(type_text):
         space = _SPACE.search(layout)

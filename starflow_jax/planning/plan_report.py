@@ -1,4 +1,4 @@
-"""Plans as text."""
+"""Formats plans as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ESTIMATES = {
 
 
 def report(plan: Plan) -> str:
-    """Everything a plan says."""
+    """Formats all figures of a plan."""
     work, memory = plan.work, plan.memory
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
     shape = (
@@ -59,7 +59,7 @@ def report(plan: Plan) -> str:
 
 
 def transfer_row(plan: Plan, index: int) -> list[str]:
-    """A row of the table of collectives."""
+    """Formats one row of the table of collectives."""
     found = plan.transfers[index]
     axes = "no whole axes" if found.axes is None else " x ".join(found.axes)
     beside = f"{found.overlapped:.0%}" if plan.source == "compiler" else "-"
@@ -67,15 +67,15 @@ def transfer_row(plan: Plan, index: int) -> list[str]:
 
 
 def short_report(plan: Plan) -> str:
-    """A plan in one line."""
+    """Formats a plan as one line."""
     return f"  batch {plan.batch}: {gib(plan.memory.peak)} of {gib(plan.memory.usable)}, {verdict(plan)}"
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, or how much is missing."""
+    """States whether the plan fits in memory, or how much memory is missing."""
     return "fits" if plan.memory.fits else f"does not fit, short by {gib(plan.memory.short)}"
 
 
 def gib(amount: float) -> str:
-    """Bytes in GiB, or MiB where they are few."""
+    """Formats bytes in GiB, or in MiB if small."""
     return f"{amount / 2**30:.2f} GiB" if amount >= 2**28 else f"{amount / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""The programs that are planned: the training step, and a Jacobi stage of the deep block, lowered without arrays."""
+"""The programs to plan: the training step and a Jacobi stage of the deep block, traced on abstract arrays."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Program:
     """A program to be compiled.
 
     Attributes:
-      function: jitted; call `function.trace(*arguments)`.
-      arguments: its static values and ShapeDtypeStructs with shardings.
+      function: the jitted function; call `function.trace(*arguments)`.
+      arguments: its arguments, static values and ShapeDtypeStructs with shardings.
     """
 
     function: Any
@@ -39,17 +39,17 @@ class Program:
 
     @property
     def arrays(self) -> list[jax.ShapeDtypeStruct]:
-        """The arguments that live on the devices."""
+        """The arguments that are arrays on the devices."""
         return [leaf for leaf in jax.tree.leaves(self.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
 
 def training_program(config: ExperimentConfig, work: Work, layout: Layout | None) -> Program:
-    """One call of `training.step.train_step.train_steps` with one batch, as the sources of the experiment give it.
+    """One call of `training.step.train_step.train_steps` with one batch of the experiment's data sources.
 
     Args:
-      config: with the batch size, the parts it is accumulated over, and the mesh of `layout`.
+      config: the experiment, with its batch size, accumulation count and the mesh of `layout`.
       work: sizes of the data; its batch is the configuration's.
-      layout: of the devices; None for one.
+      layout: the layout of the devices; None for one device.
 
     Raises:
       ValueError: see `training.step.frozen_autoencoder.load_encoder` and `training.step.frozen_text.load_text`.
@@ -71,7 +71,7 @@ def training_program(config: ExperimentConfig, work: Work, layout: Layout | None
 def _batch(
     config: ExperimentConfig, work: Work, autoencoder: Autoencoder | None
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
-    """A batch of the loader, with the first axis of `train_steps`, and the number of values a pixel can take."""
+    """A batch of the loader with the leading axis of `train_steps`, and the number of values a pixel can take."""
     flow = config.flow
     stride, channels = (1, flow.channels) if autoencoder is None else (autoencoder.stride, autoencoder.pixel_channels)
     shape = (work.rows * flow.patch_size * stride, work.columns * flow.patch_size * stride, channels)
@@ -91,15 +91,15 @@ def _batch(
 
 
 def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
-    """A stage of Jacobi iteration in the deep block: as many tokens at once as the paper's schedule works on.
+    """A stage of Jacobi iteration in the deep block, on a chunk of the size in the paper's schedule.
 
-    Its loop ends on a condition of the data; what is counted of it is one iteration.
+    Its loop ends on a condition on the data, so one iteration is counted.
 
     Args:
-      config: of the flow.
-      work: the sequence, and how many are drawn together (guided, so twice as many rows).
-      layout: of the devices; None for one.
-      growth: chunks after the first frame hold 64 times as many tokens.
+      config: the experiment whose flow is planned.
+      work: sizes of the sequence, and the number of samples per batch (guidance doubles the rows).
+      layout: the layout of the devices; None for one device.
+      growth: factor on the length of chunks after the first frame (see `Jacobi`).
     """
     flow, index = config.flow, config.flow.num_blocks - 1
     definition, params = abstract(flow, layout)
@@ -129,7 +129,7 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
 
 
 def _spread(state: State, layout: Layout) -> State:
-    """The cache with its heads parted, everything else whole."""
+    """Shards the cache by heads and replicates the rest of the state."""
 
     def place(leaf: jax.ShapeDtypeStruct, cuts: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(leaf.shape, cuts))

@@ -1,21 +1,20 @@
-"""Estimates of the time of a step, from a compiled program and from the published peaks of the chip.
+"""Estimates of the step time from a compiled program and the published peaks of the chip.
 
-Three estimates, from the kindest to the harshest; none is a measurement:
+There are three estimates, from the most to the least optimistic. None is a measurement.
 
-- *hidden*: matrix units at `MATRIX_SHARE` of their peak or the memory at its bandwidth, whichever takes longer, in
-  every loop body. The collectives along data and fsdp (gathers of kernels, sums of gradients) run beside that, as XLA's
-  latency-hiding scheduler has them do, and cost what they take longer. Collectives along tensor and sequence stand
-  between two products, and are added.
-- *exposed*: the same work with nothing beside anything: matrix units, then memory, then every collective.
-- *compiler*: the cycles that the TPU compiler itself expects of every operation that it scheduled, memory traffic
-  included, at the chip's clock. Collectives that it scheduled beside other operations cost what they take longer, all
-  others are added.
+- *hidden*: in every loop body, the longer of matrix units at `MATRIX_SHARE` of their peak and memory at its bandwidth.
+  Collectives along data and fsdp (gathers of kernels, sums of gradients) overlap with both, as XLA's latency-hiding
+  scheduler arranges, and cost only the time by which they exceed them. Collectives along tensor and sequence lie
+  between dependent products, and their time is added.
+- *exposed*: the same work without any overlap: the sum of matrix units, memory and every collective.
+- *compiler*: the TPU compiler's own estimate of cycles for every scheduled operation, memory traffic included, at the
+  chip's clock. Collectives that it overlaps with other operations cost only their excess; all others are added.
 
-Attention kernels, of which the compiler expects nothing, take in all three the cycles of their own schedules
-(`kernels.attention.tiling`): narrow heads leave part of the matrix units idle.
+The compiler has no cycle estimate for attention kernels, so all three use the cycles of the kernels' own schedules
+(`kernels.attention.tiling`), in which narrow heads leave part of the matrix units idle.
 
-A collective takes the bytes that a device sends by the ring algorithms over the bandwidth of the links that its group
-uses (`chips.Topology.group_bandwidth`).
+The time of a collective is the bytes that a device sends with ring algorithms, divided by the bandwidth of the links
+that its group uses (`chips.Topology.group_bandwidth`).
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from starflow_jax.kernels.attention.tiling import COSTS
 from starflow_jax.planning.collectives import Collective, mesh_axes
 from starflow_jax.planning.hlo import Instruction, Program
 
-# What products of this size reach of the peak: cuBLAS and XLA:TPU reach 0.7 to 0.95 of it.
+# Share of the peak assumed for products of this size: cuBLAS and XLA:TPU reach 0.7 to 0.95.
 MATRIX_SHARE = {"tpu": 0.9, "gpu": 0.75}
 
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 
-# Axes of the mesh whose collectives move kernels and gradients, which wait for no product.
+# Mesh axes whose collectives move kernels and gradients, which do not depend on the current product.
 _HIDEABLE = {"data", "fsdp"}
 _NOT_MOVED = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id",
@@ -45,15 +44,15 @@ _NOT_MOVED = (
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """What happens in one computation of a program, times its turns; seconds on one device.
+    """Cost of one computation of a program over all its runs; times are in seconds on one device.
 
     Attributes:
-      name: of the computation.
-      cycles: by the compiler's own expectation, as seconds.
-      kernels: share of the program's time in attention kernels.
-      bytes: to and from the main memory.
-      beside, between: of collectives that the compiler scheduled beside other work, and of the others.
-      hideable, needed: of collectives along data and fsdp, and of the others.
+      name: name of the computation.
+      cycles: the compiler's cycle estimate, converted to seconds.
+      kernels: this computation's share of the program's time in attention kernels.
+      bytes: traffic to and from main memory.
+      beside, between: time of collectives that the compiler overlaps with other work, and of the others.
+      hideable, needed: time of collectives along data and fsdp, and of the others.
     """
 
     name: str
@@ -68,7 +67,7 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An estimate of a step: its seconds, what share of the peak its model FLOPs are, and what it is made of."""
+    """An estimate of the step time in seconds, its model FLOPs utilization, and the time of each component."""
 
     name: str
     seconds: float
@@ -80,7 +79,7 @@ class Estimate:
 
 
 def regions(program: Program, found: Iterable[Collective], topology: Topology, mesh: Mapping[str, int]) -> list[Region]:
-    """The regions of a program compiled for a TPU, without those in which nothing happens."""
+    """Splits a program compiled for a TPU into regions, leaving out those without any cost."""
     times = program.times()
     callers = program.callers()
     seconds: dict[str, list[float]] = {}
@@ -125,12 +124,13 @@ def estimates(
     kernel_flops: float = 0.0,
     head_dim: int = 128,
 ) -> list[Estimate]:
-    """The three estimates of a program; the compiler's is left out where it gave no cycles.
+    """Computes the estimates of a program; "compiler" is left out if the compiler gave no cycles.
 
     Args:
-      parts: of `regions`; FLOPs are shared out among them as the compiler's cycles are.
-      model_flops: by `flops.model_flops`; hardware_flops: of all devices, recomputation and masked pairs included.
-      kernel_flops: of attention kernels, which are not in hardware_flops; head_dim: channels of their heads.
+      parts: result of `regions`; FLOPs are distributed over them in proportion to the compiler's cycles.
+      model_flops: from `flops.model_flops`.
+      hardware_flops: FLOPs of all devices, recomputation and masked pairs included.
+      kernel_flops: FLOPs of attention kernels, which hardware_flops exclude; head_dim: channels of their heads.
     """
     reached = topology.devices * topology.peak * MATRIX_SHARE[topology.chip.kind]
     products = hardware_flops / reached
@@ -156,7 +156,7 @@ def estimates(
 
 
 def kernel_share(topology: Topology, head_dim: int) -> float:
-    """The share of the peak that attention kernels reach in training, by the cycles of `kernels.attention.tiling`."""
+    """Share of the peak that attention kernels reach in training, from the cycles of `kernels.attention.tiling`."""
     chip = topology.chip
     if chip.name not in COSTS:
         return MATRIX_SHARE[chip.kind]
@@ -169,11 +169,11 @@ def kernel_share(topology: Topology, head_dim: int) -> float:
 
 
 def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -> float:
-    """What an attention kernel's work grows with, [..., d, n] in and n keys a query; 0 for other operations."""
+    """Relative work of an attention kernel with inputs [..., d, n] and n keys per query; 0 for other operations."""
     if instruction.opcode != "custom-call" or _KERNEL not in instruction.attributes:
         return 0.0
     if instruction.name.startswith("jacobi_update"):
-        return 0.0  # a pass over memory: no products
+        return 0.0  # this kernel only moves memory and computes no products
     inputs = [array for name in instruction.operands for array in (lines[name].arrays if name in lines else ())]
     sizes = [math.prod(array.shape) * array.shape[-1] for array in inputs if len(array.shape) >= 3]
     return float(max(sizes, default=0))
@@ -185,7 +185,7 @@ def _cycles(instruction: Instruction) -> int:
 
 
 def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Instruction) -> int:
-    """Bytes that an operation reads from and writes to the main memory; what a fusion slices counts as the slice."""
+    """Bytes that an operation reads from and writes to main memory; a sliced input of a fusion counts as its slice."""
     opcode = instruction.opcode
     if opcode in _NOT_MOVED or opcode.startswith(("all-", "reduce-scatter", "collective-")):
         return 0
@@ -196,7 +196,7 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
     reads = [_own(lines.get(name)) for name in instruction.operands]
     writes = _own(instruction)
     if _KERNEL in instruction.attributes:
-        # Caches of all layers, [layers, B, k, d, S], of which a kernel reads one.
+        # The operand may be the cache of all layers, [layers, B, k, d, S]; the kernel reads one layer.
         reads = [_of_one_layer(lines.get(name)) for name in instruction.operands]
     inner = _fused(program, instruction)
     for place, size in _slices(program, inner).items():
@@ -204,7 +204,7 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
     for line in inner.values():
         whole = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
         if whole is not None and reads[whole]:
-            # In place: the rest of the array is not touched.
+            # The update is in place: the rest of the array is not touched.
             update = inner.get(line.operands[1])
             size = update.arrays[0].bytes if update is not None and update.arrays else 0
             writes -= min(writes, reads[whole]) - size
@@ -213,19 +213,19 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
 
 
 def _fused(program: Program, instruction: Instruction) -> Mapping[str, Instruction]:
-    """The operations of a fusion; none for others."""
+    """The operations inside a fusion; empty for other operations."""
     callee = instruction.callee if instruction.opcode == "fusion" else None
     return program.computations.get(callee or "", {})
 
 
 def _parameter(lines: Mapping[str, Instruction], name: str) -> int | None:
-    """Which parameter of a computation a name stands for, if any."""
+    """Index of the parameter that a name refers to, or None if it is not a parameter."""
     found = lines.get(name)
     return int(found.literal) if found is not None and found.opcode == "parameter" else None
 
 
 def _slices(program: Program, lines: Mapping[str, Instruction]) -> dict[int, int]:
-    """Bytes of those parameters of a fusion of which it, or a fusion inside it, reads a slice."""
+    """Maps each parameter of which a fusion, or a fusion inside it, reads a slice to the bytes of that slice."""
     found: dict[int, int] = {}
     for line in lines.values():
         sliced = line.opcode == "dynamic-slice"
@@ -244,5 +244,5 @@ def _of_one_layer(instruction: Instruction | None) -> int:
 
 
 def _own(instruction: Instruction | None) -> int:
-    """Bytes of a value that lie in the main memory."""
+    """Bytes of a value in main memory."""
     return 0 if instruction is None else sum(array.bytes for array in instruction.arrays if array.space == 0)

@@ -1,4 +1,4 @@
-"""The collectives of a program, summed up by kind and by axes of the mesh."""
+"""Totals of a program's collectives by kind and mesh axes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from starflow_jax.planning.collectives import Collective, mesh_axes
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Collectives of one kind along the same axes of the mesh, in one call of the program, on one device.
+    """Total of the collectives of one kind along the same mesh axes, for one call of the program on one device.
 
     Attributes:
-      kind: as in `collectives`; axes: of the mesh, None where they are no whole axes.
-      count: operations; sent: bytes that the device sends; overlapped: share of them that runs beside other work.
+      kind: as in `collectives`; axes: mesh axes, None if the groups are not whole axes.
+      count: number of operations; sent: bytes that the device sends; overlapped: share of these bytes whose transfer
+        overlaps with other work.
     """
 
     kind: str
@@ -24,7 +25,7 @@ class Transfer:
 
 
 def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
-    """Collectives by kind and axes, the heaviest first."""
+    """Groups collectives by kind and axes, largest traffic first."""
     groups: dict[tuple[str, tuple[str, ...] | None], list[Collective]] = {}
     for collective in found:
         groups.setdefault((collective.kind, mesh_axes(collective, sizes)), []).append(collective)

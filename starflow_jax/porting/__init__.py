@@ -1,4 +1,4 @@
-"""Checkpoints of the PyTorch originals: files of tensors, their names and constructor arguments, both ways."""
+"""Conversion from and to checkpoints of the PyTorch originals: tensor files, parameter names, constructor arguments."""
 
 from starflow_jax.porting.names import from_torch, to_torch
 from starflow_jax.porting.original_config import flow_config

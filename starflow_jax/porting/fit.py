@@ -1,4 +1,4 @@
-"""Whether a file's tensors are those of a model: everything that is not as it should be, in one report."""
+"""Compares the tensors of a file with those of a model and reports every mismatch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from starflow_jax.porting.infer import contradictions
 from starflow_jax.porting.names import Entry, is_ignored
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
-_EXACT = ("float32", "bfloat16", "float16")  # what float32 holds without loss
+_EXACT = ("float32", "bfloat16", "float16")  # dtypes that convert to float32 without loss
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """One tensor that is not as it should be.
+    """One tensor that does not match the model.
 
     Attributes:
       kind: "missing" (in the file), "unexpected" (by the model), "shape" or "type".
-      name: in the file; path: the parameter's, None where there is none.
-      found, expected: shapes or types, None where there is none.
+      name: name in the file; path: path of the parameter, or None.
+      found, expected: shapes or dtypes in the file and in the model, or None.
     """
 
     kind: str
@@ -41,11 +41,11 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Fit:
-    """How tensors fit a model.
+    """Result of comparing the tensors of a file with a model.
 
     Attributes:
-      entries: all tensors of the model; misfits: what is wrong with which.
-      contradictions: the same in terms of the configuration, where the file decides it.
+      entries: all tensors of the model; misfits: the tensors that do not match.
+      contradictions: differences in terms of configuration fields that the file determines.
       ignored: deprecated buffers that nothing reads.
     """
 
@@ -59,22 +59,23 @@ class Fit:
         return not self.misfits
 
     def usable(self) -> set[str]:
-        """Names of the tensors that fit."""
+        """Names of the tensors that match."""
         bad = {misfit.name for misfit in self.misfits}
         return {entry.name for entry in self.entries if entry.name not in bad}
 
     def lines(self, most: int = 400) -> list[str]:
-        """The report."""
+        """Lines of the report, at most `most` and a count of the rest."""
         found = [*self.contradictions, *(str(misfit) for misfit in self.misfits)]
         rest = len(found) - most
         return found[:most] + ([f"and {rest} more"] if rest > 0 else [])
 
 
 def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: FlowConfig) -> Fit:
-    """Compares tensors, of which only names, shapes and types are looked at, with those of a model.
+    """Compares the names, shapes and dtypes of tensors with those of a model; values are not read.
 
     Args:
-      entries: of `names.entries`; config: of the same model.
+      tensors: tensors of the file by name.
+      entries: result of `names.entries`; config: configuration of the same model.
     """
     misfits = []
     for entry in entries:
@@ -94,7 +95,7 @@ def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: Flo
 
 
 def not_finite(value: np.ndarray, *, most: int = 2**24) -> int:
-    """How many values are infinite or no number; looks at so many at a time."""
+    """Counts infinite and NaN values, processing at most `most` values at a time."""
     flat = value.reshape(-1)
     parts = (flat[start : start + most] for start in range(0, flat.size, most))
     return sum(part.size - int(np.count_nonzero(np.isfinite(part.astype(np.float32, copy=False)))) for part in parts)

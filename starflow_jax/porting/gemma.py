@@ -1,14 +1,14 @@
-"""Layers of Gemma 2 and 3 (arXiv 2408.00118, 2503.19786), in Hugging Face's layout, as those of a deep block.
+"""Loads the layers of Gemma 2 and 3 (arXiv 2408.00118, 2503.19786) in Hugging Face format into a deep block.
 
-A pretrained-LM-shaped deep block is built like them: pre- and post-norms of gain 1 + weight, grouped queries, in
-Gemma 3 norms of queries and keys, a gated GELU (tanh), rotary positions in halves. What it can not be is refused. What
-it does not do, although its shape is theirs, is listed by `differences`:
+A deep block with `flow.language_model` has the same architecture: pre- and post-norms of gain 1 + weight, grouped
+queries, query and key norms (Gemma 3), a gated GELU (tanh), rotary positions in halves. Models that it cannot represent
+are refused. `differences` lists features that do not affect the shape and that the deep block does not compute:
 
-- soft caps of attention logits (Gemma 2);
-- windows of attention shorter than the sequence;
-- rotary positions of another base than 10000, or scaled ones (every sixth layer of Gemma 3).
+- soft-capping of attention logits (Gemma 2);
+- attention windows shorter than the sequence;
+- rotary positions with a base other than 10000, or scaled ones (every sixth layer of Gemma 3).
 
-Training may well start from such layers all the same, if it says so.
+Training can still start from such layers if the caller allows differences explicitly.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from starflow_jax.models.pretrained_folder import PretrainedFolder, open_pretrai
 from starflow_jax.models.text.gemma import language_config, tensor_prefix
 
 _KINDS = ("gemma2", "gemma3", "gemma3_text")
-_BASE = 10000.0  # of the block's rotary positions
-_GEMMA3_BASE = 1e6  # of layers that see everything, where a configuration does not say
+_BASE = 10000.0  # base of the block's rotary positions
+_GEMMA3_BASE = 1e6  # default base of layers with full attention
 
 
 def language_model_config(folder: Path) -> TransformerConfig:
-    """What `flow.language_model` must be for the layers of a folder.
+    """Returns the `flow.language_model` that the layers of a folder require.
 
     Raises:
-      ValueError: see `_transformer`; no configuration, or one of another model.
+      ValueError: see `_transformer`; the configuration is missing or belongs to another model.
     """
     return _transformer(_checked(folder, read_config(folder)))
 
@@ -46,10 +46,10 @@ def _checked(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _transformer(config: Mapping[str, Any]) -> TransformerConfig:
-    """The shape of a language model.
+    """Converts the configuration of a language model to that of a transformer.
 
     Raises:
-      ValueError: one that no block can have.
+      ValueError: a deep block cannot represent the model.
     """
     width, hidden = positive(config, "hidden_size"), positive(config, "intermediate_size")
     check(
@@ -83,10 +83,11 @@ def _transformer(config: Mapping[str, Any]) -> TransformerConfig:
 
 
 def differences(folder: Path, slots: int) -> tuple[str, ...]:
-    """What the language model in a folder does and a deep block does not, a clause each.
+    """Describes each feature of the language model in a folder that a deep block does not compute.
 
     Args:
-      slots: text and image tokens of the longest sequence.
+      folder: folder in Hugging Face format.
+      slots: number of text and image tokens of the longest sequence.
 
     Raises:
       ValueError: see `language_model_config`.
@@ -110,7 +111,7 @@ def differences(folder: Path, slots: int) -> tuple[str, ...]:
 
 
 def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
-    """Of every layer "sliding_attention" or "full_attention"."""
+    """Attention type of each layer, "sliding_attention" or "full_attention"."""
     given = config.get("layer_types")
     if given is not None:
         ok = isinstance(given, list) and len(given) == layers and all(isinstance(kind, str) for kind in given)
@@ -122,9 +123,9 @@ def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _rotary(config: Mapping[str, Any], kind: str) -> tuple[float, bool]:
-    """Base of the rotary positions of a kind of layer, and whether they are scaled."""
+    """Rotary base of an attention type, and whether its positions are scaled."""
     parameters = config.get("rope_parameters")
-    if isinstance(parameters, Mapping):  # newer files; of Gemma 3 by kind of layer
+    if isinstance(parameters, Mapping):  # newer files; for Gemma 3 by attention type
         inner = parameters.get(kind, parameters)
         inner = inner if isinstance(inner, Mapping) else parameters
         return float(inner.get("rope_theta", _BASE)), inner.get("rope_type", "default") != "default"
@@ -136,16 +137,16 @@ def _rotary(config: Mapping[str, Any], kind: str) -> tuple[float, bool]:
 
 
 def read_deep_block(folder: Path, flow: FlowConfig, *, differs: bool = False) -> dict[str, Any]:
-    """The layers of a language model as `params["blocks"][last]["transformer"]` of a flow, float32.
+    """Reads the layers of a language model as `params["blocks"][last]["transformer"]` of a flow, float32.
 
-    What a deep block has besides (its projections in and out, its start token) is not in a language model.
+    The other parameters of a deep block (input and output projections, start token) are not in a language model.
 
     Args:
-      folder: in Hugging Face's layout. flow: whose `language_model` must have that shape.
-      differs: also where `differences` finds some.
+      folder: folder in Hugging Face format. flow: its `language_model` must match the model's shape.
+      differs: accept a model for which `differences` is not empty.
 
     Raises:
-      ValueError: a folder of another model or shape, damaged or missing tensors; differences, without `differs`.
+      ValueError: another model or shape, damaged or missing tensors, or differences without `differs`.
     """
     config, transformer = check_deep_block(folder, flow, differs=differs)
     return _layers(open_pretrained(folder), transformer, _query_factor(config, transformer.head_dim))
@@ -154,7 +155,7 @@ def read_deep_block(folder: Path, flow: FlowConfig, *, differs: bool = False) ->
 def check_deep_block(
     folder: Path, flow: FlowConfig, *, differs: bool = False
 ) -> tuple[Mapping[str, Any], TransformerConfig]:
-    """The configuration and shape of the language model in a folder, checked as by `read_deep_block`."""
+    """Returns the configuration and shape of the language model in a folder, with the checks of `read_deep_block`."""
     config = _checked(folder, read_config(folder))
     transformer = _transformer(config)
     if transformer != flow.language_model:
@@ -170,7 +171,7 @@ def check_deep_block(
 
 
 def _query_factor(config: Mapping[str, Any], head_dim: int) -> float:
-    """Queries are scaled by query_pre_attn_scalar^-1/2 there and by head_dim^-1/2 here."""
+    """Factor between the query scales: query_pre_attn_scalar^-1/2 in Gemma, head_dim^-1/2 here."""
     scalar = config.get("query_pre_attn_scalar", 256)
     ok = isinstance(scalar, (int, float)) and not isinstance(scalar, bool) and 0 < scalar < math.inf
     check(ok, f"config.json must give query_pre_attn_scalar above 0, got {scalar!r}")
@@ -184,13 +185,13 @@ def _layers(model: PretrainedFolder, c: TransformerConfig, query_factor: float) 
         return model.tensor(f"{prefix}{name}.weight", shape).astype(np.float32)
 
     def heads(layer: str, name: str, count: int) -> np.ndarray:
-        """[D, k, heads of a group, d]."""
+        """Kernel of one projection, [D, k, count / k, d]."""
         kernel = read(f"{layer}.self_attn.{name}", count * c.head_dim, c.width)
         return kernel.T.reshape(c.width, c.kv_heads, count // c.kv_heads, c.head_dim)
 
     def qkv(layer: str) -> np.ndarray:
         query = heads(layer, "q_proj", c.heads)
-        if not c.qk_norm:  # else the factor is in the norm, which would take it away
+        if not c.qk_norm:  # with a query norm, which would cancel the factor, the norm's gain contains it
             query = query * np.float32(query_factor)
         return np.concatenate([query, *(heads(layer, name, c.kv_heads) for name in ("k_proj", "v_proj"))], axis=2)
 

@@ -1,4 +1,4 @@
-"""What the tensors of a file say about the flow they belong to."""
+"""Infers the configuration of a flow from the tensors of a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LAYER = re.compile(r"attn_blocks\.(\d+)\.(.+)")
 
 
 def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Fields of a `FlowConfig` that names and shapes decide; "denoiser" is its number of layers or 0.
+    """Infers the fields of a `FlowConfig` that names and shapes determine; "denoiser" is its number of layers or 0.
 
-    What they do not decide, such as the order of tokens, the rotary positions' kind or the soft clip, is absent; so
-    is what is told by a tensor that is not there, or has no sensible shape.
+    Fields that they do not determine, such as the token order, the kind of rotary positions or the soft clip, are
+    absent, as are fields whose tensor is missing or malformed.
     """
     blocks: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
@@ -30,7 +30,7 @@ def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         for name, tensor in tensors.items()
         if name.startswith("learnable_self_denoiser.")
     }
-    # A block of 0 layers has no tensors; where the first ones are missing, their widths do not matter.
+    # A block with 0 layers has no tensors; if the first blocks have none, their widths do not matter.
     num_blocks = max(blocks, default=-1) + 1
     used = {index: shapes for index, shapes in blocks.items() if _matrix(shapes, "proj_in.weight")}
     if not used:
@@ -66,7 +66,7 @@ def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
 
 
 def _of_layer(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What one layer of a block says about all."""
+    """Infers the fields that all layers of a block share from its first layer."""
     facts: dict[str, Any] = {
         "bias": "attn_blocks.0.attention.qkv.bias" in block,
         "qk_norm": "attn_blocks.0.attention.query_norm.weight" in block,
@@ -81,7 +81,7 @@ def _of_layer(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     qkv = _matrix(block, "attn_blocks.0.attention.qkv.weight")
     proj = _matrix(block, "attn_blocks.0.attention.proj.weight")
     if head and len(head) == 1 and head[0] and proj and qkv:
-        # Only a norm by head shows how large heads are.
+        # Only the weights of the query norm determine the head size.
         facts["head_dim"] = head[0]
         facts["heads"] = proj[1] // head[0]
         facts["kv_heads"] = (qkv[0] - proj[1]) // (2 * head[0])
@@ -94,7 +94,7 @@ def _layers(block: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _tokens(block: Mapping[str, tuple[int, ...]], tensors: Mapping[str, LazyTensor]) -> int | None:
-    """Tokens of a trained image: learned positions, or TARFlow's prior variance, have one row each."""
+    """Number of tokens of an image: learned positions and TARFlow's prior variance have one row per token."""
     for shape in (block.get("pos_embed"), tuple(tensors["var"].shape) if "var" in tensors else None):
         if shape and len(shape) == 2:
             return shape[0]
@@ -107,7 +107,7 @@ def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]
 
 
 def facts_of(config: FlowConfig) -> dict[str, Any]:
-    """The same facts of a configuration, to compare with what `infer` finds."""
+    """The same fields of a configuration, for comparison with the result of `infer`."""
     shallow, deep = config.blocks[0], config.blocks[-1]
     return {
         "num_blocks": config.num_blocks,
@@ -137,13 +137,13 @@ def facts_of(config: FlowConfig) -> dict[str, Any]:
 
 
 def contradictions(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
-    """Where the tensors say otherwise than a configuration, a few words each."""
+    """Describes each field in which the tensors contradict a configuration."""
     there, here = infer(tensors), facts_of(config)
     if config.rope and config.family == "starflow":
-        there.pop("tokens", None)  # of an unused buffer, whose size is not that of the data
+        there.pop("tokens", None)  # from an unused buffer, whose size is not that of the data
     if config.language_model is not None:
         there.pop("deep_width", None)
-        here.pop("text_dim")  # such a block has no projection to tell it
+        here.pop("text_dim")  # such a block has no text projection to infer it from
     return [
         f"{name} is {value!r} in the file and {here[name]!r} in the configuration"
         for name, value in there.items()
@@ -152,15 +152,15 @@ def contradictions(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> lis
 
 
 def with_inferred(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> FlowConfig:
-    """The configuration with what the tensors decide in place of its own.
+    """Replaces the fields of a configuration that the tensors determine.
 
     Raises:
-      ValueError: what the tensors say makes no configuration together with the rest.
+      ValueError: the inferred fields and the rest do not form a valid configuration.
     """
     there, here = infer(tensors), facts_of(config)
     changes = {name: value for name, value in there.items() if name in here and here[name] != value}
     layers, token_channels = changes.pop("denoiser", None), changes.pop("token_channels", None)
-    changes.pop("tokens", None)  # of which rows and columns are not known
+    changes.pop("tokens", None)  # the number of tokens does not determine rows and columns
     if token_channels is not None:
         if token_channels % config.patch_size**2:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The tensor names of the PyTorch originals and the parameters here, as one table read in both directions."""
+"""Maps between the tensor names of the PyTorch originals and parameter paths, with one table for both directions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from starflow_jax.flows.parameters import Params
 
-_TILE = 256  # rows and columns that are transposed at a time
+_TILE = 256  # rows and columns of a tile in a transposition
 
-# Buffers that old files carry and nothing reads.
+# Buffers in old files that nothing reads.
 _DEPRECATED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin)$")
 
-# Path here (layers stacked on a leading axis where the path has "layers") to the original's name.
+# Parameter path (layers are stacked on a leading axis if the path has "layers") to the original's name.
 _IN_LAYER = {
     "attention.norm": "attention.norm",
     "attention.qkv": "attention.qkv",
@@ -35,7 +35,7 @@ _MLP = {
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by their dotted paths."""
+    """Flattens nested dictionaries to a dictionary with dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -56,7 +56,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 
 def _torch_name(path: str, gated: bool) -> str:
-    """The original's name of the parameter at `path`; "{layer}" stands for the layer where layers are stacked."""
+    """The original's name of the parameter at `path`, with the placeholder "{layer}" if layers are stacked."""
     name = path.replace("kernel", "weight")
     name = re.sub(r"^denoiser\.", "learnable_self_denoiser.", name)
     name = "var" if name == "prior_variance" else name
@@ -73,14 +73,14 @@ def _is_gated(flat: Mapping[str, Any], path: str) -> bool:
 
 
 def _to_packed(value: np.ndarray) -> np.ndarray:
-    """[..., k, group + 2, d] by key/value head, as rows that the original packs: all queries, all keys, all values."""
+    """Flattens [..., k, group + 2, d] in the original's order: all queries, all keys, all values."""
     parts = (value[..., :-2, :], value[..., -2, :], value[..., -1, :])
     lead = value.shape[:-3]
     return np.concatenate([part.reshape(*lead, -1) for part in parts], axis=-1)
 
 
 def _from_packed(value: np.ndarray, grouped: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_to_packed`; grouped: k, group + 2 and d."""
+    """The inverse of `_to_packed`; `grouped` is (k, group + 2, d)."""
     kv_heads, members, dim = grouped
     result = np.empty((*value.shape[:-1], *grouped), value.dtype)
     cuts = [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim]
@@ -92,7 +92,7 @@ def _from_packed(value: np.ndarray, grouped: tuple[int, ...]) -> np.ndarray:
 
 
 def _transposed(value: np.ndarray) -> np.ndarray:
-    """A contiguous transpose of a matrix, tile by tile: in one go, most of a large one misses the cache."""
+    """Transposes a matrix into a contiguous array tile by tile, which avoids cache misses for large matrices."""
     rows, columns = value.shape
     result = np.empty((columns, rows), value.dtype)
     for row in range(0, rows, _TILE):
@@ -117,7 +117,7 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `_to_torch_layout` of an array of `shape`, of which nothing is made."""
+    """The shape of `_to_torch_layout` of an array of `shape`, without creating an array."""
     if path.endswith(".qkv.kernel"):
         return math.prod(shape[1:]), shape[0]
     if path.endswith(".qkv.bias"):
@@ -147,13 +147,13 @@ def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the original, and the piece of a parameter that it is here.
+    """One tensor of the original and the slice of a parameter that it corresponds to.
 
     Attributes:
-      name: the tensor's name; path: the parameter's, by dots.
-      layer: which piece along the parameter's leading axis; None for a parameter that is one tensor.
-      shape: of the piece here; torch_shape: of the tensor.
-      dtype: of the parameter.
+      name: name of the tensor; path: dotted path of the parameter.
+      layer: index along the parameter's leading axis; None if the whole parameter is one tensor.
+      shape: shape of the slice; torch_shape: shape of the tensor.
+      dtype: dtype of the parameter.
     """
 
     name: str
@@ -164,19 +164,19 @@ class Entry:
     dtype: np.dtype
 
     def from_torch(self, value: np.ndarray) -> np.ndarray:
-        """The piece that a tensor of `torch_shape` is."""
+        """Converts a tensor of `torch_shape` to the slice of the parameter."""
         return _from_torch_layout(self.path, value, self.shape)
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        """The tensor that a piece of `shape` is."""
+        """Converts a slice of `shape` to the tensor."""
         return _to_torch_layout(self.path, value)
 
 
 def entries(expected: Params) -> list[Entry]:
-    """Every tensor of a model, those of one parameter in a row; no arrays are needed.
+    """Lists every tensor of a model, those of one parameter consecutively; no arrays are needed.
 
     Args:
-      expected: a tree of arrays or ShapeDtypeStructs, e.g. of `parameters.abstract`.
+      expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
     """
     flat = flatten(expected)
     found = []
@@ -192,13 +192,13 @@ def entries(expected: Params) -> list[Entry]:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor that no parameter takes is a buffer of old files that nothing reads."""
-    # STARFlow files carry TARFlow's buffer `var` without using it.
+    """Whether a tensor without a parameter is a deprecated buffer that nothing reads."""
+    # STARFlow files contain TARFlow's buffer `var`, which STARFlow does not use.
     return bool(_DEPRECATED.search(name)) or name == "var"
 
 
 def to_torch(params: Params) -> dict[str, np.ndarray]:
-    """Parameters as the original's named tensors (linear weights [out, in], one tensor a layer)."""
+    """Converts parameters to the original's named tensors (linear weights [out, in], one tensor per layer)."""
     flat = {path: np.asarray(value) for path, value in flatten(params).items()}
     return {
         entry.name: entry.to_torch(flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer])
@@ -207,14 +207,14 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
-    """The original's named tensors as parameters.
+    """Converts the original's named tensors to parameters.
 
     Args:
       tensors: name to array, as in the original's files.
       expected: the tree to fill, e.g. of ShapeDtypeStructs from `parameters.abstract`.
 
     Raises:
-      ValueError: listing every missing, unexpected or mis-shaped tensor.
+      ValueError: tensors are missing, unexpected or of the wrong shape; the message lists all of them.
     """
     wanted = entries(expected)
     problems = misfits(tensors, wanted)
@@ -229,7 +229,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
 
 
 def misfits(tensors: Mapping[str, Any], wanted: Sequence[Entry]) -> list[str]:
-    """What is missing, of another shape, or unexpected among tensors, a few words each; their values are not read."""
+    """Describes each tensor that is missing, unexpected or of another shape; values are not read."""
     problems = []
     for entry in wanted:
         if entry.name not in tensors:

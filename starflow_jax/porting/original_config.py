@@ -1,4 +1,4 @@
-"""The constructor arguments of the PyTorch originals as a `FlowConfig`."""
+"""Converts the constructor arguments of the PyTorch originals to a `FlowConfig`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
 
-# The original's argument names, and what this project calls them, where the value carries over unchanged.
+# Argument names of the original to field names, for arguments whose value is unchanged.
 _SAME_VALUE = {
     "in_channels": "channels",
     "img_size": "image_size",
@@ -42,7 +42,7 @@ _CHOICES: dict[str, tuple[str, dict[Any, str]]] = {
     "hf_style_rope": ("rope_pairs", {False: "adjacent", True: "half"}),
     "norm_type": ("norm", {"layer_norm": "layer", "rms_norm": "rms"}),
 }
-# Read below, arguments of a call here (window), or without effect on the arithmetic.
+# Arguments handled below, passed to calls in this project (window), or without effect on the computation.
 _ELSEWHERE = {
     "layers_per_block", "learnable_self_denoiser", "conditional_denoiser", "denoiser_window", "use_pretrained_lm",
     "_pretrained_lm_kwargs", "nvp", "num_classes", "local_attn_window", "context_length",
@@ -50,13 +50,13 @@ _ELSEWHERE = {
 
 
 def flow_config(arguments: Mapping[str, Any]) -> FlowConfig:
-    """The configuration of a flow from the original's constructor arguments.
+    """Builds the configuration of a flow from the original's constructor arguments.
 
-    An unconditional TARFlow and a STARFlow differ in their arguments: only STARFlow knows rotary positions, start
-    tokens or a head size, so a file that names none of them is TARFlow.
+    Only STARFlow has arguments for rotary positions, start tokens or the head size, so arguments without any of them
+    describe a TARFlow.
 
     Raises:
-      ValueError: for an argument that is not known, or a value that `FlowConfig` refuses.
+      ValueError: an argument is unknown, or `FlowConfig` rejects a value.
     """
     unknown = sorted(set(arguments) - set(_SAME_VALUE) - set(_SWITCHES) - set(_CHOICES) - _ELSEWHERE)
     if unknown:

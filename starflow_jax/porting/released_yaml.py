@@ -1,4 +1,4 @@
-"""The released YAML configuration files: what each argument is called here, and which have no meaning here."""
+"""Reads the released YAML configuration files and maps their arguments to fields of the configuration."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starflow_jax.core.config.build import build
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.core.config.flow import DenoiserConfig
 
-# Pixels to a row of latents, by the channels of the autoencoder's latents (specification, section 7).
+# Spatial downsampling factor of the autoencoder by its number of latent channels (specification, section 7).
 _STRIDES = {3: 1, 4: 8, 16: 8, 48: 16}
 _LATENT_CHANNELS = {"sd": 4, "wan2.1": 16, "wan2.2": 48}
 
-# Of the flow, the value unchanged.
+# Arguments of the flow whose value is unchanged.
 _FLOW = {
     "patch_size": "patch_size",
     "channels": "width",
@@ -59,10 +59,10 @@ _TRAIN = {
 }
 _DATA = {"noise_std": "noise_std", "drop_label": "label_drop"}
 _SAMPLE = {"cfg": "guidance"}
-# Read below, by more than a name.
+# Arguments that need more than a renaming, handled below.
 _READ = ("img_size", "vid_size", "layers_per_block", "learnable_self_denoiser", "conditional_denoiser",
          "denoiser_window", "in_channels", "vae", "norm_type", "grad_skip", "jacobi", "fps_cond")  # fmt: skip
-# What the originals' programs are told and this one has elsewhere or does not need.
+# Arguments of the original programs that are set elsewhere or not needed in this project.
 WITHOUT_MEANING = {
     "model_config_path": "the path of the file itself",
     "checkpoint_path": "starflow port --from",
@@ -97,8 +97,8 @@ class Released:
     """A released configuration file.
 
     Attributes:
-      path: of the file; arguments: those that mean something here, by the original's name.
-      without_meaning: those that do not, with what takes their place; unknown: those that are not known.
+      path: path of the file; arguments: arguments that are used, by the original's name.
+      without_meaning: arguments that are not used, with their replacement; unknown: names of unknown arguments.
     """
 
     path: Path
@@ -108,10 +108,10 @@ class Released:
 
 
 def read_released(path: Path) -> Released:
-    """Reads a released YAML file; one that groups its arguments under headings is read as if it did not.
+    """Reads a released YAML file; groups of arguments under headings are flattened.
 
     Raises:
-      ValueError: a file that is missing, no YAML mapping of plain values, or says one argument twice.
+      ValueError: the file is missing, is not a YAML mapping of plain values, or gives an argument two values.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -145,10 +145,10 @@ def read_released(path: Path) -> Released:
 
 
 def apply_released(config: ExperimentConfig, released: Released) -> ExperimentConfig:
-    """The configuration with the values of a released file in place of its own.
+    """Replaces fields of the configuration by the values of a released file.
 
     Raises:
-      ValueError: a value that is none, or that does not go with the rest; the file is named.
+      ValueError: a value is invalid or inconsistent with the rest; the message names the file.
     """
     given = dict(released.arguments)
     values = dataclasses.asdict(config)
@@ -169,7 +169,7 @@ def apply_released(config: ExperimentConfig, released: Released) -> ExperimentCo
 def _apply_rest(
     given: Mapping[str, Any], flow: dict[str, Any], data: dict[str, Any], train: dict[str, Any], sample: dict[str, Any]
 ) -> None:
-    """The arguments that are more than another name."""
+    """Applies the arguments that need more than a renaming."""
     if "vae" in given:
         name = str(given["vae"]).lower().partition(":")[0]
         kinds = [channels for kind, channels in _LATENT_CHANNELS.items() if name.startswith(kind)]
@@ -231,7 +231,7 @@ def _apply_rest(
 
 
 def _number(name: str, value: Any) -> Any:
-    """Numbers with an exponent and no point are text in YAML 1.1."""
+    """Parses numbers such as 1e-4, which YAML 1.1 reads as strings because they have no decimal point."""
     if isinstance(value, str) and name != "seq_order":
         try:
             return float(value)

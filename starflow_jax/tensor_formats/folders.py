@@ -1,4 +1,4 @@
-"""Named tensors of pretrained models in files: whole, or in shards that an index lists; nothing in them is run."""
+"""Reads named tensors of pretrained models, from one file or from indexed shards, without executing anything."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file, in their own dtypes (bfloat16 is that of ml_dtypes); see `porting.open_tensors`.
+    """Reads the tensors of one file in their stored dtypes (bfloat16 from ml_dtypes); see `opening.open_tensors`.
 
     Raises:
-      ValueError: no such file, one that is damaged, or of no known format.
+      ValueError: the file is missing, damaged or of an unknown format.
     """
     return {name: tensor.read() for name, tensor in open_tensors(path).items()}
 
 
 def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
-    """The tensors of `folder` in a file of the name `stem`, or in the shards that its index lists.
+    """Opens the tensors of `folder` in the file named `stem`, or in the shards that its index lists.
 
-    safetensors go before what PyTorch pickled.
+    safetensors files take precedence over PyTorch pickles.
 
     Raises:
-      ValueError: nothing of that name, a damaged file, or shards that are not as the index says.
+      ValueError: no such file, a damaged file, or shards that do not match the index.
     """
     paths = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
     found = [path for path in paths if path.is_file()]
@@ -41,6 +41,6 @@ def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
-    """Writes tensors into one file, whole or not at all, marked as PyTorch's so that its readers take it."""
+    """Writes tensors atomically to one safetensors file, with the metadata that PyTorch's readers expect."""
     with replacing(path) as temporary:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, {"format": "pt"})

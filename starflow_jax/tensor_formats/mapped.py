@@ -1,4 +1,4 @@
-"""Files as memory: mapped, so that bytes are fetched where they are looked at, and seen as a stream where needed."""
+"""Memory-mapped files, whose bytes are loaded on access, and a stream interface to them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from starflow_jax.tensor_formats.tensors import TensorFileError
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a file, read-only; the mapping lasts as long as any view of it.
+    """Maps a file read-only; the mapping lives as long as any view of it.
 
     Raises:
-      TensorFileError: a file that is missing, empty or not readable.
+      TensorFileError: the file is missing, empty or not readable.
     """
     try:
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError as error:  # of mmap, for no bytes
+    except ValueError as error:  # raised by mmap for an empty file
         raise TensorFileError(f"{path} is empty") from error
     except OSError as error:
         raise TensorFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 class ViewStream(io.RawIOBase):
-    """A seekable, read-only stream over bytes that are already in memory or mapped; copies nothing by itself."""
+    """A seekable, read-only stream over bytes in memory or in a mapped file; it holds no copy of them."""
 
     def __init__(self, data: memoryview):
         self._data = data
@@ -61,7 +61,7 @@ class ViewStream(io.RawIOBase):
         return part
 
     def readline(self, size: int | None = -1) -> bytes:
-        limit = 4096 if size is None or size < 0 else size  # text operations are short
+        limit = 4096 if size is None or size < 0 else size  # lines of a pickle's text operations are short
         part = bytes(self._data[self._place : self._place + limit])
         line = part[: part.find(b"\n") + 1] if b"\n" in part else part
         self._place += len(line)

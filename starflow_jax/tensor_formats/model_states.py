@@ -1,4 +1,4 @@
-"""The states of a model inside a file: under which keys they are nested, and what wrappers added to their names."""
+"""Finds the model states in a file by the keys that they are nested under, and strips the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
-# First parts of the originals' names; what comes before them is where a file keeps the state.
+# First components of the originals' names; the components before them are the key of the state in the file.
 _ROOTS = ("blocks", "learnable_self_denoiser", "feat_rope", "var")
-# What data-parallel training, compilation and sharding put into names.
+# Name components added by data-parallel training, compilation and sharding.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def states_of(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
-    """The states of flows in a file, by the key they are nested under ("" for none), with the originals' names.
+    """Groups tensors by the key that a flow's state is nested under ("" for none), with the originals' names.
 
-    Tensors of no state, such as an optimizer's, are left out, except where the file is one state and nothing else:
-    there they belong to it, as what is unexpected.
+    Tensors outside of any state, such as an optimizer's, are left out, unless the file has one state that is not
+    nested: then they are included and count as unexpected.
 
     Raises:
-      ValueError: two tensors of one state that differ in what wrappers added to their names.
+      ValueError: the names of two tensors of one state differ only in the prefixes of wrappers.
     """
     found: dict[str, dict[str, LazyTensor]] = {}
     rest: dict[str, LazyTensor] = {}
@@ -36,15 +36,15 @@ def states_of(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTens
         state[clean] = tensor
     if list(found) == [""]:
         found[""] |= rest
-    # A lone buffer, of an optimizer's moments say, makes no state.
+    # A group without blocks, such as a single buffer among an optimizer's moments, is not a state.
     return {key: state for key, state in found.items() if any(name.startswith("blocks.") for name in state)}
 
 
 def choose(states: Mapping[str, Mapping[str, LazyTensor]], name: str | None) -> tuple[str, Mapping[str, LazyTensor]]:
-    """One state: the named one, or the only one.
+    """Returns the key and tensors of the named state, or of the only one.
 
     Raises:
-      ValueError: none, several and no name, or none of that name.
+      ValueError: there is no state, there are several and no name is given, or no state has that name.
     """
     there = ", ".join(repr(key) for key in sorted(states)) or "none"
     if not states:

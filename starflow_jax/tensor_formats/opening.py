@@ -1,6 +1,6 @@
 """Opens a file or folder of tensors, whatever its format: safetensors, `torch.save`, distributed checkpoints.
 
-PyTorch is not needed, nothing in a file is executed, and numbers are fetched when a tensor is read.
+PyTorch is not needed, nothing in a file is executed, and values are loaded when a tensor is read.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _MOST_INDEX = 2**26
 
 
 def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
-    """The named tensors of a file or folder, recognised by content.
+    """Opens the named tensors of a file or folder; the format is detected from the content.
 
     Args:
-      path: a file of safetensors or of `torch.save`; the index (JSON) of such a file in several pieces; a folder of
-        `torch.distributed.checkpoint`; a folder that holds one such index or one such file.
+      path: a file of safetensors or of `torch.save`; the index (JSON) of such a file in several shards; a folder of
+        `torch.distributed.checkpoint`; a folder that contains one such index or one such file.
 
     Returns:
-      Name to tensor. Nested dictionaries give names joined by dots; values that are no tensors are left out.
+      Tensors by name. Keys of nested dictionaries are joined by dots; values other than tensors are left out.
 
     Raises:
-      TensorFileError: one sentence that names the file: missing, damaged, of no known format, or naming anything
-        but tensors.
+      TensorFileError: the file is missing, damaged, of an unknown format, or refers to objects other than tensors;
+        the message is one sentence that names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -73,7 +73,7 @@ def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
 
 
 def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
-    """The tensors of a file in pieces, from the table that says which piece holds which."""
+    """Opens the tensors of a sharded file from the index that maps each name to its shard."""
     try:
         content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MOST_INDEX else None
     except (ValueError, RecursionError):
@@ -97,7 +97,7 @@ def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
 
 
 def _open_piece(path: Path) -> Mapping[str, LazyTensor]:
-    if path.suffix == ".json" or path.is_dir():  # an index of indices might never end
+    if path.suffix == ".json" or path.is_dir():  # an index of indices could recurse without end
         raise TensorFileError(f"{path} is no file of tensors")
     data = map_file(path)
     if bytes(data[:64]).lstrip()[:1] == b"{":

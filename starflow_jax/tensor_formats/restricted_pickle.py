@@ -1,8 +1,8 @@
-"""Pickled data without pickle: a small stack machine that builds plain values and runs nothing of the file's choice.
+"""A safe reader for pickles: a small stack machine that builds plain values and runs no code chosen by the file.
 
-Python's unpickler imports what a file names and calls it. Here a name is looked up in a fixed table of stand-ins of
-this project, and everything else is refused by name. The operations are parsed by the standard library's
-disassembler, which executes nothing; of them, those are carried out that writing dictionaries of tensors produces.
+Python's unpickler imports and calls the objects that a file names. This reader looks names up in a fixed table of
+stand-ins and refuses all others with an error that gives the name. The standard library's disassembler, which executes
+nothing, parses the operations; only those that occur in pickled dictionaries of tensors are supported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-# A file's structure, not its numbers, is pickled: of the released models it is under a megabyte.
+# The pickle contains the structure of a file, not its values: less than a megabyte for the released models.
 MOST_BYTES = 2**25
 
 _MARK = object()
@@ -28,17 +28,17 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Refused(ValueError):
-    """A pickle names or does something that a file of tensors does not need; the message says what."""
+    """A pickle uses a name or operation that a file of tensors does not need; the message states which."""
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a name in a pickle stands for here.
+    """Replacement for an object that a pickle refers to by name.
 
     Attributes:
       name: the name in the file.
-      build: makes the value from the arguments of a call; None for a name that may only be mentioned.
-      value: what the name itself means, such as a type of numbers.
+      build: builds the value from the arguments of a call; None if the object may not be called.
+      value: the value of the name itself, such as a dtype.
     """
 
     name: str
@@ -48,7 +48,7 @@ class StandIn:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a named class: its fields, or whatever its class pickles as its state."""
+    """An object of a named class with its pickled state, usually its fields."""
 
     name: str
     state: Any = None
@@ -59,18 +59,19 @@ def load(
     names: Mapping[str, StandIn],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of the pickle that begins at the stream's place; leaves the stream behind it.
+    """Reads the pickle at the stream's position and leaves the stream at its end.
 
     Args:
-      names: the table of what may be named, "module.name" to stand-in.
-      persistent: gives the value of a persistent id (a storage, in files of tensors).
+      stream: the stream to read from.
+      names: the allowed names, "module.name" to stand-in.
+      persistent: returns the value of a persistent id (a storage, in files of tensors).
 
     Returns:
       None, numbers, strings, bytes, lists, tuples, dictionaries, records, and what the stand-ins build. Lists and
       dictionaries may contain themselves.
 
     Raises:
-      Refused: a name that is not in the table, an operation that is not needed, or no pickle at all.
+      Refused: a name is not in the table, an operation is not supported, or the data is not a pickle.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -133,7 +134,7 @@ def _execute(
         added = [stack.pop(-2), stack.pop()] if operation == "SETITEM" else _since_mark(stack)
         target = _a(dict, stack[-1])
         for key, value in zip(added[::2], added[1::2], strict=True):
-            # Only keys whose hash is cheap: that of nested tuples can be made to take forever.
+            # Keys must be cheap to hash: nested tuples can be built so that hashing does not terminate in practice.
             if not isinstance(key, (str, int, Record)):
                 raise Refused(f"its pickled part has a key of type {type(key).__name__}")
             target[key] = value
@@ -155,7 +156,7 @@ def _execute(
         state, target = stack.pop(), stack[-1]
         if isinstance(target, Record):
             target.state = state
-        elif not isinstance(target, dict):  # a dictionary's attributes (versions of modules) mean nothing here
+        elif not isinstance(target, dict):  # attributes of a dictionary (module versions) are ignored
             raise Refused(f"its pickled part sets the state of a {type(target).__name__}")
     elif operation == "BINPERSID":
         if persistent is None:
@@ -166,7 +167,7 @@ def _execute(
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
-    """Takes what lies above the topmost mark, and the mark."""
+    """Pops the values above the topmost mark, and the mark."""
     place = len(stack) - 1
     while stack[place] is not _MARK:
         place -= 1

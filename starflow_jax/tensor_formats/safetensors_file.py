@@ -1,4 +1,4 @@
-"""Files in the safetensors format: eight bytes of length, a JSON table, and the numbers."""
+"""Reads the safetensors format: an eight-byte header length, a JSON header and the tensor data."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _MOST_HEADER = 100_000_000  # the limit of the format
 
 
 def is_safetensors(head: bytes, length: int) -> bool:
-    """Whether a file that begins so and has so many bytes may be of this format."""
+    """Whether a file with these first bytes and this length can be in the safetensors format."""
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= length - 8
 
 
 def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
-    """The tensors of a file; name: of the file, for sentences.
+    """Opens the tensors of a file; `name` is the file name for error messages.
 
     Raises:
-      TensorFileError: a table that is damaged or does not fit the bytes.
+      TensorFileError: the header is damaged or does not match the data.
     """
     length = int.from_bytes(data[:8], "little")
     if length > min(_MOST_HEADER, len(data) - 8):

@@ -1,4 +1,4 @@
-"""A named array of a file, read when it is asked for; and the numbers that such files hold."""
+"""Arrays in files that are read on demand, and the dtypes of such files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-# A view may repeat its storage (stride 0) up to so many values; a header that claims more is not believed.
+# Maximum number of values of a view that repeats its storage (stride 0); larger claims are rejected.
 _MOST_REPEATED = 2**20
 
-# Type names as PyTorch writes them, with what they are here.
+# NumPy dtypes by PyTorch dtype name.
 DTYPES: dict[str, np.dtype] = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -34,7 +34,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 class TensorFileError(ValueError):
-    """A file of tensors cannot be read; the message is one sentence that names it."""
+    """A file of tensors cannot be read; the message is one sentence that names the file."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class LazyTensor:
     """An array in a file.
 
     Attributes:
-      shape: of the array.
-      dtype: NumPy's, with bfloat16 and float8 from ml_dtypes.
+      shape: shape of the array.
+      dtype: NumPy dtype, with bfloat16 and float8 from ml_dtypes.
     """
 
     shape: tuple[int, ...]
@@ -61,10 +61,10 @@ class LazyTensor:
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values: read-only, where possible a view of the mapped file, so that nothing is held in memory.
+        """Returns the values as a read-only array, if possible a view of the mapped file, which uses no extra memory.
 
         Raises:
-          TensorFileError: what only reading shows, such as a part in another file that is missing.
+          TensorFileError: an error that is detected only on reading, such as a missing file of a part.
         """
         return self.load()
 
@@ -72,7 +72,7 @@ class LazyTensor:
 def view(
     data: memoryview, dtype: np.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
-    """An array over bytes of a file, which must fit: see `check_view`. offset and strides count values."""
+    """Array over bytes of a file; `check_view` must have accepted it. `offset` and `strides` count values."""
     values = np.frombuffer(data, dtype, len(data) // dtype.itemsize)[offset:]
     if math.prod(shape) == 0:
         return np.empty(shape, dtype)
@@ -81,7 +81,7 @@ def view(
 
 
 def check_view(values: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> str | None:
-    """Why an array does not fit into a storage of so many values; None if it does."""
+    """Returns why an array does not fit into a storage of `values` values, or None if it fits."""
     if len(shape) != len(strides):
         return f"has shape {shape} and strides {strides}"
     if len(shape) > 32 or min((offset, *shape, *strides), default=0) < 0:

@@ -1,4 +1,4 @@
-"""Folders of `torch.distributed.checkpoint`: a table of contents, `.metadata`, and files of tensors' parts."""
+"""Reads folders of `torch.distributed.checkpoint`: a table of contents, `.metadata`, and files with tensor shards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, read_zip
 from starflow_jax.tensor_formats.torch_objects import NAMES
 
 METADATA_FILE = ".metadata"
-_MOST_TESTS = 100_000  # of pairs of parts, for one tensor
+_MOST_TESTS = 100_000  # pairs of parts that are compared for one tensor
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A box of a tensor, and the bytes of a file in which it was saved by itself."""
+    """A rectangular part of a tensor, and its byte range in a file."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -34,10 +34,10 @@ class _Part:
 
 
 def read_folder(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of a distributed checkpoint; opens no file of numbers yet.
+    """Opens the tensors of a distributed checkpoint; data files are opened only when a tensor is read.
 
     Raises:
-      TensorFileError: a table that is damaged, names anything but tensors, or points outside of the folder.
+      TensorFileError: the table is damaged, refers to unsupported objects, or points outside of the folder.
     """
     path = folder / METADATA_FILE
     content = map_file(path)
@@ -63,7 +63,7 @@ def _read(folder: Path, table: Any) -> dict[str, LazyTensor]:
     tensors = {}
     for name, entry in entries.items():
         if isinstance(entry, Record) and entry.name.endswith(".BytesStorageMetadata"):
-            continue  # something else than a tensor
+            continue  # not a tensor
         if not isinstance(name, str):
             raise Refused("it has a name that is none")
         tensors[name] = _tensor(folder, name, _fields(entry, "TensorStorageMetadata"), stored)
@@ -106,7 +106,7 @@ def _part(folder: Path, name: str, start: tuple[int, ...], size: tuple[int, ...]
 
 
 def _check_cover(name: str, shape: tuple[int, ...], parts: list[_Part]) -> None:
-    """Parts must lie in the tensor, apart, and fill it."""
+    """Checks that the parts lie within the tensor, do not overlap and cover it."""
     for part in parts:
         ends = [begin + length for begin, length in zip(part.start, part.shape, strict=False)]
         if len(part.start) != len(shape) or len(part.shape) != len(shape):
@@ -120,7 +120,7 @@ def _check_cover(name: str, shape: tuple[int, ...], parts: list[_Part]) -> None:
     for place, one in enumerate(filled):
         for other in itertools.islice(filled, place + 1, None):
             if shape and other.start[0] >= one.start[0] + one.shape[0]:
-                break  # nor does any later one begin in its rows
+                break  # parts are sorted, so no later part begins within these rows
             tests += 1
             if tests > _MOST_TESTS:
                 raise Refused(f"tensor {name[:120]!r} is cut in a way that takes too long to check")
@@ -163,14 +163,14 @@ def _read_part(name: str, dtype: np.dtype, part: _Part) -> np.ndarray:
 
 
 def _fields(record: Any, kind: str) -> dict[str, Any]:
-    """The fields of an object of a class; raises Refused for another."""
+    """Returns the fields of an object of class `kind`; raises Refused for any other object."""
     if not isinstance(record, Record) or not record.name.endswith(f".{kind}") or not isinstance(record.state, dict):
         raise Refused(f"it has no {kind} where one should be")
     return record.state
 
 
 def _dtype(properties: Any) -> np.dtype | None:
-    """The type of numbers: the first of the properties, which are pickled as a tuple or by name."""
+    """Returns the dtype, the first of the properties, which are pickled as a tuple or as named fields."""
     if not isinstance(properties, Record):
         return None
     state = properties.state

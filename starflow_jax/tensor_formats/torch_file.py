@@ -1,4 +1,4 @@
-"""Files of `torch.save`: the zip archive of today, and the older stream of pickles and storages."""
+"""Reads files of `torch.save`: the current zip archive, and the legacy stream of pickles and storages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
 from starflow_jax.tensor_formats.torch_objects import NAMES, Storage, named_tensors, storage_type
 
 ZIP_MAGIC = b"PK\x03\x04"
-# A pickle of protocol 2 or later whose first value is the integer that the older format begins with.
+# The legacy format begins with a pickle (protocol 2 or later) of this integer.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 LEGACY_MAGIC = b"\x8a\x0a" + _LEGACY_NUMBER.to_bytes(10, "little")
@@ -24,24 +24,24 @@ T = TypeVar("T")
 
 
 def is_legacy(head: bytes) -> bool:
-    """Whether a file that begins so is of the older format."""
+    """Whether a file with these first bytes is in the legacy format."""
     return head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]
 
 
 def read_zip(data: memoryview, name: str) -> dict[str, LazyTensor]:
-    """The tensors of a zip archive by `torch.save`; name: of the file, for sentences.
+    """Opens the tensors of a zip archive of `torch.save`; `name` is the file name for error messages.
 
     Raises:
-      TensorFileError: an archive that is damaged, of something else, or that names anything but tensors.
+      TensorFileError: the archive is damaged, is not from `torch.save`, or refers to unsupported objects.
     """
     return _sentence(name, lambda: _read_zip(data))
 
 
 def read_legacy(data: memoryview, name: str) -> dict[str, LazyTensor]:
-    """The tensors of a file of the older format; name: of the file, for sentences.
+    """Opens the tensors of a file in the legacy format; `name` is the file name for error messages.
 
     Raises:
-      TensorFileError: as `read_zip`.
+      TensorFileError: as in `read_zip`.
     """
     return _sentence(name, lambda: _read_legacy(data))
 
@@ -57,7 +57,7 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
     try:
         with zipfile.ZipFile(ViewStream(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-    # What zipfile raises on damaged directories; NotImplementedError where one names a version that there is not.
+    # zipfile raises these for damaged directories; NotImplementedError for an unknown zip version.
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, struct.error) as error:
         raise Refused("the zip archive is damaged or cut short") from error
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -90,7 +90,7 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
 
 
 def _stored(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
-    """The bytes of an entry, where they lie in the archive."""
+    """Returns the bytes of an entry as a view of the archive."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
         raise Refused(f"the entry {entry.filename!r} of the zip archive is compressed, which storages never are")
     header = data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
@@ -104,7 +104,7 @@ def _stored(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 
 
 def _storage_key(key: Any) -> tuple[Any, str, int]:
-    """(type of numbers, name, number of values) of a persistent id."""
+    """Returns (dtype, name, number of values) of a persistent id."""
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage":
         raise Refused("its pickled part holds a storage that is none")
     _, kind, name, _, values = key[:5]

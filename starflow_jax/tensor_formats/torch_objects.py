@@ -1,4 +1,4 @@
-"""What the names in a PyTorch file stand for: storages, views of them, types of numbers, and no code."""
+"""Stand-ins for the names in a PyTorch file: storages, views of storages and dtypes, but no code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STORAGES = {
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
 }
-# Objects of a distributed checkpoint's table of contents, which are plain fields.
+# Classes in a distributed checkpoint's table of contents; their objects have only plain fields.
 _RECORDS = (
     "torch.distributed.checkpoint.metadata.Metadata",
     "torch.distributed.checkpoint.metadata.MetadataIndex",
@@ -48,7 +48,7 @@ _RECORDS = (
 
 @dataclass
 class Storage:
-    """A run of numbers in a file; in the legacy format its bytes become known after the views of it."""
+    """A contiguous range of values in a file; in the legacy format `data` is set after views of it are built."""
 
     dtype: np.dtype
     values: int
@@ -74,28 +74,28 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype:
 def _tensor_of_type(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> LazyTensor:
-    """A view with a type of its own of a storage without one."""
+    """A view with an explicit dtype of an untyped storage."""
     if not isinstance(dtype, StandIn) or not isinstance(dtype.value, np.dtype):
         raise Refused("its pickled part holds a tensor of no type")
     return _tensor(storage, offset, shape, strides, dtype=dtype.value)
 
 
 def _same(tensor: Any, *_: Any) -> LazyTensor:
-    """A parameter is its tensor."""
+    """Returns the tensor of a parameter."""
     if not isinstance(tensor, LazyTensor):
         raise Refused("its pickled part holds a parameter that is no tensor")
     return tensor
 
 
 def _from_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
-    """A tensor of a class derived from another, or with attributes: without them."""
+    """Builds a tensor of a derived class, or with attributes, as a plain tensor."""
     if not isinstance(function, StandIn) or function.build is None or not isinstance(arguments, tuple):
         raise Refused("its pickled part holds a tensor that is none")
     return function.build(*arguments)
 
 
 def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
-    if pairs:  # an OrderedDict is pickled empty and filled afterwards
+    if pairs:  # an OrderedDict is pickled empty and then filled
         raise Refused("its pickled part builds a dictionary from something else")
     return {}
 
@@ -140,7 +140,7 @@ NAMES = _table()
 
 
 def storage_type(stand_in: Any) -> np.dtype:
-    """The numbers of a storage whose class a persistent id names."""
+    """Returns the dtype of the storage class that a persistent id names."""
     if not isinstance(stand_in, StandIn) or "Storage" not in stand_in.name:
         raise Refused("its pickled part holds a storage that is none")
     dtype: np.dtype = stand_in.value
@@ -148,10 +148,10 @@ def storage_type(stand_in: Any) -> np.dtype:
 
 
 def named_tensors(value: Any, *, deepest: int = 12, most: int = 2**20) -> dict[str, LazyTensor]:
-    """The tensors of nested dictionaries and lists, by their keys joined with dots; all other values are left out.
+    """Collects the tensors of nested dictionaries and lists by their keys joined with dots; other values are left out.
 
     Raises:
-      Refused: structures that are too deep or too large to be true (they may contain themselves).
+      Refused: the structure is too deep or too large, for example because it contains itself.
     """
     found: dict[str, LazyTensor] = {}
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]

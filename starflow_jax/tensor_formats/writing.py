@@ -1,4 +1,4 @@
-"""Named tensors as a file that PyTorch reads, written one after the other: safetensors, or what `torch.load` opens."""
+"""Writes named tensors one by one to a file that PyTorch reads: safetensors, or the format of `torch.load`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from starflow_jax.core.files import replacing
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_ALIGNMENT = 64  # of storages in a file, as PyTorch lays them
-_LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, besides its name and other extra fields
+_ALIGNMENT = 64  # of storages in a file, as in PyTorch
+_LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, without its name and other extra fields
 
 
 class TensorSpec(Protocol):
-    """What is written of one tensor: its name in the file and its shape there."""
+    """Name and shape of one tensor in the file."""
 
     @property
     def name(self) -> str:
@@ -31,15 +31,15 @@ class TensorSpec(Protocol):
 
 
 def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
-    """Writes float32 tensors; the file is there when all are written, and not before.
+    """Writes float32 tensors atomically: the file appears only after all tensors are written.
 
     Args:
-      path: ends in one of `SUFFIXES`.
-      entries: their names and `torch_shape`s.
-      values: in the same order; each is let go of before the next is asked for.
+      path: a path that ends in one of `SUFFIXES`.
+      entries: names and `torch_shape`s of the tensors.
+      values: the tensors in the same order; each is released before the next is requested.
 
     Raises:
-      ValueError: another ending, or whatever getting the values raises.
+      ValueError: the path has another suffix, or iterating over `values` raises it.
       OSError: the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
@@ -96,7 +96,7 @@ def _bytes(entry: TensorSpec) -> int:
 
 
 def _pickled(entries: Sequence[TensorSpec]) -> bytes:
-    """An OrderedDict of name to tensor, in the operations of protocol 2 that PyTorch itself writes."""
+    """Pickles an OrderedDict of name to tensor with the same protocol 2 operations as PyTorch."""
     parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
     for number, entry in enumerate(entries):
         values = int(np.prod(entry.torch_shape, dtype=np.int64))
@@ -109,7 +109,7 @@ def _pickled(entries: Sequence[TensorSpec]) -> bytes:
             b"ctorch._utils\n_rebuild_tensor_v2\n(",
             storage + _integer(values) + b"tQ",
             _integer(0) + _tuple(entry.torch_shape) + _tuple(strides),
-            b"\x89ccollections\nOrderedDict\n)RtR",  # needs no gradient, has no hooks
+            b"\x89ccollections\nOrderedDict\n)RtR",  # requires_grad=False, no hooks
         ]
     return b"".join([*parts, b"u."])
 

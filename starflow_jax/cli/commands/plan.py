@@ -1,4 +1,4 @@
-"""`starflow plan`: what a run would need and take on accelerators that are not there."""
+"""`starflow plan`: predicts memory and step time of a run on accelerators that are not attached."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def add_to(subparsers: Any) -> None:
 
 
 def rows_and_columns(text: str) -> tuple[int, int]:
-    """Reads `22x40`."""
+    """Parses rows and columns such as `22x40`."""
     if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
         raise argparse.ArgumentTypeError(f"must be ROWSxCOLUMNS, as in 22x40, got {text!r}")
     rows, columns = text.split("x")
@@ -86,8 +86,8 @@ def rows_and_columns(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns an exit code: 0 where everything fits or only a figure was asked for."""
-    # Before JAX looks for devices: nothing runs on them here.
+    """Runs the command; returns an exit code, 0 if everything fits or only a figure was requested."""
+    # Set before JAX initializes its devices, because nothing runs on them.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if arguments.json is not None:
         check_writable("--json", arguments.json)
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Work]:
-    """The sizes of the data of every source, the longest clips first; CommandError where the flow cannot take them."""
+    """Data sizes of every source, longest clips first; raises CommandError if the flow does not accept them."""
     from starflow_jax.costs.flops import Work
 
     flow = config.flow
@@ -146,7 +146,7 @@ def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Wo
     parts = {(part.frames, part.batch_size or config.train.batch_size) for part in config.data.mixture}
     parts = parts or {(config.data.frames, config.train.batch_size)}
     if arguments.frames is not None:
-        # Of a mixture, the part with so many frames.
+        # For a mixture, select the part with this number of frames.
         parts = {part for part in parts if part[0] == arguments.frames} or {(arguments.frames, config.train.batch_size)}
     longest = max(frames for frames, _ in parts)
     if longest and flow.axes == 2:
@@ -162,7 +162,7 @@ def _resized(work: Work, batch: int) -> Work:
 
 
 def _searched(config: ExperimentConfig, arguments: argparse.Namespace, work: Work) -> dict[str, Any]:
-    """Finds the largest batch of the first program asked for, prints it, and returns it for JSON."""
+    """Finds the largest batch of the first requested program, prints it, and returns it for JSON."""
     import dataclasses
 
     from starflow_jax.costs.chips import topology

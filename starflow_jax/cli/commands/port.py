@@ -1,4 +1,4 @@
-"""`starflow port`: released weights become a run, and a run becomes a file for PyTorch."""
+"""`starflow port`: converts released weights to a run, and a run to a PyTorch file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MODES = {
     "to_torch": "--workdir DIR --to-torch FILE",
     "source": "--from PATH --config FILE --workdir DIR",
 }
-# Which options go with which of the four.
+# The options that each of the four modes accepts.
 _ALLOWED = {
     "verify": {"source", "state", "workdir", "step", "no_ema"},
     "assemble": {"flow", "autoencoder", "text_encoder", "place"},
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _mode(arguments: argparse.Namespace) -> str:
-    """What is asked for, options that do not go with it refused."""
+    """Returns the requested mode; raises CommandError for invalid combinations of options."""
     found = [name for name in _MODES if getattr(arguments, name) is not None]
     if found == ["verify", "source"]:
         found = ["verify"]
@@ -145,7 +145,7 @@ def _mode(arguments: argparse.Namespace) -> str:
 
 
 def _quiet(devices: bool = False) -> None:
-    """Ported arrays go through no device unless a mesh is asked for; what Orbax logs is said in sentences."""
+    """Keeps JAX on the CPU unless `devices`, and silences Orbax's logs, whose errors the command reports itself."""
     import logging
 
     import jax
@@ -223,7 +223,7 @@ def _port(arguments: argparse.Namespace) -> int:
 
 
 def _configuration(arguments: argparse.Namespace) -> Any:
-    """The experiment, with the values of a released file where one is given, and then those of the command line."""
+    """Returns the experiment with the values of a released file, if given, and then the command line's overrides."""
     import dataclasses
 
     from starflow_jax.core.config import load_config
