@@ -33,7 +33,7 @@ def attention(
 ) -> Float[Array, "B h n d"]:
     """Scaled attention whose scale (and temperature) is already inside `query`; sums in float32.
 
-    A query that sees no key gets zeros. What can be differentiated, and by what, is in `derivatives`.
+    The output of a query without visible keys is zero. `derivatives` describes differentiation.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale and divided by the temperature.

@@ -27,7 +27,7 @@ def attend(
     value: jax.Array,
     traced: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`kernel.forward`, with derivatives by query, key and value; nothing is differentiated by the second result.
+    """`kernel.forward`, with derivatives by query, key and value; the second result is not differentiated.
 
     Args:
       kernel, call: the implementation, and the call that it prepared.

@@ -161,7 +161,7 @@ def _load_rows(buffers: _Buffers, index: Any, axis: int) -> list[Any]:
 
 
 def _query_tile() -> Any:
-    # The last tiles of a causal rule have most to do: they go first.
+    # The last tiles of a causal rule have the most steps, so they run first.
     return jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
 
 

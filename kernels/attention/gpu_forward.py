@@ -124,7 +124,7 @@ def _forward_entry(call: AttentionCall, refs: _Refs) -> None:
 
 
 def _tile() -> Any:
-    # The last tiles of a causal rule have most to do: they go first.
+    # The last tiles of a causal rule have the most steps, so they run first.
     return jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
 
 
