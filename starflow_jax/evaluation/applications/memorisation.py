@@ -6,7 +6,7 @@ Three tests that need no other model:
 - copies in pixels: the distance from a sample to its nearest training image, against that from a held-out image: a
   model that copies draws samples nearer than new data would be.
 - copies in latents: the same among the z of the flow, in which a distance is measured in standard deviations of the
-  model's own noise, so that small changes of what the model finds unlikely count for much.
+  model's own noise, so that small changes that the model considers unlikely have a large weight.
 
 The last one is the nearest training image by likelihood, too: with a Gaussian of any one width s around the latent of
 every training image x', the density of a sample x is log N(z(x); z(x'), s^2 I) + log |dz/dx|, and all but
@@ -46,7 +46,7 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
       same: bool [n, m], the allowed references, at least one for every query; None for all.
 
     Raises:
-      ValueError: none of either, or other dimensions.
+      ValueError: no queries, no references, or dimensions that differ.
     """
     queries, references = np.asarray(queries, np.float64), np.asarray(references, np.float64)
     check(
@@ -56,10 +56,10 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
     flat, others = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
     place = np.empty(len(flat), np.int64)
     distance = np.empty(len(flat))
-    for row, query in enumerate(flat):  # one at a time: all pairs at once would need much memory
+    for row, query in enumerate(flat):  # one query at a time: all pairs at once would need much memory
         with np.errstate(invalid="ignore", over="ignore"):
             squares = ((others - query) ** 2).mean(axis=1)
-        squares = np.where(np.isnan(squares), np.inf, squares)  # what overflows is near to nothing
+        squares = np.where(np.isnan(squares), np.inf, squares)  # values that overflow have no near neighbour
         if same is not None:
             check(bool(same[row].any()), f"query {row} must have a reference it may take")
             squares = np.where(same[row], squares, np.inf)

@@ -1,8 +1,8 @@
 """Likelihood of clips under a trained run: bits/dim of every clip, frame and token, with the noise of training added.
 
 For data under Gaussian noise these are densities of the *noisy* data, expressed at the resolution of one pixel level
-as `flows.bits.bits_per_dim` does for dequantised data. They compare clips and frames with each other; they are no code
-length of the clean pixels.
+as `flows.bits.bits_per_dim` does for dequantised data. They compare clips and frames with each other; they are not code
+lengths of the clean pixels.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ClipLikelihood:
     """Bits/dim of one clip; lower is less surprising.
 
     Attributes:
-      clip: what was scored.
+      clip: the clip that was scored.
       tokens: float64 [draws, T, h, w], of every draw of the noise and every token.
     """
 
@@ -126,7 +126,7 @@ def score_clips(
 ) -> list[ClipLikelihood]:
     """Scores clips; the noise of a clip depends only on the key, the draw and the index of the clip.
 
-    A clip longer than the run's is scored in windows of that many frames (`likelihood.frames.window_starts`). One
+    A clip longer than the run's is scored in windows of that many frames (`frame_likelihood.window_starts`). One
     program serves clips of every length.
 
     Args:

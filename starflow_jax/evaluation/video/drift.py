@@ -1,6 +1,6 @@
 """Drift of clips: the distance of the features of frame t from those of frame 0.
 
-A feature is any function of frames. Two come with this file: pixels, which also change when things merely move, and the
+A feature is any function of frames. Two come with this file: pixels, which also change when objects move, and the
 amplitudes of the two-dimensional Fourier transform, which hardly do. A network's features can be given instead.
 Real clips of the same length show how much of the change is motion and not drift.
 """
@@ -44,7 +44,7 @@ FEATURES: Mapping[str, Features] = {"pixels": pixel_features, "spectrum": spectr
 def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
     """Distance of every frame's features to those of frame 0, relative to these, float64 [T]; the first is 0.
 
-    |f(x_t) - f(x_0)| / |f(x_0)|, Euclidean; NaN where frame 0 has none (an empty frame of these features).
+    |f(x_t) - f(x_0)| / |f(x_0)|, Euclidean; NaN where the features of frame 0 are all zero.
 
     Args:
       frames: uint8 [T, H, W, C]; features: of [T, H, W, C], [T, D].
