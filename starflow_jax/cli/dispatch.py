@@ -1,4 +1,4 @@
-"""`starflow COMMAND`: parses the arguments, runs the command, answers bad input with one sentence and an exit code.
+"""`starflow COMMAND`: parses the arguments, runs the command, reports bad input with one sentence and an exit code.
 
 Exit codes: 0 success, 2 bad input, 3 partial success (sweep), 130 interrupted. Any other exception is a bug and keeps
 its traceback.

@@ -40,7 +40,7 @@ class Others:
 
     def watch(self) -> None:
         """Starts the thread that ends this process when another one has failed."""
-        from jax._src.distributed import global_state  # there is no public way to the store
+        from jax._src.distributed import global_state  # there is no public access to the store
 
         self._client, self._process = global_state.client, global_state.process_id
         self._count = global_state.num_processes

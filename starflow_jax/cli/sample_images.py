@@ -83,7 +83,7 @@ def _uses_untrained_null(run: Run, plan: ImagePlan) -> bool:
 
 
 def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | None) -> dict[str, Any]:
-    """What --json holds about the images."""
+    """The figures of the images for --json."""
     from starflow_jax.sampling.solver_choice import solver_figures
 
     read, candidates = plan.captions, plan.request.candidates

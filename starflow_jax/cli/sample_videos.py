@@ -77,7 +77,7 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
 def _figures(
     planned: VideoRequestPlan, result: SampledVideos, files: Sequence[str], frames_per_second: float
 ) -> dict[str, Any]:
-    """What --json holds about the videos."""
+    """The figures of the videos for --json."""
     from starflow_jax.sampling.solver_choice import solver_figures
 
     plan, scores, report = planned.plan, result.scores, result.samples.report

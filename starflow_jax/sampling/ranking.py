@@ -30,7 +30,7 @@ def log_likelihoods(
     """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
 
     The samples must be those before denoising, which the density of the flow is defined on. The density of a video that
-    was drawn in windows is that of the first window, times those of the new frames of every later window given its
+    was sampled in windows is that of the first window, times those of the new frames of every later window given its
     context. One program is compiled for each shape and reused.
 
     Args:

@@ -1,4 +1,4 @@
-"""`starflow plan`: what a run would need and take on accelerators that are not there."""
+"""`starflow plan`: memory and time of a run on accelerators that are not attached."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def rows_and_columns(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns an exit code: 0 where everything fits or only a figure was asked for."""
-    # Before JAX looks for devices: nothing runs on them here.
+    """Runs the command; returns an exit code: 0 where everything fits or only a figure was requested."""
+    # Set before JAX looks for devices, because nothing runs on them here.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if arguments.json is not None:
         check_writable("--json", arguments.json)
@@ -146,7 +146,7 @@ def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Wo
     parts = {(part.frames, part.batch_size or config.train.batch_size) for part in config.data.mixture}
     parts = parts or {(config.data.frames, config.train.batch_size)}
     if arguments.frames is not None:
-        # Of a mixture, the part with so many frames.
+        # Of a mixture, the part with this number of frames.
         parts = {part for part in parts if part[0] == arguments.frames} or {(arguments.frames, config.train.batch_size)}
     longest = max(frames for frames, _ in parts)
     if longest and flow.axes == 2:
@@ -162,7 +162,7 @@ def _resized(work: Work, batch: int) -> Work:
 
 
 def _searched(config: ExperimentConfig, arguments: argparse.Namespace, work: Work) -> dict[str, Any]:
-    """Finds the largest batch of the first program asked for, prints it, and returns it for JSON."""
+    """Finds the largest batch of the first requested program, prints it, and returns it for JSON."""
     import dataclasses
 
     from starflow_jax.costs.chips import topology

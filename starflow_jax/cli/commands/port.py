@@ -1,4 +1,4 @@
-"""`starflow port`: released weights become a run, and a run becomes a file for PyTorch."""
+"""`starflow port`: converts released weights to a run, and a run to a file for PyTorch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MODES = {
     "to_torch": "--workdir DIR --to-torch FILE",
     "source": "--from PATH --config FILE --workdir DIR",
 }
-# Which options go with which of the four.
+# The options of each of the four conversions.
 _ALLOWED = {
     "verify": {"source", "state", "workdir", "step", "no_ema"},
     "assemble": {"flow", "autoencoder", "text_encoder", "place"},
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _mode(arguments: argparse.Namespace) -> str:
-    """What is asked for, options that do not go with it refused."""
+    """The requested conversion; raises CommandError for options that do not go with it."""
     found = [name for name in _MODES if getattr(arguments, name) is not None]
     if found == ["verify", "source"]:
         found = ["verify"]
@@ -145,7 +145,7 @@ def _mode(arguments: argparse.Namespace) -> str:
 
 
 def _quiet(devices: bool = False) -> None:
-    """Ported arrays go through no device unless a mesh is asked for; what Orbax logs is said in sentences."""
+    """Keeps ported arrays on the host unless a mesh is requested, and replaces Orbax's log messages by sentences."""
     import logging
 
     import jax
