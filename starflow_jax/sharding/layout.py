@@ -93,7 +93,7 @@ class Layout:
     def assemble(self, rows: np.ndarray, axis: int = 0) -> jax.Array:
         """The global batch, given this process's rows of it (along `axis`), those of the shards of `share`."""
         parts, count = self.share()
-        size = rows.shape[axis] // len(parts)  # rows per shard
+        size = rows.shape[axis] // len(parts)  # number of rows per shard
         shape = list(rows.shape)
         shape[axis] = size * count
 

@@ -71,7 +71,7 @@ class Checkpoints:
       workdir: the folder of the run.
       config: of the run; if given, checkpoints of another run are refused.
       data: fingerprint of the training data, saved with each step (`training.checkpoints.same_data`).
-      write: whether to save checkpoints, retaining those that `config.train` asks for. Otherwise they are only read,
+      write: whether to save checkpoints, retaining those that `config.train` specifies. Otherwise they are only read,
         and unfinished checkpoints of a run in progress are left alone.
     """
 
@@ -101,7 +101,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             create=write,
-            # removes what a killed run left half-written
+            # removes the incomplete files of a killed run
             cleanup_tmp_directories=write,
             lightweight_initialize=True,
         )
@@ -122,7 +122,7 @@ class Checkpoints:
                 raise failed from error
         finally:
             if self._writes and jax.process_index() == 0:
-                # Removes what a failed save left: on a full disk the next run could not even start.
+                # Removes the incomplete files of a failed save: on a full disk the next run could not start otherwise.
                 _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
     def _close_soon(self) -> None:
@@ -262,7 +262,7 @@ class Checkpoints:
         return state, loader
 
     def set_aside(self, step: int) -> Path:
-        """Renames the folder of a step so that it is no checkpoint any more; returns its new path."""
+        """Renames the folder of a step so that it is no longer a checkpoint; returns its new path."""
         folder = self._folder(step)
         aside = folder.with_name(f"{step}.damaged")
         if jax.process_index() == 0:
@@ -334,7 +334,7 @@ def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -
 
 
 def _cause(error: Exception) -> str:
-    """Why a write failed, in a few words."""
+    """The reason why a write failed, in a few words."""
     if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
         return "no space left on the disk"
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__

@@ -40,7 +40,7 @@ _FREE_IN_TRAIN = (
 _FREE_IN_FLOW = ("remat",)
 # A folder may be moved as long as its contents are the same (`same_data`).
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
-# What a run records itself: None in runs of version 0.1.
+# Fields that a run records; None in runs of version 0.1.
 _RECORDED = ("levels",)
 _FREE_BY_PATH = {
     "config": _FREE,
