@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str], others: Others) -> int:
-    """Runs a command, prints an error and tells it to the other processes of the run; returns the exit code."""
+    """Runs a command, prints an error and sends it to the other processes of the run; returns the exit code."""
     try:
         code = _run(argv, others)
         if code:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
-    """Draws the videos of a request, writes and reports them.
+    """Samples the videos of a request, writes and reports them.
 
     Returns:
       An exit code: 0, or 2 where no caption can be read.

@@ -27,7 +27,7 @@ def _check_split(split: Split | None, name: str = "split") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
-    """Which parameters of a run are used, and the noise.
+    """Fields that name the parameters of a run, and the noise.
 
     Attributes:
       workdir: folder of the run; step: of the checkpoint, None for the newest.

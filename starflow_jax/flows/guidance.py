@@ -70,7 +70,7 @@ class Guidance:
 
     @property
     def kind(self) -> GuidanceKind:
-        """Which formula combines the predictions, see `AffineHead.guidance`."""
+        """The formula that combines the predictions, see `AffineHead.guidance`."""
         return "ratio"
 
     @property

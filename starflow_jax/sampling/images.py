@@ -134,7 +134,7 @@ def _draw_batches(
 ) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
     """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of sampling."""
     begun = time.perf_counter()
-    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, *rows[0], null, scalars).compile()
     compiled = time.perf_counter()
     denoised, noisy, reports = [], [], []

@@ -69,7 +69,7 @@ def open_run(
     if decoder is not None:
         config = decoded_by(config, decoder)
     else:
-        load_encoder(config)  # refuses latents that could not be decoded before anything is sampled
+        load_encoder(config)  # raises an error for latents that cannot be decoded, before anything is sampled
     return Run(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
 
 

@@ -40,7 +40,7 @@ class SamplingOptions:
       attention_temperature: divides attention logits: in TARFlow of the unconditional half of guidance, in STARFlow
         everywhere.
       denoise: the method that removes the training noise.
-      batch_size: samples generated together; the last batch is filled up with copies.
+      batch_size: samples generated together; the last batch is padded with copies.
     """
 
     solver: AnySolver | None = None

@@ -39,7 +39,7 @@ def log_likelihoods(
       cond: text states [n, L, text_dim], integer labels [n], or None.
       given: the number P of given frames at the start of every video; needs a flow that is causal in time.
       window, later_cond: as in `solvers.inverse`, for videos that are longer than the window.
-      batch_size: samples scored together; the last batch is filled up with copies.
+      batch_size: samples scored together; the last batch is padded with copies.
 
     Raises:
       ValueError: an argument out of range, or given frames for a flow that is not causal in time.

@@ -1,6 +1,6 @@
 """Samples the videos of VBench's prompts into a folder, and resumes after an interruption.
 
-`OUT/vbench.json` records all settings and checksums that the videos depend on; a call with other settings is refused.
+`OUT/vbench.json` records all settings and checksums that the videos depend on; a call with other settings is an error.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class VBenchExport:
         with tempfile.TemporaryDirectory(dir=out, prefix=".drawing-") as folder:
             for first in range(0, len(missing), size):
                 batch = missing[first : first + size]
-                # The last batch is filled up with copies, so that one program serves all.
+                # The last batch is padded with copies, so that one program serves all.
                 plan = self.plan([batch[row % len(batch)] for row in range(size)])
                 drawn = draw_plan(self.run.params, key, plan)
                 converged = converged and bool(drawn.report.converged)
@@ -153,7 +153,7 @@ class VBenchExport:
         return converged
 
     def finish(self) -> dict[str, Any]:
-        """Writes the record with all videos of the folder; returns these, with the keys of their noise."""
+        """Writes the record with all videos of the folder; returns these, with the integers of their noise."""
         path = self.request.out / RECORD
         videos = dict(_read(path).get("videos", {})) | {video.file: video.place for video in self.wanted}
         write_json(path, self._located_record | {"videos": videos})

@@ -158,7 +158,7 @@ def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:
 
 
 def kernel_cuts(name: str, ndim: int) -> tuple[Spec, Spec]:
-    """How the kernel of the dense layer `name` is sharded in storage, and in use, where the fsdp axis is gathered."""
+    """Shardings of the kernel of the dense layer `name` in storage, and in use, where the fsdp axis is gathered."""
     stored = spec_of(f"{name}/kernel", ndim)
     return stored, tuple(None if axis == "fsdp" else axis for axis in stored)
 

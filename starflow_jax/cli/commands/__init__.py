@@ -1,4 +1,4 @@
-"""The commands of `starflow`, one module each; `cli/dispatch.py` discovers them; there is no other list.
+"""The commands of `starflow`, one module each, which `cli/dispatch.py` discovers without a list.
 
 A module `train_autoencoder.py` is the command `train-autoencoder`. It holds
 

@@ -54,7 +54,7 @@ def batch_plan(
 
 
 class _ToRows:
-    """From the index of a batch of one source to its rows."""
+    """Maps the index of a batch of one source to its rows."""
 
     def __init__(self, component: int, order: Any, size: int, local_rows: Sequence[int]):
         self.component = component

@@ -18,7 +18,7 @@ def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:
 
     Args:
       path: a folder of images, which are resized and centre-cropped to `size`, or an `.npz` file whose `image` is uint8
-        [n, H, W, C] of that size. Of a folder with a subfolder `train`, that is read; for another part, name its path.
+        [n, H, W, C] of that size. A subfolder `train` is read if it exists; give the path of another part to read that.
       size: rows and columns; channels: 1 or 3.
 
     Raises:

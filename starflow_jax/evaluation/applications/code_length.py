@@ -24,7 +24,7 @@ def code_lengths(images: np.ndarray, levels: int) -> np.ndarray:
       levels: values that a pixel can take, at least 2.
 
     Raises:
-      ValueError: another shape, or values out of range.
+      ValueError: an invalid shape, or values out of range.
     """
     images = np.asarray(images)
     check_integer("levels", levels, minimum=2)

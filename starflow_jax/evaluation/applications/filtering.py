@@ -113,7 +113,7 @@ def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FilterQuality:
-    """How well one score finds one kind of bad example among the good ones and the other kind.
+    """Quality of one score as a detector of one kind of bad example among all other examples.
 
     Attributes:
       score, kind: their names; precision: share of bad examples among the k with the highest score; area: under

@@ -42,7 +42,7 @@ class TrainingStatistics:
 
     @classmethod
     def from_training(cls, source: ArraySource, bits: np.ndarray) -> TrainingStatistics:
-        """From training images and their bits [n], of which those that are not finite are left out of the mean."""
+        """Computes the statistics from training images and their bits [n]; bits that are not finite do not count."""
         check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
         counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
         bits = np.asarray(bits, np.float64)

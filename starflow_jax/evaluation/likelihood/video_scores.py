@@ -100,12 +100,12 @@ class ClipLikelihood:
 
     @property
     def frames(self) -> np.ndarray:
-        """Of every frame given those before it, float64 [T], averaged over draws."""
+        """Bits/dim of every frame given those before it, float64 [T], averaged over draws."""
         return self.tokens.mean(axis=(0, 2, 3))
 
     @property
     def bits_per_dim(self) -> float:
-        """Of the clip, averaged over draws."""
+        """Bits/dim of the clip, averaged over draws."""
         return float(self.tokens.mean())
 
     @property
@@ -132,7 +132,7 @@ def score_clips(
     Args:
       params: of a flow of `config.flow`, as `flows.parameters.split` gives them.
       clips: all of one size; key: of the noise.
-      draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch filled up.
+      draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch padded.
       context: frames given to a later window; None for as many as in sampling (`default_window`).
 
     Raises:

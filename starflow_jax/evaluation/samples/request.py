@@ -23,7 +23,7 @@ class SampleQualityRequest(EvaluateRequest):
     """Metrics of generated images against real images.
 
     Attributes:
-      metrics: registered metrics of samples, and "bpd" for bits/dim, which `split`, `batch` and `draws` are for.
+      metrics: registered metrics of samples, and "bpd" for bits/dim, to which `split`, `batch` and `draws` apply.
       num_samples: images for every guidance; guidance: weights, empty for the configuration's.
       features: the feature network: a file of Inception weights, "digits", or "module:function"; None for "digits" of a
         run on digits. resize: of the input of Inception.
@@ -110,7 +110,7 @@ class SampleQualityRequest(EvaluateRequest):
 
     @property
     def folder(self) -> Path:
-        """Where results and features are stored."""
+        """The folder of results and features."""
         return self.out if self.out is not None else self.workdir / FOLDER
 
     @property

@@ -50,7 +50,7 @@ def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
       frames: uint8 [T, H, W, C]; features: of [T, H, W, C], [T, D].
 
     Raises:
-      ValueError: another shape, or features that are not [T, D] or not finite.
+      ValueError: an invalid shape, or features that are not [T, D] or not finite.
     """
     frames = np.asarray(frames)
     check(frames.ndim == 4 and frames.size > 0, f"clip must be [T, H, W, C], none of them 0, got {list(frames.shape)}")
@@ -67,7 +67,7 @@ def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """How a quantity of frames changes along clips.
+    """Change of a quantity of frames along clips.
 
     Attributes:
       mean: by frame, over the clips that have it; error: its standard error; clips: number that have it.
@@ -85,7 +85,7 @@ class Drift:
 
     @classmethod
     def from_curves(cls, curves: Sequence[np.ndarray]) -> Drift:
-        """From a quantity of every frame of every clip, [T] each; clips may differ in length.
+        """Computes the drift of a quantity of every frame of every clip, [T] each; clips may differ in length.
 
         Frames that are not finite are left out, and clips with fewer than two other frames have no slope.
 

@@ -33,7 +33,7 @@ def luma(frames: np.ndarray) -> np.ndarray:
     """Brightness, float64 [T, H, W], of frames [T, H, W, C], C of 1 or 3 (the weights of ITU-R BT.601).
 
     Raises:
-      ValueError: another shape, or values that are not finite.
+      ValueError: an invalid shape, or values that are not finite.
     """
     frames = np.asarray(frames, np.float64)
     check(
@@ -185,7 +185,7 @@ def motion(frames: np.ndarray, method: Method = "centroid", *, block: int = 8, r
       method: the measure (see the module); block, reach: of method "blocks".
 
     Raises:
-      ValueError: another shape or method, or a single frame.
+      ValueError: an invalid shape or method, or a single frame.
     """
     grey = luma(frames)
     check(len(grey) > 1, f"motion needs two frames or more, got {len(grey)}")

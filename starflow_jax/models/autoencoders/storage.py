@@ -36,7 +36,7 @@ CONFIG_FILE = "config.json"
 TENSORS_STEM = "diffusion_pytorch_model"
 TENSORS_FILE = f"{TENSORS_STEM}.safetensors"
 ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
-_LARGEST = 2**16  # integer in a configuration: networks of more layers or channels are refused
+_LARGEST = 2**16  # integer in a configuration: larger numbers of layers or channels are errors
 _LINEAR = ("identity", "patch_pca")
 
 

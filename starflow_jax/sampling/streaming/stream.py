@@ -125,7 +125,7 @@ def stream_plan(
     drawn: list[tuple[np.ndarray, ...]] = []
     reports = []
     for begin in range(0, count, plan.batch_size):
-        # A short last batch is filled up with copies, so that no further program is compiled.
+        # A short last batch is padded with copies, so that no further program is compiled.
         size = min(plan.batch_size, count - begin)
         rows = np.resize(np.arange(begin, begin + size), plan.batch_size)
         part = dataclasses.replace(

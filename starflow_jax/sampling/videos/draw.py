@@ -1,6 +1,6 @@
 """Samples of videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
 
-`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` draws the videos. The steps are functions
+`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` samples the videos. The steps are functions
 (`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`) that streaming (`sampling.streaming`) shares, so that it
 gives the same videos.
 """
@@ -96,7 +96,7 @@ def draw_plan(
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     begun = time.perf_counter()
-    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []

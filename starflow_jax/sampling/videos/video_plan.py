@@ -90,7 +90,7 @@ class VideoOptions(SamplingOptions):
     """Options of `plan_videos`, `generate` and `stream`.
 
     Attributes:
-      batch_size: videos sampled together; the last batch is filled up with copies.
+      batch_size: videos sampled together; the last batch is padded with copies.
       frames: T, given frames included; None for as many as trained on.
       size: rows and columns; None for those trained on.
       prefix: clean frames [P, H, W, C] or [1 or n, P, H, W, C] with which the videos begin, uint8 or float in [-1, 1],

@@ -353,8 +353,8 @@ def load_run(
     Args:
       workdir: the folder of the run.
       ema: whether to load the exponential moving average of the parameters if the run keeps one.
-      layout: of the devices that the parameters are sharded over, whatever the run was trained on; None for one device.
-      step: which checkpoint; None for the newest.
+      layout: of the devices that the parameters are sharded over, independent of the training; None for one device.
+      step: of the checkpoint; None for the newest.
 
     Returns:
       The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a

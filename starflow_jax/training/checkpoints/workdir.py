@@ -1,4 +1,4 @@
-"""The folder of a run: its files, which run it belongs to, and whether it is in use."""
+"""The folder of a run: its files, the run that it belongs to, and the lock while it is in use."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
     """The configuration, of class `cls`, of the run in `workdir`; None if there is no run.
 
     Raises:
-      ValueError: the file is no valid configuration.
+      ValueError: the file is not a valid configuration.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
