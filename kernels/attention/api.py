@@ -54,7 +54,7 @@ def attention(
 
     Raises:
       ValueError: arrays that do not fit each other; invalid tiles; no kernel supports the call, and `implementation`
-        insists on one.
+        requires one.
     """
     _check_shapes(query, key, value, layer)
     target = target_of() if target is None else target

@@ -38,7 +38,7 @@ class Blocks:
       block_q_backward, block_k_backward, stages_backward: the same in the backward kernels.
 
     Raises:
-      ValueError: sizes that are no multiples of 64, or no stages.
+      ValueError: sizes that are not multiples of 64, or zero stages.
     """
 
     block_q: int = 64
@@ -77,7 +77,7 @@ def block_start(step: Any, start: Any, ahead: Any, block: int, slots: int) -> tu
     """First slot of the block of a step, and its first valid slot, which is later where the block was moved back.
 
     Args:
-      step: index of the step; the first `ahead` steps are the blocks from 0 on, the others those from `start` on.
+      step: index of the step; the first `ahead` steps visit the blocks from 0 on, later ones those from `start` on.
       block, slots: size of a block, and of the axis.
     """
     wanted = jnp.where(step < ahead, step, start + step - ahead) * block

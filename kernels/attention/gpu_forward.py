@@ -53,7 +53,7 @@ class _Refs(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-    """Shared memory and barriers: of every worker (q, start, end, lse, ready), of every stage (the others)."""
+    """Shared memory and barriers: of every worker (q, start, end, lse, ready), of every stage (all others)."""
 
     q: Any
     k: Any

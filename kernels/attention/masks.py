@@ -1,4 +1,4 @@
-"""Which keys are visible to a query, as a rule on indices, so that no mask of queries x keys is ever stored.
+"""Attention masks as rules on indices, so that no mask of queries x keys is stored.
 
 Visible to a query are the slots of the prefix and those of one interval [start, end), and neither bound decreases from
 one query to the next. From these bounds follow the mask of a tile, whether any or all of a block is visible, and the

@@ -2,8 +2,8 @@
 
 Everything is transposed, channels by slots, and so are the logits, keys by queries. Heads are narrower (64) than the
 lanes of a register and the matrix unit (128, 256): with slots along the lanes no memory is padded, maxima
-and sums run over sublanes, and the narrow side of a product is the one that is streamed through the unit: of the two
-products forward one, of the five backward three, keep all of it busy. docs/performance.md quantifies the gain.
+and sums run over sublanes, and the narrow side of a product is the one that is streamed through the unit: one of
+the two forward products and three of the five backward ones keep it fully busy. docs/performance.md has the gain.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRANSPOSED = (((1,), (1,)), ((), ()))  # a product whose right side is transpose
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """How heads share a grid step.
+    """The assignment of heads to grid steps.
 
     Attributes:
       query_heads, kv_heads: heads of one step.
@@ -83,7 +83,7 @@ class Step:
         )
 
     def cache_block(self) -> pl.BlockSpec:
-        """The same of [layers, B, k, d, S], from the layer that the scalars name."""
+        """As `key_block`, of [layers, B, k, d, S] and the layer that the scalars name."""
         return pl.BlockSpec(
             (None, 1, self.heads.kv_heads, self.call.head_dim, self.block_k),
             lambda b, k, turn, step, steps, bounds: (bounds[2], b, k, 0, steps[1, step]),

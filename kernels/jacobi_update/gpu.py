@@ -25,7 +25,7 @@ _TILE_VALUES = 2048
 
 
 class _Arrangement(NamedTuple):
-    """How a warpgroup covers [tokens, channels]: values of one load, loads side by side in a token, tokens."""
+    """The arrangement of a warpgroup over [tokens, channels]: values per load, loads per token, tokens."""
 
     vector: int
     loads: int

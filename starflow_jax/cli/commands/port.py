@@ -145,7 +145,7 @@ def _mode(arguments: argparse.Namespace) -> str:
 
 
 def _quiet(devices: bool = False) -> None:
-    """Keeps arrays on the host unless a mesh is requested, and silences Orbax's logs: errors are raised as sentences."""
+    """Keeps arrays on the host unless a mesh is requested, and silences Orbax's logs: errors are sentences."""
     import logging
 
     import jax

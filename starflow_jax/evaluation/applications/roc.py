@@ -55,7 +55,7 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> Auroc:
 def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates as the threshold falls, float64 [k], from (0, 0) to (1, 1).
 
-    Args and errors as of `auroc`; ties are one step, so that the trapezia below the curve have the area of `auroc`.
+    Args and errors as of `auroc`; ties are one step, so that the trapezoidal area under the curve is that of `auroc`.
     """
     high, low = _scores("positives", positives), _scores("negatives", negatives)
     thresholds = np.unique(np.concatenate([high, low]))[::-1]

@@ -14,7 +14,7 @@ from starflow_jax.evaluation.samples.metric import metric_spec
 from starflow_jax.sampling.requests import SolverRequest
 
 BITS = "bpd"  # the metric that is computed of held-out images and not of samples
-FOLDER = "quality"  # of the results, in the folder of the run
+FOLDER = "quality"  # folder of the results, in the folder of the run
 NUM_SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
 
 

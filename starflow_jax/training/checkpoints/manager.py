@@ -54,7 +54,7 @@ from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, init_state
 
 REST = "rest"
-_ALONE_SECONDS = 20.0  # that a failed process waits for a save in which the others take part
+_ALONE_SECONDS = 20.0  # seconds that a failed process waits for a save in which the others take part
 PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
 
 
@@ -116,7 +116,7 @@ class Checkpoints:
                 self._close_soon()
             else:
                 self._manager.close()  # waits
-        except Exception as error:  # of a save in the background
+        except Exception as error:  # the error of a save in the background
             failed = self._failed(error)
             if kind is None:
                 raise failed from error
