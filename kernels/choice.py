@@ -1,9 +1,9 @@
-"""Which implementation of an operation runs: one rule for every operation of `starflow_jax.kernels`.
+"""Chooses the implementation of an operation, by one rule for every operation of `starflow_jax.kernels`.
 
 An operation has a reference in plain jnp ("xla": every platform, every call) and may have Pallas kernels for some
-platforms, each for the calls that it supports. By default a kernel runs wherever one supports the call, otherwise the
-reference; where a platform has a kernel that does not support the call, one logged sentence says why.
-`implementation="xla"` or `"pallas"` insists, and what is not possible is an error that gives the reason.
+platforms, each for the calls that it supports. By default a kernel runs where one supports the call, otherwise the
+reference; where a platform has a kernel that does not support the call, one logged sentence gives the reason.
+`implementation="xla"` or `"pallas"` forces the choice, and raises an error with the reason where it is impossible.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def choose(
 
     Args:
       operation: its name, for messages.
-      implementation: what the caller asks for; None leaves it to the rule.
-      target: what the program is compiled for.
+      implementation: the requested implementation; None applies the rule.
+      target: the devices that the program is compiled for.
       support: whether the kernel of the target's platform supports the call; not used where the platform has none.
 
     Raises:
@@ -102,5 +102,5 @@ def choose(
 
 @functools.cache
 def _log_once(sentence: str) -> None:
-    # Once a process: every layer and every trace asks again.
+    # Logged once per process, because every layer and every trace calls this function.
     _LOG.info(sentence)

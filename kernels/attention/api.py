@@ -33,7 +33,7 @@ def attention(
 ) -> Float[Array, "B h n d"]:
     """Scaled attention whose scale (and temperature) is already inside `query`; sums in float32.
 
-    A query that sees no key gets zeros. What can be differentiated, and by what, is in `derivatives`.
+    The output of a query without visible keys is zero. `derivatives` describes differentiation.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale and divided by the temperature.
@@ -54,7 +54,7 @@ def attention(
 
     Raises:
       ValueError: arrays that do not fit each other; invalid tiles; no kernel supports the call, and `implementation`
-        insists on one.
+        requires one.
     """
     _check_shapes(query, key, value, layer)
     target = target_of() if target is None else target

@@ -1,4 +1,4 @@
-"""What a call of attention is, and what an implementation of it has to offer."""
+"""The static description of an attention call, and the interface of its implementations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs: the operands, and the results of the forward pass.
+    """The residuals of the backward pass: the operands, and the results of the forward pass.
 
     Attributes:
       query: [B, h, n, d]; key, value: [B, k, S, d], one layer.
@@ -56,7 +56,7 @@ class AttentionCall:
       dtypes: of query, key and value.
       offset, length: of `Bounds` where they are known when the program is traced, else None.
       stacked: keys and values are [layers, B, k, S, d].
-      tiles: block sizes, the type depends on the implementation; None for its own choice.
+      tiles: block sizes, the type depends on the implementation; None for its default.
       precision: of float32 products.
       query_chunk: queries at a time of the reference.
       interpret: run the kernel on any device, slowly.
@@ -91,7 +91,7 @@ class AttentionCall:
 
     @property
     def problem(self) -> Problem:
-        """What a schedule of blocks depends on."""
+        """The problem of the call, from which a schedule of blocks is built."""
         return Problem(self.rule, self.num_queries, self.num_slots, self.num_queries)
 
     def bounds(self, traced: jax.Array) -> Bounds:

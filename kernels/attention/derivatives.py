@@ -27,12 +27,12 @@ def attend(
     value: jax.Array,
     traced: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`kernel.forward`, with derivatives by query, key and value; nothing is differentiated by the second result.
+    """`kernel.forward`, with derivatives with respect to query, key and value; the second result is not differentiated.
 
     Args:
       kernel, call: the implementation, and the call that it prepared.
       query, key, value: see `AttentionKernel.forward`.
-      traced: int32 [offset, length, layer], for those that `call` does not know.
+      traced: int32 [offset, length, layer], for those that are None in `call`.
     """
     return kernel.forward(call, query, key, value, call.bounds(traced))
 
@@ -69,7 +69,7 @@ def _gradients(
 ) -> Gradients:
     """dq, dk, dv as a function of query, key, value [B, k, S, d] and `do`.
 
-    `out` and `lse` follow from the others: the derivatives by the others include what depends on them.
+    `out` and `lse` are functions of the others, whose derivatives include the terms through them.
     """
     return kernel.backward(call, residuals, do, _of_one_layer(call.bounds(traced)))
 

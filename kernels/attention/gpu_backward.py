@@ -1,7 +1,7 @@
 """The backward attention kernels on Hopper GPUs (Pallas Mosaic GPU): one for dq, one for dk and dv.
 
 The first goes over the blocks of keys that are visible to a tile of queries, the second over the blocks of queries that
-see a tile of keys, with everything transposed, so that every sum stays in the registers of one warpgroup. Both
+see a tile of keys, with all operands transposed, so that every sum stays in the registers of one warpgroup. Both
 recompute the weights. Keys that several heads share get one gradient a head, which XLA adds up.
 """
 
@@ -161,7 +161,7 @@ def _load_rows(buffers: _Buffers, index: Any, axis: int) -> list[Any]:
 
 
 def _query_tile() -> Any:
-    # The last tiles of a causal rule have most to do: they go first.
+    # The last tiles of a causal rule have the most steps, so they run first.
     return jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
 
 

@@ -1,9 +1,9 @@
-"""What the Hopper attention kernels share: block sizes, buffers, masks of tiles.
+"""Code that the Hopper attention kernels share: block sizes, buffers, masks of tiles.
 
-Which keys a row sees comes in as two numbers a row (the interval's start and end), so that the kernels know no rule;
-which blocks a tile visits, and which of them need no mask, as five numbers a tile (`ranges`). The last tile and the
-last block are moved back where they would stick out: rows are then computed twice, equal up to the order of sums, and
-keys of the block before are masked.
+The kernels do not evaluate the visibility rule. They read two numbers for each row (start and end of the visible
+interval), and five for each tile: the blocks to visit, and those that need no mask (`ranges`). The last tile and the
+last block are moved back where they would extend beyond the end: rows are then computed twice, equal up to the order
+of sums, and keys of the block before are masked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starflow_jax.kernels.attention.ranges import STEPS, WHOLE, WHOLE_END
 
 # A maximum starts at LOWEST, below every logit; masked logits are so far below that their weight is 0.
 LOWEST, MASKED = -1e30, -3e30
-# The lse of a query that sees no key.
+# The lse of a query without visible keys.
 EMPTY_LSE = 1e30
 LOG2E = math.log2(math.e)
 # Warpgroups that multiply; one more copies.
@@ -38,7 +38,7 @@ class Blocks:
       block_q_backward, block_k_backward, stages_backward: the same in the backward kernels.
 
     Raises:
-      ValueError: sizes that are no multiples of 64, or no stages.
+      ValueError: sizes that are not multiples of 64, or zero stages.
     """
 
     block_q: int = 64
@@ -54,7 +54,7 @@ class Blocks:
             raise ValueError(f"blocks must be multiples of 64 and stages >= 1, got {self}")
 
 
-# By head dim; chosen by what fits registers (two tiles of logits of 64 rows) and shared memory, not measured.
+# By head dim; chosen to fit registers (two tiles of logits of 64 rows) and shared memory, not measured.
 BLOCKS = {64: Blocks(stages=4, stages_backward=4), 128: Blocks()}
 
 
@@ -74,10 +74,10 @@ def smem(shape: tuple[int, ...], dtype: Any = jnp.bfloat16) -> Any:
 
 
 def block_start(step: Any, start: Any, ahead: Any, block: int, slots: int) -> tuple[Any, Any]:
-    """First slot of the block of a step, and the first that counts: later where the block was moved back.
+    """First slot of the block of a step, and its first valid slot, which is later where the block was moved back.
 
     Args:
-      step: index of the step; the first `ahead` steps are the blocks from 0 on, the others those from `start` on.
+      step: index of the step; the first `ahead` steps visit the blocks from 0 on, later ones those from `start` on.
       block, slots: size of a block, and of the axis.
     """
     wanted = jnp.where(step < ahead, step, start + step - ahead) * block
@@ -92,7 +92,7 @@ def tile_mask(base: Any, wanted: Any, prefix: Any, start: Any, end: Any, shape: 
 
 
 def loop_over_blocks(ranges: Any, tile: Any, step: Any, carry: Any) -> Any:
-    """The steps `step(masked, index, carry)` of a tile, of which those in the middle need no mask."""
+    """Runs `step(masked, index, carry)` for every step of a tile; those in the middle need no mask."""
     whole, whole_end, steps = ranges[tile, WHOLE], ranges[tile, WHOLE_END], ranges[tile, STEPS]
 
     def masked(index: Any, carry: Any) -> Any:

@@ -53,7 +53,7 @@ class _Refs(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-    """Shared memory and barriers: of every worker (q, start, end, lse, ready), of every stage (the others)."""
+    """Shared memory and barriers: of every worker (q, start, end, lse, ready), of every stage (all others)."""
 
     q: Any
     k: Any
@@ -124,7 +124,7 @@ def _forward_entry(call: AttentionCall, refs: _Refs) -> None:
 
 
 def _tile() -> Any:
-    # The last tiles of a causal rule have most to do: they go first.
+    # The last tiles of a causal rule have the most steps, so they run first.
     return jax.lax.axis_size("tile") - 1 - jax.lax.axis_index("tile")
 
 

@@ -1,4 +1,4 @@
-"""Which keys are visible to a query, as a rule on indices, so that no mask of queries x keys is ever stored.
+"""Attention masks as rules on indices, so that no mask of queries x keys is stored.
 
 Visible to a query are the slots of the prefix and those of one interval [start, end), and neither bound decreases from
 one query to the next. From these bounds follow the mask of a tile, whether any or all of a block is visible, and the
@@ -58,7 +58,7 @@ class Visibility(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Visibility):
-    """Visible are the query's own slot, all slots before it, and the first `text` slots (also to one another)."""
+    """Causal: the query's slot and all earlier slots are visible, and the first `text` slots are visible to all."""
 
     text: int = 0
 
@@ -142,5 +142,5 @@ class FrameWindow(Visibility):
 def _frame(query: Any, text: int, frame: int, xp: Any) -> Any:
     """The frame of a slot; text counts as frame 0."""
     past = xp.maximum(query - text, 0)
-    # Truncating division: floor division would make a kernel check signs for nothing.
+    # Truncating division, because floor division adds sign checks to a kernel that are never needed.
     return past // frame if xp is np else jax.lax.div(past, jnp.asarray(frame, past.dtype))

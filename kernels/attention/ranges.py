@@ -1,4 +1,4 @@
-"""What the GPU kernels know of a visibility rule: two numbers a row, and five numbers a tile.
+"""A visibility rule as the GPU kernels read it: two numbers for each row, and five numbers for each tile.
 
 The kernels loop, so they take ranges of blocks instead of a list of steps (`schedule`).
 """

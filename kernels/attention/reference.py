@@ -1,4 +1,4 @@
-"""The reference of attention in plain jnp: what every kernel has to compute, and the fallback where none applies."""
+"""The reference implementation of attention in plain jnp, which is also the fallback where no kernel applies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients
 from starflow_jax.kernels.attention.masks import Causal, Full, Visibility
 from starflow_jax.kernels.choice import Support
 
-# Finite, so that a query that sees no key gives no NaN.
+# Finite, so that a query without visible keys does not give NaN.
 _MASKED = -1e30
 
 # Queries of a chunk: enough to keep a processor's caches busy, and at most so many chunks that the program of a long
 # sequence stays small.
 _CHUNK, _MAX_CHUNKS = 128, 16
 
-# From so many pairs on, the backward pass recomputes the weights instead of storing them: those of 1,024 tokens are
-# 4 MiB for each head of each sample.
+# From this number of pairs on, the backward pass recomputes the weights instead of storing them: those of 1,024 tokens
+# are 4 MiB for each head of each sample.
 _MAX_STORED_PAIRS = 2**20
 
 
@@ -58,7 +58,7 @@ def attention(
     """Scaled attention whose scale is already inside `query`; softmax in float32.
 
     A pass from slot 0 takes the queries in chunks, each with the keys visible to it only, and does not store the
-    weights of a long sequence for the backward pass. A query that sees no key gets zeros.
+    weights of a long sequence for the backward pass. The output of a query without visible keys is zero.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale.

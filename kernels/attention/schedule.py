@@ -21,7 +21,7 @@ FIRST, LAST, PARTIAL, EMPTY = 1, 2, 4, 8
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a schedule depends on besides offset and length.
+    """The static inputs of a schedule, besides offset and length.
 
     Attributes:
       rule: which keys are visible to a query.

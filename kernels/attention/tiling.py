@@ -23,7 +23,7 @@ class Costs:
 
     Attributes:
       forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
-      step: for a step of the grid, whatever its size: filling the units, and about 0.3 us between steps.
+      step: for a step of the grid of any size: filling the units, and about 0.3 us between steps.
       memory: bytes of vector memory that a kernel may use.
     """
 
@@ -66,7 +66,7 @@ class Tiles:
       memory: bytes of vector memory that the compiler may use.
 
     Raises:
-      ValueError: block sizes that are no multiples of 128, or no heads.
+      ValueError: block sizes that are not multiples of 128, or zero heads.
     """
 
     block_q: int

@@ -15,7 +15,7 @@ from starflow_jax.kernels.choice import Support
 
 
 def tpu_support(call: AttentionCall) -> Support:
-    """What every TPU kernel needs."""
+    """The requirements of every TPU kernel."""
     first, *others = call.dtypes
     if first not in (jnp.bfloat16, jnp.float32) or any(dtype != first for dtype in others):
         dtypes = ", ".join(map(str, call.dtypes))

@@ -1,9 +1,9 @@
-"""What the TPU's forward and backward attention kernels share: grids, blocks, masks.
+"""Code that the TPU's forward and backward attention kernels share: grids, blocks, masks.
 
 Everything is transposed, channels by slots, and so are the logits, keys by queries. Heads are narrower (64) than the
-lanes of a register and the matrix unit (128, 256): with slots along the lanes nothing is padded in any memory, maxima
-and sums run over sublanes, and the narrow side of a product is the one that is streamed through the unit: of the two
-products forward one, of the five backward three, keep all of it busy. docs/performance.md counts what this is worth.
+lanes of a register and the matrix unit (128, 256): with slots along the lanes no memory is padded, maxima
+and sums run over sublanes, and the narrow side of a product is the one that is streamed through the unit: one of
+the two forward products and three of the five backward ones keep it fully busy. docs/performance.md has the gain.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starflow_jax.kernels.attention.schedule import EMPTY, PARTIAL, Schedule
 
 # A maximum starts at LOWEST, below every logit; masked logits are so far below that their weight is 0.
 LOWEST, MASKED = -1e30, -3e30
-# The lse of a query that sees no key: exp(logit - EMPTY_LSE) is 0.
+# The lse of a query without visible keys: exp(logit - EMPTY_LSE) is 0.
 EMPTY_LSE = 1e30
 
 TRANSPOSED = (((1,), (1,)), ((), ()))  # a product whose right side is transposed
@@ -31,7 +31,7 @@ TRANSPOSED = (((1,), (1,)), ((), ()))  # a product whose right side is transpose
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """How heads share a grid step.
+    """The assignment of heads to grid steps.
 
     Attributes:
       query_heads, kv_heads: heads of one step.
@@ -83,7 +83,7 @@ class Step:
         )
 
     def cache_block(self) -> pl.BlockSpec:
-        """The same of [layers, B, k, d, S], from the layer that the scalars name."""
+        """As `key_block`, of [layers, B, k, d, S] and the layer that the scalars name."""
         return pl.BlockSpec(
             (None, 1, self.heads.kv_heads, self.call.head_dim, self.block_k),
             lambda b, k, turn, step, steps, bounds: (bounds[2], b, k, 0, steps[1, step]),
@@ -122,6 +122,6 @@ def compiler_params(memory: int) -> pltpu.CompilerParams:
 
 
 def visit_block(flags: Any, visit: Callable[[bool], None]) -> None:
-    """Runs `visit(masked)`: one body for fully visible blocks, one that masks, none for empty blocks."""
+    """Runs `visit(masked)`, without a mask for fully visible blocks, and not at all for empty blocks."""
     pl.when(flags & (PARTIAL | EMPTY) == 0)(functools.partial(visit, False))
     pl.when((flags & PARTIAL != 0) & (flags & EMPTY == 0))(functools.partial(visit, True))

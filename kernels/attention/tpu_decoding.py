@@ -1,6 +1,6 @@
 """Attention of a few queries to a long cache on TPUs: decoding by tokens and by small chunks (Pallas Mosaic).
 
-The time is that of reading keys and values once, so everything else has to be small. Heads are packed: the queries of
+The time is that of reading keys and values once, so all other costs have to be small. Heads are packed: the queries of
 as many heads as fit in 128 rows form one block-diagonal matrix, whose product with the keys of those heads is the
 logits of all of them, row by row. The cache is read in place (no layer of it is copied), and only up to the last
 visible key.
@@ -111,7 +111,7 @@ class TPUDecoding:
             interpret=call.interpret,
             name="attention_decode",
         )(*scalars(plan, bounds), sparse, *(jnp.swapaxes(a, 3, 4) for a in (key, value)))
-        # The rows of a head were multiplied by the values of all heads of its pack: its own are on the diagonal.
+        # The rows of a head were multiplied by the values of all heads of its pack; its result is on the diagonal.
         spread = out.reshape(batch, parts, packed, group, packed, dim)
         return jnp.einsum("bphrhd->bphrd", spread).reshape(batch, heads, count, dim), None
 

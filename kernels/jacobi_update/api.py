@@ -1,4 +1,4 @@
-"""The parallel Jacobi update: what one iteration computes between two evaluations of the network."""
+"""The parallel Jacobi update, the computation of one iteration between two evaluations of the network."""
 
 from __future__ import annotations
 

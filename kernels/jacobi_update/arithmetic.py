@@ -1,6 +1,6 @@
 """Mean, scale and guidance inside the kernels, in operations that the TPU's and the GPU's compilers both have.
 
-`flows.affine_head` defines what is computed; here log1p, square roots and powers are written out.
+`flows.affine_head` defines the computation; here log1p, square roots and powers are written out.
 """
 
 from __future__ import annotations

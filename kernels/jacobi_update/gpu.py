@@ -1,6 +1,6 @@
 """The Jacobi update on NVIDIA GPUs: one Pallas kernel (Mosaic GPU), one warpgroup for a tile of tokens of a sample.
 
-Values go from global memory to registers and back: nothing is used twice, so nothing passes through shared memory.
+Values go from global memory to registers and back. No value is used twice, so shared memory is not needed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall, Updated
 
 _WARPS, _LANES = 4, 32
-# The most values of x in a tile: 16 a thread leave registers for what is computed from them.
+# The most values of x in a tile: 16 per thread leave registers for intermediate results.
 _TILE_VALUES = 2048
 
 
 class _Arrangement(NamedTuple):
-    """How a warpgroup covers [tokens, channels]: values of one load, loads side by side in a token, tokens."""
+    """The arrangement of a warpgroup over [tokens, channels]: values per load, loads per token, tokens."""
 
     vector: int
     loads: int

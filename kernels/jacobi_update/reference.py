@@ -1,9 +1,9 @@
 """The reference of the parallel Jacobi update in plain jnp, and the structures that describe a call of it.
 
-An update computes mean and scale of every token from the network's output, x = mean + scale z, keeps the tokens that
-do not move, and measures by how much the others moved (specification, section 4). The reference runs on CPUs and
-wherever no kernel applies; the kernels in `tpu` and `gpu` are tested against it. How the output gives mean and scale
-is the business of an `OutputHead`, which `flows` implements.
+An update computes mean and scale of every token from the network's output, x = mean + scale z, leaves the tokens
+outside the span unchanged, and measures the change of the others (specification, section 4). The reference runs on
+CPUs and where no kernel applies; the kernels in `tpu` and `gpu` are tested against it. An `OutputHead`, which `flows`
+implements, computes mean and scale from the output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Updated = tuple[jax.Array, jax.Array]
 
 @runtime_checkable
 class OutputHead(Protocol):
-    """How the network's output gives mean and scale; static and hashable. `flows.affine_head` implements it.
+    """Computes mean and scale from the network's output; static and hashable. `flows.affine_head` implements it.
 
     The reference calls `mean_and_scale`; kernels compute the same from the attributes.
 
@@ -64,7 +64,7 @@ class Operands(NamedTuple):
         guidance [2B, n, 2c], conditional rows first; c channels instead of 2c where the scale is "unit".
       z: [B, n, c] float32 noise.
       x: [B, n, c] float32, the old estimate.
-      span: [B, 2] int32; tokens span[b, 0] to span[b, 1] - 1 of sample b move. All others (a committed prefix, tokens
+      span: [B, 2] int32; tokens span[b, 0] to span[b, 1] - 1 of sample b change. All others (a committed prefix, tokens
         behind the end, samples that have converged) are unchanged.
       weight: guidance weight, [] float32.
       first: index of the chunk's first token in the sequence, [] int32, for an annealed weight.

@@ -101,7 +101,7 @@ def _update_tile(call: UpdateCall, rows: int, length: int, refs: _Refs) -> None:
         weight = weight * (refs.first[0] + token).astype(jnp.float32) / max(head.annealed_tokens - 1, 1)
     for row in range(rows):
         sample = pl.program_id(0) * rows + row
-        # Whatever a block holds behind the last token is undefined.
+        # The values of a block behind the last token are undefined.
         moves = (token >= refs.span[sample, 0]) & (token < jnp.minimum(refs.span[sample, 1], tokens))
         passes = [refs.out[index, row].astype(jnp.float32) for index in range(head.num_passes)]
         raw = [(out[:split] if split else None, out[split:]) for out in passes]

@@ -1,4 +1,4 @@
-"""`starflow COMMAND`: parses the arguments, runs the command, answers bad input with one sentence and an exit code.
+"""`starflow COMMAND`: parses the arguments, runs the command, reports bad input with one sentence and an exit code.
 
 Exit codes: 0 success, 2 bad input, 3 partial success (sweep), 130 interrupted. Any other exception is a bug and keeps
 its traceback.
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(argv: list[str], others: Others) -> int:
-    """Runs a command, prints an error and tells it to the other processes of the run; returns the exit code."""
+    """Runs a command, prints an error and sends it to the other processes of the run; returns the exit code."""
     try:
         code = _run(argv, others)
         if code:

@@ -1,4 +1,4 @@
-"""Tells bad input, which is answered with one sentence, from bugs, which keep their traceback."""
+"""Distinguishes bad input, which is reported in one sentence, from bugs, which keep their traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sentences(*checks: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     except RequestError:
-        raise  # the command line words it with the names of its options
+        raise  # the command line replaces field names by the names of its options
     except (ValueError, OSError) as error:
         if checks and not _went_through(error.__traceback__, {check.__code__ for check in checks}):
             raise

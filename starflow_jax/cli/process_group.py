@@ -1,7 +1,7 @@
-"""The processes of one run: which is the first, and how all of them end when one fails.
+"""The processes of one run: process 0, and the termination of all processes when one fails.
 
 A process that fails writes its error into the key-value store of process 0 (`jax.distributed`), because the others
-would wait for it forever. A thread of each process polls the store, whatever the program waits for. A process that is
+would wait for it forever. A thread of each process polls the store, even while the program waits. A process that is
 killed writes nothing: on CPUs its connections break at once, elsewhere JAX ends the others when its heartbeat has been
 missing for `HEARTBEAT_SECONDS`.
 """
@@ -40,7 +40,7 @@ class Others:
 
     def watch(self) -> None:
         """Starts the thread that ends this process when another one has failed."""
-        from jax._src.distributed import global_state  # there is no public way to the store
+        from jax._src.distributed import global_state  # there is no public access to the store
 
         self._client, self._process = global_state.client, global_state.process_id
         self._count = global_state.num_processes

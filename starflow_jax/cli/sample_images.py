@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def sample_images(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
-    """Draws the images of a request, writes and reports them; returns an exit code."""
+    """Samples the images of a request, writes and reports them; returns an exit code."""
     from starflow_jax.core.figures import write_json
     from starflow_jax.sampling import check_request
     from starflow_jax.sampling.captions import caption_reader
@@ -83,7 +83,7 @@ def _uses_untrained_null(run: Run, plan: ImagePlan) -> bool:
 
 
 def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | None) -> dict[str, Any]:
-    """What --json holds about the images."""
+    """The figures of the images for --json."""
     from starflow_jax.sampling.solver_choice import solver_figures
 
     read, candidates = plan.captions, plan.request.candidates

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
-    """Draws the videos of a request, writes and reports them.
+    """Samples the videos of a request, writes and reports them.
 
     Returns:
       An exit code: 0, or 2 where no caption can be read.
@@ -77,7 +77,7 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
 def _figures(
     planned: VideoRequestPlan, result: SampledVideos, files: Sequence[str], frames_per_second: float
 ) -> dict[str, Any]:
-    """What --json holds about the videos."""
+    """The figures of the videos for --json."""
     from starflow_jax.sampling.solver_choice import solver_figures
 
     plan, scores, report = planned.plan, result.scores, result.samples.report

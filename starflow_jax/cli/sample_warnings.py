@@ -13,7 +13,7 @@ def warn_of(report: SampleReport, what: str, *, untrained_null: bool) -> None:
     """Warns of chunks that did not converge, of values that are not finite, and of an untrained prediction.
 
     Args:
-      report: of the samples; what: "pictures" or "videos".
+      report: of the samples; what: the word for the samples, "pictures" or "videos".
       untrained_null: whether the prediction without a condition was used, although it was not trained.
     """
     if not report.converged:

@@ -30,16 +30,16 @@ class Silent:
     """A watcher that prints nothing."""
 
     def begun(self, cell: Cell, rows: int) -> None:
-        """See `sweeps.run.Watcher`."""
+        """See `sweeps.runner.Watcher`."""
 
     def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
-        """See `sweeps.run.Watcher`."""
+        """See `sweeps.runner.Watcher`."""
 
     def done(self, cell: Cell, row: dict[str, Any], *, before: bool) -> None:
-        """See `sweeps.run.Watcher`."""
+        """See `sweeps.runner.Watcher`."""
 
     def failed(self, cell: Cell, sentence: str) -> None:
-        """See `sweeps.run.Watcher`."""
+        """See `sweeps.runner.Watcher`."""
 
     def close(self) -> None:
         """Called after the last cell."""

@@ -57,7 +57,7 @@ def write_videos(
 
     Args:
       out: the file, or a folder for one file per video.
-      drawn: all videos.
+      drawn: all sampled videos.
       keep: indices of the videos to write.
       captions: the captions of these m videos.
       fps: frames per second.

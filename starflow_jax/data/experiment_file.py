@@ -1,4 +1,4 @@
-"""An experiment file, written from a suggested configuration."""
+"""Writes an experiment file from a suggested configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_experiment_file(survey: FolderSurvey, out: Path) -> Suggestion:
       out: a new file that ends in ".py".
 
     Returns:
-      What was suggested.
+      The suggestion.
 
     Raises:
       ValueError: another suffix, or a file that exists.
@@ -31,7 +31,7 @@ def write_experiment_file(survey: FolderSurvey, out: Path) -> Suggestion:
     check(out.suffix == ".py", f"out must end in .py, got {out}")
     check(not out.exists(), f"out must be a new file, got {out}, which exists")
     suggestion = suggest_config(survey)
-    build(ExperimentConfig, suggestion.values)  # what is written can be read
+    build(ExperimentConfig, suggestion.values)  # checks that the written file can be read
     write_text(out, _text(survey, suggestion, out))
     return suggestion
 

@@ -1,4 +1,4 @@
-"""A configuration for a folder of images: the folder is surveyed, and a flow of a sensible size is suggested for it."""
+"""Surveys a folder of images, and suggests an experiment with a flow of suitable size."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from starflow_jax.data.decoding.image_decoding import FORMATS, SUFFIXES, image_f
 from starflow_jax.data.sources.folders import Folder, split_folder, split_names
 
 MAX_SURVEYED = 2000  # images whose headers and captions are read, evenly spaced over the folder
-MAX_WORDS = 512  # of a suggested vocabulary, the most frequent ones
+MAX_WORDS = 512  # words of a suggested vocabulary, the most frequent ones
 _PUNCTUATION = ".,;:!?\"'()[]"
 _SIDES = (16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSurvey:
-    """What a folder of images holds.
+    """Statistics of a folder of images.
 
     Attributes:
       path: the folder; num_images: images of its training split.
@@ -122,11 +122,11 @@ def suggest_config(survey: FolderSurvey, given: Mapping[str, Any] | None = None)
     """Suggests an experiment for a folder of images.
 
     A flow reads classes where the folder has at least two class folders (TARFlow), else captions where at least half
-    of the images have one (STARFlow with a vocabulary of their words), else nothing (TARFlow).
+    of the images have one (STARFlow with a vocabulary of their words), else no condition (TARFlow).
 
     Args:
       survey: of the folder.
-      given: nested values that are set already; they are kept, and the suggested ones fit them.
+      given: nested values that are set already; they are not changed, and the suggested ones fit them.
     """
     given = given or {}
     flow_given, train_given = given.get("flow", {}), given.get("train", {})
@@ -152,7 +152,7 @@ def suggest_config(survey: FolderSurvey, given: Mapping[str, Any] | None = None)
 
 
 def _merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `given` in their place, level by level."""
+    """`values` overridden by those of `given`, recursively."""
     result = dict(values)
     for name, value in given.items():
         inner = result.get(name)
@@ -162,7 +162,7 @@ def _merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def _condition(survey: FolderSurvey, given: Mapping[str, Any], reasons: dict[str, str]) -> str:
-    """What the flow is conditioned on: "classes", "captions" or "nothing"."""
+    """The condition of the flow: "classes", "captions" or "nothing"."""
     if given.get("text_dim") or (given.get("family") == "starflow" and survey.words):
         return "captions"
     if len(survey.classes) > 1:

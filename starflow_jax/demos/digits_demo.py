@@ -291,7 +291,7 @@ def _draw(params: Params, config: ExperimentConfig, real: ArraySource, path: Pat
     scaled = np.rint(real.images[examples] * (255.0 / (real.levels - 1))).astype(np.uint8)
     panels = [("real, held out", scaled.reshape(shape))]
     weights = {"drawn": 0.0}
-    # Without label dropping in training there is no unconditional model to guide away from.
+    # Without label dropping in training there is no unconditional model, which guidance needs.
     if config.data.label_drop > 0:
         weight = config.sample.guidance or 1.0
         weights[f"drawn, guidance {weight:g}"] = weight

@@ -1,4 +1,4 @@
-"""The samples of the video demo: from captions, from a first frame, from another video, and of greater length.
+"""The samples of the video demo: from captions, from a first frame, from another video, and longer than trained.
 
 Each is shown beside real clips, before and after the training noise is removed.
 """
@@ -36,7 +36,7 @@ class Drawing:
     Attributes:
       name: of its files.
       real: uint8 [m, T, H, W, C] 0..255, shown beside the samples; rows: indices of the m samples shown.
-      drawn: the samples, noisy and denoised.
+      drawn: the generated samples, noisy and denoised.
       figures: measurements as plain values.
     """
 

@@ -27,7 +27,7 @@ def _check_split(split: Split | None, name: str = "split") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
-    """Which parameters of a run are used, and the noise.
+    """Fields that name the parameters of a run, and the noise.
 
     Attributes:
       workdir: folder of the run; step: of the checkpoint, None for the newest.
@@ -150,7 +150,7 @@ class VideoQualityRequest:
 
     Attributes:
       video: clips: video files, folders of PNGs, or folders of videos.
-      reference: what each clip should be, in turn; real: real clips, measured for comparison.
+      reference: the clip that each should equal, in turn; real: real clips, measured for comparison.
       caption: of the clips, one for all or one for each; real_caption: of the real clips, None for none, which are then
         not scored.
       workdir, step, ema, seed, draws: of a run on clips that gives bits/dim, see `RunRequest`; workdir None for none.

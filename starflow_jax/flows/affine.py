@@ -1,4 +1,4 @@
-"""The affine map x = mean + scale * z, and how the network's output parametrizes it (specification, section 1.5)."""
+"""The affine map x = mean + scale * z, and its parametrization by the network's output (specification, section 1.5)."""
 
 from __future__ import annotations
 

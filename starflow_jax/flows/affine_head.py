@@ -14,14 +14,14 @@ from starflow_jax.flows.guidance import GuidanceKind, annealed_weight, guide_by_
 
 @dataclasses.dataclass(frozen=True)
 class AffineHead:
-    """What follows the last layer of a block's network; static and without parameters.
+    """The operations after the last layer of a block's network; static and without parameters.
 
     Implements `kernels.jacobi_update.reference.OutputHead`, so that the kernels of the Jacobi update can compute it.
 
     Attributes:
       scale: "softplus" or "exp" of the first half of the channels; "unit": all channels are means and the scale is 1.
       soft_clip: bound of the soft clip of the output, 0 for none.
-      guidance: None, or how the unconditional rows (the second half of the batch) guide the conditional ones.
+      guidance: formula by which the unconditional rows (second half of the batch) guide the conditional ones, or None.
       annealed_tokens: N where the guidance weight of token j of N is multiplied by j / (N - 1); 0 otherwise.
     """
 

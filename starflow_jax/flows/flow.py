@@ -60,7 +60,7 @@ class Flow(nnx.Module):
         self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
 
     def check_condition(self, cond: AnyArray | None, batch: int) -> None:
-        """Raises ValueError unless `cond` is what this flow reads, with `batch` rows."""
+        """Raises ValueError unless `cond` has the kind that this flow reads, and `batch` rows."""
         c = self.config
         if c.text_dim:
             if cond is None or cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != c.text_dim:

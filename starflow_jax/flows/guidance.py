@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how a conditional and an unconditional prediction are combined.
+"""Classifier-free guidance: formulas that combine a conditional and an unconditional prediction.
 
 Specification, section 3.
 """
@@ -70,7 +70,7 @@ class Guidance:
 
     @property
     def kind(self) -> GuidanceKind:
-        """Which formula combines the predictions, see `AffineHead.guidance`."""
+        """The formula that combines the predictions, see `AffineHead.guidance`."""
         return "ratio"
 
     @property
@@ -109,7 +109,7 @@ class LinearGuidance:
     Attributes:
       weight: w >= 0.
       temperature: attention temperature of the unconditional rows.
-      what: "ab" (both), "a" (the log scale) or "b" (the mean).
+      what: the guided quantity, "ab" (both), "a" (the log scale) or "b" (the mean).
       annealed: token j >= 1 of N uses w * j / (N - 1).
     """
 
@@ -156,8 +156,8 @@ def guidance_of(
       cond: the condition that the flow reads, for its shape.
       weight: w >= 0.
       temperature: attention temperature of TARFlow's unconditional rows.
-      null: text states [1 or B, L, text_dim] of the empty caption; None for zeros, which is what the built-in text
-        encoders give for it.
+      null: text states [1 or B, L, text_dim] of the empty caption; None for zeros, the states that the built-in text
+        encoders give.
     """
     if family == "tarflow":
         return LinearGuidance(jnp.float32(weight), temperature)

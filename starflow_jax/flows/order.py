@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from starflow_jax.core.config.flow import FlowConfig
 
-# NumPy arrays are accepted wherever JAX arrays are; static types name the latter alone.
+# NumPy arrays are accepted in place of JAX arrays; static types name the latter alone.
 if TYPE_CHECKING:
     AnyArray = Array
 else:
@@ -112,7 +112,7 @@ def is_frame_causal(config: FlowConfig) -> bool:
 
 
 def reorder(tokens: Float[AnyArray, "B N c"], order: Order, frame: int) -> Float[AnyArray, "B N c"]:
-    """Permutes tokens; each order is its own inverse."""
+    """Permutes tokens; each order is an involution."""
     if order == "identity":
         return tokens
     if order == "flip":

@@ -23,7 +23,7 @@ from starflow_jax.sharding.layout import BATCH, Layout
 
 @runtime_checkable
 class Estimate(Protocol):
-    """What solvers need of a prediction of n tokens; `Prediction` and `Affine` implement it."""
+    """The interface of a prediction of n tokens for solvers; `Prediction` and `Affine` implement it."""
 
     def inverse(self, z: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
         """x = mean + scale * z, float32."""
@@ -97,7 +97,7 @@ BlockPredict = Callable[[jax.Array, "int | jax.Array", KVCache], tuple[Predictio
 
 
 def guided(predict: BlockPredict, guidance: AnyGuidance, num_tokens: int) -> BlockPredict:
-    """Wraps the prediction of a doubled batch, so that solvers get one guided prediction and know no guidance.
+    """Wraps the prediction of a doubled batch, so that solvers get one guided prediction and need no code for guidance.
 
     Args:
       predict: prediction of 2B rows, conditional then unconditional.

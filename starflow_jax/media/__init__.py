@@ -3,7 +3,7 @@
 - `images`: pixels, a grid of samples, PNG files. `contact_sheet`: examples with captions.
 - `writing`: MP4, GIF, strips and folders of frames; several videos in a grid.
 - `reading`: the frames of a video, a folder of images or an image. `clip_reading`: a few frames of a long video.
-- `fitting`: frames cropped, resized and converted to what a model reads.
+- `fitting`: frames cropped, resized and converted to the input of a model.
 """
 
 from starflow_jax.media.fitting import fit_frame

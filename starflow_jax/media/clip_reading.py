@@ -101,7 +101,7 @@ class _Opened:
             self.__exit__(type(error), error)
             raise
         stream = self.container.streams.video[0]
-        stream.thread_type = "NONE"  # the loader has threads of its own
+        stream.thread_type = "NONE"  # the loader uses threads itself
         return self.container, stream
 
     def __exit__(self, kind: Any = None, error: Any = None, *_: object) -> None:

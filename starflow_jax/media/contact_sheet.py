@@ -10,7 +10,7 @@ import numpy as np
 
 from starflow_jax.core.files import replacing
 
-_FRAMES = 4  # of a clip
+_FRAMES = 4  # number of frames of a clip
 _CELL = 1.9  # inches
 _LETTERS = 34
 

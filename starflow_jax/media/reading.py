@@ -121,7 +121,7 @@ class _Source:
 
     def _images(self, path: Path, *, animated: bool) -> Iterator[np.ndarray]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are checked, and damage, which is an error
+            warnings.simplefilter("ignore")  # warnings of sizes, which are checked, and of damage, which is an error
             with Image.open(path, formats=[_IMAGES[path.suffix.lower()]]) as image:
                 check_pixels(image.height, image.width)
                 if not animated or getattr(image, "n_frames", 1) == 1:

@@ -31,7 +31,7 @@ class Attention(nnx.Module):
         # Packed by key/value head: its queries, its key, its value, so that a mesh shards the heads as one axis.
         grouped = (c.kv_heads, c.heads // c.kv_heads + 2, c.head_dim)
         self.qkv = Linear(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
-        # Residual branches start small, so that depth does not blow up the first hidden states.
+        # Residual branches start small, so that hidden states do not grow with depth at initialisation.
         std = (2 * c.layers * c.heads * c.head_dim) ** -0.5
         self.proj = Linear(c.heads * c.head_dim, c.width, out, name="proj", bias=c.bias, std=std, compute=compute)
         self.query_norm = RMSNorm(c.head_dim) if c.qk_norm else None

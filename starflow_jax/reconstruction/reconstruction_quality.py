@@ -25,7 +25,7 @@ class Reconstruction:
     Attributes:
       latents: "clean", or "noisy" with `noise_std` times a standard normal added.
       psnr: mean over images in dB, of pixels clipped to [-1, 1]; psnr_error: its standard error.
-      square_error: mean square error of pixels in [-1, 1]; pictures: number of images.
+      square_error: mean square error of pixels in [-1, 1]; pictures: the number of images.
     """
 
     latents: str

@@ -16,7 +16,7 @@ class TrainAutoencoderRequest:
     Attributes:
       experiment: with `network`.
       workdir: new or empty folder, or the folder of a run of the same experiment.
-      progress: whether to show a progress bar, or lines of text where standard error is no terminal.
+      progress: whether to show a progress bar, or lines of text where standard error is not a terminal.
 
     Raises:
       ValueError: an experiment on the decoder of an autoencoder that exists.

@@ -29,7 +29,7 @@ from starflow_jax.training.step.pixel_source import check_pixels
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What a training of an autoencoder needs besides its training state.
+    """The inputs of the training of an autoencoder, besides its training state.
 
     Attributes:
       objective: experiment, autoencoder and discriminator, static under `jit`.
@@ -48,7 +48,7 @@ class Setup:
 
     @classmethod
     def from_experiment(cls, experiment: AutoencoderExperiment) -> Setup:
-        """Opens what the experiment names.
+        """Opens the models and data that the experiment names.
 
         Raises:
           ValueError: files that are missing or damaged, or parts that do not fit together.
@@ -68,7 +68,7 @@ class Setup:
         return self.objective.experiment
 
     def loader(self, step: int = 0) -> Loader:
-        """This process's rows of the batches, from the first one whatever the step."""
+        """This process's rows of the batches, always from the first batch."""
         process = (0, 1) if self.layout is None else self.layout.share()
         return train_loader(self.source, self.experiment.train.batch_size, self.experiment.seed, process=process)
 

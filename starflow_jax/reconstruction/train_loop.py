@@ -39,7 +39,7 @@ _SCALING_IMAGES = 1024
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedAutoencoder:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
       path: folder of the autoencoder, None where the run was stopped before its end.

@@ -1,6 +1,6 @@
 """Samples of a trained flow: draw noise, invert the flow, remove the training noise, round to pixels.
 
-- `requests`: what is sampled, as frozen dataclasses; `loaded_run`: the trained model.
+- `requests`: sampling requests, as frozen dataclasses; `loaded_run`: the trained model.
 - `sample_run`: samples of a request by one call (`image_requests` and `video_requests` in two steps).
 - `images`: images of labels or text states; `videos`: videos of captions (`videos.video_plan`, `videos.draw`).
 - `streaming`: videos frame by frame, each frame as soon as it is final.

@@ -1,4 +1,4 @@
-"""Captions of a request: which of them a model can read, and their text states."""
+"""Captions of a request: selects those that a model can read, and computes their text states."""
 
 from __future__ import annotations
 

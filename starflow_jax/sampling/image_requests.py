@@ -1,4 +1,4 @@
-"""Requests for images: what is sampled, and the result with the likeliest candidates."""
+"""Plans and runs requests for images, and selects the likeliest candidates."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ImagePlan:
       captions: the captions, None for images of classes; rows: int [n], the caption of every image.
       each: images of every caption.
       guidance: the weight of guidance.
-      solver: how blocks are inverted.
-      batch_size: images drawn together.
+      solver: the solver that inverts blocks.
+      batch_size: images sampled together.
     """
 
     request: SampleRequest
@@ -54,7 +54,7 @@ class SampledImages:
     """The result of a request for images.
 
     Attributes:
-      samples: all images that were drawn.
+      samples: all sampled images.
       kept: int [m], indices of the images to keep: all of them, or the likeliest candidates.
       scores: float32 [m], log-likelihoods of the kept images in nats; None where there are no candidates.
       cond: labels int32 [n] or text states float32 [n, L, text_dim] of all images; None for a flow that reads neither.
@@ -91,7 +91,7 @@ def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]
 
     Args:
       run: the trained model.
-      request: what to draw.
+      request: the request.
       warn: called with messages about captions that are left out and about an old calibration.
 
     Raises:
@@ -132,7 +132,7 @@ def _labels(run: Run, request: SampleRequest, label: int | str, each: int) -> np
 
 
 def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
-    """Draws the images of a plan, and chooses the likeliest candidates where it asks for them.
+    """Samples the images of a plan, and selects the likeliest candidates where it requests them.
 
     Raises:
       ValueError: see `images.check_request`.

@@ -70,7 +70,7 @@ def sample(
     options: ImageOptions | None = None,
     **changes: Any,
 ) -> Samples:
-    """Draws one image for every label.
+    """Samples one image for every label.
 
     Image i depends on the key, on i and on its label alone; the batch size changes the speed, and the samples only
     within the tolerance of a solver that stops for a whole batch. One program is compiled for each batch size and each
@@ -106,7 +106,7 @@ def sample(
     key, scalars = spread(layout, (key, settings.scalars()))
     conditions = labels if options.text is None else np.asarray(options.text, np.float32)
     null = spread(layout, None if options.null is None else np.asarray(options.null, np.float32))
-    # A short last batch is filled up with its own rows, so that residuals over the batch are those of its members.
+    # A short last batch is padded with copies of its rows, so that residuals over the batch are those of its samples.
     batches = [
         np.resize(np.arange(first, min(first + batch_size, count)), batch_size) for first in range(0, count, batch_size)
     ]
@@ -132,9 +132,9 @@ def _draw_batches(
     null: jax.Array | None,
     scalars: dict[str, jax.Array],
 ) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
-    """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of drawing."""
+    """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of sampling."""
     begun = time.perf_counter()
-    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, *rows[0], null, scalars).compile()
     compiled = time.perf_counter()
     denoised, noisy, reports = [], [], []

@@ -1,4 +1,4 @@
-"""A trained model in memory: what sampling draws from."""
+"""Loads a trained model for sampling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
       config: the experiment, with the decoder and the text encoder that sampling uses.
       params: the parameters of the flow, as `flows.parameters.split` gives them.
       step: the training step of the checkpoint.
-      ema: whether the exponential moving average of the parameters was asked for.
+      ema: whether the exponential moving average of the parameters was requested.
     """
 
     workdir: Path
@@ -49,7 +49,7 @@ def open_run(
     """Loads a trained model.
 
     Args:
-      request: which one.
+      request: names the model.
       layout: the devices to spread the parameters over; None for one device.
       adapt: changes the configuration, such as `config.sample`; the flow must stay as it is.
 
@@ -69,7 +69,7 @@ def open_run(
     if decoder is not None:
         config = decoded_by(config, decoder)
     else:
-        load_encoder(config)  # refuses latents that could not be decoded before anything is sampled
+        load_encoder(config)  # raises an error for latents that cannot be decoded, before anything is sampled
     return Run(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
 
 

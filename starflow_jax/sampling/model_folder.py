@@ -101,7 +101,7 @@ def load_model_folder(path: Path | str) -> ModelFolder:
 
 
 def assemble(path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Transfer = "link") -> ModelFolder:
-    """Makes a model folder from parts in other places, completely or not at all.
+    """Makes a model folder from parts in other folders, atomically.
 
     Args:
       path: new or empty.

@@ -34,13 +34,13 @@ class SamplingOptions:
     """Options of sampling; those that are None take the value of `config.sample`.
 
     Attributes:
-      solver: how the blocks are inverted.
+      solver: the solver that inverts the blocks.
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
       temperature: factor of the noise z.
       attention_temperature: divides attention logits: in TARFlow of the unconditional half of guidance, in STARFlow
         everywhere.
-      denoise: how the training noise is removed.
-      batch_size: samples drawn together; the last batch is filled up with copies.
+      denoise: the method that removes the training noise.
+      batch_size: samples generated together; the last batch is padded with copies.
     """
 
     solver: AnySolver | None = None

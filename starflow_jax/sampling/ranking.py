@@ -30,7 +30,7 @@ def log_likelihoods(
     """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
 
     The samples must be those before denoising, which the density of the flow is defined on. The density of a video that
-    was drawn in windows is that of the first window, times those of the new frames of every later window given its
+    was sampled in windows is that of the first window, times those of the new frames of every later window given its
     context. One program is compiled for each shape and reused.
 
     Args:
@@ -39,7 +39,7 @@ def log_likelihoods(
       cond: text states [n, L, text_dim], integer labels [n], or None.
       given: the number P of given frames at the start of every video; needs a flow that is causal in time.
       window, later_cond: as in `solvers.inverse`, for videos that are longer than the window.
-      batch_size: samples scored together; the last batch is filled up with copies.
+      batch_size: samples scored together; the last batch is padded with copies.
 
     Raises:
       ValueError: an argument out of range, or given frames for a flow that is not causal in time.

@@ -1,4 +1,4 @@
-"""What sampling is asked to do: frozen requests, checked when they are built, by a notebook or by the command line."""
+"""Sampling requests: frozen dataclasses, checked when they are built by a notebook or by the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VIDEO_FIELDS = ("image", "continued", "video", "frames", "fps", "aspect", "wind
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
-    """Which trained model to load.
+    """A request to load a trained model.
 
     Attributes:
       workdir: the folder of a run.
@@ -67,13 +67,13 @@ class SolverRequest:
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """Samples to draw from a model of images or of videos; fields that are None take the value of the configuration.
+    """A request for samples of a model of images or videos; fields that are None take the value of the configuration.
 
     Attributes:
       num: samples, or samples of every caption.
-      candidates: draws so many samples of every class or caption, of which the likeliest are kept.
-      keep: how many of the candidates are kept (1).
-      captions: what the samples show; None for no captions.
+      candidates: number of samples of every class or caption, of which the likeliest are kept.
+      keep: number of candidates that are kept (1).
+      captions: captions of the samples; None for none.
       label: images: the index of a class, "all" for the classes in turn (the default), or "none".
       image, continued, video: videos: a file with the first frame; a clip to continue; a clip to translate.
       frames: videos: frames in all, given ones included, counted in pixel space.
@@ -84,10 +84,10 @@ class SampleRequest:
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
       temperature: factor of the noise.
       attention_temperature: divides attention logits.
-      denoise: how the training noise is removed.
-      solver: how blocks are inverted.
+      denoise: the method that removes the training noise.
+      solver: the solver that inverts blocks.
       seed: of the noise.
-      batch_size: samples drawn together (64 images or 8 videos).
+      batch_size: samples generated together (64 images or 8 videos).
 
     Raises:
       RequestError, ValueError: a field is out of range, or fields exclude each other.
@@ -167,7 +167,7 @@ class VBenchRequest:
     Attributes:
       prompts: a file DIMENSION.txt with one prompt a line, or a folder of such files.
       out: the folder of the videos, new or that of an earlier call.
-      num: videos of a prompt; None for as many as VBench asks for.
+      num: videos of a prompt; None for the number that VBench requires.
       scale: the side in pixels of an enlarged pixel.
       frames, fps, aspect, guidance, temperature, denoise, solver, seed, batch_size: as in `SampleRequest`.
 
@@ -197,7 +197,7 @@ class VBenchRequest:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateRequest:
-    """Measurements of how each block of a trained flow is best inverted.
+    """A request to measure the best solver of each block of a trained flow.
 
     Attributes:
       samples: training examples to measure on.

@@ -1,4 +1,4 @@
-"""Samples of a trained model by one call."""
+"""Samples a trained model by one call."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from starflow_jax.sampling.video_requests import SampledVideos, draw_request, pl
 def sample_run(
     run: Run, request: SampleRequest, *, warn: Callable[[str], None] = warnings.warn
 ) -> SampledImages | SampledVideos:
-    """Draws images, or videos from a model of videos, as `starflow sample` does.
+    """Samples images, or videos from a model of videos, as `starflow sample` does.
 
     For example `sample_run(open_run(RunRequest(Path("runs/digits"))), SampleRequest(num=4, label=7)).images`.
 
     Args:
       run: the trained model, see `loaded_run.open_run`.
-      request: what to draw.
+      request: the request.
       warn: called with messages about captions that are left out, given frames and an old calibration.
 
     Returns:

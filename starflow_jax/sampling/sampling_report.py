@@ -1,4 +1,4 @@
-"""Cost and convergence of drawing samples."""
+"""Cost and convergence of sampling."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class UnconvergedChunk:
 
 @dataclasses.dataclass(frozen=True)
 class SampleReport:
-    """Cost and convergence of drawing images or videos.
+    """Cost and convergence of sampling images or videos.
 
     Attributes:
       images: number of images or videos; batches: calls of the compiled program, each of `batch_size` rows.
       evaluations: network evaluations of a whole batch (a guided pair counts once), summed over batches.
       iterations: evaluations of each block in order of inversion (deep block first), summed over batches.
-      seconds: spent on drawing; compile_seconds: spent on compiling before that, about 0 for a cached program.
+      seconds: time of sampling; compile_seconds: time of compiling before it, about 0 for a cached program.
       unconverged: chunks that did not converge; empty for the sequential solver.
       non_finite: images with NaN or infinite values, which become black or white.
     """

@@ -1,6 +1,6 @@
-"""Draws the videos of VBench's prompts into a folder, and continues there after an interruption.
+"""Samples the videos of VBench's prompts into a folder, and resumes after an interruption.
 
-`OUT/vbench.json` records all settings and checksums that the videos depend on; a call with other settings is refused.
+`OUT/vbench.json` records all settings and checksums that the videos depend on; a call with other settings is an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class VBenchExport:
 
     Attributes:
       run: the trained model; request: the request; wanted: the videos.
-      reader: the text encoder; autoencoder: of a model of latents, else None; solver: how blocks are inverted.
+      reader: the text encoder; autoencoder: of a model of latents, else None; solver: the solver that inverts blocks.
       fps: frames per second.
       options: arguments of `plan_videos` that are recorded: frames, size, guidance, temperature, denoise, aspect.
     """
@@ -128,7 +128,7 @@ class VBenchExport:
         write_json(path, self._located_record | {"videos": {}})
 
     def draw_missing(self, progress: Callable[[int], None]) -> bool:
-        """Draws and writes the missing videos, batch by batch; returns whether every inversion converged.
+        """Samples and writes the missing videos, batch by batch; returns whether every inversion converged.
 
         Args:
           progress: called with the number of videos whenever some are written.
@@ -138,12 +138,12 @@ class VBenchExport:
         with tempfile.TemporaryDirectory(dir=out, prefix=".drawing-") as folder:
             for first in range(0, len(missing), size):
                 batch = missing[first : first + size]
-                # The last batch is filled up with copies, so that one program serves all.
+                # The last batch is padded with copies, so that one program serves all.
                 plan = self.plan([batch[row % len(batch)] for row in range(size)])
                 drawn = draw_plan(self.run.params, key, plan)
                 converged = converged and bool(drawn.report.converged)
                 for video, pixels in zip(batch, drawn.videos, strict=False):
-                    # The name of the video itself may be too long for a temporary name made of it.
+                    # A temporary name derived from the name of the video may be too long.
                     temporary = Path(folder) / "video.mp4"
                     write_mp4(temporary, pixels, fps=self.fps, scale=self.request.scale)
                     target = out / video.file
@@ -153,7 +153,7 @@ class VBenchExport:
         return converged
 
     def finish(self) -> dict[str, Any]:
-        """Writes the record with all videos of the folder; returns these, with what their noise depends on."""
+        """Writes the record with all videos of the folder; returns these, with the integers of their noise."""
         path = self.request.out / RECORD
         videos = dict(_read(path).get("videos", {})) | {video.file: video.place for video in self.wanted}
         write_json(path, self._located_record | {"videos": videos})
@@ -167,7 +167,7 @@ def plan_export(
 
     Args:
       run: a model of videos.
-      request: how the videos are drawn.
+      request: the request.
       wanted: the videos, see `videos.vbench.wanted_videos`.
       warn: called with a message about an old calibration.
 

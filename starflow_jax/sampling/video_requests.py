@@ -1,4 +1,4 @@
-"""Requests for videos: what is sampled, and the result with the likeliest candidates."""
+"""Plans and runs requests for videos, and selects the likeliest candidates."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class VideoRequestPlan:
 
     Attributes:
       request: the request.
-      plan: the videos to draw; None where no caption can be read.
+      plan: the videos to sample; None where no caption can be read.
       left_out: (caption, reason) of every caption that the model cannot read.
       each: videos of every caption.
       frames, size: T and (H, W) of the videos in pixels.
       given_frames: of these frames, those that are given.
       fps: frames per second.
-      solver: how blocks are inverted.
+      solver: the solver that inverts blocks.
     """
 
     request: SampleRequest
@@ -60,7 +60,7 @@ class VideoRequestPlan:
 
     @property
     def new_flow_frames(self) -> int:
-        """Frames of the flow that are drawn, of all videos together."""
+        """Number of frames of the flow that are sampled, of all videos together."""
         return 0 if self.plan is None else len(self.plan.captions) * (self.plan.kind.frames - self.plan.given_frames)
 
 
@@ -69,11 +69,11 @@ class SampledVideos:
     """The result of a request for videos.
 
     Attributes:
-      samples: all videos that were drawn.
+      samples: all sampled videos.
       kept: int [m], indices of the videos to keep: all of them, or the likeliest candidates.
       scores: float32 [m], log-likelihoods of the kept videos in nats; None where there are no candidates.
-      streams: how every batch of a stream went; empty without streaming.
-      plan: how they were drawn.
+      streams: the report of every batch of a stream; empty without streaming.
+      plan: their plan.
     """
 
     samples: Videos
@@ -93,7 +93,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
 
     Args:
       run: the trained model.
-      request: what to draw.
+      request: the request.
       warn: called with messages about captions that are left out, given frames and an old calibration.
 
     Raises:
@@ -153,12 +153,12 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
 def draw_request(
     run: Run, planned: VideoRequestPlan, *, progress: Callable[[int], None] | None = None
 ) -> SampledVideos:
-    """Draws the videos of a plan, and chooses the likeliest candidates where it asks for them.
+    """Samples the videos of a plan, and selects the likeliest candidates where it requests them.
 
     Args:
       run: the trained model.
-      planned: what `plan_request` returned.
-      progress: called with the number of new frames of the flow whenever some are drawn.
+      planned: the result of `plan_request`.
+      progress: called with the number of new frames of the flow whenever some are sampled.
 
     Raises:
       ValueError: no caption can be read, or the solver cannot stream.

@@ -93,7 +93,7 @@ class Layout:
     def assemble(self, rows: np.ndarray, axis: int = 0) -> jax.Array:
         """The global batch, given this process's rows of it (along `axis`), those of the shards of `share`."""
         parts, count = self.share()
-        size = rows.shape[axis] // len(parts)  # rows per shard
+        size = rows.shape[axis] // len(parts)  # number of rows per shard
         shape = list(rows.shape)
         shape[axis] = size * count
 
@@ -158,7 +158,7 @@ def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:
 
 
 def kernel_cuts(name: str, ndim: int) -> tuple[Spec, Spec]:
-    """How the kernel of the dense layer `name` is sharded in storage, and in use, where the fsdp axis is gathered."""
+    """Shardings of the kernel of the dense layer `name` in storage, and in use, where the fsdp axis is gathered."""
     stored = spec_of(f"{name}/kernel", ndim)
     return stored, tuple(None if axis == "fsdp" else axis for axis in stored)
 

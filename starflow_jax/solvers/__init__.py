@@ -1,4 +1,4 @@
-"""Inverting the flow: one algorithm a file, all written against a block's prediction."""
+"""Solvers that invert a flow, one algorithm per file, all written against a block's prediction."""
 
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.choice import auto

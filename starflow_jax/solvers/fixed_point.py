@@ -16,14 +16,14 @@ from starflow_jax.solvers.base import StageReport
 
 @flax.struct.dataclass
 class Iterate:
-    """What one iteration hands to the next.
+    """The state that one iteration passes to the next.
 
     Attributes:
       x: [B, n, c] float32, the estimate.
       cache: keys and values, those of the tokens that the last evaluation read included.
       residual: [B] float32, relative mean-square change of each sample; inf before the first iteration.
       active: [B] bool, samples that are iterated further. An inactive sample must keep its estimate and its residual.
-      memory: a pytree of whatever else the solver carries from one iteration to the next.
+      memory: a pytree of further state that the solver carries from one iteration to the next.
     """
 
     x: jax.Array
@@ -100,5 +100,5 @@ def iterate(propose: Propose, start: Iterate, *, max_iterations: int | None = No
 
 
 def relative_change(change: Float[Array, "*B"], square: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """`change` / `square`, of any one shape; 0 where both are 0: zeros that do not move have settled."""
+    """`change` / `square`, of any one shape; 0 where both are 0, since constant zeros have converged."""
     return jnp.where((change == 0) & (square == 0), 0.0, change / square)

@@ -29,7 +29,7 @@ def gs_jacobi(
 
     The sequence of a tough block (a calibration ranks blocks) is cut into equal modules, which are solved one after
     another by Jacobi iteration, each given the solution of those before it. All other blocks are iterated as a whole.
-    There are two differences to the paper: the stopping rule is the relative `Jacobi.tolerance` instead of the mean
+    There are two differences from the paper: the stopping rule is the relative `Jacobi.tolerance` instead of the mean
     absolute change, and estimates are not clamped.
 
     Args:

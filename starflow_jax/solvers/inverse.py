@@ -1,4 +1,4 @@
-"""Noise to data: every block inverted in turn, with guidance, given frames and sliding windows.
+"""The inverse of the flow, noise to data, block by block, with guidance, given frames and sliding windows.
 
 Specification, sections 3 to 5.
 """

@@ -111,7 +111,7 @@ class Jacobi(Solver):
             active = current.active
 
             def evaluate(x: jax.Array, cache: KVCache, inputs: jax.Array) -> tuple[jax.Array, KVCache, jax.Array]:
-                # Far from the solution an estimate may overflow; it must not spoil what is computed from it.
+                # Far from the solution an estimate may overflow; it must not affect values computed from it.
                 prediction, cache = predict(jnp.where(jnp.isfinite(inputs), inputs, 0.0), first, cache)
                 ends = jnp.where(active, jnp.asarray(length, jnp.int32), 0)
                 x, sums = prediction.update(noise, x, jnp.stack([jnp.zeros_like(ends), ends], axis=1))
@@ -135,7 +135,7 @@ class Jacobi(Solver):
         start = Iterate.start(read(0), state.cache, memory=read(offset))
         loop = iterate(propose, start, max_iterations=self.max_iterations, stride=self.check_every)
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, loop.iterate.x, position, axis=1)
-        # As many iterations as tokens are exact whatever the tolerance.
+        # As many iterations as tokens give the exact solution for any tolerance.
         settled = (loop.iterate.residual < self.tolerance) | (loop.iterations >= length)
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report

@@ -1,4 +1,4 @@
-"""Solvers by name, as a configuration or a command line asks for them."""
+"""Builds solvers by name, from a configuration or the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def named_solver(
 ) -> AnySolver:
     """A solver by its registered name.
 
-    What is registered is called with `options`, and with those of `flow`, `calibration` and `batch` that it has
-    parameters for.
+    The registered class or function is called with `options`, and with those of `flow`, `calibration` and `batch` that
+    it has parameters for.
 
     Args:
       name: one of `SOLVERS.names()`.

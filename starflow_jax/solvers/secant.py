@@ -55,7 +55,7 @@ class Secant(Solver):
 
     The step of a token depends on its own gap and those of earlier tokens alone. Where all earlier tokens are exact
     the step is the gap itself, so that each iteration solves one more token exactly whatever the fit: n iterations
-    solve n tokens, as for Jacobi. The Jacobi gap is what the stopping rule measures.
+    solve n tokens, as for Jacobi. The stopping rule measures the Jacobi gap.
 
     An iteration takes one network evaluation, as Jacobi's does; the fit and the series act on tokens of c channels.
 
@@ -123,7 +123,7 @@ class Secant(Solver):
 
         def propose(current: Iterate) -> Iterate:
             x, active, memory = current.x, current.active, current.memory
-            # Far from the solution an estimate may overflow; it must not spoil what is computed from it.
+            # Far from the solution an estimate may overflow; it must not affect values computed from it.
             inputs = jnp.concatenate([previous, jnp.where(jnp.isfinite(x), x, 0.0)[:, :-1]], axis=1)
             prediction, cache = predict(inputs, first, current.cache)
             new, sums = prediction.update(noise, x, whole)
@@ -133,7 +133,7 @@ class Secant(Solver):
             unsettled = ~(residual < self.tolerance)  # a NaN residual counts as unsettled
             normal = self._observe(memory.normal, memory.step, image - memory.image, groups)
             correction = self._correction(self._fit(normal), gap)
-            # A sample that settles ends on F(x) itself, one Jacobi step better than what was measured. The correction
+            # A sample that settles ends on F(x), one Jacobi step better than the measured estimate. The correction
             # is added to F(x), not the gap to x: x + (F(x) - x) is not F(x) where x is far off.
             moved = jnp.where(unsettled[:, None, None], new + correction, new)
             step = jnp.where(jnp.isfinite(moved - x), moved - x, 0.0)
@@ -152,7 +152,7 @@ class Secant(Solver):
         old = jax.lax.dynamic_slice_in_dim(state.tokens, position, size, axis=1)
         new = jnp.where(valid, loop.iterate.x, old)
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, new, position, axis=1)
-        # As many iterations as tokens are exact whatever the tolerance.
+        # As many iterations as tokens give the exact solution for any tolerance.
         settled = (loop.iterate.residual < self.tolerance) | (loop.iterations >= length)
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
@@ -176,7 +176,7 @@ class Secant(Solver):
         return NormalEquations(self.forget * normal.matrix + matrix, self.forget * normal.vector + vector)
 
     def _fit(self, normal: NormalEquations) -> Float[Array, "B groups f c"]:
-        """Coefficients [B, groups, f, c]; 0 where nothing has been observed yet, or nothing finite."""
+        """Coefficients [B, groups, f, c]; 0 where no finite step has been observed yet."""
         matrix, vector = normal.matrix, normal.vector
         features = matrix.shape[-1]
         scale = jnp.trace(matrix, axis1=-2, axis2=-1)[..., None, None] / features

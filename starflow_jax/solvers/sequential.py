@@ -1,4 +1,4 @@
-"""Token by token with a key/value cache: the exact inverse (specification, section 4)."""
+"""The exact inverse, token by token with a key/value cache (specification, section 4)."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class SlidingJacobi(Solver):
     earlier, and starts the next chunk from the initial guess. Here a token leaves the window as soon as it is final,
     and the later tokens move up with the estimates that they have reached.
 
-    Which tokens are final: an iteration computes token j from the values that the tokens before it had at the start of
-    the iteration. Token 0 of the window depends on committed tokens only, so its new value is exact. If its value
+    Tokens become final as follows. An iteration computes token j from the values of the tokens before it at the start
+    of the iteration. Token 0 of the window depends on committed tokens only, so its new value is exact. If its value
     changed by less than the tolerance, the input of token 1 was correct to the tolerance, and so on: where the first m
     tokens of the window changed by less than the tolerance, m + 1 tokens are final. Every iteration therefore commits
     at least one token, n iterations always suffice, and tolerance 0 gives the sequential result. The cached keys and
@@ -90,7 +90,7 @@ class SlidingJacobi(Solver):
             # All tokens move. The change is measured for each token below; the sums of a sample are not needed.
             noise = jax.lax.dynamic_slice_in_dim(state.noise, committed, size, axis=1)
             new, _ = prediction.update(noise, old, whole)
-            # Far from the solution an estimate may overflow; it must not spoil what is computed from it. A sample
+            # Far from the solution an estimate may overflow; it must not affect values computed from it. A sample
             # whose exact first token is not finite is lost from here on, and the window does not wait for it.
             lost = ~all_finite(new[:, :1])
             new = jnp.where(lost[:, None, None], jnp.nan, jnp.where(jnp.isfinite(new), new, 0.0))

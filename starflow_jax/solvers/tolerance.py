@@ -15,7 +15,7 @@ from starflow_jax.solvers.secant import Secant
 def with_tolerance(solver: Solver, tolerance: float | jax.Array) -> Solver:
     """A copy of `solver` with another tolerance; an unchanged copy where it has none.
 
-    Solvers are static arguments, so every tolerance compiles a program of its own. Inside a compiled function, and only
+    Solvers are static arguments, so every tolerance compiles a separate program. Inside a compiled function, and only
     there, the copy may hold a traced number, and one program serves all tolerances. Such a copy is not hashable.
     """
     result = copy.copy(solver)

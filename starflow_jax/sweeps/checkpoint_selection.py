@@ -1,4 +1,4 @@
-"""The checkpoints that a sweep scores, found and identified without reading their arrays."""
+"""Lists and identifies the checkpoints that a sweep scores, without reading their arrays."""
 
 from __future__ import annotations
 

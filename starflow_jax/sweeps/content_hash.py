@@ -17,7 +17,7 @@ from starflow_jax.data.sources.base import ArraySource, Source
 
 # Hashes of the files of frozen models by path. The files are large; each is read once for a plan.
 FileHashes = dict[str, list[Any]]
-# Fields that say where data are, or that affect training alone; they are no part of the content.
+# Fields that locate data, or that affect training alone; they are not part of the content.
 _NOT_CONTENT = ("path", "index", "flip", "drop_first", "aspect_ratios", "multiple")
 
 

@@ -298,9 +298,9 @@ def random_cycle(count: int, seed: int) -> np.ndarray:
 
 
 def avoid_own_label(order: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Changes a permutation without fixed points so that as few examples as possible get their own label.
+    """Changes a permutation without fixed points so that as few examples as possible get their true label.
 
-    An example that gets its own label swaps with a random example such that neither gets its own label. Such an example
+    An example that gets its true label swaps with a random one such that neither gets its true label. Such an example
     exists unless more than half of all examples have the label; then the number that remains is the smallest possible.
 
     Args:

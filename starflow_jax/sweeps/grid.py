@@ -48,7 +48,7 @@ class Cell:
 
     Attributes:
       checkpoint, data, noise: of the likelihood.
-      condition: what the flow is conditioned on; "none" for an unconditional flow.
+      condition: the condition of the flow; "none" for an unconditional flow.
       dtype: of the networks' computations; draws: samples of the noise for every example.
       seed: of the noise and of shuffled conditions.
     """
@@ -103,7 +103,7 @@ class Cell:
 
     @property
     def flow_input(self) -> Condition:
-        """The condition that `Conditions.rows` is asked for, also for an unconditional flow."""
+        """The condition that is passed to `Conditions.rows`, also for an unconditional flow."""
         return "dropped" if self.condition == "none" else self.condition
 
 

@@ -1,4 +1,4 @@
-"""The request of a sweep: what is scored, and the folder of the results."""
+"""The request of a sweep: its configuration, and the folder of the results."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     results.csv       the same as a table, with the names of the configuration: one row for each name of a cell
     examples/ID.npz   log p of every example and draw, its terms, and log p of every frame
     cells/ID.chunks   results of an unfinished cell (`chunk_file`)
-    failures.json     cells that failed, and why
+    failures.json     cells that failed, with the errors
 
 Lines are appended to results.jsonl, each flushed to disk before the next cell begins; an incomplete last line is
 ignored when reading. Other files are replaced atomically.

@@ -1,7 +1,7 @@
 """The loop of a sweep over cells and batches; every batch is flushed to disk before the next begins.
 
 A sweep that was killed continues after the last complete batch. All processes compute, and each reads its share of
-every batch; process 0 writes, and tells the others what is done already.
+every batch; process 0 writes, and tells the others which rows are done.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Watcher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended.
+    """The outcome of a sweep.
 
     Attributes:
       cells: number in the plan; done: with a result; computed: by this call; failures: messages by name of cell.

@@ -56,7 +56,7 @@ def read_scores(out: Path, rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 
 def separations(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> list[Separation]:
-    """Compares out-of-distribution cells with in-distribution cells that are equal in all else than the data.
+    """Compares out-of-distribution cells with in-distribution cells that differ in the data only.
 
     A comparison is left out where the examples of one of its cells are missing.
 

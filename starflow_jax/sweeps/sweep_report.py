@@ -264,7 +264,7 @@ _PLACE = ("run", "step", "data", "noise", "condition")
 
 
 def _auroc_table(found: Sequence[Separation]) -> Table:
-    """Of the newest checkpoints."""
+    """The AUROC of the newest checkpoints."""
     last = {key_of(row) for row in plots.newest([one.row for one in found])}
     found = [one for one in found if key_of(one.row) in last]
     rows = [
@@ -279,7 +279,7 @@ def _difference_table(found: Sequence[Difference]) -> Table:
 
 
 def _terms_table(rows: Sequence[Row]) -> Table:
-    """Of the newest checkpoints."""
+    """The terms of bits/dim of the newest checkpoints."""
     rows = plots.newest(plots.plain(rows))
     blocks = max(len(row["logdet_bits"]) for row in rows)
     lines = []

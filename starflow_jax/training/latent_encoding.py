@@ -83,7 +83,7 @@ def encode_source(
     text = load_text(config) if all("text" in spec for spec in specs) else None
     length_of_text, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)
     empty: np.ndarray | None = None
-    known: dict[bytes, np.ndarray] = {}  # of the empty caption alone: all others would take too much memory
+    known: dict[bytes, np.ndarray] = {}  # states of the empty caption alone: all others would take too much memory
     if text is not None:
         text = text.over(None)
         empty, known = text.states_of(text.empty[None])

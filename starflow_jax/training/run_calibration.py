@@ -131,7 +131,7 @@ def read_calibration(workdir: Path | str, config: ExperimentConfig) -> Calibrati
     """Reads the calibration in the folder of a run.
 
     Raises:
-      ValueError: no calibration, an invalid file, or one of another flow; the message says what to do.
+      ValueError: no calibration, an invalid file, or one of another flow; the message gives the remedy.
     """
     path = Path(workdir) / CALIBRATION_FILE
     remedy = f"run starflow calibrate --workdir {workdir}"

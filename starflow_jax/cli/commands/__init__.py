@@ -1,4 +1,4 @@
-"""The commands of `starflow`, one module each; `cli/dispatch.py` finds them, and nothing else lists them.
+"""The commands of `starflow`, one module each, which `cli/dispatch.py` discovers without a list.
 
 A module `train_autoencoder.py` is the command `train-autoencoder`. It holds
 
@@ -8,5 +8,5 @@ A module `train_autoencoder.py` is the command `train-autoencoder`. It holds
 - `run(arguments)`, which builds a typed request from them (`cli/options/requests.py`), calls the library, prints the
   result, and returns an exit code.
 
-`--help` imports every module, so that a module imports JAX and what needs it inside `run` alone.
+`--help` imports every module, so a module imports JAX, and modules that import JAX, inside `run` only.
 """

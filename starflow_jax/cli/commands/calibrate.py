@@ -154,7 +154,7 @@ def trials_table(calibration: Calibration) -> str:
 
 
 def choices_table(calibration: Calibration, batch: int) -> str:
-    """A table of what `auto` chooses for one batch size and every objective."""
+    """A table of the choices of `auto` for one batch size and every objective."""
     from starflow_jax.core.figures import text_table
     from starflow_jax.solvers.automatic.choice import choices
 

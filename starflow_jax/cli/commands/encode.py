@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
                 dtype=arguments.dtype,
                 limit=arguments.limit,
                 batch_size=arguments.batch_size,
-                # All processes advance at about the same rate.
+                # All processes progress at about the same rate.
                 progress=lambda count: bar.update(count * jax.process_count()),
             )
     if not is_first():

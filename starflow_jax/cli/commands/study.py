@@ -1,4 +1,4 @@
-"""`starflow study`: what exact likelihood is good for, shown on a trained run of small images."""
+"""`starflow study`: applications of exact likelihood, on a trained run of small images."""
 
 from __future__ import annotations
 

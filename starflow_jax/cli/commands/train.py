@@ -167,7 +167,7 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
 
 
 def _trained(request: TrainRequest) -> TrainResult:
-    """Trains; a documented failure becomes a refusal in one sentence."""
+    """Trains; raises CommandError, with one sentence, for documented failures."""
     from starflow_jax.data import Loader
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
     from starflow_jax.training import Checkpoints, plot_curves, train
@@ -194,7 +194,7 @@ def _trained(request: TrainRequest) -> TrainResult:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GOES_ON) from None
     except OSError as error:
-        # Any file may be what fills a disk, such as a grid of samples.
+        # Writing any file may fill the disk, for example a grid of samples.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CommandError(f"{sentence(error)}; {GOES_ON}") from error

@@ -1,4 +1,4 @@
-"""`starflow vbench`: draws the videos that VBench scores, under the names that it looks for."""
+"""`starflow vbench`: samples the videos that VBench scores, with the file names that it expects."""
 
 from __future__ import annotations
 

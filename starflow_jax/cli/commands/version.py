@@ -1,4 +1,4 @@
-"""`starflow version`: the versions that decide a result."""
+"""`starflow version`: the versions of software that affect results."""
 
 from __future__ import annotations
 

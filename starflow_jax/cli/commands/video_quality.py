@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """ROWSxCOLUMNS as two integers."""
+    """Parses ROWSxCOLUMNS as two integers."""
     if text is None:
         return None
     rows, _, columns = text.partition("x")

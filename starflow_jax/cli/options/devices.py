@@ -10,7 +10,7 @@ from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.process_group import HEARTBEAT_SECONDS
 
 JOIN_SECONDS = 300  # how long the processes wait for one another at the start
-# How long they wait at the end, where process 0 may compute results. A dead process is noticed by its heartbeat.
+# How long they wait at the end, where process 0 may compute results. A dead process is detected by its heartbeat.
 LEAVE_SECONDS = 24 * 3600
 
 

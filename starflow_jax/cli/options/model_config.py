@@ -15,7 +15,7 @@ def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
 
     Args:
       parser: of the command.
-      what: the end of the help text, what the values of the file are used for.
+      what: the end of the help text, the use of the file's values.
     """
     from pathlib import Path
 

@@ -17,7 +17,7 @@ from starflow_jax.core.registries import METRICS
 _OUT = "quality"  # in the folder of the run
 SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
 
-# Options that say something only with --metrics: the name in the namespace, what a person types.
+# Options that require --metrics: the name in the namespace, and the flag.
 _OPTIONS = {
     "num_samples": "--num-samples",
     "guidance": "--guidance",
@@ -46,7 +46,7 @@ _OPTIONS = {
 
 
 def add_quality_options(parser: argparse.ArgumentParser) -> None:
-    """Declares --metrics and what goes with it."""
+    """Declares --metrics and its options."""
     group = parser.add_argument_group("quality of samples")
     option = group.add_argument
     option(

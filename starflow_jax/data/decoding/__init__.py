@@ -1,1 +1,1 @@
-"""Encoded files to arrays of the size that a model reads."""
+"""Decoding of files to arrays of the size that a model reads."""

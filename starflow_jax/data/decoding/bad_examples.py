@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-# The first so many are stored by name; further ones are only counted.
+# This many examples are stored by name; further ones are only counted.
 MOST_NAMED = 100
 # The window of the error rate: an error is raised where more than half of this many examples cannot be read.
 TRIES = 100

@@ -1,4 +1,4 @@
-"""Uniform dequantisation, and the bits/dim that go with it.
+"""Uniform dequantisation, and its relation to bits/dim.
 
 A pixel takes the integer values `0 .. levels - 1`. Spreading each over its unit interval and scaling to
 [-1, 1),

@@ -31,7 +31,7 @@ _TRANSPOSES = {
 
 
 class Crop(NamedTuple):
-    """How an image is brought to `size`: resized to cover it, then cropped.
+    """The geometry of an image: resized to cover `size`, then cropped.
 
     Attributes:
       size: rows and columns; channels: 1 (grey) or 3 (RGB).

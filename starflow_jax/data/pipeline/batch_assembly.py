@@ -1,4 +1,4 @@
-"""Reads the rows of a batch, each with a random generator of its own, and replaces examples that cannot be read."""
+"""Reads the rows of a batch, each with a separate random generator, and replaces examples that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples a batch contains: a pure function of the sources, the seed and the index of the batch.
+"""The examples of a batch: a pure function of the sources, the seed and the index of the batch.
 
 It does not depend on the numbers of processes and workers, and the only state is the index of the next batch, so that a
 run resumes exactly on any number of them.
@@ -54,7 +54,7 @@ def batch_plan(
 
 
 class _ToRows:
-    """From the index of a batch of one source to its rows."""
+    """Maps the index of a batch of one source to its rows."""
 
     def __init__(self, component: int, order: Any, size: int, local_rows: Sequence[int]):
         self.component = component

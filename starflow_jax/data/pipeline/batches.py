@@ -38,7 +38,7 @@ def train_loader(
 
     Args:
       source: the examples; every batch of a `Mixture` comes from one component.
-      batch_size: rows of a batch over all processes, unless a component has a batch size of its own.
+      batch_size: rows of a batch over all processes, unless a component specifies another.
       seed: seed of the permutations and of augmentation, 0 to 2**32 - 1.
       process: `(index, count)`: of `count` equal parts of the rows this process reads part `index`, or a sequence of
         parts.
@@ -83,7 +83,7 @@ def eval_batches(
     """One pass over every example, in order, in batches of one size.
 
     The last batch is padded with copies of one of its examples, so that a jitted step compiles once; `valid` marks the
-    rows that count. The components of a mixture follow one another, each in batches of its own shape. Every process
+    rows that count. The components of a mixture follow one another, each in batches of one shape. Every process
     yields equally many batches, and every example is valid on exactly one of them.
 
     Args:

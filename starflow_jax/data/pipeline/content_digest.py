@@ -22,7 +22,7 @@ def contents_digest(source: Source) -> str:
     """Equal for equal examples, 32 hexadecimal digits.
 
     Every value of arrays in memory is included, and the names, sizes and modification times of files. A file that is
-    rewritten with the same name, size and time is not noticed, nor one whose source does not know its times.
+    rewritten with the same name, size and time is not detected, nor one whose source does not know its times.
     """
     digest = hashlib.sha256()
     for part in _parts(source):

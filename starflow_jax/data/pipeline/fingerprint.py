@@ -1,7 +1,7 @@
 """Fingerprint of the data of a run: the number of examples, and a digest of their names and sizes.
 
 It does not include paths, so that a folder may move, and no file is decoded: a file that changes while its name and
-size stay the same is not noticed.
+size stay the same is not detected.
 """
 
 from __future__ import annotations

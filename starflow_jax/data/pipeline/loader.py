@@ -1,6 +1,6 @@
 """The iterator of training batches, read ahead by threads or processes.
 
-Its state is the index of the next batch. Threads and processes are started anew wherever reading begins, so that a run
+Its state is the index of the next batch. Threads and processes are started when reading begins or resumes, so a run
 resumes with any number of threads, workers or hosts.
 """
 
@@ -108,7 +108,7 @@ class Loader:
         return Peek(rows.component, self._specs[rows.component])
 
     def close(self) -> None:
-        """Stops threads and processes. The loader stays usable, and starts them again where it is."""
+        """Stops threads and processes. The loader stays usable, and restarts them when reading resumes."""
         if self._reading is not None:
             self._reading.close()
         self._reading = None

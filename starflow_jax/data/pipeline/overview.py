@@ -54,7 +54,7 @@ class Overview:
     Attributes:
       programs: number of batch shapes, for each of which a training step is compiled.
       unknown: words of the captions read that are not in the vocabulary; words: number of words read.
-      skipped: why files could not be read, by name; bad: number of such files.
+      skipped: reasons why files could not be read, by name; bad: number of such files.
     """
 
     parts: tuple[Part, ...]

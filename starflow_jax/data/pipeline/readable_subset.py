@@ -19,17 +19,17 @@ class Subset:
 
     @property
     def name(self) -> str:
-        """Of the source."""
+        """See `Source`."""
         return self.source.name
 
     @property
     def levels(self) -> int:
-        """Of the source."""
+        """See `Source`."""
         return self.source.levels
 
     @property
     def num_classes(self) -> int:
-        """Of the source."""
+        """See `Source`."""
         return self.source.num_classes
 
     def __len__(self) -> int:

@@ -36,7 +36,7 @@ class Source(Protocol):
         `image` is float32 and used without scaling. A source may also have these methods: `draw(index, rng)` returns a
         randomly augmented training example; `spec()` returns the shapes and dtypes without reading an example;
         `digest()` identifies the contents (`data.pipeline.fingerprint`); `with_frames(frames)` returns a source of
-        shorter clips. A source whose captions are words of its own has their `vocabulary`.
+        shorter clips. A source that generates its captions has an attribute `vocabulary`, their words.
 
         Raises:
           BadExample: an example in a file cannot be read.

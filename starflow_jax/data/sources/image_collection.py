@@ -34,7 +34,7 @@ class ImageCollection(Protocol):
 
     @property
     def skipped(self) -> Skipped:
-        """What could not be read when the collection was opened."""
+        """The examples that could not be read when the collection was opened."""
         ...
 
     def __len__(self) -> int: ...

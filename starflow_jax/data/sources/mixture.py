@@ -34,11 +34,11 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Sources with weights; indexed as a source itself, their examples are concatenated.
+    """Sources with weights; indexed as one source, it concatenates their examples.
 
     Attributes:
       name: name in logs; components: the sources, which have the same number of levels.
-      skipped: what could not be read when they were opened.
+      skipped: the examples that could not be read when they were opened.
 
     Raises:
       ValueError: no components, or numbers of levels that differ.
@@ -94,7 +94,7 @@ def mixture_of_buckets(name: str, sources: Sequence[Source], skipped: Skipped) -
 
 @SOURCES.register("mixture", frames="either")
 def open_mixture(config: DataConfig, request: SourceRequest) -> Mixture:
-    """The sources of `config.mixture`. The weight of one with buckets is divided among them by their own weights."""
+    """The sources of `config.mixture`. The weight of a source with buckets is divided among the buckets."""
     components: list[Component] = []
     skipped = Skipped()
     names = []

@@ -1,4 +1,4 @@
-"""Images in NumPy files, one a split."""
+"""Images in NumPy files, one file for each split."""
 
 from __future__ import annotations
 

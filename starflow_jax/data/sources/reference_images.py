@@ -1,4 +1,4 @@
-"""Real pictures that samples are compared with: a folder of them, or an array in a file."""
+"""Real images that samples are compared with: a folder of images, or an array in a file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from starflow_jax.data.sources.opening import open_source
 
 
 def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:
-    """Pictures of one size.
+    """Opens images of one size.
 
     Args:
-      path: a folder of pictures, which are cut to `size` about the centre, or an `.npz` file whose `image` is uint8
-        [n, H, W, C] of that size. A folder's own `train` part is taken where it has one; name the part to have another.
+      path: a folder of images, which are resized and centre-cropped to `size`, or an `.npz` file whose `image` is uint8
+        [n, H, W, C] of that size. A subfolder `train` is read if it exists; give the path of another part to read that.
       size: rows and columns; channels: 1 or 3.
 
     Raises:
-      ValueError: nothing there, files that cannot be read, or arrays of another kind, size or channels.
+      ValueError: no such path, files that cannot be read, or arrays of another kind, size or channels.
     """
     if path.is_dir():
-        # Only the size and channels of a flow decide how pictures are cut.
+        # Only the size and channels of a flow affect how images are cropped.
         cut = FlowConfig(channels=channels, image_size=size, width=64, num_blocks=1, layers_per_block=1)
         return open_source(DataConfig(source="images", path=str(path)), "train", flow=cut)
     check(path.is_file(), f"real must be a folder of pictures or an .npz file, got {path}, which is not there")

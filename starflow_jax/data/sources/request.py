@@ -1,4 +1,4 @@
-"""What a source is opened for: the split, and what the experiment reads."""
+"""The request that opens a source: the split, and the inputs of the experiment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starflow_jax.models.text.protocol import CaptionReader
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a source must know besides its own configuration.
+    """The arguments that open a source, besides its configuration.
 
     Attributes:
       split: "train" or "test"; augmentation applies to the former alone.
@@ -74,7 +74,7 @@ class SourceRequest:
         return {ratio: image_size(target, ratio, multiple) for ratio in config.aspect_ratios}
 
     def index_file(self, config: SourceConfig) -> Path | None:
-        """The index file of this split; each split has one of its own."""
+        """The index file of this split; every split has a separate one."""
         if config.index is None:
             return None
         path = Path(config.index)

@@ -1,6 +1,6 @@
 """Tar shards in the WebDataset layout: members with the same name up to the first dot are one example.
 
-The headers are read once; afterwards a member is a range of bytes in a file. Nothing is unpacked to the disk: paths in
+The headers are read once; afterwards a member is a range of bytes in a file. Nothing is unpacked to disk: paths in
 a tar are used as names only, and links are ignored.
 """
 

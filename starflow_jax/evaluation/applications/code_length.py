@@ -1,8 +1,8 @@
-"""How many bits an image takes without any training: universal codes of small integers, exact.
+"""Code length of images in bits under a universal code of small integers, which needs no training.
 
 A code of Krichevsky and Trofimov (1981) predicts every symbol by (count so far + 1/2) / (symbols so far + levels / 2).
 Its length depends on the final counts alone. It codes the pixels as they are or the differences of neighbours in a row,
-whichever is shorter, plus one bit that says which: simple images take few bits, noise takes log2(levels) a pixel. This
+whichever is shorter, plus one bit for the choice: simple images take few bits, noise takes log2(levels) a pixel. This
 is the complexity that Serra et al. (arXiv 1909.11480) subtract from likelihoods, without headers, which would be longer
 than these small images.
 """
@@ -24,7 +24,7 @@ def code_lengths(images: np.ndarray, levels: int) -> np.ndarray:
       levels: values that a pixel can take, at least 2.
 
     Raises:
-      ValueError: another shape, or values out of range.
+      ValueError: an invalid shape, or values out of range.
     """
     images = np.asarray(images)
     check_integer("levels", levels, minimum=2)
@@ -34,7 +34,7 @@ def code_lengths(images: np.ndarray, levels: int) -> np.ndarray:
         f"images must be integers from 0 to {levels - 1}, got {images.dtype} from {images.min()} to {images.max()}",
     )
     plain = images.astype(np.int64).reshape(len(images), -1)
-    # Modulo the levels nothing is lost: the first pixel and the differences give back the row.
+    # Lossless: the first pixel and the differences modulo the number of levels determine the row.
     steps = np.mod(np.diff(images.astype(np.int64), axis=2, prepend=0), levels)
     return 1.0 + np.minimum(_adaptive(plain, levels), _adaptive(steps.reshape(len(images), -1), levels))
 

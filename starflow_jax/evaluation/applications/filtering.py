@@ -1,4 +1,4 @@
-"""Finding bad examples of a data set by exact likelihood: wrong labels, and damaged images."""
+"""Detection of wrong labels and damaged images in a data set by exact likelihood."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def suspicion_scores(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[st
     - "example": -log p(x | y): finds both.
 
     Args:
-      class_log_probs: nats [draws, n, classes]; densities are averaged over draws (`classify.classify`).
+      class_log_probs: nats [draws, n, classes]; densities are averaged over draws (`bayes_classifier.classify`).
       labels: int [n], as given.
 
     Raises:
@@ -100,7 +100,7 @@ def suspicion_scores(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[st
     others[rows, labels] = -np.inf
     return {
         "image": np.log(by_class.shape[1]) - np.logaddexp.reduce(by_class, axis=1),
-        # An example that is impossible under all classes says nothing about its label.
+        # The label of an example with zero density under all classes cannot be judged.
         "label": np.where(np.isinf(own) & np.isinf(others.max(axis=1)), 0.0, _less(others.max(axis=1), own)),
         "example": -own,
     }
@@ -113,7 +113,7 @@ def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FilterQuality:
-    """How well one score finds one kind of bad example among the good ones and the other kind.
+    """Quality of one score as a detector of one kind of bad example among all other examples.
 
     Attributes:
       score, kind: their names; precision: share of bad examples among the k with the highest score; area: under

@@ -4,9 +4,9 @@ Three tests that need no other model:
 
 - membership: AUROC of log p(x) for training images against held-out ones; above 1/2, training images are favoured.
 - copies in pixels: the distance from a sample to its nearest training image, against that from a held-out image: a
-  model that copies draws samples nearer than new data would be.
+  model that copies gives samples nearer than new data would be.
 - copies in latents: the same among the z of the flow, in which a distance is measured in standard deviations of the
-  model's own noise, so that small changes of what the model finds unlikely count for much.
+  model's own noise, so that small changes that the model considers unlikely have a large weight.
 
 The last one is the nearest training image by likelihood, too: with a Gaussian of any one width s around the latent of
 every training image x', the density of a sample x is log N(z(x); z(x'), s^2 I) + log |dz/dx|, and all but
@@ -46,7 +46,7 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
       same: bool [n, m], the allowed references, at least one for every query; None for all.
 
     Raises:
-      ValueError: none of either, or other dimensions.
+      ValueError: no queries, no references, or dimensions that differ.
     """
     queries, references = np.asarray(queries, np.float64), np.asarray(references, np.float64)
     check(
@@ -56,10 +56,10 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
     flat, others = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
     place = np.empty(len(flat), np.int64)
     distance = np.empty(len(flat))
-    for row, query in enumerate(flat):  # one at a time: all pairs at once would need much memory
+    for row, query in enumerate(flat):  # one query at a time: all pairs at once would need much memory
         with np.errstate(invalid="ignore", over="ignore"):
             squares = ((others - query) ** 2).mean(axis=1)
-        squares = np.where(np.isnan(squares), np.inf, squares)  # what overflows is near to nothing
+        squares = np.where(np.isnan(squares), np.inf, squares)  # values that overflow are infinitely far
         if same is not None:
             check(bool(same[row].any()), f"query {row} must have a reference it may take")
             squares = np.where(same[row], squares, np.inf)
@@ -76,7 +76,7 @@ class Copying:
       samples, held_out: median distances, in root mean squares.
       not_finite: distances of either that are not finite, as of latents that overflow; they count as the largest.
       area: AUROC of nearness: the probability that a sample is nearer to the training set than a held-out image; about
-        1/2 for a model that draws new images, near 1 for one that copies.
+        1/2 for a model that generates new images, near 1 for one that copies.
       closer: share of samples that are nearer than 99 of 100 held-out images; 0.01 is expected of new images.
     """
 
@@ -88,7 +88,7 @@ class Copying:
 
     @classmethod
     def from_distances(cls, samples: np.ndarray, held_out: np.ndarray) -> Copying:
-        """From distances [n] and [m]."""
+        """Computes the attributes from distances [n] and [m]."""
         border = float(np.quantile(held_out, 0.01, method="lower" if np.isinf(held_out).any() else "linear"))
         return cls(
             float(np.median(samples)),
@@ -105,7 +105,7 @@ class Copying:
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """How well likelihood distinguishes training images from held-out images.
+    """Separation of training images from held-out images by likelihood.
 
     Attributes:
       train, held_out: mean bits/dim of those that are finite; area: AUROC of likelihood, training images the
@@ -119,7 +119,7 @@ class Membership:
 
     @classmethod
     def from_bits(cls, train: np.ndarray, held_out: np.ndarray) -> Membership:
-        """From bits/dim [n] of training images and [m] of held-out ones."""
+        """Computes the attributes from bits/dim [n] of training images and [m] of held-out ones."""
         both = [np.where(np.isfinite(bits), bits, np.inf) for bits in (train, held_out)]
         finite = [bits[np.isfinite(bits)] for bits in both]
         mean, other = (float(np.mean(bits)) if len(bits) else math.inf for bits in finite)

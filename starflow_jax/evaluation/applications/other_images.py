@@ -18,18 +18,18 @@ def other_images(source: ArraySource, *, seed: int = 0) -> Mapping[str, ArraySou
     - "negatives": the images of `source` with bright and dark exchanged.
     - "turned": these images turned by a quarter to the left (square ones only).
     - "faint": these images with a quarter of their contrast, about the darkest level: simple, and so often likely.
-    - "shuffled pixels": these images, the pixels of each in an order of its own.
+    - "shuffled pixels": these images, the pixels of each permuted at random.
     - "noise": independent pixels, all levels equally likely.
-    - "constant": every pixel of an image alike, the images spread over all levels.
+    - "constant": all pixels of an image have the same level; the levels of the images cover the range.
 
-    Labels are those of `source`, so that a model that needs one has it; they mean nothing.
+    Labels are those of `source`, because a conditional model needs one; they are meaningless.
 
     Args:
-      source: held-out images of what the model was trained on, [n, H, W, C] with C of 1 or 3.
+      source: held-out images of the training distribution, [n, H, W, C] with C of 1 or 3.
       seed: of everything random.
 
     Raises:
-      ValueError: another number of channels.
+      ValueError: the number of channels is not 1 or 3.
     """
     count, height, width, channels = source.images.shape
     check(channels in (1, 3), f"images must have 1 or 3 channels, got {channels}")
@@ -56,7 +56,7 @@ def other_images(source: ArraySource, *, seed: int = 0) -> Mapping[str, ArraySou
 
 def _photographs(count: int, size: tuple[int, int], channels: int, levels: int, rng: np.random.Generator) -> np.ndarray:
     """Random crops of photographs shrunk so that about eight crops fit side by side, uint8."""
-    from sklearn.datasets import load_sample_image  # takes a second
+    from sklearn.datasets import load_sample_image  # the import takes a second
 
     shrunk = []
     for name in ("china.jpg", "flower.jpg"):

@@ -5,8 +5,8 @@ A high likelihood does not mean that an image is in distribution: simple images 
 
 - "likelihood": bits of the image, -log2 p(x). The plain score, which is low for simple images.
 - "typicality": how far these bits are from their mean over training images (Nalisnick et al., arXiv 1906.02994).
-- "background ratio": bits minus those under independent pixels with the training images' histogram, the crudest of
-  backgrounds that a likelihood ratio can take away (Ren et al., arXiv 1906.02845).
+- "background ratio": bits minus those under independent pixels with the training images' histogram, the simplest
+  background model of a likelihood ratio (Ren et al., arXiv 1906.02845).
 - "complexity ratio": bits minus those of a universal code (Serra et al., arXiv 1909.11480; `code_length`).
 """
 
@@ -42,7 +42,7 @@ class TrainingStatistics:
 
     @classmethod
     def from_training(cls, source: ArraySource, bits: np.ndarray) -> TrainingStatistics:
-        """From training images and their bits [n], of which those that are not finite are left out of the mean."""
+        """Computes the statistics from training images and their bits [n]; bits that are not finite do not count."""
         check(np.shape(bits) == (len(source),), f"bits must be [{len(source)}], got {list(np.shape(bits))}")
         counts = np.bincount(source.images.ravel(), minlength=source.levels) + 0.5
         bits = np.asarray(bits, np.float64)
@@ -67,7 +67,7 @@ def ood_scores(familiar: TrainingStatistics, source: ArraySource, bits: np.ndarr
     background = -np.log2(familiar.background)[pixels].sum(axis=1)
     return {
         "likelihood": bits,
-        # Without a finite training image there is no mean that bits could be far from.
+        # Without a finite training image there is no mean to compare with.
         "typicality": np.abs(bits - familiar.mean_bits) if math.isfinite(familiar.mean_bits) else bits,
         "background ratio": bits - background,
         "complexity ratio": bits - code_lengths(source.images, source.levels),
@@ -103,10 +103,10 @@ def detect(
     held_out: tuple[ArraySource, np.ndarray],
     others: Mapping[str, tuple[ArraySource, np.ndarray]],
 ) -> list[Foreign]:
-    """AUROC of every score on every foreign set; below 1/2 the score prefers what is foreign.
+    """AUROC of every score on every out-of-distribution set; below 1/2 the score prefers out-of-distribution images.
 
     Args:
-      held_out: familiar images that were not trained on, and their bits [n]; others: the same of foreign sets, by name.
+      held_out: held-out images and their bits [n]; others: the same for out-of-distribution sets, by name.
     """
     normal = ood_scores(familiar, *held_out)
     found = []

@@ -1,4 +1,4 @@
-"""How well a score tells two kinds of examples apart: the ROC curve, the area under it, precision at k."""
+"""Metrics of a score as a binary classifier: the ROC curve, the area under it, precision at k."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Auroc:
     Attributes:
       area: probability that a positive scores above a negative, ties counting half; 1/2 is chance.
       error: its standard error (DeLong et al. 1988, Biometrics 44), NaN with fewer than two of a kind.
-      positives, negatives: how many.
+      positives, negatives: their numbers.
     """
 
     area: float
@@ -41,7 +41,7 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> Auroc:
       positives, negatives: scores [m], [n]; infinities are allowed.
 
     Raises:
-      ValueError: other shapes, none of a kind, or scores that are NaN.
+      ValueError: other shapes, no positives or no negatives, or scores that are NaN.
     """
     high, low = _scores("positives", positives), _scores("negatives", negatives)
     of_high, of_low = _share_below(high, low), 1.0 - _share_below(low, high)
@@ -55,7 +55,7 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> Auroc:
 def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates as the threshold falls, float64 [k], from (0, 0) to (1, 1).
 
-    Args and errors as of `auroc`; ties are one step, so that the trapezia below the curve have the area of `auroc`.
+    Args and errors as of `auroc`; ties are one step, so that the trapezoidal area under the curve is that of `auroc`.
     """
     high, low = _scores("positives", positives), _scores("negatives", negatives)
     thresholds = np.unique(np.concatenate([high, low]))[::-1]
@@ -65,7 +65,7 @@ def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray,
 
 
 def precision_at(scores: np.ndarray, wanted: np.ndarray, k: int) -> float:
-    """Share of the k highest scores that are wanted; of equal scores at the border, what a random choice expects.
+    """Share of positives among the k highest scores; the expected share where ties at the border are broken at random.
 
     Args:
       scores: [n], not NaN; wanted: bool [n]; k: from 1 to n.

@@ -132,7 +132,7 @@ def data_filtering(run: StudiedRun, *, mislabelled: float = 0.1, damaged: float 
 
 
 def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> Outcome:
-    """Samples of every class, and the likeliest of them: does an independent classifier read the class more often?
+    """Accuracy of an independent classifier on samples of every class, and on the likeliest of them.
 
     The classifier is a support-vector machine on pixels, fitted on the training images. Ranking reduces the diversity,
     the mean distance (root mean square of pixels) between two selected images of a class.

@@ -14,7 +14,7 @@ from starflow_jax.evaluation.applications.out_of_distribution import SCORES
 from starflow_jax.evaluation.applications.roc import roc_curve
 from starflow_jax.evaluation.applications.study import Outcome
 
-_WIDE = 12  # pictures in a row
+_WIDE = 12  # number of images in a row
 
 
 def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: Path) -> None:
@@ -26,7 +26,7 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
         "ranked_sampling": _ranked,
         "memorisation": _memorisation,
     }
-    # Here and not above: importing matplotlib takes a second, and this interface needs no display.
+    # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,7 +38,7 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
 
 
 def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """The surest mistakes; the least sure images where there are none."""
+    """Draws the most confident errors, or the least confident images where there are no errors."""
     wrong = outcome.shown["wrong"][:_WIDE]
     places = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
     titles = [f"{test.labels[p]} read as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in places]
@@ -47,7 +47,7 @@ def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: Arr
 
 
 def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """Examples of every set, the distribution of two scores, ROC curves of all."""
+    """Draws examples of every set, the distributions of two scores, and the ROC curves of all scores."""
     scores, images = outcome.shown["scores"], outcome.shown["images"]
     figure.set_size_inches(12.5, 0.62 * len(images) + 4.6)
     above, below = figure.subfigures(2, 1, height_ratios=[0.62 * len(images), 4.4])
@@ -78,7 +78,7 @@ def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySourc
 
 
 def _filtering(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """What each score finds most suspicious."""
+    """Draws the examples that each score ranks as most suspicious."""
     made, scores, read = (outcome.shown[name] for name in ("made", "scores", "read"))
     rows = []
     for name, score in scores.items():
@@ -93,7 +93,7 @@ def _filtering(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySou
 
 
 def _ranked(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """The likeliest and the least likely of each class; a red frame where the judge reads another class."""
+    """Draws the likeliest and least likely samples of each class; a red frame marks those classified otherwise."""
     drawn, right = outcome.shown["drawn"], outcome.shown["right"]
     classes = int(drawn.labels.max()) + 1
     groups = {"likeliest": outcome.shown["best"], "least likely": outcome.shown["worst"]}
@@ -110,7 +110,7 @@ def _ranked(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource
 
 
 def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """The samples nearest to training images, and these images."""
+    """Draws the samples that are nearest to training images, and these training images."""
     samples, by_pixels, by_latents = (outcome.shown[name] for name in ("samples", "by_pixels", "by_latents"))
     near = np.argsort(by_pixels["samples"].distance)[:_WIDE]
     new = np.argsort(by_pixels["held_out"].distance)[:_WIDE]
@@ -125,12 +125,12 @@ def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: Array
 
 
 def _some(images: np.ndarray) -> np.ndarray:
-    """A row of images from all over a set, which may be in some order."""
+    """Evenly spaced images of a set, which may be sorted."""
     return images[np.unique(np.linspace(0, len(images) - 1, min(_WIDE, len(images))).round().astype(int))]
 
 
 def _rows(figure: Any, title: str, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int) -> None:
-    """Rows of pictures under a title, names before them and words below each."""
+    """Draws rows of images under a title, with the name of each row and a caption below each image."""
     columns = max(3, *(len(images) for _, images, _ in rows))
     figure.set_size_inches(columns * 1.05 + 1.0, 1.35 * len(rows) + 0.5)
     figure.suptitle(title, fontsize=9)

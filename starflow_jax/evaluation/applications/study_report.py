@@ -55,7 +55,7 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """report.md."""
+    """The text of `report.md`."""
     parts = []
     for name, table in tables(figures).items():
         title, said = _TEXTS[name]

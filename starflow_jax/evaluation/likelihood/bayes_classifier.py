@@ -28,7 +28,7 @@ class Accuracy:
 def classify(class_log_probs: np.ndarray) -> np.ndarray:
     """The most probable class of every image, int64 [n].
 
-    The mean of p(x | y) over draws of the dequantisation noise, not that of its logarithm, is what estimates
+    The mean of p(x | y) over draws of the dequantisation noise, not the mean of its logarithm, estimates
     the probability of the integer image itself, so densities are averaged.
 
     Args:
@@ -50,7 +50,7 @@ def bayes_accuracy(class_log_probs: np.ndarray, labels: np.ndarray) -> Accuracy:
       labels: int [n], the true classes.
 
     Raises:
-      ValueError: shapes that do not fit, or a density that is NaN (it would win or lose by accident).
+      ValueError: shapes that do not fit, or a density that is NaN (its rank would be arbitrary).
     """
     if class_log_probs.ndim != 3 or class_log_probs.shape[1:2] != np.shape(labels):
         raise ValueError(

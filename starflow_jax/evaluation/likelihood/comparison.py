@@ -74,7 +74,7 @@ def score_gaussian(
 
 
 def _scores(model: str, log_p: np.ndarray, source: Source, begun: float) -> Scores:
-    """From log densities [draws, n], or [draws, n, classes]."""
+    """Computes the scores from log densities [draws, n], or [draws, n, classes]."""
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int64)
     accuracy = None
     if log_p.ndim == 3:

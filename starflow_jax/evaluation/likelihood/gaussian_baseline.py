@@ -80,7 +80,7 @@ def fit_class_gaussians(
 
     Every pair of `components` and `regularisation` is fitted to four fifths of `source` and scored by
     bits/dim with the true label on the other fifth (`every_fifth`); the best pair is then fitted to all of
-    it. With one pair given there is nothing to choose and that step is left out.
+    it. With a single pair this step is skipped.
 
     Args:
       source: training examples, at least as many of every class as the largest number of components.
@@ -91,7 +91,7 @@ def fit_class_gaussians(
       seed: seed of the dequantisation and of the mixtures' starts.
 
     Raises:
-      ValueError: nothing to try, a number out of range, or a class with too few examples.
+      ValueError: no values to try, a number out of range, or a class with too few examples.
     """
     if not components or min(components) < 1:
         raise ValueError(f"components must be whole numbers of at least 1, got {tuple(components)}.")
@@ -152,9 +152,9 @@ def _fit(
     mixtures = []
     for label in range(source.num_classes):
         mixture = GaussianMixture(components, reg_covar=variance, tol=1e-2, max_iter=50, random_state=seed)
-        # One thread: for matrices this small, more only wait for each other.
+        # Matrices are so small that more threads would only wait for each other.
         with warnings.catch_warnings(), threadpool_limits(1):
-            # Stopping early only regularises further; the part that chooses sees the outcome as it is.
+            # Stopping early only regularises further, and the selection scores the resulting mixture.
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixtures.append(mixture.fit(x[labels == label]))
     log_prior = np.log(counts / counts.sum())

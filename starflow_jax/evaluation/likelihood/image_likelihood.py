@@ -32,7 +32,7 @@ class BitsPerDim:
       image_error: standard error of the mean over images, each image's draws averaged first: how far the mean
         may be from that of all images of the kind.
       draw_error: standard error of the mean over draws, each draw's images averaged first: how far it may be
-        from that of endlessly many draws for these images. Both NaN where there is one value only.
+        from its expectation over the noise for these images. Both NaN where there is one value only.
       images, draws: scored; dims: numbers in an image; levels: values of each.
     """
 
@@ -46,7 +46,7 @@ class BitsPerDim:
 
     @classmethod
     def from_log_probs(cls, log_probs: np.ndarray, dims: int, levels: int) -> BitsPerDim:
-        """From log densities in nats, [draws, n], of data as `data.dequantise` scales it."""
+        """Computes bits/dim from log densities in nats, [draws, n], of data scaled by `data.dequantise`."""
         bits = bits_per_dim(np.asarray(log_probs, np.float64), dims, levels)
         draws, images = bits.shape
         return cls(

@@ -25,7 +25,7 @@ BAR = 1e-5  # relative error of a float32 forward pass, in the L2 norm
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One recorded array and the relative error of ours.
+    """The relative error of this implementation on one recorded array.
 
     Attributes:
       array: its name; error: the norm of the difference over the norm of the recording, infinite where shapes differ.
@@ -101,7 +101,7 @@ def compare(flow: Flow, recordings: Recordings) -> list[Compared]:
 
 
 def relative_error(ours: Any, recorded: np.ndarray) -> float:
-    """||ours - recorded|| / ||recorded|| in float64; infinite where the shapes differ."""
+    """||computed - recorded|| / ||recorded|| in float64; infinite where the shapes differ."""
     ours = np.asarray(ours, np.float64)
     if ours.shape != recorded.shape:
         return float("inf")

@@ -88,7 +88,7 @@ def score_params(
     *,
     on_skipped: OnSkipped = ignore_skipped,
 ) -> RunScores:
-    """As `evaluate_run`, of parameters that were loaded before."""
+    """Scores a run like `evaluate_run`, with parameters that were loaded before."""
     source = open_scored_source(config, request.split, on_skipped=on_skipped)
     draws = request.draws or config.evaluate.draws
     scores = score_flow(

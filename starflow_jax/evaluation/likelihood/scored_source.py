@@ -18,7 +18,7 @@ OnSkipped = Callable[[Skipped], None]
 
 
 def ignore_skipped(skipped: Skipped) -> None:
-    """Does not report examples that could not be read."""
+    """The default `on_skipped`: does not report examples that could not be read."""
 
 
 def check_on_pixels(config: ExperimentConfig) -> None:

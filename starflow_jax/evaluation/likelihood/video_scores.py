@@ -1,8 +1,8 @@
 """Likelihood of clips under a trained run: bits/dim of every clip, frame and token, with the noise of training added.
 
 For data under Gaussian noise these are densities of the *noisy* data, expressed at the resolution of one pixel level
-as `flows.bits.bits_per_dim` does for dequantised data. They compare clips and frames with each other; they are no code
-length of the clean pixels.
+as `flows.bits.bits_per_dim` does for dequantised data. They compare clips and frames with each other; they are not code
+lengths of the clean pixels.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ClipLikelihood:
     """Bits/dim of one clip; lower is less surprising.
 
     Attributes:
-      clip: what was scored.
+      clip: the clip that was scored.
       tokens: float64 [draws, T, h, w], of every draw of the noise and every token.
     """
 
@@ -100,12 +100,12 @@ class ClipLikelihood:
 
     @property
     def frames(self) -> np.ndarray:
-        """Of every frame given those before it, float64 [T], averaged over draws."""
+        """Bits/dim of every frame given those before it, float64 [T], averaged over draws."""
         return self.tokens.mean(axis=(0, 2, 3))
 
     @property
     def bits_per_dim(self) -> float:
-        """Of the clip, averaged over draws."""
+        """Bits/dim of the clip, averaged over draws."""
         return float(self.tokens.mean())
 
     @property
@@ -126,13 +126,13 @@ def score_clips(
 ) -> list[ClipLikelihood]:
     """Scores clips; the noise of a clip depends only on the key, the draw and the index of the clip.
 
-    A clip longer than the run's is scored in windows of that many frames (`likelihood.frames.window_starts`). One
+    A clip longer than the run's is scored in windows of that many frames (`frame_likelihood.window_starts`). One
     program serves clips of every length.
 
     Args:
       params: of a flow of `config.flow`, as `flows.parameters.split` gives them.
       clips: all of one size; key: of the noise.
-      draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch filled up.
+      draws: of the noise, for every clip; batch_size: windows scored at a time, the last batch padded.
       context: frames given to a later window; None for as many as in sampling (`default_window`).
 
     Raises:

@@ -45,7 +45,7 @@ def stored_plan(path: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
-    """What is stored of the images of a chunk.
+    """The stored features and counts of the images of a chunk.
 
     Attributes:
       features: of the images; pair_scores: float64 [n], CLIP scores of images and captions, None without captions.

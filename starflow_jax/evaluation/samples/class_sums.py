@@ -1,4 +1,4 @@
-"""Sums of class probabilities by split, which is all that the Inception Score needs of a set of samples."""
+"""Sums of class probabilities by split, from which the Inception Score is computed."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def feature_statistics(parts: Iterable[Features], total: int) -> FeatureStatisti
 
 
 def write_statistics(path: Path, statistics: FeatureStatistics, identity: str) -> None:
-    """Stores statistics in a file, written whole or not at all; `identity` says what they are statistics of."""
+    """Stores statistics in a file, written whole or not at all; `identity` names the images and network."""
     moments, classes = statistics.moments, statistics.classes
     arrays: dict[str, Any] = {
         "identity": np.asarray(identity),

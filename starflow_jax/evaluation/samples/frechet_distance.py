@@ -18,7 +18,7 @@ from starflow_jax.evaluation.samples.moments import Moments
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """The squared distance d^2, which is what FID and FVD report; never negative, and 0 for equal moments.
+    """The squared distance d^2, which FID and FVD report; never negative, and 0 for equal moments.
 
     With C = F F^T the trace is the sum of the singular values of F1^T F2. F comes from a symmetric eigendecomposition
     in which eigenvalues below rounding are dropped. Unlike a square root of the product C1 C2, which is not symmetric,

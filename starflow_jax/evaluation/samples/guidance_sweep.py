@@ -146,7 +146,7 @@ def stored_metrics(
       real: statistics of real images; metrics: registered metrics; pairs: whether scores of captions are stored.
 
     Raises:
-      ValueError: a chunk is missing, or `metric.compute_metrics` refuses.
+      ValueError: a chunk is missing, or see `metric.compute_metrics`.
     """
     scores: list[np.ndarray] = []
     counts = np.zeros(2, int)

@@ -1,4 +1,4 @@
-"""The Inception Score: how certain a classifier is of every sample, and how varied its predictions are.
+"""The Inception Score, from the class probabilities that a classifier gives samples.
 
     IS = exp( mean over samples of KL( p(y | x) || mean of p(y | x) ) )
 

@@ -22,7 +22,7 @@ from starflow_jax.models.autoencoders.torch_layout import from_tensors
 from starflow_jax.nn.parameters import Params, split
 from starflow_jax.tensor_formats.folders import Tensors, read_tensors
 
-_EPSILON = 1e-3  # of the network's batch norms
+_EPSILON = 1e-3  # epsilon of the network's batch norms
 _COUNTER = ".num_batches_tracked"  # stored by PyTorch beside the statistics of a batch norm; unused
 
 

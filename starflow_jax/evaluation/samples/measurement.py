@@ -77,7 +77,7 @@ class SampleQuality:
         }
 
     def warnings(self) -> list[str]:
-        """What may make the metrics unreliable, one sentence for each."""
+        """Reasons why the metrics may be unreliable, one sentence for each."""
         warnings = []
         non_finite = sum(row["non_finite"] for row in self.rows)
         if non_finite:
@@ -176,7 +176,7 @@ def _check_bits(request: SampleQualityRequest, config: ExperimentConfig) -> None
 
 
 def _baseline(name: str, others: FeatureStatistics, real: FeatureStatistics, metrics: list[str]) -> dict[str, Any]:
-    """Metrics of other real images, which are those of samples that could not be told from real images."""
+    """Metrics of other real images: the values of samples that are indistinguishable from real images."""
     of_images = [metric for metric in metrics if metric_spec(metric).needs != "captions"]
     return {"source": f"real: {name}", "samples": others.count, **compute_metrics(others, real, of_images)}
 

@@ -1,4 +1,4 @@
-"""Metrics of generated images: what a registered metric declares, and how metrics are computed.
+"""Metrics of generated images: the declaration of a registered metric, and the computation of metrics.
 
 A metric is a function of the statistics of two sets of images, generated and real, that gives numbers by name. One file
 of this package defines it and registers it in `core.registries.METRICS`:
@@ -30,7 +30,7 @@ class Column:
     Attributes:
       key: its name in the numbers that the metric gives; title: of the column of the table.
       format: of the numbers in the table.
-      error: the key of its standard deviation or standard error, a column of its own and an error bar; None without.
+      error: the key of its standard deviation or standard error, shown as a further column and as error bars, or None.
       error_title: of that column.
     """
 
@@ -43,7 +43,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class MetricSpec:
-    """What a metric declares when it is registered.
+    """The declaration of a registered metric.
 
     Attributes:
       title: of its panel in the plot.
@@ -66,7 +66,7 @@ class MetricSpec:
 
 
 def metric_spec(name: str) -> MetricSpec:
-    """What the metric of a name declares; imports the module that registers it.
+    """The declaration of the metric of a name; imports the module that registers it.
 
     Raises:
       ValueError: no metric has this name, or it declares something that is not allowed.

@@ -21,7 +21,7 @@ def metric_table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[st
     """A Markdown table with one row for every guidance.
 
     Args:
-      rows: values of the metrics for every guidance; baseline: real images against real images, a row of its own.
+      rows: values of the metrics for every guidance; baseline: real images against real images, in a further row.
       metrics: registered metrics, whose columns are shown.
     """
     columns = []

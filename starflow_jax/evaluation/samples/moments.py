@@ -33,7 +33,7 @@ class Moments:
         """The moments of vectors [n, d], n above 0.
 
         Raises:
-          ValueError: another shape, no vectors, or values that are not finite.
+          ValueError: an invalid shape, no vectors, or values that are not finite.
         """
         features = checked_features(features)
         mean = features.mean(axis=0)
@@ -92,7 +92,7 @@ def _grouped(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def checked_features(features: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] as float64; raises ValueError for another shape, no vectors, or values that are not finite."""
+    """Vectors [n, d] as float64; raises ValueError for an invalid shape, no vectors, or values that are not finite."""
     features = np.asarray(features, np.float64)
     check(
         features.ndim == 2 and 0 not in features.shape,

@@ -1,6 +1,6 @@
 """Fingerprints of networks: their outputs on fixed images, reduced to a few numbers that agree between devices.
 
-The code of a function does not say which weights it reads, so stored features are matched to a network by its outputs.
+The code of a function does not determine its weights, so stored features are matched to a network by its outputs.
 Rounding differs between devices; fingerprints are therefore compared with a tolerance, which a hash would not allow.
 """
 

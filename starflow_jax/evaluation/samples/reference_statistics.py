@@ -30,7 +30,7 @@ def reference_statistics(
     """Statistics of all images of a source, stored in the folder; every process must call this.
 
     The network reads real images as it reads samples: uint8 0 to 255, the levels scaled to that range. The stored
-    statistics are found again by `contents_digest` of the source and by the digest and fingerprint of the network.
+    statistics are identified by `contents_digest` of the source and by the digest and fingerprint of the network.
 
     Args:
       shape: (H, W, C) of every image.

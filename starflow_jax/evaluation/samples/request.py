@@ -14,7 +14,7 @@ from starflow_jax.evaluation.samples.metric import metric_spec
 from starflow_jax.sampling.requests import SolverRequest
 
 BITS = "bpd"  # the metric that is computed of held-out images and not of samples
-FOLDER = "quality"  # of the results, in the folder of the run
+FOLDER = "quality"  # folder of the results, in the folder of the run
 NUM_SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
 
 
@@ -23,7 +23,7 @@ class SampleQualityRequest(EvaluateRequest):
     """Metrics of generated images against real images.
 
     Attributes:
-      metrics: registered metrics of samples, and "bpd" for bits/dim, which `split`, `batch` and `draws` are for.
+      metrics: registered metrics of samples, and "bpd" for bits/dim, to which `split`, `batch` and `draws` apply.
       num_samples: images for every guidance; guidance: weights, empty for the configuration's.
       features: the feature network: a file of Inception weights, "digits", or "module:function"; None for "digits" of a
         run on digits. resize: of the input of Inception.
@@ -110,7 +110,7 @@ class SampleQualityRequest(EvaluateRequest):
 
     @property
     def folder(self) -> Path:
-        """Where results and features are stored."""
+        """The folder of results and features."""
         return self.out if self.out is not None else self.workdir / FOLDER
 
     @property

@@ -17,7 +17,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.data.sources.moving_digits import DIRECTIONS, NAMES, SIDE
 
-# Ink below this share of full ink is what sampling leaves on empty paper.
+# Ink below this share of full ink is residual noise of sampling on an empty background.
 _PAPER = 0.15
 # A digit whose centre moved less than this, in pixels, did not move.
 _STILL = 0.5
@@ -25,10 +25,10 @@ _STROKES = 16.0  # full ink, in the units of the digits
 
 
 def ink_of(x: np.ndarray) -> np.ndarray:
-    """Ink from 0 to 1, float64 [..., H, W], of pixels [..., H, W, C] in [-1, 1]; faint ink counts as paper.
+    """Ink from 0 to 1, float64 [..., H, W], of pixels [..., H, W, C] in [-1, 1]; faint ink counts as background.
 
     Raises:
-      ValueError: values that are not finite, which would count as some digit by accident.
+      ValueError: values that are not finite, which would be classified as an arbitrary digit.
     """
     x = np.asarray(x, np.float64)
     bad = int(np.count_nonzero(~np.isfinite(x)))
@@ -49,19 +49,19 @@ def centre_of(ink: np.ndarray) -> np.ndarray:
 def crop_digit(ink: np.ndarray) -> np.ndarray:
     """The 8x8 window that holds the most ink, [n, 8, 8], of frames [n, H, W] (H and W at least 8).
 
-    Narrow digits fit into several windows: of those that hold as much, the one whose ink is best centred is taken, so
-    that a digit is cropped alike wherever it stands.
+    A narrow digit fits into several windows. Of the windows with equal ink the one with the best centred ink is taken,
+    so that the crop does not depend on the position of the digit.
     """
     check(
         ink.ndim == 3 and min(ink.shape[1:]) >= SIDE,
         f"frames must be [n, H, W] with H and W of at least {SIDE}, got {list(ink.shape)}",
     )
-    # Paper all around, so that a digit at the border can be centred as well.
+    # Pad with background, so that a digit at the border can be centred as well.
     ink = np.pad(ink, ((0, 0), (SIDE // 2, SIDE // 2), (SIDE // 2, SIDE // 2)))
     windows = np.lib.stride_tricks.sliding_window_view(ink, (SIDE, SIDE), axis=(1, 2))
     places = np.arange(SIDE) - (SIDE - 1) / 2
     mass = windows.sum(axis=(-2, -1))
-    # Moments about the window's middle: how far off the centre its ink lies, in pixels.
+    # First moments about the window's centre: the offset of its ink in pixels.
     down, along = np.einsum("nijab,a->nij", windows, places), np.einsum("nijab,b->nij", windows, places)
     off = np.hypot(down, along) / np.maximum(mass, 1e-9)
     best = (mass - 0.5 * off).reshape(len(ink), -1).argmax(axis=1)
@@ -73,7 +73,7 @@ def crop_digit(ink: np.ndarray) -> np.ndarray:
 def digit_reader() -> Any:
     """A support-vector classifier of cropped digits [n, 64], fitted on the training digits alone.
 
-    The fit also sees every digit moved by a pixel, as the crop of a generated digit may be.
+    The training set also has every digit shifted by a pixel, as the crop of a generated digit may be.
     """
     from sklearn.svm import SVC
 
@@ -86,7 +86,7 @@ def digit_reader() -> Any:
 
 
 def read_digits(x: np.ndarray) -> np.ndarray:
-    """The digit drawn in every frame, int64 [...], of frames [..., H, W, C] in [-1, 1]; -1 for an empty frame.
+    """The digit that every frame shows, int64 [...], of frames [..., H, W, C] in [-1, 1]; -1 for an empty frame.
 
     Raises:
       ValueError: frames smaller than 8x8, or values that are not finite.
@@ -94,20 +94,20 @@ def read_digits(x: np.ndarray) -> np.ndarray:
     ink = ink_of(x)
     flat = ink.reshape(-1, *ink.shape[-2:])
     found = digit_reader().predict(crop_digit(flat).reshape(len(flat), -1)).astype(np.int64)
-    # Less ink than the tip of a stroke is no digit.
+    # A frame with less ink than the tip of a stroke is empty.
     return np.where(flat.sum(axis=(1, 2)) < 1.0, -1, found).reshape(ink.shape[:-2])
 
 
 def read_directions(x: np.ndarray) -> list[str]:
-    """Where the digit of every clip [n, T, H, W, C] goes: "left", "right", "up", "down", or "none".
+    """The direction of the digit of every clip [n, T, H, W, C]: "left", "right", "up", "down", or "none".
 
-    The way is that of the ink's centre from frame 0 to frame T // 4, for which a caption's direction holds.
+    It is that of the ink's centre from frame 0 to frame T // 4, for which a caption's direction holds.
     """
     moved = centre_of(ink_of(x[:, max(1, x.shape[1] // 4)])) - centre_of(ink_of(x[:, 0]))
     found = []
     for down, right in moved:
         farther = max(abs(down), abs(right))
-        if not farther >= _STILL:  # nor where a frame is empty, which is NaN
+        if not farther >= _STILL:  # "none" also where a frame is empty and the displacement NaN
             found.append("none")
         elif abs(down) > abs(right):
             found.append("down" if down > 0 else "up")
@@ -134,12 +134,12 @@ def caption_meaning(caption: str) -> tuple[int, str]:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionAgreement:
-    """How often clips show what their captions say.
+    """Agreement of clips with their captions.
 
     Attributes:
-      frames_right, frames: frames in which the caption's digit was read, and all frames.
-      digits_right: clips in most of whose frames it was read; directions_right: clips that go the caption's way.
-      clips: all clips.
+      frames_right, frames: number of frames with the caption's digit, and of all frames.
+      digits_right: clips with that digit in most frames; directions_right: clips with the caption's direction.
+      clips: number of all clips.
     """
 
     frames_right: int
@@ -193,6 +193,6 @@ def caption_agreement(x: np.ndarray, captions: Sequence[str]) -> CaptionAgreemen
 
 
 def _moved(crops: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Crops [n, 8, 8] moved by a pixel, paper moving in."""
+    """Crops [n, 8, 8] shifted by a pixel and padded with background."""
     padded = np.pad(crops, ((0, 0), (1, 1), (1, 1)))
     return padded[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]

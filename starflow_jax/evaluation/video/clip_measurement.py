@@ -175,8 +175,8 @@ def _read(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray
 def _check_references(
     paths: Sequence[Path], videos: Sequence[np.ndarray], references: Sequence[Path], originals: Sequence[np.ndarray]
 ) -> None:
-    """Raises RequestError for a reference of another size than its video; channels may differ."""
-    # There may be no references at all.
+    """Raises RequestError for a reference whose size differs from that of its video; channels may differ."""
+    # Without references there is nothing to check.
     for path, video, reference, original in zip(paths, videos, references, originals, strict=False):
         expected, actual = (f"{a.shape[1]} x {a.shape[2]}" for a in (video, original))
         if expected != actual:

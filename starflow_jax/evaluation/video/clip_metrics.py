@@ -22,7 +22,7 @@ BITS = "bits/dim"
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """How motion is measured.
+    """Parameters of the measures of motion.
 
     Attributes:
       direction_frames: displacements from the start for which the caption's direction holds; None for a quarter of the
@@ -92,10 +92,10 @@ def clip_quality(
         11 x 11 pixels.
       bits: float [T], bits/dim of its frames.
       features: functions of frames whose drift is measured, by name.
-      tracking: how motion is measured.
+      tracking: parameters of the measures of motion.
 
     Raises:
-      ValueError: another shape, a single frame, or bits of another number of frames.
+      ValueError: an invalid shape, a single frame, or bits of another number of frames.
     """
     grey = luma(frames)
     count = len(grey)

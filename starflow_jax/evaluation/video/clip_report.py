@@ -61,7 +61,7 @@ def drift_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [("drift", "of", "at first", "at last", "slope a frame", "last - first quarter")]
     for name, figures in groups.items():
         for label, found in figures["drift"].items():
-            # Distances are 0 at frame 0: what they begin with is frame 1.
+            # Distances are 0 at frame 0, so their first value is that of frame 1.
             first = found["mean"][1 if label in ("pixels", "spectrum") and len(found["mean"]) > 1 else 0]
             slope = _with_error({"mean": found["slope"], "error": found["slope_error"]}, 4)
             late = _with_error({"mean": found["late"], "error": found["late_error"]}, 3)

@@ -77,7 +77,7 @@ def denoiser_ablation(
       clean: float [n, T, H, W, C] or [n, H, W, C] in [-1, 1].
       cond: condition of the flow, one row for each clip, or None.
       key: of the noise; noise_std: sigma_n that the flow was trained with.
-      batch_size: clips at a time, the last batch filled up.
+      batch_size: clips at a time, the last batch padded.
 
     Returns:
       One result for each method; a flow without a learned denoiser has two.

@@ -1,6 +1,6 @@
 """Drift of clips: the distance of the features of frame t from those of frame 0.
 
-A feature is any function of frames. Two come with this file: pixels, which also change when things merely move, and the
+A feature is any function of frames. Two come with this file: pixels, which also change when objects move, and the
 amplitudes of the two-dimensional Fourier transform, which hardly do. A network's features can be given instead.
 Real clips of the same length show how much of the change is motion and not drift.
 """
@@ -44,13 +44,13 @@ FEATURES: Mapping[str, Features] = {"pixels": pixel_features, "spectrum": spectr
 def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
     """Distance of every frame's features to those of frame 0, relative to these, float64 [T]; the first is 0.
 
-    |f(x_t) - f(x_0)| / |f(x_0)|, Euclidean; NaN where frame 0 has none (an empty frame of these features).
+    |f(x_t) - f(x_0)| / |f(x_0)|, Euclidean; NaN where the features of frame 0 are all zero.
 
     Args:
       frames: uint8 [T, H, W, C]; features: of [T, H, W, C], [T, D].
 
     Raises:
-      ValueError: another shape, or features that are not [T, D] or not finite.
+      ValueError: an invalid shape, or features that are not [T, D] or not finite.
     """
     frames = np.asarray(frames)
     check(frames.ndim == 4 and frames.size > 0, f"clip must be [T, H, W, C], none of them 0, got {list(frames.shape)}")
@@ -67,7 +67,7 @@ def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """How a quantity of frames changes along clips.
+    """Change of a quantity of frames along clips.
 
     Attributes:
       mean: by frame, over the clips that have it; error: its standard error; clips: number that have it.
@@ -85,7 +85,7 @@ class Drift:
 
     @classmethod
     def from_curves(cls, curves: Sequence[np.ndarray]) -> Drift:
-        """From a quantity of every frame of every clip, [T] each; clips may differ in length.
+        """Computes the drift of a quantity of every frame of every clip, [T] each; clips may differ in length.
 
         Frames that are not finite are left out, and clips with fewer than two other frames have no slope.
 

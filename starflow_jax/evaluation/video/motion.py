@@ -2,11 +2,11 @@
 
 A displacement (down, right) in pixels is the motion from one frame to the next. Three measures:
 
-- centroid: of everything that differs from the background, which is the median colour of the border. For one object.
-- whole frame: the peak of the phase correlation, to a tenth of a pixel. For a moving camera, or one object on an even
-  ground.
+- centroid: the centre of all pixels that differ from the background, the median colour of the border. For one object.
+- whole frame: the peak of the phase correlation, to a tenth of a pixel. For a moving camera, or one object on a
+  uniform background.
 - blocks: the best match of every block within a range, and one step of Lucas and Kanade for the fraction of a pixel:
-  a coarse optical flow; blocks without texture, whose match says nothing, are left out.
+  a coarse optical flow. Blocks without texture, whose match is arbitrary, are left out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check, check_integer
 
-# Below this, in pixels a frame, nothing moved.
+# A clip with a speed below this, in pixels a frame, counts as static.
 STILL = 0.1
 # A block whose levels (0..255) have a standard deviation below this has no texture to follow.
 _TEXTURE = 4.0
-# Of what differs from the background, less than this share of the largest difference counts as background.
+# Pixels whose difference from the background is below this share of the largest difference count as background.
 _FAINT = 0.15
 
 Method = Literal["centroid", "frame", "blocks"]
@@ -33,7 +33,7 @@ def luma(frames: np.ndarray) -> np.ndarray:
     """Brightness, float64 [T, H, W], of frames [T, H, W, C], C of 1 or 3 (the weights of ITU-R BT.601).
 
     Raises:
-      ValueError: another shape, or values that are not finite.
+      ValueError: an invalid shape, or values that are not finite.
     """
     frames = np.asarray(frames, np.float64)
     check(
@@ -45,7 +45,7 @@ def luma(frames: np.ndarray) -> np.ndarray:
 
 
 def centroids(grey: np.ndarray) -> np.ndarray:
-    """Row and column of the centre of what differs from the background, float64 [T, 2]; NaN for an even frame."""
+    """Row and column of the centre of the foreground, float64 [T, 2]; NaN for a uniform frame."""
     border = np.concatenate([grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]], axis=1)
     weight = np.abs(grey - np.median(border, axis=1)[:, None, None])
     weight = np.where(weight < _FAINT * max(float(weight.max()), 1.0), 0.0, weight)
@@ -57,14 +57,14 @@ def centroids(grey: np.ndarray) -> np.ndarray:
 
 
 def centroid_displacements(grey: np.ndarray) -> np.ndarray:
-    """Of the centroid from every frame to the next, float64 [T - 1, 2]; NaN beside an even frame."""
+    """Displacements of the centroid between frames, float64 [T - 1, 2]; NaN where either frame is uniform."""
     return np.diff(centroids(grey), axis=0)
 
 
 def frame_displacements(grey: np.ndarray, *, fraction: int = 10) -> np.ndarray:
-    """Of the whole frame, by phase correlation to 1 / fraction of a pixel, float64 [T - 1, 2]; NaN for an even frame.
+    """Displacements of the frame by phase correlation, to 1 / fraction of a pixel, float64 [T - 1, 2]; NaN if uniform.
 
-    The frame is taken as periodic, so that a displacement of more than half of it is seen as one the other way.
+    The frame is taken as periodic, so that a displacement of more than half of it appears with the opposite sign.
     """
     from skimage.registration import phase_cross_correlation
 
@@ -79,10 +79,10 @@ def frame_displacements(grey: np.ndarray, *, fraction: int = 10) -> np.ndarray:
 
 
 def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> np.ndarray:
-    """Of every block, float64 [T - 1, h, w, 2], h and w the blocks in a column and row; NaN without texture.
+    """Displacements of blocks, float64 [T - 1, h, w, 2], h and w the blocks in a column and row; NaN without texture.
 
-    The match is that of the smallest mean absolute difference among all displacements up to `reach`; of equal ones the
-    shortest. A border of the next frame is continued by its last pixels.
+    The match has the smallest mean absolute difference among all displacements up to `reach`; ties go to the shortest.
+    The next frame is padded by repeating its border pixels.
 
     Args:
       grey: [T, H, W]; block: side in pixels; reach: largest displacement along each axis.
@@ -99,7 +99,7 @@ def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> 
 
 
 def _matched(grey: np.ndarray, block: int, reach: int) -> np.ndarray:
-    """`block_displacements` of checked numbers."""
+    """`block_displacements` of checked arguments."""
     _, height, width = grey.shape
     rows, columns = height // block, width // block
     cut = grey[:, : rows * block, : columns * block]
@@ -112,7 +112,7 @@ def _matched(grey: np.ndarray, block: int, reach: int) -> np.ndarray:
             errors[..., down, right] = _block_means(np.abs(moved - cut[:-1]), block)
     texture = np.sqrt(np.maximum(_block_means(cut[:-1] ** 2, block) - _block_means(cut[:-1], block) ** 2, 0.0))
     offsets = np.arange(side) - reach
-    # A little longer is a little worse: of equal matches the shortest wins.
+    # A small penalty on length, so that the shortest of equal matches wins.
     length = 1e-6 * np.hypot(offsets[:, None], offsets[None])
     best = (errors + length).reshape(*errors.shape[:3], -1).argmin(axis=-1)
     down, right = np.unravel_index(best, (side, side))
@@ -126,7 +126,7 @@ def _block_means(values: np.ndarray, block: int) -> np.ndarray:
 
 
 def _remainder(frames: np.ndarray, padded: np.ndarray, down: np.ndarray, right: np.ndarray, block: int) -> np.ndarray:
-    """What is left of the displacement after the best whole one, at most half a pixel each way, [T - 1, h, w, 2].
+    """The subpixel part of displacements, at most half a pixel along each axis, [T - 1, h, w, 2].
 
     One step of least squares on the gradient (Lucas and Kanade 1981); 0 where the match is exact, or where the block
     has structure along one direction alone.
@@ -152,17 +152,17 @@ def _remainder(frames: np.ndarray, padded: np.ndarray, down: np.ndarray, right: 
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """How one clip moves; NaN where nothing of it can be said.
+    """Motion of one clip; NaN where a quantity is undefined.
 
     Attributes:
       speed: mean length of a displacement, pixels a frame (of blocks: of those with texture).
-      consistency: mean cosine of the angle between a displacement and the next, over pairs that both move: 1 straight
-        on, 0 at random, -1 to and fro. An object that bounces has less than 1 in real clips as well.
+      consistency: mean cosine of the angle between a displacement and the next, over pairs that both move: 1 for a
+        straight path, 0 at random, -1 for constant reversals. An object that bounces has less than 1 in real clips too.
       evenness: mean of 1 - |next - this| / (|next| + |this|): 1 for a constant velocity, 0 for jumps.
       direction: mean displacement, (down, right) in pixels a frame.
-      change: mean absolute difference of successive frames, levels of 255 (1 - change / 255 is what VBench calls
+      change: mean absolute difference of successive frames, levels of 255 (1 - change / 255 is VBench's
         temporal flickering).
-      static: whether nothing moves: the speed below `STILL` (or unknown) and the change below one level.
+      static: whether the speed is below `STILL` (or unknown) and the change below one level.
     """
 
     speed: float
@@ -178,14 +178,14 @@ class Motion:
 
 
 def motion(frames: np.ndarray, method: Method = "centroid", *, block: int = 8, reach: int = 4) -> Motion:
-    """How a clip moves.
+    """Measures the motion of a clip.
 
     Args:
       frames: uint8 [T, H, W, C], T of 2 or more.
-      method: what is followed; block, reach: of method "blocks".
+      method: the measure (see the module); block, reach: of method "blocks".
 
     Raises:
-      ValueError: another shape or method, or a single frame.
+      ValueError: an invalid shape or method, or a single frame.
     """
     grey = luma(frames)
     check(len(grey) > 1, f"motion needs two frames or more, got {len(grey)}")
@@ -198,7 +198,7 @@ def motion(frames: np.ndarray, method: Method = "centroid", *, block: int = 8, r
 
 
 def summary(steps: np.ndarray, *, change: float) -> Motion:
-    """`Motion` of displacements [T - 1, n, 2] of n things that are followed, NaN where one is out of sight."""
+    """`Motion` of displacements [T - 1, n, 2] of n tracked objects, NaN where one is not visible."""
     lengths = np.hypot(steps[..., 0], steps[..., 1])
     known = ~np.isnan(lengths)
     speed = float(lengths[known].mean()) if known.any() else math.nan
@@ -220,11 +220,11 @@ def summary(steps: np.ndarray, *, change: float) -> Motion:
 
 
 def direction_agreement(frames: np.ndarray, direction: tuple[float, float], *, first: int | None = None) -> float:
-    """Cosine of the angle between the centroid's way and a direction, -1 to 1; NaN where it does not move.
+    """Cosine of the angle between the centroid's displacement and a direction, -1 to 1; NaN where it does not move.
 
     Args:
       frames: uint8 [T, H, W, C]; direction: (down, right), not both 0.
-      first: displacements from the beginning that count, None for all; before an object turns back, say.
+      first: number of displacements from the start to use, None for all; for example those before an object turns.
 
     Raises:
       ValueError: as `motion`, or no direction.

@@ -13,9 +13,9 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 
-WINDOW, SIGMA = 11, 1.5  # of the Gaussian window of `frame_ssim`
+WINDOW, SIGMA = 11, 1.5  # size and standard deviation of the Gaussian window of `frame_ssim`
 _FRAME_RANGE, _CLIP_RANGE = 255.0, 2.0
-_UNIFORM_WINDOW = 7  # of `ssim`; smaller frames use the largest odd window that fits
+_UNIFORM_WINDOW = 7  # size of the window of `ssim`; smaller frames use the largest odd window that fits
 
 
 def psnr(clips: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frozen autoencoders: pixels to the latents that a flow is trained on, and back.
+"""Frozen autoencoders, which map pixels to the latents that a flow is trained on, and back.
 
 - `protocol`: the interface; `Identity`.
 - `patch_pca`: principal components of patches, a linear autoencoder that is fitted in a minute.

@@ -35,8 +35,8 @@ AUTOENCODER_FOLDER = "autoencoder"
 CONFIG_FILE = "config.json"
 TENSORS_STEM = "diffusion_pytorch_model"
 TENSORS_FILE = f"{TENSORS_STEM}.safetensors"
-ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of files of Wan2.2
-_LARGEST = 2**16  # integer in a configuration: networks of more layers or channels are refused
+ORIGINAL = (".pth", ".pt", ".safetensors")  # suffixes of Wan2.2 files
+_LARGEST = 2**16  # integer in a configuration: larger numbers of layers or channels are errors
 _LINEAR = ("identity", "patch_pca")
 
 

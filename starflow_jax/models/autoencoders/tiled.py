@@ -38,22 +38,22 @@ class Tiled:
 
     @property
     def stride(self) -> int:
-        """That of `autoencoder`."""
+        """See `Autoencoder.stride`."""
         return self.autoencoder.stride
 
     @property
     def frame_stride(self) -> int:
-        """That of `autoencoder`."""
+        """See `Autoencoder.frame_stride`."""
         return self.autoencoder.frame_stride
 
     @property
     def channels(self) -> int:
-        """That of `autoencoder`."""
+        """See `Autoencoder.channels`."""
         return self.autoencoder.channels
 
     @property
     def pixel_channels(self) -> int:
-        """That of `autoencoder`."""
+        """See `Autoencoder.pixel_channels`."""
         return self.autoencoder.pixel_channels
 
     def encode(self, params: Params, pixels: Float[AnyArray, "*B H W C"]) -> Float[Array, "*b rows columns c"]:

@@ -1,6 +1,6 @@
 """Converts parameters to and from the layout of PyTorch: dotted names, output channels first.
 
-A kernel [*window, inputs, outputs] is a weight [outputs, inputs, *window] there, and the scale of a norm is a weight.
+In PyTorch a kernel [*window, inputs, outputs] is a weight [outputs, inputs, *window], and a norm's scale is a weight.
 """
 
 from __future__ import annotations

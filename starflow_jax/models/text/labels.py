@@ -74,7 +74,7 @@ class LabelTable:
         return ids
 
     def known_ids(self, captions: Sequence[str]) -> np.ndarray:
-        """Ids int32 [B, 1]; 0 also for what is no label."""
+        """Ids int32 [B, 1]; 0 also for captions that are not labels."""
         places = {label: place for place, label in enumerate(self.labels, start=1)}
         return np.asarray([[places.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)
 

@@ -33,7 +33,7 @@ class CaptionReader(Protocol):
         ...
 
     def known_ids(self, captions: Sequence[str]) -> np.ndarray:
-        """Token ids int32 [B, L] of any captions; what cannot be encoded is left out."""
+        """Token ids int32 [B, L] of any captions; words that cannot be encoded are left out."""
         ...
 
 

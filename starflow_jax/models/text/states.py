@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-# Text states by the bytes of their ids. A value that is passed in and returned: the caller decides what to keep.
+# Text states by the bytes of their ids, passed in and returned, so that the caller controls the cache.
 Known = Mapping[bytes, np.ndarray]
 
 

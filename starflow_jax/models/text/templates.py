@@ -47,7 +47,7 @@ def caption_prompts(
       fps: frames per second, 0 for an image; one integer, or one for each caption. None omits the template.
       noise_std: standard deviation of the training noise (not negative, data in [-1, 1]); one number, or an
         array-like of shape [B] or [B, 1]. Printed as `int(1000 * noise_std)`. An array-like is rounded to
-        float32 first, as it was in training, so 0.7 prints 699 there and 700 as a Python float. None omits
+        float32 first, as it was in training, so 0.7 prints 699 in an array and 700 as a Python float. None omits
         the template.
       aspect_ratio: `"width:height"`, for example `"16:9"`. None omits the template.
       chat_template: request the image in a user turn of a chat, for instruction-tuned encoders. It requests

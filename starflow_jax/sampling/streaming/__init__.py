@@ -1,1 +1,1 @@
-"""Videos frame by frame, each yielded as soon as it is final."""
+"""Streaming of videos: each frame is yielded as soon as it is final."""

@@ -1,4 +1,4 @@
-"""Denoises a video while it is drawn: each frame as soon as no later frame can change it."""
+"""Denoises a video while it is sampled: each frame as soon as no later frame can change it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chunk_plan(frames: int, chunk: int | None, overlap: int | None) -> tuple[Chu
 
 
 def frames_ahead(denoiser: DenoiserConfig | None) -> int | None:
-    """How many later frames a denoised frame depends on; None for all, as with the score (no learned denoiser).
+    """The number of later frames that a denoised frame depends on; None for all, as with the score (no denoiser).
 
     Each layer attends to look_ahead - 1 later frames. Text tokens attend to as many from the first frame on, which
     does not extend the range.

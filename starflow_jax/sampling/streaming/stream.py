@@ -1,4 +1,4 @@
-"""Samples of videos frame by frame: each frame is yielded as soon as it is final, while later ones are drawn."""
+"""Samples videos frame by frame: each frame is yielded as soon as it is final, while later ones are computed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class StreamedFrame:
       pixels: uint8 [n, H, W, C], 0..255, denoised; given frames are unchanged. For a model of the latents of a video
         autoencoder [n, f, H, W, C], the f frames that the latent frame is decoded to.
       x: float32 [n, H, W, C], the frame before denoising.
-      denoised: float32 [n, H, W, C]; x where nothing is denoised.
-      seconds: since the start of drawing, after the programs were compiled.
+      denoised: float32 [n, H, W, C]; x without denoising.
+      seconds: since the start of sampling, after the programs were compiled.
     """
 
     index: int
@@ -81,7 +81,7 @@ def stream(
     devices: Sequence[jax.Device] | None = None,
     **options: Any,
 ) -> VideoStream:
-    """Draws one video for every caption, all together, and yields frame after frame.
+    """Samples one video for every caption, all together, and yields frame after frame.
 
     The videos are those of `videos.generate` up to float32 rounding, and within the tolerance of a solver that stops
     for a whole batch of frames. With a learned denoiser a frame is yielded when the later frames that its look-ahead
@@ -125,7 +125,7 @@ def stream_plan(
     drawn: list[tuple[np.ndarray, ...]] = []
     reports = []
     for begin in range(0, count, plan.batch_size):
-        # A short last batch is filled up with copies, so that it needs no program of its own.
+        # A short last batch is padded with copies, so that no further program is compiled.
         size = min(plan.batch_size, count - begin)
         rows = np.resize(np.arange(begin, begin + size), plan.batch_size)
         part = dataclasses.replace(
@@ -162,7 +162,7 @@ def stream_plan(
 
 
 class VideoStream(Iterator[StreamedFrame]):
-    """Yields the frames of videos in order. `close`, or leaving a `with` block, ends drawing early.
+    """Yields the frames of videos in order. `close`, or leaving a `with` block, ends sampling early.
 
     Attributes:
       plan: the videos.
@@ -222,7 +222,7 @@ class VideoStream(Iterator[StreamedFrame]):
         self.close()
 
     def close(self) -> None:
-        """Ends drawing; frames that were yielded stay valid."""
+        """Ends sampling; frames that were yielded stay valid."""
         self._frames.close()
 
     @property

@@ -1,1 +1,1 @@
-"""Captions to videos."""
+"""Sampling of videos from captions."""

@@ -1,6 +1,6 @@
 """Samples of videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
 
-`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` draws the videos. The steps are functions
+`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` samples the videos. The steps are functions
 (`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`) that streaming (`sampling.streaming`) shares, so that it
 gives the same videos.
 """
@@ -42,7 +42,7 @@ class Videos:
         decoded frames.
       x: float32 [n, T, H, W, C], the samples before denoising, which the likelihood of the flow is defined on; given
         frames with the noise that was added to them.
-      denoised: float32 [n, T, H, W, C]; x where nothing was denoised.
+      denoised: float32 [n, T, H, W, C]; x without denoising.
       captions: n captions; text: float32 [n, L, text_dim], their states; given_frames: P.
       report: cost and convergence, `images` counting videos.
     """
@@ -65,7 +65,7 @@ def generate(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Videos:
-    """Draws one video for every caption.
+    """Samples one video for every caption.
 
     The noise of frame t of video i depends on the key, i and t alone (`frame_noise`), not on the number of frames,
     captions or videos in a batch. One program is compiled for each combination of shapes and options and reused.
@@ -87,7 +87,7 @@ def generate(
 def draw_plan(
     flow: Flow | Params, key: jax.Array, plan: VideoPlan, *, progress: Callable[[int], None] | None = None
 ) -> Videos:
-    """Draws the videos of a plan; arguments and result as of `generate`."""
+    """Samples the videos of a plan; arguments and result as of `generate`."""
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count = len(plan.captions)
     layout = layout_of(params)
@@ -96,7 +96,7 @@ def draw_plan(
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     begun = time.perf_counter()
-    # Compiled ahead of its first run, so that its time is measured apart; JAX caches it for the next call.
+    # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []
@@ -142,7 +142,7 @@ def frame_noise(
 ) -> Float[Array, "B T *shape"]:
     """Standard normal noise, float32 [B, T, *shape], of frames `times` int32 [T] of videos `places` int [B] or [B, k].
 
-    The place (its k integers one after another) and then the time are folded into the key.
+    The integers of a video, one after another, and then the time are folded into the key.
     """
 
     def one(place: jax.Array, time: jax.Array) -> jax.Array:
@@ -218,7 +218,7 @@ def _draw(
 
 
 def _rows(plan: VideoPlan, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Places, text, later text and given frames of some videos, filled up to a whole batch with copies of them."""
+    """Places, text, later text and given frames of some videos, padded to a whole batch with copies."""
     rows = np.resize(batch, plan.batch_size)
     given = plan.given
     if given is not None:

@@ -1,9 +1,9 @@
 """Names of videos for VBench (Huang et al., arXiv 2311.17982): DIMENSION/PROMPT-INDEX.mp4.
 
-VBench looks for every prompt of a dimension by its exact text, index 0 to 4. It asks for 25 videos of a prompt of
+VBench looks for every prompt of a dimension by its exact text, index 0 to 4. It requires 25 videos of a prompt of
 "temporal_flickering" and uses those that move. Five of its 16 dimensions have no prompts and are scored on the videos
 of another dimension (`FOLDERS`). It takes the suffix from any file of a folder, which must therefore hold videos
-alone. A prompt that is no valid file name is refused, because VBench would not find it under another name.
+alone. A prompt that is not a valid file name is an error, because VBench would not find it under another name.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ FOLDERS = {
     "dynamic_degree": "subject_consistency",
 }
 VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
-MOST_VIDEOS = 1000  # of a prompt: VBench asks for 25 at most
+MOST_VIDEOS = 1000  # videos of a prompt: VBench requires 25 at most
 _LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
 _MAX_BYTES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class WantedVideo:
-    """One video to draw.
+    """One video to sample.
 
     Attributes:
       dimension: of VBench; prompt: its caption; index: among the videos of the prompt.
@@ -129,7 +129,7 @@ def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None)
 
     Args:
       prompts: by dimension.
-      each: videos of a prompt; None for as many as VBench asks for.
+      each: videos of a prompt; None for the number that VBench requires.
 
     Raises:
       ValueError: `each` is out of range.

@@ -1,4 +1,4 @@
-"""Checks calls that draw videos before any work, and resolves what their options leave open."""
+"""Checks calls that sample videos before any work, and resolves options that are None."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class VideoKind:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoPlan:
-    """n videos to draw, checked, with all options resolved.
+    """n videos to sample, checked, with all options resolved.
 
     Attributes:
-      config: of the model; kind: what decides the program.
+      config: of the model; kind: determines the compiled program.
       captions: n captions; places: int32 [n] or uint32 [n, k], integers that determine the noise (`frame_noise`).
       text: float32 [n, L, V], states of the captions; null: float32 [1, L, V], of the empty one.
       later_text: the states for windows after the first; None for `text`.
@@ -90,13 +90,13 @@ class VideoOptions(SamplingOptions):
     """Options of `plan_videos`, `generate` and `stream`.
 
     Attributes:
-      batch_size: videos drawn together; the last batch is filled up with copies.
+      batch_size: videos sampled together; the last batch is padded with copies.
       frames: T, given frames included; None for as many as trained on.
       size: rows and columns; None for those trained on.
       prefix: clean frames [P, H, W, C] or [1 or n, P, H, W, C] with which the videos begin, uint8 or float in [-1, 1],
         or float latents.
       prefix_pixels: the frames that `prefix` was encoded from, uint8 [Q, H', W', C'] or [1 or n, Q, H', W', C'].
-      window: how videos longer than `window.frames` are generated; None for `default_window` of the trained number.
+      window: the sliding window of videos longer than `window.frames`; None for `default_window` of the trained number.
       places: n integers below 2^30 that determine the noise of the videos, or n rows of k integers below 2^32; None
         for 0 .. n - 1.
       reader: the text encoder; None loads the one that the configuration names.
@@ -118,7 +118,7 @@ class VideoOptions(SamplingOptions):
 def plan_videos(
     config: ExperimentConfig, captions: Sequence[str], options: VideoOptions | None = None, **changes: Any
 ) -> VideoPlan:
-    """Checks a call that draws one video for every caption, and resolves what its options leave open.
+    """Checks a call that samples one video for every caption, and resolves options that are None.
 
     Args:
       config: the experiment that the flow was trained in.

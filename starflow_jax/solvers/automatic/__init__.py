@@ -1,1 +1,1 @@
-"""Choosing a solver for every block from measurements on samples of the data."""
+"""Chooses a solver for every block from measurements on samples of the data."""

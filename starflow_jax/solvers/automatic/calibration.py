@@ -1,4 +1,4 @@
-"""Measurements of how the blocks of a flow are best inverted, as a dataclass that is stored as JSON.
+"""Measurements of solvers on the blocks of a flow, as a dataclass that is stored as JSON.
 
 `solvers.automatic.measurement` makes them, and `solvers.automatic.choice` chooses solvers from them.
 """

@@ -1,4 +1,4 @@
-"""Measures how each block of a flow is best inverted, on samples of its training data.
+"""Measures solvers on each block of a flow, on samples of its training data.
 
 The forward pass gives the input and the output of every block, so that every trial is compared with the exact
 solution. Solvers are tried, with their network evaluations, error and time; the two measures of GS-Jacobi

@@ -37,7 +37,7 @@ R = TypeVar("R")
 # Called with the index of the first frame and with the frames, [B, H, W, C] each, dispatched but not awaited.
 Then = Callable[[int, tuple[jax.Array, ...]], R]
 
-# With a device of its own, the deep block may be this many stages ahead of the frames that have been requested.
+# On a separate device, the deep block may be this many stages ahead of the frames that have been requested.
 _AHEAD = 3
 
 

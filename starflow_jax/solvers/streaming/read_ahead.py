@@ -1,4 +1,4 @@
-"""An iterator that runs in a thread of its own, ahead of its reader by a limited number of items."""
+"""An iterator that runs in a separate thread, ahead of its reader by a limited number of items."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Ahead(Generic[T]):
                     self._made.put(("end", None))
                     return
                 self._made.put(("item", item))
-        except BaseException as error:  # passed to the reader, which would wait for ever otherwise
+        except BaseException as error:  # passed to the reader, which would wait forever otherwise
             self._made.put(("error", error))
 
     def __iter__(self) -> Iterator[T]:

@@ -24,7 +24,7 @@ class Entry:
       name: of its folder; step: None for anything but a checkpoint.
       bytes: size on disk; parts: names of its parts.
       batches: number of batches of the current curriculum stage read by then, None if unknown.
-      problem: why it cannot be used, None for a complete one (its arrays are not read and may still be damaged).
+      problem: reason why it cannot be used, None for a complete one (its arrays are not read and may still be damaged).
       differences: of its configuration from that of the run, such as "train.log_every 10, now 20".
     """
 

@@ -54,7 +54,7 @@ from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, init_state
 
 REST = "rest"
-_ALONE_SECONDS = 20.0  # that a failed process waits for a save in which the others take part
+_ALONE_SECONDS = 20.0  # seconds that a failed process waits for a save in which the others take part
 PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
 
 
@@ -71,7 +71,7 @@ class Checkpoints:
       workdir: the folder of the run.
       config: of the run; if given, checkpoints of another run are refused.
       data: fingerprint of the training data, saved with each step (`training.checkpoints.same_data`).
-      write: whether to save checkpoints, retaining those that `config.train` asks for. Otherwise they are only read,
+      write: whether to save checkpoints, retaining those that `config.train` specifies. Otherwise they are only read,
         and unfinished checkpoints of a run in progress are left alone.
     """
 
@@ -101,7 +101,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             create=write,
-            # removes what a killed run left half-written
+            # removes the incomplete files of a killed run
             cleanup_tmp_directories=write,
             lightweight_initialize=True,
         )
@@ -116,13 +116,13 @@ class Checkpoints:
                 self._close_soon()
             else:
                 self._manager.close()  # waits
-        except Exception as error:  # of a save in the background
+        except Exception as error:  # the error of a save in the background
             failed = self._failed(error)
             if kind is None:
                 raise failed from error
         finally:
             if self._writes and jax.process_index() == 0:
-                # Removes what a failed save left: on a full disk the next run could not even start.
+                # Removes the incomplete files of a failed save: on a full disk the next run could not start otherwise.
                 _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
     def _close_soon(self) -> None:
@@ -262,7 +262,7 @@ class Checkpoints:
         return state, loader
 
     def set_aside(self, step: int) -> Path:
-        """Renames the folder of a step so that it is no checkpoint any more; returns its new path."""
+        """Renames the folder of a step so that it is no longer a checkpoint; returns its new path."""
         folder = self._folder(step)
         aside = folder.with_name(f"{step}.damaged")
         if jax.process_index() == 0:
@@ -334,7 +334,7 @@ def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -
 
 
 def _cause(error: Exception) -> str:
-    """Why a write failed, in a few words."""
+    """The reason why a write failed, in a few words."""
     if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
         return "no space left on the disk"
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
@@ -353,8 +353,8 @@ def load_run(
     Args:
       workdir: the folder of the run.
       ema: whether to load the exponential moving average of the parameters if the run keeps one.
-      layout: of the devices that the parameters are sharded over, whatever the run was trained on; None for one device.
-      step: which checkpoint; None for the newest.
+      layout: of the devices that the parameters are sharded over, independent of the training; None for one device.
+      step: of the checkpoint; None for the newest.
 
     Returns:
       The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a

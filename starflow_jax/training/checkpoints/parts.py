@@ -57,7 +57,7 @@ def read_json(folder: Path, name: str, digests: Mapping[str, Any]) -> Any:
     """The JSON value of a part.
 
     Raises:
-      Unusable: the part is missing, cannot be read, or differs from what was saved.
+      Unusable: the part is missing, cannot be read, or differs from the saved value.
     """
     value = _json(folder, name)
     if json_digest(value) != digests.get(name):

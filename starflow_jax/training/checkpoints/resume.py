@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from."""
+"""Selects the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 

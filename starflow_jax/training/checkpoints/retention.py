@@ -1,4 +1,4 @@
-"""Which checkpoints are retained: the newest, and the best by one metric."""
+"""Selects the checkpoints that are retained: the newest, and the best by one metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a resumed run reads the same data as before: a position is valid in the same data only."""
+"""Checks that a resumed run reads the same data as before, since a position is valid in the same data only."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class _Handler(ocp.type_handlers.TypeHandler):
     """The Orbax type handler of `Streamed`: writes it like a JAX array, piece by piece."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, int] = {}  # of every parameter, for its checksum
+        self.sums: dict[str, int] = {}  # sums of every parameter, for its checksum
 
     def typestr(self) -> str:
         return "jax.Array"

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, which run it belongs to, and whether it is in use."""
+"""The folder of a run: its files, the run that it belongs to, and the lock while it is in use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FREE_IN_TRAIN = (
 _FREE_IN_FLOW = ("remat",)
 # A folder may be moved as long as its contents are the same (`same_data`).
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
-# What a run records itself: None in runs of version 0.1.
+# Fields that a run records; None in runs of version 0.1.
 _RECORDED = ("levels",)
 _FREE_BY_PATH = {
     "config": _FREE,
@@ -55,7 +55,7 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
     """The configuration, of class `cls`, of the run in `workdir`; None if there is no run.
 
     Raises:
-      ValueError: the file is no valid configuration.
+      ValueError: the file is not a valid configuration.
     """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():

@@ -13,7 +13,7 @@ class BadExamples:
     """Examples that a run skipped because they could not be read. All processes make the same calls.
 
     Args:
-      source: training data, which know what was unusable when they were opened.
+      source: training data, which list the files that were unusable when they were opened.
       before: number of bad examples recorded before the step that the run is resumed from.
     """
 

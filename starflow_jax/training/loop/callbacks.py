@@ -1,4 +1,4 @@
-"""What a training run passes to its callbacks."""
+"""The state of a run that is passed to callbacks."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Records:
         self.row |= values or {}
 
     def measure(self) -> None:
-        """Adds the metrics since the last row to the current one: the one place that waits for the device."""
+        """Adds the metrics since the last row to the current one: only this method waits for the device."""
         updates, config = self._updates, self._updates.setup.config
         calls = updates.fetch()
         values = average(calls)

@@ -23,12 +23,12 @@ class TrainRequest:
     Attributes:
       config: the experiment.
       workdir: new or empty folder, or the folder of a run of the same configuration.
-      resume: which checkpoint to resume from, see `training.checkpoints.resume`.
+      resume: the policy of resuming, see `training.checkpoints.resume`.
       init_from: folder of a run whose parameters initialise a new run; ignored when a run is resumed.
       callbacks: called every `config.train.sample_every` updates and after the last one.
       evaluations: called every `config.train.evaluate_every` updates and after the last one.
       source: training data to use instead of those that `config.data` names.
-      progress: whether to show a progress bar, or lines of text where standard error is no terminal.
+      progress: whether to show a progress bar, or lines of text where standard error is not a terminal.
       grace: seconds after SIGTERM within which the process ends, see `training.loop.signals`; None for no limit.
       profile: updates to trace into `workdir/profile`.
       wandb: Weights & Biases project to which the metrics are also sent.

@@ -44,7 +44,7 @@ from starflow_jax.training.step.train_step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """The result of a training run.
 
     Attributes:
       step: number of updates made in all, the step of the last checkpoint.
@@ -83,7 +83,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
       workdir, **options: with a configuration, the other fields of `TrainRequest`.
 
     Returns:
-      How the run ended.
+      The result of the run.
 
     Raises:
       ValueError: data that do not fit the flow or are not those of the run so far, or a folder that belongs to another
@@ -106,7 +106,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
 
 
 def _claim(request: TrainRequest, setup: Setup) -> tuple[SourceFingerprint, ...]:
-    """Makes the folder that of this run; returns the fingerprint of its data."""
+    """Claims the folder for this run; returns the fingerprint of its data."""
     config, workdir = request.config, request.workdir
     if not (workdir / CHECKPOINT_FOLDER).is_dir():  # a run that cannot start claims no folder
         check_start(config)
@@ -118,7 +118,7 @@ def _claim(request: TrainRequest, setup: Setup) -> tuple[SourceFingerprint, ...]
 
 
 def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint], stack: contextlib.ExitStack) -> _Run:
-    """Restores or initialises the run, and opens what it writes; `stack` closes all of it."""
+    """Restores or initialises the run, and opens its output files; `stack` closes them."""
     config, workdir = request.config, request.workdir
     first = jax.process_index() == 0
     on_first_process(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
@@ -209,7 +209,7 @@ class _Run:
                 with stop.interruptible():
                     self.call_back(callbacks)
             except Exception:
-                # A callback that fails must not cost the run its progress.
+                # Save the progress of the run before the error of the callback is raised.
                 if save and jax.process_count() == 1:
                     self.save(wait=True)
                 raise
@@ -235,7 +235,7 @@ class _Run:
             self.checkpoints.save(updates.state, updates.loader.get_state(), metrics=self.records.row, wait=wait)
 
     def call_back(self, callbacks: Sequence[Callback]) -> None:
-        """Calls callbacks and records what they return."""
+        """Calls callbacks and records the scalars that they return."""
         updates, config = self.updates, self.request.config
         definition = abstract(config.flow, updates.setup.layout)[0]
         snapshot = Snapshot(

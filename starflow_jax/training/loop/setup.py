@@ -16,7 +16,7 @@ from starflow_jax.training.step.run_layout import run_layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-    """What the training step of a run needs besides the training state.
+    """The inputs of the training step of a run, besides the training state.
 
     Attributes:
       config: the experiment, with the pixel levels of its data; source: its training data.
@@ -32,7 +32,7 @@ class Setup:
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, source: Source | None = None) -> Setup:
-        """Opens what the experiment names; the parameters of frozen networks stay on the host.
+        """Opens the data and networks that the experiment names; the parameters of frozen networks stay on the host.
 
         Args:
           source: data to use instead of those that `config.data` names.

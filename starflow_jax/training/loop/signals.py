@@ -100,7 +100,7 @@ def stop_requests(grace: float | None = None) -> Iterator[StopRequests]:
 
 
 def _give_up(grace: float) -> None:
-    """Ends the process from another thread, whatever the main thread waits for."""
+    """Ends the process from another thread, even while the main thread waits."""
     sys.stderr.write(
         f"starflow: not stopped {grace:g} seconds after SIGTERM; ending without a new checkpoint, "
         "and the same command goes on from the last one\n"

@@ -24,7 +24,7 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
-        """NaN if nothing was measured."""
+        """Images per second; NaN if nothing was measured."""
         return self.images / self.seconds if self.images else math.nan
 
     @property

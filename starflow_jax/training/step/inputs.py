@@ -68,7 +68,7 @@ def check_source(
 
 
 def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, text: TextConfig | None) -> None:
-    """The part of `check_source` about what the flow is conditioned on."""
+    """The part of `check_source` about the condition of the flow."""
     vocabulary: tuple[str, ...] | None = getattr(source, "vocabulary", None)
     if vocabulary is not None:
         # Word ids have no meaning in another vocabulary, or in the same words in another order.

@@ -39,7 +39,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run resumes from, except the state of the loader.
+    """The complete state of a run, except that of the loader.
 
     Attributes:
       step: int32 [], number of updates made, skipped ones included.
@@ -301,7 +301,7 @@ def train_steps(
       config, levels: static; `levels` is the number of values a pixel can take.
       state: before the updates; its buffers are donated.
       batches: as for `train_step`, stacked along a new first axis.
-      count: how many of them to use.
+      count: number of batches to use.
       layout: static; of the devices that state and batches are sharded over, None for one device.
       encoder, text: as for `train_step`, on the same devices.
 

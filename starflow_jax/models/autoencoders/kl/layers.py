@@ -129,7 +129,7 @@ class UpBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pixels to the moments of the posterior, 2 `latents` channels, before `quant_conv`."""
+    """Maps pixels to the moments of the posterior, 2 `latents` channels, before `quant_conv`."""
 
     def __init__(self, pixels: int, latents: int, sizes: Sizes, rngs: nnx.Rngs):
         widths, layers, groups, attends, dtype = sizes
@@ -153,7 +153,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents, after `post_quant_conv`, to pixels."""
+    """Maps latents, after `post_quant_conv`, to pixels."""
 
     def __init__(self, pixels: int, latents: int, sizes: Sizes, rngs: nnx.Rngs):
         widths, layers, groups, attends, dtype = sizes

@@ -1,4 +1,4 @@
-"""Latents to pixels."""
+"""The decoder of Wan video autoencoders, which maps latents to pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starflow_jax.nn.linear import Compute, Linear
 
 
 class UpLevel(nnx.Module):
-    """Residual blocks, then twice the size (not after the last level), within a shortcut where `config.residual`."""
+    """Residual blocks, then upsampling by 2 (not in the last level), with a shortcut where `config.residual`."""
 
     def __init__(self, config: WanConfig, level: int, key: jax.Array, compute: Compute):
         inputs, outputs = config.decoder_widths[level], config.decoder_widths[level + 1]
@@ -46,7 +46,7 @@ class UpLevel(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents [B, T, H, W, c] to pixels."""
+    """Maps latents [B, T, H, W, c] to pixels."""
 
     def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
         levels = len(config.multipliers)
@@ -61,7 +61,7 @@ class Decoder(nnx.Module):
         self.patch = config.patch
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """Pixels [B, T', H stride, W stride, C], and the past."""
+        """Pixels [B, T', H stride, W stride, C], and the next cache."""
         first, middle, *before, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(self.mix_in(x), first)
         x, middle = self.middle(x, middle)

@@ -1,4 +1,4 @@
-"""Pixels to the moments of latents."""
+"""The encoder of Wan video autoencoders, which maps pixels to the moments of latents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starflow_jax.nn.linear import Compute, Linear
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks, then half the size (not after the last level), within a shortcut where `config.residual`."""
+    """Residual blocks, then downsampling by 2 (not in the last level), with a shortcut where `config.residual`."""
 
     def __init__(self, config: WanConfig, level: int, key: jax.Array, compute: Compute):
         inputs, outputs = config.encoder_widths[level], config.encoder_widths[level + 1]
@@ -42,7 +42,7 @@ class DownLevel(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pixels [B, T, H, W, C] to the mean and the logarithm of the variance of latents."""
+    """Maps pixels [B, T, H, W, C] to the mean and the log variance of latents."""
 
     def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
         levels = len(config.multipliers)
@@ -57,7 +57,7 @@ class Encoder(nnx.Module):
         self.patch = config.patch
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """Moments [B, T', H / stride, W / stride, 2 c], all means first; and the past."""
+        """Moments [B, T', H / stride, W / stride, 2 c], all means first; and the next cache."""
         first, *before, middle, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(squares_to_channels(x, self.patch), first)
         after = []

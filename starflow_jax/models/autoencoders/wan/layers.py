@@ -33,7 +33,7 @@ class ChannelNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = x.astype(jnp.float32)
-        squares = jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24)  # of a length of at least 1e-12
+        squares = jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24)  # lengths are at least 1e-12
         return (h * (jax.lax.rsqrt(squares) * math.sqrt(h.shape[-1])) * self.weight[...]).astype(x.dtype)
 
 

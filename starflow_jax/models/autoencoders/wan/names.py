@@ -16,7 +16,7 @@ from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.wan.config import WanConfig
 
 Tensors = Mapping[str, np.ndarray]
-Name = Callable[[WanConfig, str], str]  # of a layer, "encoder.levels.0.blocks.1.conv1"
+Name = Callable[[WanConfig, str], str]  # maps the path of a layer, "encoder.levels.0.blocks.1.conv1", to its name
 
 _TENSOR = {"kernel": "weight", "bias": "bias", "weight": "gamma"}  # only the gains of norms are vectors called weight
 
