@@ -1,1 +1,1 @@
-"""One file an experiment, each with a `get_config()`; imported as `starflow_jax.experiments`."""
+"""One file per experiment, each with a `get_config()`; the package is imported as `starflow_jax.experiments`."""

@@ -1,11 +1,11 @@
-"""A still-image STARFlow on digits of 24x24 pixels, one token a pixel: a sequence of 576 for the solvers' benchmark.
+"""A still-image STARFlow on digits of 24x24 pixels with one token per pixel: 576 tokens for the solvers' benchmark.
 
     starflow train --config experiments/digits_tokens.py --workdir /tmp/digits-tokens
     starflow train --config experiments/digits_tokens.py:tiny --workdir /tmp/tiny      # seconds, for tests
 
-The pictures are scikit-learn's 8x8 digits, enlarged three times; the class is the text, one token of ten one-hot
-channels. It is a deep block over two shallow ones that read all 576 tokens, with noise 0.3 as in the paper, and serves
-to measure inversion (3 x 576 network evaluations one after another), not to set a record of likelihood.
+The images are scikit-learn's 8x8 digits, enlarged three times; the class is the text, one token of ten one-hot
+channels. The flow has a deep block and two shallow blocks that read all 576 tokens, and noise of 0.3 as in the paper.
+It serves to measure inversion (3 x 576 consecutive network evaluations), not to reach a good likelihood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" for the real one, "tiny" for tests."""
+    """The experiment; variant: "" for the full one, "tiny" for tests."""
     config = ConfigDict(
         {
             "name": "digits-tokens",

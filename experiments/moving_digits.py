@@ -1,33 +1,34 @@
-"""STARFlow-V on clips of moving handwritten digits: the main job of `starflow demo --video`.
+"""STARFlow-V on clips of moving handwritten digits: the experiment that `starflow demo --video` runs.
 
     starflow train --config experiments/moving_digits.py --workdir /tmp/moving
     starflow sample --workdir /tmp/moving --caption "a seven moving left" --frames 24 --out seven.mp4
     starflow train --config experiments/moving_digits.py:tiny --workdir /tmp/tiny        # under a minute, for tests
 
-Clips of 8 frames of 16x16 pixels, 64 tokens of 2x2 a frame, 512 in all; a deep block of 3 layers, 96 wide, over the
-whole clip and one shallow block of 1 layer, 32 wide, inside each frame; noise of 0.3 on pixels in [-1, 1].
+Data and model: clips of 8 frames of 16x16 pixels, with 64 tokens of 2x2 pixels per frame, 512 in total; a deep block of
+3 layers, 96 wide, over the whole clip, and one shallow block of 1 layer, 32 wide, inside each frame; noise of 0.3 on
+pixels in [-1, 1].
 
-Hardware: any CPU; 14 minutes on two cores that also did other work, compilation included.
+Hardware: any CPU; 14 minutes on two cores that were also running other jobs, compilation included.
 
-Expected with seed 0 (guidance 3, noise scaled by 0.8): the caption's digit in 82.0 % of the frames of 80 drawn clips
-(99.0 % of real ones), the caption's direction in all of them; 3.479 bits/dim on 100 held-out clips, 3.563 for the
-first frame and 3.46 to 3.47 for the others; with the training noise 19.2 dB, denoised by the score 27.7, by the
-learned denoiser 28.4. Of two runs that differ in their first parameters alone the other one had 83.6 %, 95.0 % and
-28.6 dB, and kept the digit in 89 % of the frames of clips continued to 24 frames, this one in 59 %: far beyond the
-trained length quality is a matter of luck. Guidance and scale were chosen among five pairs on other noise, with the
-other run, 160 clips each: 78 to 85 %.
+Expected with seed 0 (guidance 3, noise scaled by 0.8): the digit of the caption in 82.0 % of the frames of 80 sampled
+clips (99.0 % of real ones), and the direction of the caption in all of them; 3.479 bits/dim on 100 held-out clips,
+3.563 for the first frame and 3.46 to 3.47 for the others; 19.2 dB with the training noise, 27.7 dB denoised by the
+score, and 28.4 dB by the learned denoiser. A second run that differed only in its initial parameters had 83.6 %, 95.0 %
+and 28.6 dB. In clips continued to 24 frames it kept the digit in 89 % of the frames, and the first run in 59 %: quality
+far beyond the trained length varies strongly between runs. Guidance and scale were chosen among five pairs on other
+noise, with the second run and 160 clips each: 78 to 85 %.
 
-How the recipe was found, by the loss (nats a dimension; 0.5 + ln 0.3 = -0.70 is all noise) on few, short runs:
+The recipe was chosen by the loss (nats per dimension; 0.5 + ln 0.3 = -0.70 if all is noise) of a few short runs:
 
-- Batches of 1,024 tokens, not 4,096: after 8,000 clips of 2 frames -0.566 against -0.547, and the larger number of
-  updates takes less time as well.
-- Clips of 2 frames first. The second frame of a pair is a copy of the first one, a token further; the deep block learns
-  to fetch it within 2,000 updates (-0.68 for that frame). Stills first give better first frames and then hardly any
-  copying (-0.62 after as many pairs): the shallow block has made each frame look like noise by then. For the same
-  reason one narrow shallow block did better than two (-0.61 against -0.59).
-- Stills among the clips afterwards, in turn: which digit a caption names is decided in the first frame, of which a
-  clip has only one. Without them 46 % of frames showed the digit of the caption (20 clips, part of the training).
-- 2 pixels a frame, the width of a token: a copy is one token and not a mixture of two.
+- Batches of 1,024 tokens, not 4,096: after 8,000 clips of 2 frames the loss is -0.566 against -0.547, and the larger
+  number of updates also takes less time.
+- Clips of 2 frames first. The second frame of a pair is a copy of the first, shifted by one token; the deep block
+  learns to copy it within 2,000 updates (-0.68 for that frame). Training on still images first gives better first
+  frames but then hardly any copying (-0.62 after as many pairs), because the shallow block has by then made each frame
+  look like noise. For the same reason one narrow shallow block did better than two (-0.61 against -0.59).
+- Still images alternating with clips afterwards: the digit of the caption is decided in the first frame, of which a
+  clip has only one. Without them 46 % of the frames showed the digit of the caption (20 clips, part of the training).
+- Motion of 2 pixels per frame, the width of a token, so that a copy is one token and not a mixture of two.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from starflow_jax.experiments.recipes import STARFLOW, is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variant: "" for the real one, "tiny" for tests."""
+    """The experiment; variant: "" for the full one, "tiny" for tests."""
     config = ConfigDict(
         {
             "name": "moving-digits",

@@ -5,14 +5,14 @@
     starflow sample --workdir runs/photos --out samples.png
 
 Data: a folder of images. Folders in it are classes; without them, captions are read from `.txt` or `.json` files beside
-the images; without either, the flow is unconditional. Folders `train` and `test` (or `val`) inside, where there are
-any, separate the splits; `starflow evaluate` needs `test`.
-Model: images of 16 to 128 pixels, 256 tokens or fewer; 4 to 8 blocks, 128 to 512 wide, by the number of images
-(`starflow_jax.data.suggestion`). Whatever --config.NAME=VALUE sets is kept, and the rest is chosen to fit.
-Hardware: one GPU; with --config.flow.image_size=16 and a few hundred images also a CPU.
+the images; without either, the flow is unconditional. Folders `train` and `test` (or `val`) inside, if present,
+separate the splits; `starflow evaluate` needs `test`.
+Model: images of 16 to 128 pixels, 256 tokens or fewer; 4 to 8 blocks, 128 to 512 wide, depending on the number of
+images (`starflow_jax.data.suggestion`). Values set by --config.NAME=VALUE are kept, and the others are chosen to fit.
+Hardware: one GPU; with --config.flow.image_size=16 and a few hundred images, a CPU is enough.
 Expected: samples that resemble the training images in colour and layout within the first tenth of the updates. A few
-hundred images are learned by heart; compare the bits/dim of training and of a `test` folder.
-The configuration that was chosen is in `config.json` of the run. `starflow init --data photos --out my_config.py`
+hundred images are memorised; compare the bits/dim of the training images with that of a `test` folder.
+The chosen configuration is in `config.json` of the run. `starflow init --data photos --out my_config.py`
 writes the same choices into a file, with the reason for each.
 `experiments/own_images.py:tiny` trains ten updates of a tiny flow on the same folder.
 """
@@ -30,7 +30,7 @@ from starflow_jax.experiments.recipes import is_tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """What is set before the folder is known; variant: "" for the real one, "tiny" for tests."""
+    """The fields that do not depend on the folder; variant: "" for the full experiment, "tiny" for tests."""
     config = ConfigDict({"flow": {}, "data": {"source": "images"}, "train": {}})
     if is_tiny(variant):
         config.flow.update(image_size=8, patch_size=4, width=24, num_blocks=2, layers_per_block=1, head_dim=24)
@@ -39,10 +39,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Chooses what is not set, after the overrides of the command line.
+    """Chooses the values of fields that are not set, after the overrides of the command line.
 
     Raises:
-      ValueError: no folder is named, or it holds no images that can be read.
+      ValueError: no folder is given, or it holds no readable images.
     """
     path = values["data"].get("path")
     if path is None:

@@ -1,4 +1,4 @@
-"""A flow on the latents of `experiments/tiny_vae.py`: the whole latent path on a laptop, without any download.
+"""A flow on the latents of `experiments/tiny_vae.py`: all steps of a latent flow on a laptop, without any download.
 
     starflow train-autoencoder --config experiments/tiny_vae.py --workdir runs/vae
     starflow encode --config experiments/photos_latents.py --autoencoder runs/vae/autoencoder --out runs/latents/train
@@ -6,8 +6,8 @@
         --config.data.path=runs/latents --workdir runs/flow
     starflow sample --workdir runs/flow --num 40 --guidance 1 --denoise score --out photos.png
 
-A class is one of ten photographs, a picture a piece of it. Instead of the second command, the third with
-`--config.data.autoencoder=runs/vae/autoencoder` in place of source and path encodes inside the training step.
+A class is one of ten photographs, and an image is a crop of it. To encode inside the training step, leave out the
+second command and give the third `--config.data.autoencoder=runs/vae/autoencoder` instead of source and path.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Args:
-      variant: "" for the real one, "tiny" for a model that trains in seconds and is good for nothing else.
+      variant: "" for the full experiment, "tiny" for a model that trains in seconds, for tests only.
 
     Raises:
-      ValueError: another variant.
+      ValueError: an unknown variant.
     """
     config = ConfigDict(
         {

@@ -1,4 +1,4 @@
-"""What the released experiments have in common."""
+"""Configuration shared by the experiments on released models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# What every STARFlow has, whatever its size (arXiv 2506.06276, 2511.20462).
+# Fields common to STARFlows of all sizes (arXiv 2506.06276, 2511.20462).
 STARFLOW = {
     "family": "starflow",
     "rope": True,
@@ -20,10 +20,10 @@ STARFLOW = {
 
 
 def is_tiny(variant: str) -> bool:
-    """Whether an experiment's variant is the tiny one.
+    """Whether the variant of an experiment is "tiny".
 
     Raises:
-      ValueError: for a variant that is neither "" nor "tiny".
+      ValueError: the variant is neither "" nor "tiny".
     """
     if variant not in ("", "tiny"):
         raise ValueError(f"variant must be '' or 'tiny', got {variant!r}")
@@ -37,10 +37,10 @@ def tarflow(
 
     Args:
       variant: "" as released, "tiny" for tests.
-      name: of the experiment.
-      flow: image_size, patch_size, width, and what else differs.
-      data: noise and where the images are.
-      batch_size, steps: of the training; the first hundredth of it warms up.
+      name: name of the experiment.
+      flow: image_size, patch_size, width, and other fields that differ.
+      data: noise and location of the images.
+      batch_size, steps: of the training; the first hundredth of the steps is warm-up.
     """
     shared = {
         "family": "tarflow",

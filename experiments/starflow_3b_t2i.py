@@ -9,16 +9,17 @@
         --num-samples 30000 --guidance 3.6 --denoise score --decoder sd-vae --text-encoder flan-t5-xl \\
         --caption captions-1.txt --caption captions-2.txt --real COCO/val2014
 
-Data: pictures with captions (the paper: 400 M, in-house and public), encoded by SD's autoencoder to latents
-[32, 32, 4], with the states of Flan-T5-XL, 128 tokens; one caption in ten is left out. Noise of standard deviation 0.3
+Data: images with captions (in the paper 400 M, in-house and public), encoded by SD's autoencoder to latents
+[32, 32, 4], with the states of Flan-T5-XL, 128 tokens; one caption in ten is dropped. Noise of standard deviation 0.3
 is added in training.
-Model: "24(6)-3072" of the paper, a deep block of 24 layers over five shallow ones of 2, all 3,072 wide.
+Model: "24(6)-3072" of the paper: a deep block of 24 layers and five shallow blocks of 2, all 3,072 wide.
 3,858,281,544 parameters.
-Hardware: 64 H100, about two weeks, at batch 512; the released recipe, which this is, says 1,024 and 6.4e-5.
+Hardware: 64 H100, about two weeks, at batch 512 in the paper; this file follows the released recipe, which has batch
+1,024 and learning rate 6.4e-5.
 Published: COCO FID-30K 9.1 (zero-shot), GenEval 0.56.
-Open: the weight of guidance behind them is not known here; 3.6 is the released sampler's. The two files hold the 30,000
-captions, one a line (a file may have 1 MiB); their states are kept in memory, 1 MiB a caption.
-SHARDS is a folder with train/ and test/ of shards.
+Open: the guidance weight of these figures is not known; 3.6 is that of the released sampler. The two caption files hold
+the 30,000 captions, one per line (a file may have 1 MiB); their states are kept in memory, 1 MiB per caption.
+SHARDS is a folder with shards in train/ and test/.
 `experiments/starflow_3b_t2i.py:tiny` is the same model at a size for tests.
 """
 
@@ -72,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "noise_weight": True,
         }
     )
-    # Parameters and moments in as many parts as there are devices; docs/plan.md says what is best on which.
+    # Parameters and optimizer moments are sharded over all devices; docs/plan.md compares layouts.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 16, "guidance": 3.6, "solver": "jacobi", "denoise": "score"})
     if is_tiny(variant):

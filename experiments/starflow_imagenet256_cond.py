@@ -8,18 +8,19 @@
     starflow evaluate --workdir W --metrics fid --features pt_inception-2015-12-05-6726825d.pth \\
         --num-samples 50000 --guidance 1,1.5,2,2.5,3 --denoise score --decoder sd-vae --real ILSVRC2012/val
 
-Data: ImageNet-1k, 1,281,167 training pictures in train/CLASS/ and 50,000 held out in val/CLASS/, cut about the centre
+Data: ImageNet-1k, 1,281,167 training images in train/CLASS/ and 50,000 held-out images in val/CLASS/, centre-cropped
 to 256x256 and encoded by SD's autoencoder to latents [32, 32, 4]; noise of standard deviation 0.3 is added in training.
-The class, a folder's number in the order of names, is the text: one token, a one-hot row of 1,000; one in ten is left
-out.
-Model: "18(6)-2048" of the paper, a deep block of 18 layers over five shallow ones of 2, all 2,048 wide.
+The text is the class, the index of its folder in the order of names: one token, a one-hot row of 1,000; one in ten is
+dropped.
+Model: "18(6)-2048" of the paper: a deep block of 18 layers and five shallow blocks of 2, all 2,048 wide.
 1,412,253,768 parameters.
-Hardware: the paper's 1.4B models took 32 H100, batch 512 (about two weeks on text to image); AdamW, 1e-4 to 1e-6 by a
-cosine. Updates follow from the 400 M images that it counts.
+Hardware: the paper's 1.4B models were trained on 32 H100 with batch 512 (about two weeks on text to image); AdamW,
+cosine decay from 1e-4 to 1e-6. The number of updates is derived from the 400 M training images that the paper states.
 Published: FID 2.40 with a decoder fine-tuned on noisy latents (`starflow finetune-decoder`, 200,000 updates of 64),
-2.96 with the noise removed by the score (`sample --denoise score`); 35 s for 16 pictures (guided, sequential).
-Open: the weight of guidance behind these figures is not known here. Those above are a sweep to begin with, and the one
-below a start, not the paper's. 2.40 is measured with the fine-tuned decoder's folder as --decoder and --denoise none.
+2.96 with the noise removed by the score (`sample --denoise score`); 35 s for 16 images (guided, sequential).
+Open: the guidance weight of these figures is not known. The weights above are a first sweep, and the weight below is a
+starting value, not that of the paper. To measure 2.40, give the fine-tuned decoder's folder as --decoder and use
+--denoise none.
 `experiments/starflow_imagenet256_cond.py:tiny` is the same experiment at a size for tests.
 """
 
@@ -72,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "grad_clip": 1.0,
         }
     )
-    # Parameters and moments in as many parts as there are devices; docs/plan.md says what is best on which.
+    # Parameters and optimizer moments are sharded over all devices; docs/plan.md compares layouts.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 16, "guidance": 2.0, "solver": "jacobi", "denoise": "score"})
     if is_tiny(variant):

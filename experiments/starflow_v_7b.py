@@ -8,16 +8,16 @@
     (the same with --split test --out data/video_latents480/test, of VIDEOS/test/)
     starflow train --config experiments/starflow_v_7b.py --workdir W
 
-Data: 70 M videos (a part of Panda, and stock) and 400 M pictures with captions, one in ten original and the others
+Data: 70 M videos (a part of Panda, and stock videos) and 400 M images with captions, one in ten original and the others
 synthetic. Wan2.2 latents, 48 channels, 21 latent frames of 22 x 40 (16:9 of a 640 x 640 area, stride 16), with the
-states of Flan-T5-XL, 256 tokens; captions say the rate and the noise level. Batches are of 192 videos or, one in five,
-of 1,536 pictures (secondary_ratio 0.2); a quarter of the clips begin at their second latent frame, for which one
-more is stored. The videos' latents lie in data/video_latents480, the pictures' in data/latents480 (`data.mixture`).
-Model: a deep block of 24 layers, 4,096 wide, over five shallow ones of 2 inside each frame, 3,072 wide, and a learned
-denoiser of 8. 6,890,096,528 parameters, 912,884,784 of them the denoiser's.
-Hardware: not published, nor the time of training; images first, then 384p, then 480p.
-Published: 480p clips of 81 frames; Jacobi about 15 times as fast as token by token; 26.7 dB of denoising by the learned
-denoiser against 22.1 by the score. `starflow vbench` draws what VBench scores (docs/video_quality.md).
+states of Flan-T5-XL, 256 tokens; captions state the frame rate and the noise level. Batches have 192 videos or, one in
+five, 1,536 images (secondary_ratio 0.2). A quarter of the clips begin at their second latent frame, so one more latent
+frame is stored. Latents of videos are in data/video_latents480, those of images in data/latents480 (`data.mixture`).
+Model: a deep block of 24 layers, 4,096 wide, five shallow blocks of 2 layers inside each frame, 3,072 wide, and a
+learned denoiser of 8 layers. 6,890,096,528 parameters, including 912,884,784 of the denoiser.
+Hardware: neither the hardware nor the training time is published; training is on images first, then 384p, then 480p.
+Published: 480p clips of 81 frames; Jacobi about 15 times as fast as sequential inversion; 26.7 dB after denoising by
+the learned denoiser against 22.1 by the score. `starflow vbench` samples the videos for VBench (docs/video_quality.md).
 `experiments/starflow_v_7b.py:tiny` is the same model at a size for tests.
 """
 
@@ -84,7 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "noise_weight": True,
         }
     )
-    # Parameters and moments in as many parts as there are devices; docs/plan.md says what is best on which.
+    # Parameters and optimizer moments are sharded over all devices; docs/plan.md compares layouts.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1})
     config.sample = ConfigDict({"num": 1, "guidance": 3.5, "solver": "jacobi", "denoise": "learned"})
     if tiny:

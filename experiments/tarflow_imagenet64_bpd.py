@@ -3,11 +3,11 @@
     starflow train --config experiments/tarflow_imagenet64_bpd.py --workdir W --config.data.path=FOLDER
     starflow evaluate --workdir W
 
-Data: ImageNet shrunk to 64x64, 1,281,149 training pictures (arXiv 1601.06759 made them, and figures of bits/dim compare
-on its pixels alone). FOLDER holds train.npz and test.npz, each with `image` (uint8 [n, 64, 64, 3]) and `label`
-(integers, which this flow does not read).
+Data: ImageNet resized to 64x64, 1,281,149 training images (of arXiv 1601.06759; bits/dim are comparable only on these
+images). FOLDER holds train.npz and test.npz, each with `image` (uint8 [n, 64, 64, 3]) and `label` (integers, which this
+flow does not read).
 Model: patches of 2, 8 blocks of 8 layers, 768 wide. 460,142,784 parameters.
-Hardware: 16 GPUs (the paper: A100, none of its runs above 14 days), float32; batch 256, 100 epochs, AdamW 1e-4.
+Hardware: 16 GPUs (in the paper A100, at most 14 days per run), float32; batch 256, 100 epochs, AdamW 1e-4.
 Published (arXiv 2412.06329): 2.99 bits/dim.
 `experiments/tarflow_imagenet64_bpd.py:tiny` is the same experiment at a size that a laptop trains in seconds.
 """

@@ -1,4 +1,4 @@
-"""A small autoencoder of pieces of photographs, 32 x 32 pixels to 8 x 8 latents of 4 channels, without any download.
+"""A small autoencoder of crops of photographs, 32 x 32 pixels to 8 x 8 latents of 4 channels, without any download.
 
     starflow train-autoencoder --config experiments/tiny_vae.py --workdir runs/vae
     starflow finetune-decoder --config experiments/tiny_vae.py:decoder --autoencoder runs/vae/autoencoder \
@@ -6,7 +6,7 @@
 
 `experiments/photos_latents.py` trains a flow on its latents.
 
-Hardware: any CPU; 4 min 45 s of CPU time. Expected (seed 0, 256 held-out pieces): PSNR 28.9 dB; of latents with noise
+Hardware: any CPU; 4 min 45 s of CPU time. Expected (seed 0, 256 held-out crops): PSNR 28.9 dB; for latents with noise
 of standard deviation 0.3, 26.3 dB, and 27.7 dB with the fine-tuned decoder.
 """
 
@@ -19,11 +19,11 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Args:
-      variant: "" for a new autoencoder, "decoder" for its decoder on noisy latents; "tiny" and "tiny_decoder" are the
-        same, train in seconds and are good for nothing else.
+      variant: "" for a new autoencoder, "decoder" to fine-tune its decoder on noisy latents; "tiny" and "tiny_decoder"
+        are small versions of these that train in seconds, for tests only.
 
     Raises:
-      ValueError: another variant.
+      ValueError: an unknown variant.
     """
     if variant not in ("", "decoder", "tiny", "tiny_decoder"):
         raise ValueError(f"variant must be '', 'decoder', 'tiny' or 'tiny_decoder', got {variant!r}")

@@ -1,15 +1,16 @@
-"""Times the attention kernels (forward, with gradients, decoding) beside XLA, cuDNN and PyTorch.
+"""Times the attention kernels (forward, with gradients, decoding) in comparison with XLA, cuDNN and PyTorch.
 
     python experiments/benchmarks/attention.py --json attention.json
     python experiments/benchmarks/attention.py --quick           # small shapes once, as a test of this script
 
-Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), causal,
-and with a prefix that is visible to all, for which the others need a mask; and decoding chunks of 1, 64 and 512 with
-caches of 8k and 33k slots. Compared are the kernel ("fused"), the reference compiled by XLA, cuDNN through
-`jax.nn.dot_product_attention`, and PyTorch's `scaled_dot_product_attention`; what does not run on this machine is left
-out, and the table says why. FLOPs count visible pairs, two products forward and four more backward (the recomputation
-of the weights does not count); the fraction is of the fastest bfloat16 product of large matrices measured in the same
-run. For decoding, GB/s count keys and values, each read once.
+Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), with a
+causal mask, and with a prefix that is visible to all queries, for which the other implementations need a mask array;
+and decoding of chunks of 1, 64 and 512 with caches of 8k and 33k slots. The implementations are the kernel ("fused"),
+the reference compiled by XLA, cuDNN through `jax.nn.dot_product_attention`, and PyTorch's
+`scaled_dot_product_attention`; those that do not run on this machine are left out, and the table states the reason.
+FLOPs count visible pairs, two products forward and four more backward (the recomputation of the weights does not
+count); the fraction is relative to the fastest bfloat16 product of large matrices in the same run. For decoding, GB/s
+count one read of all keys and values.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Program = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One problem: causal attention of queries from slot `offset` on to `slots` keys, `text` of them visible to all."""
+    """Sizes: causal attention of queries from slot `offset` on to `slots` keys, the first `text` visible to all."""
 
     name: str
     batch: int
@@ -59,7 +60,7 @@ class Shape:
 
     @property
     def read(self) -> float:
-        """Bytes of keys and values, bfloat16."""
+        """Bytes of keys and values in bfloat16."""
         return 2.0 * 2 * self.batch * self.heads * self.slots * self.dim
 
 
@@ -77,7 +78,7 @@ TRAINING = [
 ]
 DECODING = [
     Shape(f"chunk of {chunk}, cache of {slots}", 4, 48, 64, chunk, slots)
-    for slots in (8192, 33648)  # caches are whole lines of 8 slots
+    for slots in (8192, 33648)  # the size of a cache is a multiple of 8 slots
     for chunk in (1, 64, 512)
 ]
 QUICK = [
@@ -88,7 +89,7 @@ QUICK = [
 
 
 def arrays(shape: Shape) -> list[jax.Array]:
-    """Query (scaled), key, value, and a gradient of the output."""
+    """The scaled query, key, value, and a gradient with respect to the output."""
     keys = jax.random.split(jax.random.key(0), 4)
     counts = (shape.queries, shape.slots, shape.slots, shape.queries)
     operands = [
@@ -100,7 +101,7 @@ def arrays(shape: Shape) -> list[jax.Array]:
 
 
 def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]:
-    """Functions of query, key, value and the offset, which is traced where queries are fewer than keys."""
+    """Implementations by name: functions of query, key, value and offset (traced if queries are fewer than keys)."""
     chunked = shape.queries < shape.slots
 
     def ours(implementation, query, key, value, offset):
@@ -138,7 +139,7 @@ def with_gradient(attend: Callable[..., jax.Array], query, key, value, gradient,
 
 
 def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
-    """Compiled programs by name, and why others are missing."""
+    """Compiled programs by name, and the reasons why others are missing."""
     query, key, value, gradient = arrays(shape)
     offset = jnp.int32(shape.offset)
     programs: dict[str, Program] = {}
@@ -155,14 +156,14 @@ def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
             else:
                 programs[name] = compiled(attend, query, key, value, offset)[0]
             programs[name]()
-        except Exception as error:  # any error of a backend is reported, and the others run
+        except Exception as error:  # an error of one backend is reported, and the others still run
             programs.pop(name, None)
             missing[name] = str(error).splitlines()[0][:160]
     return programs, missing
 
 
 def torch_program(shape: Shape) -> Program | str:
-    """PyTorch's attention on random arrays, or why it is not available."""
+    """PyTorch's attention on random arrays, or the reason why it is not available."""
     try:
         import torch
     except ImportError:
@@ -218,7 +219,7 @@ def measure(shape: Shape, rounds: int, peak: float) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The figures as text."""
+    """The results as text."""
     rows = [["shape", "way", "ms", "TFLOP/s", "of product", "GB/s", "times as fast as"]]
     for result in results:
         name = result["name"] + (", with gradients" if result["backward"] else "")
@@ -235,7 +236,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="runs of each program, the best counts")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")

@@ -1,9 +1,9 @@
-"""The floor that the flow's benchmarks are measured against: its matrix products, and nothing else.
+"""The lower bound on time ("floor") of the flow's benchmarks: its matrix products alone.
 
-Every product of a pass is made with operands of the same shapes, in the same order and number, in one compiled
-program; there are no norms, activations, softmaxes, residuals, caches or rotary positions. Each product reads what the
-one before it made (its first columns, where that is wider), so that none can be skipped or moved out of a loop. Layers
-are unrolled and have their own weights: a scan over stacked weights would add a copy of each to the floor.
+One compiled program computes every product of a pass, with operands of the same shapes, in the same order and number,
+but without norms, activations, softmaxes, residuals, caches or rotary positions. Each product reads the result of the
+previous one (its first columns if it is wider), so that none can be skipped or moved out of a loop. Layers are unrolled
+and have separate weights, because a scan over stacked weights would add a copy of each layer's weights to the floor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from starflow_jax.core.config import FlowConfig, TransformerConfig
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """One block on one batch.
+    """The sizes of one block and its batch.
 
     Attributes:
       transformer: sizes of the layers. channels: token channels c.
-      batch: rows B (frames that are folded into the batch included). tokens: N. text: L, 0 where the block reads none.
-      text_channels: channels of the text states where they are projected, else 0.
+      batch: rows B (including frames folded into the batch). tokens: N. text: L, 0 if the block reads no text.
+      text_channels: channels of the text states if they are projected, else 0.
     """
 
     transformer: TransformerConfig
@@ -37,12 +37,12 @@ class BlockShape:
 
     @property
     def slots(self) -> int:
-        """Text and tokens."""
+        """Number of text and image tokens."""
         return self.text + self.tokens
 
 
 def block_shapes(config: FlowConfig, batch: int, frames: int | None, frame: int, text: int) -> list[BlockShape]:
-    """The blocks that have layers, 0 nearest the data; `frame` tokens in each of `frames` frames (None: one image)."""
+    """The blocks with layers, from the data upwards; `frame` tokens in each of `frames` frames (None: one image)."""
     shapes = []
     for index, transformer in enumerate(config.blocks):
         if not transformer.layers:
@@ -63,7 +63,7 @@ def block_shapes(config: FlowConfig, batch: int, frames: int | None, frame: int,
 
 
 def random_weights(shape: BlockShape, key: jax.Array) -> list[jax.Array]:
-    """The dense kernels [in, out] of a block in order: into the width, every layer's, out to mean and scale."""
+    """The dense kernels [in, out] of a block in order: input projection, all layers, output projection."""
     c = shape.transformer
     mixed = c.heads * c.head_dim
     hidden = c.expansion * c.width
@@ -83,7 +83,7 @@ def _through(kernels: Iterable[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def forward_products(shape: BlockShape, weights: list[jax.Array], operands: dict[str, Any]) -> list[jax.Array]:
-    """Every product of one parallel pass: dense layers, and attention counted fully (each query with each key)."""
+    """Every product of one parallel pass: dense layers, and attention of each query to each key."""
     out = []
     x = _through(weights[:1], operands["tokens"])
     if shape.text_channels:
@@ -104,7 +104,7 @@ def backward_products(shape: BlockShape, weights: list[jax.Array], operands: dic
     """The two transposed products of every product of `forward_products`."""
 
     def transposed(kernel, gradient):
-        if kernel.shape[1] > gradient.shape[1]:  # only a part of the packed projection's columns went on
+        if kernel.shape[1] > gradient.shape[1]:  # only some columns of the packed projection were used
             gradient = jnp.concatenate([gradient] * (-(-kernel.shape[1] // gradient.shape[1])), axis=1)
         gradient = gradient[:, : kernel.shape[1]]
         entered = operands["entered"][f"{gradient.shape[0]}x{kernel.shape[0]}"]
@@ -113,7 +113,7 @@ def backward_products(shape: BlockShape, weights: list[jax.Array], operands: dic
 
     gradient, of_kernel = transposed(weights[-1], operands["output"])
     out = [of_kernel]
-    if shape.text:  # the last projection sees the tokens alone
+    if shape.text:  # the last projection reads only the tokens
         gradient = jnp.concatenate([gradient, gradient])[: shape.batch * shape.slots]
     for kernel in reversed(weights[1:-1]):
         gradient, of_kernel = transposed(kernel, gradient)
@@ -132,7 +132,7 @@ def backward_products(shape: BlockShape, weights: list[jax.Array], operands: dic
 
 
 def parallel_operands(shape: BlockShape, key: jax.Array) -> dict[str, Any]:
-    """What `forward_products` and `backward_products` read besides the weights."""
+    """The operands of `forward_products` and `backward_products` besides the weights."""
     c = shape.transformer
     keys = iter(jax.random.split(key, 16))
 
@@ -140,7 +140,7 @@ def parallel_operands(shape: BlockShape, key: jax.Array) -> dict[str, Any]:
         return std * jax.random.normal(next(keys), size)
 
     rows, slots = shape.batch * shape.tokens, shape.batch * shape.slots
-    # What stood before each product: rows and columns of its left operand.
+    # Rows and columns of the left operand of each product.
     before = {(slots, n) for n in (c.width, c.heads * c.head_dim, c.expansion * c.width)}
     before |= {(rows, c.width), (rows, shape.channels), (shape.batch * shape.text, shape.text_channels)}
     heads = (shape.batch, c.kv_heads)
@@ -158,18 +158,18 @@ def parallel_operands(shape: BlockShape, key: jax.Array) -> dict[str, Any]:
         channels = shape.text_channels or c.width
         operands["text"] = normal(shape.batch * shape.text, channels)
         operands["text_kernel"] = normal(channels, c.width, std=channels**-0.5)
-    # As many arrays as there are layers, so that none is sliced out of another while the clock runs.
+    # One array per layer, so that the timed program does not slice arrays.
     return {k: list(v) if k in ("keys", "values") else v for k, v in operands.items()}
 
 
 def evaluation_products(weights: list[jax.Array], tokens: jax.Array, evaluations: int) -> jax.Array:
-    """The dense products of `evaluations` network evaluations of the same tokens: [rows, c], one after the other.
+    """The dense products of `evaluations` consecutive network evaluations of the same tokens [rows, c].
 
-    The attention over the cache is not counted, nor is the text, which passes once.
+    Attention over the cache and the single pass of the text are not included.
     """
 
     def evaluate(_, last):
-        # A little of the last result in every input keeps the evaluations in order and the numbers bounded.
+        # Adding a small multiple of the last result to every input keeps evaluations in order and numbers bounded.
         return _through(weights, tokens + 1e-3 * last)[:, : tokens.shape[1]]
 
     return jax.lax.fori_loop(0, evaluations, evaluate, tokens)

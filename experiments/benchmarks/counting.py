@@ -1,4 +1,4 @@
-"""The arithmetic of a program, counted from its text: what timing on a busy machine cannot show."""
+"""Counts the arithmetic of a program from its jaxpr, which timing on a busy machine cannot measure exactly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax.extend.core import jaxprs_in_params
 
 
 def dense_products(function: Callable, *arguments: Any) -> int:
-    """Multiply-adds in all dense products of `function`; those inside a scan count once a turn.
+    """Multiply-adds in all dense products of `function`; those inside a scan count once per iteration.
 
-    Counted before compilation, so products that a compiler would drop or share count too.
+    Products are counted before compilation, including those that a compiler would remove or share.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 

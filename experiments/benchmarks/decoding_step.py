@@ -1,14 +1,14 @@
-"""Is decoding bound by launches or by memory? One network evaluation of a chunk, against reading what it must read.
+"""Is decoding bound by kernel launches or by memory? Times a network evaluation of a chunk against reading its inputs.
 
     python experiments/benchmarks/decoding_step.py --json step.json      # layers of the 3B model's deep block
     python experiments/benchmarks/decoding_step.py --quick               # tiny layers, as a test of this script
 
 A step is what a solver does for every chunk or iteration: the layers on `chunk` tokens with a cache, the prediction and
-the Jacobi update (`flows.block`, `kernels.jacobi_update`), many steps in one compiled loop on the device. It must read
-all weights and the cache once; "floor" is the time of copying half as many bytes in the same run, which moves as many.
-"of floor" near 100 %: memory is the limit, and fusing the layers into one kernel cannot help. Far below: the remaining
-time, divided by the operations that the compiled loop starts ("us an operation"), is the cost of a launch, which a
-fused decoding step could save.
+the Jacobi update (`flows.block`, `kernels.jacobi_update`); many steps run in one compiled loop on the device. A step
+must read all weights and the cache once. "floor" is the time of copying half as many bytes in the same run, which moves
+the same number of bytes. If "of floor" is near 100 %, memory is the limit, and fusing the layers into one kernel cannot
+help. If it is far below, the remaining time divided by the operations that the compiled loop starts ("us an operation")
+is the cost of a launch, which a fused decoding step could save.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from starflow_jax.planning.hlo import parse
 
 EXPERIMENT = str(Path(__file__).parent.parent / "starflow_3b_t2i.py")
 CHUNKS = (1, 16, 64, 256)
-# Instructions that compute nothing, and loops, whose bodies are counted.
+# Instructions that are not counted: those without computation, and loops, whose bodies are counted instead.
 _NO_OPERATION = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional")
 
 
 def deep_block(layers: int, quick: bool) -> FlowConfig:
-    """A flow of one block: `layers` layers of the released deep block, or of the tiny variant's."""
+    """A flow of one block with `layers` layers of the released deep block, or of the tiny variant if `quick`."""
     experiment = f"{EXPERIMENT}:tiny" if quick else EXPERIMENT
     sizes = ["flow.num_blocks=1", f"flow.layers_per_block=({layers},)"]
     return load_config(experiment, sizes).flow
@@ -47,11 +47,11 @@ def deep_block(layers: int, quick: bool) -> FlowConfig:
 def compiled_steps(
     config: FlowConfig, batch: int, chunk: int, steps: int
 ) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
-    """A compiled loop of `steps` chunks, and its arguments."""
+    """A compiled loop over `steps` chunks, and its arguments."""
     block = AutoregressiveBlock(config, 0, jax.random.key(0))
     graph, params = nnx.split(block)
     words = jnp.dtype(config.dtype)
-    # Weights in the dtype of inference; vectors stay float32.
+    # Weights have the dtype of inference; vectors stay float32.
     params = jax.tree.map(lambda a: a.astype(words) if a.ndim > 1 else a, params)
     rows, columns = config.grid
     grid = Grid(None, rows, columns)
@@ -64,7 +64,7 @@ def compiled_steps(
 
         def step(index, carry):
             tokens, cache, moved = carry
-            # Chunks from the end of the sequence, where the cache is longest.
+            # Chunks are taken from the end of the sequence, where the cache is longest.
             first = grid.tokens - chunk * (1 + index % max(grid.tokens // (4 * chunk), 1))
             before = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
             prediction, cache = predict(before, first, cache)
@@ -78,7 +78,7 @@ def compiled_steps(
 
 
 def operations(program: jax.stages.Compiled) -> int:
-    """The number of operations that a compiled program starts while it runs (a fusion is one)."""
+    """The number of operations that a compiled program launches (a fusion counts as one)."""
     parsed = parse(program.as_text())
     inside = parsed.callers()
     return sum(
@@ -89,14 +89,14 @@ def operations(program: jax.stages.Compiled) -> int:
 
 
 def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int) -> dict[str, Any]:
-    """The figures of one chunk size."""
+    """The results for one chunk size."""
     (long, arguments), (short, _) = (compiled_steps(config, batch, chunk, count) for count in (2 * steps, steps))
     transformer = config.blocks[0]
     slots = config.text_length + math.prod(config.grid)
     cache = 2 * transformer.layers * batch * transformer.kv_heads * transformer.head_dim * slots
     word = jnp.dtype(config.dtype).itemsize
     read = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arguments[0])) + cache * word
-    # A copy reads and writes: half as many bytes copied move as many as a step reads.
+    # A copy reads and writes, so copying half the bytes moves as many bytes as a step reads.
     source = jnp.ones((max(read // 8, 1),))
     copy = jax.jit(lambda a, by: a + by).lower(source, jnp.float32(1)).compile()
     seconds = best_seconds(
@@ -107,9 +107,9 @@ def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int)
         },
         rounds=rounds,
     )
-    # In the difference, the text's pass and the start of the program cancel.
+    # The pass of the text and the start of the program cancel in the difference.
     step = (seconds["long"] - seconds["short"]) / steps
-    if step <= 0:  # too short to be measured
+    if step <= 0:  # too short to measure
         step = math.nan
     started = max(round((operations(long) - operations(short)) / steps), 1)
     return {
@@ -126,7 +126,7 @@ def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The figures as text."""
+    """The results as text."""
     rows = [["chunk", "layers", "MB read", "step ms", "floor ms", "of floor", "operations", "us an operation"]]
     for line in lines:
         rows.append(
@@ -145,7 +145,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=4, help="of the 24 of the deep block (default 4)")
     parser.add_argument("--batch", type=int, default=2, help="rows; 2 is one guided sample (default)")

@@ -1,24 +1,24 @@
-"""What the learned denoiser costs in training, and that its target is free.
+"""Measures the cost of the learned denoiser in training, and shows that its target costs nothing extra.
 
     python experiments/benchmarks/denoiser_cost.py --json cost.json
     python experiments/benchmarks/denoiser_cost.py --quick                # a tiny flow, seconds
 
 The denoiser is trained on the gradient of the loss with respect to the noisy input. Backpropagation to the parameters
-passes through every activation anyway, and with a learned start token even through what enters the flow, so that
-gradient needs no further product. Timed on random weights of experiments/moving_digits.py, side by side in one run,
-the best of several rounds each:
+passes through every activation anyway and, with a learned start token, also through the input of the flow, so that
+gradient needs no further product. The following programs are timed in alternation in one run, with random weights of
+experiments/moving_digits.py, and the best of several rounds is reported:
 
-- "parameters": loss and gradients of the flow's parameters, no denoiser; what training costs without it.
+- "parameters": loss and gradients of the flow's parameters; the cost of training without a denoiser.
 - "parameters and input": the same with the gradient of the input, from the same backward pass.
-- "second pass": a forward and backward pass of its own for the gradient of the input.
-- "denoiser": loss and gradients of the denoiser, its target given.
-- "step without", "step with": whole training steps, optimizer included, without and with a denoiser.
+- "second pass": a separate forward and backward pass for the gradient of the input.
+- "denoiser": loss and gradients of the denoiser for a given target.
+- "step without", "step with": whole training steps, including the optimizer, without and with a denoiser.
 
-A naive implementation costs "parameters" + "second pass" + "denoiser". Dense products are counted from the programs
-themselves, exactly, with every pass of a loop counted.
+A naive implementation costs "parameters" + "second pass" + "denoiser". Dense products are counted exactly from the
+programs, including every iteration of a loop.
 
-Expected: the input's gradient adds no product and no time beyond noise; a second pass adds two thirds of the flow's
-own cost (forward and backward, without the products of the weights' gradients).
+Expected: the gradient of the input adds no product and no time beyond noise; a second pass adds two thirds of the cost
+of the flow (forward and backward, without the products for the gradients of the weights).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class DenoiserCost:
     """The programs of one experiment on one batch of its data.
 
     Attributes:
-      config: the experiment, with a denoiser; without: the same one without.
-      programs: by name, functions and their arguments.
+      config: the experiment, with a denoiser; without: the same experiment without a denoiser.
+      programs: functions and their arguments by name.
     """
 
     def __init__(self, config: ExperimentConfig):
@@ -87,19 +87,19 @@ class DenoiserCost:
         return objective(merge(abstract(self.without.flow)[0], params).forward(x, text)).loss
 
     def parameters(self, params, x, text):
-        """What training without a denoiser computes."""
+        """Loss and gradients in training without a denoiser."""
         return jax.value_and_grad(self.loss)(params, x, text)
 
     def parameters_and_input(self, params, x, text):
-        """The same backward pass, down to the input."""
+        """The same with the gradient of the input, from one backward pass."""
         return jax.value_and_grad(self.loss, argnums=(0, 1))(params, x, text)
 
     def input_alone(self, params, x, text):
-        """A pass that exists for the input's gradient alone."""
+        """A separate pass for the gradient of the input only."""
         return jax.grad(self.loss, argnums=1)(params, x, text)
 
     def denoiser(self, params, x, text, target):
-        """The denoiser's own loss and gradients."""
+        """Loss and gradients of the denoiser."""
         definition = abstract(self.config.flow)[0]
 
         def loss(own):
@@ -108,12 +108,12 @@ class DenoiserCost:
         return jax.value_and_grad(loss)(params[DENOISER])
 
     def together(self, params, x, text):
-        """What training with a denoiser computes."""
+        """Loss and gradients in training with a denoiser."""
         std = self.config.data.noise_std
         return loss_and_gradients(abstract(self.config.flow)[0], params, x, text, noise_std=std)[:2]
 
     def step(self, config: ExperimentConfig) -> Callable:
-        """One whole update."""
+        """A function that makes one whole update."""
         return lambda state, batch: train_step(config, abstract(config.flow)[0], self.levels, state, batch)
 
     def products(self) -> dict[str, int]:
@@ -121,13 +121,13 @@ class DenoiserCost:
         return {name: dense_products(function, *arguments) for name, (function, arguments) in self.programs.items()}
 
     def seconds(self, rounds: int) -> dict[str, float]:
-        """Best seconds of every program, interleaved."""
+        """Best time of every program in seconds; the programs run in alternation."""
         runs = {name: compiled(function, *arguments)[0] for name, (function, arguments) in self.programs.items()}
         return best_seconds(runs, rounds=rounds)
 
 
 def _moved(state: TrainState) -> TrainState:
-    """Random weights everywhere: projections start at zero, and products with zeros may be faster."""
+    """Replaces all weights by random ones, because projections start at zero, and products with zeros may be faster."""
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     moved = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
@@ -143,7 +143,7 @@ def _flow_only_moments(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def ratios(values: dict[str, float]) -> dict[str, float]:
-    """What the table says in the end, of seconds or of products."""
+    """The ratios below the table, of seconds or of products."""
     own, extra = values["parameters"], values["denoiser"]
     return {
         "input gradient from the same pass / parameters alone": values["parameters and input"] / own,
@@ -155,7 +155,7 @@ def ratios(values: dict[str, float]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each program, of which the best counts")

@@ -1,17 +1,17 @@
-"""How close a flow comes to the machine's own limit, pass by pass.
+"""Times every pass of a flow in relation to its matrix products alone.
 
     python experiments/benchmarks/flow.py                        # both recorded configurations
     python experiments/benchmarks/flow.py --config tests/goldens/bench/image --json image.json
     python experiments/benchmarks/flow.py --quick                # a tiny flow, seconds
 
 Times forward, forward+backward (with respect to the parameters), and the sequential and Jacobi inverses, plain and
-guided, on random weights; batch 4, text 32 x 128. Each is a ratio to the same arithmetic done as bare matrix products
-of the same shapes in the same run ("floor", see bare_products.py): forward and forward+backward count every dense
-layer and attention fully; the inverses count the dense layers of the evaluations that were made, and no attention.
-Compile time apart. For the two configurations that the PyTorch original was timed on, its figure is given as it would
-be here, scaled by a 1024^3 float32 product on both machines.
+guided, with random weights; batch 4, text 32 x 128. Each time is also given as a ratio to that of bare matrix products
+of the same shapes in the same run ("floor", see bare_products.py). The floors of forward and forward+backward include
+every dense layer and unmasked attention; those of the inverses include the dense layers of all network evaluations, but
+no attention. Compilation is not included. For the two configurations on which the PyTorch original was timed, its time
+is scaled to this machine by a 1024^3 float32 product on both machines.
 
-Expected on 2 CPU cores: forward+backward below 1.6 of its floor, the sequential inverse below 3 of its own.
+Expected on 2 CPU cores: forward+backward below 1.6 times its floor, the sequential inverse below 3 times its floor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from starflow_jax.solvers import Inversion, Jacobi, Sequential, inverse
 _RECORDED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "bench"
 _BATCH, _TEXT, _FRAMES, _GUIDANCE = 4, 32, 5, 2.0
 
-# Median seconds of the PyTorch original on two cores (2 threads, float32), where XLA's 1024^3 product took 0.009 s.
+# Median seconds of the PyTorch original on two cores (2 threads, float32) that took 0.009 s for XLA's 1024^3 product.
 _ORIGINAL_PRODUCT = 0.009
 _ORIGINAL = {
     "image": {
@@ -68,7 +68,7 @@ class FlowBenchmark:
     """The passes of one configuration and their floors.
 
     Attributes:
-      config: of the flow. rounds: runs of each program (the best counts). size: batch rows, text tokens, frames.
+      config: of the flow. rounds: runs of each program (the best is used). size: batch rows, text tokens, frames.
     """
 
     def __init__(self, config: FlowConfig, *, rounds: int, batch: int, text: int):
@@ -80,7 +80,7 @@ class FlowBenchmark:
         self.x = jax.random.normal(keys[0], shape)
         self.text = jax.random.normal(keys[1], (batch, text, config.text_dim)) if config.text_dim else None
         self.definition, params = initialise(config, keys[2])
-        # Output projections small but not zero: the map stays gentle, and Jacobi has something to iterate on.
+        # Output projections are small but not zero: the map is well conditioned, and Jacobi needs several iterations.
         for i, block in enumerate(params["blocks"].values()):
             kernel = block["proj_out"]["kernel"]
             block["proj_out"]["kernel"] = 0.02 * jax.random.normal(jax.random.fold_in(keys[3], i), kernel.shape)
@@ -109,7 +109,7 @@ class FlowBenchmark:
         return self.forward_floor(weights, operands), backward
 
     def line(self, name: str, run, compile_seconds: float, floor, floor_arguments) -> dict[str, Any]:
-        """One line of the table, all in seconds: a compiled pass beside its floor."""
+        """One row of the table, all in seconds: a compiled pass and its floor."""
         run_floor, _ = compiled(floor, *floor_arguments)
         seconds = best_seconds({"flow": run, "floor": run_floor}, rounds=self.rounds)
         return {
@@ -121,7 +121,7 @@ class FlowBenchmark:
         }
 
     def parallel(self) -> list[dict[str, Any]]:
-        """Forward, and forward+backward."""
+        """The rows of forward and forward+backward."""
         given, bare = (self.params, self.x, self.text), (self.weights, self.operands)
         return [
             self.line("forward", *compiled(self.forward, *given), self.forward_floor, bare),
@@ -129,7 +129,7 @@ class FlowBenchmark:
         ]
 
     def inversion(self, name: str, solver: Sequential | Jacobi, guided: bool) -> dict[str, Any]:
-        """One inverse, against the dense products of the evaluations that it made."""
+        """The row of one inverse; its floor is the dense products of its network evaluations."""
 
         def invert(params, z, text) -> Inversion:
             guidance = None
@@ -160,20 +160,20 @@ class FlowBenchmark:
         return line
 
     def evaluated(self, found: Inversion, guided: bool) -> list[tuple[int, int, int]]:
-        """(place among the blocks, rows = sequences x tokens at once, evaluations) of every kind that was made."""
+        """(index among blocks with layers, rows = sequences x tokens, evaluations) of every kind of evaluation."""
         with_layers = [i for i, c in enumerate(self.config.blocks) if c.layers]
         kinds = []
         for report in found.reports:
             place = with_layers.index(report.block)
             doubled = guided and (self.config.is_conditioned(report.block))
-            at_once = report.tokens // report.evaluations  # one number for each kind of chunk
+            at_once = report.tokens // report.evaluations  # constant for each kind of chunk
             for size in np.unique(at_once):
                 count = report.evaluations[at_once == size].sum()
                 kinds.append((place, int(size) * (2 if doubled else 1), int(count)))
         return kinds
 
     def run(self, wanted: str) -> list[dict[str, Any]]:
-        """Every pass whose name contains `wanted`."""
+        """The rows of every pass whose name contains `wanted`."""
         lines = self.parallel() if "forward".startswith(wanted) or wanted.startswith("forward") else []
         solvers: list[tuple[str, Sequential | Jacobi]] = [("sequential", Sequential())]
         solvers += [(f"jacobi {size}", Jacobi(block=size)) for size in (16, 32)]
@@ -186,7 +186,7 @@ class FlowBenchmark:
 
 
 def table(name: str, lines: list[dict[str, Any]], product: float) -> str:
-    """The lines as text; `product`: seconds of the 1024^3 product here."""
+    """The rows as text; `product`: seconds of the 1024^3 product on this machine."""
     original = _ORIGINAL.get(name, {})
     titles = ["pass", "flow s", "floor s", "ratio", "compile s", "evaluations"]
     rows = [titles + (["original s, scaled", "original / flow"] if original else [])]
@@ -205,7 +205,7 @@ def table(name: str, lines: list[dict[str, Any]], product: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", metavar="DIR", action="append", help="folder with a config.json (repeatable)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         benchmark = FlowBenchmark(config, rounds=rounds, batch=batch, text=text)
         product = best_seconds({"product": multiply}, rounds=5 * rounds)["product"]
         lines = benchmark.run(options.only)
-        # Before and after, so that a busy moment does not pass for a slow machine.
+        # It is timed before and after, so that temporary load is not mistaken for a slow machine.
         product = min(product, best_seconds({"product": multiply}, rounds=5 * rounds)["product"])
         print(table(name, lines, product), end="\n\n", flush=True)
         results[name] = {"product_1024": product, "passes": lines}

@@ -1,14 +1,15 @@
-"""Times the parallel Jacobi update beside plain XLA, and beside copying the same bytes.
+"""Times the kernel of the Jacobi update in comparison with XLA, and with copying the same number of bytes.
 
     python experiments/benchmarks/jacobi_update.py --json update.json    # on a GPU or TPU: the kernel; else XLA alone
     python experiments/benchmarks/jacobi_update.py --quick               # tiny shapes, as a test of this script
 
-A line is a shape of the released models. "kernel" is the Pallas kernel of this device where one supports the shape
-("runs" says so), "xla" the reference compiled by XLA. One program makes several updates of one estimate, each with
-another output and noise, so that neither the host's time nor a cached value counts; optimization barriers keep XLA from
-fusing them. GB/s are the bytes that an update has to move (output, noise and old estimate read, new estimate written)
-by the kernel's time; "of copy" is this rate as a share of that of negating arrays of as many bytes in the same run.
-Short chunks are bound by the launch of the kernel, not by memory: there the share is low and the time is what counts.
+Each row is a shape of the released models. "kernel" is the Pallas kernel of this device if one supports the shape (see
+column "runs"), and "xla" the reference compiled by XLA. One program makes several updates of one estimate, each with
+different output and noise, so that neither host time nor cached values affect the result; optimization barriers keep
+XLA from fusing the updates. GB/s are the bytes that an update must move (output, noise and old estimate read, new
+estimate written) divided by the kernel's time; "of copy" is the ratio of this rate to that of negating arrays with the
+same number of bytes in the same run. Short chunks are bound by the launch of the kernel, not by memory: their ratio is
+low, and their time is the relevant figure.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from starflow_jax.kernels.jacobi_update import api as jacobi_update
 
 
 class Case(NamedTuple):
-    """A chunk: samples, tokens, channels of a token; under guidance the output has twice as many rows."""
+    """A chunk: samples, tokens, channels per token; with guidance the output has twice as many rows."""
 
     name: str
     samples: int
@@ -41,7 +42,7 @@ class Case(NamedTuple):
 
     @property
     def head(self) -> AffineHead:
-        """The head of the released models."""
+        """The affine head of the released models."""
         return AffineHead("softplus", 4.0, "ratio" if self.guided else None)
 
     @property
@@ -64,7 +65,7 @@ QUICK = [Case("tiny", 2, 40, 4, True), Case("tiny, unguided", 1, 70, 4, False)]
 
 
 def arrays(case: Case, updates: int) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array, jax.Array]:
-    """Output and noise of every update, the first estimate, and a span of all tokens."""
+    """The output and noise of every update, the initial estimate, and the span that covers all tokens."""
     shape = (case.samples, case.tokens, case.channels)
     rows = (case.head.num_passes * case.samples, case.tokens, 2 * case.channels)
     keys = jax.random.split(jax.random.key(0), 2 * updates + 1)
@@ -90,7 +91,7 @@ def chain(case: Case, target: Target, implementation: Any) -> Callable[..., Any]
 
 
 def available(out: jax.Array, x: jax.Array, head: AffineHead, target: Target) -> Literal["xla", "pallas"]:
-    """The kernel where it supports the call, also one that runs on request only."""
+    """The implementation: the kernel if it supports the call, even if it is not used by default, else XLA."""
     try:
         return jacobi_update.chosen(out, x, head=head, target=target, implementation="pallas")
     except ValueError as reason:
@@ -99,12 +100,12 @@ def available(out: jax.Array, x: jax.Array, head: AffineHead, target: Target) ->
 
 
 def copies(inputs: list[jax.Array]) -> list[jax.Array]:
-    """Reads and writes as many bytes as a copy; XLA cannot remove a negation."""
+    """Negates every array, which moves as many bytes as a copy; XLA cannot remove a negation."""
     return [-array for array in inputs]
 
 
 def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, Any]:
-    """The figures of one shape."""
+    """The results for one shape."""
     inputs, x, span = arrays(case, updates)
     programs, results = {}, {}
     chosen = available(inputs[0][0], x, case.head, target)
@@ -113,7 +114,7 @@ def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, 
         results[name] = programs[name]()
     difference = float(jnp.max(jnp.abs(results["kernel"][0] - results["xla"][0])))
     size = float(jnp.max(jnp.abs(results["xla"][0])))
-    # Half the bytes are read, half written.
+    # Half the bytes are read, and half are written.
     blocks = [jnp.ones((case.bytes // 8,)) for _ in range(updates)]
     programs["copy"], _ = compiled(copies, blocks)
     seconds = {name: best / updates for name, best in best_seconds(programs, rounds=rounds).items()}
@@ -130,7 +131,7 @@ def measure(case: Case, target: Target, rounds: int, updates: int) -> dict[str, 
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The figures as text."""
+    """The results as text."""
     rows = [["shape", "runs", "MB", "kernel us", "xla us", "faster", "GB/s", "copy GB/s", "of copy", "apart"]]
     for line in lines:
         time, rate = line["microseconds"], line["gb_per_second"]
@@ -152,7 +153,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="runs of each program, the best counts")
     parser.add_argument("--updates", type=int, default=16, help="updates in one program")

@@ -1,10 +1,10 @@
-"""Porting tensor by tensor against loading a file whole: peak memory and time for the same weights.
+"""Peak memory and time of porting weights tensor by tensor, in comparison with loading the whole file.
 
     python experiments/benchmarks/porting.py --config experiments/tarflow_afhq256.py --json porting.json
 
-A file of the experiment's size with random numbers is written into a temporary folder (twice its size is needed there).
-Two processes of their own port it: `starflow port`, and the baseline, which loads all tensors into memory, converts
-them (`from_torch`) and saves them by Orbax as one tree. Memory is what a process holds itself, mapped files apart.
+A file of the experiment's size with random numbers is written to a temporary folder (which needs twice that space).
+Two separate processes port it: `starflow port`, and the baseline, which loads all tensors into memory, converts them
+(`from_torch`) and saves them with Orbax as one tree. Memory is that of the process itself, without mapped files.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _random(wanted: list[Entry]) -> Iterator[np.ndarray]:
 
 
 def _measured(command: list[str]) -> dict[str, float]:
-    """Seconds of a process, and the most bytes that it held itself (Linux says how many)."""
+    """The time of a process in seconds, and its peak memory in bytes without mapped files (as reported by Linux)."""
     start, most = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:

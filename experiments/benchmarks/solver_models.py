@@ -1,4 +1,4 @@
-"""What the solvers are raced on: trained runs, and random weights of the released shapes, scaled down."""
+"""Models of the solvers' benchmark: trained runs, and scaled-down released architectures with random weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMMON = {
     "text_dim": 8, "text_length": 8, "cond_top_only": True, "num_blocks": 6, "head_dim": 32, "channels": 4,
 }  # fmt: skip
 
-# Six blocks of 2 2 2 2 2 N layers, as released (N = 24 there), a deep block wider than the others, and guidance 3.5.
+# Six blocks of 2 2 2 2 2 N layers, as in the released models (N = 24); the deep block is wider; guidance is 3.5.
 _RANDOM = {
     "starflow_v_7b, scaled": FlowConfig(
         image_size=8, width=32, deep_width=64, layers_per_block=(*_SHALLOW, 6), temporal_causal=True,
@@ -47,11 +47,11 @@ _SAMPLES = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A flow and how it is sampled.
+    """A flow and its options of sampling.
 
     Attributes:
-      name: in tables. config, params: the flow. shape: of a sample. weight: of guidance.
-      calibration: of the flow. known: conditions [n, ...], taken in turn; None for a flow without.
+      name: its name in tables. config, params: the flow. shape: of a sample. weight: of guidance.
+      calibration: of the flow. known: conditions [n, ...], used in turn; None for an unconditional flow.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Model:
 
     @property
     def frames(self) -> int:
-        """T; 0 for still images."""
+        """Number of frames T; 0 for still images."""
         return self.shape[0] if len(self.shape) == 4 else 0
 
     @property
     def tokens(self) -> int:
-        """N of the deep block."""
+        """Number of tokens N of the deep block."""
         rows, columns = self.config.grid
         return rows * columns * max(self.frames, 1)
 
@@ -79,12 +79,12 @@ class Model:
 
     @staticmethod
     def guidance(config: FlowConfig, weight: float, cond: jax.Array | None) -> AnyGuidance | None:
-        """As the commands guide."""
+        """The guidance that the commands use for this flow and weight."""
         return guidance_of(config.family, cond, weight) if weight and cond is not None else None
 
 
 def models_of(options: argparse.Namespace) -> Iterator[Model]:
-    """The models that the options ask for, each calibrated when its turn comes."""
+    """Yields the models that the options select; each is calibrated when it is requested."""
     for workdir in options.workdir:
         yield trained(workdir, options.guidance, options.target)
     if options.random or not options.workdir:
@@ -93,7 +93,7 @@ def models_of(options: argparse.Namespace) -> Iterator[Model]:
 
 
 def trained(workdir: Path, weight: float | None, target: float) -> Model:
-    """A run, with its own calibration where that is of this step, weight and target, else with a new one."""
+    """A trained run, with its stored calibration if step, weight and target match, else with a new one."""
     config, _, params, step = load_run(workdir)
     weight = config.sample.guidance if weight is None else weight
     found = read_calibration(workdir, config) if (workdir / CALIBRATION_FILE).is_file() else None
@@ -105,7 +105,7 @@ def trained(workdir: Path, weight: float | None, target: float) -> Model:
 
 
 def random(name: str, config: FlowConfig, target: float) -> Model:
-    """Random weights, the output projections large enough for iterations to have something to do."""
+    """A flow with random weights, whose output projections are large enough for solvers to need several iterations."""
     _, params = initialise(config, jax.random.key(0))
     for place, block in enumerate(params["blocks"].values()):
         kernel = block["proj_out"]["kernel"]

@@ -1,4 +1,4 @@
-"""The solvers' benchmark as a table and as a picture."""
+"""Tables and plots of the solvers' benchmark."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _lines(lines: list[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, results: dict[str, Any], target: float) -> None:
-    """Error against time and against depth, a row of panels a model; the sequential solver is a dotted line."""
+    """Plots error against time and against depth, one row of panels per model; sequential is a dotted line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def plot(path: Path, results: dict[str, Any], target: float) -> None:
         for axes, field, words in ((row[0], "seconds_once", "seconds"), (row[1], "depth", "depth (evaluations)")):
             for line in result["lines"]:
                 points = [p for p in line.get("curve", []) if 0 < p["max_error"] < 10]
-                # One run may be disturbed: every point takes the best time of an evaluation of its solver.
+                # Single timings are noisy, so every point uses its solver's best time per evaluation.
                 rate = min((p["seconds_once"] / p["depth"] for p in points), default=0.0)
                 places = [p["depth"] * rate if field == "seconds_once" else p["depth"] for p in points]
                 if points:

@@ -1,21 +1,21 @@
-"""How fast the flow is inverted: every solver at the same error, by wall time and by depth.
+"""Compares all solvers at the same error, by wall time and by depth.
 
     python experiments/benchmarks/solvers.py --workdir runs/video --workdir runs/image --json s.json --plot s.png
     python experiments/benchmarks/solvers.py                 # random weights of the released shapes, scaled down
     python experiments/benchmarks/solvers.py --quick         # tiny flows, one batch size: shows that everything runs
 
-Noise is inverted by each solver at several tolerances; a line of the table is the loosest one whose relative error
-against the sequential answer (root mean square, the worst sample of the batch) is within the target, 1e-3. Columns:
-seconds (best of interleaved rounds, compilation apart), depth (network evaluations that follow one another: what an
-accelerator's latency follows), tokens that went through the network (what a CPU's time follows; guidance doubles them
-for all alike), largest and mean error, and what the solver's tolerance was multiplied by: it is picked on the noise
-that is measured, for every solver alike, except that `auto` is never loosened. `auto` is chosen by the run's
-calibration.json, or by one made on the spot, for each batch size: once for least time, once for least depth. The
-baseline is this project's own sequential solver, one fused program.
+Each solver inverts noise at several tolerances; its row in the table has the loosest tolerance whose relative error
+with respect to the sequential result (root mean square, worst sample of the batch) is within the target, 1e-3. Columns:
+seconds (best of interleaved rounds, without compilation); depth (consecutive network evaluations, which determine the
+latency on an accelerator); tokens that passed through the network (which determine the time on a CPU; guidance doubles
+them for all solvers); largest and mean error; and the factor of the solver's tolerance. For every solver the factor is
+chosen on the noise that is measured, except that `auto` is never loosened. `auto` is chosen for each batch size by the
+run's calibration.json, or else by a new calibration: once for least time, and once for least depth. The baseline is
+this project's sequential solver, one fused program.
 
-The second table attributes the gain at batch 1: block length, start, the secant solver and prefix commit one at a
-time. For videos it gives the depth when the shallow blocks follow the deep one frame by frame: the deep block's, then
-the shallow ones' of the last frame alone.
+The second table attributes the gain at batch 1 to block length, start, the secant solver and prefix commit, one at a
+time. For videos it gives the depth when the shallow blocks follow the deep block frame by frame: that of the deep
+block, then that of the shallow blocks for the last frame only.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from starflow_jax.solvers.automatic.calibration import BlockCalibration, Method
 from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.tolerance import loosened
 
-# Errors tried, relative to what a solver's own tolerance stands for, loosest first.
+# Factors of a solver's tolerance that are tried, loosest first.
 _FACTORS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 _MOST = 1024
 
 
 def uniform_solvers(model: Model) -> dict[str, AnySolver]:
-    """The published solvers, their tolerances for errors near the target."""
+    """The published solvers, with tolerances that give errors near the target."""
     count, known = model.config.num_blocks, model.calibration
     starts: dict[int, Any] = {}
     for found in known.blocks:
@@ -82,7 +82,7 @@ def uniform_solvers(model: Model) -> dict[str, AnySolver]:
 
 
 def auto_solvers(model: Model, batch: int) -> dict[str, AnySolver]:
-    """What the calibration chooses for a batch size."""
+    """The solvers that the calibration chooses for a batch size."""
     return {
         "auto, time": auto(model.calibration, batch=batch, objective="time"),
         "auto, depth": auto(model.calibration, batch=batch, objective="depth"),
@@ -90,7 +90,7 @@ def auto_solvers(model: Model, batch: int) -> dict[str, AnySolver]:
 
 
 def attributed_solvers(model: Model) -> dict[str, AnySolver]:
-    """From the released Jacobi schedule to what `auto` may choose, one change at a time."""
+    """Solvers from the released Jacobi schedule to those that `auto` may choose, with one change at a time."""
 
     def every(method: Callable[[BlockCalibration], Method], tolerance: float) -> PerBlock:
         found = {of: method(of).build(tolerance, of.affine, of.tokens) for of in model.calibration.blocks}
@@ -120,10 +120,10 @@ def attributed_solvers(model: Model) -> dict[str, AnySolver]:
 
 
 class Race:
-    """All solvers of one model at one batch size.
+    """Comparison of solvers for one model and batch size.
 
     Attributes:
-      model, batch: what is inverted. target: largest relative error.
+      model, batch: the model and the batch size. target: largest relative error.
     """
 
     def __init__(self, model: Model, batch: int, target: float):
@@ -134,7 +134,7 @@ class Race:
         self.deep: jax.Array | None = None
 
     def program(self, solver: AnySolver) -> tuple[Callable[[float], Inversion], float]:
-        """The compiled inverse as a function of the tolerance's factor, and the seconds that compiling took."""
+        """The compiled inverse as a function of the factor of the tolerance, and the compile time in seconds."""
         begun = time.perf_counter()
         given = (self.model.params, self.z, self.cond)
         run = _invert.lower(self.model.config, solver, self.model.weight, *given, jnp.float32(1.0)).compile()
@@ -142,20 +142,20 @@ class Race:
         return lambda factor: jax.block_until_ready(run(*given, jnp.float32(factor))), seconds
 
     def errors(self, x: jax.Array) -> np.ndarray:
-        """Relative error of every sample against the sequential answer."""
-        assert self.exact is not None  # it runs first
+        """Relative error of every sample with respect to the sequential result."""
+        assert self.exact is not None  # the sequential solver runs first
         apart = (np.asarray(x, np.float64) - self.exact).reshape(self.batch, -1)
         return np.linalg.norm(apart, axis=1) / np.linalg.norm(self.exact.reshape(self.batch, -1), axis=1)
 
     def sweep(self, name: str, solver: AnySolver, *, curve: bool) -> tuple[dict[str, Any], Callable[[], Any]]:
-        """A line of the table without its seconds, and the run to be timed.
+        """A row of the table without its seconds, and the run to be timed.
 
-        curve: goes on to a tenth of the target, for the plot.
+        curve: whether to continue to a tenth of the target, for the plot.
         """
         run, compile_seconds = self.program(solver)
         points = []
         is_exact = isinstance(solver, Sequential)
-        # `auto` stands for what it chose; it is tightened only where that misses the target.
+        # `auto` keeps the tolerance that it chose; it is tightened only if the target is missed.
         loosest = 1.0 if is_exact or name.startswith("auto") else _FACTORS[0]
         for factor in _FACTORS:
             if factor > loosest and not (curve and not is_exact):
@@ -189,11 +189,11 @@ class Race:
         return line, functools.partial(run, chosen["factor"])
 
     def pipelined(self, solver: AnySolver, line: dict[str, Any]) -> int:
-        """Depth of the deep block, and then of the shallow blocks for the last frame alone."""
+        """Depth of the deep block plus that of the shallow blocks for the last frame only."""
         deep = str(self.model.config.num_blocks - 1)
         if isinstance(solver, Sequential):
             return line["depth"]
-        if self.deep is None:  # the exact state behind the deep block
+        if self.deep is None:  # the exact output of the deep block
             given = (self.model.params, self.z, self.cond, jnp.float32(1.0))
             self.deep = _invert(self.model.config, Sequential(), self.model.weight, *given).states[1]
         shallow = _last_frame(
@@ -202,7 +202,7 @@ class Race:
         return line["depth_of_blocks"].get(deep, 0) + int(shallow)
 
     def run(self, solvers: dict[str, AnySolver], rounds: int, *, curve: bool) -> list[dict[str, Any]]:
-        """The lines of some solvers, the sequential one first; all are timed in turns."""
+        """The rows of the given solvers, the sequential one first; the solvers are timed in alternation."""
         lines, programs = [], {}
         for name, solver in solvers.items():
             line, programs[name] = self.sweep(name, solver, curve=curve)
@@ -225,7 +225,7 @@ def _invert(config, solver: AnySolver, weight: float, params: Params, z, cond, f
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _last_frame(config, solver: AnySolver, params: Params, x, cond, factor) -> jax.Array:
-    """Depth of the shallow blocks, from the state behind the deep one, one frame [B, 1, H, W, C]."""
+    """Depth of the shallow blocks for one frame [B, 1, H, W, C] of the output of the deep block."""
     flow = merge(abstract(config)[0], params)
     tokens, depth, count = flow.tokens_of(x), jnp.int32(0), config.num_blocks
     for index in reversed(range(count - 1)):
@@ -240,7 +240,7 @@ def _last_frame(config, solver: AnySolver, params: Params, x, cond, factor) -> j
 def measure(
     model: Model, batches: list[int], rounds: int, target: float, only: list[str] | None = None
 ) -> dict[str, Any]:
-    """Both tables of a model; the second one is empty where `only` names some of the solvers of the first."""
+    """Both tables of a model; the second one is empty if `only` selects solvers of the first."""
     lines, attribution = [], []
     for number, batch in enumerate(batches):
         race = Race(model, batch, target)
@@ -262,7 +262,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", metavar="DIR", type=Path, action="append", default=[], help="a trained run")
     parser.add_argument("--random", action="store_true", help="also the random-weight models, beside --workdir")

@@ -1,13 +1,13 @@
-"""When the first frame of a video is there, and how fast the others follow: streaming against drawing all at once.
+"""Time to the first frame of a video and rate of the others: streaming in comparison with sampling all at once.
 
     python experiments/benchmarks/streaming.py                         # random weights of the moving-digits flow
     python experiments/benchmarks/streaming.py --workdir runs/video --frames 24 --json streaming.json
     python experiments/benchmarks/streaming.py --quick                 # a tiny flow once, seconds
 
-Both draw the same videos. "batch" is `videos.generate`, whose first frame comes with its last; "stream" is
-`sampling.streaming`, on one device and on two, of which the second takes the shallow blocks and the denoiser. On a CPU
-the two devices are fake: they share the cores, so that they show what runs at once and not what two devices gain.
-Compile time is apart; the best of several rounds counts, in which all take turns.
+Both sample the same videos. "batch" is `videos.generate`, whose first frame is ready together with its last; "stream"
+is `sampling.streaming`, on one device and on two, of which the second computes the shallow blocks and the denoiser. On
+a CPU the two devices are simulated: they share the cores, and so show what runs concurrently but not the gain of two
+devices. Compilation is not included; times are the best of several rounds, in which all methods run in alternation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Read when JAX starts; where there are real devices, nothing follows from it.
+# This is read when JAX starts; it has no effect if there are accelerators.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 
 import jax
@@ -42,7 +42,7 @@ _CAPTION = "a seven moving left"
 
 
 def random_weights(config: ExperimentConfig) -> Params:
-    """Parameters whose output projections are small but not zero, so that iterations have something to do."""
+    """Random parameters whose output projections are small but not zero, so that solvers need several iterations."""
     _, params = initialise(config.flow, jax.random.key(0))
     for i, block in enumerate(params["blocks"].values()):
         kernel = block["proj_out"]["kernel"]
@@ -51,7 +51,7 @@ def random_weights(config: ExperimentConfig) -> Params:
 
 
 def measure(params: Params, config: ExperimentConfig, options: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Best seconds of every way to draw one video, after a round that compiles, and how far apart the videos are."""
+    """Best time of every sampling method for one video, after a compiling round, and the difference of the videos."""
     devices = jax.devices()
     ways = {"stream, 1 device": devices[:1]} | ({"stream, 2 devices": devices[:2]} if len(devices) > 1 else {})
     best: dict[str, dict[str, float]] = {}
@@ -72,7 +72,7 @@ def measure(params: Params, config: ExperimentConfig, options: dict[str, Any], r
             apart = max(apart, float(np.abs(denoised - whole.denoised).max()))
             if number:
                 report = videos.report
-                assert report.first_frame is not None  # it has ended
+                assert report.first_frame is not None  # the stream has ended
                 note(way, report.first_frame, report.seconds)
     frames = whole.videos.shape[1]
     for figures in best.values():
@@ -83,7 +83,7 @@ def measure(params: Params, config: ExperimentConfig, options: dict[str, Any], r
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text."""
+    """The results as text."""
     rows = [["solver", "way", "first frame s", "earlier by", "frames/s", "faster by"]]
     for solver, found in results.items():
         for way, figures in found["ways"].items():
@@ -96,7 +96,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; exit status."""
+    """Runs the benchmark and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="a trained run (default: random weights)")
     parser.add_argument("--frames", metavar="N", type=int, help="of the video (default: as trained)")

@@ -1,4 +1,4 @@
-"""Timing of compiled programs side by side: what the benchmarks share."""
+"""Timing of compiled programs in alternation, shared by the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float]:
-    """`function` compiled ahead of time and bound to `arguments`, and the seconds that compiling took."""
+    """`function` compiled ahead of time and bound to `arguments`, and the compile time in seconds."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
@@ -21,8 +21,8 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], fl
 def best_seconds(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:
     """The shortest time of each program, in seconds.
 
-    Every round runs all programs once, one after the other, so that whatever else the machine does meanwhile falls on
-    all of them; the shortest of several rounds is the one that was disturbed least. The first run is not counted.
+    Every round runs all programs once, one after the other, so that other load on the machine affects all of them; the
+    shortest of several rounds is the least disturbed one. The first run is not counted.
     """
     best = dict.fromkeys(programs, float("inf"))
     for number in range(rounds + 1):
@@ -35,6 +35,6 @@ def best_seconds(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict
 
 
 def square_product(size: int) -> Callable[[], Any]:
-    """A bare float32 product of two size x size matrices: how fast this machine is."""
+    """A compiled float32 product of two size x size matrices, which measures the speed of the machine."""
     left, right = (jax.random.normal(jax.random.key(i), (size, size)) for i in range(2))
     return compiled(jnp.dot, left, right)[0]

@@ -1,11 +1,11 @@
-"""Measures which block sizes make the attention kernels fastest on this device, beside those that `tiling` chooses.
+"""Finds the fastest block sizes of the attention kernels on this device, in comparison with those of `tiling`.
 
     python experiments/benchmarks/tune_attention.py --slots 1152 --json tiles.json
     python experiments/benchmarks/tune_attention.py --slots 33646 --heads 8 --batch 1
 
-The forward pass and the pass with gradients are timed over a small grid of block sizes; the best of several rounds
-counts. Pass the result to `attention(..., tiles=...)`, or put it into the constants of `kernels/attention/tiling.py`
-(TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU's kernels of tiny shapes on a CPU, as a
+The forward pass and the pass with gradients are timed over a small grid of block sizes; the best of several rounds is
+reported. Pass the result to `attention(..., tiles=...)`, or put it into the constants of `kernels/attention/tiling.py`
+(TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU kernels with tiny shapes on a CPU, as a
 test of this script.
 """
 
@@ -31,7 +31,7 @@ from starflow_jax.kernels.choice import Target, target_of
 
 
 def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:
-    """The block sizes that the model chooses, and all that are tried."""
+    """The block sizes that the cost model of `tiling` chooses, and all block sizes that are tried."""
     if target.platform == "gpu":
         from starflow_jax.kernels.attention.gpu_blocks import BLOCKS, Blocks
 
@@ -49,7 +49,7 @@ def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list
 
 
 def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[str, Any]:
-    """Seconds of every choice, forward and with gradients, or the reason why it does not compile."""
+    """Seconds for every choice of block sizes, forward and with gradients, or the reason why it does not compile."""
     query, key, value, gradient = arrays(shape)
     model, choices = candidates(target, shape, interpret)
     if interpret:
@@ -73,14 +73,14 @@ def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[
                 "both": compiled(both, query, key, value, gradient)[0],
             }
             row |= best_seconds(programs, rounds=rounds)
-        except Exception as error:  # a choice that does not fit is a result, too
+        except Exception as error:  # block sizes that do not fit are also a result
             row["reason"] = str(error).splitlines()[0][:160]
         rows.append(row)
     return {"shape": dataclasses.asdict(shape), "choices": rows}
 
 
 def table(result: dict[str, Any]) -> str:
-    """All choices, the fastest with gradients first."""
+    """All choices as text, sorted by time with gradients."""
     rows = [["blocks", "forward ms", "with gradients ms", ""]]
     for row in sorted(result["choices"], key=lambda row: row.get("both", float("inf"))):
         blocks = " ".join(str(size) for name, size in row["tiles"].items() if name != "memory")
@@ -90,7 +90,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the search; exit status."""
+    """Runs the search and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("batch", 8), ("heads", 48), ("dim", 64), ("slots", 1152), ("rounds", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)

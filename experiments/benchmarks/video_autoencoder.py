@@ -3,13 +3,13 @@
     python experiments/benchmarks/video_autoencoder.py --json coding.json
     python experiments/benchmarks/video_autoencoder.py --quick                # a short video, seconds
 
-A Wan autoencoder of random weights and small width encodes and decodes the same video at once ("whole", the baseline)
+A Wan autoencoder with random weights and small width encodes and decodes the same video at once ("whole", the baseline)
 and in chunks of 1 and 4 latent frames. Each run is a separate process (on Linux). The table has the growth of its peak
 resident memory over that before the measurement (parameters, input, programs), the temporary arrays and results
 of the program of later chunks as reported by the compiler, the seconds of a second pass, and the difference from the
 result of the baseline.
 
-Expected: the memory of chunks does not depend on the number of frames.
+Expected: the memory of coding in chunks does not depend on the number of frames.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def frames_of(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Coding:
-    """One direction, one way, in this process; its programs are compiled.
+    """Encoding or decoding with one chunk size in this process; its programs are compiled.
 
     Attributes:
-      compiled_bytes: temporary arrays and results of the (later) program, by the compiler's account.
+      compiled_bytes: temporary arrays and results of the program of later chunks, as reported by the compiler.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -84,13 +84,13 @@ class Coding:
             return
         self.pieces = lambda given: stream(autoencoder, self.params, frames_of(given), chunk=chunk)
         for _ in self.pieces(self.given[:, : sum(sizes)]):
-            pass  # both programs are compiled
+            pass  # this compiles both programs
         past = jax.eval_shape(lambda p, x: first(autoencoder, p, x)[1], self.params, self.given[:, : sizes[0]])
         # The program of later chunks reads a cache and, for encoding, has more frames.
         self.compiled_bytes = _bytes(later.lower(autoencoder, self.params, self.given[:, : sizes[1]], past).compile())
 
     def __call__(self, keep: Callable[[np.ndarray], None]) -> None:
-        """Processes the whole video and passes every part to `keep`."""
+        """Processes the whole video and passes every chunk of the result to `keep`."""
         for piece in self.pieces(self.given):
             keep(np.asarray(piece))
 
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident("VmRSS")
-    # A few values of every frame are kept of the result, so that it does not affect the memory.
+    # Only a few values of every frame of the result are kept, so that the result does not affect the memory.
     kept: list[np.ndarray] = []
     coding(lambda piece: kept.append(piece[:, :, ::7, ::7].copy()))
     growth = resident("VmHWM") - before

@@ -3,10 +3,10 @@
     starflow train --config experiments/moving_digits.py --workdir runs/moving
     starflow sweep --config experiments/sweeps/moving_digits.py --out sweeps/moving
 
-Hardware: any CPU; a cell of 12 clips takes about 2 seconds of a core.
+Hardware: any CPU; a cell of 12 clips takes about 2 seconds on one core.
 
-Expected of the last step on the first 12 test clips (seed 0, 2 draws): 3.478 bits/dim under their captions, 3.494 under
-none, 3.525 under those of other clips; 3.555 upside down, 8.851 in inverted colours.
+Expected at the last step on the first 12 test clips (seed 0, 2 noise samples): 3.478 bits/dim with their captions,
+3.494 without captions, 3.525 with those of other clips; 3.555 upside down, 8.851 in inverted colours.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What every other package may use: configuration, registries, and files that are written whole or not at all."""
+"""Shared foundations of all other packages: configuration, registries, and atomic writing of files."""

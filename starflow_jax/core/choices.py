@@ -1,6 +1,6 @@
-"""Values that fields and command-line options allow, each stated once as a `Literal`.
+"""Allowed values of fields and command-line options, each defined once as a `Literal`.
 
-Nothing is imported here that the command line could not afford for its help texts.
+This module imports only the standard library, so that the command line can print its help texts quickly.
 """
 
 from __future__ import annotations
@@ -9,37 +9,37 @@ import types
 import typing
 from typing import Any, Literal
 
-# Precision in which networks are computed; parameters, norms, losses and sums are float32.
+# Compute dtype of networks; parameters, norms, losses and reductions are float32.
 Dtype = Literal["float32", "bfloat16"]
-# Part of a data set.
+# Split of a data set.
 Split = Literal["train", "test"]
-# What removes the training noise from samples.
+# Method that removes the training noise from samples.
 Denoise = Literal["none", "score", "learned"]
 # Learning rate schedule (`training.step.schedule`).
 Schedule = Literal["tarflow", "starflow"]
-# What the automatic solver makes small (`solvers.automatic.choice`).
+# Objective that the automatic solver minimises (`solvers.automatic.choice`).
 Objective = Literal["time", "depth"]
 # How images are resized for the Inception network (`evaluation.samples.inception`).
 Resize = Literal["half-pixel", "tensorflow"]
-# Which checkpoint a run goes on from (`training.checkpoints.resume`).
+# Checkpoint from which a run resumes (`training.checkpoints.resume`).
 ResumePolicy = Literal["latest", "latest-good"]
-# How files enter a model folder (`sampling.model_folder`).
+# How files are transferred into a model folder (`sampling.model_folder`).
 Transfer = Literal["link", "copy"]
-# Precision of stored latents (`data.sources.latents`).
+# Dtype of stored latents (`data.sources.latents`).
 LatentDtype = Literal["float16", "float32"]
 # Programs that `starflow plan` compiles.
 ProgramName = Literal["train", "inverse"]
 
 
 def choices(annotation: Any, field: str | None = None) -> tuple[Any, ...]:
-    """The values that a `Literal` allows, None first where the annotation is `Literal[...] | None`.
+    """The values that a `Literal` allows, preceded by None if the annotation is `Literal[...] | None`.
 
     Args:
       annotation: the `Literal`, or a dataclass.
-      field: name of the field of that dataclass whose annotation is read.
+      field: if `annotation` is a dataclass, the name of the field whose annotation is read.
 
     Raises:
-      TypeError: the annotation is not a `Literal`, nor an optional one.
+      TypeError: the annotation is neither a `Literal` nor an optional `Literal`.
     """
     if field is not None:
         annotation = typing.get_type_hints(annotation)[field]

@@ -1,4 +1,4 @@
-"""Numbers for programs and for people: strict JSON, and tables that line up."""
+"""Output of numbers: strict JSON for programs, and aligned Markdown tables for readers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from starflow_jax.core.files import write_text
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes plain values as indented JSON, whole or not at all; numbers that are not finite become null.
+    """Writes plain values atomically as indented JSON; non-finite numbers become null.
 
-    A missing folder is created.
+    Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """Nested plain values as JSON has them: lists for tuples, None for numbers that are not finite."""
+    """Converts nested plain values to JSON types: tuples become lists, and non-finite numbers become None."""
     if isinstance(value, Mapping):
         return {str(name): finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -30,7 +30,7 @@ def finite(value: Any) -> Any:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads as text; the first row is its head, the first column its names."""
+    """A Markdown table with aligned columns; the first row is the header, and the first column holds names."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written under a temporary name, then renamed."""
+"""Atomic writing of files and folders: they are written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`; what was written there becomes `path` on leaving.
+    """Yields a temporary path in the folder of `path`; the file written there is renamed to `path` on exit.
 
-    On an error nothing is left and an old file stays. The temporary name keeps the suffix, which writers of
-    pictures read.
+    On an error the temporary file is removed and an existing file is left unchanged. The temporary name keeps the
+    suffix, from which image writers infer the format.
     """
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -27,20 +27,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a new temporary folder beside `path`, which becomes `path`, absent or empty before, on leaving.
+    """Yields a new temporary folder beside `path`, which is renamed to `path` on exit; `path` must be absent or empty.
 
-    On an error nothing is left. Folders missing on the way are created.
+    On an error the temporary folder is removed. Missing parent folders are created.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.replace(temporary, path)  # also onto an empty folder
+        os.replace(temporary, path)  # this also replaces an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Writes `text` atomically as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The registries of the project: what a configuration or a command names, and a file of its own implements."""
+"""The registries of the project; a configuration or a command selects an implementation by its name."""
 
 from starflow_jax.core.registry import Registry
 

@@ -1,4 +1,4 @@
-"""Registries: implementations of one kind by name, each added by the one file that defines it."""
+"""Registries of implementations by name; each implementation is registered in the file that defines it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Registry:
     """Implementations of one kind by name.
 
     A file of `package` adds an implementation by decorating it with `@REGISTRY.register("name")` at the top level of
-    the module. Nothing else names it: `names` finds the decorators in the source of the package without importing it
-    (so `starflow COMMAND --help` does not import JAX), and `get` imports the one module that is asked for. Code outside
-    of the package, such as an experiment file, registers in the same way by being imported.
+    the module. No other list has to be edited: `names` finds the decorators in the source of the package without
+    importing it (so `starflow COMMAND --help` does not import JAX), and `get` imports only the module that registers
+    the requested name. Code outside of the package, such as an experiment file, registers when it is imported.
 
     Attributes:
-      kind: what the implementations are, for messages ("solver").
-      constant: the name of the registry in the source, as the decorators write it ("SOLVERS").
-      package: the package whose files register implementations, with its subpackages.
+      kind: the kind of implementation, for messages ("solver").
+      constant: the name of the registry as the decorators write it ("SOLVERS").
+      package: the package whose files, including those of subpackages, register implementations.
     """
 
     def __init__(self, kind: str, constant: str, package: str):
@@ -35,11 +35,11 @@ class Registry:
         self._entries: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     def register(self, name: str, **details: Any) -> Callable[[T], T]:
-        """A decorator that adds an implementation (a function, a class) under `name`.
+        """A decorator that adds an implementation (a function or a class) under `name`.
 
         Args:
-          name: what the configuration and the command line call it.
-          **details: kept beside the implementation, see `details`.
+          name: the name used in configurations and on the command line.
+          **details: stored with the implementation, see `details`.
 
         Raises:
           ValueError: another implementation has this name.
@@ -57,11 +57,11 @@ class Registry:
         return add
 
     def names(self) -> tuple[str, ...]:
-        """The names of all implementations, sorted; modules of the package are not imported."""
+        """The sorted names of all implementations; no module of the package is imported."""
         return tuple(sorted({*self._entries, *self._declared()}))
 
     def check(self, field: str, name: str) -> None:
-        """Raises ValueError, which names `field` and what is allowed, unless `name` is registered."""
+        """Raises ValueError with the name of `field` and the allowed values unless `name` is registered."""
         names = self.names()
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
@@ -69,7 +69,7 @@ class Registry:
             raise ValueError(f"{field} must be one of {', '.join(map(repr, names))}, got {name!r}{hint}")
 
     def get(self, name: str) -> Any:
-        """The implementation of a name; imports the module that registers it.
+        """The implementation registered as `name`; the module that registers it is imported.
 
         Raises:
           ValueError: no implementation has this name.
@@ -77,7 +77,7 @@ class Registry:
         return self._entry(name)[0]
 
     def details(self, name: str) -> dict[str, Any]:
-        """The keyword arguments that `register` was given. Where they are literals, nothing is imported for them.
+        """The keyword arguments that were given to `register`. If they are literals, no module is imported.
 
         Raises:
           ValueError: no implementation has this name.
@@ -103,9 +103,9 @@ class Registry:
         return _declarations(self.package, self.constant)
 
 
-@functools.cache  # configurations ask often, and the files of a package do not change while it runs
+@functools.cache  # configurations call it often, and the files of a package do not change during a run
 def _declarations(package: str, constant: str) -> Mapping[str, tuple[str, str]]:
-    """For every name that a file of the package declares, the module and the source text of the decorator."""
+    """Maps every name that is registered in the package to its module and the source text of its decorator."""
     pattern = re.compile(rf'^@({constant}\.register\(\s*"([^"]+)".*?\))\n(?=@|def |class )', re.MULTILINE | re.DOTALL)
     return MappingProxyType(
         {
@@ -117,7 +117,7 @@ def _declarations(package: str, constant: str) -> Mapping[str, tuple[str, str]]:
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
-    """The modules of a package and of its subpackages, with their files; only its topmost package is imported."""
+    """The modules of a package and of its subpackages, with their files; only the top-level package is imported."""
     top, *inner = package.split(".")
     spec = find_spec(top)
     for root in [] if spec is None else list(spec.submodule_search_locations or ()):

@@ -1,4 +1,4 @@
-"""The errors of requests: frozen dataclasses that say what a function of the library is asked to do."""
+"""Errors of requests, which are frozen dataclasses that hold the arguments of a library function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 class RequestError(ValueError):
     """A field of a request has a value that is not allowed, or two fields exclude each other.
 
-    The message names fields of the request. The command line shows the names of its options in their place.
+    The message names fields of the request; the command line replaces them by the names of its options.
 
     Attributes:
-      template: the message as a format string. A replacement field with a name (`{num}`) stands for that field of the
-        request, one with an index (`{0}`, `{1:g}`) for a value.
+      template: the message as a format string. A named replacement field (`{num}`) stands for that field of the
+        request, and an indexed one (`{0}`, `{1:g}`) for an entry of `values`.
       values: the values of the indexed replacement fields.
     """
 
@@ -23,7 +23,7 @@ class RequestError(ValueError):
         super().__init__(self.text(lambda field: field))
 
     def text(self, named: Callable[[str], str]) -> str:
-        """The message, with every field of the request called `named(field)`."""
+        """The message, with `named(field)` in place of every field of the request."""
         parts = (name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
         fields = {name: named(name) for name in parts if not name.isdigit()}
         return self.template.format(*self.values, **fields)

@@ -1,8 +1,8 @@
-"""Accelerators by their published peaks, and names of many of them: `v5p:4x4x4`, `v5e:8x8`, `h100:8x4`.
+"""Published peaks of accelerators, and topologies of many of them: `v5p:4x4x4`, `v5e:8x8`, `h100:8x4`.
 
-Figures are the makers' own: TPUs, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; GPUs, NVIDIA's data sheets of
-the SXM modules, dense (without sparsity). Bandwidth of a link is one way. What a program may use of a TPU's memory is
-what its compiler grants (the rest is reserved); of a GPU's, JAX is assumed to take 92 %.
+Figures are those of the manufacturers: for TPUs, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; for GPUs,
+NVIDIA's data sheets of the SXM modules, dense (without sparsity). Link bandwidths are one-way. The usable memory of a
+TPU is what its compiler grants to a program (the rest is reserved); on a GPU, JAX is assumed to use 92 %.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ class Chip:
     """One accelerator.
 
     Attributes:
-      name: as in a topology; kind: "tpu" or "gpu".
-      peak: bfloat16 FLOP/s of the chip, float32 accumulation.
-      usable: bytes of memory that programs may use, of a JAX device.
+      name: its name in a topology; kind: "tpu" or "gpu".
+      peak: bfloat16 FLOP/s of the chip, with float32 accumulation.
+      usable: bytes of memory per JAX device that programs may use.
       bandwidth: bytes/s between the chip and its memory.
-      link: bytes/s of one link, one way. Of a GPU, of all its links inside a node.
-      links: links of a chip, two an axis of a TPU's torus; 1 for a GPU.
-      outside: bytes/s of a chip to other nodes (GPUs) or slices (TPUs), one way.
-      devices: JAX devices a chip; each has its share of everything above but `usable`.
-      clock: of the matrix units, Hz, by which the compiler's cycles are read; 0 where there are no such cycles.
-      unit: rows and columns of a TPU's matrix unit: a product over fewer channels leaves the rest of it idle.
+      link: one-way bytes/s of one link; for a GPU, of all its links inside a node together.
+      links: number of links of a chip: two per axis of a TPU's torus; 1 for a GPU.
+      outside: one-way bytes/s of a chip to other nodes (GPUs) or slices (TPUs).
+      devices: JAX devices per chip; each has an equal share of everything above except `usable`.
+      clock: clock rate of the matrix units in Hz, which converts the compiler's cycles to seconds; 0 if the compiler
+        reports no cycles.
+      unit: rows and columns of a TPU's matrix unit; a product over fewer channels leaves the rest of it idle.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Chip:
 
     @property
     def axes(self) -> int:
-        """Dimensions of a TPU's torus."""
+        """Number of axes of a TPU's torus."""
         return self.links // 2
 
 
@@ -64,7 +65,7 @@ def _gpu(name: str, peak: float, memory: float, bandwidth: float, link: float, o
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # Clocks follow from the peaks and the matrix units: 128 x 128 multiply-adds each (v6e and tpu7x: 256 x 256).
+        # Clocks are derived from the peaks and the matrix units of 128 x 128 multiply-adds (v6e, tpu7x: 256 x 256).
         _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9, unit=128),
         _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9, unit=128),
         _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9, unit=128),
@@ -81,12 +82,12 @@ CHIPS: dict[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of one kind, and how they are connected.
+    """A number of chips of one kind, and how they are connected.
 
     Attributes:
-      name: as it was written.
-      chip: of which all are.
-      shape: of a TPU, chips along each axis of its torus or mesh; of GPUs, (nodes, GPUs a node).
+      name: the text from which the topology was parsed.
+      chip: the kind of chip.
+      shape: for TPUs, the number of chips along each axis of the torus or mesh; for GPUs, (nodes, GPUs per node).
     """
 
     name: str
@@ -95,12 +96,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Chips in all."""
+        """Total number of chips."""
         return math.prod(self.shape)
 
     @property
     def devices(self) -> int:
-        """JAX devices in all."""
+        """Total number of JAX devices."""
         return self.chips * self.chip.devices
 
     @property
@@ -114,18 +115,19 @@ class Topology:
         return self.chip.bandwidth / self.chip.devices
 
     def wraps(self, size: int) -> bool:
-        """Whether an axis of the torus that is that long closes to a ring.
+        """Whether an axis of the torus of this length has wraparound links, which make it a ring.
 
-        v5e and v6e close their axes of 16 only, the others those that are multiples of 4.
+        On v5e and v6e only axes of 16 wrap around, and on the other TPUs axes whose length is a multiple of 4.
         """
         return size == 16 if self.chip.axes == 2 else size % 4 == 0
 
     def group_bandwidth(self, group: int) -> float:
-        """Bytes/s that one device sends in a collective over `group` devices of a mesh that is laid out for it.
+        """Bytes/s that one device sends in a collective over `group` devices, in the best layout of the mesh.
 
-        A TPU group that is a product of axes of the torus sends along all of them at once, both ways where an axis
-        closes to a ring, one way at a time where it does not (its ends have one neighbour). A group that no whole
-        axes make up has one axis. GPUs send over NVLink inside a node, and at their share of the network beyond.
+        A TPU group that is a product of axes of the torus sends along all of them at once: in both directions on an
+        axis that is a ring, and in one direction at a time otherwise (the devices at its ends have one neighbour). A
+        group that is not a product of whole axes uses one axis. GPUs send over NVLink inside a node, and at their share
+        of the network between nodes.
         """
         chip = self.chip
         if chip.kind == "gpu":
@@ -135,7 +137,7 @@ class Topology:
         )
 
     def _axes(self, group: int) -> list[tuple[int, ...]]:
-        """The ways to make up a group from whole axes of the torus; one short axis where there is none."""
+        """The sets of whole torus axes whose product is the group; one axis of length 2 if there are none."""
         group = -(-group // self.chip.devices)
         sizes = [n for n in self.shape if n > 1]
         found = []
@@ -147,10 +149,10 @@ class Topology:
 
 
 def topology(text: str) -> Topology:
-    """Reads `v5p:4x4x4`, `v5e:8x8`, `tpu7x:2x2x1`, `h100:8` (one node) or `h100:8x4` (GPUs a node x nodes).
+    """Parses `v5p:4x4x4`, `v5e:8x8`, `tpu7x:2x2x1`, `h100:8` (one node) or `h100:8x4` (GPUs per node x nodes).
 
     Raises:
-      ValueError: an unknown chip, or a shape that this chip does not come in.
+      ValueError: an unknown chip, or a shape that is invalid for this chip.
     """
     name, colon, shape = text.strip().lower().partition(":")
     if name not in CHIPS:

@@ -1,9 +1,10 @@
-"""The arithmetic of a flow, counted from its configuration, and that of a traced program.
+"""FLOPs of a flow, counted from its configuration, and FLOPs of a traced program.
 
-Convention: a product of [m, k] and [k, n] is 2 m n k FLOPs; attention counts the pairs that a query sees, so causal
-attention once, n (n + 1) / 2; a training step counts three forward passes (one forward, two backward). Recomputation,
-norms, activations and the optimizer do not count: this is what MFU divides by the peak. What a program really
-computes, masked pairs and recomputation included, is `traced`, and `kernel_flops` for what runs in attention kernels.
+Convention: a product of [m, k] and [k, n] is 2 m n k FLOPs; attention counts the visible pairs of query and key, so
+n (n + 1) / 2 in causal attention; a training step counts as three forward passes (one forward, two backward).
+Recomputation, norms, activations and the optimizer do not count. This is the number of FLOPs from which MFU is
+computed. `traced` counts what a program actually computes, including masked pairs and recomputation, and
+`kernel_flops` counts what runs in attention kernels.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from starflow_jax.kernels.attention.tiling import COSTS, DEFAULT_CHIP, tiles_for
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The data of one step.
+    """The sizes of the data of one step.
 
     Attributes:
-      batch: images or videos; frames: of a video, None for images; rows, columns: of tokens in a frame.
-      text: text tokens, 0 where the flow reads none.
+      batch: number of images or videos; frames: of a video, None for images; rows, columns: of tokens in a frame.
+      text: number of text tokens, 0 if the flow reads no text.
     """
 
     batch: int
@@ -37,18 +38,18 @@ class Work:
 
     @property
     def frame(self) -> int:
-        """Tokens a frame."""
+        """Tokens per frame."""
         return self.rows * self.columns
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image or video."""
+        """Tokens per image or video."""
         return (self.frames or 1) * self.frame
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Forward FLOPs of one network of a flow, by what computes them."""
+    """Forward FLOPs of one network of a flow, in dense layers and in attention."""
 
     name: str
     dense: int
@@ -60,11 +61,11 @@ class Part:
 
 
 def forward_parts(flow: FlowConfig, work: Work, *, masked: bool = False) -> list[Part]:
-    """Forward FLOPs of every block, and of the denoiser where there is one.
+    """Forward FLOPs of every block, and of the denoiser if there is one.
 
     Args:
-      flow, work: the model and its data.
-      masked: whether pairs that a mask hides count too.
+      flow, work: the model and the sizes of its data.
+      masked: whether masked pairs of query and key are counted too.
     """
     parts = []
     for index, transformer in enumerate(flow.blocks):
@@ -96,7 +97,7 @@ def train_flops(flow: FlowConfig, work: Work) -> int:
 
 
 def work_of(flow: FlowConfig, shape: Sequence[int]) -> Work:
-    """The work of a batch of that shape, [B, H, W, C] or [B, T, H, W, C], with all the text that the flow can read."""
+    """The sizes of a batch of shape [B, H, W, C] or [B, T, H, W, C], with the full text length of the flow."""
     *front, rows, columns, _ = shape
     frames = front[1] if len(front) > 1 else None
     text = flow.text_length if flow.text_dim else 0
@@ -104,7 +105,7 @@ def work_of(flow: FlowConfig, shape: Sequence[int]) -> Work:
 
 
 def _ends(flow: FlowConfig, transformer: TransformerConfig, tokens: int, text: int, outputs: int) -> int:
-    """The projections into and out of a transformer, of one sequence."""
+    """FLOPs of the input, text and output projections of a transformer for one sequence."""
     return 2 * transformer.width * (tokens * (flow.token_channels + outputs) + text * flow.text_dim)
 
 
@@ -117,8 +118,8 @@ def _part(name: str, c: TransformerConfig, sequences: int, slots: int, ends: int
 
 
 def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
-    """Pairs of query and key that the denoiser's attention sees in one image or video."""
-    assert flow.denoiser is not None  # the caller looked
+    """Number of visible pairs of query and key in the denoiser's attention for one image or video."""
+    assert flow.denoiser is not None  # checked by the caller
     options, text = flow.denoiser, work.text if flow.denoiser.conditional else 0
     slots = work.tokens + text
     if work.frames is None or options.look_ahead is None:
@@ -134,10 +135,10 @@ def denoiser_pairs(flow: FlowConfig, work: Work) -> int:
 
 
 def kernel_flops(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> int:
-    """FLOPs of a TPU's attention kernels in one training step: whole blocks, and recomputation.
+    """FLOPs of a TPU's attention kernels in one training step, including masked pairs in tiles and recomputation.
 
-    A forward pass has two products a pair; a backward pass five, as it computes the weights anew. Layers that are
-    computed anew add a forward pass.
+    A forward pass has two products per pair, and a backward pass five, because it recomputes the attention weights.
+    Rematerialised layers add a forward pass.
     """
     forward = 1 + (flow.remat in ("block", "attention"))
     word = 2 if flow.dtype == "bfloat16" else 4
@@ -148,14 +149,14 @@ def kernel_flops(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> int:
             continue
         tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
         area = 2 * forward * visited(rule, slots, slots, tiles.block_q) * tiles.block_q**2
-        if tiles.block_q_backward:  # else XLA computes it
+        if tiles.block_q_backward:  # otherwise XLA computes the backward pass
             area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
         total += sequences * c.layers * c.heads * c.head_dim * area
     return 2 * total
 
 
 def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:
-    """Of every network: its shape, sequences, text slots, whether it runs inside frames, what sees what."""
+    """For every network: its transformer, sequences, text slots, whether it is local to frames, and its mask."""
     for index, transformer in enumerate(flow.blocks):
         local = flow.is_local(index) and work.frames is not None
         sequences = work.batch * (work.frames or 1) if local else work.batch
@@ -174,10 +175,12 @@ def model_flops(flow: FlowConfig, work: Work) -> int:
 
 
 def traced(jaxpr: Any) -> int:
-    """FLOPs of all dense products of a traced program; a scan counts its turns, any other loop one.
+    """FLOPs of all dense products of a traced program.
+
+    The body of a scan is counted once per iteration, and that of any other loop once. Pallas kernels are not counted.
 
     Args:
-      jaxpr: of `jax.make_jaxpr` or of a traced `jit` function, closed or open. Kernels count nothing.
+      jaxpr: from `jax.make_jaxpr` or from a traced `jit` function, closed or open.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0

@@ -1,4 +1,4 @@
-"""The published peak of the devices at hand."""
+"""The published peak of the local devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 from starflow_jax.costs.chips import CHIPS
 
-# How JAX calls a device ("device_kind"), and which chip that is; the first that fits.
+# Substrings of JAX's "device_kind" and the names of the chips; the first match is used.
 _KINDS = (
     ("tpu v4", "v4"),
     ("tpu v5 lite", "v5e"),
@@ -26,9 +26,9 @@ _KINDS = (
 
 
 def peak_of(devices: Sequence[jax.Device]) -> float | None:
-    """bfloat16 FLOP/s of all these devices together; None where they are of a kind without a published peak."""
+    """Total bfloat16 FLOP/s of these devices; None if no published peak is known for their kind."""
     kind = devices[0].device_kind.lower()
-    if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # slower, or coupled otherwise
+    if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # these are slower or coupled differently
         return None
     for part, name in _KINDS:
         if part in kind:

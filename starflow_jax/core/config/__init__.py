@@ -1,11 +1,11 @@
-"""Configuration: frozen dataclasses that check themselves, and the one place that builds them.
+"""Configuration: frozen dataclasses that validate their fields, and the functions that build them.
 
-- `flow`: what a flow is made of.
-- `source`, `data`, `train`, `mesh`: what it sees, how it is optimised, how it is laid out over devices.
+- `flow`: the architecture of a flow.
+- `source`, `data`, `train`, `mesh`: its data, its optimisation, and its layout over devices.
 - `autoencoder`: training of autoencoders and their decoders.
 - `experiment`: a flow with all of these, and how it is sampled and evaluated.
-- `build`: from an experiment file, command-line overrides, or JSON.
-- `checks`: one-sentence checks of fields.
+- `build`: construction from an experiment file, command-line overrides, or JSON.
+- `checks`: checks of fields.
 """
 
 from starflow_jax.core.config.autoencoder import AutoencoderExperiment

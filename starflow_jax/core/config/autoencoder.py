@@ -1,4 +1,4 @@
-"""An experiment on an autoencoder: training one, or fine-tuning the decoder of one."""
+"""Configuration of an experiment on an autoencoder: training a new one, or fine-tuning the decoder of an old one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starflow_jax.core.config.source import SourceConfig
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """A new autoencoder (`models.autoencoders.kl.model.AutoencoderKL`, whose attributes these are)."""
+    """A new autoencoder; the fields are those of `models.autoencoders.kl.model.AutoencoderKL`."""
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int = 2
@@ -25,19 +25,19 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is made small: mean square error + perceptual LPIPS + kl KL + adversarial lambda hinge loss.
+    """The loss: mean squared error + perceptual * LPIPS + kl * KL + adversarial * lambda * hinge loss.
 
     Attributes:
-      kl: weight of the divergence of the posterior from N(0, 1), in nats per number of the latents. It belongs to the
-        training of an encoder.
+      kl: weight of the KL divergence of the posterior from N(0, 1), in nats per latent element. It must be 0 if the
+        encoder is frozen.
       perceptual: weight of LPIPS (Zhang et al., arXiv 1801.03924); 0 for none.
-      perceptual_weights: files of its weights (`reconstruction.lpips`).
-      adversarial: weight of the patch discriminator's judgement, which is first scaled to the gradient of the others at
-        the decoder's last layer (VQGAN, Esser et al., arXiv 2012.09841); 0 for none.
-      discriminator_start: updates before it counts, and before the discriminator learns.
-      discriminator_width, discriminator_layers: its first channels, and how often it halves the picture.
-      latent_noise: standard deviation of what is added to latents before they are decoded, in units of what a flow
-        reads.
+      perceptual_weights: files of the weights of LPIPS (`reconstruction.lpips`).
+      adversarial: weight of the patch discriminator's loss, which is first scaled by lambda to the gradient norm of the
+        other terms at the decoder's last layer (VQGAN, Esser et al., arXiv 2012.09841); 0 for none.
+      discriminator_start: updates before the adversarial term is used and the discriminator is trained.
+      discriminator_width, discriminator_layers: channels of its first layer, and number of layers that halve the image.
+      latent_noise: standard deviation of the noise that is added to latents before they are decoded, in the units of
+        the latents that a flow reads.
     """
 
     kl: float = 0.0
@@ -64,16 +64,17 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionConfig:
-    """How an autoencoder is optimised, by Adam, and what is recorded of that.
+    """Optimisation of an autoencoder by Adam, and its records.
 
     Attributes:
-      steps, batch_size: updates in all, pictures an update.
-      lr, warmup: rate after so many updates of linear rise; it falls to zero as a half cosine over all updates.
-      discriminator_lr: of the discriminator, constant.
-      betas: of both. grad_clip: largest global norm of a gradient, 0 for no limit.
-      ema: decay of the running mean of the parameters, which is what is written; 0 for none.
-      log_every, checkpoint_every: updates between rows of metrics, checkpoints.
-      keep: newest checkpoints kept.
+      steps, batch_size: total number of updates, and images per update.
+      lr, warmup: peak learning rate, and updates of linear warm-up; the rate decays to zero as a half cosine over all
+        updates.
+      discriminator_lr: learning rate of the discriminator, constant.
+      betas: of both optimizers. grad_clip: largest global norm of a gradient, 0 for no limit.
+      ema: decay of the moving average of the parameters, which is what is saved; 0 for none.
+      log_every, checkpoint_every: updates between rows of metrics, and between checkpoints.
+      keep: number of newest checkpoints to keep.
     """
 
     steps: int
@@ -105,15 +106,16 @@ class ReconstructionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderExperiment:
-    """Training of a new autoencoder (`network`), or of the decoder of one that exists (`autoencoder`).
+    """Training of a new autoencoder (`network`), or of the decoder of an existing one (`autoencoder`).
 
     Attributes:
-      name: what the experiment is called; data, loss, train: its parts.
-      image_size: rows and columns of the pictures (an int means a square).
-      network: of a new one; autoencoder: path of one whose decoder is fine-tuned, its encoder frozen.
-      evaluate: held-out pictures that are reconstructed at the end.
+      name: name of the experiment; data, loss, train: its parts.
+      image_size: rows and columns of the images (an int means a square).
+      network: sizes of a new autoencoder; autoencoder: path of an existing one, whose decoder is fine-tuned while its
+        encoder is frozen.
+      evaluate: number of held-out images that are reconstructed at the end.
       dtype: of convolutions, "float32" or "bfloat16"; parameters, norms and losses are float32.
-      mesh: how a run is laid out over devices; seed: of first values, the order of the data, and noise.
+      mesh: layout of a run over devices; seed: of the initial parameters, the order of the data, and noise.
     """
 
     name: str

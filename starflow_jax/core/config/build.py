@@ -1,7 +1,7 @@
-"""Frozen dataclasses from an experiment file, from overrides on the command line, and from JSON.
+"""Builds frozen dataclasses from an experiment file, from command-line overrides, and from JSON.
 
-The type annotations of the dataclasses are the only declaration: what is known, what is allowed and how a
-command-line value is read all follow from them.
+The type annotations of the dataclasses are the only declaration: the known names, the allowed values and the parsing of
+command-line values all follow from them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ T = TypeVar("T")
 def build(cls: type[T], values: Mapping[str, Any] | ConfigDict, *, path: str = "config") -> T:
     """Builds the dataclass `cls`, and the dataclasses inside it, from nested mappings.
 
-    Lists become tuples, integers become floats where a float is declared, nothing else is converted.
+    Lists become tuples, and integers become floats where a float is declared; nothing else is converted.
 
     Args:
       cls: a dataclass whose fields have plain annotations (numbers, strings, Literal, tuple, optional,
         dataclass).
       values: field values by name; fields with defaults may be missing.
-      path: what the messages call this level.
+      path: the name of this level in error messages.
 
     Raises:
-      ValueError: an unknown or missing field, a value of another type, or a value the dataclass itself
-      refuses.
+      ValueError: an unknown or missing field, a value of another type, or a value that the dataclass rejects.
     """
     if isinstance(values, ConfigDict):
         values = values.to_dict()
@@ -62,24 +61,24 @@ def build(cls: type[T], values: Mapping[str, Any] | ConfigDict, *, path: str = "
 
 
 def load_config(path_spec: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads the file of an experiment on a flow; see `load_experiment`."""
+    """Reads the experiment file of a flow; see `load_experiment`."""
     return load_experiment(ExperimentConfig, path_spec, overrides)
 
 
 def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ()) -> T:
     """Reads an experiment file.
 
-    The file is Python and is run: it defines `get_config()` or `get_config(variant)` returning a ConfigDict. Where
-    defaults depend on other fields, such as on the data that `data.path` names, it also defines `complete(values)`,
-    which is given the nested mapping with the overrides applied and returns the complete one.
+    The file is a Python program, which is executed. It defines `get_config()` or `get_config(variant)`, which returns a
+    ConfigDict. If defaults depend on other fields, such as on the data at `data.path`, it also defines
+    `complete(values)`, which takes the nested mapping after the overrides and returns the complete one.
 
     Args:
-      cls: the dataclass that it describes.
-      path_spec: `path.py`, or `path.py:variant`, whose variant is given to `get_config`.
+      cls: the dataclass that the file describes.
+      path_spec: `path.py`, or `path.py:variant`, whose variant is passed to `get_config`.
       overrides: `--config.train.lr=1e-4` (the prefix may be left out); later ones win.
 
     Raises:
-      ValueError: no such file, a file that fails, an unknown name, or a value of another type.
+      ValueError: a missing file, a file that fails, an unknown name, or a value of another type.
     """
     name, _, variant = path_spec.partition(".py:")
     path = Path(name + ".py" if variant else path_spec)
@@ -87,7 +86,7 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
         raise ValueError(f"config file {path} does not exist")
     try:
         defined = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # the file is anyone's Python, and may end the process
+    except (Exception, SystemExit) as error:  # the file is arbitrary Python, which may call exit
         raise ValueError(f"config file {path} failed with {type(error).__name__}: {error}") from error
     get_config, complete = defined.get("get_config"), defined.get("complete")
     if not callable(get_config):
@@ -108,13 +107,13 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
 def apply_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], cls: type = ExperimentConfig
 ) -> dict[str, Any]:
-    """A copy of the nested mapping of a dataclass, an ExperimentConfig unless said, with `a.b=value` strings put in.
+    """A copy of the nested mapping of a dataclass (`cls`) with overrides of the form `a.b=value` applied.
 
-    A value is read as the declared type of its field: Python literals, `true`, `false` and `none` in either
-    case, and bare text for strings.
+    A value is parsed as the declared type of its field: a Python literal; `true`, `false` or `none` in any case; or
+    bare text for strings.
 
     Raises:
-      ValueError: no `=`, an unknown name (near neighbours are listed), or a value of another type.
+      ValueError: no `=`, an unknown name (similar names are listed), or a value of another type.
     """
     result: dict[str, Any] = _copy(values)
     for override in overrides:
@@ -126,19 +125,19 @@ def apply_overrides(
 
 
 def to_json(config: Any) -> str:
-    """A dataclass as indented JSON; `from_json` reads it back unchanged."""
+    """A dataclass as indented JSON, which `from_json` reads back unchanged."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str, cls: type[T] = ExperimentConfig) -> T:  # type: ignore[assignment]
-    """The dataclass that `to_json` wrote.
+    """The dataclass from the JSON that `to_json` wrote.
 
     Raises:
-      ValueError: text that is not JSON, or not this dataclass.
+      ValueError: the text is not JSON, or does not describe this dataclass.
     """
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also an integer of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError includes integers with too many digits
         raise ValueError(f"a configuration must be JSON, got an error at {error}") from error
     return build(cls, values)
 
@@ -172,27 +171,27 @@ def _parse(text: str, hint: Any, path: str) -> Any:
     spelled = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         value = ast.literal_eval(spelled)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all errors that literal_eval documents
         value = text
     try:
         return _convert(value, hint, path)
     except ValueError:
         if value is text:
             raise
-        # "7" is a number as a literal, and may still be the text a string field wants
+        # "7" is a number as a literal, but it is also a valid value of a string field.
         return _convert(text, hint, path) if _accepts_text(hint) else _convert(value, hint, path)
 
 
 def _accepts_text(hint: Any) -> bool:
-    if typing.get_origin(hint) is typing.Literal:  # among whose words may be "none"
+    if typing.get_origin(hint) is typing.Literal:  # one of its values may be "none"
         return any(isinstance(word, str) for word in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:  # whatever its members accept
+    if typing.get_origin(hint) is tuple:  # even if its members are text
         return False
     return hint is str or any(_accepts_text(member) for member in typing.get_args(hint))
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    """`value` as the annotation `hint` declares it; ValueError naming `path` where it cannot be."""
+    """Converts `value` to the type that `hint` declares; raises ValueError with `path` if that is impossible."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -224,7 +223,7 @@ def _convert_union(value: Any, members: tuple[Any, ...], path: str) -> Any:
         return None
     members = tuple(member for member in members if member is not type(None))
     if len(members) == 1:
-        return _convert(value, members[0], path)  # its own message says more than "int or None"
+        return _convert(value, members[0], path)  # its message is more specific than "int or None"
     for member in members:
         try:
             return _convert(value, member, path)

@@ -1,4 +1,4 @@
-"""One-sentence checks of configuration fields."""
+"""Checks of configuration fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starflow_jax.core.choices import choices
 
 
 def check(condition: bool, sentence: str) -> None:
-    """Raises ValueError with `sentence` unless `condition` holds."""
+    """Raises ValueError with the message `sentence` unless `condition` holds."""
     if not condition:
         raise ValueError(sentence)
 
@@ -33,7 +33,7 @@ def check_real(name: str, value: object, *, minimum: float = -math.inf) -> None:
 
 
 def check_choices(config: object) -> None:
-    """Raises ValueError unless every field of a dataclass that is declared as a `Literal` has one of its values."""
+    """Raises ValueError unless every field that a dataclass declares as a `Literal` has one of its values."""
     cls: Any = type(config)
     for name, allowed in _choice_fields(cls):
         check_choice(name, getattr(config, name), allowed)
@@ -41,7 +41,7 @@ def check_choices(config: object) -> None:
 
 @functools.cache
 def _choice_fields(cls: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """The fields of a dataclass that are declared as a `Literal`, with what it allows."""
+    """The fields of a dataclass that are declared as a `Literal`, with their allowed values."""
     hints = typing.get_type_hints(cls)
     fields = []
     for field in dataclasses.fields(cls):

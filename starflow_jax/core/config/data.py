@@ -1,4 +1,4 @@
-"""What a model sees: where the data come from and what is added to them."""
+"""Configuration of the data: sources, reading, augmentation and noise."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from starflow_jax.core.config.source import ComponentConfig, SourceConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(SourceConfig):
-    """A source, or a mixture of sources; how it is read; and what is added to it.
+    """A source or a mixture of sources, how it is read, and the noise that is added to it.
 
     Attributes (besides those of a source):
-      mixture: the sources of source "mixture". Every batch comes from one of them, chosen by their weights.
-      threads, workers: threads, or else processes, that read ahead; 0 and 0 reads when asked. They change speed, not
-        what is read.
-      prefetch: batches that threads, or each process, read ahead.
+      mixture: the sources of source "mixture". Every batch comes from one of them, sampled by their weights.
+      threads, workers: number of threads or of processes that read ahead; 0 and 0 reads on demand. They affect speed,
+        not the data.
+      prefetch: batches that the threads, or each process, read ahead.
       noise: "uniform" spreads each integer level over its unit interval (exact bits/dim); "gaussian" adds
         noise_std times a standard normal to pixels in [-1, 1], or to latents.
-      noise_std: sigma_n of Gaussian noise, in units of those pixels.
+      noise_std: sigma_n of Gaussian noise, in the units of those pixels or latents.
       label_drop: probability that a label (-1) or a caption (the empty one) is dropped, for guidance.
-      warp: probability that a training image is distorted (`training.step.warp`); images stay integers, and
-        evaluation sees none of it.
-      warp_strength: how far the distortion moves its control points, a standard deviation in pixels.
-      autoencoder: .npz file or folder of a frozen autoencoder (`models.autoencoders`) that encodes pictures or clips
+      warp: probability that a training image is distorted (`training.step.warp`); pixels stay integers, and images are
+        not distorted in evaluation.
+      warp_strength: standard deviation in pixels of the displacement of the distortion's control points.
+      autoencoder: .npz file or folder of a frozen autoencoder (`models.autoencoders`) that encodes images or clips
         inside the training step; the flow's image_size and channels are then those of the latents.
-      autoencoder_dtype: in which it is computed there, "float32" or "bfloat16".
-      decoder: what makes pictures of latents in place of their own autoencoder, such as a folder of `starflow
-        finetune-decoder`.
-      text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`text.stored`), that reads captions
-        inside the training step; of latents, whose text states were computed before, those of samples alone.
+      autoencoder_dtype: its compute dtype in the training step, "float32" or "bfloat16".
+      decoder: the decoder of latents that replaces that of their own autoencoder, such as a folder written by
+        `starflow finetune-decoder`.
+      text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`text.stored`), that encodes captions
+        inside the training step. For latents, which have precomputed text states, it encodes only captions of samples.
     """
 
     mixture: tuple[ComponentConfig, ...] = ()
@@ -91,16 +91,16 @@ class DataConfig(SourceConfig):
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """What is asked for and does nothing to latents, which are decoded no more: "flip=0.5".
+        """Augmentations that are configured but have no effect on latents, which are already encoded: "flip=0.5".
 
-        It is not refused, as one experiment file serves `starflow encode` and training.
+        They are accepted because one experiment file serves both `starflow encode` and training.
         """
         parts = [part for part in (self, *self.mixture) if part.source == "latents"]
         return tuple(dict.fromkeys(asked for part in parts for asked in part.augmentations))
 
     @property
     def on_latents(self) -> bool:
-        """Whether the flow reads latents, computed before or inside the step, and not pixels."""
+        """Whether the flow reads latents (precomputed, or encoded inside the training step) instead of pixels."""
         return self.autoencoder is not None or any(part.source == "latents" for part in (self, *self.mixture))
 
     def _check_mixture(self) -> None:

@@ -1,6 +1,6 @@
-"""What an experiment is: the flow, its data, and how it is trained, sampled and scored.
+"""Configuration of an experiment: the flow, its data, its training, sampling and evaluation.
 
-Every dataclass checks itself; `ExperimentConfig` also checks the combinations.
+Every dataclass validates its own fields; `ExperimentConfig` also validates their combinations.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from starflow_jax.core.registries import SOLVERS
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Captions of a small vocabulary, each word a one-hot text state (`text.words`).
+    """Captions of a small vocabulary; each word is a one-hot text state (`text.words`).
 
     Attributes:
-      vocabulary: the words, as many as `flow.text_dim`; captions are padded to `flow.text_length` words.
+      vocabulary: the `flow.text_dim` words; captions are padded to `flow.text_length` words.
     """
 
     vocabulary: tuple[str, ...]
@@ -36,13 +36,13 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How pictures are drawn unless a call says otherwise.
+    """Default options of sampling, which a call may override.
 
     Attributes:
-      num: pictures; guidance: weight w of classifier-free guidance, 0 for none.
-      solver: how blocks are inverted, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
+      num: number of images; guidance: weight w of classifier-free guidance, 0 for none.
+      solver: the solver that inverts blocks, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
       temperature: factor of the noise z.
-      denoise: what removes the training noise, "none", "score" or "learned".
+      denoise: the method that removes the training noise, "none", "score" or "learned".
     """
 
     num: int = 64
@@ -61,12 +61,12 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """How the held-out images are scored.
+    """Evaluation on held-out images.
 
     Attributes:
-      draws: independent draws of the dequantisation noise.
-      batch_size: images scored at a time.
-      held_out: images or clips scored while a run trains (`train.evaluate_every`).
+      draws: number of independent samples of the dequantisation noise.
+      batch_size: images per batch.
+      held_out: number of images or clips that are evaluated during training (`train.evaluate_every`).
     """
 
     draws: int = 4
@@ -81,12 +81,12 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment, everything that decides its numbers.
+    """One experiment, with everything that determines its results.
 
     Attributes:
-      name: what the experiment is called; flow, data, train, sample, evaluate: its parts.
-      mesh: how a run is laid out over devices; it changes speed, not results.
-      text: how captions are read; None for a flow that reads labels or nothing.
+      name: name of the experiment; flow, data, train, sample, evaluate: its parts.
+      mesh: layout of a run over devices; it affects speed, not results.
+      text: vocabulary of captions; None for a flow without captions of a small vocabulary.
       seed: of the initial parameters, the order of the data, and all noise; 0 to 2**32 - 1.
     """
 

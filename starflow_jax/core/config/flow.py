@@ -1,7 +1,7 @@
-"""What a flow is made of: one frozen, self-validating configuration.
+"""Configuration of a flow: one frozen dataclass that validates its fields.
 
-Everything that changes the parameters or the arithmetic of a flow is a field here; what a caller chooses per call
-(solver, guidance, number of frames, aspect ratio) is an argument of that call instead.
+Everything that changes the parameters or the arithmetic of a flow is a field of it. Options of a single call (solver,
+guidance, number of frames, aspect ratio) are arguments of that call instead.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from starflow_jax.core.config.checks import check, check_choices, check_integer,
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of pre-norm layers, every size resolved.
+    """A stack of pre-norm transformer layers with all sizes resolved.
 
     Attributes:
       width: channels of the residual stream.
       layers: number of layers; 0 makes the enclosing block the identity map.
       heads, kv_heads, head_dim: query heads, key/value heads (grouped-query attention), channels of a head.
-      expansion: hidden channels of the MLP over ``width``.
+      expansion: ratio of the hidden channels of the MLP to ``width``.
       mlp: "gelu" (Linear, exact GELU, Linear) or "gated" (down(gelu_tanh(gate(h)) * up(h))).
       norm: "layer" (eps 1e-5) or "rms" (eps 1e-6, gain 1 + weight).
       qk_norm, post_norm, final_norm: RMSNorm on queries and keys, on both branch outputs, on the last hidden state.
       bias: biases of the qkv, output and MLP projections.
-      rope: "none", "axial" (row, column and, where the model has it, a third axis) or "1d" (text then tokens).
+      rope: "none", "axial" (row, column and, if the model has one, a third axis) or "1d" (text, then tokens).
       rope_pairs: "adjacent" rotates channels (2k, 2k+1), "half" rotates (k, k + head_dim/2).
     """
 
@@ -65,8 +65,8 @@ class DenoiserConfig:
     Attributes:
       layers: transformer layers.
       conditional: whether it reads the text.
-      look_ahead: A; query frame q sees key frames up to q + A - 1. None: every later frame.
-      window: R; and no frame before q + A - 1 - R. None: every earlier frame.
+      look_ahead: A; query frame q sees key frames up to q + A - 1. None: all later frames.
+      window: R; query frame q sees key frames from q + A - 1 - R. None: all earlier frames.
     """
 
     layers: int = 8
@@ -88,36 +88,37 @@ class DenoiserConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
-    """A stack of autoregressive affine blocks, 0 nearest the data, the last one deep.
+    """A stack of autoregressive affine blocks; block 0 is nearest the data, and the last block is the deep one.
 
     Attributes:
-      family: "starflow" or "tarflow"; decides the order of a token's channels ((p1, p2, C) or (C, p1, p2)), the
-        kind of guidance, and whether the flow keeps a prior variance (TARFlow).
-      channels: channels C of the data; image_size: rows and columns trained on (an int means a square).
+      family: "starflow" or "tarflow"; determines the order of a token's channels ((p1, p2, C) or (C, p1, p2)), the
+        kind of guidance, and whether the flow has a prior variance (TARFlow).
+      channels: channels C of the data; image_size: rows and columns of training images (an int means a square).
       patch_size: p; a token holds C * p * p channels.
-      width, deep_width: residual channels of the shallow blocks and of the deep one (None: same).
-      num_blocks: K; layers_per_block: one number for all, or K numbers (0: identity block).
-      head_dim, heads, kv_heads: None for heads means width / head_dim, None for kv_heads means heads.
-      order: "R2L" or "L2R"; which blocks read the tokens backwards (specification, section 1.2).
+      width, deep_width: residual channels of the shallow blocks and of the deep block (None: the same).
+      num_blocks: K; layers_per_block: one number for all blocks, or K numbers (0: identity block).
+      head_dim, heads, kv_heads: as in TransformerConfig; heads None means width / head_dim, kv_heads None means heads.
+      order: "R2L" or "L2R"; determines which blocks reverse the tokens (specification, section 1.2).
       scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
       soft_clip: s of s * tanh(out / s); 0 turns it off.
-      sos: a learned start token; without it the output is shifted by one.
-      rope: rotary positions; without it learned positions. rope_axes: 2 or 3; None means 3 where the model has a
-        text length or temporal causality, else 2. pt_seq_len: rows (= columns) that positions span; None means
-        image_size / patch_size.
+      sos: whether there is a learned start token; without it the output is shifted by one.
+      rope: whether positions are rotary; otherwise they are learned. rope_axes: 2 or 3; None means 3 if the model has a
+        text length or temporal causality, else 2. pt_seq_len: number of rows (and of columns) that positions span; None
+        means image_size / patch_size.
       text_dim, text_length: width and trained length of the text states; 0 for a model without text.
       num_classes: size of the class embedding (TARFlow); 0 for none.
-      cond_top_only: only the deep block reads the text.
-      temporal_causal: frames stay in order in blocks that read backwards.
-      shallow_local: shallow blocks run inside each frame.
+      cond_top_only: whether only the deep block reads the text.
+      temporal_causal: whether blocks that reverse the tokens keep the frames in order.
+      shallow_local: whether shallow blocks process each frame separately.
       denoiser: the learned denoiser, if the model has one.
-      language_model: a deep block shaped like a pretrained language model (no text projection, 1-D positions).
-      dropout: rate on the two residual branches while training.
-      dtype: compute type of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
+      language_model: a deep block with the architecture of a pretrained language model (no text projection, 1-D
+        positions).
+      dropout: dropout rate on the two residual branches in training.
+      dtype: compute dtype of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
       remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer).
-      kernels: of attention and of the Jacobi update: "auto" takes Pallas kernels where they are known to win
-        (`kernels/choice.py`), "xla" never, "pallas" always, or says why it cannot.
+      kernels: of attention and of the Jacobi update: "auto" uses Pallas kernels where they are known to be faster
+        (`kernels/choice.py`), "xla" never uses them, and "pallas" always uses them or raises an error with the reason.
     """
 
     channels: int
@@ -163,7 +164,7 @@ class FlowConfig:
     def __post_init__(self) -> None:
         self._check_fields()
         self._check_switches()
-        for block in self.blocks:  # each resolves, and so checks, its own transformer
+        for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
 
@@ -278,23 +279,23 @@ class FlowConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Token rows and columns of the trained size."""
+        """Token rows and columns of an image of the training size."""
         height, width = self.image_shape
         return height // self.patch_size, width // self.patch_size
 
     @property
     def token_channels(self) -> int:
-        """c = C * p * p."""
+        """Channels of a token, c = C * p * p."""
         return self.channels * self.patch_size**2
 
     @property
     def axes(self) -> int:
-        """Rotary axes: (row, column) or (row, column, text or frame)."""
+        """Number of rotary axes: 2 (row, column) or 3 (row, column, text or frame)."""
         return self.rope_axes or (3 if self.text_length or self.temporal_causal else 2)
 
     @property
     def position_span(self) -> int:
-        """Rows (= columns) that rotary positions of a square image span."""
+        """Number of rows (and of columns) that the rotary positions of a square image span."""
         return self.pt_seq_len or self.grid[0]
 
     def _transformer(self, width: int, layers: int) -> TransformerConfig:
@@ -323,7 +324,7 @@ class FlowConfig:
 
     @property
     def blocks(self) -> tuple[TransformerConfig, ...]:
-        """The transformer of each block, 0 nearest the data."""
+        """The transformer of each block; block 0 is nearest the data."""
         layers = self.layers_per_block if isinstance(self.layers_per_block, tuple) else (self.layers_per_block,)
         layers = layers * self.num_blocks if len(layers) == 1 else layers
         shallow = tuple(self._transformer(self.width, count) for count in layers[:-1])
@@ -345,5 +346,5 @@ class FlowConfig:
         return self.text_dim > 0 and (block == self.num_blocks - 1 or not self.cond_top_only)
 
     def is_local(self, block: int) -> bool:
-        """Whether a block runs inside each frame of a video."""
+        """Whether a block processes each frame of a video separately."""
         return self.shallow_local and block < self.num_blocks - 1

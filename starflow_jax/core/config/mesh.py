@@ -1,4 +1,4 @@
-"""How a run is laid out over devices."""
+"""Configuration of the device mesh."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1, for one axis at most, takes the rest.
+    """Number of devices along each axis of the mesh; at most one axis may be -1, which takes the remaining devices.
 
     Attributes:
-      data: copies of the parameters, each reading its own part of the batch.
-      fsdp: parts of the batch, too, with parameters and optimizer state cut into as many pieces.
-      tensor: parts of every layer: heads of attention, columns of the MLP.
-      sequence: parts of the tokens of every example.
+      data: data parallelism: the parameters are replicated, and the batch is sharded.
+      fsdp: fully sharded data parallelism: the batch, the parameters and the optimizer state are sharded.
+      tensor: tensor parallelism: the attention heads and the columns of the MLP are sharded.
+      sequence: sequence parallelism: the tokens of every example are sharded.
     """
 
     data: int = -1
@@ -34,7 +34,7 @@ class MeshConfig:
         check(len(rest) < 2, f"one axis of the mesh at most may be -1, got {' and '.join(rest)}")
 
     def sizes(self, devices: int) -> tuple[int, int, int, int]:
-        """The sizes in the order of `AXES` on that many devices.
+        """The axis sizes, in the order of `AXES`, on this number of devices.
 
         Raises:
           ValueError: the axes do not multiply to `devices`.

@@ -13,7 +13,7 @@ OptionValue = str | int | float | bool
 
 @dataclasses.dataclass(frozen=True)
 class SourceTraits:
-    """What the configuration must know of a source: the keyword arguments of `SOURCES.register`, all literals.
+    """What the configuration must know about a source: the keyword arguments of `SOURCES.register`, all literals.
 
     Attributes:
       path: the source reads files, so that `path` is required; it is refused for any other source.
@@ -43,7 +43,7 @@ class CaptionConfig:
     Attributes:
       kinds: (kind, weight) pairs: the kind of caption is sampled with these weights among those that an example has.
         Empty for equal weights. The lines of a `.txt` file are of kind "caption".
-      fps, noise_level, aspect, chat: the templates to apply.
+      fps, noise_level, aspect, chat: whether each of these templates is applied.
     """
 
     kinds: tuple[tuple[str, float], ...] = ()
@@ -124,7 +124,7 @@ class SourceConfig:
 
     @property
     def traits(self) -> SourceTraits:
-        """What the source declares of itself."""
+        """The traits that the source declares."""
         if self._is_foreign:
             return SourceTraits(frames="either", captions="text")
         return SourceTraits(**SOURCES.details(self.source))
@@ -146,7 +146,7 @@ class SourceConfig:
         return (*crop, f"flip={self.flip}") if self.flip else crop
 
     def _check_traits(self, traits: SourceTraits) -> None:
-        """The fields that only some sources read."""
+        """Checks the fields that only some sources read."""
         if traits.path != (self.path is not None):
             raise ValueError(
                 f"path goes with source {_having('path', True)}, got source={self.source!r} and path={self.path!r}"
@@ -164,7 +164,7 @@ class SourceConfig:
                 )
         check(not self.drop_first or self.frames > 0, f"drop_first goes with clips, got frames={self.frames}")
         for name, default in (("crop", "centre"), ("flip", 0.0), ("aspect_ratios", ()), ("index", None)):
-            # Latents accept what decided how they were computed: one experiment file serves both commands.
+            # Sources of latents accept the options of their encoding, so that one experiment file serves both commands.
             if not traits.decoded and name not in traits.fields and getattr(self, name) != default:
                 raise ValueError(
                     f"{name} goes with source {_having('decoded', True)}, got source={self.source!r} and "
@@ -206,7 +206,7 @@ class ComponentConfig(SourceConfig):
 
     Attributes:
       weight: share of the batches that come from it, relative to the other weights.
-      batch_size: of its batches; None for that of the training stage.
+      batch_size: size of its batches; None for the batch size of the training stage.
     """
 
     weight: float = 1.0

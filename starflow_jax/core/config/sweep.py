@@ -1,6 +1,6 @@
-"""What a sweep is: checkpoints x data x noise x conditions, scored by exact likelihood.
+"""Configuration of a sweep: checkpoints x data x noise x conditions, evaluated by exact likelihood.
 
-Like an experiment it is described by frozen dataclasses that check themselves (`config.build`).
+Like an experiment, a sweep is described by frozen dataclasses that validate their fields (`config.build`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class SweepRun:
 
     Attributes:
       workdir: folder of a run (`starflow train`, `starflow port`), or a model folder.
-      name: what tables call it; None for the folder's name.
-      steps: "all" checkpoints, the "newest", or these.
-      ema: takes the running mean of the parameters where the run kept one.
+      name: its name in tables; None for the folder's name.
+      steps: "all" checkpoints, the "newest" one, or a list of steps.
+      ema: whether the moving average of the parameters is used if the run has one.
     """
 
     workdir: str
@@ -52,17 +52,17 @@ class SweepData:
     """One data set.
 
     Attributes:
-      name: what tables call it; None for the source's own name.
-      source: where examples come from; None for the data that each run was trained on, of several sources or buckets
-        those of the flow's own size.
+      name: its name in tables; None for the name of the source.
+      source: source of the examples; None for the data that each run was trained on (of several sources or buckets,
+        those of the flow's image size).
       split: "test" or "train".
-      count: so many of the first examples; None for all.
-      role: "in" or "out" of the distribution; the report asks how well log p(x) tells one from the other.
-      transform: what is done to the pixels: "inverted" (ink for paper), "upside-down" (rows from the last to the
-        first), "mixed" (pixel positions exchanged, in one way for all), "random" (replaced by uniform noise).
-      levels: the pixels are rounded down to so many levels, as those of the in-distribution data have; None leaves
-        them.
-      conditions: instead of the sweep's, for data that have no true condition.
+      count: number of examples, from the first; None for all.
+      role: "in" or "out" of the distribution; the report measures how well log p(x) separates the two.
+      transform: transformation of the pixels: "inverted" (inverted intensities), "upside-down" (rows in reverse order),
+        "mixed" (one permutation of the pixel positions for all examples), "random" (replaced by uniform noise).
+      levels: number of levels to which pixels are rounded down, to match the in-distribution data; None leaves them
+        unchanged.
+      conditions: conditions that replace those of the sweep, for data without a true condition.
     """
 
     name: str | None = None
@@ -90,21 +90,21 @@ class SweepData:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """Everything that decides the numbers of a sweep, and the batch size, which does not.
+    """Everything that determines the results of a sweep, and the batch size, which does not affect them.
 
     Attributes:
-      name: what the sweep is called.
+      name: name of the sweep.
       runs, data: checkpoints and data sets.
-      noise: what is added to the data: "uniform" (dequantisation), a standard deviation sigma_n of Gaussian noise on
-        pixels in [-1, 1] or on latents, or "trained" (what each run was trained with).
-      conditions: what a flow that reads captions or classes is given: the "true" one, none ("dropped"), or that of
-        another example ("shuffled"; of another class, as far as there are such). A flow that reads nothing is scored
-        once.
-      draws: of the noise, for every example; seed: of the noise and of the shuffling.
-      dtype: in which networks are computed. "bfloat16" is measured besides float32, and the report has the difference.
-      batch_size: rows (an example with one draw of the noise) scored at a time, over all devices and processes; rounded
-        up to a multiple of the devices that share a batch. What was computed is saved after every batch.
-      histogram_bins: of the report's histograms.
+      noise: noise that is added to the data: "uniform" (dequantisation), a standard deviation sigma_n of Gaussian noise
+        on pixels in [-1, 1] or on latents, or "trained" (the noise that each run was trained with).
+      conditions: condition of a flow that reads captions or classes: the "true" one, none ("dropped"), or that of
+        another example ("shuffled"; an example of another class if possible). An unconditional flow is evaluated once.
+      draws: number of noise samples per example; seed: of the noise and of the shuffling.
+      dtype: compute dtype of the networks. "bfloat16" is measured in addition to float32, and the report has the
+        difference.
+      batch_size: rows (pairs of an example and a noise sample) per batch, over all devices and processes; rounded up to
+        a multiple of the number of devices that share a batch. Results are saved after every batch.
+      histogram_bins: number of bins of the report's histograms.
     """
 
     name: str
@@ -142,7 +142,7 @@ class SweepConfig:
 
 
 def check_conditions(conditions: tuple[Condition, ...]) -> None:
-    """Raises ValueError unless these are conditions, at least one, each once."""
+    """Raises ValueError unless there is at least one condition, and all are valid and distinct."""
     check(len(conditions) > 0, "conditions must name at least one, got none")
     for condition in conditions:
         check_choice("conditions", condition, choices(Condition))

@@ -1,4 +1,4 @@
-"""How an experiment is optimised, and what it records of that."""
+"""Configuration of training: optimisation, checkpoints and records."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from starflow_jax.core.config.checks import check, check_choices, check_integer,
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation and its records (specification, section 7).
+    """Optimisation, checkpoints and records (specification, section 7).
 
     Attributes:
-      steps: updates in all; batch_size: images or clips an update.
-      curriculum: stages (updates, frames, batch_size) before the training proper, counted in `steps`: so many updates
-        on shorter clips, or stills of 1 frame (from images to video, arXiv 2511.20462). Empty for none.
-      lr, min_lr, warmup: highest and last learning rate, updates until the highest; schedule: where the
-        warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
-      betas, weight_decay: of AdamW, for the flow. Weight decay reaches every parameter, as in the original.
-      denoiser_lr, denoiser_betas: of the learned denoiser's own AdamW; its rate is constant.
-      grad_clip: largest global norm of a gradient (flow and denoiser apart); 0 for no limit.
-      skip_after: updates beyond this many are skipped where the norm exceeds grad_clip; None never skips.
+      steps: total number of updates; batch_size: images or clips per update.
+      curriculum: stages (updates, frames, batch_size) that precede the main stage and count towards `steps`. Each
+        trains on shorter clips, or on still images of 1 frame (from images to video, arXiv 2511.20462). Empty for none.
+      lr, min_lr, warmup: peak learning rate, final learning rate, and updates of warm-up; schedule: determines the rate
+        at which the warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
+      betas, weight_decay: of AdamW, for the flow. Weight decay applies to every parameter, as in the original.
+      denoiser_lr, denoiser_betas: of the learned denoiser's own AdamW; its learning rate is constant.
+      grad_clip: largest global norm of a gradient (separate for flow and denoiser); 0 for no limit.
+      skip_after: after this many updates, an update whose norm exceeds grad_clip is skipped; None never skips.
       latent_norm: weight of the mean square of the tokens that enter the blocks.
-      noise_weight: weigh the objective by sigma_n / 0.3 (noise-level conditioning, specification, section 2).
-      ema: decay of the running mean of the parameters; 0 for none.
-      accumulate: parts into which the step cuts a batch, whose gradients it adds up: less memory, the same update.
-      steps_per_call: updates in one call of the compiled program. It changes speed, not results.
-      log_every, checkpoint_every, sample_every: updates between rows of metrics, checkpoints, callbacks.
-      evaluate_every: updates between scores of held-out data; 0 for never.
-      keep: newest checkpoints kept; keep_best: checkpoints kept besides, those with the lowest best_metric.
+      noise_weight: whether the objective is weighted by sigma_n / 0.3 (noise-level conditioning, specification,
+        section 2).
+      ema: decay of the moving average of the parameters; 0 for none.
+      accumulate: number of microbatches whose gradients are accumulated in an update; it saves memory and leaves the
+        update unchanged.
+      steps_per_call: updates per call of the compiled program. It affects speed, not results.
+      log_every, checkpoint_every, sample_every: updates between rows of metrics, checkpoints, and callbacks.
+      evaluate_every: updates between evaluations of held-out data; 0 for never.
+      keep: number of newest checkpoints to keep; keep_best: number of further checkpoints to keep, those with the
+        lowest best_metric.
       best_metric: "loss", "bits_per_dim" (over the updates since the last row) or "held_out_bits_per_dim"; a
-        checkpoint counts where the figure was measured at its very step.
-      max_skipped: updates skipped in a row after which a run stops; 0 for never.
-      language_model: folder of a pretrained Gemma 2 or 3 whose layers the deep block starts from
-        (`porting.gemma`); it must have the shape of `flow.language_model`. None starts from random ones.
-      language_model_differs: start from it also where the block computes something else than that model does.
+        checkpoint is a candidate only if the metric was measured at its step.
+      max_skipped: number of consecutive skipped updates after which a run stops; 0 for never.
+      language_model: folder of a pretrained Gemma 2 or 3 whose layers initialise the deep block
+        (`porting.gemma`); it must have the shape of `flow.language_model`. None for random initialisation.
+      language_model_differs: whether they are used even if the block computes a different function than that model.
     """
 
     steps: int
@@ -86,7 +89,7 @@ class TrainConfig:
             check_integer("skip_after", self.skip_after, minimum=0)
         for name in ("lr", "min_lr", "weight_decay", "denoiser_lr", "grad_clip", "latent_norm", "ema"):
             check_real(name, getattr(self, name), minimum=0.0)
-        # The device counts in int32; a call of the compiled program holds its batches in memory.
+        # Counters on the device are int32; a call of the compiled program holds its batches in memory.
         for name, bound in (("steps", 2**31), ("skip_after", 2**31), ("batch_size", 2**20), ("steps_per_call", 2**20)):
             value = getattr(self, name)
             check(value is None or value < bound, f"{name} must be below {bound}, got {value}")
@@ -121,7 +124,7 @@ class TrainConfig:
                 check(beta < 1.0, f"{name} must be below 1, got {getattr(self, name)}")
 
     def stage(self, step: int) -> tuple[int, int | None, int]:
-        """What update number `step` is part of: its stage's first later update, frames (None: all) and batch size."""
+        """The stage of update `step`: the first step after the stage, its frames (None: all) and its batch size."""
         end = 0
         for updates, frames, batch_size in self.curriculum:
             end += updates
