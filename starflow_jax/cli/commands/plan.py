@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """`starflow plan`: predicts memory and step time of a run on accelerators that are not attached."""
-=======
-"""`starflow plan`: memory and time of a run on accelerators that are not attached."""
->>>>>>> w3
 
 from __future__ import annotations
 
@@ -90,13 +86,8 @@ def rows_and_columns(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-<<<<<<< HEAD
     """Runs the command; returns an exit code, 0 if everything fits or only a figure was requested."""
     # Set before JAX initializes its devices, because nothing runs on them.
-=======
-    """Runs the command; returns an exit code: 0 where everything fits or only a figure was requested."""
-    # Set before JAX looks for devices, because nothing runs on them here.
->>>>>>> w3
     os.environ["JAX_PLATFORMS"] = "cpu"
     if arguments.json is not None:
         check_writable("--json", arguments.json)
@@ -155,11 +146,7 @@ def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Wo
     parts = {(part.frames, part.batch_size or config.train.batch_size) for part in config.data.mixture}
     parts = parts or {(config.data.frames, config.train.batch_size)}
     if arguments.frames is not None:
-<<<<<<< HEAD
         # For a mixture, select the part with this number of frames.
-=======
-        # Of a mixture, the part with this number of frames.
->>>>>>> w3
         parts = {part for part in parts if part[0] == arguments.frames} or {(arguments.frames, config.train.batch_size)}
     longest = max(frames for frames, _ in parts)
     if longest and flow.axes == 2:
