@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from starflow_jax import evaluation, sampling, training
+from starflow_jax import sampling, training
 from starflow_jax.cli.dispatch import COMMANDS, main
 from starflow_jax.core.config import load_config
+from starflow_jax.evaluation.likelihood import run_scores
 from starflow_jax.evaluation.samples import sample_grids as pictures
 from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir
@@ -249,7 +250,7 @@ def test_a_bug_keeps_its_traceback(command, here, tmp_path, monkeypatch):
 
     module, name = {
         "train": (training, "train"),
-        "evaluate": (evaluation, "score_flow"),
+        "evaluate": (run_scores, "score_flow"),
         "sample": (sampling.images, "sample"),
     }[command]
     monkeypatch.setattr(module, name, broken)
