@@ -24,7 +24,13 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_the_guide_has_examples():
-    assert "a solver" in [title for title, _ in examples()]
+    assert [title for title, _ in examples()] == [
+        "a solver",
+        "a data source",
+        "an autoencoder",
+        "a metric of samples",
+        "a text encoder",
+    ]
 
 
 @pytest.mark.parametrize(("title", "code"), [pytest.param(*example, id=example[0]) for example in examples()])

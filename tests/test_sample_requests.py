@@ -37,6 +37,9 @@ def test_videos_of_a_request_are_those_of_the_command(home, tmp_path):  # noqa: 
         result = sample_run(open_run(RunRequest(workdir=run)), request)
     with np.load(out) as arrays:
         np.testing.assert_array_equal(result.videos, arrays["video"])
+    for label in (0, 3):
+        with pytest.raises(RequestError, match=r"label does not go with the run in .*, which is on clips"):
+            SampleRequest(label=label).check_kind(run, videos=True)
     with pytest.raises(RequestError, match=r"label does not go with the run in .*, which is on clips"):
         sample_run(open_run(RunRequest(workdir=run)), SampleRequest(label=3))
 

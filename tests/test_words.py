@@ -11,6 +11,7 @@ ENCODER = WordEncoder(("a", "seven", "moving", "left"), 5)
 def test_a_caption_is_its_words_in_order_then_nothing():
     ids = ENCODER.ids(["a seven  moving left", "", "LEFT a"])
     np.testing.assert_array_equal(ids, [[1, 2, 3, 4, 0], [0] * 5, [4, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(ENCODER.ids(["a seven, moving!"]), ENCODER.known_ids(["a seven, moving!"]))
 
 
 def test_states_are_one_hot_and_nothing_is_zeros():

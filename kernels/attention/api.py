@@ -17,8 +17,8 @@ from starflow_jax.kernels.choice import UNTIMED_ON_GPUS, Implementation, Target,
 
 def attention(
     query: Float[Array, "B h n d"],
-    key: Float[Array, ...],
-    value: Float[Array, ...],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
     *,
     visibility: Visibility,
     offset: int | Int[Array, ""] = 0,

@@ -118,7 +118,9 @@ def bits_per_dim(
 
 
 def _levels(config: ExperimentConfig) -> int:
-    """The number of values of a pixel in the data of an experiment."""
+    """The number of levels of a pixel: as a run recorded it, or, for a run of version 0.1, as its source has it."""
+    if config.data.levels is not None:
+        return config.data.levels
     return open_source(config.data, "test", flow=config.flow, text=config.text).levels
 
 

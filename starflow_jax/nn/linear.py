@@ -74,7 +74,7 @@ class Linear(nnx.Module):
         self.name = name
         self.compute = compute
 
-    def __call__(self, x: Shaped[Array, "*batch inputs"]) -> Float[Array, ...]:
+    def __call__(self, x: Shaped[Array, "*batch inputs"]) -> Float[Array, "..."]:
         """[..., inputs] to [..., *outputs] in `compute.dtype`."""
         kernel, dtype = self.kernel[...], self.compute.dtype
         bias = None if self.bias is None else self.bias[...]

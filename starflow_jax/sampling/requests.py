@@ -153,7 +153,7 @@ class SampleRequest:
         """Raises RequestError for a field that belongs to the other kind of model (of the run in `workdir`)."""
         for name in _IMAGE_FIELDS if videos else _VIDEO_FIELDS:
             require(
-                getattr(self, name) in (None, False),
+                getattr(self, name) is None or getattr(self, name) is False,  # class 0 is a value
                 f"{{{name}}} does not go with the run in {{0}}, which is on {{1}}",
                 workdir,
                 "clips" if videos else "still images",

@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, tuple[Cut, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh with the axes of `config.mesh.AXES`; static under `jit`.
+    """A mesh with the axes of `core.config.mesh.AXES`; static under `jit`.
 
     An array axis that is not divisible by the size of its mesh axes is replicated: a single token of decoding, or a
     batch of one, is computed by all devices.

@@ -31,7 +31,7 @@ class DataConfig(SourceConfig):
       autoencoder_dtype: its compute dtype in the training step, "float32" or "bfloat16".
       decoder: the decoder of latents that replaces that of their own autoencoder, such as a folder written by
         `starflow finetune-decoder`.
-      text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`text.stored`), that encodes captions
+      text_encoder: folder of a frozen text encoder, or a label table NAME.vocab (`models.text`), that encodes captions
         inside the training step. For latents, which have precomputed text states, it encodes only captions of samples.
     """
 

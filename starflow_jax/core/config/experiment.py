@@ -18,7 +18,7 @@ from starflow_jax.core.registries import SOLVERS
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Captions of a small vocabulary; each word is a one-hot text state (`text.words`).
+    """Captions of a small vocabulary; each word is a one-hot text state (`models.text.words`).
 
     Attributes:
       vocabulary: the `flow.text_dim` words; captions are padded to `flow.text_length` words.

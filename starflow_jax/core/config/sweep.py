@@ -1,6 +1,6 @@
 """Configuration of a sweep: checkpoints x data x noise x conditions, evaluated by exact likelihood.
 
-Like an experiment, a sweep is described by frozen dataclasses that validate their fields (`config.build`).
+Like an experiment, a sweep is described by frozen dataclasses that validate their fields (`core.config.build`).
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class WordEncoder:
             if len(words) > self.length:
                 raise ValueError(f"caption must have at most {self.length} words, got {len(words)}: {caption!r}")
             for i, word in enumerate(words):
+                word = word if word in id_of else word.strip(_PUNCTUATION)
                 if word not in id_of:
                     near = difflib.get_close_matches(word, self.vocabulary, n=3, cutoff=0.6)
                     hint = f"did you mean {' or '.join(near)}?" if near else f"it may hold {', '.join(self.vocabulary)}"
