@@ -10,7 +10,8 @@ from typing import Any
 
 from starflow_jax.cli.dispatch import build_parser
 from starflow_jax.core import config
-from starflow_jax.core.config.sweep import SweepConfig
+from starflow_jax.core.config.autoencoder import LossConfig, NetworkConfig, ReconstructionConfig
+from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
 
 # In the order of an experiment file: the field of the experiment that holds it (if any), and the class.
 CONFIGURATION: tuple[tuple[str, type], ...] = (
@@ -27,7 +28,12 @@ CONFIGURATION: tuple[tuple[str, type], ...] = (
     ("mesh", config.MeshConfig),
     ("text", config.TextConfig),
     ("", config.AutoencoderExperiment),
+    ("network", NetworkConfig),
+    ("train", ReconstructionConfig),
+    ("loss", LossConfig),
     ("", SweepConfig),
+    ("runs", SweepRun),
+    ("data", SweepData),
 )
 
 
