@@ -1,13 +1,15 @@
 """A solver is one file: it registers itself, and the configuration and the command line take its name."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config import SampleConfig
+from starflow_jax.core.config import SampleConfig, load_config
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers import Sequential
 from starflow_jax.solvers.named import accepted_flags
@@ -42,7 +44,7 @@ def registered_for_this_test_alone(monkeypatch):
     monkeypatch.setattr(SOLVERS, "_entries", dict(SOLVERS._entries))
 
 
-def test_a_solver_of_an_experiment_file_is_reached_by_configuration_and_command(tmp_path, monkeypatch):
+def test_a_solver_of_an_experiment_file_is_reached_by_configuration_and_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.py").write_text(EXPERIMENT)
     assert main(["train", "--config", "tiny.py", "--workdir", "run", "--quiet"]) == 0
@@ -53,10 +55,17 @@ def test_a_solver_of_an_experiment_file_is_reached_by_configuration_and_command(
     assert main([*sample, "--solver", "patient", "--max-iterations", "3"]) == 0
     assert json.loads((tmp_path / "x.json").read_text())["solver"]["max_iterations"] == 3
 
+    # A process that did not import the file can use the run with another solver, and refuses this one by name.
+    monkeypatch.delitem(SOLVERS._entries, "patient")
+    assert main([*sample, "--solver", "sequential"]) == 0
+    assert main(sample) == 2
+    assert "got 'patient'" in capsys.readouterr().err
+
 
 def test_an_unknown_solver_is_refused_by_name():
+    config = load_config(str(Path(__file__).parents[1] / "experiments" / "digits.py") + ":tiny")
     with pytest.raises(ValueError, match=r"solver must be one of 'auto', .*, got 'jacoby' \(did you mean 'jacobi'\?\)"):
-        SampleConfig(solver="jacoby")
+        dataclasses.replace(config, sample=SampleConfig(solver="jacoby"))
 
 
 def test_flags_are_those_of_the_registration_or_the_parameters():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.requests import RequestError, require
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.requests import SolverRequest
 from starflow_jax.solvers import AnySolver, PerBlock, named_solver
@@ -27,13 +27,16 @@ def choose_solver(
       warn: called with a message if the calibration is of another step than the parameters.
 
     Raises:
-      RequestError: an option of another solver.
-      ValueError: an unknown name, an option out of range, or no calibration for a solver that needs one.
+      RequestError: a solver that is not registered, or an option of another solver.
+      ValueError: an option out of range, or no calibration for a solver that needs one.
     """
     if request is not None and not isinstance(request, SolverRequest | str):
         return request
     asked = request if isinstance(request, SolverRequest) else SolverRequest(request)
     name = asked.name or run.config.sample.solver
+    names = SOLVERS.names()
+    # The solver of a run may be defined by its experiment file, which is not imported here.
+    require(name in names, "{solver} must be one of {0}, got {1!r}, which no file registers", ", ".join(names), name)
     accepted, options = accepted_flags(name), {}
     for option, value in asked.options.items():
         if option not in accepted:

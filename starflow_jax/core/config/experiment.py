@@ -54,7 +54,6 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
-        SOLVERS.check("solver", self.solver)
         check_real("temperature", self.temperature, minimum=0.0)
         check_choices(self)
 
@@ -103,6 +102,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
+        # A trained run, whose levels are recorded, may name a solver of an experiment file that is not imported here.
+        if self.data.levels is None:
+            SOLVERS.check("sample.solver", self.sample.solver)
         words = None if self.text is None else len(self.text.vocabulary)
         check(
             words in (None, self.flow.text_dim),
