@@ -48,4 +48,6 @@ def test_a_command_answers_a_request_that_is_not_valid_with_exit_code_2(monkeypa
 
 
 def test_commands_are_found_and_in_order():
-    assert list(dispatch.COMMANDS)[:3] == ["train", "info", "sample"] and list(dispatch.COMMANDS)[-1] == "version"
+    assert (
+        list(dispatch.COMMANDS)[:4] == ["train", "init", "info", "sample"] and list(dispatch.COMMANDS)[-1] == "version"
+    )

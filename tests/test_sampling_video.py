@@ -77,7 +77,7 @@ def test_a_longer_video_begins_like_the_shorter_one(short, long):
 
 def test_a_long_video_goes_on_with_its_own_noise(flow, long):
     """The frames after the first window are those of a video of one window that begins with its context."""
-    kept = WINDOW.kept
+    kept = WINDOW.num_context
     end = long.x[:, FRAMES - kept : FRAMES + 1]
     z = jax.jit(flow.forward)(end, text_states(CONFIG, CAPTIONS)).z
     np.testing.assert_allclose(z[:, -1], noise(range(3), [FRAMES])[:, 0], atol=2e-4)
@@ -153,7 +153,7 @@ def test_a_second_video_of_the_same_kind_compiles_nothing(params, monkeypatch):
 
 def test_the_default_window_is_the_released_one():
     assert default_window(21) == SlidingWindow(21, 16)
-    assert [default_window(n).kept for n in (2, 4, 8)] == [1, 3, 6]
+    assert [default_window(n).num_context for n in (2, 4, 8)] == [1, 3, 6]
 
 
 @pytest.mark.parametrize(

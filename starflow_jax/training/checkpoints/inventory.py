@@ -13,7 +13,7 @@ from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.experiment import ExperimentConfig
 from starflow_jax.training.checkpoints.manager import PARTS
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json
-from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, RECORDED_FIELDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,18 @@ def _entry(path: Path, config: ExperimentConfig) -> Entry:
             position = read_json(path, "loader", digests)
             batches = position.get("next_index") if isinstance(position, Mapping) else None
             saved, current = dict(_flat(read_json(path, "config", digests))), dict(_flat(json.loads(to_json(config))))
-            names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
+            names = [name for name in {**saved, **current} if _differs(name, saved.get(name), current.get(name))]
             differences = tuple(f"{name} {saved.get(name)!r}, now {current.get(name)!r}" for name in names)
         except Unusable as error:
             # A run in progress may remove old checkpoints at any moment.
             problem = str(error) if path.exists() else "removed just now"
     return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
+
+
+def _differs(name: str, saved: Any, current: Any) -> bool:
+    """Whether two values of a field differ; a field that a run records is None where it was not recorded yet."""
+    recorded = name.rpartition(".")[2] in RECORDED_FIELDS
+    return saved != current and not (recorded and None in (saved, current))
 
 
 def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -41,7 +41,7 @@ _FREE_IN_FLOW = ("remat",)
 # A folder may be moved as long as its contents are the same (`same_data`).
 _FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
 # Fields that a run records; None in runs of version 0.1.
-_RECORDED = ("levels",)
+RECORDED_FIELDS = ("levels",)
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
@@ -112,7 +112,7 @@ def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any
     for name in old.__dataclass_fields__:
         a, b = getattr(old, name), getattr(new, name)
         free = _FREE_BY_PATH.get(path, ())
-        if name in free or a == b or (name in _RECORDED and None in (a, b)):
+        if name in free or a == b or (name in RECORDED_FIELDS and None in (a, b)):
             continue
         pairs = [(a, b)]
         if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
