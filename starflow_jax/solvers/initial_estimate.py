@@ -47,7 +47,7 @@ class AffineStart:
 Start = Literal["noise", "zero", "frame"] | AffineStart
 
 
-def check_start(name: str, start: Start) -> None:
+def check_start(name: str, start: object) -> None:
     """Raises ValueError unless `start` is one of the starts."""
     if not isinstance(start, AffineStart):
         check_choice(name, start, ("noise", "zero", "frame"))
