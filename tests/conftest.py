@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -57,6 +58,30 @@ def goldens_dir(pytestconfig) -> Path:
     """The folder of recordings."""
     option = pytestconfig.getoption("goldens")
     return Path(option) if option else Path(__file__).parent / "goldens"
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """Calls the functions as users do, without the import hook's checks: for tests of the functions' own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def temporary_registrations():
+    """Removes the implementations that a test registers.
+
+    Those of the package stay, whenever they were registered: their modules are imported only once in a process.
+    """
+    yield
+    from starflow_jax.core import registries
+    from starflow_jax.core.registry import Registry
+
+    for registry in vars(registries).values():
+        if isinstance(registry, Registry):
+            for name in set(registry._entries) - set(registry._declared()):
+                del registry._entries[name]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -110,7 +110,7 @@ def test_invalid_tiles_are_an_error(sizes):
         Tiles(*sizes, 128, 128, 1)
 
 
-def test_arrays_that_do_not_fit_are_an_error():
+def test_arrays_that_do_not_fit_are_an_error(shapes_unchecked):
     query, key, value, _ = inputs(4, 4, 4, 4, 16, "float32")
     for other_key, other_value in ((key[:, :3], value[:, :3]), (key[..., :8], value[..., :8]), (key, value[:, :, :2])):
         with pytest.raises(ValueError, match="with k dividing h"):

@@ -5,10 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.core import registries
-from starflow_jax.core.registry import Registry
-
-REGISTRIES = [value for value in vars(registries).values() if isinstance(value, Registry)]
 GUIDE = Path(__file__).resolve().parent.parent / "CONTRIBUTING.md"
 
 
@@ -34,10 +30,8 @@ def test_the_guide_has_examples():
 
 
 @pytest.mark.parametrize(("title", "code"), [pytest.param(*example, id=example[0]) for example in examples()])
-def test_an_example_runs(title, code, tmp_path, monkeypatch):
+def test_an_example_runs(title, code, tmp_path, monkeypatch, temporary_registrations):
     monkeypatch.chdir(tmp_path)
-    for registry in REGISTRIES:  # what an example registers is forgotten after the test
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     # A module of its own, as a contributor's file is one.
     path = tmp_path / f"{title.split()[-1]}_of_the_guide.py"
     path.write_text(code)

@@ -217,9 +217,8 @@ def test_a_function_whose_weights_change_is_refused(here, tmp_path, capsys, draw
     weights.unlink()
 
 
-def test_a_registered_metric_is_in_every_output(here, tmp_path, capsys, monkeypatch):
+def test_a_registered_metric_is_in_every_output(here, tmp_path, capsys, monkeypatch, temporary_registrations):
     """One registration is enough for the command line, the table, the CSV and JSON files, and the plot."""
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
     panels = []
     monkeypatch.setattr(Axes, "set_ylabel", lambda axes, label, **options: panels.append(label))
 

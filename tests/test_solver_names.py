@@ -39,9 +39,7 @@ def get_config():
 """
 
 
-@pytest.fixture(autouse=True)
-def registered_for_this_test_alone(monkeypatch):
-    monkeypatch.setattr(SOLVERS, "_entries", dict(SOLVERS._entries))
+pytestmark = pytest.mark.usefixtures("temporary_registrations")
 
 
 def test_a_solver_of_an_experiment_file_is_reached_by_configuration_and_command(tmp_path, monkeypatch, capsys):
