@@ -54,3 +54,15 @@ def test_code_from_elsewhere_registers_and_two_of_one_name_are_refused():
     assert "mine" in registry.names() and registry.get("mine") is mine
     with pytest.raises(ValueError, match="'mine' is registered by"):
         registry.register("mine")(len)
+
+
+def test_two_files_of_a_package_that_register_one_name_are_refused(tmp_path, monkeypatch):
+    package = tmp_path / "registered_twice"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for name in ("first", "second"):
+        (package / f"{name}.py").write_text('@THINGS.register("one")\ndef one(): ...\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "'one' is registered in THINGS by registered_twice.first, and again by registered_twice.second"
+    with pytest.raises(ValueError, match=message):
+        Registry("thing", "THINGS", "registered_twice").names()

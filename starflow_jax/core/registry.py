@@ -107,13 +107,15 @@ class Registry:
 def _declarations(package: str, constant: str) -> Mapping[str, tuple[str, str]]:
     """Maps every name that is registered in the package to its module and the source text of its decorator."""
     pattern = re.compile(rf'^@({constant}\.register\(\s*"([^"]+)".*?\))\n(?=@|def |class )', re.MULTILINE | re.DOTALL)
-    return MappingProxyType(
-        {
-            name: (module, decorator)
-            for module, path in _modules(package)
-            for decorator, name in pattern.findall(path.read_text(encoding="utf-8"))
-        }
-    )
+    declarations: dict[str, tuple[str, str]] = {}
+    for module, path in _modules(package):
+        for decorator, name in pattern.findall(path.read_text(encoding="utf-8")):
+            if name in declarations:
+                raise ValueError(
+                    f"{name!r} is registered in {constant} by {declarations[name][0]}, and again by {module}"
+                )
+            declarations[name] = (module, decorator)
+    return MappingProxyType(declarations)
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
