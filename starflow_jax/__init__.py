@@ -21,12 +21,12 @@ __version__ = "0.2.0"
 # The public interface: every name, and the module that defines or exports it. docs/reference/api.md documents each.
 PUBLIC = {
     # trained models
-    "from_pretrained": "starflow_jax.api.run",
+    "from_pretrained": "starflow_jax.api.model_loading",
     "Run": "starflow_jax.sampling.loaded_run",
-    "sample": "starflow_jax.api.draw",
-    "SampleRequest": "starflow_jax.sampling.requests",
-    "log_prob": "starflow_jax.api.score",
-    "bits_per_dim": "starflow_jax.api.score",
+    "sample": "starflow_jax.api.model_sampling",
+    "SampleRequest": "starflow_jax.sampling.sample_requests",
+    "log_prob": "starflow_jax.api.model_likelihood",
+    "bits_per_dim": "starflow_jax.api.model_likelihood",
     "load_run": "starflow_jax.training",
     # training
     "train": "starflow_jax.training",
@@ -57,10 +57,10 @@ PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from starflow_jax.api.draw import sample as sample
-    from starflow_jax.api.run import from_pretrained as from_pretrained
-    from starflow_jax.api.score import bits_per_dim as bits_per_dim
-    from starflow_jax.api.score import log_prob as log_prob
+    from starflow_jax.api.model_likelihood import bits_per_dim as bits_per_dim
+    from starflow_jax.api.model_likelihood import log_prob as log_prob
+    from starflow_jax.api.model_loading import from_pretrained as from_pretrained
+    from starflow_jax.api.model_sampling import sample as sample
     from starflow_jax.core.config import DataConfig as DataConfig
     from starflow_jax.core.config import ExperimentConfig as ExperimentConfig
     from starflow_jax.core.config import FlowConfig as FlowConfig
@@ -73,7 +73,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.flows import learned_denoise as learned_denoise
     from starflow_jax.flows import score_denoise as score_denoise
     from starflow_jax.sampling.loaded_run import Run as Run
-    from starflow_jax.sampling.requests import SampleRequest as SampleRequest
+    from starflow_jax.sampling.sample_requests import SampleRequest as SampleRequest
     from starflow_jax.solvers import Jacobi as Jacobi
     from starflow_jax.solvers import PerBlock as PerBlock
     from starflow_jax.solvers import Secant as Secant

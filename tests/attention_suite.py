@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, Visibility, attention
-from starflow_jax.kernels.choice import Target
+from starflow_jax.kernels.kernel_choice import Target
 
 # float32: sums in another order. bfloat16: weights and gradients are rounded to it (2^-9) before they are summed.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from starflow_jax.core.config import AutoencoderExperiment, MeshConfig, SourceConfig
-from starflow_jax.core.config.autoencoder import LossConfig, ReconstructionConfig
+from starflow_jax.core.config.autoencoder_config import LossConfig, ReconstructionConfig
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.reconstruction.update import Objective, init_state, update
 from starflow_jax.sharding import make_layout

@@ -28,7 +28,7 @@ CHECKED = (
     "starflow_jax.nn.cache",
     "starflow_jax.nn.transformer",
     "starflow_jax.sampling.ranking",
-    "starflow_jax.sampling.videos.draw",
+    "starflow_jax.sampling.videos.video_sampling",
     "starflow_jax.solvers.fixed_point",
     "starflow_jax.solvers.initial_estimate",
     "starflow_jax.solvers.jacobi",

@@ -14,9 +14,9 @@ from test_solvers_accelerated import MIX, toy
 
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels.choice import Target
 from starflow_jax.kernels.jacobi_update import gpu, tpu
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall
+from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers import Jacobi
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.mesh import AXES
+from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.attention import Causal, attention, reference

@@ -14,7 +14,7 @@ import numpy as np
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource
 from starflow_jax.training import train
-from starflow_jax.training.loop.setup import Setup
+from starflow_jax.training.loop.training_setup import Setup
 
 STEPS, BATCH = 40, 4
 CONFIG = ExperimentConfig(

@@ -10,7 +10,7 @@ from random_flows import CLASSES, random_flow
 
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.flows.parameters import split
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep
 from starflow_jax.training import Checkpoints, abstract_state

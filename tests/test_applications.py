@@ -13,7 +13,7 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.figures import finite
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.evaluation.applications import study
+from starflow_jax.evaluation.applications import likelihood_study as study
 from starflow_jax.evaluation.applications.code_length import code_lengths
 from starflow_jax.evaluation.applications.filtering import contaminate, filtering, suspicion_scores
 from starflow_jax.evaluation.applications.memorisation import Copying, Membership, nearest

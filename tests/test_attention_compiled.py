@@ -12,7 +12,7 @@ import pytest
 
 from starflow_jax.core.config import load_config
 from starflow_jax.kernels.attention import Causal, FrameWindow, Full, attention
-from starflow_jax.kernels.choice import target_of
+from starflow_jax.kernels.kernel_choice import target_of
 from starflow_jax.nn.cache import KVCache
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ CASES = [  # rule, queries, slots, heads, key heads, channels, dtype
 
 def device(chip):
     pytest.importorskip("libtpu")
-    from starflow_jax.core.config.mesh import MeshConfig
+    from starflow_jax.core.config.mesh_config import MeshConfig
     from starflow_jax.costs.chips import topology
     from starflow_jax.planning.ahead_of_time import tpu_layout
 

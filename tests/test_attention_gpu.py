@@ -13,7 +13,7 @@ import pytest
 import warpgroups
 from attention_suite import AttentionSuite, Case, inputs
 
-from starflow_jax.kernels import choice
+from starflow_jax.kernels import kernel_choice
 from starflow_jax.kernels.attention import (
     Causal,
     CausalFrames,
@@ -26,7 +26,7 @@ from starflow_jax.kernels.attention import (
 )
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Residuals
 from starflow_jax.kernels.attention.gpu import GPUAttention
-from starflow_jax.kernels.choice import Target
+from starflow_jax.kernels.kernel_choice import Target
 
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
 
@@ -111,8 +111,8 @@ def test_the_kernels_run_on_request_and_say_what_they_need():
 
 def test_the_log_suggests_no_kernel_that_cannot_run(caplog):
     """An older GPU is not told to ask for the kernel."""
-    caplog.set_level("INFO", logger="starflow_jax.kernels.choice")
-    choice._log_once.cache_clear()
+    caplog.set_level("INFO", logger="starflow_jax.kernels.kernel_choice")
+    kernel_choice._log_once.cache_clear()
     query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
     attention(query, key, value, visibility=Causal(), target=Target("gpu", "NVIDIA A100", "8.0"))
     assert "needs a GPU of compute capability 9.0" in caplog.text and "asks for it" not in caplog.text

@@ -11,8 +11,8 @@ import pytest
 from attention_suite import CASES, AttentionSuite, Case, TransformableSuite, inputs
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention, reference
-from starflow_jax.kernels.attention.tiling import COSTS, Tiles, tiles_for
-from starflow_jax.kernels.choice import Target
+from starflow_jax.kernels.attention.block_sizes import COSTS, Tiles, tiles_for
+from starflow_jax.kernels.kernel_choice import Target
 
 TPU = Target("tpu", "TPU v5e")
 SLOW = [

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starflow_jax.solvers import AffineStart, Jacobi, Secant, Sequential, SlidingJacobi
+from starflow_jax.solvers.automatic.block_solver_choice import auto, choices
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Calibration, Cost, Method, Trial
-from starflow_jax.solvers.automatic.choice import auto, choices
 
 SEQUENTIAL = Trial(Method("sequential", 1), 0.0, 64, 0.0, 0.064)
 

@@ -13,9 +13,9 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.flows.parameters import split
 from starflow_jax.solvers import Sequential, inverse
+from starflow_jax.solvers.automatic.block_solver_choice import auto, choices
 from starflow_jax.solvers.automatic.calibration import Calibration
-from starflow_jax.solvers.automatic.choice import auto, choices
-from starflow_jax.solvers.automatic.measurement import calibrate, fit_affine
+from starflow_jax.solvers.automatic.solver_measurement import calibrate, fit_affine
 from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration, write_calibration
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from starflow_jax.kernels.choice import Support, Target, choose, target_of
+from starflow_jax.kernels.kernel_choice import Support, Target, choose, target_of
 
 OLD_GPU = Support("needs compute capability 9.0, and this is 8.0")
 SUPPORT = {"tpu": Support(), "gpu": OLD_GPU, "cpu": Support()}
@@ -38,7 +38,7 @@ def test_insisting_fails_with_the_reason():
 
 def test_a_fallback_is_logged_once(caplog):
     support = Support("needs heads of 64, and these have 20 (of a test)")
-    with caplog.at_level(logging.INFO, logger="starflow_jax.kernels.choice"):
+    with caplog.at_level(logging.INFO, logger="starflow_jax.kernels.kernel_choice"):
         for _ in range(3):
             choose("attention", None, Target("gpu"), support)
         choose("attention", None, Target("cpu"), support)

@@ -251,7 +251,7 @@ def test_a_bug_keeps_its_traceback(command, here, tmp_path, monkeypatch):
     module, name = {
         "train": (training, "train"),
         "evaluate": (run_scores, "score_flow"),
-        "sample": (sampling.images, "sample"),
+        "sample": (sampling.image_sampling, "sample"),
     }[command]
     monkeypatch.setattr(module, name, broken)
     where = {"train": ["--config", "tiny.py"], "sample": ["--out", str(tmp_path / "x.png")]}.get(command, [])
@@ -261,7 +261,7 @@ def test_a_bug_keeps_its_traceback(command, here, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("command", "function"),
-    [("train", "starflow_jax.training.train"), ("sample", "starflow_jax.sampling.images.sample")],
+    [("train", "starflow_jax.training.train"), ("sample", "starflow_jax.sampling.image_sampling.sample")],
 )
 def test_control_c_at_any_other_time_is_one_sentence(command, function, here, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):

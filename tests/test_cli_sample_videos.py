@@ -15,7 +15,7 @@ from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import read_video, write_frames, write_gif, write_png
 from starflow_jax.sampling.ranking import log_likelihoods
-from starflow_jax.sampling.videos import draw as video_sampling
+from starflow_jax.sampling.videos import video_sampling
 from starflow_jax.sampling.videos.video_plan import text_states
 from starflow_jax.training import Checkpoints, abstract_state
 from starflow_jax.training.checkpoints.workdir import claim_workdir

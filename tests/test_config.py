@@ -5,7 +5,17 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from starflow_jax.core.config import ExperimentConfig, apply_overrides, build, from_json, load_config, to_json
+from starflow_jax.core.config import (
+    CaptionConfig,
+    ComponentConfig,
+    DataConfig,
+    ExperimentConfig,
+    apply_overrides,
+    build,
+    from_json,
+    load_config,
+    to_json,
+)
 
 VALUES = {
     "name": "tiny",
@@ -199,3 +209,14 @@ def test_configurations_are_frozen():
     config = build(ExperimentConfig, VALUES)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
+
+
+def test_weights_must_be_weights():
+    with pytest.raises(ValueError, match="kinds must have weights that sum to more than 0"):
+        CaptionConfig(kinds=(("a", 0.0),))
+    with pytest.raises(ValueError, match="kinds weight of 'a' must be a finite number >= 0, got -1"):
+        CaptionConfig(kinds=(("a", -1.0),))
+    with pytest.raises(ValueError, match="mixture must have weights that sum to more than 0"):
+        DataConfig(source="mixture", mixture=(ComponentConfig(weight=0.0),))
+    with pytest.raises(ValueError, match="frames must be the most frames of the mixture, 0, got 3"):
+        DataConfig(source="mixture", frames=3, mixture=(ComponentConfig(),))

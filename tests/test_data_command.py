@@ -12,7 +12,7 @@ from PIL import Image
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import apply_overrides, build
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training import load_run, train
 
 WORDS = ["a", "cat", "dog", "moving", "(extend)"]

@@ -11,7 +11,7 @@ from random_flows import random_flow
 from sweep_runs import params_of, swept, write_arrays, write_run
 
 from starflow_jax.core.config import DataConfig, FlowConfig
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.data import Source
 from starflow_jax.evaluation.likelihood.image_likelihood import all_dequantised
 from starflow_jax.models.autoencoders import PatchPCA, save_autoencoder

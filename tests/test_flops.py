@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from starflow_jax.core.config import FlowConfig, load_config
-from starflow_jax.core.config.flow import DenoiserConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig
 from starflow_jax.costs.flops import Work, denoiser_pairs, forward_parts, model_flops, traced
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.kernels.attention import FrameWindow

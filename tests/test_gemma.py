@@ -17,7 +17,7 @@ from starflow_jax.models.text import load_text_encoder
 from starflow_jax.nn.rope import line_positions, rotation
 from starflow_jax.nn.transformer import Transformer
 from starflow_jax.porting import flow_config, from_torch
-from starflow_jax.porting.gemma import differences, language_model_config, read_deep_block
+from starflow_jax.porting.gemma_layers import differences, language_model_config, read_deep_block
 from starflow_jax.training.checkpoints.initial_state import check_start, first_state
 from starflow_jax.training.step.train_step import init_state
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.tensor_formats.opening import TensorFileError, open_tensors
 from starflow_jax.tensor_formats.restricted_pickle import Refused, load
+from starflow_jax.tensor_formats.tensor_opening import TensorFileError, open_tensors
 
 FILES = Path(__file__).parent / "goldens" / "torch_files"
 SEEDS = ("zip.pth", "legacy.pt", "protocol4.pth", "nested.pth", "expected.safetensors", "distributed")

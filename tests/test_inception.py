@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.evaluation.samples.digit_classifier import digit_network
-from starflow_jax.evaluation.samples.feature_network import extract_features, inception_network
-from starflow_jax.evaluation.samples.inception import network_input
-from starflow_jax.evaluation.samples.inception_weights import abstract_inception, inception_params, read_inception
-from starflow_jax.nn.parameters import merge
-from starflow_jax.tensor_formats.folders import write_tensors
+from starflow_jax.evaluation.samples.features.digit_classifier import digit_network
+from starflow_jax.evaluation.samples.features.feature_network import extract_features, inception_network
+from starflow_jax.evaluation.samples.features.inception import network_input
+from starflow_jax.evaluation.samples.features.inception_weights import (
+    abstract_inception,
+    inception_params,
+    read_inception,
+)
+from starflow_jax.nn.module_parameters import merge
+from starflow_jax.tensor_formats.tensor_folders import write_tensors
 
 
 def names_and_shapes():

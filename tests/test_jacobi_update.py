@@ -17,10 +17,10 @@ from random_flows import IMAGE, normal, random_flow
 from starflow_jax.flows import Guidance
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
-from starflow_jax.kernels.choice import Target
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update import gpu, tpu
 from starflow_jax.kernels.jacobi_update.reference import Operands, ReferenceUpdate, UpdateCall
+from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.solvers import Jacobi, inverse
 
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
@@ -107,7 +107,7 @@ def compiled_for(name: str, head: AffineHead, arrays, implementation) -> tuple[s
     """The program of an update on one TPU chip, and the bytes of arguments that are reused for results."""
     from starflow_jax.core.config import MeshConfig
     from starflow_jax.costs.chips import topology
-    from starflow_jax.kernels.choice import target_of
+    from starflow_jax.kernels.kernel_choice import target_of
     from starflow_jax.planning.ahead_of_time import tpu_layout
 
     device = tpu_layout(topology(name), MeshConfig()).mesh.devices.flat[0]

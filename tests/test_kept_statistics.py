@@ -13,8 +13,8 @@ from starflow_jax.data.pipeline.readable_subset import Subset
 from starflow_jax.data.sources.folders import Folder
 from starflow_jax.data.sources.image_files import ImageSource
 from starflow_jax.data.sources.mixture import Component, Mixture
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, named_function, network_fingerprint
-from starflow_jax.evaluation.samples.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
+from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, named_function, network_fingerprint
+from starflow_jax.evaluation.samples.features.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
 from starflow_jax.evaluation.samples.reference_statistics import reference_statistics
 
 RANDOM = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from attention_suite import TransformableSuite
 from random_flows import normal
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention
-from starflow_jax.kernels.choice import Target
+from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn import KVCache
 from starflow_jax.nn.rope import axial_positions, line_positions, rotation
 

@@ -14,7 +14,7 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.samples import guidance_sweep
-from starflow_jax.evaluation.samples.metric import Column
+from starflow_jax.evaluation.samples.metrics.metric import Column
 from starflow_jax.training import Checkpoints, init_state
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
 

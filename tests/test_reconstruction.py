@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import AutoencoderExperiment, SourceConfig, load_experiment
-from starflow_jax.core.config.autoencoder import LossConfig, ReconstructionConfig
+from starflow_jax.core.config.autoencoder_config import LossConfig, ReconstructionConfig
 from starflow_jax.data.sources.photos import photos
 from starflow_jax.models.autoencoders import PatchPCA, load_autoencoder, save_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.torch_layout import to_tensors
-from starflow_jax.nn.parameters import drawn
+from starflow_jax.nn.module_parameters import drawn
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from starflow_jax.reconstruction.lpips import abstract_lpips, lpips, lpips_params, read_lpips
 from starflow_jax.reconstruction.update import AUTOENCODER, DISCRIMINATOR, Objective, init_state, losses_and_gradients

@@ -6,8 +6,8 @@ import pytest
 
 from starflow_jax.cli import dispatch
 from starflow_jax.cli.options.arguments import Parser, integer
-from starflow_jax.cli.options.requests import build_request
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.core.request_errors import RequestError, require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from picture_files import encoded, picture, write_photos, write_tar
 from starflow_jax.core.config import ComponentConfig, DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.data import ArraySource, Component, Mixture
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint, to_values
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.training import Checkpoints, load_run, train
 from starflow_jax.training.checkpoints.parts import read_digests
 from starflow_jax.training.checkpoints.same_data import same_everywhere

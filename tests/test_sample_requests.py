@@ -8,9 +8,9 @@ import pytest
 from test_cli_sample_videos import home  # noqa: F401 (a fixture)
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.request_errors import RequestError
 from starflow_jax.sampling import RunRequest, SampleRequest, SolverRequest, open_run, sample_run
-from starflow_jax.sampling.requests import CalibrateRequest, VBenchRequest
+from starflow_jax.sampling.sample_requests import CalibrateRequest, VBenchRequest
 from starflow_jax.solvers import Jacobi
 
 

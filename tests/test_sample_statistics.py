@@ -5,27 +5,27 @@ import math
 import numpy as np
 import pytest
 
-from starflow_jax.evaluation.samples.class_sums import ClassSums, split_of
-from starflow_jax.evaluation.samples.clip_score import clip_score, pair_scores
-from starflow_jax.evaluation.samples.feature_network import (
+from starflow_jax.evaluation.samples.features.class_sums import ClassSums, split_of
+from starflow_jax.evaluation.samples.features.feature_network import (
     FeatureNetwork,
     Features,
     extract_features,
     feature_moments,
     named_network,
 )
-from starflow_jax.evaluation.samples.feature_statistics import (
+from starflow_jax.evaluation.samples.features.feature_statistics import (
     feature_statistics,
     read_arrays,
     read_statistics,
     write_statistics,
 )
-from starflow_jax.evaluation.samples.frechet_distance import frechet_distance
-from starflow_jax.evaluation.samples.inception_score import inception_score
-from starflow_jax.evaluation.samples.kernel_distance import kernel_distance, squared_discrepancy
-from starflow_jax.evaluation.samples.metric import compute_metrics
-from starflow_jax.evaluation.samples.moments import Moments, total_moments
-from starflow_jax.evaluation.samples.precision_recall import precision_recall
+from starflow_jax.evaluation.samples.features.moments import Moments, total_moments
+from starflow_jax.evaluation.samples.metrics.clip_score import clip_score, pair_scores
+from starflow_jax.evaluation.samples.metrics.frechet_distance import frechet_distance
+from starflow_jax.evaluation.samples.metrics.inception_score import inception_score
+from starflow_jax.evaluation.samples.metrics.kernel_distance import kernel_distance, squared_discrepancy
+from starflow_jax.evaluation.samples.metrics.metric import compute_metrics
+from starflow_jax.evaluation.samples.metrics.precision_recall import precision_recall
 
 RANDOM = np.random.default_rng(0)
 ONE = RANDOM.normal(size=(90, 6)) @ RANDOM.normal(size=(6, 6)) + 3.0

@@ -12,7 +12,7 @@ from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling import class_labels, sample, to_pixels
-from starflow_jax.sampling import images as sampling
+from starflow_jax.sampling import image_sampling as sampling
 from starflow_jax.solvers import Jacobi, Sequential
 
 FLOW = {

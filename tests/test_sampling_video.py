@@ -12,9 +12,9 @@ from starflow_jax.core.config import DataConfig, ExperimentConfig, SampleConfig,
 from starflow_jax.flows import learned_denoise, score_denoise
 from starflow_jax.flows.parameters import split
 from starflow_jax.media import to_uint8
-from starflow_jax.sampling.videos import draw as video_sampling
-from starflow_jax.sampling.videos.draw import frame_noise, generate
+from starflow_jax.sampling.videos import video_sampling
 from starflow_jax.sampling.videos.video_plan import default_window, plan_videos, text_states
+from starflow_jax.sampling.videos.video_sampling import frame_noise, generate
 from starflow_jax.solvers import Jacobi, SlidingWindow
 
 FRAMES, SIGMA = 4, 0.3

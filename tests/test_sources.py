@@ -12,19 +12,20 @@ import pytest
 from picture_files import encoded, frame_numbers, picture, write_clip, write_json, write_photos, write_tar
 from PIL import Image, ImageOps
 
-from starflow_jax.core.config import CaptionConfig, DataConfig, ExperimentConfig, FlowConfig, TextConfig, TrainConfig
+from starflow_jax.core.config import (
+    CaptionConfig,
+    DataConfig,
+    ExperimentConfig,
+    FlowConfig,
+    TextConfig,
+    TrainConfig,
+)
 from starflow_jax.data import train_loader
 from starflow_jax.data.decoding.bad_examples import BadExample
 from starflow_jax.data.decoding.image_decoding import MAX_PIXELS, Crop, decode_image, image_file_size
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.models.text.words import WordEncoder
-from starflow_jax.training.step.inputs import (
-    batch_condition,
-    check_source,
-    first_frames,
-    open_source,
-    shortened,
-)
+from starflow_jax.training.step.inputs import batch_condition, check_source, first_frames, open_source, shortened
 
 WORDS = ("a", "cat", "dog", "(extend)", "moving", "video", "8", "fps:", "in", "3:2")
 TEXT = TextConfig(WORDS)
@@ -373,19 +374,6 @@ def test_folders_without_data_are_refused_in_a_sentence(tmp_path, source):
 def test_configurations_that_say_nothing_sensible(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         DataConfig(**fields)
-
-
-def test_weights_must_be_weights():
-    from starflow_jax.core.config import ComponentConfig
-
-    with pytest.raises(ValueError, match="kinds must have weights that sum to more than 0"):
-        CaptionConfig(kinds=(("a", 0.0),))
-    with pytest.raises(ValueError, match="kinds weight of 'a' must be a finite number >= 0, got -1"):
-        CaptionConfig(kinds=(("a", -1.0),))
-    with pytest.raises(ValueError, match="mixture must have weights that sum to more than 0"):
-        DataConfig(source="mixture", mixture=(ComponentConfig(weight=0.0),))
-    with pytest.raises(ValueError, match="frames must be the most frames of the mixture, 0, got 3"):
-        DataConfig(source="mixture", frames=3, mixture=(ComponentConfig(),))
 
 
 def test_other_shapes_need_a_flow_that_takes_them(tmp_path):

@@ -14,8 +14,8 @@ from starflow_jax.core.config import DenoiserConfig
 from starflow_jax.flows import denoise_in_chunks
 from starflow_jax.sampling.streaming.denoise_chunks import FrameDenoiser, chunk_plan, frames_ahead
 from starflow_jax.sampling.streaming.stream import stream, stream_plan
-from starflow_jax.sampling.videos.draw import generate
 from starflow_jax.sampling.videos.video_plan import plan_videos
+from starflow_jax.sampling.videos.video_sampling import generate
 from starflow_jax.solvers import Jacobi, Sequential
 
 KEY = jax.random.key(3)

@@ -24,8 +24,8 @@ from sweep_runs import (
 )
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
+from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, log_probs
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep, write_report
 from starflow_jax.sweeps import sweep_plots as plots
@@ -383,17 +383,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(home, changes, sentence):
 def test_the_command_refuses_in_a_sentence(home, whole, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
-    file = config_file(tmp_path / "c.py", config_of(home))
+    file, new = config_file(tmp_path / "c.py", config_of(home)), str(tmp_path / "new")
     for argv, sentence in (
         (["--config", file, "--out", str(tmp_path / "full")], "must be an empty or a new folder, or that of a sweep"),
-        (["--out", str(tmp_path / "new")], "--config must name a file, or --report-only be given"),
-        (["--report-only", "--out", str(tmp_path / "new")], "holds no sweep"),
+        (["--out", new], "--config must name a file, or --report-only be given"),
+        (["--report-only", "--out", new], "holds no sweep"),
         (["--report-only", "--config", file, "--out", str(whole[1])], "belongs to a sweep that computes"),
-        (["--config", file, "--out", str(tmp_path / "new"), "--config.drawz=2"], "did you mean draws?"),
-        (
-            ["--config", file, "--out", str(tmp_path / "new"), "--config.noise=('blue',)"],
-            "config.noise[0] must be 'uniform' or 'trained' or a number, got 'blue'",
-        ),
+        (["--config", file, "--out", new, "--config.drawz=2"], "did you mean draws?"),
+        (["--config", file, "--out", new, "--config.noise=('blue',)"], "noise[0] must be 'uniform' or 'trained' or a"),
     ):
         assert main(["sweep", *argv]) == 2
         assert sentence in capsys.readouterr().err

@@ -9,12 +9,12 @@ import pytest
 
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.build import load_experiment
-from starflow_jax.core.config.sweep import SweepConfig
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.config.sweep_config import SweepConfig
+from starflow_jax.core.request_errors import RequestError
 from starflow_jax.sweeps.chunk_file import ChunkWriter, read_chunks
 from starflow_jax.sweeps.content_hash import _part, model_hashes
 from starflow_jax.sweeps.datasets import avoid_own_label, random_cycle
-from starflow_jax.sweeps.request import names_of_runs
+from starflow_jax.sweeps.sweep_request import names_of_runs
 
 
 def test_chunks_follow_one_another(tmp_path):

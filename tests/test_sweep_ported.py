@@ -10,7 +10,7 @@ from test_model_folder import EXPERIMENTS, NEIGHBOURS, assembled
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import SourceConfig
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.models.autoencoders import load_autoencoder
 from starflow_jax.sweeps import read_examples
 

@@ -23,7 +23,7 @@ from sweep_runs import (
     two_checkpoints,
 )
 
-from starflow_jax.core.config.sweep import SweepRun
+from starflow_jax.core.config.sweep_config import SweepRun
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep
 
 

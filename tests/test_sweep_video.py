@@ -9,7 +9,7 @@ from random_flows import random_flow
 from sweep_runs import params_of, swept, write_run
 
 from starflow_jax.core.config import load_config
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.evaluation.likelihood.video_scores import score_clips, source_clips
 from starflow_jax.sweeps import read_examples, write_report
 from starflow_jax.training import open_source

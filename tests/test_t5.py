@@ -12,8 +12,8 @@ from starflow_jax.models.text import load_text_encoder
 from starflow_jax.models.text.states import states_of
 from starflow_jax.models.text.t5 import T5Config, distance_buckets
 from starflow_jax.models.text.tokenizer import Tokenizer, read_tokenizer
-from starflow_jax.porting.names import Entry
-from starflow_jax.tensor_formats.writing import write_tensors
+from starflow_jax.porting.tensor_names import Entry
+from starflow_jax.tensor_formats.tensor_writing import write_tensors
 
 CAPTIONS = ["a corgi dog looks at the camera", "", "a cat"]
 

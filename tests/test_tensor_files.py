@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starflow_jax.tensor_formats.opening import TensorFileError, open_tensors
+from starflow_jax.tensor_formats.tensor_opening import TensorFileError, open_tensors
 
 FILES = Path(__file__).parent / "goldens" / "torch_files"
 

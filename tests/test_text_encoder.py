@@ -17,7 +17,7 @@ from pretrained_files import write_t5
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.request_errors import RequestError
 from starflow_jax.data import train_loader
 from starflow_jax.flows.parameters import initialise
 from starflow_jax.sampling import sample

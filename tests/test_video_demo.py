@@ -13,7 +13,7 @@ from starflow_jax.demos.digits_demo import demo_config
 from starflow_jax.demos.drawings import SHOWN, Drawing, all_captions, draw_all, write_drawing
 from starflow_jax.media import read_video
 from starflow_jax.sampling.sampling_report import SampleReport
-from starflow_jax.sampling.videos.draw import Videos
+from starflow_jax.sampling.videos.video_sampling import Videos
 from starflow_jax.training import open_source
 
 REPORT = SampleReport(3, 1, 3, 8, (8,), 1.0, 2.0, (), 0)

@@ -26,8 +26,7 @@ from starflow_jax.evaluation.video.motion import (
 )
 from starflow_jax.evaluation.video.psnr_ssim import frame_psnr, frame_ssim
 from starflow_jax.media import write_gif, write_mp4
-from starflow_jax.sampling.videos.draw import frame_noise
-from starflow_jax.sampling.videos.vbench import (
+from starflow_jax.sampling.videos.vbench_names import (
     DIMENSIONS,
     FOLDERS,
     read_prompts,
@@ -35,6 +34,7 @@ from starflow_jax.sampling.videos.vbench import (
     video_name,
     wanted_videos,
 )
+from starflow_jax.sampling.videos.video_sampling import frame_noise
 
 RNG = np.random.default_rng(0)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from starflow_jax.cli.dispatch import build_parser
 from starflow_jax.core import config
-from starflow_jax.core.config.autoencoder import LossConfig, NetworkConfig, ReconstructionConfig
-from starflow_jax.core.config.sweep import SweepConfig, SweepData, SweepRun
+from starflow_jax.core.config.autoencoder_config import LossConfig, NetworkConfig, ReconstructionConfig
+from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 
 # In the order of an experiment file: the field of the experiment that holds it (if any), and the class.
 CONFIGURATION: tuple[tuple[str, type], ...] = (

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.kernels.attention import Causal, attention
-from starflow_jax.kernels.choice import target_of
+from starflow_jax.kernels.kernel_choice import target_of
 
 Program = Callable[[], Any]
 

@@ -28,7 +28,7 @@ from PIL import Image
 from starflow_jax.core.config import DataConfig, FlowConfig
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.data import train_loader
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.data.sources.source_opening import open_source
 
 TARGET_RATE, TARGET_RATIO = 400.0, 1.3
 _HEIGHT, _WIDTH = 320, 400

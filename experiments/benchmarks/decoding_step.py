@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from starflow_jax.core.config import load_config
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds
 from starflow_jax.flows.block import AutoregressiveBlock

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.flows.affine_head import AffineHead
-from starflow_jax.kernels.choice import Target, target_of
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.kernel_choice import Target, target_of
 
 
 class Case(NamedTuple):

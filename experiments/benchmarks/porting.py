@@ -23,8 +23,8 @@ import numpy as np
 from starflow_jax.core.config import load_config
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.porting.names import Entry, entries
-from starflow_jax.tensor_formats.writing import write_tensors
+from starflow_jax.porting.tensor_names import Entry, entries
+from starflow_jax.tensor_formats.tensor_writing import write_tensors
 
 BASELINE = """
 import sys, jax, orbax.checkpoint as ocp

@@ -15,7 +15,7 @@ from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows.guidance import AnyGuidance, guidance_of
 from starflow_jax.flows.parameters import Params, initialise
 from starflow_jax.solvers.automatic.calibration import Calibration
-from starflow_jax.solvers.automatic.measurement import calibrate
+from starflow_jax.solvers.automatic.solver_measurement import calibrate
 from starflow_jax.training import load_run
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
 

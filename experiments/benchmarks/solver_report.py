@@ -37,7 +37,7 @@ def plot(path: Path, results: dict[str, Any], target: float) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from starflow_jax.core.files import replacing
+    from starflow_jax.core.atomic_writing import replacing
 
     figure = Figure(figsize=(11.0, 4.0 * len(results)), layout="constrained")
     FigureCanvasAgg(figure)

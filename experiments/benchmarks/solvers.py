@@ -52,8 +52,8 @@ from starflow_jax.solvers import (
     selective,
     solver_of,
 )
+from starflow_jax.solvers.automatic.block_solver_choice import auto
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Method
-from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.tolerance import loosened
 
 # Factors of a solver's tolerance that are tried, loosest first.

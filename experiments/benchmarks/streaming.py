@@ -29,7 +29,7 @@ from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.experiments.moving_digits import get_config
 from starflow_jax.flows.parameters import Params, initialise
 from starflow_jax.sampling.streaming.stream import stream
-from starflow_jax.sampling.videos.draw import generate
+from starflow_jax.sampling.videos.video_sampling import generate
 from starflow_jax.solvers import Jacobi, Sequential, SlidingJacobi
 from starflow_jax.training import load_run
 

@@ -4,9 +4,9 @@
     python experiments/benchmarks/tune_attention.py --slots 33646 --heads 8 --batch 1
 
 The forward pass and the pass with gradients are timed over a small grid of block sizes; the best of several rounds is
-reported. Pass the result to `attention(..., tiles=...)`, or put it into the constants of `kernels/attention/tiling.py`
-(TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU kernels with tiny shapes on a CPU, as a
-test of this script.
+reported. Pass the result to `attention(..., tiles=...)`, or put it into the constants of
+`kernels/attention/block_sizes.py` (TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU
+kernels with tiny shapes on a CPU, as a test of this script.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.attention import Shape, arrays, with_gradient
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.kernels.attention import Causal, attention
-from starflow_jax.kernels.attention.tiling import Tiles, chip_of, tiles_for
-from starflow_jax.kernels.choice import Target, target_of
+from starflow_jax.kernels.attention.block_sizes import Tiles, chip_of, tiles_for
+from starflow_jax.kernels.kernel_choice import Target, target_of
 
 
 def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:

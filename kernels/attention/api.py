@@ -12,7 +12,7 @@ from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, 
 from starflow_jax.kernels.attention.derivatives import attend
 from starflow_jax.kernels.attention.masks import Visibility
 from starflow_jax.kernels.attention.reference import ReferenceAttention
-from starflow_jax.kernels.choice import UNTIMED_ON_GPUS, Implementation, Target, choose, target_of
+from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, Target, choose, target_of
 
 
 def attention(
@@ -42,7 +42,7 @@ def attention(
       offset: slot of the first query (may be traced).
       length: keys from this slot on are visible to no query (may be traced); None: all S are valid.
       layer: if given, key and value are the caches of all layers, [layers, B, k, S, d], of which this one is read.
-      implementation: "xla", "pallas", or None for the rule of `choice`.
+      implementation: "xla", "pallas", or None for the rule of `kernel_choice`.
       target: the devices that the program is compiled for; None: those that programs without shardings run on.
       tiles: block sizes of the kernel (`tiling.Tiles`, on GPUs `gpu_blocks.Blocks`); None: by the model of `tiling`.
       precision: of float32 products; kernels compute them in float32 unless it is the lowest.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from starflow_jax.kernels.attention.masks import Visibility
 from starflow_jax.kernels.attention.schedule import Problem
-from starflow_jax.kernels.choice import Support, Target
+from starflow_jax.kernels.kernel_choice import Support, Target
 
 
 class Bounds(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from starflow_jax.kernels.attention import gpu_backward, gpu_forward
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.gpu_blocks import BLOCKS, LINE, Blocks, padded_slots
-from starflow_jax.kernels.choice import Support
+from starflow_jax.kernels.kernel_choice import Support
 
 
 @dataclasses.dataclass(frozen=True)

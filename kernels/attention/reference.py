@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals, layer_of
 from starflow_jax.kernels.attention.masks import Causal, Full, Visibility
-from starflow_jax.kernels.choice import Support
+from starflow_jax.kernels.kernel_choice import Support
 
 # Finite, so that a query without visible keys does not give NaN.
 _MASKED = -1e30

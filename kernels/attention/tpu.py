@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from starflow_jax.kernels.attention import tpu_backward, tpu_forward
+from starflow_jax.kernels.attention.block_sizes import Tiles, chip_of, tiles_for
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.reference import ReferenceAttention
-from starflow_jax.kernels.attention.tiling import Tiles, chip_of, tiles_for
-from starflow_jax.kernels.choice import Support
+from starflow_jax.kernels.kernel_choice import Support
 
 
 def tpu_support(call: AttentionCall) -> Support:
@@ -32,7 +32,7 @@ class TPUAttention:
     def supports(self, call: AttentionCall) -> Support:
         """See `AttentionKernel`."""
         if call.tiles is not None and not isinstance(call.tiles, Tiles):
-            raise ValueError(f"tiles of the TPU's kernels must be kernels.attention.tiling.Tiles, got {call.tiles!r}")
+            raise ValueError(f"tiles of the TPU's kernels must be attention.block_sizes.Tiles, got {call.tiles!r}")
         return tpu_support(call)
 
     def prepare(self, call: AttentionCall) -> AttentionCall:

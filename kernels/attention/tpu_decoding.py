@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from starflow_jax.kernels.attention.block_sizes import COSTS, chip_of
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.reference import ReferenceAttention
 from starflow_jax.kernels.attention.schedule import FIRST, LAST, Problem, schedule
-from starflow_jax.kernels.attention.tiling import COSTS, chip_of
 from starflow_jax.kernels.attention.tpu import tpu_support
 from starflow_jax.kernels.attention.tpu_blocks import LOWEST, MASKED, TRANSPOSED, scalars, visit_block
-from starflow_jax.kernels.choice import Support
+from starflow_jax.kernels.kernel_choice import Support
 
 _MAX_ROWS = 128
 _MAX_BLOCK = 512

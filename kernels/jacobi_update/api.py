@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from starflow_jax.kernels.choice import UNTIMED_ON_GPUS, Implementation, Support, Target, choose
 from starflow_jax.kernels.jacobi_update.reference import (
     Operands,
     OutputHead,
@@ -16,6 +15,7 @@ from starflow_jax.kernels.jacobi_update.reference import (
     UpdateCall,
     UpdateImplementation,
 )
+from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, Support, Target, choose
 
 
 def chosen(

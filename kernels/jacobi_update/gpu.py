@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout, Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from starflow_jax.kernels.choice import Support
 from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall, Updated
+from starflow_jax.kernels.kernel_choice import Support
 
 _WARPS, _LANES = 4, 32
 # The most values of x in a tile: 16 per thread leave registers for intermediate results.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from starflow_jax.kernels.choice import Support, Target
+from starflow_jax.kernels.kernel_choice import Support, Target
 
 # The new estimate [B, n, c], and the sums of (new - old)^2 and new^2 [B, 2].
 Updated = tuple[jax.Array, jax.Array]

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from starflow_jax.kernels.choice import Support
 from starflow_jax.kernels.jacobi_update.arithmetic import new_estimate
 from starflow_jax.kernels.jacobi_update.reference import Operands, OutputHead, UpdateCall, Updated
+from starflow_jax.kernels.kernel_choice import Support
 
 _LANES = 128
 # Bytes of a grid step's blocks. Twice as many (the next step's are fetched meanwhile) fit every chip's vector memory.

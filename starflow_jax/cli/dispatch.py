@@ -19,7 +19,7 @@ from starflow_jax.cli import commands
 from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, split_overrides
 from starflow_jax.cli.process_group import Others
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.request_errors import RequestError
 
 
 def _commands() -> dict[str, ModuleType]:

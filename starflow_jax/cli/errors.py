@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.request_errors import RequestError
 
 BUG = 1
 REFUSED = 2

@@ -18,7 +18,7 @@ from starflow_jax.cli.sample_warnings import warn_of
 if TYPE_CHECKING:
     from starflow_jax.sampling.image_requests import ImagePlan, SampledImages
     from starflow_jax.sampling.loaded_run import Run
-    from starflow_jax.sampling.requests import SampleRequest
+    from starflow_jax.sampling.sample_requests import SampleRequest
 
 
 def sample_images(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
@@ -118,7 +118,7 @@ def _write(
     scale: int | None,
     columns: int | None,
 ) -> None:
-    from starflow_jax.core.files import replacing, replacing_folder
+    from starflow_jax.core.atomic_writing import replacing, replacing_folder
     from starflow_jax.evaluation.samples.sample_grids import enlargement
     from starflow_jax.media import image_grid, write_png
 

@@ -15,7 +15,7 @@ from starflow_jax.cli.video_files import choose_scale, write_videos
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.loaded_run import Run
-    from starflow_jax.sampling.requests import SampleRequest
+    from starflow_jax.sampling.sample_requests import SampleRequest
     from starflow_jax.sampling.video_requests import SampledVideos, VideoRequestPlan
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from starflow_jax.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from starflow_jax.sampling.videos.draw import Videos
+    from starflow_jax.sampling.videos.video_sampling import Videos
 
 SUFFIXES = (".mp4", ".gif", ".png", ".npz")
 
@@ -66,7 +66,7 @@ def write_videos(
     Returns:
       The name of the file of each video.
     """
-    from starflow_jax.core.files import replacing, replacing_folder
+    from starflow_jax.core.atomic_writing import replacing, replacing_folder
     from starflow_jax.media import video_grid, video_strip, write_mp4, write_png, write_video
 
     videos = drawn.videos[keep]

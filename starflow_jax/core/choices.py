@@ -15,11 +15,11 @@ Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
 # Method that removes the training noise from samples.
 Denoise = Literal["none", "score", "learned"]
-# Learning rate schedule (`training.step.schedule`).
+# Learning rate schedule (`training.step.learning_rate_schedule`).
 Schedule = Literal["tarflow", "starflow"]
-# Objective that the automatic solver minimises (`solvers.automatic.choice`).
+# Objective that the automatic solver minimises (`solvers.automatic.block_solver_choice`).
 Objective = Literal["time", "depth"]
-# How images are resized for the Inception network (`evaluation.samples.inception`).
+# How images are resized for the Inception network (`evaluation.samples.features.inception`).
 Resize = Literal["half-pixel", "tensorflow"]
 # Checkpoint from which a run resumes (`training.checkpoints.resume`).
 ResumePolicy = Literal["latest", "latest-good"]

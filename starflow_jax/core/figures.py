@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.files import write_text
+from starflow_jax.core.atomic_writing import write_text
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

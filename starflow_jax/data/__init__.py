@@ -1,7 +1,7 @@
 """Data: sources of examples, decoding of files, and batches.
 
-- `sources`: one file for each source, registered in `SOURCES`; `base` is their interface, `opening` opens the source
-  that a configuration names.
+- `sources`: one file for each source, registered in `SOURCES`; `base` is their interface, `source_opening` opens the
+  source that a configuration names.
 - `decoding`: image files to pixels, aspect-ratio buckets, dequantisation, and files that cannot be read.
 - `pipeline`: shuffled batches that resume exactly, padded batches for evaluation, and digests of the data.
 """

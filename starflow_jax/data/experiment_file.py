@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.files import write_text
 from starflow_jax.data.suggestion import FolderSurvey, Suggestion, suggest_config
 
 _COLUMNS = 110

@@ -17,9 +17,9 @@ import numpy as np
 
 import starflow_jax.experiments as experiments
 from starflow_jax import __version__
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config import ExperimentConfig, load_config
 from starflow_jax.core.figures import finite, text_table, write_json
-from starflow_jax.core.files import write_text
 from starflow_jax.data import ArraySource
 from starflow_jax.evaluation import fit_class_gaussians, score_flow, score_gaussian, scores_table
 from starflow_jax.evaluation.samples.sample_grids import write_class_panels, write_sample_grid

@@ -20,7 +20,7 @@ from starflow_jax.evaluation.video.caption_recognition import caption_agreement,
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
-from starflow_jax.sampling.videos.draw import Videos, generate
+from starflow_jax.sampling.videos.video_sampling import Videos, generate
 
 FPS = 4.0
 LONGER = 3  # times the trained number of frames

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine, soft_clip, to_affine
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.order import Grid, block_order, reorder

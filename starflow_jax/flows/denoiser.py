@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.block import slot_rotation
 from starflow_jax.flows.order import Grid, patchify, unpatchify
 from starflow_jax.kernels.attention import FrameWindow, Full, Visibility

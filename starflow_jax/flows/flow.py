@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock

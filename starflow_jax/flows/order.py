@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 
 # NumPy arrays are accepted in place of JAX arrays; static types name the latter alone.
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Flows as plain nested dicts of arrays (`nn.parameters`): initialisation, abstract values, counts."""
+"""Flows as plain nested dicts of arrays (`nn.module_parameters`): initialisation, abstract values, counts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
-from starflow_jax.nn.parameters import Params, split
-from starflow_jax.nn.parameters import merge as _merge
+from starflow_jax.nn.module_parameters import Params, split
+from starflow_jax.nn.module_parameters import merge as _merge
 from starflow_jax.sharding.layout import Layout
 
 __all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "split"]

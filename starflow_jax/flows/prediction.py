@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.guidance import AnyGuidance, doubled
-from starflow_jax.kernels.choice import Implementation, Target, target_of
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
+from starflow_jax.kernels.kernel_choice import Implementation, Target, target_of
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.sharding.layout import BATCH, Layout
 
@@ -44,7 +44,7 @@ class Prediction:
       first: index of the first of the tokens in the block's order, [] int32.
       head: how `out` gives mean and scale.
       layout: the mesh; None for one device.
-      implementation: of the Jacobi update; None leaves the choice to `kernels.choice`.
+      implementation: of the Jacobi update; None leaves the choice to `kernels.kernel_choice`.
     """
 
     out: jax.Array

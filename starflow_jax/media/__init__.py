@@ -9,7 +9,7 @@
 from starflow_jax.media.fitting import fit_frame
 from starflow_jax.media.images import grid_columns, image_grid, to_uint8, write_png
 from starflow_jax.media.reading import Clip, read_video
-from starflow_jax.media.writing import video_grid, video_strip, write_frames, write_gif, write_mp4, write_video
+from starflow_jax.media.video_writing import video_grid, video_strip, write_frames, write_gif, write_mp4, write_video
 
 __all__ = [
     "Clip",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
 
 _FRAMES = 4  # number of frames of a clip
 _CELL = 1.9  # inches

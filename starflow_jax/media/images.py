@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
 
 
 def grid_columns(count: int) -> int:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.tensor_formats.folders import open_folder
-from starflow_jax.tensor_formats.opening import LazyTensor
+from starflow_jax.tensor_formats.tensor_folders import open_folder
+from starflow_jax.tensor_formats.tensor_opening import LazyTensor
 
 CONFIG_FILE = "config.json"
 STEMS = ("model", "pytorch_model")  # stems of tensor files

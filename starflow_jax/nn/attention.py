@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from starflow_jax.core.config.flow import TransformerConfig
+from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
-from starflow_jax.kernels.choice import Target, target_of
+from starflow_jax.kernels.kernel_choice import Target, target_of
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation

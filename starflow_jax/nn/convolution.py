@@ -1,7 +1,7 @@
 """Flax's convolutional layers without initial values, and norms in float32.
 
-The parameters are ShapeDtypeStructs; `nn.parameters.drawn` samples the values of a whole network at once. Tracing an
-initializer per layer takes seconds, and most networks of this kind are read from files.
+The parameters are ShapeDtypeStructs; `module_parameters.drawn` samples the values of a whole network at once. Tracing
+an initializer per layer takes seconds, and most networks of this kind are read from files.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.kernels.choice import Implementation
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.kernels.kernel_choice import Implementation
 from starflow_jax.sharding.layout import Layout, kernel_cuts
 
 
@@ -25,7 +25,7 @@ class Compute:
       dtype: of the operands.
       precision: of float32 products on accelerators.
       layout: over several devices; None on one.
-      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the default of `kernels.choice`.
+      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the rule of `kernel_choice`.
     """
 
     dtype: str = "float32"

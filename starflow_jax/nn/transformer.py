@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from starflow_jax.core.config.flow import TransformerConfig
+from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
 from starflow_jax.nn.attention import Attention
 from starflow_jax.nn.cache import KVCache

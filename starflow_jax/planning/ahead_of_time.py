@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.core.config.mesh import AXES, MeshConfig
+from starflow_jax.core.config.mesh_config import AXES, MeshConfig
 from starflow_jax.costs.chips import Topology
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import make_layout

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.flow import FlowConfig, TransformerConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts
 from starflow_jax.flows.parameters import abstract, count

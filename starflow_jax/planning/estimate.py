@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from starflow_jax.core.choices import ProgramName
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.mesh import AXES
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts, kernel_flops, model_flops, traced
 from starflow_jax.flows.parameters import abstract, count

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.costs.flops import Work
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import guidance_of

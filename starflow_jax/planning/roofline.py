@@ -11,7 +11,7 @@ There are three estimates, from the most to the least optimistic. None is a meas
   chip's clock. Collectives that it overlaps with other operations cost only their excess; all others are added.
 
 The compiler has no cycle estimate for attention kernels, so all three use the cycles of the kernels' own schedules
-(`kernels.attention.tiling`), in which narrow heads leave part of the matrix units idle.
+(`kernels.attention.block_sizes`), in which narrow heads leave part of the matrix units idle.
 
 The time of a collective is the bytes that a device sends with ring algorithms, divided by the bandwidth of the links
 that its group uses (`chips.Topology.group_bandwidth`).
@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from starflow_jax.costs.chips import Topology
-from starflow_jax.kernels.attention.tiling import COSTS
+from starflow_jax.kernels.attention.block_sizes import COSTS
 from starflow_jax.planning.collectives import Collective, mesh_axes
 from starflow_jax.planning.hlo import Instruction, Program
 
@@ -156,7 +156,7 @@ def estimates(
 
 
 def kernel_share(topology: Topology, head_dim: int) -> float:
-    """Share of the peak that attention kernels reach in training, from the cycles of `kernels.attention.tiling`."""
+    """Share of the peak that attention kernels reach in training, from the cycles of `attention.block_sizes`."""
     chip = topology.chip
     if chip.name not in COSTS:
         return MATRIX_SHARE[chip.kind]

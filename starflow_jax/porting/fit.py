@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.porting.infer import contradictions
-from starflow_jax.porting.names import Entry, is_ignored
+from starflow_jax.porting.tensor_names import Entry, is_ignored
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
 _EXACT = ("float32", "bfloat16", "float16")  # dtypes that convert to float32 without loss

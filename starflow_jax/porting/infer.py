@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig, TransformerConfig
 
 # Argument names of the original to field names, for arguments whose value is unchanged.
 _SAME_VALUE = {

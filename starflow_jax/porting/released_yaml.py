@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from starflow_jax.core.config.build import build
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.flow import DenoiserConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig
 
 # Spatial downsampling factor of the autoencoder by its number of latent channels (specification, section 7).
 _STRIDES = {3: 1, 4: 8, 16: 8, 48: 16}

@@ -2,14 +2,14 @@
 
 - `lpips`: the perceptual distance, with weights that the user names.
 - `discriminator`: a patch discriminator, its hinge loss and the adaptive weight.
-- `update`: one update as a pure function. `request`, `setup`, `train_loop`: the run.
+- `update`: one update as a pure function. `reconstruction_request`, `reconstruction_setup`, `train_loop`: the run.
 - `reconstruction_quality`: PSNR of reconstructions from clean and noisy latents.
 """
 
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator
 from starflow_jax.reconstruction.lpips import lpips, lpips_params, read_lpips
 from starflow_jax.reconstruction.reconstruction_quality import Reconstruction, quality_table
-from starflow_jax.reconstruction.request import FinetuneDecoderRequest, TrainAutoencoderRequest
+from starflow_jax.reconstruction.reconstruction_request import FinetuneDecoderRequest, TrainAutoencoderRequest
 from starflow_jax.reconstruction.train_loop import TrainedAutoencoder, train_autoencoder
 
 __all__ = [

@@ -13,7 +13,7 @@ from flax import nnx
 
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.nn.convolution import GroupNorm, conv
-from starflow_jax.nn.parameters import drawn, merge, split
+from starflow_jax.nn.module_parameters import drawn, merge, split
 
 _STD = 0.02
 _SLOPE = 0.2

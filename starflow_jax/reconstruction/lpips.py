@@ -27,7 +27,7 @@ import numpy as np
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.torch_layout import from_tensors
-from starflow_jax.tensor_formats.folders import Tensors, read_tensors
+from starflow_jax.tensor_formats.tensor_folders import Tensors, read_tensors
 
 # Widths of VGG16's convolutions by stage; every stage but the first begins with 2x2 max pooling.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -20,8 +20,8 @@ from starflow_jax.models.autoencoders import AUTOENCODER_FOLDER, save_autoencode
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.reconstruction.reconstruction_quality import Reconstruction, quality, reconstructed
-from starflow_jax.reconstruction.request import FinetuneDecoderRequest, TrainAutoencoderRequest
-from starflow_jax.reconstruction.setup import Setup, scaled_images
+from starflow_jax.reconstruction.reconstruction_request import FinetuneDecoderRequest, TrainAutoencoderRequest
+from starflow_jax.reconstruction.reconstruction_setup import Setup, scaled_images
 from starflow_jax.reconstruction.update import AUTOENCODER, METRICS, init_state, learning_rate, update
 from starflow_jax.sharding.layout import located
 from starflow_jax.training.checkpoints.manager import Checkpoints

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from starflow_jax.core.config.autoencoder import AutoencoderExperiment, ReconstructionConfig
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment, ReconstructionConfig
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.reconstruction.discriminator import PatchDiscriminator, adaptive_weight, hinge

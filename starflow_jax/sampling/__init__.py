@@ -1,15 +1,16 @@
 """Samples of a trained flow: draw noise, invert the flow, remove the training noise, round to pixels.
 
-- `requests`: sampling requests, as frozen dataclasses; `loaded_run`: the trained model.
+- `sample_requests`: sampling requests, as frozen dataclasses; `loaded_run`: the trained model.
 - `sample_run`: samples of a request by one call (`image_requests` and `video_requests` in two steps).
-- `images`: images of labels or text states; `videos`: videos of captions (`videos.video_plan`, `videos.draw`).
+- `image_sampling`: images of labels or text states.
+- `videos`: videos of captions (`videos.video_plan`, `videos.video_sampling`).
 - `streaming`: videos frame by frame, each frame as soon as it is final.
 - `ranking`: the likeliest of several candidates.
 - `sampling_report`: cost and convergence of a call.
 - `vbench_export`: the videos that VBench scores.
 """
 
-from starflow_jax.sampling.images import (
+from starflow_jax.sampling.image_sampling import (
     Samples,
     check_request,
     class_labels,
@@ -19,12 +20,12 @@ from starflow_jax.sampling.images import (
 from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.options import check_denoise, default_solver
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-from starflow_jax.sampling.requests import RunRequest, SampleRequest, SolverRequest
+from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest, SolverRequest
 from starflow_jax.sampling.sample_run import sample_run
 from starflow_jax.sampling.sampling_report import SampleReport
 from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport, VideoStream, stream
-from starflow_jax.sampling.videos.draw import Videos, generate
 from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
+from starflow_jax.sampling.videos.video_sampling import Videos, generate
 from starflow_jax.solvers import named_solver
 
 __all__ = [

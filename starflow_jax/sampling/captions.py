@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.sampling.videos.video_plan import caption_reader, text_states
 from starflow_jax.training.step.frozen_text import FrozenText
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.sampling import images
+from starflow_jax.sampling import image_sampling
 from starflow_jax.sampling.captions import ImageCaptions, image_captions
-from starflow_jax.sampling.images import Samples, class_labels
+from starflow_jax.sampling.image_sampling import Samples, class_labels
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-from starflow_jax.sampling.requests import SampleRequest
+from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.sampling.sampling_report import SampleReport
 from starflow_jax.sampling.solver_choice import choose_solver
 from starflow_jax.solvers import AnySolver
@@ -135,11 +135,11 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
     """Samples the images of a plan, and selects the likeliest candidates where it requests them.
 
     Raises:
-      ValueError: see `images.check_request`.
+      ValueError: see `image_sampling.check_request`.
     """
     request, captions, config = plan.request, plan.captions, run.config
     text = None if captions is None else captions.text[plan.rows]
-    samples = images.sample(
+    samples = image_sampling.sample(
         run.params,
         config,
         jax.random.key(request.seed),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.models.autoencoders import Autoencoder, kept_autoencoder, load_autoencoder
 from starflow_jax.models.autoencoders.decoding import FrameDecoder, encode_frames
 from starflow_jax.models.autoencoders.protocol import Params

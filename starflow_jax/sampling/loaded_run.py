@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.model_folder import load_model_folder
-from starflow_jax.sampling.requests import RunRequest
+from starflow_jax.sampling.sample_requests import RunRequest
 from starflow_jax.sharding.layout import Layout, layout_of
 from starflow_jax.training import load_run
 from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.choices import Transfer
-from starflow_jax.core.files import replacing_folder, write_text
 from starflow_jax.models.autoencoders.storage import split_scale
 
 MODEL_FILE = "model.json"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from starflow_jax.core.choices import Denoise, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.solvers import AnySolver, named_solver
 
 

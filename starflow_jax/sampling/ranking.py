@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from starflow_jax.sampling.image_requests import SampledImages, draw_images, plan_images
 from starflow_jax.sampling.loaded_run import Run
-from starflow_jax.sampling.requests import SampleRequest
+from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.sampling.video_requests import SampledVideos, draw_request, plan_request
 
 

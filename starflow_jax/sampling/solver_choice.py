@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from starflow_jax.core.registries import SOLVERS
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.sampling.loaded_run import Run
-from starflow_jax.sampling.requests import SolverRequest
+from starflow_jax.sampling.sample_requests import SolverRequest
 from starflow_jax.solvers import AnySolver, PerBlock, named_solver
 from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration

@@ -16,19 +16,19 @@ from typing import Any
 
 import jax
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
 from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_of
 from starflow_jax.sampling.loaded_run import Run
-from starflow_jax.sampling.requests import VBenchRequest
+from starflow_jax.sampling.sample_requests import VBenchRequest
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
 from starflow_jax.sampling.video_requests import data_fps, video_size
-from starflow_jax.sampling.videos.draw import draw_plan
-from starflow_jax.sampling.videos.vbench import WantedVideo
+from starflow_jax.sampling.videos.vbench_names import WantedVideo
 from starflow_jax.sampling.videos.video_plan import VideoPlan, caption_reader, plan_videos
+from starflow_jax.sampling.videos.video_sampling import draw_plan
 from starflow_jax.solvers import AnySolver
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 from starflow_jax.training.step.frozen_text import FrozenText, prompts
@@ -168,7 +168,7 @@ def plan_export(
     Args:
       run: a model of videos.
       request: the request.
-      wanted: the videos, see `videos.vbench.wanted_videos`.
+      wanted: the videos, see `videos.vbench_names.wanted_videos`.
       warn: called with a message about an old calibration.
 
     Raises:

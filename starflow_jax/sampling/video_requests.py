@@ -8,21 +8,21 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
 from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
 from starflow_jax.sampling.latent_shapes import autoencoder_of
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-from starflow_jax.sampling.requests import FPS_RANGE, SampleRequest
+from starflow_jax.sampling.sample_requests import FPS_RANGE, SampleRequest
 from starflow_jax.sampling.solver_choice import choose_solver
 from starflow_jax.sampling.streaming.stream import StreamReport, stream_plan
-from starflow_jax.sampling.videos import draw
-from starflow_jax.sampling.videos.draw import Videos
+from starflow_jax.sampling.videos import video_sampling
 from starflow_jax.sampling.videos.given_frames import FrameReader, GivenFrames
 from starflow_jax.sampling.videos.video_plan import VideoPlan, caption_reader, default_window, plan_videos
+from starflow_jax.sampling.videos.video_sampling import Videos
 from starflow_jax.solvers import AnySolver, SlidingWindow
 
 BATCH_SIZE, DEFAULT_FPS = 8, 8.0
@@ -173,7 +173,7 @@ def draw_request(
         devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
         samples, streams = stream_plan(run.params, key, plan, progress=progress, devices=devices)
     else:
-        samples = draw.draw_plan(run.params, key, plan, progress=progress)
+        samples = video_sampling.draw_plan(run.params, key, plan, progress=progress)
     if request.candidates is None:
         return SampledVideos(samples, np.arange(len(plan.captions)), None, streams, plan)
     scores = log_likelihoods(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from starflow_jax.core.config.mesh import AXES
+from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.sharding.rules import Spec, spec_of
 
 # The mesh axes that an array axis is sharded over: one, several or none.

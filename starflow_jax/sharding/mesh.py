@@ -10,8 +10,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.core.config.mesh import AXES, MeshConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.mesh_config import AXES, MeshConfig
 from starflow_jax.sharding.layout import Layout
 
 

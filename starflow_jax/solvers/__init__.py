@@ -1,7 +1,7 @@
 """Solvers that invert a flow, one algorithm per file, all written against a block's prediction."""
 
+from starflow_jax.solvers.automatic.block_solver_choice import auto
 from starflow_jax.solvers.automatic.calibration import Calibration
-from starflow_jax.solvers.automatic.choice import auto
 from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
 from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
 from starflow_jax.solvers.initial_estimate import AffineStart, Start

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.initial_estimate import Start

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.per_block import AnySolver
 

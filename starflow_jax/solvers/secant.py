@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.prediction import Predict
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport, State, finite_until

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from starflow_jax.core.config.checks import check_integer
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.solvers.initial_estimate import Start
 from starflow_jax.solvers.jacobi import Jacobi

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.sweep import SweepRun
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.sweep_config import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
 from starflow_jax.sweeps.content_hash import FileHashes, hash_of, model_hashes

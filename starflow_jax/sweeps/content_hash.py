@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.data.pipeline.content_digest import contents_digest
 from starflow_jax.data.sources.base import ArraySource, Source
 

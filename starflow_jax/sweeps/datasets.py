@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.source import SourceConfig
-from starflow_jax.core.config.sweep import Condition, SweepData, Transform
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.source_config import SourceConfig
+from starflow_jax.core.config.sweep_config import Condition, SweepData, Transform
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.pipeline.readable_subset import Subset, readable

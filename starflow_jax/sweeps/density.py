@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.evaluation.likelihood.frame_likelihood import token_terms
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sharding.layout import Layout, gathered, placed

@@ -10,8 +10,8 @@ from typing import Literal
 from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.sweep import Condition, SweepConfig, SweepData
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.sweep_config import Condition, SweepConfig, SweepData
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.sharding.layout import BATCH, Layout
 from starflow_jax.sharding.mesh import check_fit

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing, write_text
 from starflow_jax.core.figures import finite, write_json
-from starflow_jax.core.files import replacing, write_text
 from starflow_jax.data import bits_per_dim
 from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.sweeps.chunk_file import Computed

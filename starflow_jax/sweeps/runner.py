@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sharding.layout import Layout, spread

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing, write_text
 from starflow_jax.core.figures import text_table
-from starflow_jax.core.files import replacing, write_text
 from starflow_jax.sweeps import sweep_plots as plots
 from starflow_jax.sweeps.results import EXAMPLES_FOLDER, read_plan, read_results
 from starflow_jax.sweeps.separation import (

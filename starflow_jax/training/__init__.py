@@ -13,11 +13,11 @@ Each of the first four imports only those before it.
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
 from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
-from starflow_jax.training.loop.request import TrainRequest
-from starflow_jax.training.loop.run import TrainResult, train
+from starflow_jax.training.loop.train_request import TrainRequest
+from starflow_jax.training.loop.training_run import TrainResult, train
 from starflow_jax.training.step.inputs import condition, open_source
+from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
 from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
-from starflow_jax.training.step.schedule import CosineSchedule
 from starflow_jax.training.step.train_step import (
     Losses,
     TrainState,

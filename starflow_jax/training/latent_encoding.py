@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check, check_choice
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.files import write_text
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.sources.base import CAPTION

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.choices import Split
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.flow import FlowConfig
-from starflow_jax.core.files import write_text
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import Source
 from starflow_jax.data.pipeline.readable_subset import next_readable
 from starflow_jax.data.sources.latents import LatentSource
@@ -22,7 +22,7 @@ from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params
 from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.solvers.automatic.calibration import Calibration
-from starflow_jax.solvers.automatic.measurement import calibrate
+from starflow_jax.solvers.automatic.solver_measurement import calibrate
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import load_text
 from starflow_jax.training.step.inputs import condition, latent_shape, noisy_pixels
@@ -41,7 +41,7 @@ def calibrate_run(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Calibrates a trained flow on examples of its training data; see `solvers.automatic.measurement`.
+    """Calibrates a trained flow on examples of its training data; see `solvers.automatic.solver_measurement`.
 
     Args:
       config, params, step: as `load_run` gives them.

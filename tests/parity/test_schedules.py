@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from starflow_jax.training.step.schedule import CosineSchedule
+from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
 
 
 def test_every_recorded_rate(goldens_dir):

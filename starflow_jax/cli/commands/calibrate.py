@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer, real
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.core.choices import Objective
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from tqdm import tqdm
 
-    from starflow_jax.core.files import write_text
-    from starflow_jax.sampling.requests import CalibrateRequest
+    from starflow_jax.core.atomic_writing import write_text
+    from starflow_jax.sampling.sample_requests import CalibrateRequest
     from starflow_jax.training import load_run
     from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, write_calibration
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
@@ -156,7 +156,7 @@ def trials_table(calibration: Calibration) -> str:
 def choices_table(calibration: Calibration, batch: int) -> str:
     """A table of the choices of `auto` for one batch size and every objective."""
     from starflow_jax.core.figures import text_table
-    from starflow_jax.solvers.automatic.choice import choices
+    from starflow_jax.solvers.automatic.block_solver_choice import choices
 
     rows = [[f"auto, batch {batch}", "block", "solver", "depth", "predicted s", "sequential s"]]
     for objective in get_args(Objective):

@@ -9,7 +9,7 @@ from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
-from starflow_jax.cli.options.captions import with_text_encoder
+from starflow_jax.cli.options.caption_options import with_text_encoder
 from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.process_group import is_first

@@ -9,10 +9,10 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
-from starflow_jax.cli.options.captions import read_captions
+from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.options.sample_quality import (
     add_quality_options,
     check_quality_options,
@@ -85,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation import scores_table
+    from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
     from starflow_jax.evaluation.likelihood.run_scores import evaluate_run
     from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
-    from starflow_jax.evaluation.requests import EvaluateRequest
     from starflow_jax.training import load_run
 
     request = build_request(EvaluateRequest, arguments, ema=not arguments.no_ema)
@@ -121,13 +121,13 @@ def _measure(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
     from starflow_jax.evaluation.samples import generator_setup, networks
-    from starflow_jax.evaluation.samples.feature_network import named_function
+    from starflow_jax.evaluation.samples.features.feature_network import named_function
     from starflow_jax.evaluation.samples.guidance_sweep import generate_missing
-    from starflow_jax.evaluation.samples.measurement import lock_folder, measure_samples, write_sample_quality
-    from starflow_jax.evaluation.samples.metric_report import metric_table
-    from starflow_jax.evaluation.samples.reference_images import open_references
+    from starflow_jax.evaluation.samples.metrics.metric_report import metric_table
+    from starflow_jax.evaluation.samples.reference_sources import open_references
     from starflow_jax.evaluation.samples.reference_statistics import reference_statistics
-    from starflow_jax.evaluation.samples.request import SampleQualityRequest
+    from starflow_jax.evaluation.samples.sample_measurement import lock_folder, measure_samples, write_sample_quality
+    from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
     from starflow_jax.training import load_run
 
     captions = None if arguments.captions is None else tuple(read_captions(arguments.captions))

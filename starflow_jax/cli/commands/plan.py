@@ -14,7 +14,7 @@ from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.core.choices import ProgramName, choices
 
 if TYPE_CHECKING:
-    from starflow_jax.core.config.experiment import ExperimentConfig
+    from starflow_jax.core.config.experiment_config import ExperimentConfig
     from starflow_jax.costs.flops import Work
     from starflow_jax.planning.estimate import Plan
 

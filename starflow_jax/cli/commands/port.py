@@ -166,7 +166,7 @@ def _port(arguments: argparse.Namespace) -> int:
     from starflow_jax.porting import open_tensors
     from starflow_jax.porting.fit import fit
     from starflow_jax.porting.infer import with_inferred
-    from starflow_jax.porting.names import entries
+    from starflow_jax.porting.tensor_names import entries
     from starflow_jax.sharding.mesh import check_fit
     from starflow_jax.tensor_formats.model_states import choose, states_of
     from starflow_jax.training.checkpoints.ported import write_run
@@ -228,7 +228,7 @@ def _configuration(arguments: argparse.Namespace) -> Any:
 
     from starflow_jax.core.config import load_config
     from starflow_jax.core.config.build import apply_overrides, build
-    from starflow_jax.core.config.experiment import ExperimentConfig
+    from starflow_jax.core.config.experiment_config import ExperimentConfig
 
     with sentences():
         if arguments.model_config is None:
@@ -247,7 +247,7 @@ def _export(arguments: argparse.Namespace) -> int:
     _quiet()
     check_writable("--to-torch", arguments.to_torch)
 
-    from starflow_jax.tensor_formats.writing import SUFFIXES
+    from starflow_jax.tensor_formats.tensor_writing import SUFFIXES
     from starflow_jax.training.checkpoints.ported import write_torch_file
     from starflow_jax.training.checkpoints.workdir import read_config
 

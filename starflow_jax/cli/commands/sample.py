@@ -8,11 +8,11 @@ from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, class_choice, integer, real
-from starflow_jax.cli.options.captions import read_captions
+from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.core.choices import Denoise, choices
 
@@ -207,7 +207,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.cli.sample_images import sample_images
     from starflow_jax.cli.sample_videos import sample_videos
     from starflow_jax.sampling.loaded_run import open_run
-    from starflow_jax.sampling.requests import RunRequest, SampleRequest
+    from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest
 
     request = build_request(
         SampleRequest,

@@ -8,9 +8,9 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -71,7 +71,7 @@ def add_to(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    from starflow_jax.evaluation.requests import ScoreRequest
+    from starflow_jax.evaluation.evaluation_requests import ScoreRequest
 
     request = build_request(
         ScoreRequest,

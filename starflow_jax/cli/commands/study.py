@@ -8,8 +8,8 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer, real
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
@@ -65,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation.applications.study_report import tables
     from starflow_jax.evaluation.applications.study_run import run_study, write_study
+    from starflow_jax.evaluation.evaluation_requests import StudyRequest
     from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
-    from starflow_jax.evaluation.requests import StudyRequest
     from starflow_jax.training import load_run
 
     request = build_request(StudyRequest, arguments, ema=not arguments.no_ema)

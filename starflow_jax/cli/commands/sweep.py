@@ -13,7 +13,7 @@ from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 
 if TYPE_CHECKING:
-    from starflow_jax.sweeps.request import SweepRequest
+    from starflow_jax.sweeps.sweep_request import SweepRequest
 
 PARTLY = 3  # some cells failed
 CONTINUES = "the same command goes on after the last batch that was computed"
@@ -113,8 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace) -> SweepRequest:
     from starflow_jax.core.config.build import load_experiment
-    from starflow_jax.core.config.sweep import SweepConfig
-    from starflow_jax.sweeps.request import SweepRequest
+    from starflow_jax.core.config.sweep_config import SweepConfig
+    from starflow_jax.sweeps.sweep_request import SweepRequest
 
     with sentences():
         config = load_experiment(SweepConfig, arguments.config, arguments.overrides)

@@ -80,7 +80,7 @@ def carry_out(request: TrainAutoencoderRequest | FinetuneDecoderRequest, json: P
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.reconstruction import quality_table, train_autoencoder
-    from starflow_jax.reconstruction.setup import Setup
+    from starflow_jax.reconstruction.reconstruction_setup import Setup
     from starflow_jax.training import Checkpoints
     from starflow_jax.training.checkpoints.resume import restore_newest
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use

@@ -9,9 +9,9 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.remarks import remark
 from starflow_jax.core.choices import Denoise, choices
@@ -89,10 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
     from starflow_jax.sampling.latent_shapes import autoencoder_of
     from starflow_jax.sampling.loaded_run import open_run
-    from starflow_jax.sampling.requests import RunRequest, VBenchRequest
+    from starflow_jax.sampling.sample_requests import RunRequest, VBenchRequest
     from starflow_jax.sampling.vbench_export import RECORD, plan_export
     from starflow_jax.sampling.video_requests import video_size
-    from starflow_jax.sampling.videos.vbench import prompt_files, read_prompts, scored_on, wanted_videos
+    from starflow_jax.sampling.videos.vbench_names import prompt_files, read_prompts, scored_on, wanted_videos
     from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
     from starflow_jax.solvers import named_solver
     from starflow_jax.training.run_calibration import read_calibration

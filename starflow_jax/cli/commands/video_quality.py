@@ -8,9 +8,9 @@ from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
-from starflow_jax.cli.options.captions import read_captions
+from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.requests import build_request
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 80
@@ -86,9 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable("--json", arguments.json)
 
     from starflow_jax.core.figures import write_json
+    from starflow_jax.evaluation.evaluation_requests import VideoQualityRequest
     from starflow_jax.evaluation.likelihood import video_score_run, video_scores
     from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
-    from starflow_jax.evaluation.requests import VideoQualityRequest
     from starflow_jax.evaluation.video.clip_measurement import measure_clips, write_clips
     from starflow_jax.evaluation.video.clip_metrics import clip_quality
     from starflow_jax.media import read_video

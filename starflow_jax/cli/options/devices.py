@@ -77,7 +77,7 @@ def layout_of_command(arguments: argparse.Namespace) -> Any:
     Raises:
       CommandError: an axis that does not exist, or sizes that do not multiply to the devices.
     """
-    from starflow_jax.core.config.mesh import AXES, MeshConfig
+    from starflow_jax.core.config.mesh_config import AXES, MeshConfig
     from starflow_jax.sharding import make_layout
 
     sizes: dict[str, int] = {}

@@ -10,7 +10,7 @@ from starflow_jax.core.choices import Objective, choices
 from starflow_jax.core.registries import SOLVERS
 
 if TYPE_CHECKING:
-    from starflow_jax.sampling.requests import SolverRequest
+    from starflow_jax.sampling.sample_requests import SolverRequest
 
 _OPTIONS = ("block", "modules", "tolerance", "max_iterations", "objective", "target_error")
 
@@ -67,7 +67,7 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
 
 def solver_request(arguments: argparse.Namespace) -> SolverRequest:
     """The solver that the options name, for requests of the library."""
-    from starflow_jax.sampling.requests import SolverRequest
+    from starflow_jax.sampling.sample_requests import SolverRequest
 
     options = {name: getattr(arguments, name) for name in _OPTIONS}
     return SolverRequest(arguments.solver, {name: value for name, value in options.items() if value is not None})

@@ -8,14 +8,14 @@
 - `checks`: checks of fields.
 """
 
-from starflow_jax.core.config.autoencoder import AutoencoderExperiment
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import apply_overrides, build, from_json, load_config, load_experiment, to_json
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
-from starflow_jax.core.config.flow import DenoiserConfig, FlowConfig, TransformerConfig
-from starflow_jax.core.config.mesh import MeshConfig
-from starflow_jax.core.config.source import CaptionConfig, ComponentConfig, SourceConfig
-from starflow_jax.core.config.train import TrainConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.core.config.mesh_config import MeshConfig
+from starflow_jax.core.config.source_config import CaptionConfig, ComponentConfig, SourceConfig
+from starflow_jax.core.config.train_config import TrainConfig
 
 __all__ = [
     "AutoencoderExperiment",

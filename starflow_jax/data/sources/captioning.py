@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starflow_jax.core.config.source import CaptionConfig
+from starflow_jax.core.config.source_config import CaptionConfig
 from starflow_jax.data.sources.image_collection import Captions
 from starflow_jax.models.text.protocol import CaptionReader
 from starflow_jax.models.text.templates import EXTEND, caption_prompts, prefixed

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
 from starflow_jax.data.decoding.image_decoding import Crop, resize_and_crop
@@ -19,8 +19,8 @@ from starflow_jax.data.sources.base import CAPTION, digest_of
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.folders import Folder, open_folder
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
-from starflow_jax.data.sources.request import SourceRequest
 from starflow_jax.data.sources.size_index import by_bucket, scan_files
+from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.media.clip_reading import CLIP_SUFFIXES, VideoFacts, frames_at, video_facts
 
 

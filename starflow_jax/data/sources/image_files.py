@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.decoding.image_decoding import Crop, decode_image, image_file_size
 from starflow_jax.data.sources.base import CAPTION, digest_of
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.image_collection import ImageCollection
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
-from starflow_jax.data.sources.request import SourceRequest
 from starflow_jax.data.sources.size_index import by_bucket, scan_files
+from starflow_jax.data.sources.source_request import SourceRequest
 
 
 @dataclass(frozen=True, eq=False)

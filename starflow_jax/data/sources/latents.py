@@ -15,13 +15,13 @@ import numpy as np
 
 from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
 from starflow_jax.data.sources.base import CAPTION, Source, digest_of
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Component, Mixture
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 FORMAT = "starflow latents 1"
 HEADER_FILE = "header.json"

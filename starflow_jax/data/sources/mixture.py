@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.data import DataConfig
+from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.sources.base import Source
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ import numpy as np
 
 from starflow_jax.core.choices import Split
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.sources.digits import digits
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
 from starflow_jax.models.text.words import WordEncoder
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 
 @SOURCES.register("npz", path=True)

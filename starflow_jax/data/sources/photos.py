@@ -13,10 +13,10 @@ from PIL import Image
 
 from starflow_jax.core.choices import Split, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 # The shorter side of a resized photograph, in sides of a crop.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data.sources.base import ArraySource, Source
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.data.sources.source_opening import open_source
 
 
 def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:

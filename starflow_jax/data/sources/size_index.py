@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.core.files import write_text
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.decoding.buckets import nearest_aspect_ratio
 

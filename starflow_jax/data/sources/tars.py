@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
 from starflow_jax.data.decoding.image_decoding import SUFFIXES
@@ -23,7 +23,7 @@ from starflow_jax.data.sources.folders import split_names
 from starflow_jax.data.sources.image_collection import Captions, Item, captions_from_json, captions_from_text
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.mixture import Mixture
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 _CAPTIONS = {".json": captions_from_json, ".txt": captions_from_text}
 _CLASS = ".cls"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
 from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
-from starflow_jax.data.sources.request import SourceRequest
+from starflow_jax.data.sources.source_request import SourceRequest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Plots of the applications of likelihood: one PNG file for each outcome of `evaluation.applications.study`."""
+"""Plots of the applications of likelihood: one PNG file for each outcome of `likelihood_study`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.likelihood_study import Outcome
 from starflow_jax.evaluation.applications.out_of_distribution import SCORES
 from starflow_jax.evaluation.applications.roc import roc_curve
-from starflow_jax.evaluation.applications.study import Outcome
 
 _WIDE = 12  # number of images in a row
 

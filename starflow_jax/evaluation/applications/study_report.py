@@ -1,4 +1,4 @@
-"""The outcomes of `evaluation.applications.study` as tables and as a report."""
+"""The outcomes of `likelihood_study` as tables and as a report."""
 
 from __future__ import annotations
 

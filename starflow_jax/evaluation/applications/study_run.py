@@ -10,23 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing_folder
 from starflow_jax.core.choices import Split
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import finite
-from starflow_jax.core.files import replacing_folder
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.data.sources.base import ArraySource
-from starflow_jax.evaluation.applications import study
-from starflow_jax.evaluation.applications.study import Outcome, StudiedRun
+from starflow_jax.evaluation.applications import likelihood_study
+from starflow_jax.evaluation.applications.likelihood_study import Outcome, StudiedRun
 from starflow_jax.evaluation.applications.study_plots import draw_outcome
 from starflow_jax.evaluation.applications.study_report import markdown
+from starflow_jax.evaluation.evaluation_requests import StudyRequest
 from starflow_jax.evaluation.likelihood.scored_source import (
     OnSkipped,
     check_on_pixels,
     ignore_skipped,
     open_scored_source,
 )
-from starflow_jax.evaluation.requests import StudyRequest
 from starflow_jax.sampling import class_labels, sample
 from starflow_jax.training import load_run
 
@@ -114,13 +114,13 @@ def _check_classes(config: ExperimentConfig, train: ArraySource, test: ArraySour
 
 def _outcomes(studied: StudiedRun, request: StudyRequest) -> list[Outcome]:
     train, test = studied.class_log_probs(studied.train, 0), studied.class_log_probs(studied.test, 1)
-    outcomes = [study.out_of_distribution(studied, train, test)]
+    outcomes = [likelihood_study.out_of_distribution(studied, train, test)]
     if test.shape[2] > 1:
-        filtered = study.data_filtering(studied, mislabelled=request.mislabelled, damaged=request.damaged)
-        ranked = study.ranked_sampling(studied, candidates=request.candidates, keep=request.keep)
-        outcomes = [study.classification(studied, test), *outcomes, filtered, ranked]
+        filtered = likelihood_study.data_filtering(studied, mislabelled=request.mislabelled, damaged=request.damaged)
+        ranked = likelihood_study.ranked_sampling(studied, candidates=request.candidates, keep=request.keep)
+        outcomes = [likelihood_study.classification(studied, test), *outcomes, filtered, ranked]
         samples = ranked.shown["drawn"]
     else:
         labels = class_labels(studied.config, 10 * request.candidates)
         samples = sample(studied.params, studied.config, jax.random.fold_in(studied.key, 3), labels, guidance=0.0)
-    return [*outcomes, study.memorisation(studied, train, test, samples)]
+    return [*outcomes, likelihood_study.memorisation(studied, train, test, samples)]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.figures import text_table
 from starflow_jax.data import Source
 from starflow_jax.evaluation.likelihood.bayes_classifier import Accuracy, bayes_accuracy

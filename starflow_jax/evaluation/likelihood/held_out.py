@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source, bits_per_dim
 from starflow_jax.data.pipeline.readable_subset import next_readable
 from starflow_jax.data.sources.mixture import example_spec

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check_integer
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import Source, bits_per_dim, eval_batches
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.flows.parameters import Params, abstract, merge

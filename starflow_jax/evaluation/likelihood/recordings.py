@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows import Flow, FlowOutput, Guidance
 from starflow_jax.porting import flow_config, open_tensors
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import RequestError, require
+from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
 from starflow_jax.evaluation.likelihood.comparison import Scores, score_flow
 from starflow_jax.evaluation.likelihood.scored_source import (
     OnSkipped,
@@ -16,7 +17,6 @@ from starflow_jax.evaluation.likelihood.scored_source import (
     ignore_skipped,
     open_scored_source,
 )
-from starflow_jax.evaluation.requests import EvaluateRequest
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training import load_run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starflow_jax.core.choices import Split
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import RequestError
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import RequestError
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.pipeline.readable_subset import readable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.evaluation.likelihood.video_scores import ClipLikelihood, mean_per_frame
 
 # Numbers of clips and of frames in a figure.

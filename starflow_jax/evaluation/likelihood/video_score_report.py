@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing_folder
 from starflow_jax.core.figures import text_table
-from starflow_jax.core.files import replacing_folder
 from starflow_jax.evaluation.likelihood.video_score_plots import plot_frames, plot_token_maps
 from starflow_jax.evaluation.likelihood.video_scores import ClipLikelihood, mean_per_clip, mean_per_frame
 

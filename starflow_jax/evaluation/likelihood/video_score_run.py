@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
+from starflow_jax.evaluation.evaluation_requests import ScoreRequest
 from starflow_jax.evaluation.likelihood.scored_source import (
     OnSkipped,
     check_on_pixels,
@@ -26,7 +27,6 @@ from starflow_jax.evaluation.likelihood.video_scores import (
     score_clips,
     source_clips,
 )
-from starflow_jax.evaluation.requests import ScoreRequest
 from starflow_jax.media import read_video
 from starflow_jax.sampling.videos.video_plan import caption_reader, later_text, text_states
 from starflow_jax.sharding.layout import Layout

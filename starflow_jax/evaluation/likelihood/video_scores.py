@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import Source, bits_per_dim
 from starflow_jax.data.sources.base import CAPTION
 from starflow_jax.evaluation.likelihood.frame_likelihood import (

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import require
-from starflow_jax.evaluation.samples.chunk_folder import ChunkFolder, stored_plan
-from starflow_jax.evaluation.samples.clip_score import pair_scores
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, weights_digest
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
+from starflow_jax.evaluation.samples.features.chunk_folder import ChunkFolder, stored_plan
+from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, weights_digest
+from starflow_jax.evaluation.samples.features.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
 from starflow_jax.evaluation.samples.guidance_sweep import CaptionNetwork, Captions, ImageGenerator, pair_features
-from starflow_jax.evaluation.samples.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
-from starflow_jax.evaluation.samples.request import SampleQualityRequest
+from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
+from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
 from starflow_jax.flows.parameters import Params
 from starflow_jax.models.autoencoders import kept_autoencoder, load_autoencoder
 from starflow_jax.sampling import check_request

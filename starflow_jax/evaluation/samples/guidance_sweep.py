@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.evaluation.samples.chunk_folder import Chunk, ChunkFolder
-from starflow_jax.evaluation.samples.clip_score import pair_scores
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, Features, extract_features
-from starflow_jax.evaluation.samples.feature_statistics import FeatureStatistics, feature_statistics
-from starflow_jax.evaluation.samples.metric import compute_metrics
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.evaluation.samples.features.chunk_folder import Chunk, ChunkFolder
+from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, Features, extract_features
+from starflow_jax.evaluation.samples.features.feature_statistics import FeatureStatistics, feature_statistics
+from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
+from starflow_jax.evaluation.samples.metrics.metric import compute_metrics
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
 from starflow_jax.solvers import AnySolver

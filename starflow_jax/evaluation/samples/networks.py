@@ -7,22 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import example_spec
-from starflow_jax.evaluation.samples.chunk_folder import DIGIT_FILE, check_folder, stored_plan
-from starflow_jax.evaluation.samples.digit_classifier import digit_network
-from starflow_jax.evaluation.samples.feature_network import (
+from starflow_jax.evaluation.samples.features.chunk_folder import DIGIT_FILE, check_folder, stored_plan
+from starflow_jax.evaluation.samples.features.digit_classifier import digit_network
+from starflow_jax.evaluation.samples.features.feature_network import (
     FeatureNetwork,
     extract_features,
     inception_network,
     named_network,
     network_fingerprint,
 )
-from starflow_jax.evaluation.samples.metric import metric_spec
-from starflow_jax.evaluation.samples.network_fingerprint import matching_fingerprint
-from starflow_jax.evaluation.samples.request import SampleQualityRequest
+from starflow_jax.evaluation.samples.features.network_fingerprint import matching_fingerprint
+from starflow_jax.evaluation.samples.metrics.metric import metric_spec
+from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.distributed.agreement import on_first_process
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from starflow_jax.data import Source
 from starflow_jax.data.pipeline.content_digest import contents_digest
-from starflow_jax.evaluation.samples.class_sums import SPLITS
-from starflow_jax.evaluation.samples.feature_network import FeatureNetwork, Features, extract_features
-from starflow_jax.evaluation.samples.feature_statistics import (
+from starflow_jax.evaluation.samples.features.class_sums import SPLITS
+from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, Features, extract_features
+from starflow_jax.evaluation.samples.features.feature_statistics import (
     MAX_VECTORS,
     FeatureStatistics,
     feature_statistics,

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.source import SourceConfig
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.media import image_grid, write_png
 from starflow_jax.models.autoencoders import has_autoencoder
 from starflow_jax.sampling import class_labels, sample

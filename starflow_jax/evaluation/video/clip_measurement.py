@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.atomic_writing import replacing_folder
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import finite
-from starflow_jax.core.files import replacing_folder
-from starflow_jax.core.requests import RequestError, require
+from starflow_jax.core.request_errors import RequestError, require
+from starflow_jax.evaluation.evaluation_requests import RunRequest, VideoQualityRequest
 from starflow_jax.evaluation.likelihood.scored_source import (
     OnSkipped,
     check_on_pixels,
@@ -24,7 +25,6 @@ from starflow_jax.evaluation.likelihood.scored_source import (
 )
 from starflow_jax.evaluation.likelihood.video_score_run import video_clips
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips, source_clips
-from starflow_jax.evaluation.requests import RunRequest, VideoQualityRequest
 from starflow_jax.evaluation.video import clip_report as report
 from starflow_jax.evaluation.video.clip_metrics import ClipQuality, Tracking, clip_quality, group_figures
 from starflow_jax.flows.parameters import Params

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.core.figures import text_table
-from starflow_jax.core.files import replacing
 from starflow_jax.evaluation.video.clip_metrics import BITS, METHODS, ClipQuality
 
 _NAMES = {"centroid": "centroid (of one object)", "frame": "whole frame", "blocks": "blocks"}

@@ -14,7 +14,7 @@ import numpy as np
 
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.figures import text_table
 from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.video.psnr_ssim import psnr, ssim

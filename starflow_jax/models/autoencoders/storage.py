@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing, replacing_folder, write_text
 from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.checks import check, check_choice
-from starflow_jax.core.files import replacing, replacing_folder, write_text
 from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.patch_pca import PatchPCA
 from starflow_jax.models.autoencoders.protocol import Autoencoder, AutoencoderFormat, Identity, Params
@@ -28,7 +28,7 @@ from starflow_jax.models.autoencoders.tiled import Tiled
 from starflow_jax.models.autoencoders.wan.files import wan22_from_original
 from starflow_jax.models.autoencoders.wan.model import WanAutoencoder
 from starflow_jax.models.pretrained_folder import read_json
-from starflow_jax.tensor_formats.folders import open_folder, read_tensors, write_tensors
+from starflow_jax.tensor_formats.tensor_folders import open_folder, read_tensors, write_tensors
 
 AUTOENCODER_FILE = "autoencoder.npz"
 AUTOENCODER_FOLDER = "autoencoder"

@@ -13,7 +13,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.autoencoders.protocol import Params
-from starflow_jax.tensor_formats.folders import Tensors
+from starflow_jax.tensor_formats.tensor_folders import Tensors
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 _MOST_NAMED = 3  # names in a message

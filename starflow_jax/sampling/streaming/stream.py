@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
 from starflow_jax.flows.guidance import guidance_of
 from starflow_jax.flows.parameters import Params, split
 from starflow_jax.media import to_uint8
-from starflow_jax.sampling.images import to_pixels
+from starflow_jax.sampling.image_sampling import to_pixels
 from starflow_jax.sampling.latent_shapes import autoencoder_of
 from starflow_jax.sampling.sampling_report import report_on
 from starflow_jax.sampling.streaming.denoise_chunks import FinalFrame, FrameDenoiser, chunk_plan, frames_ahead
-from starflow_jax.sampling.videos.draw import Videos, denoise_chunks, denoise_video, frame_noise, noisy_given
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
+from starflow_jax.sampling.videos.video_sampling import Videos, denoise_chunks, denoise_video, frame_noise, noisy_given
 from starflow_jax.solvers import BlockReport
 from starflow_jax.solvers.streaming.pipeline import FrameStream
 from starflow_jax.solvers.streaming.stage_programs import partial_flow
@@ -113,7 +113,7 @@ def stream_plan(
     progress: Callable[[int], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Videos, tuple[StreamReport, ...]]:
-    """Streams the videos of a plan, batch after batch; returns the result of `videos.draw_plan` and a report per batch.
+    """Streams the videos of a plan batch by batch; returns what `draw_plan` does, and a report for each batch.
 
     Args:
       flow, key, plan: as for `draw_plan`.

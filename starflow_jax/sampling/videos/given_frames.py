@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.requests import require
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
 from starflow_jax.media import Clip, read_video
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
-from starflow_jax.sampling.requests import SampleRequest
+from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.solvers import SlidingWindow
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.models.text.templates import EXTEND, prefixed
 from starflow_jax.sampling.options import SamplingOptions
 from starflow_jax.sharding.layout import Layout

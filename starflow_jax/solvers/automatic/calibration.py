@@ -1,6 +1,6 @@
 """Measurements of solvers on the blocks of a flow, as a dataclass that is stored as JSON.
 
-`solvers.automatic.measurement` makes them, and `solvers.automatic.choice` chooses solvers from them.
+`solver_measurement` makes them, and `block_solver_choice` chooses solvers from them.
 """
 
 from __future__ import annotations

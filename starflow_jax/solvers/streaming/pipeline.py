@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import Grid, block_order

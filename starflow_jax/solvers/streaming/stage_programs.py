@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import Grid

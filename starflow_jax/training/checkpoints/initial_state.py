@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.parameters import Params, overlaid
-from starflow_jax.porting.gemma import check_deep_block, read_deep_block
+from starflow_jax.porting.gemma_layers import check_deep_block, read_deep_block
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
@@ -69,7 +69,7 @@ def first_state(config: ExperimentConfig, source: Path | str | None, layout: Lay
 
     Raises:
       ValueError: no run in that folder, a damaged one, or one of another flow; see also
-        `porting.gemma.read_deep_block`.
+        `porting.gemma_layers.read_deep_block`.
     """
     if source is None:
         state = _initialised(config, layout)

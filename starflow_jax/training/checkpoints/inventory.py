@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training.checkpoints.manager import PARTS
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, RECORDED_FIELDS

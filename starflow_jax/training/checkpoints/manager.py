@@ -29,12 +29,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from starflow_jax.core.config.autoencoder import AutoencoderExperiment
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import build, to_json
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
+from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 from starflow_jax.training.checkpoints.parts import (

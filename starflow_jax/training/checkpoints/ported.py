@@ -8,16 +8,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.files import replacing_folder, write_text
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
 from starflow_jax.flows.parameters import Params, abstract, split
 from starflow_jax.porting.fit import not_finite
-from starflow_jax.porting.names import Entry, entries, flatten, unflatten
+from starflow_jax.porting.tensor_names import Entry, entries, flatten, unflatten
 from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.tensor_formats.tensor_writing import write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
-from starflow_jax.tensor_formats.writing import write_tensors
 from starflow_jax.training.checkpoints.digests import digest_of_sums, sum_of_run
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests

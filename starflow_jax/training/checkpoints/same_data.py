@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, difference, from_values, to_values
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json, steps_in
 from starflow_jax.training.distributed.agreement import gather_texts

@@ -19,9 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.files import write_text
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training.checkpoints.digests import digest_of_sums, json_digest, sum_of_run
 from starflow_jax.training.checkpoints.parts import DIGESTS, Unusable
 from starflow_jax.training.step.optimizer import Params

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.build import from_json, to_json
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.files import write_text
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
 from starflow_jax.training.checkpoints.same_data import check_same_data
 

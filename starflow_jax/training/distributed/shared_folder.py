@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 
-from starflow_jax.core.files import replacing_folder
+from starflow_jax.core.atomic_writing import replacing_folder
 from starflow_jax.training.distributed.agreement import barrier, gather_texts
 
 
 @contextmanager
 def replacing_folder_together(path: Path) -> Iterator[Path]:
-    """`core.files.replacing_folder` for several processes that share a file system.
+    """`core.atomic_writing.replacing_folder` for several processes that share a file system.
 
     All processes write into one temporary folder, which is renamed when all of them have left the `with` block. If one
     process fails the temporary folder is removed, and the processes that still write there fail too.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starflow_jax.core.files import replacing
+from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.training.checkpoints.workdir import CSV_FILE, CURVES_FILE
 from starflow_jax.training.loop.metrics import read_metrics
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from starflow_jax.core.files import write_text
+from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.training.checkpoints.workdir import CSV_FILE, EVENTS_FOLDER
 
 FIELDS = (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from starflow_jax.flows import bits_per_dim
-from starflow_jax.training.loop.bad_examples import BadExamples
+from starflow_jax.training.loop.bad_example_counts import BadExamples
 from starflow_jax.training.loop.metrics import MetricsWriter, average
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.skipped_updates import Skips

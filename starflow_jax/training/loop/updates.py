@@ -12,8 +12,8 @@ import numpy as np
 from starflow_jax.data import Loader
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.training.loop.profile import Profiler
-from starflow_jax.training.loop.setup import Setup
 from starflow_jax.training.loop.speed import Rate
+from starflow_jax.training.loop.training_setup import Setup
 from starflow_jax.training.step.inputs import first_frames
 from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, train_steps

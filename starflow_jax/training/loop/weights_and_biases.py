@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.files import write_text
+from starflow_jax.core.atomic_writing import write_text
 
 ID_FILE = "wandb_id.txt"
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.choices import Split
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.models.autoencoders import Autoencoder, load_autoencoder
 from starflow_jax.models.autoencoders.protocol import Params

@@ -17,8 +17,8 @@ import flax.struct
 import jax
 import numpy as np
 
-from starflow_jax.core.config.experiment import ExperimentConfig
-from starflow_jax.core.config.source import SourceConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.models.text import TextEncoder, WordEncoder, caption_prompts, load_text_encoder

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.data import DataConfig
-from starflow_jax.core.config.experiment import ExperimentConfig, TextConfig
-from starflow_jax.core.config.flow import FlowConfig
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig, TextConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.mixture import Mixture, components_of, example_spec
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.models.autoencoders import Autoencoder, latent_shape
 from starflow_jax.models.text.words import WordEncoder
 from starflow_jax.sharding.layout import Layout

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from starflow_jax.core.config.train import TrainConfig
+from starflow_jax.core.config.train_config import TrainConfig
 
 Params = dict[str, Any]
 

@@ -6,10 +6,10 @@ import dataclasses
 
 from starflow_jax.core.choices import Split
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.data.sources.opening import open_source
+from starflow_jax.data.sources.source_opening import open_source
 
 
 def pixel_source(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.kernels.choice import KERNEL_PLATFORMS, target_of
+from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, target_of
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen

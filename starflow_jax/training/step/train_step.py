@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from starflow_jax.core.config.experiment import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
 from starflow_jax.flows.denoise import noise_level_weight
 from starflow_jax.flows.likelihood import objective
@@ -19,6 +19,7 @@ from starflow_jax.sharding.layout import Layout, placed
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
+from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
 from starflow_jax.training.step.optimizer import (
     DENOISER,
     Params,
@@ -28,7 +29,6 @@ from starflow_jax.training.step.optimizer import (
     keep_unless,
     update_ema,
 )
-from starflow_jax.training.step.schedule import CosineSchedule
 from starflow_jax.training.step.warp import random_warp
 
 PRIOR_RATE = 0.1

@@ -12,7 +12,7 @@ from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.models.autoencoders.torch_layout import from_tensors, to_tensors
-from starflow_jax.tensor_formats.folders import Tensors
+from starflow_jax.tensor_formats.tensor_folders import Tensors
 
 # Names in files older than the common attention module of diffusers, such as the first SD autoencoders.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

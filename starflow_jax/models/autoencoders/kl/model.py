@@ -20,7 +20,7 @@ from starflow_jax.core.config.checks import check, check_choices, check_integer,
 from starflow_jax.models.autoencoders.kl.layers import Decoder, Encoder, Sizes
 from starflow_jax.models.autoencoders.protocol import AnyArray, Params
 from starflow_jax.nn.convolution import conv
-from starflow_jax.nn.parameters import drawn, merge, split
+from starflow_jax.nn.module_parameters import drawn, merge, split
 
 # Bounds of the log-variance, as in the released code of latent diffusion.
 _LOGVAR = (-30.0, 20.0)

@@ -25,7 +25,7 @@ from starflow_jax.models.autoencoders.wan.decoder import Decoder
 from starflow_jax.models.autoencoders.wan.encoder import Encoder
 from starflow_jax.models.autoencoders.wan.layers import Past
 from starflow_jax.nn.linear import Compute
-from starflow_jax.nn.parameters import merge, split
+from starflow_jax.nn.module_parameters import merge, split
 
 
 class WanNetworks(nnx.Module):

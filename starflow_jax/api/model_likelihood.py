@@ -1,0 +1,139 @@
+"""Exact log-likelihoods of data under a trained model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.evaluation.likelihood.image_likelihood import dequantised
+from starflow_jax.flows import bits
+from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.parameters import split
+from starflow_jax.sampling.image_requests import SampledImages
+from starflow_jax.sampling.loaded_run import Run
+from starflow_jax.sampling.ranking import log_likelihoods
+from starflow_jax.sampling.video_requests import SampledVideos
+from starflow_jax.sampling.videos.video_plan import text_states
+from starflow_jax.training.step.inputs import condition, open_source
+
+# Labels int [n], captions, or text states [n, L, text_dim].
+Condition = Sequence[int] | Sequence[str] | np.ndarray | jax.Array
+
+
+def log_prob(
+    model: Run | Flow,
+    x: SampledImages | SampledVideos | np.ndarray | jax.Array,
+    cond: Condition | None = None,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray | jax.Array:
+    """The exact log-likelihood log p(x | cond) of every example, in nats.
+
+    Args:
+      model: a trained model, or a flow. `Flow.log_prob` is called for a flow, and may be traced.
+      x: float [n, H, W, C] or [n, T, H, W, C] in the units of the flow: about [-1, 1], or latents. A model that was
+        trained with Gaussian noise gives the density of noisy data. What `sample` returns is scored as the flow drew
+        it, before denoising, with its own condition; the density of videos excludes given frames.
+      cond: class labels [n], -1 for none; n captions; or text states [n, L, text_dim]. None for no condition.
+      batch_size: examples scored at a time; not used for a flow.
+
+    Returns:
+      float32 [n].
+
+    Raises:
+      ValueError: x or cond does not fit the model.
+    """
+    sampled = isinstance(x, SampledImages | SampledVideos)
+    check(not sampled or cond is None, "cond must be None for samples, which hold their condition")
+    if isinstance(model, Flow):
+        check(not sampled, "x must be an array where model is a flow, got samples")
+        return model.log_prob(jnp.asarray(x), None if cond is None else jnp.asarray(cond))
+    score = functools.partial(log_likelihoods, model.params, model.config.flow, batch_size=batch_size)
+    if isinstance(x, SampledImages):
+        return score(x.samples.noisy, x.cond)[x.kept]
+    if isinstance(x, SampledVideos):
+        plan = x.plan
+        given, window, later = plan.given_frames, plan.kind.window, plan.later_text
+        return score(x.samples.x, x.samples.text, given=given, window=window, later_cond=later)[x.kept]
+    x = np.asarray(x)
+    check(x.dtype.kind == "f", f"x must be floating point (bits_per_dim takes integer images), got {x.dtype}")
+    return score(x, _condition(model, cond, len(x)))
+
+
+def bits_per_dim(
+    model: Run | Flow,
+    images: np.ndarray | jax.Array,
+    cond: Condition | None = None,
+    *,
+    levels: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Bits/dim of integer images: a bound on their code length, by uniform dequantisation.
+
+    Args:
+      model: a trained model on pixels, or a flow.
+      images: integers [n, H, W, C], 0 to levels - 1.
+      cond: as for `log_prob`.
+      levels: the number of values of a pixel. None takes that of the data of a run, and 256 for a flow.
+      draws: how often every image is dequantised; their log-likelihoods are averaged.
+      seed: of the dequantisation noise.
+      batch_size: images scored at a time.
+
+    Returns:
+      float64 [n]; lower is better.
+
+    Raises:
+      ValueError: images or cond that do not fit the model, or a model on latents.
+    """
+    images = np.asarray(images)
+    check_integer("draws", draws, minimum=1)
+    check(images.dtype.kind in "iu", f"images must be integers, got {images.dtype}")
+    config = model.config.flow if isinstance(model, Run) else model.config
+    if isinstance(model, Run):
+        data = model.config.data
+        check(not data.on_latents, "model must be of pixels, got one of latents, which have no integer levels")
+        levels = _levels(model.config) if levels is None else levels
+        params, cond = model.params, _condition(model, cond, len(images))
+    else:
+        levels, params = 256 if levels is None else levels, split(model)[1]
+    check_integer("levels", levels, minimum=2)
+    lowest, highest = int(images.min()), int(images.max())
+    wrong = lowest if lowest < 0 else highest
+    check(lowest >= 0 and highest < levels, f"images must hold values from 0 to {levels - 1}, got {wrong}")
+    places, key = jnp.arange(len(images)), jax.random.key(seed)
+    total = np.zeros(len(images))
+    for draw in range(draws):
+        x = np.asarray(dequantised(key, jnp.asarray(images), places, draw, levels))
+        known = None if cond is None else np.asarray(cond)
+        total += np.asarray(log_likelihoods(params, config, x, known, batch_size=batch_size), np.float64)
+    return np.asarray(bits.bits_per_dim(total / draws, images[0].size, levels))
+
+
+def _levels(config: ExperimentConfig) -> int:
+    """The number of levels of a pixel: as a run recorded it, or, for a run of version 0.1, as its source has it."""
+    if config.data.levels is not None:
+        return config.data.levels
+    return open_source(config.data, "test", flow=config.flow, text=config.text).levels
+
+
+def _condition(run: Run, cond: Condition | None, count: int) -> np.ndarray | None:
+    """What the flow reads for `count` examples: labels int32 [n], text states float32 [n, L, text_dim], or None."""
+    reads_captions = run.config.text is not None or run.config.data.text_encoder is not None
+    if cond is None:
+        cond = [""] * count if reads_captions else np.full(count, -1, np.int32)
+    check(not isinstance(cond, str) and len(cond) == count, f"cond must be one for each of the {count} examples of x")
+    if isinstance(cond[0], str):
+        return text_states(run.config, [str(text) for text in cond])
+    values = np.asarray(cond)
+    if values.ndim == 3:
+        return values
+    states = condition(jnp.asarray(values, jnp.int32), run.config.flow)
+    return None if states is None else np.asarray(states)

@@ -1,0 +1,166 @@
+"""Configuration of an experiment: the flow, its data, its training, sampling and evaluation.
+
+Every dataclass validates its own fields; `ExperimentConfig` also validates their combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from starflow_jax.core.choices import Denoise
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.mesh_config import MeshConfig
+from starflow_jax.core.config.train_config import TrainConfig
+from starflow_jax.core.registries import SOLVERS
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Captions of a small vocabulary; each word is a one-hot text state (`models.text.words`).
+
+    Attributes:
+      vocabulary: the `flow.text_dim` words; captions are padded to `flow.text_length` words.
+    """
+
+    vocabulary: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check(len(self.vocabulary) > 0, "vocabulary must hold at least one word, got none")
+        for word in self.vocabulary:
+            check(word.split() == [word], f"vocabulary must hold single words, got {word!r}")
+        twice = {word for word in self.vocabulary if self.vocabulary.count(word) > 1}
+        check(not twice, f"vocabulary must hold every word once, got {', '.join(sorted(twice))} again")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Default options of sampling, which a call may override.
+
+    Attributes:
+      num: number of images; guidance: weight w of classifier-free guidance, 0 for none.
+      solver: the solver that inverts blocks, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
+      temperature: factor of the noise z.
+      denoise: the method that removes the training noise, "none", "score" or "learned".
+    """
+
+    num: int = 64
+    guidance: float = 0.0
+    solver: str = "sequential"
+    temperature: float = 1.0
+    denoise: Denoise = "none"
+
+    def __post_init__(self) -> None:
+        check_integer("num", self.num, minimum=1)
+        check_real("guidance", self.guidance, minimum=0.0)
+        check_real("temperature", self.temperature, minimum=0.0)
+        check_choices(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on held-out images.
+
+    Attributes:
+      draws: number of independent samples of the dequantisation noise.
+      batch_size: images per batch.
+      held_out: number of images or clips that are evaluated during training (`train.evaluate_every`).
+    """
+
+    draws: int = 4
+    batch_size: int = 256
+    held_out: int = 512
+
+    def __post_init__(self) -> None:
+        check_integer("draws", self.draws, minimum=1)
+        check_integer("held_out", self.held_out, minimum=1)
+        check_integer("batch_size", self.batch_size, minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, with everything that determines its results.
+
+    Attributes:
+      name: name of the experiment; flow, data, train, sample, evaluate: its parts.
+      mesh: layout of a run over devices; it affects speed, not results.
+      text: vocabulary of captions; None for a flow without captions of a small vocabulary.
+      seed: of the initial parameters, the order of the data, and all noise; 0 to 2**32 - 1.
+    """
+
+    name: str
+    flow: FlowConfig
+    data: DataConfig
+    train: TrainConfig
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    text: TextConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, minimum=0)
+        check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
+        # A trained run, whose levels are recorded, may name a solver of an experiment file that is not imported here.
+        if self.data.levels is None:
+            SOLVERS.check("sample.solver", self.sample.solver)
+        words = None if self.text is None else len(self.text.vocabulary)
+        check(
+            words in (None, self.flow.text_dim),
+            f"flow.text_dim must be the {words} words of text.vocabulary, got {self.flow.text_dim}",
+        )
+        parts = (self.data, *self.data.mixture)
+        worded = [part.source for part in parts if part.traits.captions == "words"]
+        check(
+            words is not None or not worded,
+            f"text.vocabulary is needed for the captions of data.source {', '.join(map(repr, worded))}, got text=None",
+        )
+        self._check_text_encoder()
+        for part in self.data.mixture:
+            check(
+                (part.batch_size or 0) % self.train.accumulate == 0,
+                "train.accumulate must divide every batch size of data.mixture, "
+                f"got accumulate={self.train.accumulate} for a batch of {part.batch_size}",
+            )
+        longest = max((frames for _, frames, _ in self.train.curriculum), default=0)
+        check(
+            longest <= self.data.frames,
+            f"train.curriculum must have at most data.frames={self.data.frames} frames, got {longest}",
+        )
+        check(
+            self.train.language_model is None or self.flow.language_model is not None,
+            f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
+        )
+        gaussian = self.data.noise == "gaussian"
+        has_denoiser = self.flow.denoiser is not None
+        check(
+            gaussian or not has_denoiser,
+            f"flow.denoiser needs data.noise 'gaussian' (it learns to remove it), got {self.data.noise!r}",
+        )
+        check(
+            gaussian or not self.train.noise_weight,
+            f"train.noise_weight needs data.noise 'gaussian', got {self.data.noise!r}",
+        )
+        check(
+            self.data.label_drop == 0 or self.flow.num_classes > 0 or self.flow.text_dim > 0,
+            f"data.label_drop needs flow.num_classes or flow.text_dim above 0, got label_drop={self.data.label_drop}",
+        )
+        check(
+            self.sample.denoise != "learned" or has_denoiser,
+            "sample.denoise 'learned' needs flow.denoiser, got None",
+        )
+        check(
+            self.sample.denoise == "none" or gaussian,
+            f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
+        )
+
+    def _check_text_encoder(self) -> None:
+        path = self.data.text_encoder
+        if path is None:
+            return
+        check(self.text is None, f"text must be None with data.text_encoder {path!r}, got a vocabulary")
+        check(self.flow.text_dim > 0, f"data.text_encoder needs flow.text_dim above 0, got 0 for {path!r}")
+        parts = self.data.mixture or (self.data,)
+        without = sorted({part.source for part in parts if part.traits.captions == "none"})
+        check(not without, f"data.text_encoder reads captions, of which data.source {without} has none")

@@ -1,0 +1,351 @@
+"""Configuration of a flow: one frozen dataclass that validates its fields.
+
+Everything that changes the parameters or the arithmetic of a flow is a field of it. Options of a single call (solver,
+guidance, number of frames, aspect ratio) are arguments of that call instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from starflow_jax.core.choices import Dtype
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of pre-norm transformer layers with all sizes resolved.
+
+    Attributes:
+      width: channels of the residual stream.
+      layers: number of layers; 0 makes the enclosing block the identity map.
+      heads, kv_heads, head_dim: query heads, key/value heads (grouped-query attention), channels of a head.
+      expansion: ratio of the hidden channels of the MLP to ``width``.
+      mlp: "gelu" (Linear, exact GELU, Linear) or "gated" (down(gelu_tanh(gate(h)) * up(h))).
+      norm: "layer" (eps 1e-5) or "rms" (eps 1e-6, gain 1 + weight).
+      qk_norm, post_norm, final_norm: RMSNorm on queries and keys, on both branch outputs, on the last hidden state.
+      bias: biases of the qkv, output and MLP projections.
+      rope: "none", "axial" (row, column and, if the model has one, a third axis) or "1d" (text, then tokens).
+      rope_pairs: "adjacent" rotates channels (2k, 2k+1), "half" rotates (k, k + head_dim/2).
+    """
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    expansion: int = 4
+    mlp: Literal["gelu", "gated"] = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    qk_norm: bool = False
+    post_norm: bool = False
+    final_norm: bool = False
+    bias: bool = True
+    rope: Literal["none", "axial", "1d"] = "none"
+    rope_pairs: Literal["adjacent", "half"] = "adjacent"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "kv_heads", "head_dim", "expansion"):
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("layers", self.layers, minimum=0)
+        check_choices(self)
+        check(
+            self.heads % self.kv_heads == 0,
+            f"kv_heads must divide heads, got kv_heads={self.kv_heads} and heads={self.heads}",
+        )
+        if self.rope != "none":
+            check(self.head_dim % 2 == 0, f"head_dim must be even for rotary positions, got {self.head_dim}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig:
+    """The learned denoiser D(x, text) of STARFlow-V (specification, section 6), as wide as the shallow blocks.
+
+    Attributes:
+      layers: transformer layers.
+      conditional: whether it reads the text.
+      look_ahead: A; query frame q sees key frames up to q + A - 1. None: all later frames.
+      window: R; query frame q sees key frames from q + A - 1 - R. None: all earlier frames.
+    """
+
+    layers: int = 8
+    conditional: bool = True
+    look_ahead: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("denoiser.layers", self.layers, minimum=1)
+        if self.look_ahead is not None:
+            check_integer("denoiser.look_ahead", self.look_ahead, minimum=1)
+        if self.window is not None:
+            check_integer("denoiser.window", self.window, minimum=1)
+            check(
+                self.look_ahead is not None,
+                f"denoiser.window ({self.window}) needs denoiser.look_ahead, which is None",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """A stack of autoregressive affine blocks; block 0 is nearest the data, and the last block is the deep one.
+
+    Attributes:
+      family: "starflow" or "tarflow"; determines the order of a token's channels ((p1, p2, C) or (C, p1, p2)), the
+        kind of guidance, and whether the flow has a prior variance (TARFlow).
+      channels: channels C of the data; image_size: rows and columns of training images (an int means a square).
+      patch_size: p; a token holds C * p * p channels.
+      width, deep_width: residual channels of the shallow blocks and of the deep block (None: the same).
+      num_blocks: K; layers_per_block: one number for all blocks, or K numbers (0: identity block).
+      head_dim, heads, kv_heads: as in TransformerConfig; heads None means width / head_dim, kv_heads None means heads.
+      order: "R2L" or "L2R"; determines which blocks reverse the tokens (specification, section 1.2).
+      scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
+      soft_clip: s of s * tanh(out / s); 0 turns it off.
+      sos: whether there is a learned start token; without it the output is shifted by one.
+      rope: whether positions are rotary; otherwise they are learned. rope_axes: 2 or 3; None means 3 if the model has a
+        text length or temporal causality, else 2. pt_seq_len: number of rows (and of columns) that positions span; None
+        means image_size / patch_size.
+      text_dim, text_length: width and trained length of the text states; 0 for a model without text.
+      num_classes: size of the class embedding (TARFlow); 0 for none.
+      cond_top_only: whether only the deep block reads the text.
+      temporal_causal: whether blocks that reverse the tokens keep the frames in order.
+      shallow_local: whether shallow blocks process each frame separately.
+      denoiser: the learned denoiser, if the model has one.
+      language_model: a deep block with the architecture of a pretrained language model (no text projection, 1-D
+        positions).
+      dropout: dropout rate on the two residual branches in training.
+      dtype: compute dtype of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
+        on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
+      remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer).
+      kernels: of attention and of the Jacobi update: "auto" uses Pallas kernels where they are known to be faster
+        (`kernels/kernel_choice.py`), "xla" never uses them, and "pallas" always uses them or raises an error with the
+        reason.
+    """
+
+    channels: int
+    image_size: int | tuple[int, int]
+    width: int
+    num_blocks: int
+    layers_per_block: int | tuple[int, ...]
+    family: Literal["starflow", "tarflow"] = "starflow"
+    patch_size: int = 1
+    deep_width: int | None = None
+    head_dim: int = 64
+    heads: int | None = None
+    kv_heads: int | None = None
+    expansion: int = 4
+    mlp: Literal["gelu", "gated"] = "gelu"
+    norm: Literal["layer", "rms"] = "layer"
+    qk_norm: bool = False
+    post_norm: bool = False
+    final_norm: bool = False
+    bias: bool = True
+    order: Literal["R2L", "L2R"] = "R2L"
+    scale: Literal["softplus", "exp", "unit"] = "exp"
+    soft_clip: float = 0.0
+    sos: bool = False
+    rope: bool = False
+    rope_axes: Literal[2, 3] | None = None
+    rope_pairs: Literal["adjacent", "half"] = "adjacent"
+    pt_seq_len: int | None = None
+    text_dim: int = 0
+    text_length: int = 0
+    num_classes: int = 0
+    cond_top_only: bool = False
+    temporal_causal: bool = False
+    shallow_local: bool = False
+    denoiser: DenoiserConfig | None = None
+    language_model: TransformerConfig | None = None
+    dropout: float = 0.0
+    dtype: Dtype = "float32"
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
+    remat: Literal["none", "attention", "mlp", "block"] = "none"
+    kernels: Literal["auto", "xla", "pallas"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_fields()
+        self._check_switches()
+        for block in self.blocks:  # building the property validates the transformer of every block
+            if block.rope == "axial":
+                self._check_axial(block.head_dim)
+
+    def _check_fields(self) -> None:
+        check_choices(self)
+        for name in ("channels", "patch_size", "width", "num_blocks", "head_dim", "expansion"):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("deep_width", "heads", "kv_heads", "pt_seq_len"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), minimum=1)
+        for name in ("text_dim", "text_length", "num_classes"):
+            check_integer(name, getattr(self, name), minimum=0)
+        for name, value in zip(("image_size rows", "image_size columns"), self.image_shape, strict=True):
+            check_integer(name, value, minimum=1)
+            check(
+                value % self.patch_size == 0,
+                f"patch_size must divide image_size, got patch_size={self.patch_size} and image_size={self.image_size}",
+            )
+        layers = self.layers_per_block if isinstance(self.layers_per_block, tuple) else (self.layers_per_block,)
+        for count in layers:
+            check_integer("layers_per_block", count, minimum=0)
+        check(
+            len(layers) in (1, self.num_blocks),
+            f"layers_per_block must have 1 or num_blocks={self.num_blocks} entries, got {len(layers)}: {layers}",
+        )
+        check_real("soft_clip", self.soft_clip, minimum=0.0)
+        check_real("dropout", self.dropout, minimum=0.0)
+        check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")
+
+    def _check_switches(self) -> None:
+        check(
+            (self.text_dim > 0) == (self.text_length > 0),
+            f"text_dim and text_length go together, got text_dim={self.text_dim} and text_length={self.text_length}",
+        )
+        check(
+            not (self.text_dim and self.num_classes),
+            f"a flow reads text or a class, not both, got text_dim={self.text_dim} and num_classes={self.num_classes}",
+        )
+        check(
+            self.text_dim > 0 or not self.cond_top_only,
+            "cond_top_only needs text, got text_dim=0",
+        )
+        if self.family == "tarflow":
+            for name in (
+                "text_dim",
+                "sos",
+                "rope",
+                "temporal_causal",
+                "shallow_local",
+                "denoiser",
+                "language_model",
+            ):
+                check(not getattr(self, name), f"{name} belongs to family 'starflow', got family 'tarflow'")
+            check(
+                self.scale in ("exp", "unit"),
+                f"scale must be 'exp' or 'unit' in family 'tarflow', got '{self.scale}'",
+            )
+        else:
+            check(self.num_classes == 0, f"num_classes belongs to family 'tarflow', got {self.num_classes}")
+            check(self.scale != "unit", "scale 'unit' belongs to family 'tarflow', got family 'starflow'")
+        check(
+            self.rope or self.rope_axes is None,
+            f"rope_axes={self.rope_axes} needs rope=True, got rope=False",
+        )
+        if self.rope_axes == 2:
+            check(
+                not self.text_dim and not self.temporal_causal,
+                "rope_axes must be 3 in a model with text or temporal causality, got 2",
+            )
+        if self.language_model is not None:
+            check(self.rope, "language_model needs rope=True, got rope=False")
+            check(
+                self.text_dim == self.language_model.width,
+                f"text_dim must equal language_model.width={self.language_model.width} (there is no text projection), "
+                f"got {self.text_dim}",
+            )
+            last = self.layers_per_block if isinstance(self.layers_per_block, int) else self.layers_per_block[-1]
+            check(
+                last == self.language_model.layers,
+                f"the last of layers_per_block must be language_model.layers={self.language_model.layers}, got {last}",
+            )
+            check(
+                self.deep_width in (None, self.language_model.width),
+                f"deep_width must be None or language_model.width={self.language_model.width}, got {self.deep_width}",
+            )
+            check(
+                self.language_model.rope == "1d",
+                f"language_model.rope must be '1d', got '{self.language_model.rope}'",
+            )
+        if self.denoiser is not None:
+            check(self.rope, "denoiser needs rope=True, got rope=False")
+            check(
+                not self.denoiser.conditional or self.text_dim > 0,
+                "denoiser.conditional needs text, got text_dim=0",
+            )
+
+    def _check_axial(self, head_dim: int) -> None:
+        half = head_dim // 2
+        if self.axes == 3:
+            check(
+                half > 8 and (half - 8) % 2 == 0,
+                f"head_dim must be 4k >= 20 for three rotary axes (8 angles for the third), got {head_dim}",
+            )
+        else:
+            check(half % 2 == 0, f"head_dim must be a multiple of 4 for two rotary axes, got {head_dim}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of the data."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of an image of the training size."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def token_channels(self) -> int:
+        """Channels of a token, c = C * p * p."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def axes(self) -> int:
+        """Number of rotary axes: 2 (row, column) or 3 (row, column, text or frame)."""
+        return self.rope_axes or (3 if self.text_length or self.temporal_causal else 2)
+
+    @property
+    def position_span(self) -> int:
+        """Number of rows (and of columns) that the rotary positions of a square image span."""
+        return self.pt_seq_len or self.grid[0]
+
+    def _transformer(self, width: int, layers: int) -> TransformerConfig:
+        if self.heads is None:
+            check(
+                width % self.head_dim == 0,
+                f"head_dim must divide width unless heads is given, got head_dim={self.head_dim} and width={width}",
+            )
+        heads = self.heads or width // self.head_dim
+        return TransformerConfig(
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=self.kv_heads or heads,
+            head_dim=self.head_dim,
+            expansion=self.expansion,
+            mlp=self.mlp,
+            norm=self.norm,
+            qk_norm=self.qk_norm,
+            post_norm=self.post_norm,
+            final_norm=self.final_norm,
+            bias=self.bias,
+            rope="axial" if self.rope else "none",
+            rope_pairs=self.rope_pairs,
+        )
+
+    @property
+    def blocks(self) -> tuple[TransformerConfig, ...]:
+        """The transformer of each block; block 0 is nearest the data."""
+        layers = self.layers_per_block if isinstance(self.layers_per_block, tuple) else (self.layers_per_block,)
+        layers = layers * self.num_blocks if len(layers) == 1 else layers
+        shallow = tuple(self._transformer(self.width, count) for count in layers[:-1])
+        deep = self.language_model or self._transformer(self.deep_width or self.width, layers[-1])
+        return (*shallow, deep)
+
+    @property
+    def denoiser_transformer(self) -> TransformerConfig:
+        """The transformer of the learned denoiser."""
+        check(self.denoiser is not None, "denoiser is None: this flow has no learned denoiser")
+        return self._transformer(self.width, self.denoiser.layers)  # type: ignore[union-attr]
+
+    def reads_backwards(self, block: int) -> bool:
+        """Whether a block reverses the tokens (specification, section 1.2)."""
+        return (block % 2 == 1) == (self.order == "R2L")
+
+    def is_conditioned(self, block: int) -> bool:
+        """Whether a block reads the text."""
+        return self.text_dim > 0 and (block == self.num_blocks - 1 or not self.cond_top_only)
+
+    def is_local(self, block: int) -> bool:
+        """Whether a block processes each frame of a video separately."""
+        return self.shallow_local and block < self.num_blocks - 1

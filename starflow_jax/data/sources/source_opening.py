@@ -1,0 +1,59 @@
+"""Opens the source that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starflow_jax.core.choices import Split
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import TextConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.source_config import SourceConfig
+from starflow_jax.core.registries import SOURCES
+from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.source_request import SourceRequest
+from starflow_jax.models.text import CaptionReader, WordEncoder, load_caption_reader
+
+__all__ = ["Split", "open_source"]
+
+
+def open_source(
+    config: SourceConfig, split: Split, *, flow: FlowConfig | None = None, text: TextConfig | None = None
+) -> Source:
+    """Opens one split of the source that `config.source` names in the registry `SOURCES`.
+
+    Moving digits take the sizes of the canvas and of captions from `flow`; digits are enlarged to a `flow.image_size`
+    that is a multiple of their 8 pixels; images and videos are resized to `flow.image_size` or to the buckets.
+
+    Args:
+      config: one source, or the data of an experiment.
+      flow: the flow that reads the examples.
+      text: its vocabulary. Without it, and without `text_encoder`, captions are not read.
+
+    Raises:
+      ValueError: the source is not registered, or its files are missing, unreadable or of another kind, or it needs a
+        flow.
+    """
+    noise_std, label_drop = (config.noise_std, config.label_drop) if isinstance(config, DataConfig) else (0.0, 0.0)
+    request = SourceRequest(
+        split,
+        flow,
+        text,
+        noise_std,
+        label_drop if split == "train" else 0.0,
+        _caption_reader(config, flow, text),
+    )
+    return SOURCES.get(config.source)(config, request)
+
+
+def _caption_reader(config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None) -> CaptionReader | None:
+    """The vocabulary, or the tokenizer of `data.text_encoder`."""
+    if flow is None:
+        return None
+    if text is not None:
+        return WordEncoder(text.vocabulary, flow.text_length)
+    if not isinstance(config, DataConfig) or config.text_encoder is None:
+        return None
+    if all(part.source == "latents" for part in (config.mixture or (config,))):
+        return None  # their text states were computed by `starflow encode`
+    return load_caption_reader(Path(config.text_encoder), flow.text_length)

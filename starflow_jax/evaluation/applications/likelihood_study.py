@@ -1,0 +1,249 @@
+"""Five applications of exact likelihood, on a run on small images, each with numbers and data for plots.
+
+Every function takes a `StudiedRun` and returns an `Outcome`, whose `figures` are plain values and whose `shown` is the
+input of `study_plots`. log p(x) sums over equally likely classes, and averages densities over draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.data import bits_per_dim, quantise
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.filtering import Contaminated, contaminate, filtering, suspicion_scores
+from starflow_jax.evaluation.applications.memorisation import Copying, Membership, Nearest, nearest
+from starflow_jax.evaluation.applications.other_images import other_images
+from starflow_jax.evaluation.applications.out_of_distribution import TrainingStatistics, detect, ood_scores
+from starflow_jax.evaluation.likelihood.bayes_classifier import bayes_accuracy, classify, log_mean_exp
+from starflow_jax.evaluation.likelihood.image_likelihood import log_probs
+from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.sampling import sample
+from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+from starflow_jax.training.step.inputs import condition
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StudiedRun:
+    """A run, and its images.
+
+    Attributes:
+      params, config: of the run; train, test: its images, in memory.
+      key: of all noise; draws: of the dequantisation noise, for every image.
+    """
+
+    params: Params
+    config: ExperimentConfig
+    train: ArraySource
+    test: ArraySource
+    key: jax.Array
+    draws: int
+
+    def class_log_probs(self, source: ArraySource, stream: int) -> np.ndarray:
+        """log p(x | y) in nats, [draws, n, classes]; without classes [draws, n, 1]; -inf where it overflows."""
+        classes = self.config.flow.num_classes or self.config.flow.text_dim
+        labels = np.arange(min(classes, source.num_classes) if classes else 1, dtype=np.int32)
+        key = jax.random.fold_in(self.key, stream)
+        found = log_probs(self.params, self.config.flow, source, key, draws=self.draws, labels=labels)
+        return np.where(np.isfinite(found), found, -np.inf)
+
+    def bits(self, class_log_probs: np.ndarray, source: ArraySource) -> np.ndarray:
+        """-log2 p(x) of integer images, the class summed out, float64 [n]."""
+        log_p = np.logaddexp.reduce(log_mean_exp(class_log_probs), axis=1) - math.log(class_log_probs.shape[2])
+        dims = source.images[0].size
+        return np.asarray(bits_per_dim(log_p, dims, source.levels) * dims)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """The outcome of one application: its name, numbers as plain values, and the data of its plot."""
+
+    name: str
+    figures: dict[str, Any]
+    shown: Mapping[str, Any]
+
+
+def classification(run: StudiedRun, found: np.ndarray) -> Outcome:
+    """Classification of held-out images by the Bayes rule, and the calibration of its probabilities.
+
+    The expected calibration error is the mean, over ten bins of the winning class's probability weighted by their
+    images, of |share that is right - mean probability| (Guo et al., arXiv 1706.04599).
+
+    Args:
+      found: log p(x | y) of `run.test`, [draws, n, classes].
+    """
+    labels = run.test.labels
+    accuracy = bayes_accuracy(found, labels)
+    by_class = log_mean_exp(found)
+    evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
+    # An image with zero density under all classes gets a uniform posterior.
+    known = np.isfinite(evidence)
+    posterior = np.where(known, np.exp(by_class - np.where(known, evidence, 0.0)), 1.0 / by_class.shape[1])
+    read, sure = classify(found), posterior.max(axis=1)
+    bins = np.minimum((sure * 10).astype(int), 9)
+    gaps = [abs(float((read == labels)[bins == b].sum() - sure[bins == b].sum())) for b in range(10)]
+    figures = {"accuracy": dataclasses.asdict(accuracy), "calibration_error": sum(gaps) / len(labels)}
+    wrong = np.flatnonzero(read != labels)
+    shown = {"wrong": wrong[np.argsort(-sure[wrong])], "least_sure": np.argsort(sure), "read": read, "sure": sure}
+    return Outcome("classification", figures, shown)
+
+
+def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) -> Outcome:
+    """AUROC of four scores on out-of-distribution images.
+
+    Args:
+      train, test: log p(x | y) of `run.train` and `run.test`.
+    """
+    familiar = TrainingStatistics.from_training(run.train, run.bits(train, run.train))
+    held_out = (run.test, run.bits(test, run.test))
+    others = {
+        name: (source, run.bits(run.class_log_probs(source, 100 + number), source))
+        for number, (name, source) in enumerate(other_images(run.test).items())
+    }
+    rows = [row.to_dict() for row in detect(familiar, held_out, others)]
+    scores = {"held out": ood_scores(familiar, *held_out)}
+    scores |= {name: ood_scores(familiar, *pair) for name, pair in others.items()}
+    images = {"held out": run.test.images} | {name: source.images for name, (source, _) in others.items()}
+    finite = held_out[1][np.isfinite(held_out[1])]
+    mean = float(finite.mean()) if len(finite) else math.inf
+    lost = len(held_out[1]) - len(finite)
+    figures = {"held_out_bits_per_dim": mean / run.test.images[0].size, "held_out_not_finite": lost, "sets": rows}
+    return Outcome("out_of_distribution", figures, {"scores": scores, "images": images})
+
+
+def data_filtering(run: StudiedRun, *, mislabelled: float = 0.1, damaged: float = 0.05) -> Outcome:
+    """Held-out images with some wrong labels and some damaged ones, ranked by likelihood."""
+    made: Contaminated = contaminate(run.test, mislabelled=mislabelled, damaged=damaged)
+    found = run.class_log_probs(made.source, 2)
+    figures = {"examples": len(made.source), "rows": [row.to_dict() for row in filtering(made, found)]}
+    scores = suspicion_scores(found, made.source.labels)
+    return Outcome("filtering", figures, {"made": made, "scores": scores, "read": classify(found)})
+
+
+def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> Outcome:
+    """Accuracy of an independent classifier on samples of every class, and on the likeliest of them.
+
+    The classifier is a support-vector machine on pixels, fitted on the training images. Ranking reduces the diversity,
+    the mean distance (root mean square of pixels) between two selected images of a class.
+
+    Raises:
+      ValueError: a flow without classes, or numbers out of range.
+    """
+    check_integer("candidates", candidates, minimum=2)
+    flow = run.config.flow
+    classes = min(flow.num_classes or flow.text_dim, run.train.num_classes)
+    check(classes > 1, "ranked sampling needs a run with classes, got one without")
+    labels = np.repeat(np.arange(classes, dtype=np.int32), candidates)
+    drawn = sample(run.params, run.config, jax.random.fold_in(run.key, 3), labels, guidance=0.0, temperature=1.0)
+    cond = np.asarray(condition(jnp.asarray(labels), flow))
+    scores = log_likelihoods(run.params, flow, drawn.noisy, cond)
+    best = likeliest(scores, candidates, keep)
+    worst = likeliest(-scores, candidates, keep)
+    right = _judge(run.train)(_levels(run, drawn.x)) == labels
+    picks = {"all": np.arange(len(labels)), "likeliest": best, "least likely": worst}
+    rows = []
+    for name, places in picks.items():
+        share = float(right[places].mean())
+        rows.append(
+            {
+                "kept": name,
+                "pictures": len(places),
+                "recognised": share,
+                "error": math.sqrt(share * (1 - share) / len(places)),
+                "diversity": _diversity(drawn.x[places].reshape(classes, -1, drawn.x[0].size)),
+            }
+        )
+    figures = {"candidates": candidates, "keep": keep, "rows": rows}
+    return Outcome("ranked_sampling", figures, {"drawn": drawn, "best": best, "worst": worst, "right": right})
+
+
+def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, drawn: Any) -> Outcome:
+    """Membership by likelihood, and the nearest training image of every sample, in pixels and in latents.
+
+    Args:
+      train, test: log p(x | y) of `run.train` and `run.test`; drawn: `sampling.Samples` of the run.
+    """
+    labels = np.where(drawn.labels < 0, 0, drawn.labels)
+    queries = {"samples": (_levels(run, drawn.x), labels), "held_out": (run.test.images, run.test.labels)}
+    codes = _latents(run, run.train.images, run.train.labels)
+    by_pixels: dict[str, Nearest] = {}
+    by_latents: dict[str, Nearest] = {}
+    classes = run.config.flow.num_classes or run.config.flow.text_dim
+    for name, (images, of_images) in queries.items():
+        by_pixels[name] = nearest(_signed(run, images), _signed(run, run.train.images))
+        # Latents under different conditions are not comparable, so that only images of one class are compared.
+        same = of_images[:, None] == run.train.labels if classes else None
+        by_latents[name] = nearest(_latents(run, images, of_images), codes, same=same)
+    dims = run.train.images[0].size
+    figures = {
+        "membership": Membership.from_bits(
+            run.bits(train, run.train) / dims, run.bits(test, run.test) / dims
+        ).to_dict(),
+        "pixels": Copying.from_distances(by_pixels["samples"].distance, by_pixels["held_out"].distance).to_dict(),
+        "latents": Copying.from_distances(by_latents["samples"].distance, by_latents["held_out"].distance).to_dict(),
+        "samples": len(labels),
+    }
+    shown = {"samples": queries["samples"][0], "by_pixels": by_pixels, "by_latents": by_latents}
+    return Outcome("memorisation", figures, shown)
+
+
+def _judge(train: ArraySource) -> Any:
+    """A classifier of integer images, from the first 5,000 training images."""
+    from sklearn.svm import SVC
+
+    flat = train.images[:5000].reshape(min(len(train), 5000), -1) / (train.levels - 1)
+    model = SVC(C=10.0, gamma="scale").fit(flat, train.labels[:5000])
+    return lambda images: model.predict(images.reshape(len(images), -1) / (train.levels - 1))
+
+
+def _diversity(groups: np.ndarray) -> float:
+    """Mean root-mean-square distance of two members of a group, of groups [g, k, D]."""
+    distances = []
+    for group in groups:
+        one, other = np.triu_indices(len(group), 1)
+        distances.append(np.sqrt(((group[one] - group[other]) ** 2).mean(axis=1)).mean())
+    return float(np.mean(distances))
+
+
+def _levels(run: StudiedRun, x: np.ndarray) -> np.ndarray:
+    """Samples as integer levels, uint8."""
+    x = np.nan_to_num(x, nan=-1.0)
+    levels = run.train.levels
+    if run.config.data.noise == "gaussian":
+        return np.rint((np.clip(x, -1, 1) + 1.0) * ((levels - 1) / 2.0)).astype(np.uint8)
+    return np.asarray(quantise(x, levels))
+
+
+def _signed(run: StudiedRun, images: np.ndarray) -> np.ndarray:
+    """Integer images as input of the flow without noise, at the centres of levels, float32 in [-1, 1]."""
+    levels = run.train.levels
+    if run.config.data.noise == "gaussian":
+        return (images * (2.0 / (levels - 1)) - 1.0).astype(np.float32)
+    return np.asarray(dequantise(images, np.full(images.shape, 0.5, np.float32), levels))
+
+
+def _latents(run: StudiedRun, images: np.ndarray, labels: np.ndarray, batch: int = 256) -> np.ndarray:
+    """z of integer images under their labels, float32 [n, ...]."""
+    x, found = _signed(run, images), []
+    batch = min(batch, len(x))
+    for first in range(0, len(x), batch):
+        rows = np.resize(np.arange(first, min(first + batch, len(x))), batch)
+        found.append(np.asarray(_z(run.config.flow, run.params, x[rows], np.asarray(labels[rows], np.int32))))
+    return np.concatenate(found)[: len(x)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _z(config: FlowConfig, params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
+    flow = merge(abstract(config)[0], params)
+    return flow.forward(x, condition(labels, config)).z

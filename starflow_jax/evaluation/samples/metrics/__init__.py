@@ -1,0 +1,1 @@
+"""Metrics of generated images, one file a metric, registered in `METRICS`."""

@@ -1,0 +1,233 @@
+"""Sampling requests: frozen dataclasses, checked when they are built by a notebook or by the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from starflow_jax.core.choices import Denoise
+from starflow_jax.core.config.checks import check_integer, check_real
+from starflow_jax.core.request_errors import require
+from starflow_jax.solvers import AnySolver
+
+FPS_RANGE = (0.01, 240.0)
+
+# Fields of `SampleRequest` for one kind of model.
+_IMAGE_FIELDS = ("label",)
+_VIDEO_FIELDS = ("image", "continued", "video", "frames", "fps", "aspect", "window", "context", "stream")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest:
+    """A request to load a trained model.
+
+    Attributes:
+      workdir: the folder of a run.
+      model: instead of `workdir`, a folder with a flow, an autoencoder and a text encoder (`model_folder`).
+      step: of the checkpoint; None for the newest.
+      ema: whether to use the exponential moving average of the parameters, where the run has one.
+      decoder: an autoencoder that decodes latents in place of the one of the training.
+      text_encoder: the folder of the text encoder; None for the one that the configuration names.
+
+    Raises:
+      RequestError: not exactly one of `workdir` and `model` is given.
+    """
+
+    workdir: Path | None = None
+    model: Path | None = None
+    step: int | None = None
+    ema: bool = True
+    decoder: Path | None = None
+    text_encoder: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            (self.model is None) != (self.workdir is None),
+            "name one of {workdir}, the folder of a run, and {model}, an assembled folder",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverRequest:
+    """A solver by name, with options.
+
+    Attributes:
+      name: a registered name (`core.registries.SOLVERS`); None for the solver of the configuration.
+      options: values of options that the solver takes: block, modules, tolerance, max_iterations, objective or
+        target_error.
+    """
+
+    name: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """A request for samples of a model of images or videos; fields that are None take the value of the configuration.
+
+    Attributes:
+      num: samples, or samples of every caption.
+      candidates: number of samples of every class or caption, of which the likeliest are kept.
+      keep: number of candidates that are kept (1).
+      captions: captions of the samples; None for none.
+      label: images: the index of a class, "all" for the classes in turn (the default), or "none".
+      image, continued, video: videos: a file with the first frame; a clip to continue; a clip to translate.
+      frames: videos: frames in all, given ones included, counted in pixel space.
+      fps: videos: frames per second, from 0.01 to 240.
+      aspect: videos: an aspect ratio such as "16:9" of the trained area.
+      window, context: videos: frames of a sliding window, and frames that it shares with the window before it.
+      stream: videos: whether to finish frame after frame.
+      guidance: weight w >= 0 of classifier-free guidance, 0 for none.
+      temperature: factor of the noise.
+      attention_temperature: divides attention logits.
+      denoise: the method that removes the training noise.
+      solver: the solver that inverts blocks.
+      seed: of the noise.
+      batch_size: samples generated together (64 images or 8 videos).
+
+    Raises:
+      RequestError, ValueError: a field is out of range, or fields exclude each other.
+    """
+
+    num: int | None = None
+    candidates: int | None = None
+    keep: int | None = None
+    captions: tuple[str, ...] | None = None
+    label: int | str | None = None
+    image: Path | None = None
+    continued: Path | None = None
+    video: Path | None = None
+    frames: int | None = None
+    fps: float | None = None
+    aspect: str | None = None
+    window: int | None = None
+    context: int | None = None
+    stream: bool = False
+    guidance: float | None = None
+    temperature: float | None = None
+    attention_temperature: float = 1.0
+    denoise: Denoise | None = None
+    solver: AnySolver | SolverRequest | str | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, ("num", "candidates", "keep", "frames", "window", "context", "batch_size"))
+        check_integer("seed", self.seed, minimum=0)
+        check_real("attention_temperature", self.attention_temperature)
+        require(
+            self.keep is None or self.candidates is not None,
+            "{keep} goes with {candidates}, got {keep} {0} alone",
+            self.keep,
+        )
+        require(
+            self.candidates is None or self.num is None,
+            "{num} and {candidates} exclude each other: {candidates} says how many are drawn",
+        )
+        require(
+            (self.keep or 1) <= (self.candidates or self.keep or 1),
+            "{keep} must be at most {candidates} {0}, got {1}",
+            self.candidates,
+            self.keep,
+        )
+        _check_fps(self.fps)
+        require(
+            self.captions is None or (isinstance(self.captions, tuple) and len(self.captions) > 0),
+            "{captions} must be a tuple of at least one caption, got {0!r}",
+            self.captions,
+        )
+        require(self.captions is None or self.label is None, "{captions} and {label} exclude each other")
+        require(
+            self.label is None or self.label in ("all", "none") or isinstance(self.label, numbers.Integral),
+            '{label} must be the index of a class, "all" or "none", got {0!r}',
+            self.label,
+        )
+        given = [name for name in ("image", "continued", "video") if getattr(self, name) is not None]
+        require(len(given) < 2, f"{' and '.join(f'{{{name}}}' for name in given)} exclude each other")
+
+    def check_kind(self, workdir: Path, *, videos: bool) -> None:
+        """Raises RequestError for a field that belongs to the other kind of model (of the run in `workdir`)."""
+        for name in _IMAGE_FIELDS if videos else _VIDEO_FIELDS:
+            require(
+                getattr(self, name) is None or getattr(self, name) is False,  # class 0 is a value
+                f"{{{name}}} does not go with the run in {{0}}, which is on {{1}}",
+                workdir,
+                "clips" if videos else "still images",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VBenchRequest:
+    """Videos of the prompts of VBench; fields that are None take the value of the configuration.
+
+    Attributes:
+      prompts: a file DIMENSION.txt with one prompt a line, or a folder of such files.
+      out: the folder of the videos, new or that of an earlier call.
+      num: videos of a prompt; None for the number that VBench requires.
+      scale: the side in pixels of an enlarged pixel.
+      frames, fps, aspect, guidance, temperature, denoise, solver, seed, batch_size: as in `SampleRequest`.
+
+    Raises:
+      RequestError, ValueError: a field is out of range.
+    """
+
+    prompts: Path
+    out: Path
+    num: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    aspect: str | None = None
+    guidance: float | None = None
+    temperature: float | None = None
+    denoise: Denoise | None = None
+    solver: AnySolver | SolverRequest | str | None = None
+    seed: int = 0
+    batch_size: int = 8
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, ("num", "frames", "batch_size", "scale"))
+        check_integer("seed", self.seed, minimum=0)
+        _check_fps(self.fps)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateRequest:
+    """A request to measure the best solver of each block of a trained flow.
+
+    Attributes:
+      samples: training examples to measure on.
+      target_error: relative error of the final sample, at least 1e-6.
+      guidance: weight of classifier-free guidance, 0 for none; None for that of the configuration.
+      seed: of the noise that is added to the data.
+
+    Raises:
+      RequestError, ValueError: a field is out of range.
+    """
+
+    samples: int = 4
+    target_error: float = 1e-3
+    guidance: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, ("samples",))
+        check_integer("seed", self.seed, minimum=0)
+        require(self.target_error >= 1e-6, "{target_error} must be at least 1e-6, got {0:g}", self.target_error)
+
+
+def _check_numbers(request: Any, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless the fields are None or integers of at least 1."""
+    for name in names:
+        value = getattr(request, name)
+        if value is not None:
+            check_integer(name, value, minimum=1)
+
+
+def _check_fps(fps: float | None) -> None:
+    low, high = FPS_RANGE
+    require(fps is None or low <= fps <= high, "{fps} must be from {0:g} to {1:g}, got {2:g}", low, high, fps)

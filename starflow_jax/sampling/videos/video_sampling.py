@@ -1,0 +1,227 @@
+"""Samples of videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
+
+`video_plan.plan_videos` checks a call and resolves its options; `draw_plan` samples the videos. The steps are functions
+(`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`) that streaming (`sampling.streaming`) shares, so that it
+gives the same videos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, UInt8
+
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
+from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.parameters import Params, abstract, merge, split
+from starflow_jax.media import to_uint8
+from starflow_jax.sampling.image_sampling import to_pixels
+from starflow_jax.sampling.sampling_report import SampleReport, report_on
+from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
+from starflow_jax.sharding.layout import gathered, layout_of, placed, spread
+from starflow_jax.solvers import inverse
+
+# Folded into the key of the noise that is added to given frames, which no other noise may equal.
+_GIVEN_STREAM = 0x6976_656E
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Videos:
+    """The result of `generate`.
+
+    Attributes:
+      videos: uint8 [n, T, H, W, C], 0..255, denoised; given frames are unchanged. For a model of latents these are the
+        decoded frames.
+      x: float32 [n, T, H, W, C], the samples before denoising, which the likelihood of the flow is defined on; given
+        frames with the noise that was added to them.
+      denoised: float32 [n, T, H, W, C]; x without denoising.
+      captions: n captions; text: float32 [n, L, text_dim], their states; given_frames: P.
+      report: cost and convergence, `images` counting videos.
+    """
+
+    videos: np.ndarray
+    x: np.ndarray
+    denoised: np.ndarray
+    captions: tuple[str, ...]
+    text: np.ndarray
+    given_frames: int
+    report: SampleReport
+
+
+def generate(
+    flow: Flow | Params,
+    config: ExperimentConfig,
+    key: jax.Array,
+    captions: Sequence[str],
+    *,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Videos:
+    """Samples one video for every caption.
+
+    The noise of frame t of video i depends on the key, i and t alone (`frame_noise`), not on the number of frames,
+    captions or videos in a batch. One program is compiled for each combination of shapes and options and reused.
+
+    Args:
+      flow: a flow, or its parameters as `flows.parameters.split` gives them.
+      config: the experiment that the flow was trained in.
+      key: of the noise.
+      captions: one for each video.
+      progress: called with the number of new frames whenever some are done.
+      **options: fields of `VideoOptions`.
+
+    Raises:
+      ValueError: see `plan_videos`.
+    """
+    return draw_plan(flow, key, plan_videos(config, captions, **options), progress=progress)
+
+
+def draw_plan(
+    flow: Flow | Params, key: jax.Array, plan: VideoPlan, *, progress: Callable[[int], None] | None = None
+) -> Videos:
+    """Samples the videos of a plan; arguments and result as of `generate`."""
+    params = split(flow)[1] if isinstance(flow, Flow) else flow
+    count = len(plan.captions)
+    layout = layout_of(params)
+    kind = dataclasses.replace(plan.kind, layout=layout)
+    key, scalars, null = spread(layout, (key, plan.scalars, plan.null))
+    new_frames = plan.kind.frames - plan.given_frames
+    batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
+    begun = time.perf_counter()
+    # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
+    program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
+    compiled = time.perf_counter()
+    noisy, denoised, outcomes = [], [], []
+    for batch in batches:
+        x, clean, reports = program(params, key, spread(layout, _rows(plan, batch)), null, scalars)
+        noisy.append(np.asarray(x)[: len(batch)])
+        denoised.append(np.asarray(clean)[: len(batch)])
+        outcomes.append(jax.device_get(reports))
+        if progress is not None:
+            progress(len(batch) * new_frames)
+    done = time.perf_counter()
+
+    x, clean = np.concatenate(noisy), np.concatenate(denoised)
+    finite = np.isfinite(clean).all(axis=(1, 2, 3, 4))
+    report = report_on(
+        outcomes,
+        count=count,
+        batch_size=plan.batch_size,
+        seconds=done - compiled,
+        compile_seconds=compiled - begun,
+        non_finite=int(count - finite.sum()),
+    )
+    return Videos(pixels_of(plan, clean), x, clean, plan.captions, plan.text, plan.given_frames, report)
+
+
+def pixels_of(
+    plan: VideoPlan, denoised: Float[np.ndarray, "n T H W C"]
+) -> UInt8[np.ndarray, "n frames rows columns channels"]:
+    """Videos uint8 [n, T, H, W, C] from denoised samples; given frames are unchanged."""
+    pixels = to_pixels(denoised, plan.config.data)
+    if plan.given_pixels is not None:
+        pixels[:, : plan.given_pixels.shape[1]] = plan.given_pixels
+    elif plan.given is not None and not plan.config.data.on_latents:
+        pixels[:, : plan.given_frames] = to_uint8(plan.given)
+    return pixels
+
+
+def frame_noise(
+    key: jax.Array,
+    places: Integer[np.ndarray | Array, "B *k"],
+    times: Integer[np.ndarray | Array, " T"],
+    shape: tuple[int, ...],
+) -> Float[Array, "B T *shape"]:
+    """Standard normal noise, float32 [B, T, *shape], of frames `times` int32 [T] of videos `places` int [B] or [B, k].
+
+    The integers of a video, one after another, and then the time are folded into the key.
+    """
+
+    def one(place: jax.Array, time: jax.Array) -> jax.Array:
+        frame_key = key
+        for integer in (*jnp.atleast_1d(place), time):
+            frame_key = jax.random.fold_in(frame_key, integer)
+        return jax.random.normal(frame_key, shape)
+
+    return jax.vmap(lambda place: jax.vmap(lambda time: one(place, time))(times))(places)
+
+
+def noisy_given(
+    key: jax.Array, places: Integer[Array, "B *k"], given: Float[Array, "B P H W C"], noise_std: float
+) -> Float[Array, "B P H W C"]:
+    """Given frames [B, P, H, W, C] with the training noise of standard deviation `noise_std` added."""
+    times = jnp.arange(given.shape[1])
+    noise = frame_noise(jax.random.fold_in(key, _GIVEN_STREAM), places, times, given.shape[2:])
+    return given + noise_std * noise
+
+
+def denoise_video(
+    flow: Flow, x: Float[Array, "B T H W C"], cond: Float[Array, "B L text_dim"], kind: VideoKind
+) -> Float[Array, "B T H W C"]:
+    """Removes the training noise from [B, T, H, W, C] (specification, section 6).
+
+    A video longer than the window is denoised in chunks of that length. They overlap by the context of the sliding
+    window for the score, by the window of the learned denoiser if it has one, else by all frames but one.
+    """
+    if kind.denoise == "none":
+        return x
+    chunk, overlap = denoise_chunks(kind)
+    remove = score_denoise if kind.denoise == "score" else learned_denoise
+    return denoise_in_chunks(lambda piece: remove(flow, piece, cond, kind.noise_std), x, chunk=chunk, overlap=overlap)
+
+
+def denoise_chunks(kind: VideoKind) -> tuple[int | None, int | None]:
+    """`chunk` and `overlap` of `denoise_in_chunks` as `denoise_video` uses them."""
+    if kind.window is None:
+        return None, None
+    if kind.denoise == "score":
+        return kind.window.frames, kind.window.num_context
+    reach = kind.flow.denoiser.window if kind.flow.denoiser is not None else None
+    return kind.window.frames, None if reach is None else min(reach, kind.window.frames - 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(
+    kind: VideoKind,
+    params: Params,
+    key: jax.Array,
+    rows: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None],
+    null: Float[Array, "1 L text_dim"],
+    scalars: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
+    """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""
+    flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    places, text, later_text, given = rows
+    shape = (*kind.size, kind.flow.channels)
+    z = frame_noise(key, places, jnp.arange(kind.frames), shape) * scalars["temperature"]
+    z = placed(kind.layout, z, "batch")
+    result = inverse(
+        flow,
+        z,
+        text,
+        solver=kind.solver,
+        guidance=guidance_of(kind.flow.family, text, scalars["weight"], null=null) if kind.guided else None,
+        prefix=None if given is None else noisy_given(key, places, given, kind.noise_std),
+        window=kind.window,
+        temperature=scalars["attention_temperature"] if kind.tempered else None,
+        later_cond=later_text,
+    )
+    return gathered(kind.layout, (result.x, denoise_video(flow, result.x, text, kind), result.reports))
+
+
+def _rows(plan: VideoPlan, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Places, text, later text and given frames of some videos, padded to a whole batch with copies."""
+    rows = np.resize(batch, plan.batch_size)
+    given = plan.given
+    if given is not None:
+        given = np.broadcast_to(given, (plan.batch_size, *given.shape[1:])) if len(given) == 1 else given[rows]
+    later = None if plan.later_text is None else plan.later_text[rows]
+    return plan.places[rows], plan.text[rows], later, given

@@ -1,0 +1,130 @@
+"""Writes named tensors one by one to a file that PyTorch reads: safetensors, or the format of `torch.load`."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from starflow_jax.core.atomic_writing import replacing
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_ALIGNMENT = 64  # of storages in a file, as in PyTorch
+_LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, without its name and other extra fields
+
+
+class TensorSpec(Protocol):
+    """Name and shape of one tensor in the file."""
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor."""
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+
+
+def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
+    """Writes float32 tensors atomically: the file appears only after all tensors are written.
+
+    Args:
+      path: a path that ends in one of `SUFFIXES`.
+      entries: names and `torch_shape`s of the tensors.
+      values: the tensors in the same order; each is released before the next is requested.
+
+    Raises:
+      ValueError: the path has another suffix, or iterating over `values` raises it.
+      OSError: the file cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"a file of tensors must end in {', '.join(SUFFIXES)}, got {path.name!r}")
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            _write_safetensors(temporary, entries, values)
+        else:
+            _write_zip(temporary, entries, values)
+
+
+def _write_safetensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for entry in entries:
+        length = _bytes(entry)
+        header[entry.name] = {
+            "dtype": "F32",
+            "shape": list(entry.torch_shape),
+            "data_offsets": [place, place + length],
+        }
+        place += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry, value in zip(entries, values, strict=True):
+            file.write(_content(entry, value))
+
+
+def _write_zip(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(entries))
+        archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+        for number, (entry, value) in enumerate(zip(entries, values, strict=True)):
+            information = zipfile.ZipInfo(f"archive/data/{number}")
+            assert archive.fp is not None
+            start = archive.fp.tell() + _LOCAL_HEADER + len(information.filename) + _ZIP64_EXTRA + 4
+            padding = -start % _ALIGNMENT
+            information.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            with archive.open(information, "w", force_zip64=True) as file:
+                file.write(_content(entry, value))
+
+
+def _content(entry: TensorSpec, value: np.ndarray) -> memoryview:
+    value = np.ascontiguousarray(value)
+    assert (value.shape, value.dtype) == (entry.torch_shape, np.float32), (entry, value.shape, value.dtype)
+    return value.reshape(-1).view(np.uint8).data
+
+
+def _bytes(entry: TensorSpec) -> int:
+    return int(np.prod(entry.torch_shape, dtype=np.int64)) * 4
+
+
+def _pickled(entries: Sequence[TensorSpec]) -> bytes:
+    """Pickles an OrderedDict of name to tensor with the same protocol 2 operations as PyTorch."""
+    parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
+    for number, entry in enumerate(entries):
+        values = int(np.prod(entry.torch_shape, dtype=np.int64))
+        strides = [
+            int(np.prod(entry.torch_shape[axis + 1 :], dtype=np.int64)) for axis in range(len(entry.torch_shape))
+        ]
+        storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(number)) + _text("cpu")
+        parts += [
+            _text(entry.name),
+            b"ctorch._utils\n_rebuild_tensor_v2\n(",
+            storage + _integer(values) + b"tQ",
+            _integer(0) + _tuple(entry.torch_shape) + _tuple(strides),
+            b"\x89ccollections\nOrderedDict\n)RtR",  # requires_grad=False, no hooks
+        ]
+    return b"".join([*parts, b"u."])
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integer(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    encoded = value.to_bytes(8, "little")
+    return b"\x8a\x08" + encoded
+
+
+def _tuple(values: Sequence[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, values)) + b"t"
