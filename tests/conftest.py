@@ -20,21 +20,12 @@ os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
 
 # Packages and modules whose annotations, shapes included, are checked at every call while the tests run.
 CHECKED = (
-    "starflow_jax.flows.order",
-    "starflow_jax.kernels.attention.api",
-    "starflow_jax.kernels.attention.reference",
-    "starflow_jax.kernels.jacobi_update",
-    "starflow_jax.nn.attention",
-    "starflow_jax.nn.cache",
-    "starflow_jax.nn.transformer",
-    "starflow_jax.sampling.ranking",
-    "starflow_jax.sampling.videos.video_sampling",
-    "starflow_jax.solvers.fixed_point",
-    "starflow_jax.solvers.initial_estimate",
-    "starflow_jax.solvers.jacobi",
-    "starflow_jax.solvers.secant",
-    "starflow_jax.solvers.sequential",
-    "starflow_jax.solvers.sliding",
+    "starflow_jax.flows",
+    "starflow_jax.kernels",
+    "starflow_jax.models",
+    "starflow_jax.nn",
+    "starflow_jax.sampling",
+    "starflow_jax.solvers",
 )
 
 # pytest imports this file before any test, in every process of pytest-xdist: the hook is in place before the package.

@@ -192,6 +192,6 @@ def test_orders_are_their_own_inverse():
         (CLASSES, (2, 4, 4, 1), jnp.zeros((2,)), "cond must be integer labels"),
     ],
 )
-def test_wrong_inputs_are_one_sentence(config, shape, cond, sentence):
+def test_wrong_inputs_are_one_sentence(config, shape, cond, sentence, shapes_unchecked):
     with pytest.raises(ValueError, match=sentence):
         random_flow(config).forward(jnp.zeros(shape), cond)

@@ -27,7 +27,7 @@ def attention(
     implementation: Implementation = None,
     target: Target | None = None,
     tiles: Any = None,
-    precision: Any = None,
+    precision: jax.lax.PrecisionLike = None,
     query_chunk: int | None = None,
     interpret: Any = False,
 ) -> Float[Array, "B h n d"]:
@@ -73,12 +73,12 @@ def attention(
 
 
 def chosen(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
     *,
     visibility: Visibility,
-    layer: Any = None,
+    layer: int | Int[Array, ""] | None = None,
     implementation: Implementation = None,
     target: Target,
 ) -> Literal["xla", "pallas"]:
@@ -87,7 +87,9 @@ def chosen(
     return _choose(call, implementation)[0]
 
 
-def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, layer: Any) -> None:
+def _check_shapes(
+    query: Float[Array, "..."], key: Float[Array, "..."], value: Float[Array, "..."], layer: int | Int[Array, ""] | None
+) -> None:
     axes = 4 if layer is None else 5
     fits = len(query.shape) == 4 and len(key.shape) == len(value.shape) == axes
     if fits:
@@ -103,9 +105,9 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, layer: Any
 
 
 def _describe(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
     rule: Visibility,
     target: Target,
     bounds: Bounds,

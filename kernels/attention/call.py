@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.kernels.attention.masks import Visibility
 from starflow_jax.kernels.attention.schedule import Problem
@@ -42,7 +43,8 @@ class Residuals(NamedTuple):
     lse: jax.Array | None
 
 
-Gradients = tuple[jax.Array, jax.Array, jax.Array]
+# dq, dk, dv.
+Gradients = tuple[Float[Array, "B h n d"], Float[Array, "B k S d"], Float[Array, "B k S d"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class AttentionCall:
     length: int | None = None
     stacked: bool = False
     tiles: Any = None
-    precision: Any = None
+    precision: jax.lax.PrecisionLike = None
     query_chunk: int | None = None
     interpret: Any = False
 
@@ -94,7 +96,7 @@ class AttentionCall:
         """The problem of the call, from which a schedule of blocks is built."""
         return Problem(self.rule, self.num_queries, self.num_slots, self.num_queries)
 
-    def bounds(self, traced: jax.Array) -> Bounds:
+    def bounds(self, traced: Int[Array, "3"]) -> Bounds:
         """Integers where they are known, and otherwise from `traced`: int32 [offset, length, layer]."""
         offset = traced[0] if self.offset is None else self.offset
         length = traced[1] if self.length is None else self.length
@@ -116,8 +118,13 @@ class AttentionKernel(Protocol):
         """The call with its tiles chosen, and with padded slots where the implementation needs them."""
 
     def forward(
-        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-    ) -> tuple[jax.Array, jax.Array | None]:
+        self,
+        call: AttentionCall,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "*layers B k S d"],
+        value: Float[Array, "*layers B k S d"],
+        bounds: Bounds,
+    ) -> tuple[Float[Array, "B h n d"], Float[Array, "B h ... n"] | None]:
         """Attention [B, h, n, d] in the dtype of `value`, and the log of the sum of exp(logits) or None.
 
         Args:
@@ -127,10 +134,12 @@ class AttentionKernel(Protocol):
           bounds: slots of queries and keys.
         """
 
-    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    def backward(
+        self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
+    ) -> Gradients:
         """dq, dk, dv in the shapes and dtypes of query, key and value; `do` is the gradient of the output."""
 
 
-def layer_of(cache: jax.Array, bounds: Bounds) -> jax.Array:
+def layer_of(cache: Float[Array, "*layers B k S d"], bounds: Bounds) -> Float[Array, "B k S d"]:
     """Keys or values [B, k, S, d] of the layer that a call reads."""
     return cache if bounds.layer is None else jax.lax.dynamic_index_in_dim(cache, bounds.layer, keepdims=False)

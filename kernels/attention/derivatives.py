@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds, Gradients, Residuals, layer_of
 from starflow_jax.kernels.attention.reference import ReferenceAttention
@@ -22,11 +23,11 @@ from starflow_jax.kernels.attention.reference import ReferenceAttention
 def attend(
     kernel: AttentionKernel,
     call: AttentionCall,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    traced: jax.Array,
-) -> tuple[jax.Array, jax.Array | None]:
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
+    traced: Int[Array, "3"],
+) -> tuple[Float[Array, "B h n d"], Float[Array, "B h ... n"] | None]:
     """`kernel.forward`, with derivatives with respect to query, key and value; the second result is not differentiated.
 
     Args:
@@ -40,10 +41,10 @@ def attend(
 def _attend_forward(
     kernel: AttentionKernel,
     call: AttentionCall,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    traced: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
+    traced: Int[Array, "3"],
 ) -> Any:
     # A second derivative differentiates this rule, so it calls the function that has a derivative.
     out, lse = attend(kernel, call, query, key, value, traced)
@@ -65,7 +66,11 @@ def _attend_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, c
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradients(
-    kernel: AttentionKernel, call: AttentionCall, residuals: Residuals, do: jax.Array, traced: jax.Array
+    kernel: AttentionKernel,
+    call: AttentionCall,
+    residuals: Residuals,
+    do: Float[Array, "B h n d"],
+    traced: Int[Array, "3"],
 ) -> Gradients:
     """dq, dk, dv as a function of query, key, value [B, k, S, d] and `do`.
 
@@ -75,7 +80,11 @@ def _gradients(
 
 
 def _gradients_forward(
-    kernel: AttentionKernel, call: AttentionCall, residuals: Residuals, do: jax.Array, traced: jax.Array
+    kernel: AttentionKernel,
+    call: AttentionCall,
+    residuals: Residuals,
+    do: Float[Array, "B h n d"],
+    traced: Int[Array, "3"],
 ) -> Any:
     return _gradients(kernel, call, residuals, do, traced), (residuals, do, traced)
 
@@ -84,7 +93,12 @@ def _gradients_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any
     residuals, do, traced = saved
     bounds = _of_one_layer(call.bounds(traced))
 
-    def reference(query: jax.Array, key: jax.Array, value: jax.Array, do: jax.Array) -> Gradients:
+    def reference(
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "B k S d"],
+        value: Float[Array, "B k S d"],
+        do: Float[Array, "B h n d"],
+    ) -> Gradients:
         return ReferenceAttention().backward(call, residuals._replace(query=query, key=key, value=value), do, bounds)
 
     query, key, value, out, lse = residuals

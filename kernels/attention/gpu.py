@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention import gpu_backward, gpu_forward
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
@@ -48,11 +48,18 @@ class GPUAttention:
         return dataclasses.replace(call, tiles=tiles, num_slots=slots)
 
     def forward(
-        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        call: AttentionCall,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "*layers B k S d"],
+        value: Float[Array, "*layers B k S d"],
+        bounds: Bounds,
+    ) -> tuple[Float[Array, "B h n d"], Float[Array, "B h n"]]:
         """See `AttentionKernel`."""
         return gpu_forward.forward(call, query, key, value, bounds)
 
-    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    def backward(
+        self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
+    ) -> Gradients:
         """See `AttentionKernel`."""
         return gpu_backward.backward(call, residuals, do, bounds)

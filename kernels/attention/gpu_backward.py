@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.gpu_blocks import (
@@ -68,7 +69,7 @@ class _Buffers(NamedTuple):
     free: Any
 
 
-def backward(call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+def backward(call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds) -> Gradients:
     """See `call.AttentionKernel.backward`."""
     query, key, value, out, lse = residuals
     batch, heads, count, dim = query.shape

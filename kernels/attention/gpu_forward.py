@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds
 from starflow_jax.kernels.attention.gpu_blocks import (
@@ -69,8 +70,12 @@ class _Buffers(NamedTuple):
 
 
 def forward(
-    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-) -> tuple[jax.Array, jax.Array]:
+    call: AttentionCall,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
+    bounds: Bounds,
+) -> tuple[Float[Array, "B h n d"], Float[Array, "B h n"]]:
     """See `call.AttentionKernel.forward`; lse is [B, h, n] float32."""
     layer = 0 if bounds.layer is None else bounds.layer
     if not call.stacked:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 
 class Visibility(abc.ABC):
@@ -38,7 +39,7 @@ class Visibility(abc.ABC):
           Integers that broadcast against `query`; the start is None where it is 0 for every query.
         """
 
-    def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
+    def mask(self, query: Int[Array, "..."], key: Int[Array, "..."]) -> Bool[Array, "..."]:
         """Whether keys are visible to queries (slot indices), in the broadcast shape of both."""
         start, end = self.bounds(query)
         if start is None:
@@ -77,7 +78,7 @@ class Full(Visibility):
     def bounds(self, query: Any, xp: Any = jnp) -> tuple[Any, Any]:
         return None, query * 0 + (2**31 - 1)
 
-    def mask(self, query: jax.Array, key: jax.Array) -> jax.Array:
+    def mask(self, query: Int[Array, "..."], key: Int[Array, "..."]) -> Bool[Array, "..."]:
         return (query >= 0) | (key >= 0)
 
 

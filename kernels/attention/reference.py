@@ -27,13 +27,13 @@ _MAX_STORED_PAIRS = 2**20
 
 
 def _attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "B k S d"],
+    value: Float[Array, "B k S d"],
     mask: Bool[Array, "n S"] | None,
     nonempty: Bool[Array, "n 1"] | None,
-    precision: Any,
-) -> jax.Array:
+    precision: jax.lax.PrecisionLike,
+) -> Float[Array, "B h n d"]:
     """`mask`: which keys are visible to a query; `nonempty`: whether any is. None where all are."""
     logits = jnp.einsum("bhnd,bhsd->bhns", query, key, preferred_element_type=jnp.float32, precision=precision)
     if mask is not None:
@@ -53,7 +53,7 @@ def attention(
     offset: int | Int[Array, ""] = 0,
     length: int | Int[Array, ""] | None = None,
     query_chunk: int | None = None,
-    precision: Any = None,
+    precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B h n d"]:
     """Scaled attention whose scale is already inside `query`; softmax in float32.
 
@@ -79,13 +79,13 @@ def attention(
     query = query.reshape(batch, kv_heads, group, count, dim)
 
     def chunk(
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
+        query: Float[Array, "B k group N d"],
+        key: Float[Array, "B k S d"],
+        value: Float[Array, "B k S d"],
         first: int,
         last: int,
         spans: tuple[tuple[int, int], ...],
-    ) -> jax.Array:
+    ) -> Float[Array, "B k group n d"]:
         part = query[:, :, :, first:last].reshape(batch, kv_heads, group * (last - first), dim)
         keys, values = (_concatenate([array[:, :, a:b] for a, b in spans], axis=2) for array in (key, value))
         mask = nonempty = None
@@ -130,14 +130,21 @@ class ReferenceAttention:
         return call
 
     def forward(
-        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-    ) -> tuple[jax.Array, None]:
+        self,
+        call: AttentionCall,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "*layers B k S d"],
+        value: Float[Array, "*layers B k S d"],
+        bounds: Bounds,
+    ) -> tuple[Float[Array, "B h n d"], None]:
         """See `AttentionKernel`."""
         options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
         key, value = layer_of(key, bounds), layer_of(value, bounds)
         return _bound(call, bounds, **options)(query, key, value), None
 
-    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    def backward(
+        self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
+    ) -> Gradients:
         """See `AttentionKernel`; kernels without a backward pass use this one."""
         attend = _bound(call, bounds, precision="highest" if call.exact else None)
         dq, dk, dv = jax.vjp(attend, residuals.query, residuals.key, residuals.value)[1](do)

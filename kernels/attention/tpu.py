@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention import tpu_backward, tpu_forward
 from starflow_jax.kernels.attention.block_sizes import Tiles, chip_of, tiles_for
@@ -43,12 +43,19 @@ class TPUAttention:
         return dataclasses.replace(call, tiles=tiles_for(call.rule, *sizes, chip_of(call.target.kind)))
 
     def forward(
-        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        call: AttentionCall,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "*layers B k S d"],
+        value: Float[Array, "*layers B k S d"],
+        bounds: Bounds,
+    ) -> tuple[Float[Array, "B h n d"], Float[Array, "B h 1 n"]]:
         """See `AttentionKernel`."""
         return tpu_forward.forward(call, query, key, value, bounds)
 
-    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    def backward(
+        self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
+    ) -> Gradients:
         """See `AttentionKernel`; by the reference where the vector memory cannot hold dk and dv of a head."""
         if not call.tiles.block_q_backward:
             return ReferenceAttention().backward(call, residuals, do, bounds)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds
 from starflow_jax.kernels.attention.schedule import EMPTY, PARTIAL, Schedule
@@ -102,13 +103,13 @@ class Step:
         limit = jnp.minimum(bounds[1], problem.slots)
         return mask & (key < limit) & valid_q, valid_q, lanes < problem.slots
 
-    def product(self, left: Any, right: Any, dims: Any = (((1,), (0,)), ((), ()))) -> jax.Array:
+    def product(self, left: Any, right: Any, dims: Any = (((1,), (0,)), ((), ()))) -> Float[Array, "rows columns"]:
         """The product of two blocks, summed in float32."""
         precision = self.call.product_precision
         return jax.lax.dot_general(left, right, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
-def scalars(plan: Schedule, bounds: Bounds) -> tuple[jax.Array, jax.Array]:
+def scalars(plan: Schedule, bounds: Bounds) -> tuple[Int[Array, "fields steps"], Int[Array, "3"]]:
     """The prefetched scalars: steps of the schedule, and offset, length, layer."""
     values = (bounds.offset, bounds.length, 0 if bounds.layer is None else bounds.layer)
     return jnp.asarray(plan.steps, jnp.int32), jnp.stack([jnp.asarray(value, jnp.int32) for value in values])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention.block_sizes import COSTS, chip_of
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
@@ -73,8 +74,13 @@ class TPUDecoding:
         return call
 
     def forward(
-        self, call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-    ) -> tuple[jax.Array, None]:
+        self,
+        call: AttentionCall,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "*layers B k S d"],
+        value: Float[Array, "*layers B k S d"],
+        bounds: Bounds,
+    ) -> tuple[Float[Array, "B h n d"], None]:
         """See `AttentionKernel`."""
         batch, heads, count, dim = query.shape
         kv_heads, slots = key.shape[2:4]
@@ -115,7 +121,9 @@ class TPUDecoding:
         spread = out.reshape(batch, parts, packed, group, packed, dim)
         return jnp.einsum("bphrhd->bphrd", spread).reshape(batch, heads, count, dim), None
 
-    def backward(self, call: AttentionCall, residuals: Residuals, do: jax.Array, bounds: Bounds) -> Gradients:
+    def backward(
+        self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
+    ) -> Gradients:
         """See `AttentionKernel`."""
         return ReferenceAttention().backward(call, residuals, do, bounds)
 

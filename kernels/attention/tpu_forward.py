@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds
 from starflow_jax.kernels.attention.schedule import FIRST, LAST, schedule
@@ -49,8 +50,12 @@ class _Refs(NamedTuple):
 
 
 def forward(
-    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bounds: Bounds
-) -> tuple[jax.Array, jax.Array]:
+    call: AttentionCall,
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
+    bounds: Bounds,
+) -> tuple[Float[Array, "B h n d"], Float[Array, "B h 1 n"]]:
     """See `call.AttentionKernel.forward`; lse is [B, h, 1, n] float32."""
     batch, heads, count, dim = query.shape
     if not call.stacked:

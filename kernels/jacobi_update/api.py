@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -19,7 +18,12 @@ from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, 
 
 
 def chosen(
-    out: jax.Array, x: jax.Array, *, head: OutputHead, target: Target, implementation: Implementation = None
+    out: Float[Array, "rows n outputs"],
+    x: Float[Array, "B n c"],
+    *,
+    head: OutputHead,
+    target: Target,
+    implementation: Implementation = None,
 ) -> Literal["xla", "pallas"]:
     """The implementation that `update` runs; only shapes and dtypes of the arrays matter."""
     return _choose(UpdateCall.from_arrays(out, x, head, target), implementation)[0]

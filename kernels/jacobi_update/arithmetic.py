@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.jacobi_update.reference import OutputHead
 
@@ -43,8 +44,11 @@ def _scale(a: jax.Array, head: OutputHead) -> jax.Array:
 
 
 def new_estimate(
-    raw: list[tuple[jax.Array | None, jax.Array]], z: jax.Array, weight: jax.Array, head: OutputHead
-) -> jax.Array:
+    raw: list[tuple[Float[Array, "*tile"] | None, Float[Array, "*tile"]]],
+    z: Float[Array, "*tile"],
+    weight: Float[Array, "..."],
+    head: OutputHead,
+) -> Float[Array, "*tile"]:
     """mean + scale z of tiles of one shape, all float32.
 
     Args:

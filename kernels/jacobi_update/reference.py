@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from starflow_jax.kernels.kernel_choice import Support, Target
 
 # The new estimate [B, n, c], and the sums of (new - old)^2 and new^2 [B, 2].
-Updated = tuple[jax.Array, jax.Array]
+Updated = tuple[Float[Array, "B n c"], Float[Array, "B 2"]]
 
 
 @runtime_checkable
@@ -51,8 +51,8 @@ class OutputHead(Protocol):
     def num_passes(self) -> int: ...
 
     def mean_and_scale(
-        self, out: jax.Array, weight: float | jax.Array, first: int | jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, out: Float[Array, "rows n outputs"], weight: float | Float[Array, ""], first: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "B n c"], Float[Array, "B n c"]]:
         """Mean and scale [B, n, c] float32 of the tokens, arguments as in `Operands`."""
 
 
@@ -74,8 +74,8 @@ class Operands(NamedTuple):
     z: jax.Array
     x: jax.Array
     span: jax.Array
-    weight: jax.Array
-    first: jax.Array
+    weight: float | jax.Array
+    first: int | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

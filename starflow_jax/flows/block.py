@@ -7,12 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine, soft_clip, to_affine
 from starflow_jax.flows.affine_head import AffineHead
-from starflow_jax.flows.order import Grid, block_order, reorder
+from starflow_jax.flows.order import AnyArray, Grid, block_order, reorder
 from starflow_jax.flows.prediction import BlockPredict, Prediction
 from starflow_jax.kernels.attention import Causal
 from starflow_jax.nn.cache import KVCache
@@ -47,7 +47,7 @@ class AutoregressiveBlock(nnx.Module):
     A block without layers is the identity map and holds no parameters.
     """
 
-    def __init__(self, config: FlowConfig, index: int, key: jax.Array, layout: Layout | None = None):
+    def __init__(self, config: FlowConfig, index: int, key: PRNGKeyArray, layout: Layout | None = None):
         transformer = config.blocks[index]
         self.config = config
         self.index = index
@@ -84,15 +84,15 @@ class AutoregressiveBlock(nnx.Module):
         """Whether a class label conditions this block."""
         return not self.is_identity and self.config.num_classes > 0
 
-    def _prediction(self, h: jax.Array, first: int | jax.Array) -> Prediction:
+    def _prediction(self, h: Float[Array, "B n D"], first: int | Int[Array, ""]) -> Prediction:
         head = AffineHead(self.config.scale, self.config.soft_clip)
         compute = self.proj_out.compute
         return Prediction(self.proj_out(h), 0.0, first, head, compute.layout, compute.kernels)
 
-    def _project_text(self, text: jax.Array) -> jax.Array:
+    def _project_text(self, text: Float[AnyArray, "B L E"]) -> Float[Array, "B L D"]:
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
 
-    def class_vector(self, labels: Int[Array, B] | None) -> Float[Array, "rows 1 D"] | None:
+    def class_vector(self, labels: Int[AnyArray, "B"] | None) -> Float[Array, "rows 1 D"] | None:
         """The class embedding [B or 1, 1, D] added to every token; None or a label of -1 means the mean embedding."""
         if self.class_embed is None:
             return None
@@ -104,7 +104,12 @@ class AutoregressiveBlock(nnx.Module):
         rows = table.at[jnp.maximum(labels, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where(labels[:, None] < 0, mean, rows)[:, None]
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array | None, class_vector: jax.Array | None) -> jax.Array:
+    def _embed(
+        self,
+        tokens: Float[Array, "B n c"],
+        positions: Float[Array, "n D"] | None,
+        class_vector: Float[Array, "rows 1 D"] | None,
+    ) -> Float[Array, "B n D"]:
         h = self.proj_in(tokens)
         for term in (positions, class_vector):
             if term is not None:
@@ -127,11 +132,11 @@ class AutoregressiveBlock(nnx.Module):
     def affine(
         self,
         tokens: Float[Array, "B N c"],
-        cond: Shaped[Array, B * rest] | None,
+        cond: Shaped[AnyArray, "B *rest"] | None,
         grid: Grid,
         *,
-        temperature: float | jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
+        temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Affine, Float[Array, "B L D"] | None]:
         """Mean and scale of all tokens in one parallel pass.
 
@@ -169,12 +174,12 @@ class AutoregressiveBlock(nnx.Module):
 
     def predictor(
         self,
-        cond: jax.Array | None,
+        cond: Shaped[AnyArray, "B *rest"] | None,
         grid: Grid,
         batch: int,
         *,
         padding: int = 0,
-        temperature: float | jax.Array | None = None,
+        temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
     ) -> tuple[BlockPredict, KVCache]:
         """The incremental form of `affine`, and a cache that already holds the text.
 
@@ -195,7 +200,9 @@ class AutoregressiveBlock(nnx.Module):
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 
-        def run(h: jax.Array, slot: int | jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        def run(
+            h: Float[Array, "B n D"], slot: int | Int[Array, ""], cache: KVCache
+        ) -> tuple[Float[Array, "B n D"], KVCache]:
             h, written = self.transformer(
                 h,
                 rotation=None if table is None else table.at(slot, h.shape[1]),
@@ -208,7 +215,7 @@ class AutoregressiveBlock(nnx.Module):
             return h, written
 
         def predict(
-            previous: Float[Array, "B n c"], first: int | jax.Array, cache: KVCache
+            previous: Float[Array, "B n c"], first: int | Int[Array, ""], cache: KVCache
         ) -> tuple[Prediction, KVCache]:
             position = first - shift
             rows = None

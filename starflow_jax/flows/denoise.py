@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.order import AnyArray
 
 # The learned denoiser predicts sigma_n * dL/dx of a loss that is weighted by sigma_n / NOISE_SCALE, so that its output
 # times NOISE_SCALE is the step of Tweedie's formula. Weight and step must use the same constant.
@@ -20,38 +21,43 @@ NOISE_SCALE = 0.3
 
 Denoise = Callable[[jax.Array], jax.Array]
 
+# A standard deviation of the noise, of all samples or of each.
+NoiseLevel = float | Float[Array, ""] | Float[Array, "B"]
 
-def noise_level_weight(noise_std: jax.Array | float) -> jax.Array | float:
+
+def noise_level_weight(noise_std: NoiseLevel) -> NoiseLevel:
     """The loss weight sigma_n / 0.3 of noise-level conditioning."""
     return noise_std / NOISE_SCALE
 
 
-def _like(x: jax.Array, level: float | jax.Array) -> jax.Array:
+def _like(x: Float[Array, "B *size"], level: NoiseLevel) -> Float[Array, "..."]:
     """A noise level, scalar or [B], reshaped to broadcast against x: [B, ...]."""
     level = jnp.asarray(level, jnp.float32)
     return level.reshape(-1, *(1,) * (x.ndim - 1)) if level.ndim else level
 
 
-def score(flow: Flow, x: Float[Array, B * size], cond: Shaped[Array, B * rest] | None = None) -> Float[Array, B * size]:
+def score(
+    flow: Flow, x: Float[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+) -> Float[Array, "B *size"]:
     """grad_x log p(x), in the layout of x: one forward and one backward pass."""
     gradient: jax.Array = jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
     return gradient
 
 
 def score_denoise(
-    flow: Flow, x: Float[Array, B * size], cond: Shaped[Array, B * rest] | None, noise_std: float | jax.Array
-) -> Float[Array, B * size]:
+    flow: Flow, x: Float[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None, noise_std: NoiseLevel
+) -> Float[Array, "B *size"]:
     """Tweedie's formula x + sigma_n^2 grad_x log p(x) (specification, section 6); noise_std: scalar or [B]."""
     return x + _like(x, noise_std) ** 2 * score(flow, x, cond)
 
 
 def learned_denoise(
     flow: Flow,
-    x: Float[Array, B * size],
-    cond: Shaped[Array, B * rest] | None,
-    noise_std: float | jax.Array,
-    next_std: float | jax.Array = 0.0,
-) -> Float[Array, B * size]:
+    x: Float[Array, "B *size"],
+    cond: Shaped[AnyArray, "B *rest"] | None,
+    noise_std: NoiseLevel,
+    next_std: NoiseLevel = 0.0,
+) -> Float[Array, "B *size"]:
     """x - 0.3 D(x, text) (sigma_n - sigma_next) / sigma_n: from noise level sigma_n down to sigma_next.
 
     Levels are scalars or [B].
@@ -99,7 +105,7 @@ def denoise_in_chunks(
     fresh = chunk - overlap
     full, rest = divmod(frames - chunk, fresh)
 
-    def advance(out: jax.Array, start: int | jax.Array, length: int) -> jax.Array:
+    def advance(out: Float[Array, "B T H W C"], start: int | Int[Array, ""], length: int) -> Float[Array, "B T H W C"]:
         source = out if feed_denoised else video
         piece = denoise(jax.lax.dynamic_slice_in_dim(source, start, length, axis=1))
         # The first chunk replaces all its frames, the others those after the overlap.

@@ -7,12 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.block import slot_rotation
-from starflow_jax.flows.order import Grid, patchify, unpatchify
+from starflow_jax.flows.order import AnyArray, Grid, patchify, unpatchify
 from starflow_jax.kernels.attention import FrameWindow, Full, Visibility
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.transformer import Transformer
@@ -22,7 +22,7 @@ from starflow_jax.sharding.layout import Layout
 class Denoiser(nnx.Module):
     """Predicts sigma_n * dL/dx, the flow's input gradient, in one pass (flow-score matching, arXiv 2511.20462)."""
 
-    def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
+    def __init__(self, config: FlowConfig, key: PRNGKeyArray, layout: Layout | None = None):
         check(config.denoiser is not None, "denoiser is None: this flow has no learned denoiser")
         options = config.denoiser
         transformer = config.denoiser_transformer
@@ -48,8 +48,8 @@ class Denoiser(nnx.Module):
         return FrameWindow(text, grid.frame, options.look_ahead, options.window)
 
     def __call__(
-        self, x: Shaped[Array, B * size], cond: Shaped[Array, B * rest] | None = None
-    ) -> Float[Array, B * size]:
+        self, x: Shaped[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+    ) -> Float[Array, "B *size"]:
         """The prediction, float32 in the layout of x.
 
         Args:

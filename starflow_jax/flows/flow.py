@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine
@@ -36,7 +36,7 @@ class FlowOutput:
     text: jax.Array | None
 
     @property
-    def logdet(self) -> jax.Array:
+    def logdet(self) -> Float[Array, "B"]:
         """Sum over blocks, tokens and channels, [B]."""
         return sum(jnp.sum(d.reshape(d.shape[0], -1), axis=1) for d in self.logdets)  # type: ignore[return-value]
 
@@ -49,7 +49,7 @@ class Flow(nnx.Module):
     With a layout, computation is sharded over the devices of a mesh.
     """
 
-    def __init__(self, config: FlowConfig, key: jax.Array, layout: Layout | None = None):
+    def __init__(self, config: FlowConfig, key: PRNGKeyArray, layout: Layout | None = None):
         keys = jax.random.split(key, config.num_blocks + 1)
         self.config = config
         self.blocks = nnx.List([AutoregressiveBlock(config, i, keys[i], layout) for i in range(config.num_blocks)])
@@ -59,7 +59,7 @@ class Flow(nnx.Module):
         statistic = jnp.ones((rows * columns, config.token_channels))
         self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
 
-    def check_condition(self, cond: AnyArray | None, batch: int) -> None:
+    def check_condition(self, cond: Shaped[AnyArray, "..."] | None, batch: int) -> None:
         """Raises ValueError unless `cond` has the kind that this flow reads, and `batch` rows."""
         c = self.config
         if c.text_dim:
@@ -74,11 +74,11 @@ class Flow(nnx.Module):
         elif cond is not None:
             raise ValueError(f"cond must be None for an unconditional flow, got shape {tuple(cond.shape)}")
 
-    def tokens_of(self, x: Shaped[AnyArray, B * size]) -> Float[Array, "B *grid c"]:
+    def tokens_of(self, x: Shaped[AnyArray, "B *size"]) -> Float[Array, "B *grid c"]:
         """Data [B, ([T,] H, W), C] as float32 tokens [B, ([T,] h, w), c]."""
         return patchify(jnp.asarray(x, jnp.float32), self.config.patch_size, self.config.family)
 
-    def data_of(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, B * size]:
+    def data_of(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, "B *size"]:
         """The inverse of `tokens_of`."""
         return unpatchify(tokens, self.config.patch_size, self.config.family)
 
@@ -92,11 +92,11 @@ class Flow(nnx.Module):
 
     def forward(
         self,
-        x: Shaped[AnyArray, B * size],
-        cond: Shaped[AnyArray, B * rest] | None = None,
+        x: Shaped[AnyArray, "B *size"],
+        cond: Shaped[AnyArray, "B *rest"] | None = None,
         *,
         guidance: AnyGuidance | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> FlowOutput:
         """Maps data to noise.
 
@@ -128,10 +128,10 @@ class Flow(nnx.Module):
         self,
         index: int,
         tokens: Float[Array, "B *grid c"],
-        cond: Shaped[AnyArray, B * rest] | None,
+        cond: Shaped[AnyArray, "B *rest"] | None,
         grid: Grid,
         guidance: AnyGuidance | None,
-        dropout_key: jax.Array | None,
+        dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B ..."], Float[Array, "rows L D"] | None]:
         """The output tokens of a block, its log-determinants and its text stream."""
         block = self.blocks[index]
@@ -176,32 +176,32 @@ class Flow(nnx.Module):
         return tokens.reshape(batch, *grid.shape, -1)
 
     def log_prob(
-        self, x: Shaped[AnyArray, B * size], cond: Shaped[AnyArray, B * rest] | None = None
-    ) -> Float[Array, B]:
+        self, x: Shaped[AnyArray, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+    ) -> Float[Array, "B"]:
         """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2)."""
         out = self.forward(x, cond)
         return standard_normal_log_prob(out.z) + out.logdet
 
     def bits_per_dim(
-        self, x: Shaped[AnyArray, B * size], cond: Shaped[AnyArray, B * rest] | None = None, *, levels: int = 256
-    ) -> Float[Array, B]:
+        self, x: Shaped[AnyArray, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None, *, levels: int = 256
+    ) -> Float[Array, "B"]:
         """Bits/dim of dequantised integer data x, [B]; see `flows.bits.bits_per_dim`."""
         bits: jax.Array = bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
         return bits
 
 
-def standard_normal_log_prob(z: Float[AnyArray, B * rest]) -> Float[Array, B]:
+def standard_normal_log_prob(z: Float[AnyArray, "B *rest"]) -> Float[Array, "B"]:
     """log N(z; 0, I) of z: [B, ...], [B], in nats."""
     flat = z.reshape(z.shape[0], -1).astype(jnp.float32)
     return -0.5 * jnp.sum(flat * flat, axis=1) - 0.5 * flat.shape[1] * jnp.log(2.0 * jnp.pi)
 
 
-def fold_condition(cond: Shaped[AnyArray, B * rest] | None, frames: int) -> Shaped[AnyArray, rows * rest] | None:
+def fold_condition(cond: Shaped[AnyArray, "B *rest"] | None, frames: int) -> Shaped[AnyArray, "rows *rest"] | None:
     """The condition repeated for every frame that is folded into the batch."""
     return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
 
 
-def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: AnyArray | None) -> None:
+def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: Shaped[AnyArray, "..."] | None) -> None:
     """Raises ValueError where a flow does not support the guidance."""
     if guidance is None:
         return

@@ -10,11 +10,10 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.flows.affine import Affine
+from starflow_jax.flows.order import AnyArray
 
 # "ratio": STARFlow, `guide_by_ratio`; "a", "b", "ab": TARFlow, `guide_linearly` of the log scale, the mean, both.
 GuidanceKind = Literal["ratio", "ab", "a", "b"]
@@ -64,7 +63,7 @@ class Guidance:
       deep_only: guide the deep block only; the other blocks use the captions without guidance.
     """
 
-    weight: float | jax.Array
+    weight: float | Float[Array, ""]
     null: jax.Array | None = None
     deep_only: bool = flax.struct.field(pytree_node=False, default=False)
 
@@ -88,13 +87,13 @@ class Guidance:
         """
         return guide_by_ratio(conditional, unconditional, self.weight)
 
-    def unconditional(self, cond: jax.Array | np.ndarray) -> jax.Array:
+    def unconditional(self, cond: Float[AnyArray, "B L E"]) -> Float[Array, "B L E"]:
         """The condition of the unconditional rows, [B, L, text_dim] as `cond`."""
         if self.null is None:
             raise ValueError("guidance.null is None; guiding a text model needs the text states of the empty caption")
         return jnp.broadcast_to(self.null, (cond.shape[0], *self.null.shape[1:]))
 
-    def temperatures(self, batch: int) -> jax.Array | None:
+    def temperatures(self, batch: int) -> Float[Array, "rows"] | None:
         """Attention temperatures [2B] of conditional and unconditional rows, or None for 1."""
         return None
 
@@ -113,8 +112,8 @@ class LinearGuidance:
       annealed: token j >= 1 of N uses w * j / (N - 1).
     """
 
-    weight: float | jax.Array
-    temperature: float | jax.Array = 1.0
+    weight: float | Float[Array, ""]
+    temperature: float | Float[Array, ""] = 1.0
     what: Literal["ab", "a", "b"] = flax.struct.field(pytree_node=False, default="ab")
     annealed: bool = flax.struct.field(pytree_node=False, default=False)
     deep_only: bool = flax.struct.field(pytree_node=False, default=False)
@@ -129,7 +128,7 @@ class LinearGuidance:
         w = annealed_weight(self.weight, index, num_tokens) if self.annealed else jnp.float32(self.weight)
         return guide_linearly(conditional, unconditional, w, self.what)
 
-    def unconditional(self, cond: jax.Array | np.ndarray) -> jax.Array:
+    def unconditional(self, cond: Int[AnyArray, "B"]) -> Int[Array, "B"]:
         """Labels [B] of -1: every label dropped."""
         return jnp.full_like(cond, -1)
 
@@ -144,10 +143,10 @@ AnyGuidance = Guidance | LinearGuidance
 
 def guidance_of(
     family: str,
-    cond: ArrayLike | None,
-    weight: ArrayLike,
-    temperature: float | int | jax.Array = 1.0,
-    null: ArrayLike | None = None,
+    cond: Shaped[AnyArray, "B *rest"] | None,
+    weight: float | Float[Array, ""],
+    temperature: float | int | Int[Array, ""] = 1.0,
+    null: Float[AnyArray, "rows L E"] | None = None,
 ) -> AnyGuidance:
     """The guidance of a flow's family, away from no condition: no class, or the text states of the empty caption.
 
@@ -165,7 +164,7 @@ def guidance_of(
     return Guidance(jnp.float32(weight), jnp.zeros_like(cond) if null is None else jnp.asarray(null))
 
 
-def doubled(x: Float[Array, B * rest]) -> Float[Array, rows * rest]:
+def doubled(x: Float[Array, "B *rest"]) -> Float[Array, "rows *rest"]:
     """[x; x] along the batch: conditional, then unconditional rows."""
     return jnp.concatenate([x, x], axis=0)
 

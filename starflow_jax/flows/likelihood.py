@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.flows.flow import FlowOutput, standard_normal_log_prob
 
@@ -20,11 +21,16 @@ class Objective:
     loss_logdet: jax.Array
 
 
-def _mean_per_sample(x: jax.Array) -> jax.Array:
+def _mean_per_sample(x: Float[Array, "B *rest"]) -> Float[Array, "B"]:
     return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
 
 
-def objective(output: FlowOutput, *, weights: jax.Array | float | None = None, latent_norm: float = 0.0) -> Objective:
+def objective(
+    output: FlowOutput,
+    *,
+    weights: float | Float[Array, ""] | Float[Array, "B"] | None = None,
+    latent_norm: float = 0.0,
+) -> Objective:
     """Negative log-likelihood per dimension, constants dropped, averaged over the batch.
 
     Args:

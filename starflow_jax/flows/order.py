@@ -66,7 +66,7 @@ class Grid:
         return dataclasses.replace(self, frames=frames)
 
 
-def patchify(x: Float[AnyArray, "*lead H W C"], patch_size: int, family: str) -> Float[AnyArray, "*lead h w c"]:
+def patchify(x: Float[AnyArray, "*B H W C"], patch_size: int, family: str) -> Float[AnyArray, "*B rows columns c"]:
     """[..., H, W, C] to tokens [..., h, w, C * p * p]; a token is ordered (p1, p2, C), in TARFlow (C, p1, p2)."""
     *lead, height, width, channels = x.shape
     p = patch_size
@@ -77,7 +77,9 @@ def patchify(x: Float[AnyArray, "*lead H W C"], patch_size: int, family: str) ->
     return x.reshape(*lead, height // p, width // p, channels * p * p)
 
 
-def unpatchify(tokens: Float[AnyArray, "*lead h w c"], patch_size: int, family: str) -> Float[AnyArray, "*lead H W C"]:
+def unpatchify(
+    tokens: Float[AnyArray, "*B rows columns c"], patch_size: int, family: str
+) -> Float[AnyArray, "*B H W C"]:
     """The inverse of `patchify`."""
     *lead, rows, columns, size = tokens.shape
     p = patch_size

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
@@ -35,7 +36,7 @@ def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.Grap
     """`split(Flow(config, key, layout))` with ShapeDtypeStructs, without allocating arrays."""
     definitions = []
 
-    def build(key: jax.Array) -> Params:
+    def build(key: PRNGKeyArray) -> Params:
         definition, params = split(Flow(config, key, layout))
         definitions.append(definition)
         return params
@@ -44,7 +45,7 @@ def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.Grap
     return definitions[0], params
 
 
-def initialise(config: FlowConfig, key: jax.Array) -> tuple[nnx.GraphDef[Any], Params]:
+def initialise(config: FlowConfig, key: PRNGKeyArray) -> tuple[nnx.GraphDef[Any], Params]:
     """A new flow, initialised by one compiled program."""
     definition, _ = abstract(config)
     params = jax.jit(lambda k: split(Flow(config, k))[1])(key)

@@ -48,8 +48,8 @@ class Prediction:
     """
 
     out: jax.Array
-    weight: float | jax.Array
-    first: int | jax.Array
+    weight: float | Float[Array, ""]
+    first: int | Int[Array, ""]
     head: AffineHead = flax.struct.field(pytree_node=False)
     layout: Layout | None = flax.struct.field(pytree_node=False, default=None)
     implementation: Implementation = flax.struct.field(pytree_node=False, default=None)
@@ -108,7 +108,7 @@ def guided(predict: BlockPredict, guidance: AnyGuidance, num_tokens: int) -> Blo
       A prediction of B rows; its cache has 2B.
     """
 
-    def predict_guided(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Prediction, KVCache]:
+    def predict_guided(previous: jax.Array, first: int | Int[Array, ""], cache: KVCache) -> tuple[Prediction, KVCache]:
         both, cache = predict(doubled(previous), first, cache)
         annealed_tokens = num_tokens if guidance.annealed else 0
         head = dataclasses.replace(both.head, guidance=guidance.kind, annealed_tokens=annealed_tokens)

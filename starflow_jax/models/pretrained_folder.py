@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.tensor_formats.tensor_folders import open_folder
@@ -39,7 +40,7 @@ class PretrainedFolder:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
         """Reads one tensor in its stored dtype (bfloat16 is that of ml_dtypes).
 
         Raises:

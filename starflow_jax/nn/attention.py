@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility, attention
@@ -24,7 +24,7 @@ from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
 class Attention(nnx.Module):
     """The attention branch of a layer: norm, packed projection, attention, output projection, optional post-norm."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray, compute: Compute):
         c = config
         into, out = jax.random.split(key)
         self.norm = make_norm(c.norm, c.width)
@@ -46,10 +46,10 @@ class Attention(nnx.Module):
         *,
         rotation: Rotation | None,
         visibility: Visibility,
-        temperature: float | jax.Array | None = None,
+        temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
         cache: KVCache | None = None,
-        layer: jax.Array | int = 0,
-        slot: int | jax.Array = 0,
+        layer: int | Int[Array, ""] = 0,
+        slot: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """The branch's output for h, and the cache with the n new keys and values at `slot`.
 
@@ -106,7 +106,7 @@ def _by_heads(
     query: Float[Array, "B h n d"],
     key: Float[Array, "*layers B k S d"],
     value: Float[Array, "*layers B k S d"],
-    slot: int | jax.Array,
+    slot: int | Int[Array, ""],
     cache_layer: jax.Array | None,
 ) -> Float[Array, "B h n d"]:
     """Attention over a mesh by `shard_map`: each device runs the kernel on its heads and samples."""
@@ -119,11 +119,13 @@ def _by_heads(
     query_spec = layout.sharding(query.shape, cuts).spec
     key_spec = layout.sharding(key.shape, (*leading, *cuts)).spec
     # Static indices stay static, so that the mask is a constant of the program.
-    indices: dict[str, int | jax.Array] = {"offset": slot} | ({} if cache_layer is None else {"layer": cache_layer})
+    indices: dict[str, int | Int[Array, ""]] = {"offset": slot} | (
+        {} if cache_layer is None else {"layer": cache_layer}
+    )
     traced = {name: jnp.asarray(n) for name, n in indices.items() if not isinstance(n, int)}
     static = {name: n for name, n in indices.items() if name not in traced}
 
-    def local(query: jax.Array, key: jax.Array, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
+    def local(query: jax.Array, key: PRNGKeyArray, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
         return attend(query, key, value, **static, **traced)
 
     whole = jax.sharding.PartitionSpec()

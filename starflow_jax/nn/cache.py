@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 @flax.struct.dataclass
@@ -27,8 +27,8 @@ class KVCache:
 
     def write(
         self,
-        layer: jax.Array,
-        slot: int | jax.Array,
+        layer: Int[Array, ""],
+        slot: int | Int[Array, ""],
         key: Float[Array, "B k n d"],
         value: Float[Array, "B k n d"],
     ) -> KVCache:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 _EPSILON = 1e-6
 
 
-def _blank(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+def _blank(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """An initializer that returns a ShapeDtypeStruct."""
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
@@ -75,6 +76,6 @@ class GroupNorm(nnx.GroupNorm):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:  # type: ignore[override]
         normalised: jax.Array = super().__call__(x.astype(jnp.float32))
         return normalised.astype(x.dtype)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.kernels.kernel_choice import Implementation
@@ -60,7 +60,7 @@ class Linear(nnx.Module):
         self,
         inputs: int,
         outputs: int | tuple[int, ...],
-        key: jax.Array,
+        key: PRNGKeyArray,
         *,
         name: str,
         bias: bool = True,
@@ -74,7 +74,7 @@ class Linear(nnx.Module):
         self.name = name
         self.compute = compute
 
-    def __call__(self, x: Shaped[Array, "*batch inputs"]) -> Float[Array, "..."]:
+    def __call__(self, x: Shaped[Array, "*B inputs"]) -> Float[Array, "..."]:
         """[..., inputs] to [..., *outputs] in `compute.dtype`."""
         kernel, dtype = self.kernel[...], self.compute.dtype
         bias = None if self.bias is None else self.bias[...]
@@ -158,7 +158,7 @@ class LayerNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
 
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         h = x.astype(jnp.float32)
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-5)
@@ -171,7 +171,7 @@ class RMSNorm(nnx.Module):
     def __init__(self, width: int):
         self.weight = nnx.Param(jnp.zeros((width,)))
 
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-6)
         return (h * (1.0 + self.weight[...])).astype(x.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 Params = dict[str, Any]
 
@@ -28,7 +29,7 @@ def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Any:
     return nnx.merge(definition, _with_keys(params, lambda k: int(k) if k.isdecimal() else k))
 
 
-def drawn(abstract: Mapping[str, Any], key: jax.Array, std: float | None = None) -> Params:
+def drawn(abstract: Mapping[str, Any], key: PRNGKeyArray, std: float | None = None) -> Params:
     """Samples initial parameters in float32: kernels normal, scales 1, biases 0.
 
     Args:

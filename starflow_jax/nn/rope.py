@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 _THETA = 10000.0
 _THIRD_AXIS_ANGLES = 8
@@ -25,7 +25,7 @@ class Rotation:
     sin: jax.Array
     adjacent: bool = flax.struct.field(pytree_node=False)
 
-    def at(self, slot: int | jax.Array, count: int) -> Rotation:
+    def at(self, slot: int | Int[Array, ""], count: int) -> Rotation:
         """The rows of `count` slots from `slot` on (clamped to the table, as slices of the cache are)."""
         cos, sin = (jax.lax.dynamic_slice_in_dim(a, slot, count) for a in (self.cos, self.sin))
         return Rotation(cos, sin, self.adjacent)
@@ -77,11 +77,11 @@ def line_positions(count: int) -> Float[np.ndarray, "S 1"]:
     return np.arange(count, dtype=np.float64)[:, None]
 
 
-def axis_frequencies(axes: int, head_dim: int) -> list[np.ndarray]:
+def axis_frequencies(axes: int, head_dim: int) -> list[Float[np.ndarray, "angles"]]:
     """The frequencies of each axis, head_dim / 2 in all."""
     half = head_dim // 2
 
-    def geometric(count: int) -> np.ndarray:
+    def geometric(count: int) -> Float[np.ndarray, "angles"]:
         return _THETA ** (-np.arange(count) / count)
 
     if axes == 1:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
@@ -21,7 +21,7 @@ from starflow_jax.sharding.layout import placed
 class MLP(nnx.Module):
     """The MLP branch of a layer; gated, or two layers around an exact GELU."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray, compute: Compute):
         c = config
         hidden = c.expansion * c.width
         keys = jax.random.split(key, 3)
@@ -49,13 +49,13 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """h + attention(h), then h + mlp(h)."""
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: TransformerConfig, key: PRNGKeyArray, compute: Compute):
         first, second = jax.random.split(key)
         self.attention = Attention(config, first, compute)
         self.mlp = MLP(config, second, compute)
 
 
-def _dropout(x: Float[Array, "B n D"], rate: float, key: jax.Array | None) -> Float[Array, "B n D"]:
+def _dropout(x: Float[Array, "B n D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B n D"]:
     if key is None or rate == 0.0:
         return x
     mask = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -68,7 +68,7 @@ class Transformer(nnx.Module):
     def __init__(
         self,
         config: TransformerConfig,
-        key: jax.Array,
+        key: PRNGKeyArray,
         *,
         compute: Compute = Compute(),  # noqa: B008 (frozen)
         remat: str = "none",
@@ -93,10 +93,10 @@ class Transformer(nnx.Module):
         *,
         rotation: Rotation | None,
         visibility: Visibility,
-        temperature: float | jax.Array | None = None,
+        temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
         cache: KVCache | None = None,
-        slot: int | jax.Array = 0,
-        dropout_key: jax.Array | None = None,
+        slot: int | Int[Array, ""] = 0,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from starflow_jax.sampling import image_sampling
 from starflow_jax.sampling.captions import ImageCaptions, image_captions
@@ -66,17 +67,17 @@ class SampledImages:
     cond: np.ndarray | None
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> UInt8[np.ndarray, "kept H W C"]:
         """The kept images, uint8 [m, H, W, C]."""
         return self.samples.images[self.kept]
 
     @property
-    def x(self) -> np.ndarray:
+    def x(self) -> Float[np.ndarray, "kept H W C"]:
         """The kept images in the units of the flow, float32 [m, H, W, C]."""
         return self.samples.x[self.kept]
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Int[np.ndarray, "kept"]:
         """The classes of the kept images, int32 [m], -1 for none."""
         return self.samples.labels[self.kept]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check
@@ -65,8 +66,8 @@ class ImageOptions(SamplingOptions):
 def sample(
     flow: Flow | Params,
     config: ExperimentConfig,
-    key: jax.Array,
-    labels: Sequence[int] | np.ndarray,
+    key: PRNGKeyArray,
+    labels: Sequence[int] | Int[np.ndarray, "B"],
     options: ImageOptions | None = None,
     **changes: Any,
 ) -> Samples:
@@ -127,7 +128,7 @@ def sample(
 def _draw_batches(
     kind: _Kind,
     params: Params,
-    key: jax.Array,
+    key: PRNGKeyArray,
     rows: Sequence[tuple[jax.Array, jax.Array]],
     null: jax.Array | None,
     scalars: dict[str, jax.Array],
@@ -148,7 +149,7 @@ def _draw_batches(
 
 
 def check_request(
-    config: ExperimentConfig, labels: np.ndarray, options: ImageOptions | None = None, **changes: Any
+    config: ExperimentConfig, labels: Int[np.ndarray, "..."], options: ImageOptions | None = None, **changes: Any
 ) -> Settings:
     """The settings of a call of `sample`, whose arguments these are.
 
@@ -189,13 +190,13 @@ def check_request(
     return settings
 
 
-def class_labels(config: ExperimentConfig, count: int) -> np.ndarray:
+def class_labels(config: ExperimentConfig, count: int) -> Int[np.ndarray, "B"]:
     """Labels int32 [count] that take the classes in turn; -1 for a model without classes."""
     classes = config.flow.num_classes or config.flow.text_dim
     return (np.arange(count) % classes if classes else np.full(count, -1)).astype(np.int32)
 
 
-def to_pixels(x: np.ndarray, data: DataConfig) -> np.ndarray:
+def to_pixels(x: Float[np.ndarray, "*B rows columns c"], data: DataConfig) -> UInt8[np.ndarray, "*b H W C"]:
     """Images uint8, 0..255, from samples in the units of the flow; NaN becomes black.
 
     Latents are decoded by `data.decoder`, else by the autoencoder of the training, else by the one in the folder of the
@@ -232,7 +233,7 @@ class _Kind:
 def _draw(
     kind: _Kind,
     params: Params,
-    key: jax.Array,
+    key: PRNGKeyArray,
     index: jax.Array,
     given: jax.Array,
     null: jax.Array | None,

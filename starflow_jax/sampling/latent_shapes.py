@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
@@ -39,7 +40,7 @@ class RunAutoencoder:
         """Whole latent frames in `frames` frames of pixels, rounded down."""
         return 1 + (frames - 1) // self.autoencoder.frame_stride if frames else 0
 
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
+    def encode(self, pixels: UInt8[np.ndarray, "T H W C"]) -> Float[np.ndarray, "t rows columns c"]:
         """Encodes one video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
         return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from starflow_jax.core.choices import Denoise, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
@@ -22,7 +22,7 @@ class Settings(NamedTuple):
     attention_temperature: float
     denoise: Denoise
 
-    def scalars(self) -> dict[str, jax.Array]:
+    def scalars(self) -> dict[str, Float[Array, ""]]:
         """The values that a compiled program takes as arguments, float32 []."""
         values = {"weight": self.guidance, "temperature": self.temperature}
         values["attention_temperature"] = self.attention_temperature

@@ -19,12 +19,12 @@ from starflow_jax.solvers import SlidingWindow
 def log_likelihoods(
     params: Params,
     config: FlowConfig,
-    x: Float[np.ndarray | Array, "n *sample"],
-    cond: Shaped[np.ndarray | Array, "n ..."] | None,
+    x: Float[np.ndarray | Array, "B *sample"],
+    cond: Shaped[np.ndarray | Array, "B ..."] | None,
     *,
     given: int = 0,
     window: SlidingWindow | None = None,
-    later_cond: Shaped[np.ndarray | Array, "n ..."] | None = None,
+    later_cond: Shaped[np.ndarray | Array, "B ..."] | None = None,
     batch_size: int = 64,
 ) -> Float[np.ndarray, " n"]:
     """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
@@ -67,7 +67,7 @@ def log_likelihoods(
     return np.concatenate(scores)[:count]
 
 
-def likeliest(scores: Float[np.ndarray, "..."], candidates: int, keep: int) -> Int[np.ndarray, " m"]:
+def likeliest(scores: Float[np.ndarray, "..."], candidates: int, keep: int) -> Int[np.ndarray, "kept"]:
     """Indices of the `keep` highest scores of every group of `candidates` scores, int [n / candidates * keep].
 
     Groups stay in order; within a group scores descend. NaN comes last.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
@@ -83,7 +84,7 @@ class SampledVideos:
     plan: VideoPlan
 
     @property
-    def videos(self) -> np.ndarray:
+    def videos(self) -> UInt8[np.ndarray, "kept T H W C"]:
         """The kept videos, uint8 [m, T, H, W, C]."""
         return self.samples.videos[self.kept]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
@@ -64,7 +64,7 @@ class State:
     num_trivial: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
-    def x(self) -> jax.Array:
+    def x(self) -> Float[Array, "B N c"]:
         """The estimate without the prefix and without padding, [B, num_trivial + num_tokens, c]."""
         return self.tokens[:, self.num_prefix - self.num_trivial : self.num_prefix + self.num_tokens]
 
@@ -137,7 +137,7 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def advance(
-        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, predict: Predict, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """Runs one stage; `first` and `length` may be traced, `kind` is static.
 
@@ -164,13 +164,13 @@ class Solver(abc.ABC):
         return None
 
     def begin(
-        self, z: Float[Array, "B n c"], prefix: Float[Array, "B k c"], cache: KVCache, *, padding: int, frame: int
+        self, z: Float[Array, "B n c"], prefix: Float[Array, "B p c"], cache: KVCache, *, padding: int, frame: int
     ) -> State:
         """The state before the first stage.
 
         Args:
           z: [B, n, c] float32 noise of the tokens to solve for, in the block's order.
-          prefix: [B, k, c], the k >= 1 tokens before them (the start token first).
+          prefix: [B, p, c], the p >= 1 tokens before them (the start token first).
           cache: keys and values of all tokens before the last one of the prefix.
           padding: the result of `padding`.
           frame: tokens per frame.
@@ -184,7 +184,7 @@ class Solver(abc.ABC):
         reports = []
         for kind, members in itertools.groupby(plan, key=lambda stage: stage.kind):
 
-            def step(state: State, stage: jax.Array, kind: Kind = kind) -> tuple[State, StageReport]:
+            def step(state: State, stage: Int[Array, "2"], kind: Kind = kind) -> tuple[State, StageReport]:
                 return self.advance(predict, state, stage[0], stage[1], kind=kind)
 
             stages = jnp.asarray([(stage.first, stage.length) for stage in members], jnp.int32)
@@ -200,7 +200,7 @@ class Solver(abc.ABC):
         self,
         predict: Predict,
         z: Float[Array, "B n c"],
-        prefix: Float[Array, "B k c"],
+        prefix: Float[Array, "B p c"],
         cache: KVCache,
         *,
         start: int,
@@ -234,12 +234,12 @@ def frame_stages(count: int, start: int, frame: int, size: int) -> tuple[Stage, 
     return tuple(Stage(a, b - a, Kind(size, False)) for a, b in itertools.pairwise(bounds))
 
 
-def all_finite(x: Float[Array, B * rest]) -> Bool[Array, B]:
+def all_finite(x: Float[Array, "B *rest"]) -> Bool[Array, "B"]:
     """Whether all values of a sample are finite: x [B, ...], result [B] bool."""
     return jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)
 
 
-def finite_until(tokens: Float[Array, "B n c"], end: int | jax.Array) -> Bool[Array, B]:
+def finite_until(tokens: Float[Array, "B n c"], end: int | Int[Array, ""]) -> Bool[Array, "B"]:
     """Whether all tokens of a sample before index `end` are finite: tokens [B, n, c], result [B] bool."""
     ignored = (jnp.arange(tokens.shape[1]) >= end)[None, :, None]
     return all_finite(jnp.where(ignored, 0.0, tokens))

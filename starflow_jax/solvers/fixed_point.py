@@ -59,7 +59,7 @@ class Loop:
     evaluations: jax.Array
     residuals: jax.Array
 
-    def report(self, window: int, converged: Bool[Array, B]) -> StageReport:
+    def report(self, window: int, converged: Bool[Array, "B"]) -> StageReport:
         """The report of a stage whose evaluations each work on `window` tokens of every sample; converged: [B]."""
         return StageReport(
             iterations=self.iterations,

@@ -10,7 +10,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
@@ -71,32 +71,32 @@ class Inversion:
     reports: tuple[BlockReport, ...]
 
     @property
-    def evaluations(self) -> jax.Array:
+    def evaluations(self) -> Int[Array, ""]:
         """Depth: sequential network evaluations of all blocks, [] int32."""
         return sum((jnp.sum(r.evaluations) for r in self.reports), jnp.int32(0))
 
     @property
-    def tokens(self) -> jax.Array:
+    def tokens(self) -> Int[Array, ""]:
         """Tokens that the networks of all blocks processed, [] int32 (see `StageReport.tokens`)."""
         return sum((jnp.sum(r.tokens) for r in self.reports), jnp.int32(0))
 
     @property
-    def converged(self) -> jax.Array:
+    def converged(self) -> Bool[Array, ""]:
         """Whether every chunk of every block converged for every sample, [] bool."""
         return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(r.converged) for r in self.reports)]))
 
 
 def inverse(
     flow: Flow,
-    z: Shaped[AnyArray, B * size],
-    cond: Shaped[AnyArray, B * rest] | None = None,
+    z: Shaped[AnyArray, "B *size"],
+    cond: Shaped[AnyArray, "B *rest"] | None = None,
     *,
     solver: AnySolver | None = None,
     guidance: AnyGuidance | None = None,
-    prefix: Shaped[AnyArray, ...] | None = None,
+    prefix: Shaped[AnyArray, "..."] | None = None,
     window: SlidingWindow | None = None,
-    temperature: float | jax.Array | None = None,
-    later_cond: Shaped[AnyArray, ...] | None = None,
+    temperature: float | Float[Array, ""] | None = None,
+    later_cond: Shaped[AnyArray, "..."] | None = None,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -160,7 +160,7 @@ def inverse(
     return Inversion(states[-1], tuple(states), tuple(reports))
 
 
-def check_later(cond: AnyArray | None, later_cond: AnyArray | None) -> None:
+def check_later(cond: Shaped[AnyArray, "..."] | None, later_cond: Shaped[AnyArray, "..."] | None) -> None:
     """Raises ValueError unless `later_cond` is None or has the shape of `cond`, as one program serves all windows."""
     if later_cond is not None:
         expected = None if cond is None else tuple(cond.shape)
@@ -171,7 +171,7 @@ def check_later(cond: AnyArray | None, later_cond: AnyArray | None) -> None:
 
 
 def check_frames(
-    flow: Flow, grid: Grid, shape: tuple[int, ...], prefix: AnyArray | None, window: SlidingWindow | None
+    flow: Flow, grid: Grid, shape: tuple[int, ...], prefix: Shaped[AnyArray, "..."] | None, window: SlidingWindow | None
 ) -> None:
     """Raises ValueError where given frames or windows do not fit noise of `shape` [B, T, H, W, C].
 
@@ -214,7 +214,7 @@ class BlockTask:
     flow: Flow
     cond: jax.Array | None
     guidance: AnyGuidance | None
-    temperature: float | jax.Array | None
+    temperature: float | Float[Array, ""] | None
     later_cond: jax.Array | None = None
     index: int = flax.struct.field(pytree_node=False, kw_only=True)
     grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
@@ -258,17 +258,21 @@ class BlockTask:
             raster = raster.at[:, : given.shape[1]].set(given)
         return raster, BlockReport(**vars(_worst_frames(report, folded)), block=index)
 
-    def _ordered_prefix(self, given: jax.Array | None) -> jax.Array | None:
+    def _ordered_prefix(self, given: Float[Array, "B *given c"] | None) -> Float[Array, "B p c"] | None:
         if given is None:
             return None
         return self.flow.to_block(self.index, given, self.grid.with_frames(given.shape[1]))
 
-    def _solve_span(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
+    def _solve_span(
+        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None
+    ) -> tuple[Float[Array, "B n c"], Report]:
         """Solves tokens that pass through one cache; prefix: the given ones of them, at the beginning."""
         given = 0 if prefix is None else prefix.shape[1]
         return self.span(z.shape[1] - given, start=given, context=given).solve(z[:, given:], prefix)
 
-    def _solve_windows(self, z: jax.Array, prefix: jax.Array | None) -> tuple[jax.Array, Report]:
+    def _solve_windows(
+        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None
+    ) -> tuple[Float[Array, "B n c"], Report]:
         """Solves G frames, then G - Q at a time, after Q frames of context that are re-encoded from position 0."""
         window, grid = self.window, self.grid
         assert window is not None and grid.frames is not None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.core.config.checks import check_integer, check_real
 from starflow_jax.core.registries import SOLVERS
@@ -91,7 +91,7 @@ class Jacobi(Solver):
         return guess(self.start, noise)
 
     def advance(
-        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, predict: Predict, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """See `Solver`; a stage after the first frame needs at least frame + 1 tokens before it."""
         size = kind.size
@@ -140,7 +140,7 @@ class Jacobi(Solver):
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
-    def _residual(self, sums: Float[Array, "B 2"]) -> Float[Array, B]:
+    def _residual(self, sums: Float[Array, "B 2"]) -> Float[Array, "B"]:
         """Relative mean-square change [B] of each sample, or of the whole batch, from the sums of `Estimate.update`."""
         change, square = sums.T if self.per_sample else jnp.sum(sums, axis=0)
         return jnp.broadcast_to(relative_change(change, square), sums.shape[:1])

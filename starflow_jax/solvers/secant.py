@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -110,7 +110,7 @@ class Secant(Solver):
         return guess(self.start, noise)
 
     def advance(
-        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, predict: Predict, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """See `Solver`; a stage after the first frame needs at least frame + 1 tokens before it."""
         size, (batch, _, c) = kind.size, state.noise.shape
@@ -157,7 +157,7 @@ class Secant(Solver):
         report = loop.report(size, settled & finite_until(tokens, position + length))
         return dataclasses.replace(state, tokens=tokens, cache=loop.iterate.cache), report
 
-    def _shifted(self, step: Float[Array, "B n c"]) -> Float[Array, "B n f"]:
+    def _shifted(self, step: Float[Array, "B n c"]) -> Float[Array, "B n features"]:
         """The steps of the tokens at each lag before every token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
         count = step.shape[1]
         moved = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
@@ -175,7 +175,7 @@ class Secant(Solver):
         vector = jnp.einsum("bgki,bgkc->bgic", causes, effect, precision="highest")
         return NormalEquations(self.forget * normal.matrix + matrix, self.forget * normal.vector + vector)
 
-    def _fit(self, normal: NormalEquations) -> Float[Array, "B groups f c"]:
+    def _fit(self, normal: NormalEquations) -> Float[Array, "B groups features c"]:
         """Coefficients [B, groups, f, c]; 0 where no finite step has been observed yet."""
         matrix, vector = normal.matrix, normal.vector
         features = matrix.shape[-1]
@@ -188,7 +188,7 @@ class Secant(Solver):
         return coefficients
 
     def _correction(
-        self, coefficients: Float[Array, "B groups f c"], gap: Float[Array, "B n c"]
+        self, coefficients: Float[Array, "B groups features c"], gap: Float[Array, "B n c"]
     ) -> Float[Array, "B n c"]:
         """(I - J)^-1 gap - gap, [B, n, c]; coefficients: [B, groups, f, c]."""
         batch, count, c = gap.shape

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.flows.prediction import Predict
@@ -27,7 +28,7 @@ class Sequential(Solver):
         return 0
 
     def advance(
-        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, predict: Predict, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """See `Solver`."""
         batch = state.noise.shape[0]

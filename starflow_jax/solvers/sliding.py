@@ -62,7 +62,7 @@ class SlidingJacobi(Solver):
         return guess(self.start, noise)
 
     def begin(
-        self, z: Float[Array, "B n c"], prefix: Float[Array, "B k c"], cache: KVCache, *, padding: int, frame: int
+        self, z: Float[Array, "B n c"], prefix: Float[Array, "B p c"], cache: KVCache, *, padding: int, frame: int
     ) -> State:
         """See `Solver`; `State.extra` is the number of tokens committed so far, [] int32."""
         state = super().begin(z, prefix, cache, padding=padding, frame=frame)
@@ -71,7 +71,7 @@ class SlidingJacobi(Solver):
         return dataclasses.replace(state, tokens=tokens, extra=jnp.int32(0))
 
     def advance(
-        self, predict: Predict, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, predict: Predict, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """See `Solver`; a stage whose tokens are committed already takes no evaluation."""
         size, batch = kind.size, state.noise.shape[0]
@@ -110,7 +110,9 @@ class SlidingJacobi(Solver):
         report = loop.report(size, finite_until(final.x, state.num_prefix + end))
         return dataclasses.replace(state, tokens=final.x, cache=final.cache, extra=final.memory), report
 
-    def _num_commits(self, change: Float[Array, "B n"], lost: Bool[Array, B], most: int | jax.Array) -> Int[Array, ""]:
+    def _num_commits(
+        self, change: Float[Array, "B n"], lost: Bool[Array, "B"], most: int | Int[Array, ""]
+    ) -> Int[Array, ""]:
         """The commit rule: the tokens that settled in every sample, up to the first that did not, and one more.
 
         change: [B, W] of each token; lost: [B] samples that are ignored; most: tokens of the window still unsolved.
@@ -119,7 +121,7 @@ class SlidingJacobi(Solver):
         return jnp.minimum(jnp.sum(jnp.cumprod(settled.astype(jnp.int32))) + 1, most)
 
     def _enter(
-        self, state: State, tokens: jax.Array, old: int | jax.Array, new: int | jax.Array, size: int
+        self, state: State, tokens: jax.Array, old: int | Int[Array, ""], new: int | Int[Array, ""], size: int
     ) -> jax.Array:
         """Initialises the tokens that enter as the window moves from token `old` to token `new`."""
         if self.start != "frame":

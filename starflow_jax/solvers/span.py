@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.flows.flow import Flow, fold_condition
 from starflow_jax.flows.guidance import AnyGuidance, Guidance
@@ -41,7 +41,7 @@ class Span:
     flow: Flow
     cond: jax.Array | None
     guidance: AnyGuidance | None
-    temperature: float | jax.Array | None
+    temperature: float | Float[Array, ""] | None
     index: int = flax.struct.field(pytree_node=False)
     grid: Grid = flax.struct.field(pytree_node=False)
     folded: int = flax.struct.field(pytree_node=False)
@@ -69,16 +69,16 @@ class Span:
     def begin(
         self,
         z: Float[Array, "B n c"],
-        context: Float[Array, "B k c"] | None = None,
-        history: Float[Array, "B K c"] | None = None,
+        context: Float[Array, "B p c"] | None = None,
+        history: Float[Array, "B history c"] | None = None,
     ) -> State:
         """The state before the first stage, with text and context in the cache.
 
         Args:
           z: [B x folded, n, c] float32 noise of the unsolved tokens, in the block's order.
-          context: [B, k, c], the given tokens before them, or None.
-          history: [B, K >= k, c], tokens of the whole sequence up to and including the context; None means `context`.
-            A solver that starts from the previous frame may read further back than the context.
+          context: [B, p, c], the given tokens before them, or None.
+          history: [B, history >= p, c], tokens of the whole sequence up to and including the context; None means
+            `context`. A solver that starts from the previous frame may read further back than the context.
         """
         batch = z.shape[0]
         block = self.flow.blocks[self.index]
@@ -101,7 +101,7 @@ class Span:
         return dataclasses.replace(state, offset=offset, num_trivial=self.num_trivial)
 
     def advance(
-        self, state: State, first: int | jax.Array, length: int | jax.Array, *, kind: Kind
+        self, state: State, first: int | Int[Array, ""], length: int | Int[Array, ""], *, kind: Kind
     ) -> tuple[State, StageReport]:
         """Runs one stage; `first` and `length` may be traced, so that one program serves all stages of a kind."""
         return self.solver.advance(self._from_first_unsolved(state), state, first, length, kind=kind)
@@ -109,8 +109,8 @@ class Span:
     def solve(
         self,
         z: Float[Array, "B n c"],
-        context: Float[Array, "B k c"] | None = None,
-        history: Float[Array, "B K c"] | None = None,
+        context: Float[Array, "B p c"] | None = None,
+        history: Float[Array, "B history c"] | None = None,
     ) -> tuple[Float[Array, "B n c"], Report]:
         """The solved tokens [B x folded, n, c] and the report; arguments as in `begin`."""
         state = self.begin(z, context, history)
@@ -124,7 +124,7 @@ class Span:
         # The cache that the text is written to is not used here, and the compiler removes it.
         predict, _ = self._predictor(state.noise.shape[0])
 
-        def shifted(previous: jax.Array, first: int | jax.Array, cache: KVCache) -> tuple[Any, KVCache]:
+        def shifted(previous: jax.Array, first: int | Int[Array, ""], cache: KVCache) -> tuple[Any, KVCache]:
             return predict(previous, first + state.offset, cache)
 
         return shifted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-import jax
+from jaxtyping import Array, Float
 
 from starflow_jax.solvers.base import Solver
 from starflow_jax.solvers.jacobi import Jacobi
@@ -12,7 +12,7 @@ from starflow_jax.solvers.per_block import AnySolver, PerBlock
 from starflow_jax.solvers.secant import Secant
 
 
-def with_tolerance(solver: Solver, tolerance: float | jax.Array) -> Solver:
+def with_tolerance(solver: Solver, tolerance: float | Float[Array, ""]) -> Solver:
     """A copy of `solver` with another tolerance; an unchanged copy where it has none.
 
     Solvers are static arguments, so every tolerance compiles a separate program. Inside a compiled function, and only
@@ -29,7 +29,7 @@ def bounds_square(solver: Solver) -> bool:
     return isinstance(solver, Jacobi | Secant)
 
 
-def loosened(solver: AnySolver, factor: float | jax.Array) -> AnySolver:
+def loosened(solver: AnySolver, factor: float | Float[Array, ""]) -> AnySolver:
     """`solver` with its tolerances scaled so that its error grows by about `factor`; see `with_tolerance`."""
     if isinstance(solver, PerBlock):
         return PerBlock(tuple(loosened(block_solver, factor) for block_solver in solver.solvers))  # type: ignore[misc] # none is PerBlock

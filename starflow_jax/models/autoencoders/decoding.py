@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.autoencoders.protocol import Autoencoder, Params
@@ -33,7 +34,7 @@ def has_autoencoder(folder: Path) -> bool:
     return kept_autoencoder(folder) is not None
 
 
-def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
+def decode_latents(latents: Float[np.ndarray, "*B rows columns c"], folder: Path) -> Float[np.ndarray, "*b H W C"]:
     """Decodes latents float32 [..., h, w, c] to pixels in [-1, 1] with the autoencoder stored beside training latents.
 
     Args:
@@ -51,7 +52,7 @@ def decode_latents(latents: np.ndarray, folder: Path) -> np.ndarray:
     return decode_by(path, latents)
 
 
-def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
+def decode_by(path: Path, latents: Float[np.ndarray, "*B rows columns c"]) -> Float[np.ndarray, "*b H W C"]:
     """Decodes latents float32 [B, (T,) h, w, c] or [h, w, c] to pixels in [-1, 1] with a stored autoencoder.
 
     Raises:
@@ -68,7 +69,9 @@ def decode_by(path: Path, latents: np.ndarray) -> np.ndarray:
     return decode_in_batches(autoencoder, params, latents)
 
 
-def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndarray) -> np.ndarray:
+def decode_in_batches(
+    autoencoder: Autoencoder, params: Params, latents: Float[np.ndarray, "*B rows columns c"]
+) -> Float[np.ndarray, "*b H W C"]:
     """Decodes latents float32 [B, (T,) h, w, c] to float32 pixels in batches; large frames in tiles."""
     autoencoder = fitted(autoencoder, latents.shape[-3:-1])
     if latents.ndim == 5 and isinstance(autoencoder, WanAutoencoder | TiledWan):
@@ -86,7 +89,9 @@ def decode_in_batches(autoencoder: Autoencoder, params: Params, latents: np.ndar
     return np.concatenate(decoded)
 
 
-def encode_frames(autoencoder: Autoencoder, params: Params, pixels: np.ndarray) -> np.ndarray:
+def encode_frames(
+    autoencoder: Autoencoder, params: Params, pixels: Float[np.ndarray, "T H W C"]
+) -> Float[np.ndarray, "t rows columns c"]:
     """Encodes one video float32 [T, H, W, C] in [-1, 1] to latents [t, h, w, c], T = 1 + frame_stride (t - 1)."""
     stride = autoencoder.stride
     autoencoder = fitted(autoencoder, (pixels.shape[1] // stride, pixels.shape[2] // stride))
@@ -112,7 +117,7 @@ class FrameDecoder:
     def __init__(self, autoencoder: Autoencoder, params: Params):
         self._autoencoder, self._params, self._past = autoencoder, jax.device_put(params), None
 
-    def __call__(self, latents: np.ndarray) -> np.ndarray:
+    def __call__(self, latents: Float[np.ndarray, "B rows columns c"]) -> Float[np.ndarray, "B n H W C"]:
         """Decodes the next frame float32 [B, h, w, c] of every video to n frames of pixels, float32 [B, n, H, W, C]."""
         autoencoder = fitted(self._autoencoder, latents.shape[1:3])
         if not isinstance(autoencoder, WanAutoencoder | TiledWan):
@@ -126,10 +131,14 @@ class FrameDecoder:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(autoencoder: Autoencoder, params: Params, pixels: jax.Array) -> jax.Array:
+def _encode(
+    autoencoder: Autoencoder, params: Params, pixels: Float[Array, "*B H W C"]
+) -> Float[Array, "*b rows columns c"]:
     return autoencoder.encode(params, pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(autoencoder: Autoencoder, params: Params, latents: jax.Array) -> jax.Array:
+def _decode(
+    autoencoder: Autoencoder, params: Params, latents: Float[Array, "*B rows columns c"]
+) -> Float[Array, "*b H W C"]:
     return autoencoder.decode(params, latents)

@@ -71,7 +71,9 @@ class PatchPCA:
         return cells.reshape(*batch, rows * p, columns * p, self.pixel_channels)
 
 
-def fit_patch_pca(images: Iterable[np.ndarray], patch: int, channels: int) -> tuple[PatchPCA, dict[str, np.ndarray]]:
+def fit_patch_pca(
+    images: Iterable[Float[np.ndarray, "*B H W C"]], patch: int, channels: int
+) -> tuple[PatchPCA, dict[str, Float[np.ndarray, "..."]]]:
     """Fits the autoencoder to images.
 
     Args:

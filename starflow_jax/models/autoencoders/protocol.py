@@ -74,7 +74,7 @@ class AutoencoderFormat(Protocol):
     kind: type[Any]
 
     @staticmethod
-    def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Any, Params]:
+    def read(config: Mapping[str, Any], tensors: Mapping[str, Float[np.ndarray, "..."]]) -> tuple[Any, Params]:
         """Builds an autoencoder and its nested float32 parameters.
 
         Args:
@@ -86,7 +86,7 @@ class AutoencoderFormat(Protocol):
         ...
 
     @staticmethod
-    def write(autoencoder: Any, params: Params) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+    def write(autoencoder: Any, params: Params) -> tuple[Mapping[str, Any], Mapping[str, Float[np.ndarray, "..."]]]:
         """The inverse of `read`; the configuration does not include `_class_name`."""
         ...
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.autoencoders.protocol import Params
@@ -51,18 +52,18 @@ def from_tensors(expected: Params, tensors: Tensors, name: Callable[[str], str] 
     return jax.tree_util.tree_map_with_path(value, dict(expected))
 
 
-def to_tensors(params: Params, name: Callable[[str], str] = str) -> dict[str, np.ndarray]:
+def to_tensors(params: Params, name: Callable[[str], str] = str) -> dict[str, Float[np.ndarray, "..."]]:
     """The inverse of `from_tensors`."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(params))
     return {name(_dotted(path)): to_torch(np.asarray(leaf)) for path, leaf in leaves}
 
 
-def from_torch(weight: np.ndarray) -> np.ndarray:
+def from_torch(weight: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """[outputs, inputs, *window] to [*window, inputs, outputs]; vectors are unchanged."""
     return np.ascontiguousarray(np.moveaxis(weight, (0, 1), (-1, -2))) if weight.ndim > 1 else weight
 
 
-def to_torch(kernel: np.ndarray) -> np.ndarray:
+def to_torch(kernel: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The inverse of `from_torch`."""
     return np.ascontiguousarray(np.moveaxis(kernel, (-1, -2), (0, 1))) if kernel.ndim > 1 else kernel
 

@@ -52,11 +52,11 @@ class GemmaEmbedder:
         """D."""
         return self.width
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 [B, L], beginning with the begin-of-text token."""
         return self.tokenizer.ids(captions)
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Returns `ids(captions)`."""
         return self.tokenizer.ids(captions)
 
@@ -92,7 +92,7 @@ def tensor_prefix(folder: PretrainedFolder) -> str:
     raise ValueError(f"model {folder.path} must hold the tensor model.embed_tokens.weight, and does not")
 
 
-def read_embedding(folder: PretrainedFolder, dtype: str = "float32") -> dict[str, np.ndarray]:
+def read_embedding(folder: PretrainedFolder, dtype: str = "float32") -> dict[str, Float[np.ndarray, "V D"]]:
     """Reads the parameters of a `GemmaEmbedder`, in `dtype`.
 
     Raises:

@@ -58,7 +58,7 @@ class LabelTable:
         """
         return int(self.ids([label])[0, 0]) - 1
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B 1"]:
         """Ids int32 [B, 1]; 0 for the empty caption.
 
         Raises:
@@ -73,7 +73,7 @@ class LabelTable:
                 raise ValueError(f"caption must be one of {len(self.labels)} labels, got {caption!r}{hint}")
         return ids
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B 1"]:
         """Ids int32 [B, 1]; 0 also for captions that are not labels."""
         places = {label: place for place, label in enumerate(self.labels, start=1)}
         return np.asarray([[places.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)

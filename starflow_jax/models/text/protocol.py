@@ -24,7 +24,7 @@ class CaptionReader(Protocol):
         """L, the length to which captions are padded or truncated."""
         ...
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 [B, L] of captions.
 
         Raises:
@@ -32,7 +32,7 @@ class CaptionReader(Protocol):
         """
         ...
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 [B, L] of any captions; words that cannot be encoded are left out."""
         ...
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from jaxtyping import Float, Int
 
 # Text states by the bytes of their ids, passed in and returned, so that the caller controls the cache.
 Known = Mapping[bytes, np.ndarray]
 
 
 def states_of(
-    encode: Callable[[np.ndarray], np.ndarray], ids: np.ndarray, known: Known | None = None, *, batch_size: int = 16
-) -> tuple[np.ndarray, dict[bytes, np.ndarray]]:
+    encode: Callable[[Int[np.ndarray, "rows L"]], Float[np.ndarray, "rows L D"]],
+    ids: Int[np.ndarray, "B L"],
+    known: Known | None = None,
+    *,
+    batch_size: int = 16,
+) -> tuple[Float[np.ndarray, "B L D"], dict[bytes, Float[np.ndarray, "L D"]]]:
     """Text states of rows of ids; each different row that is not in `known` is encoded once, in batches of one size.
 
     Args:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.registries import TEXT_ENCODERS
@@ -91,7 +91,7 @@ class T5Config:
         )
 
 
-def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+def distance_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "L L"]:
     """Bucket int32 [L, L] of the relative position of key j to query i; half of the buckets are for j > i.
 
     Each small distance has its own bucket; larger ones share buckets on a logarithmic scale (arXiv 1910.10683,
@@ -158,7 +158,7 @@ class _MLP(nnx.Module):
 
 
 class _Layer(nnx.Module):
-    def __init__(self, config: T5Config, key: jax.Array, compute: Compute):
+    def __init__(self, config: T5Config, key: PRNGKeyArray, compute: Compute):
         keys = jax.random.split(key, 5)
         self.attention = _Attention(config, keys[:2], compute)
         self.mlp = _MLP(config, keys[2:], compute)
@@ -167,7 +167,7 @@ class _Layer(nnx.Module):
 class T5Stack(nnx.Module):
     """Embedding, stacked layers in one scan, and a final norm. Hidden states are float32."""
 
-    def __init__(self, config: T5Config, key: jax.Array, compute: Compute = Compute()):  # noqa: B008 (frozen)
+    def __init__(self, config: T5Config, key: PRNGKeyArray, compute: Compute = Compute()):  # noqa: B008 (frozen)
         c = config
         keys = jax.random.split(key, 3)
         self.embedding = nnx.Param(jax.random.normal(keys[0], (c.vocabulary, c.width)))
@@ -226,11 +226,11 @@ class T5Encoder:
         """D."""
         return self.config.width
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 [B, L], ending with the end-of-text token."""
         return self.tokenizer.ids(captions)
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Returns `ids(captions)`."""
         return self.tokenizer.ids(captions)
 
@@ -249,7 +249,7 @@ def _definition(config: T5Config, compute: Compute) -> tuple[Any, Any]:
     """The definition of a stack, and its parameters as ShapeDtypeStructs."""
     definitions = []
 
-    def build(key: jax.Array) -> Any:
+    def build(key: PRNGKeyArray) -> Any:
         definition, state = nnx.split(T5Stack(config, key, compute))
         definitions.append(definition)
         return nnx.to_pure_dict(state)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num
 
 # First words of the captions of special clips (specification, section 5): a clip that continues an earlier one, and a
 # clip whose first half is the source of a video-to-video translation.
@@ -34,8 +35,8 @@ def prefixed(caption: str, word: str | None) -> str:
 def caption_prompts(
     captions: Sequence[str],
     *,
-    fps: int | Sequence[int] | np.ndarray | None = None,
-    noise_std: float | Sequence[float] | np.ndarray | None = None,
+    fps: float | Sequence[float] | Num[np.ndarray, "..."] | None = None,
+    noise_std: float | Sequence[float] | Num[np.ndarray, "..."] | None = None,
     aspect_ratio: str | None = None,
     chat_template: bool = False,
     strict: bool = True,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from starflow_jax.core.config.checks import check, check_integer
 
@@ -42,7 +43,7 @@ class Tokenizer:
     def __post_init__(self) -> None:
         check_integer("text_length", self.length, minimum=1 + (self.first is not None) + (self.last is not None))
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 [B, L]; a caption that is too long is truncated.
 
         Raises:
@@ -62,11 +63,11 @@ class Tokenizer:
                 row[-len(pieces) :] = pieces
         return ids
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Returns `ids(captions)`: any text can be tokenized."""
         return self.ids(captions)
 
-    def mask(self, ids: jax.Array | np.ndarray) -> jax.Array:
+    def mask(self, ids: Int[jax.Array | np.ndarray, "B L"]) -> Bool[Array, "B L"]:
         """Boolean [B, L]: whether ids int32 [B, L] belong to the caption and are not padding.
 
         A caption may contain the text of the padding token (`<pad>`), so that the first and last other ids decide.

@@ -38,7 +38,7 @@ class WordEncoder:
         """V."""
         return len(self.vocabulary)
 
-    def ids(self, captions: Sequence[str]) -> np.ndarray:
+    def ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Word ids int32 [B, L] of captions, their words separated by spaces; the empty caption is all zeros.
 
         Raises:
@@ -61,7 +61,7 @@ class WordEncoder:
                 row[i] = id_of[word]
         return ids
 
-    def known_ids(self, captions: Sequence[str]) -> np.ndarray:
+    def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Word ids int32 [B, L] of any captions: words that are not in the vocabulary, or beyond L, are left out.
 
         A word also counts as known without the punctuation around it.
@@ -74,7 +74,7 @@ class WordEncoder:
             row[: len(known)] = known
         return ids
 
-    def words(self, ids: np.ndarray) -> str:
+    def words(self, ids: Int[np.ndarray, "L"]) -> str:
         """The words of ids int32 [L], separated by spaces."""
         return " ".join(self.vocabulary[i - 1] for i in ids if i > 0)
 

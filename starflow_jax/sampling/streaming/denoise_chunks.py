@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jaxtyping import Array, Float
 
 from starflow_jax.core.config import DenoiserConfig
 
@@ -60,8 +61,8 @@ class FrameDenoiser:
         self,
         chunks: tuple[Chunk, ...],
         ahead: int | None,
-        denoise: Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-        unknown: jax.Array,
+        denoise: Callable[[tuple[Float[Array, "B H W C"], ...]], tuple[Float[Array, "B H W C"], ...]],
+        unknown: Float[Array, "B H W C"],
     ):
         """Starts without frames.
 
@@ -76,7 +77,7 @@ class FrameDenoiser:
         self._pushed = self._chunk = 0
         self._next = 0
 
-    def push(self, frames: tuple[jax.Array, ...]) -> list[FinalFrame]:
+    def push(self, frames: tuple[Float[Array, "B H W C"], ...]) -> list[FinalFrame]:
         """Takes the next noisy frames; returns the denoised frames that are final now."""
         for frame in frames:
             self._known[self._pushed] = frame

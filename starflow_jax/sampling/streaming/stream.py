@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
@@ -75,7 +76,7 @@ class StreamReport:
 def stream(
     flow: Flow | Params,
     config: ExperimentConfig,
-    key: jax.Array,
+    key: PRNGKeyArray,
     captions: Sequence[str],
     *,
     devices: Sequence[jax.Device] | None = None,
@@ -107,7 +108,7 @@ def stream(
 
 def stream_plan(
     flow: Flow | Params,
-    key: jax.Array,
+    key: PRNGKeyArray,
     plan: VideoPlan,
     *,
     progress: Callable[[int], None] | None = None,
@@ -169,7 +170,7 @@ class VideoStream(Iterator[StreamedFrame]):
     """
 
     def __init__(
-        self, flow: Flow | Params, key: jax.Array, plan: VideoPlan, devices: Sequence[jax.Device] | None = None
+        self, flow: Flow | Params, key: PRNGKeyArray, plan: VideoPlan, devices: Sequence[jax.Device] | None = None
     ):
         """Arguments as of `stream`; the `batch_size` of the plan is not used."""
         params = split(flow)[1] if isinstance(flow, Flow) else flow
@@ -296,14 +297,14 @@ class VideoStream(Iterator[StreamedFrame]):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _noise(shape: tuple[int, ...], key: jax.Array, places: jax.Array, temperature: jax.Array) -> jax.Array:
+def _noise(shape: tuple[int, ...], key: PRNGKeyArray, places: jax.Array, temperature: jax.Array) -> jax.Array:
     """Noise of videos of shape [T, H, W, C], [n, T, H, W, C]."""
     return frame_noise(key, places, jnp.arange(shape[0]), shape[1:]) * temperature
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _noisy(
-    noise_std: float, key: jax.Array, places: jax.Array, given: jax.Array
+    noise_std: float, key: PRNGKeyArray, places: jax.Array, given: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Given frames with noise, [n, P, H, W, C], and the same as a tuple of frames."""
     x = noisy_given(key, places, given, noise_std)

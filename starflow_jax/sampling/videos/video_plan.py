@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check, check_integer
@@ -189,7 +190,7 @@ def _checked_size(flow: FlowConfig, size: tuple[int, int] | None) -> tuple[int, 
 
 def later_text(
     config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **template: Any
-) -> np.ndarray | None:
+) -> Float[np.ndarray, "B L E"] | None:
     """Text states of the captions for windows after the first, which continue a clip.
 
     Returns None for a model that was not trained on "(extend)" clips. A caption is unchanged if it is empty or leaves
@@ -221,7 +222,7 @@ def caption_reader(config: ExperimentConfig) -> FrozenText:
 
 def text_states(
     config: ExperimentConfig, captions: Sequence[str], reader: FrozenText | None = None, **template: Any
-) -> np.ndarray:
+) -> Float[np.ndarray, "B L E"]:
     """Text states float32 [n, L, D] of captions in their templates.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
@@ -59,7 +59,7 @@ class Videos:
 def generate(
     flow: Flow | Params,
     config: ExperimentConfig,
-    key: jax.Array,
+    key: PRNGKeyArray,
     captions: Sequence[str],
     *,
     progress: Callable[[int], None] | None = None,
@@ -85,7 +85,7 @@ def generate(
 
 
 def draw_plan(
-    flow: Flow | Params, key: jax.Array, plan: VideoPlan, *, progress: Callable[[int], None] | None = None
+    flow: Flow | Params, key: PRNGKeyArray, plan: VideoPlan, *, progress: Callable[[int], None] | None = None
 ) -> Videos:
     """Samples the videos of a plan; arguments and result as of `generate`."""
     params = split(flow)[1] if isinstance(flow, Flow) else flow
@@ -123,8 +123,8 @@ def draw_plan(
 
 
 def pixels_of(
-    plan: VideoPlan, denoised: Float[np.ndarray, "n T H W C"]
-) -> UInt8[np.ndarray, "n frames rows columns channels"]:
+    plan: VideoPlan, denoised: Float[np.ndarray, "B T H W C"]
+) -> UInt8[np.ndarray, "B frames rows columns channels"]:
     """Videos uint8 [n, T, H, W, C] from denoised samples; given frames are unchanged."""
     pixels = to_pixels(denoised, plan.config.data)
     if plan.given_pixels is not None:
@@ -135,8 +135,8 @@ def pixels_of(
 
 
 def frame_noise(
-    key: jax.Array,
-    places: Integer[np.ndarray | Array, "B *k"],
+    key: PRNGKeyArray,
+    places: Integer[np.ndarray | Array, "B *index"],
     times: Integer[np.ndarray | Array, " T"],
     shape: tuple[int, ...],
 ) -> Float[Array, "B T *shape"]:
@@ -155,7 +155,7 @@ def frame_noise(
 
 
 def noisy_given(
-    key: jax.Array, places: Integer[Array, "B *k"], given: Float[Array, "B P H W C"], noise_std: float
+    key: PRNGKeyArray, places: Integer[Array, "B *index"], given: Float[Array, "B P H W C"], noise_std: float
 ) -> Float[Array, "B P H W C"]:
     """Given frames [B, P, H, W, C] with the training noise of standard deviation `noise_std` added."""
     times = jnp.arange(given.shape[1])
@@ -164,7 +164,7 @@ def noisy_given(
 
 
 def denoise_video(
-    flow: Flow, x: Float[Array, "B T H W C"], cond: Float[Array, "B L text_dim"], kind: VideoKind
+    flow: Flow, x: Float[Array, "B T H W C"], cond: Float[Array, "B L E"], kind: VideoKind
 ) -> Float[Array, "B T H W C"]:
     """Removes the training noise from [B, T, H, W, C] (specification, section 6).
 
@@ -192,9 +192,9 @@ def denoise_chunks(kind: VideoKind) -> tuple[int | None, int | None]:
 def _draw(
     kind: VideoKind,
     params: Params,
-    key: jax.Array,
+    key: PRNGKeyArray,
     rows: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None],
-    null: Float[Array, "1 L text_dim"],
+    null: Float[Array, "1 L E"],
     scalars: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""

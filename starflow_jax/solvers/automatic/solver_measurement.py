@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.guidance import AnyGuidance
-from starflow_jax.flows.order import Grid
+from starflow_jax.flows.order import AnyArray, Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.automatic.calibration import (
     BlockCalibration,
@@ -51,8 +52,8 @@ def _forward(
 def calibrate(
     config: FlowConfig,
     params: Params,
-    x: jax.Array,
-    cond: jax.Array | None = None,
+    x: Float[AnyArray, "B *size"],
+    cond: Shaped[AnyArray, "B *rest"] | None = None,
     *,
     guidance: AnyGuidance | None = None,
     weight: float = 0.0,

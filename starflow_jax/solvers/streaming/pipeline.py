@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
-from starflow_jax.flows.order import Grid, block_order
+from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
 from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_later
@@ -67,14 +68,14 @@ class FrameStream:
         params: Params,
         config: FlowConfig,
         shape: tuple[int, ...],
-        cond: jax.Array | None = None,
+        cond: Shaped[AnyArray, "B *rest"] | None = None,
         *,
         given: int = 0,
         solver: AnySolver | None = None,
         guidance: AnyGuidance | None = None,
         window: SlidingWindow | None = None,
-        temperature: float | jax.Array | None = None,
-        later_cond: jax.Array | None = None,
+        temperature: float | Float[Array, ""] | None = None,
+        later_cond: Shaped[AnyArray, "B *rest"] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         """Checks the arguments and places the parameters on the devices.
@@ -154,7 +155,9 @@ class FrameStream:
                         program, self.shallow_params, self._shallow_inputs, shallow.struct(tokens)
                     ).compile()
 
-    def run(self, z: jax.Array, prefix: jax.Array | None, then: Then[R]) -> Iterator[R]:
+    def run(
+        self, z: Float[AnyArray, "B T H W C"], prefix: Float[AnyArray, "B P H W C"] | None, then: Then[R]
+    ) -> Iterator[R]:
         """Generates the videos; frames are dispatched in order and not awaited.
 
         Args:
@@ -188,7 +191,9 @@ class FrameStream:
     def _shallow_kind(self, frames: int) -> programs.Shallow:
         return programs.Shallow(self.config, self._solvers[:-1], self.grid.with_frames(frames))
 
-    def _deep_pieces(self, z: jax.Array, prefix: jax.Array | None) -> Iterator[tuple[int, int, jax.Array]]:
+    def _deep_pieces(
+        self, z: Float[AnyArray, "B T H W C"], prefix: Float[AnyArray, "B P H W C"] | None
+    ) -> Iterator[tuple[int, int, Float[Array, "B frames rows columns c"]]]:
         """Dispatches stage by stage: first new frame, count, and their tokens [B, group, h, w, c] after the deep block.
 
         The last `group - count` frames of those tokens are copies.

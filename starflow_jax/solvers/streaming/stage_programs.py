@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
@@ -79,14 +80,16 @@ def partial_flow(config: FlowConfig, params: Params) -> Flow:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def ordered(config: FlowConfig, z: jax.Array) -> jax.Array:
+def ordered(config: FlowConfig, z: Float[Array, "B T H W C"]) -> Float[Array, "B N c"]:
     """Noise [B, T, H, W, C] in the order of the deep block, [B, N, c]."""
     flow = partial_flow(config, {})
     return flow.to_block(config.num_blocks - 1, flow.tokens_of(z), Grid.from_shape(config, z.shape))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Array) -> jax.Array:
+def entering(
+    config: FlowConfig, params: Params, inputs: Inputs, given: Float[Array, "B P H W C"]
+) -> Float[Array, "B p c"]:
     """The deep block's input for given frames [B, P, H, W, C], in its order, [B, P * F, c]."""
     flow = partial_flow(config, params)
     deep = config.num_blocks - 1
@@ -97,7 +100,12 @@ def entering(config: FlowConfig, params: Params, inputs: Inputs, given: jax.Arra
 
 @functools.partial(jax.jit, static_argnums=0)
 def begin(
-    window: Window, params: Params, inputs: Inputs, z: jax.Array, first: jax.Array, history: jax.Array | None
+    window: Window,
+    params: Params,
+    inputs: Inputs,
+    z: Float[Array, "B N c"],
+    first: Int[Array, ""],
+    history: Float[Array, "B history c"] | None,
 ) -> State:
     """The state before a window's first stage.
 
@@ -106,7 +114,7 @@ def begin(
       params, inputs: of the deep block.
       z: noise of all tokens, in the deep block's order.
       first: index of the window's first new token.
-      history: [B, K, c], the tokens before it, at least the context; None without context.
+      history: [B, history, c], the tokens before it, at least the context; None without context.
     """
     noise = jax.lax.dynamic_slice_in_dim(z, first, window.grid.tokens - window.context, axis=1)
     span = window.span(partial_flow(window.config, params), inputs)
@@ -118,8 +126,8 @@ def begin(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def advance(
-    step: Step, params: Params, inputs: Inputs, state: State, indices: jax.Array
-) -> tuple[State, StageReport, jax.Array]:
+    step: Step, params: Params, inputs: Inputs, state: State, indices: Int[Array, "4"]
+) -> tuple[State, StageReport, Float[Array, "B frames rows columns c"]]:
     """Runs one stage; indices: [4], its first token, its length, the first and the last frame that it completes.
 
     Returns:
@@ -142,7 +150,7 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def next_history(length: int, history: jax.Array | None, state: State) -> jax.Array:
+def next_history(length: int, history: Float[Array, "B history c"] | None, state: State) -> Float[Array, "B p c"]:
     """The last `length` tokens after a window, which the next one may read."""
     solved = state.x if history is None else jnp.concatenate([history, state.x], axis=1)
     return solved[:, -length:]
@@ -150,9 +158,9 @@ def next_history(length: int, history: jax.Array | None, state: State) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnums=0)
 def finish(
-    kind: Shallow, params: Params, inputs: Inputs, tokens: jax.Array
-) -> tuple[tuple[jax.Array, ...], tuple[BlockReport, ...]]:
-    """Applies the shallow blocks to raster tokens [B, g, h, w, c] of the deep block: g arrays [B, H, W, C]."""
+    kind: Shallow, params: Params, inputs: Inputs, tokens: Float[Array, "B frames rows columns c"]
+) -> tuple[tuple[Float[Array, "B H W C"], ...], tuple[BlockReport, ...]]:
+    """Applies the shallow blocks to raster tokens of the deep block; returns one array [B, H, W, C] per frame."""
     flow = partial_flow(kind.config, params)
     reports: list[Any] = []
     for index in reversed(range(kind.config.num_blocks - 1)):

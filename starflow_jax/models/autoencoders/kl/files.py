@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.registries import AUTOENCODERS
@@ -48,7 +49,7 @@ def read_kl(config: Mapping[str, Any], tensors: Tensors) -> tuple[AutoencoderKL,
     return autoencoder, from_tensors(expected, {_new(name): value for name, value in tensors.items()}, _tensor_name)
 
 
-def write_kl(autoencoder: AutoencoderKL, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def write_kl(autoencoder: AutoencoderKL, params: Params) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, "..."]]]:
     """The configuration, without its `_class_name`, and the tensors."""
     resolutions = len(autoencoder.block_out_channels)
     config: dict[str, Any] = {theirs: getattr(autoencoder, ours) for theirs, ours in _FIELDS.items()}

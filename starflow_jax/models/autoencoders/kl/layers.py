@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention import Full, attention
 from starflow_jax.nn.convolution import GroupNorm, conv, dense
@@ -43,7 +43,7 @@ class Resnet(nnx.Module):
         self.conv2 = conv(outputs, outputs, 3, rngs, dtype)
         self.conv_shortcut = conv(inputs, outputs, 1, rngs, dtype) if inputs != outputs else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W outputs"]:
         h = self.conv1(nnx.silu(self.norm1(x)))
         h = self.conv2(nnx.silu(self.norm2(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
@@ -56,7 +56,7 @@ class SelfAttention(nnx.Module):
         self.group_norm = GroupNorm(channels, groups, rngs)
         self.to_q, self.to_k, self.to_v, self.to_out = (dense(channels, channels, rngs, dtype) for _ in range(4))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         batch, height, width, channels = x.shape
         tokens = self.group_norm(x).reshape(batch * height * width, channels)  # flat: see nn.linear
         parts = (layer(tokens) for layer in (self.to_q, self.to_k, self.to_v))
@@ -73,7 +73,7 @@ class MidBlock(nnx.Module):
         self.resnets = nnx.List([Resnet(channels, channels, groups, rngs, dtype) for _ in range(2)])
         self.attentions = nnx.List([SelfAttention(channels, groups, rngs, dtype)] if attends else [])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         x = self.resnets[0](x)
         for layer in self.attentions:
             x = layer(x)
@@ -86,7 +86,7 @@ class Downsampler(nnx.Module):
     def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
         self.conv = conv(channels, channels, 3, rngs, dtype, stride=2, padding=_DOWN)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B rows columns C"]:
         return self.conv(x)
 
 
@@ -96,7 +96,7 @@ class Upsampler(nnx.Module):
     def __init__(self, channels: int, rngs: nnx.Rngs, dtype: str):
         self.conv = conv(channels, channels, 3, rngs, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B rows columns C"]) -> Float[Array, "B H W C"]:
         return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
 
 
@@ -108,7 +108,7 @@ class DownBlock(nnx.Module):
         self.resnets = nnx.List([Resnet(widths[i], outputs, groups, rngs, dtype) for i in range(layers)])
         self.downsamplers = nnx.List([] if last else [Downsampler(outputs, rngs, dtype)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B rows columns outputs"]:
         for layer in (*self.resnets, *self.downsamplers):
             x = layer(x)
         return x
@@ -122,7 +122,7 @@ class UpBlock(nnx.Module):
         self.resnets = nnx.List([Resnet(widths[i], outputs, groups, rngs, dtype) for i in range(layers)])
         self.upsamplers = nnx.List([] if last else [Upsampler(outputs, rngs, dtype)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B rows columns C"]) -> Float[Array, "B H W outputs"]:
         for layer in (*self.resnets, *self.upsamplers):
             x = layer(x)
         return x
@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(widths[-1], groups, rngs)
         self.conv_out = conv(widths[-1], 2 * latents, 3, rngs, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B rows columns moments"]:
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -170,12 +170,12 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(widths[-1], groups, rngs)
         self.conv_out = conv(widths[-1], pixels, 3, rngs, dtype)
 
-    def features(self, x: jax.Array) -> jax.Array:
+    def features(self, x: Float[Array, "B rows columns c"]) -> Float[Array, "B H W D"]:
         """The input of the last convolution, `conv_out`."""
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
         return nnx.silu(self.conv_norm_out(x))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B rows columns c"]) -> Float[Array, "B H W C"]:
         return self.conv_out(self.features(x))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.core.choices import Dtype
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
@@ -32,11 +32,11 @@ class Posterior(NamedTuple):
     mean: jax.Array
     logvar: jax.Array
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*B rows columns c"]:
         """Samples latents."""
         return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape)
 
-    def kl(self) -> jax.Array:
+    def kl(self) -> Float[Array, "*B"]:
         """KL divergence from N(0, 1) in nats, float32 [...], summed over positions and channels."""
         terms = 0.5 * (self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar)
         return jnp.sum(terms, axis=(-3, -2, -1))
@@ -112,7 +112,7 @@ class AutoencoderKL:
         """`latent_channels`."""
         return self.latent_channels
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: PRNGKeyArray) -> Params:
         """Samples initial parameters."""
         return drawn(self.abstract()[1], key)
 
@@ -124,7 +124,7 @@ class AutoencoderKL:
         """The distribution of the raw latents of pixels in [-1, 1]."""
         front = pixels.shape[:-3]
         module = merge(self.abstract()[0], params)
-        moments = module.encoder(pixels.reshape(-1, *pixels.shape[-3:]).astype(self.dtype))
+        moments = module.encoder(jnp.asarray(pixels).reshape(-1, *pixels.shape[-3:]).astype(self.dtype))
         if module.quant_conv is not None:
             moments = module.quant_conv(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
@@ -135,28 +135,28 @@ class AutoencoderKL:
         """Decodes raw latents to float32 pixels; `params` need not contain the encoder."""
         return self.to_pixels(params, self.features(params, latents))
 
-    def features(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*B H W width"]:
+    def features(self, params: Params, latents: Float[AnyArray, "*B rows columns c"]) -> Float[Array, "*B H W D"]:
         """The part of `decode_raw` before the last convolution of the decoder, [..., H, W, width]."""
         front = latents.shape[:-3]
         module = merge(self.abstract()[0], params)
-        h = latents.reshape(-1, *latents.shape[-3:]).astype(self.dtype)
+        h = jnp.asarray(latents).reshape(-1, *latents.shape[-3:]).astype(self.dtype)
         if module.post_quant_conv is not None:
             h = module.post_quant_conv(h)
         h = module.decoder.features(h)
         return h.reshape(*front, *h.shape[1:])
 
-    def to_pixels(self, params: Params, features: jax.Array) -> jax.Array:
+    def to_pixels(self, params: Params, features: Float[Array, "*B H W D"]) -> Float[Array, "*B H W C"]:
         """The last convolution of `decode_raw`: features to pixels."""
         front = features.shape[:-3]
         module = merge(self.abstract()[0], params)
         pixels = module.decoder.conv_out(features.reshape(-1, *features.shape[-3:])).astype(jnp.float32)
         return pixels.reshape(*front, *pixels.shape[1:])
 
-    def scaled(self, latents: jax.Array) -> jax.Array:
+    def scaled(self, latents: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Raw latents to scaled latents, as a flow reads them."""
         return (latents - self.shift_factor) * self.scaling_factor
 
-    def raw(self, latents: AnyArray) -> jax.Array:
+    def raw(self, latents: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
         """The inverse of `scaled`."""
         return jnp.asarray(latents) / self.scaling_factor + self.shift_factor
 
@@ -165,7 +165,7 @@ class AutoencoderKL:
         return self.scaled(self.posterior(params, pixels).mean)
 
     def encode_sample(
-        self, params: Params, pixels: Float[AnyArray, "*B H W C"], key: jax.Array
+        self, params: Params, pixels: Float[AnyArray, "*B H W C"], key: PRNGKeyArray
     ) -> Float[Array, "*B rows columns c"]:
         """Like `encode`, with a sample of the posterior in place of its mean."""
         return self.scaled(self.posterior(params, pixels).sample(key))

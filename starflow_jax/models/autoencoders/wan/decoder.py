@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.models.autoencoders.wan.config import WanConfig
 from starflow_jax.models.autoencoders.wan.layers import (
@@ -22,7 +23,7 @@ from starflow_jax.nn.linear import Compute, Linear
 class UpLevel(nnx.Module):
     """Residual blocks, then upsampling by 2 (not in the last level), with a shortcut where `config.residual`."""
 
-    def __init__(self, config: WanConfig, level: int, key: jax.Array, compute: Compute):
+    def __init__(self, config: WanConfig, level: int, key: PRNGKeyArray, compute: Compute):
         inputs, outputs = config.decoder_widths[level], config.decoder_widths[level + 1]
         is_last = level == len(config.temporal)
         if not config.residual and level > 0:
@@ -38,7 +39,9 @@ class UpLevel(nnx.Module):
         self.box = (2 if temporal else 1, 2) if config.residual and not is_last else None
         self.outputs = outputs
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B t rows columns C"], past: Past
+    ) -> tuple[Float[Array, "B T H W outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', ...]."""
         shortcut = 0 if self.box is None else duplicated(x, self.outputs, *self.box, beginning=past is None)
         x, after = in_turn(self.blocks, self.resample, x, past)
@@ -48,7 +51,7 @@ class UpLevel(nnx.Module):
 class Decoder(nnx.Module):
     """Maps latents [B, T, H, W, c] to pixels."""
 
-    def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: WanConfig, key: PRNGKeyArray, compute: Compute):
         levels = len(config.multipliers)
         keys = jax.random.split(key, levels + 4)
         inner, colours = config.decoder_widths[0], config.pixel_channels * config.patch**2
@@ -60,7 +63,9 @@ class Decoder(nnx.Module):
         self.conv_out = CausalConv(config.decoder_widths[-1], colours, keys[-2], compute)
         self.patch = config.patch
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B t rows columns C"], past: Past
+    ) -> tuple[Float[Array, "B T H W outputs"], Past]:
         """Pixels [B, T', H stride, W stride, C], and the next cache."""
         first, middle, *before, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(self.mix_in(x), first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.models.autoencoders.wan.config import WanConfig
 from starflow_jax.models.autoencoders.wan.layers import (
@@ -22,7 +23,7 @@ from starflow_jax.nn.linear import Compute, Linear
 class DownLevel(nnx.Module):
     """Residual blocks, then downsampling by 2 (not in the last level), with a shortcut where `config.residual`."""
 
-    def __init__(self, config: WanConfig, level: int, key: jax.Array, compute: Compute):
+    def __init__(self, config: WanConfig, level: int, key: PRNGKeyArray, compute: Compute):
         inputs, outputs = config.encoder_widths[level], config.encoder_widths[level + 1]
         keys = jax.random.split(key, config.blocks + 1)
         self.blocks = nnx.List(
@@ -34,7 +35,9 @@ class DownLevel(nnx.Module):
         self.box = (2 if temporal else 1, 1 if is_last else 2) if config.residual else None
         self.outputs = outputs
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], past: Past
+    ) -> tuple[Float[Array, "B t rows columns outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', outputs]."""
         shortcut = 0 if self.box is None else averaged(x, self.outputs, *self.box, beginning=past is None)
         x, after = in_turn(self.blocks, self.resample, x, past)
@@ -44,7 +47,7 @@ class DownLevel(nnx.Module):
 class Encoder(nnx.Module):
     """Maps pixels [B, T, H, W, C] to the mean and the log variance of latents."""
 
-    def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: WanConfig, key: PRNGKeyArray, compute: Compute):
         levels = len(config.multipliers)
         keys = jax.random.split(key, levels + 4)
         inner = config.encoder_widths[-1]
@@ -56,7 +59,9 @@ class Encoder(nnx.Module):
         self.mix_out = Linear(2 * config.channels, 2 * config.channels, keys[-1], name="mix_out", compute=compute)
         self.patch = config.patch
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], past: Past
+    ) -> tuple[Float[Array, "B t rows columns outputs"], Past]:
         """Moments [B, T', H / stride, W / stride, 2 c], all means first; and the next cache."""
         first, *before, middle, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(squares_to_channels(x, self.patch), first)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.registries import AUTOENCODERS
 from starflow_jax.models.autoencoders.protocol import Params
@@ -28,7 +29,9 @@ def wan_from_diffusers(config: Mapping[str, Any], tensors: Tensors) -> tuple[Wan
     return autoencoder, from_tensors(autoencoder.config, tensors, autoencoder.abstract()[1])
 
 
-def wan_to_diffusers(autoencoder: WanAutoencoder, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def wan_to_diffusers(
+    autoencoder: WanAutoencoder, params: Params
+) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, "..."]]]:
     """The inverse of `wan_from_diffusers`."""
     config = config_to_diffusers(autoencoder.config)
     if autoencoder.temporal_scale != 1.0:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.nn.linear import Compute, Linear
 
@@ -31,7 +32,7 @@ class ChannelNorm(nnx.Module):
     def __init__(self, width: int):
         self.weight = nnx.Param(jnp.ones((width,)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         h = x.astype(jnp.float32)
         squares = jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), 1e-24)  # lengths are at least 1e-12
         return (h * (jax.lax.rsqrt(squares) * math.sqrt(h.shape[-1])) * self.weight[...]).astype(x.dtype)
@@ -40,13 +41,15 @@ class ChannelNorm(nnx.Module):
 class FrameConv(nnx.Module):
     """A 2D convolution of every frame; kernel [rows, columns, inputs, outputs] and bias in float32."""
 
-    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, compute: Compute, side: int = 3):
         std = (side * side * inputs) ** -0.5
         self.kernel = nnx.Param(std * jax.random.normal(key, (side, side, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.compute = compute
 
-    def __call__(self, x: jax.Array, *, halved: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], *, halved: bool = False
+    ) -> Float[Array, "B T rows columns outputs"]:
         """[B, T, H, W, inputs] to [B, T, H, W, outputs]; with `halved`, stride 2 and padding at the end."""
         stride, border = (2, (0, 1)) if halved else (1, (self.kernel.shape[0] // 2,) * 2)
         y = frame_conv(x, self.kernel[...], self.compute, stride, border)
@@ -62,20 +65,20 @@ class CausalConv(nnx.Module):
       side: side of the spatial window, 3 or 1.
     """
 
-    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute, side: int = 3):
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, compute: Compute, side: int = 3):
         std = (3 * side * side * inputs) ** -0.5
         self.kernel = nnx.Param(std * jax.random.normal(key, (3, side, side, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.compute = compute
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> tuple[Float[Array, "B T H W outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T, H, W, outputs]; the cache is the last two frames."""
         x = x.astype(self.compute.dtype)
         before = jnp.zeros((x.shape[0], 2, *x.shape[2:]), x.dtype) if past is None else past
         x = jnp.concatenate([before, x], axis=1)
         return self.windows(x), x[:, -2:]
 
-    def windows(self, x: jax.Array, stride: int = 1) -> jax.Array:
+    def windows(self, x: Float[Array, "B T H W C"], stride: int = 1) -> Float[Array, "B frames H W outputs"]:
         """Valid convolution over time with a stride: 1 + (T - 3) // stride frames."""
         kernel = self.kernel[...]
         side = kernel.shape[1]
@@ -88,7 +91,13 @@ class CausalConv(nnx.Module):
         return y
 
 
-def frame_conv(x: jax.Array, kernel: jax.Array, compute: Compute, stride: int, border: tuple[int, int]) -> jax.Array:
+def frame_conv(
+    x: Float[Array, "B T H W C"],
+    kernel: Float[Array, "height width C outputs"],
+    compute: Compute,
+    stride: int,
+    border: tuple[int, int],
+) -> Float[Array, "B T rows columns outputs"]:
     """Convolution of the frames [B, T, H, W, C] by [rows, columns, C, outputs], padded with zeros."""
     batch, frames, *sides = x.shape
     y = jax.lax.conv_general_dilated(
@@ -105,7 +114,7 @@ def frame_conv(x: jax.Array, kernel: jax.Array, compute: Compute, stride: int, b
 class ResidualBlock(nnx.Module):
     """shortcut(x) + conv(silu(norm(conv(silu(norm(x))))))."""
 
-    def __init__(self, inputs: int, outputs: int, key: jax.Array, compute: Compute):
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, compute: Compute):
         keys = jax.random.split(key, 3)
         self.norm1 = ChannelNorm(inputs)
         self.conv1 = CausalConv(inputs, outputs, keys[0], compute)
@@ -114,7 +123,7 @@ class ResidualBlock(nnx.Module):
         same = inputs == outputs
         self.shortcut = None if same else Linear(inputs, outputs, keys[2], name="shortcut", compute=compute)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> tuple[Float[Array, "B T H W outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T, H, W, outputs]."""
         first, second = pasts(past, 2)
         h, first = self.conv1(jax.nn.silu(self.norm1(x)), first)
@@ -125,18 +134,18 @@ class ResidualBlock(nnx.Module):
 class FrameAttention(nnx.Module):
     """x + single-head self-attention over the positions of each frame."""
 
-    def __init__(self, width: int, key: jax.Array, compute: Compute):
+    def __init__(self, width: int, key: PRNGKeyArray, compute: Compute):
         first, second = jax.random.split(key)
         self.norm = ChannelNorm(width)
         self.project = Linear(width, 3 * width, first, name="project", compute=compute)
         self.out = Linear(width, width, second, name="out", compute=compute)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """[B, T, H, W, D] to the same."""
         batch, frames, height, width, channels = x.shape
         options = {"precision": self.project.compute.precision, "preferred_element_type": jnp.float32}
 
-        def attend(projected: jax.Array) -> jax.Array:
+        def attend(projected: Float[Array, "positions packed"]) -> Float[Array, "positions C"]:
             query, key, value = jnp.split(projected, 3, axis=-1)
             logits = jnp.einsum("nd,md->nm", query, key, **options) * channels**-0.5
             weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
@@ -151,13 +160,13 @@ class FrameAttention(nnx.Module):
 class Middle(nnx.Module):
     """The innermost layers: a residual block, attention, a residual block."""
 
-    def __init__(self, width: int, key: jax.Array, compute: Compute):
+    def __init__(self, width: int, key: PRNGKeyArray, compute: Compute):
         keys = jax.random.split(key, 3)
         self.first = ResidualBlock(width, width, keys[0], compute)
         self.attention = FrameAttention(width, keys[1], compute)
         self.second = ResidualBlock(width, width, keys[2], compute)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(self, x: Float[Array, "B T H W C"], past: Past) -> tuple[Float[Array, "B T H W C"], Past]:
         """[B, T, H, W, D] to the same."""
         first, second = pasts(past, 2)
         x, first = self.first(x, first)
@@ -165,7 +174,9 @@ class Middle(nnx.Module):
         return x, (first, second)
 
 
-def in_turn(blocks: Sequence[Any], resample: Any, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+def in_turn(
+    blocks: Sequence[Any], resample: Any, x: Float[Array, "B T H W C"], past: Past
+) -> tuple[Float[Array, "B frames rows columns outputs"], Past]:
     """Applies residual blocks and an optional resampling after them, each with its own cache."""
     *before, resampled = pasts(past, len(blocks) + 1)
     after = []

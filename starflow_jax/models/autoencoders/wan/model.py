@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.core.choices import Dtype
 from starflow_jax.core.config.checks import check, check_choices, check_real
@@ -31,7 +31,7 @@ from starflow_jax.nn.module_parameters import merge, split
 class WanNetworks(nnx.Module):
     """Encoder and decoder, which define the tree of parameters."""
 
-    def __init__(self, config: WanConfig, key: jax.Array, compute: Compute):
+    def __init__(self, config: WanConfig, key: PRNGKeyArray, compute: Compute):
         first, second = jax.random.split(key)
         self.encoder = Encoder(config, first, compute)
         self.decoder = Decoder(config, second, compute)
@@ -77,7 +77,7 @@ class WanAutoencoder:
         """Channels of images."""
         return self.config.pixel_channels
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: PRNGKeyArray) -> Params:
         """Samples initial float32 parameters: kernels normal with variance 1 / inputs, gains one, biases zero."""
         return jax.jit(lambda key: split(WanNetworks(self.config, key, Compute(self.dtype)))[1])(key)
 
@@ -153,7 +153,7 @@ class WanAutoencoder:
 def _abstract(config: WanConfig, dtype: str) -> tuple[nnx.GraphDef, Params]:
     definitions = []
 
-    def build(key: jax.Array) -> dict[str, Any]:
+    def build(key: PRNGKeyArray) -> dict[str, Any]:
         definition, params = split(WanNetworks(config, key, Compute(dtype)))
         definitions.append(definition)
         return params

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.models.autoencoders.protocol import Params
@@ -70,7 +71,7 @@ def original_name(config: WanConfig, path: str) -> str:
     return name
 
 
-def to_tensors(config: WanConfig, params: Params, name: Name = diffusers_name) -> dict[str, np.ndarray]:
+def to_tensors(config: WanConfig, params: Params, name: Name = diffusers_name) -> dict[str, Float[np.ndarray, "..."]]:
     """Parameters as named tensors, float32, [outputs, inputs, (frames,) rows, columns]."""
     flat = _flat(params)
     return {_tensor_name(config, path, name): _to_tensor(path, np.asarray(value)) for path, value in flat.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.models.autoencoders.wan.layers import CausalConv, FrameConv, Past
 from starflow_jax.nn.linear import Compute
@@ -17,12 +18,14 @@ from starflow_jax.nn.linear import Compute
 class Halving(nnx.Module):
     """Downsamples by 2 in space, and in time where `temporal`."""
 
-    def __init__(self, width: int, temporal: bool, key: jax.Array, compute: Compute):
+    def __init__(self, width: int, temporal: bool, key: PRNGKeyArray, compute: Compute):
         first, second = jax.random.split(key)
         self.conv = FrameConv(width, width, first, compute)
         self.time_conv = CausalConv(width, width, second, compute, side=1) if temporal else None
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], past: Past
+    ) -> tuple[Float[Array, "B frames rows columns C"], Past]:
         """[B, T, H, W, D] to [B, T', H / 2, W / 2, D]; T' = 1 + (T - 1) / 2 at the beginning, else T / 2."""
         x = self.conv(x, halved=True)
         if self.time_conv is None:
@@ -38,12 +41,14 @@ class Halving(nnx.Module):
 class Doubling(nnx.Module):
     """Upsamples by 2 in space, and in time where `temporal`."""
 
-    def __init__(self, inputs: int, outputs: int, temporal: bool, key: jax.Array, compute: Compute):
+    def __init__(self, inputs: int, outputs: int, temporal: bool, key: PRNGKeyArray, compute: Compute):
         first, second = jax.random.split(key)
         self.time_conv = CausalConv(inputs, 2 * inputs, second, compute, side=1) if temporal else None
         self.conv = FrameConv(inputs, outputs, first, compute)
 
-    def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T rows columns C"], past: Past
+    ) -> tuple[Float[Array, "B frames H W outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T', 2 H, 2 W, outputs]; T' = 1 + 2 (T - 1) at the beginning, else 2 T."""
         if self.time_conv is None:
             return self.conv(_repeated(x)), ()
@@ -59,12 +64,14 @@ class Doubling(nnx.Module):
         return self.conv(_repeated(x)), past
 
 
-def _repeated(x: jax.Array) -> jax.Array:
+def _repeated(x: Float[Array, "B T rows columns C"]) -> Float[Array, "B T H W C"]:
     """Nearest-neighbour upsampling by 2."""
     return jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
 
 
-def averaged(x: jax.Array, channels: int, frames: int, side: int, *, beginning: bool) -> jax.Array:
+def averaged(
+    x: Float[Array, "B T H W C"], channels: int, frames: int, side: int, *, beginning: bool
+) -> Float[Array, "B t rows columns {channels}"]:
     """The parameter-free shortcut of a downsampling level: means over boxes.
 
     The values of a box of `frames` x `side` x `side` positions, in the order (channel, frame, row, column), are divided
@@ -83,7 +90,9 @@ def averaged(x: jax.Array, channels: int, frames: int, side: int, *, beginning: 
     return jnp.mean(runs.astype(jnp.float32), axis=-1).astype(x.dtype)
 
 
-def duplicated(x: jax.Array, channels: int, frames: int, side: int, *, beginning: bool) -> jax.Array:
+def duplicated(
+    x: Float[Array, "B t rows columns C"], channels: int, frames: int, side: int, *, beginning: bool
+) -> Float[Array, "B T H W {channels}"]:
     """The parameter-free shortcut of an upsampling level: copies, the transpose of `averaged`.
 
     Returns:
@@ -96,14 +105,14 @@ def duplicated(x: jax.Array, channels: int, frames: int, side: int, *, beginning
     return y[:, frames - 1 :] if beginning else y
 
 
-def squares_to_channels(x: jax.Array, side: int) -> jax.Array:
+def squares_to_channels(x: Float[Array, "B T H W C"], side: int) -> Float[Array, "B T rows columns c"]:
     """[B, T, H, W, C] to [B, T, H / side, W / side, C side^2], channels in the order (colour, column, row)."""
     batch, frames, height, width, colours = x.shape
     cells = x.reshape(batch, frames, height // side, side, width // side, side, colours)
     return cells.transpose(0, 1, 2, 4, 6, 5, 3).reshape(batch, frames, height // side, width // side, -1)
 
 
-def channels_to_squares(x: jax.Array, side: int) -> jax.Array:
+def channels_to_squares(x: Float[Array, "B T rows columns c"], side: int) -> Float[Array, "B T H W C"]:
     """The inverse of `squares_to_channels`."""
     batch, frames, height, width, _ = x.shape
     cells = x.reshape(batch, frames, height, width, -1, side, side).transpose(0, 1, 2, 6, 3, 5, 4)

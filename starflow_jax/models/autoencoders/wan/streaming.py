@@ -45,10 +45,10 @@ class CausalAutoencoder(Protocol):
 def decode_stream(
     autoencoder: CausalAutoencoder,
     params: Params,
-    latents: Iterable[np.ndarray | jax.Array],
+    latents: Iterable[Float[AnyArray, "B rows columns c"]],
     *,
     chunk: int = 1,
-) -> Iterator[jax.Array]:
+) -> Iterator[Float[Array, "B n H W C"]]:
     """Decodes incoming latent frames, such as the `denoised` frames of `sampling.streaming.stream.stream`.
 
     Args:
@@ -80,10 +80,10 @@ def decode_stream(
 def encode_stream(
     autoencoder: CausalAutoencoder,
     params: Params,
-    pixels: Iterable[np.ndarray | jax.Array],
+    pixels: Iterable[Float[AnyArray, "B H W C"]],
     *,
     chunk: int = 1,
-) -> Iterator[jax.Array]:
+) -> Iterator[Float[Array, "B n rows columns c"]]:
     """Encodes incoming frames of pixels.
 
     Args:
@@ -140,28 +140,32 @@ def _stacked(frames: list[np.ndarray | jax.Array]) -> jax.Array:
 
 # The cache of a chunk is donated to the next call, which reuses its memory.
 @functools.partial(jax.jit, static_argnums=0)
-def decode_first(autoencoder: CausalAutoencoder, params: Params, latents: jax.Array) -> tuple[jax.Array, Past]:
+def decode_first(
+    autoencoder: CausalAutoencoder, params: Params, latents: Float[Array, "B t rows columns c"]
+) -> tuple[Float[Array, "B T H W C"], Past]:
     """`decode_chunk` of the first chunk, compiled."""
     return autoencoder.decode_chunk(params, latents)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode_next(
-    autoencoder: CausalAutoencoder, params: Params, latents: jax.Array, past: Past
-) -> tuple[jax.Array, Past]:
+    autoencoder: CausalAutoencoder, params: Params, latents: Float[Array, "B t rows columns c"], past: Past
+) -> tuple[Float[Array, "B T H W C"], Past]:
     """`decode_chunk` of a later chunk, compiled; donates `past`."""
     return autoencoder.decode_chunk(params, latents, past)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode_first(autoencoder: CausalAutoencoder, params: Params, pixels: jax.Array) -> tuple[jax.Array, Past]:
+def encode_first(
+    autoencoder: CausalAutoencoder, params: Params, pixels: Float[Array, "B T H W C"]
+) -> tuple[Float[Array, "B t rows columns c"], Past]:
     """`encode_chunk` of the first chunk, compiled."""
     return autoencoder.encode_chunk(params, pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def encode_next(
-    autoencoder: CausalAutoencoder, params: Params, pixels: jax.Array, past: Past
-) -> tuple[jax.Array, Past]:
+    autoencoder: CausalAutoencoder, params: Params, pixels: Float[Array, "B T H W C"], past: Past
+) -> tuple[Float[Array, "B t rows columns c"], Past]:
     """`encode_chunk` of a later chunk, compiled; donates `past`."""
     return autoencoder.encode_chunk(params, pixels, past)
