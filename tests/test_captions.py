@@ -71,12 +71,12 @@ def test_strict_refuses_other_lengths_and_lenient_stops_at_the_shortest():
         ("aspect_ratio", 1.5),
     ],
 )
-def test_bad_arguments_are_named(field, value):
+def test_bad_arguments_are_named(field, value, shapes_unchecked):
     with pytest.raises(ValueError, match=field):
         caption_prompts(CAPTIONS, **{field: value})
 
 
-def test_captions_must_be_a_sequence_of_strings():
+def test_captions_must_be_a_sequence_of_strings(shapes_unchecked):
     with pytest.raises(ValueError, match="single string 'a cat'"):
         caption_prompts("a cat")
     with pytest.raises(ValueError, match="got None"):

@@ -153,11 +153,11 @@ class Pointwise:
     stride: int = 2
 
     def encode_chunk(self, params, pixels, past=None):
-        made = pixels[:, :, ::2, ::2] * params
+        made = pixels[:, :, ::2, ::2] * params["gain"]
         return made, pixels.shape[1] + (jnp.zeros((1,), jnp.int32) if past is None else past)
 
     def decode_chunk(self, params, latents, past=None):
-        made = jnp.repeat(jnp.repeat(latents, 2, axis=2), 2, axis=3) / params
+        made = jnp.repeat(jnp.repeat(latents, 2, axis=2), 2, axis=3) / params["gain"]
         return made, latents.shape[1] + (jnp.zeros((1,), jnp.int32) if past is None else past)
 
 
@@ -165,10 +165,11 @@ class Pointwise:
 def test_tiles_of_a_local_map_join_seamlessly(size, tile, overlap, tiles):
     tiled = TiledWan(Pointwise(), tile, overlap)
     latents = jax.random.normal(jax.random.key(0), (2, 3, *size, 2))
-    pixels, past = tiled.decode_chunk(3.0, latents)
-    np.testing.assert_allclose(pixels, Pointwise().decode_chunk(3.0, latents)[0], rtol=1e-5, atol=1e-6)
+    params = {"gain": 3.0}
+    pixels, past = tiled.decode_chunk(params, latents)
+    np.testing.assert_allclose(pixels, Pointwise().decode_chunk(params, latents)[0], rtol=1e-5, atol=1e-6)
     assert past.shape == (tiles, 1)
-    back, past = tiled.encode_chunk(3.0, pixels, past)
+    back, past = tiled.encode_chunk(params, pixels, past)
     np.testing.assert_allclose(back, latents, rtol=1e-5, atol=1e-6)
     assert np.array_equal(past, np.full((tiles, 1), 6))
 
@@ -227,7 +228,7 @@ def test_bad_configurations_are_answered(config, sentence):
         wan_from_diffusers(config, {})
 
 
-def test_bad_arrays_are_answered(small):
+def test_bad_arrays_are_answered(small, shapes_unchecked):
     autoencoder, params = small
     for shape, sentence in (
         ((1, 4, 8, 8, 3), "frames of pixels must be 1 plus a multiple of 2, got 4"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from starflow_jax.core.choices import Denoise
 from starflow_jax.core.config.checks import check
@@ -21,6 +21,7 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import quantise
 from starflow_jax.flows import Flow, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
@@ -129,9 +130,9 @@ def _draw_batches(
     kind: _Kind,
     params: Params,
     key: PRNGKeyArray,
-    rows: Sequence[tuple[jax.Array, jax.Array]],
-    null: jax.Array | None,
-    scalars: dict[str, jax.Array],
+    rows: Sequence[tuple[Int[AnyArray, "B"], Shaped[AnyArray, "B *rest"]]],
+    null: Float[AnyArray, "1 L E"] | None,
+    scalars: dict[str, Float[Array, ""]],
 ) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
     """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of sampling."""
     begun = time.perf_counter()

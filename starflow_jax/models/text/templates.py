@@ -35,8 +35,8 @@ def prefixed(caption: str, word: str | None) -> str:
 def caption_prompts(
     captions: Sequence[str],
     *,
-    fps: float | Sequence[float] | Num[np.ndarray, "..."] | None = None,
-    noise_std: float | Sequence[float] | Num[np.ndarray, "..."] | None = None,
+    fps: float | Sequence[float] | Num[Any, "..."] | None = None,
+    noise_std: float | Sequence[float | Sequence[float]] | Num[Any, "..."] | None = None,
     aspect_ratio: str | None = None,
     chat_template: bool = False,
     strict: bool = True,
