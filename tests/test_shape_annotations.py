@@ -17,7 +17,7 @@ from starflow_jax.flows.order import patchify
 
 PACKAGES = ("flows", "kernels", "models", "nn", "sampling", "solvers")
 # Names of array types that state no shape, unless they stand inside of a jaxtyping annotation.
-ARRAYS = {"Array", "AnyArray", "ArrayLike", "ndarray"}
+ARRAYS = {"AnyArray", "Array", "ArrayLike", "HostArray", "ndarray"}
 # jaxtyping's annotations with a shape.
 SHAPED = {"Bool", "Float", "Int", "Integer", "Num", "Shaped", "UInt8"}
 # Operators that a class defines for Python and not for callers; constructors and calls are public.

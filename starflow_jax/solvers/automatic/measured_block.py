@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
-from starflow_jax.flows.order import Grid
+from starflow_jax.flows.order import AnyArray, Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.automatic.calibration import Method, StartName
 from starflow_jax.solvers.base import Solver
@@ -44,12 +45,12 @@ class Outcome(NamedTuple):
 def _try(
     probe: _Probe,
     params: Params,
-    z: jax.Array,
-    start: jax.Array,
-    tolerance: float | jax.Array,
-    cond: jax.Array | None,
+    z: Float[Array, "rows n c"],
+    start: Float[Array, "rows n c"],
+    tolerance: Float[Array, ""],
+    cond: Shaped[Array, "B *rest"] | None,
     guidance: AnyGuidance | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "rows n c"], Int[Array, ""]]:
     """Inverts one block with another tolerance than that of `probe.solver`; z, start: [rows, n, c] in its order."""
     flow = merge(abstract(probe.config)[0], params)
     solver = with_tolerance(probe.solver, tolerance)
@@ -106,7 +107,13 @@ class MeasuredBlock:
         pool = (5 if self.spans_frames else 2) * len(lags) * self.x.shape[-1]
         return Method("secant", self.tokens, start, tuple(dict.fromkeys(lags)), pool)
 
-    def run(self, solver: Solver, start: HostArray, tolerance: float, z: HostArray = None) -> Outcome:
+    def run(
+        self,
+        solver: Solver,
+        start: Float[AnyArray, "rows n c"],
+        tolerance: float,
+        z: Float[AnyArray, "rows n c"] | None = None,
+    ) -> Outcome:
         """Runs a trial with all samples."""
         probe = _Probe(self.config, self.index, self.grid, solver)
         z = self.z if z is None else z
@@ -123,12 +130,12 @@ class MeasuredBlock:
             guidance = dataclasses.replace(guidance, null=null[:count])
         return dataclasses.replace(self, cond=cond, guidance=guidance, x=self.x[:rows], z=self.z[:rows], samples=count)
 
-    def error(self, x: HostArray) -> float:
+    def error(self, x: Float[AnyArray, "rows n c"]) -> float:
         """Relative error of the worst sample."""
         return relative_error(x, self.x, self.samples)
 
 
-def relative_error(actual: HostArray, expected: HostArray, samples: int) -> float:
+def relative_error(actual: Float[AnyArray, "..."], expected: Float[AnyArray, "..."], samples: int) -> float:
     """Largest |actual - expected| / |expected| of a sample (root mean square); infinite where not finite."""
     reference = np.asarray(expected, np.float64).reshape(samples, -1)
     difference = np.asarray(actual, np.float64).reshape(samples, -1) - reference

@@ -260,7 +260,7 @@ def _seconds_per_evaluation(programs: dict[Method, Callable[[], Outcome]], round
     return best
 
 
-def fit_affine(x: HostArray, z: HostArray) -> AffineStart:
+def fit_affine(x: Float[AnyArray, "rows n c"], z: Float[AnyArray, "rows n c"]) -> AffineStart:
     """The least-squares fit x = mean + scale z of every channel; x, z: [rows, n, c]."""
     noise, data = (np.asarray(a, np.float64).reshape(-1, x.shape[-1]) for a in (z, x))
     noise_mean, data_mean = noise.mean(axis=0), data.mean(axis=0)
