@@ -125,7 +125,7 @@ def _noise_levels(noise_std: Any, count: int) -> list[int] | list[None]:
 def _numbers(value: Any, name: str) -> list[float]:
     """The real numbers in a scalar or in an array-like of shape [n] or [n, 1]."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return [value]  # type: ignore[list-item]
+        return [value.item() if isinstance(value, np.generic) else value]  # type: ignore[list-item]
     try:
         array = np.asarray(value)
     except ValueError:  # rows of unequal length
