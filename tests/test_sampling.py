@@ -160,7 +160,9 @@ def test_pixels_are_the_levels_of_the_data():
     expected = np.rint(source.images * (255 / 16)).astype(np.uint8)
     np.testing.assert_array_equal(to_pixels(x, CONFIG.data), expected)
     gaussian = dataclasses.replace(CONFIG.data, noise="gaussian", noise_std=0.1)
-    np.testing.assert_array_equal(to_pixels(np.float32([-1, 0.2, 1, 3]), gaussian), [0, 153, 255, 255])
+    np.testing.assert_array_equal(
+        to_pixels(np.float32([-1, 0.2, 1, 3]).reshape(1, 2, 2, 1), gaussian).ravel(), [0, 153, 255, 255]
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_pixels_are_the_levels_of_the_data():
         ([1], {"batch_size": 0}, "batch_size"),
     ],
 )
-def test_requests_that_make_no_sense_are_refused_before_any_work(labels, options, named):
+def test_requests_that_make_no_sense_are_refused_before_any_work(labels, options, named, shapes_unchecked):
     with pytest.raises(ValueError, match=named):
         sample({}, CONFIG, KEY, labels, **options)
 

@@ -90,6 +90,7 @@ class AutoregressiveBlock(nnx.Module):
         return Prediction(self.proj_out(h), 0.0, first, head, compute.layout, compute.kernels)
 
     def _project_text(self, text: Float[AnyArray, "B L E"]) -> Float[Array, "B L D"]:
+        text = jnp.asarray(text)
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
 
     def class_vector(self, labels: Int[AnyArray, "B"] | None) -> Float[Array, "rows 1 D"] | None:

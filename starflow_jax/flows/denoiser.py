@@ -68,7 +68,7 @@ class Denoiser(nnx.Module):
             if cond is None:
                 raise ValueError("cond is None, but this denoiser reads text states [B, L, text_dim]")
             text = cond.shape[1]
-            h = jnp.concatenate([self.proj_txt(cond), h], axis=1)
+            h = jnp.concatenate([self.proj_txt(jnp.asarray(cond)), h], axis=1)
         h, _ = self.transformer(
             h, rotation=slot_rotation(config, None, grid, text), visibility=self.visibility(grid, text)
         )

@@ -145,7 +145,7 @@ def guidance_of(
     family: str,
     cond: Shaped[AnyArray, "B *rest"] | None,
     weight: float | Float[Array, ""],
-    temperature: float | int | Int[Array, ""] = 1.0,
+    temperature: float | Float[Array, ""] = 1.0,
     null: Float[AnyArray, "rows L E"] | None = None,
 ) -> AnyGuidance:
     """The guidance of a flow's family, away from no condition: no class, or the text states of the empty caption.
