@@ -94,7 +94,7 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "train", lambda *_, **__: stopped)
     assert main(["demo", "--tiny", "--out", str(tmp_path)]) == 130
     said = capsys.readouterr().err
-    assert said == f"starflow: interrupted; the same command goes on from {tmp_path / 'run'}\n"
+    assert said == f"starflow: interrupted; the same command resumes {tmp_path / 'run'}\n"
     assert {path.name for path in tmp_path.iterdir()} == {demo.RUN_FOLDER}
 
 

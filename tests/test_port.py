@@ -85,7 +85,7 @@ def test_wrappers_and_nesting_are_seen_through_and_old_buffers_left_out(tmp_path
     assert_holds(tmp_path / "run", tensors)
     printed = capsys.readouterr().out
     assert "ignored 1 deprecated buffers: blocks.0.attn_mask" in printed
-    assert "left aside 1 tensors" in printed
+    assert "left out 1 tensors" in printed
 
 
 def test_of_several_states_one_is_chosen(tmp_path, capsys):

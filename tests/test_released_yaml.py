@@ -10,7 +10,7 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.core.config.build import to_json
 from starflow_jax.porting.released_yaml import apply_released, read_released
-from starflow_jax.sampling.model_folder import assemble, load_model_folder
+from starflow_jax.sampling.model_folder import AssembleRequest, assemble, load_model_folder
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 IMAGE = """
@@ -147,12 +147,12 @@ def test_a_model_folder_holds_all_three_parts(tmp_path, parts, place):
 def test_an_autoencoder_may_be_one_file(tmp_path, parts):
     for name, kind in (("Wan2.2_VAE.pth", "wan2.2"), ("pca.npz", "npz")):
         (tmp_path / name).write_bytes(b"")
-        model = assemble(tmp_path / kind, parts[0], tmp_path / name, parts[2])
+        model = assemble(AssembleRequest(tmp_path / kind, parts[0], tmp_path / name, parts[2]))
         assert model.autoencoder.kind == kind
 
 
 def test_a_model_folder_that_is_none_is_refused(tmp_path, parts):
-    assemble(tmp_path / "model", *parts)
+    assemble(AssembleRequest(tmp_path / "model", *parts))
     file = tmp_path / "model" / "model.json"
     good = json.loads(file.read_text())
     (tmp_path / "model" / "out").symlink_to(tmp_path / "run")
@@ -178,7 +178,7 @@ def test_a_model_folder_that_is_none_is_refused(tmp_path, parts):
     with pytest.raises(ValueError, match="is no model folder"):
         load_model_folder(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer"):
-        assemble(tmp_path / "other", parts[0], parts[1], parts[1])
+        assemble(AssembleRequest(tmp_path / "other", parts[0], parts[1], parts[1]))
     with pytest.raises(ValueError, match=r"autoencoder .* must be"):
-        assemble(tmp_path / "other", parts[0], tmp_path / "nothing", parts[2])
+        assemble(AssembleRequest(tmp_path / "other", parts[0], tmp_path / "nothing", parts[2]))
     assert not (tmp_path / "other").exists()

@@ -1,13 +1,27 @@
 """Requests: checked when they are built, by a notebook or by a command, which names its options."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from starflow_jax.cli import dispatch
 from starflow_jax.cli.options.arguments import Parser, integer
 from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.core.request_errors import RequestError, require
+from starflow_jax.data.experiment_file import InitRequest
+from starflow_jax.demos.demo_request import DemoRequest
+from starflow_jax.evaluation.likelihood.recordings import VerifyRequest
+from starflow_jax.planning.plan_request import PlanRequest
+from starflow_jax.sampling.model_folder import AssembleRequest
+from starflow_jax.training.calibrate_request import CalibrateRequest
+from starflow_jax.training.checkpoints.port_requests import ExportRequest, PortRequest
+from starflow_jax.training.data_summary import DataRequest
+from starflow_jax.training.encode_request import EncodeRequest
+from starflow_jax.training.run_info import InfoRequest
+
+OUT = Path("out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +59,56 @@ def test_a_command_answers_a_request_that_is_not_valid_with_exit_code_2(monkeypa
     monkeypatch.setattr(dispatch.COMMANDS["version"], "run", run)
     assert dispatch.main(["version"]) == 2
     assert capsys.readouterr().err == "starflow: num must be at least batch_size 8, got 1\n"
+
+
+FLOW = FlowConfig(channels=1, image_size=8, patch_size=2, width=16, num_blocks=2, layers_per_block=1, head_dim=8)
+CONFIG = ExperimentConfig("tiny", FLOW, DataConfig(), TrainConfig(steps=1, batch_size=1, lr=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: EncodeRequest(CONFIG, OUT, split="all"), "split must be one of 'train', 'test', got 'all'"),
+        (lambda: EncodeRequest(CONFIG, OUT, tile=4), "tile must be an integer >= 8, got 4"),
+        (lambda: EncodeRequest(CONFIG, OUT, fit_patch_pca=(0, 4)), "fit_patch_pca must be an integer >= 1, got 0"),
+        (
+            lambda: EncodeRequest(CONFIG, OUT, autoencoder=OUT, fit_patch_pca=(4, 4)),
+            "autoencoder and fit_patch_pca exclude each other",
+        ),
+        (lambda: DataRequest(CONFIG, seconds=-1.0), "seconds must be a finite number >= 0, got -1"),
+        (lambda: PlanRequest(CONFIG, "v9:4"), "topology must begin with a known chip"),
+        (lambda: PlanRequest(CONFIG, "h100:8", size=(9, 8)), "size must be multiples of flow.patch_size=2, got 9x8"),
+        (lambda: PlanRequest(CONFIG, "h100:8", text=3), "text must be 0 for a flow that reads no text, got 3"),
+        (lambda: PlanRequest(CONFIG, "h100:8", frames=3), "frames must be 0 for a flow of still images, got 3"),
+        (lambda: ExportRequest(OUT, Path("x.npz")), r"to_torch must end in .*, got 'x.npz'"),
+        (lambda: VerifyRequest(OUT, OUT, OUT), "verify takes the weights of source or of workdir, got both"),
+        (lambda: AssembleRequest(OUT, OUT, OUT, OUT, place="move"), "place must be one of 'link', 'copy', got 'move'"),
+        (lambda: InitRequest(OUT, Path("x.txt")), "out must end in .py, got x.txt"),
+        (lambda: DemoRequest(seed=-1), "seed must be an integer >= 0, got -1"),
+        (lambda: CalibrateRequest(samples=0), "samples must be an integer >= 1, got 0"),
+    ],
+)
+def test_a_request_names_the_field_that_is_not_valid(build, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+@pytest.mark.parametrize(
+    "request_of_a_command",
+    [EncodeRequest(CONFIG, OUT), DataRequest(CONFIG), PortRequest(OUT, CONFIG, OUT), InfoRequest(OUT), DemoRequest()],
+)
+def test_a_request_is_never_changed(request_of_a_command):
+    for field in dataclasses.fields(request_of_a_command):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(request_of_a_command, field.name, None)
+
+
+def test_the_data_sizes_of_a_plan_are_those_of_the_request():
+    request = PlanRequest(CONFIG, "h100:8", program="all", samples=5)
+    assert [(name, work.batch, work.rows, work.columns, work.frames) for name, work in request.programs] == [
+        ("train", 1, 4, 4, None),
+        ("inverse", 5, 4, 4, None),
+    ]
 
 
 def test_commands_are_found_and_in_order():

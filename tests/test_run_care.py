@@ -298,7 +298,7 @@ def test_info_tells_where_a_run_stands(stopped, capsys):
     figures = stopped.parent / "info.json"
     assert main(["info", "--workdir", str(stopped), "--json", str(figures)]) == 0
     out = capsys.readouterr().out
-    assert "care: tarflow, " in out and "newest whole checkpoint 8" in out and "best bits_per_dim" in out
+    assert "care: tarflow, " in out and "newest complete checkpoint 8" in out and "best bits_per_dim" in out
     told = json.loads(figures.read_text())
     assert (told["state"], told["step"], told["steps"]) == ("stopped", 8, 12)
     entries = {entry["name"]: entry for entry in told["checkpoints"]}
@@ -316,7 +316,7 @@ def test_info_tells_where_a_run_stands(stopped, capsys):
 def test_a_new_run_has_not_begun(tmp_path, capsys):
     (tmp_path / "config.json").write_text(to_json(CONFIG))
     assert main(["info", "--workdir", str(tmp_path)]) == 0
-    assert "not begun: step 0 of 12, no whole checkpoint" in capsys.readouterr().out
+    assert "not begun: step 0 of 12, no complete checkpoint" in capsys.readouterr().out
 
 
 def test_a_window_of_updates_cuts_calls_at_its_ends():

@@ -10,8 +10,9 @@ from test_cli_sample_videos import home  # noqa: F401 (a fixture)
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.request_errors import RequestError
 from starflow_jax.sampling import RunRequest, SampleRequest, SolverRequest, open_run, sample_run
-from starflow_jax.sampling.sample_requests import CalibrateRequest, VBenchRequest
+from starflow_jax.sampling.sample_requests import VBenchRequest
 from starflow_jax.solvers import Jacobi
+from starflow_jax.training.calibrate_request import CalibrateRequest
 
 
 def test_images_of_a_request_are_those_of_the_command(home, tmp_path):  # noqa: F811 (a fixture)

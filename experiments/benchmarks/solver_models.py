@@ -17,6 +17,7 @@ from starflow_jax.flows.parameters import Params, initialise
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.solver_measurement import calibrate
 from starflow_jax.training import load_run
+from starflow_jax.training.calibrate_request import CalibrateRequest
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
 
 _SHALLOW = (2, 2, 2, 2, 2)
@@ -98,7 +99,8 @@ def trained(workdir: Path, weight: float | None, target: float) -> Model:
     weight = config.sample.guidance if weight is None else weight
     found = read_calibration(workdir, config) if (workdir / CALIBRATION_FILE).is_file() else None
     if found is None or (found.step, found.guidance, found.target_error) != (step, weight, target):
-        found = calibrate_run(config, params, samples=_SAMPLES, guidance=weight, target_error=target, step=step)
+        request = CalibrateRequest(samples=_SAMPLES, guidance=weight, target_error=target)
+        found = calibrate_run(config, params, request, step=step)
     cond = conditions_of(config, "test", 16)
     known = None if cond is None else np.asarray(cond)
     return Model(config.name, config.flow, params, found.shape, weight, found, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,30 +10,45 @@ from typing import Any
 
 from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config import ExperimentConfig, build
-from starflow_jax.core.config.checks import check
-from starflow_jax.data.suggestion import FolderSurvey, Suggestion, suggest_config
+from starflow_jax.core.request_errors import require
+from starflow_jax.data.suggestion import FolderSurvey, Suggestion, suggest_config, survey_folder
 
 _COLUMNS = 110
 
 
-def write_experiment_file(survey: FolderSurvey, out: Path) -> Suggestion:
-    """Writes an experiment file for a folder of images, each choice with its reason as a comment.
+@dataclasses.dataclass(frozen=True)
+class InitRequest:
+    """A request for an experiment file.
 
-    Args:
-      survey: of the folder.
-      out: a new file that ends in ".py".
-
-    Returns:
-      The suggestion.
+    Attributes:
+      data: folder of images.
+      out: the experiment file, a new file that ends in ".py".
 
     Raises:
-      ValueError: another suffix, or a file that exists.
+      RequestError: another suffix, or a file that exists.
     """
-    check(out.suffix == ".py", f"out must end in .py, got {out}")
-    check(not out.exists(), f"out must be a new file, got {out}, which exists")
+
+    data: Path
+    out: Path
+
+    def __post_init__(self) -> None:
+        require(self.out.suffix == ".py", "{out} must end in .py, got {0}", self.out)
+        require(not self.out.exists(), "{out} must be a new file, got {0}, which exists", self.out)
+
+
+def write_experiment_file(request: InitRequest) -> Suggestion:
+    """Writes an experiment file for a folder of images, each choice with its reason as a comment.
+
+    Returns:
+      The suggested configuration.
+
+    Raises:
+      ValueError: see `survey_folder`.
+    """
+    survey = survey_folder(request.data)
     suggestion = suggest_config(survey)
     build(ExperimentConfig, suggestion.values)  # checks that the written file can be read
-    write_text(out, _text(survey, suggestion, out))
+    write_text(request.out, _text(survey, suggestion, request.out))
     return suggestion
 
 

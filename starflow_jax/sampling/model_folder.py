@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from starflow_jax.core.atomic_writing import replacing_folder, write_text
-from starflow_jax.core.choices import Transfer
+from starflow_jax.core.choices import Transfer, choices
+from starflow_jax.core.config.checks import check_choice
 from starflow_jax.models.autoencoders.storage import split_scale
 
 MODEL_FILE = "model.json"
@@ -100,29 +101,51 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     return ModelFolder(path, flow, autoencoder, text_encoder)
 
 
-def assemble(path: Path, flow: Path, autoencoder: Path, text_encoder: Path, *, how: Transfer = "link") -> ModelFolder:
-    """Makes a model folder from parts in other folders, atomically.
+@dataclass(frozen=True)
+class AssembleRequest:
+    """A request to make a model folder from parts in other folders.
 
-    Args:
-      path: new or empty.
-      autoencoder: "PATH:0.6" gives an autoencoder of videos the temporal scale 0.6.
-      how: "link" makes hard links, which take no space and survive the deletion of the originals, and copies files from
-        other file systems; "copy" always copies.
+    Attributes:
+      path: of the model folder, new or empty.
+      flow: folder of a run.
+      autoencoder: a folder in the layout of diffusers, a file of the original Wan2.2 or a .npz file; "PATH:0.6" gives
+        an autoencoder of videos the temporal scale 0.6.
+      text_encoder: a folder in the layout of Hugging Face, with its tokenizer.
+      place: "link" makes hard links, which take no space and survive the deletion of the originals, and copies files
+        from other file systems; "copy" always copies.
+
+    Raises:
+      ValueError: an invalid `place`.
+    """
+
+    path: Path
+    flow: Path
+    autoencoder: Path
+    text_encoder: Path
+    place: Transfer = "link"
+
+    def __post_init__(self) -> None:
+        check_choice("place", self.place, choices(Transfer))
+
+
+def assemble(request: AssembleRequest) -> ModelFolder:
+    """Makes a model folder from parts in other folders, atomically.
 
     Raises:
       ValueError: a part is missing or of an unknown kind, or the folder is not empty.
       OSError: the folder cannot be written.
     """
+    path, text_encoder, how = request.path, request.text_encoder, request.place
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} must be a new or an empty folder")
-    check_flow(flow)
-    autoencoder, scale = split_scale(autoencoder)
+    check_flow(request.flow)
+    autoencoder, scale = split_scale(request.autoencoder)
     if not 0 < scale < 1e3 or (scale != 1 and autoencoder.suffix == ".npz"):
         raise ValueError(f"autoencoder {autoencoder} cannot have the temporal scale {scale:g}")
     kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
-        _add_flow(flow, temporary / "flow", how)
+        _add_flow(request.flow, temporary / "flow", how)
         for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             target = name if source.is_dir() else f"{name}{source.suffix}"
             _add(source, temporary / target, how)

@@ -195,31 +195,6 @@ class VBenchRequest:
         _check_fps(self.fps)
 
 
-@dataclasses.dataclass(frozen=True)
-class CalibrateRequest:
-    """A request to measure the best solver of each block of a trained flow.
-
-    Attributes:
-      samples: training examples to measure on.
-      target_error: relative error of the final sample, at least 1e-6.
-      guidance: weight of classifier-free guidance, 0 for none; None for that of the configuration.
-      seed: of the noise that is added to the data.
-
-    Raises:
-      RequestError, ValueError: a field is out of range.
-    """
-
-    samples: int = 4
-    target_error: float = 1e-3
-    guidance: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_numbers(self, ("samples",))
-        check_integer("seed", self.seed, minimum=0)
-        require(self.target_error >= 1e-6, "{target_error} must be at least 1e-6, got {0:g}", self.target_error)
-
-
 def _check_numbers(request: Any, names: tuple[str, ...]) -> None:
     """Raises ValueError unless the fields are None or integers of at least 1."""
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,20 +13,30 @@ import jax
 import numpy as np
 
 from starflow_jax.core.atomic_writing import write_text
-from starflow_jax.core.choices import LatentDtype, choices
-from starflow_jax.core.config.checks import check, check_choice
-from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.checks import check
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.sources.base import CAPTION
 from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
-from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.models.autoencoders import Autoencoder, TiledWan, WanAutoencoder, fit_patch_pca, keep_autoencoder
+from starflow_jax.data.sources.mixture import Component, components_of, example_spec
+from starflow_jax.models.autoencoders import (
+    Autoencoder,
+    Identity,
+    Tiled,
+    TiledWan,
+    WanAutoencoder,
+    fit_patch_pca,
+    keep_autoencoder,
+    load_autoencoder,
+)
 from starflow_jax.models.autoencoders.decoding import encode_frames
 from starflow_jax.models.autoencoders.protocol import Params
+from starflow_jax.models.text.states import Known
 from starflow_jax.training.distributed.agreement import gather_texts
 from starflow_jax.training.distributed.shared_folder import replacing_folder_together
-from starflow_jax.training.step.frozen_text import load_text
+from starflow_jax.training.encode_request import EncodeRequest
+from starflow_jax.training.step.frozen_text import FrozenText, load_text
+from starflow_jax.training.step.pixel_source import pixel_source
 
 SHARD = 10_000
 
@@ -35,6 +46,40 @@ class Encoded(NamedTuple):
 
     counts: dict[tuple[int, ...], int]
     skipped: Skipped
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+    """The data and the frozen networks of a request, opened and checked.
+
+    Attributes:
+      request: what is encoded.
+      source: images or clips; see `pixel_source`.
+      autoencoder, params: the autoencoder, applied in tiles where the request says so.
+      text: the text encoder, its parameters on a device; None where not every source has captions.
+      empty: states float32 [1, L, D] of the empty caption; None without a text encoder.
+      known: the states of the empty caption by its token ids. All others would take too much memory.
+    """
+
+    request: EncodeRequest
+    source: Source
+    autoencoder: Autoencoder
+    params: Params
+    text: FrozenText | None
+    empty: np.ndarray | None
+    known: Known
+
+    @property
+    def total(self) -> int:
+        """Number of examples to encode, unreadable ones included."""
+        limit = self.request.limit
+        return len(self.source) if limit is None else min(len(self.source), limit)
+
+    @property
+    def records(self) -> Records:
+        """The format of the stored examples."""
+        length, dim = (0, 0) if self.text is None else (self.text.encoder.length, self.text.encoder.dim)
+        return Records(self.request.dtype, self.source.num_classes, length, dim)
 
 
 def fit_to(source: Source, patch: int, channels: int, count: int) -> tuple[Autoencoder, Mapping[str, np.ndarray]]:
@@ -49,17 +94,51 @@ def fit_to(source: Source, patch: int, channels: int, count: int) -> tuple[Autoe
     return fit_patch_pca(images, patch, channels)
 
 
-def encode_source(
-    config: ExperimentConfig,
-    source: Source,
-    autoencoder: Autoencoder,
-    params: Mapping[str, np.ndarray],
-    out: Path,
-    *,
-    dtype: str = "float16",
-    limit: int | None = None,
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+def open_encoding(request: EncodeRequest) -> Encoding:
+    """Opens the data, reads or fits the autoencoder, and reads the text encoder.
+
+    Raises:
+      ValueError: data or networks that cannot be read, or that do not fit the flow.
+    """
+    source, autoencoder, params = _source_and_autoencoder(request)
+    channels = request.config.flow.channels
+    check(
+        autoencoder.channels == channels,
+        f"flow.channels must be the {autoencoder.channels} channels of the latents, got {channels}",
+    )
+    if request.tile is not None:
+        tile, overlap = request.tile, request.tile // 4
+        if isinstance(autoencoder, WanAutoencoder):
+            autoencoder = TiledWan(autoencoder, tile, overlap)
+        else:
+            autoencoder = Tiled(autoencoder, tile, overlap)
+    specs = [example_spec(part.source) for part in components_of(source)]
+    text = load_text(request.config) if all("text" in spec for spec in specs) else None
+    if text is None:
+        return Encoding(request, source, autoencoder, params, None, None, {})
+    text = text.over(None)
+    empty, known = text.states_of(text.empty[None])
+    return Encoding(request, source, autoencoder, params, text, empty, known)
+
+
+def _source_and_autoencoder(request: EncodeRequest) -> tuple[Source, Autoencoder, Params]:
+    config = request.config
+    if request.fit_patch_pca is not None:
+        patch, channels = request.fit_patch_pca
+        source = pixel_source(config, request.split, patch, 1 if config.flow.channels == 1 else 3)
+        fitted, values = fit_to(source, patch, channels, request.fit_images)
+        return source, fitted, dict(values)
+    path = request.autoencoder or config.data.autoencoder
+    autoencoder: Autoencoder = Identity(config.flow.channels)
+    params: Params = {}
+    if path is not None:
+        autoencoder, params = load_autoencoder(Path(path), request.compute or config.data.autoencoder_dtype)
+    strides = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
+    return pixel_source(config, request.split, *strides), autoencoder, params
+
+
+def encode_data(
+    request: EncodeRequest, *, encoding: Encoding | None = None, progress: Callable[[int], None] | None = None
 ) -> Encoded:
     """Writes the latents of every example, with text states where the experiment reads captions.
 
@@ -68,83 +147,97 @@ def encode_source(
     a mixture.
 
     Args:
-      config: the experiment, which defines the captions and the vocabulary or text encoder.
-      source: images or clips; see `pixel_source`.
-      autoencoder, params: the autoencoder, which is stored with the latents.
-      out: new or empty folder, written atomically.
-      dtype: of the stored values; limit: maximum number of examples, unreadable ones included.
-      batch_size: examples encoded at a time; progress: called with the number of examples written by this process.
+      request: the request.
+      encoding: its data and networks, where `open_encoding` has opened them already.
+      progress: called with the number of examples written by this process.
 
     Raises:
-      ValueError: no example can be encoded, or most cannot be read.
+      ValueError: see `open_encoding`; no example can be encoded, or most cannot be read.
     """
-    check_choice("dtype", dtype, choices(LatentDtype))
-    specs = [example_spec(part.source) for part in components_of(source)]
-    text = load_text(config) if all("text" in spec for spec in specs) else None
-    length_of_text, dim = (0, 0) if text is None else (text.encoder.length, text.encoder.dim)
-    empty: np.ndarray | None = None
-    known: dict[bytes, np.ndarray] = {}  # states of the empty caption alone: all others would take too much memory
-    if text is not None:
-        text = text.over(None)
-        empty, known = text.states_of(text.empty[None])
-    records = Records(dtype, source.num_classes, length_of_text, dim)
-    encode = _encoder(autoencoder)
-    mixture = config.data.source == "mixture"
-    skipped, parts, begun = Skipped(), [], 0
-    with replacing_folder_together(out) as folder:
-        for index, component in enumerate(components_of(source)):
-            length = len(component.source) if limit is None else min(len(component.source), limit - begun)
-            begun += length
+    encoding = open_encoding(request) if encoding is None else encoding
+    encode = _encoder(encoding.autoencoder)
+    components = components_of(encoding.source)
+    skipped, parts, begin = Skipped(), [], 0
+    with replacing_folder_together(request.out) as folder:
+        for index, component in enumerate(components):
+            length = len(component.source)
+            length = length if request.limit is None else min(length, request.limit - begin)
+            begin += length
             examples = _readable(component.source, skipped, _local_share(length))
-            count, shape = 0, ()
+            count, shape = 0, tuple[int, ...]()
             with _Shards(folder, _stem(index)) as shards:
-                while batch := list(itertools.islice(examples, batch_size)):
-                    pixels = np.stack([_scaled(example["image"], source.levels) for example in batch])
-                    padded = np.concatenate([pixels, np.repeat(pixels[:1], batch_size - len(batch), axis=0)])
-                    latents = np.asarray(encode(params, padded))[: len(batch)]
-                    check(bool(np.isfinite(latents).all()), "the autoencoder must give finite latents, and did not")
-                    states: list[np.ndarray | None] = [None] * len(batch)
-                    if text is not None:
-                        states = list(text.states_of(np.stack([example["text"] for example in batch]), known)[0])
-                    for example, latent, state in zip(batch, latents, states, strict=True):
-                        caption = str(example.get(CAPTION, ""))
-                        shards.write(records.pack(latent, int(example["label"]), state, caption))
-                    shape = latents.shape[1:]
+                while batch := list(itertools.islice(examples, request.batch_size)):
+                    shape = _write_batch(encoding, encode, batch, shards)
                     count += len(batch)
                     if progress is not None:
                         progress(len(batch))
             parts.append(Part(shape, count, tuple(shards.files)))
         parts, skipped = _gather(parts, skipped)
-        written = sum(part.examples for part in parts)
-        check(written > 0, f"{source.name} must hold an example that can be encoded, got none")
+        check(
+            any(part.examples for part in parts),
+            f"{encoding.source.name} must hold an example that can be encoded, got none",
+        )
         for part in parts:
             missing = [name for name in part.files if not (folder / name).is_file()]
-            check(not missing, f"{out} must be a folder that all processes share, but {missing[:1]} is not in it")
-        header = {
-            "format": FORMAT,
-            "source": source.name,
-            "count": written,
-            "levels": 0,
-            "dtype": dtype,
-            "scale": 1.0,
-            "stride": autoencoder.stride,
-            "num_classes": source.num_classes,
-            "text": None if empty is None else {"length": length_of_text, "dim": dim, "empty": _rows(empty[0])},
-            "skipped": skipped.bad,
-            "buckets": [
-                part.bucket() | ({"weight": one.weight, "batch_size": one.batch_size} if mixture else {})
-                for part, one in zip(parts, components_of(source), strict=True)
-                if part.examples
-            ],
-        }
+            check(
+                not missing,
+                f"{request.out} must be a folder that all processes share, but {missing[:1]} is not in it",
+            )
         if jax.process_index() == 0:
-            keep_autoencoder(folder, autoencoder, params)
+            keep_autoencoder(folder, encoding.autoencoder, encoding.params)
+            header = _header(encoding, parts, components, skipped)
             write_text(folder / HEADER_FILE, json.dumps(header, indent=2) + "\n")
     counts: dict[tuple[int, ...], int] = {}
     for part in parts:
         if part.examples:
             counts[part.shape] = counts.get(part.shape, 0) + part.examples
     return Encoded(counts, skipped)
+
+
+def _write_batch(
+    encoding: Encoding,
+    encode: Callable[[Params, np.ndarray], np.ndarray | jax.Array],
+    batch: Sequence[Mapping[str, Any]],
+    shards: _Shards,
+) -> tuple[int, ...]:
+    """Encodes and writes examples of one shape, padded to the batch size; returns the shape of a latent."""
+    pixels = np.stack([_scaled(example["image"], encoding.source.levels) for example in batch])
+    padding = np.repeat(pixels[:1], encoding.request.batch_size - len(batch), axis=0)
+    latents = np.asarray(encode(encoding.params, np.concatenate([pixels, padding])))[: len(batch)]
+    check(bool(np.isfinite(latents).all()), "the autoencoder must give finite latents, and did not")
+    states: list[np.ndarray | None] = [None] * len(batch)
+    if encoding.text is not None:
+        ids = np.stack([example["text"] for example in batch])
+        states = list(encoding.text.states_of(ids, encoding.known)[0])
+    records = encoding.records
+    for example, latent, state in zip(batch, latents, states, strict=True):
+        shards.write(records.pack(latent, int(example["label"]), state, str(example.get(CAPTION, ""))))
+    return latents.shape[1:]
+
+
+def _header(
+    encoding: Encoding, parts: Sequence[Part], components: Sequence[Component], skipped: Skipped
+) -> dict[str, Any]:
+    """The content of the header file."""
+    source, empty, records = encoding.source, encoding.empty, encoding.records
+    mixture = bool(encoding.request.config.data.mixture)
+    return {
+        "format": FORMAT,
+        "source": source.name,
+        "count": sum(part.examples for part in parts),
+        "levels": 0,
+        "dtype": encoding.request.dtype,
+        "scale": 1.0,
+        "stride": encoding.autoencoder.stride,
+        "num_classes": source.num_classes,
+        "text": None if empty is None else {"length": records.length, "dim": records.dim, "empty": _rows(empty[0])},
+        "skipped": skipped.bad,
+        "buckets": [
+            part.bucket() | ({"weight": one.weight, "batch_size": one.batch_size} if mixture else {})
+            for part, one in zip(parts, components, strict=True)
+            if part.examples
+        ],
+    }
 
 
 def _encoder(autoencoder: Autoencoder) -> Callable[[Params, np.ndarray], np.ndarray | jax.Array]:

@@ -23,6 +23,7 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.solver_measurement import calibrate
+from starflow_jax.training.calibrate_request import CalibrateRequest
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import load_text
 from starflow_jax.training.step.inputs import condition, latent_shape, noisy_pixels
@@ -33,43 +34,40 @@ CALIBRATION_FILE = "calibration.json"
 def calibrate_run(
     config: ExperimentConfig,
     params: Params,
+    request: CalibrateRequest,
     *,
-    samples: int = 4,
-    guidance: float | None = None,
-    target_error: float = 1e-3,
     step: int = 0,
-    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Calibrates a trained flow on examples of its training data; see `solvers.automatic.solver_measurement`.
 
     Args:
       config, params, step: as `load_run` gives them.
-      samples: number of training examples, at equal distances in the data; guidance: weight of classifier-free
-        guidance, None for that of the configuration.
-      target_error: relative error of the final sample; seed: of the noise that is added to the data.
+      request: the examples, the guidance and the target error.
+      progress: called with a message before each block.
 
     Raises:
-      ValueError: data that cannot be read, or an argument out of range.
+      ValueError: data that cannot be read.
     """
-    source, encoder, examples = _examples(config, "train", samples)
+    source, encoder, examples = _examples(config, "train", request.samples)
     levels = source.levels
     pixels = jnp.asarray(np.stack([example["image"] for example in examples]))
     if encoder is not None:
         pixels, levels = encoder.latents(pixels, levels), 0
-    x = noisy_pixels(jax.random.key(seed), pixels, levels, config.data)
+    x = noisy_pixels(jax.random.key(request.seed), pixels, levels, config.data)
     cond = example_conditions(config, examples)
-    weight = config.sample.guidance if guidance is None else guidance
+    weight = config.sample.guidance if request.guidance is None else request.guidance
+    guidance = None
+    if weight and cond is not None:
+        guidance = guidance_of(config.flow.family, cond, weight, null=empty_states(config, source))
     return calibrate(
         config.flow,
         params,
         x,
         cond,
-        guidance=guidance_of(config.flow.family, cond, weight, null=empty_states(config, source))
-        if weight and cond is not None
-        else None,
+        guidance=guidance,
         weight=weight,
-        target_error=target_error,
+        target_error=request.target_error,
         step=step,
         progress=progress,
     )

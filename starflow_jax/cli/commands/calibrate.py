@@ -21,10 +21,10 @@ DESCRIPTION = """\
 Measures how each block of a trained run is best inverted, on a few of its training images or clips, and writes
 calibration.json into the run's folder, which --solver auto reads.
 
-CRM and IGM are the two measures of GS-Jacobi: how slowly the iteration of a block converges, and how good each initial
-value is. Solvers are then compared with the exact solution, which the forward pass gives: depth is the number of
-sequential network evaluations, the error is relative and that of the worst sample. Times are those of this machine:
-calibrate again on another one, after more training, or for another guidance weight."""
+CRM and IGM are the two measures of GS-Jacobi: how slowly the iteration of a block converges, and how close each initial
+estimate is to the solution. Solvers are then compared with the exact solution, which the forward pass gives: depth is
+the number of sequential network evaluations, and the error is the relative error of the worst sample. Times are valid
+for this machine: calibrate again on another one, after more training, or for another guidance weight."""
 
 EXAMPLES = """\
 examples:
@@ -55,7 +55,7 @@ def add_to(subparsers: Any) -> None:
         type=integer(1, 10**6),
         action="append",
         metavar="N",
-        help="show what auto would choose for N samples at a time (repeatable; default 1, 4 and 16)",
+        help="show the choice of auto for batches of N samples (repeatable; default 1, 4 and 16)",
     )
     option(
         "--seed",
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from starflow_jax.core.atomic_writing import write_text
-    from starflow_jax.sampling.sample_requests import CalibrateRequest
     from starflow_jax.training import load_run
+    from starflow_jax.training.calibrate_request import CalibrateRequest
     from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, write_calibration
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import load_text
@@ -97,23 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
             bar.set_description(description)
             bar.update()
 
-        calibration = calibrate_run(
-            config,
-            params,
-            samples=request.samples,
-            guidance=request.guidance,
-            target_error=request.target_error,
-            step=step,
-            seed=request.seed,
-            progress=progress,
-        )
+        calibration = calibrate_run(config, params, request, step=step, progress=progress)
     path = write_calibration(arguments.workdir, calibration)
     print(blocks_table(calibration), trials_table(calibration), sep="\n\n", end="\n\n")
     for batch in arguments.batch or (1, 4, 16):
         print(choices_table(calibration, batch), end="\n\n")
     print(
         f"{calibration.samples} samples of the training data, step {step}, guidance {calibration.guidance:g}; times of "
-        f"{calibration.device} as it was just now"
+        f"{calibration.device} during this measurement"
     )
     print(f"written: {path}")
     if arguments.json is not None:

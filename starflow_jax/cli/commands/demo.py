@@ -8,6 +8,7 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
+from starflow_jax.cli.options.build_request import build_request
 
 ORDER = 170
 
@@ -51,7 +52,7 @@ def add_to(subparsers: Any) -> None:
         help="a model that trains in seconds and learns little, to check that everything works",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write report.json's figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of report.json there")
     parser.set_defaults(run=run)
 
 
@@ -66,21 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable("--json", arguments.json)
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.demos import digits_demo as demo
-    from starflow_jax.demos import video_demo as video_demo
+    from starflow_jax.demos.demo_request import DemoRequest, run_request
+    from starflow_jax.demos.digits_demo import claim, demo_config
     from starflow_jax.training import Checkpoints
     from starflow_jax.training.checkpoints.resume import restore_newest
     from starflow_jax.training.checkpoints.workdir import in_use
 
-    out = arguments.out or Path("demo_video" if arguments.video else "demo")
-    again = f"the same command goes on from {out / demo.RUN_FOLDER}"
-    experiment = "moving_digits" if arguments.video else "digits"
-    run_demo = video_demo.run_video_demo if arguments.video else demo.run_demo
+    request = build_request(DemoRequest, arguments, progress=not arguments.quiet)
+    again = f"the same command resumes {request.workdir}"
+    reading = (demo_config, claim, in_use, restore_newest, Checkpoints.restore_params)
     try:
-        reading = (demo.demo_config, demo.claim, in_use, restore_newest, Checkpoints.restore_params)
         with sentences(*reading, Checkpoints.save, Checkpoints.check, Checkpoints.__exit__):
-            config = demo.demo_config(experiment, tiny=arguments.tiny, seed=arguments.seed)
-            report = run_demo(config, out, progress=not arguments.quiet)
+            report = run_request(request)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(again) from None
     if report is None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import with_text_encoder
 from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 from starflow_jax.core.choices import Dtype, LatentDtype, Split, choices
+
+if TYPE_CHECKING:
+    from starflow_jax.training.latent_encoding import Encoded
 
 ORDER = 120
 OVERRIDABLE = True
@@ -68,9 +72,14 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="encode tiles of N x N latent positions with a blended overlap of N / 4, for large frames",
     )
-    parser.add_argument("--fit-patch-pca", metavar="P:C", help="fit a patch PCA of patch size P with C channels")
     parser.add_argument(
-        "--fit-images", type=integer(1), default=2000, metavar="N", help="images for the fit (default: 2000)"
+        "--fit-patch-pca",
+        type=patch_and_channels,
+        metavar="P:C",
+        help="fit a patch PCA of patch size P with C channels",
+    )
+    parser.add_argument(
+        "--fit-images", type=integer(1), default=2000, metavar="N", help="number of images for the fit (default: 2000)"
     )
     parser.add_argument(
         "--dtype",
@@ -89,106 +98,67 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.core.config import load_config
 
-    fit = _patch_and_channels(arguments)
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
     config = with_text_encoder(config, arguments.text_encoder)
-    check_new_folder("--out", arguments.out)
+
+    from starflow_jax.training.encode_request import EncodeRequest
+
+    request = build_request(EncodeRequest, arguments, config=config)
+    check_new_folder("--out", request.out)
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
     import jax
     from tqdm import tqdm
 
-    from starflow_jax.core.figures import write_json
-    from starflow_jax.models.autoencoders import (
-        Autoencoder,
-        Identity,
-        Tiled,
-        TiledWan,
-        WanAutoencoder,
-        load_autoencoder,
-    )
-    from starflow_jax.models.autoencoders.protocol import Params
-    from starflow_jax.training.latent_encoding import encode_source, fit_to
-    from starflow_jax.training.step.pixel_source import pixel_source
+    from starflow_jax.training.latent_encoding import encode_data, open_encoding
 
     join(arguments)
     if not arguments.quiet:
         for part in config.data.mixture or (config.data,):
             if part.augmentations:
                 remark(latents_are_fixed(part.augmentations))
-    begun = time.perf_counter()
-    autoencoder: Autoencoder
-    params: Params = {}
-    with sentences(load_autoencoder, pixel_source, fit_to, encode_source):
-        if fit is not None:
-            colours = 1 if config.flow.channels == 1 else 3
-            source = pixel_source(config, arguments.split, fit[0], colours)
-            fitted, values = fit_to(source, *fit, arguments.fit_images)
-            autoencoder, params = fitted, dict(values)
-        else:
-            file = arguments.autoencoder or config.data.autoencoder
-            if file is None:
-                autoencoder = Identity(config.flow.channels)
-            else:
-                dtype = arguments.compute or config.data.autoencoder_dtype
-                autoencoder, params = load_autoencoder(Path(file), dtype)
-            takes = (autoencoder.stride, autoencoder.pixel_channels, autoencoder.frame_stride)
-            source = pixel_source(config, arguments.split, *takes)
-        if autoencoder.channels != config.flow.channels:
-            raise CommandError(
-                f"flow.channels must be the {autoencoder.channels} channels of the latents, got {config.flow.channels}"
+    begin = time.perf_counter()
+    with sentences(open_encoding, encode_data):
+        encoding = open_encoding(request)
+        with tqdm(total=encoding.total, disable=arguments.quiet or not is_first(), unit="example") as bar:
+            # All processes progress at about the same rate.
+            encoded = encode_data(
+                request, encoding=encoding, progress=lambda count: bar.update(count * jax.process_count())
             )
-        applied, tile = autoencoder, arguments.tile
-        if tile is not None and isinstance(autoencoder, WanAutoencoder):
-            applied = TiledWan(autoencoder, tile, tile // 4)
-        elif tile is not None:
-            applied = Tiled(autoencoder, tile, tile // 4)
-        total = len(source) if arguments.limit is None else min(len(source), arguments.limit)
-        with tqdm(total=total, disable=arguments.quiet or not is_first(), unit="example") as bar:
-            encoded = encode_source(
-                config,
-                source,
-                applied,
-                params,
-                arguments.out,
-                dtype=arguments.dtype,
-                limit=arguments.limit,
-                batch_size=arguments.batch_size,
-                # All processes progress at about the same rate.
-                progress=lambda count: bar.update(count * jax.process_count()),
-            )
-    if not is_first():
-        return 0
-    count, seconds = sum(encoded.counts.values()), time.perf_counter() - begun
-    shapes = ", ".join(f"{n} of {'x'.join(map(str, shape))}" for shape, n in encoded.counts.items())
-    print(f"{arguments.out}: {count} latents ({shapes}) of {source.name}, {count / seconds:.1f} a second")
+    if is_first():
+        _print_figures(request.out, encoding.source.name, encoded, time.perf_counter() - begin, arguments.json)
+    return 0
+
+
+def _print_figures(out: Path, source: str, encoded: Encoded, seconds: float, json: Path | None) -> None:
+    """Prints what was encoded, and writes it as JSON where a file is given."""
+    from starflow_jax.core.figures import write_json
+
+    count = sum(encoded.counts.values())
+    shapes = ", ".join(f"{num} of {'x'.join(map(str, shape))}" for shape, num in encoded.counts.items())
+    print(f"{out}: {count} latents ({shapes}) of {source}, {count / seconds:.1f} a second")
     for name, reason in encoded.skipped.reasons.items():
         print(f"skipped {name}: {reason}")
-    if arguments.json is not None:
+    if json is not None:
         write_json(
-            arguments.json,
+            json,
             {
-                "out": str(arguments.out),
-                "source": source.name,
+                "out": str(out),
+                "source": source,
                 "count": count,
-                "shapes": [{"shape": shape, "count": n} for shape, n in encoded.counts.items()],
+                "shapes": [{"shape": shape, "count": num} for shape, num in encoded.counts.items()],
                 "skipped": encoded.skipped.bad,
                 "skipped_names": encoded.skipped.reasons,
                 "seconds": seconds,
             },
         )
-    return 0
 
 
-def _patch_and_channels(arguments: argparse.Namespace) -> tuple[int, int] | None:
-    text = arguments.fit_patch_pca
-    if text is None:
-        return None
-    if arguments.autoencoder is not None:
-        raise CommandError("--autoencoder and --fit-patch-pca exclude each other")
+def patch_and_channels(text: str) -> tuple[int, int]:
+    """Parses the patch size and the number of channels of a patch PCA, such as `8:16`."""
     patch, _, channels = text.partition(":")
     if not (patch.isdecimal() and channels.isdecimal() and int(patch) > 0 and int(channels) > 0):
-        raise CommandError(f"--fit-patch-pca must be PATCH:CHANNELS, such as 8:16, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be PATCH:CHANNELS, such as 8:16, got {text!r}")
     return int(patch), int(channels)

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import sentences
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
 
 ORDER = 15
@@ -28,28 +29,21 @@ def add_to(subparsers: Any) -> None:
         "init", help="write an experiment file for a folder of images", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the experiment file, new, .py")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the experiment file: a new .py file")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    out: Path = arguments.out
-    if out.suffix != ".py":
-        raise CommandError(f"--out must end in .py, got {out}")
-    if out.exists():
-        raise CommandError(f"--out must be a new file, got {out}, which exists")
+    from starflow_jax.data.experiment_file import InitRequest, write_experiment_file
 
-    from starflow_jax.data.experiment_file import write_experiment_file
-    from starflow_jax.data.suggestion import survey_folder
-
-    with sentences(survey_folder, write_experiment_file):
-        survey = survey_folder(arguments.data)
-        check_writable("--out", out)
-        suggestion = write_experiment_file(survey, out)
+    request = build_request(InitRequest, arguments)
+    check_writable("--out", request.out)
+    with sentences(write_experiment_file):
+        suggestion = write_experiment_file(request)
     for name in ("data.source", "flow.num_classes", "flow.text_length", "flow.family", "flow.image_size"):
         if name in suggestion.reasons:
             print(f"{name}: {suggestion.reasons[name]}")
-    print(f"experiment: {out}")
-    print(f"next: starflow train --config {out} --workdir runs/{suggestion.values['name']}")
+    print(f"experiment: {request.out}")
+    print(f"next: starflow train --config {request.out} --workdir runs/{suggestion.values['name']}")
     return 0

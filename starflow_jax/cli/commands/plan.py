@@ -8,28 +8,27 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.core.choices import ProgramName, choices
 
 if TYPE_CHECKING:
-    from starflow_jax.core.config.experiment_config import ExperimentConfig
-    from starflow_jax.costs.flops import Work
-    from starflow_jax.planning.estimate import Plan
+    from starflow_jax.planning.plan_request import PlanRequest
 
 ORDER = 150
 OVERRIDABLE = True
 
 DESCRIPTION = """\
-Plans an experiment on accelerators that are not there. For TPUs the real training step, and the real Jacobi iteration
-of the deep block, are compiled on this machine by the TPU's own compiler (pip install 'starflow-jax[tpu]'); for GPUs
-the same arithmetic is done without a compilation.
+Plans an experiment on accelerators that are not attached. For TPUs the real training step, and the real Jacobi
+iteration of the deep block, are compiled on this machine by the TPU's own compiler (pip install 'starflow-jax[tpu]');
+for GPUs the same figures are computed from the configuration without a compilation.
 
-Says the bytes a device needs and whether they fit, FLOPs a step (causal attention counts the pairs that are seen, once;
-training is three forward passes; recomputation does not count), what is moved between devices, and estimates of the
-time of a step and of MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md says what each
-assumes. A large model takes the compiler minutes."""
+Reports the bytes that a device needs and whether they fit, FLOPs of a step (causal attention counts only visible pairs;
+training is three forward passes; recomputation does not count), the data moved between devices, and estimates of step
+time and MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md states what each assumes.
+Compiling a large model takes minutes."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration, as in starflow train.
@@ -47,7 +46,7 @@ def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
         "plan",
-        help="memory, FLOPs and step time on hardware that is not there",
+        help="memory, FLOPs and step time on accelerators that are not attached",
         description=DESCRIPTION,
         epilog=EXAMPLES,
     )
@@ -69,7 +68,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--size", type=rows_and_columns, metavar="HxW", help="rows x columns (default: flow.image_size)")
     option("--text", type=integer(0, 10**5), metavar="N", help="text tokens (default: flow.text_length)")
-    option("--samples", type=integer(1, 10**4), default=1, metavar="N", help="inverse: drawn together (default 1)")
+    option("--samples", type=integer(1, 10**4), default=1, metavar="N", help="inverse: samples in a batch (default 1)")
     option(
         "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
     )
@@ -86,115 +85,46 @@ def rows_and_columns(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns an exit code, 0 if everything fits or only a figure was requested."""
+    """Runs the command; returns exit code 0, whether or not the plans fit."""
     # Set before JAX initializes its devices, because nothing runs on them.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if arguments.json is not None:
         check_writable("--json", arguments.json)
 
     from starflow_jax.core.config import load_config
-    from starflow_jax.costs.chips import topology
-
-    with sentences():
-        config = load_config(arguments.config, arguments.overrides)
-        place = topology(arguments.topology)
-    works = works_of(config, arguments)
-
     from starflow_jax.core.figures import write_json
     from starflow_jax.planning.ahead_of_time import tpu_layout
-    from starflow_jax.planning.estimate import as_values, check_sizes, make_plan
+    from starflow_jax.planning.estimate import as_values, check_sizes
     from starflow_jax.planning.plan_report import report
+    from starflow_jax.planning.plan_request import PlanRequest, plans
     from starflow_jax.sharding.mesh import check_fit
     from starflow_jax.training.step.frozen_autoencoder import load_encoder
     from starflow_jax.training.step.frozen_text import load_text
 
-    wanted: list[tuple[ProgramName, Any]] = []
-    if arguments.program != "inverse":
-        wanted += [("train", work) for work in works]
-    if arguments.program != "train":
-        wanted.append(("inverse", _resized(works[0], arguments.samples)))
-    plans = []
-    for program, work in wanted:
-        with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
-            plan = make_plan(config, place, work, program)
-        plans.append(plan)
-        print(report(plan), end="\n\n", flush=True)
-    values: dict[str, Any] = {"plans": [as_values(plan) for plan in plans]}
+    with sentences():
+        config = load_config(arguments.config, arguments.overrides)
+        request = build_request(PlanRequest, arguments, config=config)
+    figures: dict[str, Any] = {"plans": []}
+    with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
+        for plan in plans(request):
+            print(report(plan), end="\n\n", flush=True)
+            figures["plans"].append(as_values(plan))
     if arguments.search:
-        values["largest"] = _searched(config, arguments, works[0])
+        figures["largest"] = _search(request)
     if arguments.json is not None:
-        write_json(arguments.json, values)
+        write_json(arguments.json, figures)
         print(f"figures: {arguments.json}")
     return 0
 
 
-def works_of(config: ExperimentConfig, arguments: argparse.Namespace) -> list[Work]:
-    """Data sizes of every source, longest clips first; raises CommandError if the flow does not accept them."""
-    from starflow_jax.costs.flops import Work
-
-    flow = config.flow
-    height, width = arguments.size or flow.image_shape
-    if height % flow.patch_size or width % flow.patch_size:
-        raise CommandError(f"--size must be multiples of flow.patch_size={flow.patch_size}, got {height}x{width}")
-    if not flow.rope and (height, width) != flow.image_shape:
-        raise CommandError(f"--size must be {flow.image_shape[0]}x{flow.image_shape[1]} for learned positions")
-    text = flow.text_length if arguments.text is None else arguments.text
-    if text and not flow.text_dim:
-        raise CommandError(f"--text must be 0 for a flow that reads no text, got {text}")
-    if flow.text_dim and not text:
-        raise CommandError("--text must be at least 1 for a flow that reads text, got 0")
-    parts = {(part.frames, part.batch_size or config.train.batch_size) for part in config.data.mixture}
-    parts = parts or {(config.data.frames, config.train.batch_size)}
-    if arguments.frames is not None:
-        # For a mixture, select the part with this number of frames.
-        parts = {part for part in parts if part[0] == arguments.frames} or {(arguments.frames, config.train.batch_size)}
-    longest = max(frames for frames, _ in parts)
-    if longest and flow.axes == 2:
-        raise CommandError(f"--frames must be 0 for a flow of still images, got {longest}")
-    rows, columns = height // flow.patch_size, width // flow.patch_size
-    return [Work(batch, frames or None, rows, columns, text) for frames, batch in sorted(parts, reverse=True)]
-
-
-def _resized(work: Work, batch: int) -> Work:
-    import dataclasses
-
-    return dataclasses.replace(work, batch=batch)
-
-
-def _searched(config: ExperimentConfig, arguments: argparse.Namespace, work: Work) -> dict[str, Any]:
-    """Finds the largest batch of the first requested program, prints it, and returns it for JSON."""
-    import dataclasses
-
-    from starflow_jax.costs.chips import topology
-    from starflow_jax.planning import budget
-    from starflow_jax.planning.estimate import as_values, largest_batch, make_plan
+def _search(request: PlanRequest) -> dict[str, Any]:
+    """Finds the largest batch that fits, prints it, and returns it for JSON."""
     from starflow_jax.planning.plan_report import short_report
+    from starflow_jax.planning.plan_request import search_largest_batch
 
-    place, training = topology(arguments.topology), arguments.program != "inverse"
-    sizes = dict(zip(("data", "fsdp", "tensor", "sequence"), config.mesh.sizes(place.devices), strict=True))
-    step = sizes["data"] * sizes["fsdp"] * config.train.accumulate if training else 1
-
-    def plan_of(batch: int) -> Plan:
-        sized = _resized(work, batch)
-        train = dataclasses.replace(config.train, batch_size=batch, curriculum=())
-        plan = make_plan(
-            dataclasses.replace(config, train=train) if training else config,
-            place,
-            sized,
-            "train" if training else "inverse",
-        )
-        print(short_report(plan), flush=True)
-        return plan
-
-    def predicted(batch: int) -> bool:
-        model = budget.train_memory if training else budget.inverse_memory
-        return model(config, place, sizes, _resized(work, batch)).fits
-
-    guess = step
-    while guess < 2**16 and predicted(2 * guess):
-        guess *= 2
     print("largest batch:")
-    plan, tried = largest_batch(plan_of, step, guess)
-    found = f"{plan.batch}, a multiple of {step}" if plan else f"none: not even {step} fit"
-    print(f"largest batch that fits, to within 3 %: {found}")
-    return {"batch": plan.batch if plan else None, "tried": tried, "plan": as_values(plan) if plan else None}
+    largest = search_largest_batch(request, lambda plan: print(short_report(plan), flush=True))
+    plan, step = largest.plan, largest.step
+    result = f"{plan.batch}, a multiple of {step}" if plan else f"none: not even {step} fit"
+    print(f"largest batch that fits, to within 3 %: {result}")
+    return largest.figures()

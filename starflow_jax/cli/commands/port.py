@@ -6,14 +6,18 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.core.choices import Transfer, choices
+
+if TYPE_CHECKING:
+    from starflow_jax.training.checkpoints.port_requests import Porting
 
 ORDER = 160
 OVERRIDABLE = True
@@ -77,7 +81,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--to-torch", type=Path, metavar="FILE", help="write a run's parameters as .safetensors, or .pth")
     option("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their running mean")
+    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option(
         "--verify",
         type=Path,
@@ -85,7 +89,7 @@ def add_to(subparsers: Any) -> None:
         help="run the forward passes recorded in a folder, with its weights, those of --from or those of --workdir; "
         "exit code 1 if an array is off",
     )
-    option("--assemble", type=Path, metavar="DIR", help="make a folder to draw from: a flow and its frozen models")
+    option("--assemble", type=Path, metavar="DIR", help="make a folder to sample from: a flow and its frozen models")
     option("--flow", type=Path, metavar="DIR", help="with --assemble: the folder of a run")
     option(
         "--autoencoder",
@@ -119,15 +123,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _mode(arguments: argparse.Namespace) -> str:
     """Returns the requested mode; raises CommandError for invalid combinations of options."""
-    found = [name for name in _MODES if getattr(arguments, name) is not None]
-    if found == ["verify", "source"]:
-        found = ["verify"]
-    if len(found) != 1:
+    modes = [name for name in _MODES if getattr(arguments, name) is not None]
+    if modes == ["verify", "source"]:
+        modes = ["verify"]
+    if len(modes) != 1:
         ways = "; ".join(_MODES.values())
         raise CommandError(
-            f"name one thing to do: {ways}; got {len(found) or 'none'} of them (see starflow port --help)"
+            f"name one thing to do: {ways}; got {len(modes) or 'none'} of them (see starflow port --help)"
         )
-    mode = found[0]
+    mode = modes[0]
     options = {name: getattr(arguments, name) for name in set().union(*_ALLOWED.values())}
     for name in sorted(name for name, value in options.items() if value is not None and value is not False):
         if name not in _ALLOWED[mode] and name != mode:
@@ -157,69 +161,40 @@ def _quiet(devices: bool = False) -> None:
 
 
 def _port(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     _quiet(devices=arguments.mesh is not None)
     check_new_folder("--workdir", arguments.workdir)
 
-    from starflow_jax.flows.parameters import abstract
-    from starflow_jax.porting import open_tensors
-    from starflow_jax.porting.fit import fit
-    from starflow_jax.porting.infer import with_inferred
-    from starflow_jax.porting.tensor_names import entries
-    from starflow_jax.sharding.mesh import check_fit
-    from starflow_jax.tensor_formats.model_states import choose, states_of
-    from starflow_jax.training.checkpoints.ported import write_run
+    from starflow_jax.training.checkpoints.port_requests import PortRequest, open_porting, port_tensors
 
     config = _configuration(arguments)
-    with sentences():
-        tensors = open_tensors(arguments.source)
-    with sentences(states_of, choose):
-        state, own = choose(states_of(tensors), arguments.state)
-    if arguments.infer:
-        with sentences():
-            config = dataclasses.replace(config, flow=with_inferred(config.flow, own))
     layout = layout_of_command(arguments) if arguments.mesh is not None else None
-    if layout is not None:
-        with sentences(check_fit):
-            check_fit(layout, config.flow, layout.mesh.size)
-    found = fit(own, entries(abstract(config.flow)[1]), config.flow)
-    report = {
-        "from": str(arguments.source),
-        "state": state,
-        "tensors": len(own),
-        "left_aside": len(tensors) - len(own),
-        "ignored": list(found.ignored),
-        "contradictions": list(found.contradictions),
-        "misfits": [dataclasses.asdict(misfit) for misfit in found.misfits],
-        "parameters": sum(tensor.size for name, tensor in own.items() if name in found.usable()),
-        "written": False,
-    }
-    for line in found.lines():
-        print(line, file=sys.stderr)
-    if not found.is_good and not arguments.allow_partial:
-        _write_json(arguments, report)
-        counts = _counts(found.misfits)
-        raise CommandError(f"nothing was written: {arguments.source} does not fit {arguments.config}: {counts}")
-    if not found.usable():
-        raise CommandError(f"nothing was written: no tensor of {arguments.source} fits {arguments.config}")
+    request = build_request(PortRequest, arguments, config=config, layout=layout)
     with sentences():
-        write_run(arguments.workdir, config, own, found.usable(), layout)
-    _write_json(arguments, report | {"written": True, "workdir": str(arguments.workdir)})
-    where = f" under {state!r}" if state else ""
-    numbers = f"{report['parameters']:,} numbers of {len(found.usable())} tensors"
-    print(f"{config.name}: {numbers} from {arguments.source}{where}")
-    if found.ignored:
-        print(
-            f"ignored {len(found.ignored)} deprecated buffers: {', '.join(found.ignored[:6])}"
-            + (", ..." if len(found.ignored) > 6 else "")
-        )
-    if report["left_aside"]:
-        print(f"left aside {report['left_aside']} tensors that are no weights of this state")
-    if found.misfits:
-        print(f"partial: {_counts(found.misfits)}; what is missing has its initial values")
-    print(f"run: {arguments.workdir}")
+        porting = open_porting(request)
+    for line in porting.fit.lines():
+        print(line, file=sys.stderr)
+    if porting.problem() is not None:
+        _write_json(arguments, porting.figures() | {"written": False})
+    with sentences():
+        port_tensors(request, porting=porting)
+    _write_json(arguments, porting.figures() | {"written": True, "workdir": str(request.workdir)})
+    _print_porting(porting)
+    print(f"run: {request.workdir}")
     return 0
+
+
+def _print_porting(porting: Porting) -> None:
+    """Prints what was written, and what was left out."""
+    where = f" under {porting.state!r}" if porting.state else ""
+    numbers = f"{porting.num_parameters:,} numbers of {len(porting.fit.usable())} tensors"
+    print(f"{porting.config.name}: {numbers} from {porting.request.source}{where}")
+    if ignored := porting.fit.ignored:
+        more = ", ..." if len(ignored) > 6 else ""
+        print(f"ignored {len(ignored)} deprecated buffers: {', '.join(ignored[:6])}{more}")
+    if porting.num_left_out:
+        print(f"left out {porting.num_left_out} tensors that are no weights of this state")
+    if porting.fit.misfits:
+        print(f"partial: {porting.misfits()}; missing parameters have their initial values")
 
 
 def _configuration(arguments: argparse.Namespace) -> Any:
@@ -237,87 +212,45 @@ def _configuration(arguments: argparse.Namespace) -> Any:
         return build(ExperimentConfig, apply_overrides(dataclasses.asdict(config), arguments.overrides))
 
 
-def _counts(misfits: Any) -> str:
-    words = {"missing": "missing", "unexpected": "unexpected", "shape": "of another shape", "type": "of another type"}
-    counts = {kind: sum(misfit.kind == kind for misfit in misfits) for kind in words}
-    return ", ".join(f"{count} {words[kind]}" for kind, count in counts.items() if count)
-
-
 def _export(arguments: argparse.Namespace) -> int:
     _quiet()
     check_writable("--to-torch", arguments.to_torch)
 
-    from starflow_jax.tensor_formats.tensor_writing import SUFFIXES
-    from starflow_jax.training.checkpoints.ported import write_torch_file
-    from starflow_jax.training.checkpoints.workdir import read_config
+    from starflow_jax.training.checkpoints.port_requests import ExportRequest, export_run
 
-    if arguments.to_torch.suffix not in SUFFIXES:
-        raise CommandError(f"--to-torch must end in {', '.join(SUFFIXES)}, got {str(arguments.to_torch)!r}")
+    request = build_request(ExportRequest, arguments, ema=not arguments.no_ema)
     with sentences():
-        config = read_config(arguments.workdir)
-        if config is None:
-            raise CommandError(f"workdir {arguments.workdir} holds no training run")
-        arguments.to_torch.parent.mkdir(parents=True, exist_ok=True)
-        step = write_torch_file(arguments.to_torch, arguments.workdir, config, arguments.step, ema=not arguments.no_ema)
-    size = arguments.to_torch.stat().st_size
-    _write_json(arguments, {"workdir": str(arguments.workdir), "step": step, "bytes": size, "written": True})
-    print(f"{config.name}: step {step} as {arguments.to_torch}, {size / 1e6:,.1f} MB")
+        exported = export_run(request)
+    size = request.to_torch.stat().st_size
+    _write_json(arguments, {"workdir": str(request.workdir), "step": exported.step, "bytes": size, "written": True})
+    print(f"{exported.name}: step {exported.step} as {request.to_torch}, {size / 1e6:,.1f} MB")
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    import jax
-    import jax.numpy as jnp
-
     from starflow_jax.core.figures import text_table
-    from starflow_jax.evaluation.likelihood.recordings import compare, read_recordings
-    from starflow_jax.flows.parameters import abstract, merge
-    from starflow_jax.porting import from_torch, open_tensors
-    from starflow_jax.tensor_formats.model_states import choose, states_of
-    from starflow_jax.training import load_run
+    from starflow_jax.evaluation.likelihood.recordings import VerifyRequest, verify_recordings
 
-    if arguments.workdir is not None and arguments.source is not None:
-        raise CommandError("--verify takes the weights of --from or of --workdir, got both")
+    request = build_request(VerifyRequest, arguments, ema=not arguments.no_ema)
     with sentences():
-        recordings = read_recordings(arguments.verify)
-    definition, expected = abstract(recordings.config)
-    with sentences():
-        if arguments.workdir is not None:
-            config, definition, params, _ = load_run(arguments.workdir, ema=not arguments.no_ema, step=arguments.step)
-            if config.flow != recordings.config:
-                raise CommandError(f"the flow of {arguments.workdir} is not the one recorded in {arguments.verify}")
-        else:
-            weights = arguments.source or arguments.verify / "weights.safetensors"
-            _, own = choose(states_of(open_tensors(weights)), arguments.state)
-            values: Mapping[str, Any] = {name: tensor.read() for name, tensor in own.items()}
-            params = jax.tree.map(jnp.asarray, from_torch(values, expected))
-    with sentences():
-        try:
-            compared = compare(merge(definition, params), recordings)
-        except KeyError as error:
-            raise ValueError(f"{arguments.verify} lacks the recorded array {error}") from error
+        compared = verify_recordings(request)
     rows = [("array", "relative error", "bar", "")]
     rows += [(one.array, f"{one.error:.2e}", f"{one.bar:.0e}", "" if one.passed else "OFF") for one in compared]
     print(text_table(rows))
-    off = [one for one in compared if not one.passed]
+    failed = [one for one in compared if not one.passed]
     figures = [{"array": one.array, "error": one.error, "bar": one.bar, "passed": one.passed} for one in compared]
-    _write_json(arguments, {"recordings": str(arguments.verify), "arrays": figures, "passed": not off})
-    if off:
-        print(f"starflow: {len(off)} of {len(compared)} arrays are off, first {off[0].array}", file=sys.stderr)
-    return 1 if off else 0
+    _write_json(arguments, {"recordings": str(request.verify), "arrays": figures, "passed": not failed})
+    if failed:
+        print(f"starflow: {len(failed)} of {len(compared)} arrays are off, first {failed[0].array}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _assemble(arguments: argparse.Namespace) -> int:
-    from starflow_jax.sampling.model_folder import assemble
+    from starflow_jax.sampling.model_folder import AssembleRequest, assemble
 
+    request = build_request(AssembleRequest, arguments, path=arguments.assemble)
     with sentences():
-        model = assemble(
-            arguments.assemble,
-            arguments.flow,
-            arguments.autoencoder,
-            arguments.text_encoder,
-            how=arguments.place or "link",
-        )
+        model = assemble(request)
     parts = {"autoencoder": model.autoencoder, "text_encoder": model.text_encoder}
     figures = {name: {"kind": part.kind, "path": str(part.path)} for name, part in parts.items()}
     _write_json(arguments, {"path": str(model.path), "flow": str(model.flow), **figures})

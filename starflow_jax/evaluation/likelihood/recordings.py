@@ -16,9 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.core.config.checks import check_integer
 from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.request_errors import require
 from starflow_jax.flows import Flow, FlowOutput, Guidance
-from starflow_jax.porting import flow_config, open_tensors
+from starflow_jax.flows.parameters import abstract, merge
+from starflow_jax.porting import flow_config, from_torch, open_tensors
+from starflow_jax.tensor_formats.model_states import choose, states_of
+from starflow_jax.training import load_run
 
 BAR = 1e-5  # relative error of a float32 forward pass, in the L2 norm
 
@@ -98,6 +103,60 @@ def compare(flow: Flow, recordings: Recordings) -> list[Compared]:
             if array in recordings.arrays:
                 found.append(Compared(array, relative_error(value, recordings.arrays[array])))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyRequest:
+    """A request to run the forward passes recorded in a folder, and to compare their outputs.
+
+    Attributes:
+      verify: folder of the recordings.
+      source: a file or folder of tensors of the original; None for the weights of the recordings.
+      workdir: instead of `source`, folder of a run with the recorded flow.
+      state: key of the state in a file that holds several; None for the only one.
+      step: of the run's checkpoint, None for the newest; ema: whether to use its moving average, where it has one.
+
+    Raises:
+      RequestError, ValueError: both `source` and `workdir` are given, or a field is out of range.
+    """
+
+    verify: Path
+    source: Path | None = None
+    workdir: Path | None = None
+    state: str | None = None
+    step: int | None = None
+    ema: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.source is None or self.workdir is None,
+            "{verify} takes the weights of {source} or of {workdir}, got both",
+        )
+        if self.step is not None:
+            check_integer("step", self.step, minimum=0)
+
+
+def verify_recordings(request: VerifyRequest) -> list[Compared]:
+    """Compares the recorded outputs of an original with those of this implementation for the same weights.
+
+    Raises:
+      ValueError: recordings or weights that cannot be read, or a run of another flow than the recorded one.
+    """
+    recordings = read_recordings(request.verify)
+    definition, expected = abstract(recordings.config)
+    if request.workdir is not None:
+        config, definition, params, _ = load_run(request.workdir, ema=request.ema, step=request.step)
+        if config.flow != recordings.config:
+            raise ValueError(f"the flow of {request.workdir} is not the one recorded in {request.verify}")
+    else:
+        weights = request.source or request.verify / "weights.safetensors"
+        _, tensors = choose(states_of(open_tensors(weights)), request.state)
+        values: Mapping[str, Any] = {name: tensor.read() for name, tensor in tensors.items()}
+        params = jax.tree.map(jnp.asarray, from_torch(values, expected))
+    try:
+        return compare(merge(definition, params), recordings)
+    except KeyError as error:
+        raise ValueError(f"{request.verify} lacks the recorded array {error}") from error
 
 
 def relative_error(ours: Any, recorded: np.ndarray) -> float:

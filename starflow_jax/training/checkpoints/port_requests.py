@@ -1,0 +1,198 @@
+"""Requests of `starflow port` that read or write the folder of a run, and the calls that carry them out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
+from starflow_jax.flows.parameters import abstract
+from starflow_jax.porting.fit import Fit, fit
+from starflow_jax.porting.infer import with_inferred
+from starflow_jax.porting.tensor_names import entries
+from starflow_jax.sharding.layout import Layout
+from starflow_jax.sharding.mesh import check_fit
+from starflow_jax.tensor_formats.model_states import choose, states_of
+from starflow_jax.tensor_formats.tensor_opening import open_tensors
+from starflow_jax.tensor_formats.tensor_writing import SUFFIXES
+from starflow_jax.tensor_formats.tensors import LazyTensor
+from starflow_jax.training.checkpoints.ported import write_run, write_torch_file
+from starflow_jax.training.checkpoints.workdir import read_config
+
+_MISFITS = {
+    "missing": "missing",
+    "unexpected": "unexpected",
+    "shape": "of another shape",
+    "type": "of another type",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PortRequest:
+    """A request to convert tensors of a PyTorch original to the folder of a run.
+
+    Attributes:
+      source: a file or folder of tensors.
+      config: the experiment whose flow the tensors are.
+      workdir: folder of the run, new or empty.
+      state: key of the state in a file that holds several; None for the only one.
+      infer: whether the file decides the fields of the flow that its tensors determine.
+      allow_partial: whether to write although tensors are missing, unexpected or of another shape. Parameters without a
+        tensor get their initial values.
+      layout: of devices; the checkpoint is chunked by the shards that they will read. None for one device.
+    """
+
+    source: Path
+    config: ExperimentConfig
+    workdir: Path
+    state: str | None = None
+    infer: bool = False
+    allow_partial: bool = False
+    layout: Layout | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Porting:
+    """The tensors of a request, compared with its flow; no values have been read.
+
+    Attributes:
+      request: the request; config: its experiment, with inferred fields where it asks for them.
+      state: key of the state, "" for none; tensors: of the state, by name.
+      num_tensors: number of tensors in the file, those outside of the state included.
+      fit: the comparison.
+    """
+
+    request: PortRequest
+    config: ExperimentConfig
+    state: str
+    tensors: Mapping[str, LazyTensor]
+    num_tensors: int
+    fit: Fit
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of values in the tensors that fit."""
+        usable = self.fit.usable()
+        return sum(tensor.size for name, tensor in self.tensors.items() if name in usable)
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of tensors in the file that do not belong to the state."""
+        return self.num_tensors - len(self.tensors)
+
+    def misfits(self) -> str:
+        """The number of mismatches of each kind."""
+        kinds = [misfit.kind for misfit in self.fit.misfits]
+        return ", ".join(f"{kinds.count(kind)} {text}" for kind, text in _MISFITS.items() if kind in kinds)
+
+    def problem(self) -> str | None:
+        """Why nothing can be written, as the end of a sentence; None if the run can be written."""
+        if not self.fit.is_good and not self.request.allow_partial:
+            return f"{self.request.source} does not fit {self.config.name}: {self.misfits()}"
+        if not self.fit.usable():
+            return f"no tensor of {self.request.source} fits {self.config.name}"
+        return None
+
+    def figures(self) -> dict[str, Any]:
+        """The comparison as JSON values."""
+        return {
+            "from": str(self.request.source),
+            "state": self.state,
+            "tensors": len(self.tensors),
+            "left_aside": self.num_left_out,
+            "ignored": list(self.fit.ignored),
+            "contradictions": list(self.fit.contradictions),
+            "misfits": [dataclasses.asdict(misfit) for misfit in self.fit.misfits],
+            "parameters": self.num_parameters,
+        }
+
+
+def open_porting(request: PortRequest) -> Porting:
+    """Opens the tensors of a request, and compares their names and shapes with the flow.
+
+    Raises:
+      ValueError: a file that cannot be read, no such state, or a mesh that does not fit the flow.
+    """
+    config = request.config
+    tensors = open_tensors(request.source)
+    state, state_tensors = choose(states_of(tensors), request.state)
+    if request.infer:
+        config = dataclasses.replace(config, flow=with_inferred(config.flow, state_tensors))
+    if request.layout is not None:
+        check_fit(request.layout, config.flow, request.layout.mesh.size)
+    result = fit(state_tensors, entries(abstract(config.flow)[1]), config.flow)
+    return Porting(request, config, state, state_tensors, len(tensors), result)
+
+
+def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Porting:
+    """Writes the folder of a run at step 0 that holds the tensors of a request.
+
+    Args:
+      request: the request.
+      porting: its comparison, where `open_porting` has made it already.
+
+    Raises:
+      ValueError: see `open_porting`; tensors that do not fit the flow, or `ported.write_run` fails.
+    """
+    porting = open_porting(request) if porting is None else porting
+    problem = porting.problem()
+    check(problem is None, f"nothing was written: {problem}")
+    write_run(request.workdir, porting.config, porting.tensors, porting.fit.usable(), request.layout)
+    return porting
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+    """A request to write the parameters of a run as a PyTorch file.
+
+    Attributes:
+      workdir: folder of the run.
+      to_torch: the file, .safetensors or a format of `torch.load`.
+      step: of the checkpoint; None for the newest.
+      ema: whether to use the exponential moving average of the parameters, where the checkpoint has one.
+
+    Raises:
+      RequestError, ValueError: another suffix, or a negative step.
+    """
+
+    workdir: Path
+    to_torch: Path
+    step: int | None = None
+    ema: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.to_torch.suffix in SUFFIXES,
+            "{to_torch} must end in {0}, got {1!r}",
+            ", ".join(SUFFIXES),
+            str(self.to_torch),
+        )
+        if self.step is not None:
+            check_integer("step", self.step, minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """The step of the checkpoint that was written, and the name of its experiment."""
+
+    name: str
+    step: int
+
+
+def export_run(request: ExportRequest) -> Exported:
+    """Writes the parameters of a run as tensors of the original.
+
+    Raises:
+      ValueError: the folder holds no run or no such checkpoint, or the checkpoint is damaged.
+      OSError: the file cannot be written.
+    """
+    config = read_config(request.workdir)
+    if config is None:
+        raise ValueError(f"workdir {request.workdir} holds no training run")
+    request.to_torch.parent.mkdir(parents=True, exist_ok=True)
+    step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
+    return Exported(config.name, step)

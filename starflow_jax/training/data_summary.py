@@ -1,0 +1,146 @@
+"""A summary of the data of an experiment as the model reads them, with the speed of the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.choices import Split, choices
+from starflow_jax.core.config.checks import check_choice, check_real
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import require
+from starflow_jax.data import Source
+from starflow_jax.data.pipeline.batches import train_loader
+from starflow_jax.data.pipeline.overview import Overview, Part, overview, reading_rate
+from starflow_jax.data.sources.latents import LatentSource
+from starflow_jax.media import to_uint8
+from starflow_jax.models.autoencoders import decode_latents
+from starflow_jax.models.text import WordEncoder
+from starflow_jax.training.checkpoints.workdir import CSV_FILE
+from starflow_jax.training.loop.metrics import read_metrics
+from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
+from starflow_jax.training.step.inputs import latent_shape, word_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRequest:
+    """A request to summarise the data of an experiment.
+
+    Attributes:
+      config: the experiment.
+      split: of the data.
+      seconds: duration of the measurement of the pipeline's speed; 0 for no measurement.
+      workdir: folder of a run with whose training step the speed is compared; None for no comparison.
+
+    Raises:
+      ValueError: a field is out of range.
+    """
+
+    config: ExperimentConfig
+    split: Split = "train"
+    seconds: float = 5.0
+    workdir: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, choices(Split))
+        check_real("seconds", self.seconds, minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataSummary:
+    """What `starflow data` shows.
+
+    Attributes:
+      overview: counts, shapes, shares and examples of every part.
+      latents: shapes of the latents that the training step encodes the data to; empty where it encodes nothing.
+      encoder: of captions made of words of a vocabulary, None without one.
+      rate: examples per second that the pipeline reads; None if it was not measured.
+      needed: examples per second that the training step of the run takes; None without a run.
+      skipped: reasons why examples could not be read, by name.
+    """
+
+    overview: Overview
+    latents: tuple[tuple[int, ...], ...]
+    encoder: WordEncoder | None
+    rate: float | None
+    needed: float | None
+    skipped: Mapping[str, str]
+
+    def figures(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        speeds = {"examples_per_second": self.rate, "needed_per_second": self.needed}
+        figures = self.overview.figures() | speeds | {"skipped": dict(self.skipped)}
+        if self.rate is not None and self.needed is not None:
+            figures["ratio"] = self.rate / self.needed
+        return figures
+
+    def sheet_rows(self) -> list[tuple[str, list[tuple[np.ndarray, str]]]]:
+        """The examples of every part with their captions, for `media.contact_sheet.write_contact_sheet`."""
+        return [
+            (_title(part), [(_pixels(one["image"], part.source), _label(one, self.encoder)) for one in part.examples])
+            for part in self.overview.parts
+        ]
+
+
+def summarise_data(request: DataRequest) -> DataSummary:
+    """Opens the data of an experiment, reads a few examples of each part, and measures the speed of the pipeline.
+
+    Raises:
+      ValueError: data that cannot be read or do not fit the flow, or a run that did not measure its speed.
+    """
+    config, data = request.config, request.config.data
+    needed = None if request.workdir is None else training_rate(request.workdir)
+    source, frozen = open_with_encoder(config, request.split)
+    batch_size = config.train.batch_size
+    loader = train_loader(
+        source, batch_size, config.seed, threads=data.threads, workers=data.workers, prefetch=data.prefetch
+    )
+    encoder = None if config.text is None else word_encoder(config)
+    summary = overview(source, loader, batch_size, encoder)
+    latents = set() if frozen is None else {latent_shape(frozen.autoencoder, part.shape) for part in summary.parts}
+    rate = reading_rate(loader, request.seconds) if request.seconds else None
+    loader.close()
+    skipped = {**summary.skipped, **loader.skipped.reasons}
+    return DataSummary(summary, tuple(sorted(latents)), encoder, rate, needed, skipped)
+
+
+def training_rate(workdir: Path) -> float:
+    """Median of the images per second of a run.
+
+    Raises:
+      RequestError: no run, or one that did not measure it.
+    """
+    path = workdir / CSV_FILE
+    rates = [row["images_per_second"] for row in read_metrics(path) if row.get("images_per_second", 0) > 0]
+    require(bool(rates), "{workdir} must hold a run that measured its images_per_second, got none in {0}", path)
+    return statistics.median(rates)
+
+
+def _title(part: Part) -> str:
+    return f"{part.name}: {part.count} examples, {'x'.join(map(str, part.shape))}, {100 * part.share:.1f} %"
+
+
+def _pixels(image: np.ndarray, source: Source) -> np.ndarray:
+    """Pixels 0..255 of an example; the first channels of latents without an autoencoder."""
+    if not isinstance(source, LatentSource):
+        return np.rint(image * (255.0 / (source.levels - 1))).astype(np.uint8)
+    try:
+        return to_uint8(decode_latents(image, Path(source.files[0]).parent))
+    except ValueError:
+        return to_uint8(image[..., : 3 if image.shape[-1] >= 3 else 1] / 3)
+
+
+def _label(example: Mapping[str, Any], encoder: WordEncoder | None) -> str:
+    """The condition of an example: its caption, with the words of the vocabulary, or its class."""
+    if encoder is not None and "text" in example:
+        known = encoder.words(example["text"])
+        caption = example.get("caption", known)
+        return known if " ".join(caption.lower().split()) == known else f"{caption}\n-> {known or '(nothing)'}"
+    if "text_states" in example or "text" in example:
+        return example.get("caption", "")
+    return f"class {example['label']}" if example["label"] >= 0 else ""

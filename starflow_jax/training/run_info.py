@@ -1,0 +1,72 @@
+"""The progress, metrics and checkpoints of a run, read from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.request_errors import require
+from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.training.checkpoints.inventory import checkpoint_entries
+from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_config
+from starflow_jax.training.loop.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoRequest:
+    """A request to describe a run.
+
+    Attributes:
+      workdir: folder of the run.
+    """
+
+    workdir: Path
+
+
+def run_info(request: InfoRequest) -> dict[str, Any]:
+    """The figures of a run as plain values; no arrays are read.
+
+    Raises:
+      ValueError: the folder holds no run, or one whose configuration is damaged.
+    """
+    workdir, config = request.workdir, read_config(request.workdir)
+    require(config is not None, "workdir {0} holds no training run", workdir)
+    assert config is not None
+    rows = read_metrics(workdir / CSV_FILE)
+    entries = checkpoint_entries(workdir, config)
+    step = max((entry.step for entry in entries if entry.problem is None and entry.step is not None), default=None)
+    reached = max([step or 0, *(int(row["step"]) for row in rows[-1:])])
+    if is_in_use(workdir):
+        state = "running"
+    elif step is None and not rows:
+        state = "not begun"
+    else:
+        state = "finished" if step == config.train.steps else "stopped"
+    age = time.time() - (workdir / CSV_FILE).stat().st_mtime if rows else None
+    last: dict[str, float] = {}
+    for row in rows:  # metrics that are not in every row keep their last value
+        last |= row
+    return {
+        "name": config.name,
+        "workdir": str(workdir),
+        "family": config.flow.family,
+        "parameters": count(abstract(config.flow)[1]),
+        "data": config.data.source + (f" {config.data.path}" if config.data.path else ""),
+        "state": state,
+        "step": step,
+        "reached": reached,
+        "steps": config.train.steps,
+        "seconds_since_last_row": age,
+        "metrics": last,
+        "best": {name: _best(rows, name) for name in ("bits_per_dim", "held_out_bits_per_dim") if _best(rows, name)},
+        "checkpoints": [entry.to_dict() for entry in entries],
+    }
+
+
+def _best(rows: Sequence[Mapping[str, float]], name: str) -> dict[str, float] | None:
+    """The lowest value of a metric, and its step."""
+    measured = [(row[name], row["step"]) for row in rows if name in row]
+    return dict(zip(("value", "step"), min(measured), strict=True)) if measured else None
