@@ -87,6 +87,15 @@ def add_to(subparsers: Any) -> None:
         help="images: a class index, all classes in turn (default), or none",
     )
     _add_video_options(parser)
+    _add_sampling_options(parser)
+    add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
+    add_mesh(parser)
+    add_processes(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
     option(
         "--guidance",
         type=real(),
@@ -130,11 +139,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
-    parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
-    add_mesh(parser)
-    add_processes(parser)
-    parser.set_defaults(run=run)
+    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
 
 
 def _add_video_options(parser: argparse.ArgumentParser) -> None:

@@ -164,7 +164,10 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         self._check_fields()
-        self._check_switches()
+        self._check_conditions()
+        self._check_family()
+        self._check_language_model()
+        self._check_denoiser()
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
@@ -195,7 +198,7 @@ class FlowConfig:
         check_real("dropout", self.dropout, minimum=0.0)
         check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")
 
-    def _check_switches(self) -> None:
+    def _check_conditions(self) -> None:
         check(
             (self.text_dim > 0) == (self.text_length > 0),
             f"text_dim and text_length go together, got text_dim={self.text_dim} and text_length={self.text_length}",
@@ -208,6 +211,8 @@ class FlowConfig:
             self.text_dim > 0 or not self.cond_top_only,
             "cond_top_only needs text, got text_dim=0",
         )
+
+    def _check_family(self) -> None:
         if self.family == "tarflow":
             for name in (
                 "text_dim",
@@ -235,6 +240,8 @@ class FlowConfig:
                 not self.text_dim and not self.temporal_causal,
                 "rope_axes must be 3 in a model with text or temporal causality, got 2",
             )
+
+    def _check_language_model(self) -> None:
         if self.language_model is not None:
             check(self.rope, "language_model needs rope=True, got rope=False")
             check(
@@ -255,6 +262,8 @@ class FlowConfig:
                 self.language_model.rope == "1d",
                 f"language_model.rope must be '1d', got '{self.language_model.rope}'",
             )
+
+    def _check_denoiser(self) -> None:
         if self.denoiser is not None:
             check(self.rope, "denoiser needs rope=True, got rope=False")
             check(
