@@ -9,12 +9,13 @@ implements, computes mean and scale from the output.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from starflow_jax.core.choices import GuidanceKind, Scale
 from starflow_jax.kernels.kernel_choice import Support, Target
 
 # The new estimate [B, n, c], and the sums of (new - old)^2 and new^2 [B, 2].
@@ -36,13 +37,13 @@ class OutputHead(Protocol):
     """
 
     @property
-    def scale(self) -> Literal["softplus", "exp", "unit"]: ...
+    def scale(self) -> Scale: ...
 
     @property
     def soft_clip(self) -> float: ...
 
     @property
-    def guidance(self) -> Literal["ratio", "ab", "a", "b"] | None: ...
+    def guidance(self) -> GuidanceKind | None: ...
 
     @property
     def annealed_tokens(self) -> int: ...

@@ -15,6 +15,12 @@ Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
 # Method that removes the training noise from samples.
 Denoise = Literal["none", "score", "learned"]
+# Parametrisation of the scale of an affine block (`flows.affine_head`).
+Scale = Literal["softplus", "exp", "unit"]
+# Formula of classifier-free guidance, by the family and by what is guided: mean (a) or scale (b) (`flows.guidance`).
+GuidanceKind = Literal["ratio", "ab", "a", "b"]
+# Options that solvers share, in configurations and on the command line (`solvers.named`).
+SolverOption = Literal["block", "modules", "tolerance", "max_iterations", "objective", "target_error"]
 # Learning rate schedule (`training.step.learning_rate_schedule`).
 Schedule = Literal["tarflow", "starflow"]
 # Objective that the automatic solver minimises (`solvers.automatic.block_solver_choice`).

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from starflow_jax.core.choices import GuidanceKind, Scale
 from starflow_jax.flows.affine import Affine, soft_clip, to_affine
-from starflow_jax.flows.guidance import GuidanceKind, annealed_weight, guide_by_ratio, guide_linearly, halves
+from starflow_jax.flows.guidance import annealed_weight, guide_by_ratio, guide_linearly, halves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class AffineHead:
       annealed_tokens: N where the guidance weight of token j of N is multiplied by j / (N - 1); 0 otherwise.
     """
 
-    scale: Literal["softplus", "exp", "unit"] = "softplus"
+    scale: Scale = "softplus"
     soft_clip: float = 0.0
     guidance: GuidanceKind | None = None
     annealed_tokens: int = 0

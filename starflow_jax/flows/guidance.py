@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from starflow_jax.core.choices import GuidanceKind
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.order import AnyArray
 
 # "ratio": STARFlow, `guide_by_ratio`; "a", "b", "ab": TARFlow, `guide_linearly` of the log scale, the mean, both.
-GuidanceKind = Literal["ratio", "ab", "a", "b"]
 
 
 def guide_by_ratio(conditional: Affine, unconditional: Affine, weight: float | Float[Array, ""]) -> Affine:

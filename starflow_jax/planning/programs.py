@@ -77,7 +77,7 @@ def _batch(
     shape = (work.rows * flow.patch_size * stride, work.columns * flow.patch_size * stride, channels)
     step = 1 if autoencoder is None else autoencoder.frame_stride
     frames = () if work.frames is None else (1 + (work.frames - 1) * step,)
-    latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
+    latents = config.data.has_latents
     dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)
     found = {
         "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), dtype),

@@ -207,7 +207,7 @@ def to_pixels(x: Float[np.ndarray, "*B rows columns c"], data: DataConfig) -> UI
     decoder = data.decoder or data.autoencoder
     if decoder is not None:
         x = decode_by(Path(decoder), np.nan_to_num(x))
-    elif data.source == "latents":
+    elif data.traits.latents:
         assert data.path is not None  # DataConfig checks it
         x = decode_latents(np.nan_to_num(x), Path(data.path))
     x = np.clip(np.nan_to_num(x, nan=-1.0), -1.0, 1.0)

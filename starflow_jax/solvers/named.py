@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from starflow_jax.core.choices import SolverOption, choices
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.registries import SOLVERS
@@ -12,9 +13,6 @@ from starflow_jax.solvers.per_block import AnySolver
 
 if TYPE_CHECKING:
     from starflow_jax.solvers.automatic.calibration import Calibration
-
-# The options that solvers share on the command line (--block, --max-iterations, ...).
-FLAGS = ("block", "modules", "tolerance", "max_iterations", "objective", "target_error")
 
 
 def named_solver(
@@ -58,7 +56,7 @@ def uses_calibration(name: str) -> bool:
 
 
 def accepted_flags(name: str) -> dict[str, str]:
-    """The members of `FLAGS` that a solver takes, each with the name of the solver's argument.
+    """The options of `SolverOption` that a solver takes, each with the name of the solver's argument.
 
     These are the `flags` that the solver was registered with; without them, all parameters that are named like a flag.
     """
@@ -66,4 +64,4 @@ def accepted_flags(name: str) -> dict[str, str]:
     if flags is not None:
         return dict(flags)
     parameters = inspect.signature(SOLVERS.get(name)).parameters
-    return {flag: flag for flag in FLAGS if flag in parameters}
+    return {flag: flag for flag in choices(SolverOption) if flag in parameters}

@@ -177,7 +177,7 @@ def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
     """The data configuration of a run with another source; all other fields, such as the noise, are unchanged."""
     fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(SourceConfig)}
     fields |= {"mixture": (), "warp": 0.0}
-    if source.source == "latents":
+    if source.traits.latents:
         fields["autoencoder"] = None
     elif data.on_latents and data.autoencoder is None:
         kept = None if data.path is None else kept_autoencoder(Path(data.path))
@@ -219,7 +219,7 @@ def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, sha
     """See `latent_scale.log_scale`; for stored latents, of the autoencoder that is stored beside them."""
     if encoder is not None:
         return log_scale(encoder.autoencoder, encoder.params, latent_shape(encoder.autoencoder, shape))
-    if config.data.source != "latents" or config.data.path is None:
+    if not config.data.traits.latents or config.data.path is None:
         return None
     folder = Path(config.data.path)
     kept = kept_autoencoder(folder) or kept_autoencoder(folder / split)

@@ -25,10 +25,16 @@ class Parser(argparse.ArgumentParser):
         """The long options declared so far; argparse has no public list of them."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
+    def flags(self) -> dict[str, str]:
+        """The options by the fields that they set, `--num` for "num"."""
+        flags: dict[str, str] = {}
+        for name, action in self._option_string_actions.items():
+            flags.setdefault(action.dest, name)
+        return flags
+
     def flag(self, field: str) -> str:
-        """The option that sets a field of a request, `--num` for "num"; the field if there is no such option."""
-        flags = [name for name, action in self._option_string_actions.items() if action.dest == field]
-        return flags[0] if flags else field
+        """The option that sets a field of a request; the field if there is no such option."""
+        return self.flags().get(field, field)
 
     def error(self, message: str) -> NoReturn:
         """Raises CommandError."""

@@ -8,54 +8,26 @@ import sys
 from pathlib import Path
 
 from starflow_jax.cli.errors import CommandError
-from starflow_jax.cli.options.arguments import choice, integer, real
+from starflow_jax.cli.options.arguments import Parser, choice, integer, real
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.core.choices import Denoise, Resize, Split, choices
 from starflow_jax.core.registries import METRICS
-
-_OUT = "quality"  # in the folder of the run
-SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
-
-# Options that require --metrics: the name in the namespace, and the flag.
-_OPTIONS = {
-    "num_samples": "--num-samples",
-    "guidance": "--guidance",
-    "features": "--features",
-    "resize": "--resize",
-    "reference": "--reference",
-    "real": "--real",
-    "clip": "--clip",
-    "captions": "--caption",
-    "text_encoder": "--text-encoder",
-    "decoder": "--decoder",
-    "out": "--out",
-    "chunk": "--chunk",
-    "sample_batch": "--sample-batch",
-    "temperature": "--temperature",
-    "attention_temperature": "--attention-temperature",
-    "denoise": "--denoise",
-    "solver": "--solver",
-    "block": "--block",
-    "modules": "--modules",
-    "tolerance": "--tolerance",
-    "max_iterations": "--max-iterations",
-    "objective": "--objective",
-    "target_error": "--target-error",
-}
+from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
 
 
-def add_quality_options(parser: argparse.ArgumentParser) -> None:
+def add_quality_options(parser: Parser) -> None:
     """Declares --metrics and its options."""
+    before = parser.flags()
     group = parser.add_argument_group("quality of samples")
     option = group.add_argument
     option(
         "--metrics",
         type=_names,
         metavar="NAME,...",
-        help=f"of {', '.join(METRICS.names())}, bpd (bits/dim)",
+        help=f"of {', '.join(METRICS.names())}, {BITS} (bits/dim)",
     )
-    option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {SAMPLES})")
+    option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {NUM_SAMPLES})")
     option("--guidance", type=_weights, metavar="W,...", help="weights of guidance (default: the configuration's)")
     option(
         "--features",
@@ -93,23 +65,25 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
     )
     option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
     option("--decoder", type=Path, metavar="DIR", help="latents: make pictures of them by this autoencoder")
-    option("--out", type=Path, metavar="DIR", help=f"folder of figures and features (default: {_OUT} in --workdir)")
+    option("--out", type=Path, metavar="DIR", help=f"folder of figures and features (default: {FOLDER} in --workdir)")
     option("--chunk", type=integer(16, 10**6), metavar="N", help=f"pictures a file of features (default {CHUNK})")
     option("--sample-batch", type=integer(1), metavar="N", help=f"pictures drawn at a time (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option("--attention-temperature", type=real(above=True), metavar="X", help="divides attention logits (default 1)")
     option("--denoise", type=choice(*choices(Denoise)), metavar="NAME", help="remove the training noise")
     add_solver_options(parser)
+    flags = {field: flag for field, flag in parser.flags().items() if field not in before and field != "metrics"}
+    parser.set_defaults(quality_flags=flags)
 
 
 def check_quality_options(arguments: argparse.Namespace) -> None:
     """Raises CommandError for options without --metrics, and for results that cannot be written."""
     if arguments.metrics is None:
-        for name, flag in _OPTIONS.items():
+        for name, flag in arguments.quality_flags.items():
             if getattr(arguments, name) is not None:
                 raise CommandError(f"{flag} goes with --metrics, got {flag} alone")
         return
-    out = arguments.out if arguments.out is not None else arguments.workdir / _OUT
+    out = arguments.out if arguments.out is not None else arguments.workdir / FOLDER
     if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
         raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
     if arguments.json is not None and out.resolve() in arguments.json.resolve().parents:
@@ -126,7 +100,7 @@ def import_from_working_folder(*names: str | None) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    allowed_names = (*METRICS.names(), "bpd")
+    allowed_names = (*METRICS.names(), BITS)
     for name in names:
         if name not in allowed_names or names.count(name) > 1:
             allowed = ", ".join(allowed_names)

@@ -6,13 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from starflow_jax.cli.options.arguments import choice, integer, real
-from starflow_jax.core.choices import Objective, choices
+from starflow_jax.core.choices import Objective, SolverOption, choices
 from starflow_jax.core.registries import SOLVERS
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.sample_requests import SolverRequest
-
-_OPTIONS = ("block", "modules", "tolerance", "max_iterations", "objective", "target_error")
 
 
 def add_solver_options(parser: argparse.ArgumentParser) -> None:
@@ -69,5 +67,5 @@ def solver_request(arguments: argparse.Namespace) -> SolverRequest:
     """The solver that the options name, for requests of the library."""
     from starflow_jax.sampling.sample_requests import SolverRequest
 
-    options = {name: getattr(arguments, name) for name in _OPTIONS}
+    options = {name: getattr(arguments, name) for name in choices(SolverOption)}
     return SolverRequest(arguments.solver, {name: value for name, value in options.items() if value is not None})

@@ -137,7 +137,10 @@ class AutoencoderExperiment:
         check_choices(self)
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
-        check(self.data.source not in ("latents", "mixture"), f"data.source must be pictures, got {self.data.source!r}")
+        check(
+            not (self.data.traits.latents or self.data.traits.mixture),
+            f"data.source must be pictures, got {self.data.source!r}",
+        )
         check(self.data.frames == 0, f"data.frames must be 0, for still pictures, got {self.data.frames}")
         check(
             (self.network is None) != (self.autoencoder is None),

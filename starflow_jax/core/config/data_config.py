@@ -71,7 +71,7 @@ class DataConfig(SourceConfig):
             f"noise_std must be above 0 for noise 'gaussian' and 0 for 'uniform', got noise={self.noise!r} "
             f"and noise_std={self.noise_std}",
         )
-        if any(source.source == "latents" for source in (self, *self.mixture)):
+        if self.has_latents:
             check(self.noise == "gaussian", f"noise must be 'gaussian' for latents, got {self.noise!r}")
             check(not self.warp, f"warp must be 0 for latents, got {self.warp}")
             check(
@@ -95,20 +95,30 @@ class DataConfig(SourceConfig):
 
         They are accepted because one experiment file serves both `starflow encode` and training.
         """
-        parts = [part for part in (self, *self.mixture) if part.source == "latents"]
+        parts = [part for part in self.parts if part.traits.latents]
         return tuple(dict.fromkeys(asked for part in parts for asked in part.augmentations))
 
     @property
     def on_latents(self) -> bool:
         """Whether the flow reads latents (precomputed, or encoded inside the training step) instead of pixels."""
-        return self.autoencoder is not None or any(part.source == "latents" for part in (self, *self.mixture))
+        return self.autoencoder is not None or self.has_latents
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether a source holds latents that were encoded before."""
+        return any(part.traits.latents for part in (self, *self.mixture))
+
+    @property
+    def parts(self) -> tuple[SourceConfig, ...]:
+        """The sources of a mixture, or the one source."""
+        return self.mixture or (self,)
 
     def _check_mixture(self) -> None:
         check(
-            (self.source == "mixture") == (len(self.mixture) > 0),
+            self.traits.mixture == (len(self.mixture) > 0),
             f"mixture goes with source 'mixture', got source={self.source!r} and {len(self.mixture)} sources",
         )
-        if self.source != "mixture":
+        if not self.traits.mixture:
             return
         check(
             sum(component.weight for component in self.mixture) > 0,

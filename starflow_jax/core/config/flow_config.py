@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.choices import Dtype
+from starflow_jax.core.choices import Dtype, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
@@ -141,7 +141,7 @@ class FlowConfig:
     final_norm: bool = False
     bias: bool = True
     order: Literal["R2L", "L2R"] = "R2L"
-    scale: Literal["softplus", "exp", "unit"] = "exp"
+    scale: Scale = "exp"
     soft_clip: float = 0.0
     sos: bool = False
     rope: bool = False

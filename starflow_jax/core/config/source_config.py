@@ -25,6 +25,9 @@ class SourceTraits:
         "words" of a vocabulary that the source defines.
       options: the names that `options` may hold.
       levels: the number of levels of a pixel in runs that do not record it (`SourceConfig.levels`).
+      latents: the examples are latents that were encoded before, with their autoencoder stored beside them.
+      mixture: the examples are those of the sources in `DataConfig.mixture`.
+      feature_network: the network that measures samples of this source where none is named; None for none.
     """
 
     path: bool = False
@@ -34,6 +37,9 @@ class SourceTraits:
     captions: Literal["none", "text", "words"] = "none"
     options: tuple[str, ...] = ()
     levels: int = 256
+    latents: bool = False
+    mixture: bool = False
+    feature_network: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +220,7 @@ class ComponentConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.source != "mixture", "mixture must be made of sources, not of mixtures")
+        check(not self.traits.mixture, "mixture must be made of sources, not of mixtures")
         check_real("weight", self.weight, minimum=0.0)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, minimum=1)

@@ -85,7 +85,7 @@ class SweepData:
         if self.conditions is not None:
             check_conditions(self.conditions)
         if self.source is not None:
-            check(self.source.source != "mixture", "source must be one source, not a mixture; list several data sets")
+            check(not self.source.traits.mixture, "source must be one source, not a mixture; list several data sets")
 
 
 @dataclasses.dataclass(frozen=True)

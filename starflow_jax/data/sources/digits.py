@@ -23,7 +23,7 @@ from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.data.sources.source_request import SourceRequest
 
 
-@SOURCES.register("digits", levels=17)
+@SOURCES.register("digits", levels=17, feature_network="digits")
 def open_digits(config: SourceConfig, request: SourceRequest) -> ArraySource:
     """The digits, enlarged to a square flow.image_size that is a multiple of 8 (`check_source` refuses any other)."""
     rows, columns = (8, 8) if request.flow is None else request.flow.image_shape

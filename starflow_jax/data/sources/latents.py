@@ -276,6 +276,7 @@ def _reader(files: tuple[str, ...]) -> Any:
     frames="either",
     captions="text",
     fields=("drop_first", "crop", "flip", "aspect_ratios", "index"),
+    latents=True,
 )
 def open_latent_folder(config: SourceConfig, request: SourceRequest) -> Source:
     """The latents in the folder of the split; the training split may be `path` itself."""

@@ -92,7 +92,7 @@ def mixture_of_buckets(name: str, sources: Sequence[Source], skipped: Skipped) -
     return Mixture(name, tuple(Component(source, float(len(source))) for source in sources), skipped)
 
 
-@SOURCES.register("mixture", frames="either")
+@SOURCES.register("mixture", frames="either", mixture=True)
 def open_mixture(config: DataConfig, request: SourceRequest) -> Mixture:
     """The sources of `config.mixture`. The weight of a source with buckets is divided among the buckets."""
     components: list[Component] = []

@@ -54,6 +54,6 @@ def _caption_reader(config: SourceConfig, flow: FlowConfig | None, text: TextCon
         return WordEncoder(text.vocabulary, flow.text_length)
     if not isinstance(config, DataConfig) or config.text_encoder is None:
         return None
-    if all(part.source == "latents" for part in (config.mixture or (config,))):
+    if all(part.traits.latents for part in config.parts):
         return None  # their text states were computed by `starflow encode`
     return load_caption_reader(Path(config.text_encoder), flow.text_length)

@@ -79,9 +79,8 @@ def generated_config(request: SampleQualityRequest, config: ExperimentConfig) ->
       ValueError: see `decoded_by` and `load_encoder`, or a text encoder for a run that reads none.
     """
     require(not config.data.frames, "{workdir} must be a run on still images for {metrics}, got one on clips")
-    stored_latents = any(part.source == "latents" for part in (config.data, *config.data.mixture))
     require(
-        not stored_latents or request.real is not None,
+        not config.data.has_latents or request.real is not None,
         "{real} must name pictures to compare with: of latents that were computed before there are none, got none",
     )
     if request.decoder is not None:

@@ -26,6 +26,8 @@ from starflow_jax.evaluation.samples.sample_quality_request import SampleQuality
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.distributed.agreement import on_first_process
 
+DIGITS = "digits"  # the classifier of digits that is trained here, as the name of a feature network
+
 
 def open_feature_network(
     request: SampleQualityRequest, config: ExperimentConfig, layout: Layout | None, reference: Source
@@ -54,19 +56,17 @@ def open_feature_network(
 def _open(
     request: SampleQualityRequest, config: ExperimentConfig, layout: Layout | None, reference: Source
 ) -> FeatureNetwork:
-    name = request.features
-    if name is None and config.data.source == "digits":
-        name = "digits"
+    name = config.data.traits.feature_network if request.features is None else request.features
     if name is None:
         raise RequestError("{features} must name the network that looks at pictures, got none; see --help")
     require(
-        request.resize is None or not (name == "digits" or ":" in name),
+        request.resize is None or not (name == DIGITS or ":" in name),
         "{resize} goes with weights of Inception, got {features} {0}",
         name,
     )
     height, width, channels = example_spec(reference)["image"][0]
     check_folder(request.folder)
-    if name == "digits":
+    if name == DIGITS:
         require(
             channels == 1 and not height % 8 and not width % 8,
             "{features} digits reads grey pictures of multiples of 8 pixels, got pictures of {0} x {1} x {2}",

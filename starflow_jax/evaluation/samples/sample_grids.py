@@ -10,7 +10,6 @@ import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.media import image_grid, write_png
 from starflow_jax.models.autoencoders import has_autoencoder
 from starflow_jax.sampling import class_labels, sample
@@ -33,15 +32,14 @@ def class_columns(classes: int, count: int) -> int | None:
 def why_not_drawn(config: ExperimentConfig) -> str | None:
     """The reason why no samples are written while a run trains; None where they are."""
     data = config.data
-    kinds: list[SourceConfig] = [data] if data.source != "mixture" else [*data.mixture]
-    if any(kind.frames for kind in kinds):
+    if any(part.frames for part in data.parts):
         return "clips take too long to draw"
     if config.text is not None or data.text_encoder is not None:
         return "pictures of captions are drawn by starflow sample"
-    latents = [kind.path for kind in kinds if kind.source == "latents"]
+    latents = [part.path for part in data.parts if part.traits.latents]
     if latents and config.flow.text_dim:
         return "pictures from text states need captions"
-    if latents and data.decoder is None and (data.source == "mixture" or not has_autoencoder(Path(latents[0] or ""))):
+    if latents and data.decoder is None and (data.mixture or not has_autoencoder(Path(latents[0] or ""))):
         return f"latents are seen only with their autoencoder, and {latents[0]} holds none"
     return None
 

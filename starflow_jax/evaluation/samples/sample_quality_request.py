@@ -11,11 +11,8 @@ from starflow_jax.core.registries import METRICS
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
 from starflow_jax.evaluation.samples.metrics.metric import metric_spec
+from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
 from starflow_jax.sampling.sample_requests import SolverRequest
-
-BITS = "bpd"  # the metric that is computed of held-out images and not of samples
-FOLDER = "quality"  # folder of the results, in the folder of the run
-NUM_SAMPLES, CHUNK, BATCH = 50_000, 1024, 64
 
 
 @dataclasses.dataclass(frozen=True)

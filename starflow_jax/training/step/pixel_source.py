@@ -20,8 +20,7 @@ def pixel_source(
     Raises:
       ValueError: see `open_source`; data that are latents already, or images whose fixed size does not fit.
     """
-    kinds = {part.source for part in (config.data.mixture or (config.data,))}
-    check("latents" not in kinds, "data.source must be pictures or videos to be encoded, got 'latents'")
+    check(not config.data.has_latents, "data.source must be pictures or videos to be encoded, got 'latents'")
     height, width = config.flow.image_shape
     pixels = dataclasses.replace(config.flow, image_size=(height * stride, width * stride), channels=pixel_channels)
     multiple = stride * config.flow.patch_size
