@@ -121,3 +121,13 @@ def test_a_run_of_before_records_its_levels_when_it_goes_on(tmp_path):
         claim_workdir(tmp_path, wrong)
     with pytest.raises(ValueError, match=r"data.levels must be None or the 17 levels of digits-train, got 3"):
         with_levels(wrong, source)
+
+
+def test_the_traits_of_a_source_decide_and_not_its_name(temporary_registrations):
+    SOURCES.register("stored", frames="either", latents=True)(lambda config, request: None)
+    SOURCES.register("digits16", levels=17, feature_network="digits")(lambda config, request: None)
+    with pytest.raises(ValueError, match="noise must be 'gaussian' for latents, got 'uniform'"):
+        DataConfig(source="stored")
+    stored = DataConfig(source="stored", noise="gaussian", noise_std=0.1)
+    assert stored.has_latents and stored.on_latents and not DataConfig().has_latents
+    assert DataConfig(source="digits16").traits.feature_network == DataConfig().traits.feature_network == "digits"
