@@ -52,10 +52,10 @@ class Support:
 
 
 # The GPU kernels lower for CUDA and are tested in interpreters, but no GPU has run them: they run on request only.
-UNTIMED_ON_GPUS = Support("has been timed on no GPU yet; implementation='pallas' asks for it")
+UNTIMED_ON_GPUS = Support("has not been timed on a GPU yet; implementation='pallas' selects it")
 
 
-def target_of(device: jax.Device | None = None) -> Target:
+def device_target(device: jax.Device | None = None) -> Target:
     """The target of programs for `device`; None: the device that programs without shardings run on."""
     if device is None:
         config: Any = jax.config  # whose options mypy does not know
@@ -95,7 +95,7 @@ def choose(
         return "pallas"
     sentence = f"The {target.platform} kernel of {operation} is not used: it {support.reason}"
     if implementation == "pallas":
-        raise ValueError(f"implementation='pallas' was asked for. {sentence}")
+        raise ValueError(f"implementation='pallas' was requested. {sentence}")
     _log_once(f"{sentence}; XLA computes it.")
     return "xla"
 

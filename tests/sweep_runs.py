@@ -1,4 +1,4 @@
-"""Runs with given parameters, as `starflow sweep` finds them, sweeps of them, and what hears those."""
+"""Runs with given parameters, as `starflow sweep` finds them, sweeps of them, and the watcher that they report to."""
 
 import dataclasses
 from pathlib import Path
@@ -53,7 +53,7 @@ class Heard:
         self.batches, self.rows, self.failures, self.before = [], {}, {}, 0
         self._stop_after = stop_after
 
-    def begun(self, cell, rows):
+    def started(self, cell, rows):
         pass
 
     def advanced(self, cell, rows, seconds):

@@ -117,7 +117,10 @@ def test_a_run_of_before_records_its_levels_when_it_goes_on(tmp_path):
     claim_workdir(tmp_path, with_levels(config, source))
     assert read_config(tmp_path).data.levels == 17
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, levels=3))
-    with pytest.raises(ValueError, match=r"workdir .* holds a run of another config: config.data.levels is 17 there"):
+    with pytest.raises(
+        ValueError,
+        match=r"workdir .* contains a run with another configuration: config.data.levels is 17 in the folder",
+    ):
         claim_workdir(tmp_path, wrong)
     with pytest.raises(ValueError, match=r"data.levels must be None or the 17 levels of digits-train, got 3"):
         with_levels(wrong, source)

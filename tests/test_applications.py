@@ -1,4 +1,4 @@
-"""Applications of likelihood: areas under curves, universal codes, foreign images, filtering, memorisation."""
+"""Applications of likelihood: areas under curves, universal codes, detection, filtering, memorisation."""
 
 import itertools
 import json
@@ -135,7 +135,7 @@ def test_contamination_marks_what_it_changed():
     assert ((made.source.labels != source.labels) == made.mislabelled).all()
     changed = (made.source.images != source.images).any(axis=(1, 2, 3))
     assert changed[made.damaged].all() and not changed[~made.damaged].any()
-    with pytest.raises(ValueError, match="at most 1 together"):
+    with pytest.raises(ValueError, match="sum to at most 1"):
         contaminate(source, mislabelled=0.9, damaged=0.2)
 
 
@@ -157,10 +157,10 @@ def test_filtering_by_a_perfect_density():
 def test_nearest_and_copies():
     train, new = RNG.normal(size=(50, 3, 2)), RNG.normal(size=(40, 3, 2))
     found = nearest(train[7:9] + 1e-3, train)
-    assert found.place.tolist() == [7, 8] and np.allclose(found.distance, 1e-3)
+    assert found.index.tolist() == [7, 8] and np.allclose(found.distance, 1e-3)
     same = np.ones((2, 50), bool)
     same[0, 7] = False
-    assert nearest(train[7:9], train, same=same).place[0] != 7
+    assert nearest(train[7:9], train, same=same).index[0] != 7
     held_out = nearest(new, train).distance
     copies = Copying.from_distances(nearest(train[:20] + 1e-3, train).distance, held_out)
     assert copies.area.area == 1 and copies.closer == 1
@@ -188,7 +188,7 @@ def test_what_overflows_is_most_foreign_least_likely_and_farthest():
 
     points = RNG.normal(size=(8, 3))
     far = nearest(np.r_[points[:2], np.full((1, 3), np.nan), np.full((1, 3), np.inf)], np.r_[points, [[np.inf] * 3]])
-    assert far.place[:2].tolist() == [0, 1] and np.isinf(far.distance[2:]).all()
+    assert far.index[:2].tolist() == [0, 1] and np.isinf(far.distance[2:]).all()
     copying = Copying.from_distances(far.distance, np.array([1.0, 2.0, np.inf]))
     assert copying.not_finite == 3 and not math.isnan(copying.area.area) and copying.closer == 0.5
     member = Membership.from_bits(np.array([1.0, np.nan]), np.array([2.0, np.inf]))
@@ -256,13 +256,13 @@ def test_the_study_of_a_run_that_overflows(run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--out", "out"], "holds files"),
+        (["--out", "out"], "contains files"),
         (["--out", "new", "--keep", "9", "--candidates", "4"], "--keep must be at most --candidates 4, got 9"),
-        (["--out", "new", "--mislabelled", "0.9", "--damaged", "0.2"], "at most 1 together"),
-        (["--out", "new", "--workdir", "nowhere"], "holds no training run"),
+        (["--out", "new", "--mislabelled", "0.9", "--damaged", "0.2"], "sum to at most 1"),
+        (["--out", "new", "--workdir", "nowhere"], "contains no training run"),
         (
             ["--out", "new", "--num", "5"],
-            "--num must take in a training image of every class, got 5 and none of",
+            "--num must include a training image of every class, got 5 and none of",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from starflow_jax.core.config import load_config
 from starflow_jax.kernels.attention import Causal, FrameWindow, Full, attention
-from starflow_jax.kernels.kernel_choice import target_of
+from starflow_jax.kernels.kernel_choice import device_target
 from starflow_jax.nn.cache import KVCache
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_the_kernels_fit(chip, case):
 
     def total(query, key, value):
         out = attention(
-            query, key, value, visibility=rule, implementation="pallas", target=target_of(one), precision="highest"
+            query, key, value, visibility=rule, implementation="pallas", target=device_target(one), precision="highest"
         )
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
@@ -73,7 +73,7 @@ def test_chunks_read_the_cache_in_place(chip, chunk, name):
     def step(query, keys, values, offset):
         return attention(
             query, keys, values, visibility=Causal(), offset=offset, length=offset + chunk, layer=offset % 4,
-            implementation="pallas", target=target_of(one),
+            implementation="pallas", target=device_target(one),
         )  # fmt: skip
 
     shapes = [(1, 48, chunk, 64), *2 * [(4, 1, 48, slots, 64)]]
@@ -97,7 +97,7 @@ def test_a_loop_over_chunks_never_transposes_its_cache(chunk):
                 cache = cache.write(number, index * chunk, key, value)
                 out = attention(
                     query, cache.keys, cache.values, visibility=Causal(), offset=index * chunk, layer=number,
-                    target=target_of(one),
+                    target=device_target(one),
                 )  # fmt: skip
                 return (h + out.swapaxes(1, 2).reshape(1, chunk, heads * dim), cache), None
 

@@ -110,9 +110,9 @@ def test_the_kernels_run_on_request_and_say_what_they_need():
 
 
 def test_the_log_suggests_no_kernel_that_cannot_run(caplog):
-    """An older GPU is not told to ask for the kernel."""
+    """The warning on an older GPU does not suggest the kernel."""
     caplog.set_level("INFO", logger="starflow_jax.kernels.kernel_choice")
     kernel_choice._log_once.cache_clear()
     query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
     attention(query, key, value, visibility=Causal(), target=Target("gpu", "NVIDIA A100", "8.0"))
-    assert "needs a GPU of compute capability 9.0" in caplog.text and "asks for it" not in caplog.text
+    assert "needs a GPU of compute capability 9.0" in caplog.text and "selects it" not in caplog.text

@@ -71,7 +71,7 @@ def test_an_unsupported_call_is_an_error_with_the_reason():
     with pytest.raises(ValueError, match=r"needs heads of a multiple of 16 channels, at most 256, and these have 20"):
         attention(query, key, value, visibility=Causal(), implementation="pallas", target=TPU)
     query, key, value, _ = inputs(4, 4, 2, 2, 64, "float16")
-    with pytest.raises(ValueError, match=r"needs bfloat16 or float32 alike"):
+    with pytest.raises(ValueError, match=r"needs inputs of one dtype, bfloat16 or float32"):
         attention(query, key, value, visibility=Causal(), implementation="pallas", target=TPU)
     with pytest.raises(ValueError, match=r"kernels for gpu and tpu, not for cpu"):
         attention(query, key, value, visibility=Causal(), implementation="pallas", target=Target("cpu"))

@@ -1,4 +1,4 @@
-"""Choosing solvers from a calibration: what its numbers imply, whatever they are."""
+"""Choosing solvers from a calibration with arbitrary numbers."""
 
 import dataclasses
 
@@ -91,5 +91,5 @@ def test_what_is_refused(arguments, sentence):
 
 
 def test_a_calibration_needs_the_sequential_trial():
-    with pytest.raises(ValueError, match="one of the sequential solver, got 0"):
+    with pytest.raises(ValueError, match="one trial of the sequential solver, got 0"):
         dataclasses.replace(calibration().blocks[0], trials=(trial("jacobi", 64, 8, 1e-4, 0.5),))

@@ -27,7 +27,7 @@ from starflow_jax.models.autoencoders import (
     save_autoencoder,
 )
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL, Posterior
-from starflow_jax.sharding.rules import spec_of
+from starflow_jax.sharding.rules import partition_spec
 
 RECORDED = Path(__file__).parent / "goldens" / "neighbours" / "sd_vae"
 TENSORS = "diffusion_pytorch_model.safetensors"
@@ -155,7 +155,7 @@ def test_shards_half_precision_and_old_names(tmp_path):
         np.testing.assert_array_equal(a, b.astype(ml_dtypes.bfloat16).astype(np.float32), err_msg=str(path))
     index["weight_map"][names[0]] = "../elsewhere.safetensors"
     (tmp_path / f"{TENSORS}.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="which is no name of a file in its folder"):
+    with pytest.raises(ValueError, match="which is not a file name in its folder"):
         load_autoencoder(tmp_path)
 
 
@@ -171,8 +171,8 @@ def test_shards_half_precision_and_old_names(tmp_path):
         ({"block_out_channels": 8}, "block_out_channels must be a list of widths, got 8"),
         ({"block_out_channels": [8, 16, 16, 15]}, "norm_num_groups=8 must divide block_out_channels"),
         ({"latent_channels": 8}, r"tensors must have the shapes of the configuration, got decoder.conv_in.weight \["),
-        ({"layers_per_block": 3}, "tensors must hold decoder.up_blocks.0.resnets.3.* more, and do not"),
-        ({"use_quant_conv": False}, "got also quant_conv.bias, quant_conv.weight"),
+        ({"layers_per_block": 3}, "tensors must contain decoder.up_blocks.0.resnets.3.* more, and do not"),
+        ({"use_quant_conv": False}, "got additionally quant_conv.bias, quant_conv.weight"),
         ({"use_quant_conv": 3}, "use_quant_conv must be true or false, got 3"),
         ({"scaling_factor": -1.0}, "scaling_factor must be above 0"),
         ({"latents_mean": [0.0] * 4}, "latents_mean must be None"),
@@ -193,7 +193,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
     refused("must be a folder with config.json")
     (tmp_path / "config.json").write_text("[]")
-    refused("must hold a JSON object")
+    refused("must contain a JSON object")
     shutil.copy(RECORDED / "config.json", tmp_path)
     refused("does not exist")
     whole = (RECORDED / TENSORS).read_bytes()
@@ -201,7 +201,7 @@ def test_files_that_cannot_be_read(tmp_path):
     refused(TENSORS)
     tensors = load_file(RECORDED / TENSORS)
     save_file(tensors | {"quant_conv.bias": np.full(8, np.nan, np.float32)}, tmp_path / TENSORS)
-    refused("tensors must hold finite numbers, and quant_conv.bias do not")
+    refused("tensors must contain finite numbers, and quant_conv.bias do not")
     save_file(tensors | {"quant_conv.bias": np.zeros(8, np.int32)}, tmp_path / TENSORS)
     refused("quant_conv.bias must be floating point, got int32")
 
@@ -212,9 +212,9 @@ def test_it_has_the_parameters_of_the_released_one():
 
 
 def test_the_table_of_rules_cuts_output_channels():
-    assert spec_of("encoder/down_blocks/0/resnets/0/conv1/kernel", 4) == (None, None, None, "fsdp")
-    assert spec_of("encoder/mid_block/attentions/0/to_q/kernel", 2) == (None, "fsdp")
-    assert spec_of("decoder/conv_norm_out/scale", 1) == spec_of("decoder/conv_out/bias", 1) == (None,)
+    assert partition_spec("encoder/down_blocks/0/resnets/0/conv1/kernel", 4) == (None, None, None, "fsdp")
+    assert partition_spec("encoder/mid_block/attentions/0/to_q/kernel", 2) == (None, "fsdp")
+    assert partition_spec("decoder/conv_norm_out/scale", 1) == partition_spec("decoder/conv_out/bias", 1) == (None,)
 
 
 def test_latents_are_decoded_by_what_is_kept_beside_them(small, latents, decoded, tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_latents_are_decoded_by_what_is_kept_beside_them(small, latents, decoded
     monkeypatch.setattr(decoding, "_PIXELS", 2 * 8 * 12)  # two at a time, the last one alone
     np.testing.assert_allclose(decode_latents(latents, tmp_path), decoded, atol=1e-5)
     np.testing.assert_allclose(decode_latents(latents[0], tmp_path), decoded[0], atol=1e-5)
-    with pytest.raises(ValueError, match="must be of latents of 3 channels, got 2"):
+    with pytest.raises(ValueError, match="must decode latents of 3 channels, got 2"):
         decode_latents(np.zeros((1, 4, 6, 3), np.float32), tmp_path)
 
 

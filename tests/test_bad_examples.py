@@ -5,7 +5,7 @@ import shutil
 from picture_files import encoded, picture, write_photos
 from test_same_data import config_of
 
-from starflow_jax.data.decoding.bad_examples import MOST_NAMED, Skipped
+from starflow_jax.data.decoding.bad_examples import MAX_NAMED, Skipped
 from starflow_jax.training import train
 from starflow_jax.training.loop.metrics import read_metrics
 
@@ -21,9 +21,9 @@ def test_bad_examples_are_counted_in_every_row_and_named_at_the_end(tmp_path, ca
     counts = [row["bad_examples"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
     assert len(counts) == 2 and 0 <= counts[0] <= counts[1] == result.metrics["bad_examples"] > 0
     assert {name.rpartition("/")[2] for name in result.bad} == {"half.png", "none.png"}
-    said = capfd.readouterr().err.splitlines()
-    assert ["none.png: " in line for line in said if "1 files cannot be used and are skipped" in line] == [True]
-    assert said[-1].endswith(f"bad examples {counts[1]:.0f}")
+    output = capfd.readouterr().err.splitlines()
+    assert ["none.png: " in line for line in output if "1 files cannot be used and are skipped" in line] == [True]
+    assert output[-1].endswith(f"bad examples {counts[1]:.0f}")
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # a resumed run continues the count
     assert train(config, tmp_path / "run", progress=False).metrics["bad_examples"] == counts[1]
@@ -36,4 +36,4 @@ def test_what_others_skipped_is_added():
     second.name({str(number): "broken" for number in range(200)})
     first.merge(second)
     assert (first.tried, first.bad) == (8, 3)
-    assert first.reasons["a"] == "broken" and len(first.reasons) == MOST_NAMED
+    assert first.reasons["a"] == "broken" and len(first.reasons) == MAX_NAMED

@@ -1,4 +1,4 @@
-"""The benchmark runs, and says what it says in JSON too; it times nothing here."""
+"""The benchmark runs and writes its results as JSON; nothing is timed."""
 
 import json
 import subprocess

@@ -119,7 +119,7 @@ def test_the_file_reads_back_as_it_was_written(still, tmp_path):
 )  # fmt: skip
 def test_a_hostile_file_is_refused_in_one_sentence(tmp_path, text):
     (tmp_path / CALIBRATION_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"is no calibration.*run starflow calibrate --workdir"):
+    with pytest.raises(ValueError, match=r"is not a calibration.*run starflow calibrate --workdir"):
         read_calibration(tmp_path, CONFIG)
 
 
@@ -131,7 +131,7 @@ def test_numbers_that_are_none_and_other_flows_are_refused(still, tmp_path):
         damaged["blocks"][0]["trials"][0][name] = value
         with pytest.raises(ValueError, match=name):
             Calibration.from_json(json.dumps(damaged))
-    with pytest.raises(ValueError, match="blocks must be different ones"):
+    with pytest.raises(ValueError, match="blocks must be different indices"):
         Calibration.from_json(json.dumps({**values, "blocks": []}))
     write_calibration(tmp_path, found)
     with pytest.raises(ValueError, match="of another flow; run starflow calibrate"):
@@ -141,11 +141,11 @@ def test_numbers_that_are_none_and_other_flows_are_refused(still, tmp_path):
 def test_the_commands(run, tmp_path, capsys):
     sample = ["sample", "--workdir", str(run), "--solver", "auto", "--out", str(tmp_path / "x.npz")]
     assert main(sample) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"run starflow calibrate --workdir {run}" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and f"run starflow calibrate --workdir {run}" in output
     assert main(["calibrate", "--workdir", str(run), "--samples", "1", "--batch", "3"]) == 0
-    said = capsys.readouterr().out
-    assert "CRM" in said and "auto, batch 3" in said and "written" in said
+    output = capsys.readouterr().out
+    assert "CRM" in output and "auto, batch 3" in output and "written" in output
     assert read_calibration(run, CONFIG).samples == 1
     assert main([*sample, "--objective", "depth", "--json", str(tmp_path / "x.json")]) == 0
     figures = json.loads((tmp_path / "x.json").read_text())
@@ -160,21 +160,27 @@ def test_the_commands(run, tmp_path, capsys):
         (["--target-error", "1e-9"], "--target-error must be at least 1e-6, got 1e-09"),
         (["--target-error", "0"], "--target-error must be a finite number > 0"),
         (["--samples", "0"], "--samples must be an integer from 1 to 4096"),
-        (["--workdir", "nowhere"], "workdir nowhere holds no training run"),
+        (["--workdir", "nowhere"], "workdir nowhere contains no training run"),
     ],
 )
 def test_what_calibrate_refuses(run, capsys, options, sentence):
     assert main(["calibrate", "--workdir", str(run), *options]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("starflow: ") and said.count("\n") == 1 and sentence in said
+    output = capsys.readouterr().err
+    assert output.startswith("starflow: ") and output.count("\n") == 1 and sentence in output
 
 
 def test_sample_options_belong_to_their_solvers(run, capsys):
     base = ["sample", "--workdir", str(run), "--out", "x.png"]
     for options, sentence in [
-        (["--objective", "depth"], "--objective belongs to --solver auto, got --solver sequential"),
-        (["--solver", "auto", "--tolerance", "1"], "--tolerance belongs to --solver gs-jacobi or jacobi or secant"),
-        (["--solver", "sliding", "--modules", "2"], "--modules belongs to --solver gs-jacobi, got --solver sliding"),
+        (["--objective", "depth"], "--objective is an option of --solver auto, got --solver sequential"),
+        (
+            ["--solver", "auto", "--tolerance", "1"],
+            "--tolerance is an option of --solver gs-jacobi or jacobi or secant",
+        ),
+        (
+            ["--solver", "sliding", "--modules", "2"],
+            "--modules is an option of --solver gs-jacobi, got --solver sliding",
+        ),
     ]:
         assert main([*base, *options]) == 2
         assert sentence in capsys.readouterr().err
@@ -189,5 +195,5 @@ def test_every_named_solver_draws(still):
     for name in ("sliding", "gs-jacobi"):
         solved = inverse(flow, z, TEXT[:1], solver=named_solver(name, IMAGE))
         np.testing.assert_allclose(solved.x, exact, atol=5e-3)
-    with pytest.raises(ValueError, match="'auto' chooses by a calibration"):
+    with pytest.raises(ValueError, match="'auto' needs a calibration"):
         named_solver("auto", IMAGE)

@@ -1,4 +1,4 @@
-"""Caption templates where no recording speaks: kinds of argument, lengths, refusals."""
+"""Caption templates that no recording covers: kinds of argument, lengths, refusals."""
 
 import numpy as np
 import pytest

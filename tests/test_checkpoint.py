@@ -91,10 +91,10 @@ def test_load_run_gives_the_running_mean_or_the_parameters(saved):
 
 
 def test_no_run_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"workdir .*nothing holds no training run"):
+    with pytest.raises(ValueError, match=r"workdir .*nothing contains no training run"):
         load_run(tmp_path / "nothing")
     claim_workdir(tmp_path / "fresh", CONFIG)
-    with pytest.raises(ValueError, match="holds no"):
+    with pytest.raises(ValueError, match="contains no training run"):
         load_run(tmp_path / "fresh")
     assert not (tmp_path / "fresh" / "checkpoints").exists()
 
@@ -129,13 +129,16 @@ def truncate(folder):
         (lambda step: [path.unlink() for path in (step / "ema").rglob("d/*")], "its ema cannot be read"),
         (lambda step: (step / "ema" / "_METADATA").write_text("{}"), "its ema cannot be read"),
         (lambda step: shutil.rmtree(step / "ema"), "is damaged: it has no ema"),
-        (lambda step: shutil.rmtree(step / "digests"), "is no checkpoint of starflow, or half of one"),
-        (lambda step: (step / "digests" / "metadata").write_text("[1]"), "is damaged: its digests are no table"),
+        (lambda step: shutil.rmtree(step / "digests"), "is not a starflow checkpoint, or is incomplete"),
+        (lambda step: (step / "digests" / "metadata").write_text("[1]"), "is damaged: its digests are not a table"),
         (lambda step: (step / "config" / "metadata").write_bytes(b"\xff{"), "its config cannot be read"),
-        (lambda step: (step / "config" / "metadata").write_text("{}"), "config is not what was saved"),
-        (lambda step: [shutil.rmtree(step), step.mkdir()], "is no checkpoint of starflow, or half of one"),
-        (lambda step: [shutil.rmtree(step), step.write_text("")], "is no checkpoint but a file"),
-        (lambda step: [shutil.rmtree(step), (step.parent / "4").rename(step)], "is not that of its step but of step 4"),
+        (lambda step: (step / "config" / "metadata").write_text("{}"), "config does not match its checksum"),
+        (lambda step: [shutil.rmtree(step), step.mkdir()], "is not a starflow checkpoint, or is incomplete"),
+        (lambda step: [shutil.rmtree(step), step.write_text("")], "is a file"),
+        (
+            lambda step: [shutil.rmtree(step), (step.parent / "4").rename(step)],
+            "has the name of another step; it is that of step 4",
+        ),
     ],
 )
 def test_what_is_no_whole_checkpoint_is_refused_by_one_sentence(saved, damage, sentence, capfd):
@@ -149,7 +152,7 @@ def test_what_is_no_whole_checkpoint_is_refused_by_one_sentence(saved, damage, s
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_bit_may_change(saved):
     """The array format detects some flipped bits; only the checksum detects those inside the values."""
-    said, rng = [], np.random.default_rng(1)
+    message, rng = [], np.random.default_rng(1)
     for path in (saved / "checkpoints" / "6" / "ema").rglob("d/*"):
         whole = path.read_bytes()
         for bit in rng.integers(0, 8 * len(whole), 6):
@@ -157,15 +160,19 @@ def test_no_bit_may_change(saved):
             try:
                 assert_same(load_run(saved)[2], state_of(CONFIG, 6, seed=6).ema)  # a bit that is never read
             except ValueError as error:
-                said.append(str(error))
+                message.append(str(error))
             path.write_bytes(whole)
-    assert any("ema is not what was saved" in text for text in said)
+    assert any("ema does not match its checksum" in text for text in message)
 
 
 def test_a_checkpoint_of_another_run_is_refused(saved):
     wider = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, width=32))
     (saved / "config.json").write_text(to_json(wider))
-    with pytest.raises(ValueError, match=r"6 is of another run: config\.flow\.width is 16 there and 32 here"):
+    with pytest.raises(
+        ValueError,
+        match=r"6 is of another run: config\.flow\.width is 16 in the checkpoint and 32 in "
+        r"this run",
+    ):
         load_run(saved)
 
 
@@ -206,7 +213,11 @@ def test_the_best_stays_over_several_calls(tmp_path):
 def test_a_workdir_belongs_to_one_configuration(tmp_path):
     claim_workdir(tmp_path / "run", CONFIG)
     slower = dataclasses.replace(CONFIG.train, lr=1e-4)
-    with pytest.raises(ValueError, match=r"another config: config.train.lr is 0.001 there and 0.0001 here"):
+    with pytest.raises(
+        ValueError,
+        match=r"another configuration: config.train.lr is 0.001 in the folder and 0.0001 "
+        r"in this call",
+    ):
         claim_workdir(tmp_path / "run", dataclasses.replace(CONFIG, train=slower))
     assert read_config(tmp_path / "run") == CONFIG
     chattier = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, log_every=1))
@@ -217,7 +228,7 @@ def test_a_workdir_belongs_to_one_configuration(tmp_path):
 def test_other_folders_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="is not empty and holds no training run"):
+    with pytest.raises(ValueError, match="is not empty and contains no training run"):
         claim_workdir(tmp_path / "other", CONFIG)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):

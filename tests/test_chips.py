@@ -20,7 +20,7 @@ def test_topologies_are_read(name, chips, devices):
     ("name", "sentence"),
     [
         ("v5x:4x4", "did you mean v5p or v5e"),
-        ("abacus:3", "there is v4, v5e"),
+        ("abacus:3", "known chips: v4, v5e"),
         ("v5p", "how many chips, as in v5p:4x4x4"),
         ("v5e:0x4", "how many chips"),
         ("v5e:4x4x4", "2 axes, as in v5e:4x4"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from starflow_jax.kernels.kernel_choice import Support, Target, choose, target_of
+from starflow_jax.kernels.kernel_choice import Support, Target, choose, device_target
 
 OLD_GPU = Support("needs compute capability 9.0, and this is 8.0")
 SUPPORT = {"tpu": Support(), "gpu": OLD_GPU, "cpu": Support()}
@@ -48,7 +48,7 @@ def test_a_fallback_is_logged_once(caplog):
 
 
 def test_the_target_is_the_device_that_programs_run_on():
-    assert target_of().platform == target_of(jax.devices()[0]).platform == jax.default_backend()
+    assert device_target().platform == device_target(jax.devices()[0]).platform == jax.default_backend()
 
 
 @pytest.mark.parametrize(("kernels", "asked"), [("auto", None), ("xla", "xla"), ("pallas", "pallas")])

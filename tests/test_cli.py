@@ -1,4 +1,4 @@
-"""The commands as a person meets them: what they leave, and how they refuse."""
+"""The commands from the outside: the files that they write, and their error messages."""
 
 import contextlib
 import io
@@ -54,11 +54,11 @@ def home(tmp_path_factory):
     (home / "foreign").mkdir()
     (home / "foreign" / "letter.txt").write_text("dear reader")
     train = ["train", "--config", str(home / "tiny.py"), "--workdir", str(home / "run"), "--quiet"]
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+    message = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(message):
         patch.setattr(pictures, "write_sample_grid", lambda snapshot: signal.raise_signal(signal.SIGINT))
         assert main(train) == 130
-    (home / "interrupted.txt").write_text(said.getvalue())
+    (home / "interrupted.txt").write_text(message.getvalue())
     assert main([*train, "--json", str(home / "train.json")]) == 0
     return home
 
@@ -85,7 +85,7 @@ def test_training_stops_goes_on_and_leaves_its_records(home):
 
 def test_an_interrupted_run_says_how_to_go_on(home):
     assert (home / "interrupted.txt").read_text().splitlines() == [
-        "starflow: interrupted at step 4 of 8; a checkpoint is saved and the same command goes on from it"
+        "starflow: interrupted at step 4 of 8; a checkpoint is saved and the same command resumes from it"
     ]
 
 
@@ -127,7 +127,7 @@ def test_a_solver_that_gave_up_is_said(here, tmp_path, capsys):
 TRAIN = ["train", "--config", "tiny.py", "--workdir", "new"]
 SAMPLE = ["sample", "--workdir", "run", "--out", "x.png"]
 REFUSALS = {
-    "no command": ([], "name a command"),
+    "no command": ([], "a command is required"),
     "unknown command": (["trian"], "did you mean train?"),
     "unknown option": (["evaluate", "--workdr", "run"], "did you mean --workdir?"),
     "stray argument": (["evaluate", "--workdir", "run", "more"], "unrecognized arguments: more"),
@@ -153,8 +153,8 @@ REFUSALS = {
     "workdir in a file": (["train", "--config", "tiny.py", "--workdir", "file/run"], "file/run cannot be written"),
     "json in a file": ([*TRAIN, "--json", "file/x.json"], "--json cannot be written"),
     "json is a folder": (["evaluate", "--workdir", "run", "--json", "foreign"], "--json must name a file"),
-    "no run": (["evaluate", "--workdir", "foreign"], "holds no training run"),
-    "missing run": (["sample", "--workdir", "gone", "--out", "x.png"], "holds no training run"),
+    "no run": (["evaluate", "--workdir", "foreign"], "contains no training run"),
+    "missing run": (["sample", "--workdir", "gone", "--out", "x.png"], "contains no training run"),
     "no draws": (
         ["evaluate", "--workdir", "run", "--draws", "0"],
         "--draws must be an integer from 1 to 1000000, got '0'",
@@ -178,26 +178,26 @@ REFUSALS = {
     "temperature inf": ([*SAMPLE, "--temperature", "inf"], "--temperature must be a finite number"),
     "no attention": ([*SAMPLE, "--attention-temperature", "0"], "must be a finite number > 0"),
     "unknown solver": ([*SAMPLE, "--solver", "newton"], "--solver must be one of auto, gs-jacobi"),
-    "option of another solver": ([*SAMPLE, "--block", "8"], "--block belongs to --solver jacobi"),
+    "option of another solver": ([*SAMPLE, "--block", "8"], "--block is an option of --solver jacobi"),
     "nothing to denoise": ([*SAMPLE, "--denoise", "score"], "denoise must be 'none'"),
     "seed too large": ([*SAMPLE, "--seed", "4294967296"], "--seed must be an integer from 0 to 4294967295"),
     "other suffix": (["sample", "--workdir", "run", "--out", "x.jpg"], "--out must end in .png or .npz"),
     "out in a file": (["sample", "--workdir", "run", "--out", "file/x.png"], "--out cannot be written"),
     "out is taken": (["sample", "--workdir", "run", "--out", "foreign"], "--out must be an empty or a new folder"),
     "out is a file": (["sample", "--workdir", "run", "--out", "file"], "--out must name a folder"),
-    "foreign demo": (["demo", "--tiny", "--out", "foreign"], "foreign is not empty and holds no demo"),
+    "foreign demo": (["demo", "--tiny", "--out", "foreign"], "foreign is not empty and contains no demo"),
     "demo in a file": (["demo", "--tiny", "--out", "file"], "must be a folder, got the file"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_bad_input_is_one_sentence_and_leaves_nothing(name, here, capfd):
-    argv, said = REFUSALS[name]
+    argv, message = REFUSALS[name]
     before = contents(here)
     assert main(argv) == 2
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("starflow: ")
-    assert said in captured.err and "Traceback" not in captured.err
+    assert message in captured.err and "Traceback" not in captured.err
     assert contents(here) == before
 
 
@@ -237,9 +237,9 @@ def test_an_unconditional_run(here, tmp_path, capsys):
     with Checkpoints(tmp_path / "run", config, write=True) as checkpoints:
         checkpoints.save(jax.jit(lambda: init_state(config))(), {})
     sample = ["sample", "--workdir", str(tmp_path / "run"), "--num", "4", "--out", str(tmp_path / "x.png")]
-    for argv, said in {("--guidance", "1"): "attention_temperature", ("--class", "0"): "class must be none"}.items():
+    for argv, message in {("--guidance", "1"): "attention_temperature", ("--class", "0"): "class must be none"}.items():
         assert main([*sample, *argv]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main([*sample, "--guidance", "1", "--attention-temperature", "0.5"]) == 0
 
 
@@ -317,5 +317,5 @@ def test_one_process_speaks_for_all(process, monkeypatch, capsys):
     monkeypatch.setattr("jax.process_index", lambda: process)
     remark("warning: old")
     skipped_lines(Skipped(1, 1, {"a.png": "broken"}))
-    said = capsys.readouterr()
-    assert (said.out, said.err) == (("skipped a.png: broken\n", "starflow: warning: old\n"), ("", ""))[process]
+    output = capsys.readouterr()
+    assert (output.out, output.err) == (("skipped a.png: broken\n", "starflow: warning: old\n"), ("", ""))[process]

@@ -84,9 +84,12 @@ SAMPLE = ["sample", "--workdir", "run", "--guidance", "0"]
 def test_a_caption_that_cannot_be_read_does_not_lose_the_others(here, tmp_path, capsys):
     argv = [*SAMPLE, "--caption", "captions.txt", "--num", "2", "--fps", "12"]
     assert main([*argv, "--out", str(tmp_path / "videos"), "--json", str(tmp_path / "x.json")]) == 0
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "left out caption 2 of 3: caption 'a zwei' holds the unknown word" in said.err
-    assert "4 videos, 16 new frames" in said.out
+    output = capsys.readouterr()
+    assert (
+        output.err.count("\n") == 1
+        and "skipped caption 2 of 3: caption 'a zwei' contains the unknown word" in output.err
+    )
+    assert "4 videos, 16 new frames" in output.out
     names = ["0-a-one.mp4", "1-a-one.mp4", "2-two-left.mp4", "3-two-left.mp4"]
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == names
     read = read_video(tmp_path / "videos" / names[3])
@@ -195,10 +198,13 @@ REFUSALS = {
     "unknown word": ([*RUN, "--caption", "a three"], "unknown word 'three'"),
     "too many words": ([*RUN, "--caption", "a a a a a"], "at most 4 words"),
     "missing captions": ([*RUN, "--caption", "gone.txt"], "--caption file gone.txt cannot be read: No such file"),
-    "no captions": ([*RUN, "--caption", "empty.txt"], "must hold at least one caption, got none"),
+    "no captions": ([*RUN, "--caption", "empty.txt"], "must contain at least one caption, got none"),
     "captions of bytes": ([*RUN, "--caption", "bytes.txt"], "must be text in UTF-8"),
-    "two sources": ([*RUN, "--image", "first.png", "--video", "clip.gif"], "--image and --video exclude each other"),
-    "missing picture": ([*RUN, "--image", "gone.png"], "gone.png cannot be read: there is no such file"),
+    "two sources": (
+        [*RUN, "--image", "first.png", "--video", "clip.gif"],
+        "--image and --video are mutually exclusive",
+    ),
+    "missing image": ([*RUN, "--image", "gone.png"], "gone.png cannot be read: no such file"),
     "broken video": ([*RUN, "--continue", "broken.mp4"], "broken.mp4 cannot be read"),
     "words as a picture": ([*RUN, "--image", "captions.txt"], "suffix must be one of"),
     "too few frames": ([*RUN, "--image", "first.png", "--frames", "1"], "--frames must be above the 1 frames"),
@@ -208,12 +214,12 @@ REFUSALS = {
         ["sample", "--workdir", "silent", "--out", "x.mp4", "--video", "clip.gif"],
         "needs a run trained with (v2v) captions",
     ),
-    "class": ([*RUN, "--class", "3"], "--class does not go with the run in run, which is on clips"),
+    "class": ([*RUN, "--class", "3"], "--class cannot be used with the run in run, which is on clips"),
     "caption of a picture": (
         ["sample", "--workdir", "still", "--out", "x.png", "--caption", "a one"],
-        "--caption does not go with the run in still, which has no captions",
+        "--caption cannot be used with the run in still, which has no captions",
     ),
-    "mp4 of pictures": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
+    "mp4 of images": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
     "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also .mp4 or .gif)"),
     "aspect": ([*RUN, "--aspect", "wide"], "aspect_ratio must be 'width:height'"),
     "thin": ([*RUN, "--aspect", "1:1000"], "multiple must leave both sides above 0"),
@@ -221,30 +227,30 @@ REFUSALS = {
     "fast": ([*RUN, "--fps", "241"], "--fps must be from 0.01 to 240, got 241"),
     "window": ([*RUN, "--window", "1"], "--window must be an integer from 2"),
     "context": ([*RUN, "--context", "4"], "--context must be below the 4 frames of a window, got 4"),
-    "keep alone": ([*RUN, "--keep", "2"], "--keep goes with --candidates"),
+    "keep alone": ([*RUN, "--keep", "2"], "--keep requires --candidates"),
     "keep more": ([*RUN, "--candidates", "2", "--keep", "3"], "--keep must be at most --candidates 2, got 3"),
-    "both numbers": ([*RUN, "--candidates", "2", "--num", "3"], "--num and --candidates exclude each other"),
+    "both numbers": ([*RUN, "--candidates", "2", "--num", "3"], "--num and --candidates are mutually exclusive"),
     "huge": ([*SAMPLE, "--out", "x.png", "--frames", "5000"], "x.png would be 4 x 20000 pixels"),
-    "scaled arrays": ([*SAMPLE, "--out", "x.npz", "--scale", "2"], "--scale does not go with --out x.npz"),
-    "solver": ([*RUN, "--block", "8"], "--block belongs to --solver jacobi"),
+    "scaled arrays": ([*SAMPLE, "--out", "x.npz", "--scale", "2"], "--scale cannot be combined with --out x.npz"),
+    "solver": ([*RUN, "--block", "8"], "--block is an option of --solver jacobi"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_bad_input_is_one_sentence_and_leaves_nothing(name, here, capfd):
-    argv, said = REFUSALS[name]
+    argv, message = REFUSALS[name]
     before = sorted(here.rglob("*"))
     assert main(argv) == 2
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("starflow: ")
-    assert said in captured.err
+    assert message in captured.err
     assert sorted(here.rglob("*")) == before
 
 
 def test_only_captions_that_cannot_be_read_are_refused(here, capfd):
     assert main([*RUN, "--caption", "bad.txt"]) == 2
     captured = capfd.readouterr()
-    assert captured.out == "" and captured.err.count("left out caption") == 2 and not (here / "x.mp4").exists()
+    assert captured.out == "" and captured.err.count("skipped caption") == 2 and not (here / "x.mp4").exists()
 
 
 def test_file_names_are_safe():
@@ -273,14 +279,14 @@ def test_vbench_videos_of_two_settings_are_kept_apart(tmp_path, capsys):
     assert all(f"--dimension {name} --videos_path {out}/scene" in shown for name in ("scene", "background_consistency"))
     # The same settings, typed: the same videos.
     assert main([*argv, "--guidance", "1", "--denoise", "none"]) == 0
-    assert "0 videos drawn, 1 were there" in capsys.readouterr().out
+    assert "0 videos sampled, 1 existed" in capsys.readouterr().out
     file = run / "config.json"
     before = file.read_text()
     changed = json.loads(before)
     changed["sample"]["guidance"] = 2.0
     file.write_text(json.dumps(changed))
     assert main(argv) == 2
-    assert "drawn in another way: guidance was 1.0, now 2.0" in capsys.readouterr().err
+    assert "sampled differently: guidance was 1.0, now 2.0" in capsys.readouterr().err
     file.write_text(before)
     assert main([*argv, "--fps", "3"]) == 2
     assert "fps was 8" in capsys.readouterr().err
@@ -308,7 +314,7 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     (folder / names[1]).unlink()
     (folder / names[5]).write_bytes(b"kept")
     assert main([*argv, "--prompts", str(prompts)]) == 0
-    assert "1 videos drawn, 5 were there" in capsys.readouterr().out
+    assert "1 videos sampled, 5 existed" in capsys.readouterr().out
     assert (folder / names[1]).read_bytes() == before[names[1]] and (folder / names[5]).read_bytes() == b"kept"
     assert main([*argv, "--prompts", str(prompts), "--seed", "1"]) == 2
     assert "seed was 0, now 1" in capsys.readouterr().err
@@ -324,7 +330,7 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     (tmp_path / "full" / "mine").touch()
     prompts.write_text("a one\n")
     assert main([*argv[:-1], str(tmp_path / "full"), "--prompts", str(prompts)]) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
 
 
 def test_bits_of_frames_in_video_quality(here, tmp_path, capsys):

@@ -107,7 +107,7 @@ def test_json_round_trip():
         (changed(flow={"head_dim": 5}), "config.flow: head_dim must divide width"),
         (changed(flow={"denoiser": 3}), "flow.denoiser must be a mapping of the fields of DenoiserConfig"),
         (changed(data={"noise_std": 0.1}), "config.data: noise_std must be above 0 for noise 'gaussian'"),
-        (changed(data={"source": "npz"}), "config.data: path goes with source 'images', 'latents', 'npz'"),
+        (changed(data={"source": "npz"}), "config.data: path requires source 'images', 'latents', 'npz'"),
         (changed(flow={"num_classes": 0}), "config: data.label_drop needs flow.num_classes"),
         ({"sample": {"denoise": "score"}}, "config: sample.denoise 'score' needs data.noise 'gaussian'"),
     ],
@@ -218,5 +218,5 @@ def test_weights_must_be_weights():
         CaptionConfig(kinds=(("a", -1.0),))
     with pytest.raises(ValueError, match="mixture must have weights that sum to more than 0"):
         DataConfig(source="mixture", mixture=(ComponentConfig(weight=0.0),))
-    with pytest.raises(ValueError, match="frames must be the most frames of the mixture, 0, got 3"):
+    with pytest.raises(ValueError, match="frames must be the largest number of frames in the mixture, 0, got 3"):
         DataConfig(source="mixture", frames=3, mixture=(ComponentConfig(),))

@@ -56,11 +56,11 @@ def test_what_a_mixture_will_show(folder, capsys):
     sheet, report = folder / "sheet.png", folder / "report.json"
     arguments = ["--config", str(folder / "c.py"), "--config.data.threads=2", "--seconds", "0.1", "--out", str(sheet)]
     assert main(["data", *arguments, "--json", str(report)]) == 0
-    said = capsys.readouterr().out
-    assert "3 shapes of batches, for each of which a program is compiled" in said
-    assert "dog/bad.png: it is not an image" in said
-    assert "photos 2:1 has fewer examples than a batch" in said
-    assert "not in the vocabulary and left out: away" in said
+    output = capsys.readouterr().out
+    assert "3 shapes of batches, for each of which a program is compiled" in output
+    assert "dog/bad.png: it is not an image" in output
+    assert "photos 2:1 has fewer examples than a batch" in output
+    assert "not in the vocabulary and are skipped: away" in output
     figures = json.loads(report.read_text())
     parts = figures["parts"]
     assert {(part["name"], part["examples"], tuple(part["shape"]), part["batch_size"]) for part in parts} == {
@@ -103,7 +103,7 @@ def test_one_file_is_data_enough(folder, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--out", "sheet.jpg"], "--out must end in .png, got sheet.jpg"),
-        (["--workdir", "gone"], "--workdir must hold a run that measured its images_per_second, got none in gone"),
+        (["--workdir", "gone"], "--workdir must contain a run that measured its images_per_second, got none in gone"),
         (["--seconds", "-1"], "must be a finite number >= 0, got '-1'"),
         (["--config.data.threads=x"], "config.data.threads must be an integer, got 'x'"),
         (["--config.data.thread=1"], "config.data has no field 'thread'; did you mean threads"),

@@ -71,7 +71,7 @@ def test_the_report_reads_like_its_figures_and_names_no_machine(done, report):
     for content in (text, figures):
         assert str(done) not in content and os.path.expanduser("~") + "/" not in content
         assert not re.search(rf"\b{re.escape(platform.node())}\b", content)
-    assert set(report["seconds"]) == {"training", "scoring the flow", "the Gaussian baseline", "drawing"}
+    assert set(report["seconds"]) == {"training", "scoring the flow", "the Gaussian baseline", "sampling"}
 
 
 def test_a_finished_demo_is_shown_again(done, report, capsys):
@@ -93,8 +93,8 @@ def test_a_stopped_demo_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     stopped = TrainResult(step=3, interrupted=True, metrics={}, images_per_second=1.0)
     monkeypatch.setattr(demo, "train", lambda *_, **__: stopped)
     assert main(["demo", "--tiny", "--out", str(tmp_path)]) == 130
-    said = capsys.readouterr().err
-    assert said == f"starflow: interrupted; the same command resumes {tmp_path / 'run'}\n"
+    output = capsys.readouterr().err
+    assert output == f"starflow: interrupted; the same command resumes {tmp_path / 'run'}\n"
     assert {path.name for path in tmp_path.iterdir()} == {demo.RUN_FOLDER}
 
 

@@ -1,4 +1,4 @@
-"""Removing noise: exact where the answer is known, chunk by chunk as in one piece, one level a sample."""
+"""Removing noise: exact where the answer is known, chunk by chunk as in one piece, one noise level per sample."""
 
 import dataclasses
 

@@ -174,7 +174,7 @@ def test_bad_evaluation_batch_is_refused_at_the_call():
     ("change", "message"),
     [
         ({"images": np.zeros((2, 3, 3, 1))}, "images must be uint8"),
-        ({"images": np.zeros((0, 3, 3, 1), np.uint8)}, "none of them 0"),
+        ({"images": np.zeros((0, 3, 3, 1), np.uint8)}, "all above 0"),
         ({"images": np.full((2, 3, 3, 1), 4, np.uint8)}, r"below levels \(4\), got 4"),
         ({"labels": np.zeros(2)}, "labels must be int32"),
         ({"labels": np.zeros(3, np.int32)}, r"shape \[2\]"),

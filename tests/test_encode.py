@@ -98,7 +98,7 @@ def test_autoencoder_files_hold_arrays_only(tmp_path):
     save_autoencoder(tmp_path / "b.npz", autoencoder, params | {"std": -params["std"]})
     with pytest.raises(ValueError, match="must have std above 0"):
         load_autoencoder(tmp_path / "b.npz")
-    with pytest.raises(ValueError, match="must hold more than 12 patches of 2, got 4"):
+    with pytest.raises(ValueError, match="must contain more than 12 patches of 2, got 4"):
         fit_patch_pca([np.zeros((4, 4, 3))], 2, 3)
 
 
@@ -169,9 +169,9 @@ def test_what_will_be_seen_of_latents_and_how_fast(run, folder, capsys):
     arguments = ["--config", str(folder / "c.py"), "--config.data.source=latents", "--seconds", "0.1"]
     arguments += [f"--config.data.path={folder / 'latents'}", "--out", str(sheet), "--json", str(report)]
     assert main(["data", *arguments, "--workdir", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert "2 shapes of batches, for each of which a program is compiled" in said and "the run in" in said
-    assert "data.flip=0.5 changes nothing: latents are of whole pictures, cut about the centre" in said
+    output = capsys.readouterr().out
+    assert "2 shapes of batches, for each of which a program is compiled" in output and "the run in" in output
+    assert "data.flip=0.5 has no effect: latents are those of whole images, cropped at the centre" in output
     figures = json.loads(report.read_text())
     assert [part["shape"] for part in figures["parts"]] == [[8, 8, 6], [6, 12, 6]]
     assert figures["ratio"] == pytest.approx(figures["examples_per_second"] / figures["needed_per_second"])
@@ -219,7 +219,7 @@ def test_damaged_latents_are_refused_or_skipped(folder, tmp_path):
         ("no header", lambda path: (path / "header.json").unlink(), "have no header.json"),
         ("bad header", lambda path: (path / "header.json").write_text("{"), "header that cannot be read"),
         ("other", lambda path: (path / "header.json").write_text('{"format": "x"}'), "must be of format"),
-        ("gone", lambda path: next(path.glob("*.array_record")).unlink(), "must hold latents-00"),
+        ("gone", lambda path: next(path.glob("*.array_record")).unlink(), "must contain latents-00"),
         ("cut", lambda path: next(path.glob("*.array_record")).write_bytes(b"1234" * 100), "latents"),
     ):
         path = tmp_path / name
@@ -246,10 +246,10 @@ def test_damaged_latents_are_refused_or_skipped(folder, tmp_path):
     [
         (["--fit-patch-pca", "4"], "--fit-patch-pca must be PATCH:CHANNELS, such as 8:16, got '4'"),
         (["--fit-patch-pca", "4:7"], "flow.channels must be the 7 channels of the latents, got 6"),
-        (["--fit-patch-pca", "4:6", "--autoencoder", "a.npz"], "exclude each other"),
+        (["--fit-patch-pca", "4:6", "--autoencoder", "a.npz"], "are mutually exclusive"),
         (["--autoencoder", "gone.npz"], "autoencoder gone.npz does not exist"),
         ([], "flow.channels must be 1 (grey) or 3 (RGB) to read images, got 6"),
-        (["--config.data.source=latents", "--config.data.path=x", "--fit-patch-pca", "4:6"], "must be pictures or"),
+        (["--config.data.source=latents", "--config.data.path=x", "--fit-patch-pca", "4:6"], "must be images or"),
         (["--config.data.path=gone", "--fit-patch-pca", "4:6"], "data folder gone does not exist"),
     ],
 )
@@ -324,5 +324,5 @@ def test_two_processes_encode_as_one_does(folder, tmp_path):
     bad[bad.index(str(out))] = str(tmp_path / "other")
     found = run_joined(Path(__file__).parent / "command_of_a_process.py", tmp_path, 2, "encode", *bad, "FAIL:1")
     assert [code for code, *_ in found] == [2, 2], found
-    assert "ended with process 1, which failed: data cannot be read" in found[0][1]
+    assert "ended because process 1 failed: data cannot be read" in found[0][1]
     assert not list(tmp_path.glob("*other*")) and not list(tmp_path.glob(".other*"))

@@ -52,8 +52,8 @@ def test_one_that_fails_ends_all_with_its_sentence(tmp_path, environment, fault,
     for ended in found:
         assert ended[0] == code, ended[1][-3000:]
     assert [line for line in failed[1].splitlines() if line.startswith("starflow: ")][-1].endswith(
-        sentence + ("; what was saved before is untouched" if fault == "disk" else "")
+        sentence + ("; earlier checkpoints are intact" if fault == "disk" else "")
     )
-    told = [line for line in other[1].splitlines() if line.startswith("starflow: ")]
-    assert len(told) == 1 and f"ended with process {victim}, which failed: " in told[0] and sentence in told[0]
+    lines = [line for line in other[1].splitlines() if line.startswith("starflow: ")]
+    assert len(lines) == 1 and f"ended because process {victim} failed: " in lines[0] and sentence in lines[0]
     assert "Traceback" not in other[1] and abs(failed[2] - other[2]) < 60

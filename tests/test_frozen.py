@@ -19,7 +19,7 @@ from starflow_jax.flows.parameters import abstract
 from starflow_jax.media import write_png
 from starflow_jax.models.autoencoders import PatchPCA, decode_by, fit_patch_pca, load_autoencoder, save_autoencoder
 from starflow_jax.sampling import to_pixels
-from starflow_jax.sharding.rules import spec_of
+from starflow_jax.sharding.rules import partition_spec
 from starflow_jax.training import Snapshot, init_state, load_run, train, train_steps
 from starflow_jax.training.loop.metrics import read_metrics
 from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder, open_with_encoder
@@ -128,8 +128,8 @@ def test_nothing_of_the_autoencoder_is_trained_or_saved(root, config, run):
 
 
 def test_the_table_of_the_flow_cuts_it_too():
-    assert spec_of("basis", 2) == ("fsdp", None)
-    assert spec_of("mean", 1) == spec_of("std", 1) == (None,)
+    assert partition_spec("basis", 2) == ("fsdp", None)
+    assert partition_spec("mean", 1) == partition_spec("std", 1) == (None,)
 
 
 def test_clips_are_encoded_frame_by_frame():
@@ -153,8 +153,8 @@ def test_what_is_drawn_is_decoded_by_the_same_file(root, config):
 
 def test_its_data_are_shown_as_pixels(root, capsys):
     assert main(["data", "--config", str(root / "c.py"), "--seconds", "0"]) == 0
-    said = capsys.readouterr().out
-    assert "8x8x3" in said and "a.npz to latents of 4x4x4" in said
+    output = capsys.readouterr().out
+    assert "8x8x3" in output and "a.npz to latents of 4x4x4" in output
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_data_that_do_not_fit_are_refused(root, config, tmp_path):
     refused("flow.channels must be the 2 channels of the latents", autoencoder=str(tmp_path / "narrow.npz"))
     latents = dataclasses.replace(config.data, source="latents", path=str(root / "latents"), autoencoder=None)
     source = open_with_encoder(dataclasses.replace(config, data=latents), "train")[0]
-    with pytest.raises(ValueError, match="must hold pixels to be encoded, got latents"):
+    with pytest.raises(ValueError, match="must contain pixels to be encoded, got latents"):
         open_with_encoder(config, "train", source)
 
 
@@ -202,7 +202,7 @@ def test_bits_of_latents_are_not_those_of_pixels(run, capsys, command, tmp_path,
 
 
 def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, monkeypatch, capfd):
-    """Samples are compared with real pictures in pixels: 8 x 8 of latents that are 4 x 4."""
+    """Samples are compared with real images in pixels: 8 x 8 of latents that are 4 x 4."""
     (tmp_path / "my_eight.py").write_text(
         "def look(images):\n    assert images.shape[1:] == (8, 8, 3)\n"
         "    return images.reshape(len(images), -1)[:, :4]\n"
@@ -217,8 +217,8 @@ def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, mo
     capfd.readouterr()
     for more, sentence in (
         (["--metrics", "fid,bpd"], "must be a run on pixels"),
-        (["--metrics", "fid", "--features", "digits"], "reads grey pictures of multiples of 8 pixels"),
-        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "holds samples whose"),
+        (["--metrics", "fid", "--features", "digits"], "reads grey images with sides that are multiples of 8"),
+        (["--metrics", "fid", "--decoder", str(root / "a.npz"), "--seed", "1"], "contains samples whose"),
         (["--metrics", "fid", "--decoder", "gone.npz"], "gone.npz"),
     ):
         assert main([*argv, *more]) == 2
@@ -243,10 +243,10 @@ def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, mo
     (tmp_path / "small.npz").write_bytes(b"none")
     capfd.readouterr()
     for more, sentence in (
-        ([], "--real must name pictures to compare with"),
-        (["--real", "gone"], "must be a folder of pictures or an .npz file, got gone"),
+        ([], "--real must name images to compare with"),
+        (["--real", "gone"], "must be a folder of images or an .npz file, got gone"),
         (["--real", "small.npz"], "real small.npz must be an .npz file with `image`"),
-        (["--real", str(pictures), "--reference", "test"], "both say what to compare with"),
+        (["--real", str(pictures), "--reference", "test"], "are mutually exclusive, got both"),
     ):
         assert main([*apart, "none", "--metrics", "fid", *more]) == 2
         assert sentence in capfd.readouterr().err

@@ -140,7 +140,7 @@ def test_differences_are_said_and_allowed_only_if_asked_for(tmp_path):
         ({"attention_bias": True}, "attention_bias as False for a deep block, got True"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention as False"),
         ({"model_type": "llama"}, "must be of model_type gemma2, gemma3, gemma3_text, got 'llama'"),
-        ({"head_dim": -8}, "head_dim as a whole number above 0, got -8"),
+        ({"head_dim": -8}, "head_dim as an integer above 0, got -8"),
     ],
 )
 def test_what_a_block_cannot_be_is_refused(tmp_path, changes, sentence):

@@ -63,7 +63,7 @@ def test_the_network_has_the_published_size():
 
 
 def test_it_computes_what_pytorch_does(file, goldens_dir):
-    """torchvision's module with the published differences of FID's, random weights, pictures of 96 x 96."""
+    """torchvision's module with the published differences of FID's, random weights, images of 96 x 96."""
     x = (2 * np.random.default_rng(8).random((2, 96, 96, 3)) - 1).astype(np.float32)
     definition, params = abstract_inception()[0], read_inception(file)
     features, logits = jax.jit(lambda params, x: merge(definition, params)(x))(params, x)
@@ -95,19 +95,22 @@ def test_resizing(shape):
 def test_other_files_are_refused_in_one_sentence(tensors, tmp_path):
     missing = {name: value for name, value in tensors.items() if not name.startswith("Mixed_7c.branch_pool")}
     first = {name: tensors[name] for name in list(tensors)[:3]}
-    for bad, said in (
-        (missing, "must hold Mixed_7c.branch_pool.bn.bias, Mixed_7c.branch_pool.bn.running_mean"),
-        (tensors | {"AuxLogits.fc.weight": np.zeros((1008, 768))}, "got also AuxLogits.fc.weight"),
-        (tensors | {"fc.weight": np.zeros((1000, 2048))}, "torchvision's weights, another network"),
+    for bad, message in (
+        (missing, "must contain Mixed_7c.branch_pool.bn.bias, Mixed_7c.branch_pool.bn.running_mean"),
+        (tensors | {"AuxLogits.fc.weight": np.zeros((1008, 768))}, "got additionally AuxLogits.fc.weight"),
+        (tensors | {"fc.weight": np.zeros((1000, 2048))}, "the weights of torchvision, whose network"),
         (tensors | {"fc.bias": np.zeros(7)}, r"fc.bias \[7\] for \[1008\]"),
         (tensors | {"Mixed_5b.branch1x1.bn.running_var": np.full(64, -1.0)}, "must not be negative"),
         (first, "and 469 more|and 466 more"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             inception_params(bad)
     (tmp_path / "no.pth").write_bytes(b"not a file of tensors")
-    for path, said in ((tmp_path / "gone.pth", "gone.pth is none"), (tmp_path / "no.pth", "no format that is known")):
-        with pytest.raises(ValueError, match=said):
+    for path, message in (
+        (tmp_path / "gone.pth", r"must be a file, got .*gone.pth"),
+        (tmp_path / "no.pth", "an unknown format"),
+    ):
+        with pytest.raises(ValueError, match=message):
             read_inception(path)
 
 
@@ -136,5 +139,5 @@ def test_the_classifier_of_digits_is_kept_and_knows_digits_it_never_saw(tmp_path
     with pytest.raises(ValueError, match="multiples of 8"):
         extract_features(network, np.zeros((1, 9, 8, 1), np.uint8), 1)
     write_tensors(tmp_path / "other.safetensors", {"x": np.zeros(2)})
-    with pytest.raises(ValueError, match="must hold the classifier of digits"):
+    with pytest.raises(ValueError, match="must contain the digit classifier"):
         digit_network(tmp_path / "other.safetensors")

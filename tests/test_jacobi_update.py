@@ -107,13 +107,13 @@ def compiled_for(name: str, head: AffineHead, arrays, implementation) -> tuple[s
     """The program of an update on one TPU chip, and the bytes of arguments that are reused for results."""
     from starflow_jax.core.config import MeshConfig
     from starflow_jax.costs.chips import topology
-    from starflow_jax.kernels.kernel_choice import target_of
+    from starflow_jax.kernels.kernel_choice import device_target
     from starflow_jax.planning.ahead_of_time import tpu_layout
 
     device = tpu_layout(topology(name), MeshConfig()).mesh.devices.flat[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arrays]
-    options = {"head": head, "target": target_of(device), "implementation": implementation}
+    options = {"head": head, "target": device_target(device), "implementation": implementation}
     run = jax.jit(functools.partial(jacobi_update.update, **options), donate_argnums=2)
     program = run.lower(*shapes).compile()
     return program.as_text(), program.memory_analysis().alias_size_in_bytes

@@ -1,4 +1,4 @@
-"""Statistics of real pictures that are kept: taken again only for the same pictures and the same network."""
+"""Stored statistics of real images are reused only for the same images and the same network."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ def changed(place):
 
 
 def test_every_picture_of_an_array_counts(tmp_path):
-    """Training goes on by labels and some images; statistics are of all of them."""
+    """Training reads labels and some images; statistics cover all of them."""
     assert array(IMAGES).digest() == array(changed(1)).digest()
     assert (
         len({contents_digest(array(changed(place))) for place in range(200)} | {contents_digest(array(IMAGES))}) == 201

@@ -28,7 +28,7 @@ def run(name, tmp_path, *options):
     [
         ("attention", ("--quick",), "TFLOP/s"),
         ("jacobi_update", ("--quick",), "of copy"),
-        ("decoding_step", ("--quick",), "us an operation"),
+        ("decoding_step", ("--quick",), "us per operation"),
         (
             "tune_attention",
             ("--interpret", "--slots", "130", "--heads", "1", "--batch", "1", "--rounds", "1"),

@@ -1,4 +1,4 @@
-"""Windows after the first may have a condition of their own: "(extend) ..." where a clip goes on."""
+"""Windows after the first may have a condition of their own: "(extend) ..." where a clip continues."""
 
 import jax
 import jax.numpy as jnp

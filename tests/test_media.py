@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"images must have shape \[n, h, w, c\].*got \[2, 2, 1\]"):
         image_grid(np.zeros((2, 2, 1), np.uint8))
-    with pytest.raises(ValueError, match="none of them 0"):
+    with pytest.raises(ValueError, match="all above 0"):
         image_grid(np.zeros((0, 2, 2, 1), np.uint8))
     with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
         image_grid(np.zeros((2, 2, 2, 1), np.uint8), columns=0)
@@ -249,7 +249,7 @@ def test_no_damaged_byte_gets_past_the_reader(tmp_path, name):
 
 def test_what_is_too_large_or_does_not_fit_together_is_refused(tmp_path, monkeypatch):
     write_gif(tmp_path / "x.gif", clip(5), fps=8)
-    with pytest.raises(ValueError, match="must hold at most 4 frames"):
+    with pytest.raises(ValueError, match="must contain at most 4 frames"):
         read_video(tmp_path / "x.gif", max_frames=4)
     monkeypatch.setattr(reading, "MAX_FRAME_PIXELS", 23)
     with pytest.raises(ValueError, match="at most 23 pixels, got 6 x 4"):
@@ -264,9 +264,9 @@ def test_what_is_too_large_or_does_not_fit_together_is_refused(tmp_path, monkeyp
     with pytest.raises(ValueError, match="one size, got 6 x 4 and 8 x 8"):
         read_video(tmp_path / "frames")
     (tmp_path / "empty").mkdir()
-    for name, said in {"empty": "no PNG", "gone.mp4": "no such file", "x.txt": "suffix must be one of"}.items():
+    for name, message in {"empty": "no PNG", "gone.mp4": "no such file", "x.txt": "suffix must be one of"}.items():
         (tmp_path / "x.txt").write_text("words")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read_video(tmp_path / name)
 
 
@@ -279,7 +279,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
 
 @pytest.mark.parametrize("write", [write_mp4, write_gif])
 def test_videos_that_cannot_be_written_are_refused_and_leave_nothing(tmp_path, write):
-    for video, options, said in (
+    for video, options, message in (
         (np.zeros((2, 4, 4), np.uint8), {"fps": 8}, r"video must be \[T, H, W, C\]"),
         (np.zeros((2, 4, 4, 4), np.uint8), {"fps": 8}, "C of 1 or 3"),
         (clip(), {"fps": 0}, "fps must be above 0"),
@@ -287,7 +287,7 @@ def test_videos_that_cannot_be_written_are_refused_and_leave_nothing(tmp_path, w
         (clip(), {"fps": 8, "scale": 0}, "scale must be an integer >= 1"),
         (np.full((2, 4, 4, 1), np.nan), {"fps": 8}, "finite"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             write(tmp_path / "x", video, **options)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"path must end in \.mp4, \.gif, \.png"):

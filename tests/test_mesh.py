@@ -16,7 +16,7 @@ from starflow_jax.core.config import MeshConfig
 from starflow_jax.planning.collectives import collectives
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
-from starflow_jax.sharding.rules import spec_of
+from starflow_jax.sharding.rules import partition_spec
 from starflow_jax.training.checkpoints.manager import abstract_state
 
 FLAGS = "--xla_force_host_platform_device_count=8"
@@ -130,24 +130,24 @@ def test_kernels_are_gathered_once_a_pass(quick):
     kernels = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(STARFLOW).params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if "fsdp" in spec_of(name, leaf.ndim):
+        if "fsdp" in partition_spec(name, leaf.ndim):
             kernels += leaf.shape[0] if "layers" in name else 1
     gathers = sum(c.times for c in quick[1]["fsdp 8"] if c.kind == "all-gather")
     assert kernels <= gathers <= 3 * kernels
 
 
 REFUSALS = {
-    "two rests": (lambda: MeshConfig(data=-1, fsdp=-1), "one axis of the mesh at most may be -1, got data and fsdp"),
-    "zero": (lambda: MeshConfig(tensor=0), "tensor must be at least 1, or -1 for the rest, got 0"),
-    "too many": (lambda: MeshConfig(data=1, fsdp=3).sizes(8), "mesh must multiply to the 8 devices there are"),
-    "no divisor": (lambda: MeshConfig(fsdp=3).sizes(8), "mesh must multiply to the 8 devices there are"),
+    "two rests": (lambda: MeshConfig(data=-1, fsdp=-1), "at most one axis of the mesh may be -1, got data and fsdp"),
+    "zero": (lambda: MeshConfig(tensor=0), "tensor must be at least 1, or -1 for all other devices, got 0"),
+    "too many": (lambda: MeshConfig(data=1, fsdp=3).sizes(8), "mesh must multiply to the 8 available devices"),
+    "no divisor": (lambda: MeshConfig(fsdp=3).sizes(8), "mesh must multiply to the 8 available devices"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_meshes_that_cannot_be_are_refused(name):
-    make, said = REFUSALS[name]
-    with pytest.raises(ValueError, match=said):
+    make, message = REFUSALS[name]
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -159,13 +159,13 @@ class FakeMesh:
 
 
 def test_what_does_not_divide_is_refused():
-    for shape, batch, parts, said in (
+    for shape, batch, parts, message in (
         ({"data": 4, "fsdp": 2}, 12, 1, "must be a multiple of mesh.data x mesh.fsdp = 8, got 12 / 1 = 12"),
         ({"data": 4}, 16, 8, "got 16 / 8 = 2"),
         ({"tensor": 3}, 16, 1, "mesh.tensor x mesh.sequence must divide the heads of every block, got 3 x 1"),
         ({"sequence": 8}, 16, 1, "got 1 x 8 for one of 4"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check_fit(Layout(FakeMesh(**shape)), STARFLOW.flow, batch, parts)
     check_fit(None, STARFLOW.flow, 3)
 

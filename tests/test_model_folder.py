@@ -1,4 +1,4 @@
-"""Folders that hold a flow, an autoencoder and a text encoder: pictures and videos from captions, end to end.
+"""Folders that contain a flow, an autoencoder and a text encoder: images and videos from captions, end to end.
 
 The flows are random and tiny, the frozen models those of the recordings: what is shown is that every part meets the
 next in the shapes and units that it expects.
@@ -160,7 +160,7 @@ def test_a_clip_begins_a_video(option, videos, tmp_path):
     ("options", "sentence"),
     [
         (["--frames", "8"], "--frames must be 1 plus a multiple of 4 for this autoencoder, got 8"),
-        (["--workdir", "x"], "name one of --workdir, the folder of a run, and --model"),
+        (["--workdir", "x"], "give either --workdir, the folder of a run, or --model"),
     ],
 )
 def test_bad_requests(options, sentence, videos, tmp_path, capsys):

@@ -110,7 +110,7 @@ def install(folder: Path, requirement: list[str]) -> tuple[Path, Path]:
     venv.create(folder, with_pip=False)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     packages = Path(run_python(python, folder, "import sysconfig; print(sysconfig.get_path('purelib'))")[0])
-    # A .pth file found through another one is not read: an editable install of this project in the
+    # A .pth file found through another one cannot be read: an editable install of this project in the
     # environment that runs the tests stays out of the way.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--ignore-installed"]

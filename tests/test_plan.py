@@ -1,4 +1,4 @@
-"""Plans: what does not fit is said with what is missing, estimates keep their order, refusals are sentences."""
+"""Plans: what does not fit is reported with the missing memory, estimates keep their order, refusals are sentences."""
 
 from __future__ import annotations
 
@@ -239,16 +239,16 @@ def test_a_large_flow_that_does_not_fit_is_short_by_some():
 )
 def test_refusals_are_sentences(arguments, sentence, capsys):
     assert main(["plan", "--config", RELEASED, *arguments]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert sentence in output and output.count("\n") == 1
 
 
 def test_the_command_prints_and_writes(tmp_path, capsys):
     path = tmp_path / "plan.json"
     arguments = ["--topology", "h100:8", "--config.mesh.data=1", "--config.mesh.fsdp=8", "--program", "all", "--search"]
     assert main(["plan", "--config", RELEASED, *arguments, "--json", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "verdict" in said and "largest batch that fits, to within 3 %" in said
+    output = capsys.readouterr().out
+    assert "verdict" in output and "largest batch that fits, to within 3 %" in output
     values = json.loads(path.read_text())
     assert [plan["program"] for plan in values["plans"]] == ["train", "inverse"]
     assert values["largest"]["batch"] % 8 == 0

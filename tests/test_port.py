@@ -1,4 +1,4 @@
-"""Weights of the originals to a run and back, by the command."""
+"""`starflow port`: weights of the originals to a run and back."""
 
 import dataclasses
 import json
@@ -134,7 +134,7 @@ def test_numbers_that_are_none_are_refused_and_nothing_is_left(tmp_path, capsys)
     tensors["blocks.1.proj_in.weight"][0, 0] = np.nan
     path = save(tmp_path / "a.safetensors", tensors)
     assert port(path, IMAGE, tmp_path / "run", "--allow-partial") == 2
-    assert "blocks.1.proj_in.weight holds 1 of 80 values that are infinite or no number" in capsys.readouterr().err
+    assert "blocks.1.proj_in.weight contains 1 of 80 values that are infinite or NaN" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_does_not_become_a_file(tmp_path, capsys):
     digests.write_text(json.dumps(json.loads(digests.read_text()) | {"params": "00000000"}))
     capsys.readouterr()
     assert main(["port", "--workdir", str(tmp_path / "run"), "--to-torch", str(tmp_path / "b.pth")]) == 2
-    assert "is damaged: params is not what was saved" in capsys.readouterr().err
+    assert "is damaged: params does not match its checksum" in capsys.readouterr().err
     assert not (tmp_path / "b.pth").exists()
 
 
@@ -203,7 +203,7 @@ def test_training_begins_with_ported_parameters(tmp_path, capsys):
     assert main([*arguments, "--init-from", str(tmp_path / "ported")]) == 2
     assert "flow.num_blocks must be that of" in capsys.readouterr().err
     assert main([*arguments, "--init-from", str(tmp_path)]) == 2
-    assert "holds no training run" in capsys.readouterr().err
+    assert "contains no training run" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together_is_refused(tmp_path, capsys):

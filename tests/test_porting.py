@@ -1,4 +1,4 @@
-"""Named tensors of the originals and parameters here, both ways."""
+"""Conversion between named tensors of the originals and parameters, both ways."""
 
 import dataclasses
 

@@ -122,13 +122,16 @@ def test_bits_per_dim_are_those_of_evaluation(run):
     ("call", "message"),
     [
         (lambda run: sf.sample(run, num=0), "num must be an integer >= 1, got 0"),
-        (lambda run: sf.sample(run, captions="a seven"), "captions does not go with the run"),
+        (lambda run: sf.sample(run, captions="a seven"), "captions cannot be used with the run"),
         (lambda run: sf.sample(run, label=10), "class must be 0 to 9, got 10"),
-        (lambda run: sf.sample(run, num=1, frames=3), "frames does not go with the run"),
+        (lambda run: sf.sample(run, num=1, frames=3), "frames cannot be used with the run"),
         (lambda run: sf.log_prob(run, np.zeros((2, 8, 8, 1), np.uint8)), "x must be floating point"),
         (lambda run: sf.log_prob(run, np.zeros((2, 8, 8, 1)), [1]), "cond must be one for each of the 2 examples"),
-        (lambda run: sf.bits_per_dim(run, np.full((2, 8, 8, 1), 17)), "images must hold values from 0 to 16, got 17"),
-        (lambda run: sf.from_pretrained("nowhere"), "holds no training run"),
+        (
+            lambda run: sf.bits_per_dim(run, np.full((2, 8, 8, 1), 17)),
+            "images must contain values from 0 to 16, got 17",
+        ),
+        (lambda run: sf.from_pretrained("nowhere"), "contains no training run"),
     ],
 )
 def test_wrong_arguments_are_refused(run, call, message):

@@ -84,12 +84,12 @@ def test_the_learned_denoiser_is_the_flows_own_and_the_table_lines_up():
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"noise_std": 0.0}, "noise_std must be above 0, got 0.0"),
         ({"noise_std": 0.3, "batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_numbers_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         denoiser_ablation({}, CLASSES, CLIPS, None, KEY, **options)

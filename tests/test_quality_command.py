@@ -149,7 +149,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(guidance_sweep.ChunkFolder, "write", stopped)
         assert main(["evaluate", "--workdir", "run", *SWEEP, *WEIGHTS, "--out", str(out)]) == 130
-    assert "what was drawn is kept, and the same command goes on from it" in capsys.readouterr().err
+    assert "finished samples are stored, and the same command continues from them" in capsys.readouterr().err
     assert drawn == [(0.0, 16), (0.0, 16), (0.0, 8), (1.5, 16), (1.5, 16)]
     drawn.clear()
     found = sweep(out, *WEIGHTS)
@@ -201,7 +201,7 @@ def test_a_function_of_ones_own(here, tmp_path, capsys):
 
 
 def test_a_function_whose_weights_change_is_refused(here, tmp_path, capsys, drawn):
-    """Nothing in its code tells; the real pictures' statistics of the old weights are not taken either."""
+    """Its code does not show the change; stored statistics of real images by the old weights are not reused either."""
     weights, own = here / "weights.txt", ["--features", "own_features:weighed", "--metrics", "fid", "--guidance", "0"]
     weights.write_text("1.0")
     before = sweep(tmp_path / "w", *own)
@@ -236,13 +236,13 @@ RUN = ["evaluate", "--workdir", "run", "--metrics"]
 REFUSALS = {
     "unknown metric": ([*RUN, "fid,fvd"], "--metrics must be some of clip, fid, is, kid, pr, bpd"),
     "metric twice": ([*RUN, "fid,fid"], "each once, got 'fid,fid'"),
-    "bpd alone": ([*RUN, "bpd"], "got bpd alone; leave it out"),
-    "option without metrics": (["evaluate", "--workdir", "run", "--guidance", "1"], "--guidance goes with --metrics"),
-    "solver without metrics": (["evaluate", "--workdir", "run", "--solver", "jacobi"], "--solver goes with --metrics"),
-    "tolerance without metrics": (["evaluate", "--workdir", "run", "--tolerance", "1"], "--tolerance goes with"),
+    "bpd alone": ([*RUN, "bpd"], "got bpd alone; omit --metrics for bits/dim"),
+    "option without metrics": (["evaluate", "--workdir", "run", "--guidance", "1"], "--guidance requires --metrics"),
+    "solver without metrics": (["evaluate", "--workdir", "run", "--solver", "jacobi"], "--solver requires --metrics"),
+    "tolerance without metrics": (["evaluate", "--workdir", "run", "--tolerance", "1"], "--tolerance requires"),
     "json is a folder": (
         [*RUN, "fid", "--out", "new/deep", "--json", "new"],
-        "where the folder --out new/deep",
+        "which contains or is the folder --out new/deep",
     ),
     "json in the folder": (
         [*RUN, "fid", "--out", "new", "--json", "./new/figures.json"],
@@ -251,37 +251,37 @@ REFUSALS = {
     "bad guidance": ([*RUN, "fid", "--guidance", "0,-1"], "must be a finite number >= 0, got '-1'"),
     "guidance twice": ([*RUN, "fid", "--guidance", "1,1.0"], "every weight once"),
     "too few": ([*RUN, "fid", "--num-samples", "3"], "must be an integer from 16"),
-    "draws without bpd": ([*RUN, "fid", "--draws", "2"], "--draws goes with --metrics bpd"),
-    "clip alone": ([*RUN, "clip"], "--metrics clip and --clip MODULE:FUNCTION go together"),
+    "draws without bpd": ([*RUN, "fid", "--draws", "2"], "--draws requires --metrics bpd"),
+    "clip alone": ([*RUN, "clip"], "--metrics clip and --clip MODULE:FUNCTION must be given together"),
     "clip without captions": ([*RUN, "clip", "--clip", "a:b"], "needs --caption"),
     "captions": ([*RUN, "fid", "--caption", "a one"], "has no captions"),
     "no file": ([*RUN, "fid", "--features", "gone.pth"], "gone.pth is none"),
-    "no weights": ([*RUN, "fid", "--features", "tiny.py"], "tiny.py is in no format that is known"),
+    "no weights": ([*RUN, "fid", "--features", "tiny.py"], "tiny.py is in an unknown format"),
     "no function": ([*RUN, "fid", "--features", "own_features:gone"], "has no function gone"),
-    "no logits": ([*RUN, "fid,is", "--features", "own_features:rows"], "own_features:rows gives features alone"),
-    "bad features": ([*RUN, "fid", "--features", "own_features:broken"], "must give finite features"),
-    "resize": ([*RUN, "fid", "--resize", "tensorflow"], "--resize goes with weights of Inception"),
-    "decoder": ([*RUN, "fid", "--decoder", "x"], "--decoder goes with a run on latents"),
+    "no logits": ([*RUN, "fid,is", "--features", "own_features:rows"], "own_features:rows returns only features"),
+    "bad features": ([*RUN, "fid", "--features", "own_features:broken"], "must return finite features"),
+    "resize": ([*RUN, "fid", "--resize", "tensorflow"], "--resize requires Inception weights"),
+    "decoder": ([*RUN, "fid", "--decoder", "x"], "--decoder requires a run on latents"),
     "denoise": ([*RUN, "fid", "--denoise", "score"], "denoise must be 'none'"),
     "out is a file": ([*RUN, "fid", "--out", "tiny.py"], "--out must name a folder, got the file tiny.py"),
-    "out is foreign": ([*RUN, "fid", "--out", "run"], "run is not empty and holds no samples of this command"),
-    "another seed": ([*RUN, "fid", "--seed", "1", "--chunk", "16"], "samples whose seed is 0 there and 1 here"),
+    "out is foreign": ([*RUN, "fid", "--out", "run"], "run is not empty and contains no samples of this command"),
+    "another seed": ([*RUN, "fid", "--seed", "1", "--chunk", "16"], "samples whose seed is 0, not 1 as in this call"),
     "no classes": (["evaluate", "--workdir", "plain", "--metrics", "fid", "--guidance", "1"], "attention_temperature"),
-    "no run": (["evaluate", "--workdir", "gone", "--metrics", "fid"], "gone holds no training run"),
+    "no run": (["evaluate", "--workdir", "gone", "--metrics", "fid"], "gone contains no training run"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_are_one_sentence_and_draw_nothing(case, here, capsys, drawn):
-    argv, said = REFUSALS[case]
+    argv, message = REFUSALS[case]
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert said in error and len(error.strip().splitlines()) == 1, error
+    assert message in error and len(error.strip().splitlines()) == 1, error
     assert drawn == [] and before == {path for path in here.rglob("*") if "__pycache__" not in path.parts}
 
 
 def test_one_command_a_folder(here, again, capsys):
     with in_use(again):
         assert main(["evaluate", "--workdir", "run", *SWEEP, *WEIGHTS, "--out", str(again)]) == 2
-    assert "is in use by another process that draws there" in capsys.readouterr().err
+    assert "is in use by another process, which samples in it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The papers' recipes: every tiny twin trains ten updates, by the command, on data of the recipe's own structure."""
+"""The papers' recipes: every tiny variant trains ten updates, by the command, on data of the recipe's own structure."""
 
 import ast
 import csv

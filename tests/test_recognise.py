@@ -1,4 +1,4 @@
-"""Judges of generated clips, tried on real ones: what they say there is how far they can be trusted."""
+"""Classifiers of generated clips, evaluated on real clips: their accuracy there limits what they can show."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.video.caption_recognition import (
     caption_agreement,
     caption_meaning,
-    centre_of,
     crop_digit,
+    ink_centroid,
     read_digits,
     read_directions,
 )
@@ -63,7 +63,7 @@ def test_a_digit_is_cropped_alike_wherever_it_stands(row, column):
 def test_centres_by_hand():
     ink = np.zeros((2, 8, 9))
     ink[0, 2, 3] = ink[0, 4, 3] = 0.5
-    found = centre_of(ink)
+    found = ink_centroid(ink)
     np.testing.assert_allclose(found[0], [3, 3])
     assert np.isnan(found[1]).all()
 

@@ -134,7 +134,7 @@ def test_lpips_weights_have_the_names_of_their_packages(perceptual, tmp_path):
     found = lpips_params(heads | {f"net.slice1.{name.removeprefix('features.')}": v for name, v in features.items()})
     assert jax.tree.all(jax.tree.map(np.array_equal, found, perceptual))
     save_file(heads | {"classifier.6.bias": np.zeros(3, np.float32)}, tmp_path / "heads.safetensors")
-    with pytest.raises(ValueError, match=r"heads.safetensors: tensors must hold features.0.bias.* and do not"):
+    with pytest.raises(ValueError, match=r"heads.safetensors: tensors must contain features.0.bias.* and do not"):
         read_lpips([tmp_path / "heads.safetensors"])
     with pytest.raises(ValueError, match=r"LPIPS needs its weights, and .*gone.safetensors does not exist"):
         read_lpips([tmp_path / "gone.safetensors"])
@@ -209,7 +209,7 @@ def test_a_decoder_learns_noisy_latents_and_the_encoder_stays(trained, tmp_path,
         ("train-autoencoder", "decoder", [], "network must be given to train an autoencoder, got None"),
         ("finetune-decoder", "tiny", [], "network must be None to fine-tune a decoder"),
         ("finetune-decoder", "tiny_decoder", ["autoencoder=gone"], "gone does not exist"),
-        ("finetune-decoder", "tiny_decoder", ["loss.kl=1"], "loss.kl must be 0 where the encoder is frozen, got 1.0"),
+        ("finetune-decoder", "tiny_decoder", ["loss.kl=1"], "loss.kl must be 0 with a frozen encoder, got 1.0"),
         ("train-autoencoder", "tiny", ["loss.perceptual=1"], "perceptual_weights must name the files of LPIPS where"),
         (
             "train-autoencoder",
@@ -227,7 +227,7 @@ def test_a_decoder_learns_noisy_latents_and_the_encoder_stays(trained, tmp_path,
         ),
         ("train-autoencoder", "tiny", ["train.ema=1"], "ema must be below 1, got 1.0"),
         ("train-autoencoder", "tiny", ["train.stepz=1"], "did you mean steps"),
-        ("train-autoencoder", "tiny", ["data.source=latents", "data.path=x"], "data.source must be pictures"),
+        ("train-autoencoder", "tiny", ["data.source=latents", "data.path=x"], "data.source must be images"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(command, variant, changes, sentence, tmp_path, capsys):

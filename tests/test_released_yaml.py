@@ -83,7 +83,7 @@ def test_what_has_no_meaning_is_named_and_what_is_not_known_is_refused(tmp_path,
     arguments = ["port", "--from", "a", "--config", f"{EXPERIMENTS / 'starflow_3b_t2i.py'}", "--model-config"]
     arguments += [str(found.path), "--workdir", str(tmp_path / "run")]
     assert main(arguments) == 2
-    assert "arguments that are not known here: magic; --ignore-unknown" in capsys.readouterr().err
+    assert "unknown arguments: magic; --ignore-unknown" in capsys.readouterr().err
     assert main([*arguments, "--ignore-unknown"]) == 2
     assert "fsdp of" in (printed := capsys.readouterr().err) and "a cannot be read" in printed
 
@@ -91,11 +91,11 @@ def test_what_has_no_meaning_is_named_and_what_is_not_known_is_refused(tmp_path,
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "must hold arguments"),
-        ("- 1\n- 2\n", "must hold arguments"),
+        ("", "must contain arguments"),
+        ("- 1\n- 2\n", "must contain arguments"),
         ("a: !!python/object/apply:os.system ['touch ran']", "not YAML of plain values"),
         ("a: {b: {c: 1}}", "plain values"),
-        ("x: {lr: 1}\ny: {lr: 2}", "says lr twice"),
+        ("x: {lr: 1}\ny: {lr: 2}", "gives lr twice"),
         ("lr: much", "lr must be a number"),
         ("img_size: 7", "img_size must be pixels"),
         ("vid_size: long", "vid_size must be FRAMES:RATE"),
@@ -165,7 +165,7 @@ def test_a_model_folder_that_is_none_is_refused(tmp_path, parts):
         ({"flow": "out"}, "inside the folder"),
         ({"flow": 3}, "inside the folder"),
         ({"flow": "nothing"}, "is missing"),
-        ({"flow": "autoencoder"}, "no working folder of a run"),
+        ({"flow": "autoencoder"}, "not a working folder of a run"),
         ({"autoencoder": {"kind": "npz", "path": "autoencoder"}}, "is 'diffusers' and not 'npz'"),
         ({"text_encoder": "text_encoder"}, "must have a kind and a path"),
     ):
@@ -175,7 +175,7 @@ def test_a_model_folder_that_is_none_is_refused(tmp_path, parts):
     file.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         load_model_folder(tmp_path / "model")
-    with pytest.raises(ValueError, match="is no model folder"):
+    with pytest.raises(ValueError, match="is not a model folder"):
         load_model_folder(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer"):
         assemble(AssembleRequest(tmp_path / "other", parts[0], parts[1], parts[1]))

@@ -73,7 +73,7 @@ CONFIG = ExperimentConfig("tiny", FLOW, DataConfig(), TrainConfig(steps=1, batch
         (lambda: EncodeRequest(CONFIG, OUT, fit_patch_pca=(0, 4)), "fit_patch_pca must be an integer >= 1, got 0"),
         (
             lambda: EncodeRequest(CONFIG, OUT, autoencoder=OUT, fit_patch_pca=(4, 4)),
-            "autoencoder and fit_patch_pca exclude each other",
+            "autoencoder and fit_patch_pca are mutually exclusive",
         ),
         (lambda: DataRequest(CONFIG, seconds=-1.0), "seconds must be a finite number >= 0, got -1"),
         (lambda: PlanRequest(CONFIG, "v9:4"), "topology must begin with a known chip"),

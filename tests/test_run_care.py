@@ -92,16 +92,16 @@ def test_latest_good_passes_over_bad_ones(stopped, finished, capfd):
     shutil.rmtree(folder / "4" / "rest" / "d")
     (folder / "9").write_text("not a folder")
     before = names(stopped)
-    with pytest.raises(ValueError, match=r"checkpoints/9 is no checkpoint but a file; .* --resume=latest-good goes on"):
+    with pytest.raises(ValueError, match=r"checkpoints/9 is a file; .* --resume=latest-good resumes"):
         train(CONFIG, stopped, progress=False)
     assert names(stopped) == before
     train(CONFIG, stopped, progress=False, resume="latest-good")
     assert names(stopped) == sorted(
         ["10", "12", "2", "4", "4.damaged", "4.damaged+", "6", "6.damaged", "8", "8.damaged", "9.damaged"]
     )
-    said = capfd.readouterr().err.splitlines()
-    assert [f"checkpoints/{step} " in text for step, text in zip((9, 8, 6, 4), said, strict=True)] == [True] * 4
-    assert all("skipped, and renamed to" in text for text in said)
+    output = capfd.readouterr().err.splitlines()
+    assert [f"checkpoints/{step} " in text for step, text in zip((9, 8, 6, 4), output, strict=True)] == [True] * 4
+    assert all("skipped, and renamed to" in text for text in output)
     assert_same_end(stopped, finished)
 
 
@@ -109,7 +109,11 @@ def test_latest_good_needs_a_good_one(stopped):
     for path in (stopped / "checkpoints").iterdir():
         shutil.rmtree(path / "digests")
     before = names(stopped)
-    with pytest.raises(ValueError, match=r"holds no good checkpoint; the newest: checkpoint .*/8 is no checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=r"contains no intact checkpoint; the newest: checkpoint .*/8 is not a "
+        r"starflow checkpoint",
+    ):
         train(CONFIG, stopped, progress=False, resume="latest-good")
     assert names(stopped) == before
 
@@ -122,7 +126,7 @@ def test_a_checkpoint_of_another_run_is_no_good(stopped, finished):
         checkpoints.save(*own.restore(abstract_state(CONFIG), 8))
     shutil.rmtree(path)
     shutil.copytree(stopped.parent / "other" / "checkpoints" / "8", path)
-    with pytest.raises(ValueError, match=r"8 is of another run: config\.seed is 5 there and 0 here"):
+    with pytest.raises(ValueError, match=r"8 is of another run: config\.seed is 5 in the checkpoint and 0 in this run"):
         train(CONFIG, stopped, progress=False)
     train(CONFIG, stopped, progress=False, resume="latest-good")
     assert_same_end(stopped, finished)
@@ -184,8 +188,8 @@ def test_too_many_skipped_updates_stop_a_run(tmp_path, capsys):
     figures = tmp_path / "figures.json"
     assert main([*argv, "--json", str(figures)]) == 2
     assert "stopped at step 10: 6 updates in a row were skipped (--max-skipped 5)" in capsys.readouterr().err
-    told = json.loads(figures.read_text())
-    assert (told["step"], told["skipped_updates"], told["longest_skipped_in_a_row"]) == (10, 6, 6)
+    report = json.loads(figures.read_text())
+    assert (report["step"], report["skipped_updates"], report["longest_skipped_in_a_row"]) == (10, 6, 6)
     # Skipped updates change nothing: the parameters are those of the last good one.
     with Checkpoints(tmp_path / "run", config) as checkpoints:
         last, good = (checkpoints.restore(abstract_state(config), step)[0] for step in (10, 4))
@@ -224,9 +228,9 @@ def test_held_out_data_and_a_trace_while_training(tmp_path, capfd, monkeypatch):
     argv = ["train", "--config", str(config_file(tmp_path, config)), "--workdir", str(tmp_path / "run")]
     assert main([*argv, "--profile", "4:5", "--wandb", "flows"]) == 0
     captured = capfd.readouterr()
-    told = [text for text in captured.err.splitlines() if text.startswith("care: step ")]
-    assert [text.split()[2] for text in told] == ["4/9", "6/9", "8/9", "9/9"]
-    assert "loss" in told[0] and "bits/dim" in told[0] and "skipped 0" in told[0] and "held out" in told[1]
+    lines = [text for text in captured.err.splitlines() if text.startswith("care: step ")]
+    assert [text.split()[2] for text in lines] == ["4/9", "6/9", "8/9", "9/9"]
+    assert "loss" in lines[0] and "bits/dim" in lines[0] and "skipped 0" in lines[0] and "held out" in lines[1]
     assert [row[0] for row in rows[1:-1]] == [4, 6, 8, 9] and rows[-1] == "finished"
     assert rows[0]["project"] == "flows" and rows[0]["id"] == (tmp_path / "run" / "wandb_id.txt").read_text()
 
@@ -251,10 +255,10 @@ def test_held_out_clips_are_scored_as_starflow_score_does():
     from starflow_jax.training import open_source
 
     definition, params = initialise(tiny.flow, jax.random.key(0))
-    told = held_out_score(tiny)(Snapshot(tiny, None, None, 1, definition, params))
+    report = held_out_score(tiny)(Snapshot(tiny, None, None, 1, definition, params))
     clips = source_clips(open_source(tiny.data, "test", flow=tiny.flow), tiny, 2)
     found = score_clips(params, tiny, clips, jax.random.key(0), draws=1)
-    assert told["held_out_bits_per_dim"] == pytest.approx(mean_per_clip(found)[0], rel=1e-6)
+    assert report["held_out_bits_per_dim"] == pytest.approx(mean_per_clip(found)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +270,7 @@ def test_held_out_clips_are_scored_as_starflow_score_does():
         (["--wandb", "flows"], "Weights & Biases is not installed"),
         (["--resume", "newest"], "--resume must be one of"),
         (["--grace", "0"], "--grace must be an integer >= 1"),
-        (["--config.train.keep_best=1"], "keep_best needs best_metric and the other way round"),
+        (["--config.train.keep_best=1"], "keep_best and best_metric must be set together"),
         (["--config.train.best_metric=held_out_bits_per_dim", "--config.train.keep_best=1"], "needs evaluate_every"),
         (["--config.train.max_skipped=-1"], "max_skipped must be an integer >= 0"),
     ],
@@ -284,7 +288,7 @@ def test_a_folder_has_one_run_at_a_time(stopped, capsys):
     argv = ["info", "--workdir", str(stopped)]
     assert main(argv) == 0 and "\nstopped: step " in capsys.readouterr().out
     with in_use(stopped):
-        with pytest.raises(ValueError, match="is in use by another process that trains there"):
+        with pytest.raises(ValueError, match="is in use by another process, which trains in it"):
             train(CONFIG, stopped, progress=False)
         assert main(argv) == 0 and "\nrunning: step " in capsys.readouterr().out
 
@@ -299,9 +303,9 @@ def test_info_tells_where_a_run_stands(stopped, capsys):
     assert main(["info", "--workdir", str(stopped), "--json", str(figures)]) == 0
     out = capsys.readouterr().out
     assert "care: tarflow, " in out and "newest complete checkpoint 8" in out and "best bits_per_dim" in out
-    told = json.loads(figures.read_text())
-    assert (told["state"], told["step"], told["steps"]) == ("stopped", 8, 12)
-    entries = {entry["name"]: entry for entry in told["checkpoints"]}
+    report = json.loads(figures.read_text())
+    assert (report["state"], report["step"], report["steps"]) == ("stopped", 8, 12)
+    entries = {entry["name"]: entry for entry in report["checkpoints"]}
     assert list(entries) == ["2", "4", "6", "8", "10.orbax-checkpoint-tmp"]
     assert entries["8"]["problem"] is None and entries["8"]["batches"] == 8 and entries["8"]["bytes"] > 10_000
     assert entries["8"]["differences"] == ["train.log_every 4, now 3"]
@@ -310,7 +314,7 @@ def test_info_tells_where_a_run_stands(stopped, capsys):
     assert "digests cannot be read" in entries["4"]["problem"]
     assert "killed" in entries["10.orbax-checkpoint-tmp"]["problem"]
     assert main(["info", "--workdir", str(stopped / "checkpoints")]) == 2
-    assert "holds no training run" in capsys.readouterr().err
+    assert "contains no training run" in capsys.readouterr().err
 
 
 def test_a_new_run_has_not_begun(tmp_path, capsys):

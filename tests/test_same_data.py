@@ -64,7 +64,11 @@ def another_name(photos):
 
 @pytest.mark.parametrize(
     ("change", "now"),
-    [(one_less, "9"), (another_size, "as many of other names, sizes"), (another_name, "as many of other names, sizes")],
+    [
+        (one_less, "9"),
+        (another_size, "equally many with other names, sizes"),
+        (another_name, "equally many with other names, sizes"),
+    ],
 )
 def test_changed_data_are_refused(stopped, change, now):
     photos = stopped / "photos"
@@ -72,10 +76,10 @@ def test_changed_data_are_refused(stopped, change, now):
     change(photos)
     for resume in ("latest", "latest-good"):
         with pytest.raises(
-            ValueError, match=r"^data.path .*photos held 10 examples when checkpoint 2 of .*/run was sa"
+            ValueError, match=r"^data.path .*photos contained 10 examples when checkpoint 2 of .*/run was sa"
         ):
             train(config_of(photos), stopped / "run", progress=False, resume=resume)
-    with pytest.raises(ValueError, match=f"and holds {now}"):
+    with pytest.raises(ValueError, match=f"and contains {now}"):
         train(config_of(photos), stopped / "run", progress=False)
     assert sorted(path.name for path in (stopped / "run" / "checkpoints").iterdir()) == ["2"]
     assert read_config(stopped / "run") == before  # a refused call changes nothing
@@ -97,9 +101,7 @@ def test_a_checkpoint_that_does_not_say_resumes_where_its_data_lay(stopped):
     assert digests.pop("data") is not None
     (folder / "digests" / "metadata").write_text(json.dumps(digests))
     shutil.copytree(stopped / "photos", stopped / "elsewhere")
-    with pytest.raises(
-        ValueError, match=r"do not say what their data held, so data.path must be .*photos as before, got"
-    ):
+    with pytest.raises(ValueError, match=r"without a record of their data, so data.path must still be .*photos, got"):
         train(config_of(stopped / "elsewhere"), stopped / "run", progress=False)
     one_less(stopped / "photos")
     assert train(config_of(stopped / "photos"), stopped / "run", progress=False).step == 4
@@ -112,7 +114,7 @@ def test_what_was_held_is_checked_as_all_parts_are(stopped):
     assert values == [["photos 1:1", 10, values[0][2]]]
     values[0][1] = 9
     path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"2 is damaged: data is not what was saved"):
+    with pytest.raises(ValueError, match=r"2 is damaged: data does not match its checksum"):
         train(config_of(stopped / "photos"), stopped / "run", progress=False)
 
 
@@ -140,15 +142,17 @@ def test_sources_of_a_mixture_are_named(tmp_path):
     claim_workdir(tmp_path / "run", config, held)
     changed = (held[0], held[1]._replace(examples=2))
     with pytest.raises(
-        ValueError, match=r"data.source 'mixture' \(a.tar 1:1\) held 3 examples when .* and holds 2 now"
+        ValueError, match=r"data.source 'mixture' \(a.tar 1:1\) contained 3 examples when .* and contains 2 now"
     ):
         claim_workdir(tmp_path / "run", config, changed)
-    with pytest.raises(ValueError, match=r"'mixture' held 2 sources of 8 examples when .* and holds 1 sources of 5 ex"):
+    with pytest.raises(
+        ValueError, match=r"'mixture' contained 2 sources of 8 examples when .* and contains 1 sources of 5 ex"
+    ):
         claim_workdir(tmp_path / "run", config, held[:1])
     moved = dataclasses.replace(config.data, mixture=(parts[0], dataclasses.replace(parts[1], path="r")))
     claim_workdir(tmp_path / "run", dataclasses.replace(config, data=moved), held)
     heavier = dataclasses.replace(config.data, mixture=(parts[0], dataclasses.replace(parts[1], weight=2.0)))
-    with pytest.raises(ValueError, match=r"config\.data\.mixture\.weight is 1\.0 there and 2\.0 here"):
+    with pytest.raises(ValueError, match=r"config\.data\.mixture\.weight is 1\.0 in the folder and 2\.0 in this call"):
         claim_workdir(tmp_path / "run", dataclasses.replace(config, data=heavier), held)
 
 
@@ -156,12 +160,12 @@ def test_processes_must_find_the_same(monkeypatch):
     here = (SourceFingerprint("photos", 10, "a"), SourceFingerprint("clips", 3, "b"))
     assert same_everywhere(here) == here
     for there, sentence in (
-        ((here[0], SourceFingerprint("clips", 4, "b")), "clips held 3 examples on process 0 and 4 on process 1"),
+        ((here[0], SourceFingerprint("clips", 4, "b")), "clips contained 3 examples on process 0 and 4 on process 1"),
         (
             (SourceFingerprint("photos", 10, "c"), here[1]),
-            "photos held 10 examples on process 0 and as many of other names",
+            "photos contained 10 examples on process 0 and equally many with other names",
         ),
-        (here[:1], "they held 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
+        (here[:1], "they contained 2 sources of 13 examples on process 0 and 1 sources of 10 examples on process 1"),
     ):
         texts = [json.dumps(to_values(held)) for held in (here, there)]
         monkeypatch.setattr("starflow_jax.training.checkpoints.same_data.gather_texts", lambda _, texts=texts: texts)

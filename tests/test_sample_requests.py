@@ -34,30 +34,30 @@ def test_videos_of_a_request_are_those_of_the_command(home, tmp_path):  # noqa: 
     argv = ["--caption", "a one", "--caption", "a zwei", "--image", str(first), "--frames", "3", "--guidance", "0"]
     assert main(["sample", "--workdir", str(run), *argv, "--out", str(out)]) == 0
     request = SampleRequest(captions=("a one", "a zwei"), image=first, frames=3, guidance=0.0)
-    with pytest.warns(UserWarning, match="left out caption 2 of 2"):
+    with pytest.warns(UserWarning, match="skipped caption 2 of 2"):
         result = sample_run(open_run(RunRequest(workdir=run)), request)
     with np.load(out) as arrays:
         np.testing.assert_array_equal(result.videos, arrays["video"])
     for label in (0, 3):
-        with pytest.raises(RequestError, match=r"label does not go with the run in .*, which is on clips"):
+        with pytest.raises(RequestError, match=r"label cannot be used with the run in .*, which is on clips"):
             SampleRequest(label=label).check_kind(run, videos=True)
-    with pytest.raises(RequestError, match=r"label does not go with the run in .*, which is on clips"):
+    with pytest.raises(RequestError, match=r"label cannot be used with the run in .*, which is on clips"):
         sample_run(open_run(RunRequest(workdir=run)), SampleRequest(label=3))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SampleRequest(keep=2), "keep goes with candidates, got keep 2 alone"),
+        (lambda: SampleRequest(keep=2), "keep requires candidates, got keep 2 alone"),
         (lambda: SampleRequest(candidates=2, keep=3), "keep must be at most candidates 2, got 3"),
-        (lambda: SampleRequest(candidates=2, num=3), "num and candidates exclude each other"),
+        (lambda: SampleRequest(candidates=2, num=3), "num and candidates are mutually exclusive"),
         (lambda: SampleRequest(num=0), "num must be an integer >= 1, got 0"),
         (lambda: SampleRequest(captions="a one"), "captions must be a tuple of at least one caption, got 'a one'"),
-        (lambda: SampleRequest(captions=("a",), label=1), "captions and label exclude each other"),
+        (lambda: SampleRequest(captions=("a",), label=1), "captions and label are mutually exclusive"),
         (lambda: SampleRequest(label="seven"), "label must be the index of a class"),
-        (lambda: SampleRequest(image=Path("x"), video=Path("y")), "image and video exclude each other"),
+        (lambda: SampleRequest(image=Path("x"), video=Path("y")), "image and video are mutually exclusive"),
         (lambda: SampleRequest(fps=241.0), "fps must be from 0.01 to 240, got 241"),
-        (lambda: RunRequest(), "name one of workdir, the folder of a run, and model"),
+        (lambda: RunRequest(), "give either workdir, the folder of a run, or model"),
         (lambda: VBenchRequest(Path("p"), Path("o"), scale=0), "scale must be an integer >= 1, got 0"),
         (lambda: CalibrateRequest(target_error=1e-7), "target_error must be at least 1e-6, got 1e-07"),
     ],

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from starflow_jax.evaluation.samples.features.class_sums import ClassSums, split_of
+from starflow_jax.evaluation.samples.features.class_sums import ClassSums, split_index
 from starflow_jax.evaluation.samples.features.feature_network import (
     FeatureNetwork,
     Features,
@@ -120,7 +120,7 @@ def test_inception_score_is_its_definition_in_parts():
     logits = RANDOM.normal(size=(25, 4)) * 3
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     places = np.arange(25)
-    split = split_of(places, 25, 3)
+    split = split_index(places, 25, 3)
     expected = []
     for number in range(3):
         own = p[split == number]
@@ -203,7 +203,7 @@ def test_statistics_in_parts_and_from_a_file(tmp_path):
     for damaged in (torn[:-40], torn[:300] + bytes([torn[300] ^ 1]) + torn[301:], b"", b"\x93NUMPY"):
         (tmp_path / "t.npz").write_bytes(damaged)
         assert read_arrays(tmp_path / "t.npz") is None
-    with pytest.raises(ValueError, match="must be of 91 pictures, got 90"):
+    with pytest.raises(ValueError, match="must cover 91 images, got 90"):
         feature_statistics([Features(features, logits)], 91)
 
 
@@ -220,22 +220,22 @@ def test_distance_of_videos_by_a_network_of_clips():
 
 
 BAD = {
-    "no numbers": (lambda x: "features", "must give features as numbers"),
+    "no numbers": (lambda x: "features", "must return features as numbers"),
     "another shape": (
         lambda x: np.zeros((len(x), 2, 2)),
-        r"must give features \[4, d\] of 4 pictures, got \[4, 2, 2\]",
+        r"must return features \[4, d\] for 4 images, got \[4, 2, 2\]",
     ),
     "another count": (lambda x: np.zeros((3, 2)), r"got \[3, 2\]"),
-    "not finite": (lambda x: np.full((len(x), 2), np.nan), "must give finite features, got 8 values"),
+    "not finite": (lambda x: np.full((len(x), 2), np.nan), "must return finite features, got 8 values"),
     "three values": (lambda x: (x, x, x), "got 3 values"),
-    "bad logits": (lambda x: (np.zeros((len(x), 2)), np.zeros(len(x))), "must give logits"),
+    "bad logits": (lambda x: (np.zeros((len(x), 2)), np.zeros(len(x))), "must return logits"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_outputs_of_a_network_are_checked(case):
-    look, said = BAD[case]
-    with pytest.raises(ValueError, match=said):
+    look, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
         extract_features(FeatureNetwork("mine", "1", look), np.zeros((4, 2, 2, 1), np.uint8), 4)
 
 
@@ -245,23 +245,23 @@ def test_named_functions(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     network = named_network("my_features:of")
     assert extract_features(network, np.ones((2, 2, 2, 1), np.uint8), 2).features.tolist() == [[1, 1, 1], [1, 1, 1]]
-    for name, said in {
+    for name, message in {
         "my_features:gone": "has no function gone",
         "my_mistake:of": "cannot be imported: ZeroDivisionError",
         "no_such_module:of": "no_such_module cannot be imported",
         "my_features:": "MODULE:FUNCTION, got 'my_features:'",
     }.items():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             named_network(name)
 
 
 def test_bad_features_are_refused():
-    for bad, said in {
+    for bad, message in {
         "one axis": (np.zeros(3), r"must be \[n, d\]"),
-        "none": (np.zeros((0, 3)), r"neither of them 0"),
+        "none": (np.zeros((0, 3)), r"both above 0"),
         "not finite": (np.array([[np.inf]]), "1 values that are not"),
     }.values():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             Moments.from_features(bad)
     with pytest.raises(ValueError, match="one width, got 6 and 3"):
         frechet_distance(Moments.from_features(ONE), Moments.from_features(ONE[:, :3]))

@@ -55,11 +55,11 @@ def test_the_likeliest_of_every_run_come_first():
 def test_requests_that_make_no_sense_are_refused(video):
     flow, x, cond = video
     params = split(flow)[1]
-    for options, said in (({"given": 3}, "given must be below"), ({"batch_size": 0}, "batch_size")):
-        with pytest.raises(ValueError, match=said):
+    for options, message in (({"given": 3}, "given must be below"), ({"batch_size": 0}, "batch_size")):
+        with pytest.raises(ValueError, match=message):
             log_likelihoods(params, VIDEO, x, cond, **options)
     with pytest.raises(ValueError, match="at least one sample"):
         log_likelihoods(params, VIDEO, x[:0], cond[:0])
-    for candidates, keep, said in ((4, 5, "keep must be at most candidates=4"), (3, 1, "multiple of candidates=3")):
-        with pytest.raises(ValueError, match=said):
+    for candidates, keep, message in ((4, 5, "keep must be at most candidates=4"), (3, 1, "multiple of candidates=3")):
+        with pytest.raises(ValueError, match=message):
             likeliest(np.zeros(8), candidates, keep)

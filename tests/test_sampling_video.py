@@ -1,4 +1,4 @@
-"""Captions to videos: noise a frame, windows, given frames, denoising, and one program a kind of call."""
+"""Captions to videos: noise per frame, windows, given frames, denoising, and one program per kind of call."""
 
 import dataclasses
 

@@ -134,15 +134,15 @@ def test_held_out_clips(home, tmp_path, capsys):
     out, figures = tmp_path / "out", tmp_path / "x.json"
     argv = ["score", "--workdir", str(home / "run"), "--num", "3", "--out", str(out), "--json", str(figures)]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "| test 1 |" in said and SOURCE.caption(1) in said and "Gaussian noise of 0.3" in said
+    output = capsys.readouterr().out
+    assert "| test 1 |" in output and SOURCE.caption(1) in output and "Gaussian noise of 0.3" in output
     with (out / "frames.csv").open() as file:
         rows = list(csv.DictReader(file))
     numbers = json.loads(figures.read_text())
     assert len(rows) == 3 * 4 and len(numbers["clips"]) == 3 and len(numbers["frames"]) == 4
     assert float(rows[5]["bits_per_dim"]) == pytest.approx(numbers["clips"][1]["frames"][1], abs=1e-6)
     assert numbers["clips"][1]["caption"] == SOURCE.caption(1)
-    assert f"{numbers['bits_per_dim']['mean']:.4f}" in said
+    assert f"{numbers['bits_per_dim']['mean']:.4f}" in output
     with np.load(out / "tokens.npz") as maps:
         assert maps["clip_2"].shape == (4, 4, 4)
         assert maps["clip_2"].mean() == pytest.approx(numbers["clips"][2]["bits_per_dim"])
@@ -155,28 +155,28 @@ def test_video_files_of_any_length(home, tmp_path, capsys):
     videos = ["--video", str(home / "a.gif"), "--video", str(home / "long.mp4"), "--caption", SOURCE.caption(0)]
     argv = ["score", "--workdir", str(home / "run"), "--out", str(tmp_path / "out"), "--draws", "1", *videos]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "a.gif" in said and "long.mp4" in said and "| 7     |" in said
+    output = capsys.readouterr().out
+    assert "a.gif" in output and "long.mp4" in output and "| 7     |" in output
     assert len((tmp_path / "out" / "frames.csv").read_text().splitlines()) == 1 + 4 + 8
 
 
 def test_still_images(home, tmp_path, capsys):
     argv = ["score", "--workdir", str(home / "stills"), "--num", "4", "--draws", "1", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "| test 3 | class " in said and "s.e. (clips)" not in said and "Gaussian" not in said
+    output = capsys.readouterr().out
+    assert "| test 3 | class " in output and "s.e. (clips)" not in output and "Gaussian" not in output
     assert (tmp_path / "out" / "surprise.png").is_file()
 
 
 RUN = ["--workdir", "run", "--out", "new"]
 REFUSALS = {
-    "no run": (["--workdir", "gone", "--out", "new"], "holds no training run"),
+    "no run": (["--workdir", "gone", "--out", "new"], "contains no training run"),
     "out is taken": (["--workdir", "run", "--out", "taken"], "--out must be an empty or a new folder"),
-    "caption of data": ([*RUN, "--caption", "a seven moving left"], "--caption belongs to --video"),
-    "both": ([*RUN, "--video", "a.gif", "--num", "3"], "--num belongs to clips of the run's data"),
+    "caption of data": ([*RUN, "--caption", "a seven moving left"], "--caption requires --video"),
+    "both": ([*RUN, "--video", "a.gif", "--num", "3"], "--num applies only to clips of the run's data"),
     "two captions for three": (
         [*RUN, *["--video", "a.gif"] * 3, *["--caption", "a"] * 2],
-        "--caption must be given once or once a --video, got 2 for 3",
+        "--caption must be given once, or once for each --video, got 2 for 3",
     ),
     "unknown word": ([*RUN, "--video", "a.gif", "--caption", "a sevn"], "unknown word 'sevn'; did you mean seven?"),
     "no file": ([*RUN, "--video", "gone.mp4"], "gone.mp4 cannot be read"),
@@ -190,16 +190,16 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_bad_input_is_one_sentence_and_leaves_nothing(name, home, monkeypatch, capfd):
-    argv, said = REFUSALS[name]
+    argv, message = REFUSALS[name]
     monkeypatch.chdir(home)
     before = sorted(home.rglob("*"))
     assert main(["score", *argv]) == 2
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("starflow: ")
-    assert said in captured.err and sorted(home.rglob("*")) == before
+    assert message in captured.err and sorted(home.rglob("*")) == before
 
 
 def test_frames_that_see_later_ones_have_no_conditionals():
     backwards = dataclasses.replace(VIDEO, flow=dataclasses.replace(VIDEO.flow, temporal_causal=False, order="R2L"))
-    with pytest.raises(ValueError, match="whose frames see no later ones"):
+    with pytest.raises(ValueError, match=r"with flow\.temporal_causal=True"):
         score_clips({}, backwards, [clip(0)], KEY, draws=1)

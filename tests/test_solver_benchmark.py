@@ -1,4 +1,4 @@
-"""The solvers' benchmark runs and reports every solver; it times nothing here."""
+"""The solvers' benchmark runs and reports every solver; nothing is timed."""
 
 import json
 import subprocess

@@ -215,7 +215,7 @@ def test_one_compilation_serves_every_call(clip):
         ({"prefix": jnp.zeros((2, 1, 2, 3, 2))}, "prefix must be"),
         ({"prefix": jnp.zeros((2, 2, 2, 2, 2)), "window": SlidingWindow(2, 1)}, "shorter than window.frames=2"),
         ({"guidance": Guidance(1.0)}, "guidance.null"),
-        ({"guidance": LinearGuidance(1.0)}, "LinearGuidance belongs to family 'tarflow'"),
+        ({"guidance": LinearGuidance(1.0)}, "LinearGuidance is only supported by family 'tarflow'"),
     ],
 )
 def test_contradictions_are_one_sentence(clip, arguments, sentence):

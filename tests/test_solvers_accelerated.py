@@ -126,7 +126,7 @@ def test_samples_do_not_influence_each_other():
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"lags": ()}, r"secant.lags must name at least one distance, none of them twice, got \(\)"),
+        ({"lags": ()}, r"secant.lags must name at least one distance, each once, got \(\)"),
         ({"lags": (1, 0)}, "secant.lags must be an integer >= 1, got 0"),
         ({"forget": 1.0}, "secant.forget must be below 1, got 1.0"),
         ({"ridge": 0.0}, "secant.ridge must be above 0, got 0.0"),

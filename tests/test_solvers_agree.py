@@ -1,4 +1,4 @@
-"""Every solver gives the sequential answer as its tolerance goes to 0, whatever the flow is asked for."""
+"""Every solver gives the sequential answer as its tolerance goes to 0, for all kinds of flows and guidance."""
 
 import dataclasses
 
@@ -137,7 +137,7 @@ def test_the_schedule_of_the_paper():
         (lambda: AffineStart((0.0,), (1.0, 1.0)), "start.scale must have as many numbers as start.mean"),
         (lambda: AffineStart((0.0,), (float("inf"),)), "start.scale must be a finite number, got inf"),
         (lambda: PerBlock(()), "solver.solvers must name at least one solver"),
-        (lambda: PerBlock(("jacobi",)), "solver.solvers must hold solvers, got 'jacobi'"),
+        (lambda: PerBlock(("jacobi",)), "solver.solvers must contain solvers, got 'jacobi'"),
         (lambda: gs_jacobi(2, [2]), "gs_jacobi.tough must name blocks 0 to 1, got 2"),
         (lambda: gs_jacobi(2, [0], starts={-1: "zero"}), "gs_jacobi.starts must name blocks 0 to 1, got -1"),
     ],

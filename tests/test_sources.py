@@ -186,11 +186,11 @@ def test_captions_beside_pictures(tmp_path):
     collection = source.components[0].source.collection
     assert collection.read(0, captions=True).captions == {"caption": ("A cat, unseen before!", "a dog")}
     # Words that are not known are left out, and punctuation does not hide those that are.
-    said = {READER.words(source.components[0].source.draw(0, np.random.default_rng(i))["text"]) for i in range(20)}
-    assert said == {"a cat", "a dog"}
+    message = {READER.words(source.components[0].source.draw(0, np.random.default_rng(i))["text"]) for i in range(20)}
+    assert message == {"a cat", "a dog"}
     # Of the kinds that are there one has no weight, and so is never chosen.
-    said = {READER.words(source.components[0].source.draw(1, np.random.default_rng(i))["text"]) for i in range(20)}
-    assert said == {"a cat", "cat"}
+    message = {READER.words(source.components[0].source.draw(1, np.random.default_rng(i))["text"]) for i in range(20)}
+    assert message == {"a cat", "cat"}
     found, _ = reasons(source)
     assert "not UTF-8 (at byte 6)" in found["2.png"]
     assert "not JSON" in found["1.png"] and "must be text" in found["0.png"]
@@ -200,9 +200,11 @@ def test_kinds_of_captions_are_drawn_by_weight_and_wrapped():
     kinds = (("original", 0.1), ("synthetic", 0.9), ("absent", 5.0))
     captioner = Captioner(READER, CaptionConfig(kinds, fps=True, aspect=True, noise_level=True), 0.3, 8.0)
     rng = np.random.default_rng(0)
-    said = [captioner.choose({"original": ("o",), "synthetic": ("s", "t"), "other": ("x",)}, rng) for _ in range(2000)]
-    assert said.count("o") == pytest.approx(200, abs=45) and said.count("s") == pytest.approx(900, abs=80)
-    assert "x" not in said
+    message = [
+        captioner.choose({"original": ("o",), "synthetic": ("s", "t"), "other": ("x",)}, rng) for _ in range(2000)
+    ]
+    assert message.count("o") == pytest.approx(200, abs=45) and message.count("s") == pytest.approx(900, abs=80)
+    assert "x" not in message
     assert captioner.choose({"other": ("x",)}, rng) == captioner.choose({}, rng) == ""
     prompt = captioner.prompt("a cat", "3:2", extended=True)
     assert prompt == "Noise Level 300:\nA video with 8 fps:\n(extend) a cat\n\n in a 3:2 aspect ratio.\n"
@@ -290,7 +292,7 @@ def test_tar_shards(tmp_path):
     (tmp_path / "train-1.tar").write_bytes(b"no tar at all" * 100)
     assert len(opened(tmp_path, source="tars")) == 2
     (tmp_path / "train-0.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds no image in 2 tar files"):
+    with pytest.raises(ValueError, match="contains no image in 2 tar files"):
         opened(tmp_path, source="tars")
 
 
@@ -302,7 +304,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
-        """Seven pictures of two shapes."""
+        """Seven images of two shapes."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -339,7 +341,7 @@ def test_tfds(prepared):
         assert part[1]["label"] == 2 and READER.words(part[1]["text"]) == "a cat"
     with pytest.raises(ValueError, match="data set tiny must have the split 'test', got train"):
         opened(prepared, "test", source="tfds", dataset="tiny")
-    with pytest.raises(ValueError, match="holds no data set of TensorFlow Datasets"):
+    with pytest.raises(ValueError, match="contains no data set of TensorFlow Datasets"):
         opened(prepared, source="tfds")
 
 
@@ -356,18 +358,18 @@ def test_folders_without_data_are_refused_in_a_sentence(tmp_path, source):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"source": "images"}, "path goes with source 'images', 'latents', 'npz'"),
+        ({"source": "images"}, "path requires source 'images', 'latents', 'npz'"),
         ({"source": "videos", "path": "p"}, "frames must be above 0 for source 'moving_digits' or 'videos'"),
         ({"source": "images", "path": "p", "frames": 3}, "frames must be above 0 for"),
         ({"source": "images", "path": "p", "aspect_ratios": ("3x2",)}, "aspect_ratios must be 'width:height'"),
         ({"source": "images", "path": "p", "aspect_ratios": ("1:1", "1:1")}, "every bucket once, got 1:1 again"),
         ({"source": "images", "path": "p", "flip": 1.5}, "flip must be at most 1, got 1.5"),
-        ({"source": "images", "path": "p", "drop_first": 0.5}, "drop_first goes with source 'latents' or 'videos'"),
-        ({"source": "images", "path": "p", "dataset": "x"}, "dataset goes with source 'tfds'"),
-        ({"source": "digits", "flip": 0.5}, "flip goes with source 'images'"),
-        ({"source": "digits", "crop": "random"}, "crop goes with source 'images'"),
+        ({"source": "images", "path": "p", "drop_first": 0.5}, "drop_first requires source 'latents' or 'videos'"),
+        ({"source": "images", "path": "p", "dataset": "x"}, "dataset requires source 'tfds'"),
+        ({"source": "digits", "flip": 0.5}, "flip requires source 'images'"),
+        ({"source": "digits", "crop": "random"}, "crop requires source 'images'"),
         ({"source": "latents", "path": "p"}, "noise must be 'gaussian' for latents, got 'uniform'"),
-        ({"source": "mixture"}, "mixture goes with source 'mixture', got source='mixture' and 0 sources"),
+        ({"source": "mixture"}, "mixture requires source 'mixture', got source='mixture' and 0 sources"),
         ({"threads": 1, "workers": 1}, "threads or workers must be 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`starflow sample --stream`: the same file, and when the first frame was there."""
+"""`starflow sample --stream`: the same file, and the time at which the first frame was final."""
 
 import json
 
@@ -22,10 +22,10 @@ def test_stream_writes_what_is_written_without_it(home, capsys):  # noqa: F811 (
     assert np.abs(streamed["video"].astype(int) - whole["video"]).max() <= 1
     assert batch["first_frame_seconds"] is None
     assert 0 < report["first_frame_seconds"][0] <= report["seconds"]
-    assert "streamed: the first new frame was there after" in capsys.readouterr().out
+    assert "streamed: the first new frame was final after" in capsys.readouterr().out
 
 
 def test_stream_belongs_to_videos(home, capsys):  # noqa: F811 (a fixture)
     arguments = ["--workdir", str(home / "still"), "--out", str(home / "still.png"), "--stream"]
     assert main(["sample", *arguments]) == 2
-    assert "--stream does not go with the run" in capsys.readouterr().err
+    assert "--stream cannot be used with the run" in capsys.readouterr().err

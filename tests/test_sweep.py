@@ -1,4 +1,4 @@
-"""A sweep is stopped, torn and repeated, and its numbers stay what they are; what its report says."""
+"""A sweep that is stopped, truncated and repeated gives the same numbers; the content of its report."""
 
 import csv
 import dataclasses
@@ -127,13 +127,13 @@ def test_a_half_written_result_is_dropped(whole, tmp_path):
     (out / "results.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
     assert len(read_results(out)) == len(lines) - 1
     results = Results(out)
-    assert results.torn
+    assert results.incomplete
     results.repair()
     assert (out / "results.jsonl").read_text() == "".join(lines[:-1])
     with (out / "results.csv").open() as file:
         assert [row["cell"] for row in csv.DictReader(file)] == [json.loads(line)["cell"] for line in lines[:-1]]
     (out / "results.jsonl").write_text("nonsense\n")
-    with pytest.raises(ValueError, match=r"results.jsonl line 1 is no result of a sweep"):
+    with pytest.raises(ValueError, match=r"results.jsonl line 1 is not a result of a sweep"):
         Results(out)
 
 
@@ -217,7 +217,7 @@ def test_a_damaged_plan_is_refused_in_a_sentence(whole, tmp_path, change, capsys
     plan["cells"][0] |= change
     (tmp_path / "sweep.json").write_text(json.dumps(plan))
     assert main(["sweep", "--report-only", "--out", str(tmp_path)]) == 2
-    assert "sweep.json is no plan of a sweep" in capsys.readouterr().err
+    assert "sweep.json is not a plan of a sweep" in capsys.readouterr().err
 
 
 def test_the_table_in_the_terminal(home, whole, tmp_path, capsys):
@@ -358,13 +358,13 @@ def test_bfloat16_is_measured_against_float32(home, tmp_path):
             and 0 < abs(difference) < 0.05
             and one["largest"] >= abs(difference)
         )
-    assert "bfloat16 less float32" in (tmp_path / "out" / "report.md").read_text()
+    assert "bfloat16 minus float32" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (lambda home: {"runs": (SweepRun("nowhere"),)}, "runs: nowhere holds no training run"),
+        (lambda home: {"runs": (SweepRun("nowhere"),)}, "runs: nowhere contains no training run"),
         (lambda home: {"runs": runs_of(home, {"steps": (3,)})}, "must be among 2, 4, got 3"),
         (lambda home: {"runs": runs_of(home, {}, {})}, "runs must have names that differ"),
         (lambda home: {"data": (SweepData("x", levels=300),)}, "levels must be at most 256, got 300"),
@@ -387,8 +387,8 @@ def test_the_command_refuses_in_a_sentence(home, whole, tmp_path, capsys):
     for argv, sentence in (
         (["--config", file, "--out", str(tmp_path / "full")], "must be an empty or a new folder, or that of a sweep"),
         (["--out", new], "--config must name a file, or --report-only be given"),
-        (["--report-only", "--out", new], "holds no sweep"),
-        (["--report-only", "--config", file, "--out", str(whole[1])], "belongs to a sweep that computes"),
+        (["--report-only", "--out", new], "contains no sweep"),
+        (["--report-only", "--config", file, "--out", str(whole[1])], "cannot be combined with --report-only"),
         (["--config", file, "--out", new, "--config.drawz=2"], "did you mean draws?"),
         (["--config", file, "--out", new, "--config.noise=('blue',)"], "noise[0] must be 'uniform' or 'trained' or a"),
     ):

@@ -1,4 +1,4 @@
-"""What a sweep is put together of: chunks on disk, contents of files, shuffled classes, names."""
+"""The parts of a sweep: chunks on disk, contents of files, shuffled classes, names."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from starflow_jax.core.request_errors import RequestError
 from starflow_jax.sweeps.chunk_file import ChunkWriter, read_chunks
 from starflow_jax.sweeps.content_hash import _part, model_hashes
 from starflow_jax.sweeps.datasets import avoid_own_label, random_cycle
-from starflow_jax.sweeps.sweep_request import names_of_runs
+from starflow_jax.sweeps.sweep_request import run_names
 
 
 def test_chunks_follow_one_another(tmp_path):
@@ -23,12 +23,12 @@ def test_chunks_follow_one_another(tmp_path):
         writer.append(0, values[:4], 0.5)
         writer.append(5, values[5:], 0.5)  # a gap
     found = read_chunks(path, 2)
-    assert found.rows == 4 and found.seconds == 0.5 and found.torn > 0
+    assert found.rows == 4 and found.seconds == 0.5 and found.incomplete > 0
     with ChunkWriter(path, found.size) as writer:
         writer.append(4, values[4:], 0.25)
     found = read_chunks(path, 2)
     np.testing.assert_array_equal(found.values, values)
-    assert (found.seconds, found.chunks, found.torn) == (0.75, 2, 0)
+    assert (found.seconds, found.chunks, found.incomplete) == (0.75, 2, 0)
     assert read_chunks(path, 3).rows == 0  # of another flow
 
 
@@ -64,12 +64,12 @@ def test_a_class_of_most_examples_keeps_as_few_as_can_be():
 
 
 def test_runs_of_one_name_are_told_apart():
-    assert names_of_runs(["a/digits", "b/digits", "b/other"]) == {
+    assert run_names(["a/digits", "b/digits", "b/other"]) == {
         "a/digits": "a/digits", "b/digits": "b/digits", "b/other": None
     }  # fmt: skip
-    assert names_of_runs(["runs/x"]) == {"runs/x": None}
+    assert run_names(["runs/x"]) == {"runs/x": None}
     with pytest.raises(RequestError, match="workdir must name every run once, got a again"):
-        names_of_runs(["a", "a"])
+        run_names(["a", "a"])
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.py:tiny", "moving_digits"])

@@ -1,4 +1,4 @@
-"""Over devices and processes, and killed again and again, a sweep gives the numbers of one that nothing happened to."""
+"""A sweep on several devices and processes, killed repeatedly, gives the numbers of an uninterrupted one."""
 
 import dataclasses
 import os

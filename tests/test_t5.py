@@ -115,7 +115,7 @@ def test_tokenizer_json_is_cut_padded_and_marked_alike(tmp_path):
     ids = left.ids(["a zebra", "", "dog cat a dog"])
     np.testing.assert_array_equal(ids, [[0, 2, 3, 2], [0, 0, 0, 2], [2, 5, 4, 3]])
     np.testing.assert_array_equal(left.mask(ids), [[0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]])
-    with pytest.raises(ValueError, match=r"has the token \[5\], beyond the model's 5"):
+    with pytest.raises(ValueError, match=r"contains the token \[5\], beyond the vocabulary of 5"):
         read_tokenizer(tmp_path, names, 4, 5, last=1).ids(["dog"])
 
 
@@ -162,17 +162,17 @@ def damaged(folder, tmp_path, what):
 @pytest.mark.parametrize(
     "what, sentence",
     [
-        ("no tokenizer", r"must hold spiece.model or tokenizer.json"),
+        ("no tokenizer", r"must contain spiece.model or tokenizer.json"),
         ("tokenizer of noise", r"tokenizer .*spiece.model cannot be read"),
-        ("no tensor", r"must hold the tensor encoder.block.0.layer.0.SelfAttention.o.weight"),
+        ("no tensor", r"must contain the tensor encoder.block.0.layer.0.SelfAttention.o.weight"),
         ("shape", r"must have shape \[12, 24\], got \[12, 20\]"),
-        ("nan", r"shared.weight of .* must hold finite numbers"),
+        ("nan", r"shared.weight of .* must contain finite numbers"),
         ("cut", r"model.safetensors "),
         ("kind", r"model_type of .* must be one of 'gemma2', .*'t5', 'umt5', got 'bert'"),
         ("silu", r"feed_forward_proj relu or gated-gelu, got 'gated-silu'"),
-        ("sizes", r"must give num_layers as a whole number above 0, got 'many'"),
-        ("outside", r"names '../x.safetensors', which is no name of a file in its folder"),
-        ("list", r"must hold a JSON object, got list"),
+        ("sizes", r"must give num_layers as an integer above 0, got 'many'"),
+        ("outside", r"names '../x.safetensors', which is not a file name in its folder"),
+        ("list", r"must contain a JSON object, got list"),
         ("no tensors", r"model.safetensors does not exist, nor .*"),
     ],
 )

@@ -80,8 +80,8 @@ def test_captions_are_read_in_the_templates_of_the_training(config):
     assert prompts(config, ["a cat", ""]) == ["Noise Level 100:\na cat", ""]
     captions = dataclasses.replace(config.data.captions, fps=True, aspect=True, noise_level=False)
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, captions=captions))
-    said = prompts(other, ["a cat"], size=(8, 16), extended=True)
-    assert said == ["An image:\n(extend) a cat\n\n in a 2:1 aspect ratio.\n"]
+    message = prompts(other, ["a cat"], size=(8, 16), extended=True)
+    assert message == ["An image:\n(extend) a cat\n\n in a 2:1 aspect ratio.\n"]
     reader = caption_reader(config)
     direct = reader.encoder.encode(reader.params, reader.encoder.ids(["Noise Level 100:\na cat"]))
     np.testing.assert_allclose(text_states(config, ["a cat"], reader), direct, atol=1e-5)
@@ -108,7 +108,7 @@ def test_windows_after_the_first_read_captions_of_clips_that_go_on(config):
 
 
 def test_guidance_leads_away_from_the_empty_caption(config):
-    """So that it leaves pictures of the empty caption as they are, and moves others."""
+    """So that it leaves images of the empty caption unchanged and moves others."""
     _, params = initialise(config.flow, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: a + 0.05 * jnp.asarray(rng.normal(size=a.shape), a.dtype), params)
@@ -140,9 +140,9 @@ def test_states_computed_once_are_those_of_the_step(home, config):
     on_latents = dataclasses.replace(config, data=dataclasses.replace(data, text_encoder=None))
     with pytest.raises(RequestError, match=r"run, which has no captions; text_encoder reads them"):
         image_captions(on_latents, ["a cat"], **options)
-    said = image_captions(with_text_encoder(on_latents, home / "t5"), ["a cat"], **options)
-    np.testing.assert_allclose(said.text, text_states(config, ["a cat"]), atol=1e-6)
-    np.testing.assert_allclose(said.null[0], source.records.empty, atol=1e-6)
+    message = image_captions(with_text_encoder(on_latents, home / "t5"), ["a cat"], **options)
+    np.testing.assert_allclose(message.text, text_states(config, ["a cat"]), atol=1e-6)
+    np.testing.assert_allclose(message.null[0], source.records.empty, atol=1e-6)
 
 
 def test_pictures_of_captions(home, capfd):
@@ -157,9 +157,9 @@ def test_pictures_of_captions(home, capfd):
     assert main([*run, "--out", str(home / "none.png")]) == 0  # nothing said
     capfd.readouterr()
     for more, sentence in (
-        (["--caption", "a cat", "--class", "1"], "--caption and --class exclude each other"),
-        (["--text-encoder", str(home / "photos"), "--caption", "a"], "photos must hold a config.json, and does not"),
-        (["--image", "x.png"], "--image does not go with the run"),
+        (["--caption", "a cat", "--class", "1"], "--caption and --class are mutually exclusive"),
+        (["--text-encoder", str(home / "photos"), "--caption", "a"], "photos must contain a config.json, and does not"),
+        (["--image", "x.png"], "--image cannot be used with the run"),
     ):
         assert main([*run, *more, "--out", str(home / "no.png")]) == 2
         assert sentence in capfd.readouterr().err and not (home / "no.png").exists()
@@ -178,17 +178,17 @@ def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(str(tmp_path))
     run = ["evaluate", "--workdir", str(home / "run"), "--metrics", "fid,clip", "--num-samples", "18", "--chunk", "16"]
     named = ["--features", "my_clip:look", "--clip", "my_clip:pairs", "--sample-batch", "9", "--out", "q"]
-    said = ["--caption", "a cat", "--caption", "a dog", "--caption", "a bird"]
-    assert main([*run, *named, *said, "--json", "q.json"]) == 0
+    message = ["--caption", "a cat", "--caption", "a dog", "--caption", "a bird"]
+    assert main([*run, *named, *message, "--json", "q.json"]) == 0
     figures = json.loads((tmp_path / "q.json").read_text())
     assert figures["rows"][0]["clip"] == pytest.approx(100 / 3) and figures["rows"][0]["guidance"] == 1.0
     assert figures["rows"][0]["fid"] > 0 and figures["reference"]["pictures"] == 7
     capfd.readouterr()
     for argv, sentence in (
         ([*run, *named], "--metrics clip needs --caption"),
-        ([*run[:3], "--metrics", "fid", *named[:2]], "--caption must say what a run on captions draws, got none"),
-        ([*run[:3], "--metrics", "fid", *said], "--features must name the network that looks at pictures"),
-        ([*run, *named, *said, "--caption", "a fox"], "samples whose captions is"),
+        ([*run[:3], "--metrics", "fid", *named[:2]], "--caption must be given for a run on captions, got none"),
+        ([*run[:3], "--metrics", "fid", *message], "--features must name the feature network"),
+        ([*run, *named, *message, "--caption", "a fox"], "samples whose captions is"),
     ):
         assert main(argv) == 2
         assert sentence in capfd.readouterr().err
@@ -196,7 +196,7 @@ def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
     for name in ("clip_of_fixed_pictures", "text_states"):  # as another encoder, or another --clip, would have said
         changed = [[1.01 * value for value in row] for row in plan[name]]
         (tmp_path / "q" / "plan.json").write_text(json.dumps(plan | {name: changed}))
-        assert main([*run, *named, *said]) == 2
+        assert main([*run, *named, *message]) == 2
         assert f"samples whose {name} is" in capfd.readouterr().err
 
 
@@ -204,8 +204,8 @@ def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
     "overrides, sentence",
     [
         (["flow.text_dim=8"], "flow.text_dim must be the 12 channels of the text states of .*t5, got 8"),
-        (["data.text_encoder=gone"], "model gone must be a folder, and is none"),
-        (["data.source=npz"], r"data.text_encoder reads captions, of which data.source \['npz'\] has none"),
+        (["data.text_encoder=gone"], "model gone must be an existing folder"),
+        (["data.source=npz"], r"data.text_encoder requires captions, and data.source \['npz'\] has none"),
         (["flow.text_dim=0", "flow.text_length=0"], "data.text_encoder needs flow.text_dim above 0, got 0"),
         (["data.text_encoder="], "text_encoder must be None or the path of a folder, got ''"),
     ],

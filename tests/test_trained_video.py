@@ -10,7 +10,7 @@ import pytest
 from starflow_jax.core.config import from_json
 from starflow_jax.data.sources.moving_digits import DIRECTIONS
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips
-from starflow_jax.evaluation.video.caption_recognition import centre_of, ink_of
+from starflow_jax.evaluation.video.caption_recognition import ink_centroid, ink_levels
 from starflow_jax.evaluation.video.denoiser_ablation import denoiser_ablation
 from starflow_jax.sampling import generate
 from starflow_jax.training import open_source
@@ -85,6 +85,6 @@ def test_clips_go_where_their_captions_say(config, params):
     directions = list(DIRECTIONS)
     captions = [f"a three moving {direction}" for direction in directions] * 2
     drawn = generate(params, config, jax.random.key(2), captions, frames=3, batch_size=8)
-    moved = centre_of(ink_of(drawn.denoised[:, 2])) - centre_of(ink_of(drawn.denoised[:, 0]))
+    moved = ink_centroid(ink_levels(drawn.denoised[:, 2])) - ink_centroid(ink_levels(drawn.denoised[:, 0]))
     along = [float(step @ np.array(DIRECTIONS[c.split()[-1]])) for step, c in zip(moved, captions, strict=True)]
     assert sum(distance > 1.0 for distance in along) >= 6

@@ -142,7 +142,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint(unstopped, tmp_path):
 
 def test_another_configuration_is_refused_and_changes_nothing(unstopped):
     before = (unstopped / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"another config: config\.seed is 0 there and 1 here"):
+    with pytest.raises(ValueError, match=r"another configuration: config\.seed is 0 in the folder and 1 in this call"):
         run(unstopped, config=dataclasses.replace(CONFIG, seed=1))
     assert (unstopped / "config.json").read_text() == before
 
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, name, kind):
         (tmp_path / name).write_text("")
     else:
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=f"cannot hold a run: {name} is there and is no {kind}"):
+    with pytest.raises(ValueError, match=f"cannot contain a run: {name} exists and is not a {kind}"):
         run(tmp_path)
 
 

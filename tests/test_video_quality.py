@@ -210,7 +210,7 @@ def test_the_command(tmp_path, capsys):
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.md", "frames.csv", "drift.png", "motion.png"}
     shown = capsys.readouterr().out
-    assert "2.00" in shown and "centroid (of one object)" in shown and "of a clip\nthat shows one object" in shown
+    assert "2.00" in shown and "centroid (of one object)" in shown and "\nwhich suits clips of one object" in shown
     assert "centroid (of one object)" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -224,18 +224,18 @@ def test_clips_of_one_name_are_told_apart():
     ("options", "sentence"),
     [
         (["--video", "nowhere.mp4"], "--video nowhere.mp4 does not exist"),
-        (["--video", "a.gif", "--reference", "a.gif", "--reference", "a.gif"], "one for each of 1 videos, got 2"),
+        (["--video", "a.gif", "--reference", "a.gif", "--reference", "a.gif"], "once for each of 1 videos, got 2"),
         (["--video", "a.gif", "--caption", "x", "--caption", "y"], "--caption must be given once"),
-        (["--video", "a.gif", "--held-out", "3"], "--held-out goes with --workdir"),
+        (["--video", "a.gif", "--held-out", "3"], "--held-out requires --workdir"),
         (["--video", "a.gif", "--size", "8by8"], "--size must be ROWSxCOLUMNS"),
         (["--video", "a.gif", "--size", "0x8"], "--size must be ROWSxCOLUMNS"),
-        (["--video", "one.png"], "two frames or more, got 1"),
+        (["--video", "one.png"], "at least two frames, got 1"),
         (["--video", "text.mp4"], "text.mp4 cannot be read"),
         (
             ["--video", "a.gif", "--reference", "small.gif"],
-            "--reference small.gif must be of the size of --video a.gif",
+            "--reference small.gif must have the size of --video a.gif",
         ),
-        (["--video", "a.gif", "--workdir", "empty"], "holds no training run"),
+        (["--video", "a.gif", "--workdir", "empty"], "contains no training run"),
     ],
 )
 def test_the_command_refuses(options, sentence, tmp_path, monkeypatch, capsys):
@@ -276,7 +276,7 @@ def test_vbench_leaves_out_files_of_other_prompts(tmp_path, capsys):
         (tmp_path / f"{name}.txt").write_text("a red bird\n")
     assert read_prompts(tmp_path) == {"color": ("a red bird",)}
     assert main(["vbench", "--workdir", "nowhere", "--prompts", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert f"left out {tmp_path / 'overall.txt'}, which is not called after" in capsys.readouterr().err
+    assert f"skipped {tmp_path / 'overall.txt'}, which is not named after" in capsys.readouterr().err
     (tmp_path / "color.txt").unlink()
     with pytest.raises(ValueError, match=r"called after a dimension .*, got all_dimension.txt"):
         read_prompts(tmp_path)
@@ -299,11 +299,11 @@ def test_vbench_videos_have_noise_of_their_own():
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("color.txt", b"either/or\n", "cannot be a file's name: it holds '/'"),
-        ("color.txt", b"a\x00b\n", "cannot be a file's name"),
-        ("color.txt", b"x" * 300, "makes a file's name of 308 bytes, above 255"),
+        ("color.txt", b"either/or\n", "cannot be a file name: it contains '/'"),
+        ("color.txt", b"a\x00b\n", "cannot be a file name"),
+        ("color.txt", b"x" * 300, "makes a file name of 308 bytes, above 255"),
         ("color.txt", b"\xff\xfe", "must be text in UTF-8"),
-        ("color.txt", b"\n\n", "must hold a prompt, got none"),
+        ("color.txt", b"\n\n", "must contain a prompt, got none"),
         ("colours.txt", b"a red bird\n", "called after a dimension"),
     ],
 )

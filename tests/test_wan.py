@@ -1,4 +1,4 @@
-"""Causal video autoencoders: shapes, scaling, causality, tiles, and what bad input is answered with."""
+"""Causal video autoencoders: shapes, scaling, causality, tiles, and errors for bad input."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from starflow_jax.models.autoencoders.wan.resampling import (
     duplicated,
     squares_to_channels,
 )
-from starflow_jax.sharding.rules import spec_of
+from starflow_jax.sharding.rules import partition_spec
 
 SMALL = WanConfig(
     2,
@@ -191,17 +191,17 @@ def test_tensors_that_do_not_fit_are_named(small):
     again, read = wan22_from_original(tensors, **statistics, temporal_scale=0.6)
     assert again == autoencoder
     assert jax.tree.all(jax.tree.map(np.array_equal, dict(params), dict(read)))
-    with pytest.raises(ValueError, match=r"latents_mean must hold 2 numbers, got 0"):
+    with pytest.raises(ValueError, match=r"latents_mean must contain 2 numbers, got 0"):
         wan22_from_original(tensors)
     with pytest.raises(ValueError, match=r"missing decoder\.head\.2\.bias; unexpected head"):
         wan22_from_original(_renamed(tensors, "decoder.head.2.bias", "head"), **statistics)
-    with pytest.raises(ValueError, match=r"must hold conv2\.weight"):
+    with pytest.raises(ValueError, match=r"must contain conv2\.weight"):
         wan22_from_original(_renamed(tensors, "conv2.weight", "conv3.weight"), **statistics)
     with pytest.raises(ValueError, match=r"conv2\.bias has shape \[1\], expected \[2\]"):
         wan22_from_original({**tensors, "conv2.bias": np.zeros(1, np.float32)}, **statistics)
-    with pytest.raises(ValueError, match=r"conv2\.bias holds numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"conv2\.bias contains numbers that are not finite"):
         wan22_from_original({**tensors, "conv2.bias": np.full(2, np.nan, np.float32)}, **statistics)
-    with pytest.raises(ValueError, match="must hold"):
+    with pytest.raises(ValueError, match="must contain"):
         wan22_from_original({})
 
 
@@ -215,7 +215,7 @@ def _renamed(tensors, old, new):
         ({"_class_name": "AutoencoderKL"}, "_class_name must be 'AutoencoderKLWan', got 'AutoencoderKL'"),
         ({"attn_scales": [0.5]}, "attn_scales must be empty"),
         ({"z_dim": 0}, "channels must be an integer >= 1, got 0"),
-        ({"z_dim": 5}, "latents_mean must hold 5 numbers, got 0"),
+        ({"z_dim": 5}, "latents_mean must contain 5 numbers, got 0"),
         ({"dim_mult": 4}, "dim_mult must be a list, got 4"),
         ({"dim_mult": [1, 2]}, "temporal must be 1 booleans"),
         ({"in_channels": 12}, "must be the same multiple of patch_size"),
@@ -251,7 +251,8 @@ def test_bad_arrays_are_answered(small, shapes_unchecked):
 def test_large_kernels_are_cut_over_a_mesh():
     paths = jax.tree_util.tree_leaves_with_path(WanAutoencoder(SMALL).abstract()[1])
     cut = {
-        "/".join(part.key for part in path): spec_of("/".join(p.key for p in path), leaf.ndim) for path, leaf in paths
+        "/".join(part.key for part in path): partition_spec("/".join(p.key for p in path), leaf.ndim)
+        for path, leaf in paths
     }
     kernels = {path: spec for path, spec in cut.items() if "conv" in path and path.endswith("kernel")}
     assert kernels and all(spec[-1] == "fsdp" for spec in kernels.values())

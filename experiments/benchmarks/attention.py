@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.kernels.attention import Causal, attention
-from starflow_jax.kernels.kernel_choice import target_of
+from starflow_jax.kernels.kernel_choice import device_target
 
 Program = Callable[[], Any]
 
@@ -145,7 +145,7 @@ def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
     programs: dict[str, Program] = {}
     missing: dict[str, str] = {}
     for name, attend in ways(shape).items():
-        if name == "cudnn" and target_of().platform != "gpu":
+        if name == "cudnn" and device_target().platform != "gpu":
             missing[name] = "runs on NVIDIA GPUs only"
             continue
         try:
@@ -232,7 +232,7 @@ def table(results: list[dict[str, Any]]) -> str:
             ])  # fmt: skip
     lines = [text_table(rows), ""]
     reasons = {(way, why) for result in results for way, why in result["missing"].items()}
-    return "\n".join(lines + [f"left out: {way}: {why}" for way, why in sorted(reasons)])
+    return "\n".join(lines + [f"skipped: {way}: {why}" for way, why in sorted(reasons)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    shapes = QUICK if options.quick or target_of().platform == "cpu" else [*TRAINING, *DECODING]
+    shapes = QUICK if options.quick or device_target().platform == "cpu" else [*TRAINING, *DECODING]
     if shapes is QUICK and not options.quick:
         print("no accelerator: small shapes only", file=sys.stderr)
     rounds = 2 if options.quick else options.rounds

@@ -15,10 +15,10 @@ def dense_products(function: Callable, *arguments: Any) -> int:
 
     Products are counted before compilation, including those that a compiler would remove or share.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
+def _count_jaxpr(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -26,5 +26,5 @@ def _of_jaxpr(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(map(_of_jaxpr, jaxprs_in_params(equation.params)))
+        total += turns * sum(map(_count_jaxpr, jaxprs_in_params(equation.params)))
     return total

@@ -66,12 +66,12 @@ class Rate(NamedTuple):
     cpu: float
 
 
-def timed(one: Callable[[], int], seconds: float) -> Rate:
-    """Calls `one`, which returns a number of images, for some seconds."""
-    count, begun, computed = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begun < seconds:
-        count += one()
-    return Rate(count / (time.perf_counter() - begun), 1000 * (time.process_time() - computed) / count)
+def timed(call: Callable[[], int], seconds: float) -> Rate:
+    """Calls `call`, which returns a number of images, for some seconds."""
+    count, start, computed = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < seconds:
+        count += call()
+    return Rate(count / (time.perf_counter() - start), 1000 * (time.process_time() - computed) / count)
 
 
 def measure(folder: Path, paths: list[Path], args: argparse.Namespace) -> dict[str, float]:
@@ -85,7 +85,7 @@ def measure(folder: Path, paths: list[Path], args: argparse.Namespace) -> dict[s
     pool: Executor = ProcessPoolExecutor(args.workers) if args.workers else ThreadPoolExecutor(args.threads)
     parts = itertools.cycle([paths[start : start + _PART] for start in range(0, len(paths), _PART)])
     bare: list[Rate] = []
-    whole: list[Rate] = []
+    pipeline: list[Rate] = []
     try:
         with pool:
             list(itertools.islice(pool.map(decode, paths), 64))
@@ -94,19 +94,19 @@ def measure(folder: Path, paths: list[Path], args: argparse.Namespace) -> dict[s
             for _ in range(args.rounds):
                 bare.append(timed(lambda: len(list(pool.map(decode, next(parts), chunksize=_CHUNK))), args.seconds))
                 next(loader)
-                whole.append(timed(lambda: len(next(loader)["image"]), args.seconds))
+                pipeline.append(timed(lambda: len(next(loader)["image"]), args.seconds))
     finally:
         loader.close()
-    found = {"ratio": statistics.median(b.rate / w.rate for b, w in zip(bare, whole, strict=True))}
-    for kind, rates in (("bare", bare), ("pipeline", whole)):
-        found[kind] = statistics.median(rate.rate for rate in rates)
+    result = {"ratio": statistics.median(b.rate / w.rate for b, w in zip(bare, pipeline, strict=True))}
+    for kind, rates in (("bare", bare), ("pipeline", pipeline)):
+        result[kind] = statistics.median(rate.rate for rate in rates)
         if not args.workers:
-            found[f"{kind}_cpu_ms"] = statistics.median(rate.cpu for rate in rates)
-    return found
+            result[f"{kind}_cpu_ms"] = statistics.median(rate.cpu for rate in rates)
+    return result
 
 
-def _cpu(found: dict[str, float], kind: str) -> str:
-    return f"{found[f'{kind}_cpu_ms']:.2f}" if f"{kind}_cpu_ms" in found else "-"
+def _cpu(result: dict[str, float], kind: str) -> str:
+    return f"{result[f'{kind}_cpu_ms']:.2f}" if f"{kind}_cpu_ms" in result else "-"
 
 
 def main() -> None:
@@ -122,21 +122,21 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         paths = write_images(Path(name), args.images)
-        found = measure(Path(name), paths, args)
+        result = measure(Path(name), paths, args)
     how = f"{args.workers} processes" if args.workers else f"{args.threads} threads"
     rows = [
-        ["256 x 256 from 320 x 400 JPEG", "images/s", "bare / this", "CPU ms an image"],
-        [f"bare decoding, {how}", f"{found['bare']:.0f}", "1", _cpu(found, "bare")],
-        [f"pipeline, {how}", f"{found['pipeline']:.0f}", f"{found['ratio']:.2f}", _cpu(found, "pipeline")],
+        ["256 x 256 from 320 x 400 JPEG", "images/s", "bare / this", "CPU ms per image"],
+        [f"bare decoding, {how}", f"{result['bare']:.0f}", "1", _cpu(result, "bare")],
+        [f"pipeline, {how}", f"{result['pipeline']:.0f}", f"{result['ratio']:.2f}", _cpu(result, "pipeline")],
     ]
     print(text_table(rows))
-    met = found["pipeline"] >= TARGET_RATE or found["ratio"] <= TARGET_RATIO
+    met = result["pipeline"] >= TARGET_RATE or result["ratio"] <= TARGET_RATIO
     print(
         f"{'met' if met else 'missed'}: at least {TARGET_RATE:.0f} images/s, or within {TARGET_RATIO} times of bare "
         "decoding"
     )
     if args.json is not None:
-        write_json(args.json, {**found, "threads": args.threads, "workers": args.workers, "met": met})
+        write_json(args.json, {**result, "threads": args.threads, "workers": args.workers, "met": met})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ A step is what a solver does for every chunk or iteration: the layers on `chunk`
 the Jacobi update (`flows.block`, `kernels.jacobi_update`); many steps run in one compiled loop on the device. A step
 must read all weights and the cache once. "floor" is the time of copying half as many bytes in the same run, which moves
 the same number of bytes. If "of floor" is near 100 %, memory is the limit, and fusing the layers into one kernel cannot
-help. If it is far below, the remaining time divided by the operations that the compiled loop starts ("us an operation")
+help. If it is far below, the remaining time divided by the operations that the compiled loop starts ("us per
+operation")
 is the cost of a launch, which a fused decoding step could save.
 """
 
@@ -63,13 +64,13 @@ def compiled_steps(
         predict, cache = nnx.merge(graph, params).predictor(text, grid, batch)
 
         def step(index, carry):
-            tokens, cache, moved = carry
+            tokens, cache, total = carry
             # Chunks are taken from the end of the sequence, where the cache is longest.
             first = grid.tokens - chunk * (1 + index % max(grid.tokens // (4 * chunk), 1))
             before = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
             prediction, cache = predict(before, first, cache)
             x, sums = prediction.update(before, before, span)
-            return jax.lax.dynamic_update_slice_in_dim(tokens, x, first + 1, axis=1), cache, moved + sums
+            return jax.lax.dynamic_update_slice_in_dim(tokens, x, first + 1, axis=1), cache, total + sums
 
         return jax.lax.fori_loop(0, steps, step, (tokens, cache, jnp.zeros((batch, 2))))[::2]
 
@@ -127,7 +128,7 @@ def measure(config: FlowConfig, batch: int, chunk: int, steps: int, rounds: int)
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The results as text."""
-    rows = [["chunk", "layers", "MB read", "step ms", "floor ms", "of floor", "operations", "us an operation"]]
+    rows = [["chunk", "layers", "MB read", "step ms", "floor ms", "of floor", "operations", "us per operation"]]
     for line in lines:
         rows.append(
             [

@@ -67,17 +67,17 @@ class DenoiserCost:
         batch = {name: jnp.asarray(a) for name, a in next(train_loader(source, config.train.batch_size, 0)).items()}
         x = noisy_pixels(jax.random.key(1), batch["image"], self.levels, config.data)
         text = word_encoder(config).states(batch["text"])
-        state = _moved(init_state(config))
+        state = _perturbed(init_state(config))
         bare = TrainState(state.step, _flow_only(state.params), _flow_only_moments(self.without), None, state.key)
         ema = None if state.ema is None else _flow_only(state.ema)
         bare = bare.replace(ema=ema)
-        given = (state.params, x, text)
+        arguments = (state.params, x, text)
         self.programs: dict[str, tuple[Callable, tuple[Any, ...]]] = {
             "parameters": (self.parameters, (bare.params, x, text)),
             "parameters and input": (self.parameters_and_input, (bare.params, x, text)),
             "second pass": (self.input_alone, (bare.params, x, text)),
-            "denoiser": (self.denoiser, (*given, jnp.zeros_like(x))),
-            "one backward pass, denoiser": (self.together, given),
+            "denoiser": (self.denoiser, (*arguments, jnp.zeros_like(x))),
+            "one backward pass, denoiser": (self.together, arguments),
             "step without": (self.step(self.without), (bare, batch)),
             "step with": (self.step(config), (state, batch)),
         }
@@ -102,8 +102,8 @@ class DenoiserCost:
         """Loss and gradients of the denoiser."""
         definition = abstract(self.config.flow)[0]
 
-        def loss(own):
-            return jnp.mean((merge(definition, {**params, DENOISER: own}).denoiser(x, text) - target) ** 2)
+        def loss(denoiser_params):
+            return jnp.mean((merge(definition, {**params, DENOISER: denoiser_params}).denoiser(x, text) - target) ** 2)
 
         return jax.value_and_grad(loss)(params[DENOISER])
 
@@ -126,12 +126,12 @@ class DenoiserCost:
         return best_seconds(runs, rounds=rounds)
 
 
-def _moved(state: TrainState) -> TrainState:
+def _perturbed(state: TrainState) -> TrainState:
     """Replaces all weights by random ones, because projections start at zero, and products with zeros may be faster."""
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return state.replace(params=jax.tree.unflatten(tree, moved))
+    perturbed = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return state.replace(params=jax.tree.unflatten(tree, perturbed))
 
 
 def _flow_only(params: dict[str, Any]) -> dict[str, Any]:
@@ -144,12 +144,12 @@ def _flow_only_moments(config: ExperimentConfig) -> dict[str, Any]:
 
 def ratios(values: dict[str, float]) -> dict[str, float]:
     """The ratios below the table, of seconds or of products."""
-    own, extra = values["parameters"], values["denoiser"]
+    base, extra = values["parameters"], values["denoiser"]
     return {
-        "input gradient from the same pass / parameters alone": values["parameters and input"] / own,
-        "input gradient from a second pass / parameters alone": (own + values["second pass"]) / own,
-        "training with the denoiser / without": values["one backward pass, denoiser"] / own,
-        "the same with a second pass / without": (own + values["second pass"] + extra) / own,
+        "input gradient from the same pass / parameters alone": values["parameters and input"] / base,
+        "input gradient from a second pass / parameters alone": (base + values["second pass"]) / base,
+        "training with the denoiser / without": values["one backward pass, denoiser"] / base,
+        "the same with a second pass / without": (base + values["second pass"] + extra) / base,
         "whole step with the denoiser / without": values["step with"] / values["step without"],
     }
 

@@ -122,10 +122,10 @@ class FlowBenchmark:
 
     def parallel(self) -> list[dict[str, Any]]:
         """The rows of forward and forward+backward."""
-        given, bare = (self.params, self.x, self.text), (self.weights, self.operands)
+        arguments, bare = (self.params, self.x, self.text), (self.weights, self.operands)
         return [
-            self.line("forward", *compiled(self.forward, *given), self.forward_floor, bare),
-            self.line("forward+backward", *compiled(self.gradients, *given), self.gradients_floor, bare),
+            self.line("forward", *compiled(self.forward, *arguments), self.forward_floor, bare),
+            self.line("forward+backward", *compiled(self.gradients, *arguments), self.gradients_floor, bare),
         ]
 
     def inversion(self, name: str, solver: Sequential | Jacobi, guided: bool) -> dict[str, Any]:
@@ -138,8 +138,8 @@ class FlowBenchmark:
             return inverse(merge(self.definition, params), z, text, solver=solver, guidance=guidance)
 
         run, compile_seconds = compiled(invert, self.params, self.x, self.text)
-        found = run()
-        evaluated = self.evaluated(found, guided)
+        result = run()
+        evaluated = self.evaluated(result, guided)
         keys = jax.random.split(jax.random.key(1), len(evaluated))
         tokens = [
             jax.random.normal(key, (rows, self.config.token_channels))
@@ -148,39 +148,39 @@ class FlowBenchmark:
 
         def floor(weights, tokens):
             return [
-                evaluation_products(weights[place], given, count)
-                for given, (place, _, count) in zip(tokens, evaluated, strict=True)
+                evaluation_products(weights[index], given, count)
+                for given, (index, _, count) in zip(tokens, evaluated, strict=True)
             ]
 
         line = self.line(name, run, compile_seconds, floor, (self.weights, tokens))
-        line["evaluations"] = int(found.evaluations)
-        line["chunks"] = sum(len(report.starts) for report in found.reports)
-        line["converged"] = bool(found.converged)
-        line["tokens"] = sum(int(report.lengths.sum()) for report in found.reports)
+        line["evaluations"] = int(result.evaluations)
+        line["chunks"] = sum(len(report.starts) for report in result.reports)
+        line["converged"] = bool(result.converged)
+        line["tokens"] = sum(int(report.lengths.sum()) for report in result.reports)
         return line
 
-    def evaluated(self, found: Inversion, guided: bool) -> list[tuple[int, int, int]]:
+    def evaluated(self, result: Inversion, guided: bool) -> list[tuple[int, int, int]]:
         """(index among blocks with layers, rows = sequences x tokens, evaluations) of every kind of evaluation."""
         with_layers = [i for i, c in enumerate(self.config.blocks) if c.layers]
         kinds = []
-        for report in found.reports:
-            place = with_layers.index(report.block)
+        for report in result.reports:
+            index = with_layers.index(report.block)
             doubled = guided and (self.config.is_conditioned(report.block))
             at_once = report.tokens // report.evaluations  # constant for each kind of chunk
             for size in np.unique(at_once):
                 count = report.evaluations[at_once == size].sum()
-                kinds.append((place, int(size) * (2 if doubled else 1), int(count)))
+                kinds.append((index, int(size) * (2 if doubled else 1), int(count)))
         return kinds
 
-    def run(self, wanted: str) -> list[dict[str, Any]]:
-        """The rows of every pass whose name contains `wanted`."""
-        lines = self.parallel() if "forward".startswith(wanted) or wanted.startswith("forward") else []
+    def run(self, name_part: str) -> list[dict[str, Any]]:
+        """The rows of every pass whose name contains `name_part`."""
+        lines = self.parallel() if "forward".startswith(name_part) or name_part.startswith("forward") else []
         solvers: list[tuple[str, Sequential | Jacobi]] = [("sequential", Sequential())]
         solvers += [(f"jacobi {size}", Jacobi(block=size)) for size in (16, 32)]
         for name, solver in solvers:
             for guided in (False, True) if self.text is not None else (False,):
                 full = f"{name} guided" if guided else name
-                if wanted in full:
+                if name_part in full:
                     lines.append(self.inversion(full, solver, guided))
         return lines
 
@@ -191,10 +191,10 @@ def table(name: str, lines: list[dict[str, Any]], product: float) -> str:
     titles = ["pass", "flow s", "floor s", "ratio", "compile s", "evaluations"]
     rows = [titles + (["original s, scaled", "original / flow"] if original else [])]
     for line in lines:
-        made = f"{line['evaluations']} in {line['chunks']} chunks" if "chunks" in line else ""
-        made += "" if line.get("converged", True) else " (not converged)"
+        summary = f"{line['evaluations']} in {line['chunks']} chunks" if "chunks" in line else ""
+        summary += "" if line.get("converged", True) else " (not converged)"
         row = [line["pass"], *(f"{line[k]:.3f}" for k in ("seconds", "floor"))]
-        row += [f"{line['ratio']:.2f}", f"{line['compile']:.1f}", made]
+        row += [f"{line['ratio']:.2f}", f"{line['compile']:.1f}", summary]
         if line["pass"] in original:
             line["original"] = original[line["pass"]] * product / _ORIGINAL_PRODUCT
             row += [f"{line['original']:.3f}", f"{line['original'] / line['seconds']:.2f}"]

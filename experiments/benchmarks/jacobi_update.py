@@ -28,7 +28,7 @@ from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.kernel_choice import Target, target_of
+from starflow_jax.kernels.kernel_choice import Target, device_target
 
 
 class Case(NamedTuple):
@@ -82,9 +82,9 @@ def chain(case: Case, target: Target, implementation: Any) -> Callable[..., Any]
     def run(inputs, x, span):
         sums = []
         for out, z in inputs:
-            x, moved = update(out, z, x, span, 1.5, 0)
-            x, moved = jax.lax.optimization_barrier((x, moved))
-            sums.append(moved)
+            x, change = update(out, z, x, span, 1.5, 0)
+            x, change = jax.lax.optimization_barrier((x, change))
+            sums.append(change)
         return x, jnp.stack(sums)
 
     return run
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("rounds", "updates"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be an integer >= 1, got {getattr(options, name)}")
-    target = target_of()
+    target = device_target()
     rounds, updates = (1, 2) if options.quick else (options.rounds, options.updates)
     lines = [measure(case, target, rounds, updates) for case in (QUICK if options.quick else CASES)]
     print(

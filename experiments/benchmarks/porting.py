@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write (default: the system's)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    wanted = entries(abstract(load_config(arguments.config).flow)[1])
-    size = sum(4 * math.prod(entry.torch_shape) for entry in wanted)
+    tensor_entries = entries(abstract(load_config(arguments.config).flow)[1])
+    size = sum(4 * math.prod(entry.torch_shape) for entry in tensor_entries)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "weights.pth"
-        write_tensors(source, wanted, _random(wanted))
+        write_tensors(source, tensor_entries, _random(tensor_entries))
         command = ["port", "--from", str(source), "--config", arguments.config, "--workdir", f"{folder}/run"]
         figures = {
             "starflow port": _measured([sys.executable, "-m", "starflow_jax", *command]),
@@ -57,19 +57,19 @@ def main() -> None:
         }
     rows = [("", "peak memory MiB", "ratio", "seconds", "ratio", "MB/s")]
     base = figures["loaded whole"]
-    for name, own in figures.items():
-        ratios = [f"{own[key] / base[key]:.2f}" for key in ("memory", "seconds")]
-        speed = f"{size / 1e6 / own['seconds']:.0f}"
-        rows.append((name, f"{own['memory'] / 2**20:.0f}", ratios[0], f"{own['seconds']:.1f}", ratios[1], speed))
-    print(f"{arguments.config}: {size / 1e9:.2f} GB in {len(wanted)} tensors\n{text_table(rows)}")
+    for name, row in figures.items():
+        ratios = [f"{row[key] / base[key]:.2f}" for key in ("memory", "seconds")]
+        speed = f"{size / 1e6 / row['seconds']:.0f}"
+        rows.append((name, f"{row['memory'] / 2**20:.0f}", ratios[0], f"{row['seconds']:.1f}", ratios[1], speed))
+    print(f"{arguments.config}: {size / 1e9:.2f} GB in {len(tensor_entries)} tensors\n{text_table(rows)}")
     if arguments.json is not None:
         write_json(arguments.json, {"config": arguments.config, "bytes": size, **figures})
 
 
-def _random(wanted: list[Entry]) -> Iterator[np.ndarray]:
+def _random(tensor_entries: list[Entry]) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal(2**22, dtype=np.float32)
-    for entry in wanted:
+    for entry in tensor_entries:
         yield np.resize(numbers * np.float32(rng.uniform(0.01, 0.03)), entry.torch_shape)
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config import FlowConfig
-from starflow_jax.flows.guidance import AnyGuidance, guidance_of
+from starflow_jax.flows.guidance import AnyGuidance, make_guidance
 from starflow_jax.flows.parameters import Params, initialise
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.solver_measurement import calibrate
 from starflow_jax.training import load_run
 from starflow_jax.training.calibrate_request import CalibrateRequest
-from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, conditions_of, read_calibration
+from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, load_conditions, read_calibration
 
 _SHALLOW = (2, 2, 2, 2, 2)
 _COMMON = {
@@ -81,7 +81,7 @@ class Model:
     @staticmethod
     def guidance(config: FlowConfig, weight: float, cond: jax.Array | None) -> AnyGuidance | None:
         """The guidance that the commands use for this flow and weight."""
-        return guidance_of(config.family, cond, weight) if weight and cond is not None else None
+        return make_guidance(config.family, cond, weight) if weight and cond is not None else None
 
 
 def models_of(options: argparse.Namespace) -> Iterator[Model]:
@@ -97,27 +97,31 @@ def trained(workdir: Path, weight: float | None, target: float) -> Model:
     """A trained run, with its stored calibration if step, weight and target match, else with a new one."""
     config, _, params, step = load_run(workdir)
     weight = config.sample.guidance if weight is None else weight
-    found = read_calibration(workdir, config) if (workdir / CALIBRATION_FILE).is_file() else None
-    if found is None or (found.step, found.guidance, found.target_error) != (step, weight, target):
+    calibration = read_calibration(workdir, config) if (workdir / CALIBRATION_FILE).is_file() else None
+    if calibration is None or (calibration.step, calibration.guidance, calibration.target_error) != (
+        step,
+        weight,
+        target,
+    ):
         request = CalibrateRequest(samples=_SAMPLES, guidance=weight, target_error=target)
-        found = calibrate_run(config, params, request, step=step)
-    cond = conditions_of(config, "test", 16)
-    known = None if cond is None else np.asarray(cond)
-    return Model(config.name, config.flow, params, found.shape, weight, found, known)
+        calibration = calibrate_run(config, params, request, step=step)
+    cond = load_conditions(config, "test", 16)
+    cond_array = None if cond is None else np.asarray(cond)
+    return Model(config.name, config.flow, params, calibration.shape, weight, calibration, cond_array)
 
 
 def random(name: str, config: FlowConfig, target: float) -> Model:
     """A flow with random weights, whose output projections are large enough for solvers to need several iterations."""
     _, params = initialise(config, jax.random.key(0))
-    for place, block in enumerate(params["blocks"].values()):
+    for index, block in enumerate(params["blocks"].values()):
         kernel = block["proj_out"]["kernel"]
-        draws = jax.random.normal(jax.random.key(place), kernel.shape)
+        draws = jax.random.normal(jax.random.key(index), kernel.shape)
         block["proj_out"]["kernel"] = 0.3 * kernel.shape[0] ** -0.5 * draws
     frames = (2 if config.image_size == 4 else 8,) if config.temporal_causal else ()
     shape = (*frames, *config.image_shape, config.channels)
-    known = np.asarray(jax.random.normal(jax.random.key(1), (16, config.text_length, config.text_dim)))
-    cond = jnp.asarray(known[:_SAMPLES])
-    found = calibrate(
+    cond_array = np.asarray(jax.random.normal(jax.random.key(1), (16, config.text_length, config.text_dim)))
+    cond = jnp.asarray(cond_array[:_SAMPLES])
+    calibration = calibrate(
         config,
         params,
         jax.random.normal(jax.random.key(2), (_SAMPLES, *shape)),
@@ -127,4 +131,4 @@ def random(name: str, config: FlowConfig, target: float) -> Model:
         target_error=target,
         rounds=1 if config.image_size == 4 else 3,
     )
-    return Model(name, config, params, shape, _WEIGHT, found, known)
+    return Model(name, config, params, shape, _WEIGHT, calibration, cond_array)

@@ -49,11 +49,11 @@ def plot(path: Path, results: dict[str, Any], target: float) -> None:
                 points = [p for p in line.get("curve", []) if 0 < p["max_error"] < 10]
                 # Single timings are noisy, so every point uses its solver's best time per evaluation.
                 rate = min((p["seconds_once"] / p["depth"] for p in points), default=0.0)
-                places = [p["depth"] * rate if field == "seconds_once" else p["depth"] for p in points]
+                positions = [p["depth"] * rate if field == "seconds_once" else p["depth"] for p in points]
                 if points:
-                    axes.plot(places, [p["max_error"] for p in points], marker=".", label=line["solver"])
-            place = exact["seconds"] if field == "seconds_once" else exact["depth"]
-            axes.axvline(place, color="black", linestyle=":", label="sequential")
+                    axes.plot(positions, [p["max_error"] for p in points], marker=".", label=line["solver"])
+            position = exact["seconds"] if field == "seconds_once" else exact["depth"]
+            axes.axvline(position, color="black", linestyle=":", label="sequential")
             axes.axhline(target, color="grey", linewidth=0.8)
             axes.set(xscale="log", yscale="log", xlabel=words, ylabel="largest relative error", title=name)
             axes.grid(alpha=0.3)

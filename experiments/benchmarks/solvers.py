@@ -50,7 +50,7 @@ from starflow_jax.solvers import (
     gs_jacobi,
     inverse,
     selective,
-    solver_of,
+    solver_for_block,
 )
 from starflow_jax.solvers.automatic.block_solver_choice import auto
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Method
@@ -58,26 +58,26 @@ from starflow_jax.solvers.tolerance import loosened
 
 # Factors of a solver's tolerance that are tried, loosest first.
 _FACTORS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
-_MOST = 1024
+_MAX = 1024
 
 
 def uniform_solvers(model: Model) -> dict[str, AnySolver]:
     """The published solvers, with tolerances that give errors near the target."""
-    count, known = model.config.num_blocks, model.calibration
+    count, calibration = model.config.num_blocks, model.calibration
     starts: dict[int, Any] = {}
-    for found in known.blocks:
-        igm = {measure.start: measure.igm for measure in found.starts if measure.start in ("noise", "zero")}
-        starts[found.block] = min(igm, key=lambda name: igm[name])
-    limit: dict[str, Any] = {"tolerance": 1e-6, "max_iterations": _MOST}
-    tough = {"tough_iterations": _MOST, "other_iterations": _MOST, "tolerance": 1e-6}
+    for block in calibration.blocks:
+        igm = {measure.start: measure.igm for measure in block.starts if measure.start in ("noise", "zero")}
+        starts[block.block] = min(igm, key=lambda name: igm[name])
+    limit: dict[str, Any] = {"tolerance": 1e-6, "max_iterations": _MAX}
+    tough = {"tough_iterations": _MAX, "other_iterations": _MAX, "tolerance": 1e-6}
     return {
         "sequential": Sequential(),
         "jacobi, as released": Jacobi(**limit),
         "jacobi, as in the paper": Jacobi.paper(**limit),
         "selective": selective(count, **limit),
-        "gs-jacobi": gs_jacobi(count, known.ranked()[:1], starts=starts, **tough),
+        "gs-jacobi": gs_jacobi(count, calibration.ranked()[:1], starts=starts, **tough),
         "sliding 64": SlidingJacobi(),
-        "secant": named_solver("secant", model.config, tolerance=1e-6, max_iterations=_MOST),
+        "secant": named_solver("secant", model.config, tolerance=1e-6, max_iterations=_MAX),
     }
 
 
@@ -93,21 +93,21 @@ def attributed_solvers(model: Model) -> dict[str, AnySolver]:
     """Solvers from the released Jacobi schedule to those that `auto` may choose, with one change at a time."""
 
     def every(method: Callable[[BlockCalibration], Method], tolerance: float) -> PerBlock:
-        found = {of: method(of).build(tolerance, of.affine, of.tokens) for of in model.calibration.blocks}
-        by_block = {of.block: solver for of, solver in found.items()}
+        block = {of: method(of).build(tolerance, of.affine, of.tokens) for of in model.calibration.blocks}
+        by_block = {of.block: solver for of, solver in block.items()}
         return PerBlock(tuple(by_block.get(k, Sequential()) for k in range(model.config.num_blocks)))
 
-    def tried(found: BlockCalibration, solver: str) -> Method:
-        return next(trial.method for trial in found.trials if trial.method.solver == solver)
+    def tried(block: BlockCalibration, solver: str) -> Method:
+        return next(trial.method for trial in block.trials if trial.method.solver == solver)
 
-    def window(found: BlockCalibration) -> int:
-        slides = [trial.method.window for trial in found.trials if trial.method.solver == "sliding"]
-        return min(slides, default=found.tokens)
+    def window(block: BlockCalibration) -> int:
+        slides = [trial.method.window for trial in block.trials if trial.method.solver == "sliding"]
+        return min(slides, default=block.tokens)
 
-    def start(found: BlockCalibration):
-        return tried(found, "secant").start
+    def start(block: BlockCalibration):
+        return tried(block, "secant").start
 
-    released = Jacobi(start="noise", tolerance=1e-6, max_iterations=_MOST)
+    released = Jacobi(start="noise", tolerance=1e-6, max_iterations=_MAX)
     return {
         "jacobi, as released, from noise": released,
         "  block: the whole sequence": every(lambda f: Method("jacobi", f.tokens, "noise"), 1e-6),
@@ -135,17 +135,17 @@ class Race:
 
     def program(self, solver: AnySolver) -> tuple[Callable[[float], Inversion], float]:
         """The compiled inverse as a function of the factor of the tolerance, and the compile time in seconds."""
-        begun = time.perf_counter()
-        given = (self.model.params, self.z, self.cond)
-        run = _invert.lower(self.model.config, solver, self.model.weight, *given, jnp.float32(1.0)).compile()
-        seconds = time.perf_counter() - begun
-        return lambda factor: jax.block_until_ready(run(*given, jnp.float32(factor))), seconds
+        start = time.perf_counter()
+        arguments = (self.model.params, self.z, self.cond)
+        run = _invert.lower(self.model.config, solver, self.model.weight, *arguments, jnp.float32(1.0)).compile()
+        seconds = time.perf_counter() - start
+        return lambda factor: jax.block_until_ready(run(*arguments, jnp.float32(factor))), seconds
 
     def errors(self, x: jax.Array) -> np.ndarray:
         """Relative error of every sample with respect to the sequential result."""
         assert self.exact is not None  # the sequential solver runs first
-        apart = (np.asarray(x, np.float64) - self.exact).reshape(self.batch, -1)
-        return np.linalg.norm(apart, axis=1) / np.linalg.norm(self.exact.reshape(self.batch, -1), axis=1)
+        difference = (np.asarray(x, np.float64) - self.exact).reshape(self.batch, -1)
+        return np.linalg.norm(difference, axis=1) / np.linalg.norm(self.exact.reshape(self.batch, -1), axis=1)
 
     def sweep(self, name: str, solver: AnySolver, *, curve: bool) -> tuple[dict[str, Any], Callable[[], Any]]:
         """A row of the table without its seconds, and the run to be timed.
@@ -156,30 +156,30 @@ class Race:
         points = []
         is_exact = isinstance(solver, Sequential)
         # `auto` keeps the tolerance that it chose; it is tightened only if the target is missed.
-        loosest = 1.0 if is_exact or name.startswith("auto") else _FACTORS[0]
+        max_factor = 1.0 if is_exact or name.startswith("auto") else _FACTORS[0]
         for factor in _FACTORS:
-            if factor > loosest and not (curve and not is_exact):
+            if factor > max_factor and not (curve and not is_exact):
                 continue
-            begun = time.perf_counter()
-            found = run(factor)
-            seconds = time.perf_counter() - begun
+            start = time.perf_counter()
+            result = run(factor)
+            seconds = time.perf_counter() - start
             if is_exact:
-                self.exact = np.asarray(found.x, np.float64)
-            errors = self.errors(found.x)
+                self.exact = np.asarray(result.x, np.float64)
+            errors = self.errors(result.x)
             points.append(
                 {
                     "factor": factor,
-                    "depth": int(found.evaluations),
-                    "tokens": int(found.tokens),
+                    "depth": int(result.evaluations),
+                    "tokens": int(result.tokens),
                     "max_error": float(np.nan_to_num(errors.max(), nan=np.inf)),
                     "mean_error": float(np.nan_to_num(errors.mean(), nan=np.inf)),
                     "seconds_once": seconds,
-                    "depth_of_blocks": {str(r.block): int(jnp.sum(r.evaluations)) for r in found.reports},
+                    "depth_of_blocks": {str(r.block): int(jnp.sum(r.evaluations)) for r in result.reports},
                 }
             )
-            if factor <= loosest and points[-1]["max_error"] <= self.target / (10 if curve else 1):
+            if factor <= max_factor and points[-1]["max_error"] <= self.target / (10 if curve else 1):
                 break
-        good = [p for p in points if p["max_error"] <= self.target and p["factor"] <= loosest]
+        good = [p for p in points if p["max_error"] <= self.target and p["factor"] <= max_factor]
         chosen = good[0] if good else points[-1]
         line = {"solver": name, **chosen, "within_target": bool(good), "compile": compile_seconds}
         if curve:
@@ -194,8 +194,8 @@ class Race:
         if isinstance(solver, Sequential):
             return line["depth"]
         if self.deep is None:  # the exact output of the deep block
-            given = (self.model.params, self.z, self.cond, jnp.float32(1.0))
-            self.deep = _invert(self.model.config, Sequential(), self.model.weight, *given).states[1]
+            arguments = (self.model.params, self.z, self.cond, jnp.float32(1.0))
+            self.deep = _invert(self.model.config, Sequential(), self.model.weight, *arguments).states[1]
         shallow = _last_frame(
             self.model.config, solver, self.model.params, self.deep[:, -1:], self.cond, jnp.float32(line["factor"])
         )
@@ -230,8 +230,10 @@ def _last_frame(config, solver: AnySolver, params: Params, x, cond, factor) -> j
     tokens, depth, count = flow.tokens_of(x), jnp.int32(0), config.num_blocks
     for index in reversed(range(count - 1)):
         if not flow.blocks[index].is_identity:
-            own = loosened(solver_of(solver, index, count), factor)
-            task = BlockTask(flow, cond, None, None, index=index, grid=Grid.from_shape(config, x.shape), solver=own)
+            block_solver = loosened(solver_for_block(solver, index, count), factor)
+            task = BlockTask(
+                flow, cond, None, None, index=index, grid=Grid.from_shape(config, x.shape), solver=block_solver
+            )
             tokens, report = task.solve(tokens)
             depth = depth + jnp.sum(report.evaluations)
     return depth
@@ -242,13 +244,13 @@ def measure(
 ) -> dict[str, Any]:
     """Both tables of a model; the second one is empty if `only` selects solvers of the first."""
     lines, attribution = [], []
-    for number, batch in enumerate(batches):
+    for index, batch in enumerate(batches):
         race = Race(model, batch, target)
         solvers = uniform_solvers(model) | auto_solvers(model, batch)
         if only:
             solvers = {name: solver for name, solver in solvers.items() if name in ("sequential", *only)}
-        lines += race.run(solvers, rounds, curve=number == 0)
-        if not number and not only:
+        lines += race.run(solvers, rounds, curve=index == 0)
+        if not index and not only:
             ladder = {"sequential": Sequential(), **attributed_solvers(model), **auto_solvers(model, batch)}
             attribution = race.run(ladder, rounds, curve=False)
     return {

@@ -56,37 +56,37 @@ def measure(params: Params, config: ExperimentConfig, options: dict[str, Any], r
     ways = {"stream, 1 device": devices[:1]} | ({"stream, 2 devices": devices[:2]} if len(devices) > 1 else {})
     best: dict[str, dict[str, float]] = {}
 
-    def note(way: str, first: float, whole: float) -> None:
-        found = best.setdefault(way, {"first_frame": first, "seconds": whole})
-        best[way] = {"first_frame": min(found["first_frame"], first), "seconds": min(found["seconds"], whole)}
+    def note(way: str, first: float, result: float) -> None:
+        entry = best.setdefault(way, {"first_frame": first, "seconds": result})
+        best[way] = {"first_frame": min(entry["first_frame"], first), "seconds": min(entry["seconds"], result)}
 
-    apart = 0.0
-    for number in range(rounds + 1):
-        key = jax.random.key(number)
-        whole = generate(params, config, key, [_CAPTION], **options)
-        if number:
-            note("batch", whole.report.seconds, whole.report.seconds)
-        for way, own in ways.items():
-            videos = stream(params, config, key, [_CAPTION], devices=own, **options)
+    largest = 0.0
+    for index in range(rounds + 1):
+        key = jax.random.key(index)
+        result = generate(params, config, key, [_CAPTION], **options)
+        if index:
+            note("batch", result.report.seconds, result.report.seconds)
+        for way, way_devices in ways.items():
+            videos = stream(params, config, key, [_CAPTION], devices=way_devices, **options)
             denoised = np.stack([frame.denoised for frame in videos], axis=1)
-            apart = max(apart, float(np.abs(denoised - whole.denoised).max()))
-            if number:
+            largest = max(largest, float(np.abs(denoised - result.denoised).max()))
+            if index:
                 report = videos.report
                 assert report.first_frame is not None  # the stream has ended
                 note(way, report.first_frame, report.seconds)
-    frames = whole.videos.shape[1]
+    frames = result.videos.shape[1]
     for figures in best.values():
         figures["frames_per_second"] = frames / figures["seconds"]
         figures["first_frame_gain"] = best["batch"]["first_frame"] / figures["first_frame"]
         figures["rate_gain"] = best["batch"]["seconds"] / figures["seconds"]
-    return {"frames": frames, "largest_difference": apart, "ways": best}
+    return {"frames": frames, "largest_difference": largest, "ways": best}
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as text."""
     rows = [["solver", "way", "first frame s", "earlier by", "frames/s", "faster by"]]
-    for solver, found in results.items():
-        for way, figures in found["ways"].items():
+    for solver, result in results.items():
+        for way, figures in result["ways"].items():
             numbers = [figures["first_frame"], figures["first_frame_gain"]]
             numbers += [figures["frames_per_second"], figures["rate_gain"]]
             formats = ("{:.3f}", "{:.2f}x", "{:.1f}", "{:.2f}x")

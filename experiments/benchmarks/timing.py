@@ -25,11 +25,11 @@ def best_seconds(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict
     shortest of several rounds is the least disturbed one. The first run is not counted.
     """
     best = dict.fromkeys(programs, float("inf"))
-    for number in range(rounds + 1):
+    for index in range(rounds + 1):
         for name, run in programs.items():
             start = time.perf_counter()
             run()
-            if number:
+            if index:
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
 

@@ -26,8 +26,8 @@ from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.attention import Shape, arrays, with_gradient
 from starflow_jax.experiments.benchmarks.timing import best_seconds, compiled
 from starflow_jax.kernels.attention import Causal, attention
-from starflow_jax.kernels.attention.block_sizes import Tiles, chip_of, tiles_for
-from starflow_jax.kernels.kernel_choice import Target, target_of
+from starflow_jax.kernels.attention.block_sizes import Tiles, chip_name, tiles_for
+from starflow_jax.kernels.kernel_choice import Target, device_target
 
 
 def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list[Any]]:
@@ -39,13 +39,13 @@ def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list
         grid = itertools.product((64, 128), (64, 128), (2, 3, 4))
         return default, [default, *(Blocks(q, k, stages, 64, 64, min(stages, 3)) for q, k, stages in grid)]
     most = 128 if interpret else max(128, min(1024, -(-shape.slots // 128) * 128))
-    model = tiles_for(Causal(), shape.queries, shape.slots, shape.heads, shape.dim, 2, chip_of(target.kind))
+    model = tiles_for(Causal(), shape.queries, shape.slots, shape.heads, shape.dim, 2, chip_name(target.kind))
     sizes = sorted({min(size, most) for size in (128, 256, 384, 512, 640, 768, 1024)})
-    tried = [model]
+    candidates_list = [model]
     for size, together in itertools.product(sizes, (1, 2, 4, 8)):
         if size * size * together <= 1024 * 1024 and shape.heads % together == 0:
-            tried.append(Tiles(size, size, together, min(size, 768), min(size, 768), together, model.memory))
-    return model, tried
+            candidates_list.append(Tiles(size, size, together, min(size, 768), min(size, 768), together, model.memory))
+    return model, candidates_list
 
 
 def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("batch", "heads", "dim", "slots", "rounds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    target = Target("tpu", "TPU v5e") if options.interpret else target_of()
+    target = Target("tpu", "TPU v5e") if options.interpret else device_target()
     if target.platform == "cpu":
         parser.error("there is no kernel for CPUs to tune; --interpret shows that this runs")
     shape = Shape("tuned", options.batch, options.heads, options.dim, options.slots, options.slots, True)

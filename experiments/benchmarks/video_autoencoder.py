@@ -43,7 +43,7 @@ from starflow_jax.models.autoencoders.wan.streaming import (
 WAYS = ("whole", "chunks of 1", "chunks of 4")
 
 
-def autoencoder_of(kind: str, width: int) -> WanAutoencoder:
+def make_autoencoder(kind: str, width: int) -> WanAutoencoder:
     """The published architecture with a small width."""
     if kind == "wan21":
         return WanAutoencoder(WanConfig(width=width, decoder_width=width))
@@ -66,7 +66,7 @@ class Coding:
     """
 
     def __init__(self, options: argparse.Namespace):
-        autoencoder = autoencoder_of(options.kind, options.width)
+        autoencoder = make_autoencoder(options.kind, options.width)
         self.params = jax.device_put(jax.tree.map(np.asarray, autoencoder.init(jax.random.key(0))))
         self.given = video(autoencoder, options)
         chunk = 4 if options.way.endswith("4") else 1
@@ -125,19 +125,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident("VmRSS")
     # Only a few values of every frame of the result are kept, so that the result does not affect the memory.
-    kept: list[np.ndarray] = []
-    coding(lambda piece: kept.append(piece[:, :, ::7, ::7].copy()))
+    values: list[np.ndarray] = []
+    coding(lambda piece: values.append(piece[:, :, ::7, ::7].copy()))
     growth = resident("VmHWM") - before
     start = time.perf_counter()
     coding(lambda piece: None)
     seconds = time.perf_counter() - start
-    np.save(options.result, np.concatenate(kept, axis=1))
+    np.save(options.result, np.concatenate(values, axis=1))
     return {"rss_growth_bytes": growth, "compiled_bytes": coding.compiled_bytes, "seconds": seconds}
 
 
 def measure(options: argparse.Namespace, direction: str) -> list[dict[str, Any]]:
     """All measurements of one direction."""
-    found, baseline = [], np.zeros(0)
+    rows, baseline = [], np.zeros(0)
     for way in WAYS:
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.npy"
@@ -149,13 +149,13 @@ def measure(options: argparse.Namespace, direction: str) -> list[dict[str, Any]]
         row = json.loads(printed.splitlines()[-1])
         baseline = values if way == "whole" else baseline
         row["difference"] = float(np.linalg.norm(values - baseline) / np.linalg.norm(baseline))
-        whole = found[0] if found else row
-        row["of_whole_rss"] = row["rss_growth_bytes"] / whole["rss_growth_bytes"]
-        row["of_whole_compiled"] = row["compiled_bytes"] / whole["compiled_bytes"]
-        row["of_whole_seconds"] = row["seconds"] / whole["seconds"]
-        found.append({"direction": direction, "way": way, **row})
+        first_row = rows[0] if rows else row
+        row["of_whole_rss"] = row["rss_growth_bytes"] / first_row["rss_growth_bytes"]
+        row["of_whole_compiled"] = row["compiled_bytes"] / first_row["compiled_bytes"]
+        row["of_whole_seconds"] = row["seconds"] / first_row["seconds"]
+        rows.append({"direction": direction, "way": way, **row})
         print(f"{direction}, {way}: {row['rss_growth_bytes'] / 2**20:.0f} MiB", file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
 def main() -> int:
@@ -176,7 +176,7 @@ def main() -> int:
     if options.quick:
         options.frames, options.size, options.width = 17, (32, 32), 8
     directions = ("decode", "encode") if options.direction is None else (options.direction,)
-    found = [row for direction in directions for row in measure(options, direction)]
+    measurements = [row for direction in directions for row in measure(options, direction)]
     rows = [
         (
             row["direction"],
@@ -189,14 +189,14 @@ def main() -> int:
             f"{row['of_whole_seconds']:.2f}",
             f"{row['difference']:.1e}",
         )
-        for row in found
+        for row in measurements
     ]
     header = ("", "way", "peak growth MiB", "of whole", "compiled MiB", "of whole", "s", "of whole", "difference")
     print(f"{options.kind}, width {options.width}, {options.frames} frames of {options.size[0]} x {options.size[1]}")
     print(text_table([header, *rows]))
     if options.json:
         settings = {name: getattr(options, name) for name in ("kind", "width", "frames")}
-        write_json(options.json, {**settings, "size": list(options.size), "rows": found})
+        write_json(options.json, {**settings, "size": list(options.size), "rows": measurements})
     return 0
 
 

@@ -12,7 +12,7 @@ from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, 
 from starflow_jax.kernels.attention.derivatives import attend
 from starflow_jax.kernels.attention.masks import Visibility
 from starflow_jax.kernels.attention.reference import ReferenceAttention
-from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, Target, choose, target_of
+from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, Target, choose, device_target
 
 
 def attention(
@@ -57,7 +57,7 @@ def attention(
         requires one.
     """
     _check_shapes(query, key, value, layer)
-    target = target_of() if target is None else target
+    target = device_target() if target is None else target
     options = {"tiles": tiles, "precision": precision, "query_chunk": query_chunk, "interpret": interpret}
     call = _describe(query, key, value, visibility, target, Bounds(offset, length, layer), **options)
     name, kernel = _choose(call, implementation)

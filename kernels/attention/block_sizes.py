@@ -86,7 +86,7 @@ class Tiles:
             raise ValueError(f"tiles must have blocks of multiples of {_LANES} and heads >= 1, got {self}")
 
 
-def chip_of(kind: str) -> str:
+def chip_name(kind: str) -> str:
     """The name in `COSTS` of a device of this `jax.Device.device_kind`."""
     return next((chip for start, chip in _KINDS.items() if kind.startswith(start)), DEFAULT_CHIP)
 

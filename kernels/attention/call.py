@@ -140,6 +140,6 @@ class AttentionKernel(Protocol):
         """dq, dk, dv in the shapes and dtypes of query, key and value; `do` is the gradient of the output."""
 
 
-def layer_of(cache: Float[Array, "*layers B k S d"], bounds: Bounds) -> Float[Array, "B k S d"]:
+def select_layer(cache: Float[Array, "*layers B k S d"], bounds: Bounds) -> Float[Array, "B k S d"]:
     """Keys or values [B, k, S, d] of the layer that a call reads."""
     return cache if bounds.layer is None else jax.lax.dynamic_index_in_dim(cache, bounds.layer, keepdims=False)

@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds, Gradients, Residuals, layer_of
+from starflow_jax.kernels.attention.call import (
+    AttentionCall,
+    AttentionKernel,
+    Bounds,
+    Gradients,
+    Residuals,
+    select_layer,
+)
 from starflow_jax.kernels.attention.reference import ReferenceAttention
 
 
@@ -54,7 +61,7 @@ def _attend_forward(
 def _attend_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, cotangents: Any) -> Any:
     query, key, value, out, lse, traced = saved
     bounds = call.bounds(traced)
-    residuals = Residuals(query, layer_of(key, bounds), layer_of(value, bounds), out, lse)
+    residuals = Residuals(query, select_layer(key, bounds), select_layer(value, bounds), out, lse)
     dq, *gradients = _gradients(kernel, call, residuals, cotangents[0], traced)
     if call.stacked:
         gradients = [
@@ -76,7 +83,7 @@ def _gradients(
 
     `out` and `lse` are functions of the others, whose derivatives include the terms through them.
     """
-    return kernel.backward(call, residuals, do, _of_one_layer(call.bounds(traced)))
+    return kernel.backward(call, residuals, do, _single_layer_bounds(call.bounds(traced)))
 
 
 def _gradients_forward(
@@ -91,7 +98,7 @@ def _gradients_forward(
 
 def _gradients_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, cotangents: Any) -> Any:
     residuals, do, traced = saved
-    bounds = _of_one_layer(call.bounds(traced))
+    bounds = _single_layer_bounds(call.bounds(traced))
 
     def reference(
         query: Float[Array, "B h n d"],
@@ -107,7 +114,7 @@ def _gradients_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any
     return Residuals(*by_arrays, *zeros), by_do, None
 
 
-def _of_one_layer(bounds: Bounds) -> Bounds:
+def _single_layer_bounds(bounds: Bounds) -> Bounds:
     return bounds._replace(layer=None)
 
 

@@ -26,7 +26,7 @@ class GPUAttention:
         first, *others = call.dtypes
         if first not in (jnp.bfloat16, jnp.float32) or any(dtype != first for dtype in others):
             dtypes = ", ".join(map(str, call.dtypes))
-            return Support(f"needs bfloat16 or float32 alike, and these are {dtypes}")
+            return Support(f"needs inputs of one dtype, bfloat16 or float32, and these are {dtypes}")
         if call.target.capability != "9.0":
             capability = call.target.capability or "unknown"
             return Support(f"needs a GPU of compute capability 9.0 (Hopper), and this is {capability}")

@@ -196,8 +196,8 @@ def _multiply_queries(call: AttentionCall, refs: _Refs, buffers: _Buffers, worke
         k, v = (buffer.at[stage] for buffer in buffers.streamed)
         p = jnp.exp2(_product(q, k, shape) * LOG2E - lse)
         if masked:
-            base, wanted = block_start(index, first, ahead, block_k, call.num_slots)
-            p = jnp.where(tile_mask(base, wanted, refs.scalars[1], start, end, shape, 0), p, 0.0)
+            base, lowest = block_start(index, first, ahead, block_k, call.num_slots)
+            p = jnp.where(tile_mask(base, lowest, refs.scalars[1], start, end, shape, 0), p, 0.0)
         ds = p * (_product(do, v, shape) - delta)
         dq = _add(dq, ds.astype(refs.k.dtype), k)
         plgpu.barrier_arrive(buffers.free.at[stage])
@@ -249,10 +249,10 @@ def _multiply_keys(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: 
         lse, delta, start, end = _load_rows(buffers, stage, 0)
         p = jnp.exp2(_product(k, q, shape) * LOG2E - jax.lax.broadcast_in_dim(lse * LOG2E, shape, [1]))
         if masked:
-            base, wanted = block_start(index, first, jnp.int32(0), block_q, num_rows)
+            base, lowest = block_start(index, first, jnp.int32(0), block_q, num_rows)
             mask = tile_mask(slot, jnp.int32(0), refs.scalars[1], start, end, shape, 1)
             row = base + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
-            p = jnp.where(mask & (row >= wanted), p, 0.0)
+            p = jnp.where(mask & (row >= lowest), p, 0.0)
         dv = _add(dv, p.astype(dtype), do)
         ds = p * (_product(v, do, shape) - jax.lax.broadcast_in_dim(delta, shape, [1]))
         dk = _add(dk, ds.astype(dtype), q)

@@ -80,15 +80,15 @@ def block_start(step: Any, start: Any, ahead: Any, block: int, slots: int) -> tu
       step: index of the step; the first `ahead` steps visit the blocks from 0 on, later ones those from `start` on.
       block, slots: size of a block, and of the axis.
     """
-    wanted = jnp.where(step < ahead, step, start + step - ahead) * block
-    return jnp.minimum(wanted, slots - block), wanted
+    lowest = jnp.where(step < ahead, step, start + step - ahead) * block
+    return jnp.minimum(lowest, slots - block), lowest
 
 
-def tile_mask(base: Any, wanted: Any, prefix: Any, start: Any, end: Any, shape: tuple[int, int], rows: int) -> Any:
+def tile_mask(base: Any, lowest: Any, prefix: Any, start: Any, end: Any, shape: tuple[int, int], rows: int) -> Any:
     """The mask of a tile of logits in wgmma's layout; `rows` is the axis of the queries."""
     key = base + plgpu.broadcasted_iota(jnp.int32, shape, 1 - rows, layout=plgpu.Layout.WGMMA)
     start, end = (jax.lax.broadcast_in_dim(bound, shape, [rows]) for bound in (start, end))
-    return (((key >= start) & (key < end)) | (key < prefix)) & (key >= wanted)
+    return (((key >= start) & (key < end)) | (key < prefix)) & (key >= lowest)
 
 
 def loop_over_blocks(ranges: Any, tile: Any, step: Any, carry: Any) -> Any:

@@ -160,8 +160,8 @@ def _multiply(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: Any) 
         s = pl.run_scoped(multiply_keys, plgpu.ACC((block_q, block_k), jnp.float32))
         plgpu.barrier_arrive(buffers.k_free.at[stage])
         if masked:
-            base, wanted = block_start(index, first, ahead, block_k, call.num_slots)
-            s = jnp.where(tile_mask(base, wanted, refs.scalars[1], start, end, s.shape, 0), s, MASKED)
+            base, lowest = block_start(index, first, ahead, block_k, call.num_slots)
+            s = jnp.where(tile_mask(base, lowest, refs.scalars[1], start, end, s.shape, 0), s, MASKED)
         # Powers of 2, so that scale and difference are one instruction.
         m_new = jnp.maximum(m, s.max(axis=1) * LOG2E)
         alpha = jnp.exp2(m - m_new)

@@ -90,7 +90,7 @@ class CausalFrames(Visibility):
     attention is local to the frame. All text is visible to text.
 
     Attributes:
-      text: number of text slots, which come first. frame: tokens a frame. window: number of earlier frames.
+      text: number of text slots, which come first. frame: tokens per frame. window: number of earlier frames.
     """
 
     text: int
@@ -116,7 +116,7 @@ class FrameWindow(Visibility):
 
     Attributes:
       text: number of text slots, which come first.
-      frame: tokens a frame.
+      frame: tokens per frame.
       look_ahead: A >= 1. window: R, or None for every earlier frame.
     """
 

@@ -94,14 +94,14 @@ def key_ranges(problem: Problem, ranges: Ranges, rows: int, tile: int, block: in
         # Every key of the tile is visible to all rows from `low_all` to before `high_all`.
         low_all = jnp.searchsorted(end, last, side="right").astype(jnp.int32)
         high_all = jnp.searchsorted(start, first, side="right").astype(jnp.int32)
-        inside = first < ranges.prefix
-        low, high = jnp.where(inside, 0, low), jnp.where(inside, queries, high)
+        starts_in_prefix = first < ranges.prefix
+        low, high = jnp.where(starts_in_prefix, 0, low), jnp.where(starts_in_prefix, queries, high)
         high = jnp.maximum(high, low)
         # If the interval of a row begins inside the prefix, the row sees the prefix and the interval as one range.
         joined = jnp.searchsorted(start, jnp.maximum(first, ranges.prefix), side="right").astype(jnp.int32)
-        high_all = jnp.where(inside, joined, high_all)
-        known = last < ranges.prefix
-        low_all, high_all = jnp.where(known, 0, low_all), jnp.where(known, queries, high_all)
+        high_all = jnp.where(starts_in_prefix, joined, high_all)
+        in_prefix = last < ranges.prefix
+        low_all, high_all = jnp.where(in_prefix, 0, low_all), jnp.where(in_prefix, queries, high_all)
         whole, whole_end = -(-low_all // block), high_all // block
     begin, stop = low // block, -(-high // block)
     steps = jnp.where(high > low, stop - begin, 0)

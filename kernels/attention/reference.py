@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals, layer_of
+from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals, select_layer
 from starflow_jax.kernels.attention.masks import Causal, Full, Visibility
 from starflow_jax.kernels.kernel_choice import Support
 
@@ -139,7 +139,7 @@ class ReferenceAttention:
     ) -> tuple[Float[Array, "B h n d"], None]:
         """See `AttentionKernel`."""
         options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
-        key, value = layer_of(key, bounds), layer_of(value, bounds)
+        key, value = select_layer(key, bounds), select_layer(value, bounds)
         return _bound(call, bounds, **options)(query, key, value), None
 
     def backward(

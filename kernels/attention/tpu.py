@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from starflow_jax.kernels.attention import tpu_backward, tpu_forward
-from starflow_jax.kernels.attention.block_sizes import Tiles, chip_of, tiles_for
+from starflow_jax.kernels.attention.block_sizes import Tiles, chip_name, tiles_for
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.reference import ReferenceAttention
 from starflow_jax.kernels.kernel_choice import Support
@@ -19,7 +19,7 @@ def tpu_support(call: AttentionCall) -> Support:
     first, *others = call.dtypes
     if first not in (jnp.bfloat16, jnp.float32) or any(dtype != first for dtype in others):
         dtypes = ", ".join(map(str, call.dtypes))
-        return Support(f"needs bfloat16 or float32 alike, and these are {dtypes}")
+        return Support(f"needs inputs of one dtype, bfloat16 or float32, and these are {dtypes}")
     if call.head_dim % 16 or call.head_dim > 256:
         return Support(f"needs heads of a multiple of 16 channels, at most 256, and these have {call.head_dim}")
     return Support()
@@ -40,7 +40,7 @@ class TPUAttention:
         if call.tiles is not None:
             return call
         sizes = (call.num_queries, call.num_slots, call.num_heads, call.head_dim, jnp.dtype(call.dtypes[0]).itemsize)
-        return dataclasses.replace(call, tiles=tiles_for(call.rule, *sizes, chip_of(call.target.kind)))
+        return dataclasses.replace(call, tiles=tiles_for(call.rule, *sizes, chip_name(call.target.kind)))
 
     def forward(
         self,

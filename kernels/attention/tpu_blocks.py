@@ -44,13 +44,13 @@ class Heads:
     turns: int
 
     @classmethod
-    def from_counts(cls, heads: int, kv_heads: int, wished: int) -> Heads:
-        """The heads of a step, at most `wished` query heads where the groups allow it."""
+    def from_counts(cls, heads: int, kv_heads: int, max_heads: int) -> Heads:
+        """The heads of a step, at most `max_heads` query heads where the groups allow it."""
         group = heads // kv_heads
-        if wished < group:
-            query_heads = max(n for n in range(1, wished + 1) if group % n == 0)
+        if max_heads < group:
+            query_heads = max(n for n in range(1, max_heads + 1) if group % n == 0)
             return cls(query_heads, 1, group // query_heads)
-        shared = max(n for n in range(1, max(wished // group, 1) + 1) if kv_heads % n == 0)
+        shared = max(n for n in range(1, max(max_heads // group, 1) + 1) if kv_heads % n == 0)
         return cls(shared * group, shared, 1)
 
     @property

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from starflow_jax.kernels.attention.block_sizes import COSTS, chip_of
+from starflow_jax.kernels.attention.block_sizes import COSTS, chip_name
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.reference import ReferenceAttention
 from starflow_jax.kernels.attention.schedule import FIRST, LAST, Problem, schedule
@@ -129,7 +129,7 @@ class TPUDecoding:
 
 
 def _memory(call: AttentionCall) -> int:
-    return COSTS[chip_of(call.target.kind)].memory
+    return COSTS[chip_name(call.target.kind)].memory
 
 
 def _packed(call: AttentionCall) -> int:

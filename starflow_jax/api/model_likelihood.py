@@ -107,13 +107,13 @@ def bits_per_dim(
     check_integer("levels", levels, minimum=2)
     lowest, highest = int(images.min()), int(images.max())
     wrong = lowest if lowest < 0 else highest
-    check(lowest >= 0 and highest < levels, f"images must hold values from 0 to {levels - 1}, got {wrong}")
-    places, key = jnp.arange(len(images)), jax.random.key(seed)
+    check(lowest >= 0 and highest < levels, f"images must contain values from 0 to {levels - 1}, got {wrong}")
+    indices, key = jnp.arange(len(images)), jax.random.key(seed)
     total = np.zeros(len(images))
     for draw in range(draws):
-        x = np.asarray(dequantised(key, jnp.asarray(images), places, draw, levels))
-        known = None if cond is None else np.asarray(cond)
-        total += np.asarray(log_likelihoods(params, config, x, known, batch_size=batch_size), np.float64)
+        x = np.asarray(dequantised(key, jnp.asarray(images), indices, draw, levels))
+        cond_array = None if cond is None else np.asarray(cond)
+        total += np.asarray(log_likelihoods(params, config, x, cond_array, batch_size=batch_size), np.float64)
     return np.asarray(bits.bits_per_dim(total / draws, images[0].size, levels))
 
 

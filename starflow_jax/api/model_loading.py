@@ -26,7 +26,7 @@ def from_pretrained(
       The model.
 
     Raises:
-      ValueError: `path` holds neither a run nor a model folder, or a file in it is damaged or missing.
+      ValueError: `path` contains neither a run nor a model folder, or a file in it is damaged or missing.
     """
     path = Path(path)
     if (path / MODEL_FILE).is_file():

@@ -45,5 +45,5 @@ def sample(
         texts = (captions,) if isinstance(captions, str) else captions
         request = SampleRequest(num=num, captions=None if texts is None else tuple(texts), **fields)
     else:
-        check(num is None and captions is None and not fields, "request goes without other arguments")
+        check(num is None and captions is None and not fields, "request cannot be combined with other arguments")
     return sample_run(run, request)

@@ -88,14 +88,14 @@ def _answer(argv: list[str], others: Others) -> int:
     except CommandError as error:
         return _failed(REFUSED, str(error), others)
     except KeyboardInterrupt as interrupt:
-        how = str(interrupt) or "nothing was written, and the same command starts again"
+        how = str(interrupt) or "nothing was written; the same command starts again"
         return _failed(INTERRUPTED, f"interrupted; {how}", others)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or 0)
     except Exception as error:
         if not others:
             raise
-        others.hear()
+        others.wait_for_cause()
         traceback.print_exc()
         return _failed(BUG, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", others)
     finally:
@@ -104,14 +104,14 @@ def _answer(argv: list[str], others: Others) -> int:
 
 def _failed(code: int, message: str, others: Others) -> int:
     print(f"starflow: {message}", file=sys.stderr, flush=True)
-    others.tell(code, message)
+    others.end(code, message)
     return code
 
 
 def _run(argv: list[str], others: Others) -> int:
     parser, parsers = build_parser()
     if not argv:
-        raise CommandError(f"name a command: {', '.join(COMMANDS)} (see starflow --help)")
+        raise CommandError(f"a command is required: {', '.join(COMMANDS)} (see starflow --help)")
     name = argv[0]
     overrides: list[str] = []
     if not name.startswith("-"):

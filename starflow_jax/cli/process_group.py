@@ -60,12 +60,12 @@ class Others:
             with contextlib.suppress(Exception):
                 self._client.wait_at_barrier(_DONE, int(1000 * _LEAVE_SECONDS))
 
-    def hear(self) -> None:
+    def wait_for_cause(self) -> None:
         """Waits for the error of another process that may have caused that of this one; the thread then ends it."""
         if self:
             time.sleep(4 * _POLL_SECONDS)
 
-    def tell(self, code: int, message: str) -> None:
+    def end(self, code: int, message: str) -> None:
         """Ends the other processes with this exit code and message."""
         self._stopped.set()
         if not self:
@@ -83,7 +83,7 @@ class Others:
             if self._stopped.is_set():
                 return
             sys.stdout.flush()
-            sys.stderr.write(f"starflow: ended with process {process}, which failed: {message}\n")
+            sys.stderr.write(f"starflow: ended because process {process} failed: {message}\n")
             sys.stderr.flush()
             self._leave({self._process, process})
             os._exit(code)

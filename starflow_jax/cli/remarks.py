@@ -20,7 +20,7 @@ def remark(text: str) -> None:
 
 def latents_are_fixed(fields: Sequence[str]) -> str:
     """The message about options of random crops and flips, which have no effect on latents."""
-    return f"data.{' and data.'.join(fields)} changes nothing: latents are of whole pictures, cut about the centre"
+    return f"data.{' and data.'.join(fields)} has no effect: latents are those of whole images, cropped at the centre"
 
 
 def skipped_lines(skipped: Skipped) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
-from starflow_jax.cli.sample_warnings import warn_of
+from starflow_jax.cli.sample_warnings import print_warnings
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.image_requests import ImagePlan, SampledImages
@@ -44,17 +44,17 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
 
     report = result.samples.report
     print(
-        f"{report.images} pictures in {report.seconds:.2f} s, after {report.compile_seconds:.1f} s to compile; "
+        f"{report.images} images in {report.seconds:.2f} s, after {report.compile_seconds:.1f} s to compile; "
         f"{report.evaluations} network evaluations in {report.batches} batches of {report.batch_size}"
     )
     if result.scores is not None:
         print(f"kept: the likeliest {request.keep or 1} of every {request.candidates}")
-    warn_of(report, "pictures", untrained_null=_uses_untrained_null(run, plan))
+    print_warnings(report, "images", untrained_null=_uses_untrained_null(run, plan))
     print(f"written: {arguments.out}")
     if arguments.json is not None:
         figures = {"workdir": str(run.workdir), "out": str(arguments.out), "step": run.step, "seed": request.seed}
         write_json(arguments.json, figures | _figures(plan, result, captions))
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 
@@ -98,7 +98,7 @@ def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | N
     }
     if result.scores is None or candidates is None:
         return figures
-    kept = [
+    kept_samples = [
         {
             "class": int(plan.labels[index]),
             "caption": None if captions is None else captions[row],
@@ -107,7 +107,7 @@ def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | N
         }
         for row, (index, score) in enumerate(zip(result.kept, result.scores, strict=True))
     ]
-    return figures | {"candidates": candidates, "keep": plan.request.keep or 1, "kept": kept}
+    return figures | {"candidates": candidates, "keep": plan.request.keep or 1, "kept": kept_samples}
 
 
 def _write(

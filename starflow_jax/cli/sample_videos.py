@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import REFUSED, sentences
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
-from starflow_jax.cli.sample_warnings import warn_of
+from starflow_jax.cli.sample_warnings import print_warnings
 from starflow_jax.cli.video_files import choose_scale, write_videos
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.media import read_video
-    from starflow_jax.sampling.latent_shapes import autoencoder_of
+    from starflow_jax.sampling.latent_shapes import run_autoencoder
     from starflow_jax.sampling.video_requests import draw_request, plan_request, video_size
     from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
     from starflow_jax.solvers import named_solver
     from starflow_jax.solvers.streaming.pipeline import check_streaming
     from starflow_jax.training.run_calibration import read_calibration
 
-    reading = (autoencoder_of, caption_reader, read_calibration, read_video)
+    reading = (run_autoencoder, caption_reader, read_calibration, read_video)
     with sentences(*reading, named_solver, plan_videos, video_size):
         planned = plan_request(run, request, warn=remark)
     plan = planned.plan
@@ -61,16 +61,16 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
         f"batches of {report.batch_size}"
     )
     if result.streams:
-        print(f"streamed: the first new frame was there after {result.streams[0].first_frame:.3f} s")
+        print(f"streamed: the first new frame was final after {result.streams[0].first_frame:.3f} s")
     if result.scores is not None:
         print(f"kept: the likeliest {planned.keep} of every {planned.each}")
     unconditional = plan.kind.guided or not all(caption.strip() for caption in plan.captions)
-    warn_of(report, "videos", untrained_null=not run.config.data.label_drop and unconditional)
+    print_warnings(report, "videos", untrained_null=not run.config.data.label_drop and unconditional)
     print(f"written: {arguments.out}")
     if arguments.json is not None:
         figures = {"workdir": str(run.workdir), "out": str(arguments.out), "step": run.step, "seed": request.seed}
         write_json(arguments.json, figures | _figures(planned, result, files, rate))
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from starflow_jax.sampling.sampling_report import SampleReport
 
 
-def warn_of(report: SampleReport, what: str, *, untrained_null: bool) -> None:
+def print_warnings(report: SampleReport, what: str, *, untrained_null: bool) -> None:
     """Warns of chunks that did not converge, of values that are not finite, and of an untrained prediction.
 
     Args:
-      report: of the samples; what: the word for the samples, "pictures" or "videos".
+      report: of the samples; what: the word for the samples, "images" or "videos".
       untrained_null: whether the prediction without a condition was used, although it was not trained.
     """
     if not report.converged:
@@ -32,7 +32,7 @@ def warn_of(report: SampleReport, what: str, *, untrained_null: bool) -> None:
         )
     if untrained_null:
         print(
-            "starflow: warning: the model was trained with label_drop 0, so what it does without a condition (of which "
-            "guidance is made, too) is untrained",
+            "starflow: warning: the model was trained with label_drop 0, so its unconditional prediction, which "
+            "guidance uses as well, is untrained",
             file=sys.stderr,
         )

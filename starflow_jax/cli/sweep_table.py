@@ -29,7 +29,7 @@ _EVERY = 0.2  # seconds between updates of the last line
 class Silent:
     """A watcher that prints nothing."""
 
-    def begun(self, cell: Cell, rows: int) -> None:
+    def started(self, cell: Cell, rows: int) -> None:
         """See `sweeps.runner.Watcher`."""
 
     def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
@@ -68,7 +68,7 @@ class Table(Silent):
         ]  # fmt: skip
         self._line(_HEAD)
 
-    def begun(self, cell: Cell, rows: int) -> None:
+    def started(self, cell: Cell, rows: int) -> None:
         """Shows the progress of the cell."""
         self._state(cell, rows, 0.0)
 
@@ -80,7 +80,9 @@ class Table(Silent):
     def done(self, cell: Cell, row: dict[str, Any], *, before: bool) -> None:
         """Adds the row of the cell."""
         self._num_finished += 1
-        values = (_number(row.get(name)) for name in ("bits_per_dim", "example_error", "draw_error", "median_bits"))
+        values = (
+            _format_number(row.get(name)) for name in ("bits_per_dim", "example_error", "draw_error", "median_bits")
+        )
         rate = row.get("tokens_per_second")
         self._line((*self._names(cell), *values, "before" if before else "-" if rate is None else f"{rate:.0f}"))
 
@@ -94,9 +96,9 @@ class Table(Silent):
         self._clear()
 
     def _names(self, cell: Cell) -> tuple[str, ...]:
-        place = f"{self._num_finished}/{self._cells}"
+        progress = f"{self._num_finished}/{self._cells}"
         names = (cell.checkpoint.run, str(cell.checkpoint.step), cell.data.name, str(cell.noise), _condition(cell))
-        return (place, *names)
+        return (progress, *names)
 
     def _line(self, cells: tuple[str, ...]) -> None:
         self._clear()
@@ -129,5 +131,5 @@ def _width(values: Any) -> int:
     return max(len(str(value)) for value in values)
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3e}"

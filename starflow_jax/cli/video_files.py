@@ -22,15 +22,15 @@ _COMFORTABLE_SIDE = 128
 _MAX_SLUG = 60
 
 
-def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], asked: int | None) -> int:
-    """The side in pixels of an enlarged pixel: `asked`, or one that makes a video about 128 pixels wide.
+def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], requested: int | None) -> int:
+    """The side in pixels of an enlarged pixel: `requested`, or one that makes a video about 128 pixels wide.
 
     Raises:
       CommandError: the image or video would be too large.
     """
     if out.suffix == ".npz":
-        if asked is not None:
-            raise CommandError("--scale does not go with --out x.npz, which holds the frames as they are")
+        if requested is not None:
+            raise CommandError("--scale cannot be combined with --out x.npz, which stores unscaled frames")
         return 1
     from starflow_jax.media import grid_columns
 
@@ -41,7 +41,7 @@ def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], aske
         columns = grid_columns(count)
         rows = count // columns
     longest = max(rows * size[0], columns * size[1])
-    scale = asked or max(1, min(_COMFORTABLE_SIDE // max(size), _MAX_SIDE // 2 // longest))
+    scale = requested or max(1, min(_COMFORTABLE_SIDE // max(size), _MAX_SIDE // 2 // longest))
     if scale * longest > _MAX_SIDE:
         raise CommandError(
             f"--out {out} would be {rows * size[0] * scale} x {columns * size[1] * scale} pixels, at most {_MAX_SIDE} "
@@ -51,13 +51,13 @@ def choose_scale(out: Path, count: int, frames: int, size: tuple[int, int], aske
 
 
 def write_videos(
-    out: Path, drawn: Videos, keep: np.ndarray, captions: Sequence[str], *, fps: float, scale: int
+    out: Path, samples: Videos, keep: np.ndarray, captions: Sequence[str], *, fps: float, scale: int
 ) -> list[str]:
     """Writes the videos with indices `keep`, int [m].
 
     Args:
       out: the file, or a folder for one file per video.
-      drawn: all sampled videos.
+      samples: all sampled videos.
       keep: indices of the videos to write.
       captions: the captions of these m videos.
       fps: frames per second.
@@ -69,12 +69,16 @@ def write_videos(
     from starflow_jax.core.atomic_writing import replacing, replacing_folder
     from starflow_jax.media import video_grid, video_strip, write_mp4, write_png, write_video
 
-    videos = drawn.videos[keep]
+    videos = samples.videos[keep]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         with replacing(out) as temporary:
             np.savez_compressed(
-                temporary, video=videos, caption=np.asarray(captions), x=drawn.x[keep], denoised=drawn.denoised[keep]
+                temporary,
+                video=videos,
+                caption=np.asarray(captions),
+                x=samples.x[keep],
+                denoised=samples.denoised[keep],
             )
     elif out.suffix == ".png":
         write_png(out, video_strip(videos), scale=scale)

@@ -46,10 +46,11 @@ class Registry:
         """
 
         def add(implementation: T) -> T:
-            known = self._entries.get(name)
-            if known is not None and _origin(known[0]) != _origin(implementation):
+            existing = self._entries.get(name)
+            if existing is not None and _origin(existing[0]) != _origin(implementation):
                 raise ValueError(
-                    f"{self.kind} {name!r} is registered by {_origin(known[0])}, and again by {_origin(implementation)}"
+                    f"{self.kind} {name!r} is registered by {_origin(existing[0])}, and again by "
+                    f"{_origin(implementation)}"
                 )
             self._entries[name] = (implementation, details)
             return implementation

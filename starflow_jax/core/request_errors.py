@@ -8,7 +8,7 @@ from typing import Any
 
 
 class RequestError(ValueError):
-    """A field of a request has a value that is not allowed, or two fields exclude each other.
+    """A field of a request has a value that is not allowed, or two fields are mutually exclusive.
 
     The message names fields of the request; the command line replaces them by the names of its options.
 

@@ -140,12 +140,12 @@ class Topology:
         """The sets of whole torus axes whose product is the group; one axis of length 2 if there are none."""
         group = -(-group // self.chip.devices)
         sizes = [n for n in self.shape if n > 1]
-        found = []
+        axes_options = []
         for pick in range(1, 2 ** len(sizes)):
-            chosen = tuple(n for place, n in enumerate(sizes) if pick >> place & 1)
+            chosen = tuple(n for i, n in enumerate(sizes) if pick >> i & 1)
             if math.prod(chosen) == group:
-                found.append(chosen)
-        return found or [(2,)]
+                axes_options.append(chosen)
+        return axes_options or [(2,)]
 
 
 def topology(text: str) -> Topology:
@@ -157,7 +157,7 @@ def topology(text: str) -> Topology:
     name, colon, shape = text.strip().lower().partition(":")
     if name not in CHIPS:
         near = difflib.get_close_matches(name, CHIPS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(CHIPS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known chips: {', '.join(CHIPS)}"
         raise ValueError(f"topology must begin with a known chip, got {name!r}; {hint}")
     chip = CHIPS[name]
     example = f"{name}:8x4 (GPUs a node x nodes)" if chip.kind == "gpu" else f"{name}:{'x'.join('4' * chip.axes)}"

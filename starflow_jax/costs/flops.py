@@ -96,7 +96,7 @@ def train_flops(flow: FlowConfig, work: Work) -> int:
     return 3 * sum(part.total for part in forward_parts(flow, work))
 
 
-def work_of(flow: FlowConfig, shape: Sequence[int]) -> Work:
+def shape_work(flow: FlowConfig, shape: Sequence[int]) -> Work:
     """The sizes of a batch of shape [B, H, W, C] or [B, T, H, W, C], with the full text length of the flow."""
     *front, rows, columns, _ = shape
     frames = front[1] if len(front) > 1 else None
@@ -164,8 +164,8 @@ def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfi
     if flow.denoiser is not None:
         options = flow.denoiser
         text = work.text if options.conditional else 0
-        whole = work.frames is None or options.look_ahead is None
-        rule = Full() if whole else FrameWindow(text, work.frame, options.look_ahead or 1, options.window)
+        unrestricted = work.frames is None or options.look_ahead is None
+        rule = Full() if unrestricted else FrameWindow(text, work.frame, options.look_ahead or 1, options.window)
         yield flow.denoiser_transformer, work.batch, text, False, rule
 
 

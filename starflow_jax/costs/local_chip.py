@@ -25,7 +25,7 @@ _KINDS = (
 )
 
 
-def peak_of(devices: Sequence[jax.Device]) -> float | None:
+def local_peak(devices: Sequence[jax.Device]) -> float | None:
     """Total bfloat16 FLOP/s of these devices; None if no published peak is known for their kind."""
     kind = devices[0].device_kind.lower()
     if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # these are slower or coupled differently

@@ -83,7 +83,7 @@ def survey_folder(path: Path) -> FolderSurvey:
             problem = problem or str(error)
             continue
         captions += [texts] if texts else []
-    check(len(sides) > 0, f"data folder {path} holds no image that can be read: {problem}")
+    check(len(sides) > 0, f"data folder {path} contains no readable image: {problem}")
     words: collections.Counter[str] = collections.Counter()
     longest = 0
     for text in (text for texts in captions for text in texts):
@@ -139,7 +139,7 @@ def suggest_config(survey: FolderSurvey, given: Mapping[str, Any] | None = None)
     reasons["data.noise"] = "Gaussian noise on pixels in [-1, 1] makes better samples than uniform dequantisation."
     if conditional:
         data["label_drop"] = 0.1
-        reasons["data.label_drop"] = "One condition in ten is left out, which guidance needs."
+        reasons["data.label_drop"] = "One condition in ten is dropped, which guidance needs."
     sample = {"num": 64, "guidance": 1.0 if conditional else 0.0, "solver": "jacobi", "denoise": "score"}
     reasons["sample.denoise"] = "The training noise is removed by the score of the model."
     values: dict[str, Any] = {"name": survey.path.resolve().name or "images", "flow": flow, "data": data}
@@ -147,7 +147,7 @@ def suggest_config(survey: FolderSurvey, given: Mapping[str, Any] | None = None)
     if condition == "captions":
         vocabulary = survey.words[:MAX_WORDS]
         values["text"] = {"vocabulary": vocabulary}
-        reasons["text"] = f"The {len(vocabulary)} most frequent words of the captions; others are left out."
+        reasons["text"] = f"The {len(vocabulary)} most frequent words of the captions; others are skipped."
     return Suggestion(_merged(values, given), reasons)
 
 
@@ -195,13 +195,13 @@ def _flow(survey: FolderSurvey, given: Mapping[str, Any], condition: str, reason
         (128, 4, 2) if survey.num_images < 2_000 else (256, 6, 4) if survey.num_images < 50_000 else (512, 8, 6)
     )
     width = given.get("width", width)
-    reasons["flow.width"] = f"A model of a size that {survey.num_images} images can train."
+    reasons["flow.width"] = f"The model size is chosen for {survey.num_images} images."
     flow: dict[str, Any] = {"channels": 1 if survey.grey else 3, "image_size": size, "patch_size": patch}
     flow |= {"width": width, "num_blocks": blocks, "layers_per_block": layers}
     flow |= {"head_dim": 64 if width % 64 == 0 else width}
     if survey.num_images < 2_000:
         flow["dropout"] = 0.1
-        reasons["flow.dropout"] = "Few images are learned by heart without dropout."
+        reasons["flow.dropout"] = "So few images would be memorised without dropout."
     if condition != "captions":
         classes = {"num_classes": len(survey.classes)} if condition == "classes" else {}
         return {"family": "tarflow"} | flow | classes
@@ -215,12 +215,12 @@ def _train(survey: FolderSurvey, width: int, given: Mapping[str, Any], reasons: 
     fitting = min(count, 32 if count < 2_000 else 64 if count < 50_000 else 256)
     batch = given.get("batch_size", 2 ** (fitting.bit_length() - 1))
     epochs = 1_000 if count < 2_000 else 300 if count < 50_000 else 100
-    wanted = min(max(epochs * count // batch, 2_000), 300_000)
-    rounding = 10 ** max(len(str(wanted)) - 2, 0)
-    steps = given.get("steps", wanted // rounding * rounding)
-    reasons["train.steps"] = f"Every image is seen about {max(steps * batch // count, 1)} times."
+    num_steps = min(max(epochs * count // batch, 2_000), 300_000)
+    rounding = 10 ** max(len(str(num_steps)) - 2, 0)
+    steps = given.get("steps", num_steps // rounding * rounding)
+    reasons["train.steps"] = f"Training covers every image about {max(steps * batch // count, 1)} times."
     lr = {128: 5e-4, 256: 3e-4}.get(width, 1e-4 if width > 256 else 5e-4)
-    every = max(min(steps // 10, 2_000), 1)
+    interval = max(min(steps // 10, 2_000), 1)
     train: dict[str, Any] = {"steps": steps, "batch_size": batch, "lr": lr, "warmup": steps // 50, "grad_clip": 1.0}
     train |= {"skip_after": None, "ema": 0.999, "log_every": max(min(steps // 20, 100), 1)}
-    return train | {"checkpoint_every": every, "sample_every": every}
+    return train | {"checkpoint_every": interval, "sample_every": interval}

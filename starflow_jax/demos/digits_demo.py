@@ -56,7 +56,7 @@ def claim(out: Path, config: ExperimentConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, got the file {out}")
     if out.is_dir() and any(out.iterdir()) and not (out / RUN_FOLDER).is_dir():
-        raise ValueError(f"out {out} is not empty and holds no demo")
+        raise ValueError(f"out {out} is not empty and contains no demo")
     claim_workdir(out / RUN_FOLDER, config)
 
 
@@ -90,7 +90,7 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
     claim(out, config)
     report = finished_report(out, config)
     if report is not None:
-        say(f"{out} holds this demo, finished; delete it to begin anew.\n")
+        say(f"{out} contains this demo, finished; delete it to start again.\n")
         say(closing(report, out))
         return report
     clock = Clock()
@@ -114,8 +114,8 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
     with clock.phase("the Gaussian baseline"):
         gaussian = fit_class_gaussians(source, seed=config.seed)
         baseline = score_gaussian(gaussian, held_out, key, draws=draws)
-    say("drawing digits")
-    with clock.phase("drawing"):
+    say("sampling digits")
+    with clock.phase("sampling"):
         drawings = _draw(params, config, held_out, out / SAMPLES)
     plot_curves(run, out / CURVES)
 
@@ -202,7 +202,7 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
     return (
         f"{scores_table(report['scores'])}\n\n{_bars(report)}\n\n{seconds_table(report)}\n\n{_drawings(report)}\n\n"
         f"written:\n{paths}\n"
-        f"draw more:\n  starflow sample --workdir {out / RUN_FOLDER} --num 64 --class 7 --out sevens.png"
+        f"sample more:\n  starflow sample --workdir {out / RUN_FOLDER} --num 64 --class 7 --out sevens.png"
     )
 
 
@@ -215,7 +215,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 A flow of {report["parameters"]:,} parameters was trained for {report["steps"]:,} steps on
 {report["train_images"]:,} digits and scored on {report["test_images"]:,} others that were held out.
 
-![real digits and digits drawn by the flow]({SAMPLES})
+![real digits and digits sampled from the flow]({SAMPLES})
 
 ## Scores
 
@@ -235,7 +235,7 @@ time. The baseline is a full-covariance Gaussian mixture for each class ({gaussi
 
 ![curves of the training]({CURVES})
 
-## Drawings
+## Samples
 
 {_drawings(report)}
 
@@ -265,11 +265,11 @@ def seconds_table(report: Mapping[str, Any]) -> str:
     """Wall-clock seconds of every phase as a table."""
     seconds = report["seconds"]
     rows = [("phase", "seconds"), *((name, f"{value:.1f}") for name, value in seconds.items())]
-    return text_table([*rows, ("in all", f"{sum(seconds.values()):.1f}")])
+    return text_table([*rows, ("total", f"{sum(seconds.values()):.1f}")])
 
 
 def _drawings(report: Mapping[str, Any]) -> str:
-    rows = [("pictures", "solver", "network evaluations", "seconds", "compilation", "converged")]
+    rows = [("images", "solver", "network evaluations", "seconds", "compilation", "converged")]
     for name, drawing in report["drawings"].items():
         times = (f"{drawing['seconds']:.2f}", f"{drawing['compile_seconds']:.2f}")
         converged = "yes" if drawing["converged"] else f"no: {len(drawing['unconverged'])} chunks"
@@ -284,17 +284,17 @@ def _resumed(report: Mapping[str, Any]) -> str:
 
 def _draw(params: Params, config: ExperimentConfig, real: ArraySource, path: Path) -> dict[str, Any]:
     """Writes samples.png with one row per class; returns figures of the sampling."""
-    classes, each = real.num_classes, EXAMPLES_A_CLASS
-    labels = np.repeat(np.arange(classes, dtype=np.int32), each)
-    shape = (classes, each, *real.images.shape[1:])
-    examples = np.concatenate([np.resize(np.flatnonzero(real.labels == label), each) for label in range(classes)])
+    classes, per_class = real.num_classes, EXAMPLES_A_CLASS
+    labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
+    shape = (classes, per_class, *real.images.shape[1:])
+    examples = np.concatenate([np.resize(np.flatnonzero(real.labels == label), per_class) for label in range(classes)])
     scaled = np.rint(real.images[examples] * (255.0 / (real.levels - 1))).astype(np.uint8)
     panels = [("real, held out", scaled.reshape(shape))]
-    weights = {"drawn": 0.0}
+    weights = {"sampled": 0.0}
     # Without label dropping in training there is no unconditional model, which guidance needs.
     if config.data.label_drop > 0:
         weight = config.sample.guidance or 1.0
-        weights[f"drawn, guidance {weight:g}"] = weight
+        weights[f"sampled, guidance {weight:g}"] = weight
     drawings = {}
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     for name, weight in weights.items():
@@ -327,6 +327,6 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Times the code inside."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - begun
+        self.seconds[name] = time.perf_counter() - start

@@ -16,7 +16,7 @@ import numpy as np
 from starflow_jax.core.config import ExperimentConfig
 from starflow_jax.data import MovingDigits
 from starflow_jax.data.sources.moving_digits import ARTICLED, DIRECTIONS
-from starflow_jax.evaluation.video.caption_recognition import caption_agreement, centre_of, ink_of, read_digits
+from starflow_jax.evaluation.video.caption_recognition import caption_agreement, ink_centroid, ink_levels, read_digits
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE, prefixed
@@ -78,8 +78,8 @@ def _clips(source: MovingDigits, count: int) -> tuple[np.ndarray, list[str]]:
     return _bytes(clips, source.levels), [source.caption(index) for index in range(count)]
 
 
-def _figures(drawn: Videos) -> dict[str, Any]:
-    report = drawn.report
+def _figures(videos: Videos) -> dict[str, Any]:
+    report = videos.report
     return {
         "videos": report.images,
         "seconds": report.seconds,
@@ -98,10 +98,10 @@ def _from_captions(
     params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
 ) -> Drawing:
     captions = all_captions(repeats)
-    drawn = generate(params, config, key, captions, batch_size=len(captions) // repeats)
+    samples = generate(params, config, key, captions, batch_size=len(captions) // repeats)
     real, real_captions = _clips(source, min(SHOWN, len(source)))
-    agreement = caption_agreement(drawn.denoised, captions)
-    noisy = caption_agreement(drawn.x, captions)
+    agreement = caption_agreement(samples.denoised, captions)
+    noisy = caption_agreement(samples.x, captions)
     # The same measure on real clips is the score of a perfect model.
     all_clips, their_captions = _clips(source, len(source))
     reference = caption_agreement(_signed(all_clips), their_captions)
@@ -110,24 +110,24 @@ def _from_captions(
         "agreement_noisy": noisy.to_dict(),
         "agreement_real": reference.to_dict(),
     }
-    shown = [captions.index(caption) for caption in real_captions]
-    return Drawing("captions", real, shown, drawn, figures | _figures(drawn))
+    columns = [captions.index(caption) for caption in real_captions]
+    return Drawing("captions", real, columns, samples, figures | _figures(samples))
 
 
 def _from_first_frame(
     params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
 ) -> Drawing:
     real, captions = _clips(source, min(SHOWN, len(source)))
-    drawn = generate(params, config, key, captions, prefix=real[:, :1])
-    new = drawn.denoised[:, 1:]
+    samples = generate(params, config, key, captions, prefix=real[:, :1])
+    new = samples.denoised[:, 1:]
     # The digit recognised in the given frame should be recognised in the new frames.
     read = read_digits(_signed(real[:, 0]))
-    kept = float((read_digits(new) == read[:, None]).mean())
+    digit_kept = float((read_digits(new) == read[:, None]).mean())
     # Directions are measured from the given frame on, digits in the new frames only.
     agreement = caption_agreement(new, captions).to_dict()
-    agreement["direction_share"] = caption_agreement(drawn.denoised, captions).direction_share
-    figures = {"agreement": agreement, "digit_kept": kept}
-    return Drawing("first_frame", real, range(len(real)), drawn, figures | _figures(drawn))
+    agreement["direction_share"] = caption_agreement(samples.denoised, captions).direction_share
+    figures = {"agreement": agreement, "digit_kept": digit_kept}
+    return Drawing("first_frame", real, range(len(real)), samples, figures | _figures(samples))
 
 
 def _from_video(
@@ -139,10 +139,10 @@ def _from_video(
     given = given[:, :half]
     truth = np.concatenate([given, 255 - given], axis=1)
     captions = [f"{TRANSLATE} inverted"] * len(given)
-    drawn = generate(params, config, key, captions, prefix=given)
-    error = drawn.denoised[:, half:] - _signed(truth[:, half:])
+    samples = generate(params, config, key, captions, prefix=given)
+    error = samples.denoised[:, half:] - _signed(truth[:, half:])
     figures = {"psnr": float(10 * np.log10(4.0 / np.mean(np.clip(error, -2, 2) ** 2)))}
-    return Drawing("video_to_video", truth, range(len(truth)), drawn, figures | _figures(drawn))
+    return Drawing("video_to_video", truth, range(len(truth)), samples, figures | _figures(samples))
 
 
 def _longer(params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int) -> Drawing:
@@ -150,19 +150,19 @@ def _longer(params: Params, config: ExperimentConfig, source: MovingDigits, key:
     frames = LONGER * config.data.frames
     longer = dataclasses.replace(source, frames=frames, straight_frames=source.straight)
     real, captions = _clips(longer, min(SHOWN, len(source)))
-    kept = max(1, 3 * config.data.frames // 4)
+    num_given = max(1, 3 * config.data.frames // 4)
     captions = [prefixed(caption, EXTEND) for caption in captions]
-    drawn = generate(params, config, key, captions, prefix=real[:, :kept], frames=frames)
-    centres, true_centres = centre_of(ink_of(drawn.denoised)), centre_of(ink_of(_signed(real)))
+    samples = generate(params, config, key, captions, prefix=real[:, :num_given], frames=frames)
+    centres, true_centres = ink_centroid(ink_levels(samples.denoised)), ink_centroid(ink_levels(_signed(real)))
     distance = np.sqrt(np.sum((centres - true_centres) ** 2, axis=-1))
     read = read_digits(_signed(real[:, 0]))
     figures = {
         # Mean distance between the centres of the sampled and the true digit in pixels, frame by frame.
         "distance": [float(value) for value in np.nanmean(distance, axis=0)],
-        "digit_kept": float((read_digits(drawn.denoised[:, kept:]) == read[:, None]).mean()),
-        "given_frames": kept,
+        "digit_kept": float((read_digits(samples.denoised[:, num_given:]) == read[:, None]).mean()),
+        "given_frames": num_given,
     }
-    return Drawing("longer", real, range(len(real)), drawn, figures | _figures(drawn))
+    return Drawing("longer", real, range(len(real)), samples, figures | _figures(samples))
 
 
 def write_drawing(drawing: Drawing, folder: Path) -> list[str]:

@@ -75,7 +75,7 @@ def run_video_demo(
     claim(out, config)
     report = finished_report(out, config, VIDEO_FILES)
     if report is not None:
-        say(f"{out} holds this demo, finished; delete it to begin anew.\n")
+        say(f"{out} contains this demo, finished; delete it to start again.\n")
         say(closing(report, out))
         return report
     clock = Clock()
@@ -99,8 +99,8 @@ def run_video_demo(
     plot_token_maps(out / SURPRISE, scores)
     with clock.phase("denoising"):
         ablation = _ablation(params, config, clips, noise_key)
-    say("drawing")
-    with clock.phase("drawing"):
+    say("sampling")
+    with clock.phase("sampling"):
         drawings = draw_all(params, config, held_out, draw_key, repeats=repeats)
     for drawing in drawings:
         write_drawing(drawing, out)
@@ -148,20 +148,20 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
     paths = "\n".join(f"  {out / name}" for name in VIDEO_FILES)
     return (
         f"{_frames_table(report)}\n\n{denoisers_table(report['denoisers'])}\n\n{_agreement(report)}\n\n{_bars(report)}\n\n"
-        f"{seconds_table(report)}\n\nwritten:\n{paths}\ndraw more:\n"
+        f"{seconds_table(report)}\n\nwritten:\n{paths}\nsample more:\n"
         f'  starflow sample --workdir {out / RUN_FOLDER} --caption "a seven moving left" --frames 24 --out seven.mp4'
     )
 
 
 def _frames_table(report: Mapping[str, Any]) -> str:
     scores = report["scores"]
-    rows = [("frame", "bits/dim", "s.e."), ("all", f"{scores['bits_per_dim']:.4f}", _number(scores["error"]))]
+    rows = [("frame", "bits/dim", "s.e."), ("all", f"{scores['bits_per_dim']:.4f}", _format_number(scores["error"]))]
     for frame, row in enumerate(scores["frames"]):
-        rows.append((str(frame), f"{row['bits_per_dim']:.4f}", _number(row["error"])))
+        rows.append((str(frame), f"{row['bits_per_dim']:.4f}", _format_number(row["error"])))
     return text_table(rows)
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -177,24 +177,25 @@ def _agreement(report: Mapping[str, Any]) -> str:
     drawings = report["drawings"]
     captions = drawings["captions"]
     rows = [("clips", "digit as captioned, frames", "direction as captioned, clips")]
-    judged = (
+    agreements = (
         ("real, held out", captions["agreement_real"]),
-        ("drawn from captions, denoised", captions["agreement"]),
+        ("sampled from captions, denoised", captions["agreement"]),
         ("the same before denoising", captions["agreement_noisy"]),
         ("continued from a first frame", drawings["first_frame"]["agreement"]),
     )
-    for name, shares in judged:
+    for name, shares in agreements:
         rows.append((name, f"{100 * shares['frame_share']:.1f} %", f"{100 * shares['direction_share']:.1f} %"))
     longer = drawings["longer"]
     distance = np.array(longer["distance"][longer["given_frames"] :], float)  # None, where no ink is left, is NaN
     first_kept = 100 * drawings["first_frame"]["digit_kept"]
     return (
         f"{text_table(rows)}\n\n"
-        f"- first frame to video: the given digit is read in {first_kept:.1f} % of new frames\n"
+        f"- first frame to video: the given digit is recognised in {first_kept:.1f} % of new frames\n"
         f"- video to video: {drawings['video_to_video']['psnr']:.1f} dB against the true inverted clip\n"
-        f"- continued to {len(longer['distance'])} frames: the digit is read in {100 * longer['digit_kept']:.1f} % of "
-        f"the new ones; its centre is {np.nanmean(distance[:6]):.1f} pixels from the true one at first, "
-        f"{np.nanmean(distance[-6:]):.1f} at last"
+        f"- continued to {len(longer['distance'])} frames: the digit is recognised in "
+        f"{100 * longer['digit_kept']:.1f} % of the new ones; its centre is "
+        f"{np.nanmean(distance[:6]):.1f} pixels from the true one in the first 6 frames, "
+        f"{np.nanmean(distance[-6:]):.1f} in the last 6"
     )
 
 
@@ -216,22 +217,22 @@ bits/dim of the noisy clips given their captions, each frame given those before 
 
 ![bits/dim against the frame]({FRAMES_PLOT})
 
-![surprise of every token]({SURPRISE})
+![bits/dim of every token]({SURPRISE})
 
 ## Removing the training noise
 
 {denoisers_table(report["denoisers"])}
 
-Of held-out clips with the training noise added, against the clean ones, everything clipped to the range of pixels as
-it is shown (STARFlow-V, arXiv 2511.20462, has such a table: 26.7 dB for flow-score matching, 22.1 dB for the score).
+PSNR and SSIM of held-out clips with the training noise added, against the clean clips, with all values clipped as
+for display (STARFlow-V, arXiv 2511.20462, has such a table: 26.7 dB for flow-score matching, 22.1 dB for the score).
 
-## Drawings
+## Samples
 
 {_agreement(report)}
 
 {_bars(report)}
 
-Each picture: real clips, drawings with the training noise, the same denoised.
+Each animation: real clips, samples with the training noise, the same samples denoised.
 
 {pictures}
 

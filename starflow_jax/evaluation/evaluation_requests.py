@@ -90,17 +90,15 @@ class ScoreRequest(RunRequest):
         _check_integer("context", self.context, 0)
         _check_integer("batch", self.batch, 1)
         if not self.video:
-            require(
-                not self.caption, "{caption} belongs to {video}; clips of the run's data have captions of their own"
-            )
+            require(not self.caption, "{caption} requires {video}; clips of the run's data have their own captions")
             return
         for name in ("split", "num"):
             given = getattr(self, name) is not None
-            require(not given, f"{{{name}}} belongs to clips of the run's data, got {{video}} as well")
+            require(not given, f"{{{name}}} applies only to clips of the run's data, got {{video}} as well")
         count = len(self.caption)
         require(
             count <= 1 or count == len(self.video),
-            "{caption} must be given once or once a {video}, got {0} for {1}",
+            "{caption} must be given once, or once for each {video}, got {0} for {1}",
             count,
             len(self.video),
         )
@@ -138,7 +136,7 @@ class StudyRequest(RunRequest):
         )
         require(
             self.mislabelled + self.damaged <= 1,
-            "{mislabelled} and {damaged} must be at most 1 together, got {0:g} and {1:g}",
+            "{mislabelled} and {damaged} must sum to at most 1, got {0:g} and {1:g}",
             self.mislabelled,
             self.damaged,
         )
@@ -182,12 +180,12 @@ class VideoQualityRequest:
         require(len(self.video) > 0, "{video} must name at least one clip, got none")
         if self.workdir is None:
             for name in ("held_out", "draws", "step"):
-                require(getattr(self, name) is None, f"{{{name}}} goes with {{workdir}}, got none")
-        require(self.real_caption is None or len(self.real) > 0, "{real_caption} goes with {real}, got none")
-        require(self.held_out is None or not self.real, "{held_out} and {real} exclude each other")
+                require(getattr(self, name) is None, f"{{{name}}} requires {{workdir}}, got none")
+        require(self.real_caption is None or len(self.real) > 0, "{real_caption} requires {real}, got none")
+        require(self.held_out is None or not self.real, "{held_out} and {real} are mutually exclusive")
         require(
             self.size is None or self.workdir is None,
-            "{size} does not go with {workdir}, whose clips have a size of their own",
+            "{size} cannot be combined with {workdir}, whose clips have their own size",
         )
 
     @property

@@ -214,4 +214,4 @@ def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: Shape
             actual = "None" if null is None else f"shape {tuple(null.shape)}"
             raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {actual}")
     elif config.family != "tarflow":
-        raise ValueError(f"LinearGuidance belongs to family 'tarflow', got family '{config.family}'")
+        raise ValueError(f"LinearGuidance is only supported by family 'tarflow', got family '{config.family}'")

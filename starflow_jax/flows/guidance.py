@@ -141,7 +141,7 @@ class LinearGuidance:
 AnyGuidance = Guidance | LinearGuidance
 
 
-def guidance_of(
+def make_guidance(
     family: str,
     cond: Shaped[AnyArray, "B *rest"] | None,
     weight: float | Float[Array, ""],

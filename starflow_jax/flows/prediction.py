@@ -16,7 +16,7 @@ from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.guidance import AnyGuidance, doubled
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
-from starflow_jax.kernels.kernel_choice import Implementation, Target, target_of
+from starflow_jax.kernels.kernel_choice import Implementation, Target, device_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.sharding.layout import BATCH, Layout
 
@@ -66,7 +66,7 @@ class Prediction:
     @property
     def target(self) -> Target:
         """The devices that the program is compiled for."""
-        return target_of(None if self.layout is None else self.layout.mesh.devices.flat[0])
+        return device_target(None if self.layout is None else self.layout.mesh.devices.flat[0])
 
     def update(
         self, z: Float[Array, "B n c"], x: Float[Array, "B n c"], span: Int[Array, "B 2"]

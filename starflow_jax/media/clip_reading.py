@@ -43,7 +43,7 @@ def video_facts(path: Path) -> VideoFacts:
         seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
         if not seconds and container.duration:
             seconds = container.duration / 1e6
-        check(0 < fps < 1e4 and 0 < seconds < 1e7, "it does not say how long it is or at how many frames per second")
+        check(0 < fps < 1e4 and 0 < seconds < 1e7, "its duration or frame rate is missing")
         return VideoFacts(stream.height, stream.width, fps, seconds)
 
 
@@ -96,7 +96,7 @@ class _Opened:
         self.file = self.path.open("rb")
         try:
             self.container = av.open(self.file, "r", format=CONTAINERS[self.path.suffix.lower()])
-            check(len(self.container.streams.video) > 0, "it holds no video")
+            check(len(self.container.streams.video) > 0, "it contains no video")
         except BaseException as error:
             self.__exit__(type(error), error)
             raise

@@ -40,7 +40,7 @@ def write_contact_sheet(
             image = _still(pixels)
             grey = image.shape[2] == 1
             axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-            lines = [line for one in text.splitlines() for line in textwrap.wrap(one, _LETTERS)]
+            lines = [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, _LETTERS)]
             axes.text(
                 0.5, -0.04, "\n".join(lines[:7]), transform=axes.transAxes, fontsize=5.5, ha="center", va="top",
                 parse_math=False,

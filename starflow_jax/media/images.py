@@ -61,7 +61,7 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """
     images = np.asarray(images)
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must have shape [n, h, w, c], none of them 0, got {list(images.shape)}.")
+        raise ValueError(f"images must have shape [n, h, w, c], all above 0, got {list(images.shape)}.")
     count, height, width, channels = images.shape
     columns = grid_columns(count) if columns is None else columns
     if columns < 1:

@@ -90,18 +90,18 @@ class _Source:
         if path.is_dir():
             # Sorted by value, so that 10.png follows 9.png.
             files = sorted((p for p in path.iterdir() if p.suffix.lower() == ".png"), key=_natural)
-            check(len(files) > 0, "the folder holds no PNG files")
+            check(len(files) > 0, "the folder contains no PNG files")
             for file in files:
                 yield from self._images(file, animated=False)
         elif not path.is_file():
-            raise ValueError("there is no such file or folder")
+            raise ValueError("no such file or folder")
         elif suffix in CONTAINERS:
             yield from self._container(path, CONTAINERS[suffix])
         elif suffix in _IMAGES:
             yield from self._images(path, animated=True)
         else:
-            known = ", ".join([*CONTAINERS, *_IMAGES])
-            raise ValueError(f"its suffix must be one of {known}, or none for a folder of PNGs, got {suffix!r}")
+            suffixes = ", ".join([*CONTAINERS, *_IMAGES])
+            raise ValueError(f"its suffix must be one of {suffixes}, or none for a folder of PNGs, got {suffix!r}")
 
     def _container(self, path: Path, container_format: str) -> Iterator[np.ndarray]:
         import av  # imported here because its libraries are slow to load
@@ -109,7 +109,7 @@ class _Source:
         try:
             # An open file instead of its name, because FFmpeg interprets some names as protocols.
             with path.open("rb") as file, av.open(file, "r", format=container_format) as container:
-                check(len(container.streams.video) > 0, "it holds no video")
+                check(len(container.streams.video) > 0, "it contains no video")
                 stream = container.streams.video[0]
                 if stream.average_rate:
                     self.fps = float(stream.average_rate)
@@ -160,9 +160,9 @@ def _collect(
         )
         collected.append(frame)
         total += frame.nbytes
-        check(len(collected) <= max_frames, f"it must hold at most {max_frames} frames, got more")
+        check(len(collected) <= max_frames, f"it must contain at most {max_frames} frames, got more")
         check(total <= MAX_CLIP_BYTES, f"its frames must take at most {MAX_CLIP_BYTES} bytes, got more")
-    check(len(collected) > 0, "it holds no frames")
+    check(len(collected) > 0, "it contains no frames")
     widest = max(frame.shape[2] for frame in collected)
     return np.stack([np.broadcast_to(frame, (*frame.shape[:2], widest)) for frame in collected])
 

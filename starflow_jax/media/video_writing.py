@@ -145,7 +145,7 @@ def _checked(videos: np.ndarray, dimensions: int) -> np.ndarray:
     letters = "n, T, H, W, C" if dimensions == 5 else "T, H, W, C"
     check(
         videos.ndim == dimensions and videos.size > 0 and videos.shape[-1] in (1, 3),
-        f"video must be [{letters}] with C of 1 or 3, none of them 0, got {list(videos.shape)}",
+        f"video must be [{letters}] with C of 1 or 3, all above 0, got {list(videos.shape)}",
     )
     return to_uint8(videos)
 

@@ -46,13 +46,15 @@ class PretrainedFolder:
         Raises:
           ValueError: the tensor is missing, has another shape, or holds values that are not finite floats.
         """
-        check(name in self.tensors, f"model {self.path} must hold the tensor {name}, and does not")
+        check(name in self.tensors, f"model {self.path} must contain the tensor {name}, and does not")
         tensor = self.tensors[name]
         check(tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}")
         # The kind of ml_dtypes' bfloat16 is "V".
-        check(tensor.dtype.kind in "fV", f"{name} of {self.path} must hold floating-point numbers, got {tensor.dtype}")
+        check(
+            tensor.dtype.kind in "fV", f"{name} of {self.path} must contain floating-point numbers, got {tensor.dtype}"
+        )
         value = tensor.read()
-        check(bool(np.isfinite(value).all()), f"{name} of {self.path} must hold finite numbers")
+        check(bool(np.isfinite(value).all()), f"{name} of {self.path} must contain finite numbers")
         return value
 
 
@@ -73,8 +75,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: the folder or the file is missing, or the file is not a JSON object.
     """
-    check(path.is_dir(), f"model {path} must be a folder, and is none")
-    check((path / CONFIG_FILE).is_file(), f"model {path} must hold a {CONFIG_FILE}, and does not")
+    check(path.is_dir(), f"model {path} must be an existing folder")
+    check((path / CONFIG_FILE).is_file(), f"model {path} must contain a {CONFIG_FILE}, and does not")
     return read_json(path / CONFIG_FILE)
 
 
@@ -86,7 +88,7 @@ def positive(config: Mapping[str, Any], name: str, default: int | None = None) -
     """
     value = config.get(name, default)
     ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    check(ok, f"{CONFIG_FILE} must give {name} as a whole number above 0, got {value!r}")
+    check(ok, f"{CONFIG_FILE} must give {name} as an integer above 0, got {value!r}")
     return int(value)
 
 
@@ -111,7 +113,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {_line(error)}") from error
-    check(isinstance(value, dict), f"{file} must hold a JSON object, got {type(value).__name__}")
+    check(isinstance(value, dict), f"{file} must contain a JSON object, got {type(value).__name__}")
     return value
 
 

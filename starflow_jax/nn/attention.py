@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
-from starflow_jax.kernels.kernel_choice import Target, target_of
+from starflow_jax.kernels.kernel_choice import Target, device_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -97,7 +97,7 @@ class Attention(nnx.Module):
 
 
 def _target(layout: Layout | None) -> Target:
-    return target_of(None if layout is None else layout.mesh.devices.flat[0])
+    return device_target(None if layout is None else layout.mesh.devices.flat[0])
 
 
 def _by_heads(
@@ -128,8 +128,12 @@ def _by_heads(
     def local(query: jax.Array, key: PRNGKeyArray, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
         return attend(query, key, value, **static, **traced)
 
-    whole = jax.sharding.PartitionSpec()
+    replicated = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(query_spec, key_spec, key_spec, whole), out_specs=query_spec, check_vma=False
+        local,
+        mesh=layout.mesh,
+        in_specs=(query_spec, key_spec, key_spec, replicated),
+        out_specs=query_spec,
+        check_vma=False,
     )
     return mapped(query, key, value, traced)

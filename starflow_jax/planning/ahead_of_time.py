@@ -109,19 +109,19 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
       lowered, topology: the program and its devices.
       arguments: size of the program's arguments on one device, in bytes.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = exceeded(str(error))
-        if found is None:
+        limits = exceeded(str(error))
+        if limits is None:
             raise
-        needed, there = found
-        return Compiled(Memory(arguments, needed - arguments, there), "", time.perf_counter() - begun)
-    seconds = time.perf_counter() - begun
-    said: Any = compiled.memory_analysis()
+        needed, available = limits
+        return Compiled(Memory(arguments, needed - arguments, available), "", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    analysis: Any = compiled.memory_analysis()
     # The compiler compares this figure, which includes the arguments, with the available memory.
-    memory = Memory(arguments, max(float(said.peak_memory_in_bytes) - arguments, 0.0), topology.chip.usable)
+    memory = Memory(arguments, max(float(analysis.peak_memory_in_bytes) - arguments, 0.0), topology.chip.usable)
     return Compiled(memory, compiled.as_text() or "", seconds)
 
 
@@ -134,10 +134,10 @@ def exceeded(message: str) -> tuple[float, float] | None:
         rf"required for HLO temporaries \({size}\) exceeds available HBM \({size}\)",  # includes the arguments
         rf"Used {size} of {size} hbm",
     ):
-        found = re.search(pattern, message)
-        if found:
-            needed, there, *_ = (float(found.group(n)) * _UNITS[found.group(n + 1)] for n in (1, 3))
-            return needed, there
+        match = re.search(pattern, message)
+        if match:
+            needed, available, *_ = (float(match.group(n)) * _UNITS[match.group(n + 1)] for n in (1, 3))
+            return needed, available
     return None
 
 

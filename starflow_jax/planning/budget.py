@@ -22,12 +22,12 @@ from starflow_jax.planning.transfers import Transfer
 
 # Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
 # layer: two norms, query, key, value, the concatenated heads, both branch outputs.
-_KEPT_BRANCHES = 8
+_SAVED_BRANCHES = 8
 # Bytes per attention weight of a chunk of queries: logits and their gradient in float32, weights in bfloat16.
 _BYTES_A_WEIGHT = 10
 _CHUNKS = 16
 # How often one pass over a layer writes or reads each saved activation.
-_TOUCHES = 2
+_ACCESSES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,9 @@ def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: in
     if flow.denoiser is not None:
         transformers.append((False, flow.denoiser.conditional, flow.denoiser_transformer))
     for local, reads_text, c in transformers:
-        inside = local and work.frames is not None
-        slots = (work.frame if inside else work.tokens) + (work.text if reads_text else 0)
-        sequences = rows * (work.frames or 1) if inside else rows
+        per_frame = local and work.frames is not None
+        slots = (work.frame if per_frame else work.tokens) + (work.text if reads_text else 0)
+        sequences = rows * (work.frames or 1) if per_frame else rows
         hidden = c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
         kernels = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + hidden
         yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots)
@@ -98,19 +98,21 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
     parameters = count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
     state = parameters * 4 * (3 + bool(config.train.ema))
     # Gradients of all layers, a second set if gradients are accumulated, and kernels cast to the compute dtype.
-    own = parameters * (4 + 4 * (config.train.accumulate > 1) + 2 * (config.flow.dtype == "bfloat16"))
+    gradients = parameters * (4 + 4 * (config.train.accumulate > 1) + 2 * (config.flow.dtype == "bfloat16"))
     word = 2 if config.flow.dtype == "bfloat16" else 4
     nets = list(networks(config.flow, work, sizes, config.train.accumulate))
     flow = nets[:-1] if config.flow.denoiser is not None else nets
-    kept = [
-        sum(net.tokens * _kept(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
+    residuals = [
+        sum(net.tokens * _saved_values(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
         for group in (flow, nets[len(flow) :])
     ]
     # The TPU kernels do not materialize attention weights in main memory.
     weights = 0.0 if topology.chip.kind == "tpu" and word == 2 else 1.0
-    at_work = max(2 * net.tokens * _kept(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets)
+    at_work = max(
+        2 * net.tokens * _saved_values(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets
+    )
     gathered = max(2 * net.kernels * word / sizes["tensor"] for net in nets)
-    return Memory(state, own + max(kept) + at_work + gathered, topology.chip.usable)
+    return Memory(state, gradients + max(residuals) + at_work + gathered, topology.chip.usable)
 
 
 def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
@@ -123,11 +125,11 @@ def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str
     return Memory(parameters + cache, parameters / 2 + cache / deep.layers, topology.chip.usable)
 
 
-def _kept(net: Layers, remat: str, sizes: dict[str, int]) -> float:
+def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:
     """Number of values that a layer saves per token for its backward pass."""
     c = net.transformer
     hidden = (3 if c.mlp == "gated" else 2) * c.expansion * c.width / sizes["tensor"]
-    branches = _KEPT_BRANCHES * c.width
+    branches = _SAVED_BRANCHES * c.width
     return {
         "block": c.width,
         "attention": 3 * c.width + hidden,
@@ -147,8 +149,8 @@ def _recomputed(config: ExperimentConfig, work: Work) -> float:
     """Ratio of computed to model FLOPs: rematerialized layers, and attention weights, which are always recomputed."""
     parts = forward_parts(config.flow, work)
     dense, attention = sum(p.dense for p in parts), sum(p.attention for p in parts)
-    more = {"block": (1, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
-    extra = dense * more[0] + attention * (more[1] + 1)
+    fractions = {"block": (1, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
+    extra = dense * fractions[0] + attention * (fractions[1] + 1)
     return 1 + extra / (3 * (dense + attention))
 
 
@@ -171,8 +173,8 @@ def _moves(
         yield "all-reduce", ("data",), data, 2 * ring(data, kernels * 4 / fsdp), times
         hidden = net.tokens * c.width * word
         yield "all-reduce", ("tensor",), tensor, 2 * ring(tensor, hidden), 2 * passes * times
-        moved = net.tokens * (2 * c.heads + 2 * c.kv_heads) * c.head_dim * word / tensor
-        yield "all-to-all", ("sequence",), sequence, ring(sequence, moved), passes * times
+        num_values = net.tokens * (2 * c.heads + 2 * c.kv_heads) * c.head_dim * word / tensor
+        yield "all-to-all", ("sequence",), sequence, ring(sequence, num_values), passes * times
 
 
 def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
@@ -183,7 +185,7 @@ def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> flo
     total = 32.0 * count(abstract(flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
     for net in networks(flow, work, sizes, accumulate):
         c = net.transformer
-        values = net.tokens * _kept(net, "none", sizes) * word * _TOUCHES
+        values = net.tokens * _saved_values(net, "none", sizes) * word * _ACCESSES
         heads = c.heads / (sizes["tensor"] * sizes["sequence"])
         logits = net.sequences * heads * net.slots * math.ceil(net.slots / 2) * _BYTES_A_WEIGHT
         kernels = 2 * net.kernels * word / sizes["tensor"]

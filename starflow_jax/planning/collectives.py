@@ -74,7 +74,7 @@ def collectives(hlo_text: str) -> list[Collective]:
     """
     program = parse(hlo_text)
     devices = re.search(r"num_partitions=(\d+)", hlo_text)
-    return list(_found(program, int(devices.group(1)) if devices else 1))
+    return list(_iterate_collectives(program, int(devices.group(1)) if devices else 1))
 
 
 def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ...] | None:
@@ -91,8 +91,8 @@ def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ..
     groups = collective.groups or (tuple(range(count)),)
     along: set[int] = set()
     for group in groups:
-        places = np.stack(np.unravel_index(np.asarray(group), shape))
-        along |= {axis for axis in range(len(shape)) if np.unique(places[axis]).size > 1}
+        coordinates = np.stack(np.unravel_index(np.asarray(group), shape))
+        along |= {axis for axis in range(len(shape)) if np.unique(coordinates[axis]).size > 1}
     product = int(np.prod([shape[axis] for axis in along], dtype=int))
     if collective.kind != "collective-permute" and product != collective.group_size:
         return None
@@ -119,8 +119,8 @@ def replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
         return _mesh_groups(text)
     listed = re.match(r"\{((?:\{[\d,]*\},?)*)\}", text)
     if listed:
-        found = re.findall(r"\{([\d,]+)\}", listed.group(1))
-        return tuple(tuple(int(i) for i in group.split(",")) for group in found)
+        matches = re.findall(r"\{([\d,]+)\}", listed.group(1))
+        return tuple(tuple(int(i) for i in group.split(",")) for group in matches)
     iota = re.match(r"\[(\d+),(\d+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", text)
     if iota:
         return _rows(_iota(iota.group(3).removeprefix("<=")).reshape(int(iota.group(1)), int(iota.group(2))))
@@ -133,29 +133,29 @@ def _rows(table: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 def _iota(text: str) -> np.ndarray:
     """Evaluates `[4,2]T(1,0)`: 0, 1, 2, ... reshaped, transposed and flattened."""
-    found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    assert found is not None  # the caller has matched the pattern
-    shape = [int(size) for size in found.group(1).split(",")]
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert match is not None  # the caller has matched the pattern
+    shape = [int(size) for size in match.group(1).split(",")]
     table = np.arange(int(np.prod(shape))).reshape(shape)
-    if found.group(2):
-        table = table.transpose([int(axis) for axis in found.group(2).split(",")])
+    if match.group(2):
+        table = table.transpose([int(axis) for axis in match.group(2).split(",")])
     return table.reshape(-1)
 
 
 def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? ?\{([^}]*)\}", text)
-    if found is None:
+    match = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? ?\{([^}]*)\}", text)
+    if match is None:
         raise ValueError(f"replica_groups must be lists, an iota or a mesh, got {text[:80]!r}")
-    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match.group(1))}
     count = int(np.prod(list(axes.values()), dtype=int))
     order = np.arange(count)
-    if found.group(2):
-        listed = found.group(2)
+    if match.group(2):
+        listed = match.group(2)
         order = _iota(listed) if listed.startswith("[") else np.asarray([int(i) for i in re.findall(r"\d+", listed)])
     # For a part of an axis, 'a':(before)size, the factors before and after it are not part of the group.
     shape: list[int] = []
     within: list[int] = []
-    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(3))
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match.group(3))
     for name, size in axes.items():
         done = 1
         for before, part in sorted((int(b or 1), int(p or size)) for named, b, p in parts if named == name):
@@ -168,7 +168,7 @@ def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
     return _rows(order.reshape(shape).transpose([*outside, *within]).reshape(-1, members))
 
 
-def _found(program: Program, devices: int) -> Iterator[Collective]:
+def _iterate_collectives(program: Program, devices: int) -> Iterator[Collective]:
     times = program.times()
     started, callers = _started(program), program.callers()
     for computation, lines in program.computations.items():
@@ -176,7 +176,7 @@ def _found(program: Program, devices: int) -> Iterator[Collective]:
             continue
         scattering = "reduce-scatter" in computation or "all-reduce-scatter" in computation
         chained = any("AsyncCollective" in i.attributes for i in lines.values()) or computation.startswith("async_coll")
-        behind = computation in callers and callers[computation][1].opcode.endswith("-start")
+        asynchronous = computation in callers and callers[computation][1].opcode.endswith("-start")
         starts = any("AsyncCollectiveStart" in i.attributes for i in lines.values())
         for instruction in lines.values():
             kind = _kind(instruction.opcode)
@@ -185,13 +185,13 @@ def _found(program: Program, devices: int) -> Iterator[Collective]:
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if chained and not starts and channel and channel.group(1) in started:
                 continue  # a later part of the same transfer
-            yield from _of_instruction(
+            yield from _parse_collective(
                 instruction,
                 "reduce-scatter" if scattering and kind == "all-reduce" else kind,
                 devices,
                 times[computation],
                 computation,
-                overlapped=chained or behind or instruction.opcode.endswith("-start"),
+                overlapped=chained or asynchronous or instruction.opcode.endswith("-start"),
                 sliced=kind == "all-reduce" and not scattering and _is_sliced(program, lines, instruction.name),
             )
 
@@ -212,14 +212,14 @@ def _started(program: Program) -> set[str]:
     return channels
 
 
-def _of_instruction(
+def _parse_collective(
     instruction: Instruction, kind: Kind, devices: int, times: int, computation: str, **flags: bool
 ) -> Iterator[Collective]:
     groups: tuple[tuple[int, ...], ...]
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", instruction.attributes)
-        found = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1)) if pairs else []
-        groups = tuple((int(source), int(target)) for source, target in found)
+        matches = re.findall(r"\{(\d+),(\d+)\}", pairs.group(1)) if pairs else []
+        groups = tuple((int(source), int(target)) for source, target in matches)
         size = 2 if any(len(set(pair)) > 1 for pair in groups) else 1
     else:
         groups = replica_groups(instruction.attributes)
@@ -227,7 +227,7 @@ def _of_instruction(
     if size < 2:
         return
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    for array in _moved(instruction, kind, size):
+    for array in _payload(instruction, kind, size):
         yield Collective(
             kind,
             array.bytes,
@@ -243,20 +243,20 @@ def _of_instruction(
         )
 
 
-def _moved(instruction: Instruction, kind: Kind, size: int) -> tuple[Array, ...]:
+def _payload(instruction: Instruction, kind: Kind, size: int) -> tuple[Array, ...]:
     """The arrays in the sense of `Collective.shape`."""
-    found = instruction.arrays
+    arrays = instruction.arrays
     operands = len(instruction.operands)
-    if instruction.opcode.endswith("-start") and kind != "all-reduce" and len(found) >= 2 * operands:
-        found = found[operands : 2 * operands]  # the tuple holds inputs, outputs, flags
-    if kind == "all-to-all" and len(found) == size > 1:
+    if instruction.opcode.endswith("-start") and kind != "all-reduce" and len(arrays) >= 2 * operands:
+        arrays = arrays[operands : 2 * operands]  # the tuple holds inputs, outputs, flags
+    if kind == "all-to-all" and len(arrays) == size > 1:
         # One part per partner; together the parts are one array.
-        return (Array(found[0].dtype, (size, *found[0].shape)),)
+        return (Array(arrays[0].dtype, (size, *arrays[0].shape)),)
     if kind == "reduce-scatter" and instruction.opcode.startswith("reduce-scatter"):
         dimension = re.search(r"dimensions=\{(\d+)\}", instruction.attributes)
         axis = int(dimension.group(1)) if dimension else 0
-        return tuple(Array(a.dtype, tuple(n * size if i == axis else n for i, n in enumerate(a.shape))) for a in found)
-    return found
+        return tuple(Array(a.dtype, tuple(n * size if i == axis else n for i, n in enumerate(a.shape))) for a in arrays)
+    return arrays
 
 
 def _is_sliced(program: Program, lines: Mapping[str, Instruction], name: str) -> bool:

@@ -67,7 +67,7 @@ class Plan:
 
     def estimate(self, name: str) -> Estimate | None:
         """Returns the estimate of that name, or None."""
-        return next((found for found in self.estimates if found.name == name), None)
+        return next((entry for entry in self.estimates if entry.name == name), None)
 
 
 def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program: ProgramName = "train") -> Plan:
@@ -102,11 +102,13 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         "model_flops": useful,
     }
     if layout is None:
-        found = budget.budget(config, topology, sizes, work, program, useful)
-        return Plan(source="arithmetic", compile_seconds=None, **found, **shared)  # type: ignore[arg-type]
-    made = training_program(config, work, layout) if program == "train" else inverse_program(config, work, layout)
-    trace = made.function.trace(*made.arguments)
-    compiled = compile_ahead(trace.lower(), topology, argument_bytes(made.arrays))
+        estimated = budget.budget(config, topology, sizes, work, program, useful)
+        return Plan(source="arithmetic", compile_seconds=None, **estimated, **shared)  # type: ignore[arg-type]
+    traced_program = (
+        training_program(config, work, layout) if program == "train" else inverse_program(config, work, layout)
+    )
+    trace = traced_program.function.trace(*traced_program.arguments)
+    compiled = compile_ahead(trace.lower(), topology, argument_bytes(traced_program.arrays))
     hardware = traced(trace.jaxpr)
     kernels = 0
     if re.search("attention_(forward|decode)", compiled.text):  # otherwise XLA computes attention as ordinary products
@@ -193,12 +195,12 @@ def largest_batch(
     Returns:
       The plan, and every batch size that was tried with whether it fits.
     """
-    tried: dict[int, Plan] = {}
+    plans: dict[int, Plan] = {}
 
     def fits(multiple: int) -> bool:
-        if multiple not in tried:
-            tried[multiple] = plan_of(multiple * step)
-        return tried[multiple].memory.fits
+        if multiple not in plans:
+            plans[multiple] = plan_of(multiple * step)
+        return plans[multiple].memory.fits
 
     low, high = 0, limit // step + 1
     guess = min(max(start // step, 1), high - 1)
@@ -210,7 +212,7 @@ def largest_batch(
             high = guess
             guess = (low + high) // 2
         guess = min(max(guess, low + 1), high - 1)
-    return tried.get(low), [(multiple * step, plan.memory.fits) for multiple, plan in sorted(tried.items())]
+    return plans.get(low), [(multiple * step, plan.memory.fits) for multiple, plan in sorted(plans.items())]
 
 
 def as_values(plan: Plan) -> dict[str, Any]:

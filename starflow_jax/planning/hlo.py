@@ -70,8 +70,8 @@ class Instruction:
 
     def computation(self, attribute: str) -> str | None:
         """The computation named by an attribute (`calls`, `body`, `condition`, `to_apply`), or None."""
-        found = re.search(rf"\b{attribute}=%?([\w.$-]+)", self.attributes)
-        return found.group(1) if found else None
+        match = re.search(rf"\b{attribute}=%?([\w.$-]+)", self.attributes)
+        return match.group(1) if match else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +105,14 @@ class Program:
 
     def _callees_first(self) -> list[str]:
         order: list[str] = []
-        seen: set[str] = set()
+        visited: set[str] = set()
         stack = [(self.entry, False)]
         while stack:
             name, done = stack.pop()
             if done:
                 order.append(name)
-            elif name not in seen:
-                seen.add(name)
+            elif name not in visited:
+                visited.add(name)
                 stack.append((name, True))
                 stack.extend((callee, False) for callee, _ in self._calls(name))
         return order
@@ -145,9 +145,9 @@ class Program:
 
     def turns(self, loop: Instruction, caller: str) -> int | None:
         """Trip count of a `while`, or None if it is known only at run time."""
-        known = _TRIPS.search(loop.attributes)
-        if known:
-            return int(known.group(1))
+        trips = _TRIPS.search(loop.attributes)
+        if trips:
+            return int(trips.group(1))
         condition = self.computations.get(loop.computation("condition") or "", {})
         root = next((i for i in condition.values() if i.root), None)
         if root is None or root.opcode not in ("compare", "fusion"):
@@ -161,8 +161,8 @@ class Program:
             limits += [i for i in inner.values() if i.opcode == "constant"]
         if len(limits) != 1 or len(counters) != 1 or not re.fullmatch(r"-?\d+", limits[0].literal):
             return None
-        found = re.search(r"index=(\d+)", counters[0].attributes)
-        index = int(found.group(1)) if found else 0
+        match = re.search(r"index=(\d+)", counters[0].attributes)
+        index = int(match.group(1)) if match else 0
         span = int(limits[0].literal) - self._start(loop, caller, index)
         return max(-(-span // self._stride(loop, index)), 0)
 
@@ -224,11 +224,11 @@ def _constant(lines: Mapping[str, Instruction], name: str) -> int | None:
 
 def arrays(type_text: str) -> tuple[Array, ...]:
     """Parses the arrays of an HLO type such as `f32[8,4]{1,0}`, or of a tuple of such types."""
-    found = []
+    result = []
     for dtype, shape, layout in _ARRAY.findall(type_text):
         space = _SPACE.search(layout)
-        found.append(Array(dtype, _shape(shape), int(space.group(1)) if space else 0))
-    return tuple(found)
+        result.append(Array(dtype, _shape(shape), int(space.group(1)) if space else 0))
+    return tuple(result)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -245,13 +245,13 @@ def _instruction(line: str) -> Instruction | None:
     if end <= 0 or opening < 0:
         return None
     closing = _closing(rest, opening)
-    inside = rest[opening + 1 : closing]
+    operands_text = rest[opening + 1 : closing]
     return Instruction(
         head.group(2),
         rest[end:opening].strip(),
-        tuple(_NAME.findall(inside)),
+        tuple(_NAME.findall(operands_text)),
         arrays(rest[:end]),
-        inside,
+        operands_text,
         rest[closing + 1 :],
         bool(head.group(1)),
     )
@@ -260,8 +260,8 @@ def _instruction(line: str) -> Instruction | None:
 def _closing(text: str, opening: int) -> int:
     """Index of the parenthesis that closes the one at `opening`."""
     depth = 0
-    for place in re.finditer(r"[()]", text[opening:]):
-        depth += 1 if place.group() == "(" else -1
+    for match in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if match.group() == "(" else -1
         if depth == 0:
-            return opening + place.start()
+            return opening + match.start()
     return len(text) - 1

@@ -6,9 +6,9 @@ from starflow_jax.core.figures import text_table
 from starflow_jax.planning.estimate import Plan
 
 ESTIMATES = {
-    "hidden": "roofline, kernels and gradients moved beside the products",
-    "exposed": "roofline, nothing beside anything",
-    "compiler": "the compiler's own cycles, collectives as it scheduled them",
+    "hidden": "roofline, kernels and gradient transfers overlapped with matrix products",
+    "exposed": "roofline, no overlap",
+    "compiler": "the compiler's cycle estimate and schedule of collectives",
 }
 
 
@@ -27,32 +27,37 @@ def report(plan: Plan) -> str:
         ["batch", f"{plan.batch} of {shape}" + (f" + {work.text} of text" if work.text else "")],
     ]
     if plan.program == "train":
-        rows.append(["accumulated in parts", str(plan.accumulate)])
-        rows.append(["recomputed in the backward pass", plan.remat])
+        rows.append(["gradient accumulation steps", str(plan.accumulate)])
+        rows.append(["rematerialisation", plan.remat])
     rows += [
-        ["arguments, a device", gib(memory.arguments)],
-        ["temporaries, a device", gib(memory.temporaries)],
-        ["peak of usable", f"{gib(memory.peak)} of {gib(memory.usable)}"],
+        ["arguments per device", gib(memory.arguments)],
+        ["temporaries per device", gib(memory.temporaries)],
+        ["peak of usable memory", f"{gib(memory.peak)} of {gib(memory.usable)}"],
         ["verdict", verdict(plan)],
         ["model FLOPs", f"{plan.model_flops:.3e}"],
         ["computed FLOPs", f"{plan.hardware_flops + plan.kernel_flops:.3e}"],
     ]
     if plan.compile_seconds is not None:
-        rows.append(["compiled in", f"{plan.compile_seconds:.0f} s"])
-        rows += [["with" if not number else "", flag] for number, flag in enumerate(plan.flags.split())]
+        rows.append(["compilation time", f"{plan.compile_seconds:.0f} s"])
+        rows += [["with" if not i else "", flag] for i, flag in enumerate(plan.flags.split())]
     else:
-        rows.append(["source", "arithmetic, not compiled"])
+        rows.append(["source", "formulas, not compiled"])
     tables = [text_table(rows)]
     if plan.transfers:
-        head = ["collectives of a step, a device", "along", "operations", "GB sent", "beside other work"]
+        head = ["collectives per step and device", "along", "operations", "GB sent", "overlapped"]
         tables.append(text_table([head, *(transfer_row(plan, index) for index in range(len(plan.transfers)))]))
     if plan.estimates:
         head = ["estimate", "step s", "MFU", "products s", "attention s", "memory s", "collectives s"]
         lines = []
-        for found in plan.estimates:
-            parts = (found.products, found.kernels, found.memory, found.collectives)
+        for estimate in plan.estimates:
+            parts = (estimate.products, estimate.kernels, estimate.memory, estimate.collectives)
             lines.append(
-                [ESTIMATES[found.name], f"{found.seconds:.4g}", f"{found.mfu:.1%}", *(f"{p:.3g}" for p in parts)]
+                [
+                    ESTIMATES[estimate.name],
+                    f"{estimate.seconds:.4g}",
+                    f"{estimate.mfu:.1%}",
+                    *(f"{p:.3g}" for p in parts),
+                ]
             )
         tables.append(text_table([head, *lines]))
     return "\n\n".join(tables)
@@ -60,10 +65,10 @@ def report(plan: Plan) -> str:
 
 def transfer_row(plan: Plan, index: int) -> list[str]:
     """Formats one row of the table of collectives."""
-    found = plan.transfers[index]
-    axes = "no whole axes" if found.axes is None else " x ".join(found.axes)
-    beside = f"{found.overlapped:.0%}" if plan.source == "compiler" else "-"
-    return [found.kind, axes, str(found.count), f"{found.sent / 1e9:.3g}", beside]
+    transfer = plan.transfers[index]
+    axes = "part of an axis" if transfer.axes is None else " x ".join(transfer.axes)
+    overlapped = f"{transfer.overlapped:.0%}" if plan.source == "compiler" else "-"
+    return [transfer.kind, axes, str(transfer.count), f"{transfer.sent / 1e9:.3g}", overlapped]
 
 
 def short_report(plan: Plan) -> str:

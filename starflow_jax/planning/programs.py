@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.costs.flops import Work
 from starflow_jax.flows.flow import Flow
-from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.models.autoencoders import Autoencoder
@@ -64,7 +64,7 @@ def training_program(config: ExperimentConfig, work: Work, layout: Layout | None
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.batch(leaf.shape, 1))
             for name, leaf in batches.items()
         }
-    state, count = abstract_state(config, layout), _number(layout)
+    state, count = abstract_state(config, layout), _scalar(layout)
     return Program(train_steps, (config, levels, state, batches, count, layout, encoder, text))
 
 
@@ -79,15 +79,15 @@ def _batch(
     frames = () if work.frames is None else (1 + (work.frames - 1) * step,)
     latents = config.data.has_latents
     dtype, levels = (jnp.float32, 0) if latents else (jnp.uint8, 256)
-    found = {
+    batch = {
         "image": jax.ShapeDtypeStruct((1, work.batch, *frames, *shape), dtype),
         "label": jax.ShapeDtypeStruct((1, work.batch), jnp.int32),
     }
     if config.text is not None or (config.data.text_encoder is not None and not latents):
-        found["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text), jnp.int32)
+        batch["text"] = jax.ShapeDtypeStruct((1, work.batch, work.text), jnp.int32)
     elif flow.text_dim:
-        found["text_states"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.float32)
-    return found, levels
+        batch["text_states"] = jax.ShapeDtypeStruct((1, work.batch, work.text, flow.text_dim), jnp.float32)
+    return batch, levels
 
 
 def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
@@ -108,7 +108,7 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
 
     def span(params: Any, cond: jax.Array | None) -> Span:
         model: Flow = merge(definition, params)
-        guidance = guidance_of(flow.family, cond, 1.0)
+        guidance = make_guidance(flow.family, cond, 1.0)
         return Span(model, cond, guidance, None, index, grid, 1, solver)
 
     def begin(params: Any, cond: jax.Array | None, z: jax.Array) -> State:
@@ -125,7 +125,7 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
         state = _spread(state, layout)
         text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
     function = jax.jit(advance, donate_argnums=2)
-    return Program(function, (located(layout, params), text, state, _number(layout)))
+    return Program(function, (located(layout, params), text, state, _scalar(layout)))
 
 
 def _spread(state: State, layout: Layout) -> State:
@@ -139,6 +139,6 @@ def _spread(state: State, layout: Layout) -> State:
     return dataclasses.replace(jax.tree.map(lambda leaf: place(leaf, ()), state), cache=cache)
 
 
-def _number(layout: Layout | None) -> jax.ShapeDtypeStruct:
+def _scalar(layout: Layout | None) -> jax.ShapeDtypeStruct:
     sharding = None if layout is None else layout.whole()
     return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)

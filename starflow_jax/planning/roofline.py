@@ -78,20 +78,22 @@ class Estimate:
     collectives: float
 
 
-def regions(program: Program, found: Iterable[Collective], topology: Topology, mesh: Mapping[str, int]) -> list[Region]:
+def regions(
+    program: Program, collectives: Iterable[Collective], topology: Topology, mesh: Mapping[str, int]
+) -> list[Region]:
     """Splits a program compiled for a TPU into regions, leaving out those without any cost."""
     times = program.times()
     callers = program.callers()
     seconds: dict[str, list[float]] = {}
-    for collective in found:
-        place = collective.computation
-        while place in callers:
-            place = callers[place][0]
-        taken = collective.times * collective.sent / topology.group_bandwidth(collective.group_size)
+    for collective in collectives:
+        computation = collective.computation
+        while computation in callers:
+            computation = callers[computation][0]
+        seconds_taken = collective.times * collective.sent / topology.group_bandwidth(collective.group_size)
         axes = mesh_axes(collective, mesh)
-        parts = seconds.setdefault(place, [0.0] * 4)
-        parts[0 if collective.overlapped else 1] += taken
-        parts[2 if axes is not None and set(axes) <= _HIDEABLE else 3] += taken
+        parts = seconds.setdefault(computation, [0.0] * 4)
+        parts[0 if collective.overlapped else 1] += seconds_taken
+        parts[2 if axes is not None and set(axes) <= _HIDEABLE else 3] += seconds_taken
     weights = {
         name: times.get(name, 0) * sum(_kernel_weight(lines, instruction) for instruction in lines.values())
         for name, lines in program.computations.items()
@@ -101,13 +103,13 @@ def regions(program: Program, found: Iterable[Collective], topology: Topology, m
         if not times.get(name) or name in callers:
             continue
         cycles = sum(_cycles(instruction) for instruction in lines.values())
-        moved = sum(_bytes(program, lines, instruction) for instruction in lines.values())
+        num_bytes = sum(_bytes(program, lines, instruction) for instruction in lines.values())
         clock = topology.chip.clock
         region = Region(
             name,
             times[name] * cycles / clock if clock else 0.0,
             weights[name] / (sum(weights.values()) or 1),
-            float(times[name] * moved),
+            float(times[name] * num_bytes),
             *seconds.get(name, [0.0] * 4),
         )
         if region.cycles or region.bytes or name in seconds:
@@ -137,7 +139,7 @@ def estimates(
     kernels = kernel_flops / (topology.devices * topology.peak * kernel_share(topology, head_dim))
     cycles = sum(part.cycles for part in parts)
     memory = sum(part.bytes for part in parts) / topology.bandwidth
-    moved = sum(part.hideable + part.needed for part in parts)
+    collectives = sum(part.hideable + part.needed for part in parts)
     hidden = exposed = scheduled = 0.0
     for part in parts:
         kernel = kernels * part.kernels
@@ -149,10 +151,10 @@ def estimates(
 
     def estimate(name: str, seconds: float) -> Estimate:
         mfu = model_flops / (seconds * topology.peak * topology.devices) if seconds else 0.0
-        return Estimate(name, seconds, mfu, products, kernels, memory, moved)
+        return Estimate(name, seconds, mfu, products, kernels, memory, collectives)
 
-    found = [estimate("hidden", hidden), estimate("exposed", exposed)]
-    return [*found, estimate("compiler", scheduled)] if cycles else found
+    result = [estimate("hidden", hidden), estimate("exposed", exposed)]
+    return [*result, estimate("compiler", scheduled)] if cycles else result
 
 
 def kernel_share(topology: Topology, head_dim: int) -> float:
@@ -180,8 +182,8 @@ def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -
 
 
 def _cycles(instruction: Instruction) -> int:
-    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-    return int(found.group(1)) if found else 0
+    match = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    return int(match.group(1)) if match else 0
 
 
 def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Instruction) -> int:
@@ -190,25 +192,25 @@ def _bytes(program: Program, lines: Mapping[str, Instruction], instruction: Inst
     if opcode in _NOT_MOVED or opcode.startswith(("all-", "reduce-scatter", "collective-")):
         return 0
     if opcode == "dynamic-slice":
-        return 2 * _own(instruction)
+        return 2 * _num_bytes(instruction)
     if opcode == "dynamic-update-slice":
-        return 2 * _own(lines.get(instruction.operands[1]))
-    reads = [_own(lines.get(name)) for name in instruction.operands]
-    writes = _own(instruction)
+        return 2 * _num_bytes(lines.get(instruction.operands[1]))
+    reads = [_num_bytes(lines.get(name)) for name in instruction.operands]
+    writes = _num_bytes(instruction)
     if _KERNEL in instruction.attributes:
         # The operand may be the cache of all layers, [layers, B, k, d, S]; the kernel reads one layer.
-        reads = [_of_one_layer(lines.get(name)) for name in instruction.operands]
+        reads = [_layer_bytes(lines.get(name)) for name in instruction.operands]
     inner = _fused(program, instruction)
-    for place, size in _slices(program, inner).items():
-        reads[place] = min(reads[place], size)
+    for index, size in _slices(program, inner).items():
+        reads[index] = min(reads[index], size)
     for line in inner.values():
-        whole = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
-        if whole is not None and reads[whole]:
+        operand = _parameter(inner, line.operands[0]) if line.opcode == "dynamic-update-slice" else None
+        if operand is not None and reads[operand]:
             # The update is in place: the rest of the array is not touched.
             update = inner.get(line.operands[1])
             size = update.arrays[0].bytes if update is not None and update.arrays else 0
-            writes -= min(writes, reads[whole]) - size
-            reads[whole] = 0
+            writes -= min(writes, reads[operand]) - size
+            reads[operand] = 0
     return sum(reads) + max(writes, 0)
 
 
@@ -220,29 +222,29 @@ def _fused(program: Program, instruction: Instruction) -> Mapping[str, Instructi
 
 def _parameter(lines: Mapping[str, Instruction], name: str) -> int | None:
     """Index of the parameter that a name refers to, or None if it is not a parameter."""
-    found = lines.get(name)
-    return int(found.literal) if found is not None and found.opcode == "parameter" else None
+    instruction = lines.get(name)
+    return int(instruction.literal) if instruction is not None and instruction.opcode == "parameter" else None
 
 
 def _slices(program: Program, lines: Mapping[str, Instruction]) -> dict[int, int]:
     """Maps each parameter of which a fusion, or a fusion inside it, reads a slice to the bytes of that slice."""
-    found: dict[int, int] = {}
+    slices: dict[int, int] = {}
     for line in lines.values():
         sliced = line.opcode == "dynamic-slice"
         sizes = {0: line.arrays[0].bytes} if sliced else _slices(program, _fused(program, line))
         for operand, size in sizes.items():
-            place = _parameter(lines, line.operands[operand])
-            if place is not None:
-                found[place] = min(size, found.get(place, size))
-    return found
+            index = _parameter(lines, line.operands[operand])
+            if index is not None:
+                slices[index] = min(size, slices.get(index, size))
+    return slices
 
 
-def _of_one_layer(instruction: Instruction | None) -> int:
-    found = _own(instruction)
+def _layer_bytes(instruction: Instruction | None) -> int:
+    num_bytes = _num_bytes(instruction)
     stacked = instruction is not None and instruction.arrays and len(instruction.arrays[0].shape) == 5
-    return found // instruction.arrays[0].shape[0] if instruction is not None and stacked else found
+    return num_bytes // instruction.arrays[0].shape[0] if instruction is not None and stacked else num_bytes
 
 
-def _own(instruction: Instruction | None) -> int:
+def _num_bytes(instruction: Instruction | None) -> int:
     """Bytes of a value in main memory."""
     return 0 if instruction is None else sum(array.bytes for array in instruction.arrays if array.space == 0)

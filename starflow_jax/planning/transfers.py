@@ -24,14 +24,14 @@ class Transfer:
     overlapped: float
 
 
-def transfers(found: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
+def transfers(collectives: list[Collective], sizes: dict[str, int]) -> list[Transfer]:
     """Groups collectives by kind and axes, largest traffic first."""
     groups: dict[tuple[str, tuple[str, ...] | None], list[Collective]] = {}
-    for collective in found:
+    for collective in collectives:
         groups.setdefault((collective.kind, mesh_axes(collective, sizes)), []).append(collective)
     rows = []
     for (kind, axes), members in groups.items():
         sent = sum(c.sent * c.times for c in members)
-        beside = sum(c.sent * c.times for c in members if c.overlapped)
-        rows.append(Transfer(kind, axes, sum(c.times for c in members), sent, beside / sent if sent else 0.0))
+        overlapped = sum(c.sent * c.times for c in members if c.overlapped)
+        rows.append(Transfer(kind, axes, sum(c.times for c in members), sent, overlapped / sent if sent else 0.0))
     return sorted(rows, key=lambda row: -row.sent)

@@ -65,9 +65,9 @@ class Fit:
 
     def lines(self, most: int = 400) -> list[str]:
         """Lines of the report, at most `most` and a count of the rest."""
-        found = [*self.contradictions, *(str(misfit) for misfit in self.misfits)]
-        rest = len(found) - most
-        return found[:most] + ([f"and {rest} more"] if rest > 0 else [])
+        messages = [*self.contradictions, *(str(misfit) for misfit in self.misfits)]
+        rest = len(messages) - most
+        return messages[:most] + ([f"and {rest} more"] if rest > 0 else [])
 
 
 def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: FlowConfig) -> Fit:
@@ -86,8 +86,8 @@ def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: Flo
             misfits.append(Misfit("shape", entry.name, entry.path, str(tensor.shape), str(entry.torch_shape)))
         elif tensor.dtype.name not in _EXACT:
             misfits.append(Misfit("type", entry.name, entry.path, tensor.dtype.name, " or ".join(_EXACT)))
-    known = {entry.name for entry in entries}
-    extra = [name for name in tensors if name not in known]
+    names = {entry.name for entry in entries}
+    extra = [name for name in tensors if name not in names]
     ignored = tuple(sorted(name for name in extra if is_ignored(name)))
     unexpected = sorted(set(extra) - set(ignored))
     misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]

@@ -95,31 +95,37 @@ def differences(folder: Path, slots: int) -> tuple[str, ...]:
     config = _checked(folder, read_config(folder))
     transformer = _transformer(config)
     kinds = _layer_kinds(config, transformer.layers)
-    found = []
+    reasons = []
     cap = config.get("attn_logit_softcapping", 50.0 if config["model_type"] == "gemma2" else None)
     if cap:
-        found.append(f"it caps attention logits at {cap:g}")
+        reasons.append(f"it caps attention logits at {cap:g}")
     window = config.get("sliding_window")
     if window and window < slots and "sliding_attention" in kinds:
-        found.append(f"{kinds.count('sliding_attention')} layers see {window} of {slots} tokens")
+        reasons.append(f"{kinds.count('sliding_attention')} layers see {window} of {slots} tokens")
     for kind in sorted(set(kinds)):
         base, scaled = _rotary(config, kind)
         if base != _BASE or scaled:
-            how = f"{kinds.count(kind)} layers have rotary positions of base {base:g}"
-            found.append(how + (", scaled" if scaled else ""))
-    return tuple(found)
+            reason = f"{kinds.count(kind)} layers have rotary positions of base {base:g}"
+            reasons.append(reason + (", scaled" if scaled else ""))
+    return tuple(reasons)
 
 
 def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
     """Attention type of each layer, "sliding_attention" or "full_attention"."""
-    given = config.get("layer_types")
-    if given is not None:
-        ok = isinstance(given, list) and len(given) == layers and all(isinstance(kind, str) for kind in given)
-        check(ok, f"config.json must give layer_types as {layers} names, got {given!r}")
-        return list(given)
-    every = 2 if config["model_type"] == "gemma2" else config.get("sliding_window_pattern", 6)
-    check(isinstance(every, int) and every > 0, f"config.json must give sliding_window_pattern above 0, got {every!r}")
-    return ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        ok = (
+            isinstance(layer_types, list)
+            and len(layer_types) == layers
+            and all(isinstance(kind, str) for kind in layer_types)
+        )
+        check(ok, f"config.json must give layer_types as {layers} names, got {layer_types!r}")
+        return list(layer_types)
+    period = 2 if config["model_type"] == "gemma2" else config.get("sliding_window_pattern", 6)
+    check(
+        isinstance(period, int) and period > 0, f"config.json must give sliding_window_pattern above 0, got {period!r}"
+    )
+    return ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)]
 
 
 def _rotary(config: Mapping[str, Any], kind: str) -> tuple[float, bool]:
@@ -161,11 +167,11 @@ def check_deep_block(
     if transformer != flow.language_model:
         raise ValueError(f"flow.language_model must be {transformer} for {folder}, got {flow.language_model}")
     rows, columns = flow.grid
-    found = () if differs else differences(folder, flow.text_length + rows * columns)
+    reasons = () if differs else differences(folder, flow.text_length + rows * columns)
     check(
-        not found,
-        f"the deep block does not compute what {folder} does ({'; '.join(found)}); train.language_model_differs=True "
-        "starts from its layers all the same",
+        not reasons,
+        f"the deep block does not compute what {folder} does ({'; '.join(reasons)}); train.language_model_differs=True "
+        "starts from its layers anyway",
     )
     return config, transformer
 
@@ -196,10 +202,10 @@ def _layers(model: PretrainedFolder, c: TransformerConfig, query_factor: float) 
         return np.concatenate([query, *(heads(layer, name, c.kv_heads) for name in ("k_proj", "v_proj"))], axis=2)
 
     def stacked(shape: tuple[int, ...], of_layer: Any) -> np.ndarray:
-        found = np.empty((c.layers, *shape), np.float32)
-        for place in range(c.layers):
-            found[place] = of_layer(f"layers.{place}")
-        return found
+        values = np.empty((c.layers, *shape), np.float32)
+        for index in range(c.layers):
+            values[index] = of_layer(f"layers.{index}")
+        return values
 
     def dense(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
         return {"kernel": stacked((inputs, outputs), lambda layer: read(f"{layer}.{name}", outputs, inputs).T)}

@@ -46,7 +46,7 @@ def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
         facts["deep_width"] = matrix[0]
     if min(used) == num_blocks - 1:
         first = deep
-    facts |= _of_layer(first)
+    facts |= _layer_facts(first)
     facts["sos"] = "sos_embed" in first
     facts["rope"] = "pos_embed" not in first
     facts["final_norm"] = "final_norm.weight" in first
@@ -65,7 +65,7 @@ def infer(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     return facts
 
 
-def _of_layer(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _layer_facts(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Infers the fields that all layers of a block share from its first layer."""
     facts: dict[str, Any] = {
         "bias": "attn_blocks.0.attention.qkv.bias" in block,
@@ -89,8 +89,8 @@ def _of_layer(block: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _layers(block: Mapping[str, tuple[int, ...]]) -> int:
-    found = (_LAYER.fullmatch(name) for name in block)
-    return max((int(match[1]) for match in found if match), default=-1) + 1
+    matches = (_LAYER.fullmatch(name) for name in block)
+    return max((int(match[1]) for match in matches if match), default=-1) + 1
 
 
 def _tokens(block: Mapping[str, tuple[int, ...]], tensors: Mapping[str, LazyTensor]) -> int | None:
@@ -106,7 +106,7 @@ def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]
     return (shape[0], shape[1]) if shape and len(shape) == 2 and math.prod(shape) else None
 
 
-def facts_of(config: FlowConfig) -> dict[str, Any]:
+def config_facts(config: FlowConfig) -> dict[str, Any]:
     """The same fields of a configuration, for comparison with the result of `infer`."""
     shallow, deep = config.blocks[0], config.blocks[-1]
     return {
@@ -138,16 +138,16 @@ def facts_of(config: FlowConfig) -> dict[str, Any]:
 
 def contradictions(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
     """Describes each field in which the tensors contradict a configuration."""
-    there, here = infer(tensors), facts_of(config)
+    in_file, in_config = infer(tensors), config_facts(config)
     if config.rope and config.family == "starflow":
-        there.pop("tokens", None)  # from an unused buffer, whose size is not that of the data
+        in_file.pop("tokens", None)  # from an unused buffer, whose size is not that of the data
     if config.language_model is not None:
-        there.pop("deep_width", None)
-        here.pop("text_dim")  # such a block has no text projection to infer it from
+        in_file.pop("deep_width", None)
+        in_config.pop("text_dim")  # such a block has no text projection to infer it from
     return [
-        f"{name} is {value!r} in the file and {here[name]!r} in the configuration"
-        for name, value in there.items()
-        if name in here and here[name] != value
+        f"{name} is {value!r} in the file and {in_config[name]!r} in the configuration"
+        for name, value in in_file.items()
+        if name in in_config and in_config[name] != value
     ]
 
 
@@ -157,8 +157,8 @@ def with_inferred(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> Flow
     Raises:
       ValueError: the inferred fields and the rest do not form a valid configuration.
     """
-    there, here = infer(tensors), facts_of(config)
-    changes = {name: value for name, value in there.items() if name in here and here[name] != value}
+    in_file, in_config = infer(tensors), config_facts(config)
+    changes = {name: value for name, value in in_file.items() if name in in_config and in_config[name] != value}
     layers, token_channels = changes.pop("denoiser", None), changes.pop("token_channels", None)
     changes.pop("tokens", None)  # the number of tokens does not determine rows and columns
     if token_channels is not None:
@@ -170,7 +170,7 @@ def with_inferred(config: FlowConfig, tensors: Mapping[str, LazyTensor]) -> Flow
         changes["channels"] = token_channels // config.patch_size**2
     if config.language_model is not None:
         changes = {name: value for name, value in changes.items() if name not in ("text_dim", "deep_width")}
-    elif config.text_dim and "text_dim" not in there:
+    elif config.text_dim and "text_dim" not in in_file:
         changes |= {"text_dim": 0, "text_length": 0, "cond_top_only": False}
     if layers is not None:
         changes["denoiser"] = (

@@ -66,7 +66,7 @@ _READ = ("img_size", "vid_size", "layers_per_block", "learnable_self_denoiser", 
 WITHOUT_MEANING = {
     "model_config_path": "the path of the file itself",
     "checkpoint_path": "starflow port --from",
-    "resume_path": "starflow train goes on by itself",
+    "resume_path": "starflow train resumes automatically",
     "caption": "starflow sample --caption",
     "sample_batch_size": "starflow sample --num",
     "aspect_ratio": "starflow sample --aspect",
@@ -85,7 +85,7 @@ WITHOUT_MEANING = {
     "secondary_img_size": "a source of data.mixture",
     "drop_image": "data.drop_first",
     "fsdp": "config.mesh",
-    "loss_scaling": "bfloat16 needs none",
+    "loss_scaling": "not needed with bfloat16",
     "grad_checkpoint": "flow.remat",
     "wandb_name": "starflow train --wandb",
     "dry_run": "starflow plan",
@@ -120,17 +120,17 @@ def read_released(path: Path) -> Released:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is not YAML of plain values") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} must hold arguments and their values")
+        raise ValueError(f"{path} must contain arguments and their values")
     arguments: dict[str, Any] = {}
     for key, value in content.items():
         group = value if isinstance(value, dict) else {key: value}
         for name, inner in group.items():
             if not isinstance(name, str) or isinstance(inner, dict):
-                raise ValueError(f"{path} must hold arguments and plain values, got {str(name)[:80]!r}: a mapping")
+                raise ValueError(f"{path} must contain arguments and plain values, got {str(name)[:80]!r}: a mapping")
             if isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"{path} must hold finite numbers, got {inner} for {name}")
+                raise ValueError(f"{path} must contain finite numbers, got {inner} for {name}")
             if name in arguments and arguments[name] != inner:
-                raise ValueError(f"{path} says {name} twice, {arguments[name]!r} and {inner!r}")
+                raise ValueError(f"{path} gives {name} twice, {arguments[name]!r} and {inner!r}")
             arguments[name] = inner
     without = {name: WITHOUT_MEANING[name] for name in arguments if name in WITHOUT_MEANING}
     if scale := str(arguments.get("vae", "")).partition(":")[2]:
@@ -155,7 +155,7 @@ def apply_released(config: ExperimentConfig, released: Released) -> ExperimentCo
     flow, data, train, sample = (values[name] for name in ("flow", "data", "train", "sample"))
     try:
         for names, target in ((_FLOW, flow), (_TRAIN, train), (_DATA, data), (_SAMPLE, sample)):
-            target.update({names[name]: _number(name, value) for name, value in given.items() if name in names})
+            target.update({names[name]: _parse_number(name, value) for name, value in given.items() if name in names})
         flow.update({_FLOW_SWITCHES[name]: _switch(name, v) for name, v in given.items() if name in _FLOW_SWITCHES})
         for name, (field, choices) in _FLOW_CHOICES.items():
             if name in given:
@@ -230,7 +230,7 @@ def _apply_rest(
     data["noise"] = "gaussian" if data["noise_std"] else "uniform"
 
 
-def _number(name: str, value: Any) -> Any:
+def _parse_number(name: str, value: Any) -> Any:
     """Parses numbers such as 1e-4, which YAML 1.1 reads as strings because they have no decimal point."""
     if isinstance(value, str) and name != "seq_order":
         try:

@@ -84,9 +84,9 @@ def _from_packed(value: np.ndarray, grouped: tuple[int, ...]) -> np.ndarray:
     kv_heads, members, dim = grouped
     result = np.empty((*value.shape[:-1], *grouped), value.dtype)
     cuts = [kv_heads * (members - 2) * dim, kv_heads * (members - 1) * dim]
-    places: tuple[Any, ...] = (slice(None, -2), -2, -1)
-    for place, part in zip(places, np.split(value, cuts, axis=-1), strict=True):
-        target = result[..., place, :]
+    indices: tuple[Any, ...] = (slice(None, -2), -2, -1)
+    for index, part in zip(indices, np.split(value, cuts, axis=-1), strict=True):
+        target = result[..., index, :]
         target[...] = part.reshape(target.shape)
     return result
 
@@ -179,7 +179,7 @@ def entries(expected: Params) -> list[Entry]:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
     """
     flat = flatten(expected)
-    found = []
+    result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))
         layers: Iterable[int | None] = range(leaf.shape[0]) if "{layer}" in name else (None,)
@@ -187,8 +187,8 @@ def entries(expected: Params) -> list[Entry]:
             shape = tuple(leaf.shape) if layer is None else tuple(leaf.shape[1:])
             torch_shape = _torch_shape(path, shape)
             named = name if layer is None else name.format(layer=layer)
-            found.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
-    return found
+            result.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
+    return result
 
 
 def is_ignored(name: str) -> bool:
@@ -216,27 +216,27 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
     Raises:
       ValueError: tensors are missing, unexpected or of the wrong shape; the message lists all of them.
     """
-    wanted = entries(expected)
-    problems = misfits(tensors, wanted)
+    expected_entries = entries(expected)
+    problems = misfits(tensors, expected_entries)
     if problems:
         raise ValueError(f"the tensors do not fit the configuration: {'; '.join(problems)}")
     pieces: dict[str, list[np.ndarray]] = {}
-    for entry in wanted:
+    for entry in expected_entries:
         pieces.setdefault(entry.path, []).append(entry.from_torch(np.asarray(tensors[entry.name])))
-    stacked = {entry.path for entry in wanted if entry.layer is not None}
+    stacked = {entry.path for entry in expected_entries if entry.layer is not None}
     flat = {path: np.stack(parts) if path in stacked else np.asarray(parts[0]) for path, parts in pieces.items()}
     return unflatten(flat)
 
 
-def misfits(tensors: Mapping[str, Any], wanted: Sequence[Entry]) -> list[str]:
+def misfits(tensors: Mapping[str, Any], expected: Sequence[Entry]) -> list[str]:
     """Describes each tensor that is missing, unexpected or of another shape; values are not read."""
     problems = []
-    for entry in wanted:
+    for entry in expected:
         if entry.name not in tensors:
             problems.append(f"missing {entry.name} {entry.torch_shape}")
         elif tuple(tensors[entry.name].shape) != entry.torch_shape:
             shape = tuple(tensors[entry.name].shape)
             problems.append(f"{entry.name} has shape {shape}, expected {entry.torch_shape}")
-    known = {entry.name for entry in wanted}
-    unexpected = sorted(name for name in tensors if name not in known and not is_ignored(name))
+    names = {entry.name for entry in expected}
+    unexpected = sorted(name for name in tensors if name not in names and not is_ignored(name))
     return problems + [f"unexpected {name} {tuple(tensors[name].shape)}" for name in unexpected]

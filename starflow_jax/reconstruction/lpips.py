@@ -61,12 +61,12 @@ def lpips_params(tensors: Tensors) -> Params:
       ValueError: tensors that are missing or of another shape.
     """
     expected = abstract_lpips()
-    known = {_torchvision_name(name): value for name, value in tensors.items()}
-    wanted = {f"features.{index}.{leaf}" for index in expected["features"] for leaf in ("weight", "bias")}
-    wanted |= {f"{name}.model.1.weight" for name in expected if name.startswith("lin")}
+    renamed = {_torchvision_name(name): value for name, value in tensors.items()}
+    names = {f"features.{index}.{leaf}" for index in expected["features"] for leaf in ("weight", "bias")}
+    names |= {f"{name}.model.1.weight" for name in expected if name.startswith("lin")}
     return from_tensors(
         expected,
-        {name: value for name, value in known.items() if name in wanted},
+        {name: value for name, value in renamed.items() if name in names},
         lambda path: re.sub(r"^(lin\d)\.", r"\1.model.1.", path),
     )
 
@@ -74,12 +74,12 @@ def lpips_params(tensors: Tensors) -> Params:
 def abstract_lpips() -> dict[str, Any]:
     """ShapeDtypeStructs of the weights: `features`, by torchvision's index; `lin0` .. `lin4`."""
     struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    features, number, inputs = {}, 0, 3
+    features, layer_index, inputs = {}, 0, 3
     for stage in STAGES:
         for width in stage:
-            features[str(number)] = {"kernel": struct(3, 3, inputs, width), "bias": struct(width)}
-            number, inputs = number + 2, width  # the ReLU has an index, too
-        number += 1  # the max pooling
+            features[str(layer_index)] = {"kernel": struct(3, 3, inputs, width), "bias": struct(width)}
+            layer_index, inputs = layer_index + 2, width  # the ReLU has an index, too
+        layer_index += 1  # the max pooling
     heads = {f"lin{index}": {"kernel": struct(1, 1, stage[-1], 1)} for index, stage in enumerate(STAGES)}
     return {"features": features} | heads
 
@@ -97,18 +97,18 @@ def lpips(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
 def _features(params: Params, x: jax.Array) -> list[jax.Array]:
     """The output of the last ReLU of every stage."""
     x = (jnp.broadcast_to(x, (*x.shape[:-1], 3)) - jnp.asarray(_SHIFT)) / jnp.asarray(_SCALE)
-    outputs, number = [], 0
+    outputs, layer_index = [], 0
     for index, stage in enumerate(STAGES):
         if index:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for _ in stage:
-            layer = params["features"][str(number)]
+            layer = params["features"][str(layer_index)]
             x = jax.lax.conv_general_dilated(
                 x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
             )
             x = jax.nn.relu(x + layer["bias"])
-            number += 2
-        number += 1
+            layer_index += 2
+        layer_index += 1
         outputs.append(x)
     return outputs
 

@@ -67,7 +67,7 @@ def _reconstruct(
 ) -> jax.Array:
     latents = autoencoder.encode(params, pixels)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    noise = jax.vmap(lambda one: jax.random.normal(one, latents.shape[1:]))(keys)
+    noise = jax.vmap(lambda noise_key: jax.random.normal(noise_key, latents.shape[1:]))(keys)
     return autoencoder.decode(params, latents + jnp.float32(noise_std) * noise)
 
 
@@ -87,9 +87,9 @@ def quality(images: np.ndarray, decoded: np.ndarray, noise_std: float) -> Recons
 def quality_table(columns: Mapping[str, Sequence[Reconstruction]]) -> str:
     """A table of PSNR with a row for each kind of latents and a column for each decoder."""
     rows = [["latents", *(f"{name}, PSNR dB" for name in columns), "s.e.", "pictures"]]
-    for each in zip(*columns.values(), strict=True):
-        one = each[0]
-        label = one.latents if not one.noise_std else f"{one.latents}, std {one.noise_std:g}"
-        error = max(part.psnr_error for part in each)
-        rows.append([label, *(f"{part.psnr:.2f}" for part in each), f"{error:.2f}", str(one.pictures)])
+    for qualities in zip(*columns.values(), strict=True):
+        first = qualities[0]
+        label = first.latents if not first.noise_std else f"{first.latents}, std {first.noise_std:g}"
+        error = max(part.psnr_error for part in qualities)
+        rows.append([label, *(f"{part.psnr:.2f}" for part in qualities), f"{error:.2f}", str(first.pictures)])
     return text_table(rows)

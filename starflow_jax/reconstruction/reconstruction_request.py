@@ -30,7 +30,7 @@ class TrainAutoencoderRequest:
         check(
             self.experiment.network is not None,
             "network must be given to train an autoencoder, got None (starflow finetune-decoder trains the decoder of "
-            "one that exists)",
+            "an existing one)",
         )
 
 
@@ -52,5 +52,5 @@ class FinetuneDecoderRequest:
     def __post_init__(self) -> None:
         check(
             self.experiment.network is None,
-            "network must be None to fine-tune a decoder, got that of a new autoencoder",
+            "network must be None to fine-tune a decoder, got the network of a new autoencoder",
         )

@@ -85,12 +85,12 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
         restored = restore_newest(checkpoints, abstract, setup.loader, "latest", bar.say)
         state, loader = restored if restored is not None else (setup.put(state), setup.loader())
         stack.callback(loader.close)
-        stack.enter_context(bar.begun(int(state.step)))
+        stack.enter_context(bar.started(int(state.step)))
         writer = stack.enter_context(MetricsWriter(workdir, int(state.step), fields=COLUMNS))
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run = _Run(setup, state, setup.put(frozen), setup.put(setup.perceptual), loader)
         metrics, stopped_by = _until(run, stop, checkpoints, writer, bar)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
     if stopped_by:
         return TrainedAutoencoder(None, run.step, stopped_by, metrics, seconds, (), (), setup.held_out, {})
     path = workdir / AUTOENCODER_FOLDER
@@ -188,7 +188,7 @@ def _unit_variance(autoencoder: AutoencoderKL, params: Params, images: np.ndarra
     size = min(64, len(images))
     batches = [images[first : first + size] for first in range(0, len(images) - size + 1, size)]
     std = float(np.std(np.concatenate([np.asarray(_encoded(autoencoder, params, batch)) for batch in batches])))
-    check(np.isfinite(std) and std > 0, f"latents must vary, got a standard deviation of {std}")
+    check(np.isfinite(std) and std > 0, f"latents must not be constant, got a standard deviation of {std}")
     return dataclasses.replace(autoencoder, scaling_factor=autoencoder.scaling_factor / std)
 
 

@@ -181,8 +181,8 @@ def _applied(
     rates = {AUTOENCODER: learning_rate(train, state.step), DISCRIMINATOR: jnp.float32(train.discriminator_lr)}
     params, opt_state = {}, {}
     for name, group in state.params.items():
-        moved, moments = _adam(train).update(gradients[name], state.opt_state[name], group)
-        stepped = jax.tree.map(lambda value, change, by=rates[name]: value - by * change, group, moved)
+        updates, moments = _adam(train).update(gradients[name], state.opt_state[name], group)
+        stepped = jax.tree.map(lambda value, change, by=rates[name]: value - by * change, group, updates)
         params[name], opt_state[name] = (
             keep_unless(finite, stepped, group),
             keep_unless(finite, moments, state.opt_state[name]),

@@ -56,7 +56,7 @@ def readable_captions(
             if len(captions) == 1:
                 raise RequestError("{0}", reason) from error
             unreadable[index] = reason
-            warn(f"left out caption {index + 1} of {len(captions)}: {reason}")
+            warn(f"skipped caption {index + 1} of {len(captions)}: {reason}")
         else:
             readable.append(index)
     return readable, unreadable
@@ -87,11 +87,11 @@ def image_captions(
         return None
     if config.text is None and config.data.text_encoder is None:
         remedy = "; {text_encoder} reads them" if config.flow.text_dim else ""
-        raise RequestError(f"{{captions}} does not go with the run in {{0}}, which has no captions{remedy}", workdir)
+        raise RequestError(f"{{captions}} cannot be used with the run in {{0}}, which has no captions{remedy}", workdir)
     captions = list(captions or [""])
     reader = caption_reader(config)
     readable, unreadable = readable_captions(captions, reader, warn)
-    require(len(readable) > 0, "{captions} must hold a caption that the run can read, got none")
+    require(len(readable) > 0, "{captions} must contain a caption that the run can read, got none")
     read = tuple(captions[index] for index in readable)
     left_out = tuple((captions[index], reason) for index, reason in unreadable.items())
     return ImageCaptions(read, text_states(config, read, reader), text_states(config, [""], reader), left_out)

@@ -104,13 +104,13 @@ def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]
         config, request.captions, labelled=request.label is not None, workdir=run.workdir, warn=warn
     )
     label = ("none" if captions else "all") if request.label is None else request.label
-    each = request.candidates or request.num or config.sample.num
+    num_samples = request.candidates or request.num or config.sample.num
     if captions is not None:
-        rows = np.repeat(np.arange(len(captions.captions)), each)
+        rows = np.repeat(np.arange(len(captions.captions)), num_samples)
         labels = np.full(len(rows), -1, np.int32)
         conditional = any(caption.strip() for caption in captions.captions)
     else:
-        labels = _labels(run, request, label, each)
+        labels = _labels(run, request, label, num_samples)
         rows = np.zeros(len(labels), np.int64)
         conditional = bool((labels >= 0).any())
     guidance = request.guidance
@@ -118,18 +118,20 @@ def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]
         guidance = config.sample.guidance if conditional else 0.0
     batch_size = request.batch_size or BATCH_SIZE
     solver = choose_solver(request.solver, run, batch=min(batch_size, len(labels)), warn=warn)
-    return ImagePlan(request, label, labels, captions, rows, each, guidance, solver, batch_size)
+    return ImagePlan(request, label, labels, captions, rows, num_samples, guidance, solver, batch_size)
 
 
-def _labels(run: Run, request: SampleRequest, label: int | str, each: int) -> np.ndarray:
+def _labels(run: Run, request: SampleRequest, label: int | str, num_samples: int) -> np.ndarray:
     """The class of every image of a request without captions, int32 [n]."""
     classes = run.config.flow.num_classes or run.config.flow.text_dim
     if request.candidates is not None:
-        every = np.arange(max(classes, 1)) if label == "all" and classes else [-1 if isinstance(label, str) else label]
-        return np.repeat(np.asarray(every, np.int32), request.candidates)
+        indices = (
+            np.arange(max(classes, 1)) if label == "all" and classes else [-1 if isinstance(label, str) else label]
+        )
+        return np.repeat(np.asarray(indices, np.int32), request.candidates)
     if label == "all":
-        return class_labels(run.config, each)
-    return np.full(each, -1 if isinstance(label, str) else label, np.int32)
+        return class_labels(run.config, num_samples)
+    return np.full(num_samples, -1 if isinstance(label, str) else label, np.int32)
 
 
 def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
@@ -155,9 +157,9 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
         batch_size=plan.batch_size,
     )
     cond = condition(jnp.asarray(plan.labels), config.flow) if text is None else text
-    known = None if cond is None else np.asarray(cond)
+    cond_array = None if cond is None else np.asarray(cond)
     if request.candidates is None:
-        return SampledImages(samples, np.arange(len(plan.labels)), None, known)
-    scores = log_likelihoods(run.params, config.flow, samples.noisy, known, batch_size=plan.batch_size)
+        return SampledImages(samples, np.arange(len(plan.labels)), None, cond_array)
+    scores = log_likelihoods(run.params, config.flow, samples.noisy, cond_array, batch_size=plan.batch_size)
     kept = likeliest(scores, request.candidates, request.keep or 1)
-    return SampledImages(samples, kept, scores[kept], known)
+    return SampledImages(samples, kept, scores[kept], cond_array)

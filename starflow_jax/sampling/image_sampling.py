@@ -20,14 +20,14 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import quantise
 from starflow_jax.flows import Flow, learned_denoise, score_denoise
-from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
-from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.solvers import AnySolver, Inversion, inverse
 from starflow_jax.training.step.inputs import condition
 
@@ -95,7 +95,7 @@ def sample(
     labels = labels.astype(np.int32)  # after the check, whose message states the number that was passed
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count, batch_size = len(labels), min(options.batch_size, len(labels))
-    layout = layout_of(params)
+    layout = tree_layout(params)
     kind = _Kind(
         config.flow,
         options.chosen_solver(config),
@@ -135,7 +135,7 @@ def _draw_batches(
     scalars: dict[str, Float[Array, ""]],
 ) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
     """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of sampling."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, *rows[0], null, scalars).compile()
     compiled = time.perf_counter()
@@ -145,7 +145,7 @@ def _draw_batches(
         denoised.append(np.asarray(clean))
         noisy.append(np.asarray(before))
         reports.append(jax.device_get(report))
-    seconds = (compiled - begun, time.perf_counter() - compiled)
+    seconds = (compiled - start, time.perf_counter() - compiled)
     return np.concatenate(denoised), np.concatenate(noisy), reports, seconds
 
 
@@ -185,8 +185,8 @@ def check_request(
         )
         check(
             highest >= 0 or settings.attention_temperature != 1.0 or text is not None,
-            "guidance of unconditional pictures needs attention_temperature other than 1 "
-            f"(there is nothing else to guide by), got guidance {guidance}",
+            "guidance of unconditional images needs an attention_temperature other than 1, the only difference of its "
+            "two predictions, got guidance {guidance}",
         )
     return settings
 
@@ -254,7 +254,7 @@ def _draw(
     cond = given if given.ndim == 3 else condition(given, kind.flow)
     guidance = None
     if kind.guided:
-        guidance = guidance_of(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"], null)
+        guidance = make_guidance(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"], null)
     tempered = kind.tempered and kind.flow.family == "starflow"
     result: Inversion = inverse(
         flow,

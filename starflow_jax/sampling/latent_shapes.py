@@ -49,7 +49,7 @@ class RunAutoencoder:
         return FrameDecoder(self.autoencoder, self.params)
 
 
-def autoencoder_of(data: DataConfig) -> RunAutoencoder | None:
+def run_autoencoder(data: DataConfig) -> RunAutoencoder | None:
     """The autoencoder that decodes samples: `data.decoder`, else that of the training; None for a model of pixels.
 
     Raises:

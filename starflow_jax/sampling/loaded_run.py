@@ -11,7 +11,7 @@ from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.model_folder import load_model_folder
 from starflow_jax.sampling.sample_requests import RunRequest
-from starflow_jax.sharding.layout import Layout, layout_of
+from starflow_jax.sharding.layout import Layout, tree_layout
 from starflow_jax.training import load_run
 from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
 
@@ -37,7 +37,7 @@ class Run:
     @property
     def flow(self) -> Flow:
         """The flow as a module, which shares the arrays of `params`."""
-        return merge(abstract(self.config.flow, layout_of(self.params))[0], self.params)
+        return merge(abstract(self.config.flow, tree_layout(self.params))[0], self.params)
 
 
 def open_run(

@@ -78,7 +78,7 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} is no model folder: {MODEL_FILE} {error.strerror or error}") from error
+        raise ValueError(f"{path} is not a model folder: {MODEL_FILE} {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -159,7 +159,7 @@ def assemble(request: AssembleRequest) -> ModelFolder:
 def check_flow(path: Path) -> None:
     """Raises ValueError unless `path` looks like the working folder of a run with a checkpoint."""
     if not (path / "config.json").is_file() or not (path / "checkpoints").is_dir():
-        raise ValueError(f"flow {path} is no working folder of a run: it has no config.json and checkpoints")
+        raise ValueError(f"flow {path} is not a working folder of a run: it has no config.json and checkpoints")
 
 
 def autoencoder_kind(path: Path) -> AutoencoderKind:
@@ -201,9 +201,11 @@ def _part(folder: Path, value: Any, name: str) -> Part:
     if not isinstance(value, Mapping) or not {"kind", "path"} <= set(value) or not isinstance(value["kind"], str):
         raise ValueError(f"{name} of {folder / MODEL_FILE} must have a kind and a path, got {value!r}")
     scale = value.get("temporal_scale", 1.0)
-    known = {"kind", "path", "temporal_scale"} if name == "autoencoder" else {"kind", "path"}
-    if set(value) - known or isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e3:
-        raise ValueError(f"{name} of {folder / MODEL_FILE} must have {', '.join(sorted(known))} alone, got {value!r}")
+    fields = {"kind", "path", "temporal_scale"} if name == "autoencoder" else {"kind", "path"}
+    if set(value) - fields or isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e3:
+        raise ValueError(
+            f"{name} of {folder / MODEL_FILE} must have only the fields {', '.join(sorted(fields))}, got {value!r}"
+        )
     return Part(value["kind"], _inside(folder, value["path"], name), float(scale))
 
 
@@ -225,7 +227,7 @@ def _add_flow(source: Path, target: Path, how: str) -> None:
     _add(source / "config.json", target / "config.json", "copy")
     steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdecimal() and path.is_dir()]
     if not steps:
-        raise ValueError(f"flow {source} holds no checkpoint")
+        raise ValueError(f"flow {source} contains no checkpoint")
     newest = max(steps, key=lambda path: int(path.name))
     _add(newest, target / "checkpoints" / newest.name, how)
 

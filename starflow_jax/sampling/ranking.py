@@ -12,7 +12,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.solvers import SlidingWindow
 
 
@@ -46,7 +46,7 @@ def log_likelihoods(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("given", given, minimum=0)
-    check(len(x) > 0, "x must hold at least one sample, got none")
+    check(len(x) > 0, "x must contain at least one sample, got none")
     if given:
         check(x.ndim == 5 and given < x.shape[1], f"given must be below the frames of x {list(x.shape)}, got {given}")
         check(is_frame_causal(config), f"given must be 0 for a flow that is not causal in time, got {given}")
@@ -58,7 +58,7 @@ def log_likelihoods(
             first = end - window.num_context
             total = total + scored(x[:, first : first + window.frames], later, given=window.num_context)
         return total
-    count, batch_size, layout = len(x), min(batch_size, len(x)), layout_of(params)
+    count, batch_size, layout = len(x), min(batch_size, len(x)), tree_layout(params)
     scores = []
     for first in range(0, count, batch_size):
         rows = np.resize(np.arange(first, min(first + batch_size, count)), batch_size)

@@ -47,7 +47,7 @@ class RunRequest:
     def __post_init__(self) -> None:
         require(
             (self.model is None) != (self.workdir is None),
-            "name one of {workdir}, the folder of a run, and {model}, an assembled folder",
+            "give either {workdir}, the folder of a run, or {model}, an assembled folder",
         )
 
 
@@ -90,7 +90,7 @@ class SampleRequest:
       batch_size: samples generated together (64 images or 8 videos).
 
     Raises:
-      RequestError, ValueError: a field is out of range, or fields exclude each other.
+      RequestError, ValueError: a field is out of range, or fields are mutually exclusive.
     """
 
     num: int | None = None
@@ -121,12 +121,12 @@ class SampleRequest:
         check_real("attention_temperature", self.attention_temperature)
         require(
             self.keep is None or self.candidates is not None,
-            "{keep} goes with {candidates}, got {keep} {0} alone",
+            "{keep} requires {candidates}, got {keep} {0} alone",
             self.keep,
         )
         require(
             self.candidates is None or self.num is None,
-            "{num} and {candidates} exclude each other: {candidates} says how many are drawn",
+            "{num} and {candidates} are mutually exclusive: {candidates} sets the number of samples",
         )
         require(
             (self.keep or 1) <= (self.candidates or self.keep or 1),
@@ -140,21 +140,21 @@ class SampleRequest:
             "{captions} must be a tuple of at least one caption, got {0!r}",
             self.captions,
         )
-        require(self.captions is None or self.label is None, "{captions} and {label} exclude each other")
+        require(self.captions is None or self.label is None, "{captions} and {label} are mutually exclusive")
         require(
             self.label is None or self.label in ("all", "none") or isinstance(self.label, numbers.Integral),
             '{label} must be the index of a class, "all" or "none", got {0!r}',
             self.label,
         )
-        given = [name for name in ("image", "continued", "video") if getattr(self, name) is not None]
-        require(len(given) < 2, f"{' and '.join(f'{{{name}}}' for name in given)} exclude each other")
+        sources = [name for name in ("image", "continued", "video") if getattr(self, name) is not None]
+        require(len(sources) < 2, f"{' and '.join(f'{{{name}}}' for name in sources)} are mutually exclusive")
 
     def check_kind(self, workdir: Path, *, videos: bool) -> None:
         """Raises RequestError for a field that belongs to the other kind of model (of the run in `workdir`)."""
         for name in _IMAGE_FIELDS if videos else _VIDEO_FIELDS:
             require(
                 getattr(self, name) is None or getattr(self, name) is False,  # class 0 is a value
-                f"{{{name}}} does not go with the run in {{0}}, which is on {{1}}",
+                f"{{{name}}} cannot be used with the run in {{0}}, which is on {{1}}",
                 workdir,
                 "clips" if videos else "still images",
             )

@@ -32,17 +32,17 @@ def choose_solver(
     """
     if request is not None and not isinstance(request, SolverRequest | str):
         return request
-    asked = request if isinstance(request, SolverRequest) else SolverRequest(request)
-    name = asked.name or run.config.sample.solver
+    solver_request = request if isinstance(request, SolverRequest) else SolverRequest(request)
+    name = solver_request.name or run.config.sample.solver
     names = SOLVERS.names()
     # The solver of a run may be defined by its experiment file, which is not imported here.
-    require(name in names, "{solver} must be one of {0}, got {1!r}, which no file registers", ", ".join(names), name)
+    require(name in names, "{solver} must be one of {0}, got {1!r}, which is not registered", ", ".join(names), name)
     accepted, options = accepted_flags(name), {}
-    for option, value in asked.options.items():
+    for option, value in solver_request.options.items():
         if option not in accepted:
             owners = [solver for solver in SOLVERS.names() if option in accepted_flags(solver)]
             raise RequestError(
-                f"{{{option}}} belongs to {{solver}} {{0}}, got {{solver}} {{1}}", " or ".join(owners), name
+                f"{{{option}}} is an option of {{solver}} {{0}}, got {{solver}} {{1}}", " or ".join(owners), name
             )
         options[accepted[option]] = value
     calibration = None

@@ -21,7 +21,7 @@ from starflow_jax.core.figures import write_json
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
-from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_of
+from starflow_jax.sampling.latent_shapes import RunAutoencoder, run_autoencoder
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import VBenchRequest
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
@@ -112,9 +112,11 @@ class VBenchExport:
         """
         out, path = self.request.out, self.request.out / RECORD
         if not path.is_file():
-            taken = out.is_dir() and any(out.iterdir())
+            is_occupied = out.is_dir() and any(out.iterdir())
             require(
-                not taken, "{out} must be a new folder or one of starflow vbench, got {0}, which holds other files", out
+                not is_occupied,
+                "{out} must be a new folder or one of starflow vbench, got {0}, which contains other files",
+                out,
             )
             write_json(path, self._located_record | {"videos": {}})
             return
@@ -122,7 +124,7 @@ class VBenchExport:
         changed = [name for name, value in self.record.items() if old.get(name) != value]
         if not changed:
             return
-        template = "{out} {0} holds videos that were drawn in another way: {1} was {2!r}, now {3!r}"
+        template = "{out} {0} contains videos that were sampled differently: {1} was {2!r}, now {3!r}"
         name = changed[0]
         require(not any(out.glob("*/*.mp4")), template, out, name, old.get(name), self.record[name])
         write_json(path, self._located_record | {"videos": {}})
@@ -140,9 +142,9 @@ class VBenchExport:
                 batch = missing[first : first + size]
                 # The last batch is padded with copies, so that one program serves all.
                 plan = self.plan([batch[row % len(batch)] for row in range(size)])
-                drawn = draw_plan(self.run.params, key, plan)
-                converged = converged and bool(drawn.report.converged)
-                for video, pixels in zip(batch, drawn.videos, strict=False):
+                samples = draw_plan(self.run.params, key, plan)
+                converged = converged and bool(samples.report.converged)
+                for video, pixels in zip(batch, samples.videos, strict=False):
                     # A temporary name derived from the name of the video may be too long.
                     temporary = Path(folder) / "video.mp4"
                     write_mp4(temporary, pixels, fps=self.fps, scale=self.request.scale)
@@ -161,14 +163,14 @@ class VBenchExport:
 
 
 def plan_export(
-    run: Run, request: VBenchRequest, wanted: Sequence[WantedVideo], *, warn: Callable[[str], None]
+    run: Run, request: VBenchRequest, videos: Sequence[WantedVideo], *, warn: Callable[[str], None]
 ) -> VBenchExport:
     """Resolves a request for the videos of VBench.
 
     Args:
       run: a model of videos.
       request: the request.
-      wanted: the videos, see `videos.vbench_names.wanted_videos`.
+      videos: the videos, see `videos.vbench_names.wanted_videos`.
       warn: called with a message about an old calibration.
 
     Raises:
@@ -177,8 +179,8 @@ def plan_export(
     """
     config = run.config
     require(config.data.frames > 0, "{workdir} must be a run on clips, got one on still images")
-    autoencoder, reader = autoencoder_of(config.data), caption_reader(config)
-    for prompt in dict.fromkeys(video.prompt for video in wanted):
+    autoencoder, reader = run_autoencoder(config.data), caption_reader(config)
+    for prompt in dict.fromkeys(video.prompt for video in videos):
         _check_readable(prompt, reader)
     frames = request.frames or config.data.frames
     if request.frames is not None and autoencoder is not None:
@@ -194,7 +196,7 @@ def plan_export(
         "aspect": request.aspect,
     }
     fps = request.fps or data_fps(config)
-    return VBenchExport(run, request, tuple(wanted), reader, autoencoder, solver, fps, options)
+    return VBenchExport(run, request, tuple(videos), reader, autoencoder, solver, fps, options)
 
 
 def model_identity(
@@ -226,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RequestError("{0} cannot be read; delete the folder to begin anew", path) from error
+        raise RequestError("{0} cannot be read; delete the folder to start again", path) from error
     valid = isinstance(record, dict) and isinstance(record.get("videos", {}), dict)
-    require(valid, "{0} is no record of starflow vbench; delete the folder to begin anew", path)
+    require(valid, "{0} is not a record of starflow vbench; delete the folder to start again", path)
     return record

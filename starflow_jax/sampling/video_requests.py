@@ -14,7 +14,7 @@ from starflow_jax.core.request_errors import require
 from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
-from starflow_jax.sampling.latent_shapes import autoencoder_of
+from starflow_jax.sampling.latent_shapes import run_autoencoder
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.sample_requests import FPS_RANGE, SampleRequest
@@ -103,13 +103,13 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
     request.check_kind(run.workdir, videos=True)
     config, size = run.config, video_size(run.config, request.aspect)
     window = _window(request, config.data.frames)
-    autoencoder = autoencoder_of(config.data)
+    autoencoder = run_autoencoder(config.data)
     given = FrameReader(config, autoencoder, size, window, warn).read(request)
     captions = [prefixed(caption, given.word) for caption in request.captions or ("",)]
     reader = caption_reader(config)
     readable, unreadable = readable_captions(captions, reader, warn)
-    each, batch_size = request.candidates or request.num or config.sample.num, request.batch_size or BATCH_SIZE
-    solver = choose_solver(request.solver, run, batch=min(batch_size, max(len(readable), 1) * each), warn=warn)
+    num_samples, batch_size = request.candidates or request.num or config.sample.num, request.batch_size or BATCH_SIZE
+    solver = choose_solver(request.solver, run, batch=min(batch_size, max(len(readable), 1) * num_samples), warn=warn)
     guidance = request.guidance
     if guidance is None and not any(captions[index].strip() for index in readable):
         guidance = 0.0  # the weight of the configuration is meant for videos of a caption
@@ -117,7 +117,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
     if readable:
         plan = plan_videos(
             config,
-            [captions[index] for index in readable for _ in range(each)],
+            [captions[index] for index in readable for _ in range(num_samples)],
             frames=given.frames,
             size=size,
             prefix=given.prefix,
@@ -130,22 +130,22 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
             window=window,
             batch_size=batch_size,
             # The noise of a caption does not depend on which other captions are left out.
-            places=[index * each + sample for index in readable for sample in range(each)],
+            places=[index * num_samples + sample for index in readable for sample in range(num_samples)],
             reader=reader,
             aspect=request.aspect,
             fps=request.fps,
         )
-    shown = given.prefix if autoencoder is None else given.pixels
+    given_pixels = given.prefix if autoencoder is None else given.pixels
     frames = given.frames if autoencoder is None else autoencoder.pixel_frames(given.frames)
     stride = 1 if autoencoder is None else autoencoder.stride
     return VideoRequestPlan(
         request=request,
         plan=plan,
         left_out=tuple((captions[index], reason) for index, reason in unreadable.items()),
-        each=each,
+        each=num_samples,
         frames=frames,
         size=(size[0] * stride, size[1] * stride),
-        given_frames=0 if shown is None else len(shown),
+        given_frames=0 if given_pixels is None else len(given_pixels),
         fps=_fps(config, request, given),
         solver=solver,
     )
@@ -165,7 +165,7 @@ def draw_request(
       ValueError: no caption can be read, or the solver cannot stream.
     """
     request, plan = planned.request, planned.plan
-    require(plan is not None, "{captions} must hold a caption that the run can read, got none")
+    require(plan is not None, "{captions} must contain a caption that the run can read, got none")
     assert plan is not None
     key = jax.random.key(request.seed)
     streams: tuple[StreamReport, ...] = ()

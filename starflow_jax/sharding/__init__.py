@@ -5,7 +5,7 @@
 - `rules`: the table from parameter paths to mesh axes.
 """
 
-from starflow_jax.sharding.layout import Layout, layout_of
+from starflow_jax.sharding.layout import Layout, tree_layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
 
-__all__ = ["Layout", "check_fit", "layout_of", "make_layout"]
+__all__ = ["Layout", "check_fit", "make_layout", "tree_layout"]

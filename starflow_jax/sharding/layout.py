@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from starflow_jax.core.config.mesh_config import AXES
-from starflow_jax.sharding.rules import Spec, spec_of
+from starflow_jax.sharding.rules import Spec, partition_spec
 
 # The mesh axes that an array axis is sharded over: one, several or none.
 Cut = str | tuple[str, ...] | None
@@ -121,11 +121,11 @@ class Layout:
     def tree(self, tree: Any) -> Any:
         """The shardings of a tree of parameters, moments or a whole training state (arrays or ShapeDtypeStructs)."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self.sharding(leaf.shape, spec_of(_slashed(path), len(leaf.shape))), tree
+            lambda path, leaf: self.sharding(leaf.shape, partition_spec(_slashed(path), len(leaf.shape))), tree
         )
 
 
-def layout_of(tree: Any) -> Layout | None:
+def tree_layout(tree: Any) -> Layout | None:
     """The layout of a tree of arrays, such as parameters; None on a single device."""
     sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
     if isinstance(sharding, NamedSharding) and tuple(sharding.mesh.axis_names) == AXES:
@@ -159,7 +159,7 @@ def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:
 
 def kernel_cuts(name: str, ndim: int) -> tuple[Spec, Spec]:
     """Shardings of the kernel of the dense layer `name` in storage, and in use, where the fsdp axis is gathered."""
-    stored = spec_of(f"{name}/kernel", ndim)
+    stored = partition_spec(f"{name}/kernel", ndim)
     return stored, tuple(None if axis == "fsdp" else axis for axis in stored)
 
 

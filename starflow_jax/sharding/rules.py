@@ -1,6 +1,6 @@
 """The mesh axes that parameters are sharded over: one table of patterns of parameter paths.
 
-Optimizer moments and running means have the same paths, so that the same table applies to them.
+Optimizer moments and moving averages have the same paths, so that the same table applies to them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
 )
 
 
-def spec_of(path: str, ndim: int) -> Spec:
+def partition_spec(path: str, ndim: int) -> Spec:
     """The mesh axis of each axis of the parameter at `path` ("blocks/0/proj_in/kernel")."""
     for pattern, spec in RULES:
         if re.search(rf"(^|/){pattern}$", path):

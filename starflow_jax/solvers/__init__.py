@@ -8,7 +8,7 @@ from starflow_jax.solvers.initial_estimate import AffineStart, Start
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.named import named_solver
-from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_of
+from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_for_block
 from starflow_jax.solvers.secant import Secant
 from starflow_jax.solvers.selective import selective
 from starflow_jax.solvers.sequential import Sequential
@@ -44,5 +44,5 @@ __all__ = [
     "inverse",
     "named_solver",
     "selective",
-    "solver_of",
+    "solver_for_block",
 ]

@@ -17,7 +17,7 @@ from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.solvers.base import Report, Solver
-from starflow_jax.solvers.per_block import AnySolver, solver_of
+from starflow_jax.solvers.per_block import AnySolver, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.span import Span
 
@@ -120,13 +120,16 @@ def inverse(
       ValueError: the arguments contradict each other or the configuration.
     """
     config = flow.config
-    solvers = [solver_of(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
+    solvers = [solver_for_block(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
     grid = Grid.from_shape(config, z.shape)
     flow.check_condition(cond, z.shape[0])
     check_later(cond, later_cond)
     check_guidance(config, guidance, cond)
     if temperature is not None:
-        check(config.family == "starflow", "temperature belongs to family 'starflow'; TARFlow's is LinearGuidance's")
+        check(
+            config.family == "starflow",
+            "temperature is only supported by family 'starflow'; TARFlow uses that of LinearGuidance",
+        )
         check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
     check_frames(flow, grid, z.shape, prefix, window)
     tokens = flow.tokens_of(z)

@@ -38,7 +38,7 @@ def named_solver(
     context = {"flow": flow, "calibration": calibration, "batch": batch}
     check(
         calibration is not None or not needs_calibration(name),
-        f"solver {name!r} chooses by a calibration; give calibration=read_calibration(workdir, config)",
+        f"solver {name!r} needs a calibration; pass calibration=read_calibration(workdir, config)",
     )
     solver: AnySolver = build(**{key: value for key, value in context.items() if key in parameters}, **options)
     return solver

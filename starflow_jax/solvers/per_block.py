@@ -21,13 +21,13 @@ class PerBlock:
     def __post_init__(self) -> None:
         check(len(self.solvers) > 0, "solver.solvers must name at least one solver, got none")
         for solver in self.solvers:
-            check(isinstance(solver, Solver), f"solver.solvers must hold solvers, got {solver!r}")
+            check(isinstance(solver, Solver), f"solver.solvers must contain solvers, got {solver!r}")
 
 
 AnySolver = Solver | PerBlock
 
 
-def solver_of(solver: AnySolver, block: int, num_blocks: int) -> Solver:
+def solver_for_block(solver: AnySolver, block: int, num_blocks: int) -> Solver:
     """The solver of one of `num_blocks` blocks; ValueError where a `PerBlock` has another number of solvers."""
     if isinstance(solver, Solver):
         return solver

@@ -98,7 +98,7 @@ class Secant(Solver):
             check_integer("secant.lags", lag, minimum=1)
         check(
             bool(self.lags) and len(set(self.lags)) == len(self.lags),
-            f"secant.lags must name at least one distance, none of them twice, got {self.lags}",
+            f"secant.lags must name at least one distance, each once, got {self.lags}",
         )
 
     def plan(self, count: int, start: int, frame: int) -> tuple[Stage, ...]:
@@ -116,7 +116,7 @@ class Secant(Solver):
         size, (batch, _, c) = kind.size, state.noise.shape
         groups = -(-size // self.pool)
         valid = (jnp.arange(size) < length)[None, :, None]
-        whole = jnp.broadcast_to(jnp.stack([jnp.int32(0), jnp.asarray(length, jnp.int32)]), (batch, 2))
+        bounds = jnp.broadcast_to(jnp.stack([jnp.int32(0), jnp.asarray(length, jnp.int32)]), (batch, 2))
         noise = jax.lax.dynamic_slice_in_dim(state.noise, first, size, axis=1)
         position = first + state.num_prefix
         previous = jax.lax.dynamic_slice_in_dim(state.tokens, position - 1, 1, axis=1)
@@ -126,7 +126,7 @@ class Secant(Solver):
             # Far from the solution an estimate may overflow; it must not affect values computed from it.
             inputs = jnp.concatenate([previous, jnp.where(jnp.isfinite(x), x, 0.0)[:, :-1]], axis=1)
             prediction, cache = predict(inputs, first, current.cache)
-            new, sums = prediction.update(noise, x, whole)
+            new, sums = prediction.update(noise, x, bounds)
             image = jnp.where(valid, new, 0.0)
             gap = jnp.where(valid, new - x, 0.0)
             residual = jnp.where(active, relative_change(*sums.T), current.residual)
@@ -135,9 +135,9 @@ class Secant(Solver):
             correction = self._correction(self._fit(normal), gap)
             # A sample that settles ends on F(x), one Jacobi step better than the measured estimate. The correction
             # is added to F(x), not the gap to x: x + (F(x) - x) is not F(x) where x is far off.
-            moved = jnp.where(unsettled[:, None, None], new + correction, new)
-            step = jnp.where(jnp.isfinite(moved - x), moved - x, 0.0)
-            x = jnp.where(active[:, None, None] & valid, moved, x)
+            proposal = jnp.where(unsettled[:, None, None], new + correction, new)
+            step = jnp.where(jnp.isfinite(proposal - x), proposal - x, 0.0)
+            x = jnp.where(active[:, None, None] & valid, proposal, x)
             return Iterate(x, cache, residual, active & unsettled, _Observations(image, step, normal))
 
         features = c * len(self.lags)
@@ -160,8 +160,8 @@ class Secant(Solver):
     def _shifted(self, step: Float[Array, "B n c"]) -> Float[Array, "B n features"]:
         """The steps of the tokens at each lag before every token: [B, n, c] to [B, n, lags x c], 0 before the chunk."""
         count = step.shape[1]
-        moved = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
-        return jnp.concatenate(moved, axis=-1)
+        shifted = [jnp.pad(step, ((0, 0), (lag, 0), (0, 0)))[:, :count] for lag in self.lags]
+        return jnp.concatenate(shifted, axis=-1)
 
     def _observe(
         self, normal: NormalEquations, step: Float[Array, "B n c"], response: Float[Array, "B n c"], groups: int

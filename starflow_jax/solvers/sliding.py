@@ -76,7 +76,7 @@ class SlidingJacobi(Solver):
         """See `Solver`; a stage whose tokens are committed already takes no evaluation."""
         size, batch = kind.size, state.noise.shape[0]
         end = jnp.asarray(first + length, jnp.int32)
-        whole = jnp.tile(jnp.asarray([[0, size]], jnp.int32), (batch, 1))
+        bounds = jnp.tile(jnp.asarray([[0, size]], jnp.int32), (batch, 1))
 
         def unfinished(committed: jax.Array) -> jax.Array:
             return jnp.broadcast_to(committed < end, (batch,))
@@ -89,7 +89,7 @@ class SlidingJacobi(Solver):
             prediction, cache = predict(inputs, committed, current.cache)
             # All tokens move. The change is measured for each token below; the sums of a sample are not needed.
             noise = jax.lax.dynamic_slice_in_dim(state.noise, committed, size, axis=1)
-            new, _ = prediction.update(noise, old, whole)
+            new, _ = prediction.update(noise, old, bounds)
             # Far from the solution an estimate may overflow; it must not affect values computed from it. A sample
             # whose exact first token is not finite is lost from here on, and the window does not wait for it.
             lost = ~all_finite(new[:, :1])

@@ -12,7 +12,7 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.sweep_config import SweepRun
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
-from starflow_jax.sweeps.content_hash import FileHashes, hash_of, model_hashes
+from starflow_jax.sweeps.content_hash import FileHashes, model_hashes, values_hash
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, steps_in
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, read_config
 
@@ -23,7 +23,7 @@ class Checkpoint:
 
     Attributes:
       run: name of the run in tables; workdir: its folder; step: of the checkpoint.
-      ema: whether the moving average of the parameters is used.
+      ema: whether the exponential moving average of the parameters is used.
       config: of the run, with networks in float32 and matrix products at full precision.
       parameters: number of trained parameters of the flow.
       fingerprint: hash of the parameters and of the flow's configuration; for an unusable checkpoint, of its path.
@@ -55,11 +55,11 @@ def find_checkpoints(run: SweepRun, file_hashes: FileHashes | None = None) -> li
         workdir = model.flow
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
-        raise ValueError(f"runs: {run.workdir} holds no training run and no ported model")
+        raise ValueError(f"runs: {run.workdir} contains no training run and no ported model")
     if model is not None:
         config = dataclasses.replace(config, data=_with_parts(config, model))
     available = steps_in(workdir / CHECKPOINT_FOLDER)
-    check(len(available) > 0, f"runs: {run.workdir} holds no checkpoint")
+    check(len(available) > 0, f"runs: {run.workdir} contains no checkpoint")
     steps = {"all": available, "newest": available[-1:]}[run.steps] if isinstance(run.steps, str) else sorted(run.steps)
     missing = [str(step) for step in steps if step not in available]
     named = ", ".join(map(str, available))
@@ -99,4 +99,6 @@ def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig, 
     except Unusable:
         weights = [str(folder), ema]
     vocabulary = None if config.text is None else config.text.vocabulary
-    return hash_of({"weights": weights, "flow": dataclasses.asdict(config.flow), "frozen": frozen, "text": vocabulary})
+    return values_hash(
+        {"weights": weights, "flow": dataclasses.asdict(config.flow), "frozen": frozen, "text": vocabulary}
+    )

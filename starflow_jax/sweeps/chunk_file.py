@@ -28,14 +28,14 @@ class Computed:
 
     Attributes:
       values: float64 [rows, columns], from row 0 on without a gap.
-      seconds: computing time; chunks: number of records; size: bytes of complete records; torn: bytes after them.
+      seconds: computing time; chunks: number of records; size: bytes of complete records; incomplete: bytes after them.
     """
 
     values: np.ndarray
     seconds: float
     chunks: int
     size: int
-    torn: int
+    incomplete: int
 
     @property
     def rows(self) -> int:

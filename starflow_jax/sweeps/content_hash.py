@@ -21,7 +21,7 @@ FileHashes = dict[str, list[Any]]
 _NOT_CONTENT = ("path", "index", "flip", "drop_first", "aspect_ratios", "multiple")
 
 
-def hash_of(values: Mapping[str, Any]) -> str:
+def values_hash(values: Mapping[str, Any]) -> str:
     """Hash of plain values, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

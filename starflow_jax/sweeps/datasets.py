@@ -23,7 +23,7 @@ from starflow_jax.data.pipeline.readable_subset import Subset, readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import example_spec
 from starflow_jax.models.autoencoders import kept_autoencoder, latent_shape, load_autoencoder
-from starflow_jax.sweeps.content_hash import FileHashes, content_hashes, hash_of, model_hashes
+from starflow_jax.sweeps.content_hash import FileHashes, content_hashes, model_hashes, values_hash
 from starflow_jax.sweeps.latent_scale import log_scale
 from starflow_jax.training.run_calibration import main_component
 from starflow_jax.training.step.frozen_autoencoder import Frozen, load_encoder
@@ -76,9 +76,9 @@ class DataSet:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """Classes of all examples, int64 [n]; read once, when first used."""
-        return np.asarray([int(self.source[place]["label"]) for place in range(len(self))])
+        return np.asarray([int(self.source[index]["label"]) for index in range(len(self))])
 
-    def image(self, place: int, example: dict[str, np.ndarray]) -> np.ndarray:
+    def image(self, index: int, example: dict[str, np.ndarray]) -> np.ndarray:
         """The pixels or the stored latent of an example as they are scored, before noise is added."""
         image = example["image"]
         if self.levels and self.levels != self.source_levels:
@@ -92,7 +92,7 @@ class DataSet:
             order = np.random.default_rng([rows, columns]).permutation(rows * columns)
             return image.reshape(*image.shape[:-3], rows * columns, -1)[..., order, :].reshape(image.shape)
         if self.transform == "random":
-            random = np.random.default_rng([0, place]).integers(0, self.levels, image.shape)
+            random = np.random.default_rng([0, index]).integers(0, self.levels, image.shape)
             return random.astype(np.uint8)
         return image
 
@@ -131,10 +131,10 @@ def open_data(
     if reads and "shuffled" in requested:
         check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
     shape = example_spec(source.source if isinstance(source, Subset) else source)["image"][0]
-    places = hash_of({"places": source.indices}) if isinstance(source, Subset) else None
+    indices_hash = values_hash({"places": source.indices}) if isinstance(source, Subset) else None
     values = {
         "held": content_hashes(_whole(source), run.data),
-        "places": places,
+        "places": indices_hash,
         "split": data.split,
         "transform": data.transform,
         "levels": levels,
@@ -151,7 +151,7 @@ def open_data(
         encoder=encoder,
         shape=latent_shape(None if encoder is None else encoder.autoencoder, shape),
         conditions=requested if reads else ("dropped",),
-        fingerprint=hash_of(values),
+        fingerprint=values_hash(values),
         log_scale=_log_scale(run, data.split, encoder, shape),
         skipped=skipped,
     )
@@ -180,8 +180,8 @@ def _replaced(data: DataConfig, source: SourceConfig) -> DataConfig:
     if source.traits.latents:
         fields["autoencoder"] = None
     elif data.on_latents and data.autoencoder is None:
-        kept = None if data.path is None else kept_autoencoder(Path(data.path))
-        fields["autoencoder"] = data.decoder if kept is None else str(kept)
+        autoencoder = None if data.path is None else kept_autoencoder(Path(data.path))
+        fields["autoencoder"] = data.decoder if autoencoder is None else str(autoencoder)
         check(
             fields["autoencoder"] is not None,
             f"source must be 'latents' for a run on latents whose autoencoder is not known, got {source.source!r}",
@@ -222,10 +222,10 @@ def _log_scale(config: ExperimentConfig, split: str, encoder: Frozen | None, sha
     if not config.data.traits.latents or config.data.path is None:
         return None
     folder = Path(config.data.path)
-    kept = kept_autoencoder(folder) or kept_autoencoder(folder / split)
-    if kept is None:
+    path = kept_autoencoder(folder) or kept_autoencoder(folder / split)
+    if path is None:
         return None
-    autoencoder, params = load_autoencoder(kept)
+    autoencoder, params = load_autoencoder(path)
     return log_scale(autoencoder, params, shape)
 
 
@@ -250,18 +250,18 @@ class Conditions:
             if self._text is not None:
                 _, self._known = self._text.states_of(self._text.empty[None])
 
-    def rows(self, kind: Condition, places: np.ndarray, examples: dict[int, dict[str, Any]]) -> np.ndarray | None:
+    def rows(self, kind: Condition, indices: np.ndarray, examples: dict[int, dict[str, Any]]) -> np.ndarray | None:
         """The conditions of examples: labels [B], text states [B, L, D], or None.
 
         Args:
-          places: indices of the examples, int [B]; examples: the examples by index; shuffled ones are read here.
+          indices: indices of the examples, int [B]; examples: the examples by index; shuffled ones are read here.
         """
         if not self._reads:
             return None
         if kind == "shuffled":
-            places = self._shuffled[places]
-            examples = {int(place): self._data.source[int(place)] for place in np.unique(places)}
-        rows = [examples[int(place)] for place in places]
+            indices = self._shuffled[indices]
+            examples = {int(index): self._data.source[int(index)] for index in np.unique(indices)}
+        rows = [examples[int(index)] for index in indices]
         dropped = kind == "dropped"
         if self._stored:
             return np.stack([self._empty_states(row) if dropped else row["text_states"] for row in rows])
@@ -308,12 +308,12 @@ def avoid_own_label(order: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     """
     order = order.copy()
     rng = np.random.default_rng([seed, len(order), 1])
-    for place in np.flatnonzero(labels[order] == labels):
-        label = labels[place]
-        if labels[order[place]] != label:
+    for index in np.flatnonzero(labels[order] == labels):
+        label = labels[index]
+        if labels[order[index]] != label:
             continue  # an earlier swap changed it
-        others = np.flatnonzero((labels[order] != label) & (labels != label))
-        if len(others):
-            other = others[rng.integers(len(others))]
-            order[place], order[other] = order[other], order[place]
+        candidates = np.flatnonzero((labels[order] != label) & (labels != label))
+        if len(candidates):
+            other = candidates[rng.integers(len(candidates))]
+            order[index], order[other] = order[other], order[index]
     return order

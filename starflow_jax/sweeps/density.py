@@ -54,10 +54,10 @@ class Scaling:
     def from_noise(cls, noise: Noise, levels: int) -> Scaling:
         """The scaling for data of so many levels; 0 for latents, which are not rescaled."""
         if noise.kind == "uniform":
-            inside, factor, shift = 1.0, 2.0 / levels, -1.0
+            uniform, factor, shift = 1.0, 2.0 / levels, -1.0
         else:
-            inside, factor, shift = (0.0, 2.0 / (levels - 1), -1.0) if levels else (0.0, 1.0, 0.0)
-        return cls(*(np.asarray(value, np.float32) for value in (inside, factor, shift, noise.sigma)))
+            uniform, factor, shift = (0.0, 2.0 / (levels - 1), -1.0) if levels else (0.0, 1.0, 0.0)
+        return cls(*(np.asarray(value, np.float32) for value in (uniform, factor, shift, noise.sigma)))
 
 
 def noisy(key: jax.Array, rows: Rows, image: jax.Array, scaling: Scaling) -> jax.Array:
@@ -65,8 +65,8 @@ def noisy(key: jax.Array, rows: Rows, image: jax.Array, scaling: Scaling) -> jax
 
     def one(image: jax.Array, index: jax.Array, draw: jax.Array) -> jax.Array:
         row_key = jax.random.fold_in(jax.random.fold_in(key, draw), index)
-        inside = scaling.inside * jax.random.uniform(row_key, image.shape)
-        x = (image.astype(jnp.float32) + inside) * scaling.factor + scaling.shift
+        offset = scaling.inside * jax.random.uniform(row_key, image.shape)
+        x = (image.astype(jnp.float32) + offset) * scaling.factor + scaling.shift
         return x + scaling.sigma * jax.random.normal(row_key, image.shape)
 
     return jax.vmap(one)(image, jnp.asarray(rows.index), jnp.asarray(rows.draw))
@@ -108,11 +108,11 @@ def reduce_tokens(terms: np.ndarray, frames: int) -> np.ndarray:
       terms: [1 + K, B, (T,) h, w]; frames: T, or 0 without likelihoods of frames.
     """
     exact = terms.astype(np.float64)
-    whole = exact.reshape(*exact.shape[:2], -1).sum(axis=2).T
+    totals = exact.reshape(*exact.shape[:2], -1).sum(axis=2).T
     if not frames:
-        return whole
+        return totals
     by_frame = exact.reshape(*exact.shape[:3], -1).sum(axis=(0, 3))
-    return np.concatenate([whole, by_frame], axis=1)
+    return np.concatenate([totals, by_frame], axis=1)
 
 
 class Programs:

@@ -16,7 +16,7 @@ from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.sharding.layout import BATCH, Layout
 from starflow_jax.sharding.mesh import check_fit
 from starflow_jax.sweeps.checkpoint_selection import Checkpoint, find_checkpoints
-from starflow_jax.sweeps.content_hash import FileHashes, hash_of
+from starflow_jax.sweeps.content_hash import FileHashes, values_hash
 from starflow_jax.sweeps.datasets import DataSet, open_data
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 
@@ -64,7 +64,7 @@ class Cell:
     @functools.cached_property
     def id(self) -> str:
         """Content hash of everything that determines the result."""
-        return hash_of(
+        return values_hash(
             {
                 "version": _VERSION,
                 "checkpoint": self.checkpoint.fingerprint,
@@ -148,14 +148,17 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
     file_hashes: FileHashes = {}
     runs = [find_checkpoints(run, file_hashes) for run in config.runs]
     names = [checkpoints[0].run for checkpoints in runs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    check(not twice, f"runs must have names that differ (runs.name), got {', '.join(twice)} again")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    check(not repeated, f"runs must have names that differ (runs.name), got {', '.join(repeated)} again")
     opened: dict[str, DataSet] = {}
     encoders: dict[str, Frozen] = {}
     cells: list[Cell] = []
     for checkpoints in runs:
         for checkpoint in checkpoints:
-            sets = [_data(opened, encoders, file_hashes, one, checkpoint.config, config) for one in config.data]
+            sets = [
+                _data(opened, encoders, file_hashes, data_config, checkpoint.config, config)
+                for data_config in config.data
+            ]
             called = [data.name for data in sets]
             again = sorted({name for name in called if called.count(name) > 1})
             check(not again, f"data must have names that differ (data.name), got {', '.join(again)} again")
@@ -185,7 +188,7 @@ def _data(
 ) -> DataSet:
     """A data set as a run reads it, opened once for all checkpoints and all runs that read it in the same way."""
     flow = dataclasses.asdict(run.flow)
-    key = hash_of({"data": to_json(data), "of": to_json(run.data), "flow": flow, "text": repr(run.text)})
+    key = values_hash({"data": to_json(data), "of": to_json(run.data), "flow": flow, "text": repr(run.text)})
     if key not in opened:
         opened[key] = open_data(data, run, config.conditions, encoders, file_hashes)
     return opened[key]

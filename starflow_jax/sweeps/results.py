@@ -126,7 +126,7 @@ class Results:
 
     def __init__(self, out: Path, cells: Sequence[Mapping[str, Any]] = ()):
         self._out, self._cells, self._written = out, cells, 0.0
-        lines, self.torn = _lines(out / RESULTS_FILE)
+        lines, self.incomplete = _lines(out / RESULTS_FILE)
         # A cell that was computed again has two rows, of which the last is valid.
         rows = {row["cell"]: row for row in map(json.loads, lines)}
         self.rows: list[dict[str, Any]] = list(rows.values())
@@ -145,7 +145,7 @@ class Results:
         if lost:
             self.rows = [row for row in self.rows if row["cell"] not in lost]
             self.done -= lost
-        if lost or self.torn:
+        if lost or self.incomplete:
             lines = [json.dumps(row, allow_nan=False) + "\n" for row in self.rows]
             write_text(self._out / RESULTS_FILE, "".join(lines))
         self._write_table()
@@ -215,10 +215,10 @@ def read_results(out: Path | str) -> list[dict[str, Any]]:
 
 def write_plan(out: Path, plan: Plan) -> None:
     """Writes `sweep.json`: the configuration, and its cells with the names they have in it."""
-    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": names_of(plan)})
+    write_json(out / PLAN_FILE, {"config": dataclasses.asdict(plan.config), "cells": cell_names(plan)})
 
 
-def names_of(plan: Plan) -> list[dict[str, Any]]:
+def cell_names(plan: Plan) -> list[dict[str, Any]]:
     """The id and the names of every requested cell."""
     return [
         {
@@ -240,19 +240,19 @@ def read_plan(out: Path) -> dict[str, Any]:
     """
     path = out / PLAN_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{out} holds no sweep: {PLAN_FILE} {error.strerror or error}") from error
+        raise ValueError(f"{out} contains no sweep: {PLAN_FILE} {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON") from error
-    cells = found.get("cells") if isinstance(found, dict) and isinstance(found.get("config"), dict) else None
+    cells = plan.get("cells") if isinstance(plan, dict) and isinstance(plan.get("config"), dict) else None
     if not isinstance(cells, list) or not all(map(_is_name, cells)):
-        raise ValueError(f"{path} is no plan of a sweep")
-    return found
+        raise ValueError(f"{path} is not a plan of a sweep")
+    return plan
 
 
 def _is_name(cell: Any) -> bool:
-    """Whether a value is an entry of `names_of`."""
+    """Whether a value is an entry of `cell_names`."""
     kinds = {"cell": str, "run": str, "step": int, "data": str, "role": str}
     if not isinstance(cell, dict) or cell.keys() != kinds.keys():
         return False
@@ -270,8 +270,8 @@ def read_failures(out: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["failures"]
-        return {str(one["name"]): str(one["sentence"]) for one in found}
+        failures = json.loads(path.read_text(encoding="utf-8"))["failures"]
+        return {str(failure["name"]): str(failure["sentence"]) for failure in failures}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not say which cells failed") from error
 
@@ -309,12 +309,12 @@ def _lines(path: Path) -> tuple[list[str], bool]:
     """The complete lines of a file, and whether an incomplete line follows."""
     if not path.is_file():
         return [], False
-    *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(whole, 1):
+    *complete, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for index, line in enumerate(complete, 1):
         try:
             good = set(COLUMNS) <= set(json.loads(line))
         except (ValueError, TypeError, RecursionError):
             good = False
         if not good:
-            raise ValueError(f"{path} line {number} is no result of a sweep, or of another version")
-    return whole, bool(rest)
+            raise ValueError(f"{path} line {index} is not a result of a sweep, or has another version")
+    return complete, bool(rest)

@@ -33,7 +33,7 @@ from starflow_jax.sweeps.results import (
     FAILURES_FILE,
     PLAN_FILE,
     Results,
-    names_of,
+    cell_names,
     result_row,
     write_examples,
     write_plan,
@@ -48,7 +48,7 @@ from starflow_jax.training.step.frozen_text import FrozenText, load_text
 class Watcher(Protocol):
     """Callbacks on the progress of a sweep; every process calls them at the same points."""
 
-    def begun(self, cell: Cell, rows: int) -> None:
+    def started(self, cell: Cell, rows: int) -> None:
         """The computation of a cell begins at a row."""
 
     def advanced(self, cell: Cell, rows: int, seconds: float) -> None:
@@ -95,7 +95,7 @@ def run_sweep(plan: Plan, out: Path | str, *, layout: Layout | None = None, watc
       OSError: results cannot be written.
     """
     out = Path(out)
-    with _claimed(out, plan), Results(out, names_of(plan)) as results:
+    with _claimed(out, plan), Results(out, cell_names(plan)) as results:
         if jax.process_index() == 0:
             results.repair()
         done = set(_broadcast(sorted(results.done)))
@@ -170,7 +170,7 @@ class _Sweep:
         first, size = _broadcast([computed.rows, computed.size])
         if first < cell.rows:
             assert params is not None  # loaded for incomplete cells
-            self.watcher.begun(cell, first)
+            self.watcher.started(cell, first)
             self._compute(cell, params, path, first, size)
             computed = read_chunks(path, cell.columns) if jax.process_index() == 0 else _no_rows(cell)
         row: dict[str, Any] = {"cell": cell.id}
@@ -196,32 +196,32 @@ class _Sweep:
         levels = data.levels if encoder is not None else 0
         with _writer(path, size) as append:
             for start in range(first, cell.rows, self.plan.batch_size):
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 rows = self._batch(cell, conditions, start)
-                reading = time.perf_counter() - begun
+                reading = time.perf_counter() - start_time
                 terms = self.programs(flow, self.layout, levels, params, encoder, key, scaling, rows)
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 count = min(self.plan.batch_size, cell.rows - start)
                 values = reduce_tokens(np.asarray(terms()), cell.frames)[:count]
-                seconds = time.perf_counter() - begun + reading
+                seconds = time.perf_counter() - start_time + reading
                 append(start, values, seconds)
                 self.rows += count
                 self.watcher.advanced(cell, start + count, seconds)
 
     def _batch(self, cell: Cell, conditions: Conditions, start: int) -> Rows:
         """This process's share of the rows from `start` on; the last row is repeated to fill the batch."""
-        wanted = np.minimum(np.arange(start, start + self.plan.batch_size), cell.rows - 1)
+        row_indices = np.minimum(np.arange(start, start + self.plan.batch_size), cell.rows - 1)
         if self.layout is not None:
             parts, count = self.layout.share()
-            wanted = np.concatenate([np.split(wanted, count)[part] for part in parts])
-        places, draws = np.divmod(wanted, cell.draws)
+            row_indices = np.concatenate([np.split(row_indices, count)[part] for part in parts])
+        indices, draws = np.divmod(row_indices, cell.draws)
         problem: Exception | None = None
         try:
-            examples = {int(place): dict(cell.data.source[int(place)]) for place in np.unique(places)}
-            pixels = {place: cell.data.image(place, example) for place, example in examples.items()}
-            image = np.stack([pixels[int(place)] for place in places])
-            cond = conditions.rows(cell.flow_input, places, examples)
-            rows = Rows(image, places.astype(np.int32), draws.astype(np.int32), cond)
+            examples = {int(index): dict(cell.data.source[int(index)]) for index in np.unique(indices)}
+            pixels = {index: cell.data.image(index, example) for index, example in examples.items()}
+            image = np.stack([pixels[int(index)] for index in indices])
+            cond = conditions.rows(cell.flow_input, indices, examples)
+            rows = Rows(image, indices.astype(np.int32), draws.astype(np.int32), cond)
         except Exception as error:
             problem = error
         if not everywhere(problem is None):
@@ -313,7 +313,7 @@ def claim_folder(out: Path) -> None:
             raise ValueError(f"{out} must be a folder, and is a file")
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()) and not (out / PLAN_FILE).is_file():
-            raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and holds other files")
+            raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and contains other files")
         for name in (CELLS_FOLDER, EXAMPLES_FOLDER):
             (out / name).mkdir(exist_ok=True)
     except OSError as error:

@@ -35,7 +35,7 @@ class Separation:
     true_positives: np.ndarray
 
 
-def key_of(row: Row, *without: str) -> tuple[Any, ...]:
+def row_key(row: Row, *without: str) -> tuple[Any, ...]:
     """The fields that identify a row of a sweep. The cell id does not, because a cell may have several names."""
     return tuple(row[name] for name in _KEY if name not in without)
 
@@ -63,18 +63,18 @@ def separations(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> list[S
     Args:
       scores: log p of every example, by cell (`read_scores`).
     """
-    insides: dict[tuple[Any, ...], list[Row]] = {}
+    in_distribution: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["role"] == "in":
-            insides.setdefault(key_of(row, "data"), []).append(row)
+            in_distribution.setdefault(row_key(row, "data"), []).append(row)
     separated = []
     for outside in (row for row in rows if row["role"] == "out"):
-        inside = insides.get(key_of(outside, "data"), [])
-        if not inside or any(row["cell"] not in scores for row in (outside, *inside)):
+        in_rows = in_distribution.get(row_key(outside, "data"), [])
+        if not in_rows or any(row["cell"] not in scores for row in (outside, *in_rows)):
             continue
-        inside_scores = _ordered(np.concatenate([scores[row["cell"]] for row in inside]))
+        inside_scores = _ordered(np.concatenate([scores[row["cell"]] for row in in_rows]))
         outside_scores = _ordered(scores[outside["cell"]])
-        names = tuple(row["data"] for row in inside)
+        names = tuple(row["data"] for row in in_rows)
         separated.append(
             Separation(outside, names, auroc(inside_scores, outside_scores), *roc_curve(inside_scores, outside_scores))
         )
@@ -104,10 +104,10 @@ def differences(rows: Sequence[Row], scores: Mapping[str, np.ndarray], field: st
     Args:
       scores: log p of every example, by cell (`read_scores`); field: "condition" or "dtype".
     """
-    others = {key_of(row, field): row for row in rows if row[field] == than}
+    others = {row_key(row, field): row for row in rows if row[field] == than}
     compared = []
     for row in rows:
-        other = others.get(key_of(row, field))
+        other = others.get(row_key(row, field))
         if row[field] == than or other is None or not {row["cell"], other["cell"]} <= scores.keys():
             continue
         with np.errstate(invalid="ignore"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from starflow_jax.sweeps.separation import Row, Separation, key_of
+from starflow_jax.sweeps.separation import Row, Separation, row_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +21,13 @@ Palette = Mapping[str, str]
 LINES = {"true": "-", "none": "-", "dropped": "--", "shuffled": ":"}
 ROLES = {"in": "in distribution", "out": "out of distribution"}
 # Limits of panels side by side and of ticks, for legibility.
-MOST_PANELS = 4
-MOST_TICKS = 8
+MAX_PANELS = 4
+MAX_TICKS = 8
 
 
-def colours_of(rows: Sequence[Row]) -> Palette:
+def data_colours(rows: Sequence[Row]) -> Palette:
     """The colours of all data sets of a sweep, which are the same in all plots."""
-    return {name: f"C{place % 10}" for place, name in enumerate(dict.fromkeys(row["data"] for row in rows))}
+    return {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(row["data"] for row in rows))}
 
 
 def plain(rows: Sequence[Row]) -> list[Row]:
@@ -50,14 +50,14 @@ def noise_name(row: Row) -> str:
 
 def plot_steps(rows: Sequence[Row], palette: Palette) -> Figure | None:
     """Bits/dim against the step, with a column for each noise level and a row for each role."""
-    rows = _of_several_steps(plain(rows))
+    rows = _with_several_steps(plain(rows))
     if not rows:
         return None
     figure, panels = _by_role(rows, "noise", _noises(rows))
-    for axes, own, title in panels:
-        for name, line in _series(own).items():
+    for axes, panel_rows, title in panels:
+        for name, line in _series(panel_rows).items():
             _line(axes, rows, palette, name, [row["step"] for row in line], line)
-        axes.set(xlabel="step", ylabel=_unit(own), title=title)
+        axes.set(xlabel="step", ylabel=_unit(panel_rows), title=title)
     return _finished(figure, rows, palette)
 
 
@@ -67,16 +67,16 @@ def plot_noise(rows: Sequence[Row], palette: Palette) -> Figure | None:
     if len({row["sigma"] for row in rows if row["noise"] == "gaussian"}) < 2:
         return None
     figure, panels = _by_role(rows, "run", list(dict.fromkeys(row["run"] for row in rows)))
-    for axes, own, title in panels:
-        for name, line in _series(own).items():
+    for axes, panel_rows, title in panels:
+        for name, line in _series(panel_rows).items():
             gaussian = sorted((row for row in line if row["noise"] == "gaussian"), key=lambda row: row["sigma"])
             _line(axes, rows, palette, name, [row["sigma"] for row in gaussian], gaussian)
             for row in line:
                 if row["noise"] == "uniform" and row["bits_per_dim"] is not None:
                     axes.axhline(row["bits_per_dim"], color=palette[row["data"]], linewidth=0.8, alpha=0.5)
-        thin = " (thin lines: uniform)" if any(row["noise"] == "uniform" for row in own) else ""
-        axes.set(xlabel=f"sigma of Gaussian noise{thin}", ylabel=_unit(own), title=title, xscale="log")
-        _ticks(axes, {row["sigma"]: f"{row['sigma']:g}" for row in own if row["sigma"]})
+        thin = " (thin lines: uniform)" if any(row["noise"] == "uniform" for row in panel_rows) else ""
+        axes.set(xlabel=f"sigma of Gaussian noise{thin}", ylabel=_unit(panel_rows), title=title, xscale="log")
+        _ticks(axes, {row["sigma"]: f"{row['sigma']:g}" for row in panel_rows if row["sigma"]})
     return _finished(figure, rows, palette)
 
 
@@ -86,13 +86,13 @@ def plot_sizes(rows: Sequence[Row], palette: Palette) -> Figure | None:
     if len({row["parameters"] for row in rows}) < 2:
         return None
     figure, panels = _by_role(rows, "noise", _noises(rows))
-    for axes, own, title in panels:
-        for name in {(row["data"], row["condition"]): None for row in own}:
-            line = [row for row in own if (row["data"], row["condition"]) == name]
+    for axes, panel_rows, title in panels:
+        for name in {(row["data"], row["condition"]): None for row in panel_rows}:
+            line = [row for row in panel_rows if (row["data"], row["condition"]) == name]
             line = sorted(line, key=lambda row: row["parameters"])
             _line(axes, rows, palette, ("", *name), [row["parameters"] for row in line], line)
-        axes.set(xlabel="run, and its parameters", ylabel=_unit(own), title=title, xscale="log")
-        sizes = {row["parameters"]: _escaped(f"{row['run']}\n{row['parameters']:,}") for row in own}
+        axes.set(xlabel="run, and its parameters", ylabel=_unit(panel_rows), title=title, xscale="log")
+        sizes = {row["parameters"]: _escaped(f"{row['run']}\n{row['parameters']:,}") for row in panel_rows}
         _ticks(axes, sizes)
         axes.margins(x=0.15)
     return _finished(figure, rows, palette, runs=False)
@@ -106,13 +106,13 @@ def plot_frames(rows: Sequence[Row], palette: Palette) -> Figure | None:
     from matplotlib.ticker import MaxNLocator
 
     figure, panels = _by_role(rows, "noise", _noises(rows))
-    for axes, own, title in panels:
-        for row in own:
+    for axes, panel_rows, title in panels:
+        for row in panel_rows:
             mean, error = numbers(row["frame_bits"]), np.nan_to_num(numbers(row["frame_errors"]))
             colour = palette[row["data"]]
             axes.plot(mean, LINES[row["condition"]], color=colour, marker=_marker(rows, row["run"]), markersize=3)
             axes.fill_between(range(len(mean)), mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="frame", ylabel=f"{_unit(own)} given earlier frames", title=title)
+        axes.set(xlabel="frame", ylabel=f"{_unit(panel_rows)} given earlier frames", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, rows, palette)
 
@@ -122,27 +122,34 @@ def plot_terms(rows: Sequence[Row], palette: Palette) -> Figure | None:
     rows = newest(plain(rows))
     if not rows:
         return None
-    runs = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS]
+    runs = list(dict.fromkeys(row["run"] for row in rows))[:MAX_PANELS]
     figure = _figure(len(runs), 1, width=4.6)
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
-        own = [row for row in rows if row["run"] == run]
-        own = [row for row in own if row["noise"] == own[0]["noise"] and row["sigma"] == own[0]["sigma"]]
-        own = [row for row in own if row["condition"] == _common_condition(own)]
-        width = 0.8 / len(own)
-        for place, row in enumerate(own):
+        panel_rows = [row for row in rows if row["run"] == run]
+        panel_rows = [
+            row
+            for row in panel_rows
+            if row["noise"] == panel_rows[0]["noise"] and row["sigma"] == panel_rows[0]["sigma"]
+        ]
+        panel_rows = [row for row in panel_rows if row["condition"] == _common_condition(panel_rows)]
+        width = 0.8 / len(panel_rows)
+        for position, row in enumerate(panel_rows):
             constant = [float(np.log2(row["levels"] / 2.0))] if row["levels"] else []
             heights = numbers([*constant, row["prior_bits"], *row["logdet_bits"]])
-            at = np.arange(len(heights)) + (place - (len(own) - 1) / 2) * width
+            at = np.arange(len(heights)) + (position - (len(panel_rows) - 1) / 2) * width
             axes.bar(at, heights, width, color=palette[row["data"]])
-        if not any(np.isfinite(numbers([row["prior_bits"], *row["logdet_bits"]])).any() for row in own):
+        if not any(np.isfinite(numbers([row["prior_bits"], *row["logdet_bits"]])).any() for row in panel_rows):
             _not_finite(axes)
-        names = [*(["constant"] if own[0]["levels"] else []), "prior"]
-        names += [f"block {index}" for index in range(len(own[0]["logdet_bits"]))]
+        names = [*(["constant"] if panel_rows[0]["levels"] else []), "prior"]
+        names += [f"block {index}" for index in range(len(panel_rows[0]["logdet_bits"]))]
         many = len(names) > 6
         axes.set_xticks(range(len(names)), names, rotation=45 if many else 0, ha="right" if many else "center")
         axes.axhline(0.0, color="0.3", linewidth=0.8)
         axes.tick_params(axis="x", labelsize=8)
-        axes.set(ylabel=_unit(own), title=_escaped(f"{run}, step {own[0]['step']}, {noise_name(own[0])}"))
+        axes.set(
+            ylabel=_unit(panel_rows),
+            title=_escaped(f"{run}, step {panel_rows[0]['step']}, {noise_name(panel_rows[0])}"),
+        )
     return _finished(figure, rows, palette, lines=False)
 
 
@@ -157,33 +164,33 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
         return None
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
+    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MAX_PANELS], _noises(rows)
     figure = _figure(len(noises), len(runs))
     grid = figure.subplots(len(runs), len(noises), squeeze=False)
     for line, run in zip(grid, runs, strict=True):
         for axes, noise in zip(line, noises, strict=True):
-            own = [row for row in rows if row["run"] == run and noise_name(row) == noise]
-            common = _common_condition(own)
-            own = [row for row in own if row["condition"] == common]
-            if not own:
+            panel_rows = [row for row in rows if row["run"] == run and noise_name(row) == noise]
+            common = _common_condition(panel_rows)
+            panel_rows = [row for row in panel_rows if row["condition"] == common]
+            if not panel_rows:
                 axes.set_axis_off()
                 continue
-            every = np.concatenate([examples[row["cell"]] for row in own])
-            every = every[np.isfinite(every)]
-            said = "" if common == "none" else f", condition {common}"
-            axes.set(xlabel=_unit(own), ylabel="share of examples", title=_escaped(f"{run}, {noise}{said}"))
-            if not len(every):
+            all_bits = np.concatenate([examples[row["cell"]] for row in panel_rows])
+            all_bits = all_bits[np.isfinite(all_bits)]
+            suffix = "" if common == "none" else f", condition {common}"
+            axes.set(xlabel=_unit(panel_rows), ylabel="share of examples", title=_escaped(f"{run}, {noise}{suffix}"))
+            if not len(all_bits):
                 _not_finite(axes)
                 continue
-            low, high = np.percentile(every, [0.2, 99.8])
-            wide = bool(low > 0 and high > 4 * np.median(every))
+            low, high = np.percentile(all_bits, [0.2, 99.8])
+            wide = bool(low > 0 and high > 4 * np.median(all_bits))
             edges = (np.geomspace if wide else np.linspace)(low, max(high, low + 1e-6 * max(1.0, abs(low))), bins + 1)
-            for row in own:
-                found = np.clip(np.nan_to_num(examples[row["cell"]], nan=np.inf), edges[0], edges[-1])
+            for row in panel_rows:
+                values = np.clip(np.nan_to_num(examples[row["cell"]], nan=np.inf), edges[0], edges[-1])
                 options: dict[str, Any] = {"color": palette[row["data"]]}
-                options["weights"] = np.full(len(found), 1.0 / len(found))
-                axes.hist(found, edges, alpha=0.35, **options)
-                axes.hist(found, edges, histtype="step", linewidth=1.2, **options)
+                options["weights"] = np.full(len(values), 1.0 / len(values))
+                axes.hist(values, edges, alpha=0.35, **options)
+                axes.hist(values, edges, histtype="step", linewidth=1.2, **options)
             if wide:
                 axes.set_xscale("log")
                 axes.xaxis.set_minor_formatter(NullFormatter())
@@ -195,28 +202,32 @@ def plot_histograms(rows: Sequence[Row], palette: Palette, examples: dict[str, n
     return _finished(figure, rows, palette, lines=False)
 
 
-def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
+def plot_roc(separations: Sequence[Separation], palette: Palette) -> Figure | None:
     """ROC of log p(x) of the newest checkpoints, with a row for each run and a column for each noise level."""
-    rows = newest(plain([one.row for one in found]))
+    rows = newest(plain([separation.row for separation in separations]))
     if not rows:
         return None
-    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MOST_PANELS], _noises(rows)
+    runs, noises = list(dict.fromkeys(row["run"] for row in rows))[:MAX_PANELS], _noises(rows)
     figure = _figure(len(noises), len(runs), height=3.6)
     grid = figure.subplots(len(runs), len(noises), squeeze=False)
-    chosen = {key_of(row) for row in rows}
+    chosen = {row_key(row) for row in rows}
     for line, run in zip(grid, runs, strict=True):
         for axes, noise in zip(line, noises, strict=True):
-            own = [one for one in found if key_of(one.row) in chosen and one.row["run"] == run]
-            own = [one for one in own if noise_name(one.row) == noise]
-            common = _common_condition([one.row for one in own])
-            for one in own:
-                if one.row["condition"] != common:
+            panel = [
+                separation
+                for separation in separations
+                if row_key(separation.row) in chosen and separation.row["run"] == run
+            ]
+            panel = [separation for separation in panel if noise_name(separation.row) == noise]
+            common = _common_condition([separation.row for separation in panel])
+            for separation in panel:
+                if separation.row["condition"] != common:
                     continue
-                label = _escaped(f"{one.row['data']} {one.auroc.area:.3f}")
-                colour = palette[one.row["data"]]
-                axes.plot(one.false_positives, one.true_positives, color=colour, label=label)
+                label = _escaped(f"{separation.row['data']} {separation.auroc.area:.3f}")
+                colour = palette[separation.row["data"]]
+                axes.plot(separation.false_positives, separation.true_positives, color=colour, label=label)
             axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-            axes.set(xlabel="share of data from outside kept", ylabel="share of data from inside kept")
+            axes.set(xlabel="false positive rate (out of distribution)", ylabel="true positive rate (in distribution)")
             axes.set(aspect="equal")
             axes.set_title(_escaped(f"{run}, {noise}"), fontsize=9)
             axes.grid(alpha=0.3)
@@ -224,17 +235,17 @@ def plot_roc(found: Sequence[Separation], palette: Palette) -> Figure | None:
     return figure
 
 
-def plot_auroc(found: Sequence[Separation], palette: Palette) -> Figure | None:
+def plot_auroc(separations: Sequence[Separation], palette: Palette) -> Figure | None:
     """AUROC of log p(x) against the step, with a column for each noise level."""
-    rows = _of_several_steps(plain([one.row for one in found]))
+    rows = _with_several_steps(plain([separation.row for separation in separations]))
     if not rows:
         return None
-    score = {key_of(one.row): one.auroc.area for one in found}
+    score = {row_key(separation.row): separation.auroc.area for separation in separations}
     noises = _noises(rows)
     figure = _figure(len(noises), 1)
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
         for name, line in _series([row for row in rows if noise_name(row) == noise]).items():
-            steps, values = [row["step"] for row in line], [score[key_of(row)] for row in line]
+            steps, values = [row["step"] for row in line], [score[row_key(row)] for row in line]
             axes.plot(steps, values, LINES[name[2]], color=palette[name[1]], marker=_marker(rows, name[0]), ms=4)
         axes.axhline(0.5, color="0.6", linewidth=0.8)
         axes.set(xlabel="step", ylabel="AUROC of log p(x)", title=noise, ylim=(-0.03, 1.03))
@@ -254,18 +265,18 @@ def _figure(columns: int, rows: int, *, width: float = 4.0, height: float = 3.2)
 def _by_role(rows: Sequence[Row], across: str, columns: list[Any]) -> tuple[Figure, list[tuple[Axes, list[Row], str]]]:
     """Panels for roles (rows) and runs or noise levels (columns), each with its rows of the results and its title."""
     roles = [role for role in ROLES if any(row["role"] == role for row in rows)]
-    columns = columns[:MOST_PANELS]
+    columns = columns[:MAX_PANELS]
     figure = _figure(len(columns), len(roles))
     grid = figure.subplots(len(roles), len(columns), squeeze=False)
     panels = []
     for line, role in zip(grid, roles, strict=True):
         for axes, column in zip(line, columns, strict=True):
             name = noise_name if across == "noise" else _run
-            own = [row for row in rows if row["role"] == role and name(row) == column]
-            if not own:
+            panel_rows = [row for row in rows if row["role"] == role and name(row) == column]
+            if not panel_rows:
                 axes.set_axis_off()
                 continue
-            panels.append((axes, own, _escaped(f"{column}, {ROLES[role]}" if len(roles) > 1 else str(column))))
+            panels.append((axes, panel_rows, _escaped(f"{column}, {ROLES[role]}" if len(roles) > 1 else str(column))))
     return figure, panels
 
 
@@ -276,10 +287,10 @@ def _not_finite(axes: Axes) -> None:
 
 
 def _ticks(axes: Axes, names: Mapping[float, str]) -> None:
-    """Labels at most `MOST_TICKS` of the values on a logarithmic axis, instead of powers of ten."""
+    """Labels at most `MAX_TICKS` of the values on a logarithmic axis, instead of powers of ten."""
     values = sorted(names)
-    places = np.linspace(0, len(values) - 1, min(len(values), MOST_TICKS)).round().astype(int)
-    chosen = [values[place] for place in places]
+    indices = np.linspace(0, len(values) - 1, min(len(values), MAX_TICKS)).round().astype(int)
+    chosen = [values[index] for index in indices]
     axes.set_xticks(chosen, [names[value] for value in chosen])
     axes.set_xticks([], minor=True)
     axes.tick_params(axis="x", labelsize=8)
@@ -291,10 +302,10 @@ def _run(row: Row) -> str:
 
 def _series(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     """Rows by run, data and condition, each by step."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    series: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["step"]):
-        found.setdefault((row["run"], row["data"], row["condition"]), []).append(row)
-    return found
+        series.setdefault((row["run"], row["data"], row["condition"]), []).append(row)
+    return series
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:
@@ -325,8 +336,8 @@ def _finished(
         if not lines or not axes.lines:
             continue
         caps = {cap for bars in axes.containers if isinstance(bars, ErrorbarContainer) for cap in bars.lines[1]}
-        drawn = [line.get_ydata() for line in axes.lines if line not in caps]
-        heights = np.concatenate(drawn).astype(np.float64)
+        lines_data = [line.get_ydata() for line in axes.lines if line not in caps]
+        heights = np.concatenate(lines_data).astype(np.float64)
         heights = heights[np.isfinite(heights)]
         if not len(heights):
             _not_finite(axes)
@@ -358,11 +369,11 @@ def _marker(rows: Sequence[Row], run: str) -> str:
 
 
 def _noises(rows: Sequence[Row]) -> list[str]:
-    """Names of at most `MOST_PANELS` noise levels, evenly selected, uniform noise first, then by sigma."""
+    """Names of at most `MAX_PANELS` noise levels, evenly selected, uniform noise first, then by sigma."""
     ordered = sorted(rows, key=lambda row: (row["noise"] != "uniform", row["sigma"]))
     names = list(dict.fromkeys(map(noise_name, ordered)))
-    places = np.linspace(0, len(names) - 1, min(len(names), MOST_PANELS)).round().astype(int)
-    return [names[place] for place in places]
+    indices = np.linspace(0, len(names) - 1, min(len(names), MAX_PANELS)).round().astype(int)
+    return [names[index] for index in indices]
 
 
 def _common_condition(rows: Sequence[Row]) -> str:
@@ -371,7 +382,7 @@ def _common_condition(rows: Sequence[Row]) -> str:
     return max(counts, key=lambda name: counts[name])
 
 
-def _of_several_steps(rows: Sequence[Row]) -> list[Row]:
+def _with_several_steps(rows: Sequence[Row]) -> list[Row]:
     """Rows of runs that have more than one."""
     steps: dict[str, set[int]] = {}
     for row in rows:

@@ -21,8 +21,8 @@ from starflow_jax.sweeps.separation import (
     Separation,
     differences,
     in_unit,
-    key_of,
     read_scores,
+    row_key,
     separations,
 )
 
@@ -81,7 +81,7 @@ def write_report(out: Path | str, failures: Mapping[str, str] | None = None) -> 
     compared = _compared(out, rows)
     separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     examples = compared.examples
-    palette = plots.colours_of(rows)
+    palette = plots.data_colours(rows)
     bins = int(plan["config"].get("histogram_bins", 40))
     figures: dict[str, Callable[[], Figure | None]] = {
         "steps": lambda: plots.plot_steps(rows, palette),
@@ -128,40 +128,48 @@ def _sections(
 
     done = f"{len(rows)} of {len(plan['cells'])} cells are done."
     missing = len(plan["cells"]) - len(rows)
-    found = [Section("What was scored", done + (f" {len(failures)} failed." if failures else ""))]
+    sections = [Section("Progress", done + (f" {len(failures)} failed." if failures else ""))]
     if failures:
-        table = [("cell", "why it failed"), *failures.items()]
-        found.append(Section("Failed cells", "The same command tries them again.", table))
+        table = [("cell", "error"), *failures.items()]
+        sections.append(Section("Failed cells", "The same command tries them again.", table))
     elif missing:
-        found.append(Section("Not done yet", f"{missing} cells are missing; the same command goes on with them."))
+        sections.append(
+            Section("Unfinished cells", f"{missing} cells are missing; the same command continues with them.")
+        )
     if compared.lost:
-        found.append(Section("Lost examples", _LOST, [(*_PLACE, "file"), *(_lost(row) for row in compared.lost)]))
+        sections.append(
+            Section("Unreadable examples", _LOST, [(*_LABELS, "file"), *(_lost(row) for row in compared.lost)])
+        )
     for name, title, text in (
         ("steps", "Against the step", "Error bars: standard errors over examples."),
         ("noise", "Against the noise", _NOISE),
         ("sizes", "Against model size", "Newest checkpoint of every run, data in distribution."),
         ("frames", "Frame by frame", "Bits of a frame given those before it, newest checkpoints; exact."),
-        ("histograms", "Examples", "Newest checkpoints; draws of the noise averaged; tails gathered at the border."),
+        (
+            "histograms",
+            "Examples",
+            "Newest checkpoints; draws of the noise averaged; tails are collected in the outermost bins.",
+        ),
     ):
         if plotted[name] != NO_PLOT:
-            found.append(section(name, title, text))
+            sections.append(section(name, title, text))
     separated, by_condition, by_dtype = compared.separated, compared.by_condition, compared.by_dtype
     if separated:
-        found.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
+        sections.append(section("roc", "Out of distribution", _ROC, _auroc_table(separated)))
         if plotted["auroc"] != NO_PLOT:
-            found.append(section("auroc", "Out of distribution against the step", ""))
-    last = {key_of(row) for row in plots.newest(rows)}
-    by_condition = [one for one in by_condition if key_of(one.row) in last]
+            sections.append(section("auroc", "Out of distribution against the step", ""))
+    last = {row_key(row) for row in plots.newest(rows)}
+    by_condition = [one for one in by_condition if row_key(one.row) in last]
     if by_condition:
-        text = "Bits more than under the true condition, same examples and noise, newest checkpoints."
-        found.append(Section("Conditions", text, _difference_table(by_condition)))
+        text = "Difference in bits from the true condition, over the same examples and noise; newest checkpoints."
+        sections.append(Section("Conditions", text, _difference_table(by_condition)))
     if by_dtype:
-        text = "bfloat16 less float32, over the same examples and noise."
-        found.append(Section("bfloat16 against float32", text, _difference_table(by_dtype)))
+        text = "bfloat16 minus float32, over the same examples and noise."
+        sections.append(Section("bfloat16 against float32", text, _difference_table(by_dtype)))
     if rows:
-        found.append(section("terms", "Where the bits come from", _TERMS, _terms_table(rows)))
-        found.append(Section("All cells", _CELLS, _cells_table(rows)))
-    return found
+        sections.append(section("terms", "Contributions to bits/dim", _TERMS, _terms_table(rows)))
+        sections.append(Section("All cells", _CELLS, _cells_table(rows)))
+    return sections
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,33 +185,33 @@ class _Compared:
 
 def _compared(out: Path, rows: Sequence[Row]) -> _Compared:
     """Reads the examples of one checkpoint at a time: only its cells are compared, and memory is limited."""
-    found = _Compared([], [], [], {}, [])
+    compared = _Compared([], [], [], {}, [])
     newest = {(row["run"], row["step"]) for row in plots.newest(rows)}
     checkpoints: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         checkpoints.setdefault((row["run"], row["step"]), []).append(row)
-    for checkpoint, own in checkpoints.items():
-        scores = read_scores(out, own)
-        found.separated.extend(separations(own, scores))
-        found.by_condition.extend(differences(own, scores, "condition", "true"))
-        found.by_dtype.extend(differences(own, scores, "dtype", "float32"))
-        found.lost.extend(row for row in own if row["cell"] not in scores)
+    for checkpoint, checkpoint_rows in checkpoints.items():
+        scores = read_scores(out, checkpoint_rows)
+        compared.separated.extend(separations(checkpoint_rows, scores))
+        compared.by_condition.extend(differences(checkpoint_rows, scores, "condition", "true"))
+        compared.by_dtype.extend(differences(checkpoint_rows, scores, "dtype", "float32"))
+        compared.lost.extend(row for row in checkpoint_rows if row["cell"] not in scores)
         if checkpoint in newest:
-            found.examples.update(
-                {row["cell"]: in_unit(row, scores[row["cell"]]) for row in own if row["cell"] in scores}
+            compared.examples.update(
+                {row["cell"]: in_unit(row, scores[row["cell"]]) for row in checkpoint_rows if row["cell"] in scores}
             )
-    return found
+    return compared
 
 
 _LOST = (
-    "The examples of these rows cannot be read; comparisons that need them are left out. `starflow sweep` without "
+    "The examples of these rows cannot be read; comparisons that need them are omitted. `starflow sweep` without "
     "--report-only computes these cells again."
 )
 _NOISE = (
     "Newest checkpoint of every run. Under Gaussian noise these are densities of the noisy data with the constant of "
-    "uniform noise, log2(levels / 2): they are comparable along a curve, but are no code length. Levels are "
-    "2 / (levels - 1) apart there; at the resolution of one level all would be log2(levels / (levels - 1)) less "
-    "(0.0875 with 17 levels, 0.0056 with 256)."
+    "uniform noise, log2(levels / 2): they are comparable along a curve, but are not code lengths. Levels are "
+    "2 / (levels - 1) apart in that case; at the resolution of one level all values would be lower by log2(levels / "
+    "(levels - 1)) (0.0875 with 17 levels, 0.0056 with 256)."
 )
 _ROC = (
     "An example is classified as in distribution when its log p(x), averaged over draws, is above a threshold. AUROC "
@@ -243,7 +251,7 @@ def _draw(path: Path, draw: Callable[[], Figure | None]) -> PlotResult:
 
 
 def _lost(row: Row) -> tuple[str, ...]:
-    return (*_place(row), f"{EXAMPLES_FOLDER}/{row['cell']}.npz")
+    return (*_label_cells(row), f"{EXAMPLES_FOLDER}/{row['cell']}.npz")
 
 
 def _key(row: Row) -> dict[str, Any]:
@@ -254,28 +262,37 @@ def _difference_values(one: Difference) -> dict[str, Any]:
     return {**_key(one.row), "than": one.than, "mean": one.mean, "error": one.error, "largest": one.largest}
 
 
-def _place(row: Row) -> tuple[str, ...]:
+def _label_cells(row: Row) -> tuple[str, ...]:
     noise = "uniform" if row["noise"] == "uniform" else f"{row['sigma']:g}"
     condition = row["condition"] if row["dtype"] == "float32" else f"{row['condition']} {row['dtype']}"
     return (row["run"], str(row["step"]), row["data"], noise, condition)
 
 
-_PLACE = ("run", "step", "data", "noise", "condition")
+_LABELS = ("run", "step", "data", "noise", "condition")
 
 
-def _auroc_table(found: Sequence[Separation]) -> Table:
+def _auroc_table(separations: Sequence[Separation]) -> Table:
     """The AUROC of the newest checkpoints."""
-    last = {key_of(row) for row in plots.newest([one.row for one in found])}
-    found = [one for one in found if key_of(one.row) in last]
+    last = {row_key(row) for row in plots.newest([one.row for one in separations])}
+    separations = [one for one in separations if row_key(one.row) in last]
     rows = [
-        (*_place(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", number(one.auroc.error)) for one in found
+        (*_label_cells(one.row), " + ".join(one.inside), f"{one.auroc.area:.4f}", format_number(one.auroc.error))
+        for one in separations
     ]
-    return [(*_PLACE, "against", "AUROC", "s.e."), *rows]
+    return [(*_LABELS, "against", "AUROC", "s.e."), *rows]
 
 
-def _difference_table(found: Sequence[Difference]) -> Table:
-    rows = [(*_place(one.row), number(one.mean, 6, "+"), number(one.error, 6), number(one.largest, 6)) for one in found]
-    return [(*_PLACE, "mean", "s.e. data", "largest of an example"), *rows]
+def _difference_table(differences: Sequence[Difference]) -> Table:
+    rows = [
+        (
+            *_label_cells(one.row),
+            format_number(one.mean, 6, "+"),
+            format_number(one.error, 6),
+            format_number(one.largest, 6),
+        )
+        for one in differences
+    ]
+    return [(*_LABELS, "mean", "s.e. data", "largest of an example"), *rows]
 
 
 def _terms_table(rows: Sequence[Row]) -> Table:
@@ -284,27 +301,27 @@ def _terms_table(rows: Sequence[Row]) -> Table:
     blocks = max(len(row["logdet_bits"]) for row in rows)
     lines = []
     for row in rows:
-        constant = number(float(np.log2(row["levels"] / 2.0))) if row["levels"] else "-"
-        terms = [number(value) for value in (row["prior_bits"], *row["logdet_bits"])]
-        lines.append((*_place(row), constant, *terms, *["-"] * (blocks - len(row["logdet_bits"]))))
-    return [(*_PLACE, "constant", "prior", *(f"block {index}" for index in range(blocks))), *lines]
+        constant = format_number(float(np.log2(row["levels"] / 2.0))) if row["levels"] else "-"
+        terms = [format_number(value) for value in (row["prior_bits"], *row["logdet_bits"])]
+        lines.append((*_label_cells(row), constant, *terms, *["-"] * (blocks - len(row["logdet_bits"]))))
+    return [(*_LABELS, "constant", "prior", *(f"block {index}" for index in range(blocks))), *lines]
 
 
 def _cells_table(rows: Sequence[Row]) -> Table:
     raw = any(row["raw_bits_per_dim"] is not None for row in rows)
-    head = [*_PLACE, "examples", "draws", "bits/dim", "s.e. data", "s.e. draws", "median"]
+    head = [*_LABELS, "examples", "draws", "bits/dim", "s.e. data", "s.e. draws", "median"]
     head += ["not finite", "nats/dim", "tokens/s"]
     lines = []
     for row in rows:
         values = [row[name] for name in ("bits_per_dim", "example_error", "draw_error", "median_bits")]
         rate = row["tokens_per_second"]
-        line = [*_place(row), str(row["examples"]), str(row["draws"]), *map(number, values)]
-        line += [str(row["not_finite"]), number(row["nats_per_dim"]), "-" if rate is None else f"{rate:.0f}"]
-        lines.append([*line, number(row["raw_bits_per_dim"])] if raw else line)
+        line = [*_label_cells(row), str(row["examples"]), str(row["draws"]), *map(format_number, values)]
+        line += [str(row["not_finite"]), format_number(row["nats_per_dim"]), "-" if rate is None else f"{rate:.0f}"]
+        lines.append([*line, format_number(row["raw_bits_per_dim"])] if raw else line)
     return [[*head, "unscaled latents"] if raw else head, *lines]
 
 
-def number(value: float | None, digits: int = 4, sign: str = "") -> str:
+def format_number(value: float | None, digits: int = 4, sign: str = "") -> str:
     """A number in a table; "-" for None and for values that are not finite."""
     if value is None or not np.isfinite(value):
         return "-"

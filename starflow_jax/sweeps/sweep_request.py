@@ -24,18 +24,18 @@ class SweepRequest:
     workdir: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        names_of_runs(self.workdir)
+        run_names(self.workdir)
 
     @property
     def sweep(self) -> SweepConfig:
         """The configuration with the runs of `workdir`, where there are any."""
         if not self.workdir:
             return self.config
-        runs = tuple(SweepRun(workdir, name) for workdir, name in names_of_runs(self.workdir).items())
+        runs = tuple(SweepRun(workdir, name) for workdir, name in run_names(self.workdir).items())
         return dataclasses.replace(self.config, runs=runs)
 
 
-def names_of_runs(workdirs: tuple[str, ...]) -> dict[str, str | None]:
+def run_names(workdirs: tuple[str, ...]) -> dict[str, str | None]:
     """The names of runs in tables: None for the name of the folder, more of its path where several names are equal.
 
     Raises:

@@ -41,11 +41,11 @@ class ViewStream(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        place = offset + (0, self._place, len(self._data))[whence]
-        if place < 0:
+        position = offset + (0, self._place, len(self._data))[whence]
+        if position < 0:
             raise OSError("seek before the beginning")
-        self._place = place
-        return place
+        self._place = position
+        return position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         part = self._data[self._place : self._place + len(buffer)]

@@ -21,23 +21,23 @@ def states_of(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTens
     Raises:
       ValueError: the names of two tensors of one state differ only in the prefixes of wrappers.
     """
-    found: dict[str, dict[str, LazyTensor]] = {}
+    states: dict[str, dict[str, LazyTensor]] = {}
     rest: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         parts = [part for part in name.split(".") if part not in _WRAPPERS]
-        place = next((i for i, part in enumerate(parts) if part in _ROOTS), None)
-        if place is None:
+        index = next((i for i, part in enumerate(parts) if part in _ROOTS), None)
+        if index is None:
             rest[".".join(parts)] = tensor
             continue
-        state = found.setdefault(".".join(parts[:place]), {})
-        clean = ".".join(parts[place:])
+        state = states.setdefault(".".join(parts[:index]), {})
+        clean = ".".join(parts[index:])
         if clean in state:
-            raise ValueError(f"the file holds {clean} twice, under names that wrappers changed")
+            raise ValueError(f"the file contains {clean} twice, under names that wrappers changed")
         state[clean] = tensor
-    if list(found) == [""]:
-        found[""] |= rest
+    if list(states) == [""]:
+        states[""] |= rest
     # A group without blocks, such as a single buffer among an optimizer's moments, is not a state.
-    return {key: state for key, state in found.items() if any(name.startswith("blocks.") for name in state)}
+    return {key: state for key, state in states.items() if any(name.startswith("blocks.") for name in state)}
 
 
 def choose(states: Mapping[str, Mapping[str, LazyTensor]], name: str | None) -> tuple[str, Mapping[str, LazyTensor]]:
@@ -46,13 +46,13 @@ def choose(states: Mapping[str, Mapping[str, LazyTensor]], name: str | None) -> 
     Raises:
       ValueError: there is no state, there are several and no name is given, or no state has that name.
     """
-    there = ", ".join(repr(key) for key in sorted(states)) or "none"
+    names = ", ".join(repr(key) for key in sorted(states)) or "none"
     if not states:
-        raise ValueError("the file holds no flow: no tensor is named blocks.*")
+        raise ValueError("the file contains no flow: no tensor is named blocks.*")
     if name is not None:
         if name not in states:
-            raise ValueError(f"--state must be one of {there}, got {name!r}")
+            raise ValueError(f"--state must be one of {names}, got {name!r}")
         return name, states[name]
     if len(states) > 1:
-        raise ValueError(f"the file holds several states, {there}; choose one with --state")
+        raise ValueError(f"the file contains several states, {names}; choose one with --state")
     return next(iter(states.items()))

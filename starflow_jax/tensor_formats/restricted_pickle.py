@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 # The pickle contains the structure of a file, not its values: less than a megabyte for the released models.
-MOST_BYTES = 2**25
+MAX_BYTES = 2**25
 
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -90,8 +90,8 @@ def load(
 def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
     start = stream.tell()
     for operation, argument, position in pickletools.genops(stream):
-        if position is not None and position - start > MOST_BYTES:
-            raise Refused(f"its pickled part is longer than {MOST_BYTES} bytes")
+        if position is not None and position - start > MAX_BYTES:
+            raise Refused(f"its pickled part is longer than {MAX_BYTES} bytes")
         yield operation.name, argument
 
 
@@ -161,7 +161,7 @@ class _Machine:
             for key, value in zip(added[::2], added[1::2], strict=True):
                 # Keys must be cheap to hash: nested tuples can be built so that hashing does not end in practice.
                 if not isinstance(key, (str, int, Record)):
-                    raise Refused(f"its pickled part has a key of type {type(key).__name__}")
+                    raise Refused(f"its pickled part contains a key of type {type(key).__name__}")
                 target[key] = value
         else:
             return False
@@ -201,13 +201,13 @@ class _Machine:
 
 def _since_mark(stack: list[Any]) -> list[Any]:
     """Pops the values above the topmost mark, and the mark."""
-    place = len(stack) - 1
-    while stack[place] is not _MARK:
-        place -= 1
-        if place < 0:
+    index = len(stack) - 1
+    while stack[index] is not _MARK:
+        index -= 1
+        if index < 0:
             raise IndexError
-    values = stack[place + 1 :]
-    del stack[place:]
+    values = stack[index + 1 :]
+    del stack[index:]
     return values
 
 

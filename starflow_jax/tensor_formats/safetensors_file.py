@@ -28,7 +28,7 @@ DTYPE_NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-_MOST_HEADER = 100_000_000  # the limit of the format
+_MAX_HEADER = 100_000_000  # the limit of the format
 
 
 def is_safetensors(head: bytes, length: int) -> bool:
@@ -43,21 +43,21 @@ def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
       TensorFileError: the header is damaged or does not match the data.
     """
     length = int.from_bytes(data[:8], "little")
-    if length > min(_MOST_HEADER, len(data) - 8):
-        raise TensorFileError(f"{name} is not read: its header claims {length} bytes of {len(data)}")
+    if length > min(_MAX_HEADER, len(data) - 8):
+        raise TensorFileError(f"{name} cannot be read: its header claims {length} bytes of {len(data)}")
     try:
         header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError
     except (ValueError, RecursionError) as error:
-        raise TensorFileError(f"{name} is not read: its header is damaged") from error
+        raise TensorFileError(f"{name} cannot be read: its header is damaged") from error
     numbers = data[8 + length :]
     return {key: _tensor(key, value, numbers, name) for key, value in header.items() if key != "__metadata__"}
 
 
 def _tensor(key: str, entry: Any, numbers: memoryview, name: str) -> LazyTensor:
     def refuse(reason: str) -> TensorFileError:
-        return TensorFileError(f"{name} is not read: tensor {key[:120]!r} {reason}")
+        return TensorFileError(f"{name} cannot be read: tensor {key[:120]!r} {reason}")
 
     try:
         dtype_name, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -65,7 +65,7 @@ def _tensor(key: str, entry: Any, numbers: memoryview, name: str) -> LazyTensor:
         raise refuse("has a damaged entry") from error
     if not isinstance(dtype_name, str) or dtype_name not in DTYPE_NAMES:
         raise refuse(f"has the type {str(dtype_name)[:20]!r}; known are {', '.join(DTYPE_NAMES)}")
-    if any(type(number) is not int or not 0 <= number < 2**62 for number in (start, stop, *shape)) or len(shape) > 32:
+    if any(type(value) is not int or not 0 <= value < 2**62 for value in (start, stop, *shape)) or len(shape) > 32:
         raise refuse("has a damaged entry")
     dtype = DTYPES[DTYPE_NAMES[dtype_name]]
     if stop - start != math.prod(shape) * dtype.itemsize or stop > len(numbers):

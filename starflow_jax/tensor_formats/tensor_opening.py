@@ -21,7 +21,7 @@ __all__ = ["LazyTensor", "TensorFileError", "open_tensors"]
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _FORMATS = "safetensors, torch.save (zip or older), an index of such files, or a torch.distributed.checkpoint folder"
-_MOST_INDEX = 2**26
+_MAX_INDEX = 2**26
 
 
 def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
@@ -55,7 +55,7 @@ def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
         raise TensorFileError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
     if head[8:9] == b"{":
         raise TensorFileError(f"{path} is cut short, or its header claims {int.from_bytes(head[:8], 'little')} bytes")
-    raise TensorFileError(f"{path} is in no format that is known: {_FORMATS}")
+    raise TensorFileError(f"{path} is in an unknown format: {_FORMATS}")
 
 
 def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
@@ -63,43 +63,43 @@ def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
         return read_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for suffixes in (_INDEX_SUFFIXES, _FILE_SUFFIXES):
-        found = [path for path in files if path.name.endswith(suffixes)]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found[:8])
-            raise TensorFileError(f"{folder} holds several files of tensors, name one: {names}")
-        if found:
-            return open_tensors(found[0])
-    raise TensorFileError(f"{folder} holds no tensors: expected {METADATA_FILE}, or one {', '.join(_FILE_SUFFIXES)}")
+        matches = [path for path in files if path.name.endswith(suffixes)]
+        if len(matches) > 1:
+            names = ", ".join(path.name for path in matches[:8])
+            raise TensorFileError(f"{folder} contains several files of tensors, name one: {names}")
+        if matches:
+            return open_tensors(matches[0])
+    raise TensorFileError(f"{folder} contains no tensors: expected {METADATA_FILE}, or one {', '.join(_FILE_SUFFIXES)}")
 
 
 def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
     """Opens the tensors of a sharded file from the index that maps each name to its shard."""
     try:
-        content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MOST_INDEX else None
+        content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MAX_INDEX else None
     except (ValueError, RecursionError):
         content = None
     table = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(table, dict):
-        raise TensorFileError(f"{path} is no index of tensors: it has no table 'weight_map'")
+        raise TensorFileError(f"{path} is not an index of tensors: it has no table 'weight_map'")
     pieces: dict[str, Mapping[str, LazyTensor]] = {}
     tensors = {}
     for name, file in table.items():
         if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
-            raise TensorFileError(f"{path} names {str(file)[:120]!r}, which is no name of a file in its folder")
+            raise TensorFileError(f"{path} names {str(file)[:120]!r}, which is not a file name in its folder")
         if file == path.name:
-            raise TensorFileError(f"{path} names itself as a piece")
+            raise TensorFileError(f"{path} lists itself as a part")
         if file not in pieces:
             pieces[file] = _open_piece(path.with_name(file))
         if name not in pieces[file]:
-            raise TensorFileError(f"{path} says that {file} holds {name[:120]!r}, which it does not")
+            raise TensorFileError(f"{path} lists {name[:120]!r} in {file}, which does not contain it")
         tensors[name] = pieces[file][name]
     return tensors
 
 
 def _open_piece(path: Path) -> Mapping[str, LazyTensor]:
     if path.suffix == ".json" or path.is_dir():  # an index of indices could recurse without end
-        raise TensorFileError(f"{path} is no file of tensors")
+        raise TensorFileError(f"{path} is not a file of tensors")
     data = map_file(path)
     if bytes(data[:64]).lstrip()[:1] == b"{":
-        raise TensorFileError(f"{path} is no file of tensors")
+        raise TensorFileError(f"{path} is not a file of tensors")
     return open_tensors(path)

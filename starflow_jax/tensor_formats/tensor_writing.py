@@ -53,15 +53,15 @@ def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np
 
 def _write_safetensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    offset = 0
     for entry in entries:
         length = _bytes(entry)
         header[entry.name] = {
             "dtype": "F32",
             "shape": list(entry.torch_shape),
-            "data_offsets": [place, place + length],
+            "data_offsets": [offset, offset + length],
         }
-        place += length
+        offset += length
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -75,8 +75,8 @@ def _write_zip(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.nd
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), _pickled(entries))
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
-        for number, (entry, value) in enumerate(zip(entries, values, strict=True)):
-            information = zipfile.ZipInfo(f"archive/data/{number}")
+        for index, (entry, value) in enumerate(zip(entries, values, strict=True)):
+            information = zipfile.ZipInfo(f"archive/data/{index}")
             assert archive.fp is not None
             start = archive.fp.tell() + _LOCAL_HEADER + len(information.filename) + _ZIP64_EXTRA + 4
             padding = -start % _ALIGNMENT
@@ -98,12 +98,12 @@ def _bytes(entry: TensorSpec) -> int:
 def _pickled(entries: Sequence[TensorSpec]) -> bytes:
     """Pickles an OrderedDict of name to tensor with the same protocol 2 operations as PyTorch."""
     parts = [b"\x80\x02ccollections\nOrderedDict\n)R("]
-    for number, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         values = int(np.prod(entry.torch_shape, dtype=np.int64))
         strides = [
             int(np.prod(entry.torch_shape[axis + 1 :], dtype=np.int64)) for axis in range(len(entry.torch_shape))
         ]
-        storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(number)) + _text("cpu")
+        storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(index)) + _text("cpu")
         parts += [
             _text(entry.name),
             b"ctorch._utils\n_rebuild_tensor_v2\n(",

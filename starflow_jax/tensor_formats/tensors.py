@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 # Maximum number of values of a view that repeats its storage (stride 0); larger claims are rejected.
-_MOST_REPEATED = 2**20
+_MAX_REPEATED = 2**20
 
 # NumPy dtypes by PyTorch dtype name.
 DTYPES: dict[str, np.dtype] = {
@@ -92,7 +92,7 @@ def check_view(values: int, offset: int, shape: tuple[int, ...], strides: tuple[
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if last >= values:
         return f"of shape {shape} reaches value {last} of a storage of {values}"
-    if size > max(values, _MOST_REPEATED):
+    if size > max(values, _MAX_REPEATED):
         return f"of shape {shape} repeats a storage of {values} values"
     return None
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.tensor_formats.mapped import map_file
-from starflow_jax.tensor_formats.restricted_pickle import MOST_BYTES, Record, Refused, StandIn, load
+from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, Record, Refused, StandIn, load
 from starflow_jax.tensor_formats.safetensors_file import is_safetensors, read_safetensors
 from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
 from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, read_zip
 from starflow_jax.tensor_formats.torch_objects import NAMES
 
 METADATA_FILE = ".metadata"
-_MOST_TESTS = 100_000  # pairs of parts that are compared for one tensor
+_MAX_TESTS = 100_000  # pairs of parts that are compared for one tensor
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,30 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
     path = folder / METADATA_FILE
     content = map_file(path)
     try:
-        if len(content) > MOST_BYTES:
-            raise Refused(f"it is longer than {MOST_BYTES} bytes")
+        if len(content) > MAX_BYTES:
+            raise Refused(f"it is longer than {MAX_BYTES} bytes")
         return _read(folder, load(io.BytesIO(content), NAMES))
     except Refused as error:
-        raise TensorFileError(f"{path} is not read: {error}") from error
+        raise TensorFileError(f"{path} cannot be read: {error}") from error
 
 
 def _read(folder: Path, table: Any) -> dict[str, LazyTensor]:
     metadata = _fields(table, "Metadata")
-    entries, places = metadata.get("state_dict_metadata"), metadata.get("storage_data")
-    if not isinstance(entries, dict) or not isinstance(places, dict):
+    entries, storage = metadata.get("state_dict_metadata"), metadata.get("storage_data")
+    if not isinstance(entries, dict) or not isinstance(storage, dict):
         raise Refused("it has no table of tensors")
     stored: dict[tuple[str, tuple[int, ...]], Record] = {}
-    for key, place in places.items():
+    for key, location in storage.items():
         index = _fields(key, "MetadataIndex")
         name, start = index.get("fqn"), index.get("offset")
         if isinstance(name, str) and (start is None or _integers(start)):
-            stored[name, start or ()] = place
+            stored[name, start or ()] = location
     tensors = {}
     for name, entry in entries.items():
         if isinstance(entry, Record) and entry.name.endswith(".BytesStorageMetadata"):
             continue  # not a tensor
         if not isinstance(name, str):
-            raise Refused("it has a name that is none")
+            raise Refused("it has an invalid name")
         tensors[name] = _tensor(folder, name, _fields(entry, "TensorStorageMetadata"), stored)
     return tensors
 
@@ -85,22 +85,22 @@ def _tensor(
         if not _integers(start) or not _integers(size) or (start, size) == (None, None):
             raise Refused(f"tensor {name[:120]!r} has a damaged entry")
         assert start is not None and size is not None
-        place = stored.get((name, start)) or (stored.get((name, ())) if not any(start) else None)
-        if place is None:
-            raise Refused(f"tensor {name[:120]!r} has a part that is nowhere")
-        parts.append(_part(folder, name, start, size, _fields(place, "_StorageInfo")))
+        location = stored.get((name, start)) or (stored.get((name, ())) if not any(start) else None)
+        if location is None:
+            raise Refused(f"tensor {name[:120]!r} has a part without a location")
+        parts.append(_part(folder, name, start, size, _fields(location, "_StorageInfo")))
     _check_cover(name, shape, parts)
     return LazyTensor(shape, dtype, lambda: _assemble(name, shape, dtype, parts))
 
 
-def _part(folder: Path, name: str, start: tuple[int, ...], size: tuple[int, ...], place: dict[str, Any]) -> _Part:
-    file, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
+def _part(folder: Path, name: str, start: tuple[int, ...], size: tuple[int, ...], location: dict[str, Any]) -> _Part:
+    file, offset, length = location.get("relative_path"), location.get("offset"), location.get("length")
     if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
-        raise Refused(f"tensor {name[:120]!r} lies in {str(file)[:120]!r}, which is no name of a file in its folder")
+        raise Refused(f"tensor {name[:120]!r} lies in {str(file)[:120]!r}, which is not a file name in its folder")
     if not _integers((offset, length)):
         raise Refused(f"tensor {name[:120]!r} has a damaged entry")
-    if place.get("transform_descriptors"):
-        raise Refused(f"tensor {name[:120]!r} is compressed, which is not read")
+    if location.get("transform_descriptors"):
+        raise Refused(f"tensor {name[:120]!r} is compressed, which is not supported")
     assert isinstance(offset, int) and isinstance(length, int)
     return _Part(start, size, folder / file, offset, length)
 
@@ -110,38 +110,38 @@ def _check_cover(name: str, shape: tuple[int, ...], parts: list[_Part]) -> None:
     for part in parts:
         ends = [begin + length for begin, length in zip(part.start, part.shape, strict=False)]
         if len(part.start) != len(shape) or len(part.shape) != len(shape):
-            raise Refused(f"tensor {name[:120]!r} has a part of other axes")
+            raise Refused(f"tensor {name[:120]!r} has a part with other axes")
         if any(end > whole for end, whole in zip(ends, shape, strict=True)):
             raise Refused(f"tensor {name[:120]!r} of shape {shape} has a part beyond its end")
     if len(parts) > 4096:
         raise Refused(f"tensor {name[:120]!r} has {len(parts)} parts")
     filled = sorted((part for part in parts if math.prod(part.shape)), key=lambda part: part.start)
     tests = 0
-    for place, one in enumerate(filled):
-        for other in itertools.islice(filled, place + 1, None):
+    for index, one in enumerate(filled):
+        for other in itertools.islice(filled, index + 1, None):
             if shape and other.start[0] >= one.start[0] + one.shape[0]:
                 break  # parts are sorted, so no later part begins within these rows
             tests += 1
-            if tests > _MOST_TESTS:
-                raise Refused(f"tensor {name[:120]!r} is cut in a way that takes too long to check")
+            if tests > _MAX_TESTS:
+                raise Refused(f"tensor {name[:120]!r} is split into too many overlapping ranges to check")
             if all(
                 a < b + m and b < a + n
                 for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True)
             ):
                 raise Refused(f"tensor {name[:120]!r} has parts that overlap")
     if sum(math.prod(part.shape) for part in parts) != math.prod(shape):
-        raise Refused(f"tensor {name[:120]!r} of shape {shape} is not whole")
+        raise Refused(f"tensor {name[:120]!r} of shape {shape} is incomplete")
 
 
 def _assemble(name: str, shape: tuple[int, ...], dtype: np.dtype, parts: list[_Part]) -> np.ndarray:
     if len(parts) == 1:
         return _read_part(name, dtype, parts[0])
-    whole = np.empty(shape, dtype)
+    array = np.empty(shape, dtype)
     for part in parts:
         box = tuple(slice(start, start + length) for start, length in zip(part.start, part.shape, strict=True))
-        whole[box] = _read_part(name, dtype, part)
-    whole.flags.writeable = False
-    return whole
+        array[box] = _read_part(name, dtype, part)
+    array.flags.writeable = False
+    return array
 
 
 def _read_part(name: str, dtype: np.dtype, part: _Part) -> np.ndarray:
@@ -151,21 +151,21 @@ def _read_part(name: str, dtype: np.dtype, part: _Part) -> np.ndarray:
     if len(data) != part.length:
         raise TensorFileError(f"{where} is cut short")
     if head[:4] == ZIP_MAGIC:
-        found = read_zip(data, where)
+        tensors = read_zip(data, where)
     elif is_safetensors(head, len(data)):
-        found = read_safetensors(data, where)
+        tensors = read_safetensors(data, where)
     else:
-        raise TensorFileError(f"{where} is not read: its part is in no format that is known")
-    values = list(found.values())
+        raise TensorFileError(f"{where} cannot be read: its part is in an unknown format")
+    values = list(tensors.values())
     if len(values) != 1 or (values[0].shape, values[0].dtype) != (part.shape, dtype):
-        raise TensorFileError(f"{where} is not read: its part is not the {dtype} {part.shape} that the table says")
+        raise TensorFileError(f"{where} cannot be read: its part is not the {dtype} {part.shape} that the table says")
     return values[0].read()
 
 
 def _fields(record: Any, kind: str) -> dict[str, Any]:
     """Returns the fields of an object of class `kind`; raises Refused for any other object."""
     if not isinstance(record, Record) or not record.name.endswith(f".{kind}") or not isinstance(record.state, dict):
-        raise Refused(f"it has no {kind} where one should be")
+        raise Refused(f"it lacks a {kind}")
     return record.state
 
 

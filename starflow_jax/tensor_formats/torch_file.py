@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from starflow_jax.tensor_formats.mapped import ViewStream
-from starflow_jax.tensor_formats.restricted_pickle import MOST_BYTES, Refused, load
+from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, Refused, load
 from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
 from starflow_jax.tensor_formats.torch_objects import NAMES, Storage, named_tensors, storage_type
 
@@ -50,7 +50,7 @@ def _sentence(name: str, read: Callable[[], T]) -> T:
     try:
         return read()
     except Refused as error:
-        raise TensorFileError(f"{name} is not read: {error}") from error
+        raise TensorFileError(f"{name} cannot be read: {error}") from error
 
 
 def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
@@ -62,7 +62,7 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
         raise Refused("the zip archive is damaged or cut short") from error
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refused("the zip archive is none of tensors, which have one data.pkl")
+        raise Refused("the zip archive contains no tensors: it needs one data.pkl")
     root = pickles[0].removesuffix("data.pkl")
 
     def content(name: str) -> memoryview:
@@ -71,21 +71,23 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
         return _stored(data, entries[name])
 
     if f"{root}byteorder" in entries and bytes(content(f"{root}byteorder")[:16]) != b"little":
-        raise Refused("its numbers are not in little-endian order")
+        raise Refused("its values are not little-endian")
     storages: dict[str, Storage] = {}
 
     def persistent(key: Any) -> Storage:
         dtype, key, values = _storage_key(key)
         if key not in storages:
-            found = content(f"{root}data/{key}")
-            if len(found) != values * dtype.itemsize:
-                raise Refused(f"storage {key!r} should have {values * dtype.itemsize} bytes and has {len(found)}")
-            storages[key] = Storage(dtype, values, found)
+            content_bytes = content(f"{root}data/{key}")
+            if len(content_bytes) != values * dtype.itemsize:
+                raise Refused(
+                    f"storage {key!r} should have {values * dtype.itemsize} bytes and has {len(content_bytes)}"
+                )
+            storages[key] = Storage(dtype, values, content_bytes)
         return _same_storage(storages[key], dtype, values, key)
 
     pickled = content(pickles[0])
-    if len(pickled) > MOST_BYTES:
-        raise Refused(f"its pickled part is longer than {MOST_BYTES} bytes")
+    if len(pickled) > MAX_BYTES:
+        raise Refused(f"its pickled part is longer than {MAX_BYTES} bytes")
     return named_tensors(load(io.BytesIO(pickled), NAMES, persistent))
 
 
@@ -106,10 +108,10 @@ def _stored(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 def _storage_key(key: Any) -> tuple[Any, str, int]:
     """Returns (dtype, name, number of values) of a persistent id."""
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage":
-        raise Refused("its pickled part holds a storage that is none")
+        raise Refused("its pickled part contains an invalid storage")
     _, kind, name, _, values = key[:5]
     if not isinstance(name, str) or type(values) is not int or not 0 <= values < 2**48:
-        raise Refused("its pickled part holds a storage that is none")
+        raise Refused("its pickled part contains an invalid storage")
     return storage_type(kind), name, values
 
 
@@ -127,7 +129,7 @@ def _read_legacy(data: memoryview) -> dict[str, LazyTensor]:
 
     def persistent(key: Any) -> Storage:
         if isinstance(key, tuple) and len(key) == 6 and key[5] is not None:
-            raise Refused("it holds views of storages in a form that PyTorch no longer writes")
+            raise Refused("it contains views of storages in a form that PyTorch no longer writes")
         dtype, name, values = _storage_key(key)
         storage = storages.setdefault(name, Storage(dtype, values))
         if (storage.dtype, storage.values) != (dtype, values):
@@ -135,20 +137,22 @@ def _read_legacy(data: memoryview) -> dict[str, LazyTensor]:
         return storage
 
     if load(stream, {}) != _LEGACY_NUMBER or load(stream, {}) != _LEGACY_VERSION:
-        raise Refused("it is of no version of the older format that is known")
+        raise Refused("its version of the older format is unknown")
     system = load(stream, {})
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise Refused("its numbers are not in little-endian order")
+        raise Refused("its values are not little-endian")
     tensors = named_tensors(load(stream, NAMES, persistent))
     order = load(stream, {})
     if not isinstance(order, list) or not all(isinstance(key, str) for key in order) or set(order) != set(storages):
-        raise Refused("its list of storages does not fit its tensors")
-    place = stream.tell()
+        raise Refused("its list of storages does not match its tensors")
+    position = stream.tell()
     for key in order:
         storage = storages[key]
         length = storage.values * storage.dtype.itemsize
-        if int.from_bytes(data[place : place + 8], "little") != storage.values or place + 8 + length > len(data):
+        if int.from_bytes(data[position : position + 8], "little") != storage.values or position + 8 + length > len(
+            data
+        ):
             raise Refused(f"it is cut short, or storage {key!r} does not have its {storage.values} values")
-        storage.data = data[place + 8 : place + 8 + length]
-        place += 8 + length
+        storage.data = data[position + 8 : position + 8 + length]
+        position += 8 + length
     return tensors

@@ -57,18 +57,18 @@ class Storage:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: np.dtype | None = None) -> LazyTensor:
     if not isinstance(storage, Storage) or not _integers((offset,)) or not _integers(shape) or not _integers(strides):
-        raise Refused("its pickled part holds a tensor that is none")
-    number = dtype or storage.dtype
-    values = storage.values * storage.dtype.itemsize // number.itemsize
+        raise Refused("its pickled part contains an invalid tensor")
+    value_dtype = dtype or storage.dtype
+    values = storage.values * storage.dtype.itemsize // value_dtype.itemsize
     problem = check_view(values, offset, shape, strides)
     if problem is not None:
         raise Refused(f"a tensor {problem}")
 
     def load() -> np.ndarray:
         assert storage.data is not None
-        return view(storage.data, number, offset, shape, strides)
+        return view(storage.data, value_dtype, offset, shape, strides)
 
-    return LazyTensor(shape, number, load)
+    return LazyTensor(shape, value_dtype, load)
 
 
 def _tensor_of_type(
@@ -76,21 +76,21 @@ def _tensor_of_type(
 ) -> LazyTensor:
     """A view with an explicit dtype of an untyped storage."""
     if not isinstance(dtype, StandIn) or not isinstance(dtype.value, np.dtype):
-        raise Refused("its pickled part holds a tensor of no type")
+        raise Refused("its pickled part contains a tensor without a type")
     return _tensor(storage, offset, shape, strides, dtype=dtype.value)
 
 
 def _same(tensor: Any, *_: Any) -> LazyTensor:
     """Returns the tensor of a parameter."""
     if not isinstance(tensor, LazyTensor):
-        raise Refused("its pickled part holds a parameter that is no tensor")
+        raise Refused("its pickled part contains a parameter that is not a tensor")
     return tensor
 
 
 def _from_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
     """Builds a tensor of a derived class, or with attributes, as a plain tensor."""
     if not isinstance(function, StandIn) or function.build is None or not isinstance(arguments, tuple):
-        raise Refused("its pickled part holds a tensor that is none")
+        raise Refused("its pickled part contains an invalid tensor")
     return function.build(*arguments)
 
 
@@ -103,7 +103,7 @@ def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
 def _size(values: Any = ()) -> tuple[int, ...]:
     values = tuple(values) if isinstance(values, (tuple, list)) else None
     if values is None or not _integers(values):
-        raise Refused("its pickled part holds a shape that is none")
+        raise Refused("its pickled part contains an invalid shape")
     return values
 
 
@@ -142,7 +142,7 @@ NAMES = _table()
 def storage_type(stand_in: Any) -> np.dtype:
     """Returns the dtype of the storage class that a persistent id names."""
     if not isinstance(stand_in, StandIn) or "Storage" not in stand_in.name:
-        raise Refused("its pickled part holds a storage that is none")
+        raise Refused("its pickled part contains an invalid storage")
     dtype: np.dtype = stand_in.value
     return dtype
 
@@ -153,7 +153,7 @@ def named_tensors(value: Any, *, deepest: int = 12, most: int = 2**20) -> dict[s
     Raises:
       Refused: the structure is too deep or too large, for example because it contains itself.
     """
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]
     visited = 0
     while waiting:
@@ -162,14 +162,14 @@ def named_tensors(value: Any, *, deepest: int = 12, most: int = 2**20) -> dict[s
         if depth > deepest or visited + len(waiting) > most:
             raise Refused("its pickled part is nested too deeply")
         if isinstance(node, LazyTensor):
-            if prefix in found:
+            if prefix in tensors:
                 raise Refused(f"it has two tensors of the name {prefix!r}")
-            found[prefix] = node
+            tensors[prefix] = node
         elif isinstance(node, (dict, list, tuple)):
             items = list(node.items() if isinstance(node, dict) else enumerate(node))
             join = f"{prefix}." if prefix else ""
             waiting += [(f"{join}{key}", item, depth + 1) for key, item in reversed(items) if _may_hold(item)]
-    return found
+    return tensors
 
 
 def _may_hold(value: Any) -> bool:

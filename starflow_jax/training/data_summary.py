@@ -117,7 +117,7 @@ def training_rate(workdir: Path) -> float:
     """
     path = workdir / CSV_FILE
     rates = [row["images_per_second"] for row in read_metrics(path) if row.get("images_per_second", 0) > 0]
-    require(bool(rates), "{workdir} must hold a run that measured its images_per_second, got none in {0}", path)
+    require(bool(rates), "{workdir} must contain a run that measured its images_per_second, got none in {0}", path)
     return statistics.median(rates)
 
 

@@ -57,5 +57,5 @@ class EncodeRequest:
             check_integer("fit_patch_pca", value, minimum=1)
         require(
             self.autoencoder is None or self.fit_patch_pca is None,
-            "{autoencoder} and {fit_patch_pca} exclude each other",
+            "{autoencoder} and {fit_patch_pca} are mutually exclusive",
         )

@@ -18,7 +18,7 @@ from starflow_jax.data import Source
 from starflow_jax.data.pipeline.readable_subset import next_readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.parameters import Params
 from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.solvers.automatic.calibration import Calibration
@@ -59,7 +59,7 @@ def calibrate_run(
     weight = config.sample.guidance if request.guidance is None else request.guidance
     guidance = None
     if weight and cond is not None:
-        guidance = guidance_of(config.flow.family, cond, weight, null=empty_states(config, source))
+        guidance = make_guidance(config.flow.family, cond, weight, null=empty_states(config, source))
     return calibrate(
         config.flow,
         params,
@@ -73,7 +73,7 @@ def calibrate_run(
     )
 
 
-def conditions_of(config: ExperimentConfig, split: Split, samples: int) -> jax.Array | None:
+def load_conditions(config: ExperimentConfig, split: Split, samples: int) -> jax.Array | None:
     """The conditions of examples at equal distances in a split, as `Flow.forward` takes them."""
     return example_conditions(config, _examples(config, split, samples)[2])
 
@@ -138,7 +138,7 @@ def read_calibration(workdir: Path | str, config: ExperimentConfig) -> Calibrati
     try:
         calibration = Calibration.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no calibration ({error}); {remedy}") from error
+        raise ValueError(f"{path} is not a calibration ({error}); {remedy}") from error
     with_layers = tuple(index for index, block in enumerate(config.flow.blocks) if block.layers)
     channels = {len(block.mean) for block in calibration.blocks}
     fits = (calibration.num_blocks, tuple(block.block for block in calibration.blocks), channels) == (

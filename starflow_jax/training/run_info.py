@@ -33,7 +33,7 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
       ValueError: the folder holds no run, or one whose configuration is damaged.
     """
     workdir, config = request.workdir, read_config(request.workdir)
-    require(config is not None, "workdir {0} holds no training run", workdir)
+    require(config is not None, "workdir {0} contains no training run", workdir)
     assert config is not None
     rows = read_metrics(workdir / CSV_FILE)
     entries = checkpoint_entries(workdir, config)

@@ -16,7 +16,7 @@ from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.sample_quality import (
     add_quality_options,
     check_quality_options,
-    import_from_working_folder,
+    import_from_current_directory,
 )
 from starflow_jax.cli.options.solver import solver_request
 from starflow_jax.cli.process_group import is_first
@@ -60,12 +60,20 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="draws of the dequantisation noise (default: the configuration's)",
     )
-    parser.add_argument("--split", type=choice(*choices(Split)), default="test", help="test (default) or train")
-    parser.add_argument("--batch", type=integer(1), metavar="N", help="images at a time (default: the configuration's)")
-    parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument("--no-ema", action="store_true", help="score the last parameters, not their moving average")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--split", type=choice(*choices(Split)), default="test", help="data split: test (default) or train"
+    )
+    parser.add_argument(
+        "--batch", type=integer(1), metavar="N", help="images scored together (default: the configuration's)"
+    )
+    parser.add_argument(
+        "--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)"
+    )
+    parser.add_argument(
+        "--no-ema", action="store_true", help="use the last parameters, not their exponential moving average"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_quality_options(parser)
     add_mesh(parser)
     add_processes(parser)
@@ -101,7 +109,7 @@ def _score(arguments: argparse.Namespace) -> int:
     print(scores_table([result.scores.to_dict()]))
     print(
         f"{result.images} images of {result.source_name}, {result.draws} draws, step {result.step}, "
-        f"{'running mean' if result.ema else 'last parameters'}, {result.scores.seconds:.1f} s"
+        f"{'EMA of the parameters' if result.ema else 'last parameters'}, {result.scores.seconds:.1f} s"
     )
     if data.noise == "gaussian":
         print(
@@ -110,12 +118,12 @@ def _score(arguments: argparse.Namespace) -> int:
         )
     if arguments.json is not None:
         write_json(arguments.json, result.to_dict())
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     check_quality_options(arguments)
 
     from starflow_jax.core.figures import write_json
@@ -140,7 +148,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     )
     join(arguments)
     layout = layout_of_command(arguments)
-    import_from_working_folder(request.features, request.clip)
+    import_from_current_directory(request.features, request.clip)
     with sentences(
         load_run,
         generator_setup.open_generator,
@@ -158,17 +166,18 @@ def _measure(arguments: argparse.Namespace) -> int:
         return 0
     print(metric_table(result.rows, result.baseline, request.sample_metrics))
     print(
-        f"{request.num_samples} pictures a guidance against {result.reference_count} of {result.reference}, "
-        f"by the {result.network}; step {result.step}, {'running mean' if result.ema else 'last parameters'}, "
-        f"{time.perf_counter() - begun:.1f} s"
+        f"{request.num_samples} images per guidance weight against {result.reference_count} of {result.reference}, "
+        f"with the {result.network}; step {result.step}, "
+        f"{'EMA of the parameters' if result.ema else 'last parameters'}, "
+        f"{time.perf_counter() - start:.1f} s"
     )
     for warning in result.warnings():
         remark(f"warning: {warning}")
     if result.bits is not None:
-        print(f"bits/dim {result.bits.bits_per_dim.mean:.4f}, which guidance does not touch")
+        print(f"bits/dim {result.bits.bits_per_dim.mean:.4f}, which guidance does not affect")
     write_sample_quality(result)
-    print(f"figures, plot, pictures: {request.folder}/quality.json, .csv, .png, pictures-*.png")
+    print(f"results, plot, images: {request.folder}/quality.json, .csv, .png, pictures-*.png")
     if arguments.json is not None:
         write_json(arguments.json, result.to_dict())
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0

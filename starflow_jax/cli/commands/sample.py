@@ -28,7 +28,7 @@ calibrate measured to be best for each block.
 
 Videos begin with the given frames, if any, which stay unchanged. Videos with more frames than the run was trained on
 are sampled in windows, each of which begins with the last frames before it. A caption that the run cannot read is
-reported and left out; the exit code is 2 only if no caption is left."""
+reported and skipped; the exit code is 2 only if no caption is left."""
 
 EXAMPLES = """\
 examples:
@@ -135,7 +135,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--decoder",
         type=Path,
         metavar="DIR",
-        help="latents: decode them by this autoencoder, such as one of starflow finetune-decoder",
+        help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
     )
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
@@ -149,7 +149,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         dest="captions",
         action="append",
         metavar="TEXT|FILE.txt",
-        help="a caption, or a file with one caption a line (repeatable; default: the empty caption)",
+        help="a caption, or a file with one caption per line (repeatable; default: the empty caption)",
     )
     option(
         "--text-encoder",

@@ -22,7 +22,7 @@ Computes the likelihood of clips under a trained run: held-out clips, or video f
 
 bits/dim of a frame are those of its exact density given the frames before it, with the noise of training added
 and averaged over draws of it. For a run on Gaussian noise it is the density of the noisy frame at the resolution
-of one pixel level: it compares clips and frames, but is no code length. --out receives frames.png (bits/dim
+of one pixel level: it compares clips and frames, but is not a code length. --out receives frames.png (bits/dim
 against the frame), surprise.png (bits/dim of the tokens of each frame), frames.csv and tokens.npz (the numbers).
 A clip longer than the run's is scored in windows, as it would be sampled: each frame given those before it in its
 window, windows after the first under the caption of a continued clip."""
@@ -53,17 +53,22 @@ def add_to(subparsers: Any) -> None:
         "--caption",
         action="append",
         metavar="TEXT",
-        help="of the videos: one for all, or one for each in turn (default: none)",
+        help="caption of the videos: one for all, or one for each in turn (default: none)",
     )
     option("--split", type=choice(*choices(Split)), help="clips of the run's data: test (default) or train")
-    option("--num", type=integer(1, 10**6), metavar="N", help="how many of them (default 16)")
+    option("--num", type=integer(1, 10**6), metavar="N", help="number of clips (default 16)")
     option("--draws", type=integer(1, 10**6), metavar="N", help="draws of the noise (default: the configuration's)")
-    option("--context", type=integer(0), metavar="N", help="frames given to every later window (default: half of one)")
-    option("--batch", type=integer(1), default=16, metavar="N", help="clips at a time (default 16)")
-    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
-    option("--no-ema", action="store_true", help="score with the last parameters, not their moving average")
-    option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
+    option(
+        "--context",
+        type=integer(0),
+        metavar="N",
+        help="frames that every window after the first begins with (default: half a window)",
+    )
+    option("--batch", type=integer(1), default=16, metavar="N", help="clips scored together (default 16)")
+    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
+    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -113,5 +118,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         values = {"workdir": str(request.workdir), "step": result.step, "seed": request.seed, "draws": result.draws}
         write_json(arguments.json, values | score_values(scores))
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0

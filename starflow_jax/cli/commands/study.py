@@ -42,17 +42,23 @@ def add_to(subparsers: Any) -> None:
     option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
     option("--out", required=True, type=Path, metavar="DIR", help="a new folder for the report and the plots")
     option("--num", type=integer(2, 10**6), metavar="N", help="images of each split (default: all)")
-    option("--draws", type=integer(1, 10**4), default=4, metavar="N", help="draws of the noise an image (default 4)")
-    option("--candidates", type=integer(2, 10**5), default=32, metavar="K", help="samples of a class (default 32)")
-    option("--keep", type=integer(2, 10**5), default=8, metavar="M", help="of which the likeliest are kept (default 8)")
+    option("--draws", type=integer(1, 10**4), default=4, metavar="N", help="draws of the noise per image (default 4)")
+    option("--candidates", type=integer(2, 10**5), default=32, metavar="K", help="samples per class (default 32)")
+    option(
+        "--keep",
+        type=integer(2, 10**5),
+        default=8,
+        metavar="M",
+        help="number of likeliest samples to keep per class (default 8)",
+    )
     option(
         "--mislabelled", type=real(), default=0.1, metavar="X", help="share of exchanged labels to find (default 0.1)"
     )
     option("--damaged", type=real(), default=0.05, metavar="X", help="share of damaged images to find (default 0.05)")
-    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of everything random (default 0)")
-    option("--no-ema", action="store_true", help="take the last parameters, not their moving average")
-    option("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
-    option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of all random choices (default 0)")
+    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
@@ -77,5 +83,5 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"step {result.step}, {result.draws} draws; written: {arguments.out / 'report.md'}")
     if arguments.json is not None:
         write_json(arguments.json, result.values)
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starflow_jax.sweeps.sweep_request import SweepRequest
 
 PARTLY = 3  # some cells failed
-CONTINUES = "the same command goes on after the last batch that was computed"
+CONTINUES = "the same command continues after the last computed batch"
 
 ORDER = 60
 OVERRIDABLE = True
@@ -51,7 +51,7 @@ def add_to(subparsers: Any) -> None:
         "sweep", help="likelihoods of many checkpoints on many data", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--config", metavar="FILE.py[:VARIANT]", help="what is scored: a file that defines get_config()")
+    option("--config", metavar="FILE.py[:VARIANT]", help="Python file with get_config(), which says what is scored")
     option("--out", required=True, type=Path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
     option(
         "--workdir",
@@ -59,9 +59,9 @@ def add_to(subparsers: Any) -> None:
         metavar="DIR",
         help="score all checkpoints of this run instead of the configuration's runs (repeatable)",
     )
-    option("--report-only", action="store_true", help="compute nothing; write the report of the results in --out again")
-    option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    option("--quiet", action="store_true", help="no table while it runs")
+    option("--report-only", action="store_true", help="compute nothing and rewrite the report of the results in --out")
+    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--quiet", action="store_true", help="do not print the table of finished cells")
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     for data in {id(cell.data): cell.data for cell in plan.cells}.values():
         skipped_lines(data.skipped)
     if plan.num_duplicates:
-        reason = "are the same as others (same parameters, data and noise) and are computed once"
+        reason = "repeat other cells (same parameters, data and noise) and are computed once"
         remark(f"{plan.num_duplicates} cells {reason}")
     watcher = Table(plan) if is_first() and not arguments.quiet else Silent()
     try:
@@ -126,9 +126,9 @@ def _report_only(arguments: argparse.Namespace) -> int:
 
     for name in ("config", "workdir"):
         if getattr(arguments, name):
-            raise CommandError(f"--{name} belongs to a sweep that computes, got --report-only as well")
+            raise CommandError(f"--{name} cannot be combined with --report-only")
     if arguments.overrides:
-        raise CommandError(f"{arguments.overrides[0]} belongs to a sweep that computes, got --report-only as well")
+        raise CommandError(f"{arguments.overrides[0]} cannot be combined with --report-only")
     with sentences(read_failures):
         failures = read_failures(arguments.out)
     _report(arguments, failures)
@@ -145,4 +145,4 @@ def _report(arguments: argparse.Namespace, failures: dict[str, str]) -> None:
     print(f"report: {arguments.out / 'report.html'}")
     if arguments.json is not None:
         write_json(arguments.json, figures)
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starflow_jax.core.config import ExperimentConfig
     from starflow_jax.training import TrainRequest, TrainResult
 
-GOES_ON = "the same command goes on from the last checkpoint, if there is one"
+RESUMES = "the same command resumes from the last checkpoint, if there is one"
 
 ORDER = 10
 OVERRIDABLE = True
@@ -70,7 +70,7 @@ def add_to(subparsers: Any) -> None:
         "--resume",
         type=choice(*choices(ResumePolicy)),
         default="latest",
-        help="resume from the newest checkpoint, refusing a damaged one (default), or from the newest good one; "
+        help="resume from the newest checkpoint, refusing a damaged one (default), or from the newest intact one; "
         "damaged ones are then renamed to STEP.damaged",
     )
     parser.add_argument(
@@ -99,7 +99,7 @@ def add_to(subparsers: Any) -> None:
         help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="also send the metrics to Weights & Biases")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -121,17 +121,17 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
 
     request = _request(arguments, config)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     result = _trained(request)
     if arguments.json is not None and is_first():
-        write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - begun})
+        write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - start})
     return _report(request, result)
 
 
 def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRequest:
     """The request that the options describe, with the callbacks of the command."""
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
-    from starflow_jax.evaluation.samples.sample_grids import why_not_drawn, write_sample_grid
+    from starflow_jax.evaluation.samples.sample_grids import reason_without_samples, write_sample_grid
     from starflow_jax.training import TrainRequest
     from starflow_jax.training.loop.profile import Window
     from starflow_jax.training.loop.weights_and_biases import check_installed
@@ -156,9 +156,9 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
         )
     with sentences(held_out_score, open_with_encoder):
         evaluations = [held_out_score(config)] if config.train.evaluate_every else []
-    reason = why_not_drawn(config)
+    reason = reason_without_samples(config)
     if reason is not None and request.progress:
-        remark(f"no pictures while training: {reason}")
+        remark(f"no samples while training: {reason}")
     if config.data.without_effect and request.progress:
         remark(latents_are_fixed(config.data.without_effect))
     return dataclasses.replace(
@@ -192,12 +192,12 @@ def _trained(request: TrainRequest) -> TrainResult:
         with sentences(*reading, *writing, *records):
             return train(request)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(GOES_ON) from None
+        raise KeyboardInterrupt(RESUMES) from None
     except OSError as error:
         # Writing any file may fill the disk, for example a grid of samples.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise CommandError(f"{sentence(error)}; {GOES_ON}") from error
+        raise CommandError(f"{sentence(error)}; {RESUMES}") from error
 
 
 def _figures(request: TrainRequest, result: TrainResult) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _report(request: TrainRequest, result: TrainResult) -> int:
     if result.interrupted:
         print(
             f"starflow: {'stopped by SIGTERM' if preempted else 'interrupted'} at step {result.step} of "
-            f"{config.train.steps}; a checkpoint is saved and the same command goes on from it",
+            f"{config.train.steps}; a checkpoint is saved and the same command resumes from it",
             file=sys.stderr,
         )
         return code

@@ -51,7 +51,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures at the end as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
 
 
@@ -92,7 +92,7 @@ def carry_out(request: TrainAutoencoderRequest | FinetuneDecoderRequest, json: P
         by = signal.Signals(trained.stopped_by)
         print(
             f"starflow: stopped by {by.name} at step {trained.step} of {request.experiment.train.steps}; a checkpoint "
-            "is saved and the same command goes on from it",
+            "is saved and the same command resumes from it",
             file=sys.stderr,
         )
         return 0 if by == signal.SIGTERM else INTERRUPTED

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.sampling.latent_shapes import autoencoder_of
+    from starflow_jax.sampling.latent_shapes import run_autoencoder
     from starflow_jax.sampling.loaded_run import open_run
     from starflow_jax.sampling.sample_requests import RunRequest, VBenchRequest
     from starflow_jax.sampling.vbench_export import RECORD, plan_export
@@ -98,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.training.run_calibration import read_calibration
 
     with sentences(read_prompts, wanted_videos):
-        wanted = wanted_videos(read_prompts(arguments.prompts), arguments.num)
+        requested = wanted_videos(read_prompts(arguments.prompts), arguments.num)
         for other in prompt_files(arguments.prompts)[1]:
-            remark(f"left out {other}, which is not called after a dimension of VBench")
+            remark(f"skipped {other}, which is not named after a dimension of VBench")
     request = build_request(VBenchRequest, arguments, solver=solver_request(arguments))
     if arguments.json is not None:
         check_writable("--json", arguments.json)
@@ -108,25 +108,27 @@ def run(arguments: argparse.Namespace) -> int:
     run_request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     with sentences(open_run):
         run = open_run(run_request, adapt=lambda config: sampled_as_released(arguments, config))
-    with sentences(autoencoder_of, caption_reader, read_calibration, named_solver, plan_videos, video_size):
-        export = plan_export(run, request, wanted, warn=remark)
+    with sentences(run_autoencoder, caption_reader, read_calibration, named_solver, plan_videos, video_size):
+        export = plan_export(run, request, requested, warn=remark)
         export.claim()
     missing = export.missing
     try:
         with tqdm(total=len(missing), unit="video", disable=None, dynamic_ncols=True) as bar:
             converged = export.draw_missing(bar.update)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("videos that were drawn are kept, and the same command goes on") from None
+        raise KeyboardInterrupt("finished videos are stored, and the same command continues with the others") from None
     videos = export.finish()
-    print(f"{len(missing)} videos drawn, {len(wanted) - len(missing)} were there: {request.out}")
+    print(f"{len(missing)} videos sampled, {len(requested) - len(missing)} existed: {request.out}")
     if not converged:
         print("some chunks did not converge; a lower --tolerance or more --max-iterations make them exact")
     for name, folder in scored_on({video.partition("/")[0] for video in videos}).items():
         print(f"  vbench evaluate --dimension {name} --videos_path {shlex.quote(str(request.out / folder))}")
     if arguments.json is not None:
-        counts = {name: sum(video.dimension == name for video in wanted) for name in {v.dimension for v in wanted}}
+        counts = {
+            name: sum(video.dimension == name for video in requested) for name in {v.dimension for v in requested}
+        }
         write_json(
             arguments.json, export.record | {"drawn": len(missing), "videos": counts, "converged": bool(converged)}
         )
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0

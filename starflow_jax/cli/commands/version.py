@@ -16,7 +16,7 @@ def add_to(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
         "version",
-        help="versions of starflow and of what it stands on",
+        help="versions of starflow and its dependencies",
         description="Prints the versions of starflow, Python and the libraries that decide a result.",
     )
     parser.set_defaults(run=run)

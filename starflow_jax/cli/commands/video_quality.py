@@ -40,19 +40,19 @@ def add_to(subparsers: Any) -> None:
     option = parser.add_argument
     kinds = "a video, a folder of PNGs, or a folder of videos (repeatable)"
     option("--video", action="append", required=True, type=Path, metavar="PATH", help=kinds)
-    option("--reference", action="append", type=Path, metavar="PATH", help="what each of them should be, in turn")
+    option("--reference", action="append", type=Path, metavar="PATH", help="reference clip of each --video, in turn")
     option("--real", action="append", type=Path, metavar="PATH", help="real clips to compare motion and drift with")
     option(
         "--caption",
         action="append",
         metavar="TEXT|FILE.txt",
-        help="of the videos: one for all, or one for each in turn; or a file with one a line",
+        help="caption of the videos: one for all, or one for each in turn; or a file with one caption per line",
     )
     option(
         "--real-caption",
         action="append",
         metavar="TEXT|FILE.txt",
-        help="of the real clips, in the same way; with --workdir, bits/dim need one (default: not scored)",
+        help="captions of the real clips, in the same form; required for their bits/dim (default: not scored)",
     )
     option("--out", required=True, type=Path, metavar="DIR", help="a new folder for the report and the plots")
     option("--workdir", type=Path, metavar="DIR", help="a trained run on clips, which gives bits/dim of every frame")
@@ -70,12 +70,12 @@ def add_to(subparsers: Any) -> None:
         help="steps over which a caption's direction holds (default: a quarter of the frames)",
     )
     option("--block", type=integer(2, 512), default=8, metavar="N", help="side of the blocks that are tracked")
-    option("--reach", type=integer(1, 64), default=4, metavar="N", help="largest displacement, pixels a frame")
+    option("--reach", type=integer(1, 64), default=4, metavar="N", help="largest displacement, in pixels per frame")
     option("--draws", type=integer(1, 10**6), metavar="N", help="draws of the noise (default: the configuration's)")
-    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of the noise (default 0)")
-    option("--no-ema", action="store_true", help="score with the last parameters, not their moving average")
-    option("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
-    option("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
+    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{len(measured.groups['videos'])} clips; written: {arguments.out}")
     if arguments.json is not None:
         write_json(arguments.json, measured.to_dict())
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 

@@ -95,13 +95,13 @@ def class_choice(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
 
 
-def check_names(argv: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Raises CommandError for the first name in `argv` that is not in `known`; the message suggests similar names."""
+def check_names(argv: Sequence[str], allowed: Sequence[str], what: str) -> None:
+    """Raises CommandError for the first name in `argv` that is not in `allowed`; the message suggests similar names."""
     for text in argv:
         name = text.partition("=")[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known)}"
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(allowed)}"
             raise CommandError(f"{name!r} is not {what}; {hint}")
 
 

@@ -21,7 +21,7 @@ def build_request(request: type[T], arguments: argparse.Namespace, **values: Any
       **values: fields that are not taken from `arguments`.
 
     Raises:
-      RequestError: a field is out of range, or fields exclude each other.
+      RequestError: a field is out of range, or fields are mutually exclusive.
     """
     names = [field.name for field in dataclasses.fields(request) if field.init]  # type: ignore[arg-type]
     options = {name: getattr(arguments, name, None) for name in names if name not in values}

@@ -47,7 +47,7 @@ def _read_file(path: Path) -> list[str]:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise CommandError(f"--caption file {path} must hold at most {MAX_FILE_BYTES} bytes, got {size}")
+            raise CommandError(f"--caption file {path} must contain at most {MAX_FILE_BYTES} bytes, got {size}")
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise CommandError(f"--caption file {path} must be text in UTF-8, got other bytes") from error
@@ -55,5 +55,5 @@ def _read_file(path: Path) -> list[str]:
         raise CommandError(f"--caption file {path} cannot be read: {error.strerror or error}") from error
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise CommandError(f"--caption file {path} must hold at least one caption, got none")
+        raise CommandError(f"--caption file {path} must contain at least one caption, got none")
     return captions

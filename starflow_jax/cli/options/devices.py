@@ -38,7 +38,7 @@ def join(arguments: argparse.Namespace) -> None:
     """Joins the other processes of a run, if there are any, and ends with them. To be called before JAX is used.
 
     Raises:
-      CommandError: options that do not go together, or processes that cannot be reached.
+      CommandError: incompatible options, or processes that cannot be reached.
     """
     given = {name: getattr(arguments, name) for name in ("coordinator", "processes", "process")}
     named = [name for name, value in given.items() if value is not None]
@@ -46,7 +46,7 @@ def join(arguments: argparse.Namespace) -> None:
         return
     if named and len(named) < 3:
         missing = ", ".join(f"--{name}" for name in given if name not in named)
-        raise CommandError(f"--coordinator, --processes and --process go together, got no {missing}")
+        raise CommandError(f"--coordinator, --processes and --process must be given together, got no {missing}")
     if named and given["process"] >= given["processes"]:
         raise CommandError(f"--process must be below --processes {given['processes']}, got {given['process']}")
 

@@ -23,7 +23,7 @@ def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--ignore-unknown",
         action="store_true",
-        help="with --model-config: leave out arguments that are not known, instead of refusing the file",
+        help="with --model-config: ignore unknown arguments instead of refusing the file",
     )
 
 
@@ -41,11 +41,11 @@ def with_model_config(arguments: argparse.Namespace, config: Any) -> Any:
         released = read_released(arguments.model_config)
         if released.unknown and not arguments.ignore_unknown:
             raise CommandError(
-                f"{released.path} has arguments that are not known here: {', '.join(released.unknown)}; "
+                f"{released.path} has unknown arguments: {', '.join(released.unknown)}; "
                 "--ignore-unknown leaves them out"
             )
         for name, instead in released.without_meaning.items():
-            print(f"{name} of {released.path} has no meaning here: {instead}", file=sys.stderr)
+            print(f"{name} of {released.path} is not supported: {instead}", file=sys.stderr)
         return apply_released(config, released)
 
 
@@ -60,7 +60,7 @@ def sampled_as_released(arguments: argparse.Namespace, config: Any) -> Any:
         value, released_value = getattr(config.flow, name), getattr(released.flow, name)
         if value != released_value:
             raise CommandError(
-                f"--model-config {arguments.model_config} is of another flow: {name} is {released_value!r} there and "
-                f"{value!r} in the run"
+                f"--model-config {arguments.model_config} is of another flow: {name} is {released_value!r} in the "
+                f"file and {value!r} in the run"
             )
     return dataclasses.replace(config, sample=released.sample)

@@ -28,7 +28,7 @@ def check_new_folder(name: str, path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise CommandError(f"{name} must name a folder, got the file {path}")
         if path.is_dir() and any(path.iterdir()):
-            raise CommandError(f"{name} must be an empty or a new folder, got {path}, which holds files")
+            raise CommandError(f"{name} must be an empty or a new folder, got {path}, which contains files")
         _create(path)
 
 

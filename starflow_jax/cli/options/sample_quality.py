@@ -28,13 +28,13 @@ def add_quality_options(parser: Parser) -> None:
         help=f"of {', '.join(METRICS.names())}, {BITS} (bits/dim)",
     )
     option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {NUM_SAMPLES})")
-    option("--guidance", type=_weights, metavar="W,...", help="weights of guidance (default: the configuration's)")
+    option("--guidance", type=_weights, metavar="W,...", help="guidance weights (default: that of the configuration)")
     option(
         "--features",
         metavar="FILE|digits|MODULE:FUNCTION",
-        help="the network that looks at pictures: weights of FID's Inception (torch-fidelity, pytorch-fid), the small "
-        "classifier of digits trained here (default for digits), or your function of uint8 [B, H, W, C] that gives "
-        "features [B, d] or (features, logits)",
+        help="the feature network: weights of FID's Inception (torch-fidelity, pytorch-fid), the small digit "
+        "classifier that this command trains (default for digits), or a function of uint8 [B, H, W, C] that "
+        "returns features [B, d] or (features, logits)",
     )
     option(
         "--resize",
@@ -46,31 +46,40 @@ def add_quality_options(parser: Parser) -> None:
         "--reference",
         type=choice(*choices(Split)),
         metavar="SPLIT",
-        help="real pictures to compare with: train (default) or test; the other split is measured too, as the floor",
+        help="real images to compare with: train (default) or test; the other split is measured, too, as a baseline",
     )
     option(
         "--real",
         type=Path,
         metavar="FOLDER|FILE.npz",
-        help="other real pictures to compare with: a folder of them, or `image` [n, H, W, C] of uint8; needed by runs "
-        "on latents that were computed before",
+        help="other real images to compare with: a folder, or an .npz file with uint8 `image` [n, H, W, C]; required "
+        "for runs on precomputed latents",
     )
-    option("--clip", metavar="MODULE:FUNCTION", help="clip: your function of (pictures, captions) that gives features")
+    option(
+        "--clip",
+        metavar="MODULE:FUNCTION",
+        help="metric clip: a function of (images, captions) that returns their features",
+    )
     option(
         "--caption",
         dest="captions",
         action="append",
         metavar="TEXT|FILE.txt",
-        help="runs on captions: drawn in turn (repeatable)",
+        help="runs on captions: captions to sample from in turn (repeatable)",
     )
     option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
-    option("--decoder", type=Path, metavar="DIR", help="latents: make pictures of them by this autoencoder")
-    option("--out", type=Path, metavar="DIR", help=f"folder of figures and features (default: {FOLDER} in --workdir)")
-    option("--chunk", type=integer(16, 10**6), metavar="N", help=f"pictures a file of features (default {CHUNK})")
-    option("--sample-batch", type=integer(1), metavar="N", help=f"pictures drawn at a time (default {BATCH})")
+    option("--decoder", type=Path, metavar="DIR", help="latents: decode them with this autoencoder")
+    option("--out", type=Path, metavar="DIR", help=f"folder of results and features (default: {FOLDER} in --workdir)")
+    option("--chunk", type=integer(16, 10**6), metavar="N", help=f"images per file of features (default {CHUNK})")
+    option("--sample-batch", type=integer(1), metavar="N", help=f"images sampled together (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option("--attention-temperature", type=real(above=True), metavar="X", help="divides attention logits (default 1)")
-    option("--denoise", type=choice(*choices(Denoise)), metavar="NAME", help="remove the training noise")
+    option(
+        "--denoise",
+        type=choice(*choices(Denoise)),
+        metavar="NAME",
+        help="how the training noise is removed: none, score or learned",
+    )
     add_solver_options(parser)
     flags = {field: flag for field, flag in parser.flags().items() if field not in before and field != "metrics"}
     parser.set_defaults(quality_flags=flags)
@@ -81,19 +90,21 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
     if arguments.metrics is None:
         for name, flag in arguments.quality_flags.items():
             if getattr(arguments, name) is not None:
-                raise CommandError(f"{flag} goes with --metrics, got {flag} alone")
+                raise CommandError(f"{flag} requires --metrics, got {flag} alone")
         return
     out = arguments.out if arguments.out is not None else arguments.workdir / FOLDER
     if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
-        raise CommandError(f"--json must name a file, got {arguments.json}, where the folder --out {out} will be")
+        raise CommandError(
+            f"--json must name a file, got {arguments.json}, which contains or is the folder --out {out}"
+        )
     if arguments.json is not None and out.resolve() in arguments.json.resolve().parents:
         raise CommandError(f"--json must name a file outside the folder --out {out}, got {arguments.json}")
     if arguments.workdir.is_dir() and (out.is_dir() or not out.exists()):
         check_writable("--out", out / "quality.json")
 
 
-def import_from_working_folder(*names: str | None) -> None:
-    """Adds the working folder to the import path where one of the names is "module:function", as `python -m` does."""
+def import_from_current_directory(*names: str | None) -> None:
+    """Adds the current directory to the import path if one of the names is "module:function", as `python -m` does."""
     if any(":" in name for name in names if name is not None) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 

@@ -41,13 +41,14 @@ def add_solver_options(parser: argparse.ArgumentParser) -> None:
         type=real(),
         metavar="X",
         help="jacobi, selective, gs-jacobi, secant: stop at this relative mean-square change (default 1e-3, a relative "
-        "error near 0.1; gs-jacobi 1e-8, secant 1e-6); sliding: relative root mean square a token (default 1e-3)",
+        "error near 0.1; gs-jacobi 1e-8, secant 1e-6); sliding: relative root mean square per token (default 1e-3)",
     )
     option(
         "--max-iterations",
         type=integer(1, 100_000),
         metavar="N",
-        help="jacobi, selective, gs-jacobi (tough blocks), secant: most iterations of a chunk (default 32; secant 64)",
+        help="jacobi, selective, gs-jacobi (tough blocks), secant: maximum number of iterations per chunk (default "
+        "32; secant 64)",
     )
     option(
         "--objective",

@@ -72,7 +72,7 @@ class ReconstructionConfig:
         updates.
       discriminator_lr: learning rate of the discriminator, constant.
       betas: of both optimizers. grad_clip: largest global norm of a gradient, 0 for no limit.
-      ema: decay of the moving average of the parameters, which is what is saved; 0 for none.
+      ema: decay of the exponential moving average of the parameters, which is what is saved; 0 for none.
       log_every, checkpoint_every: updates between rows of metrics, and between checkpoints.
       keep: number of newest checkpoints to keep.
     """
@@ -139,17 +139,17 @@ class AutoencoderExperiment:
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         check(
             not (self.data.traits.latents or self.data.traits.mixture),
-            f"data.source must be pictures, got {self.data.source!r}",
+            f"data.source must be images, got {self.data.source!r}",
         )
-        check(self.data.frames == 0, f"data.frames must be 0, for still pictures, got {self.data.frames}")
+        check(self.data.frames == 0, f"data.frames must be 0, for still images, got {self.data.frames}")
         check(
             (self.network is None) != (self.autoencoder is None),
-            "either network, of a new autoencoder, or autoencoder, of one whose decoder is fine-tuned, must be given, "
+            "either network, for a new autoencoder, or autoencoder, for the fine-tuning of a decoder, must be given, "
             f"got network={self.network} and autoencoder={self.autoencoder!r}",
         )
         check(
             self.network is not None or self.loss.kl == 0,
-            f"loss.kl must be 0 where the encoder is frozen, got {self.loss.kl}",
+            f"loss.kl must be 0 with a frozen encoder, got {self.loss.kl}",
         )
 
     @property

@@ -168,9 +168,9 @@ def _hint(cls: Any, name: str, path: str) -> Any:
 
 
 def _parse(text: str, hint: Any, path: str) -> Any:
-    spelled = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
-        value = ast.literal_eval(spelled)
+        value = ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all errors that literal_eval documents
         value = text
     try:
@@ -274,13 +274,13 @@ def _dataclass_of(hint: Any) -> Any:
     return next((member for member in typing.get_args(hint) if dataclasses.is_dataclass(member)), None)
 
 
-def _unknown(path: str, name: str, known: list[str]) -> str:
-    near = _near(name, known)
-    return f"{path} has no field {name!r}{near or '; it has ' + ', '.join(known)}"
+def _unknown(path: str, name: str, names: list[str]) -> str:
+    near = _near(name, names)
+    return f"{path} has no field {name!r}{near or '; it has ' + ', '.join(names)}"
 
 
-def _near(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _near(name: str, names: list[str]) -> str:
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 

@@ -86,7 +86,7 @@ class DataConfig(SourceConfig):
         check(self.text_encoder != "", "text_encoder must be None or the path of a folder, got ''")
         check(
             self.decoder is None or self.on_latents,
-            f"decoder goes with latents, computed before or by autoencoder, got decoder={self.decoder!r}",
+            f"decoder requires latents, precomputed or computed by autoencoder, got decoder={self.decoder!r}",
         )
 
     @property
@@ -96,7 +96,7 @@ class DataConfig(SourceConfig):
         They are accepted because one experiment file serves both `starflow encode` and training.
         """
         parts = [part for part in self.parts if part.traits.latents]
-        return tuple(dict.fromkeys(asked for part in parts for asked in part.augmentations))
+        return tuple(dict.fromkeys(option for part in parts for option in part.augmentations))
 
     @property
     def on_latents(self) -> bool:
@@ -116,7 +116,7 @@ class DataConfig(SourceConfig):
     def _check_mixture(self) -> None:
         check(
             self.traits.mixture == (len(self.mixture) > 0),
-            f"mixture goes with source 'mixture', got source={self.source!r} and {len(self.mixture)} sources",
+            f"mixture requires source 'mixture', got source={self.source!r} and {len(self.mixture)} sources",
         )
         if not self.traits.mixture:
             return
@@ -127,7 +127,10 @@ class DataConfig(SourceConfig):
         longest = max(component.frames for component in self.mixture)
         check(
             self.frames == longest,
-            f"frames must be the most frames of the mixture, {longest}, got {self.frames}",
+            f"frames must be the largest number of frames in the mixture, {longest}, got {self.frames}",
         )
         for name in ("aspect_ratios", "flip", "drop_first", "fps"):
-            check(not getattr(self, name), f"{name} belongs to the sources of the mixture, got {getattr(self, name)!r}")
+            check(
+                not getattr(self, name),
+                f"{name} must be set on the sources of the mixture, got {getattr(self, name)!r}",
+            )

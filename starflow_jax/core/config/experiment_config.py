@@ -27,11 +27,11 @@ class TextConfig:
     vocabulary: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        check(len(self.vocabulary) > 0, "vocabulary must hold at least one word, got none")
+        check(len(self.vocabulary) > 0, "vocabulary must contain at least one word, got none")
         for word in self.vocabulary:
-            check(word.split() == [word], f"vocabulary must hold single words, got {word!r}")
-        twice = {word for word in self.vocabulary if self.vocabulary.count(word) > 1}
-        check(not twice, f"vocabulary must hold every word once, got {', '.join(sorted(twice))} again")
+            check(word.split() == [word], f"vocabulary must contain single words, got {word!r}")
+        repeated = {word for word in self.vocabulary if self.vocabulary.count(word) > 1}
+        check(not repeated, f"vocabulary must contain every word once, got {', '.join(sorted(repeated))} again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,8 @@ class ExperimentConfig:
         worded = [part.source for part in parts if part.traits.captions == "words"]
         check(
             words is not None or not worded,
-            f"text.vocabulary is needed for the captions of data.source {', '.join(map(repr, worded))}, got text=None",
+            f"text.vocabulary is required for the captions of data.source {', '.join(map(repr, worded))}, got "
+            "text=None",
         )
         self._check_text_encoder()
         for part in self.data.mixture:
@@ -163,4 +164,4 @@ class ExperimentConfig:
         check(self.flow.text_dim > 0, f"data.text_encoder needs flow.text_dim above 0, got 0 for {path!r}")
         parts = self.data.mixture or (self.data,)
         without = sorted({part.source for part in parts if part.traits.captions == "none"})
-        check(not without, f"data.text_encoder reads captions, of which data.source {without} has none")
+        check(not without, f"data.text_encoder requires captions, and data.source {without} has none")

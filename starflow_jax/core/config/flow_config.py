@@ -201,7 +201,8 @@ class FlowConfig:
     def _check_conditions(self) -> None:
         check(
             (self.text_dim > 0) == (self.text_length > 0),
-            f"text_dim and text_length go together, got text_dim={self.text_dim} and text_length={self.text_length}",
+            f"text_dim and text_length must be given together, got text_dim={self.text_dim} and "
+            f"text_length={self.text_length}",
         )
         check(
             not (self.text_dim and self.num_classes),
@@ -223,14 +224,14 @@ class FlowConfig:
                 "denoiser",
                 "language_model",
             ):
-                check(not getattr(self, name), f"{name} belongs to family 'starflow', got family 'tarflow'")
+                check(not getattr(self, name), f"{name} is only supported by family 'starflow', got family 'tarflow'")
             check(
                 self.scale in ("exp", "unit"),
                 f"scale must be 'exp' or 'unit' in family 'tarflow', got '{self.scale}'",
             )
         else:
-            check(self.num_classes == 0, f"num_classes belongs to family 'tarflow', got {self.num_classes}")
-            check(self.scale != "unit", "scale 'unit' belongs to family 'tarflow', got family 'starflow'")
+            check(self.num_classes == 0, f"num_classes is only supported by family 'tarflow', got {self.num_classes}")
+            check(self.scale != "unit", "scale 'unit' is only supported by family 'tarflow', got family 'starflow'")
         check(
             self.rope or self.rope_axes is None,
             f"rope_axes={self.rope_axes} needs rope=True, got rope=False",

@@ -29,9 +29,9 @@ class MeshConfig:
         for name in AXES:
             size = getattr(self, name)
             check_integer(name, size, minimum=-1)
-            check(size != 0, f"{name} must be at least 1, or -1 for the rest, got 0")
+            check(size != 0, f"{name} must be at least 1, or -1 for all other devices, got 0")
         rest = [name for name in AXES if getattr(self, name) == -1]
-        check(len(rest) < 2, f"one axis of the mesh at most may be -1, got {' and '.join(rest)}")
+        check(len(rest) < 2, f"at most one axis of the mesh may be -1, got {' and '.join(rest)}")
 
     def sizes(self, devices: int) -> tuple[int, int, int, int]:
         """The axis sizes, in the order of `AXES`, on this number of devices.
@@ -39,14 +39,14 @@ class MeshConfig:
         Raises:
           ValueError: the axes do not multiply to `devices`.
         """
-        given = [getattr(self, name) for name in AXES]
-        known = 1
-        for size in given:
-            known *= size if size > 0 else 1
-        shown = ", ".join(f"{name}={size}" for name, size in zip(AXES, given, strict=True))
+        requested = [getattr(self, name) for name in AXES]
+        product = 1
+        for size in requested:
+            product *= size if size > 0 else 1
+        axes_text = ", ".join(f"{name}={size}" for name, size in zip(AXES, requested, strict=True))
         check(
-            devices % known == 0 if -1 in given else devices == known,
-            f"mesh must multiply to the {devices} devices there are, got {shown}",
+            devices % product == 0 if -1 in requested else devices == product,
+            f"mesh must multiply to the {devices} available devices, got {axes_text}",
         )
-        data, fsdp, tensor, sequence = (devices // known if size == -1 else size for size in given)
+        data, fsdp, tensor, sequence = (devices // product if size == -1 else size for size in requested)
         return data, fsdp, tensor, sequence

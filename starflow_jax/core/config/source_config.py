@@ -76,13 +76,13 @@ class SourceConfig:
     Attributes:
       source: a name of the registry `SOURCES`. Built in are "digits" (scikit-learn's 8x8 digits); "photos" (crops of
         ten photographs that ship with scikit-image and scikit-learn); "moving_digits" (clips of moving digits, with
-        captions); "npz" (a folder with train.npz and test.npz, each holding `image` uint8 [n, H, W, C] and `label`
+        captions); "npz" (a folder with train.npz and test.npz, each containing `image` uint8 [n, H, W, C] and `label`
         integer [n]); "images" (a folder of images: its folders are the classes, captions lie beside the images);
         "videos" (a folder of videos, likewise); "tars" (tar shards in the WebDataset layout); "tfds" (a data set that
         TensorFlow Datasets prepared as ArrayRecord); "latents" (written by `starflow encode`); "mixture" (several
         sources, see DataConfig).
-      path: the folder (for "tars" also a file or a pattern). Where it holds a folder named after the split (train, test
-        or val), that folder is read.
+      path: the folder (for "tars" also a file or a pattern). Where it contains a folder named after the split (train,
+        test or val), that folder is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.
       frames: frames of a clip, 0 for still images; fps: sampling rate of videos, 0 takes every frame.
       aspect_ratios: buckets with about the area of flow.image_size, as "width:height"; every example goes to the
@@ -155,7 +155,7 @@ class SourceConfig:
         """Checks the fields that only some sources read."""
         if traits.path != (self.path is not None):
             raise ValueError(
-                f"path goes with source {_having('path', True)}, got source={self.source!r} and path={self.path!r}"
+                f"path requires source {_having('path', True)}, got source={self.source!r} and path={self.path!r}"
             )
         if traits.frames != "either" and (traits.frames == "always") != (self.frames > 0):
             raise ValueError(
@@ -165,15 +165,15 @@ class SourceConfig:
         for name in ("dataset", "extend", "inverted", "drop_first"):
             if name not in traits.fields and getattr(self, name):
                 raise ValueError(
-                    f"{name} goes with source {_reading(name)}, got source={self.source!r} and "
+                    f"{name} requires source {_reading(name)}, got source={self.source!r} and "
                     f"{name}={getattr(self, name)!r}"
                 )
-        check(not self.drop_first or self.frames > 0, f"drop_first goes with clips, got frames={self.frames}")
+        check(not self.drop_first or self.frames > 0, f"drop_first requires clips, got frames={self.frames}")
         for name, default in (("crop", "centre"), ("flip", 0.0), ("aspect_ratios", ()), ("index", None)):
             # Sources of latents accept the options of their encoding, so that one experiment file serves both commands.
             if not traits.decoded and name not in traits.fields and getattr(self, name) != default:
                 raise ValueError(
-                    f"{name} goes with source {_having('decoded', True)}, got source={self.source!r} and "
+                    f"{name} requires source {_having('decoded', True)}, got source={self.source!r} and "
                     f"{name}={getattr(self, name)!r}"
                 )
         for name, _ in self.options:
@@ -196,13 +196,13 @@ class SourceConfig:
             check(getattr(self, name) <= 1.0, f"{name} must be at most 1, got {getattr(self, name)}")
         if self.multiple is not None:
             check_integer("multiple", self.multiple, minimum=1)
-        twice = {ratio for ratio in self.aspect_ratios if self.aspect_ratios.count(ratio) > 1}
-        check(not twice, f"aspect_ratios must name every bucket once, got {', '.join(sorted(twice))} again")
+        repeated = {ratio for ratio in self.aspect_ratios if self.aspect_ratios.count(ratio) > 1}
+        check(not repeated, f"aspect_ratios must name every bucket once, got {', '.join(sorted(repeated))} again")
         for ratio in self.aspect_ratios:
             sides = ratio.split(":")
             check(
                 len(sides) == 2 and all(side.isascii() and side.isdecimal() and int(side) > 0 for side in sides),
-                f"aspect_ratios must be 'width:height' in whole numbers above 0, got {ratio!r}",
+                f"aspect_ratios must be 'width:height' with integers above 0, got {ratio!r}",
             )
 
 

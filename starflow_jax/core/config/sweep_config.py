@@ -27,7 +27,7 @@ class SweepRun:
       workdir: folder of a run (`starflow train`, `starflow port`), or a model folder.
       name: its name in tables; None for the folder's name.
       steps: "all" checkpoints, the "newest" one, or a list of steps.
-      ema: whether the moving average of the parameters is used if the run has one.
+      ema: whether the exponential moving average of the parameters is used if the run has one.
     """
 
     workdir: str
@@ -136,9 +136,9 @@ class SweepConfig:
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         check_choices(self)
-        names = [one.name for one in self.data if one.name is not None]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        check(not twice, f"data must have names that differ, got {', '.join(twice)} again")
+        names = [dataset.name for dataset in self.data if dataset.name is not None]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        check(not repeated, f"data must have names that differ, got {', '.join(repeated)} again")
 
 
 def check_conditions(conditions: tuple[Condition, ...]) -> None:

@@ -26,7 +26,7 @@ class TrainConfig:
       latent_norm: weight of the mean square of the tokens that enter the blocks.
       noise_weight: whether the objective is weighted by sigma_n / 0.3 (noise-level conditioning, specification,
         section 2).
-      ema: decay of the moving average of the parameters; 0 for none.
+      ema: decay of the exponential moving average of the parameters; 0 for none.
       accumulate: number of microbatches whose gradients are accumulated in an update; it saves memory and leaves the
         update unchanged.
       steps_per_call: updates per call of the compiled program. It affects speed, not results.
@@ -112,7 +112,7 @@ class TrainConfig:
         check_choices(self)
         check(
             (self.keep_best > 0) == (self.best_metric is not None),
-            f"keep_best needs best_metric and the other way round, got {self.keep_best} and {self.best_metric!r}",
+            f"keep_best and best_metric must be set together, got {self.keep_best} and {self.best_metric!r}",
         )
         check(
             self.best_metric != "held_out_bits_per_dim" or self.evaluate_every > 0,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 # This many examples are stored by name; further ones are only counted.
-MOST_NAMED = 100
+MAX_NAMED = 100
 # The window of the error rate: an error is raised where more than half of this many examples cannot be read.
 TRIES = 100
 
@@ -27,7 +27,7 @@ class BadExample(Exception):
         return f"{self.name}: {self.reason}"
 
 
-def reason_of(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """The cause in one line, from any exception of a decoder."""
     if type(error).__name__ == "UnidentifiedImageError":  # its text is the address of an object
         return "it is not an image, or of an unsupported format"
@@ -41,7 +41,7 @@ class Skipped:
 
     Attributes:
       tried: examples requested; bad: how many of them could not be read, repeats included.
-      reasons: the causes by name, of the first `MOST_NAMED`.
+      reasons: the causes by name, of the first `MAX_NAMED`.
     """
 
     tried: int = 0
@@ -62,19 +62,19 @@ class Skipped:
     def name(self, reasons: Mapping[str, str]) -> None:
         """Adds names to examples that are already counted."""
         for name, reason in reasons.items():
-            if len(self.reasons) < MOST_NAMED:
+            if len(self.reasons) < MAX_NAMED:
                 self.reasons.setdefault(name, reason)
 
-    def add(self, tried: int, bad: Sequence[tuple[str, str]]) -> None:
-        """Counts `tried` more examples, of which those in `bad`, (name, reason), could not be read.
+    def add(self, num_tried: int, bad: Sequence[tuple[str, str]]) -> None:
+        """Counts `num_tried` more examples, of which those in `bad`, (name, reason), could not be read.
 
         Raises:
           ValueError: more than half of the last 100 or more examples could not be read.
         """
-        self.tried += tried
+        self.tried += num_tried
         self.bad += len(bad)
         self.name(dict(bad))
-        self._recent = (self._recent[0] + tried, self._recent[1] + len(bad))
+        self._recent = (self._recent[0] + num_tried, self._recent[1] + len(bad))
         if self._recent[0] >= TRIES:
             tries, failures = self._recent
             self._recent = (0, 0)

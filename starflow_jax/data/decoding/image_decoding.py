@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
+from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -56,7 +56,7 @@ def image_file_size(stream: BinaryIO, name: str) -> tuple[int, int]:
             width, height = image.size
             return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
     except Exception as error:  # decoders raise many kinds of errors on damaged files
-        raise BadExample(name, reason_of(error)) from error
+        raise BadExample(name, error_reason(error)) from error
 
 
 def decode_image(stream: BinaryIO, name: str, crop: Crop) -> np.ndarray:
@@ -78,7 +78,7 @@ def decode_image(stream: BinaryIO, name: str, crop: Crop) -> np.ndarray:
                 image.draft(mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             decoded = _eight_bits(image).convert(mode)
     except Exception as error:  # decoders raise many kinds of errors on damaged files
-        raise BadExample(name, reason_of(error)) from error
+        raise BadExample(name, error_reason(error)) from error
     if orientation in _TRANSPOSES:
         decoded = decoded.transpose(_TRANSPOSES[orientation])
     return resize_and_crop(decoded, crop)

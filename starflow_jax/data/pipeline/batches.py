@@ -71,7 +71,7 @@ def train_loader(
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}.")
         check(size % count == 0, f"batch_size must be a multiple of the {count} processes, got {size}")
-        check(len(component.source) > 0, f"{component.source.name} must hold an example, got none")
+        check(len(component.source) > 0, f"{component.source.name} must contain an example, got none")
     lengths = [len(component.source) for component in components]
     plan = batch_plan(lengths, [component.weight for component in components], sizes, seed, (parts, count))
     return Loader(components, plan, seed, threads, workers, prefetch)
@@ -141,5 +141,5 @@ def _first_usable(source: Source, report: Skipped) -> dict[str, np.ndarray]:
     examples = (_usable(source, index, Skipped()) for index in range(len(source)))
     example = next((example for example in examples if example is not None), None)
     if example is None:
-        raise ValueError(f"{source.name} holds no example that can be read, such as {next(iter(report.reasons), '?')}")
+        raise ValueError(f"{source.name} contains no readable example, such as {next(iter(report.reasons), '?')}")
     return example

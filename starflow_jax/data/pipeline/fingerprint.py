@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from starflow_jax.data.sources.base import Source, digest_of
+from starflow_jax.data.sources.base import Source, lines_digest
 from starflow_jax.data.sources.mixture import components_of, example_spec
 
 
@@ -39,7 +39,7 @@ def difference(then: Sequence[SourceFingerprint], now: Sequence[SourceFingerprin
     """The first source that changed: its name, its former and its present contents; None where nothing changed."""
     if len(then) != len(now):
         before, after = (
-            f"{len(fingerprints)} sources of {sum(one.examples for one in fingerprints)} examples"
+            f"{len(fingerprints)} sources of {sum(entry.examples for entry in fingerprints)} examples"
             for fingerprints in (then, now)
         )
         return "", before, after
@@ -47,13 +47,13 @@ def difference(then: Sequence[SourceFingerprint], now: Sequence[SourceFingerprin
         if old.examples != new.examples:
             return new.source, f"{old.examples} examples", f"{new.examples}"
         if old.digest != new.digest:
-            return new.source, f"{old.examples} examples", "as many of other names, sizes or shapes"
+            return new.source, f"{old.examples} examples", "equally many with other names, sizes or shapes"
     return None
 
 
 def to_values(fingerprints: Sequence[SourceFingerprint]) -> list[list[str | int]]:
     """Fingerprints as JSON values."""
-    return [list(one) for one in fingerprints]
+    return [list(entry) for entry in fingerprints]
 
 
 def from_values(values: object) -> tuple[SourceFingerprint, ...]:
@@ -69,4 +69,4 @@ def _digest(source: Source) -> str:
     if digest is not None:
         return digest()
     spec = example_spec(source)
-    return digest_of([json.dumps([name, shape, str(dtype)]) for name, (shape, dtype) in sorted(spec.items())])
+    return lines_digest([json.dumps([name, shape, str(dtype)]) for name, (shape, dtype) in sorted(spec.items())])

@@ -80,7 +80,7 @@ class Loader:
         """
         index = state.get("next_index") if isinstance(state, Mapping) else None
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < sys.maxsize:
-            raise ValueError(f"state must be {{'next_index': a whole number not below 0}}, got {state!r}")
+            raise ValueError(f"state must be {{'next_index': an integer >= 0}}, got {state!r}")
         self.close()
         self._next = index
 

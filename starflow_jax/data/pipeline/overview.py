@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from starflow_jax.data.decoding.bad_examples import MOST_NAMED
+from starflow_jax.data.decoding.bad_examples import MAX_NAMED
 from starflow_jax.data.pipeline.loader import Loader, Peek
 from starflow_jax.data.sources.base import CAPTION, Source
 from starflow_jax.data.sources.mixture import components_of
@@ -66,7 +66,7 @@ class Overview:
 
     def rows(self) -> list[list[str]]:
         """A table."""
-        head = ["source", "examples", "shape", "batch", "share of batches", "batches an epoch"]
+        head = ["source", "examples", "shape", "batch", "share of batches", "batches per epoch"]
         return [
             head,
             *(
@@ -90,8 +90,8 @@ class Overview:
                 notes.append(f"{part.name} has fewer examples than a batch, which therefore repeats some of them")
         if self.unknown:
             notes.append(
-                f"{len(self.unknown)} of {self.words} words of the captions read are not in the vocabulary and left "
-                f"out: {', '.join(sorted(set(self.unknown))[:10])}"
+                f"{len(self.unknown)} of {self.words} words of the captions read are not in the vocabulary and are "
+                f"skipped: {', '.join(sorted(set(self.unknown))[:10])}"
             )
         if self.bad:
             notes.append(f"{self.bad} files cannot be read and are skipped")
@@ -129,7 +129,7 @@ def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncod
     """
     components = [component for component in components_of(source) if component.weight > 0]
     peeks: dict[int, Peek] = {}
-    examples: dict[int, list[Mapping[str, Any]]] = {number: [] for number in range(len(components))}
+    examples: dict[int, list[Mapping[str, Any]]] = {index: [] for index in range(len(components))}
     for ahead in range(_AHEAD):
         rows = loader.rows(ahead)
         if rows.component not in peeks:
@@ -143,9 +143,9 @@ def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncod
             break
     total = sum(component.weight for component in components)
     parts = []
-    for number, component in enumerate(components):
+    for index, component in enumerate(components):
         size = component.batch_size or batch_size
-        shapes = {name: (shape[1:], dtype) for name, shape, dtype in peeks[number].shapes} if number in peeks else {}
+        shapes = {name: (shape[1:], dtype) for name, shape, dtype in peeks[index].shapes} if index in peeks else {}
         shape, dtype = shapes.get("image", ((), ""))
         parts.append(
             Part(
@@ -154,14 +154,14 @@ def overview(source: Source, loader: Loader, batch_size: int, encoder: WordEncod
                 component.weight / total,
                 shape,
                 dtype,
-                tuple(examples[number]),
+                tuple(examples[index]),
             )
         )
     captions = [example.get(CAPTION, "") for part in parts for example in part.examples]
     words = list(itertools.chain.from_iterable(caption.lower().split() for caption in captions))
     unknown = () if encoder is None else tuple(word for word in words if not encoder.known_ids([word]).any())
     before = getattr(source, "skipped", None)
-    reasons = {} if before is None else dict(itertools.islice(before.reasons.items(), MOST_NAMED))
+    reasons = {} if before is None else dict(itertools.islice(before.reasons.items(), MAX_NAMED))
     bad = 0 if before is None else before.bad
     programs = len({peek.shapes for peek in peeks.values()})
     return Overview(tuple(parts), programs, unknown, len(words), reasons, bad)
@@ -173,7 +173,7 @@ def reading_rate(loader: Loader, seconds: float) -> float:
     The first batch is not counted, as it includes starting threads or processes.
     """
     next(loader)
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds or count == 0:
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or count == 0:
         count += len(next(loader)["label"])
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - start)

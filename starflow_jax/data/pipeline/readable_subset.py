@@ -76,5 +76,5 @@ def readable(source: Source, skipped: Skipped, count: int | None = None) -> Sour
             continue
         skipped.add(1, [])
         indices.append(index)
-    check(len(indices) > 0, f"{source.name} must hold an example that can be read, got none")
+    check(len(indices) > 0, f"{source.name} must contain an example that can be read, got none")
     return source if len(indices) == len(source) else Subset(source, tuple(indices))

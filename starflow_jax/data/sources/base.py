@@ -68,7 +68,7 @@ class ArraySource:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or 0 in self.images.shape:
             raise ValueError(
-                "images must be uint8 of shape [n, H, W, C], none of them 0, "
+                "images must be uint8 of shape [n, H, W, C], all above 0, "
                 f"got {self.images.dtype} {list(self.images.shape)}."
             )
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
@@ -80,7 +80,7 @@ class ArraySource:
             raise ValueError(f"levels must be 2 to 256, got {self.levels}.")
         brightest = int(self.images.max())
         if brightest >= self.levels:
-            raise ValueError(f"images must hold values below levels ({self.levels}), got {brightest}.")
+            raise ValueError(f"images must contain values below levels ({self.levels}), got {brightest}.")
         lowest, highest = int(self.labels.min()), int(self.labels.max())
         if lowest < 0 or highest >= self.num_classes:
             raise ValueError(
@@ -105,7 +105,7 @@ class ArraySource:
         return ArraySource(name, self.images[indices], self.labels[indices], self.levels, self.num_classes)
 
 
-def digest_of(lines: Iterable[str]) -> str:
+def lines_digest(lines: Iterable[str]) -> str:
     """Digest of lines of text in their order, 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for line in lines:

@@ -13,9 +13,9 @@ from PIL import Image
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
-from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.decoding.image_decoding import Crop, resize_and_crop
-from starflow_jax.data.sources.base import CAPTION, digest_of
+from starflow_jax.data.sources.base import CAPTION, lines_digest
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.folders import Folder, open_folder
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
@@ -81,7 +81,7 @@ class ClipSource:
 
     def digest(self) -> str:
         """Digest of the names and sizes of the videos."""
-        return digest_of(self.folder.identity(int(index)) for index in self.indices)
+        return lines_digest(self.folder.identity(int(index)) for index in self.indices)
 
     def with_frames(self, frames: int) -> ClipSource:
         """The same source with clips of at most `frames` frames."""
@@ -97,7 +97,9 @@ class ClipSource:
         crop = Crop(self.size, self.channels, float(position) if self.random_crop else 0.5, bool(mirror < self.flip))
         return self._example(index, rng, float(start), crop, bool(late < self.drop_first))
 
-    def _example(self, index: int, rng: np.random.Generator, start: float, crop: Crop, late: bool) -> dict[str, Any]:
+    def _example(
+        self, index: int, rng: np.random.Generator, start: float, crop: Crop, extended: bool
+    ) -> dict[str, Any]:
         """Raises BadExample. `start`: where the clip begins, 0 (start of the video) to 1 (the latest possible)."""
         if not 0 <= index < len(self):
             raise IndexError(f"example must be 0 to {len(self) - 1}, got {index}")
@@ -112,15 +114,15 @@ class ClipSource:
         path = self.folder.path(file)
         captions = self.folder.captions(file) if self.captioner is not None else {}
         try:
-            frames = frames_at(path, times[1:] if late else times[: self.frames], facts.fps)
+            frames = frames_at(path, times[1:] if extended else times[: self.frames], facts.fps)
             image = np.stack([_resize_and_crop(frame, crop) for frame in frames])
         except Exception as error:  # decoders raise many kinds of errors on damaged files
-            raise BadExample(str(path), reason_of(error)) from error
+            raise BadExample(str(path), error_reason(error)) from error
         example = {"image": image, "label": np.int32(self.folder.label(file))}
         if self.captioner is None:
             return example
         caption = self.captioner.choose(captions, rng)
-        prompt = self.captioner.prompt(caption, self.bucket, rate, extended=late)
+        prompt = self.captioner.prompt(caption, self.bucket, rate, extended=extended)
         return {**example, "text": self.captioner.ids(prompt), CAPTION: prompt}
 
 
@@ -134,13 +136,13 @@ def latest_start(facts: VideoFacts, frames: int, fps: float) -> float:
     return facts.seconds - 1 / facts.fps - (frames - 1) / (fps or facts.fps)
 
 
-def facts_of(folder: Folder, index: int) -> VideoFacts:
+def header_facts(folder: Folder, index: int) -> VideoFacts:
     """The header of one video. Raises BadExample."""
     path = folder.path(index)
     try:
         return video_facts(path)
     except Exception as error:  # readers raise many kinds of errors on damaged headers
-        raise BadExample(str(path), reason_of(error)) from error
+        raise BadExample(str(path), error_reason(error)) from error
 
 
 @SOURCES.register("videos", path=True, frames="always", decoded=True, captions="text", fields=("drop_first",))
@@ -155,7 +157,7 @@ def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
     folder = open_folder(Path(config.path or ""), request.split, CLIP_SUFFIXES)
     skipped = Skipped()
     index_file = request.index_file(config)
-    facts = scan_files(len(folder), lambda i: facts_of(folder, i), folder.signature(), index_file, skipped)
+    facts = scan_files(len(folder), lambda i: header_facts(folder, i), folder.signature(), index_file, skipped)
     needed = frames_needed(config.frames, drop_first)
     for index, values in enumerate(facts):
         if values is not None:
@@ -167,7 +169,7 @@ def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
                 reason = f"it lasts {video.seconds:.3g} s, too short for {needed} frames"
                 skipped.reasons.setdefault(folder.key(index), reason)
     buckets = by_bucket(facts, tuple(shapes))
-    check(len(buckets) > 0, f"data path {config.path} holds no video that can be used{skipped.first()}")
+    check(len(buckets) > 0, f"data path {config.path} contains no usable video{skipped.first()}")
     sources = [
         ClipSource(
             folder,

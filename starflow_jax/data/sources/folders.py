@@ -12,7 +12,7 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
-from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.decoding.image_decoding import SUFFIXES
 from starflow_jax.data.sources.image_collection import (
     MAX_CAPTION_BYTES,
@@ -64,7 +64,7 @@ class Folder:
                         status = path.stat()
                         if stat.S_ISREG(status.st_mode):
                             sizes[path.relative_to(root).as_posix()] = status.st_size
-        check(len(sizes) > 0, f"data folder {root} holds no file of a suffix {', '.join(suffixes)}")
+        check(len(sizes) > 0, f"data folder {root} contains no file with the suffix {', '.join(suffixes)}")
         files = tuple(sorted(sizes))
         if classes is None:
             classes = tuple(sorted({file.split("/")[0] for file in files if "/" in file}))
@@ -103,20 +103,20 @@ class Folder:
         try:
             return Item(path.open("rb"), self.label(index), texts)
         except OSError as error:
-            raise BadExample(str(path), reason_of(error)) from error
+            raise BadExample(str(path), error_reason(error)) from error
 
     def captions(self, index: int) -> Captions:
         """Captions in the file of the same name with suffix .json or, without that, .txt; empty without both."""
         path = self.path(index)
         for suffix, read in ((".json", captions_from_json), (".txt", captions_from_text)):
-            beside = path.with_suffix(suffix)
+            caption_file = path.with_suffix(suffix)
             try:
-                with beside.open("rb") as file:
+                with caption_file.open("rb") as file:
                     data = file.read(MAX_CAPTION_BYTES + 1)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise BadExample(str(path), f"its caption file cannot be read: {reason_of(error)}") from error
+                raise BadExample(str(path), f"its caption file cannot be read: {error_reason(error)}") from error
             return read(data, str(path))
         return {}
 
@@ -148,14 +148,14 @@ def split_folder(path: Path, split: str) -> Path:
       ValueError: there is no such folder.
     """
     names = split_names(split)
-    inside = [path / name for name in names if (path / name).is_dir()]
-    if inside:
-        return inside[0]
+    folders = [path / name for name in names if (path / name).is_dir()]
+    if folders:
+        return folders[0]
     check(path.is_dir(), f"data folder {path} does not exist")
     others = [name for name in split_names("test") if (path / name).is_dir()]
     check(
         split == "train" and not others,
-        f"data folder {path} must hold a folder {' or '.join(names)} for the {split} split",
+        f"data folder {path} must contain a folder {' or '.join(names)} for the {split} split",
     )
     return path
 

@@ -57,7 +57,7 @@ class ImageCollection(Protocol):
 
 
 def captions_from_text(data: bytes, name: str) -> Captions:
-    """Captions of a text file, one a line. Raises BadExample unless it is UTF-8."""
+    """Captions of a text file, one per line. Raises BadExample unless it is UTF-8."""
     lines = (" ".join(line.split()) for line in _decode(data, name).splitlines())
     return {DEFAULT_KIND: tuple(line for line in lines if line)}
 

@@ -11,7 +11,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.decoding.image_decoding import Crop, decode_image, image_file_size
-from starflow_jax.data.sources.base import CAPTION, digest_of
+from starflow_jax.data.sources.base import CAPTION, lines_digest
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.image_collection import ImageCollection
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
@@ -70,7 +70,7 @@ class ImageSource:
     def digest(self) -> str:
         """Digest of the names and sizes of the files."""
         indices = range(len(self.collection)) if self.indices is None else self.indices
-        return digest_of(self.collection.identity(int(index)) for index in indices)
+        return lines_digest(self.collection.identity(int(index)) for index in indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example for evaluation: centre crop, not mirrored, always the same caption."""
@@ -129,5 +129,5 @@ def open_image_files(config: SourceConfig, request: SourceRequest, collection: I
     skipped.merge(collection.skipped)
     sizes = scan_files(len(collection), size, collection.signature(), request.index_file(config), skipped)
     buckets = by_bucket(sizes, config.aspect_ratios)
-    check(len(buckets) > 0, f"data path {config.path} holds no image that can be read{skipped.first()}")
+    check(len(buckets) > 0, f"data path {config.path} contains no readable image{skipped.first()}")
     return mixture_of_buckets(collection.name, [source(indices, name) for name, indices in buckets.items()], skipped)

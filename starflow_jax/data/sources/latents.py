@@ -17,8 +17,8 @@ from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
-from starflow_jax.data.decoding.bad_examples import BadExample, reason_of
-from starflow_jax.data.sources.base import CAPTION, Source, digest_of
+from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
+from starflow_jax.data.sources.base import CAPTION, Source, lines_digest
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Component, Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
@@ -131,7 +131,7 @@ class LatentSource:
 
     def digest(self) -> str:
         """Digest of the names and sizes of the files."""
-        return digest_of(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
+        return lines_digest(f"{Path(file).name} {Path(file).stat().st_size}" for file in self.files)
 
     def with_frames(self, frames: int) -> LatentSource:
         """The same source with clips of at most `frames` frames; still images are unchanged."""
@@ -139,22 +139,22 @@ class LatentSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example for evaluation."""
-        return self._example(index, late=False, dropped=False)
+        return self._example(index, extended=False, dropped=False)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A randomly augmented training example."""
         late, dropped = rng.random(2)
-        return self._example(index, late=bool(late < self.drop_first), dropped=bool(dropped < self.text_drop))
+        return self._example(index, extended=bool(late < self.drop_first), dropped=bool(dropped < self.text_drop))
 
-    def _example(self, index: int, *, late: bool, dropped: bool) -> dict[str, Any]:
+    def _example(self, index: int, *, extended: bool, dropped: bool) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"example must be 0 to {self.length - 1}, got {index}")
         try:
             latent, label, states, caption = self.records.unpack(bytes(self.reader()[index]), self.shape)
         except Exception as error:  # the library raises several kinds of errors on damaged files
-            raise BadExample(f"{self.name}[{index}]", reason_of(error)) from error
+            raise BadExample(f"{self.name}[{index}]", error_reason(error)) from error
         if self.frames is not None:
-            latent = latent[int(late) : int(late) + self.frames]
+            latent = latent[int(extended) : int(extended) + self.frames]
         example: dict[str, Any] = {"image": latent, "label": np.int32(label)}
         if states is None:
             return example
@@ -194,14 +194,14 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
             records = dataclasses.replace(records, length=length, dim=dim, empty=empty)
         buckets = [
             (
-                str(one["bucket"]),
-                tuple(map(int, one["shape"])),
-                tuple(map(str, one["files"])),
-                int(one["count"]),
-                float(one.get("weight", one["count"])),
-                None if one.get("batch_size") is None else int(one["batch_size"]),
+                str(entry["bucket"]),
+                tuple(map(int, entry["shape"])),
+                tuple(map(str, entry["files"])),
+                int(entry["count"]),
+                float(entry.get("weight", entry["count"])),
+                None if entry.get("batch_size") is None else int(entry["batch_size"]),
             )
-            for one in header["buckets"]
+            for entry in header["buckets"]
         ]
         check(len(buckets) > 0, "it names no files")
         for _, shape, files, _, weight, size in buckets:
@@ -210,7 +210,7 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
             check(len(shape) in (3, 4) and min(shape) > 0, f"a shape must be [T,] H, W, C, got {list(shape)}")
             check(all(Path(file).name == file for file in files), "its files must be names in this folder")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
+        raise ValueError(f"latents {folder} have a header that cannot be read: {error_reason(error)}") from error
     components = []
     clips = any(len(shape) == 4 for _, shape, *_ in buckets)
     for bucket, shape, files, count, weight, batch_size in buckets:
@@ -235,21 +235,21 @@ def read_header(folder: Path) -> dict[str, Any]:
     check(path.is_file(), f"latents {folder} have no {HEADER_FILE}: starflow encode writes one")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        known = header["format"] == FORMAT
+        is_known = header["format"] == FORMAT
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise ValueError(f"latents {folder} have a header that cannot be read: {reason_of(error)}") from error
-    check(known, f"latents {folder} must be of format {FORMAT!r}, got {header['format']!r}")
+        raise ValueError(f"latents {folder} have a header that cannot be read: {error_reason(error)}") from error
+    check(is_known, f"latents {folder} must be of format {FORMAT!r}, got {header['format']!r}")
     return header
 
 
 def _check_files(folder: Path, paths: tuple[str, ...], reader: LazyReader[Any], count: int) -> None:
     for path in paths:
-        check(Path(path).is_file(), f"latents {folder} must hold {Path(path).name}, and do not")
+        check(Path(path).is_file(), f"latents {folder} must contain {Path(path).name}, and do not")
     try:
         length = len(reader())
     except Exception as error:  # the library raises several kinds of errors on damaged files
-        raise ValueError(f"latents {folder} cannot be read: {reason_of(error)}") from error
-    check(length == count > 0, f"latents {folder} must hold the {count} examples of their header, got {length}")
+        raise ValueError(f"latents {folder} cannot be read: {error_reason(error)}") from error
+    check(length == count > 0, f"latents {folder} must contain the {count} examples of their header, got {length}")
 
 
 def _check_frames(folder: Path, shape: tuple[int, ...], frames: int, drop_first: float) -> int | None:
@@ -282,6 +282,6 @@ def open_latent_folder(config: SourceConfig, request: SourceRequest) -> Source:
     """The latents in the folder of the split; the training split may be `path` itself."""
     path = Path(config.path or "")
     folder = path / request.split if (path / request.split).is_dir() else path
-    check(request.training or folder != path, f"latents {path} must hold a folder {request.split}")
+    check(request.training or folder != path, f"latents {path} must contain a folder {request.split}")
     drop_first = config.drop_first if request.training else 0.0
     return open_latents(folder, config.frames, drop_first, request.label_drop)

@@ -51,7 +51,7 @@ class Mixture:
     def __post_init__(self) -> None:
         check(len(self.components) > 0, f"{self.name} must have at least one source, got none")
         levels = {component.source.levels for component in self.components}
-        check(len(levels) == 1, f"sources of a mixture must have one number of levels, got {sorted(levels)}")
+        check(len(levels) == 1, f"sources of a mixture must have the same number of levels, got {sorted(levels)}")
 
     @property
     def levels(self) -> int:

@@ -28,15 +28,15 @@ def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:
         # Only the size and channels of a flow affect how images are cropped.
         cut = FlowConfig(channels=channels, image_size=size, width=64, num_blocks=1, layers_per_block=1)
         return open_source(DataConfig(source="images", path=str(path)), "train", flow=cut)
-    check(path.is_file(), f"real must be a folder of pictures or an .npz file, got {path}, which is not there")
+    check(path.is_file(), f"real must be a folder of images or an .npz file, got {path}, which does not exist")
     try:
         with np.load(path, allow_pickle=False) as file:
             images = file["image"]
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         raise ValueError(f"real {path} must be an .npz file with `image`, uint8 [n, H, W, C]: {error}") from error
-    wanted = (*size, channels)
+    shape = (*size, channels)
     check(
-        images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == wanted and len(images) > 0,
-        f"image of {path} must be uint8 [n, {', '.join(map(str, wanted))}], got {images.dtype} {list(images.shape)}",
+        images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == shape and len(images) > 0,
+        f"image of {path} must be uint8 [n, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}",
     )
     return ArraySource(path.name, images, np.zeros(len(images), np.int32), levels=256, num_classes=1)

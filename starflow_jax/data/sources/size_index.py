@@ -32,20 +32,20 @@ def scan_files(
     Raises:
       ValueError: the index cannot be written.
     """
-    known = _read(index, signature, count)
-    if known is None:
+    facts = _read(index, signature, count)
+    if facts is None:
         with ThreadPoolExecutor(_THREADS) as pool:
-            known = list(pool.map(lambda i: _try(fact, i), range(count), chunksize=64))
+            facts = list(pool.map(lambda i: _try(fact, i), range(count), chunksize=64))
         if index is not None:
-            _write(index, {"format": _FORMAT, "signature": signature, "facts": known})
-    for one in known:
-        bad = isinstance(one, dict)
+            _write(index, {"format": _FORMAT, "signature": signature, "facts": facts})
+    for entry in facts:
+        bad = isinstance(entry, dict)
         # Not `skipped.add`: the caller reports a folder most of whose files cannot be read.
         skipped.tried += 1
         if bad:
             skipped.bad += 1
-            skipped.reasons.setdefault(one["name"], one["reason"])
-    return [None if isinstance(one, dict) else one for one in known]
+            skipped.reasons.setdefault(entry["name"], entry["reason"])
+    return [None if isinstance(entry, dict) else entry for entry in facts]
 
 
 def by_bucket(sizes: Sequence[Sequence[float] | None], buckets: tuple[str, ...]) -> dict[str, np.ndarray]:

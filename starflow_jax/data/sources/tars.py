@@ -17,7 +17,7 @@ from typing import NamedTuple
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
-from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.decoding.image_decoding import SUFFIXES
 from starflow_jax.data.sources.folders import split_names
 from starflow_jax.data.sources.image_collection import Captions, Item, captions_from_json, captions_from_text
@@ -71,11 +71,11 @@ class Tars:
           ValueError: there are no tars, or none contains an image.
         """
         shards = find_shards(path, split)
-        check(len(shards) > 0, f"data path {path} holds no .tar file for the {split} split")
+        check(len(shards) > 0, f"data path {path} contains no .tar file for the {split} split")
         skipped = Skipped()
         entries = [entry for index, shard in enumerate(shards) for entry in _entries(index, shard, skipped)]
         damaged = "".join(f" ({name}: {reason})" for name, reason in list(skipped.reasons.items())[:1])
-        check(len(entries) > 0, f"data path {path} holds no image in {len(shards)} tar files{damaged}")
+        check(len(entries) > 0, f"data path {path} contains no image in {len(shards)} tar files{damaged}")
         num_classes = max(entry.label for entry in entries) + 1
         return cls(Path(path).name, tuple(shards), tuple(entries), num_classes, skipped)
 
@@ -118,7 +118,7 @@ class Tars:
                 file.seek(member.offset)
                 data = file.read(member.size)
         except OSError as error:
-            raise BadExample(name, reason_of(error)) from error
+            raise BadExample(name, error_reason(error)) from error
         if len(data) != member.size:
             raise BadExample(name, f"the tar ends after {len(data)} of its {member.size} bytes")
         return data
@@ -129,9 +129,9 @@ def find_shards(path: str, split: str) -> list[Path]:
     here = Path(path)
     if here.is_dir():
         names = split_names(split)
-        inside = next((here / name for name in names if (here / name).is_dir()), None)
-        if inside is not None:
-            return sorted(inside.glob("*.tar"))
+        folder = next((here / name for name in names if (here / name).is_dir()), None)
+        if folder is not None:
+            return sorted(folder.glob("*.tar"))
         named = [shard for name in names for shard in sorted(here.glob(f"{name}*.tar"))]
         return named or (sorted(here.glob("*.tar")) if split == "train" else [])
     if here.is_file():
@@ -157,7 +157,7 @@ def _entries(index: int, shard: Path, skipped: Skipped) -> list[Entry]:
                         text = file.read().strip() if file else b""
                         labels[key] = int(text) if text.isdigit() and int(text) < 2**31 - 1 else -1
     except Exception as error:  # tarfile raises several kinds of errors on damaged headers
-        skipped.add(1, [(str(shard), reason_of(error))])
+        skipped.add(1, [(str(shard), error_reason(error))])
     entries = []
     for key, members in groups.items():
         images = [member for member in members if member.suffix in SUFFIXES]

@@ -11,7 +11,7 @@ from typing import Any
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
-from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, reason_of
+from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
@@ -55,8 +55,8 @@ class TfdsRecords:
             splits, features = list(builder.info.splits), builder.info.features
         except Exception as error:  # the library raises many kinds of errors
             raise ValueError(
-                f"data folder {path} holds no data set of TensorFlow Datasets"
-                f"{f' called {dataset}' if dataset else ''}: {reason_of(error)}"
+                f"data folder {path} contains no data set of TensorFlow Datasets"
+                f"{f' called {dataset}' if dataset else ''}: {error_reason(error)}"
             ) from error
         names = (split, "validation") if split == "test" else (split,)
         stored = next((name for name in names if name in splits), None)
@@ -94,7 +94,7 @@ class TfdsRecords:
                 names = {self.texts[0]: DEFAULT_KIND} if len(self.texts) == 1 else {}
                 texts = {names.get(name, name): (_text(record[name]),) for name in self.texts}
         except Exception as error:  # parsers raise many kinds of errors on damaged records
-            raise BadExample(self.key(index), reason_of(error)) from error
+            raise BadExample(self.key(index), error_reason(error)) from error
         return Item(io.BytesIO(data), label, texts)
 
     def identity(self, index: int) -> str:

@@ -28,7 +28,7 @@ def code_lengths(images: np.ndarray, levels: int) -> np.ndarray:
     """
     images = np.asarray(images)
     check_integer("levels", levels, minimum=2)
-    check(images.ndim == 4 and images.size > 0, f"images must be [n, H, W, C], none of them 0, got {images.shape}")
+    check(images.ndim == 4 and images.size > 0, f"images must be [n, H, W, C], all above 0, got {images.shape}")
     check(
         bool(np.issubdtype(images.dtype, np.integer)) and int(images.min()) >= 0 and int(images.max()) < levels,
         f"images must be integers from 0 to {levels - 1}, got {images.dtype} from {images.min()} to {images.max()}",

@@ -43,19 +43,19 @@ def contaminate(source: ArraySource, *, mislabelled: float, damaged: float, seed
     """
     for name, share in (("mislabelled", mislabelled), ("damaged", damaged)):
         check_real(name, share, minimum=0.0)
-    check(mislabelled + damaged <= 1.0, f"shares must be at most 1 together, got {mislabelled} and {damaged}")
+    check(mislabelled + damaged <= 1.0, f"shares must sum to at most 1, got {mislabelled} and {damaged}")
     check(source.num_classes > 1 or not mislabelled, "mislabelled examples need a source of two classes or more")
     rng = np.random.default_rng(seed)
     count = len(source)
     order = rng.permutation(count)
     wrong = order[: round(mislabelled * count)]
-    hurt = order[len(wrong) : len(wrong) + round(damaged * count)]
+    damaged_indices = order[len(wrong) : len(wrong) + round(damaged * count)]
     images, labels = source.images.copy(), source.labels.copy()
     labels[wrong] = (labels[wrong] + rng.integers(1, max(source.num_classes, 2), len(wrong))) % source.num_classes
-    for number, place in enumerate(hurt):
-        images[place] = (_speckled, _covered)[number % 2](images[place], source.levels, rng)
+    for i, index in enumerate(damaged_indices):
+        images[index] = (_speckled, _covered)[i % 2](images[index], source.levels, rng)
     marks = np.zeros((2, count), bool)
-    marks[0, wrong] = marks[1, hurt] = True
+    marks[0, wrong] = marks[1, damaged_indices] = True
     return Contaminated(dataclasses.replace(source, images=images, labels=labels), *marks)
 
 
@@ -95,14 +95,18 @@ def suspicion_scores(class_log_probs: np.ndarray, labels: np.ndarray) -> dict[st
     check(not np.isnan(class_log_probs).any(), "class_log_probs must not be NaN")
     by_class = log_mean_exp(class_log_probs)
     rows = np.arange(len(by_class))
-    own = by_class[rows, labels]
-    others = by_class.copy()
-    others[rows, labels] = -np.inf
+    label_scores = by_class[rows, labels]
+    other_scores = by_class.copy()
+    other_scores[rows, labels] = -np.inf
     return {
         "image": np.log(by_class.shape[1]) - np.logaddexp.reduce(by_class, axis=1),
         # The label of an example with zero density under all classes cannot be judged.
-        "label": np.where(np.isinf(own) & np.isinf(others.max(axis=1)), 0.0, _less(others.max(axis=1), own)),
-        "example": -own,
+        "label": np.where(
+            np.isinf(label_scores) & np.isinf(other_scores.max(axis=1)),
+            0.0,
+            _less(other_scores.max(axis=1), label_scores),
+        ),
+        "example": -label_scores,
     }
 
 
@@ -143,13 +147,13 @@ def filtering(contaminated: Contaminated, class_log_probs: np.ndarray) -> list[F
         "damaged": contaminated.damaged,
         "either": contaminated.mislabelled | contaminated.damaged,
     }
-    found = []
+    rows = []
     for kind, bad in kinds.items():
         k = int(bad.sum())
         for name, score in scores.items() if 0 < k < len(bad) else ():
             area = auroc(score[bad], score[~bad])
-            found.append(FilterQuality(name, kind, precision_at(score, bad, k), area, k / len(bad), k))
-    return found
+            rows.append(FilterQuality(name, kind, precision_at(score, bad, k), area, k / len(bad), k))
+    return rows
 
 
 def filtering_table(rows: Sequence[dict[str, Any]]) -> str:

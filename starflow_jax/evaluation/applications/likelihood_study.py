@@ -55,8 +55,8 @@ class StudiedRun:
         classes = self.config.flow.num_classes or self.config.flow.text_dim
         labels = np.arange(min(classes, source.num_classes) if classes else 1, dtype=np.int32)
         key = jax.random.fold_in(self.key, stream)
-        found = log_probs(self.params, self.config.flow, source, key, draws=self.draws, labels=labels)
-        return np.where(np.isfinite(found), found, -np.inf)
+        values = log_probs(self.params, self.config.flow, source, key, draws=self.draws, labels=labels)
+        return np.where(np.isfinite(values), values, -np.inf)
 
     def bits(self, class_log_probs: np.ndarray, source: ArraySource) -> np.ndarray:
         """-log2 p(x) of integer images, the class summed out, float64 [n]."""
@@ -74,29 +74,29 @@ class Outcome:
     shown: Mapping[str, Any]
 
 
-def classification(run: StudiedRun, found: np.ndarray) -> Outcome:
+def classification(run: StudiedRun, log_p: np.ndarray) -> Outcome:
     """Classification of held-out images by the Bayes rule, and the calibration of its probabilities.
 
     The expected calibration error is the mean, over ten bins of the winning class's probability weighted by their
     images, of |share that is right - mean probability| (Guo et al., arXiv 1706.04599).
 
     Args:
-      found: log p(x | y) of `run.test`, [draws, n, classes].
+      log_p: log p(x | y) of `run.test`, [draws, n, classes].
     """
     labels = run.test.labels
-    accuracy = bayes_accuracy(found, labels)
-    by_class = log_mean_exp(found)
+    accuracy = bayes_accuracy(log_p, labels)
+    by_class = log_mean_exp(log_p)
     evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
     # An image with zero density under all classes gets a uniform posterior.
-    known = np.isfinite(evidence)
-    posterior = np.where(known, np.exp(by_class - np.where(known, evidence, 0.0)), 1.0 / by_class.shape[1])
-    read, sure = classify(found), posterior.max(axis=1)
+    finite = np.isfinite(evidence)
+    posterior = np.where(finite, np.exp(by_class - np.where(finite, evidence, 0.0)), 1.0 / by_class.shape[1])
+    read, sure = classify(log_p), posterior.max(axis=1)
     bins = np.minimum((sure * 10).astype(int), 9)
     gaps = [abs(float((read == labels)[bins == b].sum() - sure[bins == b].sum())) for b in range(10)]
     figures = {"accuracy": dataclasses.asdict(accuracy), "calibration_error": sum(gaps) / len(labels)}
     wrong = np.flatnonzero(read != labels)
-    shown = {"wrong": wrong[np.argsort(-sure[wrong])], "least_sure": np.argsort(sure), "read": read, "sure": sure}
-    return Outcome("classification", figures, shown)
+    examples = {"wrong": wrong[np.argsort(-sure[wrong])], "least_sure": np.argsort(sure), "read": read, "sure": sure}
+    return Outcome("classification", figures, examples)
 
 
 def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) -> Outcome:
@@ -105,16 +105,16 @@ def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) ->
     Args:
       train, test: log p(x | y) of `run.train` and `run.test`.
     """
-    familiar = TrainingStatistics.from_training(run.train, run.bits(train, run.train))
+    training = TrainingStatistics.from_training(run.train, run.bits(train, run.train))
     held_out = (run.test, run.bits(test, run.test))
-    others = {
-        name: (source, run.bits(run.class_log_probs(source, 100 + number), source))
-        for number, (name, source) in enumerate(other_images(run.test).items())
+    other_sets = {
+        name: (source, run.bits(run.class_log_probs(source, 100 + index), source))
+        for index, (name, source) in enumerate(other_images(run.test).items())
     }
-    rows = [row.to_dict() for row in detect(familiar, held_out, others)]
-    scores = {"held out": ood_scores(familiar, *held_out)}
-    scores |= {name: ood_scores(familiar, *pair) for name, pair in others.items()}
-    images = {"held out": run.test.images} | {name: source.images for name, (source, _) in others.items()}
+    rows = [row.to_dict() for row in detect(training, held_out, other_sets)]
+    scores = {"held out": ood_scores(training, *held_out)}
+    scores |= {name: ood_scores(training, *pair) for name, pair in other_sets.items()}
+    images = {"held out": run.test.images} | {name: source.images for name, (source, _) in other_sets.items()}
     finite = held_out[1][np.isfinite(held_out[1])]
     mean = float(finite.mean()) if len(finite) else math.inf
     lost = len(held_out[1]) - len(finite)
@@ -124,11 +124,11 @@ def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) ->
 
 def data_filtering(run: StudiedRun, *, mislabelled: float = 0.1, damaged: float = 0.05) -> Outcome:
     """Held-out images with some wrong labels and some damaged ones, ranked by likelihood."""
-    made: Contaminated = contaminate(run.test, mislabelled=mislabelled, damaged=damaged)
-    found = run.class_log_probs(made.source, 2)
-    figures = {"examples": len(made.source), "rows": [row.to_dict() for row in filtering(made, found)]}
-    scores = suspicion_scores(found, made.source.labels)
-    return Outcome("filtering", figures, {"made": made, "scores": scores, "read": classify(found)})
+    contaminated: Contaminated = contaminate(run.test, mislabelled=mislabelled, damaged=damaged)
+    log_p = run.class_log_probs(contaminated.source, 2)
+    figures = {"examples": len(contaminated.source), "rows": [row.to_dict() for row in filtering(contaminated, log_p)]}
+    scores = suspicion_scores(log_p, contaminated.source.labels)
+    return Outcome("filtering", figures, {"made": contaminated, "scores": scores, "read": classify(log_p)})
 
 
 def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> Outcome:
@@ -145,37 +145,37 @@ def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> 
     classes = min(flow.num_classes or flow.text_dim, run.train.num_classes)
     check(classes > 1, "ranked sampling needs a run with classes, got one without")
     labels = np.repeat(np.arange(classes, dtype=np.int32), candidates)
-    drawn = sample(run.params, run.config, jax.random.fold_in(run.key, 3), labels, guidance=0.0, temperature=1.0)
+    samples = sample(run.params, run.config, jax.random.fold_in(run.key, 3), labels, guidance=0.0, temperature=1.0)
     cond = np.asarray(condition(jnp.asarray(labels), flow))
-    scores = log_likelihoods(run.params, flow, drawn.noisy, cond)
+    scores = log_likelihoods(run.params, flow, samples.noisy, cond)
     best = likeliest(scores, candidates, keep)
     worst = likeliest(-scores, candidates, keep)
-    right = _judge(run.train)(_levels(run, drawn.x)) == labels
+    right = _judge(run.train)(_levels(run, samples.x)) == labels
     picks = {"all": np.arange(len(labels)), "likeliest": best, "least likely": worst}
     rows = []
-    for name, places in picks.items():
-        share = float(right[places].mean())
+    for name, indices in picks.items():
+        share = float(right[indices].mean())
         rows.append(
             {
                 "kept": name,
-                "pictures": len(places),
+                "pictures": len(indices),
                 "recognised": share,
-                "error": math.sqrt(share * (1 - share) / len(places)),
-                "diversity": _diversity(drawn.x[places].reshape(classes, -1, drawn.x[0].size)),
+                "error": math.sqrt(share * (1 - share) / len(indices)),
+                "diversity": _diversity(samples.x[indices].reshape(classes, -1, samples.x[0].size)),
             }
         )
     figures = {"candidates": candidates, "keep": keep, "rows": rows}
-    return Outcome("ranked_sampling", figures, {"drawn": drawn, "best": best, "worst": worst, "right": right})
+    return Outcome("ranked_sampling", figures, {"drawn": samples, "best": best, "worst": worst, "right": right})
 
 
-def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, drawn: Any) -> Outcome:
+def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, samples: Any) -> Outcome:
     """Membership by likelihood, and the nearest training image of every sample, in pixels and in latents.
 
     Args:
-      train, test: log p(x | y) of `run.train` and `run.test`; drawn: `sampling.Samples` of the run.
+      train, test: log p(x | y) of `run.train` and `run.test`; samples: `sampling.Samples` of the run.
     """
-    labels = np.where(drawn.labels < 0, 0, drawn.labels)
-    queries = {"samples": (_levels(run, drawn.x), labels), "held_out": (run.test.images, run.test.labels)}
+    labels = np.where(samples.labels < 0, 0, samples.labels)
+    queries = {"samples": (_levels(run, samples.x), labels), "held_out": (run.test.images, run.test.labels)}
     codes = _latents(run, run.train.images, run.train.labels)
     by_pixels: dict[str, Nearest] = {}
     by_latents: dict[str, Nearest] = {}
@@ -194,8 +194,8 @@ def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, drawn: An
         "latents": Copying.from_distances(by_latents["samples"].distance, by_latents["held_out"].distance).to_dict(),
         "samples": len(labels),
     }
-    shown = {"samples": queries["samples"][0], "by_pixels": by_pixels, "by_latents": by_latents}
-    return Outcome("memorisation", figures, shown)
+    examples = {"samples": queries["samples"][0], "by_pixels": by_pixels, "by_latents": by_latents}
+    return Outcome("memorisation", figures, examples)
 
 
 def _judge(train: ArraySource) -> Any:
@@ -235,12 +235,12 @@ def _signed(run: StudiedRun, images: np.ndarray) -> np.ndarray:
 
 def _latents(run: StudiedRun, images: np.ndarray, labels: np.ndarray, batch: int = 256) -> np.ndarray:
     """z of integer images under their labels, float32 [n, ...]."""
-    x, found = _signed(run, images), []
+    x, latents = _signed(run, images), []
     batch = min(batch, len(x))
     for first in range(0, len(x), batch):
         rows = np.resize(np.arange(first, min(first + batch, len(x))), batch)
-        found.append(np.asarray(_z(run.config.flow, run.params, x[rows], np.asarray(labels[rows], np.int32))))
-    return np.concatenate(found)[: len(x)]
+        latents.append(np.asarray(_z(run.config.flow, run.params, x[rows], np.asarray(labels[rows], np.int32))))
+    return np.concatenate(latents)[: len(x)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -30,11 +30,11 @@ class Nearest:
     """The nearest reference of every query.
 
     Attributes:
-      place: int64 [n], index of the reference; distance: float64 [n], root mean square over the dimensions; infinite,
+      index: int64 [n], index of the reference; distance: float64 [n], root mean square over the dimensions; infinite,
         with a meaningless index, where the query or all of its allowed references are not finite.
     """
 
-    place: np.ndarray
+    index: np.ndarray
     distance: np.ndarray
 
 
@@ -53,19 +53,19 @@ def nearest(queries: np.ndarray, references: np.ndarray, *, same: np.ndarray | N
         queries.shape[1:] == references.shape[1:] and queries.size > 0 and references.size > 0,
         f"queries and references must be [n, ...] and [m, ...], got {list(queries.shape)} and {list(references.shape)}",
     )
-    flat, others = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
-    place = np.empty(len(flat), np.int64)
+    flat, flat_references = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
+    index = np.empty(len(flat), np.int64)
     distance = np.empty(len(flat))
     for row, query in enumerate(flat):  # one query at a time: all pairs at once would need much memory
         with np.errstate(invalid="ignore", over="ignore"):
-            squares = ((others - query) ** 2).mean(axis=1)
+            squares = ((flat_references - query) ** 2).mean(axis=1)
         squares = np.where(np.isnan(squares), np.inf, squares)  # values that overflow are infinitely far
         if same is not None:
-            check(bool(same[row].any()), f"query {row} must have a reference it may take")
+            check(bool(same[row].any()), f"query {row} must have at least one allowed reference")
             squares = np.where(same[row], squares, np.inf)
-        place[row] = squares.argmin()
-        distance[row] = np.sqrt(squares[place[row]])
-    return Nearest(place, distance)
+        index[row] = squares.argmin()
+        distance[row] = np.sqrt(squares[index[row]])
+    return Nearest(index, distance)
 
 
 @dataclasses.dataclass(frozen=True)

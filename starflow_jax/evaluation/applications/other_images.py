@@ -37,7 +37,7 @@ def other_images(source: ArraySource, *, seed: int = 0) -> Mapping[str, ArraySou
     last = source.levels - 1
     pixels = source.images.reshape(count, height * width, channels)
     order = rng.permuted(np.tile(np.arange(height * width), (count, 1)), axis=1)
-    found = {
+    sets = {
         "photographs": _photographs(count, (height, width), channels, source.levels, rng),
         "negatives": last - source.images,
         **({"turned": np.rot90(source.images, axes=(1, 2))} if height == width else {}),
@@ -50,7 +50,7 @@ def other_images(source: ArraySource, *, seed: int = 0) -> Mapping[str, ArraySou
         name: ArraySource(
             name, np.ascontiguousarray(images, np.uint8), source.labels, source.levels, source.num_classes
         )
-        for name, images in found.items()
+        for name, images in sets.items()
     }
 
 
@@ -66,8 +66,8 @@ def _photographs(count: int, size: tuple[int, int], channels: int, levels: int, 
         resized = np.asarray(image.resize(side, Image.Resampling.LANCZOS)).reshape(side[1], side[0], channels)
         shrunk.append(np.rint(resized * ((levels - 1) / 255.0)).astype(np.uint8))
     crops = []
-    for place in range(count):
-        picture = shrunk[place % len(shrunk)]
-        top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(picture.shape, size, strict=False))
+    for index in range(count):
+        picture = shrunk[index % len(shrunk)]
+        top, left = (int(rng.integers(0, length - part + 1)) for length, part in zip(picture.shape, size, strict=False))
         crops.append(picture[top : top + size[0], left : left + size[1]])
     return np.stack(crops)

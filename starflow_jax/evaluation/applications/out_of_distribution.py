@@ -34,7 +34,7 @@ class TrainingStatistics:
 
     Attributes:
       mean_bits: mean of -log2 p(x) over training images.
-      background: float64 [levels], the share of every level among their pixels, none of them 0.
+      background: float64 [levels], the share of every level among their pixels, all above 0.
     """
 
     mean_bits: float
@@ -50,7 +50,7 @@ class TrainingStatistics:
         return cls(float(np.mean(finite)) if len(finite) else math.inf, counts / counts.sum())
 
 
-def ood_scores(familiar: TrainingStatistics, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
+def ood_scores(training: TrainingStatistics, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
     """The scores of images by name, float64 [n] each; see the module.
 
     Args:
@@ -64,18 +64,18 @@ def ood_scores(familiar: TrainingStatistics, source: ArraySource, bits: np.ndarr
     check(bits.shape == (len(source),), f"bits must be [{len(source)}], got {list(bits.shape)}")
     bits = np.where(np.isfinite(bits), bits, np.inf)
     pixels = source.images.reshape(len(source), -1)
-    background = -np.log2(familiar.background)[pixels].sum(axis=1)
+    background = -np.log2(training.background)[pixels].sum(axis=1)
     return {
         "likelihood": bits,
         # Without a finite training image there is no mean to compare with.
-        "typicality": np.abs(bits - familiar.mean_bits) if math.isfinite(familiar.mean_bits) else bits,
+        "typicality": np.abs(bits - training.mean_bits) if math.isfinite(training.mean_bits) else bits,
         "background ratio": bits - background,
         "complexity ratio": bits - code_lengths(source.images, source.levels),
     }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Foreign:
+class Detection:
     """Detection of one out-of-distribution set against held-out images.
 
     Attributes:
@@ -99,31 +99,31 @@ class Foreign:
 
 
 def detect(
-    familiar: TrainingStatistics,
+    training: TrainingStatistics,
     held_out: tuple[ArraySource, np.ndarray],
     others: Mapping[str, tuple[ArraySource, np.ndarray]],
-) -> list[Foreign]:
+) -> list[Detection]:
     """AUROC of every score on every out-of-distribution set; below 1/2 the score prefers out-of-distribution images.
 
     Args:
       held_out: held-out images and their bits [n]; others: the same for out-of-distribution sets, by name.
     """
-    normal = ood_scores(familiar, *held_out)
-    found = []
+    normal = ood_scores(training, *held_out)
+    results = []
     for name, (source, bits) in others.items():
-        scores = ood_scores(familiar, source, bits)
+        scores = ood_scores(training, source, bits)
         areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
-        each = scores["likelihood"]
-        likelier = float(np.mean(each < np.median(normal["likelihood"])))
-        counted = each[np.isfinite(each)]
-        mean = float(np.mean(counted)) / source.images[0].size if len(counted) else math.inf
-        found.append(Foreign(name, mean, likelier, len(each) - len(counted), areas))
-    return found
+        bits_of_set = scores["likelihood"]
+        likelier = float(np.mean(bits_of_set < np.median(normal["likelihood"])))
+        finite_bits = bits_of_set[np.isfinite(bits_of_set)]
+        mean = float(np.mean(finite_bits)) / source.images[0].size if len(finite_bits) else math.inf
+        results.append(Detection(name, mean, likelier, len(bits_of_set) - len(finite_bits), areas))
+    return results
 
 
 def detection_table(rows: list[Mapping[str, Any]]) -> str:
-    """A Markdown table of `Foreign.to_dict()` values."""
-    head = ("foreign images", "bits/dim", "not finite", "likelier than the median")
+    """A Markdown table of `Detection.to_dict()` values."""
+    head = ("out-of-distribution images", "bits/dim", "not finite", "likelier than median held-out")
     table: list[tuple[str, ...]] = [(*head, *SCORES)]
     for row in rows:
         areas = [row["auroc"][score] for score in SCORES]

@@ -64,30 +64,30 @@ def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray,
     return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
 
 
-def precision_at(scores: np.ndarray, wanted: np.ndarray, k: int) -> float:
+def precision_at(scores: np.ndarray, positive: np.ndarray, k: int) -> float:
     """Share of positives among the k highest scores; the expected share where ties at the border are broken at random.
 
     Args:
-      scores: [n], not NaN; wanted: bool [n]; k: from 1 to n.
+      scores: [n], not NaN; positive: bool [n]; k: from 1 to n.
 
     Raises:
       ValueError: shapes that differ, a k out of range, or scores that are NaN.
     """
-    scores, wanted = _scores("scores", scores), np.asarray(wanted, bool)
-    check(scores.shape == wanted.shape, f"wanted must be {list(scores.shape)}, got {list(wanted.shape)}")
+    scores, positive = _scores("scores", scores), np.asarray(positive, bool)
+    check(scores.shape == positive.shape, f"wanted must be {list(scores.shape)}, got {list(positive.shape)}")
     check_integer("k", k, minimum=1)
     check(k <= len(scores), f"k must be at most the {len(scores)} scores, got {k}")
     border = np.sort(scores)[-k]
     above, tied = scores > border, scores == border
     rest = k - int(above.sum())
-    return float((wanted[above].sum() + rest * wanted[tied].mean()) / k)
+    return float((positive[above].sum() + rest * positive[tied].mean()) / k)
 
 
 def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For every score the share of others below it, ties counting half, float64."""
     others = np.sort(others)
-    below, upto = np.searchsorted(others, scores, side="left"), np.searchsorted(others, scores, side="right")
-    return (below + upto) / (2.0 * len(others))
+    below, below_or_equal = np.searchsorted(others, scores, side="left"), np.searchsorted(others, scores, side="right")
+    return (below + below_or_equal) / (2.0 * len(others))
 
 
 def _scores(name: str, scores: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
     """Draws the outcome of one application as a PNG file."""
     draw: dict[str, Callable[..., None]] = {
         "classification": _classification,
-        "out_of_distribution": _foreign,
+        "out_of_distribution": _detection,
         "filtering": _filtering,
         "ranked_sampling": _ranked,
         "memorisation": _memorisation,
@@ -40,13 +40,15 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
 def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
     """Draws the most confident errors, or the least confident images where there are no errors."""
     wrong = outcome.shown["wrong"][:_WIDE]
-    places = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
-    titles = [f"{test.labels[p]} read as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in places]
-    title = "mistakes of the Bayes rule, the surest first" if len(wrong) else "no mistakes; the least sure images"
-    _rows(figure, title, [("", test.images[places], titles)], test.levels)
+    indices = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
+    titles = [
+        f"{test.labels[p]} classified as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in indices
+    ]
+    title = "mistakes of the Bayes rule, most confident first" if len(wrong) else "no mistakes; least confident images"
+    _rows(figure, title, [("", test.images[indices], titles)], test.levels)
 
 
-def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+def _detection(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
     """Draws examples of every set, the distributions of two scores, and the ROC curves of all scores."""
     scores, images = outcome.shown["scores"], outcome.shown["images"]
     figure.set_size_inches(12.5, 0.62 * len(images) + 4.6)
@@ -57,56 +59,56 @@ def _foreign(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySourc
     for axes, score, label in zip(
         panels, ("likelihood", "complexity ratio"), ("bits/dim", "bits/dim above a universal code's"), strict=False
     ):
-        every = np.concatenate([s[score] for s in scores.values()]) / dims
-        every = every[np.isfinite(every)]
-        if not len(every):
+        all_scores = np.concatenate([s[score] for s in scores.values()]) / dims
+        all_scores = all_scores[np.isfinite(all_scores)]
+        if not len(all_scores):
             axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", va="center", color="0.4")
             continue
-        low, high = np.percentile(every, [0.5, 97])
-        for number, (name, of_set) in enumerate(scores.items()):
-            style = {"color": "black", "linewidth": 2.0} if name == "held out" else {"color": f"C{number}"}
+        low, high = np.percentile(all_scores, [0.5, 97])
+        for index, (name, of_set) in enumerate(scores.items()):
+            style = {"color": "black", "linewidth": 2.0} if name == "held out" else {"color": f"C{index}"}
             values = np.clip(of_set[score] / dims, low, high)
             axes.hist(values, bins=40, range=(low, high), histtype="step", label=name, **style)
         axes.set(xlabel=label, ylabel="images", yscale="log")
     panels[0].legend(fontsize=7)
-    foreign = {score: np.concatenate([s[score] for n, s in scores.items() if n != "held out"]) for score in SCORES}
+    outside = {score: np.concatenate([s[score] for n, s in scores.items() if n != "held out"]) for score in SCORES}
     for score in SCORES:
-        panels[2].plot(*roc_curve(foreign[score], scores["held out"][score]), label=score)
+        panels[2].plot(*roc_curve(outside[score], scores["held out"][score]), label=score)
     panels[2].plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
-    panels[2].set(xlabel="held-out images called foreign", ylabel="foreign images found, all sets")
+    panels[2].set(xlabel="false positive rate (held-out images)", ylabel="true positive rate (all sets)")
     panels[2].legend(fontsize=7, loc="lower right")
 
 
 def _filtering(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
     """Draws the examples that each score ranks as most suspicious."""
-    made, scores, read = (outcome.shown[name] for name in ("made", "scores", "read"))
+    contaminated, scores, read = (outcome.shown[name] for name in ("made", "scores", "read"))
     rows = []
     for name, score in scores.items():
-        places = np.argsort(-score)[:_WIDE]
+        indices = np.argsort(-score)[:_WIDE]
         titles = []
-        for place in places:
-            kind = "label" if made.mislabelled[place] else "pixels" if made.damaged[place] else "GOOD"
-            titles.append(f"given {made.source.labels[place]}, read {read[place]}\n{kind}")
-        rows.append((name, made.source.images[places], titles))
-    title = "ranked by suspicion_scores; below each: its given label, the likeliest one, and what was done to it"
+        for index in indices:
+            kind = "label" if contaminated.mislabelled[index] else "pixels" if contaminated.damaged[index] else "GOOD"
+            titles.append(f"given {contaminated.source.labels[index]}, classified {read[index]}\n{kind}")
+        rows.append((name, contaminated.source.images[indices], titles))
+    title = "ranked by suspicion_scores; below each: its given label, the likeliest label, and its corruption"
     _rows(figure, title, rows, test.levels)
 
 
 def _ranked(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
     """Draws the likeliest and least likely samples of each class; a red frame marks those classified otherwise."""
-    drawn, right = outcome.shown["drawn"], outcome.shown["right"]
-    classes = int(drawn.labels.max()) + 1
+    samples, right = outcome.shown["drawn"], outcome.shown["right"]
+    classes = int(samples.labels.max()) + 1
     groups = {"likeliest": outcome.shown["best"], "least likely": outcome.shown["worst"]}
-    each = len(outcome.shown["best"]) // classes
-    figure.set_size_inches(0.5 * each * len(groups) + 1.2, 0.5 * classes + 0.9)
-    figure.suptitle("of every class; framed: read as another one", fontsize=9)
-    for part, (name, places) in zip(figure.subfigures(1, len(groups)), groups.items(), strict=True):
+    per_class = len(outcome.shown["best"]) // classes
+    figure.set_size_inches(0.5 * per_class * len(groups) + 1.2, 0.5 * classes + 0.9)
+    figure.suptitle("of every class; framed: classified as another class", fontsize=9)
+    for part, (name, indices) in zip(figure.subfigures(1, len(groups)), groups.items(), strict=True):
         part.suptitle(name, fontsize=9)
-        grid = part.subplots(classes, each, squeeze=False)
-        for axes, place in zip(grid.ravel(), places, strict=True):
-            _show(axes, drawn.images[place], 256)
+        grid = part.subplots(classes, per_class, squeeze=False)
+        for axes, index in zip(grid.ravel(), indices, strict=True):
+            _show(axes, samples.images[index], 256)
             for side in axes.spines.values():
-                side.set(color="red", linewidth=2.0, visible=not right[place])
+                side.set(color="red", linewidth=2.0, visible=not right[index])
 
 
 def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
@@ -115,11 +117,13 @@ def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: Array
     near = np.argsort(by_pixels["samples"].distance)[:_WIDE]
     new = np.argsort(by_pixels["held_out"].distance)[:_WIDE]
     rows = []
-    for name, places, images in (("samples", near, samples), ("held_out", new, test.images)):
+    for name, indices, images in (("samples", near, samples), ("held_out", new, test.images)):
         pixels, latents = by_pixels[name], by_latents[name]
-        rows.append((name.replace("_", " "), images[places], [""] * len(places)))
-        rows.append(("in pixels", train.images[pixels.place[places]], [f"{d:.2f}" for d in pixels.distance[places]]))
-        rows.append(("in latents", train.images[latents.place[places]], [f"{d:.2f}" for d in latents.distance[places]]))
+        rows.append((name.replace("_", " "), images[indices], [""] * len(indices)))
+        rows.append(("in pixels", train.images[pixels.index[indices]], [f"{d:.2f}" for d in pixels.distance[indices]]))
+        rows.append(
+            ("in latents", train.images[latents.index[indices]], [f"{d:.2f}" for d in latents.distance[indices]])
+        )
     title = "those nearest to the training set, and below each its nearest training image and the distance"
     _rows(figure, title, rows, test.levels)
 
@@ -140,13 +144,13 @@ def _rows(figure: Any, title: str, rows: Sequence[tuple[str, np.ndarray, Sequenc
 def _fill(figure: Any, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int) -> None:
     grid = figure.subplots(len(rows), max(3, *(len(images) for _, images, _ in rows)), squeeze=False)
     for line, (name, images, titles) in zip(grid, rows, strict=True):
-        for number, axes in enumerate(line):
-            if number >= len(images):
+        for index, axes in enumerate(line):
+            if index >= len(images):
                 axes.set_axis_off()
                 continue
-            _show(axes, images[number], levels)
+            _show(axes, images[index], levels)
             if titles:
-                axes.set_xlabel(titles[number], fontsize=7)
+                axes.set_xlabel(titles[index], fontsize=7)
         line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
 
 

@@ -12,32 +12,35 @@ from starflow_jax.evaluation.applications.out_of_distribution import detection_t
 _TEXTS = {
     "classification": (
         "Classification",
-        "argmax over classes y of p(x | y), densities averaged over draws of the noise; below, the surest mistakes.",
+        "argmax over classes y of p(x | y), densities averaged over draws of the noise; below, the most confident "
+        "mistakes.",
     ),
     "out_of_distribution": (
-        "Foreign images",
-        "AUROC of four scores that should be high for foreign images, against held-out ones; 0.5 is chance, and less "
-        "means that the score takes foreign images for familiar. The plain likelihood is no safe detector: simple "
-        "images may be likelier than all that the flow was trained on (Nalisnick et al., arXiv 1810.09136). Typicality "
-        "(1906.02994) asks how far bits are from the training images' mean; the ratios take away what independent "
-        "pixels (1906.02845) or a universal code (1909.11480) need for the image.",
+        "Out-of-distribution images",
+        "AUROC of four scores that should be high for out-of-distribution images, against held-out ones; 0.5 is "
+        "chance, and below 0.5 the score prefers out-of-distribution images. The plain likelihood is not a reliable "
+        "detector: simple images may be likelier than all training images (Nalisnick et al., arXiv 1810.09136). "
+        "Typicality (1906.02994) is the distance of the bits from their mean over training images; the ratios "
+        "subtract the bits of a model of independent pixels (1906.02845) or of a universal code (1909.11480).",
     ),
     "filtering": (
         "Filtering of data",
         "Some labels were exchanged and some images damaged. Ranked by -log p(x) (image), by how much better another "
-        "class explains the image (label), and by -log p(x | y) (example): the share of bad ones among the k first, "
-        "k being how many there are.",
+        "class explains the image (label), and by -log p(x | y) (example): the share of bad examples among the first "
+        "k, where k is their number.",
     ),
     "ranked_sampling": (
         "Likelihood-ranked sampling",
-        "Draws of every class without guidance, ranked by log p(x | y); a support-vector classifier of the training "
-        "images reads them. Diversity: the mean distance of two kept pictures of a class, which ranking costs.",
+        "Samples of every class without guidance, ranked by log p(x | y) and classified by a support-vector machine "
+        "trained on the training images. Diversity: the mean distance of two kept images of a class, which ranking "
+        "reduces.",
     ),
     "memorisation": (
         "Memorisation",
-        "Membership: AUROC of likelihood, training images against held-out ones; 0.5 means that they are not told "
-        "apart. Copies: distances to the nearest training image (root mean squares; of latents, among images of the "
-        "class) of samples and of held-out images; an area above 0.5 means that samples are nearer than new images.",
+        "Membership: AUROC of likelihood, training images against held-out ones; 0.5 means that they cannot be "
+        "distinguished. Copies: distances to the nearest training image (root mean squares; of latents, among images "
+        "of the class) of samples and of held-out images; an AUROC above 0.5 means that samples are nearer than new "
+        "images.",
     ),
 }
 
@@ -58,8 +61,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
     """The text of `report.md`."""
     parts = []
     for name, table in tables(figures).items():
-        title, said = _TEXTS[name]
-        parts.append(f"## {title}\n\n{said}\n\n{table}\n\n![{title.lower()}]({name}.png)\n")
+        title, text = _TEXTS[name]
+        parts.append(f"## {title}\n\n{text}\n\n{table}\n\n![{title.lower()}]({name}.png)\n")
     head = (
         f"# Applications of exact likelihood\n\nStep {figures['step']}, {figures['train']:,} training images, "
         f"{figures['test']:,} held-out ones, {figures['draws']} draws of the noise each, seed {figures['seed']}.\n"
@@ -70,14 +73,14 @@ def markdown(figures: Mapping[str, Any]) -> str:
 def _classification(part: Mapping[str, Any]) -> str:
     accuracy = part["accuracy"]
     share = f"{100 * accuracy['mean']:.1f} % +- {100 * accuracy['error']:.1f}"
-    rows = [("classification", "accuracy", "right", "calibration error")]
+    rows = [("classification", "accuracy", "correct", "calibration error")]
     counts = f"{accuracy['correct']} of {accuracy['images']}"
     rows.append(("Bayes rule", share, counts, f"{100 * part['calibration_error']:.1f} %"))
     return text_table(rows)
 
 
 def _ranked(part: Mapping[str, Any]) -> str:
-    rows = [("samples", "pictures", "class recognised", "diversity")]
+    rows = [("samples", "images", "class recognised", "diversity")]
     for row in part["rows"]:
         share = f"{100 * row['recognised']:.1f} % +- {100 * row['error']:.1f}"
         name = row["kept"] if row["kept"] == "all" else f"{row['kept']} {part['keep']} of {part['candidates']}"
@@ -89,17 +92,19 @@ def _memorisation(part: Mapping[str, Any]) -> str:
     member, rows = part["membership"], [("memorisation", "training or samples", "held out", "not finite", "AUROC")]
     area, lost = member["area"], str(member["not_finite"])
     areas = f"{area['area']:.3f} +- {area['error']:.3f}"
-    rows.append(("bits/dim, training images", _number(member["train"]), _number(member["held_out"]), lost, areas))
+    rows.append(
+        ("bits/dim, training images", _format_number(member["train"]), _format_number(member["held_out"]), lost, areas)
+    )
     for kind in ("pixels", "latents"):
         copying = part[kind]
         area = copying["area"]
         areas = f"{area['area']:.3f} +- {area['error']:.3f}"
         name = f"distance in {kind}, samples"
         lost = str(copying["not_finite"])
-        rows.append((name, _number(copying["samples"]), _number(copying["held_out"]), lost, areas))
+        rows.append((name, _format_number(copying["samples"]), _format_number(copying["held_out"]), lost, areas))
     return text_table(rows)
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     """A mean or a median; "-" for one that is not finite (None in JSON)."""
     return "-" if value is None else f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3e}"

@@ -108,7 +108,7 @@ def _check_classes(config: ExperimentConfig, train: ArraySource, test: ArraySour
     missing = sorted(set(range(test.num_classes)) - set(train.labels.tolist()))
     if missing:
         raise RequestError(
-            "{num} must take in a training image of every class, got {0} and none of class {1}", len(train), missing[0]
+            "{num} must include a training image of every class, got {0} and none of class {1}", len(train), missing[0]
         )
 
 

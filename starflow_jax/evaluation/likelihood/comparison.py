@@ -52,11 +52,11 @@ def score_flow(
     model: str = "flow",
 ) -> Scores:
     """Scores a flow; arguments as in `image_likelihood.log_probs`."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     reads_label = bool(config.num_classes or config.text_dim)
     labels = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
     log_p = log_probs(params, config, source, key, draws=draws, batch_size=batch_size, labels=labels)
-    return _scores(model, log_p, source, begun)
+    return _scores(model, log_p, source, start)
 
 
 def score_gaussian(
@@ -68,12 +68,12 @@ def score_gaussian(
     model: str = "class-conditional Gaussian",
 ) -> Scores:
     """Scores the baseline with the noise that `score_flow` uses for the same key."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     x = all_dequantised(key, source, draws)
-    return _scores(model, np.stack([gaussian.class_log_prob(draw) for draw in x]), source, begun)
+    return _scores(model, np.stack([gaussian.class_log_prob(draw) for draw in x]), source, start)
 
 
-def _scores(model: str, log_p: np.ndarray, source: Source, begun: float) -> Scores:
+def _scores(model: str, log_p: np.ndarray, source: Source, start: float) -> Scores:
     """Computes the scores from log densities [draws, n], or [draws, n, classes]."""
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int64)
     accuracy = None
@@ -82,7 +82,7 @@ def _scores(model: str, log_p: np.ndarray, source: Source, begun: float) -> Scor
         log_p = np.take_along_axis(log_p, labels[None, :, None], axis=2)[..., 0]
     dims = math.prod(source[0]["image"].shape)
     bits = BitsPerDim.from_log_probs(log_p, dims, source.levels)
-    return Scores(model, bits, accuracy, time.perf_counter() - begun)
+    return Scores(model, bits, accuracy, time.perf_counter() - start)
 
 
 def scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -95,10 +95,10 @@ def scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
         shares: tuple[str, ...] = ("-",) * 3
         if accuracy is not None:
             shares = tuple(f"{100 * accuracy[name]:.2f} %" for name in ("mean", "error", "one_draw"))
-        errors = (_number(bits["image_error"]), _number(bits["draw_error"]))
-        rows.append((str(score["model"]), _number(bits["mean"]), *errors, *shares))
+        errors = (_format_number(bits["image_error"]), _format_number(bits["draw_error"]))
+        rows.append((str(score["model"]), _format_number(bits["mean"]), *errors, *shares))
     return text_table(rows)
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"

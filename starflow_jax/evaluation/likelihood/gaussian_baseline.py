@@ -94,9 +94,9 @@ def fit_class_gaussians(
       ValueError: no values to try, a number out of range, or a class with too few examples.
     """
     if not components or min(components) < 1:
-        raise ValueError(f"components must be whole numbers of at least 1, got {tuple(components)}.")
+        raise ValueError(f"components must be integers >= 1, got {tuple(components)}.")
     if not regularisation or min(regularisation) < 0:
-        raise ValueError(f"regularisation must be numbers not below 0, got {tuple(regularisation)}.")
+        raise ValueError(f"regularisation must be numbers >= 0, got {tuple(regularisation)}.")
     _check_draws(draws)
 
     pairs = list(itertools.product(components, regularisation))
@@ -143,7 +143,7 @@ def _fit(
     counts = np.bincount(source.labels, minlength=source.num_classes)
     if counts.min() * draws < max(components, 2):
         raise ValueError(
-            f"source must hold at least {max(components, 2)} dequantised examples of every class, "
+            f"source must contain at least {max(components, 2)} dequantised examples of every class, "
             f"got {counts.min() * draws} of class {int(counts.argmin())}."
         )
     x, labels = _dequantised(source, draws, seed)

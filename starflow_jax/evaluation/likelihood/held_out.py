@@ -48,10 +48,10 @@ def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, co
         return _density(snapshot, source, encoder, count, key)
     if config.data.frames:
         clips = source_clips(source, config, count)
-        found = score_clips(
+        clip_scores = score_clips(
             snapshot.params, config, clips, key, draws=draws, batch_size=min(16, config.evaluate.batch_size)
         )
-        return float(np.mean([clip.bits_per_dim for clip in found]))
+        return float(np.mean([clip.bits_per_dim for clip in clip_scores]))
     first = _First(source, count)
     scores = log_probs(snapshot.params, config.flow, first, key, draws=draws, batch_size=config.evaluate.batch_size)
     return BitsPerDim.from_log_probs(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
@@ -64,23 +64,23 @@ def _is_clips(source: Source) -> bool:
 def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: int, key: jax.Array) -> float:
     """Mean bits/dim of the noisy examples, each under its own condition."""
     config, draws = snapshot.config, snapshot.config.evaluate.draws
-    examples = [next_readable(source, place) for place in range(count)]
+    examples = [next_readable(source, index) for index in range(count)]
     conditions = example_conditions(config, examples)
     cond = None if conditions is None else np.asarray(conditions)
     clean, levels = [jnp.asarray(example["image"]) for example in examples], source.levels
     if encoder is not None:
         clean, levels = [encoder.latents(image[None], levels)[0] for image in clean], 0
-    found = []
+    bits = []
     for draw in range(draws):
         x = []
-        for place, image in enumerate(clean):
-            own = jax.random.fold_in(jax.random.fold_in(key, draw), place)
-            x.append(np.asarray(noisy_pixels(own, image, levels, config.data)))
+        for index, image in enumerate(clean):
+            example_key = jax.random.fold_in(jax.random.fold_in(key, draw), index)
+            x.append(np.asarray(noisy_pixels(example_key, image, levels, config.data)))
         size = min(count, config.evaluate.batch_size)
         nats = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size).astype(np.float64)
         dims = x[0].size
-        found.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
-    return float(np.mean(found))
+        bits.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
+    return float(np.mean(bits))
 
 
 class _First:
@@ -93,5 +93,5 @@ class _First:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, place: int):
-        return self._source[place]
+    def __getitem__(self, index: int):
+        return self._source[index]

@@ -19,7 +19,7 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import Source, bits_per_dim, eval_batches
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.training.step.inputs import condition
 
 
@@ -128,7 +128,7 @@ def log_probs(
     check_integer("batch_size", batch_size, minimum=1)
     batch_size = min(batch_size, len(source))
     log_p = np.empty((draws, len(source), 1 if labels is None else len(labels)))
-    layout = layout_of(params)
+    layout = tree_layout(params)
     key, first = spread(layout, key), 0
     for batch in eval_batches(source, batch_size):
         count = int(batch["valid"].sum())

@@ -73,7 +73,7 @@ def read_recordings(folder: Path) -> Recordings:
         raise ValueError(f"{folder / 'meta.json'} has no table of experiments")
     forward = {name: value for name, value in experiments.items() if value.get("op") in ("forward", "denoiser")}
     if not forward:
-        raise ValueError(f"{folder} holds no recorded forward pass")
+        raise ValueError(f"{folder} contains no recorded forward pass")
     for name, experiment in forward.items():
         for array in (experiment.get("inputs") or {}).values():
             if array not in arrays:
@@ -89,20 +89,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object")
+        raise ValueError(f"{path} must contain a JSON object")
     return value
 
 
 def compare(flow: Flow, recordings: Recordings) -> list[Compared]:
     """Runs every recorded forward pass of the flow, and of its denoiser, and compares the outputs."""
-    found = []
+    compared = []
     for name, experiment in recordings.experiments.items():
-        ours = _denoiser(flow, recordings, experiment) if experiment["op"] == "denoiser" else None
-        for key, value in (ours or _forward(flow, recordings, experiment)).items():
+        outputs = _denoiser(flow, recordings, experiment) if experiment["op"] == "denoiser" else None
+        for key, value in (outputs or _forward(flow, recordings, experiment)).items():
             array = f"{name}/{key}"
             if array in recordings.arrays:
-                found.append(Compared(array, relative_error(value, recordings.arrays[array])))
-    return found
+                compared.append(Compared(array, relative_error(value, recordings.arrays[array])))
+    return compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class VerifyRequest:
       verify: folder of the recordings.
       source: a file or folder of tensors of the original; None for the weights of the recordings.
       workdir: instead of `source`, folder of a run with the recorded flow.
-      state: key of the state in a file that holds several; None for the only one.
+      state: key of the state in a file that contains several; None for the only one.
       step: of the run's checkpoint, None for the newest; ema: whether to use its moving average, where it has one.
 
     Raises:
@@ -159,13 +159,13 @@ def verify_recordings(request: VerifyRequest) -> list[Compared]:
         raise ValueError(f"{request.verify} lacks the recorded array {error}") from error
 
 
-def relative_error(ours: Any, recorded: np.ndarray) -> float:
+def relative_error(actual: Any, recorded: np.ndarray) -> float:
     """||computed - recorded|| / ||recorded|| in float64; infinite where the shapes differ."""
-    ours = np.asarray(ours, np.float64)
-    if ours.shape != recorded.shape:
+    actual = np.asarray(actual, np.float64)
+    if actual.shape != recorded.shape:
         return float("inf")
     norm = float(np.linalg.norm(recorded.astype(np.float64)))
-    distance = float(np.linalg.norm(ours - recorded))
+    distance = float(np.linalg.norm(actual - recorded))
     return distance / norm if norm > 0 else distance
 
 
@@ -190,13 +190,13 @@ def _forward(flow: Flow, recordings: Recordings, experiment: Mapping[str, Any]) 
     if flow.config.family == "tarflow":
         tokens = [batch(part).reshape(x.shape[0], -1, part.shape[-1]) for part in out.tokens]
         # Recorded as the mean over tokens and channels.
-        ours = {"z": tokens[-1], "logdets": batch(out.logdet) / tokens[0][0].size}
-        return ours | {f"outputs_{index}": part for index, part in enumerate(tokens[1:])}
-    ours = {"z": np.moveaxis(batch(out.z), -1, -3)}
+        outputs = {"z": tokens[-1], "logdets": batch(out.logdet) / tokens[0][0].size}
+        return outputs | {f"outputs_{index}": part for index, part in enumerate(tokens[1:])}
+    outputs = {"z": np.moveaxis(batch(out.z), -1, -3)}
     if out.text is not None:
-        ours["y_out"] = np.asarray(out.text)
-    ours |= {f"outputs_{index}": batch(part) for index, part in enumerate(out.tokens)}
-    return ours | {f"logdet_{index}": batch(part) for index, part in enumerate(out.logdets)}
+        outputs["y_out"] = np.asarray(out.text)
+    outputs |= {f"outputs_{index}": batch(part) for index, part in enumerate(out.tokens)}
+    return outputs | {f"logdet_{index}": batch(part) for index, part in enumerate(out.logdets)}
 
 
 def _denoiser(flow: Flow, recordings: Recordings, experiment: Mapping[str, Any]) -> dict[str, Any]:

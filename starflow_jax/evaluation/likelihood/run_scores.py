@@ -74,7 +74,7 @@ def evaluate_run(
     check_on_pixels(config)
     if config.data.text_encoder is not None:
         raise RequestError(
-            "{workdir} must be a run without captions, got one whose captions are read by {0}; use starflow score",
+            "{workdir} must be a run without captions, got one with captions (read by {0}); use starflow score",
             config.data.text_encoder,
         )
     return score_params(request, config, params, step, on_skipped=on_skipped)

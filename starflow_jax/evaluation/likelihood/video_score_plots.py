@@ -14,7 +14,7 @@ from starflow_jax.evaluation.likelihood.video_scores import ClipLikelihood, mean
 _CLIPS, _FRAMES = 6, 16
 
 
-def plot_frames(path: Path, found: Sequence[ClipLikelihood]) -> None:
+def plot_frames(path: Path, scores: Sequence[ClipLikelihood]) -> None:
     """Draws bits/dim against the frame as a PNG file: every clip, and their mean with its standard error.
 
     Still images, which have one frame each, are plotted against their index instead.
@@ -27,22 +27,22 @@ def plot_frames(path: Path, found: Sequence[ClipLikelihood]) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rows = mean_per_frame(found)
+    rows = mean_per_frame(scores)
     if len(rows) == 1:
-        axes.plot([of_clip.bits_per_dim for of_clip in found], ".")
+        axes.plot([of_clip.bits_per_dim for of_clip in scores], ".")
         axes.axhline(rows[0][0], color="C1", label="mean")
         axes.set(xlabel="image", ylabel="bits/dim")
     else:
-        named = len(found) <= _CLIPS
-        for of_clip in found:
+        named = len(scores) <= _CLIPS
+        for of_clip in scores:
             (line,) = axes.plot(of_clip.frames, linewidth=1.0 if named else 0.6)
             if named:
                 line.set_label(of_clip.clip.name.replace("$", r"\$"))
             else:
                 line.set_color("0.75")
         mean, error = np.asarray([row[0] for row in rows]), np.nan_to_num([row[1] for row in rows])
-        if len(found) > 1:
-            axes.plot(mean, color="black", linewidth=2.0, label=f"mean of {len(found)} clips")
+        if len(scores) > 1:
+            axes.plot(mean, color="black", linewidth=2.0, label=f"mean of {len(scores)} clips")
             axes.fill_between(range(len(mean)), mean - error, mean + error, color="black", alpha=0.2)
         axes.set(xlabel="frame", ylabel="bits/dim given earlier frames")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -52,7 +52,7 @@ def plot_frames(path: Path, found: Sequence[ClipLikelihood]) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def plot_token_maps(path: Path, found: Sequence[ClipLikelihood]) -> int:
+def plot_token_maps(path: Path, scores: Sequence[ClipLikelihood]) -> int:
     """Draws the first clips as a PNG file, under every frame the bits/dim of its tokens as a heat map.
 
     One colour scale for all; of a long clip, frames at even distances are shown.
@@ -63,19 +63,19 @@ def plot_token_maps(path: Path, found: Sequence[ClipLikelihood]) -> int:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = list(found[:_CLIPS])
-    places = [
-        np.unique(np.linspace(0, len(c.frames) - 1, min(_FRAMES, len(c.frames))).round().astype(int)) for c in shown
+    clips = list(scores[:_CLIPS])
+    frame_indices = [
+        np.unique(np.linspace(0, len(c.frames) - 1, min(_FRAMES, len(c.frames))).round().astype(int)) for c in clips
     ]
-    columns = max(map(len, places))
-    maps = [of_clip.tokens.mean(axis=0) for of_clip in shown]
+    columns = max(map(len, frame_indices))
+    maps = [of_clip.tokens.mean(axis=0) for of_clip in clips]
     # Percentiles, so that a few extreme tokens do not determine the scale.
     low, high = np.percentile(np.concatenate([m.ravel() for m in maps]), [1, 99])
-    rows, columns_of = len(shown), max(0.9 * columns, 2.7)
+    rows, columns_of = len(clips), max(0.9 * columns, 2.7)
     figure = Figure(figsize=(columns_of + 1.1, 2.25 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, of_clip, at, tokens in zip(parts, shown, places, maps, strict=True):
+    for part, of_clip, at, tokens in zip(parts, clips, frame_indices, maps, strict=True):
         clip = of_clip.clip
         part.suptitle(f"{clip.name}  {clip.caption}".strip(), fontsize=9, parse_math=False)
         grid = part.subplots(2, columns, squeeze=False)
@@ -90,4 +90,4 @@ def plot_token_maps(path: Path, found: Sequence[ClipLikelihood]) -> int:
         part.colorbar(image, ax=grid, label="bits/dim", fraction=0.05)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
-    return len(shown)
+    return len(clips)

@@ -21,7 +21,9 @@ def clips_table(scores: Sequence[ClipLikelihood]) -> str:
     rows = [("clip", "caption", "frames", "bits/dim", "s.e. (draws)")]
     for score in scores:
         clip, frames = score.clip, str(len(score.frames))
-        rows.append((clip.name, clip.caption, frames, _number(score.bits_per_dim), _number(score.draw_error)))
+        rows.append(
+            (clip.name, clip.caption, frames, _format_number(score.bits_per_dim), _format_number(score.draw_error))
+        )
     return text_table(rows)
 
 
@@ -29,9 +31,9 @@ def frames_table(scores: Sequence[ClipLikelihood]) -> str:
     """A Markdown table of the mean bits/dim of every frame over the clips, and of whole clips."""
     rows = [("frame", "bits/dim", "s.e. (clips)", "clips")]
     for frame, (mean, error, count) in enumerate(mean_per_frame(scores)):
-        rows.append((str(frame), _number(mean), _number(error), str(count)))
+        rows.append((str(frame), _format_number(mean), _format_number(error), str(count)))
     mean, error = mean_per_clip(scores)
-    rows.append(("clip", _number(mean), _number(error), str(len(scores))))
+    rows.append(("clip", _format_number(mean), _format_number(error), str(len(scores))))
     return text_table(rows)
 
 
@@ -71,5 +73,5 @@ def write_scores(out: Path, scores: Sequence[ClipLikelihood]) -> None:
         plot_token_maps(folder / "surprise.png", scores)
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return "-" if value != value else f"{value:.4f}"

@@ -32,7 +32,7 @@ from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.videos.video_plan import default_window
-from starflow_jax.sharding.layout import Layout, gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.training.step.frozen_text import load_text
 from starflow_jax.training.step.inputs import condition, noisy_pixels, word_encoder
 
@@ -66,23 +66,26 @@ def source_clips(source: Source, config: ExperimentConfig, count: int, *, name: 
     clips = []
     text = None if config.text is not None else load_text(config)
     text = None if text is None else text.over(None)
-    known: dict[bytes, np.ndarray] = {}
-    for place in range(count):
-        example = source[place]
+    text_states: dict[bytes, np.ndarray] = {}
+    for index in range(count):
+        example = source[index]
         pixels = example["image"]
         if config.text is not None:
             encoder = word_encoder(config)
             states: Any = encoder.states(example["text"][None])
             caption = " ".join(encoder.vocabulary[word - 1] for word in example["text"] if word)
         elif text is not None:
-            (states, known), caption = text.states_of(example["text"][None], known), str(example.get(CAPTION, ""))
+            (states, text_states), caption = (
+                text.states_of(example["text"][None], text_states),
+                str(example.get(CAPTION, "")),
+            )
         else:
             reads_label = config.flow.num_classes or config.flow.text_dim
             states = condition(jnp.asarray(example["label"])[None], config.flow)
             caption = f"class {int(example['label'])}" if reads_label else ""
         cond = None if states is None else np.asarray(states)[0]
         pixels = pixels if pixels.ndim == 4 else pixels[None]
-        clips.append(Clip(f"{name} {place}", caption, pixels, source.levels, cond))
+        clips.append(Clip(f"{name} {index}", caption, pixels, source.levels, cond))
     return clips
 
 
@@ -145,17 +148,17 @@ def score_clips(
     counts = [len(window_starts(len(clip.pixels), max(window, 1), context)) for clip in clips]
     size = min(batch_size, sum(counts))
     levels, token = config.data.pixel_levels, config.flow.token_channels
-    found: list[list[np.ndarray]] = [[] for _ in clips]
+    clip_bits: list[list[np.ndarray]] = [[] for _ in clips]
     for draw in range(draws):
         draw_key = jax.random.fold_in(key, draw)
         noisy = [
             # Noise is added before cutting, so that a frame has the same noise in all of its windows.
             cut_windows(
-                np.asarray(_noisy(clip.levels, config.data, jax.random.fold_in(draw_key, place), clip.pixels)),
+                np.asarray(_noisy(clip.levels, config.data, jax.random.fold_in(draw_key, index), clip.pixels)),
                 max(window, 1),
                 context,
             )
-            for place, clip in enumerate(clips)
+            for index, clip in enumerate(clips)
         ]
         x = np.concatenate(noisy)
         cond = None
@@ -164,9 +167,9 @@ def score_clips(
         scores = _in_batches(config.flow, params, x if window else x[:, 0], cond, size)
         bits = bits_per_dim(scores.astype(np.float64), token, levels)
         bits = bits if window else bits[:, None]
-        for place, own in enumerate(np.split(bits, np.cumsum(counts)[:-1])):
-            found[place].append(join_windows(own, len(clips[place].pixels), context))
-    return [ClipLikelihood(clip, np.stack(of_clip)) for clip, of_clip in zip(clips, found, strict=True)]
+        for index, window_bits in enumerate(np.split(bits, np.cumsum(counts)[:-1])):
+            clip_bits[index].append(join_windows(window_bits, len(clips[index].pixels), context))
+    return [ClipLikelihood(clip, np.stack(of_clip)) for clip, of_clip in zip(clips, clip_bits, strict=True)]
 
 
 def _rows(clip: Clip, windows: int) -> list[np.ndarray]:
@@ -182,7 +185,7 @@ def check_request(
     check_integer("draws", draws, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("context", context, minimum=0)
-    check(len(clips) > 0, "clips must hold at least one clip, got none")
+    check(len(clips) > 0, "clips must contain at least one clip, got none")
     check(not config.data.on_latents, "scores in bits/dim need a run on pixels, got one on latents")
     frames = config.data.frames
     longest = max(len(clip.pixels) for clip in clips)
@@ -193,7 +196,7 @@ def check_request(
     check(context < frames, f"context must be below the {frames} frames of the run, got {context}")
     check(
         is_frame_causal(config.flow),
-        "scores of frames need a flow whose frames see no later ones (flow.temporal_causal), got one where they do",
+        "scores of frames need a flow with flow.temporal_causal=True, got False",
     )
 
 
@@ -207,25 +210,25 @@ def file_pixels(frames: np.ndarray, data: DataConfig) -> tuple[np.ndarray, int]:
     return np.rint(frames * ((levels - 1) / 255.0)).astype(np.uint8), levels
 
 
-def mean_per_clip(found: Sequence[ClipLikelihood]) -> tuple[float, float]:
+def mean_per_clip(scores: Sequence[ClipLikelihood]) -> tuple[float, float]:
     """The mean bits/dim over clips, each counting once, and its standard error (NaN for one clip)."""
-    values = np.asarray([of_clip.bits_per_dim for of_clip in found])
+    values = np.asarray([of_clip.bits_per_dim for of_clip in scores])
     return float(values.mean()), standard_error(values)
 
 
-def mean_per_frame(found: Sequence[ClipLikelihood]) -> list[tuple[float, float, int]]:
+def mean_per_frame(scores: Sequence[ClipLikelihood]) -> list[tuple[float, float, int]]:
     """For every frame the mean bits/dim over the clips that have it, its standard error (NaN for one clip), and their
     number."""
     rows = []
-    for frame in range(max(len(of_clip.frames) for of_clip in found)):
-        values = np.asarray([of_clip.frames[frame] for of_clip in found if frame < len(of_clip.frames)])
+    for frame in range(max(len(of_clip.frames) for of_clip in scores)):
+        values = np.asarray([of_clip.frames[frame] for of_clip in scores if frame < len(of_clip.frames)])
         rows.append((float(values.mean()), standard_error(values), len(values)))
     return rows
 
 
 def _in_batches(config: FlowConfig, params: Params, x: np.ndarray, cond: np.ndarray | None, size: int) -> np.ndarray:
     """`token_log_probs` of any number of rows in batches of one size, float32 [n, ...]."""
-    scores, layout = [], layout_of(params)
+    scores, layout = [], tree_layout(params)
     for first in range(0, len(x), size):
         rows = np.resize(np.arange(first, min(first + size, len(x))), size)
         given = spread(layout, (x[rows], None if cond is None else cond[rows]))

@@ -81,10 +81,10 @@ def generated_config(request: SampleQualityRequest, config: ExperimentConfig) ->
     require(not config.data.frames, "{workdir} must be a run on still images for {metrics}, got one on clips")
     require(
         not config.data.has_latents or request.real is not None,
-        "{real} must name pictures to compare with: of latents that were computed before there are none, got none",
+        "{real} must name images to compare with, since precomputed latents have no pixels, got none",
     )
     if request.decoder is not None:
-        require(config.data.on_latents, "{decoder} goes with a run on latents, got one on pixels")
+        require(config.data.on_latents, "{decoder} requires a run on latents, got one on pixels")
         config = decoded_by(config, request.decoder)
     else:
         load_encoder(config)
@@ -97,7 +97,10 @@ def _encoded_captions(request: SampleQualityRequest, config: ExperimentConfig, w
     """The captions that the run can read, with their text states; None for runs without captions."""
     reads = config.text is not None or config.data.text_encoder is not None
     if request.captions is None:
-        require(not reads, "{captions} must say what a run on captions draws, got none; an empty one says nothing")
+        require(
+            not reads,
+            "{captions} must be given for a run on captions, got none; an empty caption samples without a condition",
+        )
         return None
     encoded = image_captions(config, list(request.captions), labelled=False, workdir=request.workdir, warn=warn)
     return None if encoded is None else Captions(encoded.captions, encoded.text, encoded.null)
@@ -162,6 +165,6 @@ def _decoder(config: ExperimentConfig) -> str | None:
     data = config.data
     decoder = data.decoder or data.autoencoder
     if decoder is None and data.on_latents and data.path is not None:
-        beside = kept_autoencoder(Path(data.path))
-        decoder = None if beside is None else str(beside)
+        path = kept_autoencoder(Path(data.path))
+        decoder = None if path is None else str(path)
     return decoder

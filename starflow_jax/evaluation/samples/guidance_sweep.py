@@ -174,5 +174,5 @@ def pair_features(pairs: CaptionNetwork, images: np.ndarray, texts: Sequence[str
     """
     output = pairs(images, texts)
     if not isinstance(output, tuple) or len(output) != 2:
-        raise ValueError("the CLIP function must give (features of pictures, features of captions)")
+        raise ValueError("the CLIP function must return (features of images, features of captions)")
     return np.asarray(output[0]), np.asarray(output[1])

@@ -43,11 +43,11 @@ def open_feature_network(
     network = _open(request, config, layout, reference)
     shape = tuple(reference[0]["image"].shape)
     if network.channels is not None and shape[2] not in network.channels:
-        raise RequestError("{features} {0} reads 1 or 3 channels, got pictures of {1}", network.name, shape[2])
+        raise RequestError("{features} {0} reads 1 or 3 channels, got images of {1}", network.name, shape[2])
     output = extract_features(network, np.zeros((2, *shape), np.uint8), 2)
     for name in request.sample_metrics:
         if metric_spec(name).needs == "logits" and output.logits is None:
-            raise RequestError("{metrics} {0} needs logits, and {1} gives features alone", name, network.name)
+            raise RequestError("{metrics} {0} needs logits, and {1} returns only features", name, network.name)
     stored = stored_plan(request.folder).get("features_of_fixed_pictures")
     fingerprint = matching_fingerprint(network_fingerprint(network, shape), stored)
     return dataclasses.replace(network, fingerprint=fingerprint)
@@ -58,10 +58,10 @@ def _open(
 ) -> FeatureNetwork:
     name = config.data.traits.feature_network if request.features is None else request.features
     if name is None:
-        raise RequestError("{features} must name the network that looks at pictures, got none; see --help")
+        raise RequestError("{features} must name the feature network, got none; see --help")
     require(
         request.resize is None or not (name == DIGITS or ":" in name),
-        "{resize} goes with weights of Inception, got {features} {0}",
+        "{resize} requires Inception weights, got {features} {0}",
         name,
     )
     height, width, channels = example_spec(reference)["image"][0]
@@ -69,7 +69,7 @@ def _open(
     if name == DIGITS:
         require(
             channels == 1 and not height % 8 and not width % 8,
-            "{features} digits reads grey pictures of multiples of 8 pixels, got pictures of {0} x {1} x {2}",
+            "{features} digits reads grey images with sides that are multiples of 8, got images of {0} x {1} x {2}",
             height,
             width,
             channels,

@@ -12,7 +12,7 @@ from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.data.sources.reference_images import open_real
 from starflow_jax.evaluation.likelihood.scored_source import OnSkipped
 from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
-from starflow_jax.sampling.latent_shapes import autoencoder_of
+from starflow_jax.sampling.latent_shapes import run_autoencoder
 from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
 
 
@@ -38,7 +38,7 @@ def _open_files(request: SampleQualityRequest, config: ExperimentConfig, on_skip
     """The readable images of `request.real`, of the size that the run generates."""
     assert request.real is not None
     skipped = Skipped()
-    decoder, (height, width) = autoencoder_of(config.data), config.flow.image_shape
+    decoder, (height, width) = run_autoencoder(config.data), config.flow.image_shape
     size, channels = (height, width), config.flow.channels
     if decoder is not None:
         size, channels = (height * decoder.stride, width * decoder.stride), decoder.pixel_channels
@@ -53,7 +53,7 @@ def _open_split(config: ExperimentConfig, split: Split, on_skipped: OnSkipped) -
     source, _ = open_with_encoder(config, split)
     shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
     if not source.levels or len(shapes) > 1:
-        raise RequestError("{workdir} must be a run on pictures of one shape, got {0} shapes", len(shapes))
+        raise RequestError("{workdir} must be a run on images of one shape, got {0} shapes", len(shapes))
     source = readable(source, skipped)
     on_skipped(skipped)
     return source

@@ -58,6 +58,6 @@ def _features(network: FeatureNetwork, source: Source, batch_size: int, shape: t
         images = [source[index]["image"] for index in range(first, min(first + batch_size, len(source)))]
         wrong = next((image.shape for image in images if image.shape != shape), None)
         if wrong is not None:
-            raise ValueError(f"{source.name} must hold pictures of {list(shape)} to compare with, got {list(wrong)}")
+            raise ValueError(f"{source.name} must contain images of shape {list(shape)}, got {list(wrong)}")
         scaled = np.rint(np.stack(images) * (255.0 / (source.levels - 1))).astype(np.uint8)
         yield extract_features(network, scaled, batch_size)

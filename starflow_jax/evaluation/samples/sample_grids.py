@@ -29,18 +29,18 @@ def class_columns(classes: int, count: int) -> int | None:
     return classes if 1 < classes <= 20 and count >= classes else None
 
 
-def why_not_drawn(config: ExperimentConfig) -> str | None:
+def reason_without_samples(config: ExperimentConfig) -> str | None:
     """The reason why no samples are written while a run trains; None where they are."""
     data = config.data
     if any(part.frames for part in data.parts):
-        return "clips take too long to draw"
+        return "sampling of clips takes too long"
     if config.text is not None or data.text_encoder is not None:
-        return "pictures of captions are drawn by starflow sample"
+        return "starflow sample samples from captions"
     latents = [part.path for part in data.parts if part.traits.latents]
     if latents and config.flow.text_dim:
-        return "pictures from text states need captions"
+        return "sampling from text states needs captions"
     if latents and data.decoder is None and (data.mixture or not has_autoencoder(Path(latents[0] or ""))):
-        return f"latents are seen only with their autoencoder, and {latents[0]} holds none"
+        return f"latents can be shown only with their autoencoder, and {latents[0]} contains none"
     return None
 
 
@@ -52,13 +52,13 @@ def write_sample_grid(snapshot: Snapshot) -> None:
     config = snapshot.config
     key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
     labels = class_labels(config, config.sample.num)
-    drawn = sample(snapshot.params, config, key, labels)
+    samples = sample(snapshot.params, config, key, labels)
     if jax.process_index():  # all processes sample, process 0 writes
         return
     columns = class_columns(config.flow.num_classes or config.flow.text_dim, len(labels))
     write_png(
         snapshot.workdir / f"samples_{snapshot.step:06d}.png",
-        image_grid(drawn.images, columns),
+        image_grid(samples.images, columns),
         scale=enlargement(*config.flow.image_shape),
     )
 

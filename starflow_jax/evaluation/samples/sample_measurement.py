@@ -81,17 +81,17 @@ class SampleQuality:
         warnings = []
         non_finite = sum(row["non_finite"] for row in self.rows)
         if non_finite:
-            warnings.append(f"{non_finite} pictures held values that are not finite, and count as black ones")
+            warnings.append(f"{non_finite} images contain values that are not finite, and count as black images")
         unconverged = sum(row["unconverged"] for row in self.rows)
         if unconverged:
             warnings.append(
-                f"{unconverged} stretches of tokens did not converge; a lower --tolerance may change figures"
+                f"{unconverged} chunks of tokens did not converge; a lower --tolerance may change the results"
             )
         count = min(self.request.num_samples, self.reference_count)
         if "fid" in self.request.metrics and count <= 10 * self.width:
             warnings.append(
-                f"FID of {count} pictures by {self.width} features is biased upwards; compare it only with FIDs of as "
-                "many pictures"
+                f"FID of {count} images with {self.width} features is biased upwards; compare it only with FIDs of "
+                "equally many images"
             )
         return warnings
 
@@ -115,7 +115,7 @@ def measure_samples(
       None on processes other than process 0.
 
     Raises:
-      RequestError: a request that does not go with the run.
+      RequestError: a request that the run does not support.
       ValueError: see `load_run`, `open_generator`, `open_references`, `open_feature_network`, `named_function`,
         `chunk_folder`, `lock_folder` and `reference_statistics`.
     """
@@ -163,7 +163,7 @@ def write_sample_quality(result: SampleQuality) -> None:
     out, request = result.request.folder, result.request
     write_json(out / "quality.json", result.to_dict())
     write_csv(out / "quality.csv", result.rows)
-    title = f"{result.config.name}, {request.num_samples} pictures, {result.network}"
+    title = f"{result.config.name}, {request.num_samples} images, {result.network}"
     plot_metrics(out / "quality.png", result.rows, result.baseline, request.sample_metrics, title)
 
 
@@ -172,7 +172,7 @@ def _check_bits(request: SampleQualityRequest, config: ExperimentConfig) -> None
         return
     check_on_pixels(config)
     if config.data.text_encoder is not None:
-        raise RequestError("{metrics} bpd must be of a run without captions; starflow score scores those")
+        raise RequestError("{metrics} bpd needs a run without captions; starflow score scores runs with captions")
 
 
 def _baseline(name: str, others: FeatureStatistics, real: FeatureStatistics, metrics: list[str]) -> dict[str, Any]:
@@ -189,7 +189,9 @@ def _computing(folder: ChunkFolder) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt("what was drawn is kept, and the same command goes on from it") from interrupt
+            raise KeyboardInterrupt(
+                "finished samples are stored, and the same command continues from them"
+            ) from interrupt
 
 
 def lock_folder(folder: ChunkFolder, stack: ExitStack) -> None:
@@ -201,19 +203,19 @@ def lock_folder(folder: ChunkFolder, stack: ExitStack) -> None:
     if jax.process_index() != 0:
         return
     folder.claim()
-    stack.enter_context(in_use(folder.path, "folder", "draws"))
+    stack.enter_context(in_use(folder.path, "folder", "samples"))
     folder.remove_temporary_files()
 
 
 def _progress(folder: ChunkFolder, guidance: float, total: int, warn: Callable[[str], None]) -> Callable[..., None]:
     """A callback that reports every chunk, and writes the first images of a guidance as a PNG file."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
 
     def on_chunk(index: int, samples: Any) -> None:
         if jax.process_index() != 0:
             return
         done = min(total, (index + 1) * folder.size)
-        warn(f"guidance {guidance:g}: {done} of {total} pictures, {time.perf_counter() - begun:.0f} s")
+        warn(f"guidance {guidance:g}: {done} of {total} images, {time.perf_counter() - start:.0f} s")
         if index == 0:
             images: np.ndarray = samples.images[:_PREVIEW]
             columns = class_columns(int(samples.labels.max()) + 1, len(images))

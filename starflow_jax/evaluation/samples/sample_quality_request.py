@@ -61,19 +61,19 @@ class SampleQualityRequest(EvaluateRequest):
             require(value >= minimum, f"{{{name}}} must be an integer from {minimum}, got {{0!r}}", value)
         require(
             len(set(self.guidance)) == len(self.guidance),
-            "{guidance} must name every weight once, got {0}",
+            "{guidance} must not repeat a weight, got {0}",
             self.guidance,
         )
         self._check_metrics()
         require(
             self.real is None or self.reference is None,
-            "{real} and {reference} both say what to compare with, got both",
+            "{real} and {reference} are mutually exclusive, got both",
         )
         if BITS not in self.metrics:
             for name in ("draws", "batch"):
                 require(
                     getattr(self, name) is None,
-                    f"{{{name}}} goes with {{metrics}} {BITS}, got {{metrics}} {{0}}",
+                    f"{{{name}}} requires {{metrics}} {BITS}, got {{metrics}} {{0}}",
                     ",".join(self.metrics),
                 )
         if self.folder.exists() and not self.folder.is_dir():
@@ -82,21 +82,21 @@ class SampleQualityRequest(EvaluateRequest):
     def _check_metrics(self) -> None:
         allowed = (*METRICS.names(), BITS)
         valid = all(name in allowed and self.metrics.count(name) == 1 for name in self.metrics)
-        require(valid, "{metrics} must be some of {0}, each once, got {1!r}", ", ".join(allowed), self.metrics)
+        require(valid, "{metrics} must be a selection of {0}, each once, got {1!r}", ", ".join(allowed), self.metrics)
         require(
             len(self.sample_metrics) > 0,
-            "{metrics} must name one of samples, of {0}, got bpd alone; leave it out",
+            "{metrics} must include a metric of samples ({0}), got bpd alone; omit {metrics} for bits/dim",
             ", ".join(METRICS.names()),
         )
         of_captions = [name for name in self.sample_metrics if metric_spec(name).needs == "captions"]
         require(
             bool(of_captions) == (self.clip is not None),
-            "{metrics} {0} and {clip} MODULE:FUNCTION go together, got one of them",
+            "{metrics} {0} and {clip} MODULE:FUNCTION must be given together, got one of them",
             of_captions[0] if of_captions else "clip",
         )
         require(
             not of_captions or self.captions is not None,
-            "{metrics} {0} needs {captions}, what the pictures should show",
+            "{metrics} {0} needs {captions}",
             of_captions[0] if of_captions else "",
         )
 

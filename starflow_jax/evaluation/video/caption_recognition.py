@@ -24,7 +24,7 @@ _STILL = 0.5
 _STROKES = 16.0  # full ink, in the units of the digits
 
 
-def ink_of(x: np.ndarray) -> np.ndarray:
+def ink_levels(x: np.ndarray) -> np.ndarray:
     """Ink from 0 to 1, float64 [..., H, W], of pixels [..., H, W, C] in [-1, 1]; faint ink counts as background.
 
     Raises:
@@ -37,7 +37,7 @@ def ink_of(x: np.ndarray) -> np.ndarray:
     return np.where(ink < _PAPER, 0.0, ink)
 
 
-def centre_of(ink: np.ndarray) -> np.ndarray:
+def ink_centroid(ink: np.ndarray) -> np.ndarray:
     """Row and column of the ink's centre of mass, float64 [..., 2]; NaN where there is no ink."""
     mass = ink.sum(axis=(-2, -1))
     rows = ink.sum(axis=-1) @ np.arange(ink.shape[-2])
@@ -59,10 +59,10 @@ def crop_digit(ink: np.ndarray) -> np.ndarray:
     # Pad with background, so that a digit at the border can be centred as well.
     ink = np.pad(ink, ((0, 0), (SIDE // 2, SIDE // 2), (SIDE // 2, SIDE // 2)))
     windows = np.lib.stride_tricks.sliding_window_view(ink, (SIDE, SIDE), axis=(1, 2))
-    places = np.arange(SIDE) - (SIDE - 1) / 2
+    offsets = np.arange(SIDE) - (SIDE - 1) / 2
     mass = windows.sum(axis=(-2, -1))
     # First moments about the window's centre: the offset of its ink in pixels.
-    down, along = np.einsum("nijab,a->nij", windows, places), np.einsum("nijab,b->nij", windows, places)
+    down, along = np.einsum("nijab,a->nij", windows, offsets), np.einsum("nijab,b->nij", windows, offsets)
     off = np.hypot(down, along) / np.maximum(mass, 1e-9)
     best = (mass - 0.5 * off).reshape(len(ink), -1).argmax(axis=1)
     row, column = np.unravel_index(best, mass.shape[1:])
@@ -80,9 +80,9 @@ def digit_reader() -> Any:
     source = digits("train")
     ink = np.pad(source.images[..., 0] / _STROKES, ((0, 0), (1, 1), (1, 1)))
     crops = crop_digit(np.where(ink < _PAPER, 0.0, ink))
-    shown = [crops, *(_moved(crops, *step) for step in DIRECTIONS.values())]
+    shifted = [crops, *(_shifted(crops, *step) for step in DIRECTIONS.values())]
     model = SVC(C=10.0, gamma="scale")
-    return model.fit(np.concatenate(shown).reshape(-1, SIDE * SIDE), np.tile(source.labels, len(shown)))
+    return model.fit(np.concatenate(shifted).reshape(-1, SIDE * SIDE), np.tile(source.labels, len(shifted)))
 
 
 def read_digits(x: np.ndarray) -> np.ndarray:
@@ -91,11 +91,11 @@ def read_digits(x: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: frames smaller than 8x8, or values that are not finite.
     """
-    ink = ink_of(x)
+    ink = ink_levels(x)
     flat = ink.reshape(-1, *ink.shape[-2:])
-    found = digit_reader().predict(crop_digit(flat).reshape(len(flat), -1)).astype(np.int64)
+    digits = digit_reader().predict(crop_digit(flat).reshape(len(flat), -1)).astype(np.int64)
     # A frame with less ink than the tip of a stroke is empty.
-    return np.where(flat.sum(axis=(1, 2)) < 1.0, -1, found).reshape(ink.shape[:-2])
+    return np.where(flat.sum(axis=(1, 2)) < 1.0, -1, digits).reshape(ink.shape[:-2])
 
 
 def read_directions(x: np.ndarray) -> list[str]:
@@ -103,17 +103,17 @@ def read_directions(x: np.ndarray) -> list[str]:
 
     It is that of the ink's centre from frame 0 to frame T // 4, for which a caption's direction holds.
     """
-    moved = centre_of(ink_of(x[:, max(1, x.shape[1] // 4)])) - centre_of(ink_of(x[:, 0]))
-    found = []
-    for down, right in moved:
-        farther = max(abs(down), abs(right))
-        if not farther >= _STILL:  # "none" also where a frame is empty and the displacement NaN
-            found.append("none")
+    displacements = ink_centroid(ink_levels(x[:, max(1, x.shape[1] // 4)])) - ink_centroid(ink_levels(x[:, 0]))
+    directions = []
+    for down, right in displacements:
+        distance = max(abs(down), abs(right))
+        if not distance >= _STILL:  # "none" also where a frame is empty and the displacement NaN
+            directions.append("none")
         elif abs(down) > abs(right):
-            found.append("down" if down > 0 else "up")
+            directions.append("down" if down > 0 else "up")
         else:
-            found.append("right" if right > 0 else "left")
-    return found
+            directions.append("right" if right > 0 else "left")
+    return directions
 
 
 def caption_meaning(caption: str) -> tuple[int, str]:
@@ -180,9 +180,9 @@ def caption_agreement(x: np.ndarray, captions: Sequence[str]) -> CaptionAgreemen
     x = np.asarray(x)
     check(x.ndim == 5 and len(x) > 0, f"clips must be [n, T, H, W, C] with n above 0, got {list(x.shape)}")
     check(len(captions) == len(x), f"captions must be one for each of {len(x)} clips, got {len(captions)}")
-    meant = [caption_meaning(caption) for caption in captions]
-    right = read_digits(x) == np.asarray([digit for digit, _ in meant])[:, None]
-    ways = [found == way for found, (_, way) in zip(read_directions(x), meant, strict=True)]
+    meanings = [caption_meaning(caption) for caption in captions]
+    right = read_digits(x) == np.asarray([digit for digit, _ in meanings])[:, None]
+    ways = [read == way for read, (_, way) in zip(read_directions(x), meanings, strict=True)]
     return CaptionAgreement(
         frames_right=int(right.sum()),
         frames=right.size,
@@ -192,7 +192,7 @@ def caption_agreement(x: np.ndarray, captions: Sequence[str]) -> CaptionAgreemen
     )
 
 
-def _moved(crops: np.ndarray, down: int, right: int) -> np.ndarray:
+def _shifted(crops: np.ndarray, down: int, right: int) -> np.ndarray:
     """Crops [n, 8, 8] shifted by a pixel and padded with background."""
     padded = np.pad(crops, ((0, 0), (1, 1), (1, 1)))
     return padded[:, 1 - down : 1 - down + SIDE, 1 - right : 1 - right + SIDE]

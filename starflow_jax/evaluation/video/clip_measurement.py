@@ -74,14 +74,14 @@ def measure_clips(request: VideoQualityRequest, *, on_skipped: OnSkipped = ignor
       on_skipped: called with the examples of the run's data that could not be read.
 
     Raises:
-      RequestError: files that do not exist or do not go together.
+      RequestError: files that do not exist or do not match.
       ValueError: see `load_run`, `read_video`, `open_scored_source`, `video_scores.check_request` and `clip_quality`.
     """
     paths, references, real_paths = (clip_paths(request, name) for name in ("video", "reference", "real"))
     captions = _captions(request, "caption", len(paths))
     require(
         not references or len(references) == len(paths),
-        "{reference} must be one for each of {0} videos, got {1}",
+        "{reference} must be given once for each of {0} videos, got {1}",
         len(paths),
         len(references),
     )
@@ -138,8 +138,8 @@ def clip_paths(request: VideoQualityRequest, field: str) -> list[Path]:
     clips: list[Path] = []
     for path in getattr(request, field):
         require(path.exists(), f"{{{field}}} {{0}} does not exist", path)
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_SUFFIXES) if path.is_dir() else []
-        clips.extend(inside or [path])
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_SUFFIXES) if path.is_dir() else []
+        clips.extend(files or [path])
     return clips
 
 
@@ -159,7 +159,7 @@ def _captions(request: VideoQualityRequest, field: str, count: int) -> list[str]
     captions = list(getattr(request, field))
     require(
         len(captions) in (1, count),
-        f"{{{field}}} must be given once or once a video, got {{0}} for {{1}}",
+        f"{{{field}}} must be given once, or once for each video, got {{0}} for {{1}}",
         len(captions),
         count,
     )
@@ -168,7 +168,7 @@ def _captions(request: VideoQualityRequest, field: str, count: int) -> list[str]
 
 def _read(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
     frames = read_video(path, size=size, channels=None if size is None else channels).frames
-    require(len(frames) >= 2, "{0} must be a clip of two frames or more, got {1}", path, len(frames))
+    require(len(frames) >= 2, "{0} must be a clip of at least two frames, got {1}", path, len(frames))
     return frames
 
 
@@ -181,8 +181,7 @@ def _check_references(
         expected, actual = (f"{a.shape[1]} x {a.shape[2]}" for a in (video, original))
         if expected != actual:
             raise RequestError(
-                "{reference} {0} must be of the size of {video} {1}, {2}, got {3}; {size} ROWSxCOLUMNS fits both "
-                "to one",
+                "{reference} {0} must have the size of {video} {1}, {2}, got {3}; {size} ROWSxCOLUMNS resizes both",
                 reference,
                 path,
                 expected,

@@ -63,14 +63,14 @@ class ClipQuality:
             "frames": self.frames,
             "static": self.static,
             "direction": self.direction,
-            "motion": {method: found.to_dict() for method, found in self.motion.items()},
+            "motion": {method: motion.to_dict() for method, motion in self.motion.items()},
             "curves": {name: curve.tolist() for name, curve in self.curves.items()},
         }
 
     @property
     def static(self) -> bool:
         """Whether no method detects motion."""
-        return all(found.static for found in self.motion.values())
+        return all(motion.static for motion in self.motion.values())
 
 
 def clip_quality(
@@ -100,7 +100,7 @@ def clip_quality(
     grey = luma(frames)
     count = len(grey)
     side = max(2, min(tracking.block, min(grey.shape[1:]) // 2))
-    found = {method: motion(frames, method, block=side, reach=tracking.reach) for method in METHODS}
+    motions = {method: motion(frames, method, block=side, reach=tracking.reach) for method in METHODS}
     curves = {label: drift_distances(frames, function) for label, function in features.items()}
     if bits is not None:
         check(np.shape(bits) == (count,), f"bits must be [{count}], got {list(np.shape(bits))}")
@@ -116,7 +116,7 @@ def clip_quality(
     if len(ways) == 1:
         first = max(1, count // 4) if tracking.direction_frames is None else tracking.direction_frames
         direction = direction_agreement(frames, DIRECTIONS[ways[0]], first=first)
-    return ClipQuality(name, caption, count, centroids(grey), found, direction, curves)
+    return ClipQuality(name, caption, count, centroids(grey), motions, direction, curves)
 
 
 def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
       "motion" (by method, of speed, consistency, evenness and change [mean, error, clips that have one]), "drift" (by
       curve, of `Drift`).
     """
-    check(len(clips) > 0, "clips must hold at least one clip, got none")
+    check(len(clips) > 0, "clips must contain at least one clip, got none")
     captioned = [clip for clip in clips if any(word in DIRECTIONS for word in clip.caption.split())]
     right = [clip.direction > math.cos(math.pi / 4) for clip in captioned]  # NaN, of a static clip, counts as wrong
     names = ("speed", "consistency", "evenness", "change")
@@ -147,9 +147,9 @@ def group_figures(clips: Sequence[ClipQuality]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    known = np.asarray([value for value in values if not math.isnan(value)])
+    finite = np.asarray([value for value in values if not math.isnan(value)])
     return {
-        "mean": float(known.mean()) if len(known) else math.nan,
-        "error": standard_error(known),
-        "clips": len(known),
+        "mean": float(finite.mean()) if len(finite) else math.nan,
+        "error": standard_error(finite),
+        "clips": len(finite),
     }

@@ -40,17 +40,17 @@ class DenoiserQuality:
     clips: int
 
     @classmethod
-    def from_clips(cls, method: Denoise, found: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
+    def from_clips(cls, method: Denoise, denoised: np.ndarray, clean: np.ndarray) -> DenoiserQuality:
         """Compares clips, clipped to [-1, 1], with clean clips."""
-        found = np.clip(found, -1.0, 1.0)
-        decibels, similarity = psnr(found, clean), ssim(found, clean)
+        denoised = np.clip(denoised, -1.0, 1.0)
+        decibels, similarity = psnr(denoised, clean), ssim(denoised, clean)
         return cls(
             method=method,
             psnr=float(decibels.mean()),
             psnr_error=standard_error(decibels),
             ssim=float(similarity.mean()),
             ssim_error=standard_error(similarity),
-            clips=len(found),
+            clips=len(denoised),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,18 +87,18 @@ def denoiser_ablation(
     """
     check_integer("batch_size", batch_size, minimum=1)
     check(noise_std > 0, f"noise_std must be above 0, got {noise_std}")
-    check(len(clean) > 0, "clips must hold at least one clip, got none")
-    check(cond is None or len(cond) == len(clean), "cond must have one row a clip")
+    check(len(clean) > 0, "clips must contain at least one clip, got none")
+    check(cond is None or len(cond) == len(clean), "cond must have one row per clip")
     methods: list[Denoise] = ["none", "score", *(["learned"] if config.denoiser is not None else [])]  # type: ignore[list-item]
-    found: dict[Denoise, list[np.ndarray]] = {method: [] for method in methods}
+    denoised: dict[Denoise, list[np.ndarray]] = {method: [] for method in methods}
     size = min(batch_size, len(clean))
     for first in range(0, len(clean), size):
         rows = np.resize(np.arange(first, min(first + size, len(clean))), size)
         noisy = _with_noise(key, jnp.asarray(clean[rows], jnp.float32), rows, noise_std)
         given = None if cond is None else cond[rows]
         for method in methods:
-            found[method].append(np.asarray(_denoised(config, method, params, noisy, given, noise_std)))
-    return [DenoiserQuality.from_clips(m, np.concatenate(found[m])[: len(clean)], clean) for m in methods]
+            denoised[method].append(np.asarray(_denoised(config, method, params, noisy, given, noise_std)))
+    return [DenoiserQuality.from_clips(m, np.concatenate(denoised[m])[: len(clean)], clean) for m in methods]
 
 
 def denoisers_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,8 +121,8 @@ def _error(value: float | None, digits: int) -> str:
 
 
 @jax.jit
-def _with_noise(key: jax.Array, clean: jax.Array, places: jax.Array, noise_std: jax.Array | float) -> jax.Array:
-    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+def _with_noise(key: jax.Array, clean: jax.Array, indices: jax.Array, noise_std: jax.Array | float) -> jax.Array:
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     return clean + noise_std * jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
 
 

@@ -53,16 +53,16 @@ def drift_distances(frames: np.ndarray, features: Features) -> np.ndarray:
       ValueError: an invalid shape, or features that are not [T, D] or not finite.
     """
     frames = np.asarray(frames)
-    check(frames.ndim == 4 and frames.size > 0, f"clip must be [T, H, W, C], none of them 0, got {list(frames.shape)}")
-    found = np.asarray(features(frames), np.float64)
+    check(frames.ndim == 4 and frames.size > 0, f"clip must be [T, H, W, C], all above 0, got {list(frames.shape)}")
+    vectors = np.asarray(features(frames), np.float64)
     check(
-        found.ndim == 2 and len(found) == len(frames) and bool(np.isfinite(found).all()),
-        f"features must be finite, [{len(frames)}, D], got {list(found.shape)}",
+        vectors.ndim == 2 and len(vectors) == len(frames) and bool(np.isfinite(vectors).all()),
+        f"features must be finite, [{len(frames)}, D], got {list(vectors.shape)}",
     )
-    first = float(np.linalg.norm(found[0]))
+    first = float(np.linalg.norm(vectors[0]))
     if first == 0.0:
         return np.full(len(frames), math.nan)
-    return np.asarray(np.linalg.norm(found - found[0], axis=1) / first)
+    return np.asarray(np.linalg.norm(vectors - vectors[0], axis=1) / first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Drift:
         Raises:
           ValueError: no clips.
         """
-        check(len(curves) > 0, "curves must hold at least one clip, got none")
+        check(len(curves) > 0, "curves must contain at least one clip, got none")
         mean, error, counts, slopes, gaps = [], [], [], [], []
         for frame in range(max(map(len, curves))):
             values = np.asarray([curve[frame] for curve in curves if frame < len(curve)], np.float64)
@@ -101,15 +101,15 @@ class Drift:
             error.append(standard_error(values))
             counts.append(len(values))
         for curve in curves:
-            places = np.flatnonzero(np.isfinite(curve))
-            if len(places) > 1:
-                values = np.asarray(curve, np.float64)[places]
+            indices = np.flatnonzero(np.isfinite(curve))
+            if len(indices) > 1:
+                values = np.asarray(curve, np.float64)[indices]
                 quarter = max(1, len(values) // 4)
-                slopes.append(float(np.polyfit(places, values, 1)[0]))
+                slopes.append(float(np.polyfit(indices, values, 1)[0]))
                 gaps.append(float(values[-quarter:].mean() - values[:quarter].mean()))
-        found = [np.asarray(values, np.float64) for values in (slopes, gaps)]
-        slope, late = (float(values.mean()) if len(values) else math.nan for values in found)
-        slope_error, late_error = (standard_error(values) for values in found)
+        samples = [np.asarray(values, np.float64) for values in (slopes, gaps)]
+        slope, late = (float(values.mean()) if len(values) else math.nan for values in samples)
+        slope_error, late_error = (standard_error(values) for values in samples)
         return cls(tuple(mean), tuple(error), tuple(counts), slope, slope_error, late, late_error)
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check, check_integer
 
-# A clip with a speed below this, in pixels a frame, counts as static.
+# A clip with a speed below this, in pixels per frame, counts as static.
 STILL = 0.1
 # A block whose levels (0..255) have a standard deviation below this has no texture to follow.
 _TEXTURE = 4.0
@@ -38,7 +38,7 @@ def luma(frames: np.ndarray) -> np.ndarray:
     frames = np.asarray(frames, np.float64)
     check(
         frames.ndim == 4 and frames.size > 0 and frames.shape[-1] in (1, 3),
-        f"clip must be [T, H, W, C] with C of 1 or 3, none of them 0, got {list(frames.shape)}",
+        f"clip must be [T, H, W, C] with C of 1 or 3, all above 0, got {list(frames.shape)}",
     )
     check(bool(np.isfinite(frames).all()), "clip must be finite")
     return frames[..., 0] if frames.shape[-1] == 1 else frames @ np.array([0.299, 0.587, 0.114])
@@ -68,14 +68,14 @@ def frame_displacements(grey: np.ndarray, *, fraction: int = 10) -> np.ndarray:
     """
     from skimage.registration import phase_cross_correlation
 
-    found = np.full((len(grey) - 1, 2), math.nan)
+    displacements = np.full((len(grey) - 1, 2), math.nan)
     for step in range(len(grey) - 1):
         if np.ptp(grey[step]) > 0 and np.ptp(grey[step + 1]) > 0:
             shift, _, _ = phase_cross_correlation(
                 grey[step + 1], grey[step], upsample_factor=fraction, normalization="phase"
             )
-            found[step] = shift
-    return found
+            displacements[step] = shift
+    return displacements
 
 
 def block_displacements(grey: np.ndarray, *, block: int = 8, reach: int = 4) -> np.ndarray:
@@ -108,16 +108,18 @@ def _matched(grey: np.ndarray, block: int, reach: int) -> np.ndarray:
     errors = np.empty((len(grey) - 1, rows, columns, side, side))
     for down in range(side):
         for right in range(side):
-            moved = padded[:, down : down + rows * block, right : right + columns * block]
-            errors[..., down, right] = _block_means(np.abs(moved - cut[:-1]), block)
+            shifted = padded[:, down : down + rows * block, right : right + columns * block]
+            errors[..., down, right] = _block_means(np.abs(shifted - cut[:-1]), block)
     texture = np.sqrt(np.maximum(_block_means(cut[:-1] ** 2, block) - _block_means(cut[:-1], block) ** 2, 0.0))
     offsets = np.arange(side) - reach
     # A small penalty on length, so that the shortest of equal matches wins.
     length = 1e-6 * np.hypot(offsets[:, None], offsets[None])
     best = (errors + length).reshape(*errors.shape[:3], -1).argmin(axis=-1)
     down, right = np.unravel_index(best, (side, side))
-    found = np.stack([offsets[down], offsets[right]], axis=-1) + _remainder(cut[:-1], padded, down, right, block)
-    return np.where(texture[..., None] >= _TEXTURE, found, math.nan)
+    displacements = np.stack([offsets[down], offsets[right]], axis=-1) + _remainder(
+        cut[:-1], padded, down, right, block
+    )
+    return np.where(texture[..., None] >= _TEXTURE, displacements, math.nan)
 
 
 def _block_means(values: np.ndarray, block: int) -> np.ndarray:
@@ -132,22 +134,22 @@ def _remainder(frames: np.ndarray, padded: np.ndarray, down: np.ndarray, right: 
     has structure along one direction alone.
     """
     steps, rows, columns = down.shape
-    inside = np.arange(block)
+    within = np.arange(block)
     at = (
         np.arange(steps)[:, None, None, None, None],
-        (block * np.arange(rows)[:, None] + down)[..., None, None] + inside[:, None],
-        (block * np.arange(columns) + right)[..., None, None] + inside,
+        (block * np.arange(rows)[:, None] + down)[..., None, None] + within[:, None],
+        (block * np.arange(columns) + right)[..., None, None] + within,
     )
-    own = frames.reshape(steps, rows, block, columns, block).swapaxes(2, 3)
-    gap = padded[at] - own
+    blocks = frames.reshape(steps, rows, block, columns, block).swapaxes(2, 3)
+    gap = padded[at] - blocks
     slopes = [gradient[at] for gradient in np.gradient(padded, axis=(1, 2))]
     (a, b), (_, c) = [[(one * other).sum(axis=(-2, -1)) for other in slopes] for one in slopes]
     p, q = ((slope * gap).sum(axis=(-2, -1)) for slope in slopes)
     determinant = a * c - b * b
     solid = determinant > 1e-3 * np.maximum(a + c, 1e-9) ** 2
     safe = np.where(solid, determinant, 1.0)
-    found = np.stack([-(c * p - b * q) / safe, -(a * q - b * p) / safe], axis=-1)
-    return np.where(solid[..., None], np.clip(found, -0.5, 0.5), 0.0)
+    remainder = np.stack([-(c * p - b * q) / safe, -(a * q - b * p) / safe], axis=-1)
+    return np.where(solid[..., None], np.clip(remainder, -0.5, 0.5), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +157,11 @@ class Motion:
     """Motion of one clip; NaN where a quantity is undefined.
 
     Attributes:
-      speed: mean length of a displacement, pixels a frame (of blocks: of those with texture).
+      speed: mean length of a displacement, pixels per frame (of blocks: of those with texture).
       consistency: mean cosine of the angle between a displacement and the next, over pairs that both move: 1 for a
         straight path, 0 at random, -1 for constant reversals. An object that bounces has less than 1 in real clips too.
       evenness: mean of 1 - |next - this| / (|next| + |this|): 1 for a constant velocity, 0 for jumps.
-      direction: mean displacement, (down, right) in pixels a frame.
+      direction: mean displacement, (down, right) in pixels per frame.
       change: mean absolute difference of successive frames, levels of 255 (1 - change / 255 is VBench's
         temporal flickering).
       static: whether the speed is below `STILL` (or unknown) and the change below one level.
@@ -200,20 +202,20 @@ def motion(frames: np.ndarray, method: Method = "centroid", *, block: int = 8, r
 def summary(steps: np.ndarray, *, change: float) -> Motion:
     """`Motion` of displacements [T - 1, n, 2] of n tracked objects, NaN where one is not visible."""
     lengths = np.hypot(steps[..., 0], steps[..., 1])
-    known = ~np.isnan(lengths)
-    speed = float(lengths[known].mean()) if known.any() else math.nan
-    this, after = steps[:-1], steps[1:]
-    long_this, long_after = lengths[:-1], lengths[1:]
+    finite = ~np.isnan(lengths)
+    speed = float(lengths[finite].mean()) if finite.any() else math.nan
+    this, following = steps[:-1], steps[1:]
+    long_this, long_following = lengths[:-1], lengths[1:]
     with np.errstate(invalid="ignore", divide="ignore"):
-        moving = (long_this > STILL) & (long_after > STILL)
-        cosine = (this * after).sum(axis=-1) / (long_this * long_after)
-        both = (long_this + long_after) > STILL
-        jump = np.hypot(*np.moveaxis(after - this, -1, 0)) / (long_this + long_after)
+        moving = (long_this > STILL) & (long_following > STILL)
+        cosine = (this * following).sum(axis=-1) / (long_this * long_following)
+        both = (long_this + long_following) > STILL
+        jump = np.hypot(*np.moveaxis(following - this, -1, 0)) / (long_this + long_following)
     return Motion(
         speed=speed,
         consistency=float(cosine[moving].mean()) if moving.any() else math.nan,
         evenness=float(1.0 - jump[both].mean()) if both.any() else math.nan,
-        direction=tuple(float(value) for value in steps[known].mean(axis=0)) if known.any() else (math.nan, math.nan),  # type: ignore[arg-type]
+        direction=tuple(float(value) for value in steps[finite].mean(axis=0)) if finite.any() else (math.nan, math.nan),  # type: ignore[arg-type]
         change=change,
         static=bool(not speed >= STILL and change < 1.0),
     )

@@ -59,7 +59,7 @@ def _checked_clips(clips: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np
     clips, clean = np.asarray(clips, np.float64), np.asarray(clean, np.float64)
     check(
         clips.shape == clean.shape and clips.ndim in (4, 5) and 0 not in clips.shape,
-        "clips must be two arrays [n, (T,) H, W, C] of one shape, none of them 0, "
+        "clips must be two arrays [n, (T,) H, W, C] of one shape, all above 0, "
         f"got {list(clips.shape)} and {list(clean.shape)}",
     )
     bad = int(np.count_nonzero(~np.isfinite(clips)) + np.count_nonzero(~np.isfinite(clean)))
@@ -118,7 +118,7 @@ def _checked_frames(frames: np.ndarray, reference: np.ndarray) -> tuple[np.ndarr
             frames, reference = (np.broadcast_to(clip, (*clip.shape[:3], 3)) for clip in (frames, reference))
     check(
         frames.shape == reference.shape and frames.ndim == 4 and frames.size > 0,
-        "clips must be two arrays [T, H, W, C] of one shape, none of them 0, "
+        "clips must be two arrays [T, H, W, C] of one shape, all above 0, "
         f"got {list(frames.shape)} and {list(reference.shape)}",
     )
     for name, values in (("found", frames), ("reference", reference)):

@@ -46,7 +46,7 @@ def decode_latents(latents: Float[np.ndarray, "*B rows columns c"], folder: Path
     path = kept_autoencoder(folder)
     if path is None:
         raise ValueError(
-            f"latents can be decoded only with their autoencoder, and {folder} holds neither {AUTOENCODER_FILE} nor "
+            f"latents can be decoded only with their autoencoder, and {folder} contains neither {AUTOENCODER_FILE} nor "
             f"{AUTOENCODER_FOLDER}"
         )
     return decode_by(path, latents)
@@ -62,7 +62,7 @@ def decode_by(path: Path, latents: Float[np.ndarray, "*B rows columns c"]) -> Fl
     channels = latents.shape[-1]
     check(
         channels == autoencoder.channels,
-        f"autoencoder {path} must be of latents of {channels} channels, got {autoencoder.channels}",
+        f"autoencoder {path} must decode latents of {channels} channels, got {autoencoder.channels}",
     )
     if latents.ndim == 3:
         return decode_in_batches(autoencoder, params, latents[None])[0]

@@ -92,9 +92,9 @@ def fit_patch_pca(
         cells = image.reshape(-1, height // patch, patch, width // patch, patch, colours).transpose(0, 1, 3, 2, 4, 5)
         values = cells.reshape(-1, patch**2 * colours).astype(np.float64)
         total, square, count = total + values.sum(0), square + values.T @ values, count + len(values)
-    check(count > 0, "images must hold at least one patch, got none")
+    check(count > 0, "images must contain at least one patch, got none")
     autoencoder = PatchPCA(patch, colours, channels)
-    check(count > autoencoder.dim, f"images must hold more than {autoencoder.dim} patches of {patch}, got {count}")
+    check(count > autoencoder.dim, f"images must contain more than {autoencoder.dim} patches of {patch}, got {count}")
     mean = total / count
     variances, vectors = np.linalg.eigh(square / count - np.outer(mean, mean))
     basis = vectors[:, ::-1][:, :channels]

@@ -136,7 +136,7 @@ def _load_folder(folder: Path, dtype: Dtype) -> tuple[Autoencoder, Params]:
     except ValueError as error:
         raise ValueError(f"autoencoder {folder}: {error}") from error
     except (TypeError, KeyError, AttributeError, OverflowError) as error:  # fields of other types than expected
-        raise ValueError(f"autoencoder {folder}: {CONFIG_FILE} has a field of another type: {error}") from error
+        raise ValueError(f"autoencoder {folder}: {CONFIG_FILE} has a field of the wrong type: {error}") from error
     return dataclasses.replace(autoencoder, dtype=dtype), params
 
 
@@ -175,7 +175,7 @@ def _load_linear(path: Path) -> tuple[Autoencoder, dict[str, np.ndarray]]:
     autoencoder = PatchPCA(stride, pixel_channels, channels)
     shapes = {"mean": (autoencoder.dim,), "basis": (autoencoder.dim, channels), "std": (channels,)}
     actual = {name: value.shape for name, value in params.items()}
-    check(actual == shapes, f"autoencoder {path} must hold the arrays {shapes}, got {actual}")
-    check(all(np.isfinite(value).all() for value in params.values()), f"autoencoder {path} must hold finite numbers")
+    check(actual == shapes, f"autoencoder {path} must contain the arrays {shapes}, got {actual}")
+    check(all(np.isfinite(value).all() for value in params.values()), f"autoencoder {path} must contain finite numbers")
     check(bool((params["std"] > 0).all()), f"autoencoder {path} must have std above 0")
     return autoencoder, params

@@ -70,8 +70,8 @@ class Tiled:
         height, width = min(self.tile, rows), min(self.tile, columns)
         if (height, width) == (rows, columns):
             return function(x)
-        tops, lefts = tile_starts(rows, height, self.overlap), tile_starts(columns, width, self.overlap)
-        corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1).reshape(-1, 2)
+        row_starts, column_starts = tile_starts(rows, height, self.overlap), tile_starts(columns, width, self.overlap)
+        corners = np.stack(np.meshgrid(row_starts, column_starts, indexing="ij"), axis=-1).reshape(-1, 2)
         weight = jnp.asarray(
             _ramp(height * out, self.overlap * out)[:, None, None] * _ramp(width * out, self.overlap * out)[:, None]
         )
@@ -87,20 +87,20 @@ class Tiled:
             function, jax.ShapeDtypeStruct((*front, height * into, width * into, x.shape[-1]), x.dtype)
         )
         before = result.shape[:-3]  # the number of frames may differ
-        whole = jnp.zeros((*before, rows * out, columns * out, result.shape[-1]), jnp.float32)
+        output = jnp.zeros((*before, rows * out, columns * out, result.shape[-1]), jnp.float32)
         weights = jnp.zeros((rows * out, columns * out, 1), jnp.float32)
 
         def add(total: tuple[jax.Array, jax.Array], corner: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            whole, weights = total
+            output, weights = total
             row, column = corner[0] * out, corner[1] * out
             start = [*zeros[: len(before)], row, column, zero]
-            current = jax.lax.dynamic_slice(whole, start, result.shape)
-            whole = jax.lax.dynamic_update_slice(whole, current + weight * function(cut(corner)), start)
+            current = jax.lax.dynamic_slice(output, start, result.shape)
+            output = jax.lax.dynamic_update_slice(output, current + weight * function(cut(corner)), start)
             covered = jax.lax.dynamic_slice(weights, (row, column, zero), weight.shape)
-            return (whole, jax.lax.dynamic_update_slice(weights, covered + weight, (row, column, zero))), None
+            return (output, jax.lax.dynamic_update_slice(weights, covered + weight, (row, column, zero))), None
 
-        (whole, weights), _ = jax.lax.scan(add, (whole, weights), jnp.asarray(corners, jnp.int32))
-        return whole / weights
+        (output, weights), _ = jax.lax.scan(add, (output, weights), jnp.asarray(corners, jnp.int32))
+        return output / weights
 
 
 def tile_starts(size: int, tile: int, overlap: int) -> list[int]:

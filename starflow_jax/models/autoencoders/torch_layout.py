@@ -17,7 +17,7 @@ from starflow_jax.models.autoencoders.protocol import Params
 from starflow_jax.tensor_formats.tensor_folders import Tensors
 
 _LEAVES = {"kernel": "weight", "scale": "weight"}
-_MOST_NAMED = 3  # names in a message
+_MAX_NAMED = 3  # names in a message
 
 
 def from_tensors(expected: Params, tensors: Tensors, name: Callable[[str], str] = str) -> Params:
@@ -33,21 +33,21 @@ def from_tensors(expected: Params, tensors: Tensors, name: Callable[[str], str] 
     """
     leaves = {name(_dotted(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     missing, unknown = (sorted(set(a) - set(b)) for a, b in ((leaves, tensors), (tensors, leaves)))
-    check(not missing, f"tensors must hold {_some(missing)}, and do not")
-    check(not unknown, f"tensors must be those of the configuration, got also {_some(unknown)}")
-    shapes = {one: _torch_shape(leaf.shape) for one, leaf in leaves.items()}
+    check(not missing, f"tensors must contain {_some(missing)}, and do not")
+    check(not unknown, f"tensors must be those of the configuration, got additionally {_some(unknown)}")
+    shapes = {key: _torch_shape(leaf.shape) for key, leaf in leaves.items()}
     wrong = [
-        f"{one} {list(tensors[one].shape)} for {list(shapes[one])}"
-        for one in leaves
-        if not _fits(tensors[one], shapes[one])
+        f"{key} {list(tensors[key].shape)} for {list(shapes[key])}"
+        for key in leaves
+        if not _fits(tensors[key], shapes[key])
     ]
     check(not wrong, f"tensors must have the shapes of the configuration, got {_some(wrong)}")
-    bad = [one for one in leaves if not np.isfinite(tensors[one].astype(np.float32)).all()]
-    check(not bad, f"tensors must hold finite numbers, and {_some(bad)} do not")
+    bad = [key for key in leaves if not np.isfinite(tensors[key].astype(np.float32)).all()]
+    check(not bad, f"tensors must contain finite numbers, and {_some(bad)} do not")
 
     def value(path: Any, leaf: Any) -> np.ndarray:
-        one = name(_dotted(path))
-        return from_torch(tensors[one].astype(np.float32).reshape(shapes[one]))
+        key = name(_dotted(path))
+        return from_torch(tensors[key].astype(np.float32).reshape(shapes[key]))
 
     return jax.tree_util.tree_map_with_path(value, dict(expected))
 
@@ -84,5 +84,5 @@ def _dotted(path: Any) -> str:
 
 
 def _some(names: list[str]) -> str:
-    rest = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -89,7 +89,7 @@ def tensor_prefix(folder: PretrainedFolder) -> str:
     for prefix in _PREFIXES:
         if f"{prefix}embed_tokens.weight" in folder:
             return prefix
-    raise ValueError(f"model {folder.path} must hold the tensor model.embed_tokens.weight, and does not")
+    raise ValueError(f"model {folder.path} must contain the tensor model.embed_tokens.weight, and does not")
 
 
 def read_embedding(folder: PretrainedFolder, dtype: str = "float32") -> dict[str, Float[np.ndarray, "V D"]]:

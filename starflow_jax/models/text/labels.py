@@ -36,9 +36,9 @@ class LabelTable:
         check(len(self.labels) > 0, "labels must be at least one, got none")
         empty = [line for line, label in enumerate(self.labels, start=1) if not label or label != label.strip()]
         check(not empty, f"labels must not be empty or have spaces around them, got one in line {empty[:1]}")
-        seen: set[str] = set()
-        twice = [label for label in self.labels if label in seen or seen.add(label)]  # type: ignore[func-returns-value]
-        check(not twice, f"labels must all be different, got {twice[:1]} again")
+        previous: set[str] = set()
+        repeated = [label for label in self.labels if label in previous or previous.add(label)]  # type: ignore[func-returns-value]
+        check(not repeated, f"labels must all be different, got {repeated[:1]} again")
 
     @property
     def length(self) -> int:
@@ -75,8 +75,8 @@ class LabelTable:
 
     def known_ids(self, captions: Sequence[str]) -> Int[np.ndarray, "B 1"]:
         """Ids int32 [B, 1]; 0 also for captions that are not labels."""
-        places = {label: place for place, label in enumerate(self.labels, start=1)}
-        return np.asarray([[places.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)
+        ids = {label: index for index, label in enumerate(self.labels, start=1)}
+        return np.asarray([[ids.get(caption.strip(), 0)] for caption in captions], np.int32).reshape(-1, 1)
 
     def encode(
         self, params: Params, ids: Int[jax.Array | np.ndarray, "B L"], layout: Layout | None = None

@@ -66,9 +66,9 @@ def caption_prompts(
         raise ValueError(f"captions must be a sequence of strings, got the single string {captions!r}.")
     for caption in captions:
         if not isinstance(caption, str):
-            raise ValueError(f"captions must hold strings only, got {caption!r}.")
+            raise ValueError(f"captions must contain strings only, got {caption!r}.")
     if aspect_ratio is not None and not (isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)):
-        raise ValueError(f"aspect_ratio must be 'width:height' in whole numbers above 0, got {aspect_ratio!r}.")
+        raise ValueError(f"aspect_ratio must be 'width:height' with integers above 0, got {aspect_ratio!r}.")
 
     count = len(captions)
     rates = _frame_rates(fps, count)
@@ -104,7 +104,7 @@ def _frame_rates(fps: Any, count: int) -> list[int] | list[None]:
     values = _numbers(fps, "fps")
     for value in values:
         if not (value >= 0 and float(value).is_integer()):
-            raise ValueError(f"fps must be a whole number of frames per second, 0 for an image, got {value}.")
+            raise ValueError(f"fps must be an integer, 0 for an image, got {value}.")
     rates = [int(value) for value in values]
     return rates * count if np.ndim(fps) == 0 else rates
 
@@ -116,7 +116,7 @@ def _noise_levels(noise_std: Any, count: int) -> list[int] | list[None]:
     values = _numbers(noise_std, "noise_std")
     for value in values:
         if not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"noise_std must be a finite number not below 0, got {value}.")
+            raise ValueError(f"noise_std must be a finite number >= 0, got {value}.")
     if np.ndim(noise_std) == 0:
         return [int(1000 * float(values[0]))] * count
     return [int(1000 * float(value)) for value in np.asarray(values, np.float32)]

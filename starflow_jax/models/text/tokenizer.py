@@ -56,7 +56,11 @@ class Tokenizer:
         for row, caption in zip(ids, captions, strict=True):
             pieces = [*before, *_pieces(self.processor, caption)[:room], *after]
             wrong = [piece for piece in pieces if not 0 <= piece < self.vocabulary]
-            check(not wrong, f"caption {caption!r} has the token {wrong[:1]}, beyond the model's {self.vocabulary}")
+            check(
+                not wrong,
+                f"caption {caption!r} contains the token {wrong[:1]}, beyond the vocabulary of "
+                f"{self.vocabulary} tokens",
+            )
             if self.side == "right":
                 row[: len(pieces)] = pieces
             elif pieces:
@@ -73,8 +77,8 @@ class Tokenizer:
         A caption may contain the text of the padding token (`<pad>`), so that the first and last other ids decide.
         """
         is_token = (jnp.asarray(ids) != self.pad).astype(jnp.int8)
-        begun, continues = (jax.lax.cummax(is_token, axis=1, reverse=reverse) for reverse in (False, True))
-        return (begun * continues).astype(bool)
+        started, continues = (jax.lax.cummax(is_token, axis=1, reverse=reverse) for reverse in (False, True))
+        return (started * continues).astype(bool)
 
 
 def read_tokenizer(folder: Path, names: Sequence[str], length: int, vocabulary: int, **marks: Any) -> Tokenizer:
@@ -84,7 +88,7 @@ def read_tokenizer(folder: Path, names: Sequence[str], length: int, vocabulary: 
       ValueError: none of the files exists, or the file cannot be read.
     """
     files = [folder / name for name in names if (folder / name).is_file()]
-    check(len(files) > 0, f"model {folder} must hold {' or '.join(names)}, and does not")
+    check(len(files) > 0, f"model {folder} must contain {' or '.join(names)}, and does not")
     file = files[0]
     read = _read_json if file.suffix == ".json" else _read_sentencepiece
     try:

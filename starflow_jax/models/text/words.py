@@ -56,8 +56,10 @@ class WordEncoder:
                 word = word if word in id_of else word.strip(_PUNCTUATION)
                 if word not in id_of:
                     near = difflib.get_close_matches(word, self.vocabulary, n=3, cutoff=0.6)
-                    hint = f"did you mean {' or '.join(near)}?" if near else f"it may hold {', '.join(self.vocabulary)}"
-                    raise ValueError(f"caption {caption!r} holds the unknown word {word!r}; {hint}")
+                    hint = (
+                        f"did you mean {' or '.join(near)}?" if near else f"known words: {', '.join(self.vocabulary)}"
+                    )
+                    raise ValueError(f"caption {caption!r} contains the unknown word {word!r}; {hint}")
                 row[i] = id_of[word]
         return ids
 
@@ -70,8 +72,8 @@ class WordEncoder:
         ids = np.zeros((len(captions), self.length), np.int32)
         for row, caption in zip(ids, captions, strict=True):
             words = (word if word in id_of else word.strip(_PUNCTUATION) for word in caption.lower().split())
-            known = [id_of[word] for word in words if word in id_of][: self.length]
-            row[: len(known)] = known
+            word_ids = [id_of[word] for word in words if word in id_of][: self.length]
+            row[: len(word_ids)] = word_ids
         return ids
 
     def words(self, ids: Int[np.ndarray, "L"]) -> str:

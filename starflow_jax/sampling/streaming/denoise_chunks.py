@@ -85,14 +85,14 @@ class FrameDenoiser:
         final = []
         while self._chunk < len(self.chunks):
             start, length, _ = self.chunks[self._chunk]
-            known = min(self._pushed - start, length)
+            num_known = min(self._pushed - start, length)
             reach = length if self._ahead is None else self._ahead
-            end = start + (length if known == length else max(known - reach, 0))
+            end = start + (length if num_known == length else max(num_known - reach, 0))
             if end > self._next:
-                denoised = self._denoise(self._buffer(start, length, known))
+                denoised = self._denoise(self._buffer(start, length, num_known))
                 final += [FinalFrame(i, self._known[i], denoised[i - start]) for i in range(self._next, end)]
                 self._next = end
-            if known < length:
+            if num_known < length:
                 break
             self._chunk += 1
             if self._chunk < len(self.chunks):
@@ -100,5 +100,5 @@ class FrameDenoiser:
                     del self._known[index]
         return final
 
-    def _buffer(self, start: int, length: int, known: int) -> tuple[jax.Array, ...]:
-        return tuple(self._known[start + i] if i < known else self._unknown for i in range(length))
+    def _buffer(self, start: int, length: int, num_known: int) -> tuple[jax.Array, ...]:
+        return tuple(self._known[start + i] if i < num_known else self._unknown for i in range(length))

@@ -17,11 +17,11 @@ from jaxtyping import PRNGKeyArray
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
-from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.parameters import Params, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.image_sampling import to_pixels
-from starflow_jax.sampling.latent_shapes import autoencoder_of
+from starflow_jax.sampling.latent_shapes import run_autoencoder
 from starflow_jax.sampling.sampling_report import report_on
 from starflow_jax.sampling.streaming.denoise_chunks import FinalFrame, FrameDenoiser, chunk_plan, frames_ahead
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
@@ -101,7 +101,7 @@ def stream(
     Raises:
       ValueError: see `plan_videos`, and `FrameStream`.
     """
-    check("batch_size" not in options, "batch_size is not an option of a stream: all its videos are drawn at once")
+    check("batch_size" not in options, "batch_size is not an option of a stream, which samples all its videos together")
     plan = plan_videos(config, captions, **options, batch_size=max(len(captions), 1))
     return VideoStream(flow, key, plan, devices)
 
@@ -123,7 +123,7 @@ def stream_plan(
     """
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count, given_frames = len(plan.captions), plan.given_frames
-    drawn: list[tuple[np.ndarray, ...]] = []
+    clips: list[tuple[np.ndarray, ...]] = []
     reports = []
     for begin in range(0, count, plan.batch_size):
         # A short last batch is padded with copies, so that no further program is compiled.
@@ -147,9 +147,9 @@ def stream_plan(
                 frames.append((pixels[:size], frame.x[:size, None], frame.denoised[:size, None]))
                 if progress is not None and frame.index >= given_frames:
                     progress(size)
-        drawn.append(tuple(np.concatenate(parts, axis=1) for parts in zip(*frames, strict=True)))
+        clips.append(tuple(np.concatenate(parts, axis=1) for parts in zip(*frames, strict=True)))
         reports.append(videos.report)
-    pixels, x, denoised = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    pixels, x, denoised = (np.concatenate(parts) for parts in zip(*clips, strict=True))
     finite = np.isfinite(denoised).all(axis=(1, 2, 3, 4))
     report = report_on(
         [report.blocks for report in reports],
@@ -185,7 +185,7 @@ class VideoStream(Iterator[StreamedFrame]):
             text,
             given=plan.given_frames,
             solver=kind.solver,
-            guidance=guidance_of(kind.flow.family, text, plan.scalars["weight"], null=jnp.asarray(plan.null))
+            guidance=make_guidance(kind.flow.family, text, plan.scalars["weight"], null=jnp.asarray(plan.null))
             if kind.guided
             else None,
             window=kind.window,
@@ -205,7 +205,7 @@ class VideoStream(Iterator[StreamedFrame]):
         self._unknown = shallow.put(jnp.asarray(np.zeros((count, *self._shape[2:]), np.float32)))
         # The denoiser treats a chunk as a whole video.
         self._kind = dataclasses.replace(kind, window=None)
-        autoencoder = autoencoder_of(plan.config.data)
+        autoencoder = run_autoencoder(plan.config.data)
         self._decode = None if autoencoder is None else autoencoder.decoder()
         self._clips = autoencoder is not None and autoencoder.autoencoder.frame_stride > 1
         self._decoded_frames = self._new = 0
@@ -253,10 +253,10 @@ class VideoStream(Iterator[StreamedFrame]):
 
     def _draw(self) -> Generator[StreamedFrame, None, None]:
         denoiser = self._denoiser()
-        begun = time.perf_counter()
+        compile_start = time.perf_counter()
         self._compile(denoiser)
         start = time.perf_counter()
-        self._compile_seconds = start - begun
+        self._compile_seconds = start - compile_start
         prefix = None
         final: list[FinalFrame] = []
         if self._given is not None:
@@ -297,17 +297,17 @@ class VideoStream(Iterator[StreamedFrame]):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _noise(shape: tuple[int, ...], key: PRNGKeyArray, places: jax.Array, temperature: jax.Array) -> jax.Array:
+def _noise(shape: tuple[int, ...], key: PRNGKeyArray, indices: jax.Array, temperature: jax.Array) -> jax.Array:
     """Noise of videos of shape [T, H, W, C], [n, T, H, W, C]."""
-    return frame_noise(key, places, jnp.arange(shape[0]), shape[1:]) * temperature
+    return frame_noise(key, indices, jnp.arange(shape[0]), shape[1:]) * temperature
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _noisy(
-    noise_std: float, key: PRNGKeyArray, places: jax.Array, given: jax.Array
+    noise_std: float, key: PRNGKeyArray, indices: jax.Array, given: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Given frames with noise, [n, P, H, W, C], and the same as a tuple of frames."""
-    x = noisy_given(key, places, given, noise_std)
+    x = noisy_given(key, indices, given, noise_std)
     return x, tuple(x[:, index] for index in range(x.shape[1]))
 
 

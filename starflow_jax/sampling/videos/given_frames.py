@@ -59,7 +59,7 @@ class FrameReader:
         The request counts frames of pixels; an autoencoder of videos makes fewer latent frames of them.
 
         Raises:
-          RequestError: a length that does not go with the given frames or with the model.
+          RequestError: a length that the given frames or the model do not allow.
           ValueError: a file that cannot be read.
         """
         paths = {"image": request.image, "continued": request.continued, "video": request.video}
@@ -85,16 +85,16 @@ class FrameReader:
         template = f"{{frames}} must be above the {{0}} frames given by {{{name}}}, got {{1}}"
         require(total > len(images), template, len(images), total)
         if name == "image":
-            return self._given(frames, images, None, None)
-        return self._given(frames, images, EXTEND if EXTEND in self._words() else None, clip.fps)
+            return self._given_frames(frames, images, None, None)
+        return self._given_frames(frames, images, EXTEND if EXTEND in self._words() else None, clip.fps)
 
     def _translation(self, clip: Clip, frames: int | None, available: int) -> GivenFrames:
         template = "{video} needs a run trained with {0} captions, got one without that word"
         require(TRANSLATE in self._words(), template, TRANSLATE)
         frames = self._translation_length(frames, available)
-        return self._given(frames, clip.frames[: self._pixel_frames(frames // 2)], TRANSLATE, clip.fps)
+        return self._given_frames(frames, clip.frames[: self._pixel_frames(frames // 2)], TRANSLATE, clip.fps)
 
-    def _given(self, frames: int, images: np.ndarray, word: str | None, fps: float | None) -> GivenFrames:
+    def _given_frames(self, frames: int, images: np.ndarray, word: str | None, fps: float | None) -> GivenFrames:
         if self.autoencoder is None:
             return GivenFrames(frames, images, word, fps)
         return GivenFrames(frames, self.autoencoder.encode(images), word, fps, images)

@@ -30,7 +30,7 @@ FOLDERS = {
     "dynamic_degree": "subject_consistency",
 }
 VIDEOS, VIDEOS_OF_FLICKERING = 5, 25
-MOST_VIDEOS = 1000  # videos of a prompt: VBench requires 25 at most
+MAX_VIDEOS = 1000  # videos of a prompt: VBench requires 25 at most
 _LONGEST_NAME = 255  # bytes, of Linux, macOS and Windows alike
 _MAX_BYTES = 2**22
 
@@ -67,13 +67,16 @@ def video_name(prompt: str, index: int) -> str:
     Raises:
       ValueError: the prompt is not valid in a file name.
     """
-    shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
-    check(prompt.strip() == prompt and prompt != "", f"prompt must have words, and no space around them, got {shown!r}")
+    shortened = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+    check(
+        prompt.strip() == prompt and prompt != "",
+        f"prompt must have words, and no space around them, got {shortened!r}",
+    )
     bad = re.search(r"[/\x00-\x1f\x7f]", prompt)
-    check(bad is None, f"prompt {shown!r} cannot be a file's name: it holds {bad.group() if bad else ''!r}")
+    check(bad is None, f"prompt {shortened!r} cannot be a file name: it contains {bad.group() if bad else ''!r}")
     name = f"{prompt}-{index}.mp4"
     length = len(name.encode("utf-8"))
-    check(length <= _LONGEST_NAME, f"prompt {shown!r} makes a file's name of {length} bytes, above {_LONGEST_NAME}")
+    check(length <= _LONGEST_NAME, f"prompt {shortened!r} makes a file name of {length} bytes, above {_LONGEST_NAME}")
     return name
 
 
@@ -83,15 +86,15 @@ def prompt_files(path: Path) -> tuple[list[Path], list[Path]]:
     Raises:
       ValueError: there is no such file or folder, or no file is named after a dimension.
     """
-    check(path.exists(), f"prompts {path} is no file and no folder")
+    check(path.exists(), f"prompts {path} does not exist")
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    check(len(files) > 0, f"prompts folder {path} holds no .txt files")
-    known = [file for file in files if file.stem in DIMENSIONS]
+    check(len(files) > 0, f"prompts folder {path} contains no .txt files")
+    named = [file for file in files if file.stem in DIMENSIONS]
     check(
-        len(known) > 0,
+        len(named) > 0,
         f"prompts must be in files called after a dimension ({', '.join(DIMENSIONS)}), got {files[0].name}",
     )
-    return known, [file for file in files if file not in known]
+    return named, [file for file in files if file not in named]
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -111,17 +114,17 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"prompts {file} must be text in UTF-8, got other bytes") from error
         prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-        check(len(prompts) > 0, f"prompts {file} must hold a prompt, got none")
+        check(len(prompts) > 0, f"prompts {file} must contain a prompt, got none")
         for prompt in prompts:
-            video_name(prompt, MOST_VIDEOS - 1)
+            video_name(prompt, MAX_VIDEOS - 1)
         by_dimension[file.stem] = prompts
     return by_dimension
 
 
-def scored_on(drawn: Collection[str]) -> dict[str, str]:
-    """For each dimension that videos of the dimensions `drawn` can be scored on, the dimension of the videos."""
-    folders = {name: name if name in drawn else FOLDERS.get(name, name) for name in DIMENSIONS}
-    return {name: folder for name, folder in folders.items() if folder in drawn}
+def scored_on(sampled: Collection[str]) -> dict[str, str]:
+    """For each dimension that videos of the dimensions `sampled` can be scored on, the dimension of the videos."""
+    folders = {name: name if name in sampled else FOLDERS.get(name, name) for name in DIMENSIONS}
+    return {name: folder for name, folder in folders.items() if folder in sampled}
 
 
 def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None) -> list[WantedVideo]:
@@ -134,7 +137,7 @@ def wanted_videos(prompts: Mapping[str, Sequence[str]], each: int | None = None)
     Raises:
       ValueError: `each` is out of range.
     """
-    check(each is None or 1 <= each <= MOST_VIDEOS, f"videos of a prompt must be 1 to {MOST_VIDEOS}, got {each}")
+    check(each is None or 1 <= each <= MAX_VIDEOS, f"videos of a prompt must be 1 to {MAX_VIDEOS}, got {each}")
     videos = []
     for dimension, texts in prompts.items():
         count = each or (VIDEOS_OF_FLICKERING if dimension == "temporal_flickering" else VIDEOS)

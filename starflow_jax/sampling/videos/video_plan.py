@@ -20,7 +20,7 @@ from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import AnySolver, SlidingWindow
 from starflow_jax.training.step.frozen_text import FrozenText, load_text, prompts
 
-MOST_PLACES = 2**30
+MAX_PLACES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +240,9 @@ def _checked_places(places: Sequence[int] | Sequence[Sequence[int]] | np.ndarray
     numbers = np.arange(count) if places is None else np.asarray(places)
     check(
         numbers.ndim in (1, 2) and len(numbers) == count and numbers.size > 0 and numbers.dtype.kind in "iu",
-        f"places must be {count} integers, or rows of them, one a caption, got {places!r}",
+        f"places must be {count} integers, or one row of integers per caption, got {places!r}",
     )
-    most = MOST_PLACES if numbers.ndim == 1 else 2**32
+    most = MAX_PLACES if numbers.ndim == 1 else 2**32
     lowest, highest = int(numbers.min()), int(numbers.max())
     wrong = lowest if lowest < 0 else highest
     check(lowest >= 0 and highest < most, f"places must be 0 to {most - 1}, got {wrong}")

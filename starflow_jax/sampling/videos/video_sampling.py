@@ -1,7 +1,7 @@
 """Samples of videos: draw noise frame by frame, invert the flow, remove the training noise, round to pixels.
 
 `video_plan.plan_videos` checks a call and resolves its options; `draw_plan` samples the videos. The steps are functions
-(`frame_noise`, `noisy_given`, `denoise_video`, `pixels_of`) that streaming (`sampling.streaming`) shares, so that it
+(`frame_noise`, `noisy_given`, `denoise_video`, `decode_pixels`) that streaming (`sampling.streaming`) shares: it
 gives the same videos.
 """
 
@@ -20,13 +20,13 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
-from starflow_jax.flows.guidance import guidance_of
+from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.sampling.image_sampling import to_pixels
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
-from starflow_jax.sharding.layout import gathered, layout_of, placed, spread
+from starflow_jax.sharding.layout import gathered, placed, spread, tree_layout
 from starflow_jax.solvers import inverse
 
 # Folded into the key of the noise that is added to given frames, which no other noise may equal.
@@ -90,12 +90,12 @@ def draw_plan(
     """Samples the videos of a plan; arguments and result as of `generate`."""
     params = split(flow)[1] if isinstance(flow, Flow) else flow
     count = len(plan.captions)
-    layout = layout_of(params)
+    layout = tree_layout(params)
     kind = dataclasses.replace(plan.kind, layout=layout)
     key, scalars, null = spread(layout, (key, plan.scalars, plan.null))
     new_frames = plan.kind.frames - plan.given_frames
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
     program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
     compiled = time.perf_counter()
@@ -116,13 +116,13 @@ def draw_plan(
         count=count,
         batch_size=plan.batch_size,
         seconds=done - compiled,
-        compile_seconds=compiled - begun,
+        compile_seconds=compiled - start,
         non_finite=int(count - finite.sum()),
     )
-    return Videos(pixels_of(plan, clean), x, clean, plan.captions, plan.text, plan.given_frames, report)
+    return Videos(decode_pixels(plan, clean), x, clean, plan.captions, plan.text, plan.given_frames, report)
 
 
-def pixels_of(
+def decode_pixels(
     plan: VideoPlan, denoised: Float[np.ndarray, "B T H W C"]
 ) -> UInt8[np.ndarray, "B frames rows columns channels"]:
     """Videos uint8 [n, T, H, W, C] from denoised samples; given frames are unchanged."""
@@ -136,30 +136,30 @@ def pixels_of(
 
 def frame_noise(
     key: PRNGKeyArray,
-    places: Integer[np.ndarray | Array, "B *index"],
+    indices: Integer[np.ndarray | Array, "B *index"],
     times: Integer[np.ndarray | Array, " T"],
     shape: tuple[int, ...],
 ) -> Float[Array, "B T *shape"]:
-    """Standard normal noise, float32 [B, T, *shape], of frames `times` int32 [T] of videos `places` int [B] or [B, k].
+    """Standard normal noise, float32 [B, T, *shape], of frames `times` int32 [T] of videos `indices` int [B] or [B, k].
 
     The integers of a video, one after another, and then the time are folded into the key.
     """
 
-    def one(place: jax.Array, time: jax.Array) -> jax.Array:
+    def one(index: jax.Array, time: jax.Array) -> jax.Array:
         frame_key = key
-        for integer in (*jnp.atleast_1d(place), time):
+        for integer in (*jnp.atleast_1d(index), time):
             frame_key = jax.random.fold_in(frame_key, integer)
         return jax.random.normal(frame_key, shape)
 
-    return jax.vmap(lambda place: jax.vmap(lambda time: one(place, time))(times))(places)
+    return jax.vmap(lambda index: jax.vmap(lambda time: one(index, time))(times))(indices)
 
 
 def noisy_given(
-    key: PRNGKeyArray, places: Integer[Array, "B *index"], given: Float[Array, "B P H W C"], noise_std: float
+    key: PRNGKeyArray, indices: Integer[Array, "B *index"], given: Float[Array, "B P H W C"], noise_std: float
 ) -> Float[Array, "B P H W C"]:
     """Given frames [B, P, H, W, C] with the training noise of standard deviation `noise_std` added."""
     times = jnp.arange(given.shape[1])
-    noise = frame_noise(jax.random.fold_in(key, _GIVEN_STREAM), places, times, given.shape[2:])
+    noise = frame_noise(jax.random.fold_in(key, _GIVEN_STREAM), indices, times, given.shape[2:])
     return given + noise_std * noise
 
 
@@ -199,17 +199,17 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
-    places, text, later_text, given = rows
+    indices, text, later_text, given = rows
     shape = (*kind.size, kind.flow.channels)
-    z = frame_noise(key, places, jnp.arange(kind.frames), shape) * scalars["temperature"]
+    z = frame_noise(key, indices, jnp.arange(kind.frames), shape) * scalars["temperature"]
     z = placed(kind.layout, z, "batch")
     result = inverse(
         flow,
         z,
         text,
         solver=kind.solver,
-        guidance=guidance_of(kind.flow.family, text, scalars["weight"], null=null) if kind.guided else None,
-        prefix=None if given is None else noisy_given(key, places, given, kind.noise_std),
+        guidance=make_guidance(kind.flow.family, text, scalars["weight"], null=null) if kind.guided else None,
+        prefix=None if given is None else noisy_given(key, indices, given, kind.noise_std),
         window=kind.window,
         temperature=scalars["attention_temperature"] if kind.tempered else None,
         later_cond=later_text,

@@ -107,8 +107,8 @@ def _predicted_seconds(block: BlockCalibration, trial: Trial, samples: int, batc
     """The time of a trial's method for `batch` samples, scaled from the time measured for `samples`."""
     if batch == samples:
         return trial.seconds
-    measured, wanted = (_evaluation_seconds(block, trial.method.window, rows) for rows in (samples, batch))
-    return trial.seconds * wanted / measured
+    measured, predicted = (_evaluation_seconds(block, trial.method.window, rows) for rows in (samples, batch))
+    return trial.seconds * predicted / measured
 
 
 def _evaluation_seconds(block: BlockCalibration, window: int, batch: int) -> float:

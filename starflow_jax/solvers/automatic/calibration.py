@@ -46,7 +46,7 @@ class Method:
         check_choice("start", self.start, STARTS)
         check(
             bool(self.lags) == (self.solver == "secant"),
-            f"lags go with solver 'secant', got solver={self.solver!r} and lags={list(self.lags)}",
+            f"lags require solver 'secant', got solver={self.solver!r} and lags={list(self.lags)}",
         )
         check_integer("pool", self.pool, minimum=1)
         for lag in self.lags:
@@ -177,9 +177,9 @@ class BlockCalibration:
         check_real("crm", self.crm, minimum=0.0)
         check_real("amplification", self.amplification, minimum=0.0)
         AffineStart(self.mean, self.scale)  # raises ValueError where they do not fit
-        check(bool(self.trials), "trials must hold at least one trial, got none")
+        check(bool(self.trials), "trials must contain at least one trial, got none")
         sequential = [trial for trial in self.trials if trial.method.solver == "sequential"]
-        check(len(sequential) == 1, f"trials must hold one of the sequential solver, got {len(sequential)}")
+        check(len(sequential) == 1, f"trials must contain one trial of the sequential solver, got {len(sequential)}")
 
     @property
     def affine(self) -> AffineStart:
@@ -228,7 +228,7 @@ class Calibration:
         indices = [block.block for block in self.blocks]
         check(
             indices == sorted(set(indices)) and bool(indices) and indices[-1] < self.num_blocks,
-            f"blocks must be different ones below num_blocks={self.num_blocks}, in order, got {indices}",
+            f"blocks must be different indices below num_blocks={self.num_blocks}, in order, got {indices}",
         )
 
     def ranked(self) -> tuple[int, ...]:

@@ -117,10 +117,10 @@ def _amplification(block: MeasuredBlock, lower_blocks: list[MeasuredBlock], data
     The error is that of the block's iteration, stopped early. It is propagated through the exact inverses of the blocks
     between the block and the data, whose iterations start from the solution.
     """
-    whole = block.whole
+    solver = block.whole
     inexact, tolerance = block.x, 1e-4
     while tolerance > 1e-9:
-        inexact = block.run(whole, block.z, tolerance).x
+        inexact = block.run(solver, block.z, tolerance).x
         if block.error(inexact) < 0.01:  # small enough to propagate linearly
             break
         tolerance /= 10
@@ -151,9 +151,9 @@ def _measure(
         "affine": np.asarray(affine(block.z)),
         "frame": block.z,  # the solver reads the previous frame itself
     }
-    n, whole = block.tokens, block.whole
+    n, solver = block.tokens, block.whole
     measures = tuple(
-        StartMeasure(name, _norm_of_mean(block.run(whole, starts[name], _ONE_ITERATION).x - block.x, block.samples))
+        StartMeasure(name, _norm_of_mean(block.run(solver, starts[name], _ONE_ITERATION).x - block.x, block.samples))
         for name in _PLAIN_STARTS
     )
     windows = sorted({max(_SHORTEST, -(-n // share)) for share in shares} - {n}, reverse=True)
@@ -171,13 +171,13 @@ def _measure(
     seconds |= {method: seconds[Method("jacobi", n, best)] for method in trials if method not in seconds}
     costs = [Cost(method.window, block.samples, seconds[method]) for method in _corners(n, windows, best)]
     if block.samples > 1:
-        one = block.first_samples(1)
-        alone = {method: timed(one, method) for method in _corners(n, windows, best)}
+        single = block.first_samples(1)
+        alone = {method: timed(single, method) for method in _corners(n, windows, best)}
         costs += [Cost(method.window, 1, value) for method, value in _seconds_per_evaluation(alone, rounds).items()]
     return BlockCalibration(
         block=block.index,
         tokens=n,
-        crm=_convergence_ranking(block, whole),
+        crm=_convergence_ranking(block, solver),
         starts=measures,
         mean=affine.mean,
         scale=affine.scale,
@@ -196,20 +196,20 @@ def _try_methods(
     block: MeasuredBlock, starts: dict[StartName, HostArray], allowed: float, windows: list[int]
 ) -> tuple[dict[Method, _Trials], StartName]:
     """The trials of every method on a block, and the best of the starts other than "frame"."""
-    n, whole = block.tokens, block.whole
+    n, full_jacobi = block.tokens, block.whole
     trials: dict[Method, _Trials] = {}
     for name in _PLAIN_STARTS:
-        outcome = block.run(whole, starts[name], 1e-5)
+        outcome = block.run(full_jacobi, starts[name], 1e-5)
         trials[Method("jacobi", n, name)] = [(1e-5, outcome.depth, block.error(outcome.x))]
     # Only the best start is followed further: a bad one may take many times the iterations.
     first = {name: trials[Method("jacobi", n, name)][0] for name in _PLAIN_STARTS}
     best = min(_PLAIN_STARTS, key=lambda name: (first[name][2] > 0.1, first[name][1]))  # converged, then fastest
-    trials[Method("jacobi", n, best)] = _approach(block, whole, starts[best], allowed, 1e-5)
-    others = [Method("sliding", window, best) for window in windows if window < n] + [block.secant(best)]
-    others += [Method("jacobi", window, best) for window in windows[:1] if window < n]
+    trials[Method("jacobi", n, best)] = _approach(block, full_jacobi, starts[best], allowed, 1e-5)
+    methods = [Method("sliding", window, best) for window in windows if window < n] + [block.secant(best)]
+    methods += [Method("jacobi", window, best) for window in windows[:1] if window < n]
     if block.spans_frames:
-        others += [Method("sliding", window, "frame") for window in windows[:1] if window < n]
-    for method in others:
+        methods += [Method("sliding", window, "frame") for window in windows[:1] if window < n]
+    for method in methods:
         tolerance = 1e-5 if method.squares else 1e-3
         solver = block.solver(method)
         trials[method] = _approach(block, solver, starts[method.start], allowed, tolerance, method.squares)
@@ -276,10 +276,10 @@ def _norm_of_mean(values: HostArray, samples: int) -> float:
     return norm if np.isfinite(norm) else float(np.finfo(np.float32).max)
 
 
-def _convergence_ranking(block: MeasuredBlock, whole: Solver) -> float:
+def _convergence_ranking(block: MeasuredBlock, solver: Solver) -> float:
     """CRM: |mean(scale z)| |W_scale| + |W_mean|, W the two halves of the output projection (spectral norms)."""
     # One iteration from the solution with zero noise gives the means; the solution minus these is scale z.
-    means = block.run(whole, block.x, _ONE_ITERATION, np.zeros_like(block.z)).x
+    means = block.run(solver, block.x, _ONE_ITERATION, np.zeros_like(block.z)).x
     kernel = np.asarray(block.flow.blocks[block.index].proj_out.kernel[...], np.float64)
     if block.config.scale == "unit":
         return float(np.linalg.norm(kernel, 2))

@@ -25,7 +25,7 @@ from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
 from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_later
-from starflow_jax.solvers.per_block import AnySolver, solver_of
+from starflow_jax.solvers.per_block import AnySolver, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.span import Span
 from starflow_jax.solvers.streaming import stage_programs as programs
@@ -102,13 +102,13 @@ class FrameStream:
         check_later(cond, later_cond)
         check_guidance(config, guidance, cond)
         count = config.num_blocks
-        self._solvers = tuple(solver_of(solver or Sequential(), index, count) for index in range(count))
+        self._solvers = tuple(solver_for_block(solver or Sequential(), index, count) for index in range(count))
         self.deep, self.shallow = placements(devices)
         deep_name = str(count - 1)
         blocks = params["blocks"]
         self._deep_params = self.deep.put({"blocks": {deep_name: blocks[deep_name]}})
-        others = {name: block for name, block in blocks.items() if name != deep_name}
-        self.shallow_params = self.shallow.put({**params, "blocks": others})
+        shallow_blocks = {name: block for name, block in blocks.items() if name != deep_name}
+        self.shallow_params = self.shallow.put({**params, "blocks": shallow_blocks})
         inputs = Inputs(cond, guidance, None if temperature is None else jnp.float32(temperature))
         self._deep_inputs, self._shallow_inputs = self.deep.put(inputs), self.shallow.put(inputs)
         later = inputs if later_cond is None else inputs._replace(cond=later_cond)

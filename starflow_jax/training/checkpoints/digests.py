@@ -34,15 +34,15 @@ def digest(tree: Any) -> str:
         # One collective for all arrays: each process has summed its own shards.
         sums = np.asarray(multihost_utils.process_allgather(sums)).sum(axis=0, dtype=np.uint32)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    return digest_of_sums(dict(zip(names, map(int, sums), strict=True)))
+    return digest_from_sums(dict(zip(names, map(int, sums), strict=True)))
 
 
-def digest_of_sums(sums: Mapping[str, int]) -> str:
+def digest_from_sums(sums: Mapping[str, int]) -> str:
     """The checksum of a tree from the sums of its arrays by `keystr`."""
     return json_digest(sorted((name, value % 2**32) for name, value in sums.items()))
 
 
-def sum_of_run(values: np.ndarray, start: int) -> int:
+def partial_sum(values: np.ndarray, start: int) -> int:
     """The contribution of consecutive values of an array to its sum, computed on the host without a copy.
 
     Args:

@@ -45,7 +45,7 @@ def check_start(config: ExperimentConfig) -> None:
 def check_source(config: ExperimentConfig, source: Path | str) -> None:
     """Raises ValueError unless `source` is the folder of a run whose parameters are those of this flow."""
     other = read_config(Path(source))
-    check(other is not None, f"--init-from must be the folder of a run, and {source} holds no training run")
+    check(other is not None, f"--init-from must be the folder of a run, and {source} contains no training run")
     assert other is not None
     check(
         config.train.language_model is None,
@@ -55,7 +55,7 @@ def check_source(config: ExperimentConfig, source: Path | str) -> None:
         a, b = getattr(other.flow, name), getattr(config.flow, name)
         check(
             a == b or name in _IRRELEVANT,
-            f"flow.{name} must be that of {source} to begin with its parameters, {a!r}, got {b!r}",
+            f"flow.{name} must be that of {source}, {a!r}, to start from its parameters, got {b!r}",
         )
 
 
@@ -88,20 +88,20 @@ def _initialised(config: ExperimentConfig, layout: Layout | None) -> TrainState:
         return init_state(config, layout)
     layers = read_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
     state = init_state(config, layout)
-    inside: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
-    ema = None if state.ema is None else _replaced(state.ema, inside)
-    return dataclasses.replace(state, params=_replaced(state.params, inside), ema=ema)
+    replacement: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
+    ema = None if state.ema is None else _replaced(state.ema, replacement)
+    return dataclasses.replace(state, params=_replaced(state.params, replacement), ema=ema)
 
 
-def _replaced(params: Any, inside: Any) -> Any:
-    """Parameters with the arrays of `inside`, each with the sharding of the array that it replaces."""
+def _replaced(params: Any, replacement: Any) -> Any:
+    """Parameters with the arrays of `replacement`, each with the sharding of the array that it replaces."""
 
     def put(before: jax.Array, value: np.ndarray | jax.Array) -> jax.Array:
         if value is before:
             return before
         return jax.make_array_from_callback(value.shape, before.sharding, lambda index: np.asarray(value[index]))
 
-    return jax.tree.map(put, params, overlaid(params, inside))
+    return jax.tree.map(put, params, overlaid(params, replacement))
 
 
 def _state(config: ExperimentConfig, params: Params) -> TrainState:

@@ -58,7 +58,7 @@ def _entry(path: Path, config: ExperimentConfig) -> Entry:
     differences: tuple[str, ...] = ()
     if step is None:
         unfinished = "-tmp" in path.name
-        problem = "being written, or left by a run that was killed" if unfinished else "set aside"
+        problem = "being written, or left incomplete by a killed run" if unfinished else "renamed because it is damaged"
     else:
         try:
             digests = read_digests(path)
@@ -72,7 +72,7 @@ def _entry(path: Path, config: ExperimentConfig) -> Entry:
             differences = tuple(f"{name} {saved.get(name)!r}, now {current.get(name)!r}" for name in names)
         except Unusable as error:
             # A run in progress may remove old checkpoints at any moment.
-            problem = str(error) if path.exists() else "removed just now"
+            problem = str(error) if path.exists() else "was just removed"
     return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
 
 

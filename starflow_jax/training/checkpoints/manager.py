@@ -34,7 +34,7 @@ from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, target_of
+from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 from starflow_jax.training.checkpoints.parts import (
@@ -252,11 +252,11 @@ class Checkpoints:
         def put() -> None:
             # Some loaders accept states of other types and fail only when they are read.
             if jax.tree.map(type, position) != jax.tree.map(type, loader.get_state()):
-                raise Unusable(f"is damaged: {position!r} is no position in the data")
+                raise Unusable(f"is damaged: {position!r} is not a position in the data")
             try:
                 loader.set_state(position)
             except Exception as error:  # loaders raise many types of errors for bad values
-                raise Unusable(f"is damaged: {position!r} is no position in the data") from error
+                raise Unusable(f"is damaged: {position!r} is not a position in the data") from error
 
         agreed(folder, put)
         return state, loader
@@ -264,20 +264,20 @@ class Checkpoints:
     def set_aside(self, step: int) -> Path:
         """Renames the folder of a step so that it is no longer a checkpoint; returns its new path."""
         folder = self._folder(step)
-        aside = folder.with_name(f"{step}.damaged")
+        damaged = folder.with_name(f"{step}.damaged")
         if jax.process_index() == 0:
-            while aside.exists():
-                aside = aside.with_name(f"{aside.name}+")
-            folder.rename(aside)
+            while damaged.exists():
+                damaged = damaged.with_name(f"{damaged.name}+")
+            folder.rename(damaged)
         barrier("set aside")
         self._manager.reload()
-        return aside
+        return damaged
 
     def _folder(self, step: int | None) -> Path:
         self.check(wait=True)
         step = self.latest_step() if step is None else step
         if step is None:
-            raise ValueError(f"{self.folder} holds no checkpoint")
+            raise ValueError(f"{self.folder} contains no checkpoint")
         return self.folder / str(step)
 
     def _read_digests(self, folder: Path) -> Mapping[str, Any]:
@@ -291,7 +291,7 @@ class Checkpoints:
                 raise Unusable(f"is of another version: {error}") from error
             if difference is not None:
                 name, other, value = difference
-                raise Unusable(f"is of another run: {name} is {other!r} there and {value!r} here")
+                raise Unusable(f"is of another run: {name} is {other!r} in the checkpoint and {value!r} in this run")
         return digests
 
     def _note_score(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -304,8 +304,8 @@ class Checkpoints:
         """The error of a failed save."""
         step, self._saving, self._save_failed = self._saving, None, True
         return SaveFailed(
-            f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); "
-            "what was saved before is untouched"
+            f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); earlier checkpoints are "
+            "intact"
         )
 
 
@@ -366,8 +366,8 @@ def load_run(
     workdir = Path(workdir)
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
-        raise ValueError(f"workdir {workdir} holds no training run")
-    if config.flow.kernels == "pallas" and target_of().platform not in KERNEL_PLATFORMS:
+        raise ValueError(f"workdir {workdir} contains no training run")
+    if config.flow.kernels == "pallas" and device_target().platform not in KERNEL_PLATFORMS:
         config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, kernels="auto"))
     definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:

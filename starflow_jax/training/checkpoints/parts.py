@@ -42,14 +42,14 @@ def read_digests(folder: Path) -> Mapping[str, Any]:
       Unusable: anything but a complete checkpoint.
     """
     if not folder.is_dir():
-        raise Unusable(f"is no checkpoint but {'a file' if folder.exists() else 'missing'}")
+        raise Unusable("is a file" if folder.exists() else "does not exist")
     if not (folder / DIGESTS).is_dir():
-        raise Unusable(f"is no checkpoint of starflow, or half of one: it has no {DIGESTS}")
+        raise Unusable(f"is not a starflow checkpoint, or is incomplete: it has no {DIGESTS}")
     digests = _json(folder, DIGESTS)
     if not isinstance(digests, Mapping):
-        raise Unusable(f"is damaged: its {DIGESTS} are no table")
+        raise Unusable(f"is damaged: its {DIGESTS} are not a table")
     if str(digests.get("step")) != folder.name:
-        raise Unusable(f"is not that of its step but of step {digests.get('step')}")
+        raise Unusable(f"has the name of another step; it is that of step {digests.get('step')}")
     return digests
 
 
@@ -61,7 +61,7 @@ def read_json(folder: Path, name: str, digests: Mapping[str, Any]) -> Any:
     """
     value = _json(folder, name)
     if json_digest(value) != digests.get(name):
-        raise Unusable(f"is damaged: {name} is not what was saved")
+        raise Unusable(f"is damaged: {name} does not match its checksum")
     return value
 
 
@@ -86,7 +86,7 @@ def read_arrays(folder: Path, name: str, like: Any, digests: Mapping[str, Any]) 
     except Exception as error:  # Orbax and tensorstore raise many types of errors for damaged files
         raise _unreadable(name, error) from error
     if digest(tree) != digests.get(name):
-        raise Unusable(f"is damaged: {name} is not what was saved")
+        raise Unusable(f"is damaged: {name} does not match its checksum")
     return tree
 
 

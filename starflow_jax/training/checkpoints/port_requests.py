@@ -39,7 +39,7 @@ class PortRequest:
       source: a file or folder of tensors.
       config: the experiment whose flow the tensors are.
       workdir: folder of the run, new or empty.
-      state: key of the state in a file that holds several; None for the only one.
+      state: key of the state in a file that contains several; None for the only one.
       infer: whether the file decides the fields of the flow that its tensors determine.
       allow_partial: whether to write although tensors are missing, unexpected or of another shape. Parameters without a
         tensor get their initial values.
@@ -192,7 +192,7 @@ def export_run(request: ExportRequest) -> Exported:
     """
     config = read_config(request.workdir)
     if config is None:
-        raise ValueError(f"workdir {request.workdir} holds no training run")
+        raise ValueError(f"workdir {request.workdir} contains no training run")
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
     step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
     return Exported(config.name, step)

@@ -18,7 +18,7 @@ from starflow_jax.porting.tensor_names import Entry, entries, flatten, unflatten
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.tensor_formats.tensor_writing import write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
-from starflow_jax.training.checkpoints.digests import digest_of_sums, sum_of_run
+from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
 from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed, write_params_checkpoint
@@ -47,15 +47,15 @@ def write_run(
     workdir = workdir.resolve()
     check_new(workdir)
     _, expected = abstract(config.flow)
-    wanted: dict[str, list[Entry]] = {}
+    entries_by_path: dict[str, list[Entry]] = {}
     for entry in entries(expected):
-        wanted.setdefault(entry.path, []).append(entry)
-    missing = {path for path, parts in wanted.items() if any(entry.name not in usable for entry in parts)}
+        entries_by_path.setdefault(entry.path, []).append(entry)
+    missing = {path for path, parts in entries_by_path.items() if any(entry.name not in usable for entry in parts)}
     initial = _initial(config, missing)
     flat = flatten(located(layout, expected))
 
     def streamed(path: str) -> Streamed:
-        leaf, parts = flat[path], wanted[path]
+        leaf, parts = flat[path], entries_by_path[path]
 
         def pieces() -> Iterator[tuple[int | None, np.ndarray]]:
             for entry in parts:
@@ -70,7 +70,7 @@ def write_run(
 
     with replacing_folder(workdir) as temporary:
         (temporary / CHECKPOINT_FOLDER).mkdir()
-        tree = unflatten({path: streamed(path) for path in wanted})
+        tree = unflatten({path: streamed(path) for path in entries_by_path})
         write_params_checkpoint(temporary / CHECKPOINT_FOLDER / "0", config, tree)
         write_text(temporary / CONFIG_FILE, to_json(config))
 
@@ -87,7 +87,7 @@ def _read(entry: Entry, tensor: LazyTensor) -> np.ndarray:
     """The part of a parameter that a tensor holds, checked to be finite."""
     value = tensor.read()
     if bad := not_finite(value):
-        raise ValueError(f"tensor {entry.name} holds {bad} of {value.size} values that are infinite or no number")
+        raise ValueError(f"tensor {entry.name} contains {bad} of {value.size} values that are infinite or NaN")
     return entry.from_torch(value.astype(entry.dtype, copy=False))
 
 
@@ -120,18 +120,20 @@ def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: 
             raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
     folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
     _, expected = abstract(config.flow)
-    wanted = entries(expected)
+    file_entries = entries(expected)
     try:
         digests = read_digests(folder)
         part = "ema" if ema and "ema" in digests else "params"
         stored = StoredParams(folder / part, flatten(expected))
-        write_tensors(path, wanted, _tensors(stored, wanted, expected, str(digests.get(part))))
+        write_tensors(path, file_entries, _tensors(stored, file_entries, expected, str(digests.get(part))))
     except Unusable as error:
         raise ValueError(f"checkpoint {folder} {error}") from error
     return step
 
 
-def _tensors(stored: StoredParams, wanted: Sequence[Entry], expected: Params, digest: str) -> Iterator[np.ndarray]:
+def _tensors(
+    stored: StoredParams, file_entries: Sequence[Entry], expected: Params, digest: str
+) -> Iterator[np.ndarray]:
     """The tensors of all entries in order; the checksum is verified before the last one."""
     keys = {
         ".".join(str(part.key) for part in path): jax.tree_util.keystr(path)
@@ -139,12 +141,12 @@ def _tensors(stored: StoredParams, wanted: Sequence[Entry], expected: Params, di
     }
     sums: dict[str, int] = {keys[path]: 0 for path in stored.shapes}
     pieces: Iterator[np.ndarray] = iter(())
-    last = len(wanted) - 1
-    for index, entry in enumerate(wanted):
+    last = len(file_entries) - 1
+    for index, entry in enumerate(file_entries):
         if not entry.layer:  # the first part of a parameter
             pieces = stored.pieces(entry.path, by_layer=entry.layer is not None)
         piece = next(pieces)
-        sums[keys[entry.path]] += sum_of_run(piece, (entry.layer or 0) * piece.size)
-        if index == last and digest_of_sums(sums) != digest:
-            raise Unusable(f"is damaged: {stored.folder.name} is not what was saved")
+        sums[keys[entry.path]] += partial_sum(piece, (entry.layer or 0) * piece.size)
+        if index == last and digest_from_sums(sums) != digest:
+            raise Unusable(f"is damaged: {stored.folder.name} does not match its checksum")
         yield entry.to_torch(piece)

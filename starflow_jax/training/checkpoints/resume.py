@@ -34,7 +34,7 @@ def restore_newest(
             restored = checkpoints.resume(like, loader_at, step)
         except ValueError as error:
             if policy == "latest":
-                remedy = "starflow train --resume=latest-good goes on from the newest good one"
+                remedy = "starflow train --resume=latest-good resumes from the newest intact one"
                 raise ValueError(f"{error}; {remedy}") from error
             problems.append((step, str(error)))
             continue
@@ -42,5 +42,5 @@ def restore_newest(
             say(f"{problem}; skipped, and renamed to {checkpoints.set_aside(bad).name}")
         return restored
     if problems:
-        raise ValueError(f"{checkpoints.folder} holds no good checkpoint; the newest: {problems[0][1]}")
+        raise ValueError(f"{checkpoints.folder} contains no intact checkpoint; the newest: {problems[0][1]}")
     return None

@@ -32,18 +32,19 @@ def check_same_data(
         before, after = _paths(old.data), _paths(config.data)
         if steps and before != after:
             raise ValueError(
-                f"{checkpoints.parent} holds checkpoints that do not say what their data held, so data.path must be "
-                f"{', '.join(before)} as before, got {', '.join(after)}"
+                f"{checkpoints.parent} contains checkpoints without a record of their data, so data.path must still be "
+                f"{', '.join(before)}, got {', '.join(after)}"
             )
         return
     step, then = saved
     if (changed := difference(then, now)) is not None:
-        source, held, holds = changed
+        source, old_content, new_content = changed
         where = f"data.path {config.data.path}" if config.data.path else f"data.source {config.data.source!r}"
         if len(now) > 1 and source:
             where += f" ({source})"
         raise ValueError(
-            f"{where} held {held} when checkpoint {step} of {checkpoints.parent} was saved and holds {holds} now"
+            f"{where} contained {old_content} when checkpoint {step} of {checkpoints.parent} was saved and contains "
+            f"{new_content} now"
         )
 
 
@@ -58,7 +59,8 @@ def same_everywhere(here: tuple[SourceFingerprint, ...]) -> tuple[SourceFingerpr
         if (changed := difference(fingerprints[0], other)) is not None:
             source, first, differing = changed
             raise ValueError(
-                f"data must be the same on all processes: {source or 'they'} held {first} on process 0 and {differing} "
+                f"data must be the same on all processes: {source or 'they'} contained {first} on process 0 and "
+                f"{differing} "
                 f"on process {process}"
             )
     return here

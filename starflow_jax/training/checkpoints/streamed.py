@@ -22,7 +22,7 @@ import tensorstore as ts
 from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.training.checkpoints.digests import digest_of_sums, json_digest, sum_of_run
+from starflow_jax.training.checkpoints.digests import digest_from_sums, json_digest, partial_sum
 from starflow_jax.training.checkpoints.parts import DIGESTS, Unusable
 from starflow_jax.training.step.optimizer import Params
 
@@ -66,7 +66,7 @@ def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params
     names = {".".join(str(part.key) for part in path): jax.tree_util.keystr(path) for path, _ in leaves}
     parts = {"loader": {}, "config": json.loads(to_json(config)), "figures": {}}
     digests = {"step": step, **{name: json_digest(value) for name, value in parts.items()}}
-    digests["params"] = digest_of_sums({names[name]: value for name, value in handler.sums.items()})
+    digests["params"] = digest_from_sums({names[name]: value for name, value in handler.sums.items()})
     for name, value in {**parts, DIGESTS: digests}.items():
         (folder / name).mkdir()
         write_text(folder / name / "metadata", json.dumps(value))
@@ -104,10 +104,10 @@ class _Handler(ocp.type_handlers.TypeHandler):
     # Required by the interface. Orbax's own handler reads the arrays that this one writes.
 
     async def metadata(self, infos: Any) -> Any:
-        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
+        raise io.UnsupportedOperation("streamed arrays are read by Orbax's own handler")
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        raise io.UnsupportedOperation("arrays that were streamed are read by Orbax's own handler")
+        raise io.UnsupportedOperation("streamed arrays are read by Orbax's own handler")
 
 
 class _Pending:
@@ -133,11 +133,11 @@ class _Pending:
 
 
 def _write(store: Any, value: Streamed, pending: _Pending) -> int:
-    """Writes all pieces; returns the checksum of the array (`digests.sum_of_run`)."""
+    """Writes all pieces; returns the checksum of the array (`digests.partial_sum`)."""
     total = 0
     for index, piece in value.pieces():
         piece = np.ascontiguousarray(piece, value.dtype)
-        total += sum_of_run(piece, (index or 0) * piece.size)
+        total += partial_sum(piece, (index or 0) * piece.size)
         pending.wait(_PENDING_BYTES)
         target = store if index is None else store[index]
         pending.add(piece.nbytes, target.write(piece, can_reference_source_data_indefinitely=True))

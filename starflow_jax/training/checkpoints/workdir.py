@@ -85,13 +85,14 @@ def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] 
         workdir.mkdir(parents=True, exist_ok=True)
         old = read_config(workdir, type(config))
         if old is None and any(workdir.iterdir()):
-            raise ValueError(f"workdir {workdir} is not empty and holds no training run")
+            raise ValueError(f"workdir {workdir} is not empty and contains no training run")
         if old is not None:
             difference = first_difference(old, config)
             if difference is not None:
                 name, before, now = difference
                 raise ValueError(
-                    f"workdir {workdir} holds a run of another config: {name} is {before!r} there and {now!r} here"
+                    f"workdir {workdir} contains a run with another configuration: {name} is {before!r} in the folder "
+                    f"and {now!r} in this call"
                 )
             if data is not None:
                 check_same_data(workdir / CHECKPOINT_FOLDER, old, config, data)
@@ -101,7 +102,7 @@ def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] 
         ):
             for path in (workdir / name for name in names):
                 if path.exists() and not is_kind(path):
-                    raise ValueError(f"workdir {workdir} cannot hold a run: {path.name} is there and is no {kind}")
+                    raise ValueError(f"workdir {workdir} cannot contain a run: {path.name} exists and is not a {kind}")
         write_text(workdir / CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
@@ -138,7 +139,7 @@ def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Itera
     """
     with locked(workdir) as free:
         if not free:
-            raise ValueError(f"{name} {workdir} is in use by another process that {doing} there")
+            raise ValueError(f"{name} {workdir} is in use by another process, which {doing} in it")
         yield
 
 

@@ -74,7 +74,7 @@ def on_first_process(action: Callable[[], None], what: str) -> None:
         except ValueError as error:
             problem = error
     if not everywhere(problem is None):
-        raise problem or ValueError(f"{what} was refused by the first process")
+        raise problem or ValueError(f"{what} failed on the first process")
 
 
 def _flags(flag: bool) -> np.ndarray:

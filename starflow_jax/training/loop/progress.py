@@ -47,7 +47,7 @@ class Progress:
         self._enabled = enabled
         self._bar = tqdm(disable=True)
 
-    def begun(self, step: int) -> Progress:
+    def started(self, step: int) -> Progress:
         """Shows the bar at `step`; returns this object."""
         self._bar = tqdm(
             total=self._steps,

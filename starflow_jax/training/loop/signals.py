@@ -30,13 +30,13 @@ class StopRequests:
         # With several processes: the result of the reduction started by the previous call.
         self._pending: Callable[[], int] | None = None
 
-    def note(self, number: int) -> None:
+    def note(self, signal_number: int) -> None:
         """Records a signal. In interruptible code, and for a second Ctrl-C, it raises KeyboardInterrupt.
 
         Some systems send SIGTERM twice, so a second one has no further effect. SIGTERM takes precedence over Ctrl-C.
         """
-        impatient = number == signal.SIGINT and self.received != 0
-        self.received = max(self.received, int(number))
+        impatient = signal_number == signal.SIGINT and self.received != 0
+        self.received = max(self.received, int(signal_number))
         if impatient or self._interruptible:
             raise KeyboardInterrupt
 
@@ -62,9 +62,9 @@ class StopRequests:
             return self.received
         if jax.default_backend() == "cpu":
             wait()
-        number = 0 if self._pending is None else self._pending()
+        signal_number = 0 if self._pending is None else self._pending()
         self._pending = start_maximum(self.received)
-        return number
+        return signal_number
 
 
 @contextlib.contextmanager
@@ -81,29 +81,29 @@ def stop_requests(grace: float | None = None) -> Iterator[StopRequests]:
         return
     timers: list[threading.Timer] = []
 
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGTERM and grace is not None and not timers:
+    def note(signal_number: int, frame: Any) -> None:
+        if signal_number == signal.SIGTERM and grace is not None and not timers:
             timers.append(threading.Timer(grace, _give_up, (grace,)))
             timers[0].daemon = True
             timers[0].start()
-        requests.note(number)
+        requests.note(signal_number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {signal_number: signal.signal(signal_number, note) for signal_number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
         for timer in timers:
             timer.cancel()
-        for number, handler in before.items():
+        for signal_number, handler in before.items():
             # None: a handler not installed from Python, such as that of a cluster's runtime
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(signal_number, signal.SIG_DFL if handler is None else handler)
 
 
 def _give_up(grace: float) -> None:
     """Ends the process from another thread, even while the main thread waits."""
     sys.stderr.write(
-        f"starflow: not stopped {grace:g} seconds after SIGTERM; ending without a new checkpoint, "
-        "and the same command goes on from the last one\n"
+        f"starflow: not stopped {grace:g} seconds after SIGTERM; ending without a new checkpoint; the same command "
+        "resumes from the last one\n"
     )
     sys.stderr.flush()
     os._exit(LATE)

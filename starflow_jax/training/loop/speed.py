@@ -45,10 +45,10 @@ class Rate:
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         """Counts the time inside as waiting for the loader."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield
         if self._since is not None:
-            self._waited += time.perf_counter() - begun
+            self._waited += time.perf_counter() - start
 
     def made(self, steps: int, batch_size: int, wait: Callable[[], Any]) -> None:
         """Notes a dispatched call of `steps` updates; `wait` returns when they are finished."""

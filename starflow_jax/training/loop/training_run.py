@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.costs.local_chip import peak_of
+from starflow_jax.costs.local_chip import local_peak
 from starflow_jax.data import Loader
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint
 from starflow_jax.flows.parameters import abstract
@@ -95,7 +95,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
             raise TypeError("train needs a workdir with a configuration")
         request = TrainRequest(request, Path(workdir), **options)
     elif workdir is not None or options:
-        raise TypeError("train takes no other arguments with a TrainRequest, which holds all of them")
+        raise TypeError("train takes no other arguments with a TrainRequest, which contains all of them")
     setup = Setup.from_config(request.config, request.source)
     request = dataclasses.replace(request, config=setup.config)
     data = _claim(request, setup)
@@ -126,7 +126,7 @@ def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint
     bar = Progress(config.name, config.train.steps, enabled=request.progress and first)
     state, loader = _start(request, setup, checkpoints, bar)
     step = int(state.step)
-    stack.enter_context(bar.begun(step))
+    stack.enter_context(bar.started(step))
     writer = stack.enter_context(MetricsWriter(workdir, step, enabled=first))
     if request.wandb is not None and first:
         recorder = WandbRecorder(request.wandb, workdir, name=config.name, config=dataclasses.asdict(config))
@@ -135,7 +135,7 @@ def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint
     profiler = Profiler(workdir, request.profile)
     stack.callback(profiler.close)
     updates = Updates(setup.on_devices(), state, loader, profiler)
-    peak = peak_of(jax.devices()) if request.peak is None else request.peak
+    peak = local_peak(jax.devices()) if request.peak is None else request.peak
     records = Records(updates, writer, bar, peak)
     stack.callback(updates.close)
     return _Run(request, updates, records, checkpoints)

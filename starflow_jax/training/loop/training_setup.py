@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.costs.flops import train_flops, work_of
+from starflow_jax.costs.flops import shape_work, train_flops
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
@@ -72,4 +72,4 @@ class Setup:
     def flops(self, pixels: tuple[int, ...]) -> float:
         """Model FLOPs of one update on a batch of pixels [B, (T,) H, W, C], recomputation not counted."""
         shape = latent_shape(None if self.encoder is None else self.encoder.autoencoder, pixels[1:])
-        return train_flops(self.config.flow, work_of(self.config.flow, (pixels[0], *shape)))
+        return train_flops(self.config.flow, shape_work(self.config.flow, (pixels[0], *shape)))

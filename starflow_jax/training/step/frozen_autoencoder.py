@@ -83,7 +83,7 @@ def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
     autoencoder, _ = load_autoencoder(decoder)
     if autoencoder.channels != config.flow.channels:
         raise ValueError(
-            f"decoder {decoder} must be of latents of {config.flow.channels} channels, got {autoencoder.channels}"
+            f"decoder {decoder} must decode latents of {config.flow.channels} channels, got {autoencoder.channels}"
         )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
 

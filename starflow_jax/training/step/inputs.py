@@ -80,7 +80,9 @@ def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, 
     if "text_states" in spec:
         dim = spec["text_states"][0][1]
         if flow.text_dim != dim:
-            raise ValueError(f"flow.text_dim must be {dim}, as the text states of {source.name}, got {flow.text_dim}")
+            raise ValueError(
+                f"flow.text_dim must be {dim}, the size of the text states of {source.name}, got {flow.text_dim}"
+            )
         return
     if text is not None:
         if "text" not in spec:

@@ -88,8 +88,8 @@ def apply_updates(
             gradients = jax.tree.map(lambda gradient, scale=scale: gradient * scale, gradients)
         direction, moments = _adamw(config, name).update(gradients, opt_state[name], group)
         rate = rates[name]
-        moved = jax.tree.map(lambda value, change, rate=rate: value - rate * change, group, direction)
-        updated |= keep_unless(apply, moved, group)
+        stepped = jax.tree.map(lambda value, change, rate=rate: value - rate * change, group, direction)
+        updated |= keep_unless(apply, stepped, group)
         new_state[name] = keep_unless(apply, moments, opt_state[name])
         norms[name], applied[name] = norm, apply
     report = UpdateReport(norms["flow"], applied["flow"], norms.get(DENOISER), applied.get(DENOISER))

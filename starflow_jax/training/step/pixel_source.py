@@ -20,7 +20,7 @@ def pixel_source(
     Raises:
       ValueError: see `open_source`; data that are latents already, or images whose fixed size does not fit.
     """
-    check(not config.data.has_latents, "data.source must be pictures or videos to be encoded, got 'latents'")
+    check(not config.data.has_latents, "data.source must be images or videos to be encoded, got 'latents'")
     height, width = config.flow.image_shape
     pixels = dataclasses.replace(config.flow, image_size=(height * stride, width * stride), channels=pixel_channels)
     multiple = stride * config.flow.patch_size
@@ -33,12 +33,12 @@ def pixel_source(
 
 def check_pixels(source: Source, stride: int, pixel_channels: int, frame_stride: int = 1) -> None:
     """Raises ValueError unless an autoencoder of those strides and channels can encode all of `source`."""
-    check(source.levels > 0, f"{source.name} must hold pixels to be encoded, got latents")
+    check(source.levels > 0, f"{source.name} must contain pixels to be encoded, got latents")
     for component in components_of(source):
         shape = example_spec(component.source)["image"][0]
         check(
             shape[-1] == pixel_channels and not any(side % stride for side in shape[-3:-1]),
-            f"pictures of {component.source.name} must have {pixel_channels} channels and sides that are multiples of "
+            f"images of {component.source.name} must have {pixel_channels} channels and sides that are multiples of "
             f"{stride} for this autoencoder, got {list(shape)}",
         )
         check(

@@ -6,7 +6,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, target_of
+from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen
@@ -21,7 +21,7 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
         or `flow.kernels` "pallas" on a platform without Pallas kernels.
     """
     layout = make_layout(config.mesh)
-    platform = target_of().platform
+    platform = device_target().platform
     check(
         config.flow.kernels != "pallas" or platform in KERNEL_PLATFORMS,
         f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no Pallas kernels, got 'pallas'",

@@ -30,7 +30,7 @@ def check_folder(path: Path) -> None:
     known = (PLAN_FILE, DIGIT_FILE)
     check(
         not path.exists() or (path / PLAN_FILE).is_file() or {file.name for file in path.iterdir()} <= set(known),
-        f"folder {path} is not empty and holds no samples of this command",
+        f"folder {path} is not empty and contains no samples of this command",
     )
 
 
@@ -87,14 +87,14 @@ class ChunkFolder:
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not read: {error}") from error
+            raise ValueError(f"{file} cannot be read: {error}") from error
         now = json.loads(json.dumps(self.plan))
-        check(isinstance(before, dict), f"{file} is no plan")
+        check(isinstance(before, dict), f"{file} is not a plan")
         for name in sorted({*now, *before}):
             check(
                 before.get(name) == now.get(name),
-                f"folder {self.path} holds samples whose {name} is {before.get(name)!r} there and {now.get(name)!r} "
-                "here; name another folder, or remove it",
+                f"folder {self.path} contains samples whose {name} is {before.get(name)!r}, not {now.get(name)!r} as "
+                "in this call; name another folder, or remove it",
             )
 
     def chunk_sizes(self, total: int) -> list[tuple[int, int]]:
@@ -120,7 +120,7 @@ class ChunkFolder:
         """The first `count` images of a chunk; None where it is missing, damaged, of another plan, or too short.
 
         Args:
-          pairs: whether the chunk must hold scores of images and captions.
+          pairs: whether the chunk must contain scores of images and captions.
         """
         arrays = read_arrays(self.file(guidance, index))
         if arrays is None or str(arrays.get("identity")) != self._identity(guidance, index):

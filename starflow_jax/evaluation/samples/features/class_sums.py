@@ -29,7 +29,7 @@ class ClassSums:
         """The sums over samples with logits [n, classes], each in one split, int [n] of `0 .. num_splits - 1`.
 
         Raises:
-          ValueError: shapes that do not go together, a split out of range, or logits that are not finite.
+          ValueError: incompatible shapes, a split out of range, or logits that are not finite.
         """
         logits, split = np.asarray(logits, np.float64), np.asarray(split)
         check(
@@ -54,6 +54,6 @@ class ClassSums:
         )
 
 
-def split_of(index: np.ndarray, total: int, num_splits: int = SPLITS) -> np.ndarray:
+def split_index(index: np.ndarray, total: int, num_splits: int = SPLITS) -> np.ndarray:
     """The split of samples with indices in 0 .. total - 1, int64; splits are contiguous and of equal size up to one."""
     return np.asarray(index, np.int64) * num_splits // total

@@ -38,12 +38,13 @@ def digit_network(path: Path) -> FeatureNetwork:
     shapes = {name: value.shape for name, value in params.items()}
     expected: dict[str, tuple[int, ...]] = {f"{name}.kernel": shape for name, shape in _SHAPES.items()}
     expected |= {f"{name}.bias": shape[-1:] for name, shape in _SHAPES.items()}
-    check(shapes == expected, f"{path} must hold the classifier of digits, got other tensors; remove it")
+    check(shapes == expected, f"{path} must contain the digit classifier, got other tensors; remove it")
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check(
             images.ndim == 4 and images.shape[3] == 1 and not any(side % SIDE for side in images.shape[1:3]),
-            f"the classifier of digits reads grey pictures of multiples of {SIDE} pixels, got {list(images.shape[1:])}",
+            f"the digit classifier reads grey images with sides that are multiples of {SIDE}, got "
+            f"{list(images.shape[1:])}",
         )
         return _classify(params, images)
 

@@ -135,7 +135,7 @@ def named_function(name: str) -> tuple[Callable[..., Any], str]:
       ValueError: the module cannot be imported, or has no such function.
     """
     module_name, _, attribute = name.partition(":")
-    check(bool(module_name and attribute), f"a function must be named MODULE:FUNCTION, got {name!r}")
+    check(bool(module_name and attribute), f"a function must be given as MODULE:FUNCTION, got {name!r}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # user code may raise anything
@@ -159,16 +159,16 @@ def _source(defined: Any) -> bytes:
 
 def _checked(name: str, output: Any, count: int) -> Iterator[np.ndarray]:
     parts = output if isinstance(output, tuple) else (output,)
-    check(len(parts) in (1, 2), f"{name} must give features, or (features, logits), got {len(parts)} values")
+    check(len(parts) in (1, 2), f"{name} must return features or (features, logits), got {len(parts)} values")
     for what, part in zip(("features", "logits"), parts, strict=False):
         try:
             array = np.asarray(part).astype(np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must give {what} as numbers, got {type(part).__name__}") from error
+            raise ValueError(f"{name} must return {what} as numbers, got {type(part).__name__}") from error
         check(
             array.ndim == 2 and len(array) == count and array.shape[1] > 0,
-            f"{name} must give {what} [{count}, d] of {count} pictures, got {list(array.shape)}",
+            f"{name} must return {what} [{count}, d] for {count} images, got {list(array.shape)}",
         )
         bad = int(np.count_nonzero(~np.isfinite(array)))
-        check(bad == 0, f"{name} must give finite {what}, got {bad} values that are not")
+        check(bad == 0, f"{name} must return finite {what}, got {bad} values that are not")
         yield array

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing
-from starflow_jax.evaluation.samples.features.class_sums import SPLITS, ClassSums, split_of
+from starflow_jax.evaluation.samples.features.class_sums import SPLITS, ClassSums, split_index
 from starflow_jax.evaluation.samples.features.feature_network import Features
 from starflow_jax.evaluation.samples.features.moments import Moments, total_moments
 
@@ -57,7 +57,7 @@ def feature_statistics(parts: Iterable[Features], total: int) -> FeatureStatisti
         for part in parts:
             index = np.arange(done, done + len(part.features))
             if part.logits is not None:
-                sums = ClassSums.from_logits(part.logits, split_of(index, total, num_splits), num_splits)
+                sums = ClassSums.from_logits(part.logits, split_index(index, total, num_splits), num_splits)
                 classes = sums if classes is None else classes + sums
             selected.append(part.features[_is_selected(index, total)])
             done += len(index)
@@ -65,7 +65,7 @@ def feature_statistics(parts: Iterable[Features], total: int) -> FeatureStatisti
 
     moments = total_moments(features())
     if done != total:
-        raise ValueError(f"statistics must be of {total} pictures, got {done}")
+        raise ValueError(f"statistics must cover {total} images, got {done}")
     return FeatureStatistics(moments, classes, np.concatenate(selected))
 
 

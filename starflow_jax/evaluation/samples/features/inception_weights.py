@@ -32,7 +32,7 @@ def read_inception(path: Path) -> Params:
     Raises:
       ValueError: one sentence that names the file: missing, damaged, or of another network.
     """
-    check(path.is_file(), f"Inception weights must be a file, and {path} is none")
+    check(path.is_file(), f"Inception weights must be a file, got {path}")
     tensors = read_tensors(path)
     try:
         return inception_params(tensors)
@@ -49,10 +49,11 @@ def inception_params(tensors: Tensors) -> Params:
     last = tensors.get("fc.weight")
     check(
         last is None or last.shape[:1] != (1000,),
-        f"fc.weight must have {CLASSES} classes, got 1000: these are torchvision's weights, another network than FID's",
+        f"fc.weight must have {CLASSES} classes, got 1000: these are the weights of torchvision, whose network "
+        "differs from that of FID",
     )
-    kept = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
-    return _folded(from_tensors(_with_norms(abstract_inception()[1]), kept))
+    weights = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    return _folded(from_tensors(_with_norms(abstract_inception()[1]), weights))
 
 
 @functools.cache

@@ -96,7 +96,7 @@ def checked_features(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float64)
     check(
         features.ndim == 2 and 0 not in features.shape,
-        f"features must be [n, d], neither of them 0, got {list(features.shape)}",
+        f"features must be [n, d], both above 0, got {list(features.shape)}",
     )
     bad = int(np.count_nonzero(~np.isfinite(features)))
     check(bad == 0, f"features must be finite, got {bad} values that are not")

@@ -37,7 +37,7 @@ def pair_scores(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
     images, captions = checked_features(images), checked_features(captions)
     check(
         images.shape == captions.shape,
-        f"pictures and captions must have features of one shape, got {list(images.shape)} and {list(captions.shape)}",
+        f"images and captions must have features of one shape, got {list(images.shape)} and {list(captions.shape)}",
     )
     lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(captions, axis=1)
     cosine = (images * captions).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)

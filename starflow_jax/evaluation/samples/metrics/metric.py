@@ -62,7 +62,7 @@ class MetricSpec:
         check(self.needs in get_args(Needs), f"needs must be one of {get_args(Needs)}, got {self.needs!r}")
         allowed = (*get_args(Better), None)
         check(self.better in allowed, f"better must be one of {allowed}, got {self.better!r}")
-        check(len(self.columns) > 0, "columns must hold at least one column, got none")
+        check(len(self.columns) > 0, "columns must contain at least one column, got none")
 
 
 def metric_spec(name: str) -> MetricSpec:
@@ -93,11 +93,11 @@ def compute_metrics(samples: FeatureStatistics, real: FeatureStatistics, names: 
         spec = metric_spec(name)
         check(
             spec.needs != "logits" or samples.classes is not None,
-            f"the {spec.title} needs a network that gives logits, got features alone",
+            f"the {spec.title} needs a network that returns logits, got only features",
         )
         check(
             spec.needs != "captions" or samples.pair_scores is not None,
-            f"the {spec.title} needs scores of pairs of images and captions, got features alone",
+            f"the {spec.title} needs scores of pairs of images and captions, got only features",
         )
         values |= METRICS.get(name)(samples, real)
     return values

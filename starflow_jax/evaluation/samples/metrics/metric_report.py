@@ -30,15 +30,15 @@ def metric_table(rows: Sequence[Row], baseline: Row | None, metrics: Sequence[st
             columns.append((column.key, column.title, column.format))
             if column.error is not None:
                 columns.append((column.error, column.error_title, column.format))
-    table: list[tuple[str, ...]] = [("guidance", "pictures", *(title for _, title, _ in columns))]
+    table: list[tuple[str, ...]] = [("guidance", "images", *(title for _, title, _ in columns))]
     for row in [*rows, *([baseline] if baseline is not None else [])]:
         name = f"{row['guidance']:g}" if "guidance" in row else f"({row['source']})"
-        cells = (_number(row[key], form) if key in row else "-" for key, _, form in columns)
+        cells = (_format_number(row[key], form) if key in row else "-" for key, _, form in columns)
         table.append((name, str(row["samples"]), *cells))
     return text_table(table)
 
 
-def _number(value: float, form: str) -> str:
+def _format_number(value: float, form: str) -> str:
     return format(value, form if abs(value) < 1e4 else ".4g")
 
 

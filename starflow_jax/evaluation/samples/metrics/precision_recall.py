@@ -96,14 +96,14 @@ def _radii(blocks: list[_Block], neighbours: int) -> list[np.ndarray]:
 
 
 def _share_inside(points: list[_Block], centres: list[_Block], radii: list[np.ndarray]) -> float:
-    inside = total = 0
+    covered_count = total = 0
     for rows, index in points:
         covered: jax.Array | np.ndarray = np.zeros(len(rows), bool)
         for (others, _), radius in zip(centres, radii, strict=True):
             covered = _covered(rows, others, radius, covered)
-        inside += int(np.count_nonzero(np.asarray(covered) & (index >= 0)))
+        covered_count += int(np.count_nonzero(np.asarray(covered) & (index >= 0)))
         total += int(np.count_nonzero(index >= 0))
-    return inside / total
+    return covered_count / total
 
 
 @jax.jit

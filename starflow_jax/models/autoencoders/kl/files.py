@@ -38,12 +38,12 @@ def read_kl(config: Mapping[str, Any], tensors: Tensors) -> tuple[AutoencoderKL,
     Raises:
       ValueError: a field is not supported by `AutoencoderKL`, or the tensors do not match.
     """
-    given = {ours: config[theirs] for theirs, ours in _FIELDS.items() if config.get(theirs) is not None}
-    widths = given.get("block_out_channels")
+    fields = {ours: config[theirs] for theirs, ours in _FIELDS.items() if config.get(theirs) is not None}
+    widths = fields.get("block_out_channels")
     check(isinstance(widths, list), f"block_out_channels must be a list of widths, got {widths!r}")
     for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
-        check(isinstance(given.get(name, True), bool), f"{name} must be true or false, got {given.get(name)!r}")
-    autoencoder = AutoencoderKL(**(given | {"block_out_channels": tuple(given["block_out_channels"])}))
+        check(isinstance(fields.get(name, True), bool), f"{name} must be true or false, got {fields.get(name)!r}")
+    autoencoder = AutoencoderKL(**(fields | {"block_out_channels": tuple(fields["block_out_channels"])}))
     _check_rest(config, autoencoder)
     expected = autoencoder.abstract()[1]
     return autoencoder, from_tensors(expected, {_new(name): value for name, value in tensors.items()}, _tensor_name)
@@ -76,7 +76,7 @@ def _check_rest(config: Mapping[str, Any], autoencoder: AutoencoderKL) -> None:
         ("latents_std", None),
     ):
         value = config.get(name, only)
-        check(value == only, f"{name} must be {only!r} for an AutoencoderKL here, got {value!r}")
+        check(value == only, f"{name} must be {only!r}, the only supported value, got {value!r}")
 
 
 def _tensor_name(path: str) -> str:

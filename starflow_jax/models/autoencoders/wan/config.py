@@ -80,7 +80,7 @@ class WanConfig:
         )
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
-            check(len(values) == self.channels, f"{name} must hold {self.channels} numbers, got {len(values)}")
+            check(len(values) == self.channels, f"{name} must contain {self.channels} numbers, got {len(values)}")
             for value in values:
                 check_real(name, value)
         check(min(self.latents_std) > 0, f"latents_std must be above 0, got {min(self.latents_std)}")
@@ -205,7 +205,7 @@ def config_from_original(
     """
 
     def size(name: str, axis: int) -> int:
-        check(len(shapes.get(name, ())) > axis, f"tensors of a Wan2.2 autoencoder must hold {name}, found none")
+        check(len(shapes.get(name, ())) > axis, f"tensors of a Wan2.2 autoencoder must contain {name}, found none")
         return shapes[name][axis]
 
     def count(pattern: str) -> int:
@@ -223,7 +223,7 @@ def config_from_original(
         levels > 0 and all(value % width == 0 for value in wide) and out % max(wide[0] // width, 1) == 0,
         f"levels must be multiples of the first layer's {width} channels, got {wide} and {out}",
     )
-    known = _published(channels)
+    published = _published(channels)
     return WanConfig(
         channels=channels,
         width=width,
@@ -233,8 +233,8 @@ def config_from_original(
         temporal=tuple(f"{level(i)}.{blocks}.time_conv.weight" in shapes for i in range(levels - 1)),
         residual=True,
         patch=patch,
-        latents_mean=_values("latents_mean", known[0] if latents_mean is None else latents_mean),
-        latents_std=_values("latents_std", known[1] if latents_std is None else latents_std),
+        latents_mean=_values("latents_mean", published[0] if latents_mean is None else latents_mean),
+        latents_std=_values("latents_std", published[1] if latents_std is None else latents_std),
     )
 
 

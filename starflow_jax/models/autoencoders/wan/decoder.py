@@ -44,8 +44,8 @@ class UpLevel(nnx.Module):
     ) -> tuple[Float[Array, "B T H W outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', ...]."""
         shortcut = 0 if self.box is None else duplicated(x, self.outputs, *self.box, beginning=past is None)
-        x, after = in_turn(self.blocks, self.resample, x, past)
-        return x + shortcut, after
+        x, new_past = in_turn(self.blocks, self.resample, x, past)
+        return x + shortcut, new_past
 
 
 class Decoder(nnx.Module):
@@ -70,9 +70,9 @@ class Decoder(nnx.Module):
         first, middle, *before, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(self.mix_in(x), first)
         x, middle = self.middle(x, middle)
-        after = []
+        new_past = []
         for level, level_past in zip(self.levels, before, strict=True):
             x, level_past = level(x, level_past)
-            after.append(level_past)
+            new_past.append(level_past)
         x, last = self.conv_out(jax.nn.silu(self.norm_out(x)), last)
-        return channels_to_squares(x, self.patch), (first, middle, *after, last)
+        return channels_to_squares(x, self.patch), (first, middle, *new_past, last)

@@ -40,8 +40,8 @@ class DownLevel(nnx.Module):
     ) -> tuple[Float[Array, "B t rows columns outputs"], Past]:
         """[B, T, H, W, inputs] to [B, T', H', W', outputs]."""
         shortcut = 0 if self.box is None else averaged(x, self.outputs, *self.box, beginning=past is None)
-        x, after = in_turn(self.blocks, self.resample, x, past)
-        return x + shortcut, after
+        x, new_past = in_turn(self.blocks, self.resample, x, past)
+        return x + shortcut, new_past
 
 
 class Encoder(nnx.Module):
@@ -65,10 +65,10 @@ class Encoder(nnx.Module):
         """Moments [B, T', H / stride, W / stride, 2 c], all means first; and the next cache."""
         first, *before, middle, last = pasts(past, len(self.levels) + 3)
         x, first = self.conv_in(squares_to_channels(x, self.patch), first)
-        after = []
+        new_past = []
         for level, level_past in zip(self.levels, before, strict=True):
             x, level_past = level(x, level_past)
-            after.append(level_past)
+            new_past.append(level_past)
         x, middle = self.middle(x, middle)
         x, last = self.conv_out(jax.nn.silu(self.norm_out(x)), last)
-        return self.mix_out(x), (first, *after, middle, last)
+        return self.mix_out(x), (first, *new_past, middle, last)

@@ -179,10 +179,10 @@ def in_turn(
 ) -> tuple[Float[Array, "B frames rows columns outputs"], Past]:
     """Applies residual blocks and an optional resampling after them, each with its own cache."""
     *before, resampled = pasts(past, len(blocks) + 1)
-    after = []
+    new_past = []
     for block, block_past in zip(blocks, before, strict=True):
         x, block_past = block(x, block_past)
-        after.append(block_past)
+        new_past.append(block_past)
     if resample is not None:
         x, resampled = resample(x, resampled)
-    return x, (*after, resampled)
+    return x, (*new_past, resampled)

@@ -125,9 +125,9 @@ class WanAutoencoder:
           ValueError: an invalid shape.
         """
         _check_pixels(self, pixels.shape, beginning=past is None)
-        mean, _, after = _moments(self, params, pixels, past)
+        mean, _, new_past = _moments(self, params, pixels, past)
         shift, spread = _scales(self, mean.shape[1], past)
-        return (mean - shift) / spread, after
+        return (mean - shift) / spread, new_past
 
     def decode_chunk(
         self, params: Params, latents: Float[AnyArray, "B t rows columns c"], past: Past = None
@@ -177,15 +177,15 @@ def _scales(autoencoder: WanAutoencoder, frames: int, past: Past) -> tuple[np.nd
 def _moments(
     autoencoder: WanAutoencoder, params: Params, pixels: jax.Array, past: Past
 ) -> tuple[jax.Array, jax.Array, Past]:
-    moments, after = merge(autoencoder.abstract()[0], params).encoder(pixels, past)
+    moments, new_past = merge(autoencoder.abstract()[0], params).encoder(pixels, past)
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return mean, log_variance, after
+    return mean, log_variance, new_past
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decoded(autoencoder: WanAutoencoder, params: Params, latents: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-    pixels, after = merge(autoencoder.abstract()[0], params).decoder(latents, past)
-    return pixels.astype(jnp.float32), after
+    pixels, new_past = merge(autoencoder.abstract()[0], params).decoder(latents, past)
+    return pixels.astype(jnp.float32), new_past
 
 
 def _check_pixels(autoencoder: WanAutoencoder, shape: tuple[int, ...], *, beginning: bool) -> None:

@@ -65,9 +65,9 @@ def original_name(config: WanConfig, path: str) -> str:
         last = config.blocks if side == "en" else config.blocks + 1
         rest = "resample.1" if index is None and rest == "conv" else rest
         name = f"{side}coder.{group}.{level}.{group}.{index or last}.{rest}"
-    for layer, number in (("norm1", 0), ("conv1", 2), ("norm2", 3), ("conv2", 6)):
+    for layer, position in (("norm1", 0), ("conv1", 2), ("norm2", 3), ("conv2", 6)):
         # In residual blocks only: the outermost convolutions are called conv1, too.
-        name = re.sub(rf"((samples|middle)\.\d+)\.{layer}$", rf"\1.residual.{number}", name)
+        name = re.sub(rf"((samples|middle)\.\d+)\.{layer}$", rf"\1.residual.{position}", name)
     return name
 
 
@@ -97,7 +97,7 @@ def from_tensors(config: WanConfig, tensors: Tensors, expected: Params, name: Na
         elif tensors[tensor].shape != shape:
             problems.append(f"{tensor} has shape {list(tensors[tensor].shape)}, expected {list(shape)}")
         elif not np.isfinite(value := np.asarray(tensors[tensor], np.float32)).all():
-            problems.append(f"{tensor} holds numbers that are not finite")
+            problems.append(f"{tensor} contains numbers that are not finite")
         else:
             _put(filled, path, _from_tensor(path, value).reshape(leaf.shape))
     problems += [f"unexpected {tensor}" for tensor in sorted(set(tensors) - used)]

@@ -86,18 +86,18 @@ class TiledWan(Tiled):
         tile_shape = (batch, frames, height * into, width * into, channels)
         first_past = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape[1:], value.dtype), past)
         result, _ = jax.eval_shape(step, jax.ShapeDtypeStruct(tile_shape, x.dtype), first_past)
-        whole = jnp.zeros((batch, result.shape[1], rows * out, columns * out, result.shape[-1]), jnp.float32)
+        full = jnp.zeros((batch, result.shape[1], rows * out, columns * out, result.shape[-1]), jnp.float32)
 
-        def add(whole: jax.Array, tile: dict) -> tuple[jax.Array, Past]:
+        def add(full: jax.Array, tile: dict) -> tuple[jax.Array, Past]:
             row, column = tile["corner"]
             tile_input = jax.lax.dynamic_slice(x, (0, 0, row * into, column * into, 0), tile_shape)
-            output, after = step(tile_input, tile["past"])
+            output, new_past = step(tile_input, tile["past"])
             weighted = output * tile["rows"][:, None, None] * tile["columns"][:, None]
             start = (0, 0, row * out, column * out, 0)
-            current = jax.lax.dynamic_slice(whole, start, weighted.shape)
-            return jax.lax.dynamic_update_slice(whole, current + weighted, start), after
+            current = jax.lax.dynamic_slice(full, start, weighted.shape)
+            return jax.lax.dynamic_update_slice(full, current + weighted, start), new_past
 
-        return jax.lax.scan(add, whole, tiles)
+        return jax.lax.scan(add, full, tiles)
 
 
 @dataclasses.dataclass(frozen=True)
