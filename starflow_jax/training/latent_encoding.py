@@ -175,7 +175,7 @@ def encode_data(
         parts, skipped = _gather(parts, skipped)
         check(
             any(part.examples for part in parts),
-            f"{encoding.source.name} must hold an example that can be encoded, got none",
+            f"{encoding.source.name} must contain an example that can be encoded, got none",
         )
         for part in parts:
             missing = [name for name in part.files if not (folder / name).is_file()]

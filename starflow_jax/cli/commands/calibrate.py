@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"written: {path}")
     if arguments.json is not None:
         write_text(arguments.json, calibration.to_json())
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 

@@ -47,7 +47,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="a run, to compare with the speed of its training step"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 

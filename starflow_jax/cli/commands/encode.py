@@ -88,7 +88,7 @@ def add_to(subparsers: Any) -> None:
         help="dtype of the files (default: float16)",
     )
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="batch size (default: 32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_processes(parser)
     parser.set_defaults(run=run)

@@ -30,7 +30,7 @@ def add_to(subparsers: Any) -> None:
         "info", help="show the progress and the checkpoints of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 

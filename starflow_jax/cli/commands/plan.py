@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         figures["largest"] = _search(request)
     if arguments.json is not None:
         write_json(arguments.json, figures)
-        print(f"figures: {arguments.json}")
+        print(f"JSON: {arguments.json}")
     return 0
 
 

@@ -80,7 +80,7 @@ def add_to(subparsers: Any) -> None:
         help="write although tensors are missing (they keep their initial values), unexpected or of another shape",
     )
     option("--to-torch", type=Path, metavar="FILE", help="write a run's parameters as .safetensors, or .pth")
-    option("--step", type=integer(0), metavar="N", help="which checkpoint (default: the newest)")
+    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option(
         "--verify",
