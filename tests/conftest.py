@@ -1,7 +1,10 @@
 """Options and fixtures shared by all tests."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +18,24 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # the time. Set XLA_FLAGS (to nothing, say) to test what users run.
 _QUICK_COMPILE = "--xla_backend_optimization_level=0"
 if version("jax").startswith("0.10."):  # later versions do not know it, and XLA ends the process at an unknown flag
-    _QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+    _QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
+
+
+def _share_compilations() -> None:
+    """Sets a folder of compiled programs that all processes of this test session share, those that tests start too.
+
+    Set JAX_COMPILATION_CACHE_DIR to a folder that lasts, to share them with later sessions as well.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="compiled-programs-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # in the process that made it: workers inherit it
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+_share_compilations()
 
 # Packages and modules whose annotations, shapes included, are checked at every call while the tests run.
 CHECKED = (

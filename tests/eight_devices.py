@@ -77,8 +77,10 @@ def disturbed(state):
 def run(config, layout):
     state = disturbed(init_state(config, layout))
     data = placed(config, layout, batches(config))
+    # The number of updates is an argument of the program: one compilation serves both calls and the text.
+    compiled = train_steps.lower(config, LEVELS, state, data, STEPS, layout).compile()
     # Adam's first mean after one update is the gradient, but for a factor.
-    once, _ = train_steps(config, LEVELS, jax.tree.map(jnp.copy, state), data, 1, layout)
+    once, _ = compiled(jax.tree.map(jnp.copy, state), data, 1)
     grads = jax.device_get({name: group[0].mu for name, group in once.opt_state.items()})
     places = (
         {
@@ -88,13 +90,12 @@ def run(config, layout):
         if layout
         else {}
     )
-    program = train_steps.lower(config, LEVELS, state, data, STEPS, layout).compile().as_text()
-    after, metrics = train_steps(config, LEVELS, state, data, STEPS, layout)
+    after, metrics = compiled(state, data, STEPS)
     same = layout is None or all(
         a.sharding.is_equivalent_to(s, a.ndim)
         for a, s in zip(jax.tree.leaves(after), jax.tree.leaves(layout.tree(after)), strict=True)
     )
-    return jax.device_get(metrics["loss"]), grads, jax.device_get(after.params), program, places, same
+    return jax.device_get(metrics["loss"]), grads, jax.device_get(after.params), compiled.as_text(), places, same
 
 
 def worst(ours, expected):

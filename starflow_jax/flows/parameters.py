@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -34,15 +35,14 @@ def overlaid(leaves: Any, params: Any) -> Any:
 
 def abstract(config: FlowConfig, layout: Layout | None = None) -> tuple[nnx.GraphDef[Any], Params]:
     """`split(Flow(config, key, layout))` with ShapeDtypeStructs, without allocating arrays."""
-    definitions = []
+    structs: tuple[nnx.GraphDef[Any], Params] = _new.eval_shape(config, layout)
+    return structs
 
-    def build(key: PRNGKeyArray) -> Params:
-        definition, params = split(Flow(config, key, layout))
-        definitions.append(definition)
-        return params
 
-    params = jax.eval_shape(build, jax.random.key(0))
-    return definitions[0], params
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _new(config: FlowConfig, layout: Layout | None) -> tuple[nnx.GraphDef[Any], Params]:
+    """A new flow, split; jitted because JAX then traces each configuration once for all calls of `abstract`."""
+    return split(Flow(config, jax.random.key(0), layout))
 
 
 def initialise(config: FlowConfig, key: PRNGKeyArray) -> tuple[nnx.GraphDef[Any], Params]:
