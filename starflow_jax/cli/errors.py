@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -31,7 +32,7 @@ def sentences(*checks: Callable[..., Any]) -> Iterator[None]:
     except RequestError:
         raise  # the command line replaces field names by the names of its options
     except (ValueError, OSError) as error:
-        if checks and not _went_through(error.__traceback__, {check.__code__ for check in checks}):
+        if checks and not _went_through(error.__traceback__, {_code(check) for check in checks}):
             raise
         raise CommandError(sentence(error)) from error
 
@@ -42,6 +43,10 @@ def sentence(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
     return " ".join(str(error).split()).removesuffix(".")
+
+
+def _code(check: Callable[..., Any]) -> Any:
+    return inspect.unwrap(check).__code__  # decorated functions share the code of their decorator
 
 
 def _went_through(traceback: TracebackType | None, codes: set[Any]) -> bool:
