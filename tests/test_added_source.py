@@ -101,7 +101,7 @@ def test_options_of_another_source_are_refused():
 def test_runs_of_before_have_the_levels_of_their_source(source, levels):
     data = DataConfig(source=source, path="gone" if source == "npz" else None)
     assert data.levels is None and data.pixel_levels == levels
-    shades = np.unique(to_pixels(np.linspace(-1, 1, 1000, dtype=np.float32), data))
+    shades = np.unique(to_pixels(np.linspace(-1, 1, 1000, dtype=np.float32).reshape(1, 20, 50, 1), data))
     assert len(shades) == levels
 
 

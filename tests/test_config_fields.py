@@ -22,12 +22,12 @@ def test_every_field_is_read():
 
 
 ADDED = {
-    ("train.py", "    lr: float\n"): {
+    ("train_config.py", "    lr: float\n"): {
         "lookahead_of_nothing: int = 1": "TrainConfig.lookahead_of_nothing",
         "draws: int = 1": "TrainConfig.draws",  # a field that another dataclass has
         "path: str = ''": "TrainConfig.path",  # a name that many classes share
     },
-    ("experiment.py", "    num: int = 64\n"): {"items: int = 1": "SampleConfig.items"},
+    ("experiment_config.py", "    num: int = 64\n"): {"items: int = 1": "SampleConfig.items"},
 }
 
 

@@ -21,14 +21,14 @@ class InitRequest:
     """A request for an experiment file.
 
     Attributes:
-      data: folder of images.
+      folder: of the images.
       out: the experiment file, a new file that ends in ".py".
 
     Raises:
       RequestError: another suffix, or a file that exists.
     """
 
-    data: Path
+    folder: Path
     out: Path
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ def write_experiment_file(request: InitRequest) -> Suggestion:
     Raises:
       ValueError: see `survey_folder`.
     """
-    survey = survey_folder(request.data)
+    survey = survey_folder(request.folder)
     suggestion = suggest_config(survey)
     build(ExperimentConfig, suggestion.values)  # checks that the written file can be read
     write_text(request.out, _text(survey, suggestion, request.out))

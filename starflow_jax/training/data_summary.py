@@ -16,6 +16,7 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.data import Source
 from starflow_jax.data.pipeline.batches import train_loader
+from starflow_jax.data.pipeline.loader import Loader
 from starflow_jax.data.pipeline.overview import Overview, Part, overview, reading_rate
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.media import to_uint8
@@ -93,20 +94,30 @@ def summarise_data(request: DataRequest) -> DataSummary:
     Raises:
       ValueError: data that cannot be read or do not fit the flow, or a run that did not measure its speed.
     """
-    config, data = request.config, request.config.data
+    config = request.config
     needed = None if request.workdir is None else training_rate(request.workdir)
     source, frozen = open_with_encoder(config, request.split)
-    batch_size = config.train.batch_size
-    loader = train_loader(
-        source, batch_size, config.seed, threads=data.threads, workers=data.workers, prefetch=data.prefetch
-    )
+    loader = _loader(source, config)
     encoder = None if config.text is None else word_encoder(config)
-    summary = overview(source, loader, batch_size, encoder)
+    summary = overview(source, loader, config.train.batch_size, encoder)
     latents = set() if frozen is None else {latent_shape(frozen.autoencoder, part.shape) for part in summary.parts}
     rate = reading_rate(loader, request.seconds) if request.seconds else None
     loader.close()
     skipped = {**summary.skipped, **loader.skipped.reasons}
     return DataSummary(summary, tuple(sorted(latents)), encoder, rate, needed, skipped)
+
+
+def _loader(source: Source, config: ExperimentConfig) -> Loader:
+    """The batches of a training run, without its curriculum."""
+    data = config.data
+    return train_loader(
+        source,
+        config.train.batch_size,
+        config.seed,
+        threads=data.threads,
+        workers=data.workers,
+        prefetch=data.prefetch,
+    )
 
 
 def training_rate(workdir: Path) -> float:

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.data.experiment_file import InitRequest, write_experiment_file
 
-    request = build_request(InitRequest, arguments)
+    request = build_request(InitRequest, arguments, folder=arguments.data)
     check_writable("--out", request.out)
     with sentences(write_experiment_file):
         suggestion = write_experiment_file(request)
