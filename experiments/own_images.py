@@ -4,9 +4,9 @@
     starflow train --config experiments/own_images.py --config.data.path=photos --workdir runs/photos
     starflow sample --workdir runs/photos --out samples.png
 
-Data: a folder of images. Folders in it are classes; without them, captions are read from `.txt` or `.json` files beside
-the images; without either, the flow is unconditional. Folders `train` and `test` (or `val`) inside, if present,
-separate the splits; `starflow evaluate` needs `test`.
+Data: a folder of images. Folders in it are classes; without them, captions are read from files beside the images
+(docs/how_to/files.md); without either, the flow is unconditional. Folders `train` and `test` (or `val`) inside, if
+present, separate the splits; `starflow evaluate` needs `test`.
 Model: images of 16 to 128 pixels, 256 tokens or fewer; 4 to 8 blocks, 128 to 512 wide, depending on the number of
 images (`starflow_jax.data.suggestion`). Values set by --config.NAME=VALUE are kept, and the others are chosen to fit.
 Hardware: one GPU; with --config.flow.image_size=16 and a few hundred images, a CPU is enough.

@@ -107,7 +107,7 @@ def test_json_round_trip():
         (changed(flow={"head_dim": 5}), "config.flow: head_dim must divide width"),
         (changed(flow={"denoiser": 3}), "flow.denoiser must be a mapping of the fields of DenoiserConfig"),
         (changed(data={"noise_std": 0.1}), "config.data: noise_std must be above 0 for noise 'gaussian'"),
-        (changed(data={"source": "npz"}), "config.data: path requires source 'images', 'latents', 'npz'"),
+        (changed(data={"source": "npz"}), "config.data: path requires source 'idx', 'images', 'latents', 'npz'"),
         (changed(flow={"num_classes": 0}), "config: data.label_drop needs flow.num_classes"),
         ({"sample": {"denoise": "score"}}, "config: sample.denoise 'score' needs data.noise 'gaussian'"),
     ],

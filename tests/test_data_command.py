@@ -103,8 +103,8 @@ def test_one_file_is_data_enough(folder, tmp_path, capsys):
     ("arguments", "sentence"),
     [
         (["--out", "sheet.jpg"], "--out must end in .png, got sheet.jpg"),
-        (["--workdir", "gone"], "--workdir must contain a run that measured its images_per_second, got none in gone"),
         (["--seconds", "-1"], "must be a finite number >= 0, got '-1'"),
+        (["--seconds", "1e30"], "--seconds must be at most 3600, got 1e+30"),
         (["--config.data.threads=x"], "config.data.threads must be an integer, got 'x'"),
         (["--config.data.thread=1"], "config.data has no field 'thread'; did you mean threads"),
         (["--config.data.source=images", "--config.data.path=gone"], "data folder gone does not exist"),
@@ -113,6 +113,36 @@ def test_one_file_is_data_enough(folder, tmp_path, capsys):
 def test_mistakes_are_answered_in_a_sentence(arguments, sentence, capsys):
     assert main([*DIGITS, *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_exist_yet_is_said_to_be_missing(tmp_path, capsys):
+    report, run = tmp_path / "report.json", tmp_path / "run"
+    arguments = [*DIGITS, "--workdir", str(run), "--json", str(report)]
+    assert main(arguments) == 0
+    assert f"no comparison with the training step of a run: {run} does not exist yet" in capsys.readouterr().out
+    run.mkdir()
+    assert main(arguments) == 0
+    assert "contains no metrics.csv yet, which training writes" in capsys.readouterr().out
+    (run / "metrics.csv").write_text("step,loss\n1,2.0\n")
+    assert main(arguments) == 0
+    assert "metrics.csv contains no images_per_second yet" in capsys.readouterr().out
+    assert json.loads(report.read_text())["needed_per_second"] is None
+
+
+def test_the_account_of_captions_classes_and_what_is_left_aside(folder, tmp_path, capsys):
+    write_photos(tmp_path / "p", {"cat": [(20, 20)] * 3, "dog": [(20, 20)]})
+    (tmp_path / "p" / "cat" / "1.txt").unlink()
+    (tmp_path / "p" / "dog" / "0.json").write_text('{"text": "a dog"}')
+    (tmp_path / "p" / "dog" / "loop").symlink_to(tmp_path / "p")
+    report = tmp_path / "report.json"
+    arguments = ["--config", str(folder / "c.py"), "--seconds", "0", "--config.data.mixture=()", "--json", str(report)]
+    arguments += ["--config.data.source=images", f"--config.data.path={tmp_path / 'p'}", "--config.data.frames=0"]
+    assert main(["data", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "captions: 3 of 4 examples have one (2 in a text file, 1 in a JSON file); 1 HAVE NONE" in said
+    assert "classes: 0 cat, 1 dog" in said and "1 linked folders lead to a folder that is read already" in said
+    figures = json.loads(report.read_text())
+    assert figures["captions"]["found"] == {"text file": 2, "JSON file": 1} and figures["class_names"] == ["cat", "dog"]
 
 
 def test_a_folder_that_is_mostly_broken_ends_in_a_sentence(folder, tmp_path, capsys):

@@ -54,7 +54,7 @@ def test_videos_of_a_request_are_those_of_the_command(home, tmp_path):  # noqa: 
         (lambda: SampleRequest(num=0), "num must be an integer >= 1, got 0"),
         (lambda: SampleRequest(captions="a one"), "captions must be a tuple of at least one caption, got 'a one'"),
         (lambda: SampleRequest(captions=("a",), label=1), "captions and label are mutually exclusive"),
-        (lambda: SampleRequest(label="seven"), "label must be the index of a class"),
+        (lambda: SampleRequest(label=0.5), "label must be the index or the name of a class"),
         (lambda: SampleRequest(image=Path("x"), video=Path("y")), "image and video are mutually exclusive"),
         (lambda: SampleRequest(fps=241.0), "fps must be from 0.01 to 240, got 241"),
         (lambda: RunRequest(), "give either workdir, the folder of a run, or model"),

@@ -182,7 +182,8 @@ def test_captions_beside_pictures(tmp_path):
     (cat / "2.txt").write_bytes("un café".encode("latin-1"))
     write_json(tmp_path / "dog" / "0.json", {"captions": [1]})
     (tmp_path / "dog" / "1.json").write_text("{")
-    source = opened(tmp_path, source="images", captions=CaptionConfig(kinds=(("caption", 1.0), ("synthetic", 0.5))))
+    kinds = (("caption", 1.0), ("synthetic", 0.5))
+    source = opened(tmp_path, source="images", captions=CaptionConfig(kinds=kinds, lines="alternatives"))
     collection = source.components[0].source.collection
     assert collection.read(0, captions=True).captions == {"caption": ("A cat, unseen before!", "a dog")}
     # Words that are not known are left out, and punctuation does not hide those that are.
@@ -358,7 +359,7 @@ def test_folders_without_data_are_refused_in_a_sentence(tmp_path, source):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"source": "images"}, "path requires source 'images', 'latents', 'npz'"),
+        ({"source": "images"}, "path requires source 'idx', 'images', 'latents', 'npz'"),
         ({"source": "videos", "path": "p"}, "frames must be above 0 for source 'moving_digits' or 'videos'"),
         ({"source": "images", "path": "p", "frames": 3}, "frames must be above 0 for"),
         ({"source": "images", "path": "p", "aspect_ratios": ("3x2",)}, "aspect_ratios must be 'width:height'"),

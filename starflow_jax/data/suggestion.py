@@ -14,7 +14,8 @@ from PIL import Image
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample
 from starflow_jax.data.decoding.image_decoding import FORMATS, SUFFIXES, image_file_size
-from starflow_jax.data.sources.folders import Folder, split_folder, split_names
+from starflow_jax.data.sources.folders import Folder
+from starflow_jax.data.sources.splits import named_entry, split_folder
 
 MAX_SURVEYED = 2000  # images whose headers and captions are read, evenly spaced over the folder
 MAX_WORDS = 512  # words of a suggested vocabulary, the most frequent ones
@@ -67,7 +68,8 @@ def survey_folder(path: Path) -> FolderSurvey:
     Raises:
       ValueError: no such folder, no images in it, or none that can be read.
     """
-    folder = Folder.scan(split_folder(path, "train"), SUFFIXES)
+    root = split_folder(path, "train")
+    folder = Folder.scan(root, SUFFIXES, above=root != path)
     rows = np.linspace(0, len(folder) - 1, min(len(folder), MAX_SURVEYED)).astype(int)
     sides, captions, grey = [], [], True
     problem = ""
@@ -78,7 +80,7 @@ def survey_folder(path: Path) -> FolderSurvey:
                 stream.seek(0)
                 with Image.open(stream, formats=FORMATS) as image:
                     grey &= image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
-            texts = [text for kind in folder.captions(row).values() for text in kind]
+            texts = [text for kind in folder.captions(row).texts.values() for text in kind]
         except (BadExample, OSError) as error:
             problem = problem or str(error)
             continue
@@ -90,7 +92,7 @@ def survey_folder(path: Path) -> FolderSurvey:
         split = [word.strip(_PUNCTUATION) for word in text.lower().split()]
         words.update(word for word in split if word)
         longest = max(longest, len(split))
-    has_test = any((path / name).is_dir() for name in split_names("test"))
+    has_test = named_entry(path, "test", "", Path.is_dir) is not None
     ordered = tuple(word for word, _ in sorted(words.items(), key=lambda entry: (-entry[1], entry[0])))
     return FolderSurvey(
         path=path,

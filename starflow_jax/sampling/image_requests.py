@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -10,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.request_errors import RequestError
+from starflow_jax.data.pipeline.opening_notes import printable_name
 from starflow_jax.sampling import image_sampling
 from starflow_jax.sampling.captions import ImageCaptions, image_captions
 from starflow_jax.sampling.image_sampling import Samples, class_labels
@@ -103,7 +108,10 @@ def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]
     captions = image_captions(
         config, request.captions, labelled=request.label is not None, workdir=run.workdir, warn=warn
     )
-    label = ("none" if captions else "all") if request.label is None else request.label
+    label = ("none" if captions else "all") if request.label is None else class_index(config, request.label)
+    names = config.data.class_names or ()
+    if isinstance(request.label, numbers.Integral) and str(label) in names and names.index(str(label)) != label:
+        warn(f"class {label} is the class of this index, not the one called {label}, whose index is another")
     num_samples = request.candidates or request.num or config.sample.num
     if captions is not None:
         rows = np.repeat(np.arange(len(captions.captions)), num_samples)
@@ -119,6 +127,28 @@ def plan_images(run: Run, request: SampleRequest, *, warn: Callable[[str], None]
     batch_size = request.batch_size or BATCH_SIZE
     solver = choose_solver(request.solver, run, batch=min(batch_size, len(labels)), warn=warn)
     return ImagePlan(request, label, labels, captions, rows, num_samples, guidance, solver, batch_size)
+
+
+def class_index(config: ExperimentConfig, label: int | str) -> int | str:
+    """The index of a class that is given by its name; indices, "all" and "none" are returned unchanged.
+
+    Raises:
+      RequestError: the run has recorded no class of that name.
+    """
+    if not isinstance(label, str) or label in ("all", "none"):
+        return label
+    names = config.data.class_names or ()
+    if label in names:
+        return names.index(label)
+    near = difflib.get_close_matches(label, names, n=3) or names[:8]
+    known = (
+        f"names of its classes are {', '.join(map(printable_name, near))}"
+        if names
+        else "it has recorded no names of classes"
+    )
+    raise RequestError(
+        '{label} must be the index or the name of a class of the run, "all" or "none", got {0!r}; {1}', label, known
+    )
 
 
 def _labels(run: Run, request: SampleRequest, label: int | str, num_samples: int) -> np.ndarray:

@@ -74,7 +74,7 @@ class SampleRequest:
       candidates: number of samples of every class or caption, of which the likeliest are kept.
       keep: number of candidates that are kept (1).
       captions: captions of the samples; None for none.
-      label: images: the index of a class, "all" for the classes in turn (the default), or "none".
+      label: images: the index or the name of a class, "all" for the classes in turn (the default), or "none".
       image, continued, video: videos: a file with the first frame; a clip to continue; a clip to translate.
       frames: videos: frames in all, given ones included, counted in pixel space.
       fps: videos: frames per second, from 0.01 to 240.
@@ -142,8 +142,8 @@ class SampleRequest:
         )
         require(self.captions is None or self.label is None, "{captions} and {label} are mutually exclusive")
         require(
-            self.label is None or self.label in ("all", "none") or isinstance(self.label, numbers.Integral),
-            '{label} must be the index of a class, "all" or "none", got {0!r}',
+            self.label is None or (isinstance(self.label, numbers.Integral | str) and self.label != ""),
+            '{label} must be the index or the name of a class, "all" or "none", got {0!r}',
             self.label,
         )
         sources = [name for name in ("image", "continued", "video") if getattr(self, name) is not None]

@@ -19,6 +19,7 @@ from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.config.sweep_config import Condition, SweepData, Transform
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
+from starflow_jax.data.pipeline.caption_account import caption_account
 from starflow_jax.data.pipeline.readable_subset import Subset, readable
 from starflow_jax.data.sources.latents import LatentSource
 from starflow_jax.data.sources.mixture import example_spec
@@ -126,7 +127,7 @@ def open_data(
         raise ValueError(f"{where}: {error}") from error
     if data.count is not None and len(source) > data.count:
         source = Subset(source, tuple(range(data.count)))
-    levels = _levels(where, data, source)
+    levels = _levels(where, data, source, None if encoder is not None else config.data.pixel_levels)
     reads = bool(config.flow.num_classes or config.flow.text_dim)
     if reads and "shuffled" in requested:
         check(len(source) > 1, f"{where}: condition 'shuffled' needs two examples, got {len(source)}")
@@ -157,14 +158,23 @@ def open_data(
     )
 
 
-def _levels(where: str, data: SweepData, source: Source) -> int:
-    """The levels of pixels as they are scored, 0 for latents; `where` names the data in messages."""
+def _levels(where: str, data: SweepData, source: Source, trained: int | None) -> int:
+    """The levels of pixels as they are scored, 0 for latents; `where` names the data in messages.
+
+    Args:
+      trained: the levels of the training data; None where an autoencoder encodes pixels of any levels.
+    """
     stored = source.levels
     check(
         stored > 0 or data.transform == "none", f"{where}: transform must be 'none' for latents, got {data.transform!r}"
     )
     check(stored > 0 or data.levels is None, f"{where}: levels must be None for latents, got {data.levels}")
     levels = stored if data.levels is None else data.levels
+    check(
+        not stored or data.levels is not None or trained in (None, stored),
+        f"{where}: levels must be stated, since {source.name} has {stored} and the run was trained on {trained}, and "
+        "bits/dim of different levels do not compare",
+    )
     check(levels <= stored, f"{where}: levels must be at most the {stored} of {source.name}, got {levels}")
     return levels
 
@@ -208,6 +218,8 @@ def _opened(
     source = main_component(source, config.flow, autoencoder)
     if needs_condition:
         check_source(source, config.flow, config.text, autoencoder)
+        if (account := caption_account(source)) is not None:
+            account.check_any()
     else:
         shape = latent_shape(autoencoder, example_spec(source)["image"][0])[-3:]
         expected = (*config.flow.image_shape, config.flow.channels)

@@ -16,6 +16,8 @@ from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.checks import check
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
+from starflow_jax.data.pipeline.caption_account import caption_account
+from starflow_jax.data.pipeline.opening_notes import class_names, opening_notes
 from starflow_jax.data.sources.base import CAPTION
 from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
 from starflow_jax.data.sources.mixture import Component, components_of, example_spec
@@ -59,6 +61,7 @@ class Encoding:
       text: the text encoder, its parameters on a device; None where not every source has captions.
       empty: states float32 [1, L, D] of the empty caption; None without a text encoder.
       known: the states of the empty caption by its token ids. All others would take too much memory.
+      notes: sentences about captions, and about what the data contain and is not read.
     """
 
     request: EncodeRequest
@@ -68,6 +71,7 @@ class Encoding:
     text: FrozenText | None
     empty: np.ndarray | None
     known: Known
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -98,7 +102,8 @@ def open_encoding(request: EncodeRequest) -> Encoding:
     """Opens the data, reads or fits the autoencoder, and reads the text encoder.
 
     Raises:
-      ValueError: data or networks that cannot be read, or that do not fit the flow.
+      ValueError: data or networks that cannot be read, or that do not fit the flow; data without captions for a flow
+        that reads text.
     """
     source, autoencoder, params = _source_and_autoencoder(request)
     channels = request.config.flow.channels
@@ -114,11 +119,15 @@ def open_encoding(request: EncodeRequest) -> Encoding:
             autoencoder = Tiled(autoencoder, tile, overlap)
     specs = [example_spec(part.source) for part in components_of(source)]
     text = load_text(request.config) if all("text" in spec for spec in specs) else None
+    notes = tuple(opening_notes(source))
     if text is None:
-        return Encoding(request, source, autoencoder, params, None, None, {})
+        return Encoding(request, source, autoencoder, params, None, None, {}, notes)
+    if (account := caption_account(source)) is not None:
+        account.check_any()
+        notes = (account.sentence(), *notes)
     text = text.over(None)
     empty, known = text.states_of(text.empty[None])
-    return Encoding(request, source, autoencoder, params, text, empty, known)
+    return Encoding(request, source, autoencoder, params, text, empty, known, notes)
 
 
 def _source_and_autoencoder(request: EncodeRequest) -> tuple[Source, Autoencoder, Params]:
@@ -229,6 +238,7 @@ def _header(
         "dtype": encoding.request.dtype,
         "scale": 1.0,
         "stride": encoding.autoencoder.stride,
+        "class_names": class_names(encoding.source),
         "num_classes": source.num_classes,
         "text": None if empty is None else {"length": records.length, "dim": records.dim, "empty": _rows(empty[0])},
         "skipped": skipped.bad,

@@ -21,8 +21,9 @@ OVERRIDABLE = True
 
 DESCRIPTION = """\
 Shows the data of an experiment as the model reads them: sources, buckets, counts, shapes and shares of the batches; a
-contact sheet with captions; the number of examples per second that the pipeline reads; and, for a trained run
-(--workdir), whether this is as fast as its training step. Files that cannot be read are counted and named."""
+contact sheet with captions; how many examples have a caption, by kind of file; the names and numbers of the classes;
+what is left aside; the number of examples per second that the pipeline reads; and, for a trained run (--workdir),
+whether this is as fast as its training step. Files that cannot be read are counted and named."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration; it may be repeated, and later ones win.
@@ -42,7 +43,11 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
-        "--seconds", type=real(), default=5.0, metavar="S", help="duration of the measurement (default: 5; 0 for none)"
+        "--seconds",
+        type=real(),
+        default=5.0,
+        metavar="S",
+        help="duration of the measurement, at most 3600 (default: 5; 0 for none)",
     )
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="a run, to compare with the speed of its training step"
@@ -91,7 +96,7 @@ def _print_data(request: DataRequest, summary: DataSummary) -> None:
     from starflow_jax.core.figures import text_table
 
     print(text_table(summary.overview.rows()))
-    print("\n".join(summary.overview.notes()))
+    print("\n".join([*summary.overview.notes(), *summary.account()]))
     data = request.config.data
     if data.without_effect:
         print(latents_are_fixed(data.without_effect))
@@ -103,6 +108,8 @@ def _print_data(request: DataRequest, summary: DataSummary) -> None:
 def _print_speed(request: DataRequest, summary: DataSummary) -> None:
     """Prints the speed of the pipeline, and whether it keeps up with the training step of a run."""
     data, rate, needed = request.config.data, summary.rate, summary.needed
+    if summary.without_run is not None:
+        print(f"no comparison with the training step of a run: {summary.without_run}")
     if rate is None:
         return
     readers = f"{data.workers} processes" if data.workers else f"{data.threads} threads"

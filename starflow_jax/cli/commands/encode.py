@@ -122,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     with sentences(open_encoding, encode_data):
         encoding = open_encoding(request)
+        for note in encoding.notes:
+            remark(note)
         with tqdm(total=encoding.total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             # All processes progress at about the same rate.
             encoded = encode_data(

@@ -84,7 +84,7 @@ def add_to(subparsers: Any) -> None:
         dest="label",
         type=class_choice,
         metavar="N|all|none",
-        help="images: a class index, all classes in turn (default), or none",
+        help="images: a class index or name, all classes in turn (default), or none",
     )
     _add_video_options(parser)
     _add_sampling_options(parser)

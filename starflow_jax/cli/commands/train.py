@@ -169,11 +169,12 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
 def _trained(request: TrainRequest) -> TrainResult:
     """Trains; raises CommandError, with one sentence, for documented failures."""
     from starflow_jax.data import Loader
+    from starflow_jax.data.pipeline.caption_account import CaptionAccount
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
     from starflow_jax.training import Checkpoints, plot_curves, train
     from starflow_jax.training.checkpoints.initial_state import check_source, check_start, first_state
     from starflow_jax.training.checkpoints.resume import restore_newest
-    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
+    from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use, with_recorded
     from starflow_jax.training.distributed.agreement import on_first_process
     from starflow_jax.training.loop.metrics import MetricsWriter
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
@@ -183,7 +184,7 @@ def _trained(request: TrainRequest) -> TrainResult:
     for name in ("absl", "asyncio"):
         # Orbax logs the traceback of every thread of a save that failed; the command answers with one sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    opening = (held_out_score, open_with_encoder, open_text, run_layout)
+    opening = (held_out_score, open_with_encoder, open_text, run_layout, CaptionAccount.check_any, with_recorded)
     starting = (check_source, check_start, first_state, claim_workdir)
     reading = (*opening, *starting, on_first_process, in_use, restore_newest, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)

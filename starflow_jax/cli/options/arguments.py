@@ -85,13 +85,13 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def class_choice(text: str) -> int | str:
-    """Parses a class: its index, "all" for all classes in turn, or "none"."""
-    if text in ("all", "none"):
+    """Parses a class: its index, its name, "all" for all classes in turn, or "none"."""
+    if text and not re.fullmatch(r"[-+]?[\d_.]+", text):
         return text
     try:
         return integer(0, LARGEST_INT32)(text)
     except argparse.ArgumentTypeError:
-        allowed = f"a class number from 0 to {LARGEST_INT32}, all or none"
+        allowed = f"a class number from 0 to {LARGEST_INT32}, the name of a class, all or none"
         raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_real
 from starflow_jax.core.registries import SOURCES
 
 OptionValue = str | int | float | bool
@@ -48,17 +48,26 @@ class CaptionConfig:
 
     Attributes:
       kinds: (kind, weight) pairs: the kind of caption is sampled with these weights among those that an example has.
-        Empty for equal weights. The lines of a `.txt` file are of kind "caption".
+        Empty for equal weights. Texts without a kind are of kind "caption".
+      lines: whether a text file is "one" caption, or its lines are "alternatives"; None for "one". Recorded by
+        training.
+      key: the key of JSON files, or the column of tables, that contains captions; None for the first of `captions`,
+        `caption`, `text` and `prompt` that has one.
       fps, noise_level, aspect, chat: whether each of these templates is applied.
     """
 
     kinds: tuple[tuple[str, float], ...] = ()
+    lines: Literal["one", "alternatives"] | None = None
+    key: str | None = None
     fps: bool = False
     noise_level: bool = False
     aspect: bool = False
     chat: bool = False
 
     def __post_init__(self) -> None:
+        if self.lines is not None:
+            check_choice("lines", self.lines, ("one", "alternatives"))
+        check(self.key != "", "key must be None or the name of a key or column, got ''")
         for kind, weight in self.kinds:
             check_real(f"kinds weight of {kind!r}", weight, minimum=0.0)
         names = [kind for kind, _ in self.kinds]
@@ -76,13 +85,14 @@ class SourceConfig:
     Attributes:
       source: a name of the registry `SOURCES`. Built in are "digits" (scikit-learn's 8x8 digits); "photos" (crops of
         ten photographs that ship with scikit-image and scikit-learn); "moving_digits" (clips of moving digits, with
-        captions); "npz" (a folder with train.npz and test.npz, each containing `image` uint8 [n, H, W, C] and `label`
-        integer [n]); "images" (a folder of images: its folders are the classes, captions lie beside the images);
-        "videos" (a folder of videos, likewise); "tars" (tar shards in the WebDataset layout); "tfds" (a data set that
-        TensorFlow Datasets prepared as ArrayRecord); "latents" (written by `starflow encode`); "mixture" (several
-        sources, see DataConfig).
-      path: the folder (for "tars" also a file or a pattern). Where it contains a folder named after the split (train,
-        test or val), that folder is read.
+        captions); "npz" (a folder with train.npz and test.npz, or one file, containing `image` uint8 [n, H, W, C] and
+        `label` integer [n]); "idx" (a folder with the files of MNIST); "images" (a folder of images: its folders are
+        the classes, captions lie beside the images); "videos" (a folder of videos, likewise); "parquet" (shards with a
+        column of images and one of captions, read by pyarrow); "tars" (tar shards in the WebDataset layout); "tfds" (a
+        data set that TensorFlow Datasets prepared as ArrayRecord); "latents" (written by `starflow encode`); "mixture"
+        (several sources, see DataConfig).
+      path: the folder (for "tars" and "parquet" also a file or a pattern, for "npz" also a file). Where it contains a
+        folder named after the split (train; test, val, validation or valid; in any case), that folder is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.
       frames: frames of a clip, 0 for still images; fps: sampling rate of videos, 0 takes every frame.
       aspect_ratios: buckets with about the area of flow.image_size, as "width:height"; every example goes to the
@@ -97,7 +107,9 @@ class SourceConfig:
       extend, inverted: shares of the clips that begin at a later moment, and of those whose second half inverts the
         first (`data.sources.moving_digits`).
       options: (name, value) pairs for a source that is registered elsewhere and needs more than the fields above.
-      levels: number of levels of a pixel, 0 for continuous values. Recorded by training; leave it None.
+      levels: number of levels of a pixel, 0 for continuous values. None for what the source states; arrays of fewer
+        than 256 levels ("npz", "idx") must state it here or in the file. Recorded by training.
+      class_names: names of the classes in the order of their numbers. Recorded by training; leave it None.
     """
 
     source: str = "digits"
@@ -120,6 +132,7 @@ class SourceConfig:
     inverted: float = 0.0
     options: tuple[tuple[str, OptionValue], ...] = ()
     levels: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

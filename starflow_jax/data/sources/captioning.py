@@ -30,13 +30,17 @@ class Captioner:
 
     def choose(self, captions: Captions, rng: np.random.Generator) -> str:
         """Samples a kind by weight among those of the example, then one of its captions uniformly; "" for none."""
-        weights = dict(self.config.kinds) or dict.fromkeys(captions, 1.0)
-        kinds = [kind for kind in sorted(captions) if captions[kind] and weights.get(kind, 0.0) > 0]
-        if not kinds:
+        weights = self.kinds_of(captions)
+        if not weights:
             return ""
-        shares = np.asarray([weights[kind] for kind in kinds])
-        texts = captions[str(rng.choice(kinds, p=shares / shares.sum()))]
+        shares = np.asarray(list(weights.values()))
+        texts = captions[str(rng.choice(list(weights), p=shares / shares.sum()))]
         return texts[int(rng.integers(len(texts)))]
+
+    def kinds_of(self, captions: Captions) -> dict[str, float]:
+        """The kinds that can be chosen among the captions of an example, in their order, with their weights."""
+        weights = dict(self.config.kinds) or dict.fromkeys(captions, 1.0)
+        return {kind: weights[kind] for kind in sorted(captions) if captions[kind] and weights.get(kind, 0.0) > 0}
 
     def prompt(self, caption: str, aspect_ratio: str, fps: float = 0.0, extended: bool = False) -> str:
         """The caption with its templates applied.

@@ -16,6 +16,7 @@ from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.decoding.image_decoding import Crop, resize_and_crop
 from starflow_jax.data.sources.base import CAPTION, lines_digest
+from starflow_jax.data.sources.caption_files import CaptionFormat
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.folders import Folder, open_folder
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
@@ -112,7 +113,7 @@ class ClipSource:
             begin = round(begin * rate) / rate
         times = [begin + frame / rate for frame in range(count)]
         path = self.folder.path(file)
-        captions = self.folder.captions(file) if self.captioner is not None else {}
+        captions = self.folder.captions(file).texts if self.captioner is not None else {}
         try:
             frames = frames_at(path, times[1:] if extended else times[: self.frames], facts.fps)
             image = np.stack([_resize_and_crop(frame, crop) for frame in frames])
@@ -154,7 +155,8 @@ def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
     """
     shapes, channels = request.image_shapes(config), request.channels(config)
     drop_first = config.drop_first if request.training else 0.0
-    folder = open_folder(Path(config.path or ""), request.split, CLIP_SUFFIXES)
+    reading = CaptionFormat.from_config(config.captions)
+    folder = open_folder(Path(config.path or ""), request.split, CLIP_SUFFIXES, reading)
     skipped = Skipped()
     index_file = request.index_file(config)
     facts = scan_files(len(folder), lambda i: header_facts(folder, i), folder.signature(), index_file, skipped)

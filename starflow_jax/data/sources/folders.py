@@ -1,12 +1,12 @@
-"""Folders of images or videos: the first folder of a path is its class, captions are in .txt or .json files beside."""
+"""Folders of images or videos: the first folder of a path is its class, captions are in files beside or in tables."""
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
+import functools
 import hashlib
-import os
-import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from starflow_jax.core.config.checks import check
@@ -14,16 +14,22 @@ from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.decoding.image_decoding import SUFFIXES
-from starflow_jax.data.sources.image_collection import (
+from starflow_jax.data.sources.caption_files import (
+    DEFAULT_FORMAT,
+    FILE_KINDS,
     MAX_CAPTION_BYTES,
-    Captions,
-    Item,
-    captions_from_json,
-    captions_from_text,
+    CaptionFormat,
+    has_text,
 )
+from starflow_jax.data.sources.caption_tables import TABLES, CaptionTables, read_tables
+from starflow_jax.data.sources.folder_walk import Listing, list_files
+from starflow_jax.data.sources.image_collection import Found, Item
 from starflow_jax.data.sources.image_files import open_image_files
+from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
+from starflow_jax.data.sources.regular_file import open_regular
 from starflow_jax.data.sources.source_request import SourceRequest
+from starflow_jax.data.sources.splits import split_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +40,9 @@ class Folder:
       root: the folder; files: paths relative to it, with "/".
       classes: the first folders of these paths; a file directly in `root` has class -1.
       sizes: sizes of the files in bytes.
+      skipped: folders that cannot be read; notes: sentences about links and classes that are left aside.
+      reading: how captions are read; forms: the endings of caption files, in the order in which they are tried.
+      tables: the captions of metadata files.
     """
 
     root: Path
@@ -41,34 +50,50 @@ class Folder:
     classes: tuple[str, ...]
     sizes: tuple[int, ...]
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
+    notes: tuple[str, ...] = ()
+    reading: CaptionFormat = DEFAULT_FORMAT
+    forms: tuple[str, ...] = ()
+    tables: LazyReader[CaptionTables] = dataclasses.field(default_factory=lambda: LazyReader(CaptionTables))
 
     @classmethod
-    def scan(cls, root: Path, suffixes: tuple[str, ...], classes: tuple[str, ...] | None = None) -> Folder:
-        """Lists the regular files below `root` that have one of the suffixes and are not hidden.
+    def scan(
+        cls,
+        root: Path,
+        suffixes: tuple[str, ...],
+        classes: tuple[str, ...] | None = None,
+        *,
+        reading: CaptionFormat = DEFAULT_FORMAT,
+        above: bool = False,
+    ) -> Folder:
+        """Lists the regular files below `root` that have one of the suffixes and are not hidden; links are followed.
 
         Args:
           root: the folder; suffixes: in lower case.
           classes: names of the classes; None for the subfolders of `root`.
+          reading: how captions are read; above: whether metadata files in the folder above `root` are read, too.
 
         Raises:
           ValueError: `root` does not exist, or contains no such file.
         """
         check(root.is_dir(), f"data folder {root} does not exist")
-        sizes: dict[str, int] = {}
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                path = Path(folder, name)
-                if path.suffix.lower() in suffixes and not name.startswith("."):
-                    with contextlib.suppress(OSError):  # a broken link
-                        status = path.stat()
-                        if stat.S_ISREG(status.st_mode):
-                            sizes[path.relative_to(root).as_posix()] = status.st_size
-        check(len(sizes) > 0, f"data folder {root} contains no file with the suffix {', '.join(suffixes)}")
-        files = tuple(sorted(sizes))
+        listing = list_files(root, suffixes)
+        skipped = Skipped()
+        skipped.bad += len(listing.unreadable)
+        skipped.name(listing.unreadable)
+        check(
+            len(listing.sizes) > 0,
+            f"data folder {root} contains no file with the suffix {', '.join(suffixes)}{skipped.first()}",
+        )
+        files = tuple(sorted(listing.sizes))
+        tops = collections.Counter(file.split("/")[0] for file in files if "/" in file)
+        notes = _notes(listing, {} if classes is None else {top: tops[top] for top in tops if top not in classes})
         if classes is None:
-            classes = tuple(sorted({file.split("/")[0] for file in files if "/" in file}))
-        return cls(root, files, classes, tuple(sizes[file] for file in files))
+            classes = tuple(sorted(tops))
+        forms = tuple(sorted(listing.forms, key=_form_order))
+        outside = [f"../{name}" for name in TABLES if (root.parent / name).is_file()] if above else []
+        tables = LazyReader(functools.partial(read_tables, root, (*outside, *listing.tables), reading))
+        sizes = tuple(listing.sizes[file] for file in files)
+        return cls(root, files, classes, sizes, skipped, notes, reading, forms, tables)
 
     @property
     def name(self) -> str:
@@ -99,26 +124,37 @@ class Folder:
     def read(self, index: int, captions: bool = False) -> Item:
         """Opens one file."""
         path = self.path(index)
-        texts = self.captions(index) if captions else {}
+        texts = self.captions(index).texts if captions else {}
         try:
-            return Item(path.open("rb"), self.label(index), texts)
+            return Item(open_regular(path), self.label(index), texts)
         except OSError as error:
             raise BadExample(str(path), error_reason(error)) from error
 
-    def captions(self, index: int) -> Captions:
-        """Captions in the file of the same name with suffix .json or, without that, .txt; empty without both."""
+    def captions(self, index: int) -> Found:
+        """Captions in the first of these that has one: .json, .txt and .caption files beside, metadata files."""
         path = self.path(index)
-        for suffix, read in ((".json", captions_from_json), (".txt", captions_from_text)):
-            caption_file = path.with_suffix(suffix)
+        for form in self.forms:
+            suffix = _last(form)
+            if form not in (suffix, path.suffix + suffix):
+                continue
             try:
-                with caption_file.open("rb") as file:
+                with open_regular(path.with_name(path.stem + form)) as file:
                     data = file.read(MAX_CAPTION_BYTES + 1)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise BadExample(str(path), f"its caption file cannot be read: {error_reason(error)}") from error
-            return read(data, str(path))
-        return {}
+            texts = self.reading.read(suffix.lower(), data, str(path))
+            if has_text(texts):
+                return Found(texts, FILE_KINDS[suffix.lower()])
+        return self.tables().captions.get(self.files[index], Found({}))
+
+    def caption_notes(self) -> list[str]:
+        """Sentences about metadata files: what cannot be read, and rows that name no file of the folder."""
+        tables = self.tables()
+        strays = tables.rows.difference(self.files)
+        stray = [f"{len(strays)} rows of metadata name no file here, such as {min(strays)}"] if strays else []
+        return [*tables.notes, *stray]
 
     def identity(self, index: int) -> str:
         """Path relative to the folder, and size."""
@@ -136,43 +172,47 @@ class Folder:
         return digest.hexdigest()
 
 
-def split_names(split: str) -> tuple[str, ...]:
-    """The folder names of a split, the preferred one first."""
-    return {"test": ("test", "val", "validation")}.get(split, (split,))
-
-
-def split_folder(path: Path, split: str) -> Path:
-    """The folder of a split: a folder of its name inside `path`; the training split may be `path` itself.
-
-    Raises:
-      ValueError: there is no such folder.
-    """
-    names = split_names(split)
-    folders = [path / name for name in names if (path / name).is_dir()]
-    if folders:
-        return folders[0]
-    check(path.is_dir(), f"data folder {path} does not exist")
-    others = [name for name in split_names("test") if (path / name).is_dir()]
-    check(
-        split == "train" and not others,
-        f"data folder {path} must contain a folder {' or '.join(names)} for the {split} split",
-    )
-    return path
-
-
-def open_folder(path: Path, split: str, suffixes: tuple[str, ...]) -> Folder:
+def open_folder(path: Path, split: str, suffixes: tuple[str, ...], reading: CaptionFormat = DEFAULT_FORMAT) -> Folder:
     """The files of one split. The training split defines the indices of the classes.
 
     Raises:
       ValueError: there is no folder of the split, or no file in it.
     """
     root = split_folder(path, split)
-    if split == "train" or split_folder(path, "train") == path:
-        return Folder.scan(root, suffixes)
-    return Folder.scan(root, suffixes, Folder.scan(split_folder(path, "train"), suffixes).classes)
+    train = root if split == "train" else split_folder(path, "train")
+    classes = None if train == root else Folder.scan(train, suffixes).classes
+    return Folder.scan(root, suffixes, classes, reading=reading, above=root != path)
 
 
 @SOURCES.register("images", path=True, decoded=True, captions="text")
 def open_image_folder(config: SourceConfig, request: SourceRequest) -> Mixture:
     """The images of a folder; see `open_image_files`."""
-    return open_image_files(config, request, open_folder(Path(config.path or ""), request.split, SUFFIXES))
+    reading = CaptionFormat.from_config(config.captions)
+    return open_image_files(config, request, open_folder(Path(config.path or ""), request.split, SUFFIXES, reading))
+
+
+def _notes(listing: Listing, unknown: Mapping[str, int]) -> tuple[str, ...]:
+    """Sentences about links that are not read, and about files of classes that the training split lacks."""
+    notes = []
+    for some, what in (
+        (listing.not_followed, "linked folders lead to a folder that is read already and are left aside"),
+        (listing.broken, "links lead to no file and are left aside"),
+    ):
+        if some:
+            notes.append(f"{len(some)} {what}, such as {min(some)}")
+    if unknown:
+        notes.append(
+            f"{sum(unknown.values())} files are of classes that the training split lacks, and have none: "
+            f"{', '.join(sorted(unknown)[:8])}"
+        )
+    return tuple(notes)
+
+
+def _last(form: str) -> str:
+    return form[form.rindex(".") :]
+
+
+def _form_order(form: str) -> tuple[int, int, bool, str]:
+    """Kinds of caption files in their order; "0.txt" before "0.png.txt", and ".txt" before ".TXT"."""
+    suffix = _last(form)
+    return tuple(FILE_KINDS).index(suffix.lower()), form.count("."), suffix != suffix.lower(), form

@@ -1,18 +1,16 @@
-"""The interface of a set of image files before anything is decoded, and the formats of caption files."""
+"""The interface of a set of image files before anything is decoded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
-from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
+from starflow_jax.data.decoding.bad_examples import Skipped
 
 # Captions by kind; those of one kind are equally likely.
 Captions = Mapping[str, tuple[str, ...]]
 DEFAULT_KIND = "caption"
-MAX_CAPTION_BYTES = 2**20
 
 
 class Item(NamedTuple):
@@ -23,8 +21,20 @@ class Item(NamedTuple):
     captions: Captions
 
 
+class Found(NamedTuple):
+    """The captions of one example by kind, and where they were found: a kind of file, "" for nowhere."""
+
+    texts: Captions
+    origin: str = ""
+
+
 class ImageCollection(Protocol):
-    """Image files in folders, tars, or records. Picklable, since it is sent to worker processes."""
+    """Image files in folders, tars, or records. Picklable, since it is sent to worker processes.
+
+    A collection may also have `captions(index) -> Found`, which reads captions without the image, so that they are
+    counted before training (`data.pipeline.caption_account`); `classes`, the names of the classes; and `notes`,
+    sentences about what is left aside.
+    """
 
     @property
     def name(self) -> str: ...
@@ -54,41 +64,3 @@ class ImageCollection(Protocol):
     def signature(self) -> str:
         """Digest of the names, sizes and modification times of the files."""
         ...
-
-
-def captions_from_text(data: bytes, name: str) -> Captions:
-    """Captions of a text file, one per line. Raises BadExample unless it is UTF-8."""
-    lines = (" ".join(line.split()) for line in _decode(data, name).splitlines())
-    return {DEFAULT_KIND: tuple(line for line in lines if line)}
-
-
-def captions_from_json(data: bytes, name: str) -> Captions:
-    """Captions of a JSON file: `{"captions": {kind: text or list of texts}}`, or `{"caption": text}`.
-
-    Raises:
-      BadExample: not JSON, or no captions of that form.
-    """
-    try:
-        values = json.loads(_decode(data, name))
-    except (ValueError, RecursionError) as error:
-        raise BadExample(name, f"its caption file is not JSON: {error}") from error
-    kinds = values.get("captions", values.get(DEFAULT_KIND)) if isinstance(values, dict) else values
-    if not isinstance(kinds, dict):
-        kinds = {DEFAULT_KIND: kinds}
-    return {str(kind): _texts(texts, name) for kind, texts in kinds.items()}
-
-
-def _texts(texts: Any, name: str) -> tuple[str, ...]:
-    texts = texts if isinstance(texts, list) else [] if texts is None else [texts]
-    if not all(isinstance(text, str) for text in texts):
-        raise BadExample(name, "its captions must be text, or lists of text")
-    return tuple(texts)
-
-
-def _decode(data: bytes, name: str) -> str:
-    if len(data) > MAX_CAPTION_BYTES:
-        raise BadExample(name, f"its caption file has more than {MAX_CAPTION_BYTES} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadExample(name, f"its caption file is not UTF-8 (at byte {error.start})") from error

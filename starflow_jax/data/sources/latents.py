@@ -22,6 +22,7 @@ from starflow_jax.data.sources.base import CAPTION, Source, lines_digest
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Component, Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
+from starflow_jax.data.sources.splits import named_entry
 
 FORMAT = "starflow latents 1"
 HEADER_FILE = "header.json"
@@ -89,6 +90,7 @@ class LatentSource:
       shape: shape of a stored latent; frames: the number T of its frames that are read, None for all (or an image).
       drop_first: probability that `draw` begins at the second stored frame; then T + 1 frames must be stored.
       text_drop: probability that `draw` replaces the text states by those of the empty caption.
+      classes: names of the classes, empty where the header has none.
     """
 
     name: str
@@ -100,6 +102,7 @@ class LatentSource:
     frames: int | None = None
     drop_first: float = 0.0
     text_drop: float = 0.0
+    classes: tuple[str, ...] = ()
 
     @property
     def levels(self) -> int:
@@ -179,6 +182,7 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
     try:
         text = header["text"]
         records = Records(str(header["dtype"]), int(header["num_classes"]))
+        classes = tuple(map(str, header.get("class_names", [])))
         check(
             records.dtype in choices(LatentDtype),
             f"dtype must be one of {', '.join(choices(LatentDtype))}, got {records.dtype!r}",
@@ -220,7 +224,7 @@ def open_latents(folder: Path, frames: int = 0, drop_first: float = 0.0, text_dr
         # Images in a mixture with clips are read whole.
         num_frames = None if clips and len(shape) == 3 else _check_frames(folder, shape, frames, drop_first)
         name = f"{folder.name} {bucket}"
-        source = LatentSource(name, paths, reader, count, records, shape, num_frames, drop_first, text_drop)
+        source = LatentSource(name, paths, reader, count, records, shape, num_frames, drop_first, text_drop, classes)
         components.append(Component(source, weight, batch_size))
     return components[0].source if len(components) == 1 else Mixture(folder.name, tuple(components))
 
@@ -281,7 +285,7 @@ def _reader(files: tuple[str, ...]) -> Any:
 def open_latent_folder(config: SourceConfig, request: SourceRequest) -> Source:
     """The latents in the folder of the split; the training split may be `path` itself."""
     path = Path(config.path or "")
-    folder = path / request.split if (path / request.split).is_dir() else path
+    folder = named_entry(path, request.split, "", Path.is_dir) or path
     check(request.training or folder != path, f"latents {path} must contain a folder {request.split}")
     drop_first = config.drop_first if request.training else 0.0
     return open_latents(folder, config.frames, drop_first, request.label_drop)

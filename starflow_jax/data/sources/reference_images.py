@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-
-import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
-from starflow_jax.data.sources.base import ArraySource, Source
+from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.npz import read_images
 from starflow_jax.data.sources.source_opening import open_source
 
 
@@ -30,13 +30,13 @@ def open_real(path: Path, size: tuple[int, int], channels: int) -> Source:
         return open_source(DataConfig(source="images", path=str(path)), "train", flow=cut)
     check(path.is_file(), f"real must be a folder of images or an .npz file, got {path}, which does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["image"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        source = read_images(path, "train", None, with_labels=False)
+    except ValueError as error:
         raise ValueError(f"real {path} must be an .npz file with `image`, uint8 [n, H, W, C]: {error}") from error
-    shape = (*size, channels)
+    wanted = (*size, channels)
+    shape = source.images.shape
     check(
-        images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == shape and len(images) > 0,
-        f"image of {path} must be uint8 [n, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}",
+        shape[1:] == wanted,
+        f"image of {path} must be uint8 [n, {', '.join(map(str, wanted))}], got uint8 {list(shape)}",
     )
-    return ArraySource(path.name, images, np.zeros(len(images), np.int32), levels=256, num_classes=1)
+    return dataclasses.replace(source, name=path.name)

@@ -32,7 +32,7 @@ def open_source(
 
     Raises:
       ValueError: the source is not registered, or its files are missing, unreadable or of another kind, or it needs a
-        flow.
+        flow, or pixels have other levels than `config.levels`.
     """
     noise_std, label_drop = (config.noise_std, config.label_drop) if isinstance(config, DataConfig) else (0.0, 0.0)
     request = SourceRequest(
@@ -43,7 +43,13 @@ def open_source(
         label_drop if split == "train" else 0.0,
         _caption_reader(config, flow, text),
     )
-    return SOURCES.get(config.source)(config, request)
+    source: Source = SOURCES.get(config.source)(config, request)
+    if config.levels not in (None, source.levels):
+        raise ValueError(
+            f"data.levels must be None or the {source.levels} levels of {source.name}, got {config.levels}: bits/dim "
+            "and samples of other levels do not compare"
+        )
+    return source
 
 
 def _caption_reader(config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None) -> CaptionReader | None:

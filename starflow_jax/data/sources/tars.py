@@ -7,44 +7,30 @@ a tar are used as names only, and links are ignored.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import io
-import tarfile
 from pathlib import Path
-from typing import NamedTuple
 
-from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
-from starflow_jax.data.decoding.image_decoding import SUFFIXES
-from starflow_jax.data.sources.folders import split_names
-from starflow_jax.data.sources.image_collection import Captions, Item, captions_from_json, captions_from_text
+from starflow_jax.data.sources.caption_files import (
+    DEFAULT_FORMAT,
+    FILE_KINDS,
+    MAX_CAPTION_BYTES,
+    CaptionFormat,
+    has_text,
+)
+from starflow_jax.data.sources.image_collection import Found, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
+from starflow_jax.data.sources.splits import shard_files, shard_notes
+from starflow_jax.data.sources.tar_members import Entry, LeftAside, Member, check_uncompressed, read_entries
 
-_CAPTIONS = {".json": captions_from_json, ".txt": captions_from_text}
-_CLASS = ".cls"
-
-
-class Member(NamedTuple):
-    """A file inside a tar: bytes `offset` to `offset + size`."""
-
-    suffix: str
-    offset: int
-    size: int
-
-
-class Entry(NamedTuple):
-    """One example: the index of its shard, its key, its image, its class (-1: none), and its caption files."""
-
-    shard: int
-    key: str
-    image: Member
-    label: int
-    captions: tuple[Member, ...]
+# Values of the option `keys`: the key of a member ends at this dot of the last component of its name.
+KEYS_END = ("first dot", "last dot")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +41,7 @@ class Tars:
       name: name in logs; shards: the files; entries: the examples.
       num_classes: one more than the largest label in a `.cls` member, 0 without any.
       skipped: truncated shards, each counted and named once.
+      reading: how captions are read; notes: sentences about members that are left aside.
     """
 
     name: str
@@ -62,22 +49,38 @@ class Tars:
     entries: tuple[Entry, ...]
     num_classes: int
     skipped: Skipped
+    reading: CaptionFormat = DEFAULT_FORMAT
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def scan(cls, path: str, split: str) -> Tars:
+    def scan(cls, path: str, split: str, *, reading: CaptionFormat = DEFAULT_FORMAT, keys: str = KEYS_END[0]) -> Tars:
         """Reads the headers of one split: `path` is a tar, a pattern such as "data/train-*.tar", or a folder.
 
+        Args:
+          reading: how captions are read; keys: one of `KEYS_END`.
+
         Raises:
-          ValueError: there are no tars, or none contains an image.
+          ValueError: there are no tars, one is compressed, or none contains an image.
         """
-        shards = find_shards(path, split)
-        check(len(shards) > 0, f"data path {path} contains no .tar file for the {split} split")
-        skipped = Skipped()
-        entries = [entry for index, shard in enumerate(shards) for entry in _entries(index, shard, skipped)]
+        shards = shard_files(path, split, ".tar")
+        if not shards:
+            packed = [file.name for ending in (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")
+                      for file in shard_files(path, split, ending)]  # fmt: skip
+            hint = f", but {len(packed)} compressed ones such as {packed[0]}: unpack them first" if packed else ""
+            raise ValueError(f"data path {path} contains no .tar file for the {split} split{hint}")
+        skipped, aside = Skipped(), LeftAside()
+        for shard in shards:
+            check_uncompressed(shard)
+        entries = [
+            entry
+            for index, shard in enumerate(shards)
+            for entry in read_entries(index, shard, skipped, aside, last_dot=keys == KEYS_END[1])
+        ]
         damaged = "".join(f" ({name}: {reason})" for name, reason in list(skipped.reasons.items())[:1])
         check(len(entries) > 0, f"data path {path} contains no image in {len(shards)} tar files{damaged}")
         num_classes = max(entry.label for entry in entries) + 1
-        return cls(Path(path).name, tuple(shards), tuple(entries), num_classes, skipped)
+        notes = (*shard_notes(path, split, shards), *aside.notes())
+        return cls(Path(path).name, tuple(shards), tuple(entries), num_classes, skipped, reading, notes)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -90,14 +93,19 @@ class Tars:
     def read(self, index: int, captions: bool = False) -> Item:
         """The bytes of one image, with its class and captions."""
         entry, name = self.entries[index], self.key(index)
-        texts: Captions = {}
-        if captions:
-            for suffix, read in _CAPTIONS.items():
-                member = next((member for member in entry.captions if member.suffix == suffix), None)
-                if member is not None and not texts:
-                    texts = read(self._bytes(entry.shard, member, name), name)
+        texts = self.captions(index).texts if captions else {}
         data = io.BytesIO(self._bytes(entry.shard, entry.image, name))
         return Item(data, entry.label, texts)
+
+    def captions(self, index: int) -> Found:
+        """Captions in the first of the members .json, .txt and .caption that has one."""
+        entry, name = self.entries[index], self.key(index)
+        for member in entry.captions:
+            data = self._bytes(entry.shard, member._replace(size=min(member.size, MAX_CAPTION_BYTES + 1)), name)
+            texts = self.reading.read(member.suffix, data, name)
+            if has_text(texts):
+                return Found(texts, FILE_KINDS[member.suffix])
+        return Found({})
 
     def identity(self, index: int) -> str:
         """Name of the shard, key in it, and size of the image."""
@@ -124,58 +132,14 @@ class Tars:
         return data
 
 
-def find_shards(path: str, split: str) -> list[Path]:
-    """The tars of one split, sorted: `path` itself, files in the folder `path`, or matches of a pattern."""
-    here = Path(path)
-    if here.is_dir():
-        names = split_names(split)
-        folder = next((here / name for name in names if (here / name).is_dir()), None)
-        if folder is not None:
-            return sorted(folder.glob("*.tar"))
-        named = [shard for name in names for shard in sorted(here.glob(f"{name}*.tar"))]
-        return named or (sorted(here.glob("*.tar")) if split == "train" else [])
-    if here.is_file():
-        return [here] if split == "train" else []
-    return sorted(Path(name) for name in glob.glob(path)) if split == "train" else []
-
-
-def _entries(index: int, shard: Path, skipped: Skipped) -> list[Entry]:
-    """The examples of one shard, up to the first damaged header."""
-    groups: dict[str, list[Member]] = {}
-    labels: dict[str, int] = {}
-    try:
-        length = shard.stat().st_size
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, suffix = _key(member.name)
-                if member.isreg() and not member.issparse() and suffix:
-                    if member.offset_data + member.size > length:
-                        raise ValueError(f"it ends inside {member.name}")
-                    groups.setdefault(key, []).append(Member(suffix, member.offset_data, member.size))
-                    if suffix == _CLASS and member.size <= 16:
-                        file = tar.extractfile(member)
-                        text = file.read().strip() if file else b""
-                        labels[key] = int(text) if text.isdigit() and int(text) < 2**31 - 1 else -1
-    except Exception as error:  # tarfile raises several kinds of errors on damaged headers
-        skipped.add(1, [(str(shard), error_reason(error))])
-    entries = []
-    for key, members in groups.items():
-        images = [member for member in members if member.suffix in SUFFIXES]
-        if images:
-            captions = tuple(member for member in members if member.suffix in _CAPTIONS)
-            entries.append(Entry(index, key, images[0], labels.get(key, -1), captions))
-    return entries
-
-
-def _key(name: str) -> tuple[str, str]:
-    """A member name up to the first dot of its last component, and its suffix."""
-    folder, slash, last = name.rpartition("/")
-    stem, dot, rest = last.partition(".")
-    suffix = "." + rest.rpartition(".")[2].lower() if dot and stem else ""
-    return f"{folder}{slash}{stem}", suffix
-
-
-@SOURCES.register("tars", path=True, decoded=True, captions="text")
+@SOURCES.register("tars", path=True, decoded=True, captions="text", options=("keys",))
 def open_tars(config: SourceConfig, request: SourceRequest) -> Mixture:
-    """The images of tar shards; see `open_image_files`."""
-    return open_image_files(config, request, Tars.scan(config.path or "", request.split))
+    """The images of tar shards; see `open_image_files`. The option `keys` is one of `KEYS_END`.
+
+    Raises:
+      ValueError: an unknown value of `keys`, or no images.
+    """
+    keys = str(dict(config.options).get("keys", KEYS_END[0]))
+    check_choice("keys of data.options", keys, KEYS_END)
+    reading = CaptionFormat.from_config(config.captions)
+    return open_image_files(config, request, Tars.scan(config.path or "", request.split, reading=reading, keys=keys))

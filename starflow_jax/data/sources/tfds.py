@@ -12,11 +12,12 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
-from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, Item
+from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, Found, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
+from starflow_jax.data.sources.splits import split_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class TfdsRecords:
       name: name of the data set.
       path: folder of one version, or with `dataset` the folder of data sets; dataset: a name such as "mnist:3.0.1".
       split: name in the data set; length: number of examples; num_classes: of `label`, 0 without one.
-      texts: text features, which become kinds of captions; release: name, version and bytes of the split.
+      texts: text features, which become kinds of captions; classes: names of the classes.
+      release: name, version and bytes of the split.
       records: the records of the split.
     """
 
@@ -41,6 +43,7 @@ class TfdsRecords:
     release: str
     records: LazyReader[Any]
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, dataset: str | None, split: str) -> TfdsRecords:
@@ -58,8 +61,7 @@ class TfdsRecords:
                 f"data folder {path} contains no data set of TensorFlow Datasets"
                 f"{f' called {dataset}' if dataset else ''}: {error_reason(error)}"
             ) from error
-        names = (split, "validation") if split == "test" else (split,)
-        stored = next((name for name in names if name in splits), None)
+        stored = next((name for wanted in split_names(split) for name in splits if name.lower() == wanted), None)
         check(
             stored is not None, f"data set {builder.info.name} must have the split {split!r}, got {', '.join(splits)}"
         )
@@ -73,7 +75,21 @@ class TfdsRecords:
         release = f"{builder.info.full_name} {facts.num_bytes}"
         records = LazyReader(functools.partial(_records, path, dataset, str(stored)))
         length = int(facts.num_examples)
-        return cls(builder.info.name, path, dataset, str(stored), length, num_classes, texts, release, records)
+        classes = tuple(map(str, features["label"].names)) if num_classes else ()
+        skipped = Skipped()
+        return cls(
+            builder.info.name,
+            path,
+            dataset,
+            str(stored),
+            length,
+            num_classes,
+            texts,
+            release,
+            records,
+            skipped,
+            classes,
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -90,12 +106,24 @@ class TfdsRecords:
             label = int(record["label"]) if self.num_classes else -1
             texts: Captions = {}
             if captions:
-                # A single text feature is the caption; several keep their names.
-                names = {self.texts[0]: DEFAULT_KIND} if len(self.texts) == 1 else {}
-                texts = {names.get(name, name): (_text(record[name]),) for name in self.texts}
+                texts = self._captions(record)
         except Exception as error:  # parsers raise many kinds of errors on damaged records
             raise BadExample(self.key(index), error_reason(error)) from error
         return Item(io.BytesIO(data), label, texts)
+
+    def captions(self, index: int) -> Found:
+        """The texts of one record."""
+        try:
+            texts = self._captions(self.records()[index])
+        except Exception as error:  # parsers raise many kinds of errors on damaged records
+            raise BadExample(self.key(index), error_reason(error)) from error
+        return Found(texts, "text feature")
+
+    def _captions(self, record: Any) -> Captions:
+        """A single text feature is the caption; several keep their names."""
+        names = {self.texts[0]: DEFAULT_KIND} if len(self.texts) == 1 else {}
+        texts = ((names.get(name, name), _text(record[name])) for name in self.texts)
+        return {kind: (text,) if text.strip() else () for kind, text in texts}
 
     def identity(self, index: int) -> str:
         """Data set, version, split and index."""

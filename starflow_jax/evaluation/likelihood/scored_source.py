@@ -9,6 +9,7 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import RequestError
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
+from starflow_jax.data.pipeline.caption_account import caption_account
 from starflow_jax.data.pipeline.readable_subset import readable
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.training import open_source
@@ -37,11 +38,13 @@ def open_scored_source(
 
     Raises:
       RequestError: latents, or data of several shapes.
-      ValueError: data that are missing or do not fit the flow.
+      ValueError: data that are missing, do not fit the flow, or have no captions for a flow that reads text.
     """
     skipped = Skipped()
     source = open_source(config.data, split, flow=config.flow, text=config.text)
     check_source(source, config.flow, config.text)
+    if (account := caption_account(source)) is not None:
+        account.check_any()
     shapes = {example_spec(component.source)["image"][0] for component in components_of(source)}
     if not source.levels or len(shapes) > 1:
         _refuse("latents" if not source.levels else f"{len(shapes)} shapes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,14 @@ from typing import Any, TypeVar
 
 from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.build import from_json, to_json
+from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.source_config import CaptionConfig, SourceConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
 from starflow_jax.training.checkpoints.same_data import check_same_data
 
 T = TypeVar("T")
+S = TypeVar("S", bound=SourceConfig)
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -39,9 +43,10 @@ _FREE_IN_TRAIN = (
 )
 _FREE_IN_FLOW = ("remat",)
 # A folder may be moved as long as its contents are the same (`same_data`).
-_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder")
-# Fields that a run records; None in runs of version 0.1.
-RECORDED_FIELDS = ("levels",)
+# The digest of the data covers the names of the classes.
+_FREE_IN_DATA = ("threads", "workers", "prefetch", "index", "path", "decoder", "class_names")
+# Fields that a run records; None in runs of earlier versions.
+RECORDED_FIELDS = ("levels", "lines")
 _FREE_BY_PATH = {
     "config": _FREE,
     "config.train": _FREE_IN_TRAIN,
@@ -61,9 +66,52 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
     if not path.is_file():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"), cls)
+        text = path.read_text(encoding="utf-8")
+        config = from_json(text, cls)
     except ValueError as error:
         raise ValueError(f"{path} is not a configuration: {error}") from error
+    # Up to version 0.2, which did not record it, each line of a text file was a caption of its own.
+    return config if '"lines": ' in text else _with_alternatives(config)
+
+
+def with_recorded(config: ExperimentConfig, workdir: Path) -> ExperimentConfig:
+    """The configuration with what it leaves open and the run in `workdir`, if there is one, has recorded.
+
+    Raises:
+      ValueError: the configuration of the run cannot be read.
+    """
+    old = read_config(workdir)
+    if old is None:
+        return config
+    parts = zip(config.data.mixture, old.data.mixture, strict=False)
+    mixture = tuple(_recorded(part, then) for part, then in parts)
+    data = _recorded(config.data, old.data)
+    if len(mixture) == len(data.mixture):
+        data = dataclasses.replace(data, mixture=mixture)
+    return dataclasses.replace(config, data=data)
+
+
+def _recorded(part: S, then: SourceConfig) -> S:
+    """One source with the recorded fields of the same source of a run."""
+    if part.source != then.source:
+        return part
+    lines = part.captions.lines or then.captions.lines
+    captions = dataclasses.replace(part.captions, lines=lines)
+    return dataclasses.replace(part, levels=then.levels if part.levels is None else part.levels, captions=captions)
+
+
+def _with_alternatives(config: T) -> T:
+    """A configuration whose text files contain a caption in each line."""
+    data: Any = getattr(config, "data", None)
+    if not isinstance(data, DataConfig):
+        return config
+    mixture = tuple(dataclasses.replace(part, captions=_alternatives(part)) for part in data.mixture)
+    data = dataclasses.replace(data, captions=_alternatives(data), mixture=mixture)
+    return dataclasses.replace(config, data=data)  # type: ignore[type-var]
+
+
+def _alternatives(part: SourceConfig) -> CaptionConfig:
+    return dataclasses.replace(part.captions, lines="alternatives")
 
 
 def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None) -> None:

@@ -31,8 +31,9 @@ class Records:
         self.bad = BadExamples(updates.setup.source, writer.bad_before)
         self._updates, self._writer, self._bar, self._peak = updates, writer, bar, peak
         self._written = -1  # the step of the last row written
-        if unusable := self.bad.at_opening():
-            bar.remark(unusable)
+        for note in (*updates.setup.notes, self.bad.at_opening()):
+            if note is not None:
+                bar.remark(note)
 
     def advanced(self, count: int) -> None:
         """Begins the row of a new step, `count` updates later."""

@@ -25,7 +25,7 @@ from starflow_jax.training.checkpoints.initial_state import (
 from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
 from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.same_data import same_everywhere
-from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use, with_recorded
 from starflow_jax.training.distributed.agreement import on_first_process
 from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
@@ -96,7 +96,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
         request = TrainRequest(request, Path(workdir), **options)
     elif workdir is not None or options:
         raise TypeError("train takes no other arguments with a TrainRequest, which contains all of them")
-    setup = Setup.from_config(request.config, request.source)
+    setup = Setup.from_config(with_recorded(request.config, request.workdir), request.source)
     request = dataclasses.replace(request, config=setup.config)
     data = _claim(request, setup)
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,8 @@ import dataclasses
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.costs.flops import shape_work, train_flops
 from starflow_jax.data import Loader, Source, train_loader
+from starflow_jax.data.pipeline.caption_account import caption_account
+from starflow_jax.data.pipeline.opening_notes import opening_notes
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import FrozenText, open_text
@@ -22,6 +24,7 @@ class Setup:
       config: the experiment, with the pixel levels of its data; source: its training data.
       layout: of the devices, None for one device.
       encoder, text: frozen networks that the step applies, None where the experiment has none.
+      notes: sentences about captions, and about what the data contain and is not read.
     """
 
     config: ExperimentConfig
@@ -29,6 +32,7 @@ class Setup:
     layout: Layout | None
     encoder: Frozen | None
     text: FrozenText | None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, source: Source | None = None) -> Setup:
@@ -38,12 +42,18 @@ class Setup:
           source: data to use instead of those that `config.data` names.
 
         Raises:
-          ValueError: files that are missing or damaged, or parts that do not fit together.
+          ValueError: files that are missing or damaged, parts that do not fit together, or a flow that reads text and
+            data without captions.
         """
         source, encoder = open_with_encoder(config, "train", source)
         config = with_levels(config, source)
         text = open_text(config, source)
-        return cls(config, source, run_layout(config, source, encoder), encoder, text)
+        notes = tuple(opening_notes(source))
+        account = caption_account(source)
+        if account is not None:
+            account.check_any()
+            notes = (account.sentence(), *notes)
+        return cls(config, source, run_layout(config, source, encoder), encoder, text, notes)
 
     def on_devices(self) -> Setup:
         """The same with the parameters of the frozen networks on the devices of the layout."""

@@ -13,8 +13,10 @@ import numpy as np
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig, TextConfig
 from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.source_config import CaptionConfig
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.pipeline.opening_notes import class_names
 from starflow_jax.data.sources.mixture import Mixture, components_of, example_spec
 from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.models.autoencoders import Autoencoder, latent_shape
@@ -99,7 +101,7 @@ def _check_condition(source: Source, spec: Mapping[str, Any], flow: FlowConfig, 
 
 
 def with_levels(config: ExperimentConfig, source: Source) -> ExperimentConfig:
-    """The configuration with the number of pixel levels of `source` recorded in `data.levels`.
+    """The configuration with what `source` states recorded: `data.levels`, `data.class_names`, `captions.lines`.
 
     Raises:
       ValueError: the configuration states another number.
@@ -107,8 +109,21 @@ def with_levels(config: ExperimentConfig, source: Source) -> ExperimentConfig:
     data, levels = config.data, source.levels
     if data.levels not in (None, levels):
         raise ValueError(f"data.levels must be None or the {levels} levels of {source.name}, got {data.levels}")
-    mixture = tuple(dataclasses.replace(part, levels=levels) for part in data.mixture)
-    return dataclasses.replace(config, data=dataclasses.replace(data, levels=levels, mixture=mixture))
+    mixture = tuple(
+        dataclasses.replace(part, levels=levels, captions=_with_lines(part.captions)) for part in data.mixture
+    )
+    data = dataclasses.replace(
+        data,
+        levels=levels,
+        class_names=class_names(source) or data.class_names,
+        captions=_with_lines(data.captions),
+        mixture=mixture,
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def _with_lines(captions: CaptionConfig) -> CaptionConfig:
+    return dataclasses.replace(captions, lines=captions.lines or "one")
 
 
 def shortened(source: Source, frames: int | None) -> Source:

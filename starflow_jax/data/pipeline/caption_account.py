@@ -1,0 +1,130 @@
+"""Counts which examples of a source have a caption, and in what kind of file, before they are read for training."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.data.decoding.bad_examples import BadExample
+from starflow_jax.data.sources.base import Source
+from starflow_jax.data.sources.captioning import Captioner
+from starflow_jax.data.sources.image_collection import Found
+from starflow_jax.data.sources.mixture import components_of
+
+# Examples whose captions are read, evenly spaced over the components.
+MOST_READ = 20_000
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionAccount:
+    """Numbers of examples with and without a caption.
+
+    Attributes:
+      examples: in all; read: how many of them were looked at, evenly spaced.
+      found: of these, those with a caption that can be chosen, by the kind of file that contains it.
+      missing: those without one; damaged: those whose caption cannot be read.
+      kinds: kinds of captions that were found but have no weight in `data.captions.kinds`.
+      missing_names: names of the first few examples without a caption.
+    """
+
+    examples: int
+    read: int
+    found: Mapping[str, int]
+    missing: int
+    damaged: int
+    kinds: tuple[str, ...] = ()
+    missing_names: tuple[str, ...] = ()
+
+    @property
+    def with_caption(self) -> int:
+        """Number of the examples looked at that have a caption."""
+        return sum(self.found.values())
+
+    def sentence(self) -> str:
+        """The account in one sentence."""
+        of = f"{self.read} examples"
+        if self.read < self.examples:
+            of += f" looked at, of {self.examples},"
+        by = ", ".join(f"{count} in a {kind}" for kind, count in sorted(self.found.items(), key=lambda one: -one[1]))
+        text = f"captions: {self.with_caption} of {of} have one" + (f" ({by})" if by else "")
+        if self.missing:
+            text += f"; {self.missing} HAVE NONE and are read with the empty caption"
+            text += f", such as {self.missing_names[0]}" if self.missing_names else ""
+        if self.damaged:
+            text += f"; {self.damaged} cannot be read"
+        if self.kinds:
+            text += f"; kinds without a weight in data.captions.kinds: {', '.join(self.kinds)}"
+        return text
+
+    def check_any(self) -> None:
+        """Raises ValueError where captions are wanted and no example has one."""
+        reason = f"; those found are of kinds without a weight: {', '.join(self.kinds)}" if self.kinds else ""
+        check(
+            self.with_caption > 0 or self.damaged > 0,
+            f"data must have captions for a flow that reads text, and none of {self.read} examples has one{reason}",
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The account as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def caption_account(source: Source) -> CaptionAccount | None:
+    """Counts the captions of a source; None where none are read, or where they are generated or stored with latents."""
+    parts = [component.source for component in components_of(source) if component.weight > 0]
+    accounts = [account for part in parts for account in _accounts(part, MOST_READ // len(parts))]
+    if not accounts:
+        return None
+    found: collections.Counter[str] = collections.Counter()
+    for account in accounts:
+        found.update(account.found)
+    return CaptionAccount(
+        sum(account.examples for account in accounts),
+        sum(account.read for account in accounts),
+        dict(found),
+        sum(account.missing for account in accounts),
+        sum(account.damaged for account in accounts),
+        tuple(sorted({kind for account in accounts for kind in account.kinds})),
+        tuple(name for account in accounts for name in account.missing_names)[:3],
+    )
+
+
+def _accounts(source: Any, most: int) -> list[CaptionAccount]:
+    """The account of one component as a list of one, of at most `most` examples; empty where it reads no captions."""
+    collection: Any = getattr(source, "collection", None) or getattr(source, "folder", None)
+    captions: Callable[[int], Found] | None = getattr(collection, "captions", None)
+    captioner: Captioner | None = getattr(source, "captioner", None)
+    if captions is None or captioner is None:
+        return []
+    indices = getattr(source, "indices", None)
+    count = len(source)
+    places = np.unique(np.linspace(0, count - 1, min(count, max(most, 1))).astype(np.int64))
+    chosen = [int(place) if indices is None else int(indices[place]) for place in places]
+
+    def look(index: int) -> Found | None:
+        try:
+            return captions(index)
+        except BadExample:
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        answers = list(pool.map(look, chosen, chunksize=64))
+    found: collections.Counter[str] = collections.Counter()
+    missing, damaged, unweighted = [], 0, set()
+    for index, answer in zip(chosen, answers, strict=True):
+        if answer is None:
+            damaged += 1
+        elif captioner.kinds_of(answer.texts):
+            found[answer.origin] += 1
+        else:
+            missing.append(index)
+            unweighted |= {kind for kind, texts in answer.texts.items() if texts}
+    names = tuple(collection.key(index) for index in missing[:3])
+    return [CaptionAccount(count, len(chosen), found, len(missing), damaged, tuple(sorted(unweighted)), names)]

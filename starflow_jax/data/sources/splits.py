@@ -1,0 +1,99 @@
+"""Splits in the names of folders and files: `train`, `Train`, `TEST`, `val`, `valid` or `validation`."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from starflow_jax.core.config.checks import check
+
+_NAMES = {"test": ("test", "val", "validation", "valid")}
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The names of a split in lower case, the preferred one first; the case of a name does not matter."""
+    return _NAMES.get(split, (split,))
+
+
+def named_entry(path: Path, split: str, suffix: str, accepts: Callable[[Path], bool]) -> Path | None:
+    """The entry of the folder `path` that is called after the split; None where there is none.
+
+    Args:
+      suffix: of the entry, in lower case; "" for a folder.
+      accepts: whether an entry is of the right kind.
+    """
+    try:
+        entries = sorted(path.iterdir())
+    except OSError:
+        return None
+    for name in split_names(split):
+        wanted = f"{name}{suffix}"
+        named = [entry for entry in entries if entry.name.lower() == wanted and accepts(entry)]
+        if named:
+            return next((entry for entry in named if entry.name == wanted), named[0])
+    return None
+
+
+def split_folder(path: Path, split: str) -> Path:
+    """The folder of a split: a folder of its name inside `path`; the training split may be `path` itself.
+
+    Raises:
+      ValueError: there is no such folder.
+    """
+    inside = named_entry(path, split, "", Path.is_dir)
+    if inside is not None:
+        return inside
+    check(path.is_dir(), f"data folder {path} does not exist")
+    other = named_entry(path, "test", "", Path.is_dir)
+    names = " or ".join(split_names(split))
+    held = "" if other is None or split != "train" else f", since it contains a folder {other.name}"
+    check(
+        split == "train" and other is None,
+        f"data folder {path} must contain a folder {names} for the {split} split{held}",
+    )
+    return path
+
+
+def shard_files(path: str, split: str, suffix: str) -> list[Path]:
+    """The files of one split that end in `suffix`, sorted.
+
+    `path` is a file or a pattern such as "data/train-*.tar", which are the training split; or a folder. Of a folder,
+    those in a folder named after the split are taken, else those whose names begin with the split, else all of them for
+    the training split.
+    """
+    here = Path(path)
+    if here.is_dir():
+        inside = named_entry(here, split, "", Path.is_dir)
+        if inside is not None:
+            return _files(inside, suffix)
+        files = _files(here, suffix)
+        for names in (split_names(split)[:1], split_names(split)[1:]):
+            named = [file for file in files if names and file.name.lower().startswith(names)]
+            if named:
+                return named
+        return files if split == "train" else []
+    if split != "train":
+        return []
+    if here.is_file():
+        return [here]
+    return sorted(Path(file) for file in glob.glob(path) if Path(file).is_file())
+
+
+def shard_notes(path: str, split: str, shards: Sequence[Path]) -> tuple[str, ...]:
+    """A sentence about shards that are called after the test split and read for training; empty without any."""
+    named = [shard.name for shard in shards if shard.name.lower().startswith(split_names("test"))]
+    if split != "train" or not named or not Path(path).is_dir():
+        return ()
+    return (
+        f"{len(named)} shards called after the test split, such as {named[0]}, are read for training, since none is "
+        "called train",
+    )
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.name.lower().endswith(suffix) and not file.name.startswith(".") and file.is_file()
+    )
