@@ -182,6 +182,7 @@ def test_what_will_be_seen_of_latents_and_how_fast(run, folder, capsys):
 def test_clips_are_encoded_frame_by_frame(folder, tmp_path):
     (tmp_path / "v").mkdir()
     write_clip(tmp_path / "v" / "a.mp4", 12)
+    (tmp_path / "v" / "a.txt").write_text("a cat")
     overrides = [f"--config.data.path={tmp_path / 'v'}"]
     arguments = ["--config", f"{folder / 'c.py'}:clips", *overrides, "--out", str(tmp_path / "l"), "--quiet"]
     given = ["--autoencoder", str(folder / "latents" / "autoencoder.npz")]

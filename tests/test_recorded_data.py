@@ -78,7 +78,7 @@ def test_a_new_run_refuses_to_continue_with_the_other_rule(tmp_path, photos):
     assert with_recorded(experiment(photos), tmp_path / "run").data.captions.lines == "one"
     other = experiment(photos, captions=CaptionConfig(lines="alternatives"))
     assert with_recorded(other, tmp_path / "run").data.captions.lines == "alternatives"
-    with pytest.raises(ValueError, match=r"captions\.lines is 'one' there and 'alternatives' here"):
+    with pytest.raises(ValueError, match=r"captions\.lines is 'one' in the folder and 'alternatives'"):
         claim_workdir(tmp_path / "run", recorded(other))
 
 
