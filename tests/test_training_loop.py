@@ -199,7 +199,7 @@ def test_npz_sources(tmp_path):
     source = open_source(config, "train")
     assert (len(source), source.levels, source.num_classes) == (6, 256, 6)
     np.savez(tmp_path / "test.npz", image=images)
-    with pytest.raises(ValueError, match=r"data file .*test\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"data file .*test\.npz must contain .*, got image uint8 .* and no label"):
         open_source(config, "test")
     np.savez(tmp_path / "test.npz", image=np.array([{}], object), label=np.arange(1))  # needs pickle
     with pytest.raises(ValueError, match=r"data file .*test\.npz cannot be read"):
