@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -67,6 +69,16 @@ def write_clip(path: Path, frames: int, *, fps: float = 8.0, size: tuple[int, in
         for image in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         container.mux(stream.encode())
+
+
+def recorded(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The function, which also adds the first argument of every call to `calls`."""
+
+    def call(first: Any, *others: Any) -> Any:
+        calls.append(first)
+        return function(first, *others)
+
+    return call
 
 
 def frame_numbers(clip: np.ndarray) -> np.ndarray:

@@ -102,6 +102,20 @@ def test_a_caption_that_cannot_be_read_does_not_lose_the_others(here, tmp_path, 
     assert figures["solver"] == {"name": "sequential"} and figures["new_frames_per_second"] > 0
 
 
+def test_what_is_not_finite_is_written_only_when_asked(here, tmp_path, capsys):
+    params = jax.tree.map(lambda a: np.full(a.shape, np.nan, a.dtype), split(random_flow(CONFIG.flow))[1])
+    save_run(tmp_path / "broken", CONFIG, params)
+    argv = ["sample", "--workdir", str(tmp_path / "broken"), "--guidance", "0", "--caption", "a one"]
+    for name in ("x.mp4", "x.npz", "new"):
+        assert main([*argv, "--out", str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert "1 of 1 videos contain values that are not finite, so nothing is written" in said
+        assert not (tmp_path / name).exists()
+    assert main([*argv, "--out", str(tmp_path / "x.png"), "--write-non-finite"]) == 0
+    assert "hold values that are not finite, shown as black or white" in capsys.readouterr().err
+    assert (read_video(tmp_path / "x.png").frames == 0).all()
+
+
 def test_the_same_videos_in_every_format(here, tmp_path):
     argv = [*SAMPLE, "--caption", "a one", "--caption", "two left", "--num", "2", "--scale", "4"]
     for name in ("x.npz", "x.gif", "x.png", "x.mp4"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from joined_processes import run_joined
-from picture_files import encoded, picture, write_clip, write_photos
+from picture_files import encoded, picture, recorded, write_clip, write_photos
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -18,7 +18,14 @@ from starflow_jax.core.config import load_config
 from starflow_jax.data import train_loader
 from starflow_jax.data.decoding.bad_examples import BadExample
 from starflow_jax.data.sources.latents import Records, open_latents
-from starflow_jax.models.autoencoders import PatchPCA, decode_latents, fit_patch_pca, load_autoencoder, save_autoencoder
+from starflow_jax.models.autoencoders import (
+    PatchPCA,
+    decode_latents,
+    fit_patch_pca,
+    load_autoencoder,
+    save_autoencoder,
+    storage,
+)
 from starflow_jax.models.text.words import WordEncoder
 from starflow_jax.training.step.inputs import noisy_pixels, open_source
 
@@ -154,9 +161,11 @@ def run(folder):
     return folder / "run"
 
 
-def test_a_run_on_latents_draws_pixels(run, folder, capsys):
-    drawn = folder / "drawn.png"
+def test_a_run_on_latents_draws_pixels(run, folder, capsys, monkeypatch):
+    drawn, read = folder / "drawn.png", []
+    monkeypatch.setattr(storage, "_load_linear", recorded(storage._load_linear, read))
     assert main(["sample", "--workdir", str(run), "--num", "2", "--out", str(drawn)]) == 0
+    assert len(read) == 1  # large autoencoders are read once
     with Image.open(drawn) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.ndim == 3 and pixels.shape[0] % 32 == 0  # decoded: 4 x 4 pixels a latent

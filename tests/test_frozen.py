@@ -11,13 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from picture_files import recorded
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig, load_config
 from starflow_jax.evaluation.likelihood.held_out import held_out_score
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.media import write_png
-from starflow_jax.models.autoencoders import PatchPCA, decode_by, fit_patch_pca, load_autoencoder, save_autoencoder
+from starflow_jax.models.autoencoders import (
+    PatchPCA,
+    decode_by,
+    fit_patch_pca,
+    load_autoencoder,
+    save_autoencoder,
+    storage,
+)
 from starflow_jax.sampling import to_pixels
 from starflow_jax.sharding.rules import partition_spec
 from starflow_jax.training import Snapshot, init_state, load_run, train, train_steps
@@ -210,7 +218,10 @@ def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     argv = ["evaluate", "--workdir", str(run), "--features", "my_eight:look", "--num-samples", "16", "--out", "q"]
+    read = []
+    monkeypatch.setattr(storage, "_load_linear", recorded(storage._load_linear, read))
     assert main([*argv, "--metrics", "fid,pr"]) == 0
+    assert len(read) <= 3  # for the samples, and to open each split of the data
     figures = json.loads((tmp_path / "q" / "quality.json").read_text())
     assert figures["rows"][0]["fid"] > figures["floor"]["fid"] == pytest.approx(0.0, abs=1e-6)  # equal splits
     assert figures["floor"]["precision"] == figures["floor"]["recall"] == 1.0

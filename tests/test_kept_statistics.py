@@ -44,6 +44,47 @@ def test_every_picture_of_an_array_counts(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_an_interrupted_pass_goes_on(tmp_path):
+    """The statistics of an interrupted pass are, bit for bit, those of one that was not interrupted."""
+    images = RANDOM.integers(0, 256, (5000, 4, 4, 1)).astype(np.uint8)
+    calls = []
+
+    def network(most):
+        def apply(batch):
+            if len(calls) == most:
+                raise KeyboardInterrupt
+            calls.append(len(batch))
+            means = batch.astype(np.float64).mean(axis=2)[..., 0]
+            return means, np.concatenate([means, -means], axis=1) / 64  # features and logits
+
+        return dataclasses.replace(NETWORK, apply=apply)
+
+    def measured(folder, most=None):
+        calls.clear()
+        return reference_statistics(folder, array(images), network(most), 64, (4, 4, 1), store_seconds=0.0)
+
+    whole = measured(tmp_path / "whole")
+    assert len(calls) == 79 and len(list((tmp_path / "whole").iterdir())) == 1
+    for most in (5, 20, 40):  # before the first group of vectors was stored, after it, and again
+        with pytest.raises(KeyboardInterrupt):
+            measured(tmp_path / "parts", most)
+    found = measured(tmp_path / "parts")
+    assert len(calls) == 79 - 16 - 32  # whole groups of 16 batches were stored
+    for one, other in ((whole.moments, found.moments), (whole.classes, found.classes)):
+        for name in (field.name for field in dataclasses.fields(one)):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(whole.features, found.features)
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".npz"]  # no parts are left
+    # A damaged part is computed again.
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path / "damaged", 40)
+    for path in (tmp_path / "damaged").glob("*.partial/vectors-000000.npz"):
+        path.write_bytes(path.read_bytes()[:-50])
+    np.testing.assert_array_equal(measured(tmp_path / "damaged").features, whole.features)
+    assert len(calls) == 79
+
+
 def test_another_network_by_its_answers_alone(tmp_path):
     one = dataclasses.replace(NETWORK, fingerprint=network_fingerprint(NETWORK, (4, 4, 1)))
     double = dataclasses.replace(NETWORK, apply=lambda images: 2.0 * NETWORK.apply(images))

@@ -22,8 +22,9 @@ from starflow_jax.core.config import (
 )
 from starflow_jax.data import train_loader
 from starflow_jax.data.decoding.bad_examples import BadExample
-from starflow_jax.data.decoding.image_decoding import MAX_PIXELS, Crop, decode_image, image_file_size
+from starflow_jax.data.decoding.image_decoding import Crop, decode_image, image_file_size
 from starflow_jax.data.sources.captioning import Captioner
+from starflow_jax.media.displayed_images import MAX_PIXELS
 from starflow_jax.models.text.words import WordEncoder
 from starflow_jax.training.step.inputs import batch_condition, check_source, first_frames, open_source, shortened
 
@@ -76,7 +77,7 @@ def test_every_kind_of_pixel_becomes_eight_bits():
     for name, image, expected in (
         ("16 bits", deep, grey[..., None].repeat(3, axis=2)),
         ("grey", Image.fromarray(grey), grey[..., None].repeat(3, axis=2)),
-        ("alpha", Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 9, np.uint8)])), rgb),
+        ("alpha", Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])), rgb),
         ("palette", Image.fromarray(rgb).quantize(255), rgb),
         ("cmyk", Image.fromarray(rgb).convert("CMYK"), rgb),
     ):

@@ -13,7 +13,7 @@ import numpy as np
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
-from starflow_jax.cli.sample_warnings import print_warnings
+from starflow_jax.cli.sample_warnings import check_finite, print_warnings
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.image_requests import ImagePlan, SampledImages
@@ -27,6 +27,7 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
     from starflow_jax.sampling import check_request
     from starflow_jax.sampling.captions import caption_reader
     from starflow_jax.sampling.image_requests import draw_images, plan_images
+    from starflow_jax.sampling.latent_shapes import autoencoder_for
     from starflow_jax.solvers import named_solver
     from starflow_jax.training.run_calibration import read_calibration
     from starflow_jax.training.step.frozen_text import load_text
@@ -34,12 +35,13 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
     request.check_kind(run.workdir, videos=False)
     if arguments.out.suffix in (".mp4", ".gif"):
         raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(arguments.out)!r}")
-    with sentences(load_text, caption_reader, read_calibration, named_solver, check_request):
+    with sentences(autoencoder_for, load_text, caption_reader, read_calibration, named_solver, check_request):
         plan = plan_images(run, request, warn=remark)
         result = draw_images(run, plan)
     if not is_first():
         return 0
     captions = None if plan.captions is None else [plan.captions.captions[row] for row in plan.rows[result.kept]]
+    check_finite(result.x, "images", arguments.write_non_finite)
     _write(arguments.out, result, plan.labels[result.kept], captions, arguments.scale, _columns(run, plan, result))
 
     report = result.samples.report

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import REFUSED, sentences
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
-from starflow_jax.cli.sample_warnings import print_warnings
+from starflow_jax.cli.sample_warnings import check_finite, print_warnings
 from starflow_jax.cli.video_files import choose_scale, write_videos
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.media import read_video
-    from starflow_jax.sampling.latent_shapes import run_autoencoder
+    from starflow_jax.sampling.latent_shapes import autoencoder_for
     from starflow_jax.sampling.video_requests import draw_request, plan_request, video_size
     from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
     from starflow_jax.solvers import named_solver
     from starflow_jax.solvers.streaming.pipeline import check_streaming
     from starflow_jax.training.run_calibration import read_calibration
 
-    reading = (run_autoencoder, caption_reader, read_calibration, read_video)
+    reading = (autoencoder_for, caption_reader, read_calibration, read_video)
     with sentences(*reading, named_solver, plan_videos, video_size):
         planned = plan_request(run, request, warn=remark)
     plan = planned.plan
@@ -50,6 +50,7 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
     if not is_first():
         return 0
     captions = [plan.captions[index] for index in result.kept]
+    check_finite(result.samples.denoised[result.kept], "videos", arguments.write_non_finite)
     files = write_videos(arguments.out, result.samples, result.kept, captions, fps=planned.fps, scale=scale)
 
     report = result.samples.report

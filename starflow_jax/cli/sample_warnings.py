@@ -1,12 +1,36 @@
-"""Warnings about samples, on standard error."""
+"""Warnings about samples, on standard error, and the refusal to write samples that are not finite."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
+from starflow_jax.cli.errors import CommandError
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from starflow_jax.sampling.sampling_report import SampleReport
+
+
+WRITE_NON_FINITE = "also write samples with values that are not finite, shown as black or white (default: refused)"
+
+
+def check_finite(values: np.ndarray, what: str, write_anyway: bool) -> None:
+    """Raises CommandError for samples that are not finite, which would be written as black or white.
+
+    Args:
+      values: floating point [n, ...], the samples that are written; what: the word for them, "images" or "videos".
+      write_anyway: whether they are written all the same.
+    """
+    import numpy as np  # imported here so that help texts are printed quickly
+
+    bad = int(np.count_nonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))))
+    if bad and not write_anyway:
+        raise CommandError(
+            f"{bad} of {len(values)} {what} contain values that are not finite, so nothing is written; lower "
+            "--temperature or --guidance, or give --write-non-finite to see these values as black or white"
+        )
 
 
 def print_warnings(report: SampleReport, what: str, *, untrained_null: bool) -> None:

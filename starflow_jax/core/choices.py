@@ -13,6 +13,8 @@ from typing import Any, Literal
 Dtype = Literal["float32", "bfloat16"]
 # Split of a data set.
 Split = Literal["train", "test"]
+# Colour that transparent pixels of image and video files are composed onto (`media.displayed_images`).
+Background = Literal["white", "grey", "black"]
 # Method that removes the training noise from samples.
 Denoise = Literal["none", "score", "learned"]
 # Parametrisation of the scale of an affine block (`flows.affine_head`).

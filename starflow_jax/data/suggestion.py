@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample
-from starflow_jax.data.decoding.image_decoding import FORMATS, SUFFIXES, image_file_size
+from starflow_jax.data.decoding.image_decoding import SUFFIXES, image_file_facts
 from starflow_jax.data.sources.folders import Folder
 from starflow_jax.data.sources.splits import named_entry, split_folder
 
@@ -76,10 +75,9 @@ def survey_folder(path: Path) -> FolderSurvey:
     for row in map(int, rows):
         try:
             with folder.path(row).open("rb") as stream:
-                sides.append(min(image_file_size(stream, folder.key(row))))
-                stream.seek(0)
-                with Image.open(stream, formats=FORMATS) as image:
-                    grey &= image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+                size, is_grey = image_file_facts(stream, folder.key(row))
+            sides.append(min(size))
+            grey &= is_grey
             texts = [text for kind in folder.captions(row).texts.values() for text in kind]
         except (BadExample, OSError) as error:
             problem = problem or str(error)

@@ -1,7 +1,9 @@
 """Reading and writing images and videos. Files that are read are untrusted, and their sizes are bounded.
 
 - `images`: pixels, a grid of samples, PNG files. `contact_sheet`: examples with captions.
-- `writing`: MP4, GIF, strips and folders of frames; several videos in a grid.
+- `video_writing`: MP4, GIF, strips and folders of frames; several videos in a grid.
+- `file_kind`: what a file contains, by its first bytes. `displayed_images`, `displayed_frames`: the pixels of an image
+  and of a frame of a video as viewers show them, for all readers.
 - `reading`: the frames of a video, a folder of images or an image. `clip_reading`: a few frames of a long video.
 - `fitting`: frames cropped, resized and converted to the input of a model.
 """

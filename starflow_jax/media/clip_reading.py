@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
-from starflow_jax.media.reading import CONTAINERS, check_pixels, read_video
+from starflow_jax.core.regular_files import open_file
+from starflow_jax.media.displayed_frames import check_frame, frame_pixels, frame_size
+from starflow_jax.media.file_kind import VIDEO_SUFFIXES, kind_of
+from starflow_jax.media.reading import read_video
 
-CLIP_SUFFIXES = (*CONTAINERS, ".gif")
+CLIP_SUFFIXES = VIDEO_SUFFIXES
 
 
 class VideoFacts(NamedTuple):
-    """The header of a video: rows, columns, frames per second, and duration in seconds."""
+    """A video as it is displayed: rows, columns, frames per second, and duration in seconds."""
 
     height: int
     width: int
@@ -25,33 +29,39 @@ class VideoFacts(NamedTuple):
 
 
 def video_facts(path: Path) -> VideoFacts:
-    """Reads the header of a video file; a GIF is decoded for it.
+    """Reads the header and the first frame of a video file, whose rotation is known only then.
+
+    An animation, such as a GIF, is decoded as a whole.
 
     Raises:
       ValueError: not a video, frames that are too large, or a header without duration or frame rate.
       OSError: the file does not exist.
     """
-    if path.suffix.lower() not in CONTAINERS:
+    if not _is_container(path):
         clip = read_video(path)
         check(clip.fps is not None, "it is a still image")
         assert clip.fps is not None
         count, height, width = clip.frames.shape[:3]
         return VideoFacts(height, width, clip.fps, count / clip.fps)
     with _Opened(path) as (container, stream):
-        check_pixels(stream.height, stream.width)
+        check_frame(stream.height, stream.width)
         fps = float(stream.average_rate or 0)
         seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
         if not seconds and container.duration:
             seconds = container.duration / 1e6
         check(0 < fps < 1e4 and 0 < seconds < 1e7, "its duration or frame rate is missing")
-        return VideoFacts(stream.height, stream.width, fps, seconds)
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise ValueError("it contains no frames")
+        return VideoFacts(*frame_size(first, stream), fps, seconds)
 
 
-def frames_at(path: Path, times: Sequence[float], fps: float) -> list[np.ndarray]:
-    """The frames at given times.
+def frames_at(path: Path, times: Sequence[float], fps: float, *, background: Background = "white") -> list[np.ndarray]:
+    """The frames at given times, as they are displayed.
 
     Args:
       path: a video file; times: increasing, in seconds after the first frame; fps: the frame rate of the video.
+      background: the colour that transparent pixels are composed onto.
 
     Returns:
       For each time uint8 [H, W, 3] ([H, W, 1] for a grey GIF).
@@ -60,8 +70,8 @@ def frames_at(path: Path, times: Sequence[float], fps: float) -> list[np.ndarray
       ValueError: the file cannot be read, or the video ends before the last time.
       OSError: the file does not exist.
     """
-    if path.suffix.lower() not in CONTAINERS:
-        frames = read_video(path).frames
+    if not _is_container(path):
+        frames = read_video(path, background=background).frames
         indices = [int(time * fps + 0.25) for time in times]
         check(indices[-1] < len(frames), f"it ends after {len(frames)} frames")
         return [frames[index] for index in indices]
@@ -72,15 +82,24 @@ def frames_at(path: Path, times: Sequence[float], fps: float) -> list[np.ndarray
         current: Any = None
         for frame in _from(container, stream, begin + times[0] + margin):
             while len(taken) < len(times) and current is not None and frame.time > begin + times[len(taken)] + margin:
-                taken.append(_pixels(current))
+                taken.append(_pixels(current, stream, background))
             if len(taken) == len(times):
                 return taken
             current = frame
         # The last frame has the same duration as any other.
         while current is not None and len(taken) < len(times) and begin + times[len(taken)] < current.time + 1 / fps:
-            taken.append(_pixels(current))
+            taken.append(_pixels(current, stream, background))
         check(len(taken) == len(times), f"it ends before second {times[-1]:.3g}")
         return taken
+
+
+def _is_container(path: Path) -> bool:
+    """Whether a file is a container of videos, by its content."""
+    with open_file(path) as file:
+        kind = kind_of(file)
+    if kind is None:
+        raise ValueError("it is not a video, or of an unsupported format")
+    return kind.video
 
 
 class _Opened:
@@ -93,10 +112,14 @@ class _Opened:
         import av  # imported here because its libraries are slow to load
 
         # An open file instead of its name, because FFmpeg interprets some names as protocols.
-        self.file = self.path.open("rb")
+        self.file = open_file(self.path)
         try:
-            self.container = av.open(self.file, "r", format=CONTAINERS[self.path.suffix.lower()])
+            kind = kind_of(self.file)
+            if kind is None or not kind.video:
+                raise ValueError("it is not a video, or of an unsupported format")
+            self.container = av.open(self.file, "r", format=kind.format)
             check(len(self.container.streams.video) > 0, "it contains no video")
+            check(self.container.streams.video[0].codec_context is not None, "its codec is not known")
         except BaseException as error:
             self.__exit__(type(error), error)
             raise
@@ -134,7 +157,6 @@ def _timed(frame: Any) -> Any:
     return frame
 
 
-def _pixels(frame: Any) -> np.ndarray:
+def _pixels(frame: Any, stream: Any, background: Background) -> np.ndarray:
     check(not frame.is_corrupt, "a frame is damaged")
-    check_pixels(frame.height, frame.width)
-    return frame.to_ndarray(format="rgb24")
+    return frame_pixels(frame, stream, background)

@@ -1,7 +1,7 @@
-"""Reads the frames of a video file, a folder of images or one image.
+"""Reads the frames of a video file, a folder of images or one image, as they are displayed.
 
-The files are untrusted: only the listed formats are decoded, sizes are checked before pixels are decompressed, and
-errors of the decoders are reported in one sentence.
+The files are untrusted: only the formats of `file_kind` are decoded, sizes are checked before pixels are decompressed,
+and errors of the decoders are reported in one sentence.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageSequence
 
+from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.regular_files import open_file
+from starflow_jax.media.displayed_frames import MAX_FRAME_PIXELS, frame_pixels
+from starflow_jax.media.displayed_images import displayed, open_image
+from starflow_jax.media.file_kind import IMAGE_SUFFIXES, kind_of
 from starflow_jax.media.fitting import fit_frame
 
 MAX_FRAMES = 10_000
-MAX_FRAME_PIXELS = 2**25
 MAX_CLIP_BYTES = 2**30
 
-# Container formats of FFmpeg. Some others (playlists, concatenations) would make it open further files.
-CONTAINERS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska", ".avi": "avi"}
-_IMAGES = {
-    ".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP",
-}  # fmt: skip
+# Formats whose further images are frames of an animation. The further images of others (JPEG, TIFF) are not.
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 # The errors of Pillow's decoders on damaged files.
 _PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
-    AttributeError, Image.DecompressionBombError,
+    AttributeError, AssertionError, RuntimeError, ArithmeticError, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -53,24 +54,28 @@ def read_video(
     size: tuple[int, int] | None = None,
     channels: int | None = None,
     max_frames: int = MAX_FRAMES,
+    background: Background = "white",
 ) -> Clip:
-    """Reads a video (mp4, mov, webm, mkv, avi, gif, animated webp or png), a folder of PNGs, or one image.
+    """Reads a video (mp4, mov, webm, mkv, avi), an animation (gif, webp, png, avif), a folder of images, or one image.
 
-    Transparency is dropped. The frames of a video are assumed to be evenly spaced; a frame of a GIF whose duration is k
-    times the shortest is repeated k times. The PNGs of a folder are sorted by the numbers in their names.
+    Frames are as they are displayed: rotated as the file says, with square pixels, without transparency. A file is
+    recognised by its content. The frames of a video are assumed to be evenly spaced; a frame of a GIF whose duration is
+    k times the shortest is repeated k times. The images of a folder, its PNGs if it contains any, are sorted by the
+    numbers in their names.
 
     Args:
-      path: the file or folder; its suffix names the format.
+      path: the file or folder.
       size, channels: frames are fitted to (rows, columns) and 1 or 3 channels while they are read (`fit_frame`), so
         that large videos take little memory. Both or neither; without them, all frames must have the same size.
       max_frames: maximum number of frames.
+      background: the colour that transparent pixels are composed onto.
 
     Raises:
-      ValueError: the path does not exist, its suffix is unknown, or it cannot be read or is too large.
+      ValueError: the path does not exist, or it cannot be read or is too large.
     """
     path = Path(path)
     check((size is None) == (channels is None), "size and channels must be given together")
-    source = _Source()
+    source = _Source(background)
     try:
         frames = _collect(source.frames_of(path), size, channels, max_frames)
     except _PILLOW_ERRORS as error:
@@ -81,55 +86,50 @@ def read_video(
 class _Source:
     """The frames of one path, and the frame rate found while reading them."""
 
-    def __init__(self) -> None:
+    def __init__(self, background: Background) -> None:
         self.fps: float | None = None
+        self._background = background
 
     def frames_of(self, path: Path) -> Iterator[np.ndarray]:
         """Yields frames uint8 [H, W, C]; raises errors that `read_video` turns into one sentence."""
-        suffix = path.suffix.lower()
         if path.is_dir():
-            # Sorted by value, so that 10.png follows 9.png.
-            files = sorted((p for p in path.iterdir() if p.suffix.lower() == ".png"), key=_natural)
-            check(len(files) > 0, "the folder contains no PNG files")
-            for file in files:
-                yield from self._images(file, animated=False)
-        elif not path.is_file():
-            raise ValueError("no such file or folder")
-        elif suffix in CONTAINERS:
-            yield from self._container(path, CONTAINERS[suffix])
-        elif suffix in _IMAGES:
-            yield from self._images(path, animated=True)
-        else:
-            suffixes = ", ".join([*CONTAINERS, *_IMAGES])
-            raise ValueError(f"its suffix must be one of {suffixes}, or none for a folder of PNGs, got {suffix!r}")
+            for file in _images_in(path):
+                with open_file(file) as stream:
+                    yield from self._images(stream, animated=False)
+            return
+        check(path.exists(), "no such file or folder")
+        with open_file(path) as stream:
+            kind = kind_of(stream)
+            if kind is None:
+                raise ValueError("it is not a video or an image, or of an unsupported format")
+            yield from self._container(stream, kind.format) if kind.video else self._images(stream, animated=True)
 
-    def _container(self, path: Path, container_format: str) -> Iterator[np.ndarray]:
+    def _container(self, file: IO[bytes], container_format: str) -> Iterator[np.ndarray]:
         import av  # imported here because its libraries are slow to load
 
         try:
             # An open file instead of its name, because FFmpeg interprets some names as protocols.
-            with path.open("rb") as file, av.open(file, "r", format=container_format) as container:
+            with av.open(file, "r", format=container_format) as container:
                 check(len(container.streams.video) > 0, "it contains no video")
                 stream = container.streams.video[0]
+                check(stream.codec_context is not None, "its codec is not known")
                 if stream.average_rate:
                     self.fps = float(stream.average_rate)
                 for frame in container.decode(stream):
-                    check_pixels(frame.height, frame.width)
-                    yield frame.to_ndarray(format="rgb24")
+                    yield frame_pixels(frame, stream, self._background)
         except av.error.FFmpegError as error:
             raise ValueError(error.strerror or type(error).__name__) from error
 
-    def _images(self, path: Path, *, animated: bool) -> Iterator[np.ndarray]:
+    def _images(self, stream: IO[bytes], *, animated: bool) -> Iterator[np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of sizes, which are checked, and of damage, which is an error
-            with Image.open(path, formats=[_IMAGES[path.suffix.lower()]]) as image:
-                check_pixels(image.height, image.width)
-                if not animated or getattr(image, "n_frames", 1) == 1:
-                    yield _pixels(image)
+            with open_image(stream, most_pixels=MAX_FRAME_PIXELS) as image:
+                if not (animated and image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1):
+                    yield self._pixels(image)
                     return
                 frames, durations = [], []
                 for frame in ImageSequence.Iterator(image):
-                    frames.append(_pixels(frame))
+                    frames.append(self._pixels(frame))
                     # A WebP frame has its duration only after decoding.
                     durations.append(float(frame.info.get("duration", 0) or 0))
                     check(
@@ -142,6 +142,19 @@ class _Source:
         for pixels, count in zip(frames, counts, strict=True):
             for _ in range(count):
                 yield pixels
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        """An image as uint8 [H, W, 1 or 3]."""
+        pixels = np.asarray(displayed(image, background=self._background))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The PNGs of a folder, or without any its other images, sorted by value, so that 10.png follows 9.png."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    files = [path for path in files if path.suffix.lower() == ".png"] or files
+    check(len(files) > 0, "the folder contains no images")
+    return sorted(files, key=_natural)
 
 
 def _collect(
@@ -165,23 +178,6 @@ def _collect(
     check(len(collected) > 0, "it contains no frames")
     widest = max(frame.shape[2] for frame in collected)
     return np.stack([np.broadcast_to(frame, (*frame.shape[:2], widest)) for frame in collected])
-
-
-def check_pixels(height: int, width: int) -> None:
-    """Raises ValueError for a frame that is empty or too large."""
-    check(
-        0 < height * width <= MAX_FRAME_PIXELS,
-        f"a frame must have at most {MAX_FRAME_PIXELS} pixels, got {height} x {width}",
-    )
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """An image as uint8 [H, W, 1 or 3]."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        return (np.clip(np.asarray(image, np.int64), 0, 65535) // 257).astype(np.uint8)[..., None]
-    if image.mode in ("1", "L", "LA", "La"):
-        return np.asarray(image.convert("L"))[..., None]
-    return np.asarray(image.convert("RGB"))
 
 
 def _repeats(durations: list[float]) -> list[int]:

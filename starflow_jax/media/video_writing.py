@@ -19,6 +19,10 @@ from starflow_jax.media.images import image_grid, to_uint8, write_png
 MAX_FPS = 240
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
 
+# The tags of an MP4, by which players convert its colours, in the numbers of ITU-T H.273: primaries of BT.709 and the
+# transfer function of sRGB, which are those of images; the matrix of BT.601, which programs that ignore tags assume.
+_PRIMARIES, _TRANSFER, _MATRIX, _LIMITED_RANGE = 1, 13, 6, 1
+
 # The constant rate factor of x264: 0 is lossless, 23 the default. Enlarged small videos show artefacts, and are small.
 _CRF = 12
 
@@ -70,7 +74,8 @@ def write_video(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, 
 def write_mp4(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, scale: int = 1) -> None:
     """Writes an MP4 file, H.264 with 4:2:0 chroma, which every browser plays.
 
-    The format needs even sides: an odd one is extended by a copy of the last row or column. It is not lossless.
+    The format needs even sides: an odd one is extended by a copy of the last row or column. It is not lossless. Tags
+    say how its colours are coded: limited range, the matrix of BT.601, the primaries of BT.709, the transfer of sRGB.
 
     Args:
       path, video, fps, scale: as for `write_video`; fps above 0 and at most 240.
@@ -95,8 +100,14 @@ def write_mp4(path: str | os.PathLike[str], video: np.ndarray, *, fps: float, sc
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(_CRF)}
+        codec = stream.codec_context
+        codec.color_primaries, codec.color_trc, codec.colorspace = _PRIMARIES, _TRANSFER, _MATRIX
+        codec.color_range = _LIMITED_RANGE
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            coded = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(coded))
         container.mux(stream.encode())
 
 

@@ -15,6 +15,26 @@ from starflow_jax.training.step.frozen_text import FrozenText
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class ReadCaptions:
+    """Captions of images with the text encoder that reads them.
+
+    Attributes:
+      config: the experiment; reader: its text encoder.
+      captions: the k captions that the model can read.
+      left_out: (caption, reason) of every caption that the model cannot read.
+    """
+
+    config: ExperimentConfig
+    reader: FrozenText
+    captions: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    def states(self, captions: Sequence[str]) -> np.ndarray:
+        """Text states of some of the captions, or of the empty one, float32 [n, L, text_dim]."""
+        return text_states(self.config, captions, self.reader)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageCaptions:
     """Captions of images with their text states.
 
@@ -70,6 +90,21 @@ def image_captions(
     workdir: Path,
     warn: Callable[[str], None],
 ) -> ImageCaptions | None:
+    """The captions of images with all their text states; see `read_image_captions`."""
+    read = read_image_captions(config, captions, labelled=labelled, workdir=workdir, warn=warn)
+    if read is None:
+        return None
+    return ImageCaptions(read.captions, read.states(read.captions), read.states([""]), read.left_out)
+
+
+def read_image_captions(
+    config: ExperimentConfig,
+    captions: Sequence[str] | None,
+    *,
+    labelled: bool,
+    workdir: Path,
+    warn: Callable[[str], None],
+) -> ReadCaptions | None:
     """Reads the captions of images; None for images of classes, or without a condition.
 
     Args:
@@ -94,4 +129,4 @@ def image_captions(
     require(len(readable) > 0, "{captions} must contain a caption that the run can read, got none")
     read = tuple(captions[index] for index in readable)
     left_out = tuple((captions[index], reason) for index, reason in unreadable.items())
-    return ImageCaptions(read, text_states(config, read, reader), text_states(config, [""], reader), left_out)
+    return ReadCaptions(config, reader, read, left_out)

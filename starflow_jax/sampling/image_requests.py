@@ -179,6 +179,7 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
         plan.labels,
         text=text,
         null=None if captions is None else captions.null,
+        autoencoder=run.autoencoder,
         solver=plan.solver,
         guidance=plan.guidance,
         temperature=request.temperature,

@@ -25,6 +25,7 @@ from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
+from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
@@ -58,10 +59,12 @@ class ImageOptions(SamplingOptions):
     Attributes:
       text: float32 [n, L, text_dim], states of captions, in place of labels.
       null: float32 [1, L, text_dim], states of the empty caption, the unconditional half of guidance.
+      autoencoder: decodes the samples of a model of latents; None reads the one that the configuration names.
     """
 
     text: np.ndarray | None = None
     null: np.ndarray | None = None
+    autoencoder: RunAutoencoder | None = None
 
 
 def sample(
@@ -123,7 +126,8 @@ def sample(
         compile_seconds=seconds[0],
         non_finite=int(count - finite.sum()),
     )
-    return Samples(to_pixels(x[:count], config.data), x[:count], noisy[:count], labels, report)
+    pixels = to_pixels(x[:count], config.data, options.autoencoder)
+    return Samples(pixels, x[:count], noisy[:count], labels, report)
 
 
 def _draw_batches(
@@ -197,15 +201,19 @@ def class_labels(config: ExperimentConfig, count: int) -> Int[np.ndarray, "B"]:
     return (np.arange(count) % classes if classes else np.full(count, -1)).astype(np.int32)
 
 
-def to_pixels(x: Float[np.ndarray, "*B rows columns c"], data: DataConfig) -> UInt8[np.ndarray, "*b H W C"]:
+def to_pixels(
+    x: Float[np.ndarray, "*B rows columns c"], data: DataConfig, autoencoder: RunAutoencoder | None = None
+) -> UInt8[np.ndarray, "*b H W C"]:
     """Images uint8, 0..255, from samples in the units of the flow; NaN becomes black.
 
-    Latents are decoded by `data.decoder`, else by the autoencoder of the training, else by the one in the folder of the
-    precomputed latents. Samples of a model of dequantised data are quantised to the levels of the data, which are
-    stretched to 0..255.
+    Latents are decoded by `autoencoder`; where that is None, `data.decoder`, else the autoencoder of the training, else
+    the one in the folder of the precomputed latents is read. Samples of a model of dequantised data are quantised to
+    the levels of the data, which are stretched to 0..255.
     """
     decoder = data.decoder or data.autoencoder
-    if decoder is not None:
+    if autoencoder is not None:
+        x = autoencoder.decode(np.nan_to_num(x))
+    elif decoder is not None:
         x = decode_by(Path(decoder), np.nan_to_num(x))
     elif data.traits.latents:
         assert data.path is not None  # DataConfig checks it

@@ -10,8 +10,9 @@ from jaxtyping import Float, UInt8
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.models.autoencoders import Autoencoder, kept_autoencoder, load_autoencoder
-from starflow_jax.models.autoencoders.decoding import FrameDecoder, encode_frames
+from starflow_jax.models.autoencoders.decoding import FrameDecoder, decode_in_batches, encode_frames
 from starflow_jax.models.autoencoders.protocol import Params
 
 
@@ -44,9 +45,33 @@ class RunAutoencoder:
         """Encodes one video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
         return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)
 
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Decodes latents float32 [B, (T,) h, w, c] to pixels in [-1, 1].
+
+        Raises:
+          ValueError: latents of another number of channels.
+        """
+        found, channels = latents.shape[-1], self.autoencoder.channels
+        check(found == channels, f"latents must be of the {channels} channels of their autoencoder, got {found}")
+        return decode_in_batches(self.autoencoder, self.params, latents)
+
     def decoder(self) -> FrameDecoder:
         """A decoder that takes one latent frame at a time."""
         return FrameDecoder(self.autoencoder, self.params)
+
+
+def autoencoder_for(config: ExperimentConfig) -> RunAutoencoder | None:
+    """The autoencoder that decodes samples of a run, see `run_autoencoder`; None for a run on pixels.
+
+    Raises:
+      ValueError: see `run_autoencoder`; or its latents have other channels than the flow.
+    """
+    autoencoder = run_autoencoder(config.data)
+    if autoencoder is not None:
+        found, channels = autoencoder.autoencoder.channels, config.flow.channels
+        named = config.data.decoder or config.data.autoencoder or config.data.path
+        check(found == channels, f"decoder {named} must be of latents of {channels} channels, got {found}")
+    return autoencoder
 
 
 def run_autoencoder(data: DataConfig) -> RunAutoencoder | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_for
 from starflow_jax.sampling.model_folder import load_model_folder
 from starflow_jax.sampling.sample_requests import RunRequest
 from starflow_jax.sharding.layout import Layout, tree_layout
 from starflow_jax.training import load_run
-from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +40,15 @@ class Run:
     def flow(self) -> Flow:
         """The flow as a module, which shares the arrays of `params`."""
         return merge(abstract(self.config.flow, tree_layout(self.params))[0], self.params)
+
+    @functools.cached_property
+    def autoencoder(self) -> RunAutoencoder | None:
+        """The autoencoder that decodes samples, read once; None for a model of pixels.
+
+        Raises:
+          ValueError: see `autoencoder_for`.
+        """
+        return autoencoder_for(self.config)
 
 
 def open_run(
@@ -67,10 +78,12 @@ def open_run(
     if adapt is not None:
         config = adapt(config)
     if decoder is not None:
-        config = decoded_by(config, decoder)
-    else:
-        load_encoder(config)  # raises an error for latents that cannot be decoded, before anything is sampled
-    return Run(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
+    run = Run(workdir, with_text_encoder(config, text_encoder), params, step, request.ema)
+    named = config.data.decoder or config.data.autoencoder
+    # Read here, so that an autoencoder that cannot decode the latents is refused before anything is sampled.
+    check(named is None or run.autoencoder is not None, f"decoder {named} must be an autoencoder")
+    return run
 
 
 def with_text_encoder(config: ExperimentConfig, path: Path | None) -> ExperimentConfig:

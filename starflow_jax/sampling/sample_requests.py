@@ -169,6 +169,7 @@ class VBenchRequest:
       out: the folder of the videos, new or that of an earlier call.
       num: videos of a prompt; None for the number that VBench requires.
       scale: the side in pixels of an enlarged pixel.
+      write_non_finite: whether videos with values that are not finite are written, as black or white.
       frames, fps, aspect, guidance, temperature, denoise, solver, seed, batch_size: as in `SampleRequest`.
 
     Raises:
@@ -188,6 +189,7 @@ class VBenchRequest:
     seed: int = 0
     batch_size: int = 8
     scale: int = 1
+    write_non_finite: bool = False
 
     def __post_init__(self) -> None:
         _check_numbers(self, ("num", "frames", "batch_size", "scale"))

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
-from starflow_jax.sampling.latent_shapes import RunAutoencoder, run_autoencoder
+from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import VBenchRequest
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
@@ -70,6 +71,7 @@ class VBenchExport:
             batch_size=self.request.batch_size,
             places=[video.place for video in videos],
             reader=self.reader,
+            autoencoder=self.autoencoder,
             fps=self.request.fps,
             **self.options,
         )
@@ -134,6 +136,9 @@ class VBenchExport:
 
         Args:
           progress: called with the number of videos whenever some are written.
+
+        Raises:
+          RequestError: videos that are not finite, unless the request writes them; earlier ones are kept.
         """
         out, size, missing, converged = self.request.out, self.request.batch_size, self.missing, True
         key = jax.random.key(self.request.seed)
@@ -144,6 +149,7 @@ class VBenchExport:
                 plan = self.plan([batch[row % len(batch)] for row in range(size)])
                 samples = draw_plan(self.run.params, key, plan)
                 converged = converged and bool(samples.report.converged)
+                self._check_finite(samples.denoised[: len(batch)])
                 for video, pixels in zip(batch, samples.videos, strict=False):
                     # A temporary name derived from the name of the video may be too long.
                     temporary = Path(folder) / "video.mp4"
@@ -153,6 +159,17 @@ class VBenchExport:
                     os.replace(temporary, target)
                 progress(len(batch))
         return converged
+
+    def _check_finite(self, videos: np.ndarray) -> None:
+        """Raises RequestError for videos that are not finite, unless the request writes them."""
+        bad = int(np.count_nonzero(~np.isfinite(videos).all(axis=(1, 2, 3, 4))))
+        require(
+            bad == 0 or self.request.write_non_finite,
+            "{0} of {1} videos contain values that are not finite and are not written; lower {temperature} or "
+            "{guidance}, or give {write_non_finite} to see these values as black or white",
+            bad,
+            len(videos),
+        )
 
     def finish(self) -> dict[str, Any]:
         """Writes the record with all videos of the folder; returns these, with the integers of their noise."""
@@ -179,7 +196,7 @@ def plan_export(
     """
     config = run.config
     require(config.data.frames > 0, "{workdir} must be a run on clips, got one on still images")
-    autoencoder, reader = run_autoencoder(config.data), caption_reader(config)
+    autoencoder, reader = run.autoencoder, caption_reader(config)
     for prompt in dict.fromkeys(video.prompt for video in videos):
         _check_readable(prompt, reader)
     frames = request.frames or config.data.frames

@@ -14,7 +14,6 @@ from starflow_jax.core.request_errors import require
 from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
-from starflow_jax.sampling.latent_shapes import run_autoencoder
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.sample_requests import FPS_RANGE, SampleRequest
@@ -103,7 +102,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
     request.check_kind(run.workdir, videos=True)
     config, size = run.config, video_size(run.config, request.aspect)
     window = _window(request, config.data.frames)
-    autoencoder = run_autoencoder(config.data)
+    autoencoder = run.autoencoder
     given = FrameReader(config, autoencoder, size, window, warn).read(request)
     captions = [prefixed(caption, given.word) for caption in request.captions or ("",)]
     reader = caption_reader(config)
@@ -132,6 +131,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
             # The noise of a caption does not depend on which other captions are left out.
             places=[index * num_samples + sample for index in readable for sample in range(num_samples)],
             reader=reader,
+            autoencoder=autoencoder,
             aspect=request.aspect,
             fps=request.fps,
         )

@@ -14,6 +14,7 @@ from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layo
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
+from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 30
@@ -137,6 +138,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
     )
+    option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
@@ -163,7 +165,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         dest="continued",
         type=Path,
         metavar="FILE",
-        help="videos: a video, or a folder of PNGs, to continue",
+        help="videos: a video, or a folder of frames, to continue",
     )
     option(
         "--video",

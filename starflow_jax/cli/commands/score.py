@@ -47,7 +47,7 @@ def add_to(subparsers: Any) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="a video, or a folder of PNGs, to score (repeatable)",
+        help="a video, or a folder of frames, to score (repeatable)",
     )
     option(
         "--caption",

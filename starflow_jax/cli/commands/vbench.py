@@ -14,6 +14,7 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.remarks import remark
+from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 90
@@ -75,6 +76,7 @@ def add_to(subparsers: Any) -> None:
         help="videos sampled together (default 8)",
     )
     option("--scale", type=integer(1, 64), default=1, metavar="N", help="enlarge every pixel (default 1)")
+    option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.sampling.latent_shapes import run_autoencoder
+    from starflow_jax.sampling.latent_shapes import autoencoder_for
     from starflow_jax.sampling.loaded_run import open_run
     from starflow_jax.sampling.sample_requests import RunRequest, VBenchRequest
     from starflow_jax.sampling.vbench_export import RECORD, plan_export
@@ -108,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     run_request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     with sentences(open_run):
         run = open_run(run_request, adapt=lambda config: sampled_as_released(arguments, config))
-    with sentences(run_autoencoder, caption_reader, read_calibration, named_solver, plan_videos, video_size):
+    with sentences(autoencoder_for, caption_reader, read_calibration, named_solver, plan_videos, video_size):
         export = plan_export(run, request, requested, warn=remark)
         export.claim()
     missing = export.missing

@@ -38,7 +38,7 @@ def add_to(subparsers: Any) -> None:
         "video-quality", help="quality, motion and drift of clips", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    kinds = "a video, a folder of PNGs, or a folder of videos (repeatable)"
+    kinds = "a video, a folder of frames, or a folder of videos (repeatable)"
     option("--video", action="append", required=True, type=Path, metavar="PATH", help=kinds)
     option("--reference", action="append", type=Path, metavar="PATH", help="reference clip of each --video, in turn")
     option("--real", action="append", type=Path, metavar="PATH", help="real clips to compare motion and drift with")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_real
 from starflow_jax.core.registries import SOURCES
 
@@ -99,6 +100,7 @@ class SourceConfig:
         nearest one. Empty: one shape, flow.image_size.
       multiple: the sides of buckets are multiples of it; None for flow.patch_size.
       crop: "centre" or "random" (anywhere along the side that is too long); flip: probability of mirroring.
+      background: the colour that transparent pixels of images and videos are composed onto.
       drop_first: probability that a clip begins at its second frame, its caption marked "(extend)".
       captions: which captions are chosen, and which templates are applied.
       index: a file that caches the sizes of images and videos, so that their headers are read only once.
@@ -121,6 +123,7 @@ class SourceConfig:
     multiple: int | None = None
     crop: Literal["centre", "random"] = "centre"
     flip: float = 0.0
+    background: Background = "white"
     drop_first: float = 0.0
     captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
     index: str | None = None
@@ -182,7 +185,13 @@ class SourceConfig:
                     f"{name}={getattr(self, name)!r}"
                 )
         check(not self.drop_first or self.frames > 0, f"drop_first requires clips, got frames={self.frames}")
-        for name, default in (("crop", "centre"), ("flip", 0.0), ("aspect_ratios", ()), ("index", None)):
+        for name, default in (
+            ("crop", "centre"),
+            ("flip", 0.0),
+            ("aspect_ratios", ()),
+            ("index", None),
+            ("background", "white"),
+        ):
             # Sources of latents accept the options of their encoding, so that one experiment file serves both commands.
             if not traits.decoded and name not in traits.fields and getattr(self, name) != default:
                 raise ValueError(

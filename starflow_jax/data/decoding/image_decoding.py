@@ -1,33 +1,23 @@
 """Decodes image files to pixels of the size that a model reads.
 
-The files are untrusted: only the listed formats are decoded, sizes are checked before pixels are decompressed, and
-any exception of the decoder makes the file a bad example.
+The files are untrusted: any exception of the decoder makes the file a bad example.
 """
 
 from __future__ import annotations
 
-import math
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from starflow_jax.core.choices import Background
 from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
+from starflow_jax.media.displayed_images import displayed, displayed_size, is_grey, open_image
+from starflow_jax.media.file_kind import IMAGE_SUFFIXES
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAX_PIXELS = 2**26
-# The EXIF orientation tag, and its values that exchange rows and columns.
-_ORIENTATION, _TRANSPOSED = 0x0112, (5, 6, 7, 8)
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+SUFFIXES = IMAGE_SUFFIXES
+# Grows when files are decoded to other pixels than before, so that results of the earlier ones are not used.
+DECODING_VERSION = 2
 
 
 class Crop(NamedTuple):
@@ -36,51 +26,52 @@ class Crop(NamedTuple):
     Attributes:
       size: rows and columns; channels: 1 (grey) or 3 (RGB).
       position: of the crop along the side that is too long, 0 (top, left) to 1; flip: whether the image is mirrored.
+      background: the colour that transparent pixels are composed onto.
     """
 
     size: tuple[int, int]
     channels: int
     position: float = 0.5
     flip: bool = False
+    background: Background = "white"
 
 
 def image_file_size(stream: BinaryIO, name: str) -> tuple[int, int]:
-    """Rows and columns of an image in its displayed orientation, from its header.
+    """Rows and columns of an image as it is displayed, from its header.
+
+    Raises:
+      BadExample: not an image, or too large.
+    """
+    return image_file_facts(stream, name)[0]
+
+
+def image_file_facts(stream: BinaryIO, name: str) -> tuple[tuple[int, int], bool]:
+    """Rows and columns of an image as it is displayed, and whether it is grey, from its header.
 
     Raises:
       BadExample: not an image, or too large.
     """
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            _check_size(image)
-            width, height = image.size
-            return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+        with open_image(stream) as image:
+            return displayed_size(image), is_grey(image)
     except Exception as error:  # decoders raise many kinds of errors on damaged files
         raise BadExample(name, error_reason(error)) from error
 
 
 def decode_image(stream: BinaryIO, name: str, crop: Crop) -> np.ndarray:
-    """An image as uint8 [rows, columns, channels]; the first frame of an animation.
+    """An image as it is displayed, uint8 [rows, columns, channels]; the first frame of an animation.
 
-    A JPEG that is much larger than needed is decoded at a fraction of its size. Transparency is dropped.
+    A JPEG that is much larger than needed is decoded at a fraction of its size.
 
     Raises:
       BadExample: the file cannot be decoded completely, or is too large.
     """
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            _check_size(image)
-            orientation = _orientation(image)
-            rows, columns = crop.size[::-1] if orientation in _TRANSPOSED else crop.size
-            mode = "L" if crop.channels == 1 else "RGB"
-            scale = max(columns / image.width, rows / image.height)
-            if scale < 1.0:
-                image.draft(mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            decoded = _eight_bits(image).convert(mode)
+        with open_image(stream) as image:
+            mode: Literal["L", "RGB"] = "L" if crop.channels == 1 else "RGB"
+            decoded = displayed(image, mode=mode, background=crop.background, at_least=crop.size)
     except Exception as error:  # decoders raise many kinds of errors on damaged files
         raise BadExample(name, error_reason(error)) from error
-    if orientation in _TRANSPOSES:
-        decoded = decoded.transpose(_TRANSPOSES[orientation])
     return resize_and_crop(decoded, crop)
 
 
@@ -98,23 +89,3 @@ def resize_and_crop(decoded: Image.Image, crop: Crop) -> np.ndarray:
     if crop.flip:
         decoded = decoded.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(decoded).reshape(rows, columns, crop.channels)
-
-
-def _check_size(image: Image.Image) -> None:
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ValueError(f"it has {image.height} x {image.width} pixels, more than {MAX_PIXELS} or none")
-
-
-def _orientation(image: Image.Image) -> int:
-    # A PNG may store the tag after the pixels, which is too slow to look up; cameras write JPEG.
-    return int(image.getexif().get(_ORIENTATION, 1)) if image.format == "JPEG" else 1
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The decoded image in a mode that converts to L and RGB without clipping."""
-    image.load()
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel, or floating point of the same range
-        values = np.clip(np.asarray(image, np.float64), 0, 65535) / 257
-        return Image.fromarray(values.astype(np.uint8))
-    # Conversion through RGBA preserves the colours of a palette with transparency.
-    return image.convert("RGBA") if image.mode in ("P", "PA") else image

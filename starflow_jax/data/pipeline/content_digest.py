@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.data.decoding.image_decoding import DECODING_VERSION
 from starflow_jax.data.pipeline.fingerprint import fingerprint, to_values
 from starflow_jax.data.pipeline.readable_subset import Subset
 from starflow_jax.data.sources.base import ArraySource, Source
@@ -44,6 +45,9 @@ def _parts(source: Source) -> Iterator[str | np.ndarray]:
             yield str(part.images.shape)
             yield from (np.ascontiguousarray(array) for array in (part.labels, part.images))
             continue
+        background = getattr(part, "background", None)
+        if background is not None:  # files that are decoded
+            yield f"decoding {DECODING_VERSION} {background}"
         yield str([entry[1:] for entry in to_values(fingerprint(part))])
         signature = getattr(getattr(part, "collection", None), "signature", None)
         if signature is not None:

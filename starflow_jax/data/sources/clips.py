@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
@@ -37,6 +38,7 @@ class ClipSource:
       drop_first: probability that `draw` begins at the second frame and marks the caption. A video must then have
         T + 1 frames.
       captioner: chooses and encodes captions; None for an experiment that reads none.
+      background: the colour that transparent pixels are composed onto.
     """
 
     folder: Folder
@@ -51,6 +53,7 @@ class ClipSource:
     flip: float = 0.0
     drop_first: float = 0.0
     captioner: Captioner | None = None
+    background: Background = "white"
 
     @property
     def name(self) -> str:
@@ -115,7 +118,9 @@ class ClipSource:
         path = self.folder.path(file)
         captions = self.folder.captions(file).texts if self.captioner is not None else {}
         try:
-            frames = frames_at(path, times[1:] if extended else times[: self.frames], facts.fps)
+            frames = frames_at(
+                path, times[1:] if extended else times[: self.frames], facts.fps, background=self.background
+            )
             image = np.stack([_resize_and_crop(frame, crop) for frame in frames])
         except Exception as error:  # decoders raise many kinds of errors on damaged files
             raise BadExample(str(path), error_reason(error)) from error
@@ -138,7 +143,7 @@ def latest_start(facts: VideoFacts, frames: int, fps: float) -> float:
 
 
 def header_facts(folder: Folder, index: int) -> VideoFacts:
-    """The header of one video. Raises BadExample."""
+    """Size, frame rate and duration of one video. Raises BadExample."""
     path = folder.path(index)
     try:
         return video_facts(path)
@@ -186,6 +191,7 @@ def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
             flip=config.flip if request.training else 0.0,
             drop_first=drop_first,
             captioner=request.captioner(config, config.fps or None),
+            background=config.background,
         )
         for bucket, indices in buckets.items()
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.data.decoding.bad_examples import Skipped
@@ -28,6 +29,7 @@ class ImageSource:
       size: rows and columns; channels: 1 or 3; bucket: the aspect ratio "width:height" of `size`.
       random_crop, flip: whether `draw` crops at a random position; the probability that it mirrors.
       captioner: chooses and encodes captions; None for an experiment that reads none.
+      background: the colour that transparent pixels are composed onto.
     """
 
     collection: ImageCollection
@@ -38,6 +40,7 @@ class ImageSource:
     random_crop: bool = False
     flip: float = 0.0
     captioner: Captioner | None = None
+    background: Background = "white"
 
     @property
     def name(self) -> str:
@@ -88,7 +91,7 @@ class ImageSource:
         file = index if self.indices is None else int(self.indices[index])
         item = self.collection.read(file, captions=self.captioner is not None)
         with item.data as stream:
-            crop = Crop(self.size, self.channels, position, flip)
+            crop = Crop(self.size, self.channels, position, flip, self.background)
             image = decode_image(stream, self.collection.key(file), crop)
         example = {"image": image, "label": np.int32(item.label)}
         if self.captioner is None:
@@ -115,6 +118,7 @@ def open_image_files(config: SourceConfig, request: SourceRequest, collection: I
             random_crop=request.training and config.crop == "random",
             flip=config.flip if request.training else 0.0,
             captioner=request.captioner(config),
+            background=config.background,
         )
 
     if not config.aspect_ratios:

@@ -279,7 +279,7 @@ def _reader(files: tuple[str, ...]) -> Any:
     path=True,
     frames="either",
     captions="text",
-    fields=("drop_first", "crop", "flip", "aspect_ratios", "index"),
+    fields=("drop_first", "crop", "flip", "background", "aspect_ratios", "index"),
     latents=True,
 )
 def open_latent_folder(config: SourceConfig, request: SourceRequest) -> Source:

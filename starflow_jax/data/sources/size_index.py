@@ -15,7 +15,8 @@ from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.decoding.buckets import nearest_aspect_ratio
 
 _THREADS = 8
-_FORMAT = "starflow index 1"
+# Sizes are those of images and videos as they are displayed; in version 1 rotations were not applied to all formats.
+_FORMAT = "starflow index 2"
 
 
 def scan_files(

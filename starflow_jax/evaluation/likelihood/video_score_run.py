@@ -103,7 +103,9 @@ def video_clips(paths: Sequence[Path], captions: Sequence[str], config: Experime
         states = condition(jnp.full(len(paths), -1, jnp.int32), config.flow)
     clips = []
     for index, (path, caption) in enumerate(zip(paths, captions, strict=True)):
-        frames = read_video(path, size=config.flow.image_shape, channels=config.flow.channels).frames
+        frames = read_video(
+            path, size=config.flow.image_shape, channels=config.flow.channels, background=config.data.background
+        ).frames
         pixels, levels = file_pixels(frames, config.data)
         cond, later_cond = (None if rows is None else np.asarray(rows[index]) for rows in (states, later))
         clips.append(Clip(path.name, caption, pixels, levels, cond, later_cond))

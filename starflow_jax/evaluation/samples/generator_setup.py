@@ -16,13 +16,16 @@ from starflow_jax.evaluation.samples.guidance_sweep import CaptionNetwork, Capti
 from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
 from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
 from starflow_jax.flows.parameters import Params
-from starflow_jax.models.autoencoders import kept_autoencoder, load_autoencoder
+from starflow_jax.models.autoencoders import kept_autoencoder
 from starflow_jax.sampling import check_request
-from starflow_jax.sampling.captions import image_captions
+from starflow_jax.sampling.captions import read_image_captions
+from starflow_jax.sampling.latent_shapes import autoencoder_for
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
 from starflow_jax.training.checkpoints.digests import digest
-from starflow_jax.training.step.frozen_autoencoder import decoded_by, load_encoder
+
+# Captions whose text states identify the text encoder in a plan, which names all captions.
+_COMPARED = 64
 
 Warn = Callable[[str], None]
 
@@ -37,10 +40,10 @@ def open_generator(
 
     Raises:
       RequestError: a run on clips, missing captions, or options that do not go with the run.
-      ValueError: see `decoded_by`, `load_encoder`, `load_text` and `sampling.check_request`.
+      ValueError: see `autoencoder_for`, `load_text` and `sampling.check_request`.
     """
     config = generated_config(request, config)
-    captions = _encoded_captions(request, config, warn)
+    captions = _readable_captions(request, config, warn)
     batch = request.batch_size
     solver = choose_solver(request.solver, Run(request.workdir, config, params, step), batch=batch, warn=warn)
     generator = ImageGenerator(
@@ -53,6 +56,7 @@ def open_generator(
         request.attention_temperature or 1.0,
         request.denoise,
         captions,
+        autoencoder_for(config),
     )
     weights = request.guidance or (config.sample.guidance,)
     labels = generator.labels(0, 16)
@@ -65,7 +69,7 @@ def open_generator(
             attention_temperature=generator.attention_temperature,
             denoise=request.denoise or config.sample.denoise,
             batch_size=batch,
-            text=None if captions is None else captions.states[[row % len(captions.texts) for row in range(16)]],
+            text=None if captions is None else captions.states(0, len(labels)),
             null=None if captions is None else captions.null,
         )
     return generator, weights
@@ -76,7 +80,7 @@ def generated_config(request: SampleQualityRequest, config: ExperimentConfig) ->
 
     Raises:
       RequestError: a run whose images cannot be generated or compared as requested.
-      ValueError: see `decoded_by` and `load_encoder`, or a text encoder for a run that reads none.
+      ValueError: a text encoder for a run that reads none.
     """
     require(not config.data.frames, "{workdir} must be a run on still images for {metrics}, got one on clips")
     require(
@@ -85,16 +89,14 @@ def generated_config(request: SampleQualityRequest, config: ExperimentConfig) ->
     )
     if request.decoder is not None:
         require(config.data.on_latents, "{decoder} requires a run on latents, got one on pixels")
-        config = decoded_by(config, request.decoder)
-    else:
-        load_encoder(config)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(request.decoder)))
     if request.text_encoder is None:
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, text_encoder=str(request.text_encoder)))
 
 
-def _encoded_captions(request: SampleQualityRequest, config: ExperimentConfig, warn: Warn) -> Captions | None:
-    """The captions that the run can read, with their text states; None for runs without captions."""
+def _readable_captions(request: SampleQualityRequest, config: ExperimentConfig, warn: Warn) -> Captions | None:
+    """The captions that the run can read; None for runs without captions."""
     reads = config.text is not None or config.data.text_encoder is not None
     if request.captions is None:
         require(
@@ -102,8 +104,8 @@ def _encoded_captions(request: SampleQualityRequest, config: ExperimentConfig, w
             "{captions} must be given for a run on captions, got none; an empty caption samples without a condition",
         )
         return None
-    encoded = image_captions(config, list(request.captions), labelled=False, workdir=request.workdir, warn=warn)
-    return None if encoded is None else Captions(encoded.captions, encoded.text, encoded.null)
+    read = read_image_captions(config, list(request.captions), labelled=False, workdir=request.workdir, warn=warn)
+    return None if read is None else Captions(read.captions, read.states, read.states([""]))
 
 
 def chunk_folder(
@@ -124,7 +126,7 @@ def chunk_folder(
       shape: (H, W, C) of an image.
 
     Raises:
-      ValueError: see `pair_features`, `pair_scores` and `load_autoencoder`.
+      ValueError: see `pair_features` and `pair_scores`.
     """
     config, captions = generator.config, generator.captions
     decoder = _decoder(config)
@@ -147,7 +149,7 @@ def chunk_folder(
         "clip_of_fixed_pictures": None,
     }
     if captions is not None:
-        states = fingerprint(captions.states, captions.null)
+        states = fingerprint(captions.states(0, min(_COMPARED, len(captions.texts))), captions.null)
         plan["text_states"] = matching_fingerprint(states, stored.get("text_states"))
     if pairs is not None:
         images = fixed_images(shape)
@@ -156,7 +158,7 @@ def chunk_folder(
         plan["clip_of_fixed_pictures"] = matching_fingerprint(
             fingerprint(*features), stored.get("clip_of_fixed_pictures")
         )
-    plan["decoder_weights"] = None if decoder is None else weights_digest(load_autoencoder(Path(decoder))[1])
+    plan["decoder_weights"] = None if generator.autoencoder is None else weights_digest(generator.autoencoder.params)
     return ChunkFolder(request.folder, plan, request.chunk)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
 from starflow_jax.evaluation.samples.metrics.metric import compute_metrics
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
+from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.solvers import AnySolver
 from starflow_jax.training.distributed.agreement import barrier, gather_texts
 
@@ -25,17 +27,35 @@ from starflow_jax.training.distributed.agreement import barrier, gather_texts
 _STREAM = 0xF1D
 
 
+# Text states of this many captions are kept; those of more are computed whenever images are generated from them.
+_KEPT = 1024
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Captions:
     """Captions that images are generated from, in turn.
 
+    The text states of many captions take more memory than a host has: 30,000 of 128 tokens of width 2048 take 31 GB.
+
     Attributes:
-      texts: n captions; states: float32 [n, L, D], text states; null: float32 [1, L, D], of the empty caption.
+      texts: n captions; encode: from some of them to their text states, float32 [k, L, D].
+      null: float32 [1, L, D], the states of the empty caption.
     """
 
     texts: tuple[str, ...]
-    states: np.ndarray
+    encode: Callable[[Sequence[str]], np.ndarray]
     null: np.ndarray
+
+    def states(self, first: int, count: int) -> np.ndarray:
+        """Text states of the captions of images first .. first + count - 1, float32 [count, L, D]."""
+        rows = np.arange(first, first + count) % len(self.texts)
+        if len(self.texts) <= _KEPT:
+            return self._all[rows]
+        return self.encode([self.texts[row] for row in rows])
+
+    @functools.cached_property
+    def _all(self) -> np.ndarray:
+        return self.encode(self.texts)
 
 
 # From images uint8 [B, H, W, C] and their captions to features of both, [B, d] each.
@@ -50,6 +70,7 @@ class ImageGenerator:
       params, config: of the flow; seed: of the noise; batch_size: images generated together.
       solver, temperature, attention_temperature, denoise: as for `sampling.sample`.
       captions: None for runs without captions.
+      autoencoder: decodes the samples of a run on latents; None for a run on pixels.
     """
 
     params: Params
@@ -61,6 +82,7 @@ class ImageGenerator:
     attention_temperature: float = 1.0
     denoise: Any = None
     captions: Captions | None = None
+    autoencoder: RunAutoencoder | None = None
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes of images first .. first + count - 1, int32 [count]; -1 for runs on captions."""
@@ -76,13 +98,12 @@ class ImageGenerator:
         """Images first .. first + count - 1, which are the chunk of index `chunk`."""
         stream = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
         captions = self.captions
-        rows = np.arange(first, first + count)
         return sample(
             self.params,
             self.config,
             jax.random.fold_in(stream, chunk),
             self.labels(first, count),
-            text=None if captions is None else captions.states[rows % len(captions.texts)],
+            text=None if captions is None else captions.states(first, count),
             null=None if captions is None else captions.null,
             solver=self.solver,
             guidance=guidance,
@@ -90,6 +111,7 @@ class ImageGenerator:
             attention_temperature=self.attention_temperature,
             denoise=self.denoise,
             batch_size=self.batch_size,
+            autoencoder=self.autoencoder,
         )
 
 

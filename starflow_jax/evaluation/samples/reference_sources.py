@@ -12,20 +12,26 @@ from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.data.sources.reference_images import open_real
 from starflow_jax.evaluation.likelihood.scored_source import OnSkipped
 from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
-from starflow_jax.sampling.latent_shapes import run_autoencoder
+from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
 
 
 def open_references(
-    request: SampleQualityRequest, config: ExperimentConfig, on_skipped: OnSkipped
+    request: SampleQualityRequest,
+    config: ExperimentConfig,
+    on_skipped: OnSkipped,
+    autoencoder: RunAutoencoder | None = None,
 ) -> tuple[Source, Source | None]:
     """The real images to compare with, and other real images, whose metrics are the baseline; None where none exist.
+
+    Args:
+      autoencoder: decodes the samples of a run on latents; on_skipped: called with the examples that cannot be read.
 
     Raises:
       RequestError: images of several shapes. ValueError: images that are missing or cannot be read.
     """
     if request.real is not None:
-        return _open_files(request, config, on_skipped), None
+        return _open_files(request, config, on_skipped, autoencoder), None
     split: Split = request.reference or "train"
     reference = _open_split(config, split, on_skipped)
     try:
@@ -34,11 +40,13 @@ def open_references(
         return reference, None
 
 
-def _open_files(request: SampleQualityRequest, config: ExperimentConfig, on_skipped: OnSkipped) -> Source:
+def _open_files(
+    request: SampleQualityRequest, config: ExperimentConfig, on_skipped: OnSkipped, decoder: RunAutoencoder | None
+) -> Source:
     """The readable images of `request.real`, of the size that the run generates."""
     assert request.real is not None
     skipped = Skipped()
-    decoder, (height, width) = run_autoencoder(config.data), config.flow.image_shape
+    height, width = config.flow.image_shape
     size, channels = (height, width), config.flow.channels
     if decoder is not None:
         size, channels = (height * decoder.stride, width * decoder.stride), decoder.pixel_channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,24 +17,34 @@ from starflow_jax.evaluation.samples.features.feature_network import FeatureNetw
 from starflow_jax.evaluation.samples.features.feature_statistics import (
     MAX_VECTORS,
     FeatureStatistics,
-    feature_statistics,
+    RunningStatistics,
     read_statistics,
     write_statistics,
 )
+from starflow_jax.evaluation.samples.features.partial_statistics import PartialStatistics
 from starflow_jax.training.checkpoints.digests import json_digest
 from starflow_jax.training.distributed.agreement import gather_texts
 
+STORE_SECONDS = 60.0
+
 
 def reference_statistics(
-    folder: Path, source: Source, network: FeatureNetwork, batch_size: int, shape: tuple[int, ...]
+    folder: Path,
+    source: Source,
+    network: FeatureNetwork,
+    batch_size: int,
+    shape: tuple[int, ...],
+    *,
+    store_seconds: float = STORE_SECONDS,
 ) -> FeatureStatistics | None:
     """Statistics of all images of a source, stored in the folder; every process must call this.
 
     The network reads real images as it reads samples: uint8 0 to 255, the levels scaled to that range. The stored
     statistics are identified by `contents_digest` of the source and by the digest and fingerprint of the network.
+    An interrupted pass goes on from the images whose statistics were stored last.
 
     Args:
-      shape: (H, W, C) of every image.
+      shape: (H, W, C) of every image; store_seconds: the time after which the statistics so far are stored.
 
     Returns:
       None on processes other than process 0, which do not need them.
@@ -47,14 +58,38 @@ def reference_statistics(
     writes = jax.process_index() == 0
     statistics = read_statistics(path, identity) if writes else None
     if json.loads(gather_texts(json.dumps(statistics is None))[0]):
-        statistics = feature_statistics(_features(network, source, batch_size, shape), len(source))
-        if writes:
-            write_statistics(path, statistics, identity)
+        partial = PartialStatistics(path.with_suffix(".partial"), identity)
+        running = partial.read(len(source)) if writes else RunningStatistics(len(source))
+        first = int(gather_texts(str(running.done))[0])
+        parts = _features(network, source, batch_size, shape, first)
+        if not writes:
+            for _ in parts:  # all processes compute features together
+                pass
+            return None
+        _add_all(parts, running, partial, store_seconds)
+        statistics = running.result()
+        write_statistics(path, statistics, identity)
+        partial.remove()
     return statistics if writes else None
 
 
-def _features(network: FeatureNetwork, source: Source, batch_size: int, shape: tuple[int, ...]) -> Iterator[Features]:
-    for first in range(0, len(source), batch_size):
+def _add_all(
+    parts: Iterator[Features], running: RunningStatistics, partial: PartialStatistics, store_seconds: float
+) -> None:
+    """Adds all parts to the statistics, which are stored from time to time."""
+    files = stored = len(running.features)
+    start_time = time.monotonic()
+    for part in parts:
+        running.add(part)
+        if running.moments is not None and time.monotonic() - start_time >= store_seconds:
+            partial.write(running, files, np.concatenate(running.features[stored:]))
+            files, stored, start_time = files + 1, len(running.features), time.monotonic()
+
+
+def _features(
+    network: FeatureNetwork, source: Source, batch_size: int, shape: tuple[int, ...], start: int
+) -> Iterator[Features]:
+    for first in range(start, len(source), batch_size):
         images = [source[index]["image"] for index in range(first, min(first + batch_size, len(source)))]
         wrong = next((image.shape for image in images if image.shape != shape), None)
         if wrong is not None:

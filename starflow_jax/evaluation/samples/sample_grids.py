@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -44,16 +45,23 @@ def reason_without_samples(config: ExperimentConfig) -> str | None:
     return None
 
 
-def write_sample_grid(snapshot: Snapshot) -> None:
+def write_sample_grid(snapshot: Snapshot, *, warn: Callable[[str], None] = warnings.warn) -> None:
     """A training callback that writes `config.sample.num` samples to `samples_STEP.png` in the working folder.
 
     The noise is the same at every step, so that the samples show the progress of the model. Each class has a column.
+    Samples with values that are not finite are not written; `warn` is called with a sentence on them.
     """
     config = snapshot.config
     key = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
     labels = class_labels(config, config.sample.num)
     samples = sample(snapshot.params, config, key, labels)
     if jax.process_index():  # all processes sample, process 0 writes
+        return
+    if samples.report.non_finite:
+        warn(
+            f"step {snapshot.step}: {samples.report.non_finite} of {samples.report.images} samples contain values "
+            "that are not finite, and no image of them is written"
+        )
         return
     columns = class_columns(config.flow.num_classes or config.flow.text_dim, len(labels))
     write_png(

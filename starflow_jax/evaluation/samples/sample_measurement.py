@@ -122,7 +122,7 @@ def measure_samples(
     config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
     generator, weights = open_generator(request, config, params, step, warn)
     config = generator.config
-    reference, other = open_references(request, config, on_skipped)
+    reference, other = open_references(request, config, on_skipped, generator.autoencoder)
     _check_bits(request, config)
     network = open_feature_network(request, config, layout, reference)
     pairs, pairs_digest = (None, None) if request.clip is None else named_function(request.clip)
@@ -208,7 +208,7 @@ def lock_folder(folder: ChunkFolder, stack: ExitStack) -> None:
 
 
 def _progress(folder: ChunkFolder, guidance: float, total: int, warn: Callable[[str], None]) -> Callable[..., None]:
-    """A callback that reports every chunk, and writes the first images of a guidance as a PNG file."""
+    """A callback that reports every chunk, and writes the first images of a guidance, if finite, as a PNG file."""
     start = time.perf_counter()
 
     def on_chunk(index: int, samples: Any) -> None:
@@ -216,7 +216,7 @@ def _progress(folder: ChunkFolder, guidance: float, total: int, warn: Callable[[
             return
         done = min(total, (index + 1) * folder.size)
         warn(f"guidance {guidance:g}: {done} of {total} images, {time.perf_counter() - start:.0f} s")
-        if index == 0:
+        if index == 0 and samples.report.non_finite == 0:
             images: np.ndarray = samples.images[:_PREVIEW]
             columns = class_columns(int(samples.labels.max()) + 1, len(images))
             images = images[: len(images) // (columns or 1) * (columns or 1)]

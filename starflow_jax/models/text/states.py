@@ -31,7 +31,8 @@ def states_of(
     """
     keys = [row.tobytes() for row in ids]
     states_by_key = dict(known or {})
-    new = [row for row, key in enumerate(keys) if key not in states_by_key and keys.index(key) == row]
+    first_rows = {key: row for row, key in reversed(list(enumerate(keys)))}
+    new = [row for row, key in enumerate(keys) if key not in states_by_key and first_rows[key] == row]
     for first in range(0, len(new), batch_size):
         rows = new[first : first + batch_size]
         batch = ids[np.resize(rows, batch_size)]  # padded with copies, so that one program is compiled

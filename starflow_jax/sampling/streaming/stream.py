@@ -205,7 +205,7 @@ class VideoStream(Iterator[StreamedFrame]):
         self._unknown = shallow.put(jnp.asarray(np.zeros((count, *self._shape[2:]), np.float32)))
         # The denoiser treats a chunk as a whole video.
         self._kind = dataclasses.replace(kind, window=None)
-        autoencoder = run_autoencoder(plan.config.data)
+        autoencoder = plan.autoencoder or run_autoencoder(plan.config.data)
         self._decode = None if autoencoder is None else autoencoder.decoder()
         self._clips = autoencoder is not None and autoencoder.autoencoder.frame_stride > 1
         self._decoded_frames = self._new = 0

@@ -128,7 +128,8 @@ class FrameReader:
             stride, channels = self.autoencoder.stride, self.autoencoder.pixel_channels
         template = f"{{{name}}} needs a run on grey or RGB pixels, got one on {{0}} channels"
         require(channels in (1, 3), template, channels)
-        return read_video(path, size=(self.size[0] * stride, self.size[1] * stride), channels=channels)
+        size, background = (self.size[0] * stride, self.size[1] * stride), self.config.data.background
+        return read_video(path, size=size, channels=channels, background=background)
 
     def _translation_length(self, frames: int | None, available: int) -> int:
         """Frames of source and target together: equally long, and together no longer than trained on."""

@@ -15,6 +15,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.models.text.templates import EXTEND, prefixed
+from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import AnySolver, SlidingWindow
@@ -61,6 +62,7 @@ class VideoPlan:
         a model of pixels.
       scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
       batch_size: videos at a time.
+      autoencoder: decodes the samples of a model of latents; None reads the one that the configuration names.
     """
 
     config: ExperimentConfig
@@ -74,6 +76,7 @@ class VideoPlan:
     scalars: dict[str, jax.Array]
     batch_size: int
     given_pixels: np.ndarray | None = None
+    autoencoder: RunAutoencoder | None = None
 
     @property
     def given_frames(self) -> int:
@@ -102,6 +105,7 @@ class VideoOptions(SamplingOptions):
         for 0 .. n - 1.
       reader: the text encoder; None loads the one that the configuration names.
       aspect, fps: named by the templates of captions (`frozen_text.prompts`).
+      autoencoder: decodes the samples of a model of latents; None reads the one that the configuration names.
     """
 
     batch_size: int = 8
@@ -114,6 +118,7 @@ class VideoOptions(SamplingOptions):
     reader: FrozenText | None = None
     aspect: str | None = None
     fps: float | None = None
+    autoencoder: RunAutoencoder | None = None
 
 
 def plan_videos(
@@ -173,6 +178,7 @@ def plan_videos(
         scalars=settings.scalars(),
         batch_size=min(options.batch_size, count),
         given_pixels=None if pixels is None else _checked_pixels(options.prefix, pixels, count),
+        autoencoder=options.autoencoder,
     )
 
 

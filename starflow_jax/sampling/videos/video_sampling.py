@@ -126,7 +126,7 @@ def decode_pixels(
     plan: VideoPlan, denoised: Float[np.ndarray, "B T H W C"]
 ) -> UInt8[np.ndarray, "B frames rows columns channels"]:
     """Videos uint8 [n, T, H, W, C] from denoised samples; given frames are unchanged."""
-    pixels = to_pixels(denoised, plan.config.data)
+    pixels = to_pixels(denoised, plan.config.data, plan.autoencoder)
     if plan.given_pixels is not None:
         pixels[:, : plan.given_pixels.shape[1]] = plan.given_pixels
     elif plan.given is not None and not plan.config.data.on_latents:

@@ -74,20 +74,6 @@ def load_encoder(config: ExperimentConfig) -> Frozen | None:
     return Frozen(autoencoder, params)
 
 
-def decoded_by(config: ExperimentConfig, decoder: Path) -> ExperimentConfig:
-    """The experiment with another `data.decoder`.
-
-    Raises:
-      ValueError: an experiment on pixels, or an autoencoder that cannot be read or has other latents.
-    """
-    autoencoder, _ = load_autoencoder(decoder)
-    if autoencoder.channels != config.flow.channels:
-        raise ValueError(
-            f"decoder {decoder} must decode latents of {config.flow.channels} channels, got {autoencoder.channels}"
-        )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=str(decoder)))
-
-
 def open_with_encoder(
     config: ExperimentConfig, split: Split, source: Source | None = None
 ) -> tuple[Source, Frozen | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.evaluation.samples.features.class_sums import SPLITS, ClassSums, split_index
 from starflow_jax.evaluation.samples.features.feature_network import Features
-from starflow_jax.evaluation.samples.features.moments import Moments, total_moments
+from starflow_jax.evaluation.samples.features.moments import Moments, RunningMoments
 
 # KID and precision and recall compare single vectors; of larger sets they use this many, evenly spaced.
 MAX_VECTORS = 50_000
@@ -42,31 +42,61 @@ class FeatureStatistics:
         return self.moments.count
 
 
+class RunningStatistics:
+    """Statistics of the first images of a set, to which the features of the next ones are added in order.
+
+    Attributes:
+      total: number of images of the set; done: how many of them have been added.
+      classes: sums of class probabilities so far; None without logits.
+      features: the selected vectors so far, in parts.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        moments: Moments | None = None,
+        classes: ClassSums | None = None,
+        features: Iterable[np.ndarray] = (),
+    ) -> None:
+        self.total, self.done, self.classes, self.features = total, done, classes, list(features)
+        self._moments = RunningMoments(moments)
+
+    def add(self, part: Features) -> None:
+        """Adds the features of the next images; raises ValueError for bad ones."""
+        index = np.arange(self.done, self.done + len(part.features))
+        if part.logits is not None:
+            num_splits = min(SPLITS, self.total)
+            sums = ClassSums.from_logits(part.logits, split_index(index, self.total, num_splits), num_splits)
+            self.classes = sums if self.classes is None else self.classes + sums
+        self.features.append(part.features[_is_selected(index, self.total)])
+        self.done += len(index)
+        self._moments.add(part.features)
+
+    @property
+    def moments(self) -> Moments | None:
+        """The moments so far; None within a group of vectors, whose moments are computed together."""
+        return self._moments.joined
+
+    def result(self) -> FeatureStatistics:
+        """The statistics of the set; raises ValueError unless all images were added."""
+        moments = self._moments.total()
+        if self.done != self.total:
+            raise ValueError(f"statistics must cover {self.total} images, got {self.done}")
+        return FeatureStatistics(moments, self.classes, np.concatenate(self.features))
+
+
 def feature_statistics(parts: Iterable[Features], total: int) -> FeatureStatistics:
     """Statistics of `total` images whose features come in parts, in order.
 
     Raises:
       ValueError: bad features, or another number of them.
     """
-    classes: ClassSums | None = None
-    selected: list[np.ndarray] = []
-    done, num_splits = 0, min(SPLITS, total)
-
-    def features() -> Iterator[np.ndarray]:
-        nonlocal classes, done
-        for part in parts:
-            index = np.arange(done, done + len(part.features))
-            if part.logits is not None:
-                sums = ClassSums.from_logits(part.logits, split_index(index, total, num_splits), num_splits)
-                classes = sums if classes is None else classes + sums
-            selected.append(part.features[_is_selected(index, total)])
-            done += len(index)
-            yield part.features
-
-    moments = total_moments(features())
-    if done != total:
-        raise ValueError(f"statistics must cover {total} images, got {done}")
-    return FeatureStatistics(moments, classes, np.concatenate(selected))
+    running = RunningStatistics(total)
+    for part in parts:
+        running.add(part)
+    return running.result()
 
 
 def write_statistics(path: Path, statistics: FeatureStatistics, identity: str) -> None:

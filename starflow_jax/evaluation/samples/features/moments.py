@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -58,37 +58,52 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+class RunningMoments:
+    """Moments of parts that are added one by one, computed in groups of at least `GROUP` vectors except the last."""
+
+    def __init__(self, known: Moments | None = None) -> None:
+        self._known = known
+        self._pending: list[np.ndarray] = []
+
+    def add(self, part: np.ndarray) -> None:
+        """Adds vectors [n, d]; raises ValueError for some that `checked_features` rejects, here or later."""
+        part = np.asarray(part)
+        if self._pending and part.shape[1:] != self._pending[0].shape[1:]:
+            self._join()
+        self._pending.append(part)
+        if part.ndim == 0 or sum(map(len, self._pending)) >= GROUP:  # `checked_features` rejects a number
+            self._join()
+
+    @property
+    def joined(self) -> Moments | None:
+        """The moments of all vectors at the end of a group, None within one."""
+        return None if self._pending else self._known
+
+    def total(self) -> Moments:
+        """The moments of all vectors; ValueError where there are none."""
+        if self._pending:
+            self._join()
+        if self._known is None:
+            raise ValueError("features must come in at least one part, got none")
+        return self._known
+
+    def _join(self) -> None:
+        group = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+        self._pending = []
+        moments = Moments.from_features(group)
+        self._known = moments if self._known is None else self._known + moments
+
+
 def total_moments(parts: Iterable[np.ndarray]) -> Moments:
     """The moments of all vectors of parts [n, d], which are read one by one and not stored.
 
     Raises:
       ValueError: no parts, or a part that `checked_features` rejects.
     """
-    total: Moments | None = None
-    for group in _grouped(parts):
-        moments = Moments.from_features(group)
-        total = moments if total is None else total + moments
-    if total is None:
-        raise ValueError("features must come in at least one part, got none")
-    return total
-
-
-def _grouped(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The parts joined to groups of at least `GROUP` vectors, except the last; groups end where the width changes."""
-    pending: list[np.ndarray] = []
-    for part in map(np.asarray, parts):
-        if pending and part.shape[1:] != pending[0].shape[1:]:
-            yield np.concatenate(pending)
-            pending = []
-        if part.ndim == 0:  # cannot be joined; `checked_features` rejects it
-            yield part
-            continue
-        pending.append(part)
-        if sum(map(len, pending)) >= GROUP:
-            yield np.concatenate(pending)
-            pending = []
-    if pending:
-        yield np.concatenate(pending)
+    moments = RunningMoments()
+    for part in parts:
+        moments.add(part)
+    return moments.total()
 
 
 def checked_features(features: np.ndarray) -> np.ndarray:

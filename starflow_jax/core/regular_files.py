@@ -1,0 +1,126 @@
+"""Reading of files that somebody else wrote: regular files of bounded size, and JSON with integers of bounded size.
+
+To open a named pipe waits until somebody writes to it, and to read a device may never end. `open_file` refuses both.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+MOST_TEXT_BYTES = 2**26
+_MOST_DIGITS = 20  # of an integer in JSON, with its sign: 64 bits
+
+
+class NotAFile(OSError):
+    """The path leads to a folder, a named pipe, a socket or a device instead of a file."""
+
+
+def open_file(path: Path | str) -> IO[bytes]:
+    """Opens a regular file for reading, without waiting.
+
+    Raises:
+      NotAFile: the path leads to something else than a regular file.
+      OSError: the file is missing or not readable.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        # Some devices and all sockets cannot be opened; the sentence states what they are.
+        check_file(path)
+        raise error
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_file(path: Path | str) -> None:
+    """Checks that a path leads to a regular file, for libraries that open it by its name.
+
+    Raises:
+      NotAFile: it leads to something else.
+      OSError: it leads to nothing.
+    """
+    _check_mode(path, os.stat(path).st_mode)
+
+
+def _check_mode(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
+        raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
+def read_bytes(path: Path | str, most: int | None = None) -> bytes:
+    """Reads a regular file of at most `most` bytes.
+
+    Raises:
+      OSError: see `open_file`.
+      ValueError: the file is larger.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"{path} must have at most {most} bytes, got {size}")
+        return file.read()
+
+
+def read_text(path: Path | str, most: int = MOST_TEXT_BYTES, encoding: str = "utf-8") -> str:
+    """Reads a regular file of text, with line ends as `\\n`.
+
+    Raises:
+      OSError: see `open_file`.
+      UnicodeDecodeError: it holds other bytes.
+      ValueError: the file has more than `most` bytes.
+    """
+    return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path | str, most: int = MOST_TEXT_BYTES) -> Any:
+    """Reads a file of JSON.
+
+    Raises:
+      ValueError: the file is missing, is not a regular file, is larger than `most` bytes, or holds something else; the
+        message is one sentence that names the file.
+    """
+    try:
+        text = read_text(path, most)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not JSON: it holds bytes that are not UTF-8") from error
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON. An integer of more than 64 bits, which no field needs, is refused, as is a deep nesting.
+
+    Raises:
+      ValueError: the text is not JSON, or not such JSON.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it holds an integer of {len(digits.lstrip('-'))} digits")
+    return int(digits)

@@ -1,0 +1,70 @@
+"""Recognises files of images and videos by their first bytes. Their names play no part."""
+
+from __future__ import annotations
+
+from typing import IO, NamedTuple
+
+# Suffixes by which folders and tars are searched for images and videos; how a file is read depends on its content.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
+    ".heic", ".heif",
+)  # fmt: skip
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
+
+_HEAD_BYTES = 512
+_IMAGE_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_MATROSKA = b"\x1a\x45\xdf\xa3"
+# Kinds of the first box of a QuickTime file without `ftyp`.
+_QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class FileKind(NamedTuple):
+    """What the first bytes of a file say it is.
+
+    Attributes:
+      format: the decoder of Pillow ("PNG"), or the container of FFmpeg ("mov").
+      video: whether it is a container of videos. Animated images are images.
+    """
+
+    format: str
+    video: bool
+
+
+def kind_of(stream: IO[bytes]) -> FileKind | None:
+    """The kind of an open file, whose position is moved back to its start; None for any other file.
+
+    Only containers of their own frames are recognised: playlists and concatenations, which make FFmpeg open
+    further files, are not.
+    """
+    head = stream.read(_HEAD_BYTES)
+    stream.seek(0)
+    for signature, name in _IMAGE_SIGNATURES:
+        if head.startswith(signature):
+            return FileKind(name, False)
+    if head.startswith(b"RIFF"):
+        return {b"WEBP": FileKind("WEBP", False), b"AVI ": FileKind("avi", True)}.get(head[8:12])
+    if head.startswith(_MATROSKA):
+        return FileKind("matroska", True)
+    if head[4:8] == b"ftyp":
+        return _kind_of_brands(head)
+    return FileKind("mov", True) if head[4:8] in _QUICKTIME_BOXES else None
+
+
+def _kind_of_brands(head: bytes) -> FileKind:
+    """The kind of a file of ISO's base media format, which MP4, AVIF and HEIF share, from its brands."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    major, compatible = head[8:12], [head[place : place + 4] for place in range(16, end - 3, 4)]
+    if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and any(brand in _AVIF_BRANDS for brand in compatible)):
+        return FileKind("AVIF", False)
+    return FileKind("HEIF", False) if major in _HEIF_BRANDS else FileKind("mov", True)
