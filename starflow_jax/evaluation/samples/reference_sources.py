@@ -50,7 +50,7 @@ def _open_files(
     size, channels = (height, width), config.flow.channels
     if decoder is not None:
         size, channels = (height * decoder.stride, width * decoder.stride), decoder.pixel_channels
-    source = readable(open_real(request.real, size, channels), skipped)
+    source = readable(open_real(request.real, size, channels, config.data.background), skipped)
     on_skipped(skipped)
     return source
 
