@@ -220,7 +220,7 @@ REFUSALS = {
     ),
     "missing image": ([*RUN, "--image", "gone.png"], "gone.png cannot be read: no such file"),
     "broken video": ([*RUN, "--continue", "broken.mp4"], "broken.mp4 cannot be read"),
-    "words as a picture": ([*RUN, "--image", "captions.txt"], "suffix must be one of"),
+    "words as a picture": ([*RUN, "--image", "captions.txt"], "it is not a video or an image"),
     "too few frames": ([*RUN, "--image", "first.png", "--frames", "1"], "--frames must be above the 1 frames"),
     "odd frames": ([*RUN, "--video", "clip.gif", "--frames", "3"], "--frames must be even and at most 4"),
     "long translation": ([*RUN, "--video", "clip.gif", "--frames", "6"], "--frames must be even and at most 4"),
