@@ -70,7 +70,7 @@ def autoencoder_for(config: ExperimentConfig) -> RunAutoencoder | None:
     if autoencoder is not None:
         found, channels = autoencoder.autoencoder.channels, config.flow.channels
         named = config.data.decoder or config.data.autoencoder or config.data.path
-        check(found == channels, f"decoder {named} must be of latents of {channels} channels, got {found}")
+        check(found == channels, f"decoder {named} must decode latents of {channels} channels, got {found}")
     return autoencoder
 
 
