@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import RequestError, require
@@ -29,7 +30,7 @@ class ReadCaptions:
     captions: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
 
-    def states(self, captions: Sequence[str]) -> np.ndarray:
+    def states(self, captions: Sequence[str]) -> Float[np.ndarray, "n L text_dim"]:
         """Text states of some of the captions, or of the empty one, float32 [n, L, text_dim]."""
         return text_states(self.config, captions, self.reader)
 

@@ -45,8 +45,8 @@ class RunAutoencoder:
         """Encodes one video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
         return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decodes latents float32 [B, (T,) h, w, c] to pixels in [-1, 1].
+    def decode(self, latents: Float[np.ndarray, "B *T rows columns c"]) -> Float[np.ndarray, "B *t H W C"]:
+        """Decodes latents float32 [B, (T,) h, w, c] to pixels float32 [B, (t,) H, W, C] in [-1, 1].
 
         Raises:
           ValueError: latents of another number of channels.
