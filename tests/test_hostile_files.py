@@ -2,8 +2,9 @@
 
 import contextlib
 import io
-import pickle
+import os
 import random
+import socket
 import sys
 import time
 import zipfile
@@ -11,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from starflow_jax.tensor_formats.restricted_pickle import Refused, load
+from starflow_jax.core.regular_files import NotAFile, check_file, open_file, read_bytes, read_json, read_text
+from starflow_jax.models import pretrained_folder
+from starflow_jax.porting.released_yaml import read_released
+from starflow_jax.tensor_formats.mapped import map_file
+from starflow_jax.tensor_formats.pickle_values import Placeholder, Refused
+from starflow_jax.tensor_formats.restricted_pickle import load
 from starflow_jax.tensor_formats.tensor_opening import TensorFileError, open_tensors
+from starflow_jax.tensor_formats.torch_objects import NAMES
 
 FILES = Path(__file__).parent / "goldens" / "torch_files"
-SEEDS = ("zip.pth", "legacy.pt", "protocol4.pth", "nested.pth", "expected.safetensors", "distributed")
+SEEDS = ("zip.pth", "legacy.pt", "protocol4.pth", "nested.pth", "training.pth", "training_protocol5.pth", "kinds.pth",
+         "expected.safetensors", "distributed")  # fmt: skip
 WATCHED = ("os.system", "os.exec", "os.spawn", "os.posix_spawn", "subprocess.Popen", "socket.connect", "exec", "import",
            "pickle.find_class", "os.remove", "os.rename", "shutil.rmtree")  # fmt: skip
 
@@ -139,7 +147,7 @@ def test_many_mutated_files_are_read_or_refused(tmp_path, watch):
 
 def sentence(content):
     with pytest.raises(Refused) as caught:
-        load(io.BytesIO(content), {})
+        load(io.BytesIO(content), NAMES)
     return str(caught.value)
 
 
@@ -148,26 +156,97 @@ def test_pickles_that_would_take_memory_or_time_do_not(tmp_path):
     assert "damaged" in sentence(b"\x80\x02r\xff\xff\xff\xff.")  # a place in memory that is far away
     assert "damaged" in sentence(b"\x80\x04\x8e" + b"\xff" * 8 + b".")  # 2^64 bytes
     assert "damaged" in sentence(b"\x80\x02\x8b" + b"\xff\xff\xff\x7f" + b".")  # an integer of 2^31 bytes
+    wide = b"\x80\x02\x8b" + (10**6).to_bytes(4, "little") + b"\x7f" * 10**6 + b"q\x00."
+    assert load(io.BytesIO(wide), {}).name == "an integer of 1000000 bytes"  # and so no number to calculate with
     assert "no end" in sentence(b"\x80\x02") or "damaged" in sentence(b"\x80\x02")
-    twice = b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b"q\x00}h\x00K\x01s."  # its hash has 2^200 steps
-    assert "key of type tuple" in sentence(twice)
+    twice = b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b"q\x000}h\x00K\x01s."  # its hash has 2^200 steps
+    assert list(load(io.BytesIO(twice), {}).values()) == [1]
+    assert "more than 1048576 objects" in sentence(b"\x80\x02" + b"]" * (2**20 + 2) + b".")
+    # A call of a huge tuple, or of a huge shape, again and again.
+    arguments = b"\x80\x02(" + b"N" * 10**6 + b"tq\x00ctorch\nSize\nq\x01("
+    assert "damaged" in sentence(arguments + b"h\x01h\x00R" * 10**5 + b"t.")
+    assert "invalid shape" in sentence(arguments + b"h\x01h\x00\x85R" * 10**5 + b"t.")
+    pairs = b"\x80\x02(" + b"K\x01K\x02\x86" * 10**5 + b"l\x85q\x00ccollections\nOrderedDict\nq\x01("
+    load(io.BytesIO(pairs + b"h\x01h\x00R" * 10**5 + b"t."), NAMES)
     deep = b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."
     load(io.BytesIO(deep), {})
-    nested = b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"."
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("archive/data.pkl", nested)
-    (tmp_path / "deep.pth").write_bytes(content.getvalue())
-    with pytest.raises(TensorFileError, match="nested too deeply"):  # 2^60 ways down
-        open_tensors(tmp_path / "deep.pth")
-    assert time.perf_counter() - start < 10
+    doubled = b"q\x00h\x00\x86" * 60 + b"."  # 2^60 ways down
+    assert archive_of(tmp_path, b"\x80\x02)" + doubled) == {}
+    assert len(archive_of(tmp_path, b"\x80\x02cposix\nsystem\n" + doubled).left_aside) == 1
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x01\x85K\x01\x85\x89NtR"
+    with pytest.raises(TensorFileError, match="nested too deeply"):
+        archive_of(tmp_path, b"\x80\x02" + tensor + doubled)
+    itself = b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00b" + tensor + b"u."
+    assert list(archive_of(tmp_path, itself)) == ["b"]
+    assert time.perf_counter() - start < 20
+
+
+def archive_of(folder, pickled):
+    """What is read of an archive of this pickle and one storage of four bytes."""
+    with zipfile.ZipFile(folder / "archive.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", bytes(4))
+    return open_tensors(folder / "archive.pth")
 
 
 @pytest.mark.parametrize("module", ["os", "builtins", "torch", "torch.serialization", "numpy.core.multiarray"])
-def test_no_name_outside_of_the_table_is_taken(module):
-    from starflow_jax.tensor_formats.torch_objects import NAMES
-
+def test_a_name_outside_of_the_table_stands_for_nothing(module, watch):
     name = {"torch": "load", "torch.serialization": "load", "builtins": "getattr", "os": "system"}.get(module, "scalar")
-    for content in (f"\x80\x02c{module}\n{name}\n.".encode("latin1"), pickle.dumps((module, name), 4)[:-2] + b"\x93."):
-        with pytest.raises(Refused):
-            load(io.BytesIO(content), NAMES)
+    by_text = f"c{module}\n{name}\n".encode("latin1")
+    by_stack = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, name)) + b"\x93"
+    calls = (b".", b"(X\x04\x00\x00\x00trueX\x01\x00\x00\x00atR.", b")\x81}b.", b")}\x92(K\x01K\x02u(K\x01e(K\x01\x90.")
+    with watch.watching():
+        found = [load(io.BytesIO(head + call), NAMES) for head in (b"\x80\x04" + by_text, by_stack) for call in calls]
+    assert watch.seen == []
+    assert [(type(one), one.name) for one in found] == [(Placeholder, f"{module}.{name}")] * 8
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to a pipe", "socket"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
+    path = tmp_path / "weights.pth"
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "link to a pipe":
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to(tmp_path / "pipe")
+        else:
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        what = {"link to a pipe": "named pipe", "pipe": "named pipe"}.get(kind, kind)
+        for read in (open_file, check_file, read_bytes, read_text):
+            with pytest.raises(NotAFile, match=f"it is a {what}, not a file"):
+                read(path)
+        for read in (
+            read_json,
+            read_released,
+            pretrained_folder.read_json,
+            map_file,
+            *([] if kind == "folder" else [open_tensors]),
+        ):
+            with pytest.raises(ValueError, match=f"cannot be read: it is a {what}, not a file") as caught:
+                read(path)
+            assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"a": ' + "9" * 4000 + "}", "an integer of 4000 digits"),
+        ('{"a": -' + "9" * 30 + "}", "an integer of 30 digits"),
+        ("[" * 10**5, "nested too deeply"),
+        ("{", "is not JSON"),
+        ("\xff", "bytes that are not UTF-8"),
+    ],
+)
+def test_json_that_is_none_or_has_huge_numbers_is_refused_in_a_sentence(tmp_path, content, sentence):
+    (path := tmp_path / "config.json").write_bytes(content.encode("latin1"))
+    with pytest.raises(ValueError, match=sentence) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

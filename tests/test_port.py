@@ -84,7 +84,7 @@ def test_wrappers_and_nesting_are_seen_through_and_old_buffers_left_out(tmp_path
     assert port(save(tmp_path / "a.safetensors", wrapped), IMAGE, tmp_path / "run") == 0
     assert_holds(tmp_path / "run", tensors)
     printed = capsys.readouterr().out
-    assert "ignored 1 deprecated buffers: blocks.0.attn_mask" in printed
+    assert "ignored 1 buffers that nothing reads: blocks.0.attn_mask" in printed
     assert "left out 1 tensors" in printed
 
 
@@ -95,7 +95,7 @@ def test_of_several_states_one_is_chosen(tmp_path, capsys):
     assert port(path, IMAGE, tmp_path / "run") == 2
     assert "several states, 'ema', 'model'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert port(path, IMAGE, tmp_path / "run", "--state", "ema") == 0
+    assert port(path, IMAGE, tmp_path / "run", "--weights", "ema") == 0
     assert_holds(tmp_path / "run", ema)
 
 

@@ -173,6 +173,21 @@ def test_a_trained_autoencoder_is_a_folder_of_unit_latents(trained):
     assert (run / "reconstructions.png").is_file() and (run / "metrics.csv").is_file()
 
 
+def test_info_shows_the_run_of_an_autoencoder(trained, tmp_path, capsys):
+    run, _, _ = trained
+    assert main(["info", "--workdir", str(run), "--json", str(tmp_path / "info.json")]) == 0
+    figures = json.loads((tmp_path / "info.json").read_text())
+    _, params = load_autoencoder(run / "autoencoder")
+    assert figures["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (figures["family"], figures["state"], figures["step"]) == ("autoencoder", "finished", 4)
+    assert figures["metrics"]["kl"] > 0 and [entry["problem"] for entry in figures["checkpoints"]] == [None, None]
+    printed = capsys.readouterr().out
+    assert f"autoencoder, {figures['parameters']:,} parameters" in printed and "finished: step 4 of 4" in printed
+    # Commands for flows name what they were given.
+    assert main(["port", "--workdir", str(run), "--to-torch", str(tmp_path / "a.pth")]) == 2
+    assert "must contain the run of a flow, got that of an autoencoder" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_to_the_same_numbers(trained, tmp_path):
     run, arguments, _ = trained
     copy = tmp_path / "run"

@@ -19,8 +19,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-MOST_TEXT_BYTES = 2**26
-_MOST_DIGITS = 20  # of an integer in JSON, with its sign: 64 bits
+MAX_TEXT_BYTES = 2**26
+_MAX_DIGITS = 20  # of an integer in JSON, with its sign: 64 bits
 
 
 class NotAFile(OSError):
@@ -78,7 +78,7 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
         return file.read()
 
 
-def read_text(path: Path | str, most: int = MOST_TEXT_BYTES, encoding: str = "utf-8") -> str:
+def read_text(path: Path | str, most: int = MAX_TEXT_BYTES, encoding: str = "utf-8") -> str:
     """Reads a regular file of text, with line ends as `\\n`.
 
     Raises:
@@ -89,7 +89,7 @@ def read_text(path: Path | str, most: int = MOST_TEXT_BYTES, encoding: str = "ut
     return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path | str, most: int = MOST_TEXT_BYTES) -> Any:
+def read_json(path: Path | str, most: int = MAX_TEXT_BYTES) -> Any:
     """Reads a file of JSON.
 
     Raises:
@@ -101,7 +101,7 @@ def read_json(path: Path | str, most: int = MOST_TEXT_BYTES) -> Any:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not JSON: it holds bytes that are not UTF-8") from error
+        raise ValueError(f"{path} is not JSON: it contains bytes that are not UTF-8") from error
     try:
         return parse_json(text)
     except ValueError as error:
@@ -121,6 +121,6 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"it holds an integer of {len(digits.lstrip('-'))} digits")
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it contains an integer of {len(digits.lstrip('-'))} digits")
     return int(digits)

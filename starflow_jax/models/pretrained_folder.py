@@ -7,7 +7,6 @@ is executed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from starflow_jax.core import regular_files
 from starflow_jax.core.config.checks import check
 from starflow_jax.tensor_formats.tensor_folders import open_folder
 from starflow_jax.tensor_formats.tensor_opening import LazyTensor
+from starflow_jax.tensor_formats.tensors import object_at, objects_left_aside
 
 CONFIG_FILE = "config.json"
 STEMS = ("model", "pytorch_model")  # stems of tensor files
-_MAX_JSON_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class PretrainedFolder:
         Raises:
           ValueError: the tensor is missing, has another shape, or holds values that are not finite floats.
         """
-        check(name in self.tensors, f"model {self.path} must contain the tensor {name}, and does not")
+        if name not in self.tensors:
+            aside = object_at(objects_left_aside(self.tensors), name)
+            what = "" if aside is None else f": {aside} is an object of its file that is not a readable tensor"
+            raise ValueError(f"model {self.path} must contain the tensor {name}, and does not{what}")
         tensor = self.tensors[name]
         check(tensor.shape == shape, f"{name} of {self.path} must have shape {list(shape)}, got {list(tensor.shape)}")
         # The kind of ml_dtypes' bfloat16 is "V".
@@ -65,7 +68,7 @@ def open_pretrained(path: Path) -> PretrainedFolder:
       ValueError: the folder, its configuration or its tensors are missing or invalid, or shards do not match the index.
     """
     config = read_config(path)
-    stem = next((stem for stem in STEMS if any(path.glob(f"{stem}.*"))), STEMS[0])
+    stem = next((stem for stem in STEMS if any(path.glob(f"{stem}[.-]*"))), STEMS[0])
     return PretrainedFolder(path, config, open_folder(path, stem))
 
 
@@ -107,15 +110,6 @@ def token_id(config: Mapping[str, Any], name: str, default: int) -> int:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises ValueError for any other contents."""
-    try:
-        size = file.stat().st_size
-        check(size <= _MAX_JSON_BYTES, f"{file} must have at most {_MAX_JSON_BYTES} bytes, got {size}")
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {_line(error)}") from error
+    value = regular_files.read_json(file)
     check(isinstance(value, dict), f"{file} must contain a JSON object, got {type(value).__name__}")
     return value
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,9 +10,10 @@ import numpy as np
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.porting.infer import contradictions
 from starflow_jax.porting.tensor_names import Entry, is_ignored
-from starflow_jax.tensor_formats.tensors import LazyTensor
+from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, object_at
 
 _EXACT = ("float32", "bfloat16", "float16")  # dtypes that convert to float32 without loss
+_NARROWED = "float64"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Misfit:
     """One tensor that does not match the model.
 
     Attributes:
-      kind: "missing" (in the file), "unexpected" (by the model), "shape" or "type".
+      kind: "missing" (in the file), "unread" (an object that is not a readable tensor), "unexpected" (by the model),
+        "shape" or "type".
       name: name in the file; path: path of the parameter, or None.
       found, expected: shapes or dtypes in the file and in the model, or None.
     """
@@ -34,6 +36,8 @@ class Misfit:
     def __str__(self) -> str:
         if self.kind == "missing":
             return f"missing in the file: {self.name} {self.expected}"
+        if self.kind == "unread":
+            return f"not read: {self.name} is an object of the file that is not a readable tensor: {self.found}"
         if self.kind == "unexpected":
             return f"unexpected in the file: {self.name} {self.found}"
         return f"{self.name} has {self.kind} {self.found} in the file, {self.expected} in the model ({self.path})"
@@ -46,13 +50,14 @@ class Fit:
     Attributes:
       entries: all tensors of the model; misfits: the tensors that do not match.
       contradictions: differences in terms of configuration fields that the file determines.
-      ignored: deprecated buffers that nothing reads.
+      ignored: buffers that nothing reads; narrowed: tensors of float64, which are rounded to float32.
     """
 
     entries: tuple[Entry, ...]
     misfits: tuple[Misfit, ...]
     contradictions: tuple[str, ...]
     ignored: tuple[str, ...]
+    narrowed: tuple[str, ...]
 
     @property
     def is_good(self) -> bool:
@@ -70,20 +75,30 @@ class Fit:
         return messages[:most] + ([f"and {rest} more"] if rest > 0 else [])
 
 
-def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: FlowConfig) -> Fit:
+def fit(
+    tensors: Mapping[str, LazyTensor],
+    entries: Sequence[Entry],
+    config: FlowConfig,
+    unread: Sequence[LeftAside] = (),
+) -> Fit:
     """Compares the names, shapes and dtypes of tensors with those of a model; values are not read.
 
     Args:
       tensors: tensors of the file by name.
       entries: result of `names.entries`; config: configuration of the same model.
+      unread: objects of the file that are not read, at names of tensors or of what holds them.
     """
-    misfits = []
+    misfits, narrowed = [], []
     for entry in entries:
         tensor = tensors.get(entry.name)
-        if tensor is None:
+        if tensor is None and (aside := object_at(unread, entry.name)) is not None:
+            misfits.append(Misfit("unread", entry.name, entry.path, str(aside), str(entry.torch_shape)))
+        elif tensor is None:
             misfits.append(Misfit("missing", entry.name, entry.path, None, str(entry.torch_shape)))
         elif tensor.shape != entry.torch_shape:
             misfits.append(Misfit("shape", entry.name, entry.path, str(tensor.shape), str(entry.torch_shape)))
+        elif tensor.dtype.name == _NARROWED:
+            narrowed.append(entry.name)
         elif tensor.dtype.name not in _EXACT:
             misfits.append(Misfit("type", entry.name, entry.path, tensor.dtype.name, " or ".join(_EXACT)))
     names = {entry.name for entry in entries}
@@ -91,11 +106,14 @@ def fit(tensors: Mapping[str, LazyTensor], entries: Sequence[Entry], config: Flo
     ignored = tuple(sorted(name for name in extra if is_ignored(name)))
     unexpected = sorted(set(extra) - set(ignored))
     misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]
-    return Fit(tuple(entries), tuple(misfits), tuple(contradictions(config, tensors)), ignored)
+    return Fit(tuple(entries), tuple(misfits), tuple(contradictions(config, tensors)), ignored, tuple(narrowed))
 
 
 def not_finite(value: np.ndarray, *, most: int = 2**24) -> int:
-    """Counts infinite and NaN values, processing at most `most` values at a time."""
+    """Counts values that are infinite or NaN in float32, processing at most `most` values at a time."""
     flat = value.reshape(-1)
     parts = (flat[start : start + most] for start in range(0, flat.size, most))
-    return sum(part.size - int(np.count_nonzero(np.isfinite(part.astype(np.float32, copy=False)))) for part in parts)
+    with np.errstate(over="ignore"):  # of float64 beyond float32
+        return sum(
+            part.size - int(np.count_nonzero(np.isfinite(part.astype(np.float32, copy=False)))) for part in parts
+        )

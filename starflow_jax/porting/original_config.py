@@ -5,48 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starflow_jax.core.config.checks import check_integer
 from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.porting import original_arguments
+from starflow_jax.porting.original_arguments import LAYER_DEFAULTS, flow_fields, layer_counts, switch
 
-# Argument names of the original to field names, for arguments whose value is unchanged.
-_SAME_VALUE = {
-    "in_channels": "channels",
-    "img_size": "image_size",
-    "patch_size": "patch_size",
-    "channels": "width",
-    "top_block_channels": "deep_width",
-    "num_blocks": "num_blocks",
-    "head_dim": "head_dim",
-    "num_heads": "heads",
-    "num_kv_heads": "kv_heads",
-    "expansion": "expansion",
-    "pt_seq_len": "pt_seq_len",
-    "txt_dim": "text_dim",
-    "txt_size": "text_length",
-    "soft_clip": "soft_clip",
-    "seq_order": "order",
-}
-_SWITCHES = {
-    "use_qk_norm": "qk_norm",
-    "use_post_norm": "post_norm",
-    "use_final_norm": "final_norm",
-    "use_bias": "bias",
-    "rope": "rope",
-    "sos": "sos",
-    "cond_top_only": "cond_top_only",
-    "temporal_causal": "temporal_causal",
-    "shallow_block_local": "shallow_local",
-}
-_CHOICES: dict[str, tuple[str, dict[Any, str]]] = {
-    "use_softplus": ("scale", {False: "exp", True: "softplus"}),
-    "use_swiglu": ("mlp", {False: "gelu", True: "gated"}),
-    "hf_style_rope": ("rope_pairs", {False: "adjacent", True: "half"}),
-    "norm_type": ("norm", {"layer_norm": "layer", "rms_norm": "rms"}),
-}
 # Arguments handled below, passed to calls in this project (window), or without effect on the computation.
 _ELSEWHERE = {
-    "layers_per_block", "learnable_self_denoiser", "conditional_denoiser", "denoiser_window", "use_pretrained_lm",
-    "_pretrained_lm_kwargs", "nvp", "num_classes", "local_attn_window", "context_length",
+    "in_channels", "img_size", "layers_per_block", "learnable_self_denoiser", "conditional_denoiser", "denoiser_window",
+    "use_pretrained_lm", "_pretrained_lm_kwargs", "nvp", "num_classes", "local_attn_window", "context_length",
 }  # fmt: skip
+# Arguments of a layer, which a pretrained language model may set for the deep block.
+_OF_LAYER = {*LAYER_DEFAULTS, "num_heads", "num_kv_heads"}
+# Its other arguments; its positions are always rotary, and there is no projection of the text.
+_OF_LANGUAGE_MODEL = {"channels", "num_layers", "use_rope", "use_proj_txt"}
 
 
 def flow_config(arguments: Mapping[str, Any]) -> FlowConfig:
@@ -56,19 +28,18 @@ def flow_config(arguments: Mapping[str, Any]) -> FlowConfig:
     describe a TARFlow.
 
     Raises:
-      ValueError: an argument is unknown, or `FlowConfig` rejects a value.
+      ValueError: an argument is unknown, one that has no default is missing, or `FlowConfig` rejects a value.
     """
-    unknown = sorted(set(arguments) - set(_SAME_VALUE) - set(_SWITCHES) - set(_CHOICES) - _ELSEWHERE)
+    unknown = sorted(set(arguments) - original_arguments.FLOW - _ELSEWHERE)
     if unknown:
         raise ValueError(f"unknown constructor arguments of the original: {', '.join(unknown)}")
-    fields: dict[str, Any] = {_SAME_VALUE[k]: v for k, v in arguments.items() if k in _SAME_VALUE}
-    fields |= {_SWITCHES[k]: bool(v) for k, v in arguments.items() if k in _SWITCHES}
-    for name, (field, choices) in _CHOICES.items():
-        if name in arguments:
-            value = arguments[name]
-            fields[field] = choices[value if isinstance(value, str) else bool(value)]
-    layers = arguments["layers_per_block"]
-    fields["layers_per_block"] = tuple(layers) if isinstance(layers, (list, tuple)) else layers
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    fields = flow_fields(arguments)
+    fields["channels"] = _required(arguments, "in_channels")
+    fields["image_size"] = _size(_required(arguments, "img_size"))
+    fields["width"], fields["num_blocks"] = _required(arguments, "channels"), _required(arguments, "num_blocks")
+    layers = _required(arguments, "layers_per_block")
+    fields["layers_per_block"] = layers if isinstance(layers, int) else layer_counts(layers)
     starflow_only = ("rope", "sos", "head_dim", "use_softplus", "txt_size", "seq_order")
     if not any(name in arguments for name in starflow_only):
         return _tarflow(fields, arguments)
@@ -76,12 +47,12 @@ def flow_config(arguments: Mapping[str, Any]) -> FlowConfig:
         fields["text_dim"] = 0
     if arguments.get("learnable_self_denoiser"):
         fields["denoiser"] = DenoiserConfig(
-            conditional=bool(arguments.get("conditional_denoiser")),
+            conditional=switch("conditional_denoiser", arguments.get("conditional_denoiser") or 0),
             look_ahead=arguments.get("temporal_causal") or None,
             window=arguments.get("denoiser_window") or None,
         )
     if arguments.get("use_pretrained_lm"):
-        fields["language_model"] = _language_model(arguments["_pretrained_lm_kwargs"])
+        fields["language_model"] = _language_model(arguments)
     return FlowConfig(family="starflow", **fields)
 
 
@@ -95,20 +66,40 @@ def _tarflow(fields: dict[str, Any], arguments: Mapping[str, Any]) -> FlowConfig
     )
 
 
-def _language_model(arguments: Mapping[str, Any]) -> TransformerConfig:
-    return TransformerConfig(
-        width=arguments["channels"],
-        layers=arguments["num_layers"],
-        heads=arguments["num_heads"],
-        kv_heads=arguments["num_kv_heads"],
-        head_dim=arguments["head_dim"],
-        expansion=arguments["expansion"],
-        mlp="gated" if arguments["use_swiglu"] else "gelu",
-        norm="rms" if arguments["norm_type"] == "rms_norm" else "layer",
-        qk_norm=bool(arguments["use_qk_norm"]),
-        post_norm=bool(arguments["use_post_norm"]),
-        final_norm=bool(arguments["use_final_norm"]),
-        bias=bool(arguments["use_bias"]),
-        rope="1d",
-        rope_pairs="half" if arguments["hf_style_rope"] else "adjacent",
-    )
+def _language_model(flow_arguments: Mapping[str, Any]) -> TransformerConfig:
+    """The deep block of a pretrained language model; what its arguments leave out has the default of a layer."""
+    given = flow_arguments.get("_pretrained_lm_kwargs")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"_pretrained_lm_kwargs must be a mapping with use_pretrained_lm, got {given!r}")
+    unknown = sorted(set(given) - _OF_LAYER - _OF_LANGUAGE_MODEL)
+    if unknown:
+        raise ValueError(f"unknown arguments in _pretrained_lm_kwargs: {', '.join(map(str, unknown))}")
+    arguments = {**LAYER_DEFAULTS, **{name: value for name, value in given.items() if value is not None}}
+    try:
+        fields = flow_fields({name: value for name, value in arguments.items() if name in _OF_LAYER})
+        width = _required(arguments, "channels")
+        layers = arguments.get("num_layers", layer_counts(flow_arguments["layers_per_block"])[-1])
+        if not fields.get("heads"):
+            check_integer("head_dim", fields["head_dim"], minimum=1)
+            check_integer("channels", width, minimum=1)
+            fields["heads"] = width // fields["head_dim"]
+        fields.setdefault("kv_heads", fields["heads"])
+        return TransformerConfig(**{**fields, "width": width, "layers": layers, "rope": "1d"})
+    except ValueError as error:
+        raise ValueError(f"_pretrained_lm_kwargs: {error}") from error
+
+
+def _required(arguments: Mapping[str, Any], name: str) -> Any:
+    if arguments.get(name) is None:
+        raise ValueError(f"{name} is missing in the constructor arguments of the original, and has no default")
+    return arguments[name]
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    """Rows and columns; one number means a square."""
+    size = (value, value) if isinstance(value, int) else value
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        raise ValueError(f"img_size must be a number, or rows and columns, got {value!r}")
+    for name, length in zip(("rows", "columns"), size, strict=True):
+        check_integer(f"img_size {name}", length, minimum=1)
+    return value if isinstance(value, int) else (size[0], size[1])

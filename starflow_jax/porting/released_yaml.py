@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from starflow_jax.core.config.build import build
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import DenoiserConfig
+from starflow_jax.porting import original_arguments
+from starflow_jax.porting.original_arguments import flow_fields, layer_counts, switch, unchanged
+from starflow_jax.porting.plain_yaml import read_plain_yaml, shortened
 
 # Spatial downsampling factor of the autoencoder by its number of latent channels (specification, section 7).
 _STRIDES = {3: 1, 4: 8, 16: 8, 48: 16}
 _LATENT_CHANNELS = {"sd": 4, "wan2.1": 16, "wan2.2": 48}
 
-# Arguments of the flow whose value is unchanged.
-_FLOW = {
-    "patch_size": "patch_size",
-    "channels": "width",
-    "top_block_channels": "deep_width",
-    "num_blocks": "num_blocks",
-    "head_dim": "head_dim",
-    "num_heads": "heads",
-    "num_kv_heads": "kv_heads",
-    "expansion": "expansion",
-    "pt_seq_len": "pt_seq_len",
-    "txt_size": "text_length",
-    "txt_dim": "text_dim",
-    "soft_clip": "soft_clip",
-    "seq_order": "order",
-}
-_FLOW_SWITCHES = {
-    "rope": "rope",
-    "sos": "sos",
-    "use_final_norm": "final_norm",
-    "use_qk_norm": "qk_norm",
-    "use_post_norm": "post_norm",
-    "use_bias": "bias",
-    "cond_top_only": "cond_top_only",
-    "temporal_causal": "temporal_causal",
-    "shallow_block_local": "shallow_local",
-}
-_FLOW_CHOICES: dict[str, tuple[str, tuple[str, str]]] = {
-    "use_softplus": ("scale", ("exp", "softplus")),
-    "use_swiglu": ("mlp", ("gelu", "gated")),
-    "hf_style_rope": ("rope_pairs", ("adjacent", "half")),
-}
 _TRAIN = {
     "batch_size": "batch_size",
     "lr": "lr",
@@ -61,7 +29,7 @@ _DATA = {"noise_std": "noise_std", "drop_label": "label_drop"}
 _SAMPLE = {"cfg": "guidance"}
 # Arguments that need more than a renaming, handled below.
 _READ = ("img_size", "vid_size", "layers_per_block", "learnable_self_denoiser", "conditional_denoiser",
-         "denoiser_window", "in_channels", "vae", "norm_type", "grad_skip", "jacobi", "fps_cond")  # fmt: skip
+         "denoiser_window", "in_channels", "vae", "grad_skip", "jacobi", "fps_cond")  # fmt: skip
 # Arguments of the original programs that are set elsewhere or not needed in this project.
 WITHOUT_MEANING = {
     "model_config_path": "the path of the file itself",
@@ -113,12 +81,7 @@ def read_released(path: Path) -> Released:
     Raises:
       ValueError: the file is missing, is not a YAML mapping of plain values, or gives an argument two values.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML of plain values") from error
+    content = read_plain_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} must contain arguments and their values")
     arguments: dict[str, Any] = {}
@@ -127,15 +90,15 @@ def read_released(path: Path) -> Released:
         for name, inner in group.items():
             if not isinstance(name, str) or isinstance(inner, dict):
                 raise ValueError(f"{path} must contain arguments and plain values, got {str(name)[:80]!r}: a mapping")
-            if isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"{path} must contain finite numbers, got {inner} for {name}")
             if name in arguments and arguments[name] != inner:
-                raise ValueError(f"{path} gives {name} twice, {arguments[name]!r} and {inner!r}")
+                raise ValueError(
+                    f"{path} gives {name[:80]} twice, {shortened(repr(arguments[name]))} and {shortened(repr(inner))}"
+                )
             arguments[name] = inner
     without = {name: WITHOUT_MEANING[name] for name in arguments if name in WITHOUT_MEANING}
     if scale := str(arguments.get("vae", "")).partition(":")[2]:
         without["vae"] = f"of its temporal scale; name the autoencoder as PATH:{scale}"
-    known = {*_FLOW, *_FLOW_SWITCHES, *_FLOW_CHOICES, *_TRAIN, *_DATA, *_SAMPLE, *_READ}
+    known = {*original_arguments.FLOW, *_TRAIN, *_DATA, *_SAMPLE, *_READ}
     return Released(
         path,
         {name: value for name, value in arguments.items() if name in known},
@@ -154,16 +117,13 @@ def apply_released(config: ExperimentConfig, released: Released) -> ExperimentCo
     values = dataclasses.asdict(config)
     flow, data, train, sample = (values[name] for name in ("flow", "data", "train", "sample"))
     try:
-        for names, target in ((_FLOW, flow), (_TRAIN, train), (_DATA, data), (_SAMPLE, sample)):
-            target.update({names[name]: _parse_number(name, value) for name, value in given.items() if name in names})
-        flow.update({_FLOW_SWITCHES[name]: _switch(name, v) for name, v in given.items() if name in _FLOW_SWITCHES})
-        for name, (field, choices) in _FLOW_CHOICES.items():
-            if name in given:
-                flow[field] = choices[_switch(name, given[name])]
+        flow.update(flow_fields(given))
+        for names, target in ((_TRAIN, train), (_DATA, data), (_SAMPLE, sample)):
+            target.update({names[name]: unchanged(name, value) for name, value in given.items() if name in names})
         _apply_rest(given, flow, data, train, sample)
         return build(ExperimentConfig, values)
     except ValueError as error:
-        raise ValueError(f"{released.path}: {error}") from error
+        raise ValueError(f"{released.path}: {shortened(str(error), 200)}") from error
 
 
 def _apply_rest(
@@ -177,7 +137,7 @@ def _apply_rest(
             raise ValueError(f"vae must begin with one of {', '.join(_LATENT_CHANNELS)}, got {given['vae']!r}")
         flow["channels"] = kinds[0]
     if "in_channels" in given:
-        flow["channels"] = given["in_channels"]
+        flow["channels"] = unchanged("in_channels", given["in_channels"])
     if "img_size" in given:
         stride = _STRIDES.get(flow["channels"])
         pixels = given["img_size"]
@@ -186,7 +146,7 @@ def _apply_rest(
         flow["image_size"] = pixels // stride
     if "vid_size" in given:
         frames, _, fps = str(given["vid_size"]).partition(":")
-        if not frames.isdecimal() or (fps and not fps.isdecimal()):
+        if not frames.isdecimal() or (fps and not fps.isdecimal()) or max(len(frames), len(fps)) > 9:
             raise ValueError(f"vid_size must be FRAMES:RATE, got {given['vid_size']!r}")
         longest = 1 + (int(frames) - 1) // 4 if flow["channels"] in (16, 48) else int(frames)
         parts = data["mixture"] or (data,)
@@ -198,49 +158,25 @@ def _apply_rest(
         data["frames"] = longest
     if "fps_cond" in given:
         for part in data["mixture"] or (data,):
-            part["captions"]["fps"] = _switch("fps_cond", given["fps_cond"])
+            part["captions"]["fps"] = switch("fps_cond", given["fps_cond"])
     if "layers_per_block" in given:
-        layers = given["layers_per_block"]
-        layers = layers.replace(",", " ").split() if isinstance(layers, str) else layers
-        layers = [layers] if isinstance(layers, int) else layers
-        try:
-            flow["layers_per_block"] = tuple(int(count) for count in layers)
-        except (TypeError, ValueError):
-            raise ValueError(f"layers_per_block must be integers, got {given['layers_per_block']!r}") from None
+        flow["layers_per_block"] = layer_counts(given["layers_per_block"])
         if len(flow["layers_per_block"]) > 1:
             flow["num_blocks"] = given.get("num_blocks", len(flow["layers_per_block"]))
-    if "norm_type" in given:
-        flow["norm"] = {"layer_norm": "layer", "rms_norm": "rms"}.get(given["norm_type"], given["norm_type"])
     if "learnable_self_denoiser" in given:
-        if not _switch("learnable_self_denoiser", given["learnable_self_denoiser"]):
+        if not switch("learnable_self_denoiser", given["learnable_self_denoiser"]):
             flow["denoiser"] = None
         elif flow["denoiser"] is None:
             flow["denoiser"] = dataclasses.asdict(DenoiserConfig())
     if flow["denoiser"] is not None:
         if "conditional_denoiser" in given:
-            flow["denoiser"]["conditional"] = _switch("conditional_denoiser", given["conditional_denoiser"])
+            flow["denoiser"]["conditional"] = switch("conditional_denoiser", given["conditional_denoiser"])
         if "temporal_causal" in given:
             flow["denoiser"]["look_ahead"] = given["temporal_causal"] or None
         if "denoiser_window" in given:
             flow["denoiser"]["window"] = given["denoiser_window"] or None
     if "grad_skip" in given:
-        train["skip_after"] = 100 if _switch("grad_skip", given["grad_skip"]) else None
+        train["skip_after"] = 100 if switch("grad_skip", given["grad_skip"]) else None
     if "jacobi" in given:
-        sample["solver"] = "jacobi" if _switch("jacobi", given["jacobi"]) else "sequential"
+        sample["solver"] = "jacobi" if switch("jacobi", given["jacobi"]) else "sequential"
     data["noise"] = "gaussian" if data["noise_std"] else "uniform"
-
-
-def _parse_number(name: str, value: Any) -> Any:
-    """Parses numbers such as 1e-4, which YAML 1.1 reads as strings because they have no decimal point."""
-    if isinstance(value, str) and name != "seq_order":
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{name} must be a number, got {value!r}") from None
-    return value
-
-
-def _switch(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, int)):
-        raise ValueError(f"{name} must be 0 or 1, got {value!r}")
-    return bool(value)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.flows.parameters import Params
+from starflow_jax.tensor_formats.tensors import LazyTensor
 
 _TILE = 256  # rows and columns of a tile in a transposition
 
-# Buffers in old files that nothing reads.
-_DEPRECATED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin)$")
+# Buffers that nothing reads: of old files, and the count that an averaged model keeps.
+_UNUSED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin|n_averaged)$")
 
 # Parameter path (layers are stacked on a leading axis if the path has "layers") to the original's name.
 _IN_LAYER = {
@@ -192,9 +193,9 @@ def entries(expected: Params) -> list[Entry]:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor without a parameter is a deprecated buffer that nothing reads."""
+    """Whether a tensor without a parameter is a buffer that nothing reads."""
     # STARFlow files contain TARFlow's buffer `var`, which STARFlow does not use.
-    return bool(_DEPRECATED.search(name)) or name == "var"
+    return bool(_UNUSED.search(name)) or name == "var"
 
 
 def to_torch(params: Params) -> dict[str, np.ndarray]:
@@ -206,11 +207,11 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
+def from_torch(tensors: Mapping[str, np.ndarray | LazyTensor], expected: Params) -> Params:
     """Converts the original's named tensors to parameters.
 
     Args:
-      tensors: name to array, as in the original's files.
+      tensors: name to array, as in the original's files, or to a tensor of a file, which is read here.
       expected: the tree to fill, e.g. of ShapeDtypeStructs from `parameters.abstract`.
 
     Raises:
@@ -222,10 +223,14 @@ def from_torch(tensors: Mapping[str, np.ndarray], expected: Params) -> Params:
         raise ValueError(f"the tensors do not fit the configuration: {'; '.join(problems)}")
     pieces: dict[str, list[np.ndarray]] = {}
     for entry in expected_entries:
-        pieces.setdefault(entry.path, []).append(entry.from_torch(np.asarray(tensors[entry.name])))
+        pieces.setdefault(entry.path, []).append(entry.from_torch(_values(tensors[entry.name])))
     stacked = {entry.path for entry in expected_entries if entry.layer is not None}
     flat = {path: np.stack(parts) if path in stacked else np.asarray(parts[0]) for path, parts in pieces.items()}
     return unflatten(flat)
+
+
+def _values(tensor: np.ndarray | LazyTensor) -> np.ndarray:
+    return tensor.read() if isinstance(tensor, LazyTensor) else np.asarray(tensor)
 
 
 def misfits(tensors: Mapping[str, Any], expected: Sequence[Entry]) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.config.checks import check_choice
+from starflow_jax.core.regular_files import check_file, read_json
 from starflow_jax.models.autoencoders.storage import split_scale
 
 MODEL_FILE = "model.json"
@@ -76,11 +77,10 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     path = Path(path).absolute()
     file = path / MODEL_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        check_file(file)
     except OSError as error:
         raise ValueError(f"{path} is not a model folder: {MODEL_FILE} {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON") from error
+    content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'{file} must have "format": "{_FORMAT}"')
     if content.get("version") != _VERSION:

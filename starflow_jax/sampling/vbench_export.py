@@ -19,6 +19,7 @@ import numpy as np
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
+from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
@@ -243,7 +244,7 @@ def _check_readable(prompt: str, reader: FrozenText) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError("{0} cannot be read; delete the folder to start again", path) from error
     valid = isinstance(record, dict) and isinstance(record.get("videos", {}), dict)

@@ -28,6 +28,7 @@ import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing, write_text
 from starflow_jax.core.figures import finite, write_json
+from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.data import bits_per_dim
 from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.sweeps.chunk_file import Computed
@@ -240,7 +241,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     """
     path = out / PLAN_FILE
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = parse_json(read_text(path))
     except OSError as error:
         raise ValueError(f"{out} contains no sweep: {PLAN_FILE} {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -270,7 +271,7 @@ def read_failures(out: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        failures = json.loads(path.read_text(encoding="utf-8"))["failures"]
+        failures = parse_json(read_text(path))["failures"]
         return {str(failure["name"]): str(failure["sentence"]) for failure in failures}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not say which cells failed") from error

@@ -6,6 +6,7 @@ import io
 import mmap
 from pathlib import Path
 
+from starflow_jax.core.regular_files import open_file
 from starflow_jax.tensor_formats.tensors import TensorFileError
 
 
@@ -13,10 +14,10 @@ def map_file(path: Path) -> memoryview:
     """Maps a file read-only; the mapping lives as long as any view of it.
 
     Raises:
-      TensorFileError: the file is missing, empty or not readable.
+      TensorFileError: the path leads to no regular file, or the file is empty or not readable.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError as error:  # raised by mmap for an empty file
         raise TensorFileError(f"{path} is empty") from error

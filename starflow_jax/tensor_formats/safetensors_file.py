@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 
-from starflow_jax.tensor_formats.tensors import DTYPES, LazyTensor, TensorFileError, contiguous_strides, view
+from starflow_jax.core.regular_files import parse_json
+from starflow_jax.tensor_formats.tensors import (
+    DTYPES,
+    LazyTensor,
+    LeftAside,
+    TensorFile,
+    TensorFileError,
+    contiguous_strides,
+    view,
+)
 
 DTYPE_NAMES = {
     "F64": "float64",
@@ -27,6 +35,7 @@ DTYPE_NAMES = {
     "U8": "uint8",
     "BOOL": "bool",
     "C64": "complex64",
+    "F8_E8M0": "float8_e8m0fnu",
 }
 _MAX_HEADER = 100_000_000  # the limit of the format
 
@@ -36,8 +45,8 @@ def is_safetensors(head: bytes, length: int) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= length - 8
 
 
-def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
-    """Opens the tensors of a file; `name` is the file name for error messages.
+def read_safetensors(data: memoryview, name: str) -> TensorFile:
+    """Opens the tensors of a file; `name` is the file name for error messages. Types that are not known are left aside.
 
     Raises:
       TensorFileError: the header is damaged or does not match the data.
@@ -46,13 +55,23 @@ def read_safetensors(data: memoryview, name: str) -> dict[str, LazyTensor]:
     if length > min(_MAX_HEADER, len(data) - 8):
         raise TensorFileError(f"{name} cannot be read: its header claims {length} bytes of {len(data)}")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"))
+        header = parse_json(bytes(data[8 : 8 + length]).decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TensorFileError(f"{name} cannot be read: its header is damaged") from error
     numbers = data[8 + length :]
-    return {key: _tensor(key, value, numbers, name) for key, value in header.items() if key != "__metadata__"}
+    tensors: dict[str, LazyTensor] = {}
+    left_aside: list[LeftAside] = []
+    for key, entry in header.items():
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if key == "__metadata__":
+            continue
+        if isinstance(kind, str) and kind not in DTYPE_NAMES:
+            left_aside.append(LeftAside(key, f"a tensor of type {kind[:20]}"))
+        else:
+            tensors[key] = _tensor(key, entry, numbers, name)
+    return TensorFile(tensors, left_aside)
 
 
 def _tensor(key: str, entry: Any, numbers: memoryview, name: str) -> LazyTensor:
@@ -63,9 +82,9 @@ def _tensor(key: str, entry: Any, numbers: memoryview, name: str) -> LazyTensor:
         dtype_name, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise refuse("has a damaged entry") from error
-    if not isinstance(dtype_name, str) or dtype_name not in DTYPE_NAMES:
-        raise refuse(f"has the type {str(dtype_name)[:20]!r}; known are {', '.join(DTYPE_NAMES)}")
-    if any(type(value) is not int or not 0 <= value < 2**62 for value in (start, stop, *shape)) or len(shape) > 32:
+    if not isinstance(dtype_name, str):
+        raise refuse("has a damaged entry")
+    if any(type(number) is not int or not 0 <= number < 2**62 for number in (start, stop, *shape)) or len(shape) > 32:
         raise refuse("has a damaged entry")
     dtype = DTYPES[DTYPE_NAMES[dtype_name]]
     if stop - start != math.prod(shape) * dtype.itemsize or stop > len(numbers):

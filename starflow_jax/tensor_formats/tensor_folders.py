@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.core.config.checks import check
-from starflow_jax.tensor_formats.tensor_opening import LazyTensor, open_tensors
+from starflow_jax.tensor_formats.tensor_opening import LazyTensor, all_shards, joined, open_tensors
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -27,7 +27,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
-    """Opens the tensors of `folder` in the file named `stem`, or in the shards that its index lists.
+    """Opens the tensors of `folder` in the file named `stem`, or in its shards, with an index or without one.
 
     safetensors files take precedence over PyTorch pickles.
 
@@ -35,9 +35,14 @@ def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
       ValueError: no such file, a damaged file, or shards that do not match the index.
     """
     paths = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
-    existing = [path for path in paths if path.is_file()]
-    check(len(existing) > 0, f"model file {paths[0]} does not exist, nor {', '.join(path.name for path in paths[1:])}")
-    return open_tensors(existing[0])
+    found = [path for path in paths if path.exists() and not path.is_dir()]
+    if not found:
+        for suffix in (".safetensors", ".bin"):
+            shards = all_shards(sorted(folder.glob(f"{stem}-*-of-*{suffix}")))
+            if shards:
+                return joined(folder, shards)
+    check(len(found) > 0, f"model file {paths[0]} does not exist, nor {', '.join(path.name for path in paths[1:])}")
+    return open_tensors(found[0])
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:

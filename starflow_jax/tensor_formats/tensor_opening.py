@@ -5,38 +5,43 @@ PyTorch is not needed, nothing in a file is executed, and values are loaded when
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from starflow_jax.core.regular_files import parse_json
 from starflow_jax.tensor_formats.mapped import map_file
 from starflow_jax.tensor_formats.safetensors_file import is_safetensors, read_safetensors
-from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
+from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, TensorFile, TensorFileError, object_at
 from starflow_jax.tensor_formats.torch_distributed import METADATA_FILE, read_folder
 from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, is_legacy, read_legacy, read_zip
 
-__all__ = ["LazyTensor", "TensorFileError", "open_tensors"]
+__all__ = ["LazyTensor", "TensorFile", "TensorFileError", "open_tensors"]
 
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _FORMATS = "safetensors, torch.save (zip or older), an index of such files, or a torch.distributed.checkpoint folder"
 _MAX_INDEX = 2**26
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<suffix>\.[a-z]+)")
+_MAX_SHARDS = 10**4
 
 
-def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
+def open_tensors(path: Path | str) -> TensorFile:
     """Opens the named tensors of a file or folder; the format is detected from the content.
 
     Args:
       path: a file of safetensors or of `torch.save`; the index (JSON) of such a file in several shards; a folder of
-        `torch.distributed.checkpoint`; a folder that contains one such index or one such file.
+        `torch.distributed.checkpoint`; a folder that contains one such index, one such file, or all shards of one
+        (`NAME-00001-of-00003.safetensors`).
 
     Returns:
-      Tensors by name. Keys of nested dictionaries are joined by dots; values other than tensors are left out.
+      Tensors by name. Keys of nested dictionaries are joined by dots. Numbers, text and other plain values are left
+      out; objects of other classes are in `left_aside`, and nothing of them is executed.
 
     Raises:
-      TensorFileError: the file is missing, damaged, of an unknown format, or refers to objects other than tensors;
-        the message is one sentence that names the file.
+      TensorFileError: the path leads to no regular file or folder, the file is damaged or of an unknown format, or it
+        holds one object instead of named tensors; the message is one sentence that names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -58,30 +63,68 @@ def open_tensors(path: Path | str) -> Mapping[str, LazyTensor]:
     raise TensorFileError(f"{path} is in an unknown format: {_FORMATS}")
 
 
-def _open_folder(folder: Path) -> Mapping[str, LazyTensor]:
+def _open_folder(folder: Path) -> TensorFile:
     if (folder / METADATA_FILE).is_file():
         return read_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for suffixes in (_INDEX_SUFFIXES, _FILE_SUFFIXES):
-        matches = [path for path in files if path.name.endswith(suffixes)]
-        if len(matches) > 1:
-            names = ", ".join(path.name for path in matches[:8])
+        found = [path for path in files if path.name.endswith(suffixes)]
+        if suffixes == _FILE_SUFFIXES and (shards := all_shards(found)):
+            return joined(folder, shards)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found[:8])
             raise TensorFileError(f"{folder} contains several files of tensors, name one: {names}")
-        if matches:
-            return open_tensors(matches[0])
+        if found:
+            return open_tensors(found[0])
     raise TensorFileError(f"{folder} contains no tensors: expected {METADATA_FILE}, or one {', '.join(_FILE_SUFFIXES)}")
 
 
-def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
+def all_shards(files: Sequence[Path]) -> list[Path]:
+    """The files in order if they are the shards of one file, `NAME-00001-of-00003.SUFFIX`; else an empty list.
+
+    Raises:
+      TensorFileError: some of the shards are missing.
+    """
+    matches = [_SHARD.fullmatch(path.name) for path in files]
+    groups = {(match["name"], int(match["count"]), match["suffix"]) for match in matches if match}
+    if len(groups) != 1 or not all(matches):
+        return []
+    (name, count, suffix), by_number = groups.pop(), {}
+    for path, match in zip(files, matches, strict=True):
+        by_number[int(match["number"]) if match else 0] = path
+    missing = [number for number in range(1, min(count, _MAX_SHARDS) + 1) if number not in by_number]
+    if missing or len(by_number) != len(files) or count != len(files):
+        raise TensorFileError(
+            f"{files[0].parent} contains {len(files)} of the {count} shards of {name}{suffix}"
+            + (f"; number {missing[0]} is missing" if missing else "")
+        )
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def joined(folder: Path, shards: Sequence[Path]) -> TensorFile:
+    """The tensors of all shards, which have no index."""
+    tensors: dict[str, LazyTensor] = {}
+    left_aside: list[LeftAside] = []
+    for shard in shards:
+        opened = _open_piece(shard)
+        twice = next((name for name in opened if name in tensors), None)
+        if twice is not None:
+            raise TensorFileError(f"{folder} contains the tensor {twice[:120]!r} in two shards, again in {shard.name}")
+        tensors |= opened
+        left_aside += opened.left_aside
+    return TensorFile(tensors, left_aside)
+
+
+def _open_index(path: Path, data: memoryview) -> TensorFile:
     """Opens the tensors of a sharded file from the index that maps each name to its shard."""
     try:
-        content: Any = json.loads(bytes(data).decode("utf-8")) if len(data) <= _MAX_INDEX else None
-    except (ValueError, RecursionError):
+        content: Any = parse_json(bytes(data).decode("utf-8")) if len(data) <= _MAX_INDEX else None
+    except ValueError:
         content = None
     table = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(table, dict):
         raise TensorFileError(f"{path} is not an index of tensors: it has no table 'weight_map'")
-    pieces: dict[str, Mapping[str, LazyTensor]] = {}
+    pieces: dict[str, TensorFile] = {}
     tensors = {}
     for name, file in table.items():
         if not isinstance(file, str) or file in ("", ".", "..") or any(sign in file for sign in "/\\\0"):
@@ -90,13 +133,15 @@ def _open_index(path: Path, data: memoryview) -> Mapping[str, LazyTensor]:
             raise TensorFileError(f"{path} lists itself as a part")
         if file not in pieces:
             pieces[file] = _open_piece(path.with_name(file))
+        if name not in pieces[file] and object_at(pieces[file].left_aside, name) is not None:
+            continue  # it is left aside
         if name not in pieces[file]:
             raise TensorFileError(f"{path} lists {name[:120]!r} in {file}, which does not contain it")
         tensors[name] = pieces[file][name]
-    return tensors
+    return TensorFile(tensors, (one for piece in pieces.values() for one in piece.left_aside))
 
 
-def _open_piece(path: Path) -> Mapping[str, LazyTensor]:
+def _open_piece(path: Path) -> TensorFile:
     if path.suffix == ".json" or path.is_dir():  # an index of indices could recurse without end
         raise TensorFileError(f"{path} is not a file of tensors")
     data = map_file(path)

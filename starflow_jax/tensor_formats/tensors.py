@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -20,6 +20,9 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
     "int64": np.dtype(np.int64),
     "int32": np.dtype(np.int32),
     "int16": np.dtype(np.int16),
@@ -30,6 +33,7 @@ DTYPES: dict[str, np.dtype] = {
     "uint8": np.dtype(np.uint8),
     "bool": np.dtype(np.bool_),
     "complex64": np.dtype(np.complex64),
+    "complex128": np.dtype(np.complex128),
 }
 
 
@@ -67,6 +71,65 @@ class LazyTensor:
           TensorFileError: an error that is detected only on reading, such as a missing file of a part.
         """
         return self.load()
+
+
+@dataclass(frozen=True)
+class LeftAside:
+    """An object in a file of tensors that is not read.
+
+    Attributes:
+      path: its keys joined with dots.
+      name: the class or function in the file that makes the object.
+    """
+
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path[:120]} ({self.name[:120]})"
+
+
+class TensorFile(Mapping[str, LazyTensor]):
+    """The tensors of a file by name, and what is left aside.
+
+    Attributes:
+      left_aside: the objects in the file that are neither tensors nor plain values such as numbers and text.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], left_aside: Iterable[LeftAside] = ()):
+        self._tensors = dict(tensors)
+        self.left_aside = tuple(left_aside)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"TensorFile({self._tensors!r}, left_aside={self.left_aside!r})"
+
+
+def objects_left_aside(tensors: Mapping[str, LazyTensor]) -> tuple[LeftAside, ...]:
+    """The objects that `open_tensors` left aside; none for tensors from elsewhere."""
+    return tensors.left_aside if isinstance(tensors, TensorFile) else ()
+
+
+def object_at(left_aside: Iterable[LeftAside], name: str) -> LeftAside | None:
+    """The object that is at the place of a tensor, or of something that would hold it; None if there is none."""
+    return next((one for one in left_aside if name == one.path or name.startswith(f"{one.path}.")), None)
+
+
+def counted(left_aside: Sequence[LeftAside], most: int = 6) -> str:
+    """A phrase that counts the objects and names the first of them."""
+    some = ", ".join(map(str, left_aside[:most])) + (", ..." if len(left_aside) > most else "")
+    what = (
+        "1 object that is not a tensor" if len(left_aside) == 1 else f"{len(left_aside)} objects that are not tensors"
+    )
+    return f"{what}: {some}"
 
 
 def view(

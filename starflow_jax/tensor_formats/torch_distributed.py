@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.tensor_formats.mapped import map_file
-from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, Record, Refused, StandIn, load
+from starflow_jax.tensor_formats.pickle_values import Placeholder, Record, Refused, StandIn
+from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, load
 from starflow_jax.tensor_formats.safetensors_file import is_safetensors, read_safetensors
-from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
+from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, TensorFile, TensorFileError
 from starflow_jax.tensor_formats.torch_file import ZIP_MAGIC, read_zip
 from starflow_jax.tensor_formats.torch_objects import NAMES
 
 METADATA_FILE = ".metadata"
+_MAX_OBJECTS = 2**21  # in the table of contents; a part takes about 15
 _MAX_TESTS = 100_000  # pairs of parts that are compared for one tensor
 
 
@@ -33,7 +35,7 @@ class _Part:
     length: int
 
 
-def read_folder(folder: Path) -> dict[str, LazyTensor]:
+def read_folder(folder: Path) -> TensorFile:
     """Opens the tensors of a distributed checkpoint; data files are opened only when a tensor is read.
 
     Raises:
@@ -44,12 +46,12 @@ def read_folder(folder: Path) -> dict[str, LazyTensor]:
     try:
         if len(content) > MAX_BYTES:
             raise Refused(f"it is longer than {MAX_BYTES} bytes")
-        return _read(folder, load(io.BytesIO(content), NAMES))
+        return _read(folder, load(io.BytesIO(content), NAMES, most_objects=_MAX_OBJECTS))
     except Refused as error:
         raise TensorFileError(f"{path} cannot be read: {error}") from error
 
 
-def _read(folder: Path, table: Any) -> dict[str, LazyTensor]:
+def _read(folder: Path, table: Any) -> TensorFile:
     metadata = _fields(table, "Metadata")
     entries, storage = metadata.get("state_dict_metadata"), metadata.get("storage_data")
     if not isinstance(entries, dict) or not isinstance(storage, dict):
@@ -60,14 +62,28 @@ def _read(folder: Path, table: Any) -> dict[str, LazyTensor]:
         name, start = index.get("fqn"), index.get("offset")
         if isinstance(name, str) and (start is None or _integers(start)):
             stored[name, start or ()] = location
-    tensors = {}
+    tensors: dict[str, LazyTensor] = {}
+    left_aside: list[LeftAside] = []
     for name, entry in entries.items():
         if isinstance(entry, Record) and entry.name.endswith(".BytesStorageMetadata"):
             continue  # not a tensor
         if not isinstance(name, str):
             raise Refused("it has an invalid name")
+        if (other := _other_kind(entry)) is not None:
+            left_aside.append(LeftAside(name, other))
+            continue
         tensors[name] = _tensor(folder, name, _fields(entry, "TensorStorageMetadata"), stored)
-    return tensors
+    return TensorFile(tensors, left_aside)
+
+
+def _other_kind(entry: Any) -> str | None:
+    """The class of an entry, or the dtype of a tensor, that is not known here."""
+    if isinstance(entry, Placeholder):
+        return entry.name
+    if isinstance(entry, Record) and isinstance(entry.state, dict):
+        first = _first_property(entry.state.get("properties"))
+        return first.name if isinstance(first, Placeholder) else None
+    return None
 
 
 def _tensor(
@@ -170,14 +186,20 @@ def _fields(record: Any, kind: str) -> dict[str, Any]:
 
 
 def _dtype(properties: Any) -> np.dtype | None:
-    """Returns the dtype, the first of the properties, which are pickled as a tuple or as named fields."""
-    if not isinstance(properties, Record):
-        return None
-    state = properties.state
-    first = state.get("dtype") if isinstance(state, dict) else state[0] if isinstance(state, tuple) and state else None
+    first = _first_property(properties)
     value = first.value if isinstance(first, StandIn) else None
     return value if isinstance(value, np.dtype) else None
 
 
+def _first_property(properties: Any) -> Any:
+    """The dtype is the first of the properties, which are pickled as a tuple or as named fields."""
+    state = properties.state if isinstance(properties, Record) else None
+    return state.get("dtype") if isinstance(state, dict) else state[0] if isinstance(state, tuple) and state else None
+
+
 def _integers(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**62 for value in values)
+    return (
+        isinstance(values, tuple)
+        and len(values) <= 32
+        and all(type(value) is int and 0 <= value < 2**62 for value in values)
+    )

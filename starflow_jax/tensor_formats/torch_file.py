@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from starflow_jax.tensor_formats.mapped import ViewStream
-from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, Refused, load
-from starflow_jax.tensor_formats.tensors import LazyTensor, TensorFileError
-from starflow_jax.tensor_formats.torch_objects import NAMES, Storage, named_tensors, storage_type
+from starflow_jax.tensor_formats.nested_tensors import named_tensors
+from starflow_jax.tensor_formats.pickle_values import Placeholder, Refused
+from starflow_jax.tensor_formats.restricted_pickle import MAX_BYTES, load
+from starflow_jax.tensor_formats.tensors import TensorFile, TensorFileError
+from starflow_jax.tensor_formats.torch_objects import NAMES, Storage, storage_type
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The legacy format begins with a pickle (protocol 2 or later) of this integer.
@@ -28,7 +30,7 @@ def is_legacy(head: bytes) -> bool:
     return head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]
 
 
-def read_zip(data: memoryview, name: str) -> dict[str, LazyTensor]:
+def read_zip(data: memoryview, name: str) -> TensorFile:
     """Opens the tensors of a zip archive of `torch.save`; `name` is the file name for error messages.
 
     Raises:
@@ -37,7 +39,7 @@ def read_zip(data: memoryview, name: str) -> dict[str, LazyTensor]:
     return _sentence(name, lambda: _read_zip(data))
 
 
-def read_legacy(data: memoryview, name: str) -> dict[str, LazyTensor]:
+def read_legacy(data: memoryview, name: str) -> TensorFile:
     """Opens the tensors of a file in the legacy format; `name` is the file name for error messages.
 
     Raises:
@@ -53,7 +55,7 @@ def _sentence(name: str, read: Callable[[], T]) -> T:
         raise TensorFileError(f"{name} cannot be read: {error}") from error
 
 
-def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
+def _read_zip(data: memoryview) -> TensorFile:
     try:
         with zipfile.ZipFile(ViewStream(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -74,7 +76,9 @@ def _read_zip(data: memoryview) -> dict[str, LazyTensor]:
         raise Refused("its values are not little-endian")
     storages: dict[str, Storage] = {}
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> Storage | Placeholder:
+        if isinstance(other := _other_object(key), Placeholder):
+            return other
         dtype, key, values = _storage_key(key)
         if key not in storages:
             content_bytes = content(f"{root}data/{key}")
@@ -105,6 +109,14 @@ def _stored(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     return data[start : start + entry.file_size]
 
 
+def _other_object(key: Any) -> Placeholder | None:
+    """The placeholder of a persistent id that is no storage of a known type; None for a storage."""
+    if not isinstance(key, tuple) or len(key) < 2 or not isinstance(key[1], Placeholder):
+        return None
+    # Old versions of PyTorch wrote the source of a module's class beside it.
+    return Placeholder(key[1].name) if key[0] in ("storage", "module") else None
+
+
 def _storage_key(key: Any) -> tuple[Any, str, int]:
     """Returns (dtype, name, number of values) of a persistent id."""
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage":
@@ -123,11 +135,15 @@ def _same_storage(storage: Storage, dtype: Any, values: int, key: str) -> Storag
     return Storage(dtype, values, storage.data)
 
 
-def _read_legacy(data: memoryview) -> dict[str, LazyTensor]:
+def _read_legacy(data: memoryview) -> TensorFile:
     stream: IO[bytes] = ViewStream(data)  # type: ignore[assignment]
     storages: dict[str, Storage] = {}
 
-    def persistent(key: Any) -> Storage:
+    def persistent(key: Any) -> Storage | Placeholder:
+        if isinstance(other := _other_object(key), Placeholder):
+            if key[0] == "storage":
+                raise Refused(f"it contains a storage of the type {other.name!r}, whose size is not known")
+            return other
         if isinstance(key, tuple) and len(key) == 6 and key[5] is not None:
             raise Refused("it contains views of storages in a form that PyTorch no longer writes")
         dtype, name, values = _storage_key(key)
@@ -136,7 +152,7 @@ def _read_legacy(data: memoryview) -> dict[str, LazyTensor]:
             raise Refused(f"storage {name!r} is described twice, and differently")
         return storage
 
-    if load(stream, {}) != _LEGACY_NUMBER or load(stream, {}) != _LEGACY_VERSION:
+    if load(stream, {}, integer_bits=80) != _LEGACY_NUMBER or load(stream, {}) != _LEGACY_VERSION:
         raise Refused("its version of the older format is unknown")
     system = load(stream, {})
     if not isinstance(system, dict) or system.get("little_endian") is not True:

@@ -8,10 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
+from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
+from starflow_jax.models.autoencoders.storage import TENSORS_STEM
+from starflow_jax.tensor_formats.tensor_folders import open_folder
 from starflow_jax.training.checkpoints.inventory import checkpoint_entries
-from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_config
+from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_any_config
 from starflow_jax.training.loop.metrics import read_metrics
 
 
@@ -32,7 +39,7 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
     Raises:
       ValueError: the folder holds no run, or one whose configuration is damaged.
     """
-    workdir, config = request.workdir, read_config(request.workdir)
+    workdir, config = request.workdir, read_any_config(request.workdir)
     require(config is not None, "workdir {0} contains no training run", workdir)
     assert config is not None
     rows = read_metrics(workdir / CSV_FILE)
@@ -52,8 +59,8 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
     return {
         "name": config.name,
         "workdir": str(workdir),
-        "family": config.flow.family,
-        "parameters": count(abstract(config.flow)[1]),
+        "family": _family(config),
+        "parameters": _num_parameters(config),
         "data": config.data.source + (f" {config.data.path}" if config.data.path else ""),
         "state": state,
         "step": step,
@@ -64,6 +71,25 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
         "best": {name: _best(rows, name) for name in ("bits_per_dim", "held_out_bits_per_dim") if _best(rows, name)},
         "checkpoints": [entry.to_dict() for entry in entries],
     }
+
+
+def _family(config: ExperimentConfig | AutoencoderExperiment) -> str:
+    if isinstance(config, ExperimentConfig):
+        return config.flow.family
+    return "autoencoder" if config.autoencoder is None else "decoder of an autoencoder"
+
+
+def _num_parameters(config: ExperimentConfig | AutoencoderExperiment) -> int | None:
+    """The number of parameters of the model; None if the autoencoder whose decoder is trained cannot be read."""
+    if isinstance(config, ExperimentConfig):
+        return count(abstract(config.flow)[1])
+    if config.network is not None:
+        autoencoder = AutoencoderKL(**dataclasses.asdict(config.network), scaling_factor=1.0, dtype=config.dtype)
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(autoencoder.init, jax.random.key(0))))
+    try:
+        return sum(tensor.size for tensor in open_folder(Path(config.autoencoder or ""), TENSORS_STEM).values())
+    except ValueError:
+        return None
 
 
 def _best(rows: Sequence[Mapping[str, float]], name: str) -> dict[str, float] | None:

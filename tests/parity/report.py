@@ -10,10 +10,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 HEADER = """# Parity with the PyTorch originals
 
-Every array of every recorded case, reproduced in float32 on a CPU. The error is ||ours - recorded|| / ||recorded||, the
-worst array of the case; bars are 1e-5 for forward quantities, 1e-4 for gradients and inverses, and equality for chunk
-counts and iteration counts of Jacobi runs. Where the original is defective the case follows `tests/parity` (given
-frames come back exactly, so a drifting one is compared in its generated frames).
+Every array of every recorded case, reproduced in float32 on a CPU. The error is ||ours - recorded|| / ||recorded||,
+the worst array of the case; bars are 1e-5 for forward quantities and the first optimiser step, 1e-4 for gradients,
+inverses and optimiser steps from the second on, and equality for chunk counts and iteration counts of Jacobi runs.
+Where the original is defective the case follows `tests/parity` (given frames come back exactly, so a drifting one is
+compared in its generated frames).
 
 Written by `python tests/parity/report.py --out docs/parity.md`.
 

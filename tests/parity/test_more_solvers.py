@@ -1,8 +1,13 @@
-"""Solvers that the originals do not have, at a tight tolerance, against what the originals recorded."""
+"""Solvers that the originals do not have, at a tight tolerance, against what the originals recorded.
 
-import pytest
+Of each kind of recording (with a start token or without, of images or videos, with given frames, with a window, with
+shallow blocks within frames) the first one is taken, whatever its folder and name.
+"""
+
+from pathlib import Path
+
 from inversions import INVERSE_BAR, run
-from recordings import Folder, channels_first, relative_error
+from recordings import Folder, channels_first, folders, relative_error
 
 from starflow_jax.solvers import Jacobi, SlidingJacobi, gs_jacobi, selective
 
@@ -12,20 +17,49 @@ SOLVERS = {
     "gs": lambda blocks: gs_jacobi(blocks, [0, blocks - 1], modules=5, tolerance=1e-12, other_iterations=400),
     "selective": lambda blocks: selective(blocks, tolerance=1e-12, start="zero"),
 }
-# Recorded by the sequential solver, or by a tight Jacobi iteration where the originals have no other.
-RECORDED = {
-    ("starflow_video", "reverse_cfg"): ("sliding", "whole", "gs"),
-    ("starflow_video", "i2v_reverse_cfg"): ("sliding", "selective"),
-    ("starflow_video", "long_w3c2_tight"): ("sliding", "gs"),
-    ("starflow_video_global", "i2v_reverse_cfg"): ("sliding", "whole"),
-    ("starflow_exp_nosos", "nonsquare_reverse"): ("sliding", "whole", "gs"),
-}
-CASES = [(*recorded, name) for recorded, names in RECORDED.items() for name in names]
+# A Jacobi iteration of the originals counts as their answer from this tolerance and number of iterations on.
+TIGHT, MANY = 1e-9, 400
 
 
-@pytest.mark.parametrize("recorded, experiment, name", CASES)
-def test_the_recorded_sample(goldens_dir, recorded, experiment, name):
-    folder = Folder(goldens_dir / recorded)
-    solved = run(folder, folder.meta["experiments"][experiment], SOLVERS[name](folder.flow.config.num_blocks))
+def kind_of(folder: Folder, experiment: dict) -> tuple[bool, ...] | None:
+    """Window, given frames, frame-local blocks, start token, temporal causality; None for what is no case."""
+    arguments = experiment.get("args", {})
+    if experiment["op"] != "reverse" or "seq_order" not in folder.arguments or arguments.get("attn_temp"):
+        return None
+    if arguments.get("jacobi") and (arguments["jacobi_th"] > TIGHT or arguments["jacobi_max_iter"] < MANY):
+        return None
+    windowed = bool((folder.arguments | experiment.get("config_overrides", {})).get("local_attn_window"))
+    given, local = "context_x0" in experiment.get("inputs", {}), bool(folder.arguments.get("shallow_block_local"))
+    return windowed, given, local, bool(folder.arguments.get("sos")), bool(folder.arguments.get("temporal_causal"))
+
+
+def solvers_for(windowed: bool, given: bool, local: bool) -> tuple[str, ...]:
+    if windowed:
+        return "sliding", "gs"
+    if given:
+        return ("sliding", "selective") if local else ("sliding", "whole")
+    return "sliding", "whole", "gs"
+
+
+def recorded_cases(root: Path) -> list[tuple[Folder, str, str]]:
+    """The first recording of each kind, guided before unguided, with each solver that is meant for its kind."""
+    first: dict[tuple[bool, ...], tuple[bool, Folder, str]] = {}
+    for folder in folders(root):
+        for name, experiment in folder.meta["experiments"].items():
+            kind, guided = kind_of(folder, experiment), bool(experiment.get("args", {}).get("guidance"))
+            if kind is not None and (kind not in first or guided > first[kind][0]):
+                first[kind] = (guided, folder, name)
+    return [(folder, name, solver) for kind, (_, folder, name) in first.items() for solver in solvers_for(*kind[:3])]
+
+
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.getoption("goldens")
+    cases = recorded_cases(metafunc.config.rootpath / "tests" / "goldens" if option is None else Path(option))
+    names = [f"{folder.name}-{experiment}-{solver}" for folder, experiment, solver in cases]
+    metafunc.parametrize("folder, experiment, solver", cases, ids=names)
+
+
+def test_the_recorded_sample(folder, experiment, solver):
+    solved = run(folder, folder.meta["experiments"][experiment], SOLVERS[solver](folder.flow.config.num_blocks))
     assert bool(solved.converged)
     assert relative_error(channels_first(solved.x), folder.arrays[f"{experiment}/x"]) <= INVERSE_BAR

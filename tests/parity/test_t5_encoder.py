@@ -1,6 +1,7 @@
-"""The recorded T5 encoder: ids, mask and states."""
+"""The recorded T5 encoders (`NEIGHBOURS/*/captions.json`): ids, mask and states."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +14,16 @@ from starflow_jax.models.text import load_text_encoder
 STATES_BAR = 1e-4
 
 
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.getoption("goldens")
+    root = metafunc.config.rootpath / "tests" / "goldens" if option is None else Path(option)
+    found = [path.parent for path in sorted((root / "neighbours").glob("*/captions.json"))]
+    metafunc.parametrize("recorded", found, ids=[path.name for path in found], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def recorded(goldens_dir):
-    folder = goldens_dir / "neighbours" / "t5_encoder"
+def recorded(request):
+    folder = request.param
     captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
     return load_text_encoder(folder, captions["max_length"]), captions, load_file(folder / "io.safetensors")
 

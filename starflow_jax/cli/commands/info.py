@@ -45,10 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.training.checkpoints.workdir import read_config
+    from starflow_jax.training.checkpoints.workdir import read_any_config
     from starflow_jax.training.run_info import InfoRequest, run_info
 
-    with sentences(read_config):
+    with sentences(read_any_config):
         figures = run_info(build_request(InfoRequest, arguments))
     print("\n".join(_lines(figures)))
     if arguments.json is not None:
@@ -62,7 +62,7 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
 
     newest = "no complete checkpoint" if figures["step"] is None else f"newest complete checkpoint {figures['step']}"
     lines = [
-        f"{figures['name']}: {figures['family']}, {figures['parameters']:,} parameters, data {figures['data']}",
+        f"{figures['name']}: {figures['family']}, {_count(figures['parameters'])}, data {figures['data']}",
         f"{figures['state']}: step {figures['reached']} of {figures['steps']}, {newest}",
     ]
     if figures["seconds_since_last_row"] is not None:
@@ -85,6 +85,14 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
             )
         lines += ["", text_table(rows)]
     return lines
+
+
+def _count(parameters: int | None) -> str:
+    return (
+        "parameters unknown (the autoencoder is not where it was)"
+        if parameters is None
+        else (f"{parameters:,} parameters")
+    )
 
 
 def _size(count: int) -> str:

@@ -50,10 +50,10 @@ _MODES = {
 }
 # The options that each of the four modes accepts.
 _ALLOWED = {
-    "verify": {"source", "state", "workdir", "step", "no_ema"},
+    "verify": {"source", "weights", "workdir", "step", "no_ema"},
     "assemble": {"flow", "autoencoder", "text_encoder", "place"},
     "to_torch": {"workdir", "step", "no_ema"},
-    "source": {"config", "model_config", "ignore_unknown", "workdir", "state", "infer", "allow_partial", "mesh"},
+    "source": {"config", "model_config", "ignore_unknown", "workdir", "weights", "infer", "allow_partial", "mesh"},
 }
 
 
@@ -72,7 +72,12 @@ def add_to(subparsers: Any) -> None:
         metavar="DIR",
         help="folder of the run: new or empty, or with --to-torch its own",
     )
-    option("--state", metavar="KEY", help="which state of a file that holds several, such as model or ema")
+    option(
+        "--weights",
+        "--state",
+        metavar="KEY",
+        help="which weights of a file that holds several, such as model or ema; without it a sentence names them",
+    )
     option("--infer", action="store_true", help="take from the file what its tensors decide, instead of --config")
     option(
         "--allow-partial",
@@ -174,6 +179,8 @@ def _port(arguments: argparse.Namespace) -> int:
     for line in porting.fit.lines():
         print(line, file=sys.stderr)
     if porting.problem() is not None:
+        if porting.left_aside:
+            print(f"left out {porting.left_out()}", file=sys.stderr)
         _write_json(arguments, porting.figures() | {"written": False})
     with sentences():
         port_tensors(request, porting=porting)
@@ -190,9 +197,11 @@ def _print_porting(porting: Porting) -> None:
     print(f"{porting.config.name}: {numbers} from {porting.request.source}{where}")
     if ignored := porting.fit.ignored:
         more = ", ..." if len(ignored) > 6 else ""
-        print(f"ignored {len(ignored)} deprecated buffers: {', '.join(ignored[:6])}{more}")
-    if porting.num_left_out:
-        print(f"left out {porting.num_left_out} tensors that are no weights of this state")
+        print(f"ignored {len(ignored)} buffers that nothing reads: {', '.join(ignored[:6])}{more}")
+    if narrowed := porting.fit.narrowed:
+        print(f"narrowed {len(narrowed)} tensors of float64 to float32, first {narrowed[0]}")
+    if left_out := porting.left_out():
+        print(f"left out {left_out}")
     if porting.fit.misfits:
         print(f"partial: {porting.misfits()}; missing parameters have their initial values")
 

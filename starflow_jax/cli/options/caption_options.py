@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.core.regular_files import check_file
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.experiment_config import ExperimentConfig
@@ -45,6 +46,7 @@ def with_text_encoder(config: ExperimentConfig, path: Path | None) -> Experiment
 
 def _read_file(path: Path) -> list[str]:
     try:
+        check_file(path)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise CommandError(f"--caption file {path} must contain at most {MAX_FILE_BYTES} bytes, got {size}")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.regular_files import parse_json
 
 T = TypeVar("T")
 
@@ -136,8 +137,8 @@ def from_json(text: str, cls: type[T] = ExperimentConfig) -> T:  # type: ignore[
       ValueError: the text is not JSON, or does not describe this dataclass.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError includes integers with too many digits
+        values = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"a configuration must be JSON, got an error at {error}") from error
     return build(cls, values)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from starflow_jax.core.choices import LatentDtype, choices
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
+from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
 from starflow_jax.data.sources.base import CAPTION, Source, lines_digest
 from starflow_jax.data.sources.lazy_reader import LazyReader
@@ -238,7 +238,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER_FILE
     check(path.is_file(), f"latents {folder} have no {HEADER_FILE}: starflow encode writes one")
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = parse_json(read_text(path))
         is_known = header["format"] == FORMAT
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"latents {folder} have a header that cannot be read: {error_reason(error)}") from error

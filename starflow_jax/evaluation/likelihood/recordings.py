@@ -7,7 +7,6 @@ are inputs), `io.safetensors` (arrays named `experiment/name`), and `weights.saf
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check_integer
 from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.regular_files import read_json
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows import Flow, FlowOutput, Guidance
 from starflow_jax.flows.parameters import abstract, merge
@@ -65,8 +65,8 @@ def read_recordings(folder: Path) -> Recordings:
     Raises:
       ValueError: a file that is missing or damaged, or no recorded forward pass.
     """
-    config = flow_config(_read_json(folder / "config.json"))
-    meta = _read_json(folder / "meta.json")
+    config = flow_config(_read_object(folder / "config.json"))
+    meta = _read_object(folder / "meta.json")
     arrays = {name: tensor.read() for name, tensor in open_tensors(folder / "io.safetensors").items()}
     experiments = meta.get("experiments")
     if not isinstance(experiments, dict) or not all(isinstance(value, dict) for value in experiments.values()):
@@ -81,13 +81,8 @@ def read_recordings(folder: Path) -> Recordings:
     return Recordings(config, forward, arrays)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must contain a JSON object")
     return value
@@ -113,7 +108,7 @@ class VerifyRequest:
       verify: folder of the recordings.
       source: a file or folder of tensors of the original; None for the weights of the recordings.
       workdir: instead of `source`, folder of a run with the recorded flow.
-      state: key of the state in a file that contains several; None for the only one.
+      weights: key of the state in a file that contains several; None for the only one.
       step: of the run's checkpoint, None for the newest; ema: whether to use its moving average, where it has one.
 
     Raises:
@@ -123,7 +118,7 @@ class VerifyRequest:
     verify: Path
     source: Path | None = None
     workdir: Path | None = None
-    state: str | None = None
+    weights: str | None = None
     step: int | None = None
     ema: bool = True
 
@@ -149,8 +144,8 @@ def verify_recordings(request: VerifyRequest) -> list[Compared]:
         if config.flow != recordings.config:
             raise ValueError(f"the flow of {request.workdir} is not the one recorded in {request.verify}")
     else:
-        weights = request.source or request.verify / "weights.safetensors"
-        _, tensors = choose(states_of(open_tensors(weights)), request.state)
+        opened = open_tensors(request.source or request.verify / "weights.safetensors")
+        _, tensors = choose(states_of(opened), request.weights, opened.left_aside)
         values: Mapping[str, Any] = {name: tensor.read() for name, tensor in tensors.items()}
         params = jax.tree.map(jnp.asarray, from_torch(values, expected))
     try:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.regular_files import read_text
 
 DIMENSIONS = (
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
@@ -107,10 +108,10 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     by_dimension = {}
     for file in prompt_files(path)[0]:
-        size = file.stat().st_size
-        check(size <= _MAX_BYTES, f"prompts {file} must have at most {_MAX_BYTES} bytes, got {size}")
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_text(file, _MAX_BYTES).splitlines()
+        except OSError as error:
+            raise ValueError(f"prompts {file} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"prompts {file} must be text in UTF-8, got other bytes") from error
         prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training.checkpoints.manager import PARTS
@@ -41,7 +42,7 @@ class Entry:
         return dataclasses.asdict(self)
 
 
-def checkpoint_entries(workdir: Path, config: ExperimentConfig) -> list[Entry]:
+def checkpoint_entries(workdir: Path, config: ExperimentConfig | AutoencoderExperiment) -> list[Entry]:
     """All entries of the checkpoint folder, checkpoints by step first; empty if there is no folder."""
     folder = Path(workdir) / CHECKPOINT_FOLDER
     if not folder.is_dir():
@@ -50,7 +51,7 @@ def checkpoint_entries(workdir: Path, config: ExperimentConfig) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.step is None, entry.step or 0, entry.name))
 
 
-def _entry(path: Path, config: ExperimentConfig) -> Entry:
+def _entry(path: Path, config: ExperimentConfig | AutoencoderExperiment) -> Entry:
     parts = tuple(name for name in PARTS if (path / name).is_dir())
     step = int(path.name) if re.fullmatch("0|[1-9][0-9]*", path.name) else None
     batches: int | None = None

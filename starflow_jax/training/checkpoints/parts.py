@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import logging
 import re
 import sys
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 from starflow_jax.training.distributed.agreement import everywhere
 
@@ -94,7 +94,7 @@ def _json(folder: Path, name: str) -> Any:
     _check_exists(folder, name)
     try:
         # Without Orbax, which would look for the devices of this process first.
-        return json.loads((folder / name / "metadata").read_text(encoding="utf-8"))
+        return parse_json(read_text(folder / name / "metadata"))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError and ValueError also for absurd values
         raise _unreadable(name, error) from error
 

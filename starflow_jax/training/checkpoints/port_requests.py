@@ -16,15 +16,16 @@ from starflow_jax.porting.infer import with_inferred
 from starflow_jax.porting.tensor_names import entries
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
-from starflow_jax.tensor_formats.model_states import choose, states_of
+from starflow_jax.tensor_formats.model_states import choose, states_of, unread_of
 from starflow_jax.tensor_formats.tensor_opening import open_tensors
 from starflow_jax.tensor_formats.tensor_writing import SUFFIXES
-from starflow_jax.tensor_formats.tensors import LazyTensor
+from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, counted
 from starflow_jax.training.checkpoints.ported import write_run, write_torch_file
 from starflow_jax.training.checkpoints.workdir import read_config
 
 _MISFITS = {
     "missing": "missing",
+    "unread": "not readable",
     "unexpected": "unexpected",
     "shape": "of another shape",
     "type": "of another type",
@@ -39,7 +40,7 @@ class PortRequest:
       source: a file or folder of tensors.
       config: the experiment whose flow the tensors are.
       workdir: folder of the run, new or empty.
-      state: key of the state in a file that contains several; None for the only one.
+      weights: key of the state in a file that contains several; None for the only one.
       infer: whether the file decides the fields of the flow that its tensors determine.
       allow_partial: whether to write although tensors are missing, unexpected or of another shape. Parameters without a
         tensor get their initial values.
@@ -49,7 +50,7 @@ class PortRequest:
     source: Path
     config: ExperimentConfig
     workdir: Path
-    state: str | None = None
+    weights: str | None = None
     infer: bool = False
     allow_partial: bool = False
     layout: Layout | None = None
@@ -62,7 +63,7 @@ class Porting:
     Attributes:
       request: the request; config: its experiment, with inferred fields where it asks for them.
       state: key of the state, "" for none; tensors: of the state, by name.
-      num_tensors: number of tensors in the file, those outside of the state included.
+      num_tensors: number of tensors in the file, those outside of the state included; left_aside: its other objects.
       fit: the comparison.
     """
 
@@ -71,6 +72,7 @@ class Porting:
     state: str
     tensors: Mapping[str, LazyTensor]
     num_tensors: int
+    left_aside: tuple[LeftAside, ...]
     fit: Fit
 
     @property
@@ -83,6 +85,11 @@ class Porting:
     def num_left_out(self) -> int:
         """Number of tensors in the file that do not belong to the state."""
         return self.num_tensors - len(self.tensors)
+
+    def left_out(self) -> str:
+        """A phrase on what of the file is not written; empty if everything is."""
+        parts = [f"{self.num_left_out} tensors that are no weights of this state"] if self.num_left_out else []
+        return ", and ".join([*parts, *([counted(self.left_aside)] if self.left_aside else [])])
 
     def misfits(self) -> str:
         """The number of mismatches of each kind."""
@@ -104,6 +111,8 @@ class Porting:
             "state": self.state,
             "tensors": len(self.tensors),
             "left_aside": self.num_left_out,
+            "objects_left_aside": [dataclasses.asdict(one) for one in self.left_aside],
+            "narrowed": list(self.fit.narrowed),
             "ignored": list(self.fit.ignored),
             "contradictions": list(self.fit.contradictions),
             "misfits": [dataclasses.asdict(misfit) for misfit in self.fit.misfits],
@@ -119,13 +128,14 @@ def open_porting(request: PortRequest) -> Porting:
     """
     config = request.config
     tensors = open_tensors(request.source)
-    state, state_tensors = choose(states_of(tensors), request.state)
+    state, state_tensors = choose(states_of(tensors), request.weights, tensors.left_aside)
     if request.infer:
         config = dataclasses.replace(config, flow=with_inferred(config.flow, state_tensors))
     if request.layout is not None:
         check_fit(request.layout, config.flow, request.layout.mesh.size)
-    result = fit(state_tensors, entries(abstract(config.flow)[1]), config.flow)
-    return Porting(request, config, state, state_tensors, len(tensors), result)
+    unread = unread_of(tensors.left_aside, state)
+    result = fit(state_tensors, entries(abstract(config.flow)[1]), config.flow, unread)
+    return Porting(request, config, state, state_tensors, len(tensors), tensors.left_aside, result)
 
 
 def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Porting:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starflow_jax.core.atomic_writing import write_text
+from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.source_config import CaptionConfig, SourceConfig
+from starflow_jax.core.regular_files import read_json, read_text
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
 from starflow_jax.training.checkpoints.same_data import check_same_data
 
@@ -63,12 +65,16 @@ def read_config(workdir: Path, cls: type[T] = ExperimentConfig) -> T | None:  # 
       ValueError: the file is not a valid configuration.
     """
     path = Path(workdir) / CONFIG_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         config = from_json(text, cls)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
+        if cls is ExperimentConfig and _is_of_autoencoder(path):
+            raise ValueError(f"workdir {workdir} must contain the run of a flow, got that of an autoencoder") from error
         raise ValueError(f"{path} is not a configuration: {error}") from error
     # Up to version 0.2, which did not record it, each line of a text file was a caption of its own.
     return config if '"lines": ' in text else _with_alternatives(config)
@@ -112,6 +118,25 @@ def _with_alternatives(config: T) -> T:
 
 def _alternatives(part: SourceConfig) -> CaptionConfig:
     return dataclasses.replace(part.captions, lines="alternatives")
+
+
+def read_any_config(workdir: Path) -> ExperimentConfig | AutoencoderExperiment | None:
+    """The configuration of a run, of a flow or of an autoencoder, in `workdir`; None if there is no run.
+
+    Raises:
+      ValueError: the file is not a valid configuration.
+    """
+    kinds: tuple[type[ExperimentConfig] | type[AutoencoderExperiment], ...] = (ExperimentConfig, AutoencoderExperiment)
+    return read_config(workdir, kinds[_is_of_autoencoder(Path(workdir) / CONFIG_FILE)])
+
+
+def _is_of_autoencoder(path: Path) -> bool:
+    """Whether a file of configuration has the fields of the training of an autoencoder."""
+    try:
+        values = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and "flow" not in values and {"loss", "network"} <= set(values)
 
 
 def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.figures import write_json
+from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.evaluation.samples.features.feature_network import Features
 from starflow_jax.evaluation.samples.features.feature_statistics import read_arrays
 
@@ -37,7 +38,7 @@ def check_folder(path: Path) -> None:
 def stored_plan(path: Path) -> dict[str, Any]:
     """The plan of a folder; empty where none can be read, which `ChunkFolder.claim` reports."""
     try:
-        plan = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
+        plan = parse_json(read_text(path / PLAN_FILE))
     except (OSError, ValueError, RecursionError):
         return {}
     return plan if isinstance(plan, dict) else {}
@@ -85,7 +86,7 @@ class ChunkFolder:
             write_json(file, self.plan)
             return
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = parse_json(read_text(file))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
         now = json.loads(json.dumps(self.plan))
