@@ -76,6 +76,7 @@ def test_tensors_of_other_kinds_are_left_aside_by_their_kind(file_of):
         "quantised": "a quantised tensor",
         "meta": "a tensor without values",
         "nested": "a nested tensor",
+        "conjugated": "a tensor that is conjugated or negated on access",
     }
 
 

@@ -72,6 +72,7 @@ def write_tensor_kinds(path, torch, **options):
         "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 10, torch.qint8),
         "meta": torch.empty(2, device="meta"),
         "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "conjugated": torch.tensor([1 + 2j]).conj(),
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "buffer": torch.nn.Buffer(torch.ones(1)),
     }

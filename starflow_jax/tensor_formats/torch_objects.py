@@ -80,10 +80,14 @@ class Storage:
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: np.dtype | None = None
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: np.dtype | None = None
 ) -> LazyTensor | Placeholder:
     if isinstance(storage, Placeholder):
         return Placeholder(storage.name)
+    # After requires_grad and hooks, newer files have flags; these two change the values without touching the storage.
+    flags = rest[-1] if len(rest) > 2 and isinstance(rest[-1], dict) else {}
+    if flags.get("conj") or flags.get("neg"):
+        return Placeholder("a tensor that is conjugated or negated on access, torch._utils._rebuild_tensor_v2")
     if not isinstance(storage, Storage) or not _integers((offset,)) or not _integers(shape) or not _integers(strides):
         raise Refused("its pickled part contains an invalid tensor")
     value_dtype = dtype or storage.dtype
@@ -100,14 +104,14 @@ def _tensor(
 
 
 def _tensor_of_type(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> LazyTensor | Placeholder:
     """A view with an explicit dtype of an untyped storage."""
     if isinstance(dtype, Placeholder):
         return Placeholder(dtype.name)
     if not isinstance(dtype, StandIn) or not isinstance(dtype.value, np.dtype):
         raise Refused("its pickled part contains a tensor without a type")
-    return _tensor(storage, offset, shape, strides, dtype=dtype.value)
+    return _tensor(storage, offset, shape, strides, grad, hooks, *rest, dtype=dtype.value)
 
 
 def _same(tensor: Any, *_: Any) -> LazyTensor | Placeholder:
