@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc):
         ]
         metafunc.parametrize("folder", found, ids=[path.name for path in found])
     else:
-        found = [path.parent for path in sorted(root.glob("wan22_vae/weights.safetensors"))]
+        found = [path.parent for path in sorted(root.glob("*/weights.safetensors"))]
         metafunc.parametrize("original", found, ids=[path.name for path in found])
 
 
