@@ -161,7 +161,7 @@ def test_an_averaged_model_of_float64_is_narrowed_in_one_line(tmp_path, capsys):
     assert_holds(tmp_path / "run", tensors)
     wide["module.blocks.0.proj_in.bias"][0] = 1e300  # infinite in float32
     assert port(save(tmp_path / "a.safetensors", wide), IMAGE, tmp_path / "other") == 2
-    assert "blocks.0.proj_in.bias holds 1 of" in capsys.readouterr().err
+    assert "blocks.0.proj_in.bias contains 1 of" in capsys.readouterr().err
 
 
 def test_tensors_of_a_file_become_parameters_without_being_read_first(tmp_path):
