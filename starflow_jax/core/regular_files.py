@@ -64,8 +64,8 @@ def _check_mode(path: Path | str, mode: int) -> None:
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", str(path))
 
 
-def read_bytes(path: Path | str, most: int | None = None) -> bytes:
-    """Reads a regular file of at most `most` bytes.
+def read_bytes(path: Path | str, max_bytes: int | None = None) -> bytes:
+    """Reads a regular file of at most `max_bytes` bytes.
 
     Raises:
       OSError: see `open_file`.
@@ -73,31 +73,31 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if most is not None and size > most:
-            raise ValueError(f"{path} must have at most {most} bytes, got {size}")
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"{path} must have at most {max_bytes} bytes, got {size}")
         return file.read()
 
 
-def read_text(path: Path | str, most: int = MAX_TEXT_BYTES, encoding: str = "utf-8") -> str:
+def read_text(path: Path | str, max_bytes: int = MAX_TEXT_BYTES, encoding: str = "utf-8") -> str:
     """Reads a regular file of text, with line ends as `\\n`.
 
     Raises:
       OSError: see `open_file`.
       UnicodeDecodeError: it holds other bytes.
-      ValueError: the file has more than `most` bytes.
+      ValueError: the file has more than `max_bytes` bytes.
     """
-    return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    return read_bytes(path, max_bytes).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path | str, most: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: Path | str, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     """Reads a file of JSON.
 
     Raises:
-      ValueError: the file is missing, is not a regular file, is larger than `most` bytes, or holds something else; the
+      ValueError: the file is missing, is not a regular file, is larger than `max_bytes` bytes, or holds something else; the
         message is one sentence that names the file.
     """
     try:
-        text = read_text(path, most)
+        text = read_text(path, max_bytes)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

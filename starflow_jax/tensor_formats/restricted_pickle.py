@@ -45,7 +45,7 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     *,
     integer_bits: int = 64,
-    most_objects: int = MAX_OBJECTS,
+    max_objects: int = MAX_OBJECTS,
 ) -> Any:
     """Reads the pickle at the stream's position and leaves the stream at its end.
 
@@ -54,7 +54,7 @@ def load(
       names: the names that have a meaning, "module.name" to stand-in.
       persistent: returns the value of a persistent id (a storage, in files of tensors).
       integer_bits: wider integers become placeholders, so that no arithmetic with them takes time.
-      most_objects: bounds the number of objects, and with it time and memory.
+      max_objects: bounds the number of objects, and with it time and memory.
 
     Returns:
       None, numbers, strings, bytes, lists, tuples, dictionaries, records, placeholders, and what the stand-ins build.
@@ -65,7 +65,7 @@ def load(
     """
     machine = _Machine(names, persistent, 2 ** (integer_bits - 1))
     try:
-        for operation, argument in _operations(stream, most_objects):
+        for operation, argument in _operations(stream, max_objects):
             if operation == "STOP":
                 (value,) = machine.stack
                 return value
@@ -79,14 +79,14 @@ def load(
     raise Refused("its pickled part has no end")
 
 
-def _operations(stream: IO[bytes], most_objects: int) -> Iterator[tuple[str, Any]]:
+def _operations(stream: IO[bytes], max_objects: int) -> Iterator[tuple[str, Any]]:
     start, objects = stream.tell(), 0
     for number, (operation, argument, position) in enumerate(pickletools.genops(stream)):
         if position is not None and position - start > MAX_BYTES:
             raise Refused(f"its pickled part is longer than {MAX_BYTES} bytes")
         objects += operation.name in _OBJECTS
-        if objects > most_objects or number > 4 * most_objects:
-            raise Refused(f"its pickled part has more than {most_objects} objects, or {4 * most_objects} operations")
+        if objects > max_objects or number > 4 * max_objects:
+            raise Refused(f"its pickled part has more than {max_objects} objects, or {4 * max_objects} operations")
         yield operation.name, argument
 
 

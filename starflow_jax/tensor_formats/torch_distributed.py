@@ -46,7 +46,7 @@ def read_folder(folder: Path) -> TensorFile:
     try:
         if len(content) > MAX_BYTES:
             raise Refused(f"it is longer than {MAX_BYTES} bytes")
-        return _read(folder, load(io.BytesIO(content), NAMES, most_objects=_MAX_OBJECTS))
+        return _read(folder, load(io.BytesIO(content), NAMES, max_objects=_MAX_OBJECTS))
     except Refused as error:
         raise TensorFileError(f"{path} cannot be read: {error}") from error
 
