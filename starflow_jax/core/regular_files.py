@@ -93,8 +93,8 @@ def read_json(path: Path | str, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     """Reads a file of JSON.
 
     Raises:
-      ValueError: the file is missing, is not a regular file, is larger than `max_bytes` bytes, or holds something else; the
-        message is one sentence that names the file.
+      ValueError: the file is missing, is not a regular file, is larger than `max_bytes` bytes, or contains something
+        else; the message is one sentence that names the file.
     """
     try:
         text = read_text(path, max_bytes)
