@@ -237,7 +237,7 @@ def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, mo
     plan = tmp_path / "q" / "plan.json"  # as if another decoder had lain at the same path
     plan.write_text(re.sub('"decoder_weights": "[0-9a-f]{16}"', '"decoder_weights": "0"', plan.read_text()))
     assert main([*argv, "--metrics", "fid"]) == 2
-    assert "samples whose decoder_weights is '0' there" in capfd.readouterr().err
+    assert "samples whose decoder_weights is '0', not" in capfd.readouterr().err
 
     # Latents that were computed before: the real pictures are named, as an array or as files.
     pictures = tmp_path / "pictures"
