@@ -255,7 +255,7 @@ REFUSALS = {
     "clip alone": ([*RUN, "clip"], "--metrics clip and --clip MODULE:FUNCTION must be given together"),
     "clip without captions": ([*RUN, "clip", "--clip", "a:b"], "needs --caption"),
     "captions": ([*RUN, "fid", "--caption", "a one"], "has no captions"),
-    "no file": ([*RUN, "fid", "--features", "gone.pth"], "gone.pth is none"),
+    "no file": ([*RUN, "fid", "--features", "gone.pth"], "must be a file, got gone.pth"),
     "no weights": ([*RUN, "fid", "--features", "tiny.py"], "tiny.py is in an unknown format"),
     "no function": ([*RUN, "fid", "--features", "own_features:gone"], "has no function gone"),
     "no logits": ([*RUN, "fid,is", "--features", "own_features:rows"], "own_features:rows returns only features"),
