@@ -31,6 +31,7 @@ from starflow_jax.kernels.kernel_choice import Target
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
 
 
+@pytest.mark.usefixtures("shapes_unchecked")  # the interpreter takes arrays of NumPy
 class TestOnThreads(AttentionSuite):
     """The kernels' code, with threads and numpy in the place of Pallas (`warpgroups`)."""
 

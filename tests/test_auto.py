@@ -85,7 +85,7 @@ def test_a_batch_that_makes_iterating_dear_goes_back_to_sequential():
         ({"target_error": float("nan")}, "target_error must be a finite number"),
     ],
 )
-def test_what_is_refused(arguments, sentence):
+def test_what_is_refused(arguments, sentence, shapes_unchecked):
     with pytest.raises(ValueError, match=sentence):
         auto(calibration(), **arguments)
 

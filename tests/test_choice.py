@@ -27,7 +27,7 @@ def test_a_kernel_runs_where_one_covers_the_case(implementation, platform, expec
     assert choose("attention", implementation, Target(platform), SUPPORT[platform]) == expected
 
 
-def test_insisting_fails_with_the_reason():
+def test_insisting_fails_with_the_reason(shapes_unchecked):
     with pytest.raises(ValueError, match=r"needs compute capability 9.0, and this is 8.0"):
         choose("attention", "pallas", Target("gpu"), OLD_GPU)
     with pytest.raises(ValueError, match=r"kernels for gpu and tpu, not for cpu"):

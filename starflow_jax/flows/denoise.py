@@ -74,7 +74,7 @@ def learned_denoise(
 
 def denoise_in_chunks(
     denoise: Denoise,
-    video: Float[Array, "B T H W C"],
+    video: Float[AnyArray, "B T H W C"],
     *,
     chunk: int | None,
     overlap: int | None = None,

@@ -55,7 +55,7 @@ class Rotation:
 
 
 def axial_positions(
-    rows: int, columns: int, *, span: int, axes: int = 3, text: int = 0, frames: int = 1
+    rows: int, columns: int, *, span: float, axes: int = 3, text: int = 0, frames: int = 1
 ) -> Float[np.ndarray, "S axes"]:
     """Positions [text + frames * rows * columns, axes], float64, in raster order with the text first.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from recordings import Check, Folder, channels_first, channels_last, condition, relative_error
 
@@ -28,7 +29,7 @@ def noise(folder: Folder, z: np.ndarray) -> np.ndarray:
     if not folder.is_tarflow:
         return channels_last(z)
     flow = folder.flow
-    return np.asarray(flow.data_of(z.reshape(z.shape[0], *flow.config.grid, -1)))
+    return np.asarray(flow.data_of(jnp.asarray(z).reshape(z.shape[0], *flow.config.grid, -1)))
 
 
 def guided_condition(folder: Folder, arguments: dict[str, Any], y: np.ndarray | None, batch: int):

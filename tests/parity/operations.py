@@ -103,7 +103,7 @@ def check_mask(folder: Folder, mask: np.ndarray, text: int) -> Check:
 
 def check_apply_denoising(folder: Folder, name: str, experiment: dict[str, Any]) -> list[Check]:
     arguments = experiment["args"]
-    x = channels_last(folder.input(experiment, "x"))
+    x = jnp.asarray(channels_last(folder.input(experiment, "x")))
     y = folder.input(experiment, "y")
     sigma = arguments["sigma_curr"]
     full, partial = arguments["sigma_next"]
@@ -192,7 +192,7 @@ def check_training(folder: Folder, name: str, experiment: dict[str, Any]) -> lis
         losses, grads, x_grad = loss_and_gradients(
             definition,
             params,
-            x,
+            jnp.asarray(x),
             y,
             weights=arguments.get("weights"),
             latent_norm=arguments.get("latent_norm_regularization") or 0.0,

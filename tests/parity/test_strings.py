@@ -41,7 +41,7 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(fixture, rows or absent, ids=range(len(rows)) if rows else None)
 
 
-def test_captions(caption_row):
+def test_captions(caption_row, shapes_unchecked):
     row = caption_row
     arguments = {
         "fps": row["fps"],

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from starflow_jax.core.config import DenoiserConfig
+from starflow_jax.flows.order import AnyArray
 
 
 class Chunk(NamedTuple):
@@ -73,11 +74,11 @@ class FrameDenoiser:
           unknown: zeros [B, H, W, C].
         """
         self.chunks, self._ahead, self._denoise, self._unknown = chunks, ahead, denoise, unknown
-        self._known: dict[int, jax.Array] = {}
+        self._known: dict[int, AnyArray] = {}
         self._pushed = self._chunk = 0
         self._next = 0
 
-    def push(self, frames: tuple[Float[Array, "B H W C"], ...]) -> list[FinalFrame]:
+    def push(self, frames: tuple[Float[AnyArray, "B H W C"], ...]) -> list[FinalFrame]:
         """Takes the next noisy frames; returns the denoised frames that are final now."""
         for frame in frames:
             self._known[self._pushed] = frame
@@ -100,5 +101,5 @@ class FrameDenoiser:
                     del self._known[index]
         return final
 
-    def _buffer(self, start: int, length: int, num_known: int) -> tuple[jax.Array, ...]:
+    def _buffer(self, start: int, length: int, num_known: int) -> tuple[AnyArray, ...]:
         return tuple(self._known[start + i] if i < num_known else self._unknown for i in range(length))
