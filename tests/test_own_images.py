@@ -41,7 +41,12 @@ def survey(**changes) -> FolderSurvey:
 
 @pytest.mark.parametrize(
     ("classes", "captions", "read"),
-    [(True, True, "classes"), (True, False, "classes"), (False, True, "text"), (False, False, "nothing")],
+    [
+        (True, True, "classes"),
+        pytest.param(True, False, "classes", marks=pytest.mark.slow),
+        (False, True, "text"),
+        pytest.param(False, False, "nothing", marks=pytest.mark.slow),
+    ],
 )
 def test_init_writes_a_file_that_trains(classes, captions, read, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

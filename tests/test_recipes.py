@@ -17,6 +17,8 @@ from starflow_jax.data.sources.latents import FORMAT, HEADER_FILE, Records
 FOLDER = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*flow*.py"))
 EXAMPLES = 12
+# The quick tests train one recipe of every kind: classes, captions, videos.
+QUICK = ("starflow_3b_t2i", "starflow_v_7b", "tarflow_imagenet64_cond")
 
 
 def write_npz(folder: Path, flow) -> None:
@@ -90,7 +92,9 @@ def test_printed_commands_can_be_typed(name):
             assert {"fid", "pt_inception-2015-12-05-6726825d.pth", "--num-samples", "--guidance"} <= set(command)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in QUICK)]
+)
 def test_tiny_twins_train(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = str(FOLDER / f"{name}.py")

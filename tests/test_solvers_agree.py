@@ -46,6 +46,11 @@ def solvers(blocks: int):
 STILL_SOLVERS, CLIP_SOLVERS = solvers(2), solvers(3)
 
 
+def cases(*names: str, slow: tuple[str, ...] = ()):
+    """Names of solvers as parameters; those of `slow` are solved elsewhere by the quick tests, too."""
+    return pytest.mark.parametrize("name", [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)])
+
+
 @jax.jit(static_argnames=("solver", "window"))
 def solve(flow, z, cond, solver=Sequential(), guidance=None, prefix=None, window=None):  # noqa: B008 (frozen)
     return inverse(flow, z, cond, solver=solver, guidance=guidance, prefix=prefix, window=window)
@@ -69,7 +74,7 @@ def test_pictures_under_guidance(still, name):
     assert bool(solved.converged)
 
 
-@pytest.mark.parametrize("name", ["whole", "paper", "grouped", "sliding", "gs", "mixed"])
+@cases("paper", "sliding", "gs", "mixed", slow=("whole", "grouped"))
 def test_video_after_given_frames(clip, name):
     video = normal(CLIP)
     z = clip.forward(video, TEXT).z
@@ -78,7 +83,7 @@ def test_video_after_given_frames(clip, name):
     np.testing.assert_allclose(solved.x, video, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", ["grouped", "sliding", "mixed"])
+@cases("grouped", slow=("sliding", "mixed"))
 def test_videos_longer_than_trained(name):
     """Blocks that all span frames, given frames, windows that repeat and one that is cut short."""
     flow = random_flow(dataclasses.replace(VIDEO, shallow_local=False))
@@ -89,7 +94,7 @@ def test_videos_longer_than_trained(name):
     assert bool(solved.converged)
 
 
-@pytest.mark.parametrize("name", ["whole", "grouped", "sliding"])
+@cases("sliding", slow=("whole", "grouped"))
 def test_video_without_start_token(name):
     flow = random_flow(dataclasses.replace(VIDEO, sos=False))
     video = normal(CLIP)

@@ -6,6 +6,7 @@ shallow blocks within frames) the first one is taken, whatever its folder and na
 
 from pathlib import Path
 
+import pytest
 from inversions import INVERSE_BAR, run
 from recordings import Folder, channels_first, folders, relative_error
 
@@ -55,8 +56,13 @@ def recorded_cases(root: Path) -> list[tuple[Folder, str, str]]:
 def pytest_generate_tests(metafunc):
     option = metafunc.config.getoption("goldens")
     cases = recorded_cases(metafunc.config.rootpath / "tests" / "goldens" if option is None else Path(option))
-    names = [f"{folder.name}-{experiment}-{solver}" for folder, experiment, solver in cases]
-    metafunc.parametrize("folder, experiment, solver", cases, ids=names)
+    quick: set[str] = set()  # solvers that the quick tests run, on one recording each
+    params = []
+    for folder, experiment, solver in cases:
+        marks = [pytest.mark.slow] if solver in quick else []
+        quick.add(solver)
+        params.append(pytest.param(folder, experiment, solver, id=f"{folder.name}-{experiment}-{solver}", marks=marks))
+    metafunc.parametrize("folder, experiment, solver", params)
 
 
 def test_the_recorded_sample(folder, experiment, solver):
