@@ -173,7 +173,7 @@ def check_update_prior(folder: Folder) -> list[Check]:
 def check_training(folder: Folder, name: str, experiment: dict[str, Any]) -> list[Check]:
     """Losses and gradients of the first step, losses of every step, and parameters where they are recorded."""
     arguments, arrays = experiment["args"], folder.arrays
-    x = channels_last(folder.input(experiment, "x"))
+    x = jnp.asarray(channels_last(folder.input(experiment, "x")))
     y = condition(folder.input(experiment, "y"))
     definition, params = split(folder.flow)
     config = TrainConfig(
