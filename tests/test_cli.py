@@ -138,7 +138,7 @@ REFUSALS = {
     "unknown key": ([*TRAIN, "--config.train.lrr=1"], "did you mean lr"),
     "wrong type": ([*TRAIN, "--config.train.lr=fast"], "config.train.lr must be a number, got 'fast'"),
     "out of range": ([*TRAIN, "--config.train.lr=-1"], "lr must be a finite number >= 0, got -1.0"),
-    "too many steps": ([*TRAIN, "--config.train.steps=100000000000000000000"], "steps must be below 2147483648"),
+    "too many steps": ([*TRAIN, "--config.train.steps=100000000000000000000"], "steps must be an integer <= 4294967295"),
     "too many digits": ([*TRAIN, f"--config.train.lr=1{'0' * 400}"], "config.train.lr must be a number that a float"),
     "leaving config": (["train", "--config", "leaving.py", "--workdir", "new"], "failed with SystemExit"),
     "not finite": ([*TRAIN, "--config.train.lr=1e999"], "lr must be a finite number"),

@@ -18,7 +18,7 @@ from types import ModuleType
 from starflow_jax import __version__
 from starflow_jax.cli import commands
 from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
-from starflow_jax.cli.options.arguments import Parser, check_names, split_overrides
+from starflow_jax.cli.options.arguments import Parser, check_names, check_values, split_overrides
 from starflow_jax.cli.process_group import Others
 from starflow_jax.core.request_errors import RequestError
 
@@ -123,6 +123,7 @@ def _run(argv: list[str], others: Others) -> int:
             argv, overrides = split_overrides(argv)
         # Checked before argparse, which would report the option that is missing because of the misspelt name.
         check_names([text for text in argv if text.startswith("--")], parsers[name].options(), f"an option of {name}")
+        check_values(argv)
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
     arguments.others = others

@@ -158,7 +158,7 @@ def topology(text: str) -> Topology:
     if name not in CHIPS:
         near = difflib.get_close_matches(name, CHIPS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known chips: {', '.join(CHIPS)}"
-        raise ValueError(f"topology must begin with a known chip, got {name!r}; {hint}")
+        raise ValueError(f"topology must begin with a known chip, got {text!r}; {hint}")
     chip = CHIPS[name]
     example = f"{name}:8x4 (GPUs a node x nodes)" if chip.kind == "gpu" else f"{name}:{'x'.join('4' * chip.axes)}"
     if not colon or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):

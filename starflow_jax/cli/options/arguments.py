@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from starflow_jax.cli.errors import CommandError
 
 LARGEST_INT32 = 2**31 - 1  # labels are int32
+LARGEST_REAL = 1e6  # beyond it, arithmetic in float32 overflows sooner or later
+_MAX_DIGITS = 100  # longer numbers take long to parse
+_SHOWN = 80  # characters of a value in a message
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,24 +44,25 @@ class Parser(argparse.ArgumentParser):
         raise CommandError(re.sub(r"^argument (\S+): ", r"\1 ", message))
 
 
-def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Parses an integer from `minimum` to `maximum`; None for no upper bound."""
-    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+def integer(minimum: int, maximum: int = LARGEST_INT32) -> Callable[[str], int]:
+    """Parses an integer from `minimum` to `maximum`."""
+    allowed = f">= {minimum}" if maximum == LARGEST_INT32 else f"from {minimum} to {maximum}"
 
     def read(text: str) -> int:
         try:
-            value: int | None = int(text)
+            value = int(text) if len(text) <= _MAX_DIGITS else maximum + 1
         except ValueError:
-            value = None
-        if value is None or value < minimum or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(f"must be an integer {allowed}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be an integer {allowed}, got {text!r}") from None
+        if not minimum <= value <= maximum:
+            expected = f"<= {maximum}" if value > maximum == LARGEST_INT32 else allowed
+            raise argparse.ArgumentTypeError(f"must be an integer {expected}, got {shortened(text)!r}")
         return value
 
     return read
 
 
-def real(minimum: float = 0.0, *, above: bool = False) -> Callable[[str], float]:
-    """Parses a finite number >= `minimum`, or > `minimum` if `above`."""
+def real(minimum: float = 0.0, maximum: float = LARGEST_REAL, *, above: bool = False) -> Callable[[str], float]:
+    """Parses a finite number from `minimum` to `maximum`, or > `minimum` if `above`."""
 
     def read(text: str) -> float:
         try:
@@ -67,7 +71,9 @@ def real(minimum: float = 0.0, *, above: bool = False) -> Callable[[str], float]
             value = math.nan
         if not math.isfinite(value) or value < minimum or (above and value == minimum):
             bound = ">" if above else ">="
-            raise argparse.ArgumentTypeError(f"must be a finite number {bound} {minimum:g}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a finite number {bound} {minimum:g}, got {shortened(text)!r}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"must be a number <= {maximum:g}, got {shortened(text)!r}")
         return value
 
     return read
@@ -78,7 +84,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in allowed:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, got {shortened(text)!r}")
         return text
 
     return read
@@ -93,6 +99,22 @@ def class_choice(text: str) -> int | str:
     except argparse.ArgumentTypeError:
         allowed = f"a class number from 0 to {LARGEST_INT32}, the name of a class, all or none"
         raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}") from None
+
+
+def aspect(text: str) -> str:
+    """Parses an aspect ratio W:H, both numbers above 0 and at most 10,000; returns the text."""
+    sides = [side for side in text.split(":") if re.fullmatch(r"\d{1,5}(\.\d{1,6})?", side, re.ASCII)]
+    if len(sides) != 2 or text.count(":") != 1 or not all(0 < float(side) <= 10_000 for side in sides):
+        raise argparse.ArgumentTypeError(f"must be W:H, both above 0 and at most 10000, got {shortened(text)!r}")
+    return text
+
+
+def check_values(argv: Sequence[str]) -> None:
+    """Raises CommandError for `--name=--`, of which argparse makes an empty list instead of a value."""
+    for text in argv:
+        name, _, value = text.partition("=")
+        if name.startswith("--") and value == "--":
+            raise CommandError(f"{name} must have a value, got '--'")
 
 
 def check_names(argv: Sequence[str], allowed: Sequence[str], what: str) -> None:
@@ -116,3 +138,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if "=" not in text:
             raise CommandError(f"an override must be --config.NAME=VALUE, got {text!r}")
     return [text for text in argv if not text.startswith("--config.")], overrides
+
+
+def shortened(text: str) -> str:
+    """The beginning of a value, for messages."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

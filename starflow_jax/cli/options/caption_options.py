@@ -48,6 +48,8 @@ def _read_file(path: Path) -> list[str]:
     try:
         check_file(path)
         size = path.stat().st_size
+        if not path.is_file():  # reading a named pipe blocks
+            raise CommandError(f"--caption file {path} must be a text file, got a folder, pipe or device")
         if size > MAX_FILE_BYTES:
             raise CommandError(f"--caption file {path} must contain at most {MAX_FILE_BYTES} bytes, got {size}")
         lines = path.read_text(encoding="utf-8").splitlines()

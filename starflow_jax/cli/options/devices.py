@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
@@ -29,9 +30,25 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     """Declares --mesh, for commands without a configuration that names the mesh."""
     parser.add_argument(
         "--mesh",
+        type=mesh_sizes,
         metavar="AXIS=N,...",
         help="sizes of the mesh axes data, fsdp, tensor and sequence, -1 for all other devices (default: data=-1)",
     )
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Parses AXIS=N,...: axes of the mesh, each once, with sizes of at least 1, or -1 for all other devices."""
+    from starflow_jax.core.config.mesh_config import AXES
+
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in sizes or not re.fullmatch(r"-1|[1-9]\d{0,8}", size, re.ASCII):
+            raise argparse.ArgumentTypeError(
+                f"must be AXIS=N,... of {', '.join(AXES)}, each once, N at least 1 or -1 for the rest, got {text!r}"
+            )
+        sizes[name] = int(size)
+    return sizes
 
 
 def join(arguments: argparse.Namespace) -> None:
@@ -77,15 +94,10 @@ def layout_of_command(arguments: argparse.Namespace) -> Any:
     Raises:
       CommandError: an axis that does not exist, or sizes that do not multiply to the devices.
     """
-    from starflow_jax.core.config.mesh_config import AXES, MeshConfig
+    from starflow_jax.core.config.mesh_config import MeshConfig
     from starflow_jax.sharding import make_layout
 
-    sizes: dict[str, int] = {}
-    for part in (arguments.mesh or "").split(",") if arguments.mesh else ():
-        name, _, size = part.partition("=")
-        if name not in AXES or not size.lstrip("-").isdecimal() or name in sizes:
-            raise CommandError(f"--mesh must be AXIS=N,... of {', '.join(AXES)}, each once, got {arguments.mesh!r}")
-        sizes[name] = int(size)
+    sizes = dict(arguments.mesh or {})
     sizes.setdefault("data", 1 if -1 in sizes.values() else -1)
     with sentences(MeshConfig.__post_init__, MeshConfig.sizes):
         return make_layout(MeshConfig(**sizes))

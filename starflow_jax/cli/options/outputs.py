@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -9,17 +10,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from starflow_jax.cli.errors import CommandError
+from starflow_jax.cli.options.paths import path as parse_path
+
+
+def output_file(text: str) -> Path:
+    """Parses the path of a file that the command writes, and checks that it can be created; leaves nothing behind.
+
+    Folders on the way that are missing count as creatable.
+    """
+    result = parse_path(text)
+    try:
+        _check_file(result)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot be written at {result}: {error.strerror or error}") from None
+    return result
 
 
 def check_writable(name: str, path: Path) -> None:
     """Raises CommandError unless a file can be created at `path`; leaves nothing behind.
 
-    Parent folders that are missing count as creatable.
+    Folders on the way that are missing count as creatable.
     """
     with _naming_option(name, path):
-        if path.is_dir():
-            raise CommandError(f"{name} must name a file, got the folder {path}")
-        _create(path)
+        _check_file(path)
 
 
 def check_new_folder(name: str, path: Path) -> None:
@@ -37,8 +52,16 @@ def _naming_option(name: str, path: Path) -> Iterator[None]:
     """Turns an OSError into a CommandError that names the option; even `Path.exists` can raise one."""
     try:
         yield
+    except ValueError as error:
+        raise CommandError(f"{name} {error}") from error
     except OSError as error:
         raise CommandError(f"{name} cannot be written at {path}: {error.strerror or error}") from error
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"must name a file, got the folder {path}")
+    _create(path)
 
 
 def _create(path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from starflow_jax.core.config.checks import shown
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.regular_files import parse_json
 
@@ -44,7 +45,7 @@ def build(cls: type[T], values: Mapping[str, Any] | ConfigDict, *, path: str = "
     if isinstance(values, ConfigDict):
         values = values.to_dict()
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path} must be a mapping of the fields of {cls.__name__}, got {values!r}")
+        raise ValueError(f"{path} must be a mapping of the fields of {cls.__name__}, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -155,7 +156,7 @@ def _override(cls: Any, values: dict[str, Any], names: list[str], text: str) -> 
         elif dataclasses.is_dataclass(values[name]):
             values[name] = dataclasses.asdict(values[name])
         elif not isinstance(values[name], Mapping):
-            raise ValueError(f"{path} must be a mapping of the fields of {inner.__name__}, got {values[name]!r}")
+            raise ValueError(f"{path} must be a mapping of the fields of {inner.__name__}, got {shown(values[name])}")
         values, cls = values[name], inner
     hint = _hint(cls, names[-1], path)
     values[names[-1]] = _parse(text, hint, f"{path}.{names[-1]}")
@@ -201,7 +202,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments or isinstance(value, bool | float):
             near = _near(str(value), [str(argument) for argument in arguments])
-            raise ValueError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}{near}")
+            raise ValueError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {shown(value)}{near}")
         return value
     if origin is tuple:
         return _convert_tuple(value, arguments, path)
@@ -211,12 +212,12 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{path} must be a number that a float can hold, got {value!r}") from None
+            raise ValueError(f"{path} must be a number that a float can hold, got {shown(value)}") from None
     if hint is int and _is_number(value, numbers.Integral):
         return int(value)
     if hint in (bool, str, type(None)) and isinstance(value, hint):
         return value
-    raise ValueError(f"{path} must be {_describe(hint)}, got {value!r}")
+    raise ValueError(f"{path} must be {_describe(hint)}, got {shown(value)}")
 
 
 def _convert_union(value: Any, members: tuple[Any, ...], path: str) -> Any:
@@ -230,16 +231,16 @@ def _convert_union(value: Any, members: tuple[Any, ...], path: str) -> Any:
             return _convert(value, member, path)
         except ValueError:
             continue
-    raise ValueError(f"{path} must be {' or '.join(map(_describe, members))}, got {value!r}")
+    raise ValueError(f"{path} must be {' or '.join(map(_describe, members))}, got {shown(value)}")
 
 
 def _convert_tuple(value: Any, members: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{path} must be {_describe_tuple(members)}, got {value!r}")
+        raise ValueError(f"{path} must be {_describe_tuple(members)}, got {shown(value)}")
     if len(members) == 2 and members[1] is Ellipsis:
         members = (members[0],) * len(value)
     if len(value) != len(members):
-        raise ValueError(f"{path} must have {len(members)} entries, got {len(value)}: {value!r}")
+        raise ValueError(f"{path} must have {len(members)} entries, got {len(value)}: {shown(value)}")
     return tuple(
         _convert(item, member, f"{path}[{index}]")
         for index, (item, member) in enumerate(zip(value, members, strict=True))

@@ -12,6 +12,10 @@ from typing import Any
 
 from starflow_jax.core.choices import choices
 
+# Bounds of fields without bounds of their own: larger values overflow int32 or float32 sooner or later.
+MAX_INTEGER = 2**32 - 1
+MAX_REAL = 1e12
+
 
 def check(condition: bool, sentence: str) -> None:
     """Raises ValueError with the message `sentence` unless `condition` holds."""
@@ -19,17 +23,24 @@ def check(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def check_integer(name: str, value: object, *, minimum: int) -> None:
-    """Raises ValueError unless `value` is an integer of at least `minimum` (bool is not an integer here)."""
+def check_integer(name: str, value: object, *, minimum: int, maximum: int = MAX_INTEGER) -> None:
+    """Raises ValueError unless `value` is an integer from `minimum` to `maximum` (bool is not an integer here)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {shown(value)}")
+    if value > maximum:
+        raise ValueError(f"{name} must be an integer <= {maximum}, got {shown(value)}")
 
 
-def check_real(name: str, value: object, *, minimum: float = -math.inf) -> None:
-    """Raises ValueError unless `value` is a finite number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
+def check_real(name: str, value: object, *, minimum: float = -math.inf, maximum: float = MAX_REAL) -> None:
+    """Raises ValueError unless `value` is a finite number >= `minimum` of a magnitude of at most `maximum`."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_real and isinstance(value, numbers.Integral) and abs(value) > maximum:  # may be too large for a float
+        raise ValueError(f"{name} must be a number of magnitude <= {maximum:g}, got {shown(value)}")
+    if not is_real or not math.isfinite(value) or value < minimum:
         bound = f" >= {minimum:g}" if math.isfinite(minimum) else ""
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{bound}, got {shown(value)}")
+    if abs(value) > maximum:
+        raise ValueError(f"{name} must be a number of magnitude <= {maximum:g}, got {shown(value)}")
 
 
 def check_choices(config: object) -> None:
@@ -55,4 +66,15 @@ def _choice_fields(cls: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """The value as messages quote it: its `repr`, at most 200 characters of it.
+
+    An integer of thousands of digits, which Python refuses to print, is described by its number of bits.
+    """
+    if isinstance(value, int) and value.bit_length() > 14_000:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

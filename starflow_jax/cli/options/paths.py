@@ -1,0 +1,57 @@
+"""Parsing of paths on the command line, and of the functions that an option names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import stat
+from pathlib import Path
+
+from starflow_jax.cli.options.arguments import shortened
+
+
+def path(text: str) -> Path:
+    """Parses the path of a file or folder, which may be missing.
+
+    Named pipes and devices are refused: reading a pipe blocks, and a file that is written under a temporary name and
+    renamed would replace a device.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path without null bytes, got {shortened(text)!r}")
+    result = Path(text)
+    try:
+        mode = result.stat().st_mode
+    except FileNotFoundError:
+        return result
+    except OSError as error:  # a name that is too long, a folder on the way that is a file, missing permissions
+        reason = error.strerror or str(error)
+        raise argparse.ArgumentTypeError(f"must be a path, got {shortened(text)!r}: {reason}") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise argparse.ArgumentTypeError(f"must be a file or folder, got {text!r}, a device, pipe or socket")
+    return result
+
+
+def experiment_file(text: str) -> str:
+    """Parses FILE[:VARIANT]; returns the text."""
+    if not text.strip().strip(":"):
+        raise argparse.ArgumentTypeError(f"must be FILE[:VARIANT], got {text!r}")
+    path(text)
+    path(text.rpartition(":")[0] or text)
+    return text
+
+
+def function_name(text: str) -> str:
+    """Parses MODULE:FUNCTION; returns the text."""
+    if not re.fullmatch(r"[\w.]{1,200}:\w{1,200}", text):
+        raise argparse.ArgumentTypeError(f"must be MODULE:FUNCTION, got {shortened(text)!r}")
+    return text
+
+
+def network_name(text: str) -> str:
+    """Parses FILE, the name of a network, or MODULE:FUNCTION; returns the text."""
+    if ":" in text and not Path(text).exists():
+        return function_name(text)
+    path(text)
+    return text
