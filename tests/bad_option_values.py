@@ -24,10 +24,12 @@ OUTPUTS = {
     "file": (*_NO_PATHS, "folder", "pipe", "/proc/x/y"),
     "folder": (*_NO_PATHS, "file", "pipe", "/proc/x/y"),
 }
+MISSING_ALLOWED = {"folder": (*_NO_PATHS, "pipe")}  # a remark says what is missing
 
 # Whether the path of an option is read or written, and what it names; an option of one command goes before all.
 PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "--json": (OUTPUTS, "file"),
+    "data --workdir": (MISSING_ALLOWED, "folder"),
     "--out": (OUTPUTS, "folder"),
     "init --out": (OUTPUTS, "file"),
     "data --out": (OUTPUTS, "file"),
@@ -68,7 +70,7 @@ TEXTS = {
     "--real-caption": ("missing.txt", "empty.txt", "folder.txt", "garbage.txt", "pipe.txt", f"{LONG}.txt"),
 }
 # Options of free text: a name of a project or of a key, a sentence.
-FREE = {"train --wandb", "port --state", "score --caption"}
+FREE = {"train --wandb", "port --weights", "port --state", "score --caption"}
 
 
 def prepare(folder: Path) -> None:

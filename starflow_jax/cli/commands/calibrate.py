@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.core.choices import Objective
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_to(subparsers: Any) -> None:
         "calibrate", help="measure how a run is best inverted", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
+    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
     option("--samples", type=integer(1, 4096), default=4, metavar="N", help="training images or clips (default 4)")
     option(
         "--target-error",
@@ -65,7 +65,7 @@ def add_to(subparsers: Any) -> None:
         help="seed of the noise that is added to the data (default 0)",
     )
     option("--no-ema", action="store_true", help="calibrate the last parameters, not their exponential moving average")
-    option("--json", type=Path, metavar="FILE", help="also write the calibration there")
+    option("--json", type=output_file, metavar="FILE", help="also write the calibration there")
     parser.set_defaults(run=run)
 
 
@@ -87,8 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
         load_text(config)
     if request.guidance and not (config.flow.text_dim or config.flow.num_classes):
         raise CommandError(f"--guidance must be 0 for a model that reads no condition, got {request.guidance:g}")
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
     check_writable("the calibration", arguments.workdir / CALIBRATION_FILE)
     count = sum(bool(block.layers) for block in config.flow.blocks)
     with tqdm(total=count, unit="block", disable=None, dynamic_ncols=True) as bar:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.cli.remarks import latents_are_fixed
 from starflow_jax.core.choices import Split, choices
 
@@ -39,9 +39,11 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "data", help="show the data of an experiment", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
+    parser.add_argument(
+        "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
+    )
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
+    parser.add_argument("--out", type=path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
         "--seconds",
         type=real(),
@@ -50,9 +52,9 @@ def add_to(subparsers: Any) -> None:
         help="duration of the measurement, at most 3600 (default: 5; 0 for none)",
     )
     parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="a run, to compare with the speed of its training step"
+        "--workdir", type=path, metavar="DIR", help="a run, to compare with the speed of its training step"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
@@ -62,9 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
-    for name, path in (("--out", arguments.out), ("--json", arguments.json)):
-        if path is not None:
-            check_writable(name, path)
+    if arguments.out is not None:
+        check_writable("--out", arguments.out)
     if arguments.out is not None and arguments.out.suffix.lower() != ".png":
         raise CommandError(f"--out must end in .png, got {arguments.out}")
 

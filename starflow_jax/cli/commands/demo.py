@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import path
 
 ORDER = 170
 
@@ -38,7 +39,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--video", action="store_true", help="train on clips of moving digits instead of images")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the results (default demo, with --video demo_video)"
+        "--out", type=path, metavar="DIR", help="folder for the results (default demo, with --video demo_video)"
     )
     parser.add_argument(
         "--seed",
@@ -52,7 +53,7 @@ def add_to(subparsers: Any) -> None:
         help="a model that trains in seconds and learns little, to check that everything works",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of report.json there")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures of report.json there")
     parser.set_defaults(run=run)
 
 
@@ -61,11 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
 
     from starflow_jax.cli.errors import INTERRUPTED
-    from starflow_jax.cli.options.outputs import check_writable
-
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
-
     from starflow_jax.core.figures import write_json
     from starflow_jax.demos.demo_request import DemoRequest, run_request
     from starflow_jax.demos.digits_demo import claim, demo_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import with_text_encoder
 from starflow_jax.cli.options.devices import add_processes, join
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 from starflow_jax.core.choices import Dtype, LatentDtype, Split, choices
@@ -51,16 +53,18 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "encode", help="precompute latents and text states", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the latents: new or empty")
+    parser.add_argument(
+        "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
+    )
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the latents: new or empty")
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument(
         "--limit", type=integer(1), metavar="N", help="encode the first N examples only, unreadable ones included"
     )
     parser.add_argument(
-        "--autoencoder", type=Path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
+        "--autoencoder", type=path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
     )
-    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="a folder (default: data.text_encoder)")
+    parser.add_argument("--text-encoder", type=path, metavar="DIR", help="a folder (default: data.text_encoder)")
     parser.add_argument(
         "--compute",
         type=choice(*choices(Dtype)),
@@ -88,7 +92,7 @@ def add_to(subparsers: Any) -> None:
         help="dtype of the files (default: float16)",
     )
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="batch size (default: 32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -106,8 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     request = build_request(EncodeRequest, arguments, config=config)
     check_new_folder("--out", request.out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     import jax
     from tqdm import tqdm
@@ -161,6 +163,6 @@ def _print_figures(out: Path, source: str, encoded: Encoded, seconds: float, jso
 def patch_and_channels(text: str) -> tuple[int, int]:
     """Parses the patch size and the number of channels of a patch PCA, such as `8:16`."""
     patch, _, channels = text.partition(":")
-    if not (patch.isdecimal() and channels.isdecimal() and int(patch) > 0 and int(channels) > 0):
+    if not re.fullmatch(r"[1-9]\d{0,3}:[1-9]\d{0,5}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be PATCH:CHANNELS, such as 8:16, got {text!r}")
     return int(patch), int(channels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
@@ -12,7 +11,8 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.sample_quality import (
     add_quality_options,
     check_quality_options,
@@ -53,7 +53,7 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate", help="bits/dim, accuracy, FID and other metrics of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
+    parser.add_argument("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
     parser.add_argument(
         "--draws",
         type=integer(1, 10**6),
@@ -72,7 +72,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--no-ema", action="store_true", help="use the last parameters, not their exponential moving average"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_quality_options(parser)
     add_mesh(parser)
@@ -82,8 +82,6 @@ def add_to(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
     if arguments.metrics is None:
         check_quality_options(arguments)
         return _score(arguments)

@@ -9,6 +9,7 @@ from typing import Any
 
 from starflow_jax.cli.commands.train_autoencoder import add_options, carry_out
 from starflow_jax.cli.errors import sentences
+from starflow_jax.cli.options.paths import path
 
 ORDER = 140
 OVERRIDABLE = True
@@ -39,7 +40,7 @@ def add_to(subparsers: Any) -> None:
     )
     add_options(parser)
     parser.add_argument(
-        "--autoencoder", type=Path, metavar="DIR", help="folder in the layout of diffusers (default: autoencoder)"
+        "--autoencoder", type=path, metavar="DIR", help="folder in the layout of diffusers (default: autoencoder)"
     )
     parser.set_defaults(run=run)
 

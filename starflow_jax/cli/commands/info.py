@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import path
 
 ORDER = 20
 
@@ -29,15 +29,13 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info", help="show the progress and the checkpoints of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of a run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--workdir", required=True, type=path, metavar="DIR", help="folder of a run")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     import jax
 

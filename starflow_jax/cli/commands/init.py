@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.paths import path
 
 ORDER = 15
 
@@ -28,8 +28,8 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "init", help="write an experiment file for a folder of images", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the experiment file: a new .py file")
+    parser.add_argument("--data", type=path, required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="the experiment file: a new .py file")
     parser.set_defaults(run=run)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.core.choices import ProgramName, choices
+from starflow_jax.costs.chips import topology
 
 if TYPE_CHECKING:
     from starflow_jax.planning.plan_request import PlanRequest
@@ -51,8 +52,8 @@ def add_to(subparsers: Any) -> None:
         epilog=EXAMPLES,
     )
     option = parser.add_argument
-    option("--config", required=True, metavar="FILE[:VARIANT]", help="as in starflow train")
-    option("--topology", required=True, metavar="CHIP:SHAPE", help="accelerators: see below")
+    option("--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="as in starflow train")
+    option("--topology", required=True, type=chips_and_shape, metavar="CHIP:SHAPE", help="accelerators: see below")
     option(
         "--program",
         type=choice(*choices(ProgramName), "all"),
@@ -72,8 +73,17 @@ def add_to(subparsers: Any) -> None:
     option(
         "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
     )
-    option("--json", type=Path, metavar="FILE", help="also write the plans as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the plans as JSON")
     parser.set_defaults(run=run)
+
+
+def chips_and_shape(text: str) -> str:
+    """Parses CHIP:SHAPE such as `v5e:8x8`; returns the text."""
+    try:
+        topology(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("topology ")) from None
+    return text
 
 
 def rows_and_columns(text: str) -> tuple[int, int]:
@@ -88,8 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns exit code 0, whether or not the plans fit."""
     # Set before JAX initializes its devices, because nothing runs on them.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     from starflow_jax.core.config import load_config
     from starflow_jax.core.figures import write_json

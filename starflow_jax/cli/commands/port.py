@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
@@ -13,7 +12,8 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.core.choices import Transfer, choices
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def add_to(subparsers: Any) -> None:
         "port", help="released weights to a run, and back", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--from", dest="source", type=Path, metavar="PATH", help="a file or folder of tensors")
-    option("--config", metavar="FILE[:VARIANT]", help="the experiment whose flow the tensors are")
+    option("--from", dest="source", type=path, metavar="PATH", help="a file or folder of tensors")
+    option("--config", type=experiment_file, metavar="FILE[:VARIANT]", help="the experiment whose flow the tensors are")
     option(
         "--workdir",
         "--to",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder of the run: new or empty, or with --to-torch its own",
     )
@@ -84,31 +84,31 @@ def add_to(subparsers: Any) -> None:
         action="store_true",
         help="write although tensors are missing (they keep their initial values), unexpected or of another shape",
     )
-    option("--to-torch", type=Path, metavar="FILE", help="write a run's parameters as .safetensors, or .pth")
+    option("--to-torch", type=path, metavar="FILE", help="write a run's parameters as .safetensors, or .pth")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option(
         "--verify",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="run the forward passes recorded in a folder, with its weights, those of --from or those of --workdir; "
         "exit code 1 if an array is off",
     )
-    option("--assemble", type=Path, metavar="DIR", help="make a folder to sample from: a flow and its frozen models")
-    option("--flow", type=Path, metavar="DIR", help="with --assemble: the folder of a run")
+    option("--assemble", type=path, metavar="DIR", help="make a folder to sample from: a flow and its frozen models")
+    option("--flow", type=path, metavar="DIR", help="with --assemble: the folder of a run")
     option(
         "--autoencoder",
-        type=Path,
+        type=path,
         metavar="PATH[:SCALE]",
         help="with --assemble: a diffusers folder, Wan2.2 file or .npz; of videos with its temporal scale",
     )
-    option("--text-encoder", type=Path, metavar="DIR", help="with --assemble: a Hugging Face folder with its tokenizer")
+    option("--text-encoder", type=path, metavar="DIR", help="with --assemble: a Hugging Face folder with its tokenizer")
     option(
         "--place",
         type=choice(*choices(Transfer)),
         help="with --assemble: hard links where the file system has them, which take no space (default), or copies",
     )
-    option("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the report as JSON")
     add_model_config(parser, "whose values replace those of --config")
     add_mesh(parser)
     parser.set_defaults(run=run)
@@ -117,8 +117,6 @@ def add_to(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     mode = _mode(arguments)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
     if mode == "source":
         return _port(arguments)
     if mode == "to_torch":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.arguments import choice, class_choice, integer, real
+from starflow_jax.cli.options.arguments import aspect, choice, class_choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 from starflow_jax.core.choices import Denoise, choices
@@ -52,17 +52,17 @@ def add_to(subparsers: Any) -> None:
         "sample", help="sample images or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", type=Path, metavar="DIR", help="folder of a trained run")
+    option("--workdir", type=path, metavar="DIR", help="folder of a trained run")
     option(
         "--model",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="instead of --workdir: a folder of starflow port --assemble, with autoencoder and text encoder",
     )
     option(
         "--out",
         required=True,
-        type=Path,
+        type=path,
         metavar="PATH",
         help="x.png: one grid (videos: a row for each, a column for each frame); x.mp4, x.gif: videos in a grid; "
         "x.npz: arrays; a name without a suffix: a new folder with a PNG or MP4 for each",
@@ -134,13 +134,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--decoder",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
     )
     option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
 
 
@@ -155,21 +155,21 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--text-encoder",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder of the text encoder that reads captions (default: data.text_encoder of the run)",
     )
-    option("--image", type=Path, metavar="FILE", help="videos: an image as the first frame")
+    option("--image", type=path, metavar="FILE", help="videos: an image as the first frame")
     option(
         "--continue",
         dest="continued",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="videos: a video, or a folder of frames, to continue",
     )
     option(
         "--video",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="videos: a video to translate as the caption says; it comes first, followed by as many new frames",
     )
@@ -185,7 +185,7 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="videos: frames per second (default: that of the given file, that of the data, or 8)",
     )
-    option("--aspect", metavar="W:H", help="videos: another aspect ratio, such as 16:9, of the same area")
+    option("--aspect", type=aspect, metavar="W:H", help="videos: another aspect ratio, such as 16:9, of the same area")
     option(
         "--window",
         type=integer(2, 10**4),
@@ -245,7 +245,5 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         )
     else:
         check_new_folder("--out", out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
-        if arguments.json.absolute() == out.absolute():
-            raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")
+    if arguments.json is not None and arguments.json.absolute() == out.absolute():
+        raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")

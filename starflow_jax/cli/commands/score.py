@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -40,12 +40,12 @@ def add_to(subparsers: Any) -> None:
         "score", help="likelihood of clips, frames and tokens", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
-    option("--out", required=True, type=Path, metavar="DIR", help="a new folder for plots and numbers")
+    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
+    option("--out", required=True, type=path, metavar="DIR", help="a new folder for plots and numbers")
     option(
         "--video",
         action="append",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="a video, or a folder of frames, to score (repeatable)",
     )
@@ -67,7 +67,7 @@ def add_to(subparsers: Any) -> None:
     option("--batch", type=integer(1), default=16, metavar="N", help="clips scored together (default 16)")
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_mesh(parser)
     add_processes(parser)
@@ -86,8 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
         ema=not arguments.no_ema,
     )
     check_new_folder("--out", arguments.out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation.likelihood import video_score_run, video_scores

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
@@ -39,8 +39,8 @@ def add_to(subparsers: Any) -> None:
         "study", help="applications of likelihood, on a run's data", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=Path, metavar="DIR", help="folder of a trained run")
-    option("--out", required=True, type=Path, metavar="DIR", help="a new folder for the report and the plots")
+    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
+    option("--out", required=True, type=path, metavar="DIR", help="a new folder for the report and the plots")
     option("--num", type=integer(2, 10**6), metavar="N", help="images of each split (default: all)")
     option("--draws", type=integer(1, 10**4), default=4, metavar="N", help="draws of the noise per image (default 4)")
     option("--candidates", type=integer(2, 10**5), default=32, metavar="K", help="samples per class (default 32)")
@@ -58,15 +58,13 @@ def add_to(subparsers: Any) -> None:
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of all random choices (default 0)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     check_new_folder("--out", arguments.out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation.applications.study_report import tables

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 
@@ -51,16 +51,22 @@ def add_to(subparsers: Any) -> None:
         "sweep", help="likelihoods of many checkpoints on many data", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--config", metavar="FILE.py[:VARIANT]", help="Python file with get_config(), which says what is scored")
-    option("--out", required=True, type=Path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
+    option(
+        "--config",
+        type=experiment_file,
+        metavar="FILE.py[:VARIANT]",
+        help="Python file with get_config(), which says what is scored",
+    )
+    option("--out", required=True, type=path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
     option(
         "--workdir",
+        type=path,
         action="append",
         metavar="DIR",
         help="score all checkpoints of this run instead of the configuration's runs (repeatable)",
     )
     option("--report-only", action="store_true", help="compute nothing and rewrite the report of the results in --out")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     option("--quiet", action="store_true", help="do not print the table of finished cells")
     add_mesh(parser)
     add_processes(parser)
@@ -69,8 +75,6 @@ def add_to(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
     if arguments.report_only:
         return _report_only(arguments)
     if arguments.config is None:
@@ -118,7 +122,7 @@ def _request(arguments: argparse.Namespace) -> SweepRequest:
 
     with sentences():
         config = load_experiment(SweepConfig, arguments.config, arguments.overrides)
-        return SweepRequest(config, arguments.out, tuple(arguments.workdir or ()))
+        return SweepRequest(config, arguments.out, tuple(map(str, arguments.workdir or ())))
 
 
 def _report_only(arguments: argparse.Namespace) -> int:

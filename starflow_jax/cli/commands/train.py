@@ -10,13 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.devices import add_processes, join
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 from starflow_jax.core.choices import ResumePolicy, choices
@@ -60,11 +60,12 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--config",
         required=True,
+        type=experiment_file,
         metavar="FILE[:VARIANT]",
         help="Python file with get_config(), which receives the variant after the colon",
     )
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
+        "--workdir", required=True, type=path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
     parser.add_argument(
         "--resume",
@@ -75,7 +76,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--init-from",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="initialise a new run with the parameters of another run of the same flow, such as a ported one",
     )
@@ -99,7 +100,7 @@ def add_to(subparsers: Any) -> None:
         help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="also send the metrics to Weights & Biases")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the final results as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -113,8 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, arguments.overrides)
     if arguments.max_skipped is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped=arguments.max_skipped))
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     join(arguments)
 

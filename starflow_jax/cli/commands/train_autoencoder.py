@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import INTERRUPTED, sentences
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.paths import experiment_file, path
 
 if TYPE_CHECKING:
     from starflow_jax.reconstruction import FinetuneDecoderRequest, TrainAutoencoderRequest, TrainedAutoencoder
@@ -47,11 +48,13 @@ def add_to(subparsers: Any) -> None:
 
 def add_options(parser: Any) -> None:
     """Declares the options of a training of an autoencoder or a decoder."""
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config()")
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run: new, empty, or its own"
+        "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the final results as JSON")
+    parser.add_argument(
+        "--workdir", required=True, type=path, metavar="DIR", help="folder of the run: new, empty, or its own"
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
 
 

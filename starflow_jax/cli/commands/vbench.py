@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
-from starflow_jax.cli.options.arguments import choice, integer, real
+from starflow_jax.cli.options.arguments import aspect, choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
-from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
@@ -42,21 +42,21 @@ def add_to(subparsers: Any) -> None:
         "vbench", help="sample and name videos for VBench", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", type=Path, metavar="DIR", help="folder of a trained run on clips")
-    option("--model", type=Path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
-    option("--prompts", required=True, type=Path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
-    option("--out", required=True, type=Path, metavar="DIR", help="a new folder, or the folder of an earlier call")
+    option("--workdir", type=path, metavar="DIR", help="folder of a trained run on clips")
+    option("--model", type=path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
+    option("--prompts", required=True, type=path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
+    option("--out", required=True, type=path, metavar="DIR", help="a new folder, or the folder of an earlier call")
     option(
         "--num",
         type=integer(1, 1000),
         metavar="N",
         help="videos of a prompt (default: 5, or 25 for temporal_flickering)",
     )
-    option("--text-encoder", type=Path, metavar="DIR", help="folder of the text encoder (default: the run's)")
-    option("--decoder", type=Path, metavar="DIR", help="latents: the autoencoder that decodes them")
+    option("--text-encoder", type=path, metavar="DIR", help="folder of the text encoder (default: the run's)")
+    option("--decoder", type=path, metavar="DIR", help="latents: the autoencoder that decodes them")
     option("--frames", type=integer(1, 10**5), metavar="N", help="frames of a video (default: as trained)")
     option("--fps", type=real(above=True), metavar="X", help="frames per second (default: that of the data, or 8)")
-    option("--aspect", metavar="W:H", help="another aspect ratio, such as 16:9, of the same area")
+    option("--aspect", type=aspect, metavar="W:H", help="another aspect ratio, such as 16:9, of the same area")
     option("--guidance", type=real(), metavar="W", help="weight of guidance (default: the configuration's)")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option(
@@ -79,7 +79,7 @@ def add_to(subparsers: Any) -> None:
     option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
     parser.set_defaults(run=run)
 
@@ -104,8 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
         for other in prompt_files(arguments.prompts)[1]:
             remark(f"skipped {other}, which is not named after a dimension of VBench")
     request = build_request(VBenchRequest, arguments, solver=solver_request(arguments))
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
     check_writable("--out", request.out / RECORD)
     run_request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     with sentences(open_run):

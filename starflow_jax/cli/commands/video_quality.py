@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.cli.options.outputs import check_new_folder, output_file
+from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 80
@@ -39,9 +39,9 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     kinds = "a video, a folder of frames, or a folder of videos (repeatable)"
-    option("--video", action="append", required=True, type=Path, metavar="PATH", help=kinds)
-    option("--reference", action="append", type=Path, metavar="PATH", help="reference clip of each --video, in turn")
-    option("--real", action="append", type=Path, metavar="PATH", help="real clips to compare motion and drift with")
+    option("--video", action="append", required=True, type=path, metavar="PATH", help=kinds)
+    option("--reference", action="append", type=path, metavar="PATH", help="reference clip of each --video, in turn")
+    option("--real", action="append", type=path, metavar="PATH", help="real clips to compare motion and drift with")
     option(
         "--caption",
         action="append",
@@ -54,8 +54,8 @@ def add_to(subparsers: Any) -> None:
         metavar="TEXT|FILE.txt",
         help="captions of the real clips, in the same form; required for their bits/dim (default: not scored)",
     )
-    option("--out", required=True, type=Path, metavar="DIR", help="a new folder for the report and the plots")
-    option("--workdir", type=Path, metavar="DIR", help="a trained run on clips, which gives bits/dim of every frame")
+    option("--out", required=True, type=path, metavar="DIR", help="a new folder for the report and the plots")
+    option("--workdir", type=path, metavar="DIR", help="a trained run on clips, which gives bits/dim of every frame")
     option(
         "--held-out",
         type=integer(1, 10**6),
@@ -75,15 +75,13 @@ def add_to(subparsers: Any) -> None:
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--json", type=Path, metavar="FILE", help="also write the results as JSON")
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     check_new_folder("--out", arguments.out)
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
 
     from starflow_jax.core.figures import write_json
     from starflow_jax.evaluation.evaluation_requests import VideoQualityRequest

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.paths import path
 
 
 def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
@@ -17,9 +18,8 @@ def add_model_config(parser: argparse.ArgumentParser, what: str) -> None:
       parser: of the command.
       what: the end of the help text, the use of the file's values.
     """
-    from pathlib import Path
 
-    parser.add_argument("--model-config", type=Path, metavar="FILE.yaml", help=f"a released configuration file, {what}")
+    parser.add_argument("--model-config", type=path, metavar="FILE.yaml", help=f"a released configuration file, {what}")
     parser.add_argument(
         "--ignore-unknown",
         action="store_true",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.arguments import Parser, choice, integer, real
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.paths import function_name, network_name, path
 from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.core.choices import Denoise, Resize, Split, choices
 from starflow_jax.core.registries import METRICS
@@ -31,6 +31,7 @@ def add_quality_options(parser: Parser) -> None:
     option("--guidance", type=_weights, metavar="W,...", help="guidance weights (default: that of the configuration)")
     option(
         "--features",
+        type=network_name,
         metavar="FILE|digits|MODULE:FUNCTION",
         help="the feature network: weights of FID's Inception (torch-fidelity, pytorch-fid), the small digit "
         "classifier that this command trains (default for digits), or a function of uint8 [B, H, W, C] that "
@@ -50,13 +51,14 @@ def add_quality_options(parser: Parser) -> None:
     )
     option(
         "--real",
-        type=Path,
+        type=path,
         metavar="FOLDER|FILE.npz",
         help="other real images to compare with: a folder, or an .npz file with uint8 `image` [n, H, W, C]; required "
         "for runs on precomputed latents",
     )
     option(
         "--clip",
+        type=function_name,
         metavar="MODULE:FUNCTION",
         help="metric clip: a function of (images, captions) that returns their features",
     )
@@ -67,9 +69,9 @@ def add_quality_options(parser: Parser) -> None:
         metavar="TEXT|FILE.txt",
         help="runs on captions: captions to sample from in turn (repeatable)",
     )
-    option("--text-encoder", type=Path, metavar="DIR", help="runs on captions: the text encoder that reads them")
-    option("--decoder", type=Path, metavar="DIR", help="latents: decode them with this autoencoder")
-    option("--out", type=Path, metavar="DIR", help=f"folder of results and features (default: {FOLDER} in --workdir)")
+    option("--text-encoder", type=path, metavar="DIR", help="runs on captions: the text encoder that reads them")
+    option("--decoder", type=path, metavar="DIR", help="latents: decode them with this autoencoder")
+    option("--out", type=path, metavar="DIR", help=f"folder of results and features (default: {FOLDER} in --workdir)")
     option("--chunk", type=integer(16, 10**6), metavar="N", help=f"images per file of features (default {CHUNK})")
     option("--sample-batch", type=integer(1), metavar="N", help=f"images sampled together (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")

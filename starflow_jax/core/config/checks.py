@@ -8,7 +8,7 @@ import math
 import numbers
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from starflow_jax.core.choices import choices
 
@@ -27,20 +27,24 @@ def check_integer(name: str, value: object, *, minimum: int, maximum: int = MAX_
     """Raises ValueError unless `value` is an integer from `minimum` to `maximum` (bool is not an integer here)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {shown(value)}")
-    if value > maximum:
+    if int(value) > maximum:
         raise ValueError(f"{name} must be an integer <= {maximum}, got {shown(value)}")
 
 
 def check_real(name: str, value: object, *, minimum: float = -math.inf, maximum: float = MAX_REAL) -> None:
     """Raises ValueError unless `value` is a finite number >= `minimum` of a magnitude of at most `maximum`."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if is_real and isinstance(value, numbers.Integral) and abs(value) > maximum:  # may be too large for a float
-        raise ValueError(f"{name} must be a number of magnitude <= {maximum:g}, got {shown(value)}")
-    if not is_real or not math.isfinite(value) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not _is_finite(value) or value < minimum:
         bound = f" >= {minimum:g}" if math.isfinite(minimum) else ""
         raise ValueError(f"{name} must be a finite number{bound}, got {shown(value)}")
-    if abs(value) > maximum:
+    if value > maximum or value < -maximum:
         raise ValueError(f"{name} must be a number of magnitude <= {maximum:g}, got {shown(value)}")
+
+
+def _is_finite(value: numbers.Real) -> TypeGuard[float]:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is too large for a float
+        return True
 
 
 def check_choices(config: object) -> None:
