@@ -364,6 +364,7 @@ def test_speed_leaves_out_compilation_and_counts_waiting(monkeypatch):
 def test_a_line_leaves_out_what_is_not_known():
     values = {"loss": 1.0, "mfu": 0.41, "data_wait": 0.002, "images_per_second": float("nan"), "skipped_updates": 3}
     assert line("run", 5, 9, values) == "run: step 5/9  loss 1.0000  MFU 41.0 %  data wait 0.2 %  skipped 3"
+    assert line("run", 5, 9, {"loss": 1.0}, seconds_left=3723.4) == "run: step 5/9  loss 1.0000  1:02:03 left"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -155,10 +155,15 @@ def make_plan(config: SweepConfig, layout: Layout | None = None) -> Plan:
     cells: list[Cell] = []
     for checkpoints in runs:
         for checkpoint in checkpoints:
-            sets = [
-                _data(opened, encoders, file_hashes, data_config, checkpoint.config, config)
-                for data_config in config.data
-            ]
+            sets, errors = [], []
+            for data_config in config.data:
+                try:
+                    sets.append(_data(opened, encoders, file_hashes, data_config, checkpoint.config, config))
+                except ValueError as error:  # all of them are reported, so that they can be mended together
+                    errors.append(error)
+            if len(errors) == 1:
+                raise errors[0]
+            check(not errors, "; ".join(str(error).removesuffix(".") for error in errors))
             called = [data.name for data in sets]
             again = sorted({name for name in called if called.count(name) > 1})
             check(not again, f"data must have names that differ (data.name), got {', '.join(again)} again")

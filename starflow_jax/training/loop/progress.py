@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping
 
 from tqdm import tqdm
 
 
-def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
-    """A row of metrics as one line of text; unknown values are omitted."""
+def line(name: str, step: int, steps: int, values: Mapping[str, float], seconds_left: float | None = None) -> str:
+    """A row of metrics as one line of text; unknown values are omitted.
+
+    Args:
+      seconds_left: expected seconds until the last step; None if unknown.
+    """
     parts = [f"{name}: step {step}/{steps}"]
     for field, form in (
         ("loss", "loss {:.4f}"),
@@ -30,6 +35,8 @@ def line(name: str, step: int, steps: int, values: Mapping[str, float]) -> str:
         parts.append(f"skipped {values['skipped_updates']:.0f}")
     if values.get("bad_examples"):
         parts.append(f"bad examples {values['bad_examples']:.0f}")
+    if seconds_left is not None:
+        parts.append(f"{tqdm.format_interval(round(seconds_left))} left")
     return "  ".join(parts)
 
 
@@ -46,6 +53,7 @@ class Progress:
         self._lines = enabled and not sys.stderr.isatty()
         self._enabled = enabled
         self._bar = tqdm(disable=True)
+        self._first: tuple[int, float] | None = None  # step and time of the first row, after compilation
 
     def started(self, step: int) -> Progress:
         """Shows the bar at `step`; returns this object."""
@@ -73,7 +81,7 @@ class Progress:
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Shows a row of metrics."""
         if self._lines:
-            self.say(line(self._name, step, self._steps, values))
+            self.say(line(self._name, step, self._steps, values, self._seconds_left(step)))
             return
         postfix = {}
         for field, label, form in (
@@ -89,6 +97,15 @@ class Progress:
         if values.get("bad_examples"):
             postfix["bad"] = f"{values['bad_examples']:.0f}"
         self._bar.set_postfix(postfix, refresh=False)
+
+    def _seconds_left(self, step: int) -> float | None:
+        """Expected seconds until the last step at the rate since the first row of metrics; None at that row."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = (step, now)
+            return None
+        first_step, first_time = self._first
+        return (now - first_time) / (step - first_step) * (self._steps - step)
 
     def remark(self, text: str) -> None:
         """Prints a line if progress is enabled."""
