@@ -118,6 +118,7 @@ class SampleRequest:
     def __post_init__(self) -> None:
         _check_numbers(self, ("num", "candidates", "keep", "frames", "window", "context", "batch_size"))
         check_integer("seed", self.seed, minimum=0)
+        _check_factors(self)
         check_real("attention_temperature", self.attention_temperature)
         require(
             self.keep is None or self.candidates is not None,
@@ -194,7 +195,15 @@ class VBenchRequest:
     def __post_init__(self) -> None:
         _check_numbers(self, ("num", "frames", "batch_size", "scale"))
         check_integer("seed", self.seed, minimum=0)
+        _check_factors(self)
         _check_fps(self.fps)
+
+
+def _check_factors(request: Any) -> None:
+    """Raises ValueError unless guidance and temperature are None or finite numbers of at least 0."""
+    for name in ("guidance", "temperature"):
+        if getattr(request, name) is not None:
+            check_real(name, getattr(request, name), minimum=0.0)
 
 
 def _check_numbers(request: Any, names: tuple[str, ...]) -> None:
