@@ -235,7 +235,7 @@ REFUSALS = {
     ),
     "mp4 of images": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
     "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also .mp4 or .gif)"),
-    "aspect": ([*RUN, "--aspect", "wide"], "aspect_ratio must be 'width:height'"),
+    "aspect": ([*RUN, "--aspect", "wide"], "--aspect must be W:H, both above 0"),
     "thin": ([*RUN, "--aspect", "1:1000"], "multiple must leave both sides above 0"),
     "fps": ([*RUN, "--fps", "0"], "--fps must be a finite number > 0"),
     "fast": ([*RUN, "--fps", "241"], "--fps must be from 0.01 to 240, got 241"),

@@ -46,7 +46,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--out", type=path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
         "--seconds",
-        type=real(),
+        type=real(0.0, 3600.0),
         default=5.0,
         metavar="S",
         help="duration of the measurement, at most 3600 (default: 5; 0 for none)",
