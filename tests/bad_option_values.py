@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 HUGE = "1" + "0" * 30
@@ -12,7 +13,7 @@ INTEGERS = (*NUMBERS, "1.5", "1e30", HUGE)
 REALS = (*NUMBERS, "1e30", "-1e30", HUGE)
 WORDS = ("", " ", "x", "NONE,", "0", "true", LONG, "\x00")
 
-# Paths below the folder that `bad_paths` prepares.
+# Paths in the folder that `prepare` fills.
 _NO_PATHS = ("", "file/below", LONG, f"{LONG}/below", "nul\x00byte")
 _NO_INPUTS = (*_NO_PATHS, "missing", "pipe")
 INPUTS = {
@@ -75,8 +76,6 @@ FREE = {"train --wandb", "port --weights", "port --state", "score --caption"}
 
 def prepare(folder: Path) -> None:
     """Creates what the values of paths refer to: `file`, `folder`, `empty`, `garbage` and a named pipe."""
-    import os
-
     (folder / "file").write_text("a file")
     (folder / "folder").mkdir()
     (folder / "folder" / "letter.md").write_text("a letter")

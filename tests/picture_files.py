@@ -27,6 +27,20 @@ def picture(seed: int, height: int = 24, width: int = 24) -> np.ndarray:
     return np.rint(top * (1 - rows) + bottom * rows).astype(np.uint8)
 
 
+SHOWN = picture(3, 24, 40)  # rows x columns as it is displayed
+# What a camera stores for each EXIF orientation, so that turning it back displays SHOWN.
+STORED = {
+    1: SHOWN,
+    2: SHOWN[:, ::-1],
+    3: SHOWN[::-1, ::-1],
+    4: SHOWN[::-1],
+    5: SHOWN.transpose(1, 0, 2),
+    6: np.rot90(SHOWN),
+    7: SHOWN[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(SHOWN, -1),
+}
+
+
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     """A picture file's bytes."""
     buffer = io.BytesIO()

@@ -10,6 +10,7 @@ from random_flows import CLASSES, random_flow
 
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.flows.parameters import split
 from starflow_jax.sweeps import make_plan, read_examples, read_results, run_sweep
@@ -97,6 +98,11 @@ def config_of(home, **changes):
     values = {"noise": ("uniform", 0.1), "conditions": ("true", "dropped", "shuffled"), "draws": DRAWS}
     values |= {"runs": (SweepRun(str(home / "run")),), "data": data, "batch_size": 8}
     return SweepConfig("test", **{**values, **changes})
+
+
+def missing_data(*names):
+    """Data sets whose files do not exist."""
+    return tuple(SweepData(name, source=SourceConfig(source="npz", path=name)) for name in names)
 
 
 def examples(out):

@@ -56,7 +56,7 @@ VIDEO_OPTIONS = {
     "--caption",
 }
 METRIC_OPTIONS = {"--features", "--clip", "--real"}
-# Options that change what the others mean, with the arguments that go with them.
+# The other arguments of `port` for options of its other forms.
 PORT = {
     "--to": ["--state", "model"],
     "--to-torch": ["--workdir", "run"],
@@ -66,7 +66,6 @@ PORT = {
     "--autoencoder": ["--assemble", "new", "--flow", "run"],
     "--text-encoder": ["--assemble", "new", "--flow", "run"],
 }
-"""Arguments of `port` for options that belong to its other forms."""
 
 
 PARSER, PARSERS = build_parser()

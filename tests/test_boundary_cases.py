@@ -47,8 +47,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(name):
     np.testing.assert_allclose(flow.forward(x, jnp.zeros(1, jnp.int32)).logdet[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_guidance_of_weight_one_doubles_the_difference_and_zero_is_none():
-    """v + w (v - u) of the last block's mean, where the scale is that of the conditional prediction for w = 0."""
+def test_guidance_of_weight_zero_or_away_from_the_same_condition_is_none():
     flow, z = random_flow(IMAGE), normal((2, 3, 4, 2))
     plain = inverse(flow, z, TEXT).x
     np.testing.assert_allclose(inverse(flow, z, TEXT, guidance=Guidance(0.0, NULL)).x, plain, atol=1e-6)

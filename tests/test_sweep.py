@@ -17,6 +17,7 @@ from sweep_runs import (
     config_file,
     config_of,
     examples,
+    missing_data,
     runs_of,
     swept,
     two_checkpoints,
@@ -24,7 +25,6 @@ from sweep_runs import (
 )
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.evaluation.likelihood.image_likelihood import BitsPerDim, log_probs
@@ -370,10 +370,7 @@ def test_bfloat16_is_measured_against_float32(home, tmp_path):
         (lambda home: {"runs": runs_of(home, {}, {})}, "runs must have names that differ"),
         (lambda home: {"data": (SweepData("x", levels=300),)}, "levels must be at most 256, got 300"),
         (lambda home: {"data": (SweepData("x"), SweepData("x"))}, "data must have names that differ, got x again"),
-        (
-            lambda home: {"data": tuple(SweepData(x, source=SourceConfig("npz", path=x)) for x in ("one", "two"))},
-            "data 'one': data file one/test.npz does not exist; data 'two': data file two/test.npz does not exist",
-        ),
+        (lambda home: {"data": missing_data("a", "b")}, "a/test.npz does not exist; data 'b': data file b/test.npz"),
         (lambda home: {"noise": (0.0,)}, "noise must be 'uniform', 'trained' or a finite number above 0, got 0.0"),
         (lambda home: {"conditions": ()}, "conditions must name at least one, got none"),
         (lambda home: {"data": (SweepData("one", count=1),)}, "condition 'shuffled' needs two examples, got 1"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _KINDS = (
+    (stat.S_ISREG, "a file"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -58,10 +59,14 @@ def check_file(path: Path | str) -> None:
     _check_mode(path, os.stat(path).st_mode)
 
 
+def file_kind(mode: int) -> str:
+    """What a path leads to ("a file", "a folder", "a named pipe"), by the `st_mode` of its status."""
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
+
+
 def _check_mode(path: Path | str, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
-        raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", str(path))
+        raise NotAFile(errno.EINVAL, f"it is {file_kind(mode)}, not a file", str(path))
 
 
 def read_bytes(path: Path | str, max_bytes: int | None = None) -> bytes:

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from starflow_jax.cli.options.arguments import shortened
+from starflow_jax.core.regular_files import file_kind
 
 
 def path(text: str) -> Path:
@@ -29,7 +30,7 @@ def path(text: str) -> Path:
         reason = error.strerror or str(error)
         raise argparse.ArgumentTypeError(f"must be a path, got {shortened(text)!r}: {reason}") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise argparse.ArgumentTypeError(f"must be a file or folder, got {text!r}, a device, pipe or socket")
+        raise argparse.ArgumentTypeError(f"must be a file or folder, got {text!r}, {file_kind(mode)}")
     return result
 
 

@@ -14,7 +14,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample
 from starflow_jax.data.sources.base import Source
 from starflow_jax.data.sources.captioning import Captioner
-from starflow_jax.data.sources.image_collection import Found
+from starflow_jax.data.sources.image_collection import ExampleCaptions
 from starflow_jax.data.sources.mixture import components_of
 
 # Examples whose captions are read, evenly spaced over the components.
@@ -99,7 +99,7 @@ def caption_account(source: Source) -> CaptionAccount | None:
 def _accounts(source: Any, most: int) -> list[CaptionAccount]:
     """The account of one component as a list of one, of at most `most` examples; empty where it reads no captions."""
     collection: Any = getattr(source, "collection", None) or getattr(source, "folder", None)
-    captions: Callable[[int], Found] | None = getattr(collection, "captions", None)
+    captions: Callable[[int], ExampleCaptions] | None = getattr(collection, "captions", None)
     captioner: Captioner | None = getattr(source, "captioner", None)
     if captions is None or captioner is None:
         return []
@@ -108,7 +108,7 @@ def _accounts(source: Any, most: int) -> list[CaptionAccount]:
     places = np.unique(np.linspace(0, count - 1, min(count, max(most, 1))).astype(np.int64))
     chosen = [int(place) if indices is None else int(indices[place]) for place in places]
 
-    def look(index: int) -> Found | None:
+    def look(index: int) -> ExampleCaptions | None:
         try:
             return captions(index)
         except BadExample:

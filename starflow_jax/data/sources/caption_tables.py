@@ -13,7 +13,7 @@ from typing import Any
 
 from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
 from starflow_jax.data.sources.caption_files import CaptionFormat
-from starflow_jax.data.sources.image_collection import Found
+from starflow_jax.data.sources.image_collection import ExampleCaptions
 from starflow_jax.data.sources.regular_file import open_regular
 
 # In the order in which they are preferred, where one folder contains both.
@@ -32,7 +32,7 @@ class CaptionTables:
       notes: sentences about rows and tables that cannot be used.
     """
 
-    captions: dict[str, Found] = field(default_factory=dict)
+    captions: dict[str, ExampleCaptions] = field(default_factory=dict)
     rows: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ def _read_table(root: Path, table: str, reading: CaptionFormat, found: CaptionTa
         )
     for file, several in here.items():
         kinds = dict.fromkeys(kind for one in several for kind in one)
-        found.captions[file] = Found(
+        found.captions[file] = ExampleCaptions(
             {kind: tuple(text for one in several for text in one.get(kind, ())) for kind in kinds}, origin
         )
 

@@ -23,7 +23,7 @@ from starflow_jax.data.sources.caption_files import (
 )
 from starflow_jax.data.sources.caption_tables import TABLES, CaptionTables, read_tables
 from starflow_jax.data.sources.folder_walk import Listing, list_files
-from starflow_jax.data.sources.image_collection import Found, Item
+from starflow_jax.data.sources.image_collection import ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
@@ -130,7 +130,7 @@ class Folder:
         except OSError as error:
             raise BadExample(str(path), error_reason(error)) from error
 
-    def captions(self, index: int) -> Found:
+    def captions(self, index: int) -> ExampleCaptions:
         """Captions in the first of these that has one: .json, .txt and .caption files beside, metadata files."""
         path = self.path(index)
         for form in self.forms:
@@ -146,8 +146,8 @@ class Folder:
                 raise BadExample(str(path), f"its caption file cannot be read: {error_reason(error)}") from error
             texts = self.reading.read(suffix.lower(), data, str(path))
             if has_text(texts):
-                return Found(texts, FILE_KINDS[suffix.lower()])
-        return self.tables().captions.get(self.files[index], Found({}))
+                return ExampleCaptions(texts, FILE_KINDS[suffix.lower()])
+        return self.tables().captions.get(self.files[index], ExampleCaptions({}))
 
     def caption_notes(self) -> list[str]:
         """Sentences about metadata files: what cannot be read, and rows that name no file of the folder."""

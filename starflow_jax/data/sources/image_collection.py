@@ -21,7 +21,7 @@ class Item(NamedTuple):
     captions: Captions
 
 
-class Found(NamedTuple):
+class ExampleCaptions(NamedTuple):
     """The captions of one example by kind, and where they were found: a kind of file, "" for nowhere."""
 
     texts: Captions
@@ -31,9 +31,9 @@ class Found(NamedTuple):
 class ImageCollection(Protocol):
     """Image files in folders, tars, or records. Picklable, since it is sent to worker processes.
 
-    A collection may also have `captions(index) -> Found`, which reads captions without the image, so that they are
-    counted before training (`data.pipeline.caption_account`); `classes`, the names of the classes; and `notes`,
-    sentences about what is left aside.
+    A collection may also have `captions(index) -> ExampleCaptions`, which reads captions without the image, so that
+    they are counted before training (`data.pipeline.caption_account`); `classes`, the names of the classes; and
+    `notes`, sentences about what is left aside.
     """
 
     @property

@@ -6,7 +6,6 @@ import bisect
 import collections
 import dataclasses
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -19,12 +18,12 @@ from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.caption_files import CaptionFormat
-from starflow_jax.data.sources.image_collection import Captions, Found, Item
+from starflow_jax.data.sources.image_collection import Captions, ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
-from starflow_jax.data.sources.splits import shard_files, shard_notes
+from starflow_jax.data.sources.splits import shard_files, shard_notes, shards_signature
 
 # Row groups that every process keeps in memory: a row is read with all rows of its group.
 _KEPT_GROUPS = 8
@@ -32,10 +31,10 @@ _MAX_CLASSES = 2**20
 
 
 class Group(NamedTuple):
-    """A row group: the index of its shard, its place in it, and its number of rows."""
+    """A row group: the index of its shard, its index in the shard, and its number of rows."""
 
     shard: int
-    place: int
+    row_group: int
     rows: int
 
 
@@ -136,7 +135,7 @@ class ParquetRows:
 
     def key(self, index: int) -> str:
         """Shard and row in it."""
-        shard = self.groups[self._place(index)[0]].shard
+        shard = self.groups[self._group_and_row(index)[0]].shard
         first = bisect.bisect_left(self.groups, (shard,))
         return f"{self.shards[shard]}[{index - (self.ends[first - 1] if first else 0)}]"
 
@@ -152,33 +151,29 @@ class ParquetRows:
         number = label if isinstance(label, int) and 0 <= label < self.num_classes else -1
         return Item(io.BytesIO(data), number, self.reading.from_row(row, self.key(index)) if captions else {})
 
-    def captions(self, index: int) -> Found:
+    def captions(self, index: int) -> ExampleCaptions:
         """Captions in the first column that has one."""
         if not self.texts:
-            return Found({})
+            return ExampleCaptions({})
         texts: Captions = self.reading.from_row(self._row(index, self.texts, self.texts_read), self.key(index))
-        return Found(texts, "parquet column")
+        return ExampleCaptions(texts, "parquet column")
 
     def identity(self, index: int) -> str:
         """Name of the shard and row in it."""
-        group, row = self._place(index)
+        group, row = self._group_and_row(index)
         shard = self.shards[self.groups[group].shard]
-        return f"{shard.name} {self.groups[group].place} {row} {shard.stat().st_size if row == 0 else ''}"
+        return f"{shard.name} {self.groups[group].row_group} {row} {shard.stat().st_size if row == 0 else ''}"
 
     def signature(self) -> str:
         """Digest of the names, sizes and modification times of the shards."""
-        digest = hashlib.sha256()
-        for shard in self.shards:
-            status = shard.stat()
-            digest.update(f"{shard.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+        return shards_signature(self.shards)
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _group_and_row(self, index: int) -> tuple[int, int]:
         group = bisect.bisect_right(self.ends, index)
         return group, index - (self.ends[group] - self.groups[group].rows)
 
     def _row(self, index: int, columns: tuple[str, ...], groups: LazyReader[_GroupCache]) -> dict[str, Any]:
-        group, row = self._place(index)
+        group, row = self._group_and_row(index)
         try:
             table = groups().read(self.groups[group])
             return {name: table.column(name)[row].as_py() for name in columns}
@@ -203,7 +198,7 @@ class _GroupCache:
                 self._kept.move_to_end(group)
                 return self._kept[group]
         with parquet.ParquetFile(self._shards[group.shard]) as file:
-            table = file.read_row_group(group.place, columns=list(self._columns))
+            table = file.read_row_group(group.row_group, columns=list(self._columns))
         with self._lock:
             self._kept[group] = table
             while len(self._kept) > _KEPT_GROUPS:

@@ -1,8 +1,9 @@
-"""Splits in the names of folders and files: `train`, `Train`, `TEST`, `val`, `valid` or `validation`."""
+"""Splits in the names of folders and files: `train`, `Train`, `TEST`, `val`, `valid` or `validation`; their shards."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def shard_notes(path: str, split: str, shards: Sequence[Path]) -> tuple[str, ...
         f"{len(named)} shards called after the test split, such as {named[0]}, are read for training, since none is "
         "called train",
     )
+
+
+def shards_signature(shards: Sequence[Path]) -> str:
+    """Digest of the names, sizes and modification times of shards."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        status = shard.stat()
+        digest.update(f"{shard.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

@@ -7,7 +7,6 @@ a tar are used as names only, and links are ignored.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from starflow_jax.data.sources.caption_files import (
     CaptionFormat,
     has_text,
 )
-from starflow_jax.data.sources.image_collection import Found, Item
+from starflow_jax.data.sources.image_collection import ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
-from starflow_jax.data.sources.splits import shard_files, shard_notes
+from starflow_jax.data.sources.splits import shard_files, shard_notes, shards_signature
 from starflow_jax.data.sources.tar_members import Entry, LeftAside, Member, check_uncompressed, read_entries
 
 # Values of the option `keys`: the key of a member ends at this dot of the last component of its name.
@@ -97,15 +96,15 @@ class Tars:
         data = io.BytesIO(self._bytes(entry.shard, entry.image, name))
         return Item(data, entry.label, texts)
 
-    def captions(self, index: int) -> Found:
+    def captions(self, index: int) -> ExampleCaptions:
         """Captions in the first of the members .json, .txt and .caption that has one."""
         entry, name = self.entries[index], self.key(index)
         for member in entry.captions:
             data = self._bytes(entry.shard, member._replace(size=min(member.size, MAX_CAPTION_BYTES + 1)), name)
             texts = self.reading.read(member.suffix, data, name)
             if has_text(texts):
-                return Found(texts, FILE_KINDS[member.suffix])
-        return Found({})
+                return ExampleCaptions(texts, FILE_KINDS[member.suffix])
+        return ExampleCaptions({})
 
     def identity(self, index: int) -> str:
         """Name of the shard, key in it, and size of the image."""
@@ -114,11 +113,7 @@ class Tars:
 
     def signature(self) -> str:
         """Digest of the names, sizes and modification times of the shards."""
-        digest = hashlib.sha256()
-        for shard in self.shards:
-            status = shard.stat()
-            digest.update(f"{shard.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+        return shards_signature(self.shards)
 
     def _bytes(self, shard: int, member: Member, name: str) -> bytes:
         try:

@@ -12,7 +12,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
-from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, Found, Item
+from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
@@ -111,13 +111,13 @@ class TfdsRecords:
             raise BadExample(self.key(index), error_reason(error)) from error
         return Item(io.BytesIO(data), label, texts)
 
-    def captions(self, index: int) -> Found:
+    def captions(self, index: int) -> ExampleCaptions:
         """The texts of one record."""
         try:
             texts = self._captions(self.records()[index])
         except Exception as error:  # parsers raise many kinds of errors on damaged records
             raise BadExample(self.key(index), error_reason(error)) from error
-        return Found(texts, "text feature")
+        return ExampleCaptions(texts, "text feature")
 
     def _captions(self, record: Any) -> Captions:
         """A single text feature is the caption; several keep their names."""
