@@ -16,6 +16,7 @@ from starflow_jax.data.sources.caption_files import MAX_CAPTION_BYTES
 from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.training.encode_request import EncodeRequest
 from starflow_jax.training.latent_encoding import open_encoding
+from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.training_setup import Setup
 
 PICTURE = encoded(picture(0))
@@ -204,6 +205,7 @@ def test_a_run_that_reads_text_and_finds_none_is_refused(tmp_path):
     (tmp_path / "1.txt").write_text("a cat")
     setup = Setup.from_config(config)
     assert setup.notes[0].startswith("captions: 1 of 2 examples have one (1 in a text file); 1 HAVE NONE")
+    assert setup.captions_incomplete  # reported under --quiet, too
     assert setup.config.data.captions.lines == "one"
 
 
@@ -220,12 +222,19 @@ def test_latents_are_not_written_without_the_captions_that_the_flow_reads(tmp_pa
     )
 
 
+def test_missing_captions_are_reported_where_progress_is_not(capsys):
+    progress = Progress("any", 1, enabled=False)
+    progress.remark("nothing is missing")
+    progress.remark("captions: 1 HAVE NONE", always=True)
+    assert capsys.readouterr().err == "any: captions: 1 HAVE NONE\n"
+
+
 def test_captions_of_clips_are_counted(tmp_path):
     write_clip(tmp_path / "0.mp4", 4)
     write_clip(tmp_path / "1.mp4", 4)
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.mp4,a cat\n")
     account = caption_account(opened(tmp_path, source="videos", frames=2))
-    assert (account.found, account.missing) == ({"metadata.csv": 1}, 1)
+    assert (account.counts, account.missing) == ({"metadata.csv": 1}, 1)
 
 
 def test_collections_with_tables_go_to_worker_processes(tmp_path):

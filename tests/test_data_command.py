@@ -104,7 +104,8 @@ def test_one_file_is_data_enough(folder, tmp_path, capsys):
     [
         (["--out", "sheet.jpg"], "--out must end in .png, got sheet.jpg"),
         (["--seconds", "-1"], "must be a finite number >= 0, got '-1'"),
-        (["--seconds", "1e30"], "--seconds must be at most 3600, got 1e+30"),
+        (["--seconds", "1e30"], "--seconds must be a number <= 1e+06, got '1e30'"),
+        (["--seconds", "1e5"], "--seconds must be at most 3600, got 100000"),
         (["--config.data.threads=x"], "config.data.threads must be an integer, got 'x'"),
         (["--config.data.thread=1"], "config.data has no field 'thread'; did you mean threads"),
         (["--config.data.source=images", "--config.data.path=gone"], "data folder gone does not exist"),
@@ -142,7 +143,10 @@ def test_the_account_of_captions_classes_and_what_is_left_aside(folder, tmp_path
     assert "captions: 3 of 4 examples have one (2 in a text file, 1 in a JSON file); 1 HAVE NONE" in said
     assert "classes: 0 cat, 1 dog" in said and "1 linked folders lead to a folder that is read already" in said
     figures = json.loads(report.read_text())
-    assert figures["captions"]["found"] == {"text file": 2, "JSON file": 1} and figures["class_names"] == ["cat", "dog"]
+    assert figures["captions"]["counts"] == {"text file": 2, "JSON file": 1} and figures["class_names"] == [
+        "cat",
+        "dog",
+    ]
 
 
 def test_a_folder_that_is_mostly_broken_ends_in_a_sentence(folder, tmp_path, capsys):

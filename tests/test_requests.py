@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from starflow_jax.cli import dispatch
+from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.arguments import Parser, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
@@ -50,6 +51,12 @@ def test_a_request_is_built_from_options_of_the_same_dest():
     with pytest.raises(RequestError, match=r"num must be at least batch_size 8, got 3") as caught:
         build_request(Batches, parser.parse_args(["--num", "3"]))
     assert caught.value.text(parser.flag) == "--num must be at least --batch 8, got 3"
+
+
+def test_a_value_error_of_a_request_is_no_traceback():
+    arguments = Parser().parse_args([])
+    with pytest.raises(CommandError, match="seconds must be a number of magnitude <= 1e"):
+        build_request(DataRequest, arguments, config=None, seconds=1e30)
 
 
 def test_a_command_answers_a_request_that_is_not_valid_with_exit_code_2(monkeypatch, capsys):

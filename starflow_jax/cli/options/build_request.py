@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 from typing import Any, TypeVar
 
+from starflow_jax.cli.errors import sentences
+
 T = TypeVar("T")
 
 
@@ -22,8 +24,10 @@ def build_request(request: type[T], arguments: argparse.Namespace, **values: Any
 
     Raises:
       RequestError: a field is out of range, or fields are mutually exclusive.
+      CommandError: the same, where the request raises a ValueError that names no option.
     """
     names = [field.name for field in dataclasses.fields(request) if field.init]  # type: ignore[arg-type]
     options = {name: getattr(arguments, name, None) for name in names if name not in values}
     given = {name: value for name, value in options.items() if value is not None}
-    return request(**given, **values)
+    with sentences():
+        return request(**given, **values)

@@ -18,7 +18,7 @@ from starflow_jax.data.sources.image_collection import ExampleCaptions
 from starflow_jax.data.sources.mixture import components_of
 
 # Examples whose captions are read, evenly spaced over the components.
-MOST_READ = 20_000
+MAX_READ = 20_000
 _THREADS = 8
 
 
@@ -28,7 +28,7 @@ class CaptionAccount:
 
     Attributes:
       examples: in all; read: how many of them were looked at, evenly spaced.
-      found: of these, those with a caption that can be chosen, by the kind of file that contains it.
+      counts: of these, those with a caption that can be chosen, by the kind of file that contains it.
       missing: those without one; damaged: those whose caption cannot be read.
       kinds: kinds of captions that were found but have no weight in `data.captions.kinds`.
       missing_names: names of the first few examples without a caption.
@@ -36,7 +36,7 @@ class CaptionAccount:
 
     examples: int
     read: int
-    found: Mapping[str, int]
+    counts: Mapping[str, int]
     missing: int
     damaged: int
     kinds: tuple[str, ...] = ()
@@ -45,15 +45,17 @@ class CaptionAccount:
     @property
     def with_caption(self) -> int:
         """Number of the examples looked at that have a caption."""
-        return sum(self.found.values())
+        return sum(self.counts.values())
 
     def sentence(self) -> str:
         """The account in one sentence."""
-        of = f"{self.read} examples"
+        examples = f"{self.read} examples"
         if self.read < self.examples:
-            of += f" looked at, of {self.examples},"
-        by = ", ".join(f"{count} in a {kind}" for kind, count in sorted(self.found.items(), key=lambda one: -one[1]))
-        text = f"captions: {self.with_caption} of {of} have one" + (f" ({by})" if by else "")
+            examples += f" looked at, of {self.examples},"
+        origins = ", ".join(
+            f"{count} in a {kind}" for kind, count in sorted(self.counts.items(), key=lambda one: -one[1])
+        )
+        text = f"captions: {self.with_caption} of {examples} have one" + (f" ({origins})" if origins else "")
         if self.missing:
             text += f"; {self.missing} HAVE NONE and are read with the empty caption"
             text += f", such as {self.missing_names[0]}" if self.missing_names else ""
@@ -79,16 +81,16 @@ class CaptionAccount:
 def caption_account(source: Source) -> CaptionAccount | None:
     """Counts the captions of a source; None where none are read, or where they are generated or stored with latents."""
     parts = [component.source for component in components_of(source) if component.weight > 0]
-    accounts = [account for part in parts for account in _accounts(part, MOST_READ // len(parts))]
+    accounts = [account for part in parts for account in _accounts(part, MAX_READ // len(parts))]
     if not accounts:
         return None
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for account in accounts:
-        found.update(account.found)
+        counts.update(account.counts)
     return CaptionAccount(
         sum(account.examples for account in accounts),
         sum(account.read for account in accounts),
-        dict(found),
+        dict(counts),
         sum(account.missing for account in accounts),
         sum(account.damaged for account in accounts),
         tuple(sorted({kind for account in accounts for kind in account.kinds})),
@@ -96,8 +98,8 @@ def caption_account(source: Source) -> CaptionAccount | None:
     )
 
 
-def _accounts(source: Any, most: int) -> list[CaptionAccount]:
-    """The account of one component as a list of one, of at most `most` examples; empty where it reads no captions."""
+def _accounts(source: Any, max_read: int) -> list[CaptionAccount]:
+    """The account of at most `max_read` examples of one component, in a list; empty where it reads no captions."""
     collection: Any = getattr(source, "collection", None) or getattr(source, "folder", None)
     captions: Callable[[int], ExampleCaptions] | None = getattr(collection, "captions", None)
     captioner: Captioner | None = getattr(source, "captioner", None)
@@ -105,8 +107,8 @@ def _accounts(source: Any, most: int) -> list[CaptionAccount]:
         return []
     indices = getattr(source, "indices", None)
     count = len(source)
-    places = np.unique(np.linspace(0, count - 1, min(count, max(most, 1))).astype(np.int64))
-    chosen = [int(place) if indices is None else int(indices[place]) for place in places]
+    positions = np.unique(np.linspace(0, count - 1, min(count, max(max_read, 1))).astype(np.int64))
+    chosen = [int(position) if indices is None else int(indices[position]) for position in positions]
 
     def look(index: int) -> ExampleCaptions | None:
         try:
@@ -116,15 +118,15 @@ def _accounts(source: Any, most: int) -> list[CaptionAccount]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         answers = list(pool.map(look, chosen, chunksize=64))
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     missing, damaged, unweighted = [], 0, set()
     for index, answer in zip(chosen, answers, strict=True):
         if answer is None:
             damaged += 1
         elif captioner.kinds_of(answer.texts):
-            found[answer.origin] += 1
+            counts[answer.origin] += 1
         else:
             missing.append(index)
             unweighted |= {kind for kind, texts in answer.texts.items() if texts}
     names = tuple(collection.key(index) for index in missing[:3])
-    return [CaptionAccount(count, len(chosen), found, len(missing), damaged, tuple(sorted(unweighted)), names)]
+    return [CaptionAccount(count, len(chosen), counts, len(missing), damaged, tuple(sorted(unweighted)), names)]

@@ -107,9 +107,9 @@ class Progress:
         first_step, first_time = self._first
         return (now - first_time) / (step - first_step) * (self._steps - step)
 
-    def remark(self, text: str) -> None:
-        """Prints a line if progress is enabled."""
-        if self._enabled:
+    def remark(self, text: str, *, always: bool = False) -> None:
+        """Prints a line if progress is enabled, or `always`."""
+        if self._enabled or always:
             self.say(f"{self._name}: {text}")
 
     def say(self, text: str) -> None:

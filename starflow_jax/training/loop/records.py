@@ -31,9 +31,10 @@ class Records:
         self.bad = BadExamples(updates.setup.source, writer.bad_before)
         self._updates, self._writer, self._bar, self._peak = updates, writer, bar, peak
         self._written = -1  # the step of the last row written
-        for note in (*updates.setup.notes, self.bad.at_opening()):
+        for index, note in enumerate((*updates.setup.notes, self.bad.at_opening())):
             if note is not None:
-                bar.remark(note)
+                # Missing captions are reported even where progress is not.
+                bar.remark(note, always=index == 0 and updates.setup.captions_incomplete)
 
     def advanced(self, count: int) -> None:
         """Begins the row of a new step, `count` updates later."""

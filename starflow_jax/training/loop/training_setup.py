@@ -25,6 +25,7 @@ class Setup:
       layout: of the devices, None for one device.
       encoder, text: frozen networks that the step applies, None where the experiment has none.
       notes: sentences about captions, and about what the data contain and is not read.
+      captions_incomplete: whether examples without a caption were counted, which the first note then says.
     """
 
     config: ExperimentConfig
@@ -33,6 +34,7 @@ class Setup:
     encoder: Frozen | None
     text: FrozenText | None
     notes: tuple[str, ...] = ()
+    captions_incomplete: bool = False
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, source: Source | None = None) -> Setup:
@@ -49,11 +51,12 @@ class Setup:
         config = with_levels(config, source)
         text = open_text(config, source)
         notes = tuple(opening_notes(source))
-        account = caption_account(source)
+        account, incomplete = caption_account(source), False
         if account is not None:
             account.check_any()
+            incomplete = account.missing > 0 or account.damaged > 0
             notes = (account.sentence(), *notes)
-        return cls(config, source, run_layout(config, source, encoder), encoder, text, notes)
+        return cls(config, source, run_layout(config, source, encoder), encoder, text, notes, incomplete)
 
     def on_devices(self) -> Setup:
         """The same with the parameters of the frozen networks on the devices of the layout."""
