@@ -134,7 +134,7 @@ def _has_late_text(image: Image.Image) -> bool:
     stream: Any = getattr(image, "fp", None)
     if stream is None:  # decoded already
         return False
-    place = stream.tell()
+    position = stream.tell()
     try:
         stream.seek(8)
         behind = False
@@ -148,7 +148,7 @@ def _has_late_text(image: Image.Image) -> bool:
             stream.seek(int.from_bytes(head[:4], "big") + 4, 1)
         return False
     finally:
-        stream.seek(place)
+        stream.seek(position)
 
 
 def _eight_bits(image: Image.Image, background: Background) -> Image.Image:

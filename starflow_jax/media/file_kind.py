@@ -64,7 +64,7 @@ def kind_of(stream: IO[bytes]) -> FileKind | None:
 def _kind_of_brands(head: bytes) -> FileKind:
     """The kind of a file of ISO's base media format, which MP4, AVIF and HEIF share, from its brands."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
-    major, compatible = head[8:12], [head[place : place + 4] for place in range(16, end - 3, 4)]
+    major, compatible = head[8:12], [head[offset : offset + 4] for offset in range(16, end - 3, 4)]
     if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and any(brand in _AVIF_BRANDS for brand in compatible)):
         return FileKind("AVIF", False)
     return FileKind("HEIF", False) if major in _HEIF_BRANDS else FileKind("mov", True)

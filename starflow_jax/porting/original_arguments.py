@@ -110,9 +110,9 @@ def layer_counts(value: Any) -> tuple[int, ...]:
     try:
         if not isinstance(counts, (list, tuple)):
             raise TypeError
-        found = tuple(int(count) for count in counts)
+        result = tuple(int(count) for count in counts)
         if any(isinstance(count, (float, bool)) and count != int(count) for count in counts):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"layers_per_block must be integers, got {value!r}") from None
-    return found
+    return result

@@ -51,8 +51,11 @@ class RunAutoencoder:
         Raises:
           ValueError: latents of another number of channels.
         """
-        found, channels = latents.shape[-1], self.autoencoder.channels
-        check(found == channels, f"latents must be of the {channels} channels of their autoencoder, got {found}")
+        actual, channels = latents.shape[-1], self.autoencoder.channels
+        check(
+            actual == channels,
+            f"latents must be of the {channels} channels of their autoencoder, got {actual}",
+        )
         return decode_in_batches(self.autoencoder, self.params, latents)
 
     def decoder(self) -> FrameDecoder:
@@ -68,9 +71,9 @@ def autoencoder_for(config: ExperimentConfig) -> RunAutoencoder | None:
     """
     autoencoder = run_autoencoder(config.data)
     if autoencoder is not None:
-        found, channels = autoencoder.autoencoder.channels, config.flow.channels
+        actual, channels = autoencoder.autoencoder.channels, config.flow.channels
         named = config.data.decoder or config.data.autoencoder or config.data.path
-        check(found == channels, f"decoder {named} must decode latents of {channels} channels, got {found}")
+        check(actual == channels, f"decoder {named} must decode latents of {channels} channels, got {actual}")
     return autoencoder
 
 

@@ -24,7 +24,7 @@ def states_of(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTens
     states: dict[str, dict[str, LazyTensor]] = {}
     rest: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        key, clean = _place(name)
+        key, clean = _state_and_name(name)
         if key is None:
             rest[clean] = tensor
             continue
@@ -38,17 +38,17 @@ def states_of(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTens
     return {key: state for key, state in states.items() if any(name.startswith("blocks.") for name in state)}
 
 
-def _place(name: str) -> tuple[str | None, str]:
+def _state_and_name(name: str) -> tuple[str | None, str]:
     """The key of the state that a name belongs to (None for none), and the name there, both without wrappers."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    place = next((i for i, part in enumerate(parts) if part in _ROOTS), None)
-    return (None, ".".join(parts)) if place is None else (".".join(parts[:place]), ".".join(parts[place:]))
+    index = next((i for i, part in enumerate(parts) if part in _ROOTS), None)
+    return (None, ".".join(parts)) if index is None else (".".join(parts[:index]), ".".join(parts[index:]))
 
 
 def unread_of(left_aside: Sequence[LeftAside], state: str) -> tuple[LeftAside, ...]:
-    """The objects that are left aside at places of tensors of a state, with the originals' names as their paths."""
-    places = [(_place(one.path), one.name) for one in left_aside]
-    return tuple(LeftAside(clean, name) for (key, clean), name in places if key == state)
+    """The objects that are left aside where a state has tensors, with the originals' names as their paths."""
+    entries = [(_state_and_name(one.path), one.name) for one in left_aside]
+    return tuple(LeftAside(clean, name) for (key, clean), name in entries if key == state)
 
 
 def choose(

@@ -68,24 +68,24 @@ def _survey(root: Any) -> tuple[set[int], list[LeftAside]]:
 
 def _path(item: Any, origin: dict[int, tuple[int | None, str]]) -> str:
     parts: list[str] = []
-    place: int | None = id(item)
-    while place is not None and len(parts) <= _DEEPEST:
-        place, name = origin[place]
+    identity: int | None = id(item)
+    while identity is not None and len(parts) <= _DEEPEST:
+        identity, name = origin[identity]
         parts.append(name)
     return ".".join(part for part in reversed(parts) if part)
 
 
 def _collect(root: Any, leading: set[int]) -> dict[str, LazyTensor]:
-    found: dict[str, LazyTensor] = {}
+    result: dict[str, LazyTensor] = {}
     visits = 0
     # Each entry has the ids of the containers above it, so that none is entered within itself.
     waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", root, ())]
     while waiting:
         prefix, node, inside = waiting.pop()
         if isinstance(node, LazyTensor):
-            if prefix in found:
+            if prefix in result:
                 raise Refused(f"it has two tensors of the name {prefix[:120]!r}")
-            found[prefix] = node
+            result[prefix] = node
             continue
         if id(node) not in leading or id(node) in inside:
             continue
@@ -95,7 +95,7 @@ def _collect(root: Any, leading: set[int]) -> dict[str, LazyTensor]:
         join, within = f"{prefix}." if prefix else "", (*inside, id(node))
         below = [(f"{join}{name}", item, within) for name, item in _items(node) if _may_lead(item, leading)]
         waiting += reversed(below)
-    return found
+    return result
 
 
 def _may_lead(item: Any, leading: set[int]) -> bool:
@@ -103,16 +103,16 @@ def _may_lead(item: Any, leading: set[int]) -> bool:
 
 
 def _items(node: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    """The members with their names; a key that is neither text nor a number is named by its place."""
+    """The members with their names; a key that is neither text nor a number is named by its index."""
     if not isinstance(node, dict):
-        yield from ((str(place), item) for place, item in enumerate(node))
+        yield from ((str(index), item) for index, item in enumerate(node))
         return
-    for place, (key, item) in enumerate(node.items()):
+    for index, (key, item) in enumerate(node.items()):
         if isinstance(item, (LazyTensor, Placeholder, *_CONTAINERS)):
-            yield _name(key, place), item
+            yield _name(key, index), item
 
 
-def _name(key: Any, place: int) -> str:
+def _name(key: Any, index: int) -> str:
     if isinstance(key, str):
         return key
     if key is None or isinstance(key, (int, float)):
@@ -120,4 +120,4 @@ def _name(key: Any, place: int) -> str:
     value = key.value if isinstance(key, Key) else None
     if isinstance(value, tuple) and 0 < len(value) <= 8 and all(isinstance(part, (str, int)) for part in value):
         return f"({', '.join(str(part)[:80] for part in value)})"
-    return f"[{place}]"
+    return f"[{index}]"

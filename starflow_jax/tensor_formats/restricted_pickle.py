@@ -219,13 +219,13 @@ class _Machine:
     def since_mark(self) -> list[Any]:
         """Pops the values above the topmost mark, and the mark."""
         stack = self.stack
-        place = len(stack) - 1
-        while stack[place] is not _MARK:
-            place -= 1
-            if place < 0:
+        index = len(stack) - 1
+        while stack[index] is not _MARK:
+            index -= 1
+            if index < 0:
                 raise IndexError
-        values = stack[place + 1 :]
-        del stack[place:]
+        values = stack[index + 1 :]
+        del stack[index:]
         return values
 
 

@@ -35,14 +35,14 @@ def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
       ValueError: no such file, a damaged file, or shards that do not match the index.
     """
     paths = [folder / f"{stem}{suffix}" for suffix in _SUFFIXES]
-    found = [path for path in paths if path.exists() and not path.is_dir()]
-    if not found:
+    existing = [path for path in paths if path.exists() and not path.is_dir()]
+    if not existing:
         for suffix in (".safetensors", ".bin"):
             shards = all_shards(sorted(folder.glob(f"{stem}-*-of-*{suffix}")))
             if shards:
                 return joined(folder, shards)
-    check(len(found) > 0, f"model file {paths[0]} does not exist, nor {', '.join(path.name for path in paths[1:])}")
-    return open_tensors(found[0])
+    check(len(existing) > 0, f"model file {paths[0]} does not exist, nor {', '.join(path.name for path in paths[1:])}")
+    return open_tensors(existing[0])
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:

@@ -68,14 +68,14 @@ def _open_folder(folder: Path) -> TensorFile:
         return read_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for suffixes in (_INDEX_SUFFIXES, _FILE_SUFFIXES):
-        found = [path for path in files if path.name.endswith(suffixes)]
-        if suffixes == _FILE_SUFFIXES and (shards := all_shards(found)):
+        candidates = [path for path in files if path.name.endswith(suffixes)]
+        if suffixes == _FILE_SUFFIXES and (shards := all_shards(candidates)):
             return joined(folder, shards)
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found[:8])
+        if len(candidates) > 1:
+            names = ", ".join(path.name for path in candidates[:8])
             raise TensorFileError(f"{folder} contains several files of tensors, name one: {names}")
-        if found:
-            return open_tensors(found[0])
+        if candidates:
+            return open_tensors(candidates[0])
     raise TensorFileError(f"{folder} contains no tensors: expected {METADATA_FILE}, or one {', '.join(_FILE_SUFFIXES)}")
 
 

@@ -132,17 +132,17 @@ def _from_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> A
 
 def _dictionary(pairs: Any = ()) -> dict[Any, Any]:
     """An OrderedDict, which newer versions of Python pickle empty and then fill, and older ones as a list of pairs."""
-    found: dict[Any, Any] = {}
+    result: dict[Any, Any] = {}
     if isinstance(pairs, dict):  # a Counter
         return pairs
     if not pairs:
-        return found
+        return result
     if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise Refused("its pickled part builds a dictionary from something else")
     for key, value in pairs:
-        found[key_of(key)] = value
+        result[key_of(key)] = value
     pairs.clear()  # the list belongs to the call; a file that names it again and again takes no more time
-    return found
+    return result
 
 
 def _default_dictionary(*_: Any) -> dict[Any, Any]:

@@ -19,14 +19,14 @@ def opening_notes(source: Source) -> list[str]:
 
 def collections_of(source: Source) -> list[Any]:
     """The folders, shards or records behind the components of a source, each once."""
-    found: list[Any] = []
+    result: list[Any] = []
     for component in components_of(source):
         part: Any = component.source
         collection = getattr(part, "collection", None) or getattr(part, "folder", None)
         collection = part if collection is None else collection
-        if not any(collection is other for other in found):
-            found.append(collection)
-    return found
+        if not any(collection is other for other in result):
+            result.append(collection)
+    return result
 
 
 def class_names(source: Source) -> tuple[str, ...]:

@@ -44,17 +44,17 @@ def read_tables(root: Path, tables: Sequence[str], reading: CaptionFormat) -> Ca
       root: folder of the files; tables: paths of the metadata files relative to it, "../metadata.csv" for one above it,
         whose names of files then begin with the name of `root`.
     """
-    found = CaptionTables()
+    result = CaptionTables()
     order = sorted(tables, key=lambda name: (_depth(name), -TABLES.index(posixpath.basename(name).lower()), name))
     for table in order:
-        _read_table(root, table, reading, found)
-    return found
+        _read_table(root, table, reading, result)
+    return result
 
 
-def _read_table(root: Path, table: str, reading: CaptionFormat, found: CaptionTables) -> None:
+def _read_table(root: Path, table: str, reading: CaptionFormat, result: CaptionTables) -> None:
     origin = posixpath.basename(table).lower()
     path = root / table
-    here: dict[str, list[Mapping[str, tuple[str, ...]]]] = {}
+    by_file: dict[str, list[Mapping[str, tuple[str, ...]]]] = {}
     damaged, columns = [], set()
     try:
         for line, row in _rows(path):
@@ -66,28 +66,28 @@ def _read_table(root: Path, table: str, reading: CaptionFormat, found: CaptionTa
             file = _relative(root, posixpath.dirname(table), name)
             if file is None:
                 continue
-            found.rows.add(file)
+            result.rows.add(file)
             try:
                 captions = reading.from_row(row, file)
             except BadExample:
                 damaged.append(line)
                 continue
             if any(captions.values()):
-                here.setdefault(file, []).append(captions)
+                by_file.setdefault(file, []).append(captions)
     except (OSError, ValueError, csv.Error) as error:
-        found.notes.append(f"{path} cannot be read to its end: {error_reason(error)}")
+        result.notes.append(f"{path} cannot be read to its end: {error_reason(error)}")
     if damaged:
-        found.notes.append(
+        result.notes.append(
             f"{len(damaged)} lines of {path} name no file or contain captions that are not text, the first in line "
             f"{damaged[0]}"
         )
     if columns and reading.column(columns) is None:
-        found.notes.append(
+        result.notes.append(
             f"{path} has no column of captions among {', '.join(sorted(columns))}; data.captions.key names one"
         )
-    for file, several in here.items():
+    for file, several in by_file.items():
         kinds = dict.fromkeys(kind for one in several for kind in one)
-        found.captions[file] = ExampleCaptions(
+        result.captions[file] = ExampleCaptions(
             {kind: tuple(text for one in several for text in one.get(kind, ())) for kind in kinds}, origin
         )
 

@@ -95,15 +95,15 @@ def _images_file(folder: Path, split: str) -> Path:
     """The file of images of a split, by its name."""
     marks = "train" if split == "train" else "|".join(("t10k", *split_names(split)))
     files = sorted(file for file in folder.iterdir() if re.search(r"images.*idx[34]", file.name.lower()))
-    found = [file for file in files if re.search(marks, file.name.lower())]
-    names = ", ".join(file.name for file in (found or files)) or "none"
-    plain = [file for file in found if not file.name.lower().endswith(".gz")]
+    matches = [file for file in files if re.search(marks, file.name.lower())]
+    names = ", ".join(file.name for file in (matches or files)) or "none"
+    plain = [file for file in matches if not file.name.lower().endswith(".gz")]
     check(
-        len(found) == 1 or len(plain) == 1,
+        len(matches) == 1 or len(plain) == 1,
         f"data folder {folder} must contain one file of {split} images in the IDX format, such as "
         f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte, got {names}",
     )
-    return found[0] if len(found) == 1 else plain[0]
+    return matches[0] if len(matches) == 1 else plain[0]
 
 
 def _labels_file(images: Path) -> Path:

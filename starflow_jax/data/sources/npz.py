@@ -34,8 +34,8 @@ def open_npz(config: SourceConfig, request: SourceRequest) -> ArraySource:
         return read_images(path, request.split, config.levels, with_labels=True, whole=True)
     file = named_entry(path, request.split, ".npz", Path.is_file)
     if file is None:
-        held = [other.name for other in sorted(path.glob("*.npz"))] if path.is_dir() else []
-        names = f", but {', '.join(held[:4])}" if held else ""
+        others = [other.name for other in sorted(path.glob("*.npz"))] if path.is_dir() else []
+        names = f", but {', '.join(others[:4])}" if others else ""
         raise ValueError(f"data file {path / f'{request.split}.npz'} does not exist{names}")
     return read_images(file, request.split, config.levels, with_labels=True)
 
@@ -56,11 +56,11 @@ def read_images(path: Path, split: str, levels: int | None, *, with_labels: bool
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            held = list(arrays.files)
-            image_key, label_key = _keys(path, held, split, whole)
+            array_names = list(arrays.files)
+            image_key, label_key = _keys(path, array_names, split, whole)
             images = arrays[image_key]
             labels = arrays[label_key] if with_labels and label_key is not None else None
-            stated = int(arrays["levels"]) if "levels" in held else None
+            stated = int(arrays["levels"]) if "levels" in array_names else None
     except ValueError as error:
         if str(error).startswith("data file"):
             raise
@@ -102,24 +102,24 @@ def known_levels(path: Path, images: np.ndarray, stated: int | None, levels: int
     return count
 
 
-def _keys(path: Path, held: list[str], split: str, whole: bool) -> tuple[str, str | None]:
+def _keys(path: Path, array_names: list[str], split: str, whole: bool) -> tuple[str, str | None]:
     """The names of the arrays of images and of labels."""
     for name in split_names(split):
         for images, labels in ((f"x_{name}", f"y_{name}"), (f"{name}_images", f"{name}_labels")):
-            if images in held:
-                return images, labels if labels in held else None
+            if images in array_names:
+                return images, labels if labels in array_names else None
     if whole and split != "train":
         raise ValueError(
             f"data file {path} must contain the {split} split as x_{split} and y_{split}, or path be a folder with "
-            f"{split}.npz, got the arrays {', '.join(held)}"
+            f"{split}.npz, got the arrays {', '.join(array_names)}"
         )
-    images_key = next((key for key in ("image", "images") if key in held), None)
+    images_key = next((key for key in ("image", "images") if key in array_names), None)
     if images_key is None:
         raise ValueError(
             f"data file {path} must contain `image` uint8 [n, H, W, C] and `label` integer [n], got the arrays "
-            f"{', '.join(held) or 'none'}"
+            f"{', '.join(array_names) or 'none'}"
         )
-    return images_key, next((key for key in ("label", "labels") if key in held), None)
+    return images_key, next((key for key in ("label", "labels") if key in array_names), None)
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray | None]) -> None:

@@ -48,10 +48,10 @@ def split_folder(path: Path, split: str) -> Path:
     check(path.is_dir(), f"data folder {path} does not exist")
     other = named_entry(path, "test", "", Path.is_dir)
     names = " or ".join(split_names(split))
-    held = "" if other is None or split != "train" else f", since it contains a folder {other.name}"
+    hint = "" if other is None or split != "train" else f", since it contains a folder {other.name}"
     check(
         split == "train" and other is None,
-        f"data folder {path} must contain a folder {names} for the {split} split{held}",
+        f"data folder {path} must contain a folder {names} for the {split} split{hint}",
     )
     return path
 
@@ -63,12 +63,12 @@ def shard_files(path: str, split: str, suffix: str) -> list[Path]:
     those in a folder named after the split are taken, else those whose names begin with the split, else all of them for
     the training split.
     """
-    here = Path(path)
-    if here.is_dir():
-        inside = named_entry(here, split, "", Path.is_dir)
+    root = Path(path)
+    if root.is_dir():
+        inside = named_entry(root, split, "", Path.is_dir)
         if inside is not None:
             return _files(inside, suffix)
-        files = _files(here, suffix)
+        files = _files(root, suffix)
         for names in (split_names(split)[:1], split_names(split)[1:]):
             named = [file for file in files if names and file.name.lower().startswith(names)]
             if named:
@@ -76,8 +76,8 @@ def shard_files(path: str, split: str, suffix: str) -> list[Path]:
         return files if split == "train" else []
     if split != "train":
         return []
-    if here.is_file():
-        return [here]
+    if root.is_file():
+        return [root]
     return sorted(Path(file) for file in glob.glob(path) if Path(file).is_file())
 
 

@@ -151,8 +151,8 @@ def _image(key: str, members: list[Member], aside: LeftAside) -> Member | None:
 def _captions(members: list[Member]) -> tuple[Member, ...]:
     """The caption files of an example, by kind, those with a single suffix first."""
     kinds = tuple(FILE_KINDS)
-    found = [member for member in members if member.suffix in kinds]
-    return tuple(sorted(found, key=lambda member: (kinds.index(member.suffix), member.ending != member.suffix)))
+    candidates = [member for member in members if member.suffix in kinds]
+    return tuple(sorted(candidates, key=lambda member: (kinds.index(member.suffix), member.ending != member.suffix)))
 
 
 def _key(name: str, last_dot: bool) -> tuple[str, str]:
