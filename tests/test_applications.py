@@ -228,6 +228,7 @@ def test_the_study_of_a_run(run, capsys):
     assert all(line in report for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
 
 
+@pytest.mark.slow
 def test_the_study_of_a_run_that_overflows(run, monkeypatch):
     """A third of all log-likelihoods, and of the latents, are not finite."""
 

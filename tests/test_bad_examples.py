@@ -23,7 +23,7 @@ def test_bad_examples_are_counted_in_every_row_and_named_at_the_end(tmp_path, ca
     assert {name.rpartition("/")[2] for name in result.bad} == {"half.png", "none.png"}
     output = capfd.readouterr().err.splitlines()
     assert ["none.png: " in line for line in output if "1 files cannot be used and are skipped" in line] == [True]
-    assert output[-1].endswith(f"bad examples {counts[1]:.0f}")
+    assert f"  bad examples {counts[1]:.0f}  " in output[-1]
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # a resumed run continues the count
     assert train(config, tmp_path / "run", progress=False).metrics["bad_examples"] == counts[1]

@@ -75,6 +75,7 @@ def test_what_a_mixture_will_show(folder, capsys):
         assert np.asarray(image.convert("RGB")).std() > 20
 
 
+@pytest.mark.slow  # test_loader.py resumes loaders with other readers
 def test_a_run_goes_on_with_other_readers_to_the_same_parameters(folder, tmp_path):
     values = experiment(folder)
     whole = build(ExperimentConfig, values)

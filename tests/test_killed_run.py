@@ -130,6 +130,7 @@ def assert_whole_checkpoints(workdir):
     assert load_run(workdir)[3] % 4 == 0
 
 
+@pytest.mark.slow  # test_failing_processes.py sends the signal to one of two processes
 def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(straight, tmp_path, environment):
     workdir = tmp_path / "run"
     process = start(workdir, environment, 0.02)

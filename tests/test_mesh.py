@@ -22,7 +22,6 @@ from starflow_jax.training.checkpoints.manager import abstract_state
 FLAGS = "--xla_force_host_platform_device_count=8"
 QUICK = [
     "fsdp 8",
-    "data 2, fsdp 2, tensor 2",
     "fsdp 2, tensor 2, sequence 2",
     "fsdp 4, tensor 2, accumulated",
 ]

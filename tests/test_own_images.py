@@ -44,7 +44,7 @@ def survey(**changes) -> FolderSurvey:
     [
         (True, True, "classes"),
         pytest.param(True, False, "classes", marks=pytest.mark.slow),
-        (False, True, "text"),
+        pytest.param(False, True, "text", marks=pytest.mark.slow),
         pytest.param(False, False, "nothing", marks=pytest.mark.slow),
     ],
 )
@@ -94,6 +94,12 @@ def test_own_images_finds_size_and_classes(tmp_path, monkeypatch):
     assert config.name == "data" and config.flow.num_classes == 2 and config.flow.image_size == 32
     chosen = load_config(OWN, ["data.path=data", "flow.image_size=16", "train.steps=7"])
     assert (chosen.flow.image_size, chosen.flow.patch_size, chosen.train.steps) == (16, 1, 7)
+
+
+@pytest.mark.slow
+def test_own_images_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "data")
     arguments = ["--config", f"{OWN}:tiny", "--config.data.path=data", "--workdir", "run", "--quiet"]
     assert main(["train", *arguments]) == 0
 

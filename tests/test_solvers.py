@@ -17,6 +17,18 @@ STILL = (2, 3, 4, 2)
 CLIP = (2, 4, 2, 2, 2)
 
 
+# The slow pairs combine what the quick ones test.
+BOTH_KINDS_OF_BLOCKS = pytest.mark.parametrize(
+    "local, solver",
+    [
+        (True, Sequential()),
+        (False, Jacobi(block=3, tolerance=1e-10, max_iterations=40)),
+        pytest.param(True, Jacobi(block=3, tolerance=1e-10, max_iterations=40), marks=pytest.mark.slow),
+        pytest.param(False, Sequential(), marks=pytest.mark.slow),
+    ],
+)
+
+
 @jax.jit(static_argnames=("solver", "window"))
 def solve(flow, z, cond, solver=Sequential(), guidance=None, prefix=None, window=None):  # noqa: B008 (frozen)
     return inverse(flow, z, cond, solver=solver, guidance=guidance, prefix=prefix, window=window)
@@ -77,8 +89,7 @@ def test_sequential_counts_one_evaluation_a_token(still):
     assert bool(solved.converged)
 
 
-@pytest.mark.parametrize("solver", [Sequential(), Jacobi(block=3, tolerance=1e-10, max_iterations=40)])
-@pytest.mark.parametrize("local", [True, False])
+@BOTH_KINDS_OF_BLOCKS
 def test_given_frames_come_back_and_condition_the_rest(local, solver):
     """Inverting the noise of a whole video after any number of its own frames gives the video."""
     flow = random_flow(dataclasses.replace(VIDEO, shallow_local=local))
@@ -98,8 +109,7 @@ def test_given_frames_without_start_token():
     np.testing.assert_allclose(solved.x, video, atol=5e-5)
 
 
-@pytest.mark.parametrize("local", [True, False])
-@pytest.mark.parametrize("solver", [Sequential(), Jacobi(block=3, tolerance=1e-10, max_iterations=40)])
+@BOTH_KINDS_OF_BLOCKS
 def test_each_sliding_window_is_a_video_of_the_model(local, solver):
     """With 7 frames, windows of 3 and a context of 1: the new frames of every window map to their own noise."""
     flow = random_flow(dataclasses.replace(VIDEO, shallow_local=local))

@@ -83,7 +83,7 @@ def test_video_after_given_frames(clip, name):
     np.testing.assert_allclose(solved.x, video, atol=5e-5)
 
 
-@cases("grouped", slow=("sliding", "mixed"))
+@cases(slow=("grouped", "sliding", "mixed"))
 def test_videos_longer_than_trained(name):
     """Blocks that all span frames, given frames, windows that repeat and one that is cut short."""
     flow = random_flow(dataclasses.replace(VIDEO, shallow_local=False))

@@ -77,12 +77,15 @@ def test_how_far_the_denoiser_looks_ahead():
     "options",
     [
         {"solver": Sequential(), "denoise": "learned"},
-        {
-            "solver": Jacobi(block=2, tolerance=1e-6, per_sample=True),
-            "frames": 7,
-            "prefix": np.full((1, 4, 4, 1), 200, np.uint8),
-            "denoise": "learned",
-        },
+        pytest.param(
+            {
+                "solver": Jacobi(block=2, tolerance=1e-6, per_sample=True),
+                "frames": 7,
+                "prefix": np.full((1, 4, 4, 1), 200, np.uint8),
+                "denoise": "learned",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_stream_shows_the_videos_of_generate(options, compilations):  # noqa: F811 (a fixture)
