@@ -1,0 +1,68 @@
+"""The operations of a flow that the benchmarks time, by name, and the configurations and sizes that they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+RECORDED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "bench"
+PARALLEL = ("forward", "forward+backward", "denoiser")
+# Chunk length of Jacobi iteration; None is the sequential solver.
+BLOCKS: dict[str, int | None] = {"sequential": None, "jacobi 16": 16, "jacobi 32": 32}
+GUIDED = " guided"
+
+# The constructor arguments of a flow that takes seconds.
+TINY: dict[str, Any] = {
+    "in_channels": 2, "img_size": 4, "patch_size": 1, "channels": 40, "num_blocks": 2, "layers_per_block": [1, 2],
+    "head_dim": 20, "rope": 1, "sos": 1, "txt_size": 3, "txt_dim": 6, "cond_top_only": 1, "use_softplus": 1,
+    "use_final_norm": 1, "soft_clip": 4, "seq_order": "L2R", "learnable_self_denoiser": 1, "conditional_denoiser": 1,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Batch rows, text tokens, frames of a video, and the weight of guidance."""
+
+    batch: int = 4
+    text: int = 32
+    frames: int = 5
+    guidance: float = 2.0
+
+
+TINY_SIZES = Sizes(batch=2, text=3)
+
+
+def original_arguments(folder: Path) -> dict[str, Any]:
+    """The constructor arguments in a folder's config.json, with the learned denoiser where the flow reads text.
+
+    Raises:
+      ValueError: there is no such file, or it holds no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path} must contain a JSON object of constructor arguments")
+    if arguments.get("txt_size"):
+        arguments |= {"learnable_self_denoiser": 1, "conditional_denoiser": 1}
+    return arguments
+
+
+def operation_names(*, denoiser: bool, text: bool) -> list[str]:
+    """The names of the operations of a flow, with or without a denoiser and text."""
+    parallel = [name for name in PARALLEL if name != "denoiser" or denoiser]
+    return [*parallel, *(solver + kind for solver in BLOCKS for kind in (("", GUIDED) if text else ("",)))]
+
+
+def is_guided(name: str) -> bool:
+    """Whether an operation is a guided inverse."""
+    return name.endswith(GUIDED)
+
+
+def jacobi_block(name: str) -> int | None:
+    """The chunk length of an inverse by Jacobi iteration, None for the sequential one."""
+    return BLOCKS[name.removesuffix(GUIDED)]
