@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 SCRIPT = BENCHMARKS / "against_original.py"
 sys.path.append(str(BENCHMARKS))
 
-from against_original import Refused, compare, relative_errors, table  # noqa: E402
+from against_original import Refused, compare, main, relative_errors, table  # noqa: E402
 from bare_inverse import Chunk, evaluations_of, inverse_operands, inverse_products, work  # noqa: E402
 from bare_products import block_shapes, denoiser_shape, forward_products, parallel_operands, random_weights  # noqa: E402
 from counting import dense_products  # noqa: E402
@@ -216,6 +216,7 @@ def test_arrays_of_one_side_alone_or_of_other_shapes_differ(tmp_path):
 def test_the_class_is_found_by_its_constructor_and_nothing_is_executed(tmp_path):
     folder = stand_in(tmp_path / "one")
     (folder / "broken.py").write_text("def (")
+    (folder / "folder.py").mkdir()
     assert find_class(folder, Names()) == ("model_file", "StandIn")
     (folder / "inner").mkdir()
     (folder / "inner" / "copy.py").write_text(MODEL)
@@ -230,16 +231,21 @@ def test_the_class_is_found_by_its_constructor_and_nothing_is_executed(tmp_path)
             Names.parse(given)
 
 
-def test_bad_options_are_sentences(tmp_path):
+def test_bad_options_are_sentences(tmp_path, capsys):
     for options, sentence in (
         (("--original", tmp_path / "absent"), "--original must be a folder"),
         (("--original", tmp_path), "name the model with --original-module and --original-class"),
         (("--original-class", "Model"), "need --original"),
         (("--threads", "0"), "--threads must be from 1 to 10000, got 0"),
+        (("--only", "backwards"), "--only must be a part of forward, "),
+        (("--torch-python", tmp_path / "absent"), "--torch-python must be a Python that can be run"),
+        (("--json", tmp_path), "--json must be a file, got the folder"),
+        (("--config", tmp_path), "config.json cannot be read as JSON"),
         (("--bar", "nan"), "--bar must be above 0, got nan"),
     ):
-        result = run(*options)
-        assert result.returncode == 2 and sentence in result.stderr, result.stderr
+        with pytest.raises(SystemExit, match="2"):
+            main([str(option) for option in options])
+        assert sentence in capsys.readouterr().err
 
 
 def test_causal_attention_is_counted_once():

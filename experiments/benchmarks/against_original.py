@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import dataclasses
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ class Comparison:
             return known
         chosen = [n for part in self.only for n in ([part] if part in known else [n for n in known if part in n])]
         if not chosen:
-            raise SideError(f"--only must be part of one of {', '.join(known)}, got {', '.join(self.only)}")
+            raise SideError(f"this flow has none of the operations {', '.join(self.only)}, only {', '.join(known)}")
         return [name for name in known if name in chosen]
 
     @staticmethod
@@ -267,6 +268,14 @@ def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Na
             parser.error(f"--{name} must be from 1 to 10000, got {getattr(options, name)}")
     if not 0 < options.bar < float("inf"):
         parser.error(f"--bar must be above 0, got {options.bar}")
+    known = operation_names(denoiser=True, text=True)
+    for part in options.only:
+        if not any(part in name for name in known):
+            parser.error(f"--only must be a part of {', '.join(known)}, got {part!r}")
+    if shutil.which(options.torch_python) is None:
+        parser.error(f"--torch-python must be a Python that can be run, got {options.torch_python!r}")
+    if options.json is not None and options.json.is_dir():
+        parser.error(f"--json must be a file, got the folder {options.json}")
     cores = len(cores_for(options.threads))
     if 0 < cores < options.threads:
         parser.error(f"--threads must be at most {cores}, the cores that this process may use, got {options.threads}")
@@ -311,7 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--torch-python", metavar="FILE", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--config", metavar="DIR", action="append", help="folder with a config.json (repeatable)")
-    parser.add_argument("--only", metavar="NAME", action="append", default=[], help="operations (repeatable)")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="an operation, or a part of several (repeatable)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="runs of each operation on each side")
     parser.add_argument("--threads", type=int, default=2, help="cores and threads of each side")
     parser.add_argument("--bar", type=float, default=1e-4, help="largest relative error of an output")

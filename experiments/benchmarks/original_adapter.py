@@ -99,11 +99,11 @@ def find_class(folder: Path, names: Names) -> tuple[str, str]:
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not all(part.isidentifier() for part in parts) or path.stat().st_size > _MAX_FILE:
+        if not all(part.isidentifier() for part in parts) or not path.is_file() or path.stat().st_size > _MAX_FILE:
             continue
         try:
             tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, RecursionError):
             continue
         classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
         found += [(module, node.name) for node in classes if _constructor_arguments(node) >= _CONSTRUCTOR]
