@@ -20,6 +20,8 @@ if version("jax").startswith("0.10."):  # later versions do not know it, and XLA
 os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILE)
 # Without the Python tracebacks that JAX writes into every operation, a tenth of the time is saved.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# Commands that tests start as processes must not write compiled programs to the user's folder.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 # Packages and modules whose annotations, shapes included, are checked at every call while the tests run.
 CHECKED = (

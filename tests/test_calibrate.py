@@ -187,7 +187,7 @@ def test_sample_options_belong_to_their_solvers(run, capsys):
 
 
 def test_every_named_solver_draws(still):
-    from starflow_jax.sampling import named_solver
+    from starflow_jax.solvers import named_solver
 
     flow, _ = still
     z = normal((1, 4, 4, 2), seed=5)

@@ -38,7 +38,6 @@ from timing import best_seconds
 
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
-from starflow_jax.sampling import named_solver
 from starflow_jax.solvers import (
     AnySolver,
     BlockTask,
@@ -49,6 +48,7 @@ from starflow_jax.solvers import (
     SlidingJacobi,
     gs_jacobi,
     inverse,
+    named_solver,
     selective,
     solver_for_block,
 )

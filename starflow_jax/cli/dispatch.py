@@ -17,6 +17,7 @@ from types import ModuleType
 
 from starflow_jax import __version__
 from starflow_jax.cli import commands
+from starflow_jax.cli.compiled_programs import keep_compiled_programs
 from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, check_values, split_overrides
 from starflow_jax.cli.process_group import Others
@@ -54,8 +55,14 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"starflow {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for command in COMMANDS.values():
+    for name, command in COMMANDS.items():
         command.add_to(subparsers)
+        if getattr(command, "COMPILES", False):
+            subparsers.choices[name].add_argument(
+                "--no-compilation-cache",
+                action="store_true",
+                help="do not keep compiled programs in ~/.cache/starflow_jax for later commands, nor use those there",
+            )
     return parser, subparsers.choices
 
 
@@ -71,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     others = Others()
-    code = _answer(sys.argv[1:] if argv is None else list(argv), others)
+    code = _answer(sys.argv[1:] if argv is None else list(argv), others, own_process=argv is None)
     if code and (argv is None or others):
         # Everything is saved and closed. Shutting down a library that was interrupted while compiling can crash and
         # change the exit code, or print long messages about files that could not be written.
@@ -81,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _answer(argv: list[str], others: Others) -> int:
+def _answer(argv: list[str], others: Others, *, own_process: bool) -> int:
     """Runs a command, prints an error and sends it to the other processes of the run; returns the exit code."""
     try:
-        code = _run(argv, others)
+        code = _run(argv, others, own_process)
         if code:
             others.wait()
         return code
@@ -111,7 +118,7 @@ def _failed(code: int, message: str, others: Others) -> int:
     return code
 
 
-def _run(argv: list[str], others: Others) -> int:
+def _run(argv: list[str], others: Others, own_process: bool) -> int:
     parser, parsers = build_parser()
     if not argv:
         raise CommandError(f"a command is required: {', '.join(COMMANDS)} (see starflow --help)")
@@ -127,6 +134,11 @@ def _run(argv: list[str], others: Others) -> int:
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
     arguments.others = others
+    # A caller of `main` in its own process configures JAX itself.
+    if own_process and getattr(COMMANDS[name], "COMPILES", False):
+        problem = keep_compiled_programs(not arguments.no_compilation_cache)
+        if problem and not getattr(arguments, "process", None):
+            print(f"starflow: {problem}", file=sys.stderr)
     try:
         return arguments.run(arguments)
     except RequestError as error:

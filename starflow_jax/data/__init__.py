@@ -6,13 +6,20 @@
 - `pipeline`: shuffled batches that resume exactly, padded batches for evaluation, and digests of the data.
 """
 
-from starflow_jax.data.decoding.dequantise import bits_per_dim, dequantise, quantise
-from starflow_jax.data.pipeline.batches import eval_batches, train_loader
-from starflow_jax.data.pipeline.loader import Loader
-from starflow_jax.data.sources.base import ArraySource, Source
-from starflow_jax.data.sources.digits import digits
-from starflow_jax.data.sources.mixture import Component, Mixture
-from starflow_jax.data.sources.moving_digits import MovingDigits
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starflow_jax.core.deferred_names import deferred_names
+
+if TYPE_CHECKING:
+    from starflow_jax.data.decoding.dequantise import bits_per_dim, dequantise, quantise
+    from starflow_jax.data.pipeline.batches import eval_batches, train_loader
+    from starflow_jax.data.pipeline.loader import Loader
+    from starflow_jax.data.sources.base import ArraySource, Source
+    from starflow_jax.data.sources.digits import digits
+    from starflow_jax.data.sources.mixture import Component, Mixture
+    from starflow_jax.data.sources.moving_digits import MovingDigits
 
 __all__ = [
     "ArraySource",
@@ -28,3 +35,29 @@ __all__ = [
     "quantise",
     "train_loader",
 ]
+
+__getattr__ = deferred_names(
+    __name__,
+    {
+        "decoding.dequantise": (
+            "bits_per_dim",
+            "dequantise",
+            "quantise",
+        ),
+        "pipeline.batches": (
+            "eval_batches",
+            "train_loader",
+        ),
+        "pipeline.loader": ("Loader",),
+        "sources.base": (
+            "ArraySource",
+            "Source",
+        ),
+        "sources.digits": ("digits",),
+        "sources.mixture": (
+            "Component",
+            "Mixture",
+        ),
+        "sources.moving_digits": ("MovingDigits",),
+    },
+)

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from starflow_jax.core.deferred_names import deferred_names
 
 if TYPE_CHECKING:
     from starflow_jax.evaluation.likelihood.bayes_classifier import Accuracy, bayes_accuracy, classify
@@ -29,20 +30,6 @@ if TYPE_CHECKING:
         dequantised,
         log_probs,
     )
-
-# Public names by the module that defines them. They are imported when first used, because the command line imports this
-# package to list the metrics of `samples`, and must not import JAX for that.
-_EXPORTS = {
-    "likelihood.bayes_classifier": ("Accuracy", "bayes_accuracy", "classify"),
-    "likelihood.comparison": ("Scores", "score_flow", "score_gaussian", "scores_table"),
-    "likelihood.gaussian_baseline": (
-        "ClassConditionalGaussian",
-        "GaussianScores",
-        "fit_class_gaussians",
-        "score_class_gaussians",
-    ),
-    "likelihood.image_likelihood": ("BitsPerDim", "all_dequantised", "dequantised", "log_probs"),
-}
 
 __all__ = [
     "Accuracy",
@@ -62,9 +49,19 @@ __all__ = [
     "scores_table",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _EXPORTS.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported when first used, because the command line imports this package to list the metrics of `samples`, and must not
+# import JAX for that.
+__getattr__ = deferred_names(
+    __name__,
+    {
+        "likelihood.bayes_classifier": ("Accuracy", "bayes_accuracy", "classify"),
+        "likelihood.comparison": ("Scores", "score_flow", "score_gaussian", "scores_table"),
+        "likelihood.gaussian_baseline": (
+            "ClassConditionalGaussian",
+            "GaussianScores",
+            "fit_class_gaussians",
+            "score_class_gaussians",
+        ),
+        "likelihood.image_likelihood": ("BitsPerDim", "all_dequantised", "dequantised", "log_probs"),
+    },
+)

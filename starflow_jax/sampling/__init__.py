@@ -10,23 +10,29 @@
 - `vbench_export`: the videos that VBench scores.
 """
 
-from starflow_jax.sampling.image_sampling import (
-    Samples,
-    check_request,
-    class_labels,
-    sample,
-    to_pixels,
-)
-from starflow_jax.sampling.loaded_run import Run, open_run
-from starflow_jax.sampling.options import check_denoise, default_solver
-from starflow_jax.sampling.ranking import likeliest, log_likelihoods
-from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest, SolverRequest
-from starflow_jax.sampling.sample_run import sample_run
-from starflow_jax.sampling.sampling_report import SampleReport
-from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport, VideoStream, stream
-from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
-from starflow_jax.sampling.videos.video_sampling import Videos, generate
-from starflow_jax.solvers import named_solver
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starflow_jax.core.deferred_names import deferred_names
+
+if TYPE_CHECKING:
+    from starflow_jax.sampling.image_sampling import (
+        Samples,
+        check_request,
+        class_labels,
+        sample,
+        to_pixels,
+    )
+    from starflow_jax.sampling.loaded_run import Run, open_run
+    from starflow_jax.sampling.options import check_denoise, default_solver
+    from starflow_jax.sampling.ranking import likeliest, log_likelihoods
+    from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest, SolverRequest
+    from starflow_jax.sampling.sample_run import sample_run
+    from starflow_jax.sampling.sampling_report import SampleReport
+    from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport, VideoStream, stream
+    from starflow_jax.sampling.videos.video_plan import VideoPlan, plan_videos
+    from starflow_jax.sampling.videos.video_sampling import Videos, generate
 
 __all__ = [
     "Run",
@@ -47,7 +53,6 @@ __all__ = [
     "generate",
     "likeliest",
     "log_likelihoods",
-    "named_solver",
     "open_run",
     "plan_videos",
     "sample",
@@ -55,3 +60,49 @@ __all__ = [
     "stream",
     "to_pixels",
 ]
+
+__getattr__ = deferred_names(
+    __name__,
+    {
+        "image_sampling": (
+            "Samples",
+            "check_request",
+            "class_labels",
+            "sample",
+            "to_pixels",
+        ),
+        "loaded_run": (
+            "Run",
+            "open_run",
+        ),
+        "options": (
+            "check_denoise",
+            "default_solver",
+        ),
+        "ranking": (
+            "likeliest",
+            "log_likelihoods",
+        ),
+        "sample_requests": (
+            "RunRequest",
+            "SampleRequest",
+            "SolverRequest",
+        ),
+        "sample_run": ("sample_run",),
+        "sampling_report": ("SampleReport",),
+        "streaming.stream": (
+            "StreamedFrame",
+            "StreamReport",
+            "VideoStream",
+            "stream",
+        ),
+        "videos.video_plan": (
+            "VideoPlan",
+            "plan_videos",
+        ),
+        "videos.video_sampling": (
+            "Videos",
+            "generate",
+        ),
+    },
+)

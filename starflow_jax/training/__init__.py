@@ -10,22 +10,29 @@
 Each of the first four imports only those before it.
 """
 
-from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
-from starflow_jax.training.loop.callbacks import Callback, Snapshot
-from starflow_jax.training.loop.curves import plot_curves
-from starflow_jax.training.loop.train_request import TrainRequest
-from starflow_jax.training.loop.training_run import TrainResult, train
-from starflow_jax.training.step.inputs import condition, open_source
-from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
-from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
-from starflow_jax.training.step.train_step import (
-    Losses,
-    TrainState,
-    init_state,
-    loss_and_gradients,
-    train_step,
-    train_steps,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starflow_jax.core.deferred_names import deferred_names
+
+if TYPE_CHECKING:
+    from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+    from starflow_jax.training.loop.callbacks import Callback, Snapshot
+    from starflow_jax.training.loop.curves import plot_curves
+    from starflow_jax.training.loop.train_request import TrainRequest
+    from starflow_jax.training.loop.training_run import TrainResult, train
+    from starflow_jax.training.step.inputs import condition, open_source
+    from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
+    from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
+    from starflow_jax.training.step.train_step import (
+        Losses,
+        TrainState,
+        init_state,
+        loss_and_gradients,
+        train_step,
+        train_steps,
+    )
 
 __all__ = [
     "Callback",
@@ -49,3 +56,41 @@ __all__ = [
     "train_step",
     "train_steps",
 ]
+
+__getattr__ = deferred_names(
+    __name__,
+    {
+        "checkpoints.manager": (
+            "Checkpoints",
+            "abstract_state",
+            "load_run",
+        ),
+        "loop.callbacks": (
+            "Callback",
+            "Snapshot",
+        ),
+        "loop.curves": ("plot_curves",),
+        "loop.train_request": ("TrainRequest",),
+        "loop.training_run": (
+            "TrainResult",
+            "train",
+        ),
+        "step.inputs": (
+            "condition",
+            "open_source",
+        ),
+        "step.learning_rate_schedule": ("CosineSchedule",),
+        "step.optimizer": (
+            "apply_updates",
+            "init_optimizer",
+        ),
+        "step.train_step": (
+            "Losses",
+            "TrainState",
+            "init_state",
+            "loss_and_gradients",
+            "train_step",
+            "train_steps",
+        ),
+    },
+)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starflow_jax.solvers.automatic.calibration import Calibration
 
 ORDER = 100
+COMPILES = True
 
 DESCRIPTION = """\
 Measures how each block of a trained run is best inverted, on a few of its training images or clips, and writes

@@ -12,6 +12,7 @@ from starflow_jax.cli.options.outputs import output_file
 from starflow_jax.cli.options.paths import path
 
 ORDER = 170
+COMPILES = True
 
 DESCRIPTION = """\
 Trains a flow on 1,437 handwritten digits, scores it on 360 others against the best class-conditional Gaussian mixture,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ORDER = 120
 OVERRIDABLE = True
+COMPILES = True
 
 DESCRIPTION = """\
 Encodes the data of an experiment with a frozen autoencoder and writes ArrayRecord files. The experiment then trains on

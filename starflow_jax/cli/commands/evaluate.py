@@ -24,6 +24,7 @@ from starflow_jax.cli.remarks import remark, skipped_lines
 from starflow_jax.core.choices import Split, choices
 
 ORDER = 40
+COMPILES = True
 
 DESCRIPTION = """\
 Scores a trained run on held-out images; with --metrics, measures images that it generates.

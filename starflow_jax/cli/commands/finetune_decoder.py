@@ -13,6 +13,7 @@ from starflow_jax.cli.options.paths import path
 
 ORDER = 140
 OVERRIDABLE = True
+COMPILES = True
 
 DESCRIPTION = """\
 Trains the decoder of an autoencoder to decode noisy latents, or resumes where an earlier call stopped. The encoder is

@@ -18,6 +18,7 @@ from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 30
+COMPILES = True
 
 DESCRIPTION = """\
 Samples images or videos from a trained run: noise is inverted through the flow, denoised and decoded to pixels.

@@ -16,6 +16,7 @@ from starflow_jax.cli.remarks import skipped_lines
 from starflow_jax.core.choices import Split, choices
 
 ORDER = 50
+COMPILES = True
 
 DESCRIPTION = """\
 Computes the likelihood of clips under a trained run: held-out clips, or video files.

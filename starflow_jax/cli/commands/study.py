@@ -13,6 +13,7 @@ from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
+COMPILES = True
 
 DESCRIPTION = """\
 Applies the exact likelihood of a run on still images to five tasks, on its own data:

@@ -20,6 +20,7 @@ CONTINUES = "the same command continues after the last computed batch"
 
 ORDER = 60
 OVERRIDABLE = True
+COMPILES = True
 
 DESCRIPTION = """\
 Scores the product of checkpoints, data sets, noise levels and conditions that a configuration file names: exact

@@ -29,6 +29,7 @@ RESUMES = "the same command resumes from the last checkpoint, if there is one"
 
 ORDER = 10
 OVERRIDABLE = True
+COMPILES = True
 
 DESCRIPTION = """\
 Trains the experiment of a configuration file, or resumes where an earlier call stopped.

@@ -19,6 +19,7 @@ SHEET = "reconstructions.png"
 
 ORDER = 130
 OVERRIDABLE = True
+COMPILES = True
 
 DESCRIPTION = """\
 Trains an autoencoder of images, or resumes where an earlier call stopped. The loss is the mean square error with a KL

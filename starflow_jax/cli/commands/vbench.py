@@ -18,6 +18,7 @@ from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 90
+COMPILES = True
 
 DESCRIPTION = """\
 Samples the videos of the prompts of VBench (arXiv 2311.17982) under the names that it looks for:

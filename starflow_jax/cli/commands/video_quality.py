@@ -14,6 +14,7 @@ from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 80
+COMPILES = True
 
 DESCRIPTION = """\
 Measures clips without a network: their motion, their drift, and their distance to a reference.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -77,14 +79,21 @@ def _enlarged(images: np.ndarray, factor: int) -> np.ndarray:
     return np.rint(np.einsum("ai,nijc,bj->nabc", weights, images, weights, optimize=True)).astype(np.uint8)
 
 
+def _file_of_scikit_learn() -> Path:
+    """The file that `sklearn.datasets.load_digits` reads: a row for each image, 64 pixels and the label.
+
+    Importing scikit-learn for it would take two seconds, longer than all the rest of opening the data.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.origin is not None  # a dependency of this package
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+
+
 @functools.cache
 def _all_digits() -> ArraySource:
-    # scikit-learn takes a second to import, so it is imported on first use.
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = data.images.astype(np.uint8)[..., None]
-    labels = data.target.astype(np.int32)
+    rows = np.loadtxt(_file_of_scikit_learn(), delimiter=",", dtype=np.int32)
+    images = rows[:, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = rows[:, -1].copy()
     for array in (images, labels):
         array.flags.writeable = False  # shared by all callers
     return ArraySource("digits", images, labels, levels=17, num_classes=10)

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed on the devices that hold them.
+"""Checksums of arrays; those of large arrays are computed on the devices that hold them.
 
 The array format of a checkpoint detects truncated files but no flipped bits. A checksum of the values detects both. It
 is a sum of integers and thus independent of the order, the layout and the number of devices.
@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 _INDEX_FACTOR = np.uint32(0x9E3779B9)
 _FACTORS = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 _BLOCK = 2**15  # number of values summed at a time on the host
+# Up to so many values an array is summed on the host, in milliseconds: each shape would be another program to compile.
+_ON_HOST = 2**18
 
 
 def digest(tree: Any) -> str:
@@ -70,11 +72,13 @@ def json_digest(value: Any) -> str:
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
-def _pieces(array: Any) -> list[jax.Array]:
+def _pieces(array: Any) -> list[jax.Array | int]:
     """The sums of the shards of an array on this process's devices, without replicas."""
     array = array if isinstance(array, jax.Array) else jnp.asarray(array)
+    if array.size <= _ON_HOST and array.is_fully_addressable and len(array.sharding.device_set) == 1:
+        return [partial_sum(np.asarray(array), 0)]
     strides = np.cumprod([1, *array.shape[:0:-1]], dtype=np.uint32)[::-1][: array.ndim]
-    sums = []
+    sums: list[jax.Array | int] = []
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
             starts = np.asarray([part.start or 0 for part in shard.index], np.uint32)
