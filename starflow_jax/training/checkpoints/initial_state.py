@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.flows.parameters import Params, overlaid
+from starflow_jax.flows.parameters import overlaid
 from starflow_jax.porting.gemma_layers import check_deep_block, read_deep_block
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
 from starflow_jax.training.checkpoints.workdir import read_config
-from starflow_jax.training.step.optimizer import init_optimizer
-from starflow_jax.training.step.train_step import TrainState, init_state
+from starflow_jax.training.step.train_step import TrainState, init_state, state_of
 
 _IRRELEVANT = ("dropout", "dtype", "matmul_precision", "remat", "kernels")  # to the parameters of a flow
 
@@ -77,9 +75,10 @@ def first_state(config: ExperimentConfig, source: Path | str | None, layout: Lay
         return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
     check_source(config, source)
     params = load_run(source, layout=layout)[2]
-    shardings = None if layout is None else layout.tree(jax.eval_shape(lambda: _state(config, params)))
-    state = jax.jit(_state, static_argnums=0, out_shardings=shardings, donate_argnums=1)(config, params)
-    return state if layout is not None else jax.device_put(state, jax.local_devices()[0])
+    if layout is None:
+        return jax.device_put(state_of(config, params), jax.local_devices()[0])
+    shardings = layout.tree(jax.eval_shape(lambda: state_of(config, params)))
+    return jax.jit(state_of, static_argnums=0, out_shardings=shardings, donate_argnums=1)(config, params)
 
 
 def _initialised(config: ExperimentConfig, layout: Layout | None) -> TrainState:
@@ -102,10 +101,3 @@ def _replaced(params: Any, replacement: Any) -> Any:
         return jax.make_array_from_callback(value.shape, before.sharding, lambda index: np.asarray(value[index]))
 
     return jax.tree.map(put, params, overlaid(params, replacement))
-
-
-def _state(config: ExperimentConfig, params: Params) -> TrainState:
-    key = jax.random.split(jax.random.key(config.seed))[1]
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema else None
-    moments = init_optimizer(config.train, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, moments, ema, jax.random.key_data(key))

@@ -74,9 +74,10 @@ class Losses:
 
 
 def init_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
-    """The state before the first update, initialised from `config.seed` by one compiled program.
+    """The state before the first update, initialised from `config.seed`.
 
-    With a layout every device initialises its own shards; the values are those of a single device.
+    On one device each kind of block is a program, which compiles faster than one program of all. With a layout one
+    program initialises the shards of every device; the values are those of a single device.
     """
     if layout is None:
         return _init_state(config)
@@ -84,13 +85,18 @@ def init_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainS
     return jax.jit(_init_state, static_argnums=0, out_shardings=shardings)(config)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _init_state(config: ExperimentConfig) -> TrainState:
-    flow_key, key = jax.random.split(jax.random.key(config.seed))
-    params = split(Flow(config.flow, flow_key))[1]
+    flow_key = jax.random.split(jax.random.key(config.seed))[0]
+    return state_of(config, split(Flow(config.flow, flow_key))[1])
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def state_of(config: ExperimentConfig, params: Params) -> TrainState:
+    """The state before the first update from these parameters, whose buffers are donated."""
+    key = jax.random.split(jax.random.key(config.seed))[1]
     ema = jax.tree.map(jnp.copy, params) if config.train.ema else None
-    opt_state = init_optimizer(config.train, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema, jax.random.key_data(key))
+    moments = init_optimizer(config.train, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, moments, ema, jax.random.key_data(key))
 
 
 def loss_and_gradients(
