@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,8 @@ def _new_blocks(config: FlowConfig, keys: PRNGKeyArray, layout: Layout | None) -
     Blocks with the same parameters are initialised by the same program, which is traced and compiled once.
     """
     alone = not isinstance(keys, jax.core.Tracer) and jax.default_backend() == "cpu"
-    new_block = _as_a_program if alone else _as_part_of_a_program
+    chosen_by_user = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+    new_block = _as_a_program if alone and not chosen_by_user else _as_part_of_a_program
     first: dict[tuple[TransformerConfig, bool, bool], int] = {}
     blocks = []
     for index, transformer in enumerate(config.blocks):
