@@ -52,12 +52,12 @@ _as_part_of_a_program = jax.jit(_new_block, static_argnums=(0, 1, 3))
 _as_a_program = jax.jit(_new_block, static_argnums=(0, 1, 3), compiler_options={"xla_backend_optimization_level": 1})
 
 
-def _new_blocks(config: FlowConfig, keys: PRNGKeyArray, layout: Layout | None) -> list[AutoregressiveBlock]:
+def _new_blocks(config: FlowConfig, keys: list[PRNGKeyArray], layout: Layout | None) -> list[AutoregressiveBlock]:
     """The blocks of a flow, block i initialised by key i.
 
     Blocks with the same parameters are initialised by the same program, which is traced and compiled once.
     """
-    alone = not isinstance(keys, jax.core.Tracer) and jax.default_backend() == "cpu"
+    alone = not isinstance(keys[0], jax.core.Tracer) and jax.default_backend() == "cpu"
     chosen_by_user = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
     new_block = _as_a_program if alone and not chosen_by_user else _as_part_of_a_program
     first: dict[tuple[TransformerConfig, bool, bool], int] = {}
@@ -81,7 +81,7 @@ class Flow(nnx.Module):
     def __init__(self, config: FlowConfig, key: PRNGKeyArray, layout: Layout | None = None):
         keys = jax.random.split(key, config.num_blocks + 1)
         self.config = config
-        self.blocks = nnx.List(_new_blocks(config, keys[:-1], layout))
+        self.blocks = nnx.List(_new_blocks(config, [keys[i] for i in range(config.num_blocks)], layout))
         self.denoiser = Denoiser(config, keys[-1], layout) if config.denoiser is not None else None
         # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (specification, section 2).
         rows, columns = config.grid
