@@ -21,6 +21,10 @@ _MASKED = -1e30
 # sequence stays small.
 _CHUNK, _MAX_CHUNKS = 128, 16
 
+# On a CPU, a call at a traced offset into a cache of at least so many slots reads the filled part of the cache only,
+# rounded up to one of a few static lengths, each a branch of the program.
+_MIN_CUT_SLOTS, _MAX_LENGTHS, _LENGTH_MULTIPLE = 128, 5, 32
+
 # From this number of pairs on, the backward pass recomputes the weights instead of storing them: those of 1,024 tokens
 # are 4 MiB for each head of each sample.
 _MAX_STORED_PAIRS = 2**20
@@ -139,8 +143,19 @@ class ReferenceAttention:
     ) -> tuple[Float[Array, "B h n d"], None]:
         """See `AttentionKernel`."""
         options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
-        key, value = select_layer(key, bounds), select_layer(value, bounds)
-        return _bound(call, bounds, **options)(query, key, value), None
+        attend = _bound(call, bounds, **options)
+
+        def over(lines: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return attend(query, *(select_layer(cache[..., :lines, :], bounds) for cache in (key, value)))
+
+        lengths = _lengths(call)
+        if len(lengths) == 1:
+            return over(call.num_slots, query, key, value), None
+        end = call.rule.bounds(jnp.asarray(bounds.offset, jnp.int32) + call.num_queries - 1)[1]
+        visible = jnp.maximum(end, call.rule.prefix)  # slots from here on are visible to no query
+        branch = jnp.sum(visible > jnp.asarray(lengths[:-1]))
+        branches = [functools.partial(over, lines) for lines in lengths]
+        return jax.lax.switch(branch, branches, query, key, value), None
 
     def backward(
         self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
@@ -149,6 +164,15 @@ class ReferenceAttention:
         attend = _bound(call, bounds, precision="highest" if call.exact else None)
         dq, dk, dv = jax.vjp(attend, residuals.query, residuals.key, residuals.value)[1](do)
         return dq, dk, dv
+
+
+def _lengths(call: AttentionCall) -> list[int]:
+    """The numbers of slots, in increasing order, to which a call may be cut; the last is all of them."""
+    slots = call.num_slots
+    if call.target.platform != "cpu" or call.offset is not None or slots < _MIN_CUT_SLOTS:
+        return [slots]
+    step = -(-slots // (_MAX_LENGTHS * _LENGTH_MULTIPLE)) * _LENGTH_MULTIPLE
+    return [*range(step, slots, step), slots]
 
 
 def _bound(call: AttentionCall, bounds: Bounds, **options: Any) -> Any:

@@ -84,7 +84,7 @@ class Attention(nnx.Module):
         options: dict[str, Any] = {
             "visibility": visibility,
             "implementation": self.compute.kernels,
-            "target": _target(layout),
+            "target": layout_target(layout),
         }
         attend = functools.partial(attention, precision=self.compute.precision, **options)
         if layout is None or chosen(query, key, value, layer=cache_layer, **options) == "xla":
@@ -96,7 +96,8 @@ class Attention(nnx.Module):
         return (out if self.post_norm is None else self.post_norm(out)), cache
 
 
-def _target(layout: Layout | None) -> Target:
+def layout_target(layout: Layout | None) -> Target:
+    """The devices that a program is compiled for: those of the layout, else the default ones."""
     return device_target(None if layout is None else layout.mesh.devices.flat[0])
 
 

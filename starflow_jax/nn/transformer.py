@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
-from starflow_jax.nn.attention import Attention
+from starflow_jax.nn.attention import Attention, layout_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -139,6 +139,10 @@ class Transformer(nnx.Module):
 
         if self.remat == "block":
             step = jax.checkpoint(step)
+        elif self.remat == "none" and cache is None and layout_target(self.compute.layout).platform == "cpu":
+            # The backward pass recomputes everything but products: on a CPU, writing and reading what is cheap to
+            # compute takes as long, and more than twice the memory.
+            step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
         count = self.config.layers
         keys = None if dropout_key is None else jax.random.split(dropout_key, count)
         (h, cache), _ = jax.lax.scan(

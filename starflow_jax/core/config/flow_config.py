@@ -116,7 +116,8 @@ class FlowConfig:
       dropout: dropout rate on the two residual branches in training.
       dtype: compute dtype of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
-      remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer).
+      remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer). On CPUs "none"
+        stores the products of a layer and recomputes the rest.
       kernels: of attention and of the Jacobi update: "auto" uses Pallas kernels where they are known to be faster
         (`kernels/kernel_choice.py`), "xla" never uses them, and "pallas" always uses them or raises an error with the
         reason.
