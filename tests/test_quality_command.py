@@ -174,6 +174,7 @@ def test_what_is_torn_or_not_its_own_is_drawn_anew(here, again, drawn):
     assert not list(again.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_chunks_do_not_depend_on_the_batch_and_noise_not_on_guidance(here, tmp_path, monkeypatch):
     seen = {}
 

@@ -184,7 +184,8 @@ def test_the_program_does_not_grow_with_chunks_or_tokens(clip):
         program = jax.make_jaxpr(lambda z: inverse(clip, z, TEXT[:1], solver=Jacobi(block=block)).x)(z)
         return _equations(program.jaxpr)
 
-    assert size(40, 2) == size(5, 2)
+    assert size(20, 2) == size(5, 2)
+    assert size(400, 2) == size(100, 2)  # attention over a long cache has a few branches
     sequential = [
         _equations(jax.make_jaxpr(lambda z: inverse(clip, z, TEXT[:1]).x)(jnp.zeros((1, t, 2, 2, 2))).jaxpr)
         for t in (2, 20)

@@ -51,7 +51,7 @@ def frames_of(stream, z, prefix=None):
             Jacobi(block=4, growth=3, tolerance=1e-5, per_sample=True), 0, SlidingWindow(3, 1), marks=pytest.mark.slow
         ),
         # One given frame: the first stage ends inside a frame, and hands on none.
-        (Jacobi(block=3, growth=2, tolerance=1e-5, per_sample=True), 1, None),
+        pytest.param(Jacobi(block=3, growth=2, tolerance=1e-5, per_sample=True), 1, None, marks=pytest.mark.slow),
         (SlidingJacobi(tolerance=1e-6), 2, SlidingWindow(3, 1)),
     ],
 )
