@@ -12,9 +12,10 @@ A flow maps data to Gaussian noise by an invertible network, so one model gives 
 `import starflow_jax` imports neither JAX nor NumPy. CONTRIBUTING.md states how the packages import each other.
 """
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from starflow_jax.core.deferred_names import deferred_names
 
 __version__ = "0.2.0"
 
@@ -96,13 +97,7 @@ if not (_package_folder / "kernels").is_dir():
     __path__.append(str(_package_folder.parent))
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name on first use (PEP 562)."""
-    if name not in PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = deferred_names(__name__, PUBLIC)
 
 
 def __dir__() -> list[str]:

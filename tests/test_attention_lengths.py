@@ -8,7 +8,7 @@ import pytest
 from starflow_jax.kernels.attention import Causal, CausalFrames, attention
 from starflow_jax.kernels.attention.api import _describe
 from starflow_jax.kernels.attention.call import Bounds
-from starflow_jax.kernels.attention.reference import _lengths
+from starflow_jax.kernels.attention.reference import _cache_lengths
 from starflow_jax.kernels.kernel_choice import Target
 
 SLOTS, QUERIES, HEADS, DIM = 300, 5, 2, 8
@@ -56,4 +56,4 @@ def test_what_lies_behind_is_not_read():
 def test_lengths(slots, platform, offset, lengths):
     query, cache = jnp.zeros((1, 1, QUERIES, DIM)), jnp.zeros((1, 1, slots, DIM))
     call = _describe(query, cache, cache, Causal(), Target(platform), Bounds(offset, None, None))
-    assert _lengths(call) == lengths
+    assert _cache_lengths(call) == lengths

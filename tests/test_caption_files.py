@@ -204,8 +204,9 @@ def test_a_run_that_reads_text_and_finds_none_is_refused(tmp_path):
         Setup.from_config(config)
     (tmp_path / "1.txt").write_text("a cat")
     setup = Setup.from_config(config)
-    assert setup.notes[0].startswith("captions: 1 of 2 examples have one (1 in a text file); 1 HAVE NONE")
-    assert setup.captions_incomplete  # reported under --quiet, too
+    assert setup.captions is not None and not setup.captions.complete  # reported under --quiet, too
+    sentence = setup.captions.sentence()
+    assert sentence.startswith("captions: 1 of 2 examples have one (1 in a text file); 1 HAVE NONE")
     assert setup.config.data.captions.lines == "one"
 
 

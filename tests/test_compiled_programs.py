@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +176,17 @@ def test_a_later_process_survives_a_damaged_entry_and_replaces_it(tmp_path):
 def test_the_option_writes_nothing(tmp_path):
     assert start(tmp_path, "--no-compilation-cache").communicate(timeout=120) == ("7.0\n", "")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_starting_runs(tmp_path):
+    script = Path(__file__).parents[1] / "experiments" / "benchmarks" / "start_up.py"
+    out = tmp_path / "figures.json"
+    run = subprocess.run(
+        [sys.executable, str(script), "--quick", "--json", str(out)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    lines = json.loads(out.read_text())["lines"]
+    assert {(line["command"], line["programs kept"]) for line in lines} == {
+        (command, state) for command in ("train", "sample") for state in ("cold", "warm")
+    }

@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parent / "process_that_fails.py"
 def environment(tmp_path_factory):
     """An environment in which all processes share a compilation cache."""
     return {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -34,13 +34,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flow_operations import PARALLEL, RECORDED, TINY, TINY_SIZES, Sizes, operation_names, original_arguments
+from flow_operations import (
+    FLOOR,
+    PARALLEL,
+    PRODUCT,
+    READ,
+    RECORDED,
+    TINY,
+    TINY_SIZES,
+    Sizes,
+    bound,
+    operation_names,
+    original_arguments,
+)
 from original_adapter import Names, find_class
 from turns import SideError, SideProcess, Times, cores_for, take_turns
 
 from starflow_jax.core.figures import text_table, write_json
-
-FLOOR, READ, PRODUCT, SQUARE = "floor: ", "read: ", "product", 1024
 
 
 class Refused(Exception):
@@ -213,9 +223,10 @@ class Comparison:
         summaries = {column: one.summary() for column, one in times[name].items()}
         read = summaries["read"]["minimum"] if "read" in summaries else 0.0
         floor = max(summaries["products"]["minimum"], read)
-        rate = times[PRODUCT][PRODUCT].summary()["minimum"] / SQUARE**3
-        bandwidth = read > described.get("multiply_adds", 0) * rate and "read" in summaries
-        line = {"operation": name, **summaries, "floor": floor, "bound": "bandwidth" if bandwidth else "arithmetic"}
+        line = {"operation": name, **summaries, "floor": floor, "bound": "arithmetic"}
+        if "read" in summaries:
+            product = times[PRODUCT][PRODUCT].summary()["minimum"]
+            line["bound"] = bound(read, described["multiply_adds"], product)
         line |= {key: described[key] for key in ("compile", "evaluations", "converged") if key in described}
         line["of_floor"] = summaries["ours"]["minimum"] / floor
         if "theirs" in summaries:

@@ -198,8 +198,3 @@ class Reading:
                 for piece in pieces:
                     total += float(np.dot(piece, piece))
         return total
-
-
-def bound(read_seconds: float, multiply_adds: int, product_seconds: float, size: int) -> str:
-    """Whether reading takes longer ("bandwidth") than the multiply-adds at the rate of a size^3 product."""
-    return "bandwidth" if read_seconds > multiply_adds * product_seconds / size**3 else "arithmetic"

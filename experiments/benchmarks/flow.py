@@ -9,9 +9,7 @@ inverses, plain and guided, with random weights; batch 4, text 32 x 128. Each ti
 bound in the same run ("floor"): bare matrix products of the same shapes (bare_products.py, causal attention counted
 once) and, for inverses, the reading of all weights and of the filled part of the cache in every network evaluation,
 if that takes longer (bare_inverse.py). "bound" says whether bandwidth or arithmetic limits a pass. Compilation is not
-included. The comparison with the PyTorch original is in against_original.py.
-
-Expected on 2 CPU cores: forward+backward below 1.6 times its floor, the sequential inverse below 3 times its floor.
+included. The comparison with the PyTorch original is in against_original.py; figures are in docs/cpu_performance.md.
 """
 
 from __future__ import annotations
@@ -23,15 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from bare_inverse import Reading, bound, evaluations_of
-from flow_operations import PARALLEL, RECORDED, TINY, TINY_SIZES, Sizes, original_arguments
+from bare_inverse import Reading, evaluations_of
+from flow_operations import PARALLEL, RECORDED, SQUARE, TINY, TINY_SIZES, Sizes, bound, original_arguments
 from flow_passes import FlowPasses
 from timing import best_seconds, compiled, square_product
 
 from starflow_jax.core.figures import write_json
 from starflow_jax.porting import flow_config
-
-_SQUARE = 1024
 
 
 def measure(name: str, passes: FlowPasses, multiply: Callable[[], Any], rounds: int, threads: int) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def measure(name: str, passes: FlowPasses, multiply: Callable[[], Any], rounds: 
     line |= {"seconds": seconds["flow"], "products": seconds["products"], "floor": max(seconds["products"], read)}
     line["ratio"] = line["seconds"] / line["floor"]
     if "read" in seconds:
-        line |= {"read": read, "bound": bound(read, line["multiply_adds"], seconds["product"], _SQUARE)}
+        line |= {"read": read, "bound": bound(read, line["multiply_adds"], seconds["product"])}
     return line
 
 
@@ -89,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         folders = [Path(d) for d in options.config or (RECORDED / "image", RECORDED / "video")]
         configurations = {d.name: flow_config(original_arguments(d)) for d in folders}
         rounds, sizes = options.rounds, Sizes()
-    multiply = square_product(_SQUARE)
+    multiply = square_product(SQUARE)
     results = {}
     for name, config in configurations.items():
         passes = FlowPasses(config, sizes)

@@ -12,6 +12,9 @@ PARALLEL = ("forward", "forward+backward", "denoiser")
 # Chunk length of Jacobi iteration; None is the sequential solver.
 BLOCKS: dict[str, int | None] = {"sequential": None, "jacobi 16": 16, "jacobi 32": 32}
 GUIDED = " guided"
+# What is timed beside an operation: the product of two square matrices of this size, and under these prefixes the bare
+# products and the reading of an operation.
+PRODUCT, SQUARE, FLOOR, READ = "product", 1024, "floor: ", "read: "
 
 # The constructor arguments of a flow that takes seconds.
 TINY: dict[str, Any] = {
@@ -66,3 +69,8 @@ def is_guided(name: str) -> bool:
 def jacobi_block(name: str) -> int | None:
     """The chunk length of an inverse by Jacobi iteration, None for the sequential one."""
     return BLOCKS[name.removesuffix(GUIDED)]
+
+
+def bound(read_seconds: float, multiply_adds: int, product_seconds: float) -> str:
+    """Whether reading takes longer ("bandwidth") than the multiply-adds at the rate of the square product."""
+    return "bandwidth" if read_seconds > multiply_adds * product_seconds / SQUARE**3 else "arithmetic"

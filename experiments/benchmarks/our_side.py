@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from bare_inverse import Reading, evaluations_of
 from bare_products import BlockShape
-from flow_operations import PARALLEL, Sizes
+from flow_operations import FLOOR, PARALLEL, PRODUCT, READ, SQUARE, Sizes
 from flow_passes import FlowPasses
 from side_process import Arrays, Side
 from timing import compiled, square_product
 
 from starflow_jax.porting import flow_config, to_torch
 from starflow_jax.solvers import Jacobi
-
-SQUARE = 1024
-FLOOR, READ, PRODUCT = "floor: ", "read: ", "product"
 
 
 def prepare(request: Mapping[str, Any]) -> Side:

@@ -145,16 +145,17 @@ class ReferenceAttention:
         options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
         attend = _bound(call, bounds, **options)
 
-        def over(lines: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            return attend(query, *(select_layer(cache[..., :lines, :], bounds) for cache in (key, value)))
+        def attend_to_first(slots: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return attend(query, *(select_layer(cache[..., :slots, :], bounds) for cache in (key, value)))
 
-        lengths = _lengths(call)
+        lengths = _cache_lengths(call)
         if len(lengths) == 1:
-            return over(call.num_slots, query, key, value), None
-        end = call.rule.bounds(jnp.asarray(bounds.offset, jnp.int32) + call.num_queries - 1)[1]
-        visible = jnp.maximum(end, call.rule.prefix)  # slots from here on are visible to no query
-        branch = jnp.sum(visible > jnp.asarray(lengths[:-1]))
-        branches = [functools.partial(over, lines) for lines in lengths]
+            return attend_to_first(call.num_slots, query, key, value), None
+        last_query = jnp.asarray(bounds.offset, jnp.int32) + call.num_queries - 1
+        # Slots from `end` on are visible to no query.
+        end = jnp.maximum(call.rule.bounds(last_query)[1], call.rule.prefix)
+        branch = jnp.sum(end > jnp.asarray(lengths[:-1]))
+        branches = [functools.partial(attend_to_first, slots) for slots in lengths]
         return jax.lax.switch(branch, branches, query, key, value), None
 
     def backward(
@@ -166,8 +167,8 @@ class ReferenceAttention:
         return dq, dk, dv
 
 
-def _lengths(call: AttentionCall) -> list[int]:
-    """The numbers of slots, in increasing order, to which a call may be cut; the last is all of them."""
+def _cache_lengths(call: AttentionCall) -> list[int]:
+    """The lengths of cache that a call may read, in increasing order; the last is the whole cache."""
     slots = call.num_slots
     if call.target.platform != "cpu" or call.offset is not None or slots < _MIN_CUT_SLOTS:
         return [slots]

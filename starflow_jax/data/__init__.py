@@ -39,25 +39,17 @@ __all__ = [
 __getattr__ = deferred_names(
     __name__,
     {
-        "decoding.dequantise": (
-            "bits_per_dim",
-            "dequantise",
-            "quantise",
-        ),
-        "pipeline.batches": (
-            "eval_batches",
-            "train_loader",
-        ),
-        "pipeline.loader": ("Loader",),
-        "sources.base": (
-            "ArraySource",
-            "Source",
-        ),
-        "sources.digits": ("digits",),
-        "sources.mixture": (
-            "Component",
-            "Mixture",
-        ),
-        "sources.moving_digits": ("MovingDigits",),
+        "bits_per_dim": ".decoding.dequantise",
+        "dequantise": ".decoding.dequantise",
+        "quantise": ".decoding.dequantise",
+        "eval_batches": ".pipeline.batches",
+        "train_loader": ".pipeline.batches",
+        "Loader": ".pipeline.loader",
+        "ArraySource": ".sources.base",
+        "Source": ".sources.base",
+        "digits": ".sources.digits",
+        "Component": ".sources.mixture",
+        "Mixture": ".sources.mixture",
+        "MovingDigits": ".sources.moving_digits",
     },
 )

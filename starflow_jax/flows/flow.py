@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
-from starflow_jax.flows.block import AutoregressiveBlock
+from starflow_jax.flows.block_initialisation import initial_blocks
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.order import AnyArray, Grid, block_order, patchify, reorder, unpatchify
@@ -43,33 +41,6 @@ class FlowOutput:
         return sum(jnp.sum(d.reshape(d.shape[0], -1), axis=1) for d in self.logdets)  # type: ignore[return-value]
 
 
-def _new_block(config: FlowConfig, index: int, key: PRNGKeyArray, layout: Layout | None) -> AutoregressiveBlock:
-    return AutoregressiveBlock(config, index, key, layout)
-
-
-_as_part_of_a_program = jax.jit(_new_block, static_argnums=(0, 1, 3))
-# A program that runs once: the compiler of CPUs takes 2.4 s instead of 6 s for the same values.
-_as_a_program = jax.jit(_new_block, static_argnums=(0, 1, 3), compiler_options={"xla_backend_optimization_level": 1})
-
-
-def _new_blocks(config: FlowConfig, keys: list[PRNGKeyArray], layout: Layout | None) -> list[AutoregressiveBlock]:
-    """The blocks of a flow, block i initialised by key i.
-
-    Blocks with the same parameters are initialised by the same program, which is traced and compiled once.
-    """
-    alone = not isinstance(keys[0], jax.core.Tracer) and jax.default_backend() == "cpu"
-    chosen_by_user = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
-    new_block = _as_a_program if alone and not chosen_by_user else _as_part_of_a_program
-    first: dict[tuple[TransformerConfig, bool, bool], int] = {}
-    blocks = []
-    for index, transformer in enumerate(config.blocks):
-        kind = (transformer, config.is_conditioned(index), transformer is config.language_model)
-        block = new_block(config, first.setdefault(kind, index), keys[index], layout)
-        block.index = index
-        blocks.append(block)
-    return blocks
-
-
 class Flow(nnx.Module):
     """A stack of blocks, 0 nearest the data, the last one deep (specification, section 2).
 
@@ -81,7 +52,7 @@ class Flow(nnx.Module):
     def __init__(self, config: FlowConfig, key: PRNGKeyArray, layout: Layout | None = None):
         keys = jax.random.split(key, config.num_blocks + 1)
         self.config = config
-        self.blocks = nnx.List(_new_blocks(config, [keys[i] for i in range(config.num_blocks)], layout))
+        self.blocks = nnx.List(initial_blocks(config, keys[:-1], layout))
         self.denoiser = Denoiser(config, keys[-1], layout) if config.denoiser is not None else None
         # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (specification, section 2).
         rows, columns = config.grid

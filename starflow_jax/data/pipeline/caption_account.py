@@ -47,6 +47,11 @@ class CaptionAccount:
         """Number of the examples looked at that have a caption."""
         return sum(self.counts.values())
 
+    @property
+    def complete(self) -> bool:
+        """Whether every example looked at has a caption."""
+        return self.missing == self.damaged == 0
+
     def sentence(self) -> str:
         """The account in one sentence."""
         examples = f"{self.read} examples"

@@ -31,10 +31,12 @@ class Records:
         self.bad = BadExamples(updates.setup.source, writer.bad_before)
         self._updates, self._writer, self._bar, self._peak = updates, writer, bar, peak
         self._written = -1  # the step of the last row written
-        for index, note in enumerate((*updates.setup.notes, self.bad.at_opening())):
+        captions = updates.setup.captions
+        if captions is not None:  # missing ones are reported even where progress is not
+            bar.remark(captions.sentence(), always=not captions.complete)
+        for note in (*updates.setup.notes, self.bad.at_opening()):
             if note is not None:
-                # Missing captions are reported even where progress is not.
-                bar.remark(note, always=index == 0 and updates.setup.captions_incomplete)
+                bar.remark(note)
 
     def advanced(self, count: int) -> None:
         """Begins the row of a new step, `count` updates later."""

@@ -7,7 +7,7 @@ import dataclasses
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.costs.flops import shape_work, train_flops
 from starflow_jax.data import Loader, Source, train_loader
-from starflow_jax.data.pipeline.caption_account import caption_account
+from starflow_jax.data.pipeline.caption_account import CaptionAccount, caption_account
 from starflow_jax.data.pipeline.opening_notes import opening_notes
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
@@ -24,8 +24,8 @@ class Setup:
       config: the experiment, with the pixel levels of its data; source: its training data.
       layout: of the devices, None for one device.
       encoder, text: frozen networks that the step applies, None where the experiment has none.
-      notes: sentences about captions, and about what the data contain and is not read.
-      captions_incomplete: whether examples without a caption were counted, which the first note then says.
+      notes: sentences about what the data contain and is not read.
+      captions: the account of captions, None where the flow or the data have none.
     """
 
     config: ExperimentConfig
@@ -34,7 +34,7 @@ class Setup:
     encoder: Frozen | None
     text: FrozenText | None
     notes: tuple[str, ...] = ()
-    captions_incomplete: bool = False
+    captions: CaptionAccount | None = None
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, source: Source | None = None) -> Setup:
@@ -50,13 +50,11 @@ class Setup:
         source, encoder = open_with_encoder(config, "train", source)
         config = with_levels(config, source)
         text = open_text(config, source)
-        notes = tuple(opening_notes(source))
-        account, incomplete = caption_account(source), False
-        if account is not None:
-            account.check_any()
-            incomplete = account.missing > 0 or account.damaged > 0
-            notes = (account.sentence(), *notes)
-        return cls(config, source, run_layout(config, source, encoder), encoder, text, notes, incomplete)
+        captions = caption_account(source)
+        if captions is not None:
+            captions.check_any()
+        layout, notes = run_layout(config, source, encoder), tuple(opening_notes(source))
+        return cls(config, source, layout, encoder, text, notes, captions)
 
     def on_devices(self) -> Setup:
         """The same with the parameters of the frozen networks on the devices of the layout."""
