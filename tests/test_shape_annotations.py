@@ -19,7 +19,7 @@ PACKAGES = ("flows", "kernels", "models", "nn", "sampling", "solvers")
 # Names of array types that state no shape, unless they stand inside of a jaxtyping annotation.
 ARRAYS = {"AnyArray", "Array", "ArrayLike", "HostArray", "ndarray"}
 # jaxtyping's annotations with a shape.
-SHAPED = {"Bool", "Float", "Int", "Integer", "Num", "Shaped", "UInt8"}
+SHAPED = {"Bool", "Float", "Int", "Integer", "Key", "Num", "Shaped", "UInt8"}
 # Operators that a class defines for Python and not for callers; constructors and calls are public.
 PUBLIC_OPERATORS = {"__init__", "__call__"}
 
