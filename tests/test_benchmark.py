@@ -5,16 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmarks" / "flow.py"
 
 
-def test_the_quick_run_reports_every_pass(tmp_path):
+@pytest.mark.parametrize(
+    ("only", "passes"),
+    [
+        ("jacobi 16", ("jacobi 16",)),
+        pytest.param(
+            "", ("forward", "forward+backward", "sequential", "sequential guided", "jacobi 16"), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_quick_run_reports_every_pass(only, passes, tmp_path):
     out = tmp_path / "figures.json"
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick", "--json", str(out)], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, str(SCRIPT), "--quick", "--only", only, "--json", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     text = json.dumps(json.loads(out.read_text()))
-    for name in ("forward", "forward+backward", "sequential", "sequential guided", "jacobi 16"):
+    for name in passes:
         assert name in run.stdout
         assert name in text

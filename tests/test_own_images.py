@@ -16,6 +16,7 @@ TINY = [
     "--config.train.warmup=1",
     "--config.train.batch_size=4",
     "--config.flow.width=24",
+    "--config.flow.num_blocks=2",
     "--config.flow.head_dim=24",
 ]
 

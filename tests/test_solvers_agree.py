@@ -74,7 +74,7 @@ def test_pictures_under_guidance(still, name):
     assert bool(solved.converged)
 
 
-@cases("paper", "sliding", "gs", "mixed", slow=("whole", "grouped"))
+@cases("paper", "gs", "mixed", slow=("whole", "grouped", "sliding"))
 def test_video_after_given_frames(clip, name):
     video = normal(CLIP)
     z = clip.forward(video, TEXT).z
