@@ -38,7 +38,8 @@ def test_sigterm_to_one_stops_all_at_the_same_update(tmp_path, environment):
 @pytest.mark.parametrize(
     ("fault", "victim", "code", "sentence"),
     [
-        ("loader", "1", 2, "data cannot be read: all was bad"),
+        # The quick tests have test_sigterm_to_one_stops_all_at_the_same_update.
+        pytest.param("loader", "1", 2, "data cannot be read: all was bad", marks=pytest.mark.slow),
         pytest.param("loader", "0", 2, "data cannot be read: all was bad", marks=pytest.mark.slow),
         pytest.param("disk", "1", 2, "could not be written (no space left on the disk)", marks=pytest.mark.slow),
         pytest.param("disk", "0", 2, "could not be written (no space left on the disk)", marks=pytest.mark.slow),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "layouts_of_checkpoints.py"
 
 
@@ -22,6 +24,7 @@ def outputs(*processes):
     return [out for (out, _), _ in ended]
 
 
+@pytest.mark.slow  # test_processes.py loads what two processes saved
 def test_saved_by_two_processes_restored_by_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

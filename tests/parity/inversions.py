@@ -9,6 +9,7 @@ from recordings import Check, Folder, channels_first, channels_last, condition, 
 
 from starflow_jax.flows import Guidance, LinearGuidance
 from starflow_jax.solvers import AnySolver, Inversion, Jacobi, Sequential, SlidingWindow, inverse
+from starflow_jax.solvers.tolerance import with_tolerance
 
 INVERSE_BAR = 1e-4
 # Traces are recorded to 4 digits, and a residual is a small difference of larger numbers.
@@ -18,7 +19,12 @@ NO_TEMPERATURE = 1.0
 
 
 @jax.jit(static_argnames=("solver", "window"))
-def invert(flow, z, cond, guidance, prefix, temperature, *, solver, window) -> Inversion:
+def invert(flow, z, cond, guidance, prefix, temperature, tolerance, *, solver, window) -> Inversion:
+    """The inverse by a solver, whose tolerance is replaced by `tolerance` where that is given.
+
+    As an argument, so that recordings which differ in the tolerance alone share a compiled program.
+    """
+    solver = solver if tolerance is None else with_tolerance(solver, tolerance)
     return inverse(
         flow, z, cond, solver=solver, guidance=guidance, prefix=prefix, window=window, temperature=temperature
     )
@@ -56,18 +62,18 @@ def run(folder: Folder, experiment: dict[str, Any], solver: AnySolver | None = N
     z = noise(folder, folder.input(experiment, "z"))
     y = condition(folder.input(experiment, "y"))
     cond, guidance, temperature = guided_condition(folder, arguments, y, z.shape[0])
+    tolerance = None
     if solver is None and arguments.get("jacobi"):
-        solver = Jacobi(
-            block=arguments["jacobi_block_size"],
-            tolerance=arguments["jacobi_th"],
-            max_iterations=arguments["jacobi_max_iter"],
-        )
+        # No recorded chunk has as many as 32 tokens, and as many iterations as tokens always suffice.
+        solver = Jacobi(block=arguments["jacobi_block_size"], max_iterations=min(arguments["jacobi_max_iter"], 32))
+        tolerance = arguments["jacobi_th"]
     frames = (folder.arguments | experiment.get("config_overrides", {})).get("local_attn_window")
     window = SlidingWindow(frames, arguments.get("context_length")) if frames else None
     prefix = folder.input(experiment, "context_x0")
     if prefix is not None:
         prefix = channels_last(prefix if prefix.ndim == 5 else prefix[:, None])
-    return invert(folder.flow, z, cond, guidance, prefix, temperature, solver=solver or Sequential(), window=window)
+    solver = solver or Sequential()
+    return invert(folder.flow, z, cond, guidance, prefix, temperature, tolerance, solver=solver, window=window)
 
 
 def check_inversion(folder: Folder, name: str, experiment: dict[str, Any]) -> list[Check]:
