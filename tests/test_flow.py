@@ -164,6 +164,13 @@ def test_on_cpus_the_backward_pass_stores_products_alone(monkeypatch):
     assert small < 0.67 * large, (small, large)
 
 
+def test_the_backward_pass_of_a_long_sequence_stores_no_attention_weights():
+    config = dataclasses.replace(IMAGE, image_size=32)
+    flow, x, cond = random_flow(config), normal((1, 32, 32, 2)), condition(config, 1)
+    stored = jax.eval_shape(lambda x: jax.vjp(lambda x: objective(flow.forward(x, cond)).loss, x)[1], x)
+    assert 0 < max(leaf.size for leaf in jax.tree.leaves(stored)) < 1024 * 1024
+
+
 def test_bfloat16_networks_keep_float32_likelihoods():
     x, cond = normal((2, 3, 3, 2)), condition(IMAGE, 2)
     out = random_flow(dataclasses.replace(IMAGE, dtype="bfloat16")).forward(x, cond)

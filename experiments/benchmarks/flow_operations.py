@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 RECORDED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "bench"
 PARALLEL = ("forward", "forward+backward", "denoiser")
-# Chunk length of Jacobi iteration; None is the sequential solver.
-BLOCKS: dict[str, int | None] = {"sequential": None, "jacobi 16": 16, "jacobi 32": 32}
+# The inverses that are timed unless others are asked for; `JacobiSetting.parse` reads their names.
+SEQUENTIAL = "sequential"
+INVERSES = (SEQUENTIAL, "jacobi 16", "jacobi 32")
 GUIDED = " guided"
+# The inverse of the solver that a calibration chooses.
+AUTO = "auto"
 # What is timed beside an operation: the product of two square matrices of this size, and under these prefixes the bare
 # products and the reading of an operation.
 PRODUCT, SQUARE, FLOOR, READ = "product", 1024, "floor: ", "read: "
@@ -58,7 +62,7 @@ def original_arguments(folder: Path) -> dict[str, Any]:
 def operation_names(*, denoiser: bool, text: bool) -> list[str]:
     """The names of the operations of a flow, with or without a denoiser and text."""
     parallel = [name for name in PARALLEL if name != "denoiser" or denoiser]
-    return [*parallel, *(solver + kind for solver in BLOCKS for kind in (("", GUIDED) if text else ("",)))]
+    return [*parallel, *(solver + kind for solver in INVERSES for kind in (("", GUIDED) if text else ("",)))]
 
 
 def is_guided(name: str) -> bool:
@@ -66,9 +70,32 @@ def is_guided(name: str) -> bool:
     return name.endswith(GUIDED)
 
 
-def jacobi_block(name: str) -> int | None:
-    """The chunk length of an inverse by Jacobi iteration, None for the sequential one."""
-    return BLOCKS[name.removesuffix(GUIDED)]
+@dataclasses.dataclass(frozen=True)
+class JacobiSetting:
+    """Chunk length of Jacobi iteration up to the end of the first frame, and its tolerance (None: the default)."""
+
+    block: int
+    tolerance: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the inverse, such as "jacobi 32" or "jacobi 32 at 1e-05"."""
+        return f"jacobi {self.block}" + ("" if self.tolerance is None else f" at {self.tolerance:g}")
+
+    @classmethod
+    def parse(cls, name: str) -> JacobiSetting | None:
+        """The setting that an inverse is named after; None for the sequential one.
+
+        Raises:
+          ValueError: the name is that of no inverse.
+        """
+        plain = name.removesuffix(GUIDED)
+        if plain == SEQUENTIAL:
+            return None
+        match = re.fullmatch(r"jacobi (\d+)(?: at (\S+))?", plain)
+        if match is None:
+            raise ValueError(f"an inverse is named sequential, jacobi N or jacobi N at TOLERANCE, got {name!r}")
+        return cls(int(match[1]), None if match[2] is None else float(match[2]))
 
 
 def bound(read_seconds: float, multiply_adds: int, product_seconds: float) -> str:

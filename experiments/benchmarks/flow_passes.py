@@ -17,13 +17,14 @@ from bare_products import (
     parallel_operands,
     random_weights,
 )
-from flow_operations import Sizes, is_guided, jacobi_block, operation_names
+from flow_operations import JacobiSetting, Sizes, is_guided, operation_names
 
 from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows import Guidance, objective
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import initialise, merge
-from starflow_jax.solvers import Inversion, Jacobi, Sequential, inverse
+from starflow_jax.solvers import AnySolver, Inversion, Jacobi, Sequential, inverse
+from starflow_jax.solvers.tolerance import with_tolerance
 
 Bound = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -71,17 +72,30 @@ class FlowPasses:
             return self._gradients, (self.params, self.x, self.text)
         if name == "denoiser":
             return self._denoise, (self.params, self.x, self.text)
-        block, guided = jacobi_block(name), is_guided(name)
-        solver = Sequential() if block is None else Jacobi(block=block)
+        setting = JacobiSetting.parse(name)
+        solver = Sequential() if setting is None else Jacobi(block=setting.block)
+        tolerance = None if setting is None else setting.tolerance
+        return self.inverse(solver, guided=is_guided(name), tolerance=tolerance)
 
-        def invert(params: Any, z: jax.Array, text: jax.Array | None) -> Inversion:
-            guidance = None
-            if guided:
-                empty = jnp.zeros_like(text)
-                guidance = Guidance(self.sizes.guidance, empty, deep_only=self.config.cond_top_only)
-            return inverse(merge(self.definition, params), z, text, solver=solver, guidance=guidance)
+    def inverse(self, solver: AnySolver, *, guided: bool, tolerance: float | None = None) -> Bound:
+        """The function of an inverse by any solver, and its arguments.
 
-        return invert, (self.params, self.x, self.text)
+        A tolerance in place of the solver's is the last argument, so that one program serves all tolerances.
+        """
+
+        def invert(params: Any, z: jax.Array, text: jax.Array | None, *tolerance: jax.Array) -> Inversion:
+            guidance = self.guidance if guided else None
+            own = with_tolerance(solver, *tolerance) if tolerance else solver
+            return inverse(merge(self.definition, params), z, text, solver=own, guidance=guidance)
+
+        given = () if tolerance is None else (np.float32(tolerance),)
+        return invert, (self.params, self.x, self.text, *given)
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of guided inverses."""
+        assert self.text is not None
+        return Guidance(self.sizes.guidance, jnp.zeros_like(self.text), deep_only=self.config.cond_top_only)
 
     def _forward(self, params: Any, x: jax.Array, text: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         out = merge(self.definition, params).forward(x, text)

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flow_operations import is_guided, jacobi_block, operation_names
+from flow_operations import JacobiSetting, is_guided, operation_names
 from side_process import Arrays, Side
 
 _CONSTRUCTOR = {"in_channels", "img_size", "patch_size", "channels", "num_blocks", "layers_per_block"}
@@ -129,7 +129,8 @@ def prepare(request: Mapping[str, Any]) -> Side:
     """Builds the model and loads the weights.
 
     The request has `original` (the folder), `arguments`, `sizes`, `threads`, `tolerance` and `max_iterations` (of
-    Jacobi iteration), `names` (fields of `Names`), and `folder` with `weights.npz` and `inputs.npz`.
+    Jacobi iteration), `names` (fields of `Names`), `folder` with `weights.npz` and `inputs.npz`, and may have
+    `inverses`, names of further ones.
     """
     names, original = Names(**request["names"]), Path(request["original"])
     module, cls = find_class(original, names)
@@ -153,7 +154,7 @@ def prepare(request: Mapping[str, Any]) -> Side:
     has_denoiser = bool(request["arguments"].get("learnable_self_denoiser"))
     operations = {
         name: functools.partial(calls.run, name)
-        for name in operation_names(denoiser=has_denoiser, text="text" in arrays)
+        for name in [*operation_names(denoiser=has_denoiser, text="text" in arrays), *request.get("inverses", ())]
     }
     versions = {"torch": torch.__version__, "model": f"{module}.{cls}"}
     return Side(operations, lambda name, result: calls.arrays(name, result), versions=versions)
@@ -191,13 +192,15 @@ class Calls:
         return loss
 
     def _invert(self, name: str) -> Any:
-        names, block, text = self.names, jacobi_block(name), self.text
+        names, setting, text = self.names, JacobiSetting.parse(name), self.text
         keywords: dict[str, Any] = {}
         if is_guided(name):
             text = self.torch.cat([text, 0 * text])
             keywords[names.guidance] = self.guidance
-        if block is not None:
-            keywords |= {names.jacobi: 1, names.block: block, **self.solver}
+        if setting is not None:
+            keywords |= {names.jacobi: 1, names.block: setting.block, **self.solver}
+            if setting.tolerance is not None:
+                keywords[names.threshold] = setting.tolerance
         reverse: Callable[..., Any] = getattr(self.model, names.reverse)
         result = reverse(self.x, text, **keywords)
         return result if hasattr(result, "shape") else result[names.x]

@@ -9,7 +9,9 @@ since each runs in the Python that has it.
     {"do": "prepare", ...}                         {"operations": [...], "facts": {...}, "versions": {...}}
     {"do": "describe", "operation": NAME}          {...}, what the side knows after a first run
     {"do": "output", "operation": NAME, "file": F}  {"seconds": S} of the first run; arrays are in F (.npz)
-    {"do": "time", "operation": NAME}              {"seconds": wall time, "cpu": seconds of all its threads}
+    {"do": "compile", "operation": NAME}           {}, once it is compiled, where a side compiles
+    {"do": "time", "operation": NAME}              {"seconds": wall time, "cpu": seconds of all its threads,
+                                                    "peak": bytes that the run added to the process's memory, or null}
 
 Every answer to a request that fails is {"error": one sentence}.
 """
@@ -23,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -38,12 +41,14 @@ class Side:
       operations: functions by name; each runs once and returns when the result is complete.
       arrays: the result of a function as arrays by name, comparable with those of other sides.
       describe: facts about an operation that has run, for other sides and for the report.
+      compile: compiles an operation, which would otherwise be compiled by its first run.
       facts: about all operations; versions: of the software.
     """
 
     operations: Mapping[str, Callable[[], Any]]
     arrays: Callable[[str, Any], Arrays]
     describe: Callable[[str], dict[str, Any]] = lambda name: {}
+    compile: Callable[[str], None] = lambda name: None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -59,14 +64,36 @@ def answer(side: Side, request: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"operation must be one of {', '.join(side.operations)}, got {name!r}")
     if request["do"] == "describe":
         return side.describe(name)
+    if request["do"] == "compile":
+        side.compile(name)
+        return {}
     if request["do"] not in ("output", "time"):
-        raise ValueError(f"do must be prepare, describe, output or time, got {request['do']!r}")
+        raise ValueError(f"do must be prepare, describe, compile, output or time, got {request['do']!r}")
+    before = _memory("VmRSS", reset_peak=True)
     start, start_cpu = time.perf_counter(), time.process_time()
     result = side.operations[name]()
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    peak = _memory("VmHWM")
     if request["do"] == "output":
         np.savez(request["file"], **side.arrays(name, result))
-    return {"seconds": seconds, "cpu": cpu}
+    added = None if before is None or peak is None else max(0, peak - before)
+    return {"seconds": seconds, "cpu": cpu, "peak": added}
+
+
+def _memory(field: str, *, reset_peak: bool = False) -> int | None:
+    """Bytes of this process's memory by a field of /proc/self/status; None where the system is not Linux.
+
+    reset_peak: the peak, VmHWM, starts anew from the present size.
+    """
+    try:
+        if reset_peak:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 def serve(prepare: Callable[[Mapping[str, Any]], Side], requests: TextIO, answers: TextIO) -> None:

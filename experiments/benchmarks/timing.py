@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +14,21 @@ import jax.numpy as jnp
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float]:
     """`function` compiled ahead of time and bound to `arguments`, and the compile time in seconds."""
+    program, seconds = compiled_program(function, *arguments)
+    return lambda: jax.block_until_ready(program(*arguments)), seconds
+
+
+def compiled_program(function: Callable, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+    """`function` compiled ahead of time for `arguments`, and the compile time in seconds."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    return lambda: jax.block_until_ready(program(*arguments)), seconds
+    return program, time.perf_counter() - start
+
+
+def largest_array(program: jax.stages.Compiled) -> list[int]:
+    """The shape of the largest array in a compiled program, inside fused operations included."""
+    shapes = {tuple(map(int, sizes.split(","))) for sizes in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program.as_text())}
+    return list(max(shapes, key=math.prod, default=()))
 
 
 def best_seconds(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:

@@ -17,17 +17,22 @@ from starflow_jax.kernels.kernel_choice import Support
 # Finite, so that a query without visible keys does not give NaN.
 _MASKED = -1e30
 
-# Queries of a chunk: enough to keep a processor's caches busy, and at most so many chunks that the program of a long
-# sequence stays small.
-_CHUNK, _MAX_CHUNKS = 128, 16
+# Queries of a chunk: enough to keep a processor's caches busy. A long sequence has at most so many groups of chunks,
+# each of which is a loop over the keys that its chunks see.
+_CHUNK, _MAX_GROUPS = 128, 8
 
 # On a CPU, a call at a traced offset into a cache of at least so many slots reads the filled part of the cache only,
 # rounded up to one of a few static lengths, each a branch of the program.
 _MIN_CUT_SLOTS, _MAX_LENGTHS, _LENGTH_MULTIPLE = 128, 5, 32
 
-# From this number of pairs on, the backward pass recomputes the weights instead of storing them: those of 1,024 tokens
-# are 4 MiB for each head of each sample.
+# From this number of pairs on, a sequence is long: the backward pass recomputes the weights, chunk after chunk, instead
+# of storing them. Those of 1,024 tokens are 4 MiB for each head of each sample.
 _MAX_STORED_PAIRS = 2**20
+
+
+def stores_weights(queries: int, slots: int) -> bool:
+    """Whether the backward pass of a whole sequence reads stored attention weights instead of recomputing them."""
+    return queries * slots < _MAX_STORED_PAIRS
 
 
 def _attend(
@@ -61,8 +66,9 @@ def attention(
 ) -> Float[Array, "B h n d"]:
     """Scaled attention whose scale is already inside `query`; softmax in float32.
 
-    A pass from slot 0 takes the queries in chunks, each with the keys visible to it only, and does not store the
-    weights of a long sequence for the backward pass. The output of a query without visible keys is zero.
+    A pass from slot 0 takes the queries in chunks, each with the keys visible to it only. Those of a long sequence
+    follow one another in loops, and their weights are not stored for the backward pass: memory grows in proportion to
+    the length. The output of a query without visible keys is zero.
 
     Args:
       query: [B, h, n, d], already multiplied by the softmax scale.
@@ -70,7 +76,7 @@ def attention(
       visibility: which keys are visible to a query.
       offset: slot of the first query (may be traced).
       length: keys from this slot on are visible to no query (may be traced); None: all S are valid.
-      query_chunk: queries of a chunk; None for 128, or a sixteenth of a long sequence.
+      query_chunk: queries of a chunk; None for 128.
       precision: of the two products.
 
     Returns:
@@ -83,18 +89,18 @@ def attention(
     query = query.reshape(batch, kv_heads, group, count, dim)
 
     def chunk(
-        query: Float[Array, "B k group N d"],
+        part: Float[Array, "B k group n d"],
         key: Float[Array, "B k S d"],
         value: Float[Array, "B k S d"],
-        first: int,
-        last: int,
+        first: int | Int[Array, ""],
         spans: tuple[tuple[int, int], ...],
     ) -> Float[Array, "B k group n d"]:
-        part = query[:, :, :, first:last].reshape(batch, kv_heads, group * (last - first), dim)
+        """The output of the queries from `first` on, which see keys of `spans` only."""
+        size = part.shape[3]
         keys, values = (_concatenate([array[:, :, a:b] for a, b in spans], axis=2) for array in (key, value))
         mask = nonempty = None
         if not isinstance(visibility, Full) or length is not None:
-            rows = offset + jnp.arange(first, last)
+            rows = offset + first + jnp.arange(size)
             columns = _concatenate([jnp.arange(a, b) for a, b in spans], axis=0)
             mask = visibility.mask(rows[:, None], columns[None, :])
             if length is not None:
@@ -102,18 +108,36 @@ def attention(
             mask = jnp.tile(mask, (group, 1)) if group > 1 else mask
             if not isinstance(visibility, Causal | Full) or length is not None:
                 nonempty = jnp.any(mask, axis=1, keepdims=True)
-        out = _attend(part, keys, values, mask, nonempty, precision)
-        return out.reshape(batch, kv_heads, group, last - first, dim)
+        folded = part.reshape(batch, kv_heads, group * size, dim)
+        return _attend(folded, keys, values, mask, nonempty, precision).reshape(part.shape)
 
-    size = max(_CHUNK, -(-count // _MAX_CHUNKS)) if query_chunk is None else query_chunk
-    if isinstance(offset, int) and offset == 0 and count > size:
-        if count * slots >= _MAX_STORED_PAIRS:
-            chunk = jax.checkpoint(chunk, static_argnums=(3, 4, 5))
-        chunks = [(first, min(first + size, count)) for first in range(0, count, size)]
-        parts = [chunk(query, key, value, *c, visibility.spans(*c, slots)) for c in chunks]
+    def group_of_chunks(first: int, last: int) -> Float[Array, "B k group n d"]:
+        """The output of queries first .. last - 1, chunk after chunk."""
+        spans = visibility.spans(first, last, slots)
+        chunks = -(-(last - first) // size)
+        padding = first + chunks * size - last
+        padded = jnp.pad(query[:, :, :, first:last], ((0, 0), (0, 0), (0, 0), (0, padding), (0, 0)))
+        parts = jnp.moveaxis(padded.reshape(batch, kv_heads, group, chunks, size, dim), 3, 0)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # which a loop prevents anyway
+        def step(part: jax.Array, start: jax.Array) -> jax.Array:
+            return chunk(part, key, value, start, spans)
+
+        starts = first + size * jnp.arange(chunks)
+        _, outs = jax.lax.scan(lambda carry, inputs: (carry, step(*inputs)), None, (parts, starts))
+        outs = jnp.moveaxis(outs, 0, 3).reshape(padded.shape)
+        return outs[:, :, :, : last - first]
+
+    size = _CHUNK if query_chunk is None else query_chunk
+    if not isinstance(offset, int) or offset != 0 or count <= size:
+        out = chunk(query, key, value, 0, ((0, slots),))
+    elif stores_weights(count, slots):
+        bounds = [(first, min(first + size, count)) for first in range(0, count, size)]
+        parts = [chunk(query[:, :, :, a:b], key, value, a, visibility.spans(a, b, slots)) for a, b in bounds]
         out = jnp.concatenate(parts, axis=3)
     else:
-        out = chunk(query, key, value, 0, count, ((0, slots),))
+        step = size * -(-count // (size * _MAX_GROUPS))
+        out = jnp.concatenate([group_of_chunks(a, min(a + step, count)) for a in range(0, count, step)], axis=3)
     return out.reshape(batch, heads, count, dim)
 
 

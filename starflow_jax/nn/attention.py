@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
@@ -19,6 +20,9 @@ from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
+
+# The name under which policies of rematerialisation know the output of attention, before its projection.
+OUTPUT_NAME = "attention_output"
 
 
 class Attention(nnx.Module):
@@ -92,6 +96,7 @@ class Attention(nnx.Module):
         else:
             mixed = _by_heads(layout, attend, query, key, value, slot, cache_layer)
         mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
+        mixed = checkpoint_name(mixed, OUTPUT_NAME)
         out = self.proj(placed(layout, mixed, "channels"))
         return (out if self.post_norm is None else self.post_norm(out)), cache
 

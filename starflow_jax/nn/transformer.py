@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
-from starflow_jax.nn.attention import Attention, layout_target
+from starflow_jax.kernels.attention.reference import stores_weights
+from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -141,8 +142,15 @@ class Transformer(nnx.Module):
             step = jax.checkpoint(step)
         elif self.remat == "none" and cache is None and layout_target(self.compute.layout).platform == "cpu":
             # The backward pass recomputes everything but products: on a CPU, writing and reading what is cheap to
-            # compute takes as long, and more than twice the memory.
-            step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+            # compute takes as long, and more than twice the memory. Inside the attention of a long sequence nothing is
+            # stored, since its products (those with batch dimensions) are of size tokens x tokens.
+            policies = jax.checkpoint_policies
+            policy = policies.dots_saveable
+            if not stores_weights(h.shape[1], h.shape[1]):
+                policy = policies.save_from_both_policies(
+                    policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUT_NAME)
+                )
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         count = self.config.layers
         keys = None if dropout_key is None else jax.random.split(dropout_key, count)
         (h, cache), _ = jax.lax.scan(
