@@ -11,9 +11,9 @@ of 64 tokens. An operation that takes more than --once seconds runs once, others
 counts; compilation is not included. An operation is left out where four times the tokens would take more than --limit
 seconds at sixteen times the time, or where a side fails.
 
-Memory of both passes is what a run adds to the size of its process at the peak, by Linux; "largest array" is that of our compiled
-program. The other side is the original (see against_original.py), or without --original a plain transformer of the same
-shapes, which decodes with our numbers of evaluations; without PyTorch there is none.
+Memory of both passes is what a run adds to the size of its process at the peak, by Linux; "largest array" is that of
+our compiled program. The other side is the original (see against_original.py), or without --original a plain
+transformer of the same shapes, which decodes with our numbers of evaluations; without PyTorch there is none.
 """
 
 from __future__ import annotations
