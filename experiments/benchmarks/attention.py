@@ -1,4 +1,4 @@
-"""Times the attention kernels (forward, with gradients, decoding) in comparison with XLA, cuDNN and PyTorch.
+"""Times the attention kernels (forward, with gradients, decoding) in comparison with XLA, cuDNN, tokamax and PyTorch.
 
     python experiments/benchmarks/attention.py --json attention.json
     python experiments/benchmarks/attention.py --quick           # small shapes once, as a test of this script
@@ -6,8 +6,10 @@
 Shapes are those of the 3B image model (1,152 slots, 48 heads of 64) and of the 7B video model (33,646 slots), with a
 causal mask, and with a prefix that is visible to all queries, for which the other implementations need a mask array;
 and decoding of chunks of 1, 64 and 512 with caches of 8k and 33k slots. The implementations are the kernel ("fused"),
-the reference compiled by XLA, cuDNN through `jax.nn.dot_product_attention`, and PyTorch's
+the reference compiled by XLA, cuDNN through `jax.nn.dot_product_attention`, the kernels of tokamax, and PyTorch's
 `scaled_dot_product_attention`; those that do not run on this machine are left out, and the table states the reason.
+--only selects shapes by a part of their name, and --without leaves an implementation out. The file of --json is written
+after every shape, so that a run that is stopped leaves the shapes that it has timed.
 FLOPs count visible pairs, two products forward and four more backward (the recomputation of the weights does not
 count); the fraction is relative to the fastest bfloat16 product of large matrices in the same run. For decoding, GB/s
 count one read of all keys and values.
@@ -18,8 +20,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from starflow_jax.kernels.attention import Causal, attention
 from starflow_jax.kernels.kernel_choice import device_target
 
 Program = Callable[[], Any]
+WAYS = ("fused", "xla", "cudnn", "tokamax", "pytorch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,23 +117,40 @@ def ways(shape: Shape, tiles: Any = None) -> dict[str, Callable[..., jax.Array]]
             implementation=implementation, tiles=tiles if implementation == "pallas" else None, **options,
         )  # fmt: skip
 
-    def cudnn(query, key, value, offset):
+    def others(attend, implementation, query, key, value, offset):
         mask = None
         if chunked or shape.text:
             slots = jnp.arange(shape.slots)[None]
             mask = (slots <= offset + jnp.arange(shape.queries)[:, None]) | (slots < shape.text)
         parts = (jnp.swapaxes(a, 1, 2) for a in (query, key, value))
-        out = jax.nn.dot_product_attention(
+        out = attend(
             *parts, mask=None if mask is None else mask[None, None], is_causal=mask is None, scale=1.0,
-            implementation="cudnn",
+            implementation=implementation,
         )  # fmt: skip
         return jnp.swapaxes(out, 1, 2)
+
+    def tokamax(*arrays):
+        from tokamax import dot_product_attention
+
+        # Its own kernels: without a name it would fall back to XLA.
+        names = ("mosaic", "triton") if device_target().platform == "gpu" else ("mosaic",)
+        return others(dot_product_attention, names, *arrays)
 
     return {
         "fused": functools.partial(ours, "pallas"),
         "xla": functools.partial(ours, "xla"),
-        "cudnn": cudnn,
+        "cudnn": functools.partial(others, jax.nn.dot_product_attention, "cudnn"),
+        "tokamax": tokamax,
     }
+
+
+def absent(way: str) -> str | None:
+    """Why an implementation cannot run on this machine, or None."""
+    if way == "cudnn" and device_target().platform != "gpu":
+        return "runs on NVIDIA GPUs only"
+    if way == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        return "is not installed"
+    return None
 
 
 def with_gradient(attend: Callable[..., jax.Array], query, key, value, gradient, offset) -> Any:
@@ -138,15 +159,18 @@ def with_gradient(attend: Callable[..., jax.Array], query, key, value, gradient,
     return out, pullback(gradient)
 
 
-def jax_programs(shape: Shape) -> tuple[dict[str, Program], dict[str, str]]:
-    """Compiled programs by name, and the reasons why others are missing."""
+def jax_programs(shape: Shape, without: Collection[str] = ()) -> tuple[dict[str, Program], dict[str, str]]:
+    """Compiled programs by name, except those of `without`, and the reasons why others are missing."""
     query, key, value, gradient = arrays(shape)
     offset = jnp.int32(shape.offset)
     programs: dict[str, Program] = {}
     missing: dict[str, str] = {}
     for name, attend in ways(shape).items():
-        if name == "cudnn" and device_target().platform != "gpu":
-            missing[name] = "runs on NVIDIA GPUs only"
+        if name in without:
+            continue
+        reason = absent(name)
+        if reason is not None:
+            missing[name] = reason
             continue
         try:
             if shape.backward:
@@ -196,14 +220,15 @@ def product_peak(size: int) -> float:
     return 2.0 * size**3 / best_seconds({"product": run}, rounds=10)["product"]
 
 
-def measure(shape: Shape, rounds: int, peak: float) -> dict[str, Any]:
-    """Seconds, TFLOP/s, GB/s and ratios of one shape."""
-    programs, missing = jax_programs(shape)
-    torch = torch_program(shape)
-    if isinstance(torch, str):
-        missing["pytorch"] = torch
-    else:
-        programs["pytorch"] = torch
+def measure(shape: Shape, rounds: int, peak: float, without: Collection[str] = ()) -> dict[str, Any]:
+    """Seconds, TFLOP/s, GB/s and ratios of one shape, without the implementations that `without` names."""
+    programs, missing = jax_programs(shape, without)
+    if "pytorch" not in without:
+        torch = torch_program(shape)
+        if isinstance(torch, str):
+            missing["pytorch"] = torch
+        else:
+            programs["pytorch"] = torch
     best = best_seconds(programs, rounds=rounds)
     figures = {
         name: {
@@ -240,21 +265,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="runs of each program, the best counts")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
+    parser.add_argument("--only", metavar="TEXT", default="", help="shapes whose name contains this")
+    parser.add_argument(
+        "--without", metavar="NAME", action="append", default=[], choices=WAYS, help="leave an implementation out"
+    )
     parser.add_argument("--quick", action="store_true", help="small shapes once, as a test of this script")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
     shapes = QUICK if options.quick or device_target().platform == "cpu" else [*TRAINING, *DECODING]
-    if shapes is QUICK and not options.quick:
+    small = shapes is QUICK
+    if small and not options.quick:
         print("no accelerator: small shapes only", file=sys.stderr)
+    names = [shape.name for shape in shapes]
+    shapes = [shape for shape in shapes if options.only in shape.name]
+    if not shapes:
+        parser.error(f"--only must be a part of one of {'; '.join(dict.fromkeys(names))}; got {options.only!r}")
     rounds = 2 if options.quick else options.rounds
-    peak = product_peak(512 if shapes is QUICK else 8192)
-    results = [measure(shape, rounds, peak) for shape in shapes]
+    peak = product_peak(512 if small else 8192)
     device = jax.devices()[0]
+    results: list[dict[str, Any]] = []
+    for shape in shapes:
+        results.append(measure(shape, rounds, peak, options.without))
+        if options.json is not None:
+            about = {"device": device.device_kind, "product_tflops": peak / 1e12}
+            write_json(options.json, {**about, "shapes": results, "complete": len(results) == len(shapes)})
     print(f"{device.device_kind}: a large bfloat16 product reaches {peak / 1e12:.1f} TFLOP/s\n")
     print(table(results))
-    if options.json is not None:
-        write_json(options.json, {"device": device.device_kind, "product_tflops": peak / 1e12, "shapes": results})
     return 0
 
 

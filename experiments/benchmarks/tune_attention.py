@@ -5,8 +5,9 @@
 
 The forward pass and the pass with gradients are timed over a small grid of block sizes; the best of several rounds is
 reported. Pass the result to `attention(..., tiles=...)`, or put it into the constants of
-`kernels/attention/block_sizes.py` (TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). `--interpret` runs the TPU
-kernels with tiny shapes on a CPU, as a test of this script.
+`kernels/attention/block_sizes.py` (TPUs) and `kernels/attention/gpu_blocks.py` (GPUs). The file of --json is written
+after every choice of block sizes, so that a run that is stopped leaves those that it has timed. `--interpret` runs the
+TPU kernels with tiny shapes on a CPU, as a test of this script.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,19 @@ def candidates(target: Target, shape: Shape, interpret: bool) -> tuple[Any, list
     return model, candidates_list
 
 
-def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[str, Any]:
-    """Seconds for every choice of block sizes, forward and with gradients, or the reason why it does not compile."""
+def measure(
+    shape: Shape, target: Target, rounds: int, interpret: bool, on_choice: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Seconds for every choice of block sizes, forward and with gradients, or the reason why it does not compile.
+
+    `on_choice` is called with the results so far after every choice.
+    """
     query, key, value, gradient = arrays(shape)
     model, choices = candidates(target, shape, interpret)
     if interpret:
         choices = choices[:2]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for tiles in choices:
         attend = functools.partial(
             attention, visibility=Causal(), implementation="pallas", target=target, tiles=tiles, interpret=interpret
@@ -76,7 +84,9 @@ def measure(shape: Shape, target: Target, rounds: int, interpret: bool) -> dict[
         except Exception as error:  # block sizes that do not fit are also a result
             row["reason"] = str(error).splitlines()[0][:160]
         rows.append(row)
-    return {"shape": dataclasses.asdict(shape), "choices": rows}
+        result = {"shape": dataclasses.asdict(shape), "complete": len(rows) == len(choices), "choices": rows}
+        on_choice(result)
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -104,10 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
     if target.platform == "cpu":
         parser.error("there is no kernel for CPUs to tune; --interpret shows that this runs")
     shape = Shape("tuned", options.batch, options.heads, options.dim, options.slots, options.slots, True)
-    result = measure(shape, target, options.rounds, options.interpret)
+
+    def write(result: dict[str, Any]) -> None:
+        if options.json is not None:
+            write_json(options.json, {"device": jax.devices()[0].device_kind, **result})
+
+    result = measure(shape, target, options.rounds, options.interpret, write)
     print(f"{jax.devices()[0].device_kind}\n\n{table(result)}")
-    if options.json is not None:
-        write_json(options.json, {"device": jax.devices()[0].device_kind, **result})
     return 0
 
 
