@@ -75,6 +75,7 @@ def test_a_hang_is_killed_with_what_it_started(tmp_path):
 # The grid
 
 
+@pytest.mark.usefixtures("shapes_unchecked")  # structs in the place of arrays
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 @pytest.mark.parametrize("interpreted", [False, True])
 def test_every_check_has_a_name_of_its_own_and_a_kernel(platform, interpreted):

@@ -125,13 +125,21 @@ def run_stages(
 
 def defaults_of(device: Device, rows: Sequence[Row]) -> list[Default]:
     """The recommended defaults, with the constants of this version."""
+    import jax
+
     from starflow_jax.costs.chips import topology
+    from starflow_jax.kernels.attention import Causal
+    from starflow_jax.kernels.attention.api import chosen
+    from starflow_jax.kernels.kernel_choice import Target
     from starflow_jax.planning.roofline import MATRIX_SHARE
 
+    training: Any = jax.ShapeDtypeStruct((8, 48, 1152, 64), "bfloat16")
+    target = Target(device.platform, device.kind, device.capability)
+    current = str(chosen(training, training, training, visibility=Causal(), target=target))
     if device.topology is None:
-        return recommended(device, rows, math.nan, None)
+        return recommended(device, rows, math.nan, None, current)
     place = topology(device.topology)
-    return recommended(device, rows, MATRIX_SHARE[place.chip.kind], place.peak)
+    return recommended(device, rows, MATRIX_SHARE[place.chip.kind], place.peak, current)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

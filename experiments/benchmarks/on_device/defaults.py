@@ -4,8 +4,8 @@
   other implementation that JAX calls (XLA, cuDNN, tokamax) on the shapes that were timed: then `UNTIMED_ON_GPUS` in
   `kernels/kernel_choice.py` goes for it. Timing is needed: with no shape timed, nothing changes.
 - A TPU kernel stays the default unless a check of it failed or it is slower than 0.98 of XLA on a shape.
-- Of the implementations that are no kernels of this project, the one that is fastest on every causal training shape
-  should be the default of those calls where the own kernel is not.
+- On GPUs, the implementation that is fastest on every causal training shape, the own kernel aside, should be the
+  default of those calls as long as the own kernel is not.
 - Block sizes change where the fastest ones are more than 3 % faster with gradients than those that the model chose.
 - `MATRIX_SHARE` of `planning/roofline.py` changes where a large product reaches a share of the published peak that
   differs from it by more than 0.05.
@@ -43,7 +43,9 @@ class Default:
     sentence: str
 
 
-def recommended(device: Device, rows: Sequence[Row], matrix_share: float, peak: float | None) -> list[Default]:
+def recommended(
+    device: Device, rows: Sequence[Row], matrix_share: float, peak: float | None, current: str = "xla"
+) -> list[Default]:
     """The defaults that the rows speak about.
 
     Args:
@@ -51,6 +53,7 @@ def recommended(device: Device, rows: Sequence[Row], matrix_share: float, peak: 
       rows: of all stages.
       matrix_share: the share of the peak that plans assume for products.
       peak: published bfloat16 FLOP/s of the device, None where unknown.
+      current: the implementation that causal attention of whole sequences runs by default.
     """
     if device.interpreted:
         return []
@@ -59,7 +62,8 @@ def recommended(device: Device, rows: Sequence[Row], matrix_share: float, peak: 
     ]
     result = [_kernel(device, "attention", rows, shapes), _kernel(device, "decoding", rows, shapes)]
     result.append(_kernel(device, "jacobi_update", rows, _update_shapes(rows)))
-    return [*result, *_fastest_other(shapes), *_blocks(rows), *_share(rows, matrix_share, peak), *_plans(rows)]
+    others = _fastest_other(shapes, current) if device.platform == "gpu" else ()
+    return [*result, *others, *_blocks(rows), *_share(rows, matrix_share, peak), *_plans(rows)]
 
 
 def _update_shapes(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -118,7 +122,7 @@ def _title(shape: Mapping[str, Any]) -> str:
     return shape["name"] + (" with gradients" if shape.get("backward") else "")
 
 
-def _fastest_other(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Default]:
+def _fastest_other(shapes: Sequence[Mapping[str, Any]], current: str) -> Iterator[Default]:
     """The fastest implementation that is none of this project's, on causal shapes with gradients."""
     winners: dict[str, list[str]] = {}
     for shape in shapes:
@@ -129,7 +133,7 @@ def _fastest_other(shapes: Sequence[Mapping[str, Any]]) -> Iterator[Default]:
         (way, names), *_ = winners.items()
         yield Default(
             "attention of whole causal sequences, without own kernels",
-            "keep" if way == "xla" else "change",
+            "keep" if way == current else "change",
             f"{way} is the fastest of the others on all {len(names)} causal shapes with gradients",
         )
     elif winners:

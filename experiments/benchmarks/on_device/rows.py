@@ -63,7 +63,7 @@ def _attention(figures: Mapping[str, Any]) -> str:
     for shape in figures["shapes"]:
         name = shape["name"] + (" with gradients" if shape["backward"] else "")
         times = ", ".join(
-            f"{way} {1e3 * one['seconds']:.3f} ms ({one['tflops']:.0f} TFLOP/s)" for way, one in shape["ways"].items()
+            f"{way} {1e3 * one['seconds']:.4g} ms ({one['tflops']:.0f} TFLOP/s)" for way, one in shape["ways"].items()
         )
         parts.append(f"{name}: {times or 'nothing runs'}")
     return "; ".join(parts)
@@ -87,8 +87,8 @@ def _decoding_step(figures: Mapping[str, Any]) -> str:
 def _plan(figures: Mapping[str, Any]) -> str:
     parts = []
     for plan in figures["plans"]:
-        times = ", ".join(f"{one['name']} {1e3 * one['seconds']:.3f} ms" for one in plan["estimates"])
-        memory = f"{plan['memory']['peak'] / 2**30:.2f} GiB"
+        times = ", ".join(f"{one['name']} {1e3 * one['seconds']:.4g} ms" for one in plan["estimates"])
+        memory = f"{plan['memory']['peak'] / 2**30:.3g} GiB"
         parts.append(f"{plan['program']} on {plan['topology']} (by the {plan['source']}): {times}, {memory}")
     return "; ".join(parts)
 
@@ -100,7 +100,7 @@ def _planned_step(figures: Mapping[str, Any]) -> str:
         if "memory" in line["plan"]:
             ratios.append(f"{line['plan']['memory']:.2f}x its memory")
         against = f"; against the plan {', '.join(ratios)}" if ratios else ""
-        measured = f"{1e3 * line['seconds']:.3f} ms, {line['of_product']:.0%} of a product"
+        measured = f"{1e3 * line['seconds']:.4g} ms, {line['of_product']:.0%} of a product"
         parts.append(f"{line['program']}: {measured}{against}")
     return "; ".join(parts)
 
@@ -111,8 +111,8 @@ def _tune(figures: Mapping[str, Any]) -> str:
         return f"none of {len(figures['choices'])} block sizes runs"
     best = min(timed, key=lambda choice: choice["both"])
     own = next((choice for choice in timed if choice["chosen"]), None)
-    beside = f", the default's {1e3 * own['both']:.3f} ms" if own else ", and the default's do not run"
-    return f"{len(timed)} block sizes; the fastest {blocks(best)} {1e3 * best['both']:.3f} ms with gradients{beside}"
+    beside = f", the default's {1e3 * own['both']:.4g} ms" if own else ", and the default's do not run"
+    return f"{len(timed)} block sizes; the fastest {blocks(best)} {1e3 * best['both']:.4g} ms with gradients{beside}"
 
 
 def blocks(choice: Mapping[str, Any]) -> str:
