@@ -101,9 +101,12 @@ def test_decoding(heads, kv_heads, count):
 
 @pytest.mark.parametrize("head", [RELEASED, HEADS["tarflow"]], ids=["starflow", "tarflow"])
 def test_the_jacobi_update(head, monkeypatch):
-    """Several tiles of several samples; the estimate is replaced in place."""
+    """Several tiles of several samples; the estimate is replaced in place.
+
+    Whole tiles: this interpreter returns a ragged array that is replaced in place with the padding of its last tile.
+    """
     monkeypatch.setattr(tpu, "_BLOCK_BYTES", 2**15)
-    given = operands(3, 300, 4, head)
+    given = operands(3, 384, 4, head)
     call = UpdateCall.from_arrays(given.out, given.x, head, TPU, WATCHED)
     new, sums = jax.block_until_ready(tpu.TPUUpdate().update(call, given))
     assert_no_race()
