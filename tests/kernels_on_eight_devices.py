@@ -3,25 +3,31 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/kernels_on_eight_devices.py
 
 The reference takes the place of the kernels, so the test is of the shards of each device. Prints the largest error
-of attention, of its gradients and of the Jacobi update as JSON.
+of attention, of its gradients and of the Jacobi update as JSON, and the shapes of the query that each device gives to
+cuDNN in programs for CUDA, which are only lowered.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo
 
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.attention import Causal, attention, reference
+from starflow_jax.kernels.cuda_libraries import CudaLibraries
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update.reference import Operands, reference_update
+from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn.attention import _by_heads
 from starflow_jax.sharding.layout import Layout
 
@@ -71,6 +77,23 @@ def update_error(over, batch):
     return worst(updated, reference_update(HEAD, Operands(out, z, x, span, 1.5, 0)))
 
 
+def cudnn_queries(over, batch, heads, kv_heads):
+    """The shapes of the queries of cuDNN's calls in the gradient of a bfloat16 attention over a mesh."""
+    libraries = CudaLibraries(cudnn=91002)
+    target = Target("gpu", "NVIDIA H200", "9.0", libraries)
+    attend = functools.partial(attention, visibility=Causal(), implementation="cudnn", target=target)
+    shapes = [jax.ShapeDtypeStruct((batch, h, 6, 16), jnp.bfloat16) for h in (heads, kv_heads, kv_heads)]
+    gradients = jax.jit(jax.grad(lambda *a: jnp.sum(_by_heads(over, attend, *a, 0, None) ** 2), argnums=(0, 1, 2)))
+    names = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+    unchecked = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
+    # JAX asks the installed library for its version.
+    versions = SimpleNamespace(cudnn_get_version=lambda: libraries.cudnn)
+    with mock.patch.object(fused_attention_stablehlo, "cuda_versions", versions):
+        lowered = jax.export.export(gradients, platforms=["cuda"], disabled_checks=unchecked)(*shapes)
+    calls = re.findall(r"custom_call @__cudnn\$fmhaSoftmax(?:Backward)?\(.* : \(tensor<(\w+)>", lowered.mlir_module())
+    return sorted(set(calls))
+
+
 def main():
     errors = {"attention": 0.0, "update": 0.0}
     for over in (layout(data=2, tensor=4), layout(fsdp=2, tensor=2, sequence=2)):
@@ -78,7 +101,9 @@ def main():
             errors["attention"] = max(errors["attention"], attention_error(over, *shape))
         for batch in (1, 4):
             errors["update"] = max(errors["update"], update_error(over, batch))
-    print(json.dumps(errors))
+    meshes = [(layout(data=2, tensor=4), 4, 8, 8), (layout(fsdp=2, tensor=2, sequence=2), 2, 8, 2)]
+    cudnn = [cudnn_queries(*arguments) for arguments in meshes]
+    print(json.dumps(errors | {"cudnn": cudnn}))
 
 
 if __name__ == "__main__":

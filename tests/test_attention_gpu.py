@@ -18,14 +18,17 @@ from starflow_jax.kernels.attention import (
     Causal,
     CausalFrames,
     FrameWindow,
+    Full,
     attention,
     gpu_backward,
     gpu_blocks,
     gpu_forward,
     ranges,
 )
+from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Residuals
 from starflow_jax.kernels.attention.gpu import GPUAttention
+from starflow_jax.kernels.cuda_libraries import CudaLibraries
 from starflow_jax.kernels.kernel_choice import Target
 
 HOPPER = Target("gpu", "NVIDIA H200", "9.0")
@@ -108,6 +111,29 @@ def test_the_kernels_run_on_request_and_say_what_they_need():
         insist(jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), jnp.zeros((2, 1, 1, 133, 64), "bfloat16"), layer=0)
     with pytest.raises(ValueError, match=r"must be kernels.attention.gpu_blocks.Blocks, got 128"):
         insist(key, value, tiles=128)
+
+
+def test_a_toolchain_that_miscompiles_masks_is_refused():
+    """Before any compute. Without a mask nothing is refused, and neither is a version that is not known."""
+    query, key, value, _ = inputs(200, 200, 1, 1, 64, "bfloat16")
+
+    def select(rule, toolchain, **options):
+        target = Target("gpu", "NVIDIA H100", "9.0", CudaLibraries(toolchain))
+        return chosen(query, key, value, visibility=rule, target=target, **options)
+
+    sentence = r"ptxas of those between miscompiles causal masks, and this is 12\."
+    masks = [Causal(), Causal(20), FrameWindow(10, 50, 2, 1), CausalFrames(8, 60, 0)]
+    for toolchain in (12080, 12081, 12090):
+        for rule in masks:
+            with pytest.raises(ValueError, match=sentence):
+                select(rule, toolchain, implementation="pallas")
+            assert select(rule, toolchain) == "xla"
+        assert select(Full(), toolchain, implementation="pallas") == "pallas"
+    for toolchain in (0, 12060, 12091, 13000):
+        assert all(select(rule, toolchain, implementation="pallas") == "pallas" for rule in masks)
+    target = Target("gpu", "NVIDIA H100", "9.0", CudaLibraries(12081))
+    with pytest.raises(ValueError, match=sentence + r"8\.1"):
+        attention(query, key, value, visibility=Causal(), target=target, implementation="pallas")
 
 
 def test_the_log_suggests_no_kernel_that_cannot_run(caplog):

@@ -20,3 +20,5 @@ def test_eight_devices_give_what_one_does():
     assert run.returncode == 0, run.stderr[-3000:]
     errors = json.loads(run.stdout)
     assert 0 < errors["attention"] < 1e-4 and errors["update"] < 1e-5
+    # [B, n, h, d]: half of the samples, and a quarter of the heads; of two kv heads, over one axis of two.
+    assert errors["cudnn"] == [["2x6x2x16xbf16"], ["1x6x4x16xbf16"]]

@@ -181,10 +181,11 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "w").exists()
 
 
-def test_kernels_that_are_not_there_are_refused_before_anything_is_written(tmp_path):
-    insisting = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, kernels="pallas"))
+@pytest.mark.parametrize(("kernels", "what"), [("pallas", "Pallas kernels"), ("cudnn", "cuDNN")])
+def test_kernels_that_are_not_there_are_refused_before_anything_is_written(kernels, what, tmp_path):
+    insisting = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, kernels=kernels))
     with pytest.raises(
-        ValueError, match=r"flow\.kernels must be 'auto' or 'xla' on a cpu, which has no Pallas kernels"
+        ValueError, match=rf"flow\.kernels must be 'auto' or 'xla' on a cpu, which has no {what}, got '{kernels}'"
     ):
         run(tmp_path / "w", config=insisting)
     assert not (tmp_path / "w").exists()

@@ -1,4 +1,4 @@
-"""Attention, computed by the kernel of the platform or by the reference: the operation that the networks call."""
+"""Attention, computed by a kernel, by cuDNN or by the reference: the operation that the networks call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds
+from starflow_jax.kernels.attention.cudnn import CudnnAttention
 from starflow_jax.kernels.attention.derivatives import attend
 from starflow_jax.kernels.attention.masks import Visibility
 from starflow_jax.kernels.attention.reference import ReferenceAttention
-from starflow_jax.kernels.kernel_choice import UNTIMED_ON_GPUS, Implementation, Target, choose, device_target
+from starflow_jax.kernels.kernel_choice import (
+    CUDNN_PLATFORM,
+    UNTIMED_ON_GPUS,
+    Implementation,
+    Target,
+    choose,
+    device_target,
+)
 
 
 def attention(
@@ -42,19 +50,20 @@ def attention(
       offset: slot of the first query (may be traced).
       length: keys from this slot on are visible to no query (may be traced); None: all S are valid.
       layer: if given, key and value are the caches of all layers, [layers, B, k, S, d], of which this one is read.
-      implementation: "xla", "pallas", or None for the rule of `kernel_choice`.
+      implementation: "xla", "pallas", "cudnn", or None for the rule of `kernel_choice`.
       target: the devices that the program is compiled for; None: those that programs without shardings run on.
       tiles: block sizes of the kernel (`tiling.Tiles`, on GPUs `gpu_blocks.Blocks`); None: by the model of `tiling`.
       precision: of float32 products; kernels compute them in float32 unless it is the lowest.
       query_chunk: queries of a chunk of the reference.
-      interpret: with implementation="pallas", run the kernel of `target` on any device, slowly.
+      interpret: with implementation="pallas", run the kernel of `target` on any device, slowly; with "cudnn", plain jnp
+        in the place of the library.
 
     Returns:
       [B, h, n, d] in the dtype of `value`.
 
     Raises:
-      ValueError: arrays that do not fit each other; invalid tiles; no kernel supports the call, and `implementation`
-        requires one.
+      ValueError: arrays that do not fit each other; invalid tiles; no kernel supports the call, or not cuDNN, and
+        `implementation` requires it.
     """
     _check_shapes(query, key, value, layer)
     target = device_target() if target is None else target
@@ -78,12 +87,13 @@ def chosen(
     value: Float[Array, "*layers B k S d"],
     *,
     visibility: Visibility,
+    offset: int | Int[Array, ""] = 0,
     layer: int | Int[Array, ""] | None = None,
     implementation: Implementation = None,
     target: Target,
-) -> Literal["xla", "pallas"]:
+) -> Literal["xla", "pallas", "cudnn"]:
     """The implementation that `attention` runs; only shapes and dtypes of the arrays matter."""
-    call = _describe(query, key, value, visibility, target, Bounds(None, None, layer))
+    call = _describe(query, key, value, visibility, target, Bounds(offset, None, layer))
     return _choose(call, implementation)[0]
 
 
@@ -131,13 +141,19 @@ def _describe(
     )
 
 
-def _choose(call: AttentionCall, implementation: Implementation) -> tuple[Literal["xla", "pallas"], AttentionKernel]:
-    """The implementation's name, and the kernel of the platform (the reference where there is none)."""
-    kernel: AttentionKernel = ReferenceAttention() if implementation == "xla" else kernel_for(call)
+def _choose(
+    call: AttentionCall, implementation: Implementation
+) -> tuple[Literal["xla", "pallas", "cudnn"], AttentionKernel]:
+    """The implementation's name, and cuDNN or the kernel of the platform (the reference where there is none)."""
+    cudnn = CudnnAttention()
+    cudnn_support = cudnn.supports(call)
+    by_cudnn = call.target.platform == CUDNN_PLATFORM and implementation in (None, "cudnn") and bool(cudnn_support)
+    kernel: AttentionKernel = ReferenceAttention() if implementation == "xla" or by_cudnn else kernel_for(call)
     support = kernel.supports(call)
     if call.target.platform == "gpu" and implementation is None and support:
         support = UNTIMED_ON_GPUS
-    return choose("attention", implementation, call.target, support), kernel
+    name = choose("attention", implementation, call.target, support, cudnn_support)
+    return name, cudnn if name == "cudnn" else kernel
 
 
 def kernel_for(call: AttentionCall) -> AttentionKernel:

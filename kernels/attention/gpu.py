@@ -10,7 +10,12 @@ from jaxtyping import Array, Float
 from starflow_jax.kernels.attention import gpu_backward, gpu_forward
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals
 from starflow_jax.kernels.attention.gpu_blocks import BLOCKS, LINE, Blocks, padded_slots
+from starflow_jax.kernels.attention.masks import Full
 from starflow_jax.kernels.kernel_choice import Support
+
+# CUDA 12.8.0 to 12.9.0, whose ptxas miscompiles causal masks in kernels of this kind: JAX refuses them, too, in its own
+# attention for Hopper (jax.experimental.pallas.ops.gpu.attention_mgpu).
+_MISCOMPILED = range(12080, 12091)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,13 @@ class GPUAttention:
         if call.head_dim not in BLOCKS:
             sizes = " or ".join(map(str, BLOCKS))
             return Support(f"needs heads of {sizes} channels, and these have {call.head_dim}")
+        toolchain = call.target.libraries.toolchain
+        if toolchain in _MISCOMPILED and not isinstance(call.rule, Full):
+            return Support(
+                "needs a CUDA toolchain (nvidia-cuda-nvcc) before 12.8.0 or from 12.9.1 on, since the ptxas of those "
+                f"between miscompiles causal masks, and this is {toolchain // 1000}.{toolchain // 10 % 100}"
+                f".{toolchain % 10}"
+            )
         slots = call.num_slots
         if call.stacked and padded_slots(slots, call.tiles or BLOCKS[call.head_dim]) != slots:
             # Keys of one layer are padded; a cache would be copied at every call.

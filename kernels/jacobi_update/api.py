@@ -24,8 +24,8 @@ def chosen(
     head: OutputHead,
     target: Target,
     implementation: Implementation = None,
-) -> Literal["xla", "pallas"]:
-    """The implementation that `update` runs; only shapes and dtypes of the arrays matter."""
+) -> Literal["xla", "pallas", "cudnn"]:
+    """The implementation that `update` runs, never "cudnn"; only shapes and dtypes of the arrays matter."""
     return _choose(UpdateCall.from_arrays(out, x, head, target), implementation)[0]
 
 
@@ -47,13 +47,13 @@ def update(
       out, z, x, span, weight, first: see `reference.Operands`.
       head: how `out` gives mean and scale.
       target: the devices that the program is compiled for.
-      implementation: see `choice.choose`.
+      implementation: see `kernel_choice.choose`; cuDNN has no such update, so "cudnn" is the same as None.
 
     Returns:
       The new estimate, and float32 sums over the tokens of `span` and their channels of (new - old)^2 and of new^2.
 
     Raises:
-      ValueError: see `choice.choose`.
+      ValueError: see `kernel_choice.choose`.
     """
     call = UpdateCall.from_arrays(out, x, head, target)
     name, kernel = _choose(call, implementation)
@@ -65,10 +65,10 @@ def update(
 
 def _choose(
     call: UpdateCall, implementation: Implementation
-) -> tuple[Literal["xla", "pallas"], UpdateImplementation | None]:
+) -> tuple[Literal["xla", "pallas", "cudnn"], UpdateImplementation | None]:
     kernel = None if implementation == "xla" else kernel_for(call.target)  # importing it loads Pallas
     support = Support() if kernel is None else kernel.supports(call)
-    if call.target.platform == "gpu" and implementation is None and support:
+    if call.target.platform == "gpu" and implementation != "pallas" and support:
         support = UNTIMED_ON_GPUS
     return choose("jacobi_update", implementation, call.target, support), kernel
 

@@ -85,13 +85,14 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(jnp.asarray(layer), slot, key, value)
             key, value, cache_layer = cache.keys, cache.values, jnp.asarray(layer)
+        kernels = self.compute.kernels
         options: dict[str, Any] = {
             "visibility": visibility,
-            "implementation": self.compute.kernels,
+            "implementation": None if kernels == "cudnn" and cache is not None else kernels,
             "target": layout_target(layout),
         }
         attend = functools.partial(attention, precision=self.compute.precision, **options)
-        if layout is None or chosen(query, key, value, layer=cache_layer, **options) == "xla":
+        if layout is None or chosen(query, key, value, offset=slot, layer=cache_layer, **options) == "xla":
             mixed = attend(query, key, value, offset=slot, layer=cache_layer)
         else:
             mixed = _by_heads(layout, attend, query, key, value, slot, cache_layer)

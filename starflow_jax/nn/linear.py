@@ -25,7 +25,8 @@ class Compute:
       dtype: of the operands.
       precision: of float32 products on accelerators.
       layout: over several devices; None on one.
-      kernels: of attention and of the Jacobi update: "xla", "pallas", or None for the rule of `kernel_choice`.
+      kernels: of attention and of the Jacobi update: "xla", "pallas", "cudnn" (of attention without a cache), or None
+        for the rule of `kernel_choice`.
     """
 
     dtype: str = "float32"

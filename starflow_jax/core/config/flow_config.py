@@ -118,9 +118,10 @@ class FlowConfig:
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
       remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer). On CPUs "none"
         stores the products of a layer and recomputes the rest.
-      kernels: of attention and of the Jacobi update: "auto" uses Pallas kernels where they are known to be faster
-        (`kernels/kernel_choice.py`), "xla" never uses them, and "pallas" always uses them or raises an error with the
-        reason.
+      kernels: of attention and of the Jacobi update: "auto" uses cuDNN on NVIDIA GPUs for causal attention of whole
+        sequences in bfloat16, and Pallas kernels where they are known to be faster (`kernels/kernel_choice.py`). "xla"
+        never uses either, "pallas" always uses the kernels or raises an error with the reason, and "cudnn" does so for
+        cuDNN in attention without a cache, which training and likelihoods run; all else is as with "auto".
     """
 
     channels: int
@@ -161,7 +162,7 @@ class FlowConfig:
     dtype: Dtype = "float32"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     remat: Literal["none", "attention", "mlp", "block"] = "none"
-    kernels: Literal["auto", "xla", "pallas"] = "auto"
+    kernels: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         self._check_fields()

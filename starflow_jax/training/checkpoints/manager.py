@@ -34,7 +34,7 @@ from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, device_target
+from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 from starflow_jax.training.checkpoints.parts import (
@@ -358,7 +358,7 @@ def load_run(
 
     Returns:
       The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a
-      platform without Pallas kernels, `flow.kernels` "pallas" is returned as "auto".
+      platform without Pallas kernels, `flow.kernels` "pallas" is returned as "auto", and so is "cudnn" without cuDNN.
 
     Raises:
       ValueError: no run in that folder, or a damaged one.
@@ -367,7 +367,8 @@ def load_run(
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"workdir {workdir} contains no training run")
-    if config.flow.kernels == "pallas" and device_target().platform not in KERNEL_PLATFORMS:
+    platforms = {"pallas": KERNEL_PLATFORMS, "cudnn": (CUDNN_PLATFORM,)}.get(config.flow.kernels)
+    if platforms is not None and device_target().platform not in platforms:
         config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, kernels="auto"))
     definition, like = abstract(config.flow, layout)
     with Checkpoints(workdir, config) as checkpoints:

@@ -6,7 +6,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data import Source
 from starflow_jax.data.sources.mixture import components_of, example_spec
-from starflow_jax.kernels.kernel_choice import KERNEL_PLATFORMS, device_target
+from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen
@@ -18,13 +18,17 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
 
     Raises:
       ValueError: mesh axes whose product is not the number of devices, a flow or batch that does not divide over them,
-        or `flow.kernels` "pallas" on a platform without Pallas kernels.
+        or `flow.kernels` "pallas" on a platform without Pallas kernels or "cudnn" on one without cuDNN.
     """
     layout = make_layout(config.mesh)
     platform = device_target().platform
     check(
         config.flow.kernels != "pallas" or platform in KERNEL_PLATFORMS,
         f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no Pallas kernels, got 'pallas'",
+    )
+    check(
+        config.flow.kernels != "cudnn" or platform == CUDNN_PLATFORM,
+        f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no cuDNN, got 'cudnn'",
     )
     for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
         check_fit(layout, config.flow, size, config.train.accumulate)
