@@ -17,9 +17,9 @@ from starflow_jax.kernels.kernel_choice import Support
 # Finite, so that a query without visible keys does not give NaN.
 _MASKED = -1e30
 
-# Queries of a chunk: enough to keep a processor's caches busy. A long sequence has at most so many groups of chunks,
-# each of which is a loop over the keys that its chunks see.
-_CHUNK, _MAX_GROUPS = 128, 8
+# Queries of a chunk: enough to keep a processor's caches busy. The loops of a long sequence take more on accelerators.
+# Such a sequence has at most so many groups of chunks, each of which is a loop over the keys that its chunks see.
+_CHUNK, _ACCELERATOR_CHUNK, _MAX_GROUPS = 128, 512, 8
 
 # On a CPU, a call at a traced offset into a cache of at least so many slots reads the filled part of the cache only,
 # rounded up to one of a few static lengths, each a branch of the program.
@@ -166,8 +166,7 @@ class ReferenceAttention:
         bounds: Bounds,
     ) -> tuple[Float[Array, "B h n d"], None]:
         """See `AttentionKernel`."""
-        options: dict[str, Any] = {"query_chunk": call.query_chunk, "precision": call.precision}
-        attend = _bound(call, bounds, **options)
+        attend = _bound(call, bounds, call.precision)
 
         def attend_to_first(slots: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             return attend(query, *(select_layer(cache[..., :slots, :], bounds) for cache in (key, value)))
@@ -186,7 +185,7 @@ class ReferenceAttention:
         self, call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n d"], bounds: Bounds
     ) -> Gradients:
         """See `AttentionKernel`; kernels without a backward pass use this one."""
-        attend = _bound(call, bounds, precision="highest" if call.exact else None)
+        attend = _bound(call, bounds, "highest" if call.exact else None)
         dq, dk, dv = jax.vjp(attend, residuals.query, residuals.key, residuals.value)[1](do)
         return dq, dk, dv
 
@@ -200,6 +199,16 @@ def _cache_lengths(call: AttentionCall) -> list[int]:
     return [*range(step, slots, step), slots]
 
 
-def _bound(call: AttentionCall, bounds: Bounds, **options: Any) -> Any:
+def _bound(call: AttentionCall, bounds: Bounds, precision: jax.lax.PrecisionLike) -> Any:
     """`attention` as a function of query, key and value."""
-    return functools.partial(attention, visibility=call.rule, offset=bounds.offset, length=bounds.length, **options)
+    query_chunk = call.query_chunk
+    if query_chunk is None and call.target.platform != "cpu" and not stores_weights(call.num_queries, call.num_slots):
+        query_chunk = _ACCELERATOR_CHUNK
+    return functools.partial(
+        attention,
+        visibility=call.rule,
+        offset=bounds.offset,
+        length=bounds.length,
+        query_chunk=query_chunk,
+        precision=precision,
+    )
