@@ -178,9 +178,12 @@ def test_a_run_that_is_interrupted_leaves_its_rows(tmp_path, monkeypatch):
     assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["first"]
 
 
-def test_nothing_runs_after_the_time_or_beside_a_process_that_cannot_be_ended(tmp_path):
+def test_nothing_runs_after_the_time_or_beside_a_process_that_cannot_be_ended(tmp_path, monkeypatch):
     row = run_step(step("late", WRITES), [], 1.0, tmp_path)
     assert (row.status, row.result) == ("not run", "the limit of time was reached")
+    monkeypatch.setattr(command, "_LEAST_S", 0.1)
+    row = run_step(step("too long for the rest", "import time; time.sleep(600)"), [], 0.5, tmp_path)
+    assert row.status == "not run" and not row.failed  # it may not hang
     stuck = Row("correctness", "gpu attention: 5 slots", "stuck", 1.0)
     row = run_step(step("beside", WRITES), [stuck], 100.0, tmp_path)
     assert row.status == "not run" and "may hold the device" in row.result

@@ -96,7 +96,13 @@ def run_step(step: Step, rows: Sequence[Row], left: float, folder: Path) -> Row:
         return not_run("the limit of time was reached")
     file = folder / file_name(step.stage, step.name)
     ended = run_within([*step.command, "--json", str(file)], min(step.limit_s, left), step.variables)
-    return row_of(step, ended, figures_of(file))
+    row = row_of(step, ended, figures_of(file))
+    if row.status == "hang" and left < step.limit_s:
+        # Says nothing about the kernel: the run had no time left.
+        return dataclasses.replace(
+            row, status="not run", result=f"the limit of time was reached; {row.result}", tail=""
+        )
+    return row
 
 
 def run_stages(
