@@ -131,21 +131,13 @@ def run_stages(
 
 def defaults_of(device: Device, rows: Sequence[Row]) -> list[Default]:
     """The recommended defaults, with the constants of this version."""
-    import jax
-
     from starflow_jax.costs.chips import topology
-    from starflow_jax.kernels.attention import Causal
-    from starflow_jax.kernels.attention.api import chosen
-    from starflow_jax.kernels.kernel_choice import Target
     from starflow_jax.planning.roofline import MATRIX_SHARE
 
-    training: Any = jax.ShapeDtypeStruct((8, 48, 1152, 64), "bfloat16")
-    target = Target(device.platform, device.kind, device.capability)
-    current = str(chosen(training, training, training, visibility=Causal(), target=target))
     if device.topology is None:
-        return recommended(device, rows, math.nan, None, current)
+        return recommended(device, rows, math.nan, None, device.attention)
     place = topology(device.topology)
-    return recommended(device, rows, MATRIX_SHARE[place.chip.kind], place.peak, current)
+    return recommended(device, rows, MATRIX_SHARE[place.chip.kind], place.peak, device.attention)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -221,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"on_device.py: error: {error}", file=sys.stderr)
             return 2
-        device = Device(
-            str(found.get("platform")), str(found.get("kind")), str(found.get("capability")), options.interpret
-        )
+        names = ("platform", "kind", "capability", "attention")
+        texts = {name: str(found.get(name, "")) for name in names}
+        device = Device(**texts, interpreted=options.interpret)
 
         def keep(report: Report) -> None:
             report.write(options.json, options.markdown)

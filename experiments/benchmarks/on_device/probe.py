@@ -12,10 +12,13 @@ import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from starflow_jax.core.figures import write_json
+from starflow_jax.kernels.attention import Causal
+from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.kernel_choice import device_target
 
 _PACKAGES = (
@@ -49,12 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, required=True, help="where it is written")
     options = parser.parse_args(arguments)
     target = device_target()
+    training: Any = jax.ShapeDtypeStruct((8, 48, 1152, 64), "bfloat16")
     write_json(
         options.json,
         {
             "platform": target.platform,
             "kind": target.kind,
             "capability": target.capability,
+            "attention": chosen(training, training, training, visibility=Causal(), target=target),
             "count": len(jax.devices()),
             "versions": versions(),
             "torch": torch_on_a_gpu(),

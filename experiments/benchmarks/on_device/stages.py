@@ -37,12 +37,14 @@ class Device:
 
     Attributes:
       platform: "cpu", "gpu" or "tpu"; kind: `jax.Device.device_kind`; capability: of a GPU.
+      attention: the implementation of causal attention of whole sequences that runs there by default.
       interpreted: kernels of both platforms are interpreted on a CPU.
     """
 
     platform: str
     kind: str
     capability: str = ""
+    attention: str = "xla"
     interpreted: bool = False
 
     @property
