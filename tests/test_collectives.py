@@ -7,6 +7,7 @@ import math
 import pytest
 
 from starflow_jax.planning.collectives import Collective, collectives, mesh_axes, replica_groups
+from starflow_jax.planning.hlo import parse
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -142,6 +143,14 @@ GIVEN = "  ROOT %lt = pred[] compare(%i, %i), direction=LT"
 def test_a_loop_counts_its_turns(text, times):
     (found,) = collectives(text)
     assert found.times == times and found.computation == "body"
+
+
+def test_what_a_loop_calls_runs_inside_it():
+    text = loop(GIVEN).replace("all-reduce(%x), replica_groups=[4,2]<=[8], to_apply=%add", "fusion(%x), calls=%fused")
+    fused = "%fused (x: f32[4,8]) -> f32[4,8] {\n  %x = f32[4,8]{1,0} parameter(0)\n  ROOT %n = f32[4,8]{1,0} negate(%x)\n}"
+    text = text.replace("\n%body", f"\n{fused}\n\n%body", 1)
+    assert parse(text).inside_loops() == {"body", "fused"}
+    assert parse(program("%n = f32[4,8]{1,0} negate(%p)")).inside_loops() == set()
 
 
 def test_a_transfer_spread_over_fusions_counts_once():

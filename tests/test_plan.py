@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, MeshConfig, TrainConfig, load_config
+from starflow_jax.core.config import (
+    DataConfig,
+    ExperimentConfig,
+    FlowConfig,
+    MeshConfig,
+    SampleConfig,
+    TrainConfig,
+    load_config,
+)
 from starflow_jax.costs.chips import topology
 from starflow_jax.costs.flops import Work, kernel_flops, model_flops
 from starflow_jax.planning import ahead_of_time as ahead
@@ -20,6 +28,7 @@ from starflow_jax.planning.collectives import collectives
 from starflow_jax.planning.estimate import largest_batch, make_plan
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.plan_report import report
+from starflow_jax.planning.programs import inverse_program
 from starflow_jax.planning.roofline import Region, estimates, regions
 
 V5E = topology("v5e:2x2")
@@ -186,13 +195,30 @@ def test_gpus_are_planned_without_a_compiler(monkeypatch):
     assert plan.estimate("exposed").seconds > plan.estimate("hidden").seconds
     assert {move.kind for move in plan.transfers} == {"all-gather", "reduce-scatter"}
     inverse = make_plan(config, topology("h100:8x8"), dataclasses.replace(IMAGES, batch=1), "inverse")
-    assert inverse.memory.arguments < 2**30 and inverse.model_flops < plan.model_flops / 1000
+    assert inverse.model_flops < plan.model_flops / 1000
+    # Ready for inference, parameters are whole on every device, in bfloat16 beside those that are stored.
+    stored = load_config(RELEASED, ["mesh.data=1", "mesh.fsdp=64", "sample.parameters=stored"])
+    less = make_plan(stored, topology("h100:8x8"), dataclasses.replace(IMAGES, batch=1), "inverse").memory
+    assert less.arguments < 2**30
+    assert inverse.memory.arguments - less.arguments == pytest.approx(2 * plan.parameters)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[tpu\]'"):
         ahead.tpu_layout(V5E, MeshConfig())
+
+
+def test_the_stage_of_an_inverse_reads_parameters_that_are_ready():
+    work = dataclasses.replace(STILL, batch=1)
+    stored, made, *_ = inverse_program(SMALL, work, None).arguments
+    kernel, head = made["blocks"]["1"]["proj_in"]["kernel"], made["blocks"]["1"]["proj_out"]["kernel"]
+    assert (kernel.dtype, head.dtype) == ("bfloat16", "float32")
+    assert stored["blocks"]["1"]["proj_in"]["kernel"].dtype == "float32"
+    exact = dataclasses.replace(SMALL, flow=dataclasses.replace(SMALL.flow, dtype="float32"))
+    as_stored = dataclasses.replace(SMALL, sample=SampleConfig(parameters="stored"))
+    for config in (exact, as_stored):
+        assert inverse_program(config, work, None).arguments[1] is None
 
 
 @pytest.mark.parametrize("program", ["train", "inverse"])

@@ -30,6 +30,7 @@ from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.experiments.benchmarks.timing import best_seconds
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.order import Grid
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.planning.hlo import parse
 
 EXPERIMENT = str(Path(__file__).parent.parent / "starflow_3b_t2i.py")
@@ -49,11 +50,8 @@ def compiled_steps(
     config: FlowConfig, batch: int, chunk: int, steps: int
 ) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
     """A compiled loop over `steps` chunks, and its arguments."""
-    block = AutoregressiveBlock(config, 0, jax.random.key(0))
-    graph, params = nnx.split(block)
+    graph, params = nnx.split(ready_for_inference(AutoregressiveBlock(config, 0, jax.random.key(0))))
     words = jnp.dtype(config.dtype)
-    # Weights have the dtype of inference; vectors stay float32.
-    params = jax.tree.map(lambda a: a.astype(words) if a.ndim > 1 else a, params)
     rows, columns = config.grid
     grid = Grid(None, rows, columns)
     text = jnp.zeros((batch, config.text_length, config.text_dim), words)

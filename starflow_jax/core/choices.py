@@ -35,6 +35,8 @@ ResumePolicy = Literal["latest", "latest-good"]
 Transfer = Literal["link", "copy"]
 # Dtype of stored latents (`data.sources.latents`).
 LatentDtype = Literal["float16", "float32"]
+# Parameters that the loops of an inverse read: cast and gathered once beforehand, or as stored (`nn.ready_parameters`).
+ParameterForm = Literal["ready", "stored"]
 # Programs that `starflow plan` compiles.
 ProgramName = Literal["train", "inverse"]
 

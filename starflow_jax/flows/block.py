@@ -198,6 +198,9 @@ class AutoregressiveBlock(nnx.Module):
         if learned is not None:
             learned = jnp.pad(learned, ((0, padding), (0, 0)))
         class_vector = self.class_vector(cond) if self.reads_class else None
+        # Cast here, in front of the loops that call `predict`.
+        dtype = self.proj_in.compute.dtype
+        learned, class_vector = (None if term is None else term.astype(dtype) for term in (learned, class_vector))
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 

@@ -15,15 +15,21 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.nn.module_parameters import Params, split
 from starflow_jax.nn.module_parameters import merge as _merge
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.sharding.layout import Layout
 
-__all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "split"]
+__all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "ready", "split"]
 
 
 def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Flow:
     """The inverse of `split`, for a flow."""
     flow: Flow = _merge(definition, params)
     return flow
+
+
+def ready(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Params:
+    """The parameters of a flow made ready for inference (`nn.ready_parameters`)."""
+    return split(ready_for_inference(merge(definition, params)))[1]
 
 
 def overlaid(leaves: Any, params: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,24 @@ class Linear(nnx.Module):
             out = out + bias.astype(dtype).reshape(-1)
         return out.reshape(*x.shape[:-1], *outputs)
 
+    def ready(self) -> Linear:
+        """The layer with kernel and bias as its product reads them: in `compute.dtype`, and gathered over fsdp.
+
+        Its outputs are those of this layer, bit by bit. A barrier keeps compilers from moving the cast or the transfer
+        back to where the layer is used, which may be in a loop. See `ready_parameters.ready_for_inference`.
+        """
+        dtype, layout = self.compute.dtype, self.compute.layout
+        if dtype == "float32" and (layout is None or layout.size("fsdp") == 1):
+            return self
+
+        def prepared(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            leaf = leaf.astype(dtype)
+            is_kernel = layout is not None and path[0].name == "kernel"
+            return _gathered(self.compute, self.name, leaf) if is_kernel else leaf
+
+        layer: Linear = jax.lax.optimization_barrier(jax.tree_util.tree_map_with_path(prepared, self))
+        return layer
+
 
 # Input, kernel and bias, saved for the backward pass.
 _Residuals = tuple[jax.Array, jax.Array, jax.Array | None]
@@ -145,8 +164,9 @@ def _sharded_dense_backward(
         x, gradient, axes=(rows, rows), precision=compute.precision, preferred_element_type=jnp.float32
     )
     kernel_gradient = compute.layout.constrain(kernel_gradient, kernel_cuts(name, kernel.ndim)[0])
-    bias_gradient = None if bias is None else jnp.sum(gradient.astype(jnp.float32), axis=rows)
-    return x_gradient, kernel_gradient, bias_gradient
+    bias_gradient = None if bias is None else jnp.sum(gradient.astype(jnp.float32), axis=rows).astype(bias.dtype)
+    # Stored kernels are float32; those that are ready for inference have the dtype of the product.
+    return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
 
 
 _sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)

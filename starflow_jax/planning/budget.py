@@ -82,7 +82,7 @@ def budget(
             hideable += seconds
         else:
             needed += seconds
-    traffic = _traffic(config, sizes, work) if training else memory.arguments
+    traffic = _traffic(config, sizes, work) if training else inverse_traffic(config, sizes, work)
     parts = [Region("step", 0.0, 0.0, traffic, 0.0, 0.0, hideable, needed)]
     return {
         "memory": memory,
@@ -116,13 +116,34 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
 
 
 def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
-    """Memory of a Jacobi iteration in the deep block: the parameters, and a guided batch's cache sharded by heads."""
-    parameters = 4 * count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
+    """Memory of a Jacobi iteration in the deep block: parameters as stored and as made ready, and the cache."""
+    stored, ready = _inverse_parameters(config, sizes)
+    cache = _cache(config, sizes, work)
+    # Parameters that are not ready are cast in front of the loop.
+    temporaries = (0.0 if ready else stored / 2) + cache / config.flow.blocks[-1].layers
+    return Memory(stored + ready + cache, temporaries, topology.chip.usable)
+
+
+def inverse_traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
+    """Main-memory traffic of such an iteration on one device in bytes: the parameters that it reads, and the cache."""
+    stored, ready = _inverse_parameters(config, sizes)
+    return (ready or stored) + _cache(config, sizes, work)
+
+
+def _inverse_parameters(config: ExperimentConfig, sizes: dict[str, int]) -> tuple[float, float]:
+    """Bytes of the parameters on one device: those stored, and those that an inverse makes ready; 0 for none."""
+    parameters = count(abstract(config.flow)[1]) / sizes["tensor"]
+    casts = config.flow.dtype == "bfloat16"
+    makes = config.sample.parameters == "ready" and (casts or sizes["fsdp"] > 1)
+    return 4 * parameters / sizes["fsdp"], (2 if casts else 4) * parameters if makes else 0.0
+
+
+def _cache(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
+    """Bytes of a guided batch's key/value cache on one device, sharded by heads."""
     deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
     slots = work.tokens + work.text
     heads = sizes["tensor"] * sizes["sequence"]
-    cache = 2 * 2 * work.batch * slots * deep.kv_heads * deep.head_dim * deep.layers * word / heads
-    return Memory(parameters + cache, parameters / 2 + cache / deep.layers, topology.chip.usable)
+    return 2 * 2 * work.batch * slots * deep.kv_heads * deep.head_dim * deep.layers * word / heads
 
 
 def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:

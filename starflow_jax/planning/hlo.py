@@ -94,6 +94,22 @@ class Program:
                 times[callee] = times.get(callee, 0) + times[name] * turns
         return times
 
+    def inside_loops(self) -> set[str]:
+        """The computations that run inside the body of a loop, directly or through what it calls, loops included."""
+        found: set[str] = set()
+        pending = [
+            instruction.computation("body")
+            for lines in self.computations.values()
+            for instruction in lines.values()
+            if instruction.opcode == "while"
+        ]
+        while pending:
+            name = pending.pop()
+            if name is not None and name not in found and name in self.computations:
+                found.add(name)
+                pending.extend(callee for callee, _ in self._calls(name))
+        return found
+
     def callers(self) -> dict[str, tuple[str, Instruction]]:
         """Maps each computation that is part of an operation (`WITHIN`) to its caller and the operation."""
         return {

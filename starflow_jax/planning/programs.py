@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from starflow_jax.costs.flops import Work
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.order import Grid
-from starflow_jax.flows.parameters import abstract, merge
+from starflow_jax.flows.parameters import Params, abstract, merge, ready
 from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.solvers import Jacobi
@@ -93,7 +94,8 @@ def _batch(
 def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
     """A stage of Jacobi iteration in the deep block, on a chunk of the size in the paper's schedule.
 
-    Its loop ends on a condition on the data, so one iteration is counted.
+    Its loop ends on a condition on the data, so one iteration is counted. With `sample.parameters` "ready", it reads
+    parameters that were made ready before it; those that are stored are arguments too, since they stay in memory.
 
     Args:
       config: the experiment whose flow is planned.
@@ -117,15 +119,21 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
     noise = jax.ShapeDtypeStruct((work.batch, grid.tokens, flow.token_channels), jnp.float32)
     state = jax.eval_shape(begin, params, text, noise)
     _, _, kind = solver.plan(grid.tokens, 0, grid.frame)[-1]
+    stored = located(layout, params)
+    made: Params | None = located(layout, jax.eval_shape(functools.partial(ready, definition), params), in_use=True)
+    if config.sample.parameters == "stored" or made == stored:
+        made = None
 
-    def advance(params: Any, cond: jax.Array | None, state: State, first: jax.Array) -> tuple[State, Any]:
-        return span(params, cond).advance(state, first, kind.size, kind=kind)
+    def advance(
+        stored: Params, made: Params | None, cond: jax.Array | None, state: State, first: jax.Array
+    ) -> tuple[State, Any]:
+        return span(stored if made is None else made, cond).advance(state, first, kind.size, kind=kind)
 
     if layout is not None:
         state = _spread(state, layout)
         text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
-    function = jax.jit(advance, donate_argnums=2)
-    return Program(function, (located(layout, params), text, state, _scalar(layout)))
+    function = jax.jit(advance, donate_argnums=3, keep_unused=made is not None)
+    return Program(function, (stored, made, text, state, _scalar(layout)))
 
 
 def _spread(state: State, layout: Layout) -> State:

@@ -185,6 +185,7 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
         temperature=request.temperature,
         attention_temperature=request.attention_temperature,
         denoise=request.denoise,
+        parameters=request.parameters,
         batch_size=plan.batch_size,
     )
     cond = condition(jnp.asarray(plan.labels), config.flow) if text is None else text

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from starflow_jax.core.choices import Denoise
+from starflow_jax.core.choices import Denoise, ParameterForm
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
@@ -25,6 +25,7 @@ from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
@@ -106,6 +107,7 @@ def sample(
         settings.attention_temperature != 1.0,
         settings.denoise,
         config.data.noise_std,
+        settings.parameters,
         layout,
     )
     key, scalars = spread(layout, (key, settings.scalars()))
@@ -235,6 +237,7 @@ class _Kind:
     tempered: bool
     denoise: Denoise
     noise_std: float
+    parameters: ParameterForm
     layout: Layout | None
 
 
@@ -255,6 +258,8 @@ def _draw(
       given: labels int32 [B], or text states [B, L, text_dim].
     """
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    if kind.parameters == "ready":
+        flow = ready_for_inference(flow)
     shape = (*kind.flow.image_shape, kind.flow.channels)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
@@ -271,6 +276,7 @@ def _draw(
         solver=kind.solver,
         guidance=guidance,
         temperature=scalars["attention_temperature"] if tempered else None,
+        ready=False,  # as they are now
     )
     clean = result.x
     if kind.denoise == "score":

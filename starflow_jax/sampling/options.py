@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from starflow_jax.core.choices import Denoise, choices
+from starflow_jax.core.choices import Denoise, ParameterForm, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.solvers import AnySolver, named_solver
@@ -21,6 +21,7 @@ class Settings(NamedTuple):
     temperature: float
     attention_temperature: float
     denoise: Denoise
+    parameters: ParameterForm
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
         """The values that a compiled program takes as arguments, float32 []."""
@@ -40,6 +41,7 @@ class SamplingOptions:
       attention_temperature: divides attention logits: in TARFlow of the unconditional half of guidance, in STARFlow
         everywhere.
       denoise: the method that removes the training noise.
+      parameters: "ready" or "stored" (`SampleConfig`).
       batch_size: samples generated together; the last batch is padded with copies.
     """
 
@@ -48,6 +50,7 @@ class SamplingOptions:
     temperature: float | None = None
     attention_temperature: float = 1.0
     denoise: Denoise | None = None
+    parameters: ParameterForm | None = None
     batch_size: int = 64
 
     def settings(self, config: ExperimentConfig) -> Settings:
@@ -62,6 +65,7 @@ class SamplingOptions:
             default.temperature if self.temperature is None else self.temperature,
             self.attention_temperature,
             default.denoise if self.denoise is None else self.denoise,
+            default.parameters if self.parameters is None else self.parameters,
         )
         check_real("guidance", settings.guidance, minimum=0.0)
         check_real("temperature", settings.temperature, minimum=0.0)
@@ -70,6 +74,7 @@ class SamplingOptions:
             settings.attention_temperature > 0,
             f"attention_temperature must be above 0, got {settings.attention_temperature}",
         )
+        check_choice("parameters", settings.parameters, choices(ParameterForm))
         check_integer("batch_size", self.batch_size, minimum=1)
         check_denoise(config, settings.denoise)
         return settings

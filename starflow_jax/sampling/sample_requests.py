@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from starflow_jax.core.choices import Denoise
-from starflow_jax.core.config.checks import check_integer, check_real
+from starflow_jax.core.choices import Denoise, ParameterForm, choices
+from starflow_jax.core.config.checks import check_choice, check_integer, check_real
 from starflow_jax.core.request_errors import require
 from starflow_jax.solvers import AnySolver
 
@@ -85,6 +85,7 @@ class SampleRequest:
       temperature: factor of the noise.
       attention_temperature: divides attention logits.
       denoise: the method that removes the training noise.
+      parameters: "ready", cast and gathered once, or "stored", which needs less memory (`SampleConfig`).
       solver: the solver that inverts blocks.
       seed: of the noise.
       batch_size: samples generated together (64 images or 8 videos).
@@ -111,6 +112,7 @@ class SampleRequest:
     temperature: float | None = None
     attention_temperature: float = 1.0
     denoise: Denoise | None = None
+    parameters: ParameterForm | None = None
     solver: AnySolver | SolverRequest | str | None = None
     seed: int = 0
     batch_size: int | None = None
@@ -120,6 +122,7 @@ class SampleRequest:
         check_integer("seed", self.seed, minimum=0)
         _check_factors(self)
         check_real("attention_temperature", self.attention_temperature)
+        check_choice("parameters", self.parameters, (None, *choices(ParameterForm)))
         require(
             self.keep is None or self.candidates is not None,
             "{keep} requires {candidates}, got {keep} {0} alone",

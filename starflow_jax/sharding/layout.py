@@ -118,11 +118,19 @@ class Layout:
 
         return jax.tree.map(put, tree)
 
-    def tree(self, tree: Any) -> Any:
-        """The shardings of a tree of parameters, moments or a whole training state (arrays or ShapeDtypeStructs)."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self.sharding(leaf.shape, partition_spec(_slashed(path), len(leaf.shape))), tree
-        )
+    def tree(self, tree: Any, *, in_use: bool = False) -> Any:
+        """The shardings of a tree of parameters, moments or a whole training state (arrays or ShapeDtypeStructs).
+
+        Args:
+          tree: the arrays.
+          in_use: the shardings in use, where the fsdp axis is gathered, instead of those in storage.
+        """
+
+        def of(path: Sequence[Any], leaf: Any) -> NamedSharding:
+            spec = partition_spec(_slashed(path), len(leaf.shape))
+            return self.sharding(leaf.shape, without_fsdp(spec) if in_use else spec)
+
+        return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def tree_layout(tree: Any) -> Layout | None:
@@ -133,12 +141,14 @@ def tree_layout(tree: Any) -> Layout | None:
     return None
 
 
-def located(layout: Layout | None, tree: Any) -> Any:
-    """The ShapeDtypeStructs of parameters or a state with their shardings; unchanged without a layout."""
+def located(layout: Layout | None, tree: Any, *, in_use: bool = False) -> Any:
+    """The ShapeDtypeStructs of parameters or a state with their shardings (`Layout.tree`); unchanged without a layout."""
     if layout is None:
         return tree
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, layout.tree(tree)
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        layout.tree(tree, in_use=in_use),
     )
 
 
@@ -160,7 +170,12 @@ def placed(layout: Layout | None, x: jax.Array, name: str) -> jax.Array:
 def kernel_cuts(name: str, ndim: int) -> tuple[Spec, Spec]:
     """Shardings of the kernel of the dense layer `name` in storage, and in use, where the fsdp axis is gathered."""
     stored = partition_spec(f"{name}/kernel", ndim)
-    return stored, tuple(None if axis == "fsdp" else axis for axis in stored)
+    return stored, without_fsdp(stored)
+
+
+def without_fsdp(spec: Spec) -> Spec:
+    """The sharding of a parameter in use, where the fsdp axis is gathered, from that in storage."""
+    return tuple(None if axis == "fsdp" else axis for axis in spec)
 
 
 def _slashed(path: Sequence[Any]) -> str:

@@ -16,6 +16,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import AnyArray, Grid, block_order
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.solvers.base import Report, Solver
 from starflow_jax.solvers.per_block import AnySolver, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
@@ -97,6 +98,7 @@ def inverse(
     window: SlidingWindow | None = None,
     temperature: float | Float[Array, ""] | None = None,
     later_cond: Shaped[AnyArray, "..."] | None = None,
+    ready: bool = True,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -115,6 +117,8 @@ def inverse(
         (STARFlow; TARFlow's belongs to `LinearGuidance`).
       later_cond: condition of the windows after the first, shaped as `cond` (another caption, for example); None means
         `cond`.
+      ready: whether the parameters are made ready for inference first (`nn.ready_parameters`); False reads them as they
+        are given, which needs less memory.
 
     Raises:
       ValueError: the arguments contradict each other or the configuration.
@@ -132,6 +136,8 @@ def inverse(
         )
         check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
     check_frames(flow, grid, z.shape, prefix, window)
+    if ready:
+        flow = ready_for_inference(flow)
     tokens = flow.tokens_of(z)
     if flow.prior_variance is not None:
         tokens = tokens * jnp.sqrt(flow.prior_variance[...]).reshape(1, *grid.shape, -1)

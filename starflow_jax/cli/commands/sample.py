@@ -15,7 +15,7 @@ from starflow_jax.cli.options.outputs import check_new_folder, check_writable, o
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
-from starflow_jax.core.choices import Denoise, choices
+from starflow_jax.core.choices import Denoise, ParameterForm, choices
 
 ORDER = 30
 COMPILES = True
@@ -118,6 +118,13 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         type=choice(*choices(Denoise)),
         metavar="NAME",
         help="how the training noise is removed: none, score or learned (default: the configuration's)",
+    )
+    option(
+        "--parameters",
+        type=choice(*choices(ParameterForm)),
+        metavar="NAME",
+        help="ready: cast to the compute dtype and gathered over the mesh once; stored: at every use, which is slower "
+        "and needs less memory (default: the configuration's, which is ready)",
     )
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from starflow_jax.core.choices import Denoise
+from starflow_jax.core.choices import Denoise, ParameterForm
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -43,6 +43,9 @@ class SampleConfig:
       solver: the solver that inverts blocks, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
       temperature: factor of the noise z.
       denoise: the method that removes the training noise, "none", "score" or "learned".
+      parameters: what the loops of an inverse read: "ready", parameters that were cast to `flow.dtype` and gathered over
+        `mesh.fsdp` once beforehand; or "stored", parameters that are cast and gathered at every use, which is slower
+        and needs less memory. Samples are the same.
     """
 
     num: int = 64
@@ -50,6 +53,7 @@ class SampleConfig:
     solver: str = "sequential"
     temperature: float = 1.0
     denoise: Denoise = "none"
+    parameters: ParameterForm = "ready"
 
     def __post_init__(self) -> None:
         check_integer("num", self.num, minimum=1)

@@ -192,6 +192,7 @@ class VideoStream(Iterator[StreamedFrame]):
             temperature=plan.scalars["attention_temperature"] if kind.tempered else None,
             later_cond=None if plan.later_text is None else jnp.asarray(plan.later_text),
             devices=devices,
+            ready=kind.parameters == "ready",
         )
         deep, shallow = self._stream.deep, self._stream.shallow
         self._noise = (self._shape[1:], deep.put(key), deep.put(plan.places), plan.scalars["temperature"])

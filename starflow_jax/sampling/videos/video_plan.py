@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from starflow_jax.core.choices import Denoise
+from starflow_jax.core.choices import Denoise, ParameterForm
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -33,6 +33,7 @@ class VideoKind:
       frames, size: T and (H, W) of the videos.
       window: the sliding window of videos that are longer, else None.
       guided, tempered: whether the program applies guidance and attention temperature.
+      parameters: as in `VideoOptions`.
       layout: of the parameters; None for one device.
     """
 
@@ -45,6 +46,7 @@ class VideoKind:
     window: SlidingWindow | None
     guided: bool
     tempered: bool
+    parameters: ParameterForm = "ready"
     layout: Layout | None = None
 
 
@@ -168,6 +170,7 @@ def plan_videos(
             window=window,
             guided=settings.guidance > 0,
             tempered=settings.attention_temperature != 1.0,
+            parameters=settings.parameters,
         ),
         captions=tuple(captions),
         places=_checked_places(options.places, count),

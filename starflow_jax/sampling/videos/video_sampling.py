@@ -23,6 +23,7 @@ from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_d
 from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.sampling.image_sampling import to_pixels
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
@@ -199,6 +200,8 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    if kind.parameters == "ready":
+        flow = ready_for_inference(flow)
     indices, text, later_text, given = rows
     shape = (*kind.size, kind.flow.channels)
     z = frame_noise(key, indices, jnp.arange(kind.frames), shape) * scalars["temperature"]
@@ -213,6 +216,7 @@ def _draw(
         window=kind.window,
         temperature=scalars["attention_temperature"] if kind.tempered else None,
         later_cond=later_text,
+        ready=False,  # as they are now
     )
     return gathered(kind.layout, (result.x, denoise_video(flow, result.x, text, kind), result.reports))
 

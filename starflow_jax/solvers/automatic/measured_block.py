@@ -16,6 +16,7 @@ from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import AnyArray, Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.solvers.automatic.calibration import Method, StartName
 from starflow_jax.solvers.base import Solver
 from starflow_jax.solvers.inverse import BlockTask
@@ -52,7 +53,7 @@ def _try(
     guidance: AnyGuidance | None,
 ) -> tuple[Float[Array, "rows n c"], Int[Array, ""]]:
     """Inverts one block with another tolerance than that of `probe.solver`; z, start: [rows, n, c] in its order."""
-    flow = merge(abstract(probe.config)[0], params)
+    flow = ready_for_inference(merge(abstract(probe.config)[0], params))
     solver = with_tolerance(probe.solver, tolerance)
     if getattr(probe.solver, "start", "frame") != "frame":
         # One program serves all initial estimates, as it does all tolerances.

@@ -77,6 +77,7 @@ class FrameStream:
         temperature: float | Float[Array, ""] | None = None,
         later_cond: Shaped[AnyArray, "B *rest"] | None = None,
         devices: Sequence[jax.Device] | None = None,
+        ready: bool = True,
     ):
         """Checks the arguments and places the parameters on the devices.
 
@@ -88,6 +89,7 @@ class FrameStream:
           given: number P < T of given frames at the beginning, an argument of `run`.
           devices: one for the deep block and one for the shallow blocks and later work, or one for all. None leaves
             everything where it is.
+          ready: as in `inverse`.
 
         Raises:
           ValueError: the arguments contradict each other or the configuration, or a block other than the deep one
@@ -105,6 +107,8 @@ class FrameStream:
         self._solvers = tuple(solver_for_block(solver or Sequential(), index, count) for index in range(count))
         self.deep, self.shallow = placements(devices)
         deep_name = str(count - 1)
+        if ready:  # every stage is a call of a program: once here, for all of them
+            params = programs.ready(config, params)
         blocks = params["blocks"]
         self._deep_params = self.deep.put({"blocks": {deep_name: blocks[deep_name]}})
         shallow_blocks = {name: block for name, block in blocks.items() if name != deep_name}

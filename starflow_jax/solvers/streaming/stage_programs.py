@@ -16,6 +16,7 @@ from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge, overlaid
+from starflow_jax.flows.parameters import ready as made_ready
 from starflow_jax.solvers.base import Kind, Solver, StageReport, State
 from starflow_jax.solvers.inverse import BlockReport, BlockTask
 from starflow_jax.solvers.span import Span
@@ -77,6 +78,16 @@ def partial_flow(config: FlowConfig, params: Params) -> Flow:
     """A flow with parameters for some blocks only; the other blocks hold ShapeDtypeStructs and must not be used."""
     definition, leaves = abstract(config)
     return merge(definition, overlaid(leaves, params))
+
+
+def ready(config: FlowConfig, params: Params) -> Params:
+    """The parameters of all blocks made ready for inference, by a program of its own where that changes any."""
+    return params if config.dtype == "float32" else _ready(config, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ready(config: FlowConfig, params: Params) -> Params:
+    return made_ready(abstract(config)[0], params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

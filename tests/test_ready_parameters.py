@@ -1,0 +1,104 @@
+"""The loops of an inverse neither cast nor gather parameters, and its samples are those of the parameters as stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from inverse_on_eight_devices import FLOW, MESHES, loops_of, program, structs
+from random_flows import VIDEO, random_flow
+
+from starflow_jax.core.config import SampleConfig
+from starflow_jax.flows.parameters import split
+from starflow_jax.nn.ready_parameters import ready_for_inference
+from starflow_jax.sampling import SampleRequest
+from starflow_jax.solvers.streaming.pipeline import FrameStream
+
+QUICK, *OTHERS = MESHES
+# Excess precision lets a compiler skip a cast to bfloat16 and back, which differs between two programs.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_allow_excess_precision=false"
+BFLOAT16 = dataclasses.replace(FLOW, dtype="bfloat16")
+
+
+def measured(*names):
+    script = Path(__file__).parent / "inverse_on_eight_devices.py"
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"}
+    run = subprocess.run(
+        [sys.executable, str(script), *names], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Involuntary" not in run.stderr  # the compiler's word for a layout that it can only reach by gathering
+    return json.loads(run.stdout)
+
+
+def judge(found):
+    assert found["stored"]["casts"] and found["stored"]["gathers"]  # so that both would be found
+    nothing = {"casts": [], "gathers": []}
+    assert found["ready"] == nothing and found["ready in float32"] == nothing
+    assert found["equal"]
+    assert found["error"] < 1e-5
+
+
+def test_loops_over_a_mesh_read_parameters_that_are_ready():
+    judge(measured(QUICK)[QUICK])
+
+
+@pytest.mark.slow
+def test_loops_over_other_meshes_read_parameters_that_are_ready():
+    for found in measured(*OTHERS).values():
+        judge(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x4", "v5p:2x2x2"])
+def test_loops_on_tpus_read_parameters_that_are_ready(name):
+    pytest.importorskip("libtpu")
+    from starflow_jax.costs.chips import topology
+    from starflow_jax.planning.ahead_of_time import tpu_layout
+
+    layout = tpu_layout(topology(name), MESHES[QUICK])
+    arguments = structs(BFLOAT16, layout)
+    texts = [program(BFLOAT16, layout, ready).lower(*arguments).compile().as_text() for ready in (False, True)]
+    stored, ready = (loops_of(text, BFLOAT16, layout) for text in texts)
+    assert stored["gathers"]
+    assert ready == {"casts": [], "gathers": []}
+
+
+def test_dense_layers_are_cast_and_nothing_else():
+    flow = random_flow(dataclasses.replace(VIDEO, dtype="bfloat16"))
+    params = jax.eval_shape(lambda flow: split(ready_for_inference(flow))[1], flow)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype for path, leaf in leaves}
+    cast = {name for name, dtype in names.items() if dtype == jnp.bfloat16}
+    dense = ("qkv", "proj", "up", "down", "proj_in", "proj_txt")
+    assert cast == {name for name in names if name.split("/")[-2] in dense}
+    assert "blocks/0/transformer/layers/mlp/up/bias" in cast and "denoiser/proj_txt/kernel" in cast
+    assert "blocks/0/proj_out/kernel" in names
+
+
+def test_float32_on_one_device_is_left_as_it_is():
+    flow = random_flow(VIDEO)
+    for ours, theirs in zip(jax.tree.leaves(ready_for_inference(flow)), jax.tree.leaves(flow), strict=True):
+        assert ours is theirs
+
+
+def test_a_stream_makes_them_ready_once():
+    config = dataclasses.replace(VIDEO, dtype="bfloat16")
+    params, text = split(random_flow(config))[1], jnp.zeros((1, config.text_length, config.text_dim))
+    for ready, dtype in ((True, jnp.bfloat16), (False, jnp.float32)):
+        stream = FrameStream(params, config, (1, 2, 4, 4, 2), text, ready=ready)
+        assert stream._deep_params["blocks"]["2"]["proj_in"]["kernel"].dtype == dtype
+        assert stream.shallow_params["blocks"]["0"]["transformer"]["layers"]["mlp"]["up"]["kernel"].dtype == dtype
+
+
+@pytest.mark.parametrize("build", [SampleConfig, SampleRequest])
+def test_other_forms_are_refused(build):
+    with pytest.raises(ValueError, match=r"parameters must be one of .*'ready', 'stored', got 'kept'"):
+        build(parameters="kept")
