@@ -1,10 +1,11 @@
 """Run as a program on eight fake devices: which parameters the loops of an inverse over a mesh cast and gather.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/inverse_on_eight_devices.py [MESH ...]
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/inverse_on_eight_devices.py [MESH ... | compile]
 
-Prints one JSON object: by mesh, the casts and the gathers of kernels inside loops with parameters as stored and with
-parameters that are ready, whether the samples of both are equal, and in float32 the largest relative error against one
-device. `tests/test_ready_parameters.py` runs it and judges, and compiles the same inverse for TPUs.
+Prints one JSON object: with `compile`, the casts and the gathers of kernels inside loops of one program. Otherwise, by
+mesh, both with parameters as stored and with parameters that are ready, whether the samples of the two are equal, and
+in float32 the largest relative error against one device.
+`tests/test_ready_parameters.py` runs it and judges, and compiles the same inverse for TPUs.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ MESHES = {
 }
 # Sizes by which no activation has the shape of a kernel.
 FLOW = FlowConfig(
-    channels=3, image_size=4, width=128, deep_width=192, num_blocks=2, layers_per_block=(1, 2), head_dim=16, rope=True,
+    channels=3, image_size=4, width=128, deep_width=256, num_blocks=2, layers_per_block=(1, 2), head_dim=32, rope=True,
     sos=True, text_dim=10, text_length=4, cond_top_only=True, scale="softplus", final_norm=True, soft_clip=4.0,
     order="L2R",
 )  # fmt: skip
@@ -96,8 +97,8 @@ def cast_in_loops(text, shapes):
         for line in lines.values():
             if line.opcode != "convert" or line.arrays[0].dtype != "bf16" or sizes(line.arrays[0].shape) not in shapes:
                 continue
-            source = lines.get(line.operands[0])
-            if source is None or source.arrays[0].dtype == "f32":
+            # Compilers for CPUs, which lack bfloat16, add casts of their own, without the name of a traced operation.
+            if "convert_element_type" in line.attributes:
                 casts.append(list(line.arrays[0].shape))
     return casts
 
@@ -132,6 +133,11 @@ def run(config, layout, *, ready):
 
 def main():
     found = {}
+    if sys.argv[1:] == ["compile"]:
+        layout, config = make_layout(next(iter(MESHES.values()))), dataclasses.replace(FLOW, dtype="bfloat16")
+        text = program(config, layout, ready=True).lower(*structs(config, layout)).compile().as_text()
+        print(json.dumps(loops_of(text, config, layout)))
+        return
     bfloat16 = dataclasses.replace(FLOW, dtype="bfloat16")
     one_device = functools.cache(lambda: run(FLOW, None, ready=True)[0])
     for name in sys.argv[1:] or MESHES:

@@ -147,7 +147,9 @@ def test_a_loop_counts_its_turns(text, times):
 
 def test_what_a_loop_calls_runs_inside_it():
     text = loop(GIVEN).replace("all-reduce(%x), replica_groups=[4,2]<=[8], to_apply=%add", "fusion(%x), calls=%fused")
-    fused = "%fused (x: f32[4,8]) -> f32[4,8] {\n  %x = f32[4,8]{1,0} parameter(0)\n  ROOT %n = f32[4,8]{1,0} negate(%x)\n}"
+    fused = (
+        "%fused (x: f32[4,8]) -> f32[4,8] {\n  %x = f32[4,8]{1,0} parameter(0)\n  ROOT %n = f32[4,8]{1,0} negate(%x)\n}"
+    )
     text = text.replace("\n%body", f"\n{fused}\n\n%body", 1)
     assert parse(text).inside_loops() == {"body", "fused"}
     assert parse(program("%n = f32[4,8]{1,0} negate(%p)")).inside_loops() == set()

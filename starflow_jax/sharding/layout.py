@@ -142,7 +142,7 @@ def tree_layout(tree: Any) -> Layout | None:
 
 
 def located(layout: Layout | None, tree: Any, *, in_use: bool = False) -> Any:
-    """The ShapeDtypeStructs of parameters or a state with their shardings (`Layout.tree`); unchanged without a layout."""
+    """ShapeDtypeStructs of parameters or a state with the shardings of `Layout.tree`; unchanged without a layout."""
     if layout is None:
         return tree
     return jax.tree.map(

@@ -43,9 +43,9 @@ class SampleConfig:
       solver: the solver that inverts blocks, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
       temperature: factor of the noise z.
       denoise: the method that removes the training noise, "none", "score" or "learned".
-      parameters: what the loops of an inverse read: "ready", parameters that were cast to `flow.dtype` and gathered over
-        `mesh.fsdp` once beforehand; or "stored", parameters that are cast and gathered at every use, which is slower
-        and needs less memory. Samples are the same.
+      parameters: what the loops of an inverse read: "ready", parameters that were cast to `flow.dtype` and gathered
+        over `mesh.fsdp` once beforehand; or "stored", parameters that are cast and gathered at every use, which is
+        slower and needs less memory. Samples are the same.
     """
 
     num: int = 64
