@@ -120,20 +120,19 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
     state = jax.eval_shape(begin, params, text, noise)
     _, _, kind = solver.plan(grid.tokens, 0, grid.frame)[-1]
     stored = located(layout, params)
-    made: Params | None = located(layout, jax.eval_shape(functools.partial(ready, definition), params), in_use=True)
-    if config.sample.parameters == "stored" or made == stored:
-        made = None
+    made: Params = located(layout, jax.eval_shape(functools.partial(ready, definition), params), in_use=True)
+    beside = () if config.sample.parameters == "stored" or made == stored else (stored,)
 
     def advance(
-        stored: Params, made: Params | None, cond: jax.Array | None, state: State, first: jax.Array
+        params: Params, cond: jax.Array | None, state: State, first: jax.Array, *_: Params
     ) -> tuple[State, Any]:
-        return span(stored if made is None else made, cond).advance(state, first, kind.size, kind=kind)
+        return span(params, cond).advance(state, first, kind.size, kind=kind)
 
     if layout is not None:
         state = _spread(state, layout)
         text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
-    function = jax.jit(advance, donate_argnums=3, keep_unused=made is not None)
-    return Program(function, (stored, made, text, state, _scalar(layout)))
+    function = jax.jit(advance, donate_argnums=2, keep_unused=bool(beside))
+    return Program(function, (made if beside else stored, text, state, _scalar(layout), *beside))
 
 
 def _spread(state: State, layout: Layout) -> State:
