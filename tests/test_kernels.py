@@ -1,5 +1,6 @@
 """The reference of attention, also against a naive masked softmax in float64; visibility rules, cache, rotations."""
 
+import functools
 import itertools
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from attention_suite import TransformableSuite
 from random_flows import normal
 
-from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention
+from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention, reference
 from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn import KVCache
 from starflow_jax.nn.rope import axial_positions, line_positions, rotation
@@ -66,6 +67,48 @@ def test_chunks_change_no_gradient():
 
     whole, chunked = (jax.grad(loss)((query, key, value), chunk) for chunk in (128, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, chunked)
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Sequences of any length are taken in loops, in at most two groups of chunks."""
+    monkeypatch.setattr(reference, "_MAX_STORED_PAIRS", 1)
+    monkeypatch.setattr(reference, "_MAX_GROUPS", 2)
+
+
+@pytest.mark.parametrize(
+    "visibility",
+    [Causal(), Causal(3), Full(), FrameWindow(2, 3, 2, 1), CausalFrames(2, 3, 0)],
+    ids=["causal", "prefix", "full", "frames", "causal frames"],
+)
+def test_loops_over_chunks_are_the_naive_attention(loops, visibility):
+    """17 queries in chunks of 4: groups of three and two chunks, the last of which has one query."""
+    query, key, value = (normal((2, h, 17, 8), i) for i, h in enumerate((4, 2, 2)))
+
+    @jax.jit
+    def run(parts):
+        attend = functools.partial(attention, visibility=visibility, query_chunk=4)
+        return attend(*parts), jax.grad(lambda parts: jnp.sum(attend(*parts) ** 2))(parts)
+
+    def by_stored_weights(parts):
+        return jnp.sum(attention(*parts, visibility=visibility, query_chunk=128) ** 2)
+
+    out, gradients = run((query, key, value))
+    np.testing.assert_allclose(out, naive(query, key, value, visibility, 0), atol=2e-5)
+    expected = jax.jit(jax.grad(by_stored_weights))((query, key, value))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients, expected)
+
+
+def test_loops_can_be_differentiated_twice_and_hide_what_is_not_valid(loops):
+    query, key, value = (normal((1, 1, 11, 4), i) for i in range(3))
+
+    def second(chunk):
+        def loss(query):
+            return jnp.sum(attention(query, key, value, visibility=Causal(), length=7, query_chunk=chunk) ** 2)
+
+        return jax.jit(jax.grad(lambda query: jnp.sum(jax.grad(loss)(query) ** 2)))(query)
+
+    np.testing.assert_allclose(second(4), second(128), atol=1e-4)
 
 
 def test_a_query_without_visible_keys_gives_zero_and_has_no_gradient():

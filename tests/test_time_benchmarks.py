@@ -66,11 +66,14 @@ def test_the_fastest_setting_of_each_side_counts():
     lines = [
         {"setting": "sequential", "ours": {"minimum": 2.0}, "theirs": {"minimum": 6.0}},
         {"setting": "jacobi 32 at 1e-05", "ours": {"minimum": 3.0}, "theirs": {"minimum": 4.0}},
-        {"setting": "auto", "ours": {"minimum": 1.0}},
+        {"setting": "auto", "ours": {"minimum": 1.0, "error": 5e-4}},
     ]
-    summary = time_to_sample.Measurement._summary(lines)
+    summary = time_to_sample.Measurement._summary(lines, 1e-3)
     assert summary["ratio"] == 4 and summary["theirs_fastest"] == "jacobi 32 at 1e-05"
     assert summary["sequential_over_auto"] == 2 and summary["ours_fastest"] == "auto"
+    missed = time_to_sample.Measurement._summary(lines, 1e-4)
+    assert "ratio" not in missed and missed["sequential_over_auto"] is None
+    assert missed["ours_fastest"] == "sequential"
 
 
 @pytest.mark.parametrize(

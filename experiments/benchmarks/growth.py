@@ -64,27 +64,23 @@ class Growth:
         return "plain transformer" if self.original is None else "original"
 
     def run(self, arguments: dict[str, Any], sizes: Sizes, tokens: Sequence[int]) -> list[dict[str, Any]]:
-        """A line for each number of tokens and each operation.
+        """A line for each number of tokens, in increasing order, and each operation.
 
         Raises:
           SideError: our side fails.
         """
         lines: list[dict[str, Any]] = []
         too_long: dict[tuple[str, str], str] = {}
-        for count in tokens:
+        for count in sorted(tokens):
             for line in self._one_length(arguments | {"img_size": math.isqrt(count)}, sizes, too_long):
                 lines.append({"tokens": count, **line})
-                for side in ("ours", "theirs"):
-                    expected = 16 * line.get(side, {}).get("seconds", 0.0)
-                    if expected > self.limit:
-                        reason = f"it would take about {expected:.0f} s (--limit {self.limit:g})"
-                        too_long[side, line["operation"]] = reason
             print(f"{count} tokens: done", file=sys.stderr, flush=True)
         return lines
 
     def _one_length(
         self, arguments: dict[str, Any], sizes: Sizes, too_long: dict[tuple[str, str], str]
     ) -> list[dict[str, Any]]:
+        """The lines of one length; `too_long`: by side and setting, why it is left out, which is added to."""
         with (
             tempfile.TemporaryDirectory() as folder,
             SideProcess("ours", "our_side", self.threads) as ours,
@@ -117,6 +113,11 @@ class Growth:
                     except SideError as error:
                         reason = str(error)
                 reasons[name] = reason
+        for side, settings in (("ours", measured), ("theirs", others)):
+            for name, one in settings.items():
+                expected = 16 * one["seconds"]
+                if expected > self.limit:
+                    too_long[side, name] = f"it would take about {expected:.0f} s (--limit {self.limit:g})"
         lines = [line for line in map(lambda name: _line(name, measured, others, described, reasons), PASSES) if line]
         inverse = _line(_fastest(measured), measured, others, described, reasons, _fastest(others))
         return [*lines, *([inverse | {"operation": INVERSE}] if inverse else [])]

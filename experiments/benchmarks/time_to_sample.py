@@ -116,7 +116,13 @@ class Measurement:
             lines.append(
                 line | {key: v for key, v in described.get(name, {}).items() if key in ("evaluations", "solver")}
             )
-        return {"guided": guided, "batch": sizes.batch, "settings": lines, "left_out": reason, **self._summary(lines)}
+        return {
+            "guided": guided,
+            "batch": sizes.batch,
+            "settings": lines,
+            "left_out": reason,
+            **self._summary(lines, self.target),
+        }
 
     def _loosest(self, side: SideProcess, settings: Sequence[Sequence[str]], exact: Path) -> dict[str, float]:
         """The error of the loosest tolerance of each chunk length that is within the target, or of the tightest."""
@@ -165,21 +171,25 @@ class Measurement:
         return SideProcess(self.other, side, self.threads, python=self.python)
 
     @staticmethod
-    def _summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The fastest settings of both sides, and the ratios to `auto`."""
+    def _summary(lines: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
+        """The fastest settings of both sides, and the ratios to `auto` if its error is within the target."""
         ours = {line["setting"]: line["ours"]["minimum"] for line in lines if "ours" in line}
         theirs = {line["setting"]: line["theirs"]["minimum"] for line in lines if "theirs" in line}
-        summary: dict[str, Any] = {"auto": ours[AUTO], "sequential_over_auto": ours[SEQUENTIAL] / ours[AUTO]}
-        summary["ours_fastest"] = min(ours, key=lambda name: ours[name])
+        error = next(line["ours"]["error"] for line in lines if line["setting"] == AUTO)
+        within = error <= target
+        summary: dict[str, Any] = {"auto": ours[AUTO], "auto_within_target": within}
+        summary["sequential_over_auto"] = ours[SEQUENTIAL] / ours[AUTO] if within else None
+        summary["ours_fastest"] = min((n for n in ours if n != AUTO or within), key=lambda name: ours[name])
         if theirs:
             fastest = min(theirs, key=lambda name: theirs[name])
-            summary |= {"theirs_fastest": fastest, "theirs": theirs[fastest], "ratio": theirs[fastest] / ours[AUTO]}
+            summary |= {"theirs_fastest": fastest, "theirs": theirs[fastest]}
+            summary |= {"ratio": theirs[fastest] / ours[AUTO]} if within else {}
         return summary
 
 
 def table(results: Sequence[dict[str, Any]], other: str) -> str:
     """A row for each configuration, guidance and batch size."""
-    both = any("ratio" in result for result in results)
+    both = any("theirs" in result for result in results)
     head = ["configuration", "batch", "ours, sequential s", "ours, auto s", "error", "evaluations"]
     head += ["sequential / auto"] + ([f"{other}, fastest s", "its setting", f"{other} / auto"] if both else [])
     rows = [head]
@@ -187,10 +197,11 @@ def table(results: Sequence[dict[str, Any]], other: str) -> str:
         lines = {line["setting"]: line for line in result["settings"]}
         name = result["name"] + (", guided" if result["guided"] else "")
         row = [name, str(result["batch"]), f"{lines[SEQUENTIAL]['ours']['minimum']:.3f}", f"{result['auto']:.3f}"]
-        row += [f"{lines[AUTO]['ours']['error']:.1e}", str(lines[AUTO]["evaluations"])]
-        row.append(f"{result['sequential_over_auto']:.2f}")
-        if "ratio" in result:
-            row += [f"{result['theirs']:.3f}", result["theirs_fastest"], f"{result['ratio']:.2f}"]
+        missed = "" if result["auto_within_target"] else " (misses)"
+        row += [f"{lines[AUTO]['ours']['error']:.1e}{missed}", str(lines[AUTO]["evaluations"])]
+        row.append("" if missed else f"{result['sequential_over_auto']:.2f}")
+        if "theirs" in result:
+            row += [f"{result['theirs']:.3f}", result["theirs_fastest"], "" if missed else f"{result['ratio']:.2f}"]
         rows.append(row + [""] * (len(head) - len(row)))
     chosen = [
         f"{result['name']}{', guided' if result['guided'] else ''}, batch {result['batch']}: auto chose "
@@ -229,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--target must be from 1e-6 to 1, got {options.target}")
     rounds, blocks = (1, (4,)) if options.quick else (options.rounds, BLOCKS)
     measurement = Measurement(options.original, options.torch_python, options.threads, rounds, options.target, blocks)
-    results = []
+    machine = {"processor": processor(), "cores": cores_for(options.threads), "threads": options.threads}
+    settings = {"rounds": rounds, "target": options.target, "baseline": measurement.other}
+    results: list[dict[str, Any]] = []
     try:
         if options.original is not None:
             find_class(options.original, Names())
@@ -241,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     sizes = TINY_SIZES if options.quick else Sizes(batch=batch)
                     results.append({"name": name, **measurement.run(flow, sizes, guided=guided)})
                     print(table(results[-1:], measurement.other), file=sys.stderr, flush=True)
+                    if options.json:  # what is measured is kept, whatever comes next
+                        write_json(options.json, {**machine, **settings, "results": results})
     except ValueError as error:
         parser.error(str(error))
     except SideError as error:
@@ -249,10 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(results, measurement.other), flush=True)
     for reason in dict.fromkeys(result["left_out"] for result in results if result["left_out"]):
         print(f"The {measurement.other} is left out: {reason}")
-    if options.json:
-        machine = {"processor": processor(), "cores": cores_for(options.threads), "threads": options.threads}
-        settings = {"rounds": rounds, "target": options.target, "baseline": measurement.other}
-        write_json(options.json, {**machine, **settings, "results": results})
     return 0
 
 

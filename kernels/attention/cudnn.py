@@ -113,7 +113,7 @@ def _arrays_support(call: AttentionCall) -> Support:
     whole = call.offset == 0 and call.num_queries == call.num_slots == call.length
     if call.stacked or not whole:
         return Support("needs whole sequences without a cache: as many queries as keys, from slot 0")
-    if call.num_slots % 2:  # JAX refuses it where gradients are taken
+    if call.num_slots % 2:  # left to XLA until a GPU has run it
         return Support(f"needs an even number of slots, and there are {call.num_slots}")
     if call.tiles is not None:
         return Support(f"takes no block sizes, and these are {call.tiles}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients, Residuals, select_layer
@@ -18,7 +19,8 @@ from starflow_jax.kernels.kernel_choice import Support
 _MASKED = -1e30
 
 # Queries of a chunk: enough to keep a processor's caches busy. The loops of a long sequence take more on accelerators.
-# Such a sequence has at most so many groups of chunks, each of which is a loop over the keys that its chunks see.
+# Such a sequence has at most so many groups of chunks, each of which is a loop over the keys that its chunks see; with
+# a window, twice as many, since the chunks of a group then have fewer keys in common.
 _CHUNK, _ACCELERATOR_CHUNK, _MAX_GROUPS = 128, 512, 8
 
 # On a CPU, a call at a traced offset into a cache of at least so many slots reads the filled part of the cache only,
@@ -136,7 +138,8 @@ def attention(
         parts = [chunk(query[:, :, :, a:b], key, value, a, visibility.spans(a, b, slots)) for a, b in bounds]
         out = jnp.concatenate(parts, axis=3)
     else:
-        step = size * -(-count // (size * _MAX_GROUPS))
+        groups = _MAX_GROUPS if visibility.bounds(0, np)[0] is None else 2 * _MAX_GROUPS
+        step = size * -(-count // (size * groups))
         out = jnp.concatenate([group_of_chunks(a, min(a + step, count)) for a in range(0, count, step)], axis=3)
     return out.reshape(batch, heads, count, dim)
 

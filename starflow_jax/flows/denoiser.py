@@ -28,6 +28,8 @@ class Denoiser(nnx.Module):
         transformer = config.denoiser_transformer
         keys = jax.random.split(key, 3)
         compute = Compute.from_config(config, layout)
+        if compute.kernels == "cudnn":  # which has no other masks than causal ones
+            compute = dataclasses.replace(compute, kernels=None)
         self.config = config
         self.proj_in = Linear(config.token_channels, transformer.width, keys[0], name="proj_in", compute=compute)
         self.proj_txt = (

@@ -64,7 +64,10 @@ def find_checkpoints(run: SweepRun, file_hashes: FileHashes | None = None) -> li
     missing = [str(step) for step in steps if step not in available]
     named = ", ".join(map(str, available))
     check(not missing, f"runs: steps of {run.workdir} must be among {named}, got {', '.join(missing)}")
-    flow = dataclasses.replace(config.flow, dtype="float32", matmul_precision="highest", remat="none", dropout=0.0)
+    # Kernels that are asked for may be of another platform or dtype.
+    kernels = "xla" if config.flow.kernels == "xla" else "auto"
+    exact = {"dtype": "float32", "matmul_precision": "highest", "remat": "none", "dropout": 0.0, "kernels": kernels}
+    flow = dataclasses.replace(config.flow, **exact)
     data = dataclasses.replace(config.data, autoencoder_dtype="float32", threads=0, workers=0)
     config = dataclasses.replace(config, flow=flow, data=data)
     parameters = count(abstract(flow)[1])

@@ -119,8 +119,10 @@ def run_stages(
       keep: writes the report.
     """
     rows: list[Row] = []
+    stages = list(stages)
     for stage in stages:
-        allowed = clock.left() * (_FIRST_SHARE if stage == "correctness" else 1.0)
+        others_follow = stage == "correctness" and stage != stages[-1]
+        allowed = clock.left() * (_FIRST_SHARE if others_follow else 1.0)
         until = clock.now() + allowed
         for step in steps(stage, device, rows, folder):
             rows.append(run_step(step, rows, until - clock.now(), folder))

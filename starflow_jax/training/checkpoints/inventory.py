@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
-from starflow_jax.core.config.build import to_json
+from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training.checkpoints.manager import PARTS
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json
@@ -68,13 +68,22 @@ def _entry(path: Path, config: ExperimentConfig | AutoencoderExperiment) -> Entr
                 raise Unusable(f"is damaged: it has no {missing[0]}")
             position = read_json(path, "loader", digests)
             batches = position.get("next_index") if isinstance(position, Mapping) else None
-            saved, current = dict(_flat(read_json(path, "config", digests))), dict(_flat(json.loads(to_json(config))))
+            saved, current = (dict(_flat(one)) for one in (_as_now(path, config, digests), json.loads(to_json(config))))
             names = [name for name in {**saved, **current} if _differs(name, saved.get(name), current.get(name))]
             differences = tuple(f"{name} {saved.get(name)!r}, now {current.get(name)!r}" for name in names)
         except Unusable as error:
             # A run in progress may remove old checkpoints at any moment.
             problem = str(error) if path.exists() else "was just removed"
     return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
+
+
+def _as_now(path: Path, config: ExperimentConfig | AutoencoderExperiment, digests: Mapping[str, Any]) -> Any:
+    """The configuration of a checkpoint, with the defaults of fields that it was written without."""
+    saved = read_json(path, "config", digests)
+    try:
+        return json.loads(to_json(build(type(config), saved)))
+    except ValueError:  # of another version: shown field by field
+        return saved
 
 
 def _differs(name: str, saved: Any, current: Any) -> bool:

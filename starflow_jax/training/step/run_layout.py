@@ -18,7 +18,7 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
 
     Raises:
       ValueError: mesh axes whose product is not the number of devices, a flow or batch that does not divide over them,
-        or `flow.kernels` "pallas" on a platform without Pallas kernels or "cudnn" on one without cuDNN.
+        or `flow.kernels` "pallas" on a platform without Pallas kernels, or "cudnn" on one without cuDNN or in float32.
     """
     layout = make_layout(config.mesh)
     platform = device_target().platform
@@ -29,6 +29,10 @@ def run_layout(config: ExperimentConfig, source: Source, encoder: Frozen | None 
     check(
         config.flow.kernels != "cudnn" or platform == CUDNN_PLATFORM,
         f"flow.kernels must be 'auto' or 'xla' on a {platform}, which has no cuDNN, got 'cudnn'",
+    )
+    check(
+        config.flow.kernels != "cudnn" or config.flow.dtype == "bfloat16",
+        f"flow.kernels 'cudnn' needs flow.dtype 'bfloat16', got {config.flow.dtype!r}",
     )
     for size in {config.train.batch_size, *(size for _, _, size in config.train.curriculum)}:
         check_fit(layout, config.flow, size, config.train.accumulate)
