@@ -171,6 +171,19 @@ def test_the_backward_pass_of_a_long_sequence_stores_no_attention_weights():
     assert 0 < max(leaf.size for leaf in jax.tree.leaves(stored)) < 1024 * 1024
 
 
+@pytest.mark.slow
+def test_the_memory_of_a_training_step_grows_in_proportion_to_the_sequence():
+    """Four times the tokens, 1,024 and 4,096: chunks that were computed at once would need sixteen times the memory."""
+
+    def temporary(side):
+        config = dataclasses.replace(IMAGE, image_size=side)
+        flow, x, cond = random_flow(config), normal((1, side, side, 2)), condition(config, 1)
+        step = jax.jit(jax.grad(lambda x: objective(flow.forward(x, cond)).loss))
+        return step.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(64) < 6 * temporary(32)
+
+
 def test_bfloat16_networks_keep_float32_likelihoods():
     x, cond = normal((2, 3, 3, 2)), condition(IMAGE, 2)
     out = random_flow(dataclasses.replace(IMAGE, dtype="bfloat16")).forward(x, cond)

@@ -57,6 +57,43 @@ def test_the_table_of_growth_names_what_is_left_out():
     assert "inverse of 64 tokens is left out of the original: it would take about 900 s" in printed
 
 
+class Side:
+    """A side whose operations take one second for each token, but a tenth of it for the passes."""
+
+    def __init__(self, name, side, threads, **options):
+        self.ran = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, do, operation="", **fields):
+        if do == "prepare":
+            self.tokens = fields["arguments"]["img_size"] ** 2 if "arguments" in fields else Side.last
+            Side.last = self.tokens
+            return {"facts": {"blocks": [], "jacobi": {}}}
+        if do == "time":
+            return {"seconds": self.tokens * (0.1 if operation in growth.PASSES else 1.0), "peak": 1}
+        return {"chunks": [], "largest_array": [1]} if do == "describe" else {}
+
+
+def test_what_would_take_too_long_is_left_out(monkeypatch):
+    monkeypatch.setattr(growth, "SideProcess", Side)
+    lines = growth.Growth(None, "python", 1, 1, 5.0, 100.0).run({}, growth.Sizes(), [64, 16])
+    measured = [(line["tokens"], line["operation"]) for line in lines]
+    # 16 tokens of an inverse take 16 s, and so 256 s would be expected of 64 tokens; passes would take 26 s.
+    assert measured == [
+        (16, "forward"),
+        (16, "forward+backward"),
+        (16, "inverse"),
+        (64, "forward"),
+        (64, "forward+backward"),
+    ]
+    assert all(line["ratio"] == 1 for line in lines)
+
+
 def test_growth_is_drawn(tmp_path):
     plot(tmp_path / "growth.png", lines_of_growth(), "original")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

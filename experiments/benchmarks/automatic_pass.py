@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flow_passes import FlowPasses
@@ -13,7 +11,6 @@ from starflow_jax.solvers.automatic.block_solver_choice import auto, choices
 from starflow_jax.solvers.automatic.solver_measurement import calibrate
 
 
-@functools.cache
 def automatic_solver(passes: FlowPasses, guided: bool, target: float) -> tuple[AnySolver, list[str]]:
     """The solver, and the method of each block with layers, block 0 first.
 

@@ -118,9 +118,11 @@ class Growth:
                 expected = 16 * one["seconds"]
                 if expected > self.limit:
                     too_long[side, name] = f"it would take about {expected:.0f} s (--limit {self.limit:g})"
-        lines = [line for line in map(lambda name: _line(name, measured, others, described, reasons), PASSES) if line]
+        lines = [_line(name, measured, others, described, reasons) for name in PASSES if name in measured]
+        if not _fastest(measured):
+            return lines
         inverse = _line(_fastest(measured), measured, others, described, reasons, _fastest(others))
-        return [*lines, *([inverse | {"operation": INVERSE}] if inverse else [])]
+        return [*lines, inverse | {"operation": INVERSE}]
 
     def _other_process(self) -> SideProcess:
         side = "plain_transformer" if self.original is None else "original_adapter"
@@ -149,10 +151,8 @@ def _line(
     described: dict[str, Any],
     reasons: dict[str, str],
     their_name: str | None = None,
-) -> dict[str, Any] | None:
-    """What is reported of an operation; None where it was not measured."""
-    if name not in measured:
-        return None
+) -> dict[str, Any]:
+    """What is reported of an operation that was measured."""
     their_name = name if their_name is None else their_name
     line = {"operation": name, "ours": measured[name] | {"setting": name}}
     line |= {key: described[name][key] for key in ("largest_array", "evaluations") if key in described[name]}
