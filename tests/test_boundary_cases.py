@@ -25,7 +25,13 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+# These differ from others in this table by their configuration alone.
+SLOW = ("one column of latents", "one token a frame")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SHAPES]
+)
 def test_the_inverse_is_exact_at_every_size(name):
     config, shape = SHAPES[name]
     flow, x = random_flow(config), normal(shape)
@@ -47,6 +53,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(name):
     np.testing.assert_allclose(flow.forward(x, jnp.zeros(1, jnp.int32)).logdet[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # test_solvers.py has linear guidance of weight zero
 def test_guidance_of_weight_zero_or_away_from_the_same_condition_is_none():
     flow, z = random_flow(IMAGE), normal((2, 3, 4, 2))
     plain = inverse(flow, z, TEXT).x

@@ -186,6 +186,7 @@ def test_sample_options_belong_to_their_solvers(run, capsys):
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_solver_names.py reaches solvers by their names
 def test_every_named_solver_draws(still):
     from starflow_jax.solvers import named_solver
 

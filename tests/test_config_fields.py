@@ -17,10 +17,6 @@ def unread(config_files) -> set[str]:
     return set(Reads(config_classes(config_files), READERS).unread()) - ELSEWHERE
 
 
-def test_every_field_is_read():
-    assert unread(CONFIG) == set()
-
-
 ADDED = {
     ("train_config.py", "    lr: float\n"): {
         "lookahead_of_nothing: int = 1": "TrainConfig.lookahead_of_nothing",
@@ -31,7 +27,7 @@ ADDED = {
 }
 
 
-def test_fields_that_nothing_reads_are_reported(tmp_path):
+def test_every_field_is_read_and_fields_that_nothing_reads_are_reported(tmp_path):
     for path in CONFIG:
         text = path.read_text(encoding="utf-8")
         for (file, after), fields in ADDED.items():

@@ -59,6 +59,7 @@ def test_a_traced_offset_changes_nothing():
         np.testing.assert_allclose(run(offset), naive(query, key, value, Causal(), offset), atol=2e-5)
 
 
+@pytest.mark.slow  # the shared tests of implementations check gradients
 def test_chunks_change_no_gradient():
     query, key, value = (normal((1, 2, 11, 8), i) for i in range(3))
 

@@ -44,11 +44,12 @@ def survey(**changes) -> FolderSurvey:
     ("classes", "captions", "read"),
     [
         (True, True, "classes"),
-        pytest.param(True, False, "classes", marks=pytest.mark.slow),
-        pytest.param(False, True, "text", marks=pytest.mark.slow),
-        pytest.param(False, False, "nothing", marks=pytest.mark.slow),
+        (True, False, "classes"),
+        (False, True, "text"),
+        (False, False, "nothing"),
     ],
 )
+@pytest.mark.slow  # test_own_images_finds_size_and_classes trains too
 def test_init_writes_a_file_that_trains(classes, captions, read, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "data", classes=classes, captions=captions)

@@ -70,6 +70,7 @@ def test_the_score_of_an_identity_flow_removes_what_a_normal_prior_would():
     assert rows[1].psnr > rows[0].psnr
 
 
+@pytest.mark.slow  # the parity tests hold the denoiser to recordings
 def test_the_learned_denoiser_is_the_flows_own_and_the_table_lines_up():
     flow = random_flow(VIDEO)
     clean, text = np.zeros((3, 2, 4, 4, 2)), np.ones((3, 3, 6), np.float32)

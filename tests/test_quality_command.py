@@ -130,6 +130,7 @@ def test_figures_plot_and_pictures(home, capsys):
     assert not list(home.rglob(".*"))
 
 
+@pytest.mark.slow  # test_a_sweep_that_is_stopped_goes_on_to_the_same_figures draws no chunk twice either
 def test_a_finished_sweep_draws_nothing_and_says_the_same(here, again, drawn):
     assert same(sweep(again, *WEIGHTS), here)
     assert drawn == []

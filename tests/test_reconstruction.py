@@ -202,6 +202,7 @@ def test_a_run_goes_on_to_the_same_numbers(trained, tmp_path):
     assert main(["train-autoencoder", *changed]) == 2  # of another experiment
 
 
+@pytest.mark.slow  # the quick tests train an autoencoder by the same loop
 def test_a_decoder_learns_noisy_latents_and_the_encoder_stays(trained, tmp_path, capsys):
     run, _, _ = trained
     command = ["finetune-decoder", "--config", f"{EXPERIMENT}:tiny_decoder", "--workdir", str(tmp_path / "run")]

@@ -153,6 +153,7 @@ def test_a_full_disk_loses_nothing(stopped, finished, monkeypatch, handler, meth
     assert_same_end(stopped, finished)
 
 
+@pytest.mark.slow  # test_a_full_disk_loses_nothing raises the error itself
 def test_a_disk_that_is_really_full(stopped, finished, tmp_path):
     """A separate file system, just large enough for the existing files."""
     room = tmp_path / "small"

@@ -17,12 +17,12 @@ STILL = (2, 3, 4, 2)
 CLIP = (2, 4, 2, 2, 2)
 
 
-# The slow pairs combine what the quick ones test.
+# The slow ones are what test_solvers_agree.py compares with this one, or combine both.
 BOTH_KINDS_OF_BLOCKS = pytest.mark.parametrize(
     "local, solver",
     [
         (True, Sequential()),
-        (False, Jacobi(block=3, tolerance=1e-10, max_iterations=40)),
+        pytest.param(False, Jacobi(block=3, tolerance=1e-10, max_iterations=40), marks=pytest.mark.slow),
         pytest.param(True, Jacobi(block=3, tolerance=1e-10, max_iterations=40), marks=pytest.mark.slow),
         pytest.param(False, Sequential(), marks=pytest.mark.slow),
     ],

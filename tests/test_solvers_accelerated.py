@@ -38,6 +38,7 @@ def test_agrees_with_sequential_under_guidance(solver):
     agree(random_flow(VIDEO), normal(CLIP), TEXT, solver, guidance=Guidance(1.0, NULL))
 
 
+@pytest.mark.slow  # test_solvers_agree.py solves after given frames
 def test_agrees_after_given_frames_and_in_windows():
     flow = random_flow(VIDEO)
     video = normal(CLIP)

@@ -94,7 +94,7 @@ def test_videos_longer_than_trained(name):
     assert bool(solved.converged)
 
 
-@cases("sliding", slow=("whole", "grouped"))
+@cases(slow=("sliding", "whole", "grouped"))
 def test_video_without_start_token(name):
     flow = random_flow(dataclasses.replace(VIDEO, sos=False))
     video = normal(CLIP)

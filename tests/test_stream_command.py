@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 from test_cli_sample_videos import home  # noqa: F401 (a fixture)
 
 from starflow_jax.cli.dispatch import main
 
 
+@pytest.mark.slow  # test_model_folder.py streams by the command
 def test_stream_writes_what_is_written_without_it(home, capsys):  # noqa: F811 (a fixture)
     files = {}
     for name, flags in {"whole": [], "streamed": ["--stream"]}.items():

@@ -53,6 +53,7 @@ def command(home, path, out, **changes):
     return ["sweep", "--config", config_file(path, config), "--out", str(out)]
 
 
+@pytest.mark.slow  # test_mesh.py holds eight devices to one
 def test_eight_devices_give_the_numbers_of_one(home, whole, tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     fewer = {"noise": ("uniform",), "conditions": ("true",), "runs": runs_of(home, {"steps": "newest"})}

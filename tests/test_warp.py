@@ -92,6 +92,7 @@ def test_control_points_move_by_the_strength_and_pixels_between_follow():
     np.testing.assert_allclose(field[:, :, 3], (field[:, :, 2] + field[:, :, 4]) / 2, atol=1e-6)
 
 
+@pytest.mark.slow  # the warp itself is tested above
 def test_training_reads_warped_images_only_where_asked(images):
     flow = FlowConfig(
         family="tarflow", channels=1, image_size=8, patch_size=4, width=16, num_blocks=1, layers_per_block=1,
