@@ -30,6 +30,8 @@ from starflow_jax.training.step.train_step import init_state, train_steps
 MESHES = {
     "data 8": MeshConfig(data=8),
     "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "slices 2, fsdp 4": MeshConfig(slices=2, data=1, fsdp=4),
+    "slices 2, fsdp 2, tensor 2": MeshConfig(slices=2, data=1, fsdp=2, tensor=2),
     "data 4, fsdp 2": MeshConfig(data=4, fsdp=2),
     "fsdp 4, tensor 2": MeshConfig(data=1, fsdp=4, tensor=2),
     "data 2, fsdp 2, tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),

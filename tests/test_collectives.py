@@ -86,6 +86,34 @@ def test_start_and_done_are_one_transfer():
     assert send.sent == 128 and send.overlapped and mesh_axes(send, MESH) == ("fsdp",)
 
 
+BETWEEN = (
+    'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.2_0",'
+    '_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="%s"}'
+)
+
+
+@pytest.mark.parametrize(("work", "overlapped"), [("negate(%p)", False), ("fusion(%p), calls=%f", True)])
+def test_slices_exchange_through_their_hosts(work, overlapped):
+    """The text is that of one slice, of eight devices."""
+    found = one(
+        "%a = token[] after-all()",
+        f"%s = (f32[4,8]{{1,0}}, u32[], token[]) send(%p, %a), channel_id=2, {BETWEEN % 'ALL_REDUCE'}",
+        f"%r = (f32[4,8]{{1,0}}, u32[], token[]) recv(%a), channel_id=1, {BETWEEN % 'ALL_REDUCE'}",
+        f"%n = f32[4,8]{{1,0}} {work}",
+        "%e = (f32[4,8]{1,0}, token[]) recv-done(%r), channel_id=1, is_host_transfer=true",
+        "%d = token[] send-done(%s), channel_id=2, is_host_transfer=true",
+    )
+    assert (found.kind, found.bytes, found.group_size, found.overlapped) == ("all-reduce", 128, 2, overlapped)
+    assert mesh_axes(found, {"slices": 2, **MESH}) == ("slices",)
+    # Of a group without devices, all those of a slice.
+    inside = one("%r = f32[4,8]{1,0} all-reduce(%p), replica_groups={}, to_apply=%add")
+    assert mesh_axes(inside, {"slices": 2, **MESH}) == ("data", "fsdp", "tensor")
+
+
+def test_other_transfers_to_a_host_are_none():
+    assert collectives(program("%s = (f32[4,8]{1,0}, u32[], token[]) send(%p, %p), is_host_transfer=true")) == []
+
+
 def test_an_operation_on_several_arrays_is_as_many_collectives():
     found = collectives(
         program("%r = (f32[4,8]{1,0}, bf16[2]{0}) all-reduce(%p, %q), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%a")

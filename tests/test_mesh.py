@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from eight_devices import MESHES, STARFLOW
 
 from starflow_jax.core.config import MeshConfig
-from starflow_jax.planning.collectives import collectives
+from starflow_jax.core.config.mesh_config import AXES
+from starflow_jax.planning.collectives import collectives, mesh_axes
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit, make_layout
 from starflow_jax.sharding.rules import partition_spec
@@ -21,7 +23,7 @@ from starflow_jax.training.checkpoints.manager import abstract_state
 
 FLAGS = "--xla_force_host_platform_device_count=8"
 QUICK = [
-    "fsdp 8",
+    "slices 2, fsdp 4",
     "fsdp 2, tensor 2, sequence 2",
 ]
 OTHERS = [*(name for name in MESHES if name not in QUICK), "one device, accumulated", "fsdp 4, tensor 2, accumulated"]
@@ -123,6 +125,21 @@ def test_only_what_the_layout_needs_is_moved(found, name):
             assert np.prod(collective.shape) <= 8 * (4 // 2) * 160, collective
 
 
+def test_only_sums_cross_slices(quick):
+    """Parameters are cut and gathered inside a slice; of gradients, sums cross."""
+    sizes = dict(zip(AXES, MESHES["slices 2, fsdp 4"].sizes(8), strict=True))
+    moved = [(one.kind, mesh_axes(one, sizes), one.shape) for one in quick[1]["slices 2, fsdp 4"]]
+    assert {axes for kind, axes, _ in moved if kind == "all-gather"} == {("fsdp",)}
+    crossing = [(kind, axes, shape) for kind, axes, shape in moved if "slices" in axes]
+    assert {kind for kind, *_ in crossing} == {"all-reduce"}
+    # Kernels' gradients are summed inside a slice first: each device exchanges its quarter of them.
+    kernels = [shape for _, axes, shape in crossing if axes == ("slices",)]
+    assert len(kernels) > 15 and all(
+        any(4 * np.prod(shape) == np.prod(whole) for whole in kernel_shapes()) for shape in kernels
+    )
+    assert all(len(shape) < 2 for _, axes, shape in crossing if axes != ("slices",))  # biases, norms and losses
+
+
 def test_kernels_are_gathered_once_a_pass(quick):
     """Forward, recomputed with the rest of the layer, and for the gradient of the input: three times at most."""
     kernels = 0
@@ -130,7 +147,7 @@ def test_kernels_are_gathered_once_a_pass(quick):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "fsdp" in partition_spec(name, leaf.ndim):
             kernels += leaf.shape[0] if "layers" in name else 1
-    gathers = sum(c.times for c in quick[1]["fsdp 8"] if c.kind == "all-gather")
+    gathers = sum(c.times for c in quick[1]["slices 2, fsdp 4"] if c.kind == "all-gather")
     assert kernels <= gathers <= 3 * kernels
 
 
@@ -139,6 +156,10 @@ REFUSALS = {
     "zero": (lambda: MeshConfig(tensor=0), "tensor must be at least 1, or -1 for all other devices, got 0"),
     "too many": (lambda: MeshConfig(data=1, fsdp=3).sizes(8), "mesh must multiply to the 8 available devices"),
     "no divisor": (lambda: MeshConfig(fsdp=3).sizes(8), "mesh must multiply to the 8 available devices"),
+    "slices in half": (lambda: MeshConfig(slices=2, fsdp=3).sizes(8), "devices, got slices=2, data=-1, fsdp=3"),
+    "the rest of slices": (lambda: MeshConfig(slices=-1, data=1), "slices must be an integer >= 1, got -1"),
+    "parts of processes": (lambda: slices_of(2, ["cpu"] * 6, [0, 0, 1, 1, 2, 2]), "the number of processes, 3, or be"),
+    "one of two slices": (lambda: slices_of(1, ["tpu"] * 4, [0, 1, 2, 3]), "that the TPUs are in, 2, got 1"),
 }
 
 
@@ -149,17 +170,27 @@ def test_meshes_that_cannot_be_are_refused(name):
         make()
 
 
+def slices_of(slices, platforms, processes):
+    """A mesh over devices that do not exist, those of two processes in one slice."""
+    devices = [
+        SimpleNamespace(platform=platform, process_index=process, slice_index=process // 2)
+        for platform, process in zip(platforms, processes, strict=True)
+    ]
+    return make_layout(MeshConfig(slices=slices), devices)
+
+
 class FakeMesh:
     """As much of a mesh as `check_fit` reads."""
 
     def __init__(self, **shape):
-        self.shape = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | shape
+        self.shape = {"slices": 1, "data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | shape
 
 
 def test_what_does_not_divide_is_refused():
     for shape, batch, parts, message in (
         ({"data": 4, "fsdp": 2}, 12, 1, "must be a multiple of mesh.data x mesh.fsdp = 8, got 12 / 1 = 12"),
         ({"data": 4}, 16, 8, "got 16 / 8 = 2"),
+        ({"slices": 2, "data": 4}, 12, 1, "multiple of mesh.slices x mesh.data x mesh.fsdp = 8, got 12 / 1"),
         ({"tensor": 3}, 16, 1, "mesh.tensor x mesh.sequence must divide the heads of every block, got 3 x 1"),
         ({"sequence": 8}, 16, 1, "got 1 x 8 for one of 4"),
     ):
@@ -180,5 +211,6 @@ def test_tokens_that_do_not_divide_are_refused():
 
 def test_one_device_needs_no_layout():
     assert make_layout(MeshConfig(), jax.devices()[:1]) is None
-    assert MeshConfig(data=2, tensor=2).sizes(4) == (2, 1, 2, 1)
-    assert MeshConfig(fsdp=2, data=-1).sizes(8) == (4, 2, 1, 1)
+    assert MeshConfig(data=2, tensor=2).sizes(4) == (1, 2, 1, 2, 1)
+    assert MeshConfig(fsdp=2, data=-1).sizes(8) == (1, 4, 2, 1, 1)
+    assert MeshConfig(slices=2, fsdp=2).sizes(8) == (2, 2, 2, 1, 1)

@@ -24,12 +24,12 @@ from starflow_jax.costs.flops import Work, kernel_flops, model_flops
 from starflow_jax.planning import ahead_of_time as ahead
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, exceeded
-from starflow_jax.planning.collectives import collectives
+from starflow_jax.planning.collectives import Collective, collectives
 from starflow_jax.planning.estimate import largest_batch, make_plan
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.plan_report import report
 from starflow_jax.planning.programs import inverse_program
-from starflow_jax.planning.roofline import Region, estimates, regions
+from starflow_jax.planning.roofline import Region, estimates, regions, transfer_seconds
 
 V5E = topology("v5e:2x2")
 STILL = Work(8, None, 2, 2, 3)
@@ -71,7 +71,7 @@ def test_what_is_missing_is_what_the_peak_exceeds():
 def memory_of(batch=1024, accumulate=1, remat="block", **mesh):
     options = {"train.batch_size": batch, "train.accumulate": accumulate, "flow.remat": remat}
     config = load_config(RELEASED, [f"{name}={value}" for name, value in options.items()])
-    sizes = {"data": 1, "fsdp": 64, "tensor": 1, "sequence": 1} | mesh
+    sizes = {"slices": 1, "data": 1, "fsdp": 64, "tensor": 1, "sequence": 1} | mesh
     return budget.train_memory(config, topology("v5e:8x8"), sizes, dataclasses.replace(IMAGES, batch=batch))
 
 
@@ -174,6 +174,19 @@ def test_a_program_is_read_by_region():
     assert found.hideable == found.beside == 0.0
 
 
+def test_sums_between_slices_take_their_network():
+    two = dataclasses.replace(topology("v5e:8x8"), slices=2)
+    across = (tuple(range(128)),)
+    whole = Collective("all-reduce", 10**9, (10**9,), "s8", across, 128, 1, "main", "r")
+    part = dataclasses.replace(whole, bytes=10**9 // 64, groups=tuple((i, i + 64) for i in range(64)), group_size=2)
+    inside = dataclasses.replace(whole, groups=(across[0][:64], across[0][64:]), group_size=64)
+    between, within = transfer_seconds(part, two), transfer_seconds(inside, two)
+    assert between == pytest.approx(part.bytes / two.chip.outside)
+    assert within == inside.sent / two.group_bandwidth(64)
+    assert transfer_seconds(whole, two) == pytest.approx(between + within)
+    assert transfer_seconds(dataclasses.replace(whole, kind="all-gather"), two) > 10 * between
+
+
 def test_attention_kernels_compute_more_than_counts_and_less_than_everything():
     flow = load_config(RELEASED).flow
     none = dataclasses.replace(flow, remat="none")
@@ -201,6 +214,21 @@ def test_gpus_are_planned_without_a_compiler(monkeypatch):
     less = make_plan(stored, topology("h100:8x8"), dataclasses.replace(IMAGES, batch=1), "inverse").memory
     assert less.arguments < 2**30
     assert inverse.memory.arguments - less.arguments == pytest.approx(2 * plan.parameters)
+
+
+def test_slices_are_planned_with_the_network_between_them():
+    def planned(topology_name, *mesh):
+        config = load_config(RELEASED, ["mesh.data=1", *mesh])
+        place = dataclasses.replace(topology(topology_name), slices=config.mesh.slices)
+        return make_plan(config, place, IMAGES)
+
+    one, two = planned("h100:8x8", "mesh.fsdp=64"), planned("h100:8x4", "mesh.fsdp=32", "mesh.slices=2")
+    assert one.devices == two.devices == 64
+    (between,) = (move for move in two.transfers if move.axes == ("slices",))
+    assert between.kind == "all-reduce" and between.sent == pytest.approx(4 * two.parameters / 32, rel=0.05)
+    assert "2 slices of h100:8x4" in report(two) and "slices 2" in report(two)
+    with pytest.raises(ValueError, match=r"mesh.slices must be the number of slices of the topology, 1, got 2"):
+        make_plan(load_config(RELEASED, ["mesh.slices=2"]), topology("h100:8x4"), IMAGES)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
@@ -238,6 +266,16 @@ def test_a_tiny_flow_is_compiled_for_tpus(program):
     assert "fits" in report(plan) and plan.topology in report(plan)
 
 
+def test_a_tiny_flow_is_compiled_for_two_slices():
+    pytest.importorskip("libtpu")
+    config = dataclasses.replace(SMALL, mesh=MeshConfig(slices=2, data=1, fsdp=4))
+    plan = make_plan(config, dataclasses.replace(V5E, slices=2), STILL)
+    assert {move.axes for move in plan.transfers if move.kind == "all-gather"} == {("fsdp",)}
+    (between,) = (move for move in plan.transfers if move.axes and "slices" in move.axes)
+    # Each device sends its quarter of the gradients, summed inside the slice.
+    assert between.kind == "all-reduce" and 0.9 < between.sent / (4 * plan.parameters / 4) < 1.5
+
+
 @pytest.mark.slow
 def test_a_large_flow_that_does_not_fit_is_short_by_some():
     pytest.importorskip("libtpu")
@@ -259,6 +297,7 @@ def test_a_large_flow_that_does_not_fit_is_short_by_some():
         (["--topology", "h100:8", "--text", "0"], "--text must be at least 1"),
         (["--topology", "h100:8", "--program", "sing"], "train, inverse, all"),
         (["--topology", "h100:8", "--config.mesh.data=3"], "mesh must multiply"),
+        (["--topology", "h100:8", "--config.mesh.slices=0"], "slices must be an integer >= 1, got 0"),
         (["--topology", "h100:8", "--config.mesh.fsdp=8", "--config.train.batch_size=12"], "multiple of"),
         (["--topology", "h100:8", "--json", "."], "--json must name a file"),
         (["--topology", "h100:8", "--config.mesh.fdsp=8"], "fsdp"),

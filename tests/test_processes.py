@@ -72,6 +72,12 @@ def test_two_processes(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_slice_in_each_of_two_processes(alone, tmp_path):
+    run_together(tmp_path, 2, 2, "--config.mesh.slices=2", "--config.mesh.data=1", "--config.mesh.fsdp=2")
+    assert_same(figures(tmp_path), alone)
+
+
+@pytest.mark.slow
 def test_four_processes_on_a_mesh_that_crosses_them(measured_alone, tmp_path):
     run_together(tmp_path, 4, 1, "--quality", "--config.mesh.fsdp=4", "--config.mesh.data=1")
     assert_same(figures(tmp_path), measured_alone)

@@ -88,20 +88,22 @@ class Topology:
       name: the text from which the topology was parsed.
       chip: the kind of chip.
       shape: for TPUs, the number of chips along each axis of the torus or mesh; for GPUs, (nodes, GPUs per node).
+      slices: number of slices of this shape, with a slower network between them (of groups of nodes, for GPUs).
     """
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
-        """Total number of chips."""
-        return math.prod(self.shape)
+        """Total number of chips, those of all slices."""
+        return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """Total number of JAX devices."""
+        """Total number of JAX devices, those of all slices."""
         return self.chips * self.chip.devices
 
     @property
@@ -114,6 +116,11 @@ class Topology:
         """Bytes/s between one device and its memory."""
         return self.chip.bandwidth / self.chip.devices
 
+    @property
+    def between_slices(self) -> float:
+        """Bytes/s that one device sends to other slices, where all devices of its slice do."""
+        return self.chip.outside / self.chip.devices
+
     def wraps(self, size: int) -> bool:
         """Whether an axis of the torus of this length has wraparound links, which make it a ring.
 
@@ -122,7 +129,7 @@ class Topology:
         return size == 16 if self.chip.axes == 2 else size % 4 == 0
 
     def group_bandwidth(self, group: int) -> float:
-        """Bytes/s that one device sends in a collective over `group` devices, in the best layout of the mesh.
+        """Bytes/s that one device sends in a collective over `group` devices of a slice, in its best layout.
 
         A TPU group that is a product of axes of the torus sends along all of them at once: in both directions on an
         axis that is a ring, and in one direction at a time otherwise (the devices at its ends have one neighbour). A

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.kernels.kernel_choice import Implementation
 from starflow_jax.sharding.layout import Layout, kernel_cuts
+from starflow_jax.sharding.rules import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +161,37 @@ def _sharded_dense_backward(
         gradient, columns, axes=channels, precision=compute.precision, preferred_element_type=summed
     ).astype(x.dtype)
     rows = tuple(range(x.ndim - 1))
-    kernel_gradient = jnp.tensordot(
-        x, gradient, axes=(rows, rows), precision=compute.precision, preferred_element_type=jnp.float32
-    )
-    kernel_gradient = compute.layout.constrain(kernel_gradient, kernel_cuts(name, kernel.ndim)[0])
+    kernel_gradient = _summed_gradient(compute, x, gradient, kernel_cuts(name, kernel.ndim)[0])
     bias_gradient = None if bias is None else jnp.sum(gradient.astype(jnp.float32), axis=rows).astype(bias.dtype)
     # Stored kernels are float32; those that are ready for inference have the dtype of the product.
     return x_gradient, kernel_gradient.astype(kernel.dtype), bias_gradient
+
+
+def _summed_gradient(compute: Compute, x: jax.Array, gradient: jax.Array, cuts: Spec) -> jax.Array:
+    """The float32 gradient of a kernel, sharded by `cuts`: the sum over all rows of the batch and tokens.
+
+    Rows of several slices are summed inside each slice first, so that the network between them carries a shard of the
+    sum instead of all of it. The compiler for TPUs does so by itself, and worse where it is told.
+    """
+    layout = compute.layout
+    assert layout is not None  # callers run on several devices
+    slices = layout.size("slices")
+    if slices == 1 or layout.platform == "tpu" or x.shape[0] % slices:
+        rows = tuple(range(x.ndim - 1))
+        total = jnp.tensordot(
+            x, gradient, axes=(rows, rows), precision=compute.precision, preferred_element_type=jnp.float32
+        )
+        return layout.constrain(total, cuts)
+    x, gradient = (array.reshape(slices, -1, *array.shape[1:]) for array in (x, gradient))
+    rows = tuple(range(1, x.ndim - 1))
+    sums = jax.lax.dot_general(
+        x,
+        gradient,
+        ((rows, rows), ((0,), (0,))),
+        precision=compute.precision,
+        preferred_element_type=jnp.float32,
+    )
+    return layout.constrain(jnp.sum(layout.constrain(sums, ("slices", *cuts)), axis=0), cuts)
 
 
 _sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)

@@ -72,7 +72,7 @@ class Compiled:
 
 
 def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
-    """Builds the layout over the devices of a TPU topology.
+    """Builds the layout over the devices of a TPU topology, all its slices.
 
     Raises:
       ValueError: libtpu is not installed or does not know the topology, or the mesh does not match the device count.
@@ -86,6 +86,8 @@ def tpu_layout(topology: Topology, mesh: MeshConfig) -> Layout:
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     # A host has 2 x 2 chips if the topology is divisible by that, else one.
     if any(size % bound for size, bound in zip(topology.shape, (2, 2, 1), strict=False)):
         options["chips_per_host_bounds"] = (1, 1, 1)

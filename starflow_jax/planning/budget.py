@@ -19,6 +19,7 @@ from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
 from starflow_jax.planning.transfers import Transfer
+from starflow_jax.sharding.layout import BATCH
 
 # Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
 # layer: two norms, query, key, value, the concatenated heads, both branch outputs.
@@ -49,7 +50,7 @@ class Layers:
 
 def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: int = 1) -> Iterator[Layers]:
     """Yields the networks of a flow on a mesh, the denoiser last."""
-    rows = work.batch / accumulate / (sizes["data"] * sizes["fsdp"])
+    rows = work.batch / accumulate / math.prod(sizes[name] for name in BATCH)
     transformers = [(flow.is_local(i), flow.is_conditioned(i), t) for i, t in enumerate(flow.blocks)]
     if flow.denoiser is not None:
         transformers.append((False, flow.denoiser.conditional, flow.denoiser_transformer))
@@ -74,11 +75,12 @@ def budget(
     hideable = needed = 0.0
     rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
     for kind, axes, group, sent, times in moves:
-        seconds = sent * times / topology.group_bandwidth(group)
+        bandwidth = topology.between_slices if axes == ("slices",) else topology.group_bandwidth(group)
+        seconds = sent * times / bandwidth
         row = rows.setdefault((kind, axes), [0.0, 0.0])
         row[0] += times
         row[1] += sent * times
-        if set(axes) <= {"data", "fsdp"}:
+        if set(axes) <= set(BATCH):
             hideable += seconds
         else:
             needed += seconds
@@ -179,7 +181,7 @@ def _moves(
     flow: FlowConfig, sizes: dict[str, int], work: Work, accumulate: int
 ) -> Iterator[tuple[str, tuple[str, ...], int, float, int]]:
     """Yields the collectives of a step: kind, axes, group size, bytes that one device sends each time, count."""
-    data, fsdp, tensor, sequence = sizes.values()
+    slices, data, fsdp, tensor, sequence = sizes.values()
     word = 2 if flow.dtype == "bfloat16" else 4
     passes = 2 + (flow.remat == "block")
 
@@ -192,6 +194,8 @@ def _moves(
         yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word), 2 * times
         yield "reduce-scatter", ("fsdp",), fsdp, ring(fsdp, kernels * 4), times
         yield "all-reduce", ("data",), data, 2 * ring(data, kernels * 4 / fsdp), times
+        # Of sums inside a slice, whose parts its devices exchange with other slices.
+        yield "all-reduce", ("slices",), slices, 2 * ring(slices, kernels * 4 / (fsdp * data)), times
         hidden = net.tokens * c.width * word
         yield "all-reduce", ("tensor",), tensor, 2 * ring(tensor, hidden), 2 * passes * times
         num_values = net.tokens * (2 * c.heads + 2 * c.kv_heads) * c.head_dim * word / tensor

@@ -5,7 +5,8 @@
 
 The parser handles the forms that XLA's CPU, GPU and TPU compilers emit: plain operations, start/done pairs,
 computations started asynchronously (on a TPU's SparseCores), and the TPU compiler's fusions (a reduce-scatter written
-as an all-reduce in a fusion of that name, and collectives spread over the fusions that they overlap with).
+as an all-reduce in a fusion of that name, and collectives spread over the fusions that they overlap with). Between
+slices of TPUs, data is sent by the hosts; the text of such a program is that of one slice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from starflow_jax.planning.hlo import Array, Instruction, Program, parse
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"]
 KINDS: tuple[Kind, ...] = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
+# The types of transfers between slices, as the TPU compiler names them.
+_BETWEEN_SLICES: dict[str, Kind] = {
+    "ALL_REDUCE": "all-reduce",
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+
 _PASSED_ON = ("convert", "bitcast", "copy", "transpose", "reshape", "get-tuple-element")
 
 
@@ -34,8 +44,8 @@ class Collective:
       bytes: size of the full array of a group: the output of an all-gather, the input of a reduce-scatter, the array
         itself for an all-reduce; for the other kinds, the array on one device.
       shape, dtype: shape and dtype of that array.
-      groups: devices of each group, as indices in mesh order; empty if the text names none (all devices). For a
-        collective-permute, pairs of source and target.
+      groups: devices of each group, as indices in mesh order, of every slice the same where a program has slices; empty
+        if the text names none (all devices of a slice). For a collective-permute, pairs of source and target.
       group_size: number of devices in a group; 2 for a collective-permute.
       times: how often it runs in one call of the program (see `hlo.Program.times`).
       computation, name: its computation and instruction name.
@@ -88,7 +98,7 @@ def mesh_axes(collective: Collective, sizes: Mapping[str, int]) -> tuple[str, ..
     count = int(np.prod(shape))
     if any(device >= count for group in collective.groups for device in group):
         return None
-    groups = collective.groups or (tuple(range(count)),)
+    groups = collective.groups or (tuple(range(collective.group_size)),)
     along: set[int] = set()
     for group in groups:
         coordinates = np.stack(np.unravel_index(np.asarray(group), shape))
@@ -179,6 +189,8 @@ def _iterate_collectives(program: Program, devices: int) -> Iterator[Collective]
         asynchronous = computation in callers and callers[computation][1].opcode.endswith("-start")
         starts = any("AsyncCollectiveStart" in i.attributes for i in lines.values())
         for instruction in lines.values():
+            if instruction.opcode == "send":
+                yield from _between_slices(instruction, lines, devices, times[computation], computation)
             kind = _kind(instruction.opcode)
             if kind is None:
                 continue
@@ -194,6 +206,39 @@ def _iterate_collectives(program: Program, devices: int) -> Iterator[Collective]
                 overlapped=chained or asynchronous or instruction.opcode.endswith("-start"),
                 sliced=kind == "all-reduce" and not scattering and _is_sliced(program, lines, instruction.name),
             )
+
+
+def _between_slices(
+    send: Instruction, lines: Mapping[str, Instruction], devices: int, times: int, computation: str
+) -> Iterator[Collective]:
+    """The transfer between slices that a host sends; none for other transfers to a host.
+
+    Every device exchanges its array with those at the same place in the other slices. It overlaps with the products
+    that are scheduled before its end.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+    members = re.search(r'_xla_megascale_target="\{([\d,]+)\}x', send.attributes)
+    if kind is None or members is None or kind.group(1) not in _BETWEEN_SLICES:
+        return
+    slices, array = members.group(1).count(",") + 1, send.arrays[0]
+    shape = (slices, *array.shape) if kind.group(1) == "ALL_GATHER" else array.shape
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', send.attributes)
+    names = list(lines)
+    ends = [i for i, line in enumerate(lines.values()) if line.opcode == "send-done" and send.name in line.operands]
+    beside = [lines[name].opcode for name in names[names.index(send.name) : ends[0] if ends else None]]
+    yield Collective(
+        _BETWEEN_SLICES[kind.group(1)],
+        Array(array.dtype, shape).bytes,
+        shape,
+        array.dtype,
+        tuple(tuple(range(place, devices * slices, devices)) for place in range(devices)),
+        slices,
+        times,
+        computation,
+        send.name,
+        rendezvous.group(1) if rendezvous else "",
+        overlapped="fusion" in beside or "custom-call" in beside or "while" in beside,
+    )
 
 
 def _kind(opcode: str) -> Kind | None:

@@ -7,6 +7,7 @@ configuration alone (`budget`), without a compilation.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.programs import inverse_program, training_program
 from starflow_jax.planning.roofline import Estimate, Region, estimates, regions
 from starflow_jax.planning.transfers import Transfer, transfers
-from starflow_jax.sharding.layout import Layout
-from starflow_jax.sharding.mesh import check_fit
+from starflow_jax.sharding.layout import BATCH, Layout
+from starflow_jax.sharding.mesh import batch_axes, check_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,16 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
 
     Args:
       config: the experiment; its mesh, batch size and accumulation count are used.
-      topology: the accelerators.
+      topology: the accelerators, of as many slices as the mesh has.
       work: sizes of the data; its batch is the configuration's batch size, or the number of samples per batch.
 
     Raises:
       ValueError: the compiler is not installed, or the mesh or batch does not fit the devices.
     """
+    check(
+        config.mesh.slices == topology.slices,
+        f"mesh.slices must be the number of slices of the topology, {topology.slices}, got {config.mesh.slices}",
+    )
     sizes = dict(zip(AXES, config.mesh.sizes(topology.devices), strict=True))
     tpu = topology.chip.kind == "tpu"
     layout = tpu_layout(topology, config.mesh) if tpu else None
@@ -150,12 +155,17 @@ def _estimates(
 def check_sizes(config: ExperimentConfig, sizes: dict[str, int], work: Work, layout: Layout | None) -> None:
     """Raises ValueError where a batch or a flow does not divide over a mesh."""
     check_fit(layout, config.flow, work.batch, config.train.accumulate)
-    rows, part = sizes["data"] * sizes["fsdp"], work.batch // config.train.accumulate
+    rows, part = batch_parts(sizes), work.batch // config.train.accumulate
     check(
         work.batch % config.train.accumulate == 0 and part % rows == 0,
-        f"the batch must be a multiple of train.accumulate x mesh.data x mesh.fsdp = "
+        f"the batch must be a multiple of train.accumulate x {batch_axes(sizes)} = "
         f"{config.train.accumulate * rows}, got {work.batch}",
     )
+
+
+def batch_parts(sizes: dict[str, int]) -> int:
+    """The number of parts that a mesh divides a batch into."""
+    return math.prod(sizes[name] for name in BATCH)
 
 
 def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:

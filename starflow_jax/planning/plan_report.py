@@ -14,14 +14,14 @@ ESTIMATES = {
 
 def report(plan: Plan) -> str:
     """Formats all figures of a plan."""
-    work, memory = plan.work, plan.memory
+    work, memory, slices = plan.work, plan.memory, plan.mesh["slices"]
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
     shape = (
         f"{work.rows}x{work.columns} tokens" if work.frames is None else f"{work.frames} frames of {work.frame} tokens"
     )
     what = {"train": "training step", "inverse": "Jacobi iteration of the deep block"}[plan.program]
     rows = [
-        [f"{plan.experiment}, {what}", plan.topology],
+        [f"{plan.experiment}, {what}", f"{slices} slices of {plan.topology}" if slices > 1 else plan.topology],
         ["devices", f"{plan.devices}: {mesh}"],
         ["parameters", f"{plan.parameters:,}"],
         ["batch", f"{plan.batch} of {shape}" + (f" + {work.text} of text" if work.text else "")],

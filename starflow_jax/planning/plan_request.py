@@ -11,10 +11,10 @@ from starflow_jax.core.config.checks import check_choice, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.core.request_errors import require
-from starflow_jax.costs.chips import topology
+from starflow_jax.costs.chips import Topology, topology
 from starflow_jax.costs.flops import Work
 from starflow_jax.planning import budget
-from starflow_jax.planning.estimate import Plan, as_values, largest_batch, make_plan
+from starflow_jax.planning.estimate import Plan, as_values, batch_parts, largest_batch, make_plan
 
 _MAX_GUESS = 2**16
 
@@ -25,7 +25,7 @@ class PlanRequest:
 
     Attributes:
       config: the experiment; its mesh, batch size and accumulation count are used.
-      topology: chip and shape, such as "v5p:4x4x4" or "h100:8x4".
+      topology: chip and shape of each of the `mesh.slices` slices, such as "v5p:4x4x4" or "h100:8x4".
       program: "train", "inverse" (one guided Jacobi iteration of the deep block), or "all".
       frames: frames of a clip, 0 for images; None for those of the data, each source of a mixture in turn.
       size: rows and columns; None for `flow.image_size`.
@@ -69,6 +69,11 @@ class PlanRequest:
         require(text > 0 or not flow.text_dim, "{text} must be at least 1 for a flow that reads text, got 0")
         longest = max(frames for frames, _ in self._parts)
         require(not longest or flow.axes != 2, "{frames} must be 0 for a flow of still images, got {0}", longest)
+
+    @property
+    def accelerators(self) -> Topology:
+        """All slices of the topology."""
+        return dataclasses.replace(topology(self.topology), slices=self.config.mesh.slices)
 
     @property
     def _text(self) -> int:
@@ -131,7 +136,7 @@ def plans(request: PlanRequest) -> Iterator[Plan]:
       ValueError: see `estimate.make_plan`.
     """
     for program, work in request.programs:
-        yield make_plan(request.config, topology(request.topology), work, program)
+        yield make_plan(request.config, request.accelerators, work, program)
 
 
 def search_largest_batch(request: PlanRequest, on_plan: Callable[[Plan], None] | None = None) -> LargestBatch:
@@ -141,11 +146,11 @@ def search_largest_batch(request: PlanRequest, on_plan: Callable[[Plan], None] |
       request: the request.
       on_plan: called with the plan of every batch size that is tried.
     """
-    config, work, chips = request.config, request.works[0], topology(request.topology)
+    config, work, chips = request.config, request.works[0], request.accelerators
     program = request.programs[0][0]
     training = program == "train"
     sizes = dict(zip(AXES, config.mesh.sizes(chips.devices), strict=True))
-    step = sizes["data"] * sizes["fsdp"] * config.train.accumulate if training else 1
+    step = batch_parts(sizes) * config.train.accumulate if training else 1
 
     def plan_batch(batch: int) -> Plan:
         train = dataclasses.replace(config.train, batch_size=batch, curriculum=())

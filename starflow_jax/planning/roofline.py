@@ -14,7 +14,8 @@ The compiler has no cycle estimate for attention kernels, so all three use the c
 (`kernels.attention.block_sizes`), in which narrow heads leave part of the matrix units idle.
 
 The time of a collective is the bytes that a device sends with ring algorithms, divided by the bandwidth of the links
-that its group uses (`chips.Topology.group_bandwidth`).
+that its group uses (`chips.Topology.group_bandwidth`). What crosses slices takes the network between them
+(`Topology.between_slices`); a sum over several slices is first made inside each, so that this network carries a part.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ MATRIX_SHARE = {"tpu": 0.9, "gpu": 0.75}
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 
 # Mesh axes whose collectives move kernels and gradients, which do not depend on the current product.
-_HIDEABLE = {"data", "fsdp"}
+_HIDEABLE = {"slices", "data", "fsdp"}
 _NOT_MOVED = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id",
-    "after-all", "copy-start", "slice-start", "async-start", "async-done", "iota",
+    "after-all", "copy-start", "slice-start", "async-start", "async-done", "iota", "send", "send-done", "recv",
+    "recv-done",
 )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def regions(
         computation = collective.computation
         while computation in callers:
             computation = callers[computation][0]
-        seconds_taken = collective.times * collective.sent / topology.group_bandwidth(collective.group_size)
+        seconds_taken = collective.times * transfer_seconds(collective, topology)
         axes = mesh_axes(collective, mesh)
         parts = seconds.setdefault(computation, [0.0] * 4)
         parts[0 if collective.overlapped else 1] += seconds_taken
@@ -115,6 +117,22 @@ def regions(
         if region.cycles or region.bytes or name in seconds:
             result.append(region)
     return result
+
+
+def transfer_seconds(collective: Collective, topology: Topology) -> float:
+    """Time of one run of a collective, by the links that it uses."""
+    inside = topology.devices // topology.slices
+    groups = collective.groups or (range(collective.group_size),)
+    crossed = max(len({device // inside for device in group}) for group in groups)
+    if crossed == 1:
+        return collective.sent / topology.group_bandwidth(collective.group_size)
+    if collective.kind != "all-reduce":
+        return collective.sent / topology.between_slices
+    members = collective.group_size // crossed  # of a slice, between which it is scattered, and gathered again
+    seconds = 2 * collective.bytes / members * (crossed - 1) / crossed / topology.between_slices
+    if members > 1:
+        seconds += 2 * collective.bytes * (members - 1) / members / topology.group_bandwidth(members)
+    return seconds
 
 
 def estimates(

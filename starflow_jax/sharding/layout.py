@@ -17,7 +17,7 @@ from starflow_jax.sharding.rules import Spec, partition_spec
 # The mesh axes that an array axis is sharded over: one, several or none.
 Cut = str | tuple[str, ...] | None
 
-BATCH = ("data", "fsdp")
+BATCH = ("slices", "data", "fsdp")
 
 ACTIVATIONS: dict[str, tuple[Cut, ...]] = {
     # hidden states [B, n, D]: channels are not sharded, so that norms need no communication

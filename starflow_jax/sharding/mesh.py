@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,17 +12,19 @@ from jax.sharding import AxisType, Mesh
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.mesh_config import AXES, MeshConfig
-from starflow_jax.sharding.layout import Layout
+from starflow_jax.sharding.layout import BATCH, Layout
 
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout | None:
     """The layout over `devices` (None: all devices); None for a single device.
 
     The last axis of the mesh changes fastest, so that neighbouring devices share a sequence, then the channels of a
-    layer, and replicas of the parameters are farthest apart.
+    layer, and replicas of the parameters are farthest apart, those in other slices most of all. TPUs name their slice.
+    Of other devices, a slice is a number of consecutive ones: whole processes, or equal parts of one, which are
+    numbered node by node under Slurm.
 
     Raises:
-      ValueError: the product of the axes is not the number of devices.
+      ValueError: the product of the axes is not the number of devices, or `mesh.slices` not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -34,12 +36,23 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices in the shape of the mesh.
 
-    For TPUs, mesh axes are axes of the torus, along which transfers are fast; the order of their ids, host by host,
-    does not follow the torus.
+    For TPUs, mesh axes are axes of a slice's torus, along which transfers are fast; the order of their ids, host by
+    host, does not follow the torus.
     """
-    if devices[0].platform == "tpu":
+    slices, *inside = sizes
+    if devices[0].platform != "tpu":
+        processes = len({device.process_index for device in devices})
+        check(
+            slices % processes == 0 or processes % slices == 0,
+            f"mesh.slices must divide the number of processes, {processes}, or be a multiple of it, got {slices}",
+        )
+        return np.asarray(devices).reshape(sizes)
+    found = len({device.slice_index for device in devices})
+    check(slices == found, f"mesh.slices must be the number of slices that the TPUs are in, {found}, got {slices}")
+    if slices == 1:
         return mesh_utils.create_device_mesh(tuple(sizes), list(devices), allow_split_physical_axes=True)
-    return np.asarray(devices).reshape(sizes)
+    between = (slices, *(1 for _ in inside))
+    return mesh_utils.create_hybrid_device_mesh((1, *inside), between, list(devices), allow_split_physical_axes=True)
 
 
 def check_fit(
@@ -65,10 +78,10 @@ def check_fit(
     if shape is not None:
         _check_tokens(layout.mesh.shape["sequence"], flow, shape)
     axes = layout.mesh.shape
-    rows, part = axes["data"] * axes["fsdp"], batch_size // accumulate
+    rows, part = layout.size(BATCH), batch_size // accumulate
     check(
         part % rows == 0,
-        f"{field} / train.accumulate must be a multiple of mesh.data x mesh.fsdp = {rows}, got {batch_size} / "
+        f"{field} / train.accumulate must be a multiple of {batch_axes(axes)} = {rows}, got {batch_size} / "
         f"{accumulate} = {part}",
     )
     heads = axes["tensor"] * axes["sequence"]
@@ -86,6 +99,11 @@ def check_fit(
             f"mesh.tensor must divide the channels of every MLP, got {axes['tensor']} for "
             f"{transformer.width * transformer.expansion}",
         )
+
+
+def batch_axes(sizes: Mapping[str, int]) -> str:
+    """The product of mesh axes that a batch is divided over, for messages."""
+    return " x ".join(f"mesh.{name}" for name in BATCH if name != "slices" or sizes[name] > 1)
 
 
 def _check_tokens(parts: int, flow: FlowConfig, shape: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
         "--mesh",
         type=mesh_sizes,
         metavar="AXIS=N,...",
-        help="sizes of the mesh axes data, fsdp, tensor and sequence, -1 for all other devices (default: data=-1)",
+        help="sizes of the mesh axes slices, data, fsdp, tensor, sequence, -1 for all other devices (default: data=-1)",
     )
 
 
