@@ -132,7 +132,7 @@ def _by_heads(
     traced = {name: jnp.asarray(n) for name, n in indices.items() if not isinstance(n, int)}
     static = {name: n for name, n in indices.items() if name not in traced}
 
-    def local(query: jax.Array, key: PRNGKeyArray, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, traced: dict[str, jax.Array]) -> jax.Array:
         return attend(query, key, value, **static, **traced)
 
     replicated = jax.sharding.PartitionSpec()
