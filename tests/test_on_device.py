@@ -272,8 +272,8 @@ def test_a_kernel_becomes_the_default_where_it_is_right_and_nowhere_slower():
 def test_the_other_rules():
     rows = rows_of([shape("a", xla=2.0, cudnn=1.0), shape("b", text=4, xla=1.0, cudnn=2.0)])
     assert verdict(rows, "attention of whole causal sequences") == "change"
-    assert verdict(rows, "MATRIX_SHARE") == "change"  # 800 of 989 is 0.81
-    assert verdict(rows_of([], product=750.0), "MATRIX_SHARE") == "keep"
+    assert verdict(rows, "Chip.share") == "change"  # 800 of 989 is 0.81
+    assert verdict(rows_of([], product=750.0), "Chip.share") == "keep"
     assert left_out({"torch": True}, rows) == ["tokamax is not installed."]
 
     def choice(both, chosen=False):

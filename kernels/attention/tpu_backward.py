@@ -97,8 +97,12 @@ def _backward_step(step: Step, refs: _Refs) -> None:
 
     @pl.when((turn == 0) & (index == 0))
     def _() -> None:
-        refs.dk[...] = jnp.zeros(refs.dk.shape, jnp.float32)
-        refs.dv[...] = jnp.zeros(refs.dv.shape, jnp.float32)
+        # A loop, since the compiler writes one instruction for every register of a store.
+        @pl.loop(0, refs.dk.shape[-1] // step.block_k)
+        def _(block: Any) -> None:
+            slots = pl.ds(pl.multiple_of(block * step.block_k, step.block_k), step.block_k)
+            for sums in (refs.dk, refs.dv):
+                sums[..., slots] = jnp.zeros((*sums.shape[:-1], step.block_k), jnp.float32)
 
     @pl.when(flags & FIRST != 0)
     def _() -> None:

@@ -34,6 +34,8 @@ class Chip:
       clock: clock rate of the matrix units in Hz, which converts the compiler's cycles to seconds; 0 if the compiler
         reports no cycles.
       unit: rows and columns of a TPU's matrix unit; a product over fewer channels leaves the rest of it idle.
+      share: the share of the peak that large bfloat16 products reach: on TPUs by the compiler's cycles for matrices of
+        16,384 x 16,384; on GPUs an assumption.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Chip:
     devices: int = 1
     clock: float = 0.0
     unit: int = 0
+    share: float = 0.75
 
     @property
     def axes(self) -> int:
@@ -66,11 +69,11 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         # Clocks are derived from the peaks and the matrix units of 128 x 128 multiply-adds (v6e, tpu7x: 256 x 256).
-        _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9, unit=128),
-        _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9, unit=128),
-        _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9, unit=128),
-        _tpu("v6e", 918, 31.25, 1638, 100, 4, 12.5, clock=1.75e9, unit=256),
-        _tpu("tpu7x", 2307, 94.75, 7380, 100, 6, 12.5, devices=2, clock=2.2e9, unit=256),
+        _tpu("v4", 275, 30.75, 1228, 50, 6, 3.1, clock=1.05e9, unit=128, share=0.94),
+        _tpu("v5e", 197, 15.75, 819, 50, 4, 3.1, clock=1.5e9, unit=128, share=0.92),
+        _tpu("v5p", 459, 95.74, 2765, 100, 6, 6.25, clock=1.75e9, unit=128, share=0.94),
+        _tpu("v6e", 918, 31.25, 1638, 100, 4, 12.5, clock=1.75e9, unit=256, share=0.78),
+        _tpu("tpu7x", 2307, 94.75, 7380, 100, 6, 12.5, devices=2, clock=2.2e9, unit=256, share=0.85),
         _gpu("a100-40", 312, 40, 1555, 300, 25),
         _gpu("a100-80", 312, 80, 2039, 300, 25),
         _gpu("h100", 989, 80, 3350, 450, 50),

@@ -14,6 +14,7 @@ from starflow_jax.kernels.attention import Visibility
 from starflow_jax.kernels.attention.reference import stores_weights
 from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
 from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.gelu import gelu
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import placed
@@ -40,7 +41,7 @@ class MLP(nnx.Module):
         x = self.norm(h)
         hidden = placed(self.layout, self.up(x), "channels")
         if self.gate is None:
-            out = self.down(jax.nn.gelu(hidden, approximate=False))
+            out = self.down(gelu(hidden))
         else:
             gate = placed(self.layout, self.gate(x), "channels")
             out = self.down(jax.nn.gelu(gate, approximate=True) * hidden)

@@ -2,7 +2,7 @@
 
 There are three estimates, from the most to the least optimistic. None is a measurement.
 
-- *hidden*: in every loop body, the longer of matrix units at `MATRIX_SHARE` of their peak and memory at its bandwidth.
+- *hidden*: in every loop body, the longer of matrix units at `Chip.share` of their peak and memory at its bandwidth.
   Collectives along data and fsdp (gathers of kernels, sums of gradients) overlap with both, as XLA's latency-hiding
   scheduler arranges, and cost only the time by which they exceed them. Collectives along tensor and sequence lie
   between dependent products, and their time is added.
@@ -29,9 +29,6 @@ from starflow_jax.costs.chips import Topology
 from starflow_jax.kernels.attention.block_sizes import COSTS
 from starflow_jax.planning.collectives import Collective, mesh_axes
 from starflow_jax.planning.hlo import Instruction, Program
-
-# Share of the peak assumed for products of this size: cuBLAS and XLA:TPU reach 0.7 to 0.95.
-MATRIX_SHARE = {"tpu": 0.9, "gpu": 0.75}
 
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 
@@ -152,7 +149,7 @@ def estimates(
       hardware_flops: FLOPs of all devices, recomputation and masked pairs included.
       kernel_flops: FLOPs of attention kernels, which hardware_flops exclude; head_dim: channels of their heads.
     """
-    reached = topology.devices * topology.peak * MATRIX_SHARE[topology.chip.kind]
+    reached = topology.devices * topology.peak * topology.chip.share
     products = hardware_flops / reached
     kernels = kernel_flops / (topology.devices * topology.peak * kernel_share(topology, head_dim))
     cycles = sum(part.cycles for part in parts)
@@ -179,13 +176,13 @@ def kernel_share(topology: Topology, head_dim: int) -> float:
     """Share of the peak that attention kernels reach in training, from the cycles of `attention.block_sizes`."""
     chip = topology.chip
     if chip.name not in COSTS:
-        return MATRIX_SHARE[chip.kind]
+        return chip.share
     costs = COSTS[chip.name]
     cycles = costs.tile(head_dim, backward=False) + costs.tile(head_dim, backward=True)
     # A core has four matrix units; some chips have two cores.
     cores = round(topology.peak / chip.clock / (8 * chip.unit**2))
     products = 7 * 2 * 128 * 128 * head_dim
-    return min(products * cores / (cycles * topology.peak / chip.clock), MATRIX_SHARE[chip.kind])
+    return min(products * cores / (cycles * topology.peak / chip.clock), chip.share)
 
 
 def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -> float:

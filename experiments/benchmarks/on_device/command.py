@@ -134,12 +134,11 @@ def run_stages(
 def defaults_of(device: Device, rows: Sequence[Row]) -> list[Default]:
     """The recommended defaults, with the constants of this version."""
     from starflow_jax.costs.chips import topology
-    from starflow_jax.planning.roofline import MATRIX_SHARE
 
     if device.topology is None:
         return recommended(device, rows, math.nan, None, device.attention)
     place = topology(device.topology)
-    return recommended(device, rows, MATRIX_SHARE[place.chip.kind], place.peak, device.attention)
+    return recommended(device, rows, place.chip.share, place.peak, device.attention)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

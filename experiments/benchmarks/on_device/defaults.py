@@ -7,7 +7,7 @@
 - On GPUs, the implementation that is fastest on every causal training shape, the own kernel aside, should be the
   default of those calls as long as the own kernel is not.
 - Block sizes change where the fastest ones are more than 3 % faster with gradients than those that the model chose.
-- `MATRIX_SHARE` of `planning/roofline.py` changes where a large product reaches a share of the published peak that
+- `Chip.share` of `costs/chips.py` changes where a large product reaches a share of the published peak that
   differs from it by more than 0.05.
 - The model of `starflow plan` needs work where a step takes less than 0.9 of its "hidden" or more than 1.1 of its
   "exposed" time, or its memory is off by more than a tenth.
@@ -176,7 +176,7 @@ def _share(rows: Sequence[Row], assumed: float, peak: float | None) -> Iterator[
     share = max(reached) / peak
     verdict: Literal["change", "keep"] = "change" if abs(share - assumed) > SHARE else "keep"
     sentence = f"a large bfloat16 product reaches {share:.2f} of the published peak, and plans assume {assumed:g}"
-    yield Default("MATRIX_SHARE", verdict, sentence)
+    yield Default("Chip.share", verdict, sentence)
 
 
 def _plans(rows: Sequence[Row]) -> Iterator[Default]:
