@@ -47,7 +47,8 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
             f"mesh.slices must divide the number of processes, {processes}, or be a multiple of it, got {slices}",
         )
         return np.asarray(devices).reshape(sizes)
-    found = len({device.slice_index for device in devices})
+    # Devices of a topology that is not attached have no index of a slice if there is one slice.
+    found = len({getattr(device, "slice_index", 0) for device in devices})
     check(slices == found, f"mesh.slices must be the number of slices that the TPUs are in, {found}, got {slices}")
     if slices == 1:
         return mesh_utils.create_device_mesh(tuple(sizes), list(devices), allow_split_physical_axes=True)
