@@ -1,4 +1,4 @@
-"""The published peak of the local devices."""
+"""The chip of the local devices, and its published peak."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ _KINDS = (
 
 def local_peak(devices: Sequence[jax.Device]) -> float | None:
     """Total bfloat16 FLOP/s of these devices; None if no published peak is known for their kind."""
-    kind = devices[0].device_kind.lower()
+    name = chip_name(devices[0].device_kind)
+    return None if name is None else len(devices) * CHIPS[name].peak / CHIPS[name].devices
+
+
+def chip_name(kind: str) -> str | None:
+    """The name in `CHIPS` of a device of this `jax.Device.device_kind`; None if it has none."""
+    kind = kind.lower()
     if ("pcie" in kind and "a100" not in kind) or "gh200" in kind:  # these are slower or coupled differently
         return None
-    for part, name in _KINDS:
-        if part in kind:
-            return len(devices) * CHIPS[name].peak / CHIPS[name].devices
-    return None
+    return next((name for part, name in _KINDS if part in kind), None)

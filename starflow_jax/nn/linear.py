@@ -198,7 +198,11 @@ _sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm, eps 1e-5, in float32."""
+    """Layer norm, eps 1e-5, in float32.
+
+    The variance of float32 is the mean of squared differences from the mean. That of bfloat16 is E[x^2] - E[x]^2, which
+    reads x once instead of twice; its error is smaller than that of the rounded x, since float32 has 16 more bits.
+    """
 
     def __init__(self, width: int):
         self.weight = nnx.Param(jnp.ones((width,)))
@@ -206,8 +210,14 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         h = x.astype(jnp.float32)
-        h = h - jnp.mean(h, axis=-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-5)
+        mean = jnp.mean(h, axis=-1, keepdims=True)
+        if x.dtype == jnp.bfloat16:
+            variance = jnp.maximum(jnp.mean(h * h, axis=-1, keepdims=True) - mean * mean, 0)
+            h = h - mean
+        else:
+            h = h - mean
+            variance = jnp.mean(h * h, axis=-1, keepdims=True)
+        h = h * jax.lax.rsqrt(variance + 1e-5)
         return (h * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 

@@ -14,6 +14,7 @@ from starflow_jax.cli.options.outputs import output_file
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.core.choices import ProgramName, choices
 from starflow_jax.costs.chips import topology
+from starflow_jax.costs.compiler_flags import VARIABLE, completed, missing, sentence
 
 if TYPE_CHECKING:
     from starflow_jax.planning.plan_request import PlanRequest
@@ -29,7 +30,7 @@ for GPUs the same figures are computed from the configuration without a compilat
 Reports the bytes that a device needs and whether they fit, FLOPs of a step (causal attention counts only visible pairs;
 training is three forward passes; recomputation does not count), the data moved between devices, and estimates of step
 time and MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md states what each assumes.
-Compiling a large model takes minutes."""
+Compiling a large model takes minutes. Flags of LIBTPU_INIT_ARGS apply; the last line says which are recommended."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration, as in starflow train.
@@ -73,6 +74,11 @@ def add_to(subparsers: Any) -> None:
     option(
         "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
     )
+    option(
+        "--recommended-flags",
+        action="store_true",
+        help="compile with the compiler flags recommended for the chip, beside those of LIBTPU_INIT_ARGS",
+    )
     option("--json", type=output_file, metavar="FILE", help="also write the plans as JSON")
     parser.set_defaults(run=run)
 
@@ -112,11 +118,17 @@ def run(arguments: argparse.Namespace) -> int:
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
         request = build_request(PlanRequest, arguments, config=config)
+    chip = topology(arguments.topology).chip
+    flags = sentence(chip.name, os.environ)
+    if arguments.recommended_flags and missing(chip.name, os.environ):
+        os.environ[VARIABLE] = completed(chip.name, os.environ)
+        flags = sentence(chip.name, os.environ)
     figures: dict[str, Any] = {"plans": []}
     with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
         for plan in plans(request):
             print(report(plan), end="\n\n", flush=True)
             figures["plans"].append(as_values(plan))
+    print(flags)
     if arguments.search:
         figures["largest"] = _search(request)
     if arguments.json is not None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import errno
 import logging
+import os
 import signal
 import sys
 import time
@@ -101,6 +102,12 @@ def add_to(subparsers: Any) -> None:
         help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="also send the metrics to Weights & Biases")
+    parser.add_argument(
+        "--recommended-flags",
+        action="store_true",
+        help="on a TPU, set the compiler flags recommended for its chip (TPU_ACCELERATOR_TYPE), beside those of "
+        "LIBTPU_INIT_ARGS; without it they are printed",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
     add_processes(parser)
@@ -116,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_skipped is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped=arguments.max_skipped))
 
+    if arguments.recommended_flags:
+        _set_recommended_flags()
     join(arguments)
 
     from starflow_jax.core.figures import write_json
@@ -126,6 +135,28 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and is_first():
         write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - start})
     return _report(request, result)
+
+
+def _set_recommended_flags() -> None:
+    """Sets the compiler flags recommended for this host's chip; to be called before JAX initialises its devices."""
+    from starflow_jax.costs.compiler_flags import VARIABLE, completed, host_chip
+
+    try:
+        os.environ[VARIABLE] = completed(host_chip(os.environ), os.environ)
+    except ValueError as error:
+        raise CommandError(f"--recommended-flags needs the chip before devices are initialised: {error}") from error
+
+
+def _remark_flags() -> None:
+    """Prints the compiler flags that are recommended for the chips of this run and not set."""
+    import jax
+
+    from starflow_jax.costs.compiler_flags import missing, sentence
+    from starflow_jax.costs.local_chip import chip_name
+
+    chip = chip_name(jax.devices()[0].device_kind)
+    if chip is not None and missing(chip, os.environ):
+        remark(sentence(chip, os.environ))
 
 
 def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRequest:
@@ -161,6 +192,8 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
         remark(f"no samples while training: {reason}")
     if config.data.without_effect and request.progress:
         remark(latents_are_fixed(config.data.without_effect))
+    if request.progress:
+        _remark_flags()
     return dataclasses.replace(
         request, callbacks=[] if reason is not None else [write_sample_grid], evaluations=evaluations
     )

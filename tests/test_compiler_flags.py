@@ -1,0 +1,56 @@
+"""Recommended compiler flags: added to what is set, never over it; the chip of a host is known before its devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from starflow_jax.cli.dispatch import main
+from starflow_jax.costs.chips import CHIPS
+from starflow_jax.costs.compiler_flags import VARIABLE, completed, host_chip, missing, recommended, sentence
+from starflow_jax.costs.local_chip import chip_name
+
+ONE = "--xla_tpu_enable_sparse_core_collective_offload_all_gather"
+
+
+def test_flags_are_added_to_those_that_are_set():
+    assert set(completed("v6e", {}).split()) == set(recommended("v6e"))
+    own = {VARIABLE: f"--xla_other=3 {ONE}=false"}
+    value = completed("v6e", own)
+    assert value.startswith(own[VARIABLE]) and value.count(ONE) == 1
+    assert len(missing("v6e", own)) == len(recommended("v6e")) - 1
+    assert missing("v6e", {VARIABLE: value}) == ()
+    assert completed("v5e", own) == own[VARIABLE]
+
+
+def test_sentences_say_what_is_missing():
+    assert ONE in sentence("v6e", {}) and "--recommended-flags" in sentence("v6e", {})
+    assert "are set" in sentence("v6e", {VARIABLE: completed("v6e", {})})
+    assert sentence("h100", {}) == "compiler flags: none is recommended for h100"
+
+
+@pytest.mark.parametrize(("kind", "chip"), [("v6e-64", "v6e"), ("v5litepod-16", "v5e"), ("v5p-128", "v5p")])
+def test_hosts_name_their_chip(kind, chip):
+    assert host_chip({"TPU_ACCELERATOR_TYPE": kind}) == chip and chip in CHIPS
+
+
+@pytest.mark.parametrize("environment", [{}, {"TPU_ACCELERATOR_TYPE": "v9x-8"}])
+def test_other_hosts_are_refused(environment):
+    with pytest.raises(ValueError, match="must begin with one of v4, v5litepod"):
+        host_chip(environment)
+
+
+def test_devices_name_their_chip():
+    kinds = {"TPU v6 lite": "v6e", "TPU v5 lite": "v5e", "TPU v5": "v5p", "NVIDIA H100 80GB HBM3": "h100", "cpu": None}
+    assert {kind: chip_name(kind) for kind in kinds} == kinds
+
+
+def test_commands_print_and_refuse(capsys, monkeypatch, tmp_path):
+    plan = ["plan", "--config", "experiments/starflow_3b_t2i.py", "--topology", "h100:8", "--config.mesh.fsdp=8"]
+    assert main(plan) == 0
+    assert capsys.readouterr().out.rstrip().endswith("compiler flags: none is recommended for h100")
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    train = ["train", "--config", "experiments/digits.py:tiny", "--workdir", str(tmp_path / "run")]
+    assert main([*train, "--recommended-flags"]) == 2
+    error = capsys.readouterr().err
+    assert "--recommended-flags needs the chip" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
