@@ -20,7 +20,7 @@ from starflow_jax.core.config import (
     load_config,
 )
 from starflow_jax.costs.chips import topology
-from starflow_jax.costs.flops import Work, kernel_flops, model_flops
+from starflow_jax.costs.flops import Work, kernel_cycles, kernel_flops, model_flops
 from starflow_jax.planning import ahead_of_time as ahead
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, exceeded
@@ -29,7 +29,7 @@ from starflow_jax.planning.estimate import largest_batch, make_plan
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.plan_report import report
 from starflow_jax.planning.programs import inverse_program
-from starflow_jax.planning.roofline import Region, estimates, regions, transfer_seconds
+from starflow_jax.planning.roofline import Region, estimates, kernel_share, regions, transfer_seconds
 
 V5E = topology("v5e:2x2")
 STILL = Work(8, None, 2, 2, 3)
@@ -130,6 +130,16 @@ def test_traffic_bounds_a_region():
     seconds = 5.0
     found = times(region(bytes=seconds * V5E.bandwidth))
     assert found["hidden"].seconds == seconds
+
+
+def test_cycles_of_kernels_include_what_lies_between_grid_steps():
+    flow, one = load_config(RELEASED).flow, dataclasses.replace(IMAGES, batch=1)
+    cycles, flops = kernel_cycles(flow, one, "v6e"), kernel_flops(flow, one, "v6e")
+    by_cycles = times(region(kernels=1.0), kernel_cycles=cycles, kernel_flops=flops)["hidden"].kernels
+    assert by_cycles == pytest.approx(cycles / (V5E.devices * V5E.chip.clock))
+    v6e = topology("v6e:2x2")
+    without = flops / (v6e.peak * kernel_share(v6e, 64))
+    assert 1.2 < cycles / v6e.chip.clock / without < 2
 
 
 def test_kernels_of_narrow_heads_leave_units_idle():

@@ -14,12 +14,13 @@ from starflow_jax.core.config.checks import check
 # The variable that libtpu reads when it is loaded.
 VARIABLE = "LIBTPU_INIT_ARGS"
 
-# Gathers of kernels and sums of gradients run on the SparseCores, beside the products.
+# Gathers of kernels and sums of gradients run on the SparseCores, beside the products. These flags alone leave the
+# products less of the vector memory; the last one gives it back, in KiB.
 _SPARSE_CORES = tuple(
     f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
     for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
 )
-_RECOMMENDED: dict[str, tuple[str, ...]] = {"v6e": _SPARSE_CORES}
+_RECOMMENDED: dict[str, tuple[str, ...]] = {"v6e": (*_SPARSE_CORES, "--xla_tpu_scoped_vmem_limit_kib=65536")}
 
 # What the variable TPU_ACCELERATOR_TYPE of a TPU's host begins with, and the names in `costs.chips`.
 _TYPES = {"v4": "v4", "v5litepod": "v5e", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "tpu7x": "tpu7x"}

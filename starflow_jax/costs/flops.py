@@ -140,19 +140,52 @@ def kernel_flops(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> int:
     A forward pass has two products per pair, and a backward pass five, because it recomputes the attention weights.
     Rematerialised layers add a forward pass.
     """
+    passes = _kernel_passes(flow, work, chip)
+    return 2 * sum(one.heads * one.dim * (5 if one.backward else 2) * one.pairs * one.size**2 for one in passes)
+
+
+def kernel_cycles(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> float:
+    """Cycles of one core in the same kernels: tiles and grid steps at the costs of `attention.block_sizes`."""
+    costs = COSTS[chip if chip in COSTS else DEFAULT_CHIP]
+    total = 0.0
+    for one in _kernel_passes(flow, work, chip):
+        tiles = (one.size / 128) ** 2 * costs.tile(one.dim, backward=one.backward)
+        total += one.heads * one.pairs * (tiles + costs.step / one.together)
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _KernelPass:
+    """One kind of attention in a training step.
+
+    Attributes:
+      heads: of all samples, layers and repetitions; dim: channels of each.
+      backward: whether it computes gradients.
+      pairs: pairs of blocks that one head visits; size: slots of a block; together: heads of a grid step.
+    """
+
+    heads: int
+    dim: int
+    backward: bool
+    pairs: int
+    size: int
+    together: int
+
+
+def _kernel_passes(flow: FlowConfig, work: Work, chip: str) -> Iterator[_KernelPass]:
     forward = 1 + (flow.remat in ("block", "attention"))
     word = 2 if flow.dtype == "bfloat16" else 4
-    total = 0
     for c, sequences, text, local, rule in _attentions(flow, work):
         slots = (work.frame if local else work.tokens) + text
         if not c.layers:
             continue
         tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
-        area = 2 * forward * visited(rule, slots, slots, tiles.block_q) * tiles.block_q**2
+        heads = sequences * c.layers * c.heads
+        pairs = visited(rule, slots, slots, tiles.block_q)
+        yield _KernelPass(forward * heads, c.head_dim, False, pairs, tiles.block_q, tiles.heads)
         if tiles.block_q_backward:  # otherwise XLA computes the backward pass
-            area += 5 * visited(rule, slots, slots, tiles.block_q_backward) * tiles.block_q_backward**2
-        total += sequences * c.layers * c.heads * c.head_dim * area
-    return 2 * total
+            pairs = visited(rule, slots, slots, tiles.block_q_backward)
+            yield _KernelPass(heads, c.head_dim, True, pairs, tiles.block_q_backward, tiles.heads_backward)
 
 
 def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:

@@ -18,7 +18,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.costs.chips import Topology
-from starflow_jax.costs.flops import Work, forward_parts, kernel_flops, model_flops, traced
+from starflow_jax.costs.flops import Work, forward_parts, kernel_cycles, kernel_flops, model_flops, traced
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, argument_bytes, compile_ahead, tpu_layout
@@ -115,17 +115,18 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     trace = traced_program.function.trace(*traced_program.arguments)
     compiled = compile_ahead(trace.lower(), topology, argument_bytes(traced_program.arrays))
     hardware = traced(trace.jaxpr)
-    kernels = 0
+    kernels, inside = 0, None
     if re.search("attention_(forward|decode)", compiled.text):  # otherwise XLA computes attention as ordinary products
         inverse = program == "inverse"
         kernels = cached_flops(config, work) if inverse else kernel_flops(config.flow, work, topology.chip.name)
+        inside = None if inverse else kernel_cycles(config.flow, work, topology.chip.name)
     moved: tuple[Transfer, ...] = ()
     times: tuple[Estimate, ...] = ()
     if compiled.text:
         moves = collectives(compiled.text)
         moved = tuple(transfers(moves, sizes))
         parts = regions(parse(compiled.text), moves, topology, sizes)
-        times = tuple(_estimates(config, topology, parts, useful, hardware, kernels))
+        times = tuple(_estimates(config, topology, parts, useful, hardware, kernels, inside))
     return Plan(
         source="compiler",
         memory=compiled.memory,
@@ -140,7 +141,13 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
 
 
 def _estimates(
-    config: ExperimentConfig, topology: Topology, parts: list[Region], useful: float, hardware: float, kernels: float
+    config: ExperimentConfig,
+    topology: Topology,
+    parts: list[Region],
+    useful: float,
+    hardware: float,
+    kernels: float,
+    inside: float | None,
 ) -> list[Estimate]:
     return estimates(
         parts,
@@ -149,6 +156,7 @@ def _estimates(
         hardware_flops=hardware,
         kernel_flops=kernels,
         head_dim=config.flow.blocks[-1].head_dim,
+        kernel_cycles=inside,
     )
 
 

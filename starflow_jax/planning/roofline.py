@@ -140,6 +140,7 @@ def estimates(
     hardware_flops: float,
     kernel_flops: float = 0.0,
     head_dim: int = 128,
+    kernel_cycles: float | None = None,
 ) -> list[Estimate]:
     """Computes the estimates of a program; "compiler" is left out if the compiler gave no cycles.
 
@@ -148,10 +149,14 @@ def estimates(
       model_flops: from `flops.model_flops`.
       hardware_flops: FLOPs of all devices, recomputation and masked pairs included.
       kernel_flops: FLOPs of attention kernels, which hardware_flops exclude; head_dim: channels of their heads.
+      kernel_cycles: of one core in these kernels, for all devices (`flops.kernel_cycles`); None: from kernel_flops.
     """
     reached = topology.devices * topology.peak * topology.chip.share
     products = hardware_flops / reached
-    kernels = kernel_flops / (topology.devices * topology.peak * kernel_share(topology, head_dim))
+    if kernel_cycles is None:
+        kernels = kernel_flops / (topology.devices * topology.peak * kernel_share(topology, head_dim))
+    else:
+        kernels = kernel_cycles / (topology.devices * cores(topology) * topology.chip.clock)
     cycles = sum(part.cycles for part in parts)
     memory = sum(part.bytes for part in parts) / topology.bandwidth
     collectives = sum(part.hideable + part.needed for part in parts)
@@ -172,6 +177,11 @@ def estimates(
     return [*result, estimate("compiler", scheduled)] if cycles else result
 
 
+def cores(topology: Topology) -> int:
+    """Number of cores of a TPU device; each has four matrix units."""
+    return round(topology.peak / topology.chip.clock / (8 * topology.chip.unit**2))
+
+
 def kernel_share(topology: Topology, head_dim: int) -> float:
     """Share of the peak that attention kernels reach in training, from the cycles of `attention.block_sizes`."""
     chip = topology.chip
@@ -179,10 +189,8 @@ def kernel_share(topology: Topology, head_dim: int) -> float:
         return chip.share
     costs = COSTS[chip.name]
     cycles = costs.tile(head_dim, backward=False) + costs.tile(head_dim, backward=True)
-    # A core has four matrix units; some chips have two cores.
-    cores = round(topology.peak / chip.clock / (8 * chip.unit**2))
     products = 7 * 2 * 128 * 128 * head_dim
-    return min(products * cores / (cycles * topology.peak / chip.clock), chip.share)
+    return min(products * cores(topology) / (cycles * topology.peak / chip.clock), chip.share)
 
 
 def _kernel_weight(lines: Mapping[str, Instruction], instruction: Instruction) -> float:
