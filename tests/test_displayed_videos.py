@@ -137,3 +137,18 @@ def test_mp4s_state_their_colours(tmp_path):
         assert (codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range) == (1, 13, 6, 1)
     found = read_video(tmp_path / "it.mp4").frames[0][8::16, 8::16].reshape(4, 3)
     np.testing.assert_allclose(found.astype(int), COLOURS, atol=4)
+
+
+def test_the_cover_of_a_piece_of_music_is_no_video(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound, cover = container.add_stream("aac", rate=44100), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.rate = 44100
+        for stream, frame in ((sound, silence), (cover, av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8)))):
+            container.mux([*stream.encode(frame), *stream.encode()])
+    for read in (read_video, video_facts):
+        with pytest.raises(ValueError, match="it contains no video"):
+            read(path)

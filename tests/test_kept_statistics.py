@@ -16,6 +16,7 @@ from starflow_jax.data.sources.mixture import Component, Mixture
 from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, named_function, network_fingerprint
 from starflow_jax.evaluation.samples.features.network_fingerprint import fingerprint, fixed_images, matching_fingerprint
 from starflow_jax.evaluation.samples.reference_statistics import reference_statistics
+from starflow_jax.media import medium
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)
@@ -116,7 +117,7 @@ def test_a_picture_file_that_is_rewritten(tmp_path):
         Image.fromarray(IMAGES[place, ..., 0]).save(tmp_path / f"{place}.bmp")
 
     def source():
-        return ImageSource(Folder.scan(tmp_path, (".bmp",)), None, (4, 4), 1, "1:1")
+        return ImageSource(Folder.scan(tmp_path, medium.IMAGES), None, (4, 4), 1, "1:1")
 
     before, kept = contents_digest(source()), source().digest()
     assert contents_digest(Subset(source(), (0, 1))) != before == contents_digest(source())

@@ -78,7 +78,7 @@ def test_init_refuses_in_one_sentence(tmp_path, monkeypatch, capsys):
         ("data", "mine.py", "--out must be a new file, got mine.py, which exists"),
         ("data", "mine.txt", "--out must end in .py, got mine.txt"),
         ("nowhere", "new.py", "data folder nowhere does not exist"),
-        ("empty", "new.py", "data folder empty contains no file with the suffix .jpg"),
+        ("empty", "new.py", "data folder empty contains no image"),
         ("broken", "new.py", "data folder broken contains no readable image"),
     ):
         assert main(["init", "--data", data, "--out", out]) == 2

@@ -12,9 +12,10 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample
-from starflow_jax.data.decoding.image_decoding import SUFFIXES, image_file_facts
+from starflow_jax.data.decoding.image_decoding import image_file_facts
 from starflow_jax.data.sources.folders import Folder
 from starflow_jax.data.sources.splits import named_entry, split_folder
+from starflow_jax.media.medium import IMAGES
 
 MAX_SURVEYED = 2000  # images whose headers and captions are read, evenly spaced over the folder
 MAX_WORDS = 512  # words of a suggested vocabulary, the most frequent ones
@@ -68,7 +69,7 @@ def survey_folder(path: Path) -> FolderSurvey:
       ValueError: no such folder, no images in it, or none that can be read.
     """
     root = split_folder(path, "train")
-    folder = Folder.scan(root, SUFFIXES, above=root != path)
+    folder = Folder.scan(root, IMAGES, above=root != path)
     rows = np.linspace(0, len(folder) - 1, min(len(folder), MAX_SURVEYED)).astype(int)
     sides, captions, grey = [], [], True
     problem = ""

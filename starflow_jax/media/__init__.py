@@ -3,7 +3,8 @@
 - `images`: pixels, a grid of samples, PNG files. `contact_sheet`: examples with captions.
 - `video_writing`: MP4, GIF, strips and folders of frames; several videos in a grid.
 - `file_kind`: what a file contains, by its first bytes. `displayed_images`, `displayed_frames`: the pixels of an image
-  and of a frame of a video as viewers show them, for all readers.
+  and of a frame of a video as viewers show them, for all readers. `deep_pixels`: more than eight bits.
+- `medium`: which files of a folder are images or videos.
 - `reading`: the frames of a video, a folder of images or an image. `clip_reading`: a few frames of a long video.
 - `fitting`: frames cropped, resized and converted to the input of a model.
 """

@@ -12,11 +12,9 @@ import numpy as np
 from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.regular_files import open_file
-from starflow_jax.media.displayed_frames import check_frame, frame_pixels, frame_size
-from starflow_jax.media.file_kind import VIDEO_SUFFIXES, kind_of
+from starflow_jax.media.displayed_frames import check_frame, first_video, frame_pixels, frame_size
+from starflow_jax.media.file_kind import kind_of
 from starflow_jax.media.reading import read_video
-
-CLIP_SUFFIXES = VIDEO_SUFFIXES
 
 
 class VideoFacts(NamedTuple):
@@ -118,12 +116,10 @@ class _Opened:
             if kind is None or not kind.video:
                 raise ValueError("it is not a video, or of an unsupported format")
             self.container = av.open(self.file, "r", format=kind.format)
-            check(len(self.container.streams.video) > 0, "it contains no video")
-            check(self.container.streams.video[0].codec_context is not None, "its codec is not known")
+            stream = first_video(self.container)
         except BaseException as error:
             self.__exit__(type(error), error)
             raise
-        stream = self.container.streams.video[0]
         stream.thread_type = "NONE"  # the loader uses threads itself
         return self.container, stream
 

@@ -11,6 +11,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.media.displayed_images import LEVELS
 
 MAX_FRAME_PIXELS = 2**25
+_ATTACHED_PICTURE = 0x400  # FFmpeg's disposition of a stream
 
 
 def check_frame(height: int, width: int) -> None:
@@ -19,6 +20,18 @@ def check_frame(height: int, width: int) -> None:
         0 < height * width <= MAX_FRAME_PIXELS,
         f"a frame must have at most {MAX_FRAME_PIXELS} pixels, got {height} x {width}",
     )
+
+
+def first_video(container: Any) -> Any:
+    """The first stream of frames of an open container of PyAV; the cover of a piece of music is none.
+
+    Raises:
+      ValueError: there is none, or its codec is not known.
+    """
+    streams = [stream for stream in container.streams.video if not int(stream.disposition) & _ATTACHED_PICTURE]
+    check(len(streams) > 0, "it contains no video")
+    check(streams[0].codec_context is not None, "its codec is not known")
+    return streams[0]
 
 
 def frame_size(frame: Any, stream: Any) -> tuple[int, int]:

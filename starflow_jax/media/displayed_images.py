@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
+from starflow_jax.media.deep_pixels import check_tiff, eight_bits
 from starflow_jax.media.file_kind import kind_of
 
 MAX_PIXELS = 2**26
@@ -36,7 +36,6 @@ _TRANSPOSES = {
 }
 _GREY = ("1", "L", "LA", "La", "F")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-_TOLERANCE = 1e-6  # by which floats may exceed 0..1
 _PNG_CHUNK_LIMIT = 10_000
 
 
@@ -63,6 +62,7 @@ def open_image(stream: IO[bytes], *, most_pixels: int = MAX_PIXELS) -> Iterator[
         raise ValueError(f"its format is {kind.format}, but it is damaged or of a kind that is not read") from error
     with image:
         check_pixels(image.height, image.width, most_pixels)
+        check_tiff(image)
         yield image
 
 
@@ -91,8 +91,8 @@ def displayed(
 ) -> Image.Image:
     """The decoded image as it is displayed, in mode L (grey) or RGB; of an animation the current frame.
 
-    Its EXIF orientation is applied, transparent pixels are composed onto the background, 16-bit values are scaled from
-    0..65535, and floats from 0..1. Colour profiles are not applied.
+    Its EXIF orientation is applied, transparent pixels are composed onto the background, more than
+    eight bits are scaled as `deep_pixels` says. Colour profiles are not applied.
 
     Args:
       image: opened by `open_image`.
@@ -101,7 +101,7 @@ def displayed(
       at_least: rows and columns. A JPEG may be decoded at a fraction of its size that covers these.
 
     Raises:
-      ValueError: floats outside 0..1, 32-bit integers, or colours of a kind that is not read.
+      ValueError: numbers whose range is not known, or colours of a kind that is not read.
       Exception: decoders raise many other kinds of errors on damaged files.
     """
     orientation = _orientation(image)
@@ -110,7 +110,7 @@ def displayed(
         scale = max(columns / image.width, rows / image.height)
         if scale < 1.0:
             image.draft(mode, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-    pixels = _eight_bits(image, background)
+    pixels = _opaque(image, background)
     if mode is not None and pixels.mode != mode:
         pixels = pixels.convert(mode)
     return pixels.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else pixels
@@ -151,11 +151,11 @@ def _has_late_text(image: Image.Image) -> bool:
         stream.seek(position)
 
 
-def _eight_bits(image: Image.Image, background: Background) -> Image.Image:
+def _opaque(image: Image.Image, background: Background) -> Image.Image:
     """The decoded image in mode L or RGB, without transparency."""
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_numbers(image, LEVELS[background])
+        return eight_bits(image, LEVELS[background])
     check(
         image.mode in (*_GREY, *_COLOUR),
         f"its pixels are of the kind {image.mode}, which is not read; save it as grey or RGB",
@@ -169,33 +169,12 @@ def _eight_bits(image: Image.Image, background: Background) -> Image.Image:
 
 def _is_transparent(image: Image.Image) -> bool:
     try:
-        return image.has_transparency_data
+        transparent = image.has_transparency_data
     except AssertionError:  # a damaged file has no palette
         return False
-
-
-def _from_numbers(image: Image.Image, background: int) -> Image.Image:
-    """An image of 16-bit integers or of floats in mode L."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        finite = bool(np.isfinite(values).all())
-        lowest, highest = (float(values.min()), float(values.max())) if finite else (math.nan, math.nan)
-        check(
-            lowest >= -_TOLERANCE and highest <= 1.0 + _TOLERANCE,
-            f"its floats must be from 0 to 1, got {lowest:g} to {highest:g}"
-            if finite
-            else "its floats must be from 0 to 1, got values that are not finite",
-        )
-        return Image.fromarray(np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8))
-    check(
-        image.mode.startswith("I;16") or image.format == "PNG",
-        "its pixels are 32-bit or signed integers, whose range it does not state; save it with 8 or 16 bits",
-    )
-    levels = (np.clip(values.astype(np.int64), 0, 65535) // 257).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        levels = np.where(values == transparent, np.uint8(background), levels)
-    return Image.fromarray(levels)
+    if transparent and image.format == "BMP":  # many programs write zeros to the fourth channel, which viewers ignore
+        return image.getextrema()[-1] != (0, 0)
+    return transparent
 
 
 def _add_heif() -> None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from typing import IO, NamedTuple
 
-# Suffixes by which folders and tars are searched for images and videos; how a file is read depends on its content.
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
-    ".heic", ".heif",
-)  # fmt: skip
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
-
-_HEAD_BYTES = 512
+HEAD_BYTES = 512  # the first bytes of a file that say what it is
 _IMAGE_SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
     (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
 _MATROSKA = b"\x1a\x45\xdf\xa3"
-# Kinds of the first box of a QuickTime file without `ftyp`.
-_QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+# Kinds of the first box of a QuickTime file without `ftyp`. Those of the second row are words that may follow the
+# first four letters of a text, which would be a size of at least 2^29 bytes.
+_QUICKTIME_BOXES = (b"moov", b"mdat")
+_SHORT_BOXES = (b"wide", b"free", b"skip", b"pnot")
+_TEXT_SIZE = 2**29
+# Sizes of the second header of a BMP. Its first two bytes, BM, may also begin a text.
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -47,18 +44,23 @@ def kind_of(stream: IO[bytes]) -> FileKind | None:
     Only containers of their own frames are recognised: playlists and concatenations, which make FFmpeg open
     further files, are not.
     """
-    head = stream.read(_HEAD_BYTES)
+    head = stream.read(HEAD_BYTES)
     stream.seek(0)
+    if head[8:10] == b"CR" and head.startswith(b"II*\0"):
+        return None  # a raw file of Canon, whose layout is otherwise that of TIFF
     for signature, name in _IMAGE_SIGNATURES:
         if head.startswith(signature):
             return FileKind(name, False)
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return FileKind("BMP", False)
     if head.startswith(b"RIFF"):
         return {b"WEBP": FileKind("WEBP", False), b"AVI ": FileKind("avi", True)}.get(head[8:12])
     if head.startswith(_MATROSKA):
         return FileKind("matroska", True)
     if head[4:8] == b"ftyp":
         return _kind_of_brands(head)
-    return FileKind("mov", True) if head[4:8] in _QUICKTIME_BOXES else None
+    short = head[4:8] in _SHORT_BOXES and int.from_bytes(head[:4], "big") < _TEXT_SIZE
+    return FileKind("mov", True) if short or head[4:8] in _QUICKTIME_BOXES else None
 
 
 def _kind_of_brands(head: bytes) -> FileKind:

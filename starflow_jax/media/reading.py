@@ -19,10 +19,11 @@ from PIL import Image, ImageSequence
 from starflow_jax.core.choices import Background
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.regular_files import open_file
-from starflow_jax.media.displayed_frames import MAX_FRAME_PIXELS, frame_pixels
+from starflow_jax.media.displayed_frames import MAX_FRAME_PIXELS, first_video, frame_pixels
 from starflow_jax.media.displayed_images import displayed, open_image
-from starflow_jax.media.file_kind import IMAGE_SUFFIXES, kind_of
+from starflow_jax.media.file_kind import kind_of
 from starflow_jax.media.fitting import fit_frame
+from starflow_jax.media.medium import IMAGES
 
 MAX_FRAMES = 10_000
 MAX_CLIP_BYTES = 2**30
@@ -110,9 +111,7 @@ class _Source:
         try:
             # An open file instead of its name, because FFmpeg interprets some names as protocols.
             with av.open(file, "r", format=container_format) as container:
-                check(len(container.streams.video) > 0, "it contains no video")
-                stream = container.streams.video[0]
-                check(stream.codec_context is not None, "its codec is not known")
+                stream = first_video(container)
                 if stream.average_rate:
                     self.fps = float(stream.average_rate)
                 for frame in container.decode(stream):
@@ -151,7 +150,7 @@ class _Source:
 
 def _images_in(folder: Path) -> list[Path]:
     """The PNGs of a folder, or without any its other images, sorted by value, so that 10.png follows 9.png."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    files = IMAGES.of_folder(folder)
     files = [path for path in files if path.suffix.lower() == ".png"] or files
     check(len(files) > 0, "the folder contains no images")
     return sorted(files, key=_natural)

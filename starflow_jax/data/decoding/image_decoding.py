@@ -13,9 +13,7 @@ from PIL import Image
 from starflow_jax.core.choices import Background
 from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
 from starflow_jax.media.displayed_images import displayed, displayed_size, is_grey, open_image
-from starflow_jax.media.file_kind import IMAGE_SUFFIXES
 
-SUFFIXES = IMAGE_SUFFIXES
 # Grows when files are decoded to other pixels than before, so that results of the earlier ones are not used.
 DECODING_VERSION = 2
 

@@ -23,7 +23,8 @@ from starflow_jax.data.sources.folders import Folder, open_folder
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
 from starflow_jax.data.sources.size_index import by_bucket, scan_files
 from starflow_jax.data.sources.source_request import SourceRequest
-from starflow_jax.media.clip_reading import CLIP_SUFFIXES, VideoFacts, frames_at, video_facts
+from starflow_jax.media.clip_reading import VideoFacts, frames_at, video_facts
+from starflow_jax.media.medium import VIDEOS
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ def open_clips(config: SourceConfig, request: SourceRequest) -> Mixture:
     shapes, channels = request.image_shapes(config), request.channels(config)
     drop_first = config.drop_first if request.training else 0.0
     reading = CaptionFormat.from_config(config.captions)
-    folder = open_folder(Path(config.path or ""), request.split, CLIP_SUFFIXES, reading)
+    folder = open_folder(Path(config.path or ""), request.split, VIDEOS, reading)
     skipped = Skipped()
     index_file = request.index_file(config)
     facts = scan_files(len(folder), lambda i: header_facts(folder, i), folder.signature(), index_file, skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from starflow_jax.data.decoding.bad_examples import error_reason
 from starflow_jax.data.sources.caption_files import FILE_KINDS
 from starflow_jax.data.sources.caption_tables import TABLES
+from starflow_jax.media.medium import Medium, is_open
 
 
 @dataclass(eq=False)
@@ -24,6 +26,7 @@ class Listing:
       tables: relative paths of metadata files.
       not_followed: linked folders that lead to one that is read already.
       broken: links that lead to no file; unreadable: reasons why folders cannot be read, by path.
+      others: counts by suffix of files that are neither data nor captions.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -32,21 +35,21 @@ class Listing:
     not_followed: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    others: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-def list_files(root: Path, suffixes: tuple[str, ...]) -> Listing:
-    """Lists the regular files below `root` that have one of the suffixes; hidden files and folders are left out.
+def list_files(root: Path, medium: Medium) -> Listing:
+    """Lists the regular files below `root` that are images or videos; hidden files and folders are left out.
 
-    Args:
-      suffixes: in lower case.
+    Files are taken by suffix; those whose suffix is unknown are opened.
     """
     listing = Listing()
     status = root.stat()
     start = (status.st_dev, status.st_ino)
     seen: dict[str, set[tuple[int, int]]] = {}  # folders that were read, by the first folder of the path
-    links = list(_walk(root, "", suffixes, listing, seen, start, linked=False))
+    links = list(_walk(root, "", medium, listing, seen, start, linked=False))
     while links:
-        walks = (_walk(root, link, suffixes, listing, seen, start, linked=True) for link in sorted(links))
+        walks = (_walk(root, link, medium, listing, seen, start, linked=True) for link in sorted(links))
         links = list(itertools.chain.from_iterable(walks))
     return listing
 
@@ -54,7 +57,7 @@ def list_files(root: Path, suffixes: tuple[str, ...]) -> Listing:
 def _walk(
     root: Path,
     begin: str,
-    suffixes: tuple[str, ...],
+    medium: Medium,
     listing: Listing,
     seen: dict[str, set[tuple[int, int]]],
     start: tuple[int, int],
@@ -84,15 +87,16 @@ def _walk(
                         yield path
                     elif entry.is_symlink() and not entry.is_file() and _size(entry) is None:
                         listing.broken.append(path)
-                    elif Path(entry.name).suffix.lower() in suffixes:
-                        size = _size(entry)
-                        if size is not None and size >= 0:
-                            listing.sizes[path] = size
-                            names.append(entry.name)
                     elif entry.name.lower() in TABLES:
                         listing.tables.append(path)
-                    elif Path(entry.name).suffix.lower() in FILE_KINDS:
+                    elif (suffix := Path(entry.name).suffix.lower()) in FILE_KINDS:
                         captions.append(entry.name)
+                    elif (size := _size(entry)) is not None and size >= 0:
+                        if suffix in medium.suffixes or (is_open(suffix) and medium.in_file(root / path)):
+                            listing.sizes[path] = size
+                            names.append(entry.name)
+                        else:
+                            listing.others[suffix] += 1
         except OSError as error:
             listing.unreadable[str(root / folder)] = error_reason(error)
         waiting += sorted(inside, reverse=True)

@@ -13,7 +13,6 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
-from starflow_jax.data.decoding.image_decoding import SUFFIXES
 from starflow_jax.data.sources.caption_files import (
     DEFAULT_FORMAT,
     FILE_KINDS,
@@ -30,17 +29,19 @@ from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.regular_file import open_regular
 from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.data.sources.splits import split_folder
+from starflow_jax.data.sources.suffix_counts import most_frequent
+from starflow_jax.media.medium import IMAGES, Medium
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
-    """Files of given suffixes in a folder and its subfolders, sorted by path.
+    """Images or videos in a folder and its subfolders, sorted by path.
 
     Attributes:
       root: the folder; files: paths relative to it, with "/".
       classes: the first folders of these paths; a file directly in `root` has class -1.
       sizes: sizes of the files in bytes.
-      skipped: folders that cannot be read; notes: sentences about links and classes that are left aside.
+      skipped: folders that cannot be read; notes: sentences about links, files and classes that are left aside.
       reading: how captions are read; forms: the endings of caption files, in the order in which they are tried.
       tables: the captions of metadata files.
     """
@@ -59,16 +60,16 @@ class Folder:
     def scan(
         cls,
         root: Path,
-        suffixes: tuple[str, ...],
+        medium: Medium,
         classes: tuple[str, ...] | None = None,
         *,
         reading: CaptionFormat = DEFAULT_FORMAT,
         above: bool = False,
     ) -> Folder:
-        """Lists the regular files below `root` that have one of the suffixes and are not hidden; links are followed.
+        """Lists the regular files below `root` that are images or videos and not hidden; links are followed.
 
         Args:
-          root: the folder; suffixes: in lower case.
+          root: the folder; medium: what it is searched for.
           classes: names of the classes; None for the subfolders of `root`.
           reading: how captions are read; above: whether metadata files in the folder above `root` are read, too.
 
@@ -76,17 +77,19 @@ class Folder:
           ValueError: `root` does not exist, or contains no such file.
         """
         check(root.is_dir(), f"data folder {root} does not exist")
-        listing = list_files(root, suffixes)
+        listing = list_files(root, medium)
         skipped = Skipped()
         skipped.bad += len(listing.unreadable)
         skipped.name(listing.unreadable)
+        others = f", but other files: {most_frequent(listing.others)}" if listing.others else ""
         check(
             len(listing.sizes) > 0,
-            f"data folder {root} contains no file with the suffix {', '.join(suffixes)}{skipped.first()}",
+            f"data folder {root} contains no {medium.name}{others}{skipped.first()}",
         )
         files = tuple(sorted(listing.sizes))
         tops = collections.Counter(file.split("/")[0] for file in files if "/" in file)
-        notes = _notes(listing, {} if classes is None else {top: tops[top] for top in tops if top not in classes})
+        unknown = {} if classes is None else {top: tops[top] for top in tops if top not in classes}
+        notes = _notes(medium, listing, unknown)
         if classes is None:
             classes = tuple(sorted(tops))
         forms = tuple(sorted(listing.forms, key=_form_order))
@@ -130,13 +133,19 @@ class Folder:
         except OSError as error:
             raise BadExample(str(path), error_reason(error)) from error
 
+    @functools.cached_property
+    def _forms(self) -> dict[str, list[str]]:
+        """The endings of caption files by what precedes their suffix: "" for ".txt", ".png" for ".png.txt"."""
+        forms: dict[str, list[str]] = {}
+        for form in self.forms:
+            forms.setdefault(form.removesuffix(_last(form)), []).append(form)
+        return forms
+
     def captions(self, index: int) -> ExampleCaptions:
         """Captions in the first of these that has one: .json, .txt and .caption files beside, metadata files."""
         path = self.path(index)
-        for form in self.forms:
+        for form in sorted((*self._forms.get("", ()), *self._forms.get(path.suffix, ())), key=_form_order):
             suffix = _last(form)
-            if form not in (suffix, path.suffix + suffix):
-                continue
             try:
                 with open_regular(path.with_name(path.stem + form)) as file:
                     data = file.read(MAX_CAPTION_BYTES + 1)
@@ -172,7 +181,7 @@ class Folder:
         return digest.hexdigest()
 
 
-def open_folder(path: Path, split: str, suffixes: tuple[str, ...], reading: CaptionFormat = DEFAULT_FORMAT) -> Folder:
+def open_folder(path: Path, split: str, medium: Medium, reading: CaptionFormat = DEFAULT_FORMAT) -> Folder:
     """The files of one split. The training split defines the indices of the classes.
 
     Raises:
@@ -180,19 +189,19 @@ def open_folder(path: Path, split: str, suffixes: tuple[str, ...], reading: Capt
     """
     root = split_folder(path, split)
     train = root if split == "train" else split_folder(path, "train")
-    classes = None if train == root else Folder.scan(train, suffixes).classes
-    return Folder.scan(root, suffixes, classes, reading=reading, above=root != path)
+    classes = None if train == root else Folder.scan(train, medium).classes
+    return Folder.scan(root, medium, classes, reading=reading, above=root != path)
 
 
 @SOURCES.register("images", path=True, decoded=True, captions="text")
 def open_image_folder(config: SourceConfig, request: SourceRequest) -> Mixture:
     """The images of a folder; see `open_image_files`."""
     reading = CaptionFormat.from_config(config.captions)
-    return open_image_files(config, request, open_folder(Path(config.path or ""), request.split, SUFFIXES, reading))
+    return open_image_files(config, request, open_folder(Path(config.path or ""), request.split, IMAGES, reading))
 
 
-def _notes(listing: Listing, unknown: Mapping[str, int]) -> tuple[str, ...]:
-    """Sentences about links that are not read, and about files of classes that the training split lacks."""
+def _notes(medium: Medium, listing: Listing, unknown: Mapping[str, int]) -> tuple[str, ...]:
+    """Sentences about links and files that are not read, and about files of classes that the training split lacks."""
     notes = []
     for some, what in (
         (listing.not_followed, "linked folders lead to a folder that is read already and are left aside"),
@@ -200,6 +209,10 @@ def _notes(listing: Listing, unknown: Mapping[str, int]) -> tuple[str, ...]:
     ):
         if some:
             notes.append(f"{len(some)} {what}, such as {min(some)}")
+    if listing.others:
+        notes.append(
+            f"{listing.others.total()} files are no {medium.name}s and are left aside: {most_frequent(listing.others)}"
+        )
     if unknown:
         notes.append(
             f"{sum(unknown.values())} files are of classes that the training split lacks, and have none: "

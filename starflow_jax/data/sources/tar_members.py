@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import Skipped, error_reason
-from starflow_jax.data.decoding.image_decoding import SUFFIXES
 from starflow_jax.data.sources.caption_files import FILE_KINDS
 from starflow_jax.data.sources.regular_file import open_regular
+from starflow_jax.data.sources.suffix_counts import most_frequent
+from starflow_jax.media.file_kind import HEAD_BYTES
+from starflow_jax.media.medium import IMAGES, is_open
 
 _CLASS = ".cls"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -43,26 +45,35 @@ class LeftAside:
 
     Attributes:
       images: images that share their key with the one that is read, by ending.
+      keys: keys without an image; members: their members, by ending.
       collapsed: keys all of whose images have endings of several parts, such as img_22.05.jpg and img_22.10.jpg.
       repeated: members whose name occurred before in their shard; first: the first of them.
-      labels: `.cls` members that contain no number.
+      labels: `.cls` members that contain no number; links: members that are links to others.
+      ended: shards with more behind the end of the archive, as of tars joined by `cat`, or a damaged header.
     """
 
     images: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    keys: list[str] = dataclasses.field(default_factory=list)
+    members: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     collapsed: list[str] = dataclasses.field(default_factory=list)
     repeated: int = 0
     first: str = ""
     labels: int = 0
+    links: int = 0
+    ended: list[str] = dataclasses.field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
         """Sentences about what is left aside."""
         notes = []
         if self.images:
-            most = ", ".join(f"{count} {ending}" for ending, count in self.images.most_common(4))
-            more = ", and others" if len(self.images) > 4 else ""
             notes.append(
                 f"{self.images.total()} images share the key of another, which is read, and are left aside: "
-                f"{most}{more}"
+                f"{most_frequent(self.images)}"
+            )
+        if self.keys:
+            notes.append(
+                f"{len(self.keys)} keys contain no image and are left aside, such as {self.keys[0]}: "
+                f"{most_frequent(self.members)}"
             )
         if self.collapsed:
             notes.append(
@@ -74,6 +85,13 @@ class LeftAside:
             notes.append(
                 f"{self.repeated} members repeat a name of their tar, such as {self.first}, and the first of each is "
                 "read"
+            )
+        if self.links:
+            notes.append(f"{self.links} members are links and are left aside")
+        if self.ended:
+            notes.append(
+                f"{len(self.ended)} tars, such as {self.ended[0]}, contain more behind the end of the archive or a damaged "
+                "header, which is left aside; tars are joined by tar --concatenate, not by cat"
             )
         if self.labels:
             notes.append(f"{self.labels} .cls members contain no class number, and their examples have no class")
@@ -109,7 +127,9 @@ def read_entries(index: int, shard: Path, skipped: Skipped, aside: LeftAside, *,
             for member in tar:
                 key, ending = _key(member.name, last_dot)
                 suffix = ending[ending.rfind(".") :]
-                if not (member.isreg() and not member.issparse() and len(suffix) > 1):
+                hidden = member.name.rpartition("/")[2].startswith(".")
+                if hidden or not member.isreg() or member.issparse():
+                    aside.links += not hidden and (member.islnk() or member.issym())
                     continue
                 if member.offset_data + member.size > length:
                     raise ValueError(f"it ends inside {member.name}")
@@ -124,19 +144,33 @@ def read_entries(index: int, shard: Path, skipped: Skipped, aside: LeftAside, *,
                     text = file.read().strip() if file else b""
                     labels[key] = int(text) if text.isdigit() and int(text) < 2**31 - 1 else -1
                     aside.labels += labels[key] < 0
+            if _has_more(shard, tar.offset):
+                aside.ended.append(shard.name)
     except Exception as error:  # tarfile raises several kinds of errors on damaged headers
         skipped.add(1, [(str(shard), error_reason(error))])
     entries = []
     for key, members in groups.items():
-        if image := _image(key, members, aside):
+        if image := _image(shard, key, members, aside):
             entries.append(Entry(index, key, image, labels.get(key, -1), _captions(members)))
     return entries
 
 
-def _image(key: str, members: list[Member], aside: LeftAside) -> Member | None:
+def _has_more(shard: Path, offset: int) -> bool:
+    """Whether anything but zeros follows the end of an archive."""
+    with open_regular(shard) as file:
+        file.seek(offset)
+        while part := file.read(2**20):
+            if part.strip(b"\0"):
+                return True
+    return False
+
+
+def _image(shard: Path, key: str, members: list[Member], aside: LeftAside) -> Member | None:
     """The picture of an example: the first one with a single suffix, else the first one; None where there is none."""
-    images = [member for member in members if member.suffix in SUFFIXES]
+    images = [member for member in members if member.suffix in IMAGES.suffixes] or _by_content(shard, members)
     if not images:
+        aside.keys.append(key)
+        aside.members.update(member.ending for member in members)
         return None
     single = [member for member in images if member.ending == member.suffix]
     chosen = (single or images)[0]
@@ -148,6 +182,23 @@ def _image(key: str, members: list[Member], aside: LeftAside) -> Member | None:
     return chosen
 
 
+def _by_content(shard: Path, members: list[Member]) -> list[Member]:
+    """The members with unknown suffixes whose first bytes are those of an image."""
+    asked = [member for member in members if is_open(member.suffix) and member.suffix not in (_CLASS, *FILE_KINDS)]
+    if not asked:
+        return []
+    images = []
+    try:
+        with open_regular(shard) as file:
+            for member in asked:
+                file.seek(member.offset)
+                if IMAGES.in_head(file.read(min(member.size, HEAD_BYTES))):
+                    images.append(member)
+    except OSError:
+        return images
+    return images
+
+
 def _captions(members: list[Member]) -> tuple[Member, ...]:
     """The caption files of an example, by kind, those with a single suffix first."""
     kinds = tuple(FILE_KINDS)
@@ -156,7 +207,7 @@ def _captions(members: list[Member]) -> tuple[Member, ...]:
 
 
 def _key(name: str, last_dot: bool) -> tuple[str, str]:
-    """A member name up to the first (or last) dot of its last component, and the rest in lower case; "" for none."""
+    """A member name up to the first (or last) dot of its last component, and the ending in lower case; "" for none."""
     folder, slash, last = name.rpartition("/")
     stem, dot, rest = last.rpartition(".") if last_dot else last.partition(".")
-    return f"{folder}{slash}{stem}", f".{rest.lower()}" if dot and stem else ""
+    return (f"{folder}{slash}{stem}", f".{rest.lower()}") if dot else (name, "")

@@ -29,7 +29,7 @@ from starflow_jax.evaluation.video import clip_report as report
 from starflow_jax.evaluation.video.clip_metrics import ClipQuality, Tracking, clip_quality, group_figures
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import read_video
-from starflow_jax.media.clip_reading import CLIP_SUFFIXES
+from starflow_jax.media.medium import VIDEOS
 from starflow_jax.training import load_run
 
 
@@ -138,8 +138,7 @@ def clip_paths(request: VideoQualityRequest, field: str) -> list[Path]:
     clips: list[Path] = []
     for path in getattr(request, field):
         require(path.exists(), f"{{{field}}} {{0}} does not exist", path)
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_SUFFIXES) if path.is_dir() else []
-        clips.extend(files or [path])
+        clips.extend((VIDEOS.of_folder(path) if path.is_dir() else []) or [path])
     return clips
 
 
