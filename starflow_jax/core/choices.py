@@ -28,7 +28,7 @@ Schedule = Literal["tarflow", "starflow"]
 # Objective that the automatic solver minimises (`solvers.automatic.block_solver_choice`).
 Objective = Literal["time", "depth"]
 # How images are resized for the Inception network (`evaluation.samples.features.inception`).
-Resize = Literal["half-pixel", "tensorflow"]
+Resize = Literal["half-pixel", "tensorflow", "clean"]
 # Checkpoint from which a run resumes (`training.checkpoints.resume`).
 ResumePolicy = Literal["latest", "latest-good"]
 # How files are transferred into a model folder (`sampling.model_folder`).

@@ -41,7 +41,8 @@ def add_quality_options(parser: Parser) -> None:
         "--resize",
         type=choice(*choices(Resize)),
         metavar="NAME",
-        help="how Inception's input is resized: half-pixel as pytorch-fid (default), or tensorflow as torch-fidelity",
+        help="how Inception's input is resized: half-pixel as pytorch-fid (default), tensorflow as torch-fidelity, or "
+        "clean (bicubic, antialiased) as clean-fid",
     )
     option(
         "--reference",

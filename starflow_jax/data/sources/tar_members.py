@@ -90,8 +90,8 @@ class LeftAside:
             notes.append(f"{self.links} members are links and are left aside")
         if self.ended:
             notes.append(
-                f"{len(self.ended)} tars, such as {self.ended[0]}, contain more behind the end of the archive or a damaged "
-                "header, which is left aside; tars are joined by tar --concatenate, not by cat"
+                f"{len(self.ended)} tars, such as {self.ended[0]}, contain more behind the end of the archive or a "
+                "damaged header, which is left aside; tars are joined by tar --concatenate, not by cat"
             )
         if self.labels:
             notes.append(f"{self.labels} .cls members contain no class number, and their examples have no class")

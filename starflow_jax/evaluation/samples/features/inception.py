@@ -8,6 +8,7 @@ tensors that PyTorch packages publish. Arrays are [B, H, W, C].
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -63,23 +64,37 @@ class Inception(nnx.Module):
 def network_input(images: jax.Array, resize: Resize = "half-pixel") -> jax.Array:
     """The input float32 [B, 299, 299, 3] for images uint8 [B, H, W, C] with C of 3 or 1 (grey).
 
-    Images are resized by linear interpolation between neighbouring pixels, without antialiasing.
-
     Args:
-      resize: the position of pixel i of n among N input pixels, and the scale of 0 to 255. "half-pixel" takes
-        (i + 1/2) N / n - 1/2 and x / 127.5 - 1, as pytorch-fid does; "tensorflow" takes i N / n and (x - 128) / 128, as
-        the graph of 2015 and torch-fidelity do.
+      resize: how pixel i of n is interpolated among N input pixels, and the scale of 0 to 255. "half-pixel" is linear
+        without antialiasing at (i + 1/2) N / n - 1/2, scaled to x / 127.5 - 1, as pytorch-fid does; "tensorflow" is
+        linear without antialiasing at i N / n, scaled to (x - 128) / 128, as the graph of 2015 and torch-fidelity do;
+        "clean" is bicubic with antialiasing (Pillow's, without rounding), scaled to (x - 128) / 128, as clean-fid does.
     """
-    down, along = (jnp.asarray(_interpolation(side, resize)) for side in images.shape[1:3])
+    weights = _cubic if resize == "clean" else functools.partial(_linear, resize=resize)
+    down, along = (jnp.asarray(weights(side)) for side in images.shape[1:3])
     x = images.astype(jnp.float32)
     x = x / 127.5 - 1.0 if resize == "half-pixel" else (x - 128.0) / 128.0
     x = jnp.einsum("ah,bhwc->bawc", down, x, precision="highest")
     x = jnp.einsum("aw,bhwc->bhac", along, x, precision="highest")
+    if resize == "clean":  # cubic interpolation overshoots
+        x = jnp.clip(x, -1.0, 127.0 / 128.0)
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
-def _interpolation(side: int, resize: Resize) -> np.ndarray:
-    """Interpolation weights float32 [299, side]; positions outside repeat the border."""
+def _cubic(side: int) -> np.ndarray:
+    """Weights float32 [299, side] of Keys' cubic kernel (a = -1/2), widened for downscaling and cut at the border."""
+    scale = side / SIDE
+    centres = (np.arange(SIDE) + 0.5) * scale
+    wide = max(scale, 1.0)
+    distance = np.abs(np.arange(side) + 0.5 - centres[:, None]) / wide
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0
+    weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _linear(side: int, resize: Resize) -> np.ndarray:
+    """Weights float32 [299, side] of linear interpolation; positions outside repeat the border."""
     positions = np.arange(SIDE) * (side / SIDE)
     if resize == "half-pixel":
         positions += 0.5 * side / SIDE - 0.5
