@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.samples.features.digit_classifier import digit_network
@@ -80,6 +81,12 @@ def test_resizing(shape):
     found = np.asarray(network_input(images))
     assert found.shape == (1, 299, 299, 3)
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-4)
+    # Pillow's bicubic filter for every channel, in floats.
+    clean = np.asarray(network_input(images, "clean"))[0]
+    for channel in range(shape[3]):
+        image = Image.fromarray(images[0, ..., channel].astype(np.float32))
+        resized = np.asarray(image.resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255)
+        np.testing.assert_allclose(clean[..., channel], (resized - 128) / 128, atol=1e-6)
     # TensorFlow's: pixel i of the new picture lies at i N / n of the old one.
     legacy = np.asarray(network_input(images, "tensorflow"))
     rows, columns = np.arange(299) * (shape[1] / 299), np.arange(299) * (shape[2] / 299)

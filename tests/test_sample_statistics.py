@@ -19,6 +19,7 @@ from starflow_jax.evaluation.samples.features.feature_statistics import (
     read_statistics,
     write_statistics,
 )
+from starflow_jax.evaluation.samples.features.inception import network_input
 from starflow_jax.evaluation.samples.features.moments import Moments, total_moments
 from starflow_jax.evaluation.samples.metrics.clip_score import clip_score, pair_scores
 from starflow_jax.evaluation.samples.metrics.frechet_distance import frechet_distance
@@ -269,6 +270,17 @@ def test_bad_features_are_refused():
         frechet_distance(Moments.from_features(ONE[:1]), Moments.from_features(ONE))
     with pytest.raises(ValueError, match="more than 3 vectors of each set, got 3"):
         precision_recall(ONE, ONE[:3])
+
+
+def test_figures_and_resized_images_are_those_of_clean_fid():
+    fid, resize = pytest.importorskip("cleanfid.fid"), pytest.importorskip("cleanfid.resize")
+    moments = [(x.mean(axis=0), np.cov(x, rowvar=False)) for x in (ONE, OTHER)]
+    distance = frechet_distance(Moments.from_features(ONE), Moments.from_features(OTHER))
+    assert distance == pytest.approx(fid.frechet_distance(*moments[0], *moments[1]), rel=1e-5)
+    images = np.random.default_rng(1).integers(0, 256, (1, 350, 40, 3)).astype(np.uint8)
+    clean, pytorch = (np.asarray(network_input(images, name))[0] for name in ("clean", "half-pixel"))
+    np.testing.assert_allclose(clean * 128 + 128, resize.build_resizer("clean")(images[0]), atol=1e-3)
+    np.testing.assert_allclose((pytorch + 1) * 127.5, resize.build_resizer("legacy_pytorch")(images[0]), atol=1e-3)
 
 
 def test_figures_are_those_of_torchmetrics():
