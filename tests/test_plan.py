@@ -241,6 +241,27 @@ def test_slices_are_planned_with_the_network_between_them():
         make_plan(load_config(RELEASED, ["mesh.slices=2"]), topology("h100:8x4"), IMAGES)
 
 
+def test_without_a_compiler_gpus_are_charged_what_they_do(monkeypatch):
+    """Sums over tensor-parallel devices in an inverse; attention weights only where cuDNN does not take the call."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    one, four = dataclasses.replace(IMAGES, batch=1), topology("h100:4")
+    config = load_config(RELEASED, ["mesh.data=1", "mesh.fsdp=1", "mesh.tensor=4"])
+    plan = make_plan(config, four, one, "inverse")
+    (move,) = plan.transfers
+    deep, chunk = config.flow.blocks[-1], 64  # of the last stage of this schedule
+    assert (move.kind, move.axes, move.count) == ("all-reduce", ("tensor",), 2 * deep.layers)
+    assert move.sent == pytest.approx(move.count * 2 * (3 / 4) * 2 * chunk * deep.width * 4)
+    assert plan.estimate("hidden").collectives > 0
+    assert "formulas, not compiled" in report(plan) and "starflow-jax[gpu-compiler]" in report(plan)
+    large = topology("h100:8x8")
+    fused, stored = (
+        make_plan(load_config(RELEASED, ["mesh.fsdp=64", "mesh.data=1", f"flow.kernels={name}"]), large, IMAGES)
+        for name in ("auto", "xla")
+    )
+    assert fused.memory.temporaries < stored.memory.temporaries
+    assert fused.estimate("exposed").memory < stored.estimate("exposed").memory
+
+
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[tpu\]'"):

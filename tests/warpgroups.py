@@ -159,7 +159,7 @@ def _run_state(body):
     return run
 
 
-def _kernel(body, *, out_type, grid, grid_names, num_threads, thread_name, compiler_params, interpret):
+def _kernel(body, *, out_type, grid, grid_names, num_threads, kernel_name, thread_name, compiler_params, interpret):
     def run(*arrays):
         refs = [Ref(np.asarray(a)) for a in arrays]
         types = out_type if isinstance(out_type, list) else [out_type]

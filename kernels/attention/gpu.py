@@ -1,4 +1,8 @@
-"""Attention on Hopper GPUs, as an `AttentionKernel`."""
+"""Attention on Hopper GPUs, as an `AttentionKernel`: for whole sequences.
+
+It computes chunks with a cache, too, but is not made for them: one query takes a tile of 128 rows, and one block reads
+all keys of a head. By default XLA computes them.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients
 from starflow_jax.kernels.attention.gpu_blocks import (
     EMPTY_LSE,
     LOG2E,
+    MULTIPLYING,
     WORKERS,
     block_start,
     copy_blocks,
@@ -92,6 +93,7 @@ def backward(call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n 
     arrays = (query, do, lse, delta, key, value)
     dq = plgpu.kernel(
         lambda *refs: _run(call, _Refs._make((*refs[:10], refs[10:])), by_query=True),
+        kernel_name="attention_backward_queries",
         out_type=jax.ShapeDtypeStruct(query.shape, query.dtype),
         grid=(heads, -(-rows // tile_q), batch),
         **options,
@@ -100,6 +102,7 @@ def backward(call: AttentionCall, residuals: Residuals, do: Float[Array, "B h n 
     per_head = jax.ShapeDtypeStruct((batch, heads, slots, dim), key.dtype)
     gradients = plgpu.kernel(
         lambda *refs: _run(call, _Refs._make((*refs[:10], refs[10:])), by_query=False),
+        kernel_name="attention_backward_keys",
         out_type=[per_head, per_head],
         grid=(heads, -(-slots // tile_k), batch),
         **options,
@@ -155,10 +158,9 @@ def _add(acc: Any, left: Any, right: Any) -> Any:
     return pl.run_state(lambda result: plgpu.wgmma(result, left, right))(plgpu.ACC.init(acc))
 
 
-def _load_rows(buffers: _Buffers, index: Any, axis: int) -> list[Any]:
-    """lse, delta, start and end, spread over the rows or columns of a tile of logits."""
-    layout = plgpu.Layout.WGMMA.reduce(axis)
-    return [plgpu.load(buffer.at[index], (), layout=layout) for buffer in buffers.rows]
+def _load_row(buffer: Any, index: Any, axis: int) -> Any:
+    """One of `_Buffers.rows`, spread over the rows or columns of a tile of logits."""
+    return plgpu.load(buffer.at[index], (), layout=plgpu.Layout.WGMMA.reduce(axis))
 
 
 def _query_tile() -> Any:
@@ -175,7 +177,7 @@ def _multiply_queries(call: AttentionCall, refs: _Refs, buffers: _Buffers, worke
     block_q, block_k, stages = call.tiles.block_q_backward, call.tiles.block_k_backward, call.tiles.stages_backward
     batch, head, tile = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), _query_tile()
     ahead, first, shape = refs.ranges[tile, AHEAD], refs.ranges[tile, START], (block_q, block_k)
-    plgpu.set_max_registers(232, action="increase")
+    plgpu.set_max_registers(MULTIPLYING, action="increase")
     row = jnp.minimum(tile * (WORKERS * block_q), refs.q.shape[2] - WORKERS * block_q) + worker * block_q
     rows, ready = pl.ds(row, block_q), buffers.ready.at[worker]
     q, do = (buffer.at[worker] for buffer in buffers.local)
@@ -186,7 +188,7 @@ def _multiply_queries(call: AttentionCall, refs: _Refs, buffers: _Buffers, worke
     for source, buffer in zip(sources, buffers.rows, strict=True):
         plgpu.copy_gmem_to_smem(source, buffer.at[worker], ready)
     plgpu.barrier_wait(ready)
-    lse, delta, start, end = _load_rows(buffers, worker, 1)
+    lse, delta, start, end = (_load_row(buffer, worker, 1) for buffer in buffers.rows)
     lse = jax.lax.broadcast_in_dim(lse * LOG2E, shape, [0])
     delta = jax.lax.broadcast_in_dim(delta, shape, [0])
 
@@ -231,8 +233,7 @@ def _multiply_keys(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: 
     block_q, block_k, stages = call.tiles.block_q_backward, call.tiles.block_k_backward, call.tiles.stages_backward
     batch, head, tile = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), jax.lax.axis_index("tile")
     shape, num_rows, dtype, dim = (block_k, block_q), refs.q.shape[2], refs.k.dtype, call.head_dim
-    first = refs.ranges[tile, START]
-    plgpu.set_max_registers(232, action="increase")
+    plgpu.set_max_registers(MULTIPLYING, action="increase")
     slot = jnp.minimum(tile * (WORKERS * block_k), call.num_slots - WORKERS * block_k) + worker * block_k
     slots, ready = pl.ds(slot, block_k), buffers.ready.at[worker]
     k, v = (buffer.at[worker] for buffer in buffers.local)
@@ -246,15 +247,20 @@ def _multiply_keys(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: 
         stage = jax.lax.rem(index, stages)
         plgpu.barrier_wait(buffers.arrived.at[stage])
         q, do = (buffer.at[stage] for buffer in buffers.streamed)
-        lse, delta, start, end = _load_rows(buffers, stage, 0)
-        p = jnp.exp2(_product(k, q, shape) * LOG2E - jax.lax.broadcast_in_dim(lse * LOG2E, shape, [1]))
+        # Every value is read where it is used: dk, dv and two tiles of logits leave few of the registers, and each
+        # number of the queries takes 16 of them.
+        lse, delta, start, end = buffers.rows
+        p = _product(k, q, shape) * LOG2E
+        p = jnp.exp2(p - jax.lax.broadcast_in_dim(_load_row(lse, stage, 0) * LOG2E, shape, [1]))
         if masked:
-            base, lowest = block_start(index, first, jnp.int32(0), block_q, num_rows)
+            base, lowest = block_start(index, refs.ranges[tile, START], jnp.int32(0), block_q, num_rows)
+            start, end = (_load_row(bound, stage, 0) for bound in (start, end))
             mask = tile_mask(slot, jnp.int32(0), refs.scalars[1], start, end, shape, 1)
             row = base + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
             p = jnp.where(mask & (row >= lowest), p, 0.0)
         dv = _add(dv, p.astype(dtype), do)
-        ds = p * (_product(v, do, shape) - jax.lax.broadcast_in_dim(delta, shape, [1]))
+        dp = _product(v, do, shape)
+        ds = p * (dp - jax.lax.broadcast_in_dim(_load_row(delta, stage, 0), shape, [1]))
         dk = _add(dk, ds.astype(dtype), q)
         plgpu.barrier_arrive(buffers.free.at[stage])
         return dk, dv

@@ -26,6 +26,8 @@ EMPTY_LSE = 1e30
 LOG2E = math.log2(math.e)
 # Warpgroups that multiply; one more copies.
 WORKERS = 2
+# Registers of a thread that multiplies, and of one that copies: together as many as the 168 that each starts with.
+MULTIPLYING, COPYING = 240, 24
 LINE = 8
 
 
@@ -108,7 +110,7 @@ def loop_over_blocks(ranges: Any, tile: Any, step: Any, carry: Any) -> Any:
 
 def copy_blocks(steps: Any, stages: int, copy: Any) -> None:
     """The copying warpgroup: `copy(step, stage, free)` for every step; `free(barrier)` waits until a buffer is free."""
-    plgpu.set_max_registers(40, action="decrease")
+    plgpu.set_max_registers(COPYING, action="decrease")
 
     def one(index: Any, _: Any) -> None:
         stage = jax.lax.rem(index, stages)

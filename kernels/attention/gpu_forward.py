@@ -22,6 +22,7 @@ from starflow_jax.kernels.attention.gpu_blocks import (
     LOG2E,
     LOWEST,
     MASKED,
+    MULTIPLYING,
     WORKERS,
     block_start,
     copy_blocks,
@@ -88,6 +89,7 @@ def forward(
     ranges = query_ranges(call.problem, bounds.offset, bounds.length, rows, tile, tiles.block_k)
     kernel = plgpu.kernel(
         lambda *refs: _forward_entry(call, _Refs(*refs)),
+        kernel_name="attention_forward",
         out_type=[
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads, rows), jnp.float32),
@@ -138,7 +140,7 @@ def _multiply(call: AttentionCall, refs: _Refs, buffers: _Buffers, worker: Any) 
     block_q, block_k, stages, dim = call.tiles.block_q, call.tiles.block_k, call.tiles.stages, call.head_dim
     batch, head, tile = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), _tile()
     ahead, first = refs.ranges[tile, AHEAD], refs.ranges[tile, START]
-    plgpu.set_max_registers(232, action="increase")
+    plgpu.set_max_registers(MULTIPLYING, action="increase")
     row = jnp.minimum(tile * (WORKERS * block_q), refs.q.shape[2] - WORKERS * block_q) + worker * block_q
     rows, ready, q = pl.ds(row, block_q), buffers.ready.at[worker], buffers.q.at[worker]
     plgpu.copy_gmem_to_smem(refs.q.at[batch, head, rows], q, ready)

@@ -188,6 +188,16 @@ def _kernel_passes(flow: FlowConfig, work: Work, chip: str) -> Iterator[_KernelP
             yield _KernelPass(heads, c.head_dim, True, pairs, tiles.block_q_backward, tiles.heads_backward)
 
 
+def causal_flops(flow: FlowConfig, work: Work) -> int:
+    """FLOPs of fused causal attention (cuDNN's) in one training step: visible pairs, with recomputation.
+
+    Counted as in `kernel_flops`, without the masked pairs of tiles and without the denoiser, which is not causal.
+    """
+    forward = 1 + (flow.remat in ("block", "attention"))
+    attention = sum(part.attention for part in forward_parts(flow, work) if part.name != "denoiser")
+    return attention * (2 * forward + 5) // 2
+
+
 def _attentions(flow: FlowConfig, work: Work) -> Iterator[tuple[TransformerConfig, int, int, bool, Visibility]]:
     """For every network: its transformer, sequences, text slots, whether it is local to frames, and its mask."""
     for index, transformer in enumerate(flow.blocks):

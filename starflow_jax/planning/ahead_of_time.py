@@ -121,10 +121,18 @@ def compile_ahead(lowered: jax.stages.Lowered, topology: Topology, arguments: fl
         needed, available = limits
         return Compiled(Memory(arguments, needed - arguments, available), "", time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    analysis: Any = compiled.memory_analysis()
-    # The compiler compares this figure, which includes the arguments, with the available memory.
-    memory = Memory(arguments, max(float(analysis.peak_memory_in_bytes) - arguments, 0.0), topology.chip.usable)
+    memory = Memory(arguments, max(_peak(compiled, topology) - arguments, 0.0), topology.chip.usable)
     return Compiled(memory, compiled.as_text() or "", seconds)
+
+
+def _peak(compiled: jax.stages.Compiled, topology: Topology) -> float:
+    """Bytes of a device that a program takes, arguments included."""
+    analysis: Any = compiled.memory_analysis()
+    if topology.chip.kind == "tpu":  # its compiler compares this figure with the available memory
+        return float(analysis.peak_memory_in_bytes)
+    # A GPU's program allocates its temporaries at once, beside arguments and results.
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return float(analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes)
 
 
 def exceeded(message: str) -> tuple[float, float] | None:

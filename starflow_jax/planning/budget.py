@@ -20,6 +20,7 @@ from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
 from starflow_jax.planning.transfers import Transfer
 from starflow_jax.sharding.layout import BATCH
+from starflow_jax.solvers import Jacobi
 
 # Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
 # layer: two norms, query, key, value, the concatenated heads, both branch outputs.
@@ -27,6 +28,8 @@ _SAVED_BRANCHES = 8
 # Bytes per attention weight of a chunk of queries: logits and their gradient in float32, weights in bfloat16.
 _BYTES_A_WEIGHT = 10
 _CHUNKS = 16
+# Bytes that XLA's attention to a cache writes and reads per weight: logits, maximum, sum, rounded weights.
+_BYTES_A_CHUNK_WEIGHT = 24
 # How often one pass over a layer writes or reads each saved activation.
 _ACCESSES = 2
 
@@ -39,6 +42,7 @@ class Layers:
       transformer: their shape; kernels: number of kernel parameters of one layer.
       tokens: token positions of all sequences on the device, after sequence sharding.
       sequences, slots: number of sequences and their full length, as the attention heads of the device see them.
+      causal: whether its attention is causal; that of a denoiser is not.
     """
 
     transformer: TransformerConfig
@@ -46,21 +50,22 @@ class Layers:
     tokens: float
     sequences: float
     slots: int
+    causal: bool = True
 
 
 def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: int = 1) -> Iterator[Layers]:
     """Yields the networks of a flow on a mesh, the denoiser last."""
     rows = work.batch / accumulate / math.prod(sizes[name] for name in BATCH)
-    transformers = [(flow.is_local(i), flow.is_conditioned(i), t) for i, t in enumerate(flow.blocks)]
+    transformers = [(flow.is_local(i), flow.is_conditioned(i), t, True) for i, t in enumerate(flow.blocks)]
     if flow.denoiser is not None:
-        transformers.append((False, flow.denoiser.conditional, flow.denoiser_transformer))
-    for local, reads_text, c in transformers:
+        transformers.append((False, flow.denoiser.conditional, flow.denoiser_transformer, False))
+    for local, reads_text, c, causal in transformers:
         per_frame = local and work.frames is not None
         slots = (work.frame if per_frame else work.tokens) + (work.text if reads_text else 0)
         sequences = rows * (work.frames or 1) if per_frame else rows
         hidden = c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
         kernels = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + hidden
-        yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots)
+        yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots, causal)
 
 
 def budget(
@@ -70,8 +75,8 @@ def budget(
     training = program == "train"
     accumulate = config.train.accumulate if training else 1
     memory = train_memory(config, topology, sizes, work) if training else inverse_memory(config, topology, sizes, work)
-    hardware = useful * _recomputed(config, work) if training else useful
-    moves = list(_moves(config.flow, sizes, work, accumulate)) if training else []
+    hardware = useful * _recomputed(config, topology, sizes, work) if training else useful
+    moves = list(_moves(config.flow, sizes, work, accumulate) if training else _inverse_moves(config, sizes, work))
     hideable = needed = 0.0
     rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
     for kind, axes, group, sent, times in moves:
@@ -84,7 +89,7 @@ def budget(
             hideable += seconds
         else:
             needed += seconds
-    traffic = _traffic(config, sizes, work) if training else inverse_traffic(config, sizes, work)
+    traffic = _traffic(config, topology, sizes, work) if training else inverse_traffic(config, topology, sizes, work)
     parts = [Region("step", 0.0, 0.0, traffic, 0.0, 0.0, hideable, needed)]
     return {
         "memory": memory,
@@ -108,10 +113,10 @@ def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, 
         sum(net.tokens * _saved_values(net, config.flow.remat, sizes) * word * net.transformer.layers for net in group)
         for group in (flow, nets[len(flow) :])
     ]
-    # The TPU kernels do not materialize attention weights in main memory.
-    weights = 0.0 if topology.chip.kind == "tpu" and word == 2 else 1.0
     at_work = max(
-        2 * net.tokens * _saved_values(net, "none", sizes) * word + weights * _weights(net, sizes) for net in nets
+        2 * net.tokens * _saved_values(net, "none", sizes) * word
+        + (0.0 if _is_fused(config, topology, net) else _weights(net, sizes))
+        for net in nets
     )
     gathered = max(2 * net.kernels * word / sizes["tensor"] for net in nets)
     return Memory(state, gradients + max(residuals) + at_work + gathered, topology.chip.usable)
@@ -121,15 +126,34 @@ def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str
     """Memory of a Jacobi iteration in the deep block: parameters as stored and as made ready, and the cache."""
     stored, ready = _inverse_parameters(config, sizes)
     cache = _cache(config, sizes, work)
-    # Parameters that are not ready are cast in front of the loop.
+    # Parameters that are not ready are cast in front of the loop. Of logits, a float32 and a rounded copy are alive.
     temporaries = (0.0 if ready else stored / 2) + cache / config.flow.blocks[-1].layers
+    temporaries += 6 * _chunk_weights(config, topology, sizes, work)
     return Memory(stored + ready + cache, temporaries, topology.chip.usable)
 
 
-def inverse_traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
-    """Main-memory traffic of such an iteration on one device in bytes: the parameters that it reads, and the cache."""
+def inverse_traffic(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:
+    """Main-memory traffic of such an iteration on one device in bytes: parameters that it reads, cache, logits."""
     stored, ready = _inverse_parameters(config, sizes)
-    return (ready or stored) + _cache(config, sizes, work)
+    weights = _chunk_weights(config, topology, sizes, work) * config.flow.blocks[-1].layers
+    return (ready or stored) + _cache(config, sizes, work) + _BYTES_A_CHUNK_WEIGHT * weights
+
+
+def _chunk_weights(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:
+    """Number of attention weights of a layer, on one device, of a chunk of a guided batch that reads the cache.
+
+    0 on TPUs, whose kernel stores none.
+    """
+    if topology.chip.kind == "tpu":
+        return 0.0
+    slots = work.tokens + work.text
+    heads = config.flow.blocks[-1].heads / (sizes["tensor"] * sizes["sequence"])
+    return 2 * work.batch * heads * _chunk(work) * slots
+
+
+def _chunk(work: Work) -> int:
+    """Tokens of the last chunk of the schedule that `programs.inverse_program` compiles."""
+    return Jacobi(growth=8).plan(work.tokens, 0, work.frame)[-1][2].size
 
 
 def _inverse_parameters(config: ExperimentConfig, sizes: dict[str, int]) -> tuple[float, float]:
@@ -161,6 +185,15 @@ def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:
     }[remat]
 
 
+def _is_fused(config: ExperimentConfig, topology: Topology, net: Layers) -> bool:
+    """Whether attention without a cache stores no weights in main memory: by kernels on TPUs, by cuDNN on GPUs."""
+    flow, c = config.flow, net.transformer
+    if flow.dtype != "bfloat16" or flow.kernels == "xla":
+        return False
+    by_cudnn = net.causal and c.head_dim % 8 == 0 and c.head_dim <= 128 and net.slots % 2 == 0
+    return topology.chip.kind == "tpu" or flow.kernels == "pallas" or by_cudnn
+
+
 def _weights(net: Layers, sizes: dict[str, int]) -> float:
     """Bytes of attention weights allocated at once if no fused kernel avoids materializing them."""
     heads = max(net.transformer.heads / (sizes["tensor"] * sizes["sequence"]), 1)
@@ -168,12 +201,18 @@ def _weights(net: Layers, sizes: dict[str, int]) -> float:
     return net.sequences * heads * rows * net.slots * _BYTES_A_WEIGHT
 
 
-def _recomputed(config: ExperimentConfig, work: Work) -> float:
+def _recomputed(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:
     """Ratio of computed to model FLOPs: rematerialized layers, and attention weights, which are always recomputed."""
     parts = forward_parts(config.flow, work)
     dense, attention = sum(p.dense for p in parts), sum(p.attention for p in parts)
-    fractions = {"block": (1, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
-    extra = dense * fractions[0] + attention * (fractions[1] + 1)
+    nets = list(networks(config.flow, work, sizes))
+    # The last product of a layer is not recomputed: the backward pass does not need its result.
+    kernels = sum(net.kernels * net.transformer.layers for net in nets)
+    last = sum(net.transformer.expansion * net.transformer.width**2 * net.transformer.layers for net in nets) / kernels
+    fractions = {"block": (1 - last, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
+    # Of the two products of attention, a fused backward pass recomputes the first.
+    again = 0.5 if all(_is_fused(config, topology, net) for net in nets) else 1
+    extra = dense * fractions[0] + attention * (fractions[1] + again)
     return 1 + extra / (3 * (dense + attention))
 
 
@@ -191,7 +230,10 @@ def _moves(
     for net in networks(flow, work, sizes, accumulate):
         c, times = net.transformer, net.transformer.layers * accumulate
         kernels = net.kernels / tensor
-        yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word), 2 * times
+        # XLA:GPU gathers what a layer is recomputed from, all but its last kernel, in float32, and casts it then.
+        recomputed = (net.kernels - c.expansion * c.width**2) / tensor if flow.remat == "block" else 0
+        yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word), times
+        yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word + recomputed * (4 - word)), times
         yield "reduce-scatter", ("fsdp",), fsdp, ring(fsdp, kernels * 4), times
         yield "all-reduce", ("data",), data, 2 * ring(data, kernels * 4 / fsdp), times
         # Of sums inside a slice, whose parts its devices exchange with other slices.
@@ -202,7 +244,21 @@ def _moves(
         yield "all-to-all", ("sequence",), sequence, ring(sequence, num_values), passes * times
 
 
-def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
+def _inverse_moves(
+    config: ExperimentConfig, sizes: dict[str, int], work: Work
+) -> Iterator[tuple[str, tuple[str, ...], int, float, int]]:
+    """Yields the collectives of a Jacobi iteration in the deep block, as `_moves` does."""
+    tensor, fsdp = sizes["tensor"], sizes["fsdp"]
+    deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
+    # Sums over heads, and over channels of the MLP, of a chunk of both rows, guided and not; partial sums are float32.
+    hidden = 2 * work.batch * _chunk(work) * deep.width * 4
+    yield "all-reduce", ("tensor",), tensor, 2 * hidden * (tensor - 1) / tensor, 2 * deep.layers
+    if config.sample.parameters == "stored":
+        net = list(networks(config.flow, work, sizes))[config.flow.num_blocks - 1]
+        yield "all-gather", ("fsdp",), fsdp, net.kernels * word / tensor * (fsdp - 1) / fsdp, deep.layers
+
+
+def _traffic(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:
     """Main-memory traffic of one device in bytes: activations, kernels, attention weights, the optimizer."""
     flow, accumulate = config.flow, config.train.accumulate
     word = 2 if flow.dtype == "bfloat16" else 4
@@ -212,7 +268,9 @@ def _traffic(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> flo
         c = net.transformer
         values = net.tokens * _saved_values(net, "none", sizes) * word * _ACCESSES
         heads = c.heads / (sizes["tensor"] * sizes["sequence"])
-        logits = net.sequences * heads * net.slots * math.ceil(net.slots / 2) * _BYTES_A_WEIGHT
+        fused = _is_fused(config, topology, net)
+        pairs = 0.0 if fused else net.sequences * heads * net.slots * math.ceil(net.slots / 2)
+        logits = pairs * _BYTES_A_WEIGHT
         kernels = 2 * net.kernels * word / sizes["tensor"]
         total += accumulate * c.layers * passes * (values + logits + kernels)
     return total

@@ -32,6 +32,9 @@ _BETWEEN_SLICES: dict[str, Kind] = {
     "ONE_TO_ONE": "collective-permute",
 }
 
+# What the compiler for GPUs writes beside its collectives, and beside its own kernels of products.
+_OF_GPUS, _GPU_PRODUCT = '"collective_backend_config"', "gemm_fusion"
+
 _PASSED_ON = ("convert", "bitcast", "copy", "transpose", "reshape", "get-tuple-element")
 
 
@@ -203,7 +206,7 @@ def _iterate_collectives(program: Program, devices: int) -> Iterator[Collective]
                 devices,
                 times[computation],
                 computation,
-                overlapped=chained or asynchronous or instruction.opcode.endswith("-start"),
+                overlapped=chained or asynchronous or _is_beside_work(instruction, lines),
                 sliced=kind == "all-reduce" and not scattering and _is_sliced(program, lines, instruction.name),
             )
 
@@ -239,6 +242,26 @@ def _between_slices(
         rendezvous.group(1) if rendezvous else "",
         overlapped="fusion" in beside or "custom-call" in beside or "while" in beside,
     )
+
+
+def _is_beside_work(instruction: Instruction, lines: Mapping[str, Instruction]) -> bool:
+    """Whether a collective is started and ended apart; on a GPU, with a product or a loop scheduled in between.
+
+    The compiler for GPUs starts and ends every collective apart, also those that have nothing beside them.
+    """
+    if not instruction.opcode.endswith("-start"):
+        return False
+    if _OF_GPUS not in instruction.attributes:
+        return True
+    names = list(lines)
+    start = names.index(instruction.name) + 1
+    for name in names[start:]:
+        line = lines[name]
+        if instruction.name in line.operands:
+            return False
+        if line.opcode in ("custom-call", "while") or _GPU_PRODUCT in line.attributes:
+            return True
+    return False
 
 
 def _kind(opcode: str) -> Kind | None:

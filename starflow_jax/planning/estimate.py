@@ -1,7 +1,8 @@
 """Predicts memory and step time of an experiment on accelerators that are not attached.
 
-For TPUs the real program is compiled (`ahead_of_time`) and analysed. For GPUs the same figures are computed from the
-configuration alone (`budget`), without a compilation.
+The real program is compiled and analysed: for TPUs by libtpu (`ahead_of_time`), for GPUs by XLA in JAX's CUDA
+plugin (`gpu_compiler`). Where that is not installed, the figures of GPUs are computed from the configuration alone
+(`budget`), without a compilation.
 """
 
 from __future__ import annotations
@@ -18,14 +19,23 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.costs.chips import Topology
-from starflow_jax.costs.flops import Work, forward_parts, kernel_cycles, kernel_flops, model_flops, traced
+from starflow_jax.costs.flops import (
+    Work,
+    causal_flops,
+    forward_parts,
+    kernel_cycles,
+    kernel_flops,
+    model_flops,
+    traced,
+)
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, argument_bytes, compile_ahead, tpu_layout
 from starflow_jax.planning.collectives import collectives
+from starflow_jax.planning.gpu_compiler import CUDNN_CALL, NEEDED, gpu_layout, gpu_notes, missing_modules
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.programs import inverse_program, training_program
-from starflow_jax.planning.roofline import Estimate, Region, estimates, regions
+from starflow_jax.planning.roofline import Estimate, Region, estimates, regions, whole
 from starflow_jax.planning.transfers import Transfer, transfers
 from starflow_jax.sharding.layout import BATCH, Layout
 from starflow_jax.sharding.mesh import batch_axes, check_fit
@@ -36,14 +46,15 @@ class Plan:
     """Bytes, FLOPs and seconds of one step (or one Jacobi iteration) of an experiment on a topology.
 
     Attributes:
-      program: "train" or "inverse"; source: "compiler" (of the TPU) or "arithmetic".
+      program: "train" or "inverse"; source: "compiler" (of the TPU or the GPU) or "arithmetic".
       mesh: devices along each axis; batch, accumulate: as in the configuration (for "inverse": number of samples, 1).
       work: sizes of the data; parameters: number of parameters of the flow.
       memory: memory on one device.
       model_flops, hardware_flops, kernel_flops: totals over all devices (see `costs.flops`); hardware_flops exclude
         the attention kernels.
       transfers, estimates: empty if the program does not fit.
-      compile_seconds: None without a compiler; flags: compiler flags from LIBTPU_INIT_ARGS.
+      compile_seconds: None without a compiler; flags: compiler flags from LIBTPU_INIT_ARGS, of GPUs from XLA_FLAGS.
+      notes: what was not compiled, or not done by the compiler, a sentence each.
     """
 
     program: ProgramName
@@ -65,6 +76,7 @@ class Plan:
     estimates: tuple[Estimate, ...]
     compile_seconds: float | None
     flags: str = ""
+    notes: tuple[str, ...] = ()
 
     def estimate(self, name: str) -> Estimate | None:
         """Returns the estimate of that name, or None."""
@@ -88,7 +100,10 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     )
     sizes = dict(zip(AXES, config.mesh.sizes(topology.devices), strict=True))
     tpu = topology.chip.kind == "tpu"
-    layout = tpu_layout(topology, config.mesh) if tpu else None
+    if tpu:
+        layout: Layout | None = tpu_layout(topology, config.mesh)
+    else:
+        layout = None if missing_modules() else gpu_layout(topology, config.mesh)
     accumulate = config.train.accumulate if program == "train" else 1
     if program == "train":
         check_sizes(config, sizes, work, layout)
@@ -108,7 +123,8 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     }
     if layout is None:
         estimated = budget.budget(config, topology, sizes, work, program, useful)
-        return Plan(source="arithmetic", compile_seconds=None, **estimated, **shared)  # type: ignore[arg-type]
+        notes = (f"formulas, not compiled: XLA's compiler for GPUs is not installed ({NEEDED})",)
+        return Plan(source="arithmetic", compile_seconds=None, notes=notes, **estimated, **shared)  # type: ignore[arg-type]
     traced_program = (
         training_program(config, work, layout) if program == "train" else inverse_program(config, work, layout)
     )
@@ -119,13 +135,17 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
     if re.search("attention_(forward|decode)", compiled.text):  # otherwise XLA computes attention as ordinary products
         inverse = program == "inverse"
         kernels = cached_flops(config, work) if inverse else kernel_flops(config.flow, work, topology.chip.name)
-        inside = None if inverse else kernel_cycles(config.flow, work, topology.chip.name)
+        inside = kernel_cycles(config.flow, work, topology.chip.name) if tpu and not inverse else None
+    elif CUDNN_CALL in compiled.text:
+        kernels = causal_flops(config.flow, work)
     moved: tuple[Transfer, ...] = ()
     times: tuple[Estimate, ...] = ()
     if compiled.text:
         moves = collectives(compiled.text)
         moved = tuple(transfers(moves, sizes))
         parts = regions(parse(compiled.text), moves, topology, sizes)
+        if not tpu:  # whose compiler gives no cycles, by which products would be distributed
+            parts = [whole(parts)]
         times = tuple(_estimates(config, topology, parts, useful, hardware, kernels, inside))
     return Plan(
         source="compiler",
@@ -135,7 +155,8 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         transfers=moved,
         estimates=times,
         compile_seconds=compiled.seconds,
-        flags=os.environ.get("LIBTPU_INIT_ARGS", ""),
+        flags=os.environ.get("LIBTPU_INIT_ARGS" if tpu else "XLA_FLAGS", ""),
+        notes=() if tpu else gpu_notes(compiled.text),
         **shared,  # type: ignore[arg-type]
     )
 

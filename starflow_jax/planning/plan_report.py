@@ -41,8 +41,7 @@ def report(plan: Plan) -> str:
     if plan.compile_seconds is not None:
         rows.append(["compilation time", f"{plan.compile_seconds:.0f} s"])
         rows += [["with" if not i else "", flag] for i, flag in enumerate(plan.flags.split())]
-    else:
-        rows.append(["source", "formulas, not compiled"])
+    rows += [["note" if not i else "", note] for i, note in enumerate(plan.notes)]
     tables = [text_table(rows)]
     if plan.transfers:
         head = ["collectives per step and device", "along", "operations", "GB sent", "overlapped"]

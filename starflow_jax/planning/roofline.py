@@ -132,6 +132,12 @@ def transfer_seconds(collective: Collective, topology: Topology) -> float:
     return seconds
 
 
+def whole(parts: list[Region]) -> Region:
+    """All regions as one, in which everything may overlap."""
+    figures = [field.name for field in dataclasses.fields(Region) if field.name != "name"]
+    return Region("program", *(sum(getattr(part, figure) for part in parts) for figure in figures))
+
+
 def estimates(
     parts: list[Region],
     topology: Topology,
