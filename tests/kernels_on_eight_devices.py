@@ -3,8 +3,9 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/kernels_on_eight_devices.py
 
 The reference takes the place of the kernels, so the test is of the shards of each device. Prints the largest error
-of attention, of its gradients and of the Jacobi update as JSON, and the shapes of the query that each device gives to
-cuDNN in programs for CUDA, which are only lowered.
+of attention, of its gradients, of attention to a cache whose slots are divided and of the Jacobi update as JSON, what
+that attention moves between devices, and the shapes of the query that each device gives to cuDNN in programs for CUDA,
+which are only lowered.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update.reference import Operands, reference_update
 from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn.attention import _by_heads
+from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.divided_cache import attend_to_intervals, cache_cuts
+from starflow_jax.planning.collectives import collectives
 from starflow_jax.sharding.layout import Layout
 
 HEAD = AffineHead("softplus", 4.0, "ratio")
@@ -62,6 +66,28 @@ def attention_error(over, batch, heads, kv_heads):
     )
     expected = by_arrays(lambda *a: jnp.sum(plain(*a) ** 2))(query, keys[0], values[0])
     return max(worst(chunk, plain(query, keys[1], values[1], offset=4)), worst(gradients, expected))
+
+
+def divided_error(over, count, dtype=jnp.float32):
+    """The largest error of chunks at every slot of a divided cache of 24, whose content is checked; its collectives."""
+    batch, heads, kv_heads, slots = 2, 4, 2, 24
+    query, key, value = (normal((batch, n, count, 16), seed).astype(dtype) for n, seed in ((heads, 0), (2, 1), (2, 2)))
+    filled = KVCache(*(normal((2, batch, kv_heads, slots, 16), seed).astype(dtype) for seed in (3, 4)))
+    target, layer = Target("cpu"), jnp.int32(1)
+    place = jax.tree.map(lambda a: over.sharding(a.shape, cache_cuts(over, kv_heads, "slots")), filled)
+    run = jax.jit(functools.partial(attend_to_intervals, over, implementation="xla", target=target))
+    arguments = (query, key, value, jax.tree.map(jax.device_put, filled, place))
+    compiled = run.lower(*arguments, layer=layer, slot=jnp.int32(0)).compile()
+    errors = []
+    for slot in range(slots - count + 1):
+        out, written = compiled(*arguments, layer=layer, slot=jnp.int32(slot))
+        expected = filled.write(layer, slot, key, value)
+        assert all(
+            np.array_equal(a, b) for a, b in zip(jax.tree.leaves(written), jax.tree.leaves(expected), strict=True)
+        )
+        plain = reference.attention(query, expected.keys[1], expected.values[1], visibility=Causal(), offset=slot)
+        errors.append(worst(out.astype(jnp.float32), plain.astype(jnp.float32)))
+    return max(errors), [[one.kind, one.group_size] for one in collectives(compiled.as_text())]
 
 
 def update_error(over, batch):
@@ -103,7 +129,11 @@ def main():
             errors["update"] = max(errors["update"], update_error(over, batch))
     meshes = [(layout(data=2, tensor=4), 4, 8, 8), (layout(fsdp=2, tensor=2, sequence=2), 2, 8, 2)]
     cudnn = [cudnn_queries(*arguments) for arguments in meshes]
-    print(json.dumps(errors | {"cudnn": cudnn}))
+    axes = {"fsdp": 2, "sequence": 4}
+    # A chunk that does not divide over the devices, and one that does and is longer than an interval.
+    divided = {str(count): divided_error(layout(**axes), count) for count in (5, 12)}
+    divided["bfloat16"] = divided_error(layout(tensor=2, sequence=4), 8, jnp.bfloat16)
+    print(json.dumps(errors | {"cudnn": cudnn, "divided": divided}))
 
 
 if __name__ == "__main__":

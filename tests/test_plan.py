@@ -226,7 +226,9 @@ def test_gpus_are_planned_without_a_compiler(monkeypatch):
     assert inverse.memory.arguments - less.arguments == pytest.approx(2 * plan.parameters)
 
 
-def test_slices_are_planned_with_the_network_between_them():
+def test_slices_are_planned_with_the_network_between_them(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
     def planned(topology_name, *mesh):
         config = load_config(RELEASED, ["mesh.data=1", *mesh])
         place = dataclasses.replace(topology(topology_name), slices=config.mesh.slices)
@@ -260,6 +262,27 @@ def test_without_a_compiler_gpus_are_charged_what_they_do(monkeypatch):
     )
     assert fused.memory.temporaries < stored.memory.temporaries
     assert fused.estimate("exposed").memory < stored.estimate("exposed").memory
+
+
+def test_an_inverse_over_heads_or_slots_moves_what_its_cache_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    work = Work(1, 21, 22, 40, 256)
+
+    def planned(*overrides):
+        config = load_config("experiments/starflow_v_7b.py", ["mesh.data=1", *overrides])
+        return make_plan(config, topology("h100:8"), work, "inverse")
+
+    def sent(plan):
+        return {(move.kind, move.axes[0]): move.sent for move in plan.transfers}
+
+    heads, slots = (planned("mesh.tensor=2", "mesh.sequence=4", f"flow.cache={mode}") for mode in ("auto", "slots"))
+    by_heads, by_slots = sent(heads), sent(slots)
+    assert by_heads["all-reduce", "tensor"] == by_slots["all-reduce", "tensor"]
+    # Every device receives the other three quarters of the queries, keys and values instead of a quarter of its heads.
+    gathered = by_slots["all-gather", "sequence"]
+    assert gathered == 24 * 3 * (2 * 512 / 4) * 3 * 4096 * 2 / 2
+    assert by_heads["all-to-all", "sequence"] == pytest.approx(gathered / 4 * 4 / 3)
+    assert slots.chunks == 49 and "49 chunks at 7 iterations each" in report(slots, 7)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):

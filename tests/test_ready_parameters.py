@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,12 @@ from inverse_on_eight_devices import FLOW, MESHES, loops_of, program, structs
 from random_flows import VIDEO, random_flow
 
 from starflow_jax.core.config import SampleConfig
+from starflow_jax.evaluation.samples import guidance_sweep
+from starflow_jax.evaluation.samples.sample_quality_request import SampleQualityRequest
 from starflow_jax.flows.parameters import split
 from starflow_jax.nn.ready_parameters import ready_for_inference
-from starflow_jax.sampling import SampleRequest
+from starflow_jax.sampling import SampleRequest, vbench_export
+from starflow_jax.sampling.sample_requests import VBenchRequest
 from starflow_jax.solvers.streaming.pipeline import FrameStream
 
 NOTHING: dict[str, list[list[int]]] = {"casts": [], "gathers": []}
@@ -92,7 +97,29 @@ def test_a_stream_makes_them_ready_once():
         assert stream.shallow_params["blocks"]["0"]["transformer"]["layers"]["mlp"]["up"]["kernel"].dtype == dtype
 
 
-@pytest.mark.parametrize("build", [SampleConfig, SampleRequest])
+def test_images_to_measure_and_videos_to_judge_take_the_form_of_a_request(monkeypatch, shapes_unchecked):
+    given = []
+    monkeypatch.setattr(guidance_sweep, "sample", lambda *_, parameters, **__: given.append(parameters))
+    config = SimpleNamespace(flow=SimpleNamespace(num_classes=0))
+    captions = guidance_sweep.Captions(("a",), lambda texts: jnp.zeros((len(texts), 1, 1)), jnp.zeros((1, 1, 1)))
+    generator = guidance_sweep.ImageGenerator({}, config, 0, 1, None, captions=captions, parameters="stored")
+    generator.generate(1.0, 0, 0, 1)
+    monkeypatch.setattr(vbench_export, "plan_videos", lambda *_, parameters, **__: given.append(parameters))
+    request = VBenchRequest(Path("p"), Path("o"), parameters="stored")
+    export = vbench_export.VBenchExport(SimpleNamespace(config=config), request, (), None, None, None, 8.0, {})
+    export.plan(())
+    assert given == ["stored", "stored"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        SampleConfig,
+        SampleRequest,
+        functools.partial(VBenchRequest, Path("p"), Path("o")),
+        functools.partial(SampleQualityRequest, Path("w"), metrics=("fid",)),
+    ],
+)
 def test_other_forms_are_refused(build):
     with pytest.raises(ValueError, match=r"parameters must be one of .*'ready', 'stored', got 'kept'"):
         build(parameters="kept")

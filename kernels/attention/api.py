@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds
+from starflow_jax.kernels.attention.call import AttentionCall, AttentionKernel, Bounds, select_layer
 from starflow_jax.kernels.attention.cudnn import CudnnAttention
 from starflow_jax.kernels.attention.derivatives import attend
 from starflow_jax.kernels.attention.masks import Visibility
-from starflow_jax.kernels.attention.reference import ReferenceAttention
+from starflow_jax.kernels.attention.reference import UNSEEN, ReferenceAttention, attention_with_lse
 from starflow_jax.kernels.kernel_choice import (
     CUDNN_PLATFORM,
     UNTIMED_ON_GPUS,
@@ -79,6 +79,57 @@ def attention(
         key, value = (jnp.pad(array, padding) for array in (key, value))
     traced = jnp.stack([jnp.asarray(n, jnp.int32) for n in (offset, length, 0 if layer is None else layer)])
     return attend(kernel, call, query, key, value, traced)[0]
+
+
+def partial_attention(
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "*layers B k S d"],
+    value: Float[Array, "*layers B k S d"],
+    *,
+    visibility: Visibility,
+    offset: int | Int[Array, ""],
+    layer: int | Int[Array, ""] | None = None,
+    implementation: Implementation = None,
+    target: Target | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B h n d"], Float[Array, "B h n"]]:
+    """Attention to a part of all keys, and the weight by which the results of several parts are merged.
+
+    The attention to all is the sum of the parts' outputs, weighted by the softmax of their `lse` over the parts. TPUs
+    run the kernel of longer chunks, if it supports the call, and everything else the reference.
+
+    Args:
+      query, key, value, layer, implementation, target, precision: as in `attention`; keys are those of the part.
+      visibility: as in `attention`, a rule without a prefix that is the same wherever slots are counted from.
+      offset: slot of the first query, counted from the first key of the part; may be traced, and negative.
+
+    Returns:
+      [B, h, n, d] in the dtype of `value`, and lse [B, h, n] float32, the log of the sum of exp(logits). For a query
+      that sees no key of the part, zero and -1e30.
+
+    Raises:
+      ValueError: as `attention`.
+    """
+    _check_shapes(query, key, value, layer)
+    target = device_target() if target is None else target
+    slots = key.shape[-2]
+    bounds = Bounds(offset, slots, layer)
+    call = _describe(query, key, value, visibility, target, bounds, precision=precision)
+    name, kernel = _choose(call, implementation)
+    if name != "pallas" or target.platform != "tpu" or _is_decoding(call):
+        key, value = (select_layer(cache, bounds) for cache in (key, value))
+        return attention_with_lse(query, key, value, visibility=visibility, offset=offset, precision=precision)
+    out, lse = kernel.forward(kernel.prepare(call), query, key, value, bounds)
+    start, end = visibility.bounds(jnp.asarray(offset, jnp.int32) + jnp.arange(query.shape[2]))
+    sees = jnp.minimum(end, slots) > (0 if start is None else jnp.maximum(start, 0))
+    return out, jnp.where(sees, lse.reshape(query.shape[:3]), UNSEEN)
+
+
+def _is_decoding(call: AttentionCall) -> bool:
+    """Whether `kernel_for` returns the kernel of a few queries, which does not give lse."""
+    from starflow_jax.kernels.attention.tpu_decoding import TPUDecoding
+
+    return bool(TPUDecoding().supports(call))
 
 
 def chosen(

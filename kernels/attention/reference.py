@@ -15,8 +15,8 @@ from starflow_jax.kernels.attention.call import AttentionCall, Bounds, Gradients
 from starflow_jax.kernels.attention.masks import Causal, Full, Visibility
 from starflow_jax.kernels.kernel_choice import Support
 
-# Finite, so that a query without visible keys does not give NaN.
-_MASKED = -1e30
+# Finite, so that a query without visible keys does not give NaN. The lse of such a query is the same number.
+_MASKED = UNSEEN = -1e30
 
 # Queries of a chunk: enough to keep a processor's caches busy. The loops of a long sequence take more on accelerators.
 # Such a sequence has at most so many groups of chunks, each of which is a loop over the keys that its chunks see; with
@@ -53,6 +53,41 @@ def _attend(
     if nonempty is not None:
         weights = jnp.where(nonempty, weights, 0)
     return jnp.einsum("bhns,bhsd->bhnd", weights, value, precision=precision)
+
+
+def attention_with_lse(
+    query: Float[Array, "B h n d"],
+    key: Float[Array, "B k S d"],
+    value: Float[Array, "B k S d"],
+    *,
+    visibility: Visibility,
+    offset: int | Int[Array, ""] = 0,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B h n d"], Float[Array, "B h n"]]:
+    """`attention` in one chunk, and the log of the sum of exp(logits) in float32.
+
+    Args:
+      query, key, value, visibility, precision: as in `attention`.
+      offset: slot of the first query (may be traced), negative where it is before the first key.
+
+    Returns:
+      [B, h, n, d] in the dtype of `value`, and [B, h, n]; for a query without visible keys zero and -1e30.
+    """
+    batch, heads, count, dim = query.shape
+    kv_heads, slots = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    folded = query.reshape(batch, kv_heads, group * count, dim)
+    logits = jnp.einsum("bhnd,bhsd->bhns", folded, key, preferred_element_type=jnp.float32, precision=precision)
+    mask = visibility.mask((offset + jnp.arange(count))[:, None], jnp.arange(slots)[None, :])
+    mask = jnp.tile(mask, (group, 1))
+    largest = jnp.max(jnp.where(mask, logits, _MASKED), axis=-1, keepdims=True)
+    weights = jnp.where(mask, jnp.exp(logits - largest), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    positive = jnp.where(total > 0, total, 1.0)
+    weights = (weights / positive).astype(value.dtype)
+    out = jnp.einsum("bhns,bhsd->bhnd", weights, value, precision=precision)
+    lse = jnp.where(total > 0, largest + jnp.log(positive), UNSEEN)
+    return out.reshape(query.shape), lse.reshape(batch, heads, count)
 
 
 def attention(

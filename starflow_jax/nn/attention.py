@@ -13,10 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
-from starflow_jax.kernels.attention import Visibility, attention
+from starflow_jax.kernels.attention import Causal, Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.kernel_choice import Target, device_target
 from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.divided_cache import attend_to_intervals, divides_slots
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
@@ -69,9 +70,14 @@ class Attention(nnx.Module):
         c = self.config
         batch, count, _ = h.shape
         layout, group = self.compute.layout, c.heads // c.kv_heads
-        packed = placed(layout, self.qkv(self.norm(h)), "packed").transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
-        query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), "heads")
-        key, value = (placed(layout, packed[:, :, index], "heads") for index in (group, group + 1))
+        by_slots = cache is not None and divides_slots(layout, c.kv_heads, self.compute.cache)
+        packed = placed(layout, self.qkv(self.norm(h)), "packed")
+        if by_slots:  # every device of the sequence axis needs all tokens
+            packed = placed(layout, packed, "packed, gathered")
+        packed = packed.transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
+        heads = "heads, gathered" if by_slots else "heads"
+        query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), heads)
+        key, value = (placed(layout, packed[:, :, index], heads) for index in (group, group + 1))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
@@ -81,25 +87,45 @@ class Attention(nnx.Module):
         if temperature is not None:
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
         query = (query * scale).astype(h.dtype)
-        cache_layer = None
-        if cache is not None:
-            cache = cache.write(jnp.asarray(layer), slot, key, value)
-            key, value, cache_layer = cache.keys, cache.values, jnp.asarray(layer)
-        kernels = self.compute.kernels
+        mixed, cache = self._attend(query, key, value, visibility, cache, jnp.asarray(layer), slot)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, count, -1)
+        mixed = checkpoint_name(mixed, OUTPUT_NAME)
+        out = self.proj(placed(layout, mixed, "channels"))
+        return (out if self.post_norm is None else self.post_norm(out)), cache
+
+    def _attend(
+        self,
+        query: Float[Array, "B h n d"],
+        key: Float[Array, "B k n d"],
+        value: Float[Array, "B k n d"],
+        visibility: Visibility,
+        cache: KVCache | None,
+        layer: Int[Array, ""],
+        slot: int | Int[Array, ""],
+    ) -> tuple[Float[Array, "B h n d"], KVCache | None]:
+        """Attention of queries that are scaled, over the mesh, and the cache with the new keys and values."""
+        layout, kernels = self.compute.layout, self.compute.kernels
         options: dict[str, Any] = {
-            "visibility": visibility,
             "implementation": None if kernels == "cudnn" and cache is not None else kernels,
             "target": layout_target(layout),
         }
-        attend = functools.partial(attention, precision=self.compute.precision, **options)
+        precision = self.compute.precision
+        if layout is not None and cache is not None and divides_slots(layout, key.shape[1], self.compute.cache):
+            assert visibility == Causal()  # the rule of every cache
+            return attend_to_intervals(
+                layout, query, key, value, cache, layer=layer, slot=slot, precision=precision, **options
+            )
+        cache_layer = None
+        if cache is not None:
+            cache = cache.write(layer, slot, key, value)
+            key, value, cache_layer = cache.keys, cache.values, layer
+        options["visibility"] = visibility
+        attend = functools.partial(attention, precision=precision, **options)
         if layout is None or chosen(query, key, value, offset=slot, layer=cache_layer, **options) == "xla":
             mixed = attend(query, key, value, offset=slot, layer=cache_layer)
         else:
             mixed = _by_heads(layout, attend, query, key, value, slot, cache_layer)
-        mixed = placed(layout, mixed, "heads").transpose(0, 2, 1, 3).reshape(batch, count, -1)
-        mixed = checkpoint_name(mixed, OUTPUT_NAME)
-        out = self.proj(placed(layout, mixed, "channels"))
-        return (out if self.post_norm is None else self.post_norm(out)), cache
+        return placed(layout, mixed, "heads"), cache
 
 
 def layout_target(layout: Layout | None) -> Target:

@@ -29,18 +29,20 @@ class Compute:
       layout: over several devices; None on one.
       kernels: of attention and of the Jacobi update: "xla", "pallas", "cudnn" (of attention without a cache), or None
         for the rule of `kernel_choice`.
+      cache: how a mesh divides the caches of attention, `FlowConfig.cache`.
     """
 
     dtype: str = "float32"
     precision: str = "highest"
     layout: Layout | None = None
     kernels: Implementation = None
+    cache: str = "auto"
 
     @classmethod
     def from_config(cls, config: FlowConfig, layout: Layout | None) -> Compute:
         """The numerics of a flow's configuration."""
         kernels = None if config.kernels == "auto" else config.kernels
-        return cls(config.dtype, config.matmul_precision, layout, kernels)
+        return cls(config.dtype, config.matmul_precision, layout, kernels, config.cache)
 
 
 class Linear(nnx.Module):

@@ -14,6 +14,7 @@ from starflow_jax.kernels.attention import Visibility
 from starflow_jax.kernels.attention.reference import stores_weights
 from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
 from starflow_jax.nn.cache import KVCache
+from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
 from starflow_jax.nn.gelu import gelu
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
@@ -85,9 +86,19 @@ class Transformer(nnx.Module):
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `slots` positions."""
-        c = self.config
+        c, layout = self.config, self.compute.layout
         # A multiple of 8 slots, as GPUs copy 8 at a time; the mask hides those after the last.
-        return KVCache.empty(c.layers, batch, c.kv_heads, -(-slots // 8) * 8, c.head_dim, self.compute.dtype)
+        multiple = 8
+        by_slots = divides_slots(layout, c.kv_heads, self.compute.cache)
+        if layout is not None and by_slots:
+            multiple *= layout.size("sequence")
+        slots = -(-slots // multiple) * multiple
+        cache = KVCache.empty(c.layers, batch, c.kv_heads, slots, c.head_dim, self.compute.dtype)
+        if layout is None or not by_slots:
+            return cache
+        cuts = cache_cuts(layout, c.kv_heads, self.compute.cache)
+        divided: KVCache = jax.tree.map(lambda array: layout.constrain(array, cuts), cache)
+        return divided
 
     def __call__(
         self,

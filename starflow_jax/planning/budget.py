@@ -16,11 +16,13 @@ from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts
 from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.nn.divided_cache import is_by_slots
 from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
 from starflow_jax.planning.transfers import Transfer
 from starflow_jax.sharding.layout import BATCH
 from starflow_jax.solvers import Jacobi
+from starflow_jax.solvers.base import Stage
 
 # Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
 # layer: two norms, query, key, value, the concatenated heads, both branch outputs.
@@ -151,9 +153,13 @@ def _chunk_weights(config: ExperimentConfig, topology: Topology, sizes: dict[str
     return 2 * work.batch * heads * _chunk(work) * slots
 
 
+def chunks(work: Work, *, growth: int = 8) -> tuple[Stage, ...]:
+    """The chunks of the schedule of which `programs.inverse_program` compiles the last."""
+    return Jacobi(growth=growth).plan(work.tokens, 0, work.frame)
+
+
 def _chunk(work: Work) -> int:
-    """Tokens of the last chunk of the schedule that `programs.inverse_program` compiles."""
-    return Jacobi(growth=8).plan(work.tokens, 0, work.frame)[-1][2].size
+    return chunks(work)[-1].kind.size
 
 
 def _inverse_parameters(config: ExperimentConfig, sizes: dict[str, int]) -> tuple[float, float]:
@@ -248,11 +254,22 @@ def _inverse_moves(
     config: ExperimentConfig, sizes: dict[str, int], work: Work
 ) -> Iterator[tuple[str, tuple[str, ...], int, float, int]]:
     """Yields the collectives of a Jacobi iteration in the deep block, as `_moves` does."""
-    tensor, fsdp = sizes["tensor"], sizes["fsdp"]
+    tensor, sequence, fsdp = sizes["tensor"], sizes["sequence"], sizes["fsdp"]
     deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
-    # Sums over heads, and over channels of the MLP, of a chunk of both rows, guided and not; partial sums are float32.
-    hidden = 2 * work.batch * _chunk(work) * deep.width * 4
+    # Both rows, guided and not, of the share of a chunk's tokens.
+    tokens = 2 * work.batch * _chunk(work) / sequence
+    # Sums over heads, and over channels of the MLP; partial sums are float32.
+    hidden = tokens * deep.width * 4
     yield "all-reduce", ("tensor",), tensor, 2 * hidden * (tensor - 1) / tensor, 2 * deep.layers
+    # Tokens for heads, or all tokens to all devices; and the outputs back.
+    inputs = tokens * (deep.heads + 2 * deep.kv_heads) * deep.head_dim * word / tensor
+    outputs = tokens * deep.heads * deep.head_dim * word / tensor
+    if is_by_slots(deep.kv_heads, tensor, sequence, config.flow.cache):
+        yield "all-gather", ("sequence",), sequence, inputs * (sequence - 1), deep.layers
+        outputs *= sequence * (1 + 4 / (word * deep.head_dim))  # of every interval, with a float32 for each head
+    else:
+        outputs += inputs
+    yield "all-to-all", ("sequence",), sequence, outputs * (sequence - 1) / sequence, deep.layers
     if config.sample.parameters == "stored":
         net = list(networks(config.flow, work, sizes))[config.flow.num_blocks - 1]
         yield "all-gather", ("fsdp",), fsdp, net.kernels * word / tensor * (fsdp - 1) / fsdp, deep.layers

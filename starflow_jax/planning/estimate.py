@@ -54,6 +54,7 @@ class Plan:
         the attention kernels.
       transfers, estimates: empty if the program does not fit.
       compile_seconds: None without a compiler; flags: compiler flags from LIBTPU_INIT_ARGS, of GPUs from XLA_FLAGS.
+      chunks: number of chunks in which the deep block solves a sample, of which "inverse" is one iteration of the last.
       notes: what was not compiled, or not done by the compiler, a sentence each.
     """
 
@@ -75,6 +76,7 @@ class Plan:
     transfers: tuple[Transfer, ...]
     estimates: tuple[Estimate, ...]
     compile_seconds: float | None
+    chunks: int = 0
     flags: str = ""
     notes: tuple[str, ...] = ()
 
@@ -120,6 +122,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         "work": work,
         "parameters": count(abstract(config.flow)[1]),
         "model_flops": useful,
+        "chunks": 0 if program == "train" else len(budget.chunks(work)),
     }
     if layout is None:
         estimated = budget.budget(config, topology, sizes, work, program, useful)
@@ -199,10 +202,8 @@ def batch_parts(sizes: dict[str, int]) -> int:
 
 def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
     """FLOPs of one guided Jacobi iteration of the deep block's last chunk, counted as in `costs.flops`."""
-    from starflow_jax.solvers import Jacobi
-
     flow = config.flow
-    _, _, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
+    _, _, kind = budget.chunks(work, growth=growth)[-1]
     chunk = dataclasses.replace(work, frames=None, rows=1, columns=kind.size, text=0, batch=2 * work.batch)
     dense = forward_parts(flow, chunk)[-1 if flow.denoiser is None else -2].dense
     return dense + cached_flops(config, work, growth=growth)
@@ -210,11 +211,9 @@ def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> i
 
 def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
     """FLOPs of that iteration's attention to the cache."""
-    from starflow_jax.solvers import Jacobi
-
     flow = config.flow
     transformer = flow.blocks[-1]
-    _, length, kind = Jacobi(growth=growth).plan(work.tokens, 0, work.frame)[-1]
+    _, length, kind = budget.chunks(work, growth=growth)[-1]
     slots = work.tokens + (work.text if flow.is_conditioned(flow.num_blocks - 1) else 0)
     pairs = kind.size * (slots - length) + kind.size * (kind.size + 1) // 2
     return 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers

@@ -13,8 +13,8 @@ ESTIMATES = {
 }
 
 
-def report(plan: Plan) -> str:
-    """Formats all figures of a plan."""
+def report(plan: Plan, iterations: int = 10) -> str:
+    """Formats all figures of a plan; iterations: those of each chunk, for the time of a sample."""
     work, memory, slices = plan.work, plan.memory, plan.mesh["slices"]
     mesh = ", ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
     shape = (
@@ -60,7 +60,28 @@ def report(plan: Plan) -> str:
                 ]
             )
         tables.append(text_table([head, *lines]))
+        if plan.chunks:
+            tables.append(sample_time(plan, iterations))
     return "\n\n".join(tables)
+
+
+def sample_time(plan: Plan, iterations: int) -> str:
+    """States how long the deep block takes for a batch of samples, if every chunk takes this number of iterations."""
+    evaluations = plan.chunks * iterations
+    names = {
+        "compiler": "by the compiler's cycles",
+        "exposed": "by the roofline without overlap",
+        "hidden": "with all of it",
+    }
+    times = [
+        f"{evaluations * estimate.seconds:.3g} s {names[estimate.name]}"
+        for estimate in sorted(plan.estimates, key=lambda estimate: list(ESTIMATES).index(estimate.name))
+    ]
+    frames = "" if plan.work.frames is None else f" of {plan.work.frames} frames"
+    return (
+        f"a sample{frames}, {plan.chunks} chunks at {iterations} iterations each, every one as long as the last: "
+        f"{', '.join(times)}.\nNot measured; the deep block alone, without the other blocks, text and decoding."
+    )
 
 
 def transfer_row(plan: Plan, index: int) -> list[str]:

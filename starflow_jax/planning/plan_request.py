@@ -31,6 +31,7 @@ class PlanRequest:
       size: rows and columns; None for `flow.image_size`.
       text: number of text tokens; None for `flow.text_length`.
       samples: number of samples that the "inverse" program computes together.
+      iterations: of each chunk of tokens, for the time of a sample.
 
     Raises:
       RequestError, ValueError: an unknown topology, or sizes that the flow does not accept.
@@ -43,11 +44,12 @@ class PlanRequest:
     size: tuple[int, int] | None = None
     text: int | None = None
     samples: int = 1
+    iterations: int = 10
 
     def __post_init__(self) -> None:
         topology(self.topology)
         check_choice("program", self.program, (*choices(ProgramName), "all"))
-        for name, minimum in (("frames", 0), ("text", 0), ("samples", 1)):
+        for name, minimum in (("frames", 0), ("text", 0), ("samples", 1), ("iterations", 1)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=minimum)
         flow = self.config.flow

@@ -16,7 +16,8 @@ from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge, ready
 from starflow_jax.models.autoencoders import Autoencoder
-from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.nn.divided_cache import cache_cuts
+from starflow_jax.sharding.layout import Cut, Layout, located
 from starflow_jax.solvers import Jacobi
 from starflow_jax.solvers.base import State
 from starflow_jax.solvers.span import Span
@@ -129,20 +130,19 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
         return span(params, cond).advance(state, first, kind.size, kind=kind)
 
     if layout is not None:
-        state = _spread(state, layout)
+        state = _spread(state, layout, cache_cuts(layout, flow.blocks[index].kv_heads, flow.cache))
         text = None if text is None else jax.ShapeDtypeStruct(text.shape, text.dtype, sharding=layout.whole())
     function = jax.jit(advance, donate_argnums=2, keep_unused=bool(beside))
     return Program(function, (made if beside else stored, text, state, _scalar(layout), *beside))
 
 
-def _spread(state: State, layout: Layout) -> State:
-    """Shards the cache by heads and replicates the rest of the state."""
+def _spread(state: State, layout: Layout, cuts: tuple[Cut, ...]) -> State:
+    """Shards the cache by `cuts` and replicates the rest of the state."""
 
     def place(leaf: jax.ShapeDtypeStruct, cuts: tuple[Any, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(leaf.shape, cuts))
 
-    heads = (None, None, ("tensor", "sequence"))
-    cache = jax.tree.map(lambda leaf: place(leaf, heads), state.cache)
+    cache = jax.tree.map(lambda leaf: place(leaf, cuts), state.cache)
     return dataclasses.replace(jax.tree.map(lambda leaf: place(leaf, ()), state), cache=cache)
 
 

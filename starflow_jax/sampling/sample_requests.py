@@ -122,7 +122,7 @@ class SampleRequest:
         check_integer("seed", self.seed, minimum=0)
         _check_factors(self)
         check_real("attention_temperature", self.attention_temperature)
-        check_choice("parameters", self.parameters, (None, *choices(ParameterForm)))
+        check_parameter_form(self.parameters)
         require(
             self.keep is None or self.candidates is not None,
             "{keep} requires {candidates}, got {keep} {0} alone",
@@ -174,7 +174,7 @@ class VBenchRequest:
       num: videos of a prompt; None for the number that VBench requires.
       scale: the side in pixels of an enlarged pixel.
       write_non_finite: whether videos with values that are not finite are written, as black or white.
-      frames, fps, aspect, guidance, temperature, denoise, solver, seed, batch_size: as in `SampleRequest`.
+      frames, fps, aspect, guidance, temperature, denoise, parameters, solver, seed, batch_size: as in `SampleRequest`.
 
     Raises:
       RequestError, ValueError: a field is out of range.
@@ -189,6 +189,7 @@ class VBenchRequest:
     guidance: float | None = None
     temperature: float | None = None
     denoise: Denoise | None = None
+    parameters: ParameterForm | None = None
     solver: AnySolver | SolverRequest | str | None = None
     seed: int = 0
     batch_size: int = 8
@@ -199,7 +200,13 @@ class VBenchRequest:
         _check_numbers(self, ("num", "frames", "batch_size", "scale"))
         check_integer("seed", self.seed, minimum=0)
         _check_factors(self)
+        check_parameter_form(self.parameters)
         _check_fps(self.fps)
+
+
+def check_parameter_form(form: Any) -> None:
+    """Raises ValueError unless the form of parameters is None or one of `ParameterForm`."""
+    check_choice("parameters", form, (None, *choices(ParameterForm)))
 
 
 def _check_factors(request: Any) -> None:

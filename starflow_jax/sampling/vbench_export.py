@@ -74,6 +74,8 @@ class VBenchExport:
             reader=self.reader,
             autoencoder=self.autoencoder,
             fps=self.request.fps,
+            # Not among the options, which are recorded: the videos are the same.
+            parameters=self.request.parameters,
             **self.options,
         )
 
@@ -229,7 +231,7 @@ def model_identity(
     words = None if config.text is None else list(config.text.vocabulary)
     return {
         "parameters": digest(params),
-        "flow": json_digest(dataclasses.asdict(config.flow) | {"noise_std": data.noise_std}),
+        "flow": json_digest(config.flow.identity() | {"noise_std": data.noise_std}),
         "text_encoder": named(data.text_encoder, reader.params) if words is None else f"words {json_digest(words)}",
         "decoder": None if autoencoder is None else named(data.decoder or data.autoencoder, autoencoder.params),
     }

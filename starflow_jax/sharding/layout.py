@@ -28,6 +28,9 @@ ACTIVATIONS: dict[str, tuple[Cut, ...]] = {
     "packed": (BATCH, "sequence", "tensor", None, None),
     # q, k, v [B, heads, n, d]: tokens are gathered and heads sharded (DeepSpeed-Ulysses, arXiv 2309.14509)
     "heads": (BATCH, ("tensor", "sequence"), None, None),
+    # the same two where the slots of a cache are sharded: every device has all tokens of a chunk
+    "packed, gathered": (BATCH, None, "tensor", None, None),
+    "heads, gathered": (BATCH, "tensor", None, None),
     # data, conditions and weights of samples: [B, ...]
     "batch": (BATCH,),
 }

@@ -102,6 +102,4 @@ def _fingerprint(workdir: Path, step: int, ema: bool, config: ExperimentConfig, 
     except Unusable:
         weights = [str(folder), ema]
     vocabulary = None if config.text is None else config.text.vocabulary
-    return values_hash(
-        {"weights": weights, "flow": dataclasses.asdict(config.flow), "frozen": frozen, "text": vocabulary}
-    )
+    return values_hash({"weights": weights, "flow": config.flow.identity(), "frozen": frozen, "text": vocabulary})

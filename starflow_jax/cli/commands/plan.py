@@ -72,6 +72,12 @@ def add_to(subparsers: Any) -> None:
     option("--text", type=integer(0, 10**5), metavar="N", help="text tokens (default: flow.text_length)")
     option("--samples", type=integer(1, 10**4), default=1, metavar="N", help="inverse: samples in a batch (default 1)")
     option(
+        "--iterations",
+        type=integer(1, 10**4),
+        metavar="N",
+        help="inverse: iterations of a chunk, for the time of a sample (default 10)",
+    )
+    option(
         "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
     )
     option(
@@ -126,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     figures: dict[str, Any] = {"plans": []}
     with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
         for plan in plans(request):
-            print(report(plan), end="\n\n", flush=True)
+            print(report(plan, request.iterations), end="\n\n", flush=True)
             figures["plans"].append(as_values(plan))
     print(flags)
     if arguments.search:

@@ -12,10 +12,11 @@ from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
+from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
-from starflow_jax.core.choices import Denoise, ParameterForm, choices
+from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 30
 COMPILES = True
@@ -119,13 +120,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how the training noise is removed: none, score or learned (default: the configuration's)",
     )
-    option(
-        "--parameters",
-        type=choice(*choices(ParameterForm)),
-        metavar="NAME",
-        help="ready: cast to the compute dtype and gathered over the mesh once; stored: at every use, which is slower "
-        "and needs less memory (default: the configuration's, which is ready)",
-    )
+    add_parameter_form(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option(
         "--batch",

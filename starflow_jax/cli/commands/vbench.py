@@ -11,6 +11,7 @@ from starflow_jax.cli.options.arguments import aspect, choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.remarks import remark
@@ -67,6 +68,7 @@ def add_to(subparsers: Any) -> None:
         help="how the training noise is removed: none, score or learned",
     )
     add_solver_options(parser)
+    add_parameter_form(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option(
         "--batch",

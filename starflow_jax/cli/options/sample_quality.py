@@ -9,6 +9,7 @@ import sys
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.arguments import Parser, choice, integer, real
 from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import function_name, network_name, path
 from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.core.choices import Denoise, Resize, Split, choices
@@ -84,6 +85,7 @@ def add_quality_options(parser: Parser) -> None:
         help="how the training noise is removed: none, score or learned",
     )
     add_solver_options(parser)
+    add_parameter_form(parser)
     flags = {field: flag for field, flag in parser.flags().items() if field not in before and field != "metrics"}
     parser.set_defaults(quality_flags=flags)
 

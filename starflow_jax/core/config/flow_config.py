@@ -7,7 +7,7 @@ guidance, number of frames, aspect ratio) are arguments of that call instead.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from starflow_jax.core.choices import Dtype, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
@@ -122,6 +122,8 @@ class FlowConfig:
         sequences in bfloat16, and Pallas kernels where they are known to be faster (`kernels/kernel_choice.py`). "xla"
         never uses either, "pallas" always uses the kernels or raises an error with the reason, and "cudnn" does so for
         cuDNN in attention without a cache, which training and likelihoods run; all else is as with "auto".
+      cache: how a mesh divides the key/value cache of an inverse: "auto" by heads, over the axes tensor and sequence,
+        or, where they do not divide, by heads over tensor and by slots over sequence; "slots" always the latter.
     """
 
     channels: int
@@ -163,6 +165,7 @@ class FlowConfig:
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     remat: Literal["none", "attention", "mlp", "block"] = "none"
     kernels: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    cache: Literal["auto", "slots"] = "auto"
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -173,6 +176,12 @@ class FlowConfig:
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as plain values, for hashes, without `cache`, which changes no result."""
+        values = dataclasses.asdict(self)
+        del values["cache"]
+        return values
 
     def _check_fields(self) -> None:
         check_choices(self)

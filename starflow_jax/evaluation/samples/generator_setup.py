@@ -57,6 +57,7 @@ def open_generator(
         request.denoise,
         captions,
         autoencoder_for(config),
+        request.parameters,
     )
     weights = request.guidance or (config.sample.guidance,)
     labels = generator.labels(0, 16)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from starflow_jax.core.choices import ParameterForm
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.evaluation.samples.features.chunk_folder import Chunk, ChunkFolder
 from starflow_jax.evaluation.samples.features.feature_network import FeatureNetwork, Features, extract_features
@@ -71,6 +72,7 @@ class ImageGenerator:
       solver, temperature, attention_temperature, denoise: as for `sampling.sample`.
       captions: None for runs without captions.
       autoencoder: decodes the samples of a run on latents; None for a run on pixels.
+      parameters: "ready" or "stored" (`SampleConfig`); None for the configuration's.
     """
 
     params: Params
@@ -83,6 +85,7 @@ class ImageGenerator:
     denoise: Any = None
     captions: Captions | None = None
     autoencoder: RunAutoencoder | None = None
+    parameters: ParameterForm | None = None
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes of images first .. first + count - 1, int32 [count]; -1 for runs on captions."""
@@ -110,6 +113,7 @@ class ImageGenerator:
             temperature=self.temperature,
             attention_temperature=self.attention_temperature,
             denoise=self.denoise,
+            parameters=self.parameters,
             batch_size=self.batch_size,
             autoencoder=self.autoencoder,
         )

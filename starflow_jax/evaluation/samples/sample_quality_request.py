@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.choices import Denoise, Resize, Split
+from starflow_jax.core.choices import Denoise, ParameterForm, Resize, Split
 from starflow_jax.core.registries import METRICS
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
 from starflow_jax.evaluation.samples.metrics.metric import metric_spec
 from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
-from starflow_jax.sampling.sample_requests import SolverRequest
+from starflow_jax.sampling.sample_requests import SolverRequest, check_parameter_form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SampleQualityRequest(EvaluateRequest):
       decoder: autoencoder that decodes latents, instead of the run's.
       out: folder of results and stored features; None for `quality` in `workdir`.
       chunk: images in a file of features; sample_batch: images generated at a time, None for 64.
-      temperature, attention_temperature, denoise: as for `sampling.sample`; None for the configuration's.
+      temperature, attention_temperature, denoise, parameters: as for `sampling.sample`; None for the configuration's.
       solver: and its options; by default the configuration's.
     """
 
@@ -52,10 +52,12 @@ class SampleQualityRequest(EvaluateRequest):
     temperature: float | None = None
     attention_temperature: float | None = None
     denoise: Denoise | None = None
+    parameters: ParameterForm | None = None
     solver: SolverRequest = dataclasses.field(default_factory=SolverRequest)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_parameter_form(self.parameters)
         for name, minimum in (("num_samples", 16), ("chunk", 16)):
             value: Any = getattr(self, name)
             require(value >= minimum, f"{{{name}}} must be an integer from {minimum}, got {{0!r}}", value)

@@ -1,0 +1,53 @@
+"""A cache whose slots are divided over devices gives the samples of one device, and only chunks are moved."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
+from starflow_jax.sharding.layout import Layout
+
+
+def over(**sizes):
+    return Layout(SimpleNamespace(shape={"slices": 1, "data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | sizes))
+
+
+def test_slots_are_divided_where_heads_are_not():
+    by_heads = (None, ("slices", "data", "fsdp"), ("tensor", "sequence"), None, None)
+    assert cache_cuts(over(tensor=2, sequence=4), 8, "auto") == by_heads
+    assert cache_cuts(over(tensor=2, sequence=4), 12, "auto")[2:] == ("tensor", "sequence", None)
+    assert cache_cuts(over(tensor=2, sequence=4), 8, "slots")[2:] == ("tensor", "sequence", None)
+    assert cache_cuts(over(tensor=4, sequence=2), 2, "auto")[2:] == (None, "sequence", None)
+    assert not divides_slots(None, 8, "slots") and not divides_slots(over(tensor=16), 8, "slots")
+
+
+@pytest.mark.slow
+def test_one_sample_on_eight_devices_is_that_of_one():
+    script = Path(__file__).parent / "divided_inverse_on_eight_devices.py"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout)
+    for case in found.values():
+        assert case["error"] < 1e-6
+        assert case["iterations"][0] == case["iterations"][1]
+    # One evaluation of the image's deep block: for each of two layers and two chunks, the packed queries, keys and
+    # values of a chunk's tokens are gathered, and the outputs of all intervals change places with their tokens.
+    moved = found["an image, Jacobi"]["moved"]
+    deep = [[kind, shape, times] for kind, shape, times in moved if len(shape) > 3 and times == 4]
+    assert deep == [["all-gather", [2, 8, 2, 3, 20], 4], ["all-to-all", [8, 2, 2, 1, 1, 21], 4]]
+    # No array of the size of a cache moves: 16 tokens, 3 of text and a chunk of padding are at least 24 slots.
+    assert all(24 not in shape and 32 not in shape for _, shape, _ in moved)
