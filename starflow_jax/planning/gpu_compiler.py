@@ -16,6 +16,7 @@ import numpy as np
 
 from starflow_jax.core.config.mesh_config import AXES, MeshConfig
 from starflow_jax.costs.chips import Topology
+from starflow_jax.kernels.cuda_libraries import cuda_libraries
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import make_layout
 
@@ -112,6 +113,8 @@ def gpu_notes(text: str) -> tuple[str, ...]:
     notes = ["compiled by XLA for GPUs without a device: no kernel was timed to choose it, nothing was run"]
     if CUDNN_CALL in text:
         notes.append("attention is cuDNN's: its calls are part of the program, its kernels and workspaces are not")
+    if not cuda_libraries().cudnn:
+        notes.append("cuDNN is not installed here: XLA computes the attention that a machine with cuDNN leaves to it")
     return tuple(notes)
 
 
