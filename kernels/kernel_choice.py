@@ -57,7 +57,7 @@ class Support:
         return self.reason is None
 
 
-# The GPU kernels lower for CUDA and are tested in interpreters, but no GPU has run them: they run on request only.
+# The GPU kernels are compiled for Hopper and tested in interpreters, but no GPU has run them: they run on request only.
 UNTIMED_ON_GPUS = Support("has not been timed on a GPU yet; implementation='pallas' selects it")
 
 

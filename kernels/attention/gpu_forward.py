@@ -3,7 +3,7 @@
 A thread block takes one tile of queries of one head. One warpgroup copies keys and values block by block, as far ahead
 as there are buffers; two others multiply, each with its half of the queries.
 
-No GPU has run this yet. Its code runs on threads in the tests (`tests/warpgroups.py`) and lowers for CUDA.
+No GPU has run this yet. Its code runs on threads in the tests (`tests/warpgroups.py`) and is compiled for sm_90a.
 """
 
 from __future__ import annotations
