@@ -1,4 +1,11 @@
-"""Sizes, counts and weights at their limits, each with the right value: exact inverses, equal samples, one sentence."""
+"""Sizes, counts and weights at their limits, each with the right value: exact inverses, equal samples, one sentence.
+
+docs/specification.md has the whole table of cases. Other files test the rest of it: resumption is exact from any step
+(`test_training_loop.py`, `test_killed_run.py`, `test_curriculum.py`; batches in `test_loader.py`), a checkpoint gives
+the running mean unless told otherwise (`test_checkpoint.py`), samples of a seed depend neither on the batch size
+(`test_sampling.py`, `test_sampling_video.py`, `test_quality_command.py`) nor on the devices (`test_ready_parameters.py`,
+`test_sweep_processes.py`; `test_mesh.py` for training).
+"""
 
 import dataclasses
 
@@ -10,9 +17,12 @@ from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 
 from starflow_jax.core.config import SampleConfig
 from starflow_jax.flows import Guidance
+from starflow_jax.flows.affine import Affine
+from starflow_jax.flows.guidance import guide_by_ratio, guide_linearly
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.solvers import Jacobi, Sequential, inverse
+from starflow_jax.training.step.optimizer import update_ema
 
 TEXT, NULL = normal((2, 3, 6), 3), normal((1, 3, 6), 4)
 SHAPES = {
@@ -63,6 +73,32 @@ def test_guidance_of_weight_zero_or_away_from_the_same_condition_is_none():
     for weight in (1.0, 3.0):
         guided = inverse(flow, z, same, guidance=Guidance(weight, TEXT[:1])).x
         np.testing.assert_allclose(guided, inverse(flow, z, same).x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight", "mean", "scale"),
+    [
+        *((kind, 0.0, 2.0, 1.0) for kind in ("ratio", "a", "b", "ab")),
+        ("ratio", 1.0, (2 * 2 - 0.25 * 1) / 1.75, 1.75**-0.5),  # d = 1 + w - w s with s = (1 / 2)^2
+        ("a", 1.0, 2.0, 0.5),
+        ("b", 1.0, 3.0, 1.0),
+        ("ab", 1.0, 3.0, 0.5),
+    ],
+)
+def test_guidance_of_weight_zero_and_one(kind, weight, mean, scale):
+    """Of mean 2 and scale 1 away from mean 1 and scale 2."""
+    given = [Affine(jnp.full((1, 1, 1), m), jnp.full((1, 1, 1), s)) for m, s in ((2.0, 1.0), (1.0, 2.0))]
+    guided = guide_by_ratio(*given, weight) if kind == "ratio" else guide_linearly(*given, jnp.float32(weight), kind)
+    np.testing.assert_allclose([guided.mean.item(), guided.scale.item()], [mean, scale], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "kept"),
+    [(0.0, 0, 0.0), (0.0, 10**6, 0.0), (0.9, 0, 2 / 11), (0.1, 0, 0.1), (0.9999, 8, 10 / 19), (0.9999, 10**7, 0.9999)],
+)
+def test_the_share_of_the_running_mean_that_an_update_keeps(decay, step, kept):
+    mean = update_ema({"w": jnp.ones(1)}, {"w": jnp.zeros(1)}, decay=decay, step=step)
+    np.testing.assert_allclose(mean["w"], kept, rtol=1e-5)
 
 
 @pytest.mark.parametrize("build", [lambda: SampleConfig(guidance=-1.0), lambda: SampleRequest(guidance=-1.0)])

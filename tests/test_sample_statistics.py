@@ -279,8 +279,8 @@ def test_figures_and_resized_images_are_those_of_clean_fid():
     assert distance == pytest.approx(fid.frechet_distance(*moments[0], *moments[1]), rel=1e-5)
     images = np.random.default_rng(1).integers(0, 256, (1, 350, 40, 3)).astype(np.uint8)
     clean, pytorch = (np.asarray(network_input(images, name))[0] for name in ("clean", "half-pixel"))
-    np.testing.assert_allclose(clean * 128 + 128, resize.build_resizer("clean")(images[0]), atol=1e-3)
-    np.testing.assert_allclose((pytorch + 1) * 127.5, resize.build_resizer("legacy_pytorch")(images[0]), atol=1e-3)
+    np.testing.assert_allclose(clean * 128 + 128, resize.build_resizer("clean")(images[0]), atol=0.02)
+    np.testing.assert_allclose((pytorch + 1) * 127.5, resize.build_resizer("legacy_pytorch")(images[0]), atol=0.02)
 
 
 def test_figures_are_those_of_torchmetrics():
