@@ -3,8 +3,8 @@
 docs/specification.md has the whole table of cases. Other files test the rest of it: resumption is exact from any step
 (`test_training_loop.py`, `test_killed_run.py`, `test_curriculum.py`; batches in `test_loader.py`), a checkpoint gives
 the running mean unless told otherwise (`test_checkpoint.py`), samples of a seed depend neither on the batch size
-(`test_sampling.py`, `test_sampling_video.py`, `test_quality_command.py`) nor on the devices (`test_ready_parameters.py`,
-`test_sweep_processes.py`; `test_mesh.py` for training).
+(`test_sampling.py`, `test_sampling_video.py`, `test_quality_command.py`) nor on the devices
+(`test_ready_parameters.py`, `test_sweep_processes.py`; `test_mesh.py` for training).
 """
 
 import dataclasses
