@@ -116,6 +116,8 @@ def _texts(texts: Any, name: str) -> tuple[str, ...]:
 def _decode(data: bytes, name: str) -> str:
     if len(data) > MAX_CAPTION_BYTES:
         raise BadExample(name, f"its caption file has more than {MAX_CAPTION_BYTES} bytes")
+    if b"\0" in data:  # as in UTF-16, which may otherwise pass for UTF-8
+        raise BadExample(name, f"its caption file is not UTF-8 (a zero at byte {data.index(0)})")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

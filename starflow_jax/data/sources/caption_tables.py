@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from starflow_jax.data.decoding.bad_examples import BadExample, error_reason
-from starflow_jax.data.sources.caption_files import CaptionFormat
+from starflow_jax.data.sources.caption_files import KEYS, CaptionFormat
 from starflow_jax.data.sources.image_collection import ExampleCaptions
 from starflow_jax.data.sources.regular_file import open_regular
 
@@ -78,8 +79,8 @@ def _read_table(root: Path, table: str, reading: CaptionFormat, result: CaptionT
         result.notes.append(f"{path} cannot be read to its end: {error_reason(error)}")
     if damaged:
         result.notes.append(
-            f"{len(damaged)} lines of {path} name no file or contain captions that are not text, the first in line "
-            f"{damaged[0]}"
+            f"{len(damaged)} lines of {path} name no file, or contain captions that are not text or more cells than "
+            f"columns, the first in line {damaged[0]}"
         )
     if columns and reading.column(columns) is None:
         result.notes.append(
@@ -96,9 +97,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
     """The rows of a table with the numbers of their lines; None for a row that cannot be read."""
     with open_regular(path) as file:
         if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
-            for row in reader:
-                yield reader.line_num, {key: value for key, value in row.items() if isinstance(key, str)}
+            yield from _csv_rows(io.TextIOWrapper(file, "utf-8-sig", newline=""))
             return
         number = 0
         while line := file.readline(_MAX_LINE):
@@ -111,6 +110,25 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
             text = line.removeprefix(b"\xef\xbb\xbf").strip()
             if text:
                 yield number, _object(text)
+
+
+def _csv_rows(text: TextIO) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """The rows of a CSV file; None for a row of more cells than columns, as of a caption with commas without quotes.
+
+    The separator is the one of comma, semicolon and tab that is most frequent in the first line.
+    """
+    header = text.readline(_MAX_LINE)
+    lines = itertools.chain([header], text)
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
+    reader.fieldnames = [_column_name(name) for name in reader.fieldnames or ()]
+    for row in reader:
+        yield reader.line_num, None if None in row else row
+
+
+def _column_name(name: str) -> str:
+    """A column's name without white space, and in lower case where it is one that is looked for."""
+    name = name.strip()
+    return name.lower() if name.lower() in (*_FILE_COLUMNS, *KEYS) else name
 
 
 def _object(line: bytes) -> Mapping[str, Any] | None:

@@ -15,6 +15,9 @@ from starflow_jax.data.sources.caption_files import FILE_KINDS
 from starflow_jax.data.sources.caption_tables import TABLES
 from starflow_jax.media.medium import Medium, is_open
 
+# Folders that operating systems add to archives and shared folders.
+_OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+
 
 @dataclass(eq=False)
 class Listing:
@@ -27,6 +30,7 @@ class Listing:
       not_followed: linked folders that lead to one that is read already.
       broken: links that lead to no file; unreadable: reasons why folders cannot be read, by path.
       others: counts by suffix of files that are neither data nor captions.
+      stray: paths of caption files beside no data file of their name.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -36,6 +40,7 @@ class Listing:
     broken: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     others: collections.Counter[str] = field(default_factory=collections.Counter)
+    stray: list[str] = field(default_factory=list)
 
 
 def list_files(root: Path, medium: Medium) -> Listing:
@@ -78,7 +83,7 @@ def _walk(
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or entry.name in _OF_THE_SYSTEM:
                         continue
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_dir(follow_symlinks=False):
@@ -100,20 +105,20 @@ def _walk(
         except OSError as error:
             listing.unreadable[str(root / folder)] = error_reason(error)
         waiting += sorted(inside, reverse=True)
-        listing.forms |= _forms(names, captions)
+        _match(folder, names, captions, listing)
 
 
-def _forms(names: list[str], captions: list[str]) -> set[str]:
-    """The endings of caption files that belong to a data file of the same folder."""
+def _match(folder: str, names: list[str], captions: list[str], listing: Listing) -> None:
+    """Adds the endings of caption files that belong to a data file of the same folder, and the names of the others."""
     stems, whole = {Path(name).stem for name in names}, set(names)
-    forms = set()
     for caption in captions:
         stem, suffix = Path(caption).stem, Path(caption).suffix
         if stem in stems:
-            forms.add(suffix)
+            listing.forms.add(suffix)
         if stem in whole:
-            forms.add(Path(stem).suffix + suffix)
-    return forms
+            listing.forms.add(Path(stem).suffix + suffix)
+        if stem not in stems and stem not in whole:
+            listing.stray.append(f"{folder}/{caption}" if folder else caption)
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:

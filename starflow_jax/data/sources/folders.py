@@ -43,7 +43,7 @@ class Folder:
       sizes: sizes of the files in bytes.
       skipped: folders that cannot be read; notes: sentences about links, files and classes that are left aside.
       reading: how captions are read; forms: the endings of caption files, in the order in which they are tried.
-      tables: the captions of metadata files.
+      tables: the captions of metadata files; stray: caption files that belong to no file.
     """
 
     root: Path
@@ -55,6 +55,7 @@ class Folder:
     reading: CaptionFormat = DEFAULT_FORMAT
     forms: tuple[str, ...] = ()
     tables: LazyReader[CaptionTables] = dataclasses.field(default_factory=lambda: LazyReader(CaptionTables))
+    stray: tuple[str, ...] = ()
 
     @classmethod
     def scan(
@@ -96,7 +97,7 @@ class Folder:
         outside = [f"../{name}" for name in TABLES if (root.parent / name).is_file()] if above else []
         tables = LazyReader(functools.partial(read_tables, root, (*outside, *listing.tables), reading))
         sizes = tuple(listing.sizes[file] for file in files)
-        return cls(root, files, classes, sizes, skipped, notes, reading, forms, tables)
+        return cls(root, files, classes, sizes, skipped, notes, reading, forms, tables, tuple(listing.stray))
 
     @property
     def name(self) -> str:
@@ -159,10 +160,12 @@ class Folder:
         return self.tables().captions.get(self.files[index], ExampleCaptions({}))
 
     def caption_notes(self) -> list[str]:
-        """Sentences about metadata files: what cannot be read, and rows that name no file of the folder."""
+        """Sentences about metadata and caption files: what cannot be read, and what belongs to no file here."""
         tables = self.tables()
         strays = tables.rows.difference(self.files)
         stray = [f"{len(strays)} rows of metadata name no file here, such as {min(strays)}"] if strays else []
+        if self.stray:
+            stray.append(f"{len(self.stray)} caption files belong to no file here, such as {min(self.stray)}")
         return [*tables.notes, *stray]
 
     def identity(self, index: int) -> str:

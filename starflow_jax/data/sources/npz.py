@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
@@ -17,6 +18,7 @@ from starflow_jax.data.sources.splits import named_entry, split_names
 
 # Values below this are no evidence of 256 levels, so that their number must be stated.
 _DARK = 128
+_MOST_CLASSES = 2**31 - 1
 
 
 @SOURCES.register("npz", path=True)
@@ -55,12 +57,12 @@ def read_images(path: Path, split: str, levels: int | None, *, with_labels: bool
       ValueError: the file is damaged, or contains other arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with _opened(path) as arrays:
             array_names = list(arrays.files)
             image_key, label_key = _keys(path, array_names, split, whole)
             images = arrays[image_key]
             labels = arrays[label_key] if with_labels and label_key is not None else None
-            stated = int(arrays["levels"]) if "levels" in array_names else None
+            stated = _whole_number(path, arrays["levels"]) if "levels" in array_names else None
     except ValueError as error:
         if str(error).startswith("data file"):
             raise
@@ -70,9 +72,30 @@ def read_images(path: Path, split: str, levels: int | None, *, with_labels: bool
     _check_arrays(path, {image_key: images} | ({label_key or "label": labels} if with_labels else {}))
     if images.ndim == 3:
         images = images[..., None]
+    if labels is not None:
+        least, greatest = int(labels.min()), int(labels.max())
+        check(
+            least >= 0 and greatest < _MOST_CLASSES,
+            f"data file {path} must contain labels from 0 to {_MOST_CLASSES - 1}, got {least} to {greatest}",
+        )
     numbers = np.zeros(len(images), np.int32) if labels is None else labels.reshape(-1).astype(np.int32)
     count = known_levels(path, images, stated, levels)
     return ArraySource(path.stem, images, numbers, levels=count, num_classes=int(numbers.max(initial=0)) + 1)
+
+
+def _opened(path: Path) -> NpzFile:
+    arrays = np.load(path, allow_pickle=False)
+    if not isinstance(arrays, NpzFile):
+        raise ValueError("it contains one array without a name; np.savez(path, image=..., label=...) writes several")
+    return arrays
+
+
+def _whole_number(path: Path, levels: np.ndarray) -> int:
+    check(
+        levels.size == 1 and levels.dtype.kind in "iuf" and float(levels.item()).is_integer(),
+        f"data file {path} must state `levels` as one whole number, got {levels.dtype} {list(levels.shape)}",
+    )
+    return int(levels.item())
 
 
 def known_levels(path: Path, images: np.ndarray, stated: int | None, levels: int | None) -> int:
