@@ -40,7 +40,6 @@ def flipped(data: bytes) -> bytes:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "deleted": Path.unlink,
 }
 # The command that reads the parameters, and the one that reads the state of a training.
@@ -95,6 +94,7 @@ def answer(call: Callable[[], int]) -> tuple[int | str, str]:
 
 def answers() -> list[tuple[str, str, str, int | str, str]]:
     found = []
+    asked = set()  # parts of the checkpoint whose damage a command was told of
     for file in sorted(path for path in Path("whole/checkpoints").rglob("*") if path.is_file()):
         for damage, change in DAMAGES.items():
             for name, arguments in COMMANDS.items():
@@ -103,7 +103,8 @@ def answers() -> list[tuple[str, str, str, int | str, str]]:
                 change(Path("run", *file.parts[1:]))
                 code, printed = answer(lambda name=name: read(name))
                 found.append((str(file), damage, name, code, printed))
-                if code == 2 and damage == "cut":
+                if code == 2 and (part := (file.parts[3], name, file.stem == "metadata")) not in asked:
+                    asked.add(part)
                     code, printed = answer(lambda arguments=arguments: main(arguments))
                     found.append((str(file), damage, arguments[0], code, printed))
     return found

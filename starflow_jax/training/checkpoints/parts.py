@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.training.checkpoints.digests import digest, json_digest
+from starflow_jax.training.checkpoints.late_reads import silent_after_an_error
 from starflow_jax.training.distributed.agreement import everywhere
 
 DIGESTS = "digests"
@@ -82,7 +83,8 @@ def read_arrays(folder: Path, name: str, like: Any, digests: Mapping[str, Any]) 
     try:
         # The handler itself: a checkpointer would wait for all processes, even for one that failed to read.
         handler = ocp.StandardCheckpointHandler()
-        tree = handler.restore(folder / name, args=ocp.args.StandardRestore(placed))
+        with silent_after_an_error():
+            tree = handler.restore(folder / name, args=ocp.args.StandardRestore(placed))
     except Exception as error:  # Orbax and tensorstore raise many types of errors for damaged files
         raise _unreadable(name, error) from error
     if digest(tree) != digests.get(name):
