@@ -24,8 +24,14 @@ from starflow_jax.media import read_video, write_gif, write_mp4, write_png
 from starflow_jax.media.clip_reading import frames_at, video_facts
 from starflow_jax.media.file_kind import FileKind, kind_of
 
-FORMATS = {"JPEG": 6, "MPO": 6, "PNG": 0, "WEBP": 0, "TIFF": 0, "AVIF": 8}  # with the error of their coding
-OPTIONS = {"JPEG": {"quality": 95}, "MPO": {"quality": 95}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95}}
+FORMATS = {"JPEG": 6, "MPO": 6, "PNG": 0, "WEBP": 0, "TIFF": 0, "AVIF": 8, "HEIF": 6}  # with the error of their coding
+OPTIONS = {
+    "JPEG": {"quality": 95},
+    "MPO": {"quality": 95},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 95},
+    "HEIF": {"quality": 95},
+}
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -37,10 +43,11 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 def with_orientation(turn: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = turn
+    data: Image.Exif | bytes = exif.tobytes() if kind == "HEIF" else exif  # pillow-heif takes bytes
     options = dict(OPTIONS.get(kind, {}))
     if kind == "MPO":  # a second, smaller picture, as phones store one
         options |= {"save_all": True, "append_images": [Image.fromarray(SHOWN[:5, :7])]}
-    return saved(Image.fromarray(np.ascontiguousarray(STORED[turn])), kind, exif=exif, **options)
+    return saved(Image.fromarray(np.ascontiguousarray(STORED[turn])), kind, exif=data, **options)
 
 
 def read_by_all(data: bytes, path: Path, background: str = "white", channels: int = 3) -> list[np.ndarray]:
@@ -57,6 +64,8 @@ def read_by_all(data: bytes, path: Path, background: str = "white", channels: in
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("turn", STORED)
 def test_orientation_is_applied_in_every_format(tmp_path, kind, turn):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     for pixels in read_by_all(with_orientation(turn, kind), tmp_path / "it.png"):

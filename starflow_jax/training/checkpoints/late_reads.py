@@ -1,7 +1,8 @@
 """Silences what reads of a damaged checkpoint say after its error: they end in other threads, and no one awaits them.
 
 The first error of a read closes its event loop. The reads of other arrays then find the loop closed, and coroutines
-that never ran are collected; Python prints a traceback for each, to which only `sys.unraisablehook` has access.
+that never ran are collected; Python prints a traceback for each, to which only `sys.unraisablehook` has access, or a
+warning.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,11 @@ def silent_after_an_error() -> Iterator[None]:
     before = sys.unraisablehook
     hook = before if isinstance(before, _Hook) else _Hook(before)
     sys.unraisablehook = hook
-    yield  # an error leaves the hook where it is
+    try:
+        yield  # an error leaves the hook where it is
+    except Exception:
+        warnings.filterwarnings("ignore", r"coroutine '\w*read\w*' was never awaited", RuntimeWarning)
+        raise
     if sys.unraisablehook is hook:
         sys.unraisablehook = before
 
