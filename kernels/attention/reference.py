@@ -79,14 +79,15 @@ def attention_with_lse(
     folded = query.reshape(batch, kv_heads, group * count, dim)
     logits = jnp.einsum("bhnd,bhsd->bhns", folded, key, preferred_element_type=jnp.float32, precision=precision)
     mask = visibility.mask((offset + jnp.arange(count))[:, None], jnp.arange(slots)[None, :])
-    mask = jnp.tile(mask, (group, 1))
-    largest = jnp.max(jnp.where(mask, logits, _MASKED), axis=-1, keepdims=True)
-    weights = jnp.where(mask, jnp.exp(logits - largest), 0.0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    positive = jnp.where(total > 0, total, 1.0)
-    weights = (weights / positive).astype(value.dtype)
-    out = jnp.einsum("bhns,bhsd->bhnd", weights, value, precision=precision)
-    lse = jnp.where(total > 0, largest + jnp.log(positive), UNSEEN)
+    logits = jnp.where(jnp.tile(mask, (group, 1)), logits, _MASKED)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    # Divided by their sum after the product, so that a compiler reads the logits twice and the weights twice.
+    weights = jnp.exp(logits - largest).astype(value.dtype)
+    total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+    out = jnp.einsum("bhns,bhsd->bhnd", weights, value, preferred_element_type=jnp.float32, precision=precision)
+    sees = largest > _MASKED / 2
+    out = jnp.where(sees, out / total, 0).astype(value.dtype)
+    lse = jnp.where(sees, largest + jnp.log(total), UNSEEN)
     return out.reshape(query.shape), lse.reshape(batch, heads, count)
 
 
