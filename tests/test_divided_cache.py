@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
+from starflow_jax.kernels.attention import Causal
+from starflow_jax.kernels.attention.api import partial_attention
+from starflow_jax.kernels.attention.reference import UNSEEN
+from starflow_jax.kernels.kernel_choice import Target
 from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
 from starflow_jax.sharding.layout import Layout
 
@@ -26,6 +31,19 @@ def test_slots_are_divided_where_heads_are_not():
     assert cache_cuts(over(tensor=2, sequence=4), 8, "slots")[2:] == ("tensor", "sequence", None)
     assert cache_cuts(over(tensor=4, sequence=2), 2, "auto")[2:] == (None, "sequence", None)
     assert not divides_slots(None, 8, "slots") and not divides_slots(over(tensor=16), 8, "slots")
+
+
+def test_kernels_that_give_no_weight_of_a_part_are_refused():
+    query, cache = jnp.zeros((1, 2, 4, 64), jnp.bfloat16), jnp.zeros((1, 1, 2, 128, 64), jnp.bfloat16)
+    tpu, gpu = Target("tpu", "TPU v5 lite"), Target("gpu", "NVIDIA H200", "9.0")
+    for target, layer, there in ((tpu, 0, "4 queries on a tpu"), (gpu, None, "4 queries on a gpu")):
+        keys = cache if layer is not None else cache[0]
+        options = {"visibility": Causal(), "offset": -2, "layer": layer, "target": target}
+        with pytest.raises(ValueError, match=f"longer chunks alone, got {there}"):
+            partial_attention(query, keys, keys, implementation="pallas", **options)
+        out, lse = partial_attention(query, keys, keys, **options)
+        # Two queries come before the part, and see none of it.
+        assert out.shape == query.shape and (lse[..., :2] == UNSEEN).all() and (lse[..., 2] == 0).all()
 
 
 @pytest.mark.slow

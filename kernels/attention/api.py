@@ -108,7 +108,7 @@ def partial_attention(
       that sees no key of the part, zero and -1e30.
 
     Raises:
-      ValueError: as `attention`.
+      ValueError: as `attention`; or `implementation` is "pallas" where no kernel gives `lse`.
     """
     _check_shapes(query, key, value, layer)
     target = device_target() if target is None else target
@@ -117,6 +117,11 @@ def partial_attention(
     call = _describe(query, key, value, visibility, target, bounds, precision=precision)
     name, kernel = _choose(call, implementation)
     if name != "pallas" or target.platform != "tpu" or _is_decoding(call):
+        if implementation == "pallas":
+            raise ValueError(
+                "implementation='pallas' was requested. Attention to a part of a cache (flow.cache) has a kernel for "
+                f"TPUs and longer chunks alone, got {query.shape[2]} queries on a {target.platform}"
+            )
         key, value = (select_layer(cache, bounds) for cache in (key, value))
         return attention_with_lse(query, key, value, visibility=visibility, offset=offset, precision=precision)
     out, lse = kernel.forward(kernel.prepare(call), query, key, value, bounds)
