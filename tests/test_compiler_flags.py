@@ -19,7 +19,7 @@ def test_flags_are_added_to_those_that_are_set():
     assert value.startswith(own[VARIABLE]) and value.count(ONE) == 1
     assert len(missing("v6e", own)) == len(recommended("v6e")) - 1
     assert missing("v6e", {VARIABLE: value}) == ()
-    assert completed("v5e", own) == own[VARIABLE]
+    assert completed("v5p", own) == own[VARIABLE]
 
 
 def test_sentences_say_what_is_missing():

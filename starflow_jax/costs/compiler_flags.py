@@ -15,12 +15,14 @@ from starflow_jax.core.config.checks import check
 VARIABLE = "LIBTPU_INIT_ARGS"
 
 # Gathers of kernels and sums of gradients run on the SparseCores, beside the products. These flags alone leave the
-# products less of the vector memory; the last one gives it back, in KiB.
+# products less of the vector memory.
 _SPARSE_CORES = tuple(
     f"--xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
     for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
 )
-_RECOMMENDED: dict[str, tuple[str, ...]] = {"v6e": (*_SPARSE_CORES, "--xla_tpu_scoped_vmem_limit_kib=65536")}
+# The vector memory that one operation may use, in KiB: more than by default, for larger blocks of products.
+_VECTOR_MEMORY = "--xla_tpu_scoped_vmem_limit_kib=65536"
+_RECOMMENDED: dict[str, tuple[str, ...]] = {"v5e": (_VECTOR_MEMORY,), "v6e": (*_SPARSE_CORES, _VECTOR_MEMORY)}
 
 # What the variable TPU_ACCELERATOR_TYPE of a TPU's host begins with, and the names in `costs.chips`.
 _TYPES = {"v4": "v4", "v5litepod": "v5e", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "tpu7x": "tpu7x"}
