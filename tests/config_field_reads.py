@@ -76,7 +76,9 @@ class Reads:
         self._attributes: dict[str, set[str]] = defaultdict(set)  # types of annotated attributes of all classes
         self._returns: dict[str, set[str]] = defaultdict(set)
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-        self._configured = self._parts(("ExperimentConfig", "AutoencoderExperiment", "SweepConfig"))
+        self._configured = self._parts(
+            ("ExperimentConfig", "AutoencoderExperiment", "LearnedInverseExperiment", "SweepConfig")
+        )
         for cls in classes.values():
             for field, annotation in cls.fields.items():
                 self._attributes[field] |= self._mentioned(annotation)

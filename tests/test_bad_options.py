@@ -36,6 +36,7 @@ BASES = {
     "video-quality": ["--video", "clip.gif", "--reference", "clip.gif", "--out", "new"],
     "vbench": ["--workdir", "clips", "--prompts", "overall_consistency.txt", "--out", "new"],
     "calibrate": ["--workdir", "run"],
+    "train-inverse": ["--workdir", "run"],
     "data": ["--config", "digits.py:tiny", "--seconds", "0"],
     "encode": ["--config", "digits.py:tiny", "--out", "new", "--fit-patch-pca", "2:1"],
     "train-autoencoder": ["--config", "tiny_vae.py:tiny", "--workdir", "new"],

@@ -79,4 +79,4 @@ def test_help_does_not_import_jax():
     code += "pass\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "sequential or sliding" in " ".join(done.stdout.split())
+    assert "sequential, sliding or verified" in " ".join(done.stdout.split())

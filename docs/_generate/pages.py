@@ -11,6 +11,11 @@ from typing import Any
 from starflow_jax.cli.dispatch import build_parser
 from starflow_jax.core import config
 from starflow_jax.core.config.autoencoder_config import LossConfig, NetworkConfig, ReconstructionConfig
+from starflow_jax.core.config.learned_inverse_config import (
+    InversePairsConfig,
+    LearnedInverseConfig,
+    LearnedInverseExperiment,
+)
 from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 
 # In the order of an experiment file: the field of the experiment that holds it (if any), and the class.
@@ -31,6 +36,9 @@ CONFIGURATION: tuple[tuple[str, type], ...] = (
     ("network", NetworkConfig),
     ("train", ReconstructionConfig),
     ("loss", LossConfig),
+    ("", LearnedInverseExperiment),
+    ("network", LearnedInverseConfig),
+    ("pairs", InversePairsConfig),
     ("", SweepConfig),
     ("runs", SweepRun),
     ("data", SweepData),

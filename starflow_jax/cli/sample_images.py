@@ -29,13 +29,16 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
     from starflow_jax.sampling.image_requests import draw_images, plan_images
     from starflow_jax.sampling.latent_shapes import autoencoder_for
     from starflow_jax.solvers import named_solver
+    from starflow_jax.training.inverse.inverse_folder import load_inverse
     from starflow_jax.training.run_calibration import read_calibration
     from starflow_jax.training.step.frozen_text import load_text
 
     request.check_kind(run.workdir, videos=False)
     if arguments.out.suffix in (".mp4", ".gif"):
         raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(arguments.out)!r}")
-    with sentences(autoencoder_for, load_text, caption_reader, read_calibration, named_solver, check_request):
+    with sentences(
+        autoencoder_for, load_text, caption_reader, read_calibration, load_inverse, named_solver, check_request
+    ):
         plan = plan_images(run, request, warn=remark)
         result = draw_images(run, plan)
     if not is_first():

@@ -34,9 +34,10 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
     from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
     from starflow_jax.solvers import named_solver
     from starflow_jax.solvers.streaming.pipeline import check_streaming
+    from starflow_jax.training.inverse.inverse_folder import load_inverse
     from starflow_jax.training.run_calibration import read_calibration
 
-    reading = (autoencoder_for, caption_reader, read_calibration, read_video)
+    reading = (autoencoder_for, caption_reader, read_calibration, load_inverse, read_video)
     with sentences(*reading, named_solver, plan_videos, video_size):
         planned = plan_request(run, request, warn=remark)
     plan = planned.plan

@@ -27,9 +27,10 @@ from starflow_jax.sharding.layout import located
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
-from starflow_jax.training.loop.metrics import MetricsWriter, average
+from starflow_jax.training.loop.metrics import MetricsWriter
+from starflow_jax.training.loop.plain_loop import PlainRun, run_plainly
 from starflow_jax.training.loop.progress import Progress
-from starflow_jax.training.loop.signals import StopRequests, stop_requests
+from starflow_jax.training.loop.signals import stop_requests
 from starflow_jax.training.step.train_step import TrainState
 
 COLUMNS = ("step", *METRICS, "psnr", "learning_rate", "images_per_second")
@@ -89,7 +90,7 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
         writer = stack.enter_context(MetricsWriter(workdir, int(state.step), fields=COLUMNS))
         start = time.perf_counter()
         run = _Run(setup, state, setup.put(frozen), setup.put(setup.perceptual), loader)
-        metrics, stopped_by = _until(run, stop, checkpoints, writer, bar)
+        metrics, stopped_by = run_plainly(run, stop, checkpoints, writer, bar)
         seconds = time.perf_counter() - start
     if stopped_by:
         return TrainedAutoencoder(None, run.step, stopped_by, metrics, seconds, (), (), setup.held_out, {})
@@ -102,76 +103,30 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
     return TrainedAutoencoder(path, run.step, 0, metrics, seconds, before, after, setup.held_out, images | more)
 
 
-def _until(
-    run: _Run, stop: StopRequests, checkpoints: Checkpoints, writer: MetricsWriter, bar: Progress
-) -> tuple[Mapping[str, float], int]:
-    """Runs to the last step or until a stop is requested; returns the last row of metrics and the signal, or 0."""
-    train = run.setup.experiment.train
-    metrics: Mapping[str, float] = {}
-    while run.step < train.steps:
-        if stopped_by := stop.agreed(run.wait):
-            checkpoints.save(run.state, run.loader.get_state(), wait=True)
-            return metrics, stopped_by
-        run.advance()
-        bar.advance(1)
-        last = run.step == train.steps
-        if last or run.step % train.log_every == 0:
-            metrics = run.measure()
-            writer.write(run.step, metrics)
-            bar.show(run.step, metrics)
-        if last or run.step % train.checkpoint_every == 0:
-            checkpoints.save(run.state, run.loader.get_state())
-    return metrics, 0
-
-
-class _Run:
-    """Makes the updates of a run and measures their metrics."""
+class _Run(PlainRun):
+    """The updates of an autoencoder."""
 
     def __init__(self, setup: Setup, state: TrainState, frozen: Params, perceptual: Params | None, loader: Loader):
+        super().__init__(setup.experiment.train, state, loader)
         self.setup = setup
-        self.state = state
-        self.loader = loader
-        self.step = int(state.step)  # on the host, so that reading it does not wait for the device
         self._frozen = frozen
         self._perceptual = perceptual
-        self._calls: list[Mapping[str, Any]] = []
-        self._since: float | None = None  # the first update compiles and is not timed
-        self._timed = 0  # updates since then
 
-    def advance(self) -> None:
-        """Makes one update."""
+    def update(self, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Mapping[str, jax.Array]]:
+        """See `PlainRun`."""
         setup = self.setup
-        pixels: Any = next(self.loader)["image"]
+        pixels: Any = batch["image"]
         if setup.layout is not None:
             pixels = setup.layout.assemble(pixels)
-        self.state, metrics = update(
+        return update(
             setup.objective, setup.source.levels, self.state, self._frozen, self._perceptual, pixels, setup.layout
         )
-        self._calls.append(metrics)
-        self.step += 1
-        if self._since is None:
-            self.wait()
-            self._since = time.perf_counter()
-        else:
-            self._timed += 1
 
-    def measure(self) -> dict[str, float]:
-        """Means over the updates since the last row; waits for the device."""
-        calls = [{name: np.reshape(value, 1) for name, value in call.items()} for call in jax.device_get(self._calls)]
-        values = average(calls)
-        train = self.setup.experiment.train
-        now = time.perf_counter()
-        assert self._since is not None  # an update was made
-        if self._timed:
-            values["images_per_second"] = self._timed * train.batch_size / (now - self._since)
+    def derived(self, values: dict[str, float]) -> dict[str, float]:
+        """See `PlainRun`."""
         values["psnr"] = float(10.0 * np.log10(4.0 / max(values["square_error"], 1e-12)))
-        values["learning_rate"] = float(learning_rate(train, self.step))
-        self._calls, self._since, self._timed = [], now, 0
+        values["learning_rate"] = float(learning_rate(self.setup.experiment.train, self.step))
         return values
-
-    def wait(self) -> None:
-        """Returns when the device has finished all updates."""
-        jax.block_until_ready(self.state.step)
 
 
 def _finished(setup: Setup, state: TrainState) -> tuple[AutoencoderKL, Params]:

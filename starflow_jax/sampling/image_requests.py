@@ -186,6 +186,7 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
         attention_temperature=request.attention_temperature,
         denoise=request.denoise,
         parameters=request.parameters,
+        learned=run.learned_for(plan.solver),
         batch_size=plan.batch_size,
     )
     cond = condition(jnp.asarray(plan.labels), config.flow) if text is None else text

@@ -21,6 +21,7 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import quantise
 from starflow_jax.flows import Flow, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import make_guidance
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
@@ -30,7 +31,7 @@ from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
-from starflow_jax.solvers import AnySolver, Inversion, inverse
+from starflow_jax.solvers import AnySolver, Inversion, OnePass, inverse
 from starflow_jax.training.step.inputs import condition
 
 
@@ -118,7 +119,7 @@ def sample(
         np.resize(np.arange(first, min(first + batch_size, count)), batch_size) for first in range(0, count, batch_size)
     ]
     rows = [spread(layout, (index.astype(np.int32), conditions[index])) for index in batches]
-    x, noisy, reports, seconds = _draw_batches(kind, params, key, rows, null, scalars)
+    x, noisy, reports, seconds = _draw_batches(kind, params, key, rows, null, scalars, options.learned)
     finite = np.isfinite(x[:count]).all(axis=(1, 2, 3))
     report = report_on(
         reports,
@@ -139,15 +140,16 @@ def _draw_batches(
     rows: Sequence[tuple[Int[AnyArray, "B"], Shaped[AnyArray, "B *rest"]]],
     null: Float[AnyArray, "1 L E"] | None,
     scalars: dict[str, Float[Array, ""]],
+    learned: LearnedParams | None,
 ) -> tuple[np.ndarray, np.ndarray, list[Any], tuple[float, float]]:
     """Samples and noisy samples of all batches, the solver's reports, and the seconds of compiling and of sampling."""
     start = time.perf_counter()
     # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
-    program = _draw.lower(kind, params, key, *rows[0], null, scalars).compile()
+    program = _draw.lower(kind, params, key, *rows[0], null, scalars, learned).compile()
     compiled = time.perf_counter()
     denoised, noisy, reports = [], [], []
     for index, given in rows:
-        clean, before, report = program(params, key, index, given, null, scalars)
+        clean, before, report = program(params, key, index, given, null, scalars, learned)
         denoised.append(np.asarray(clean))
         noisy.append(np.asarray(before))
         reports.append(jax.device_get(report))
@@ -250,6 +252,7 @@ def _draw(
     given: jax.Array,
     null: jax.Array | None,
     scalars: dict[str, jax.Array],
+    learned: LearnedParams | None,
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Images [B, H, W, C] after and before denoising, and the solver's reports.
 
@@ -258,8 +261,10 @@ def _draw(
       given: labels int32 [B], or text states [B, L, text_dim].
     """
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    network = None if learned is None else learned.module(kind.flow, kind.layout)
     if kind.parameters == "ready":
         flow = ready_for_inference(flow)
+        network = None if network is None else ready_for_inference(network)
     shape = (*kind.flow.image_shape, kind.flow.channels)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     z = jax.vmap(lambda k: jax.random.normal(k, shape))(keys) * scalars["temperature"]
@@ -276,10 +281,14 @@ def _draw(
         solver=kind.solver,
         guidance=guidance,
         temperature=scalars["attention_temperature"] if tempered else None,
+        learned=network,
         ready=False,  # as they are now
     )
     clean = result.x
-    if kind.denoise == "score":
+    if kind.denoise != "none" and isinstance(kind.solver, OnePass):  # which estimates data without noise, too
+        assert result.clean is not None  # the solver has a network
+        clean = result.clean
+    elif kind.denoise == "score":
         clean = score_denoise(flow, clean, cond, kind.noise_std)
     elif kind.denoise == "learned":
         clean = learned_denoise(flow, clean, cond, kind.noise_std)

@@ -10,12 +10,15 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_for
 from starflow_jax.sampling.model_folder import load_model_folder
 from starflow_jax.sampling.sample_requests import RunRequest
 from starflow_jax.sharding.layout import Layout, tree_layout
+from starflow_jax.solvers import AnySolver, reads_estimates
 from starflow_jax.training import load_run
+from starflow_jax.training.inverse.inverse_folder import LoadedInverse, load_inverse
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +52,19 @@ class Run:
           ValueError: see `autoencoder_for`.
         """
         return autoencoder_for(self.config)
+
+    @functools.cached_property
+    def inverse(self) -> LoadedInverse:
+        """The learned inverse of the run, read once, on the devices of `params`.
+
+        Raises:
+          ValueError: see `load_inverse`.
+        """
+        return load_inverse(self.workdir, self.config, tree_layout(self.params))
+
+    def learned_for(self, solver: AnySolver) -> LearnedParams | None:
+        """The learned inverse if `solver` starts from its estimates, else None; ValueError as `inverse`."""
+        return self.inverse.params if reads_estimates(solver) else None
 
 
 def open_run(

@@ -24,6 +24,7 @@ from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.config.checks import check_choice
 from starflow_jax.core.regular_files import check_file, read_json
 from starflow_jax.models.autoencoders.storage import split_scale
+from starflow_jax.training.inverse.inverse_folder import INVERSE_FOLDER, has_inverse
 
 MODEL_FILE = "model.json"
 _FORMAT, _VERSION = "starflow-model", 1
@@ -145,7 +146,9 @@ def assemble(request: AssembleRequest) -> ModelFolder:
     kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
-        _add_flow(request.flow, temporary / "flow", how)
+        _add_run(request.flow, temporary / "flow", how)
+        if has_inverse(request.flow):
+            _add_run(request.flow / INVERSE_FOLDER, temporary / "flow" / INVERSE_FOLDER, how)
         for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             target = name if source.is_dir() else f"{name}{source.suffix}"
             _add(source, temporary / target, how)
@@ -221,13 +224,13 @@ def _inside(folder: Path, value: Any, name: str) -> Path:
     return path
 
 
-def _add_flow(source: Path, target: Path, how: str) -> None:
+def _add_run(source: Path, target: Path, how: str) -> None:
     """Copies the configuration and the newest checkpoint of a run, without the records of its training."""
     target.mkdir()
     _add(source / "config.json", target / "config.json", "copy")
     steps = [path for path in (source / "checkpoints").iterdir() if path.name.isdecimal() and path.is_dir()]
     if not steps:
-        raise ValueError(f"flow {source} contains no checkpoint")
+        raise ValueError(f"{source} contains no checkpoint")
     newest = max(steps, key=lambda path: int(path.name))
     _add(newest, target / "checkpoints" / newest.name, how)
 

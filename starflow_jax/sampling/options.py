@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from starflow_jax.core.choices import Denoise, ParameterForm, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.solvers import AnySolver, named_solver
+from starflow_jax.flows.learned_parameters import LearnedParams
+from starflow_jax.solvers import AnySolver, named_solver, reads_estimates, takes_estimates
 
 
 class Settings(NamedTuple):
@@ -42,6 +43,7 @@ class SamplingOptions:
         everywhere.
       denoise: the method that removes the training noise.
       parameters: "ready" or "stored" (`SampleConfig`).
+      learned: the learned inverse, for solvers that start from its estimates.
       batch_size: samples generated together; the last batch is padded with copies.
     """
 
@@ -51,6 +53,7 @@ class SamplingOptions:
     attention_temperature: float = 1.0
     denoise: Denoise | None = None
     parameters: ParameterForm | None = None
+    learned: LearnedParams | None = None
     batch_size: int = 64
 
     def settings(self, config: ExperimentConfig) -> Settings:
@@ -76,8 +79,23 @@ class SamplingOptions:
         )
         check_choice("parameters", settings.parameters, choices(ParameterForm))
         check_integer("batch_size", self.batch_size, minimum=1)
+        if self.solver is not None and takes_estimates(self.solver):
+            self._check_one_pass(settings)
         check_denoise(config, settings.denoise)
         return settings
+
+    def _check_one_pass(self, settings: Settings) -> None:
+        """Raises ValueError for options that the estimates of the learned inverse do not follow."""
+        largest = 0.0 if self.learned is None else self.learned.max_guidance
+        check(
+            settings.guidance <= largest,
+            f"guidance must be at most {largest:g} with solver 'one-pass', which the learned inverse was trained for, "
+            f"got {settings.guidance:g}",
+        )
+        check(
+            settings.attention_temperature == 1.0,
+            f"attention_temperature must be 1 with solver 'one-pass', got {settings.attention_temperature:g}",
+        )
 
     def chosen_solver(self, config: ExperimentConfig) -> AnySolver:
         """The solver, that of the configuration in place of None; ValueError if it needs a calibration."""
@@ -98,5 +116,10 @@ def check_denoise(config: ExperimentConfig, denoise: str) -> None:
 
 
 def default_solver(config: ExperimentConfig) -> AnySolver:
-    """The solver that `config.sample` names; ValueError if it needs a calibration."""
-    return named_solver(config.sample.solver, config.flow)
+    """The solver that `config.sample` names; ValueError if it needs a calibration or a learned inverse."""
+    solver = named_solver(config.sample.solver, config.flow)
+    check(
+        not reads_estimates(solver),
+        f"sample.solver {config.sample.solver!r} needs the learned inverse of a run; pass another solver, or learned",
+    )
+    return solver

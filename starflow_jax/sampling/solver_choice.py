@@ -10,7 +10,7 @@ from starflow_jax.core.registries import SOLVERS
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import SolverRequest
-from starflow_jax.solvers import AnySolver, PerBlock, named_solver
+from starflow_jax.solvers import AnySolver, PerBlock, named_solver, reads_estimates, takes_estimates
 from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
 
@@ -24,14 +24,15 @@ def choose_solver(
       request: a solver, its name, or its name with options; None for the solver of the configuration.
       run: the trained model.
       batch: samples that are inverted together.
-      warn: called with a message if the calibration is of another step than the parameters.
+      warn: called with a message if the calibration or the learned inverse is of another step than the parameters, and
+        if the samples are not exact.
 
     Raises:
       RequestError: a solver that is not registered, or an option of another solver.
       ValueError: an option out of range, or no calibration for a solver that needs one.
     """
     if request is not None and not isinstance(request, SolverRequest | str):
-        return request
+        return _checked(request, run, warn)
     solver_request = request if isinstance(request, SolverRequest) else SolverRequest(request)
     name = solver_request.name or run.config.sample.solver
     names = SOLVERS.names()
@@ -53,7 +54,22 @@ def choose_solver(
                 f"warning: the calibration is of step {calibration.step}, the parameters of step {run.step}; "
                 "starflow calibrate measures again"
             )
-    return named_solver(name, run.config.flow, calibration=calibration, batch=batch, **options)
+    return _checked(named_solver(name, run.config.flow, calibration=calibration, batch=batch, **options), run, warn)
+
+
+def _checked(solver: AnySolver, run: Run, warn: Callable[[str], None]) -> AnySolver:
+    """The solver, after the checks of what it reads from a learned inverse; arguments as of `choose_solver`."""
+    if reads_estimates(solver):
+        step = run.inverse.experiment.flow_step
+        if step != run.step:
+            warn(
+                f"warning: the learned inverse is of step {step}, the parameters of step {run.step}, so that its "
+                f"estimates are worse; starflow train-inverse --step {run.step} trains another one once the folder "
+                "inverse of the run is renamed"
+            )
+    if takes_estimates(solver):
+        warn("the samples are estimates of the learned inverse; --solver verified draws those of the flow itself")
+    return solver
 
 
 def solver_figures(solver: AnySolver) -> dict[str, Any]:

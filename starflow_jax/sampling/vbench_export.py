@@ -69,6 +69,7 @@ class VBenchExport:
             self.run.config,
             [video.prompt for video in videos],
             solver=self.solver,
+            learned=self.run.learned_for(self.solver),
             batch_size=self.request.batch_size,
             places=[video.place for video in videos],
             reader=self.reader,
@@ -84,6 +85,7 @@ class VBenchExport:
         """Everything that the videos depend on, as JSON values."""
         request, config, options = self.request, self.run.config, self.options
         window = self.plan(self.wanted[:1]).kind.window
+        learned = self.run.learned_for(self.solver)
         [prompt] = prompts(config, ["PROMPT"], size=options["size"], aspect=request.aspect, fps=request.fps)
         settings = options | {
             "format": _FORMAT,
@@ -96,6 +98,7 @@ class VBenchExport:
             "window": None if window is None else dataclasses.asdict(window),
             "prompts_read": prompt,
             **model_identity(config, self.run.params, self.reader, self.autoencoder),
+            **({} if learned is None else {"learned_inverse": digest(learned.params)}),
         }
         return json.loads(json.dumps(settings))
 

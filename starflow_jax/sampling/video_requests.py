@@ -127,6 +127,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
             attention_temperature=request.attention_temperature,
             denoise=request.denoise,
             parameters=request.parameters,
+            learned=run.learned_for(solver),
             window=window,
             batch_size=batch_size,
             # The noise of a caption does not depend on which other captions are left out.

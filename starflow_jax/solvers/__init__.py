@@ -8,12 +8,14 @@ from starflow_jax.solvers.initial_estimate import AffineStart, Start
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.named import named_solver
-from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_for_block
+from starflow_jax.solvers.one_pass import OnePass, takes_estimates
+from starflow_jax.solvers.per_block import AnySolver, PerBlock, reads_estimates, solver_for_block
 from starflow_jax.solvers.secant import Secant
 from starflow_jax.solvers.selective import selective
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.sliding import SlidingJacobi
 from starflow_jax.solvers.span import Span
+from starflow_jax.solvers.verified import verified
 
 __all__ = [
     "AffineStart",
@@ -24,6 +26,7 @@ __all__ = [
     "Inversion",
     "Jacobi",
     "Kind",
+    "OnePass",
     "PerBlock",
     "Report",
     "Secant",
@@ -43,6 +46,9 @@ __all__ = [
     "gs_jacobi",
     "inverse",
     "named_solver",
+    "reads_estimates",
     "selective",
     "solver_for_block",
+    "takes_estimates",
+    "verified",
 ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from starflow_jax.core.config.checks import check
 from starflow_jax.flows.prediction import Predict
 from starflow_jax.nn.cache import KVCache
 
@@ -159,12 +160,24 @@ class Solver(abc.ABC):
         """The initial estimate of the tokens, given their noise [B, n, c]."""
         return noise
 
+    @property
+    def reads_estimate(self) -> bool:
+        """Whether the initial estimate is that of a learned inverse."""
+        return getattr(self, "start", None) == "learned"
+
     def extra(self) -> Any:
         """The initial value of `State.extra`."""
         return None
 
     def begin(
-        self, z: Float[Array, "B n c"], prefix: Float[Array, "B p c"], cache: KVCache, *, padding: int, frame: int
+        self,
+        z: Float[Array, "B n c"],
+        prefix: Float[Array, "B p c"],
+        cache: KVCache,
+        *,
+        padding: int,
+        frame: int,
+        estimate: Float[Array, "B n c"] | None = None,
     ) -> State:
         """The state before the first stage.
 
@@ -174,9 +187,19 @@ class Solver(abc.ABC):
           cache: keys and values of all tokens before the last one of the prefix.
           padding: the result of `padding`.
           frame: tokens per frame.
+          estimate: [B, n, c] float32, the initial estimate of the tokens, where `reads_estimate`.
+
+        Raises:
+          ValueError: the solver reads an estimate, and none is given.
         """
+        if self.reads_estimate:
+            check(estimate is not None, "start='learned' needs the learned inverse of the flow, got none")
+            # An estimate that is not finite must not affect values computed from it.
+            initial = jnp.where(jnp.isfinite(estimate), estimate, 0.0)  # type: ignore[arg-type]
+        else:
+            initial = self.guess(z)
         widths = ((0, 0), (0, padding), (0, 0))
-        tokens = jnp.pad(jnp.concatenate([prefix, self.guess(z)], axis=1), widths)
+        tokens = jnp.pad(jnp.concatenate([prefix, initial], axis=1), widths)
         return State(tokens, jnp.pad(z, widths), cache, self.extra(), prefix.shape[1], z.shape[1], frame)
 
     def run(self, predict: Predict, state: State, plan: Sequence[Stage], start: int) -> tuple[State, Report]:
@@ -205,10 +228,12 @@ class Solver(abc.ABC):
         *,
         start: int,
         frame: int,
+        estimate: Float[Array, "B n c"] | None = None,
     ) -> Solution:
         """Solves for all tokens of z; arguments as in `begin` and `plan`."""
         count = z.shape[1]
-        state = self.begin(z, prefix, cache, padding=self.padding(count, start, frame), frame=frame)
+        padding = self.padding(count, start, frame)
+        state = self.begin(z, prefix, cache, padding=padding, frame=frame, estimate=estimate)
         state, report = self.run(predict, state, self.plan(count, start, frame) if count else (), start)
         return Solution(state.x, report)
 

@@ -1,4 +1,4 @@
-"""Initial estimates of an iteration: the noise, zero, an affine map of the noise, or the previous frame."""
+"""Initial estimates of an iteration: the noise, zero, an affine map of it, the previous frame, or a network's."""
 
 from __future__ import annotations
 
@@ -44,17 +44,21 @@ class AffineStart:
 
 
 # "frame": tokens after the first frame start from the previous frame, those of the first frame from the noise.
-Start = Literal["noise", "zero", "frame"] | AffineStart
+# "learned": all tokens start from the estimate of a learned inverse, which the caller passes.
+Start = Literal["noise", "zero", "frame", "learned"] | AffineStart
 
 
 def check_start(name: str, start: object) -> None:
     """Raises ValueError unless `start` is one of the starts."""
     if not isinstance(start, AffineStart):
-        check_choice(name, start, ("noise", "zero", "frame"))
+        check_choice(name, start, ("noise", "zero", "frame", "learned"))
 
 
 def guess(start: Start, noise: Float[Array, "B n c"]) -> Float[Array, "B n c"]:
-    """The initial estimate for noise [B, n, c], where it depends on the noise alone ("frame": of the first frame)."""
+    """The initial estimate for noise [B, n, c], where it depends on the noise alone.
+
+    "frame": that of the first frame. "learned": the noise, which the solver replaces by the estimate that it is given.
+    """
     if isinstance(start, AffineStart):
         return start(noise)
     return jnp.zeros_like(noise) if start == "zero" else noise

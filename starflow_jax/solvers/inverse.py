@@ -6,6 +6,7 @@ Specification, sections 3 to 5.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.learned_inverse import LearnedInverse
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.solvers.base import Report, Solver
@@ -65,11 +67,13 @@ class Inversion:
       x: data in the layout of z, float32.
       states: arrays in the layout of z: z itself, then the state after each inverted block (x last).
       reports: one per block, in the order of inversion (deep block first; identity blocks have none).
+      clean: the learned inverse's estimate of the data without the training noise, in the layout of z; None without it.
     """
 
     x: jax.Array
     states: tuple[jax.Array, ...]
     reports: tuple[BlockReport, ...]
+    clean: jax.Array | None = None
 
     @property
     def evaluations(self) -> Int[Array, ""]:
@@ -98,6 +102,7 @@ def inverse(
     window: SlidingWindow | None = None,
     temperature: float | Float[Array, ""] | None = None,
     later_cond: Shaped[AnyArray, "..."] | None = None,
+    learned: LearnedInverse | None = None,
     ready: bool = True,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
@@ -117,6 +122,8 @@ def inverse(
         (STARFlow; TARFlow's belongs to `LinearGuidance`).
       later_cond: condition of the windows after the first, shaped as `cond` (another caption, for example); None means
         `cond`.
+      learned: the learned inverse of the flow, whose estimates solvers with `start="learned"` start from. Each block
+        gets the estimate for its exact noise, so that errors of one block do not reach the next.
       ready: whether the parameters are made ready for inference first (`nn.ready_parameters`); False reads them as they
         are given, which needs less memory.
 
@@ -136,18 +143,28 @@ def inverse(
         )
         check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
     check_frames(flow, grid, z.shape, prefix, window)
+    for block_solver in solvers:
+        check_estimates(block_solver, learned)
     if ready:
         flow = ready_for_inference(flow)
+        learned = None if learned is None else ready_for_inference(learned)
     tokens = flow.tokens_of(z)
     if flow.prior_variance is not None:
         tokens = tokens * jnp.sqrt(flow.prior_variance[...]).reshape(1, *grid.shape, -1)
     entered = None
     if prefix is not None:
         entered = flow.forward(prefix, cond, guidance=guidance).tokens
+    stream = None
+    if learned is not None:
+        if entered is not None:  # the network reads the noise of all frames
+            tokens = tokens.at[:, : entered[-1].shape[1]].set(entered[-1])
+        stream = learned.begin(grid, z.shape[0], cond, 0.0 if guidance is None else guidance.weight)
     states, reports = [z.astype(jnp.float32)], []
     for index in reversed(range(config.num_blocks)):
         if not flow.blocks[index].is_identity:
-            given = None if entered is None else entered[index]
+            given, estimate = None if entered is None else entered[index], None
+            if learned is not None and stream is not None:
+                stream, estimate = learned.propose(index, stream, tokens)
             task = BlockTask(
                 flow,
                 cond,
@@ -159,14 +176,27 @@ def inverse(
                 solver=solvers[index],
                 window=window,
             )
-            tokens, report = task.solve(tokens, given)
+            tokens, report = task.solve(tokens, given, estimate)
+            if solvers[index].reads_estimate:  # the pass of the network that gave it is an evaluation, too
+                report = dataclasses.replace(report, evaluations=report.evaluations.at[0].add(1))
             reports.append(report)
         elif entered is not None:
             tokens = tokens.at[:, : entered[index].shape[1]].set(entered[index])
         states.append(flow.data_of(tokens))
+    clean = None
+    if learned is not None and stream is not None:
+        clean = flow.data_of(learned.clean(stream, tokens))
     if prefix is not None:
         states[-1] = states[-1].at[:, : prefix.shape[1]].set(prefix.astype(jnp.float32))
-    return Inversion(states[-1], tuple(states), tuple(reports))
+    return Inversion(states[-1], tuple(states), tuple(reports), clean)
+
+
+def check_estimates(solver: Solver, learned: Any) -> None:
+    """Raises ValueError where a solver starts from the estimates of a learned inverse, and `learned` is None."""
+    check(
+        learned is not None or not solver.reads_estimate,
+        "a solver with start='learned' needs the learned inverse of the flow, got learned=None",
+    )
 
 
 def check_later(cond: Shaped[AnyArray, "..."] | None, later_cond: Shaped[AnyArray, "..."] | None) -> None:
@@ -249,18 +279,27 @@ class BlockTask:
         )
 
     def solve(
-        self, tokens: Float[Array, "B *grid c"], given: Float[Array, "B *given c"] | None = None
+        self,
+        tokens: Float[Array, "B *grid c"],
+        given: Float[Array, "B *given c"] | None = None,
+        estimate: Float[Array, "B *grid c"] | None = None,
     ) -> tuple[Float[Array, "B *grid c"], BlockReport]:
-        """Inverts raster tokens [B, ([T,] h, w), c]; given: the block's input for the given frames."""
+        """Inverts raster tokens [B, ([T,] h, w), c].
+
+        Args:
+          given: the block's input for the given frames.
+          estimate: of the result, for a solver that starts from one.
+        """
         flow, index = self.flow, self.index
         grid, folded = flow.block_grid(index, self.grid)
         z = flow.to_block(index, tokens, self.grid)
+        start = None if estimate is None else flow.to_block(index, estimate, self.grid)
         # A block inside frames needs no prefix: each frame is inverted alone, and given ones are inserted below.
         prefix = None if grid.frames is None else self._ordered_prefix(given)
         if grid.frames is None or self.window is None or grid.frames <= self.window.frames:
-            parts, report = self._solve_span(z, prefix)
+            parts, report = self._solve_span(z, prefix, start)
         else:
-            parts, report = self._solve_windows(z, prefix)
+            parts, report = self._solve_windows(z, prefix, start)
         x = jnp.concatenate(([] if prefix is None else [prefix]) + [parts], axis=1)
         raster = flow.from_block(index, x, self.grid, tokens.shape[0])
         if given is not None:
@@ -273,20 +312,28 @@ class BlockTask:
         return self.flow.to_block(self.index, given, self.grid.with_frames(given.shape[1]))
 
     def _solve_span(
-        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None
+        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None, start: Float[Array, "B N c"] | None
     ) -> tuple[Float[Array, "B n c"], Report]:
-        """Solves tokens that pass through one cache; prefix: the given ones of them, at the beginning."""
+        """Solves tokens that pass through one cache.
+
+        Args:
+          z: noise of all tokens; start: their initial estimates, or None.
+          prefix: the given tokens, at the beginning.
+        """
         given = 0 if prefix is None else prefix.shape[1]
-        return self.span(z.shape[1] - given, start=given, context=given).solve(z[:, given:], prefix)
+        estimate = None if start is None else start[:, given:]
+        span = self.span(z.shape[1] - given, start=given, context=given)
+        return span.solve(z[:, given:], prefix, estimate=estimate)
 
     def _solve_windows(
-        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None
+        self, z: Float[Array, "B N c"], prefix: Float[Array, "B p c"] | None, start: Float[Array, "B N c"] | None
     ) -> tuple[Float[Array, "B n c"], Report]:
         """Solves G frames, then G - Q at a time, after Q frames of context that are re-encoded from position 0."""
         window, grid = self.window, self.grid
         assert window is not None and grid.frames is not None
         frame = grid.frame
-        x, report = self._solve_span(z[:, : window.frames * frame], prefix)
+        tokens = window.frames * frame
+        x, report = self._solve_span(z[:, :tokens], prefix, None if start is None else start[:, :tokens])
         parts, reports = [x], [report]
         if prefix is not None:
             x = jnp.concatenate([prefix, x], axis=1)
@@ -297,19 +344,27 @@ class BlockTask:
         history = x[:, -done:]
         later = self if self.later_cond is None else self.replace(cond=self.later_cond)  # type: ignore[attr-defined]
 
-        def advance(history: jax.Array, noise: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Report]]:
+        def advance(
+            history: jax.Array, inputs: tuple[jax.Array, jax.Array | None]
+        ) -> tuple[jax.Array, tuple[jax.Array, Report]]:
+            noise, estimate = inputs
             span = later.span(noise.shape[1], start=done, context=context)
-            x, report = span.solve(noise, history[:, -context:], history)
+            x, report = span.solve(noise, history[:, -context:], history, estimate)
             return jnp.concatenate([history, x], axis=1)[:, -done:], (x, report)
 
+        inputs = (z, start)
         if full:
             stretch = z[:, done : done + full * fresh]
-            noise = stretch.reshape(z.shape[0], full, fresh, -1).swapaxes(0, 1)
-            history, (x, report) = jax.lax.scan(advance, history, noise)
+
+            def windows(array: jax.Array) -> jax.Array:
+                stretch = array[:, done : done + full * fresh]
+                return stretch.reshape(z.shape[0], full, fresh, -1).swapaxes(0, 1)
+
+            history, (x, report) = jax.lax.scan(advance, history, jax.tree.map(windows, inputs))
             parts.append(jnp.moveaxis(x, 0, 1).reshape(stretch.shape))
             reports.append(_join_windows(report, fresh))
         if rest:
-            _, (x, report) = advance(history, z[:, done + full * fresh :])
+            _, (x, report) = advance(history, jax.tree.map(lambda array: array[:, done + full * fresh :], inputs))
             parts.append(x)
             reports.append(dataclasses.replace(report, starts=report.starts + full * fresh))
         joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *reports)

@@ -27,6 +27,12 @@ class PerBlock:
 AnySolver = Solver | PerBlock
 
 
+def reads_estimates(solver: AnySolver) -> bool:
+    """Whether the solver of any block starts from the estimates of a learned inverse."""
+    solvers = solver.solvers if isinstance(solver, PerBlock) else (solver,)
+    return any(block_solver.reads_estimate for block_solver in solvers)
+
+
 def solver_for_block(solver: AnySolver, block: int, num_blocks: int) -> Solver:
     """The solver of one of `num_blocks` blocks; ValueError where a `PerBlock` has another number of solvers."""
     if isinstance(solver, Solver):

@@ -62,10 +62,17 @@ class SlidingJacobi(Solver):
         return guess(self.start, noise)
 
     def begin(
-        self, z: Float[Array, "B n c"], prefix: Float[Array, "B p c"], cache: KVCache, *, padding: int, frame: int
+        self,
+        z: Float[Array, "B n c"],
+        prefix: Float[Array, "B p c"],
+        cache: KVCache,
+        *,
+        padding: int,
+        frame: int,
+        estimate: Float[Array, "B n c"] | None = None,
     ) -> State:
         """See `Solver`; `State.extra` is the number of tokens committed so far, [] int32."""
-        state = super().begin(z, prefix, cache, padding=padding, frame=frame)
+        state = super().begin(z, prefix, cache, padding=padding, frame=frame, estimate=estimate)
         # All tokens of the first window enter at once.
         tokens = self._enter(state, state.tokens, -padding, 0, padding)
         return dataclasses.replace(state, tokens=tokens, extra=jnp.int32(0))

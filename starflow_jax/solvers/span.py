@@ -71,6 +71,7 @@ class Span:
         z: Float[Array, "B n c"],
         context: Float[Array, "B p c"] | None = None,
         history: Float[Array, "B history c"] | None = None,
+        estimate: Float[Array, "B n c"] | None = None,
     ) -> State:
         """The state before the first stage, with text and context in the cache.
 
@@ -79,6 +80,7 @@ class Span:
           context: [B, p, c], the given tokens before them, or None.
           history: [B, history >= p, c], tokens of the whole sequence up to and including the context; None means
             `context`. A solver that starts from the previous frame may read further back than the context.
+          estimate: [B x folded, n, c], initial estimate of the tokens, for a solver that reads one.
         """
         batch = z.shape[0]
         block = self.flow.blocks[self.index]
@@ -88,6 +90,7 @@ class Span:
         if self.num_trivial:
             context = history = z[:, :1]
             z = z[:, 1:]
+            estimate = None if estimate is None else estimate[:, 1:]
         if context is not None:
             assert history is not None
             offset = context.shape[1]
@@ -97,7 +100,7 @@ class Span:
             elif offset > 1:
                 _, cache = predict(context[:, :-1], 1, cache)
             prefix = jnp.concatenate([prefix, history], axis=1)
-        state = self.solver.begin(z, prefix, cache, padding=self.padding, frame=self.grid.frame)
+        state = self.solver.begin(z, prefix, cache, padding=self.padding, frame=self.grid.frame, estimate=estimate)
         return dataclasses.replace(state, offset=offset, num_trivial=self.num_trivial)
 
     def advance(
@@ -111,9 +114,10 @@ class Span:
         z: Float[Array, "B n c"],
         context: Float[Array, "B p c"] | None = None,
         history: Float[Array, "B history c"] | None = None,
+        estimate: Float[Array, "B n c"] | None = None,
     ) -> tuple[Float[Array, "B n c"], Report]:
         """The solved tokens [B x folded, n, c] and the report; arguments as in `begin`."""
-        state = self.begin(z, context, history)
+        state = self.begin(z, context, history, estimate)
         state, report = self.solver.run(
             self._from_first_unsolved(state), state, self.plan, self.start + self.num_trivial
         )

@@ -4,6 +4,7 @@
 - `step`: one update as pure functions: inputs, losses, gradients, optimizer.
 - `checkpoints`: writes, verifies, restores and retains training states; owns the layout of a run's folder.
 - `loop`: the training loop: calls the update, records metrics, saves, stops on request.
+- `inverse`: trains the learned inverse of a finished run.
 - `latent_encoding`: writes the latents of a data source to files. `run_calibration`: measures a trained run for the
   automatic solver.
 

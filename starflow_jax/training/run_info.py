@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 
-from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
+from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
 from starflow_jax.core.request_errors import require
+from starflow_jax.flows.learned_parameters import abstract_learned
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.storage import TENSORS_STEM
 from starflow_jax.tensor_formats.tensor_folders import open_folder
 from starflow_jax.training.checkpoints.inventory import checkpoint_entries
-from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_any_config
+from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_any_config, read_config
 from starflow_jax.training.loop.metrics import read_metrics
 
 
@@ -60,8 +62,8 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
         "name": config.name,
         "workdir": str(workdir),
         "family": _family(config),
-        "parameters": _num_parameters(config),
-        "data": config.data.source + (f" {config.data.path}" if config.data.path else ""),
+        "parameters": _num_parameters(config, workdir),
+        "data": _data(config),
         "state": state,
         "step": step,
         "reached": reached,
@@ -73,16 +75,27 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
     }
 
 
-def _family(config: ExperimentConfig | AutoencoderExperiment) -> str:
+def _family(config: AnyExperiment) -> str:
     if isinstance(config, ExperimentConfig):
         return config.flow.family
+    if isinstance(config, LearnedInverseExperiment):
+        return f"learned inverse of step {config.flow_step}"
     return "autoencoder" if config.autoencoder is None else "decoder of an autoencoder"
 
 
-def _num_parameters(config: ExperimentConfig | AutoencoderExperiment) -> int | None:
-    """The number of parameters of the model; None if the autoencoder whose decoder is trained cannot be read."""
+def _data(config: AnyExperiment) -> str:
+    if isinstance(config, LearnedInverseExperiment):
+        return "those of the run of its flow"
+    return config.data.source + (f" {config.data.path}" if config.data.path else "")
+
+
+def _num_parameters(config: AnyExperiment, workdir: Path) -> int | None:
+    """The number of parameters of the model; None if the model that it belongs to cannot be read."""
     if isinstance(config, ExperimentConfig):
         return count(abstract(config.flow)[1])
+    if isinstance(config, LearnedInverseExperiment):
+        run = read_config(workdir.absolute().parent)
+        return None if run is None else count(abstract_learned(run.flow, config.network)[1])
     if config.network is not None:
         autoencoder = AutoencoderKL(**dataclasses.asdict(config.network), scaling_factor=1.0, dtype=config.dtype)
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(autoencoder.init, jax.random.key(0))))

@@ -87,7 +87,7 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
 
 def _count(parameters: int | None) -> str:
     return (
-        "parameters unknown (the autoencoder is not where it was)"
+        "parameters unknown (the model that it belongs to is not where it was)"
         if parameters is None
         else (f"{parameters:,} parameters")
     )

@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.sampling.videos.vbench_names import prompt_files, read_prompts, scored_on, wanted_videos
     from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
     from starflow_jax.solvers import named_solver
+    from starflow_jax.training.inverse.inverse_folder import load_inverse
     from starflow_jax.training.run_calibration import read_calibration
 
     with sentences(read_prompts, wanted_videos):
@@ -111,7 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
     run_request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     with sentences(open_run):
         run = open_run(run_request, adapt=lambda config: sampled_as_released(arguments, config))
-    with sentences(autoencoder_for, caption_reader, read_calibration, named_solver, plan_videos, video_size):
+    with sentences(
+        autoencoder_for, caption_reader, read_calibration, load_inverse, named_solver, plan_videos, video_size
+    ):
         export = plan_export(run, request, requested, warn=remark)
         export.claim()
     missing = export.missing

@@ -45,7 +45,8 @@ def open_generator(
     config = generated_config(request, config)
     captions = _readable_captions(request, config, warn)
     batch = request.batch_size
-    solver = choose_solver(request.solver, Run(request.workdir, config, params, step), batch=batch, warn=warn)
+    run = Run(request.workdir, config, params, step)
+    solver = choose_solver(request.solver, run, batch=batch, warn=warn)
     generator = ImageGenerator(
         params,
         config,
@@ -58,6 +59,7 @@ def open_generator(
         captions,
         autoencoder_for(config),
         request.parameters,
+        run.learned_for(solver),
     )
     weights = request.guidance or (config.sample.guidance,)
     labels = generator.labels(0, 16)
@@ -135,6 +137,7 @@ def chunk_folder(
     plan: dict[str, Any] = {
         "step": step,
         "parameters": digest(generator.params),
+        **({} if generator.learned is None else {"learned_inverse": digest(generator.learned.params)}),
         "features": f"{network.name} {network.digest}",
         "features_of_fixed_pictures": network.fingerprint,
         "seed": generator.seed,

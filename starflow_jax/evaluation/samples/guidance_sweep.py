@@ -18,6 +18,7 @@ from starflow_jax.evaluation.samples.features.feature_network import FeatureNetw
 from starflow_jax.evaluation.samples.features.feature_statistics import FeatureStatistics, feature_statistics
 from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
 from starflow_jax.evaluation.samples.metrics.metric import compute_metrics
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sampling import Samples, class_labels, sample
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
@@ -73,6 +74,7 @@ class ImageGenerator:
       captions: None for runs without captions.
       autoencoder: decodes the samples of a run on latents; None for a run on pixels.
       parameters: "ready" or "stored" (`SampleConfig`); None for the configuration's.
+      learned: the learned inverse, for solvers that start from its estimates.
     """
 
     params: Params
@@ -86,6 +88,7 @@ class ImageGenerator:
     captions: Captions | None = None
     autoencoder: RunAutoencoder | None = None
     parameters: ParameterForm | None = None
+    learned: LearnedParams | None = None
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes of images first .. first + count - 1, int32 [count]; -1 for runs on captions."""
@@ -116,6 +119,7 @@ class ImageGenerator:
             parameters=self.parameters,
             batch_size=self.batch_size,
             autoencoder=self.autoencoder,
+            learned=self.learned,
         )
 
 

@@ -191,6 +191,7 @@ class VideoStream(Iterator[StreamedFrame]):
             window=kind.window,
             temperature=plan.scalars["attention_temperature"] if kind.tempered else None,
             later_cond=None if plan.later_text is None else jnp.asarray(plan.later_text),
+            learned=plan.learned,
             devices=devices,
             ready=kind.parameters == "ready",
         )

@@ -14,6 +14,7 @@ from starflow_jax.core.choices import Denoise, ParameterForm
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.models.text.templates import EXTEND, prefixed
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions
@@ -65,6 +66,7 @@ class VideoPlan:
       scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
       batch_size: videos at a time.
       autoencoder: decodes the samples of a model of latents; None reads the one that the configuration names.
+      learned: the learned inverse, for solvers that start from its estimates.
     """
 
     config: ExperimentConfig
@@ -79,6 +81,7 @@ class VideoPlan:
     batch_size: int
     given_pixels: np.ndarray | None = None
     autoencoder: RunAutoencoder | None = None
+    learned: LearnedParams | None = None
 
     @property
     def given_frames(self) -> int:
@@ -182,6 +185,7 @@ def plan_videos(
         batch_size=min(options.batch_size, count),
         given_pixels=None if pixels is None else _checked_pixels(options.prefix, pixels, count),
         autoencoder=options.autoencoder,
+        learned=options.learned,
     )
 
 

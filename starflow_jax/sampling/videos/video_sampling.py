@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
 from starflow_jax.flows.guidance import make_guidance
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.nn.ready_parameters import ready_for_inference
@@ -28,7 +29,7 @@ from starflow_jax.sampling.image_sampling import to_pixels
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
 from starflow_jax.sharding.layout import gathered, placed, spread, tree_layout
-from starflow_jax.solvers import inverse
+from starflow_jax.solvers import OnePass, inverse
 
 # Folded into the key of the noise that is added to given frames, which no other noise may equal.
 _GIVEN_STREAM = 0x6976_656E
@@ -98,11 +99,12 @@ def draw_plan(
     batches = [np.arange(first, min(first + plan.batch_size, count)) for first in range(0, count, plan.batch_size)]
     start = time.perf_counter()
     # Compiled ahead of its first run, so that its time is measured separately; JAX caches it for the next call.
-    program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), null, scalars).compile()
+    arguments = (null, scalars, plan.learned)
+    program = _draw.lower(kind, params, key, spread(layout, _rows(plan, batches[0])), *arguments).compile()
     compiled = time.perf_counter()
     noisy, denoised, outcomes = [], [], []
     for batch in batches:
-        x, clean, reports = program(params, key, spread(layout, _rows(plan, batch)), null, scalars)
+        x, clean, reports = program(params, key, spread(layout, _rows(plan, batch)), *arguments)
         noisy.append(np.asarray(x)[: len(batch)])
         denoised.append(np.asarray(clean)[: len(batch)])
         outcomes.append(jax.device_get(reports))
@@ -197,11 +199,14 @@ def _draw(
     rows: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None],
     null: Float[Array, "1 L E"],
     scalars: dict[str, jax.Array],
+    learned: LearnedParams | None,
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     """Videos [B, T, H, W, C] before and after denoising, and the solver's reports of all blocks."""
     flow = merge(abstract(kind.flow, kind.layout)[0], params)
+    network = None if learned is None else learned.module(kind.flow, kind.layout)
     if kind.parameters == "ready":
         flow = ready_for_inference(flow)
+        network = None if network is None else ready_for_inference(network)
     indices, text, later_text, given = rows
     shape = (*kind.size, kind.flow.channels)
     z = frame_noise(key, indices, jnp.arange(kind.frames), shape) * scalars["temperature"]
@@ -216,9 +221,15 @@ def _draw(
         window=kind.window,
         temperature=scalars["attention_temperature"] if kind.tempered else None,
         later_cond=later_text,
+        learned=network,
         ready=False,  # as they are now
     )
-    return gathered(kind.layout, (result.x, denoise_video(flow, result.x, text, kind), result.reports))
+    if kind.denoise != "none" and isinstance(kind.solver, OnePass):  # which estimates data without noise, too
+        assert result.clean is not None  # the solver has a network
+        clean = result.clean
+    else:
+        clean = denoise_video(flow, result.x, text, kind)
+    return gathered(kind.layout, (result.x, clean, result.reports))
 
 
 def _rows(plan: VideoPlan, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:

@@ -21,11 +21,13 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
-from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_later
-from starflow_jax.solvers.per_block import AnySolver, solver_for_block
+from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_estimates, check_later
+from starflow_jax.solvers.one_pass import takes_estimates
+from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.span import Span
 from starflow_jax.solvers.streaming import stage_programs as programs
@@ -76,6 +78,7 @@ class FrameStream:
         window: SlidingWindow | None = None,
         temperature: float | Float[Array, ""] | None = None,
         later_cond: Shaped[AnyArray, "B *rest"] | None = None,
+        learned: LearnedParams | None = None,
         devices: Sequence[jax.Device] | None = None,
         ready: bool = True,
     ):
@@ -87,6 +90,9 @@ class FrameStream:
           shape: of the noise, [B, T, H, W, C].
           cond, solver, guidance, window, temperature, later_cond: as in `inverse`.
           given: number P < T of given frames at the beginning, an argument of `run`.
+          learned: the learned inverse, for solvers that start from its estimates. They are computed before the first
+            frame, by one pass over the noise of all frames, that of given frames as it is passed, and with `cond` for
+            all windows.
           devices: one for the deep block and one for the shallow blocks and later work, or one for all. None leaves
             everything where it is.
           ready: as in `inverse`.
@@ -105,6 +111,12 @@ class FrameStream:
         check_guidance(config, guidance, cond)
         count = config.num_blocks
         self._solvers = tuple(solver_for_block(solver or Sequential(), index, count) for index in range(count))
+        for block_solver in self._solvers:
+            check_estimates(block_solver, learned)
+        check(
+            not takes_estimates(PerBlock(self._solvers)),
+            "a stream draws exact frames only; solver must not be 'one-pass'",
+        )
         self.deep, self.shallow = placements(devices)
         deep_name = str(count - 1)
         if ready:  # every stage is a call of a program: once here, for all of them
@@ -115,6 +127,7 @@ class FrameStream:
         self.shallow_params = self.shallow.put({**params, "blocks": shallow_blocks})
         inputs = Inputs(cond, guidance, None if temperature is None else jnp.float32(temperature))
         self._deep_inputs, self._shallow_inputs = self.deep.put(inputs), self.shallow.put(inputs)
+        self._learned = None if learned is None else self.deep.put(learned)
         later = inputs if later_cond is None else inputs._replace(cond=later_cond)
         self._later_inputs = self.deep.put(later)
         self._windows = _windows(self._solvers[-1], config, self.grid, given, window)
@@ -132,6 +145,12 @@ class FrameStream:
         z = deep.struct(jax.ShapeDtypeStruct(self.shape, jnp.float32))
         programs.ordered.lower(config, z).compile()
         ordered = deep.struct(jax.eval_shape(functools.partial(programs.ordered, config), z))
+        estimate, estimated = None, None
+        if self._learned is not None:
+            estimating = (config, self._learned, self._deep_inputs, z)
+            programs.estimates.lower(*estimating).compile()
+            estimate, others = programs.estimates.eval_shape(*estimating)
+            estimate, estimated = deep.struct(estimate), shallow.struct(others)
         history = None
         if self.given:
             prefix = jax.ShapeDtypeStruct((self.shape[0], self.given, *self.shape[2:]), jnp.float32)
@@ -143,7 +162,7 @@ class FrameStream:
             if state is not None:
                 programs.next_history.lower(self._history, history, state).compile()
                 history = deep.struct(programs.next_history.eval_shape(self._history, history, state))
-            begin = (window, self._deep_params, self._deep_inputs, ordered, np.int32(0), history)
+            begin = (window, self._deep_params, self._deep_inputs, ordered, np.int32(0), history, estimate)
             state = deep.struct(programs.begin.eval_shape(*begin))
             if window in compiled:
                 continue
@@ -155,8 +174,9 @@ class FrameStream:
                 if step.group:
                     _, _, tokens = programs.advance.eval_shape(*advance)
                     program = self._shallow_kind(step.group)
+                    frames = None if estimated is None else (estimated, np.zeros(step.group, np.int32))
                     programs.finish.lower(
-                        program, self.shallow_params, self._shallow_inputs, shallow.struct(tokens)
+                        program, self.shallow_params, self._shallow_inputs, shallow.struct(tokens), frames
                     ).compile()
 
     def run(
@@ -165,7 +185,7 @@ class FrameStream:
         """Generates the videos; frames are dispatched in order and not awaited.
 
         Args:
-          z: noise [B, T, H, W, C]; that of given frames is not read.
+          z: noise [B, T, H, W, C]; that of given frames is read by a learned inverse alone.
           prefix: given frames [B, P, H, W, C], in the flow's units.
           then: dispatches further work on the frames (denoising, for example) before the deep block continues: on a
             single device, work is done in the order of its dispatch.
@@ -174,15 +194,24 @@ class FrameStream:
           The result of `then` for each group of new frames.
         """
         self._stages, self._groups, self.reports = [], [], ()
-        pieces = Ahead(self._deep_pieces(self.deep.put(z), prefix), self._allowed)
+        noise, estimate, estimated = self.deep.put(z), None, None
+        if self._learned is not None:
+            estimate, others = programs.estimates(self.config, self._learned, self._deep_inputs, noise)
+            estimated = self.shallow.put(others)
+        pieces = Ahead(self._deep_pieces(noise, prefix, estimate), self._allowed)
         try:
             for first, frames, tokens in pieces:
                 if not frames:
                     pieces.allow()
                     continue
                 program = self._shallow_kind(tokens.shape[1])
+                group = first + np.minimum(np.arange(tokens.shape[1], dtype=np.int32), np.int32(frames - 1))
                 arrays, reports = programs.finish(
-                    program, self.shallow_params, self._shallow_inputs, self.shallow.put(tokens)
+                    program,
+                    self.shallow_params,
+                    self._shallow_inputs,
+                    self.shallow.put(tokens),
+                    None if estimated is None else (estimated, group.astype(np.int32)),
                 )
                 self._groups.append(reports)
                 result = then(first, arrays[:frames])
@@ -196,7 +225,10 @@ class FrameStream:
         return programs.Shallow(self.config, self._solvers[:-1], self.grid.with_frames(frames))
 
     def _deep_pieces(
-        self, z: Float[AnyArray, "B T H W C"], prefix: Float[AnyArray, "B P H W C"] | None
+        self,
+        z: Float[AnyArray, "B T H W C"],
+        prefix: Float[AnyArray, "B P H W C"] | None,
+        estimate: Float[Array, "B N c"] | None = None,
     ) -> Iterator[tuple[int, int, Float[Array, "B frames rows columns c"]]]:
         """Dispatches stage by stage: first new frame, count, and their tokens [B, group, h, w, c] after the deep block.
 
@@ -211,7 +243,8 @@ class FrameStream:
             if state is not None:
                 history, inputs = programs.next_history(self._history, history, state), self._later_inputs
             position = first * self.grid.frame
-            state = programs.begin(window, self._deep_params, inputs, ordered, np.int32(position), history)
+            start = (ordered, np.int32(position), history, estimate)
+            state = programs.begin(window, self._deep_params, inputs, *start)
             for step, stage, done, frames in self._turns[window]:
                 indices = np.asarray([stage.first, stage.length, done, done + max(frames, 1) - 1], np.int32)
                 state, report, tokens = programs.advance(step, self._deep_params, inputs, state, indices)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge, overlaid
 from starflow_jax.flows.parameters import ready as made_ready
@@ -110,6 +111,22 @@ def entering(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def estimates(
+    config: FlowConfig, learned: LearnedParams, inputs: Inputs, z: Float[Array, "B T H W C"]
+) -> tuple[Float[Array, "B N c"], tuple[Float[Array, "B T rows columns c"], ...]]:
+    """The estimates of a learned inverse, in one pass over the noise of all frames.
+
+    Returns:
+      Those of the deep block's input, in its order, and those of the inputs of the other blocks, block 0 first.
+    """
+    flow = partial_flow(config, {})
+    weight = 0.0 if inputs.guidance is None else inputs.guidance.weight
+    states = learned.module(config)(flow.tokens_of(z), inputs.cond, weight).states
+    deep = config.num_blocks - 1
+    return flow.to_block(deep, states[deep], Grid.from_shape(config, z.shape)), states[:deep]
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def begin(
     window: Window,
     params: Params,
@@ -117,6 +134,7 @@ def begin(
     z: Float[Array, "B N c"],
     first: Int[Array, ""],
     history: Float[Array, "B history c"] | None,
+    estimate: Float[Array, "B N c"] | None,
 ) -> State:
     """The state before a window's first stage.
 
@@ -126,13 +144,18 @@ def begin(
       z: noise of all tokens, in the deep block's order.
       first: index of the window's first new token.
       history: [B, history, c], the tokens before it, at least the context; None without context.
+      estimate: of all tokens, in the deep block's order; None without a learned inverse.
     """
-    noise = jax.lax.dynamic_slice_in_dim(z, first, window.grid.tokens - window.context, axis=1)
+
+    def in_window(array: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(array, first, window.grid.tokens - window.context, axis=1)
+
+    noise, start = in_window(z), None if estimate is None else in_window(estimate)
     span = window.span(partial_flow(window.config, params), inputs)
     if not window.context:
-        return span.begin(noise)
+        return span.begin(noise, estimate=start)
     assert history is not None
-    return span.begin(noise, history[:, -window.context :], history)
+    return span.begin(noise, history[:, -window.context :], history, start)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -169,15 +192,26 @@ def next_history(length: int, history: Float[Array, "B history c"] | None, state
 
 @functools.partial(jax.jit, static_argnums=0)
 def finish(
-    kind: Shallow, params: Params, inputs: Inputs, tokens: Float[Array, "B frames rows columns c"]
+    kind: Shallow,
+    params: Params,
+    inputs: Inputs,
+    tokens: Float[Array, "B frames rows columns c"],
+    estimated: tuple[tuple[Float[Array, "B T rows columns c"], ...], Int[Array, "frames"]] | None,
 ) -> tuple[tuple[Float[Array, "B H W C"], ...], tuple[BlockReport, ...]]:
-    """Applies the shallow blocks to raster tokens of the deep block; returns one array [B, H, W, C] per frame."""
+    """Applies the shallow blocks to raster tokens of the deep block; returns one array [B, H, W, C] per frame.
+
+    Args:
+      kind, params, inputs: of the shallow blocks; tokens: of some frames.
+      estimated: estimates of the blocks' inputs for all frames, and the indices of these frames; None without a learned
+        inverse.
+    """
     flow = partial_flow(kind.config, params)
     reports: list[Any] = []
     for index in reversed(range(kind.config.num_blocks - 1)):
         if not flow.blocks[index].is_identity:
             task = BlockTask(flow, *inputs, index=index, grid=kind.grid, solver=kind.solvers[index])
-            tokens, report = task.solve(tokens)
+            start = None if estimated is None else jnp.take(estimated[0][index], estimated[1], axis=1)
+            tokens, report = task.solve(tokens, estimate=start)
             reports.append(report)
     x = flow.data_of(tokens)
     return tuple(x[:, frame] for frame in range(x.shape[1])), tuple(reports)

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
+from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
-from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.training.checkpoints.manager import PARTS
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests, read_json
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, RECORDED_FIELDS
@@ -42,7 +41,7 @@ class Entry:
         return dataclasses.asdict(self)
 
 
-def checkpoint_entries(workdir: Path, config: ExperimentConfig | AutoencoderExperiment) -> list[Entry]:
+def checkpoint_entries(workdir: Path, config: AnyExperiment) -> list[Entry]:
     """All entries of the checkpoint folder, checkpoints by step first; empty if there is no folder."""
     folder = Path(workdir) / CHECKPOINT_FOLDER
     if not folder.is_dir():
@@ -51,7 +50,7 @@ def checkpoint_entries(workdir: Path, config: ExperimentConfig | AutoencoderExpe
     return sorted(entries, key=lambda entry: (entry.step is None, entry.step or 0, entry.name))
 
 
-def _entry(path: Path, config: ExperimentConfig | AutoencoderExperiment) -> Entry:
+def _entry(path: Path, config: AnyExperiment) -> Entry:
     parts = tuple(name for name in PARTS if (path / name).is_dir())
     step = int(path.name) if re.fullmatch("0|[1-9][0-9]*", path.name) else None
     batches: int | None = None
@@ -77,7 +76,7 @@ def _entry(path: Path, config: ExperimentConfig | AutoencoderExperiment) -> Entr
     return Entry(path.name, step, sum(_sizes(path)), parts, batches, problem, differences)
 
 
-def _as_now(path: Path, config: ExperimentConfig | AutoencoderExperiment, digests: Mapping[str, Any]) -> Any:
+def _as_now(path: Path, config: AnyExperiment, digests: Mapping[str, Any]) -> Any:
     """The configuration of a checkpoint, with the defaults of fields that it was written without."""
     saved = read_json(path, "config", digests)
     try:

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
+from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
@@ -78,7 +78,7 @@ class Checkpoints:
     def __init__(
         self,
         workdir: Path,
-        config: ExperimentConfig | AutoencoderExperiment | None = None,
+        config: AnyExperiment | None = None,
         *,
         data: Sequence[SourceFingerprint] | None = None,
         write: bool = False,

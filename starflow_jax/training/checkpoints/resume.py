@@ -16,6 +16,7 @@ def restore_newest(
     loader_at: Callable[[int], Any],
     policy: ResumePolicy,
     say: Callable[[str], None],
+    remedy: str | None = None,
 ) -> tuple[TrainState, Any] | None:
     """The state and the loader of the newest checkpoint, None if there is none.
 
@@ -24,6 +25,7 @@ def restore_newest(
       policy: "latest" takes the newest checkpoint only; "latest-good" skips those that cannot be used. These are
         renamed to `STEP.damaged` once a good one is found, so that the run can save the step again.
       say: is called with one sentence for every checkpoint that is skipped.
+      remedy: what the user can do about a newest checkpoint that cannot be used, for the error message.
 
     Raises:
       ValueError: the newest checkpoint, or with "latest-good" every one, cannot be used.
@@ -34,8 +36,7 @@ def restore_newest(
             restored = checkpoints.resume(like, loader_at, step)
         except ValueError as error:
             if policy == "latest":
-                remedy = "starflow train --resume=latest-good resumes from the newest intact one"
-                raise ValueError(f"{error}; {remedy}") from error
+                raise ValueError(str(error) if remedy is None else f"{error}; {remedy}") from error
             problems.append((step, str(error)))
             continue
         for bad, problem in problems:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starflow_jax.core.atomic_writing import write_text
+from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
 from starflow_jax.core.config.source_config import CaptionConfig, SourceConfig
 from starflow_jax.core.regular_files import read_json, read_text
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
@@ -120,14 +122,16 @@ def _alternatives(part: SourceConfig) -> CaptionConfig:
     return dataclasses.replace(part.captions, lines="alternatives")
 
 
-def read_any_config(workdir: Path) -> ExperimentConfig | AutoencoderExperiment | None:
-    """The configuration of a run, of a flow or of an autoencoder, in `workdir`; None if there is no run.
+def read_any_config(workdir: Path) -> AnyExperiment | None:
+    """The configuration of a run in `workdir`: of a flow, an autoencoder or a learned inverse; None if there is no run.
 
     Raises:
       ValueError: the file is not a valid configuration.
     """
-    kinds: tuple[type[ExperimentConfig] | type[AutoencoderExperiment], ...] = (ExperimentConfig, AutoencoderExperiment)
-    return read_config(workdir, kinds[_is_of_autoencoder(Path(workdir) / CONFIG_FILE)])
+    path = Path(workdir) / CONFIG_FILE
+    if _is_of_inverse(path):
+        return read_config(workdir, LearnedInverseExperiment)
+    return read_config(workdir, AutoencoderExperiment) if _is_of_autoencoder(path) else read_config(workdir)
 
 
 def _is_of_autoencoder(path: Path) -> bool:
@@ -137,6 +141,15 @@ def _is_of_autoencoder(path: Path) -> bool:
     except ValueError:
         return False
     return isinstance(values, dict) and "flow" not in values and {"loss", "network"} <= set(values)
+
+
+def _is_of_inverse(path: Path) -> bool:
+    """Whether a file of configuration has the fields of the training of a learned inverse."""
+    try:
+        values = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and {"flow_step", "pairs"} <= set(values)
 
 
 def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None) -> None:

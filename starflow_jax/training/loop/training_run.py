@@ -41,6 +41,8 @@ from starflow_jax.training.loop.updates import Updates
 from starflow_jax.training.loop.weights_and_biases import WandbRecorder
 from starflow_jax.training.step.train_step import TrainState
 
+_REMEDY = "starflow train --resume=latest-good resumes from the newest intact one"
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -147,7 +149,9 @@ def _start(request: TrainRequest, setup: Setup, checkpoints: Checkpoints, bar: P
     ported = holds_parameters_alone(checkpoints)
     if not ported:
         say = bar.say if jax.process_index() == 0 else lambda _: None
-        restored = restore_newest(checkpoints, abstract_state(config, layout), setup.loader, request.resume, say)
+        restored = restore_newest(
+            checkpoints, abstract_state(config, layout), setup.loader, request.resume, say, _REMEDY
+        )
         if restored is not None:
             return restored
     loader = setup.loader(0)

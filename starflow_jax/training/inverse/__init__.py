@@ -1,0 +1,1 @@
+"""Training of the learned inverse of a finished run."""
