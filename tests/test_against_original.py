@@ -285,6 +285,7 @@ def test_an_inverse_is_counted_by_its_chunks():
     ]  # 1 .. 16 slots, 8.5 in the mean
 
 
+@pytest.mark.slow  # the parity tests hold the flow to recordings
 def test_a_flow_agrees_with_a_stand_in_for_the_original(tmp_path):
     out = tmp_path / "figures.json"
     result = run("--original", stand_in(tmp_path / "original"), "--only", "forward", "--json", out, "--threads", "1")

@@ -11,6 +11,7 @@ import pytest
 from attention_suite import CASES, AttentionSuite, Case, TransformableSuite, inputs
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, Full, attention, reference
+from starflow_jax.kernels.attention.api import partial_attention
 from starflow_jax.kernels.attention.block_sizes import COSTS, Tiles, tiles_for
 from starflow_jax.kernels.kernel_choice import Target
 
@@ -115,3 +116,15 @@ def test_arrays_that_do_not_fit_are_an_error(shapes_unchecked):
     for other_key, other_value in ((key[:, :3], value[:, :3]), (key[..., :8], value[..., :8]), (key, value[:, :, :2])):
         with pytest.raises(ValueError, match="with k dividing h"):
             attention(query, other_key, other_value, visibility=Causal())
+
+
+@pytest.mark.parametrize("offset", [-100, *(pytest.param(offset, marks=pytest.mark.slow) for offset in (0, 50, -300))])
+def test_attention_to_a_part_gives_the_weight_of_its_merge(offset):
+    """Queries before the first key of the part see none of it."""
+    query, key, value, _ = inputs(256, 128, 2, 2, 64, "float32")
+    options = {"visibility": Causal(), "offset": jnp.int32(offset)}
+    found = partial_attention(query, key, value, target=TPU, implementation="pallas", interpret=True, **options)
+    expected = reference.attention_with_lse(query, key, value, **options)
+    for ours, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=2e-5)
+    assert (np.asarray(found[1]) == -1e30).any() == (offset < 0)

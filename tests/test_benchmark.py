@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmarks" / "flow.py"
 @pytest.mark.parametrize(
     ("only", "passes"),
     [
-        ("jacobi 16", ("jacobi 16",)),
+        ("forward", ("forward",)),
         pytest.param(
             "", ("forward", "forward+backward", "sequential", "sequential guided", "jacobi 16"), marks=pytest.mark.slow
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from starflow_jax.cli.dispatch import main
@@ -45,6 +47,7 @@ def test_devices_name_their_chip():
 
 
 def test_commands_print_and_refuse(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # by formulas, with or without the compiler
     plan = ["plan", "--config", "experiments/starflow_3b_t2i.py", "--topology", "h100:8", "--config.mesh.fsdp=8"]
     assert main(plan) == 0
     assert capsys.readouterr().out.rstrip().endswith("compiler flags: none is recommended for h100")

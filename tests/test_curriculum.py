@@ -46,7 +46,8 @@ class _Stop(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 5, 6))])
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
+@pytest.mark.slow  # test_training_loop.py resumes a run of one stage
 def test_a_run_goes_on_exactly_from_any_stage(unstopped, tmp_path, at):
     """Inside a stage and at its end: the checkpoint holds the position in the data of the next update."""
 

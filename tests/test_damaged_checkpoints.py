@@ -29,7 +29,7 @@ def test_errors_of_late_reads_alone_are_silent():
 
 
 def test_an_error_alone_leaves_the_hook(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", before := sys.unraisablehook)
+    monkeypatch.setattr(sys, "unraisablehook", before := sys.__unraisablehook__)
     with silent_after_an_error():
         assert sys.unraisablehook is not before
     assert sys.unraisablehook is before

@@ -21,6 +21,7 @@ def clip_flow():
     return random_flow(VIDEO)
 
 
+@pytest.mark.slow  # the parity tests hold the score to recordings
 def test_the_score_of_an_identity_flow_is_minus_x():
     from starflow_jax.flows.parameters import initialise, merge
 

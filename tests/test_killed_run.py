@@ -111,6 +111,7 @@ def stopped_while_saving(process, workdir):
     return False
 
 
+@pytest.mark.slow  # test_training_loop.py resumes after a crash and after signals
 def test_killed_between_and_while_saving(straight, tmp_path, environment):
     workdir = tmp_path / "run"
     process = start(workdir, environment, 0.02)

@@ -363,7 +363,8 @@ def test_refusals_are_sentences(arguments, sentence, capsys):
     assert sentence in output and output.count("\n") == 1
 
 
-def test_the_command_prints_and_writes(tmp_path, capsys):
+def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # by formulas, with or without the compiler
     path = tmp_path / "plan.json"
     arguments = ["--topology", "h100:8", "--config.mesh.data=1", "--config.mesh.fsdp=8", "--program", "all", "--search"]
     assert main(["plan", "--config", RELEASED, *arguments, "--json", str(path)]) == 0

@@ -106,7 +106,8 @@ def test_images_to_measure_and_videos_to_judge_take_the_form_of_a_request(monkey
     generator.generate(1.0, 0, 0, 1)
     monkeypatch.setattr(vbench_export, "plan_videos", lambda *_, parameters, **__: given.append(parameters))
     request = VBenchRequest(Path("p"), Path("o"), parameters="stored")
-    export = vbench_export.VBenchExport(SimpleNamespace(config=config), request, (), None, None, None, 8.0, {})
+    run = SimpleNamespace(config=config, learned_for=lambda solver: None)
+    export = vbench_export.VBenchExport(run, request, (), None, None, None, 8.0, {})
     export.plan(())
     assert given == ["stored", "stored"]
 

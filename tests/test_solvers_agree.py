@@ -136,7 +136,7 @@ def test_the_schedule_of_the_paper():
     "build, sentence",
     [
         (lambda: Jacobi(check_every=0), "jacobi.check_every must be an integer >= 1, got 0"),
-        (lambda: Jacobi(start="last"), "jacobi.start must be one of 'noise', 'zero', 'frame', got 'last'"),
+        (lambda: Jacobi(start="last"), "jacobi.start must be one of 'noise', 'zero', 'frame', 'learned', got 'last'"),
         (lambda: SlidingJacobi(window=0), "sliding.window must be an integer >= 1, got 0"),
         (lambda: SlidingJacobi(tolerance=-1.0), "sliding.tolerance must be a finite number >= 0, got -1.0"),
         (lambda: AffineStart((0.0,), (1.0, 1.0)), "start.scale must have as many numbers as start.mean"),

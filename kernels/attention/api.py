@@ -92,6 +92,7 @@ def partial_attention(
     implementation: Implementation = None,
     target: Target | None = None,
     precision: jax.lax.PrecisionLike = None,
+    interpret: Any = False,
 ) -> tuple[Float[Array, "B h n d"], Float[Array, "B h n"]]:
     """Attention to a part of all keys, and the weight by which the results of several parts are merged.
 
@@ -99,7 +100,8 @@ def partial_attention(
     run the kernel of longer chunks, if it supports the call, and everything else the reference.
 
     Args:
-      query, key, value, layer, implementation, target, precision: as in `attention`; keys are those of the part.
+      query, key, value, layer, implementation, target, precision, interpret: as in `attention`; keys are those of the
+        part.
       visibility: as in `attention`, a rule without a prefix that is the same wherever slots are counted from.
       offset: slot of the first query, counted from the first key of the part; may be traced, and negative.
 
@@ -114,7 +116,7 @@ def partial_attention(
     target = device_target() if target is None else target
     slots = key.shape[-2]
     bounds = Bounds(offset, slots, layer)
-    call = _describe(query, key, value, visibility, target, bounds, precision=precision)
+    call = _describe(query, key, value, visibility, target, bounds, precision=precision, interpret=interpret)
     name, kernel = _choose(call, implementation)
     if name != "pallas" or target.platform != "tpu" or _is_decoding(call):
         if implementation == "pallas":

@@ -1,7 +1,7 @@
 """Flags of XLA's TPU compiler that are recommended for a chip.
 
 A flag is listed only if a program compiled with it takes less time by the compiler's own cycles and schedule of
-collectives than the same program without it; docs/plan.md has both figures, and what was tried and not listed. No flag
+collectives than the same program without it; docs/plan.md has both figures. No flag
 has been timed on a device. On GPUs none is recommended, since their compiler estimates no time.
 """
 

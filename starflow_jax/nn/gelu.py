@@ -27,9 +27,9 @@ _LOG_DENSITY_AT_ZERO = -0.918938533  # -log(2 pi) / 2
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """The exact GELU of x, in the dtype of x.
 
-    In bfloat16, value and derivative are within one rounding of the exact ones for every finite x (of an infinite x
-    they are NaN), and both can be differentiated, in any mode and any number of times. In other dtypes it is
-    `jax.nn.gelu(x, approximate=False)`.
+    In bfloat16, value and derivative are within one rounding of the exact ones for every finite x, results below the
+    smallest normal number aside (of an infinite x they are NaN), and both can be differentiated, in any mode and any
+    number of times. In other dtypes it is `jax.nn.gelu(x, approximate=False)`.
     """
     return _rounded(x) if x.dtype == jnp.bfloat16 else jax.nn.gelu(x, approximate=False)
 

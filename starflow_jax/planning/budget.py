@@ -1,7 +1,9 @@
-"""Analytical model of a step's memory, memory traffic and collectives, used for GPUs and to start a batch-size search.
+"""Analytical model of a step's memory, memory traffic and collectives.
+
+It is used for GPUs where their compiler is not installed, and to start a batch-size search.
 
 The memory model counts the training state, gradients, residuals of the backward pass and the layer being computed.
-docs/plan.md compares it with what the TPU compiler allocates.
+docs/plan.md compares it with what the compilers allocate.
 """
 
 from __future__ import annotations
@@ -171,7 +173,7 @@ def _inverse_parameters(config: ExperimentConfig, sizes: dict[str, int]) -> tupl
 
 
 def _cache(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
-    """Bytes of a guided batch's key/value cache on one device, sharded by heads."""
+    """Bytes of a guided batch's key/value cache on one device, sharded over heads or slots."""
     deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
     slots = work.tokens + work.text
     heads = sizes["tensor"] * sizes["sequence"]

@@ -9,7 +9,7 @@ from starflow_jax.planning.estimate import Plan
 ESTIMATES = {
     "compiler": "the compiler's cycle estimate and schedule of collectives",
     "exposed": "roofline, no overlap",
-    "hidden": "roofline, all overlap that is possible: an upper bound of the MFU",
+    "hidden": "roofline, all overlap that is possible: an upper bound at this share of the peak",
 }
 
 
@@ -77,9 +77,10 @@ def sample_time(plan: Plan, iterations: int) -> str:
         f"{evaluations * estimate.seconds:.3g} s {names[estimate.name]}"
         for estimate in sorted(plan.estimates, key=lambda estimate: list(ESTIMATES).index(estimate.name))
     ]
-    frames = "" if plan.work.frames is None else f" of {plan.work.frames} frames"
+    frames = "" if plan.work.frames is None else f" of {plan.work.frames} frames of tokens"
+    what = "a sample" if plan.batch == 1 else f"a batch of {plan.batch} samples"
     return (
-        f"a sample{frames}, {plan.chunks} chunks at {iterations} iterations each, every one as long as the last: "
+        f"{what}{frames}, {plan.chunks} chunks at {iterations} iterations each, every one as long as the last: "
         f"{', '.join(times)}.\nNot measured; the deep block alone, without the other blocks, text and decoding."
     )
 

@@ -63,6 +63,7 @@ def test_the_way_back_writes_the_same_tensors(folder):
     assert differing <= {"decoder_base_dim", "scale_factor_spatial", "scale_factor_temporal"}
 
 
+@pytest.mark.slow  # test_diffusers_folder reads the same weights
 def test_original_layout(original):
     recorded = load_file(original / "io.safetensors")
     scale = {name: tuple(recorded.pop(name).tolist()) for name in ("scale_mean", "scale_std")}

@@ -25,12 +25,14 @@ OVERRIDABLE = True
 DESCRIPTION = """\
 Plans an experiment on accelerators that are not attached. For TPUs the real training step, and the real Jacobi
 iteration of the deep block, are compiled on this machine by the TPU's own compiler (pip install 'starflow-jax[tpu]');
-for GPUs the same figures are computed from the configuration without a compilation.
+for GPUs by XLA (pip install 'starflow-jax[gpu-compiler]'), or the figures are computed by formulas where that is not
+installed.
 
 Reports the bytes that a device needs and whether they fit, FLOPs of a step (causal attention counts only visible pairs;
 training is three forward passes; recomputation does not count), the data moved between devices, and estimates of step
 time and MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md states what each assumes.
-Compiling a large model takes minutes. Flags of LIBTPU_INIT_ARGS apply; the last line says which are recommended."""
+Compiling a large model takes minutes. Flags of LIBTPU_INIT_ARGS (TPUs) and
+XLA_FLAGS (GPUs) apply; the last line says which are recommended."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration, as in starflow train.
@@ -115,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
     from starflow_jax.planning.ahead_of_time import tpu_layout
     from starflow_jax.planning.estimate import as_values, check_sizes
+    from starflow_jax.planning.gpu_compiler import gpu_layout
     from starflow_jax.planning.plan_report import report
     from starflow_jax.planning.plan_request import PlanRequest, plans
     from starflow_jax.sharding.mesh import check_fit
@@ -130,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ[VARIABLE] = completed(chip.name, os.environ)
         flags = sentence(chip.name, os.environ)
     figures: dict[str, Any] = {"plans": []}
-    with sentences(load_encoder, load_text, tpu_layout, check_fit, check_sizes, type(config.mesh).sizes):
+    compilers = (tpu_layout, gpu_layout)
+    with sentences(load_encoder, load_text, *compilers, check_fit, check_sizes, type(config.mesh).sizes):
         for plan in plans(request):
             print(report(plan, request.iterations), end="\n\n", flush=True)
             figures["plans"].append(as_values(plan))

@@ -123,7 +123,8 @@ class FlowConfig:
         never uses either, "pallas" always uses the kernels or raises an error with the reason, and "cudnn" does so for
         cuDNN in attention without a cache, which training and likelihoods run; all else is as with "auto".
       cache: how a mesh divides the key/value cache of an inverse: "auto" by heads, over the axes tensor and sequence,
-        or, where they do not divide, by heads over tensor and by slots over sequence; "slots" always the latter.
+        or, where they do not divide (training refuses such a mesh), by heads over tensor and by slots over sequence;
+        "slots" always the latter.
     """
 
     channels: int
