@@ -10,7 +10,7 @@ WINDOW = 4096
 
 
 @SOLVERS.register("verified", flags={"block": "window", "tolerance": "tolerance"})
-def verified(window: int = WINDOW, tolerance: float = 1e-3) -> SlidingJacobi:
+def verified(window: int = WINDOW, tolerance: float = 1e-5) -> SlidingJacobi:
     """The solver that verifies the estimates of a learned inverse, and corrects them where they are wrong.
 
     Every iteration evaluates the flow on the current estimates and commits the tokens up to the first one that moved.
@@ -19,6 +19,8 @@ def verified(window: int = WINDOW, tolerance: float = 1e-3) -> SlidingJacobi:
 
     Args:
       window: tokens that are verified by one evaluation.
-      tolerance: as `SlidingJacobi.tolerance`.
+      tolerance: as `SlidingJacobi.tolerance`. It bounds the last change of a token, which the flow amplifies: estimates
+        that are nearly right settle at once, all with errors just below it, so that it has to be far below the error
+        that is wanted.
     """
     return SlidingJacobi(window=window, tolerance=tolerance, start="learned")
