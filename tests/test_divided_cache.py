@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from fake_devices import run_on_eight_devices
 
 from starflow_jax.kernels.attention import Causal
 from starflow_jax.kernels.attention.api import partial_attention
@@ -48,17 +45,7 @@ def test_kernels_that_give_no_weight_of_a_part_are_refused():
 
 @pytest.mark.slow
 def test_one_sample_on_eight_devices_is_that_of_one():
-    script = Path(__file__).parent / "divided_inverse_on_eight_devices.py"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found = json.loads(run.stdout)
+    found = json.loads(run_on_eight_devices("divided_inverse_on_eight_devices.py"))
     for case in found.values():
         assert case["error"] < 1e-6
         assert case["iterations"][0] == case["iterations"][1]

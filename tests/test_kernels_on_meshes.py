@@ -1,24 +1,12 @@
 """Kernels over a mesh, each device with its heads and samples, give the results of one device."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+
+from fake_devices import run_on_eight_devices
 
 
 def test_eight_devices_give_what_one_does():
-    script = Path(__file__).parent / "kernels_on_eight_devices.py"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    errors = json.loads(run.stdout)
+    errors = json.loads(run_on_eight_devices("kernels_on_eight_devices.py"))
     assert 0 < errors["attention"] < 1e-4 and errors["update"] < 1e-5
     for name, (error, moved) in errors["divided"].items():
         assert error < (2e-2 if name == "bfloat16" else 1e-5)

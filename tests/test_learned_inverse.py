@@ -38,8 +38,8 @@ def solve(flow, z, cond, solver, learned=None, guidance=None, prefix=None, windo
 
 
 @jax.jit
-def estimated(learned, noise, cond=None, weight=0.0, given=None):
-    return learned(noise, cond, weight, given=given)
+def estimated(learned, noise, cond=None, weight=0.0, teacher=None):
+    return learned(noise, cond, weight, teacher=teacher)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_estimates_depend_on_caption_class_and_guidance():
 
 def test_given_states_replace_the_estimates_of_earlier_transformers(network):
     states = tuple(normal((2, 4, 4, 4, 2), seed) for seed in range(4))
-    found = estimated(network, states[-1], TEXT, given=states)
+    found = estimated(network, states[-1], TEXT, teacher=states)
     own = estimated(network, states[-1], TEXT)
     np.testing.assert_array_equal(found.states[2], own.states[2])  # the first one reads the noise in both
     assert np.abs(found.states[0] - own.states[0]).max() > 0

@@ -103,6 +103,7 @@ def test_info_describes_the_training(run, capsys):
         (["--config.pairs.max_guidance=0"], "network.guided must be true where pairs.max_guidance is above 0"),
         (["--config.train.accumulate=2"], "train.accumulate must be 1 for a learned inverse, got 2"),
         (["--config.train.max_skipped=3"], "train.max_skipped must be 0 for a learned inverse, got 3"),
+        (["--config.train.sample_every=3"], "train.sample_every must be 1000 for a learned inverse, got 3"),
         (["--step", "3"], "step must be one of the checkpoints in"),
         (["--config.network.widht=8"], "did you mean width"),
         (["--config.pairs.sampled=2"], "pairs.sampled must be"),
@@ -127,14 +128,14 @@ def test_the_loss_is_zero_for_the_flows_own_states():
     states = jax.jit(lambda flow, x: flow.forward(x, jnp.arange(4) % 3).tokens)(flow, normal((4, 4, 4, 1)))
 
     class Oracle(LearnedInverse):
-        def __call__(self, noise, cond=None, weight=0.0, *, given=None, own=None):
-            found = super().__call__(noise, cond, weight, given=given, own=own)
-            return found.replace(states=given, clean=given[0])
+        def __call__(self, noise, cond=None, weight=0.0, *, teacher=None, free_running=None):
+            found = super().__call__(noise, cond, weight, teacher=teacher, free_running=free_running)
+            return found.replace(states=teacher, clean=teacher[0])
 
     network = LearnedInverseConfig(width=8, head_dim=8)
-    own = jnp.zeros(4, bool)
+    free_running = jnp.zeros(4, bool)
     pairs = Pairs(states, states[0], jnp.float32(jnp.nan))
-    loss = jax.jit(lambda learned: alignment_loss(learned, pairs, None, 0.0, own, 6.0))
+    loss = jax.jit(lambda learned: alignment_loss(learned, pairs, None, 0.0, free_running, 6.0))
     assert float(loss(Oracle(CLASSES, network, jax.random.key(0)))[0]) == 0.0
     value, terms = loss(LearnedInverse(CLASSES, network, jax.random.key(0)))
     assert float(value) == pytest.approx(2 * float(terms["state_error"]) + float(terms["clean_error"]), rel=1e-6)

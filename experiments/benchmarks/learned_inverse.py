@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print(text_table([header, *table]))
     if arguments.json is not None:
-        inverse = run.inverse
+        inverse = run.learned_inverse
         write_json(
             arguments.json,
             {

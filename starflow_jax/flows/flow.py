@@ -78,6 +78,13 @@ class Flow(nnx.Module):
         """Data [B, ([T,] H, W), C] as float32 tokens [B, ([T,] h, w), c]."""
         return patchify(jnp.asarray(x, jnp.float32), self.config.patch_size, self.config.family)
 
+    def noise_tokens(self, z: Shaped[AnyArray, "B *size"]) -> Float[Array, "B *grid c"]:
+        """Standard normal noise z as the tokens that the last block's inverse reads: TARFlow scales it to its prior."""
+        tokens = self.tokens_of(z)
+        if self.prior_variance is None:
+            return tokens
+        return tokens * jnp.sqrt(self.prior_variance[...]).reshape(1, *tokens.shape[1:-1], -1)
+
     def data_of(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, "B *size"]:
         """The inverse of `tokens_of`."""
         return unpatchify(tokens, self.config.patch_size, self.config.family)

@@ -179,17 +179,17 @@ class LearnedInverse(nnx.Module):
         cond: Shaped[AnyArray, "B *rest"] | None = None,
         weight: float | Float[Array, ""] = 0.0,
         *,
-        given: tuple[Float[Array, "B *grid c"], ...] | None = None,
-        own: Bool[Array, "B"] | None = None,
+        teacher: tuple[Float[Array, "B *grid c"], ...] | None = None,
+        free_running: Bool[Array, "B"] | None = None,
     ) -> Estimates:
         """All estimates in one pass.
 
         Args:
           noise: [B, ([T,] h, w), c], the noise as the last block of the flow gives it.
           cond, weight: as in `begin`.
-          given: the flow's own states (`FlowOutput.tokens`), which the transformers then read in place of the estimates
-            of earlier ones.
-          own: samples that read the estimates nevertheless; None for none.
+          teacher: the flow's own states (`FlowOutput.tokens`), which the transformers then read in place of the
+            estimates of earlier ones (teacher forcing).
+          free_running: samples that read the estimates nevertheless; None for none.
         """
         frames = noise.shape[1] if noise.ndim == 5 else None
         stream = self.begin(Grid(frames, *noise.shape[-3:-1]), noise.shape[0], cond, weight)
@@ -197,11 +197,11 @@ class LearnedInverse(nnx.Module):
 
         def read(index: int) -> jax.Array:
             """The state that the transformer after state `index` reads."""
-            if given is None:
+            if teacher is None:
                 return states[0]
-            if own is None:
-                return given[index]
-            return jnp.where(own.reshape(-1, *(1,) * (noise.ndim - 1)), states[0], given[index])
+            if free_running is None:
+                return teacher[index]
+            return jnp.where(free_running.reshape(-1, *(1,) * (noise.ndim - 1)), states[0], teacher[index])
 
         for index in reversed(range(len(self.steps))):
             state = read(index + 1)

@@ -151,8 +151,14 @@ def _chunk_weights(config: ExperimentConfig, topology: Topology, sizes: dict[str
     if topology.chip.kind == "tpu":
         return 0.0
     slots = work.tokens + work.text
-    heads = config.flow.blocks[-1].heads / (sizes["tensor"] * sizes["sequence"])
+    deep = config.flow.blocks[-1]
+    heads = deep.heads / (_head_parts(deep.kv_heads, sizes["tensor"]) * sizes["sequence"])
     return 2 * work.batch * heads * _chunk(work) * slots
+
+
+def _head_parts(kv_heads: int, tensor: int) -> int:
+    """The number of parts that the tensor axis divides a cache into: 1 where it does not divide the heads."""
+    return tensor if kv_heads % tensor == 0 else 1
 
 
 def chunks(work: Work, *, growth: int = 8) -> tuple[Stage, ...]:
@@ -176,7 +182,7 @@ def _cache(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float
     """Bytes of a guided batch's key/value cache on one device, sharded over heads or slots."""
     deep, word = config.flow.blocks[-1], 2 if config.flow.dtype == "bfloat16" else 4
     slots = work.tokens + work.text
-    heads = sizes["tensor"] * sizes["sequence"]
+    heads = _head_parts(deep.kv_heads, sizes["tensor"]) * sizes["sequence"]
     return 2 * 2 * work.batch * slots * deep.kv_heads * deep.head_dim * deep.layers * word / heads
 
 
@@ -264,8 +270,9 @@ def _inverse_moves(
     hidden = tokens * deep.width * 4
     yield "all-reduce", ("tensor",), tensor, 2 * hidden * (tensor - 1) / tensor, 2 * deep.layers
     # Tokens for heads, or all tokens to all devices; and the outputs back.
-    inputs = tokens * (deep.heads + 2 * deep.kv_heads) * deep.head_dim * word / tensor
-    outputs = tokens * deep.heads * deep.head_dim * word / tensor
+    parts = _head_parts(deep.kv_heads, tensor)
+    inputs = tokens * (deep.heads + 2 * deep.kv_heads) * deep.head_dim * word / parts
+    outputs = tokens * deep.heads * deep.head_dim * word / parts
     if is_by_slots(deep.kv_heads, tensor, sequence, config.flow.cache):
         yield "all-gather", ("sequence",), sequence, inputs * (sequence - 1), deep.layers
         outputs *= sequence * (1 + 4 / (word * deep.head_dim))  # of every interval, with a float32 for each head

@@ -91,6 +91,7 @@ def gpu_devices(topology: Topology) -> list[jax.Device]:
     target = target_config(topology)
     try:
         return list(topologies.get_topology_desc(shape, "cuda", target_config=target, topology=shape).devices)
+    # JAX raises NotImplementedError for the plugin's UNIMPLEMENTED, which means an unknown GPU or shape.
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"topology {topology.name} is refused by XLA's compiler for GPUs: {reason}") from error

@@ -27,8 +27,8 @@ from starflow_jax.sharding.layout import located
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use
+from starflow_jax.training.loop.basic_loop import BasicRun, run_to_end
 from starflow_jax.training.loop.metrics import MetricsWriter
-from starflow_jax.training.loop.plain_loop import PlainRun, run_plainly
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.signals import stop_requests
 from starflow_jax.training.step.train_step import TrainState
@@ -90,7 +90,7 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
         writer = stack.enter_context(MetricsWriter(workdir, int(state.step), fields=COLUMNS))
         start = time.perf_counter()
         run = _Run(setup, state, setup.put(frozen), setup.put(setup.perceptual), loader)
-        metrics, stopped_by = run_plainly(run, stop, checkpoints, writer, bar)
+        metrics, stopped_by = run_to_end(run, stop, checkpoints, writer, bar)
         seconds = time.perf_counter() - start
     if stopped_by:
         return TrainedAutoencoder(None, run.step, stopped_by, metrics, seconds, (), (), setup.held_out, {})
@@ -103,7 +103,7 @@ def train_autoencoder(request: TrainAutoencoderRequest | FinetuneDecoderRequest)
     return TrainedAutoencoder(path, run.step, 0, metrics, seconds, before, after, setup.held_out, images | more)
 
 
-class _Run(PlainRun):
+class _Run(BasicRun):
     """The updates of an autoencoder."""
 
     def __init__(self, setup: Setup, state: TrainState, frozen: Params, perceptual: Params | None, loader: Loader):
@@ -113,7 +113,7 @@ class _Run(PlainRun):
         self._perceptual = perceptual
 
     def update(self, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Mapping[str, jax.Array]]:
-        """See `PlainRun`."""
+        """See `BasicRun`."""
         setup = self.setup
         pixels: Any = batch["image"]
         if setup.layout is not None:
@@ -123,7 +123,7 @@ class _Run(PlainRun):
         )
 
     def derived(self, values: dict[str, float]) -> dict[str, float]:
-        """See `PlainRun`."""
+        """See `BasicRun`."""
         values["psnr"] = float(10.0 * np.log10(4.0 / max(values["square_error"], 1e-12)))
         values["learning_rate"] = float(learning_rate(self.setup.experiment.train, self.step))
         return values

@@ -54,7 +54,7 @@ class Run:
         return autoencoder_for(self.config)
 
     @functools.cached_property
-    def inverse(self) -> LoadedInverse:
+    def learned_inverse(self) -> LoadedInverse:
         """The learned inverse of the run, read once, on the devices of `params`.
 
         Raises:
@@ -63,8 +63,8 @@ class Run:
         return load_inverse(self.workdir, self.config, tree_layout(self.params))
 
     def learned_for(self, solver: AnySolver) -> LearnedParams | None:
-        """The learned inverse if `solver` starts from its estimates, else None; ValueError as `inverse`."""
-        return self.inverse.params if reads_estimates(solver) else None
+        """The learned inverse if `solver` starts from its estimates, else None; ValueError as `learned_inverse`."""
+        return self.learned_inverse.params if reads_estimates(solver) else None
 
 
 def open_run(

@@ -12,7 +12,7 @@ from starflow_jax.core.choices import Denoise, ParameterForm, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.learned_parameters import LearnedParams
-from starflow_jax.solvers import AnySolver, named_solver, reads_estimates, takes_estimates
+from starflow_jax.solvers import AnySolver, is_approximate, named_solver, reads_estimates
 
 
 class Settings(NamedTuple):
@@ -79,7 +79,7 @@ class SamplingOptions:
         )
         check_choice("parameters", settings.parameters, choices(ParameterForm))
         check_integer("batch_size", self.batch_size, minimum=1)
-        if self.solver is not None and takes_estimates(self.solver):
+        if self.solver is not None and is_approximate(self.solver):
             self._check_one_pass(settings)
         check_denoise(config, settings.denoise)
         return settings
@@ -120,6 +120,6 @@ def default_solver(config: ExperimentConfig) -> AnySolver:
     solver = named_solver(config.sample.solver, config.flow)
     check(
         not reads_estimates(solver),
-        f"sample.solver {config.sample.solver!r} needs the learned inverse of a run; pass another solver, or learned",
+        f"sample.solver {config.sample.solver!r} needs the learned inverse of a run; pass solver and learned",
     )
     return solver

@@ -10,7 +10,7 @@ from starflow_jax.core.registries import SOLVERS
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import SolverRequest
-from starflow_jax.solvers import AnySolver, PerBlock, named_solver, reads_estimates, takes_estimates
+from starflow_jax.solvers import AnySolver, PerBlock, is_approximate, named_solver, reads_estimates
 from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
 
@@ -60,14 +60,14 @@ def choose_solver(
 def _checked(solver: AnySolver, run: Run, warn: Callable[[str], None]) -> AnySolver:
     """The solver, after the checks of what it reads from a learned inverse; arguments as of `choose_solver`."""
     if reads_estimates(solver):
-        step = run.inverse.experiment.flow_step
+        step = run.learned_inverse.experiment.flow_step
         if step != run.step:
             warn(
                 f"warning: the learned inverse is of step {step}, the parameters of step {run.step}, so that its "
                 f"estimates are worse; starflow train-inverse --step {run.step} trains another one once the folder "
                 "inverse of the run is renamed"
             )
-    if takes_estimates(solver):
+    if is_approximate(solver):
         warn("the samples are estimates of the learned inverse; --solver verified draws those of the flow itself")
     return solver
 

@@ -8,7 +8,7 @@ from starflow_jax.solvers.initial_estimate import AffineStart, Start
 from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.named import named_solver
-from starflow_jax.solvers.one_pass import OnePass, takes_estimates
+from starflow_jax.solvers.one_pass import OnePass, is_approximate
 from starflow_jax.solvers.per_block import AnySolver, PerBlock, reads_estimates, solver_for_block
 from starflow_jax.solvers.secant import Secant
 from starflow_jax.solvers.selective import selective
@@ -45,10 +45,10 @@ __all__ = [
     "check_frames",
     "gs_jacobi",
     "inverse",
+    "is_approximate",
     "named_solver",
     "reads_estimates",
     "selective",
     "solver_for_block",
-    "takes_estimates",
     "verified",
 ]

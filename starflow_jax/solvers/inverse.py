@@ -6,7 +6,6 @@ Specification, sections 3 to 5.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
@@ -148,9 +147,7 @@ def inverse(
     if ready:
         flow = ready_for_inference(flow)
         learned = None if learned is None else ready_for_inference(learned)
-    tokens = flow.tokens_of(z)
-    if flow.prior_variance is not None:
-        tokens = tokens * jnp.sqrt(flow.prior_variance[...]).reshape(1, *grid.shape, -1)
+    tokens = flow.noise_tokens(z)
     entered = None
     if prefix is not None:
         entered = flow.forward(prefix, cond, guidance=guidance).tokens
@@ -191,7 +188,7 @@ def inverse(
     return Inversion(states[-1], tuple(states), tuple(reports), clean)
 
 
-def check_estimates(solver: Solver, learned: Any) -> None:
+def check_estimates(solver: Solver, learned: object) -> None:
     """Raises ValueError where a solver starts from the estimates of a learned inverse, and `learned` is None."""
     check(
         learned is not None or not solver.reads_estimate,

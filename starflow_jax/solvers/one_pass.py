@@ -51,7 +51,7 @@ class OnePass(Solver):
         return state, report
 
 
-def takes_estimates(solver: AnySolver) -> bool:
+def is_approximate(solver: AnySolver) -> bool:
     """Whether the answer of any block is an estimate that nothing verifies."""
     solvers = solver.solvers if isinstance(solver, PerBlock) else (solver,)
     return any(isinstance(block_solver, OnePass) for block_solver in solvers)

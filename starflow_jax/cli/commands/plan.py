@@ -31,8 +31,8 @@ installed.
 Reports the bytes that a device needs and whether they fit, FLOPs of a step (causal attention counts only visible pairs;
 training is three forward passes; recomputation does not count), the data moved between devices, and estimates of step
 time and MFU from the chip's published peaks. No estimate is a measurement: docs/plan.md states what each assumes.
-Compiling a large model takes minutes. Flags of LIBTPU_INIT_ARGS (TPUs) and
-XLA_FLAGS (GPUs) apply; the last line says which are recommended."""
+Compiling a large model takes minutes. Flags of LIBTPU_INIT_ARGS (TPUs) and XLA_FLAGS (GPUs) apply; the last line says
+which are recommended."""
 
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration, as in starflow train.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import INTERRUPTED, sentences
+from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.outputs import check_writable, output_file
 from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.stopped_training import report_stop
 
 if TYPE_CHECKING:
     from starflow_jax.reconstruction import FinetuneDecoderRequest, TrainAutoencoderRequest, TrainedAutoencoder
@@ -93,13 +92,7 @@ def carry_out(request: TrainAutoencoderRequest | FinetuneDecoderRequest, json: P
     with sentences(Setup.from_experiment, claim_workdir, in_use, restore_newest, *writing):
         trained = train_autoencoder(request)
     if trained.stopped_by:
-        by = signal.Signals(trained.stopped_by)
-        print(
-            f"starflow: stopped by {by.name} at step {trained.step} of {request.experiment.train.steps}; a checkpoint "
-            "is saved and the same command resumes from it",
-            file=sys.stderr,
-        )
-        return 0 if by == signal.SIGTERM else INTERRUPTED
+        return report_stop(trained.stopped_by, trained.step, request.experiment.train.steps)
     columns = {"before": trained.before, "after": trained.after} if trained.before else {"trained": trained.after}
     print(quality_table(columns))
     sheet = request.workdir / SHEET

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import INTERRUPTED, sentences
+from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.outputs import check_writable, output_file
 from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.stopped_training import report_stop
 
 if TYPE_CHECKING:
     from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
@@ -96,17 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
             },
         )
     if trained.stopped_by:
-        by = signal.Signals(trained.stopped_by)
-        print(
-            f"starflow: stopped by {by.name} at step {trained.step} of {experiment.train.steps}; a checkpoint is saved "
-            "and the same command resumes from it",
-            file=sys.stderr,
-        )
-        return 0 if by == signal.SIGTERM else INTERRUPTED
+        return report_stop(trained.stopped_by, trained.step, experiment.train.steps)
     share = 100 * trained.parameters / trained.flow_parameters
     print(f"{trained.path}: step {trained.step}, {trained.parameters:,} parameters ({share:.0f} % of the flow's)")
     if trained.metrics:
-        names = ("state_error", "first_state_error", "clean_error")
+        names = ("state_error", "deep_state_error", "clean_error")
         errors = [f"{name.replace('_', ' ')} {trained.metrics[name]:.4g}" for name in names if name in trained.metrics]
         print(f"mean-square errors relative to the variance: {', '.join(errors)}")
     return 0

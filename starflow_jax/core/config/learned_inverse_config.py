@@ -15,12 +15,17 @@ _UNUSED = (
     "curriculum",
     "latent_norm",
     "noise_weight",
+    "denoiser_lr",
+    "denoiser_betas",
     "accumulate",
     "steps_per_call",
+    "sample_every",
     "evaluate_every",
     "keep_best",
+    "best_metric",
     "max_skipped",
     "language_model",
+    "language_model_differs",
 )
 
 
@@ -86,20 +91,20 @@ class InversePairsConfig:
       sampled: share of updates whose pairs are drawn by the flow (noise, inverted exactly under the weight) instead of
         being training data that the flow maps to noise. Guided samples differ from the data, and only drawn pairs show
         the network what it will see.
-      refined: share of samples for which the network reads its own estimates of the states instead of the flow's, as it
-        does when it is used without the solver.
+      free_running: share of samples for which the network reads its own estimates of the states, as it does in one
+        pass; the others read the flow's states (teacher forcing).
       clip: bound of the states that are imitated, in units of their standard deviation (BiFlow, arXiv 2512.10953).
     """
 
     max_guidance: float = 0.0
     sampled: float = 0.0
-    refined: float = 0.5
+    free_running: float = 0.5
     clip: float = 6.0
 
     def __post_init__(self) -> None:
         check_real("pairs.max_guidance", self.max_guidance, minimum=0.0, maximum=1e3)
         check_real("pairs.clip", self.clip, minimum=1.0)
-        for name in ("sampled", "refined"):
+        for name in ("sampled", "free_running"):
             check_real(f"pairs.{name}", getattr(self, name), minimum=0.0, maximum=1.0)
 
 

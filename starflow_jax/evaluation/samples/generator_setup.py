@@ -72,6 +72,8 @@ def open_generator(
             attention_temperature=generator.attention_temperature,
             denoise=request.denoise or config.sample.denoise,
             batch_size=batch,
+            solver=solver,
+            learned=generator.learned,
             text=None if captions is None else captions.states(0, len(labels)),
             null=None if captions is None else captions.null,
         )

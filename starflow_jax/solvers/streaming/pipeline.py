@@ -26,7 +26,7 @@ from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
 from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_estimates, check_later
-from starflow_jax.solvers.one_pass import takes_estimates
+from starflow_jax.solvers.one_pass import is_approximate
 from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.span import Span
@@ -114,7 +114,7 @@ class FrameStream:
         for block_solver in self._solvers:
             check_estimates(block_solver, learned)
         check(
-            not takes_estimates(PerBlock(self._solvers)),
+            not is_approximate(PerBlock(self._solvers)),
             "a stream draws exact frames only; solver must not be 'one-pass'",
         )
         self.deep, self.shallow = placements(devices)
@@ -205,13 +205,13 @@ class FrameStream:
                     pieces.allow()
                     continue
                 program = self._shallow_kind(tokens.shape[1])
-                group = first + np.minimum(np.arange(tokens.shape[1], dtype=np.int32), np.int32(frames - 1))
+                indices = first + np.minimum(np.arange(tokens.shape[1]), frames - 1)
                 arrays, reports = programs.finish(
                     program,
                     self.shallow_params,
                     self._shallow_inputs,
                     self.shallow.put(tokens),
-                    None if estimated is None else (estimated, group.astype(np.int32)),
+                    None if estimated is None else (estimated, indices.astype(np.int32)),
                 )
                 self._groups.append(reports)
                 result = then(first, arrays[:frames])

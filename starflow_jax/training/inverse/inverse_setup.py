@@ -17,11 +17,10 @@ from starflow_jax.core.config.learned_inverse_config import (
     LearnedInverseExperiment,
 )
 from starflow_jax.core.config.train_config import TrainConfig
-from starflow_jax.data import Loader
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.sharding.mesh import make_layout
 from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
-from starflow_jax.training.inverse.inverse_update import Frozens, Objective
+from starflow_jax.training.inverse.inverse_update import FrozenInputs, Objective
 from starflow_jax.training.loop.training_setup import Setup
 from starflow_jax.training.step.frozen_text import load_text
 
@@ -82,12 +81,12 @@ class InverseSetup:
     Attributes:
       objective: the static part.
       frozen: the flow and frozen networks, on the devices.
-      setup: the data of the run, in batches of the experiment.
+      training: the data of the run, in batches of the experiment.
     """
 
     objective: Objective
-    frozen: Frozens
-    setup: Setup
+    frozen: FrozenInputs
+    training: Setup
 
     @classmethod
     def from_run(cls, workdir: Path, experiment: LearnedInverseExperiment) -> InverseSetup:
@@ -116,15 +115,11 @@ class InverseSetup:
         null = _null_states(config, setup) if guided and flow.text_dim else None
         objective = Objective(experiment, setup.config, setup.source.levels, setup.layout)
         setup = setup.on_devices()
-        return cls(objective, Frozens(params, setup.encoder, setup.text, null), setup)
-
-    def loader(self, step: int = 0) -> Loader:
-        """The batches, from the first one."""
-        return self.setup.loader(0)
+        return cls(objective, FrozenInputs(params, setup.encoder, setup.text, null), setup)
 
     def put(self, batch: Any) -> Any:
         """A batch of the loader on the devices."""
-        layout = self.setup.layout
+        layout = self.training.layout
         return batch if layout is None else {name: layout.assemble(array) for name, array in batch.items()}
 
 

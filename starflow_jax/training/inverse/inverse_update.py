@@ -30,9 +30,7 @@ from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.step.optimizer import apply_updates, init_optimizer, keep_unless, update_ema
 from starflow_jax.training.step.train_step import Batch, TrainState, learning_rate
 
-METRICS = ("loss", "state_error", "first_state_error", "clean_error", "evaluations", "grad_norm", "skipped")
-# Tolerance of the solver that draws pairs, far below the errors that the network can reach.
-PAIR_TOLERANCE = 1e-4
+METRICS = ("loss", "state_error", "deep_state_error", "clean_error", "evaluations", "grad_norm", "skipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Objective:
     layout: Layout | None
 
 
-class Frozens(NamedTuple):
+class FrozenInputs(NamedTuple):
     """The arrays that the training reads and does not change.
 
     Attributes:
@@ -103,7 +101,7 @@ def _init_state(experiment: LearnedInverseExperiment, config: ExperimentConfig) 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def update(
-    objective: Objective, sampled: bool, state: TrainState, frozen: Frozens, batch: Batch
+    objective: Objective, sampled: bool, state: TrainState, frozen: FrozenInputs, batch: Batch
 ) -> tuple[TrainState, Mapping[str, jax.Array]]:
     """The state after one more update, and scalars float32 with the names of `METRICS`.
 
@@ -115,13 +113,12 @@ def update(
     """
     experiment, config, layout = objective.experiment, objective.config, objective.layout
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    condition_key, weight_key, noise_key, own_key = jax.random.split(key, 4)
+    condition_key, weight_key, noise_key, mask_key = jax.random.split(key, 4)
     flow = merge(abstract(config.flow, layout)[0], frozen.flow)
     cond = batch_condition(condition_key, batch, config, frozen.text, layout)
     cond = None if cond is None else placed(layout, cond, "batch")
     weight = experiment.pairs.max_guidance * jax.random.uniform(weight_key)
     guidance = _guidance(objective, frozen, cond, weight)
-    size = len(batch["image"])
     if sampled:
         averaged = LearnedParams(state.params if state.ema is None else state.ema, experiment.network)
         proposer = averaged.module(config.flow, layout)
@@ -129,11 +126,11 @@ def update(
     else:
         pairs = _encoded(objective, flow, frozen, noise_key, batch, cond, guidance)
     pairs = jax.lax.stop_gradient(pairs)
-    own = jax.random.uniform(own_key, (size,)) < experiment.pairs.refined
+    free_running = jax.random.uniform(mask_key, batch["image"].shape[:1]) < experiment.pairs.free_running
 
     def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         module = LearnedParams(params, experiment.network).module(config.flow, layout)
-        return alignment_loss(module, pairs, cond, weight, own, experiment.pairs.clip)
+        return alignment_loss(module, pairs, cond, weight, free_running, experiment.pairs.clip)
 
     (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     train = experiment.train
@@ -157,7 +154,7 @@ def alignment_loss(
     pairs: Pairs,
     cond: jax.Array | None,
     weight: float | Float[Array, ""],
-    own: Bool[Array, "B"],
+    free_running: Bool[Array, "B"],
     clip: float,
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
     """The sum over blocks of the relative mean-square errors of the estimated states, and that of the clean data.
@@ -166,9 +163,9 @@ def alignment_loss(
     these units (hidden alignment, BiFlow, arXiv 2512.10953).
 
     Args:
-      own: samples in which the network reads its own estimates in place of the flow's states.
+      free_running: samples for which the network reads its own estimates in place of the flow's states.
     """
-    estimates = learned(pairs.states[-1], cond, weight, given=pairs.states, own=own)
+    estimates = learned(pairs.states[-1], cond, weight, teacher=pairs.states, free_running=free_running)
     errors = [
         _relative_error(estimate, state, clip)
         for estimate, state, step in zip(estimates.states, pairs.states[:-1], learned.steps, strict=False)
@@ -176,7 +173,7 @@ def alignment_loss(
     ]
     clean = _relative_error(estimates.clean, pairs.clean, clip)
     total = sum(errors, jnp.zeros(()))
-    terms = {"state_error": total / max(len(errors), 1), "first_state_error": errors[-1], "clean_error": clean}
+    terms = {"state_error": total / max(len(errors), 1), "deep_state_error": errors[-1], "clean_error": clean}
     return total + clean, terms
 
 
@@ -187,28 +184,30 @@ def _relative_error(estimate: Float[Array, "B *grid c"], state: Float[Array, "B 
     return jnp.mean((value - jnp.clip(target, -clip, clip)) ** 2)
 
 
-def _guidance(objective: Objective, frozen: Frozens, cond: jax.Array | None, weight: jax.Array) -> AnyGuidance | None:
+def _guidance(
+    objective: Objective, frozen: FrozenInputs, cond: jax.Array | None, weight: jax.Array
+) -> AnyGuidance | None:
     """Guidance of the states, None where the experiment has none."""
     if not objective.experiment.pairs.max_guidance:
         return None
     return make_guidance(objective.config.flow.family, cond, weight, null=frozen.null)
 
 
-def _pixels(objective: Objective, frozen: Frozens, image: jax.Array) -> tuple[jax.Array, int]:
+def _pixels(objective: Objective, frozen: FrozenInputs, image: jax.Array) -> tuple[jax.Array, int]:
     """The data of a batch, latents where the run encodes images, and the number of their levels (0: continuous)."""
     if frozen.encoder is None:
         return image, objective.levels
     return frozen.encoder.latents(image, objective.levels, objective.layout), 0
 
 
-def _data_shape(objective: Objective, frozen: Frozens, batch: Batch) -> tuple[int, ...]:
+def _data_shape(objective: Objective, frozen: FrozenInputs, batch: Batch) -> tuple[int, ...]:
     return jax.eval_shape(lambda image: _pixels(objective, frozen, image)[0], batch["image"]).shape
 
 
 def _encoded(
     objective: Objective,
     flow: Flow,
-    frozen: Frozens,
+    frozen: FrozenInputs,
     key: PRNGKeyArray,
     batch: Batch,
     cond: jax.Array | None,
@@ -236,26 +235,14 @@ def _drawn(
     cond: jax.Array | None,
     guidance: AnyGuidance | None,
 ) -> Pairs:
-    """Noise that the flow inverts exactly, from the network's own proposals; clean data by the flow's score."""
+    """Noise that `verified` inverts from the network's own proposals; clean data by the flow's score."""
     z = placed(objective.layout, jax.random.normal(key, shape), "batch")
-    solver = verified(tolerance=PAIR_TOLERANCE)
-    result = inverse(flow, z, cond, solver=solver, guidance=guidance, learned=proposer)
-    noise = z if flow.prior_variance is None else _scaled_by_prior(flow, z)
-    states = [flow.tokens_of(noise)]
-    following = iter(result.states[1:])
-    for _ in flow.blocks:
-        states.insert(0, flow.tokens_of(next(following)))
+    result = inverse(flow, z, cond, solver=verified(), guidance=guidance, learned=proposer)
+    states = (*map(flow.tokens_of, reversed(result.states[1:])), flow.noise_tokens(z))
     data = objective.config.data
     if data.noise == "gaussian":
         clean = score_denoise(flow, result.x, cond, data.noise_std)
     else:  # the centre of the cell of a level
         level = jnp.floor((result.x + 1.0) * (objective.levels / 2.0)).clip(0, objective.levels - 1)
         clean = dequantise(level, jnp.float32(0.5), objective.levels)
-    return Pairs(tuple(states), flow.tokens_of(clean), result.evaluations.astype(jnp.float32))
-
-
-def _scaled_by_prior(flow: Flow, z: Float[Array, "B *size"]) -> Float[Array, "B *size"]:
-    assert flow.prior_variance is not None
-    tokens = flow.tokens_of(z)
-    deviation = jnp.sqrt(flow.prior_variance[...]).reshape(1, *tokens.shape[1:])
-    return flow.data_of(tokens * deviation)
+    return Pairs(states, flow.tokens_of(clean), result.evaluations.astype(jnp.float32))

@@ -22,8 +22,8 @@ from starflow_jax.training.inverse.inverse_folder import INVERSE_FOLDER
 from starflow_jax.training.inverse.inverse_setup import InverseSetup
 from starflow_jax.training.inverse.inverse_update import METRICS, abstract_state, init_state, update
 from starflow_jax.training.inverse.train_inverse_request import TrainInverseRequest
+from starflow_jax.training.loop.basic_loop import BasicRun, run_to_end
 from starflow_jax.training.loop.metrics import MetricsWriter
-from starflow_jax.training.loop.plain_loop import PlainRun, run_plainly
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.signals import stop_requests
 from starflow_jax.training.step.train_step import TrainState, learning_rate
@@ -68,7 +68,7 @@ def train_inverse(request: TrainInverseRequest) -> TrainedInverse:
     setup = InverseSetup.from_run(request.workdir, experiment)
     claim_workdir(folder, experiment)
     config, layout = setup.objective.config, setup.objective.layout
-    data = fingerprint(setup.setup.source)
+    data = fingerprint(setup.training.source)
     check_same_data(folder / CHECKPOINT_FOLDER, config, config, data)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -77,18 +77,18 @@ def train_inverse(request: TrainInverseRequest) -> TrainedInverse:
         checkpoints = stack.enter_context(Checkpoints(folder, experiment, data=data, write=True))
         bar = Progress(experiment.name, experiment.train.steps, enabled=request.progress)
         abstract = abstract_state(experiment, config, layout)
-        restored = restore_newest(checkpoints, abstract, setup.loader, "latest", bar.say)
-        state, loader = restored or (init_state(experiment, config, layout), setup.loader())
+        restored = restore_newest(checkpoints, abstract, setup.training.loader, "latest", bar.say)
+        state, loader = restored or (init_state(experiment, config, layout), setup.training.loader(0))
         stack.callback(loader.close)
         stack.enter_context(bar.started(int(state.step)))
         writer = stack.enter_context(MetricsWriter(folder, int(state.step), fields=COLUMNS))
         run = _Run(setup, state, loader)
-        metrics, stopped_by = run_plainly(run, stop, checkpoints, writer, bar)
+        metrics, stopped_by = run_to_end(run, stop, checkpoints, writer, bar)
     sizes = [_size(params) for params in (run.state.params, setup.frozen.flow)]
     return TrainedInverse(folder, run.step, stopped_by, metrics, time.perf_counter() - start, *sizes)
 
 
-class _Run(PlainRun):
+class _Run(BasicRun):
     """The updates of a learned inverse."""
 
     def __init__(self, setup: InverseSetup, state: TrainState, loader: Loader):
@@ -96,13 +96,13 @@ class _Run(PlainRun):
         self._setup = setup
 
     def update(self, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Mapping[str, jax.Array]]:
-        """See `PlainRun`. Which updates draw their pairs is a function of the step: they are spread evenly."""
+        """See `BasicRun`. Which updates draw their pairs is a function of the step: they are spread evenly."""
         setup, share = self._setup, self._setup.objective.experiment.pairs.sampled
         sampled = math.floor((self.step + 1) * share) > math.floor(self.step * share)
         return update(setup.objective, sampled, self.state, setup.frozen, setup.put(batch))
 
     def derived(self, values: dict[str, float]) -> dict[str, float]:
-        """See `PlainRun`."""
+        """See `BasicRun`."""
         objective = self._setup.objective
         config = dataclasses.replace(objective.config, train=objective.experiment.train)
         return values | {"learning_rate": float(learning_rate(config)(self.step))}

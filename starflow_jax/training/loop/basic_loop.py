@@ -31,7 +31,7 @@ class Steps(Protocol):
     def checkpoint_every(self) -> int: ...
 
 
-class PlainRun(abc.ABC):
+class BasicRun(abc.ABC):
     """Makes the updates of a run and measures their metrics; subclasses define one update.
 
     Attributes:
@@ -83,8 +83,8 @@ class PlainRun(abc.ABC):
         jax.block_until_ready(self.state.step)
 
 
-def run_plainly(
-    run: PlainRun, stop: StopRequests, checkpoints: Checkpoints, writer: MetricsWriter, bar: Progress
+def run_to_end(
+    run: BasicRun, stop: StopRequests, checkpoints: Checkpoints, writer: MetricsWriter, bar: Progress
 ) -> tuple[Mapping[str, float], int]:
     """Runs to the last step or until a stop is requested.
 
