@@ -15,6 +15,7 @@ from starflow_jax.flows.block_initialisation import initial_blocks
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.order import AnyArray, Grid, block_order, patchify, reorder, unpatchify
+from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
 from starflow_jax.sharding.layout import Layout
 
 
@@ -28,17 +29,24 @@ class FlowOutput:
         block that runs inside frames; zeros [B] for an identity block.
       tokens: the input of each block, then z: K + 1 arrays [B, ([T,] h, w), c] in raster order.
       text: text stream of the deep block after its last norm, [B, L, D] (2B rows when guided); None without text.
+      map_logdet: log |dy/dx| of the pixel map for every pixel, in the layout of x; None without a map.
     """
 
     z: jax.Array
     logdets: tuple[jax.Array, ...]
     tokens: tuple[jax.Array, ...]
     text: jax.Array | None
+    map_logdet: jax.Array | None = None
+
+    @property
+    def all_logdets(self) -> tuple[jax.Array, ...]:
+        """Those of the blocks and, after them, that of the pixel map where there is one."""
+        return self.logdets if self.map_logdet is None else (*self.logdets, self.map_logdet)
 
     @property
     def logdet(self) -> Float[Array, "B"]:
-        """Sum over blocks, tokens and channels, [B]."""
-        return sum(jnp.sum(d.reshape(d.shape[0], -1), axis=1) for d in self.logdets)  # type: ignore[return-value]
+        """Sum over the pixel map and the blocks, their tokens and channels, [B]."""
+        return sum(jnp.sum(d.reshape(d.shape[0], -1), axis=1) for d in self.all_logdets)  # type: ignore[return-value]
 
 
 class Flow(nnx.Module):
@@ -89,6 +97,31 @@ class Flow(nnx.Module):
         """The inverse of `tokens_of`."""
         return unpatchify(tokens, self.config.patch_size, self.config.family)
 
+    def mapped_tokens(
+        self, x: Shaped[AnyArray, "B *size"]
+    ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B *size"] | None]:
+        """The tokens that block 0 reads: those of the mapped pixels, with log |dy/dx| of the map (None without one)."""
+        pixel_map = self.config.pixel_map
+        if pixel_map is None:
+            return self.tokens_of(x), None
+        y, logdet = map_pixels(pixel_map, jnp.asarray(x, jnp.float32))
+        return self._in_basis(self.tokens_of(y), inverted=False), logdet
+
+    def unmapped_data(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, "B *size"]:
+        """The data of the tokens that block 0 reads, the inverse of `mapped_tokens`."""
+        pixel_map = self.config.pixel_map
+        if pixel_map is None:
+            return self.data_of(tokens)
+        return unmap_pixels(pixel_map, self.data_of(self._in_basis(tokens, inverted=True)))
+
+    def _in_basis(self, tokens: Float[Array, "B *grid c"], *, inverted: bool) -> Float[Array, "B *grid c"]:
+        config = self.config
+        assert config.pixel_map is not None
+        basis = token_basis(config.pixel_map, config.channels, config.patch_size, config.family)
+        if basis is None:
+            return tokens
+        return jnp.matmul(tokens, basis.T if inverted else basis, precision=config.matmul_precision)
+
     def is_guided(self, block: int, guidance: AnyGuidance | None) -> bool:
         """Whether a block combines a conditional and an unconditional prediction."""
         if guidance is None or self.blocks[block].is_identity:
@@ -122,14 +155,14 @@ class Flow(nnx.Module):
         grid = Grid.from_shape(self.config, x.shape)
         self.check_condition(cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
-        tokens = self.tokens_of(x)
+        tokens, map_logdet = self.mapped_tokens(x)
         states, logdets, text = [tokens], [], None
         keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
         for index in range(len(self.blocks)):
             tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index])
             states.append(tokens)
             logdets.append(logdet)
-        return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text)
+        return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text, map_logdet)
 
     def _block_forward(
         self,

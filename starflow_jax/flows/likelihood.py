@@ -39,7 +39,7 @@ def objective(
       latent_norm: weight of the regulariser sum_k mean u_k^2 over the tokens entering every block, added unweighted.
     """
     z_term = 0.5 * _mean_per_sample(output.z**2)
-    logdet_term = -sum(_mean_per_sample(d) for d in output.logdets)
+    logdet_term = -sum(_mean_per_sample(d) for d in output.all_logdets)
     total = z_term + logdet_term
     loss = jnp.mean(total if weights is None else weights * total)
     if latent_norm:

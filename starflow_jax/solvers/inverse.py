@@ -64,7 +64,8 @@ class Inversion:
 
     Attributes:
       x: data in the layout of z, float32.
-      states: arrays in the layout of z: z itself, then the state after each inverted block (x last).
+      states: arrays in the layout of z: z itself, then the state after each inverted block; the last
+        one is x, before the inverse of the pixel map where the flow has one.
       reports: one per block, in the order of inversion (deep block first; identity blocks have none).
       clean: the learned inverse's estimate of the data without the training noise, in the layout of z; None without it.
     """
@@ -182,10 +183,11 @@ def inverse(
         states.append(flow.data_of(tokens))
     clean = None
     if learned is not None and stream is not None:
-        clean = flow.data_of(learned.clean(stream, tokens))
+        clean = flow.unmapped_data(learned.clean(stream, tokens))
     if prefix is not None:
         states[-1] = states[-1].at[:, : prefix.shape[1]].set(prefix.astype(jnp.float32))
-    return Inversion(states[-1], tuple(states), tuple(reports), clean)
+    x = states[-1] if config.pixel_map is None else flow.unmapped_data(tokens)
+    return Inversion(x, tuple(states), tuple(reports), clean)
 
 
 def check_estimates(solver: Solver, learned: object) -> None:

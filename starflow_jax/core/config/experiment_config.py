@@ -137,6 +137,11 @@ class ExperimentConfig:
             self.train.language_model is None or self.flow.language_model is not None,
             f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
         )
+        check(
+            self.flow.pixel_map is None or (self.data.noise == "uniform" and not self.data.frames),
+            "flow.pixel_map needs still images with data.noise 'uniform', got "
+            f"noise={self.data.noise!r} and frames={self.data.frames}",
+        )
         gaussian = self.data.noise == "gaussian"
         has_denoiser = self.flow.denoiser is not None
         check(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from starflow_jax.core.choices import Dtype, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ class FlowConfig:
       cache: how a mesh divides the key/value cache of an inverse: "auto" by heads, over the axes tensor and sequence,
         or, where they do not divide (training refuses such a mesh), by heads over tensor and by slots over sequence;
         "slots" always the latter.
+      pixel_map: a fixed bijection of dequantised pixels of still images in front of block 0; None for none.
     """
 
     channels: int
@@ -167,6 +169,7 @@ class FlowConfig:
     remat: Literal["none", "attention", "mlp", "block"] = "none"
     kernels: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
     cache: Literal["auto", "slots"] = "auto"
+    pixel_map: PixelMapConfig | None = None
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -179,9 +182,11 @@ class FlowConfig:
                 self._check_axial(block.head_dim)
 
     def identity(self) -> dict[str, Any]:
-        """The fields as plain values, for hashes, without `cache`, which changes no result."""
+        """The fields as plain values, for hashes, without `cache`, which changes no result, and an absent pixel map."""
         values = dataclasses.asdict(self)
         del values["cache"]
+        if self.pixel_map is None:
+            del values["pixel_map"]
         return values
 
     def _check_fields(self) -> None:
@@ -205,6 +210,10 @@ class FlowConfig:
         check(
             len(layers) in (1, self.num_blocks),
             f"layers_per_block must have 1 or num_blocks={self.num_blocks} entries, got {len(layers)}: {layers}",
+        )
+        check(
+            self.pixel_map is None or not (self.temporal_causal or self.shallow_local),
+            "pixel_map is only supported by flows of still images, got temporal_causal or shallow_local",
         )
         check_real("soft_clip", self.soft_clip, minimum=0.0)
         check_real("dropout", self.dropout, minimum=0.0)

@@ -223,7 +223,7 @@ def _encoded(
     if levels:
         uniform = data.noise == "uniform"
         clean = dequantise(image, jnp.float32(0.5), levels) if uniform else clean * (2.0 / (levels - 1)) - 1.0
-    return Pairs(states, flow.tokens_of(clean), jnp.float32(jnp.nan))
+    return Pairs(states, flow.mapped_tokens(clean)[0], jnp.float32(jnp.nan))
 
 
 def _drawn(
@@ -245,4 +245,4 @@ def _drawn(
     else:  # the centre of the cell of a level
         level = jnp.floor((result.x + 1.0) * (objective.levels / 2.0)).clip(0, objective.levels - 1)
         clean = dequantise(level, jnp.float32(0.5), objective.levels)
-    return Pairs(states, flow.tokens_of(clean), result.evaluations.astype(jnp.float32))
+    return Pairs(states, flow.mapped_tokens(clean)[0], result.evaluations.astype(jnp.float32))

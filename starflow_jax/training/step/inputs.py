@@ -48,6 +48,9 @@ def check_source(
     positions, and sides that are multiples of its patch size.
     """
     parts = [component.source for component in components_of(source)]
+    levels = None if flow.pixel_map is None else flow.pixel_map.levels
+    if levels is not None and levels != source.levels:
+        raise ValueError(f"flow.pixel_map.levels must be the {source.levels} levels of {source.name}, got {levels}")
     specs = [example_spec(part) for part in parts]
     shapes = [latent_shape(autoencoder, spec["image"][0])[-3:] for spec in specs]
     several = len({shape[:2] for shape in shapes}) > 1
