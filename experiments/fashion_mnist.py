@@ -54,8 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
                 "label_drop": 0.1,
             },
             "train": {
-                "steps": 12_000,
-                "batch_size": 32,
+                "steps": 60_000,
+                "batch_size": 16,
                 "lr": 2e-3,
                 "min_lr": 1e-6,
                 "warmup": 300,

@@ -24,6 +24,7 @@ CONFIGURATION: tuple[tuple[str, type], ...] = (
     ("flow", config.FlowConfig),
     ("flow.language_model", config.TransformerConfig),
     ("flow.denoiser", config.DenoiserConfig),
+    ("flow.pixel_map", config.PixelMapConfig),
     ("data", config.DataConfig),
     ("data.captions", config.CaptionConfig),
     ("data.mixture", config.ComponentConfig),

@@ -39,7 +39,7 @@ class FlowOutput:
     map_logdet: jax.Array | None = None
 
     @property
-    def all_logdets(self) -> tuple[jax.Array, ...]:
+    def all_logdets(self) -> tuple[Float[Array, "B ..."], ...]:
         """Those of the blocks and, after them, that of the pixel map where there is one."""
         return self.logdets if self.map_logdet is None else (*self.logdets, self.map_logdet)
 

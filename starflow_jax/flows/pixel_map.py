@@ -92,7 +92,7 @@ def _logit(config: PixelMapConfig, x: Float[Array, "*shape"]) -> tuple[Float[Arr
     return jnp.log(unit) - jnp.log1p(-unit), log_slope
 
 
-def token_basis(config: PixelMapConfig, channels: int, patch_size: int, family: str) -> np.ndarray | None:
+def token_basis(config: PixelMapConfig, channels: int, patch_size: int, family: str) -> Float[np.ndarray, "c c"] | None:
     """The orthogonal matrix [c, c] that a token of pixels is multiplied by from the right; None for the identity."""
     if config.basis == "pixels" or patch_size == 1:
         return None

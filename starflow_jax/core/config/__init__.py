@@ -14,6 +14,7 @@ from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import EvaluateConfig, ExperimentConfig, SampleConfig, TextConfig
 from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig, TransformerConfig
 from starflow_jax.core.config.mesh_config import MeshConfig
+from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.core.config.source_config import CaptionConfig, ComponentConfig, SourceConfig
 from starflow_jax.core.config.train_config import TrainConfig
 
@@ -27,6 +28,7 @@ __all__ = [
     "ExperimentConfig",
     "FlowConfig",
     "MeshConfig",
+    "PixelMapConfig",
     "SampleConfig",
     "SourceConfig",
     "TextConfig",
