@@ -76,7 +76,9 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "large":
         config.name = "fashion-mnist-large"
-        config.flow.update({"patch_size": 2, "width": 384, "num_blocks": 8, "layers_per_block": 4, "head_dim": 64})
+        config.flow.update(
+            {"patch_size": 2, "width": 384, "num_blocks": 8, "layers_per_block": 4, "head_dim": 64, "dropout": 0.1}
+        )
         config.train.update({"steps": 100_000, "batch_size": 256, "lr": 3e-4, "warmup": 1000, "ema": 0.9999})
     elif is_tiny(variant):
         config.name = "fashion-mnist-tiny"

@@ -21,6 +21,7 @@ EXPERIMENT = ROOT / "experiments" / "fashion_mnist.py"
 sys.path.append(str(ROOT / "experiments" / "benchmarks"))
 
 import fashion_mnist  # noqa: E402
+import linear_bits  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,14 @@ def test_digits_are_enlarged_to_the_size_and_the_levels_of_the_images():
     assert digits.images.shape == (5, 28, 28, 1)
     assert digits.images.max() == 16
     assert digits.levels == 17
+
+
+def test_independent_uniform_pixels_cost_their_levels_and_the_misfit_of_a_normal_density():
+    rng = np.random.default_rng(0)
+    images, noise = rng.integers(0, 256, (4000, 4, 4, 1), np.uint8), rng.random((4000, 4, 4, 1), np.float32)
+    bits = linear_bits.linear_bits(images, noise, None)
+    np.testing.assert_allclose(bits["1x1, pixels"], 8 + 0.2546, atol=0.02)
+    np.testing.assert_allclose(bits["4x4, cosine"], bits["4x4, pixels"], atol=0.02)
 
 
 @pytest.mark.slow

@@ -123,7 +123,8 @@ def trained_classifier(train: ArraySource, epochs: int, seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    model = MLPClassifier((256, 64), batch_size=128, max_iter=epochs, random_state=seed)
+    size = min(128, len(train))
+    model = MLPClassifier((256, 64), batch_size=size, max_iter=epochs, random_state=seed)
     x = scaled(train.images, train.levels).reshape(len(train), -1).astype(np.float32) / 127.5 - 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is chosen, not a limit
