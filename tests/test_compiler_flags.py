@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 
+from starflow_jax.cli.commands import train as train_command
 from starflow_jax.cli.dispatch import main
+from starflow_jax.cli.errors import CommandError
 from starflow_jax.costs.chips import CHIPS
 from starflow_jax.costs.compiler_flags import VARIABLE, completed, host_chip, missing, recommended, sentence
 from starflow_jax.costs.local_chip import chip_name
+from starflow_jax.planning import plan_request
 
 ONE = "--xla_tpu_enable_sparse_core_collective_offload_all_gather"
 
@@ -57,3 +61,26 @@ def test_commands_print_and_refuse(capsys, monkeypatch, tmp_path):
     error = capsys.readouterr().err
     assert "--recommended-flags needs the chip" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_plans_and_trainings_set_flags_on_request(capsys, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setenv(VARIABLE, "--xla_other=3")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-64")
+    monkeypatch.setattr(plan_request, "plans", lambda request: [seen.append(os.environ[VARIABLE])][:0])
+    plan = ["plan", "--config", "experiments/starflow_3b_t2i.py", "--topology", "v6e:2x2"]
+    assert main(plan) == 0 and seen == ["--xla_other=3"]
+    assert f"{ONE}=true" in capsys.readouterr().out
+    with_flags = completed("v6e", os.environ)
+    assert main([*plan, "--recommended-flags"]) == 0 and seen[1:] == [with_flags]
+    assert capsys.readouterr().out.rstrip().endswith("compiler flags: those recommended for v6e are set")
+
+    def stop(arguments):
+        seen.append(os.environ[VARIABLE])
+        raise CommandError("stopped here")
+
+    monkeypatch.setenv(VARIABLE, "--xla_other=3")
+    monkeypatch.setattr(train_command, "join", stop)
+    train = ["train", "--config", "experiments/digits.py:tiny", "--workdir", str(tmp_path / "run")]
+    assert main([*train, "--recommended-flags"]) == 2 and seen[2:] == [with_flags]

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from starflow_jax.kernels.attention.call import (
@@ -24,6 +25,10 @@ from starflow_jax.kernels.attention.call import (
     select_layer,
 )
 from starflow_jax.kernels.attention.reference import ReferenceAttention
+
+# The names by which policies of rematerialisation know what the backward pass reads: query, key and value; and the
+# output with its lse. Where the latter are saved, the forward pass does not run again.
+OPERANDS_NAME, RESULTS_NAME = "attention_operands", "attention_results"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -54,8 +59,17 @@ def _attend_forward(
     traced: Int[Array, "3"],
 ) -> Any:
     # A second derivative differentiates this rule, so it calls the function that has a derivative.
+    query, key, value = (_named(call, array, OPERANDS_NAME) for array in (query, key, value))
     out, lse = attend(kernel, call, query, key, value, traced)
+    out, lse = _named(call, out, RESULTS_NAME), None if lse is None else checkpoint_name(lse, RESULTS_NAME)
     return (out, lse), (query, key, value, out, lse, traced)
+
+
+def _named(call: AttentionCall, array: Float[Array, "*B n d"], name: str) -> Float[Array, "*B n d"]:
+    """The array, under a name for policies; TPUs, which would pad heads of 64 channels to 128, save it transposed."""
+    if call.target.platform != "tpu":
+        return checkpoint_name(array, name)
+    return jnp.swapaxes(checkpoint_name(jnp.swapaxes(array, -1, -2), name), -1, -2)
 
 
 def _attend_backward(kernel: AttentionKernel, call: AttentionCall, saved: Any, cotangents: Any) -> Any:

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.flow_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
+from starflow_jax.kernels.attention.derivatives import OPERANDS_NAME, RESULTS_NAME
 from starflow_jax.kernels.attention.reference import stores_weights
 from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
 from starflow_jax.nn.cache import KVCache
@@ -19,6 +21,14 @@ from starflow_jax.nn.gelu import gelu
 from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import placed
+
+_BRANCH_NAME, _HIDDEN_NAME = "attention_branch", "mlp_hidden"
+# What each value of `FlowConfig.remat` that recomputes a layer saves of it, besides its input.
+SAVED_NAMES: dict[str, tuple[str, ...]] = {
+    "block": (),
+    "dense": (RESULTS_NAME,),
+    "pointwise": (OPERANDS_NAME, RESULTS_NAME, _BRANCH_NAME, _HIDDEN_NAME),
+}
 
 
 class MLP(nnx.Module):
@@ -40,11 +50,11 @@ class MLP(nnx.Module):
     def __call__(self, h: Float[Array, "B n D"]) -> Float[Array, "B n D"]:
         """The branch's output for h: [B, n, D]."""
         x = self.norm(h)
-        hidden = placed(self.layout, self.up(x), "channels")
+        hidden = checkpoint_name(placed(self.layout, self.up(x), "channels"), _HIDDEN_NAME)
         if self.gate is None:
             out = self.down(gelu(hidden))
         else:
-            gate = placed(self.layout, self.gate(x), "channels")
+            gate = checkpoint_name(placed(self.layout, self.gate(x), "channels"), _HIDDEN_NAME)
             out = self.down(jax.nn.gelu(gate, approximate=True) * hidden)
         return out if self.post_norm is None else self.post_norm(out)
 
@@ -146,12 +156,13 @@ class Transformer(nnx.Module):
             layer, index, key = inputs
             keys = (None, None) if key is None else jax.random.split(key)
             branch, cache = attend(layer, h, cache, index)
+            branch = checkpoint_name(branch, _BRANCH_NAME)
             h = placed(self.compute.layout, h + _dropout(branch, self.dropout, keys[0]), "hidden")
             h = h + _dropout(feed(layer, h), self.dropout, keys[1])
             return (placed(self.compute.layout, h, "hidden"), cache), None
 
-        if self.remat == "block":
-            step = jax.checkpoint(step)
+        if self.remat in SAVED_NAMES:
+            step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES[self.remat]))
         elif self.remat == "none" and cache is None and layout_target(self.compute.layout).platform == "cpu":
             # The backward pass recomputes everything but products: on a CPU, writing and reading what is cheap to
             # compute takes as long, and more than twice the memory. Inside the attention of a long sequence nothing is

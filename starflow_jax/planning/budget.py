@@ -36,6 +36,8 @@ _CHUNKS = 16
 _BYTES_A_CHUNK_WEIGHT = 24
 # How often one pass over a layer writes or reads each saved activation.
 _ACCESSES = 2
+# Values of `FlowConfig.remat` that compute the products of a layer again.
+_LAYERS_AGAIN = ("block", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +193,11 @@ def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:
     c = net.transformer
     hidden = (3 if c.mlp == "gated" else 2) * c.expansion * c.width / sizes["tensor"]
     branches = _SAVED_BRANCHES * c.width
+    results, operands = c.heads * c.head_dim, (c.heads + 2 * c.kv_heads) * c.head_dim
     return {
         "block": c.width,
+        "dense": c.width + results,
+        "pointwise": 2 * c.width + results + operands + hidden * (2 / 3 if c.mlp == "gated" else 1 / 2),
         "attention": 3 * c.width + hidden,
         "mlp": branches,
         "none": branches + hidden,
@@ -223,9 +228,17 @@ def _recomputed(config: ExperimentConfig, topology: Topology, sizes: dict[str, i
     # The last product of a layer is not recomputed: the backward pass does not need its result.
     kernels = sum(net.kernels * net.transformer.layers for net in nets)
     last = sum(net.transformer.expansion * net.transformer.width**2 * net.transformer.layers for net in nets) / kernels
-    fractions = {"block": (1 - last, 1), "attention": (0.25, 1), "mlp": (0.7, 0), "none": (0, 0)}[config.flow.remat]
     # Of the two products of attention, a fused backward pass recomputes the first.
-    again = 0.5 if all(_is_fused(config, topology, net) for net in nets) else 1
+    fused = all(_is_fused(config, topology, net) for net in nets)
+    again = 0.5 if fused else 1
+    fractions = {
+        "block": (1 - last, 1),
+        "dense": (1 - last, 0 if fused else 1),
+        "attention": (0.25, 1),
+        "mlp": (0.7, 0),
+        "pointwise": (0, 0 if fused else 1),
+        "none": (0, 0),
+    }[config.flow.remat]
     extra = dense * fractions[0] + attention * (fractions[1] + again)
     return 1 + extra / (3 * (dense + attention))
 
@@ -236,7 +249,7 @@ def _moves(
     """Yields the collectives of a step: kind, axes, group size, bytes that one device sends each time, count."""
     slices, data, fsdp, tensor, sequence = sizes.values()
     word = 2 if flow.dtype == "bfloat16" else 4
-    passes = 2 + (flow.remat == "block")
+    passes = 2 + (flow.remat in _LAYERS_AGAIN)
 
     def ring(group: int, amount: float) -> float:
         return amount * (group - 1) / group
@@ -245,7 +258,7 @@ def _moves(
         c, times = net.transformer, net.transformer.layers * accumulate
         kernels = net.kernels / tensor
         # XLA:GPU gathers what a layer is recomputed from, all but its last kernel, in float32, and casts it then.
-        recomputed = (net.kernels - c.expansion * c.width**2) / tensor if flow.remat == "block" else 0
+        recomputed = (net.kernels - c.expansion * c.width**2) / tensor if flow.remat in _LAYERS_AGAIN else 0
         yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word), times
         yield "all-gather", ("fsdp",), fsdp, ring(fsdp, kernels * word + recomputed * (4 - word)), times
         yield "reduce-scatter", ("fsdp",), fsdp, ring(fsdp, kernels * 4), times
@@ -288,7 +301,7 @@ def _traffic(config: ExperimentConfig, topology: Topology, sizes: dict[str, int]
     """Main-memory traffic of one device in bytes: activations, kernels, attention weights, the optimizer."""
     flow, accumulate = config.flow, config.train.accumulate
     word = 2 if flow.dtype == "bfloat16" else 4
-    passes = 3 + (flow.remat == "block")
+    passes = 3 + (flow.remat in _LAYERS_AGAIN)
     total = 32.0 * count(abstract(flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
     for net in networks(flow, work, sizes, accumulate):
         c = net.transformer

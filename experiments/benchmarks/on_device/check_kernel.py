@@ -5,7 +5,7 @@
     python experiments/benchmarks/on_device/check_kernel.py --platform tpu --interpret ...   # tiny sizes, on a CPU
 
 The kernel runs several times, and every result is compared. The reference computes in float32 on the same device. Keys
-and values of other layers are NaN, as are the slots of a TPU's cache that have not been written.
+and values of other layers are NaN, as are the slots of a TPU's cache that have not been written, but for parts.
 
 The JSON says "ok", "wrong", "unsupported" (the kernel refuses the call, with its reason), "lowered" (--interpret: the
 GPU's attention kernels were lowered for CUDA and did not run, because no interpreter of JAX covers them) or "error".
@@ -31,7 +31,8 @@ from starflow_jax.core.figures import write_json
 from starflow_jax.experiments.benchmarks.on_device.kernel_grid import AttentionCheck, UpdateCheck, checks, named
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.kernels.attention import attention, masks
-from starflow_jax.kernels.attention.api import chosen
+from starflow_jax.kernels.attention.api import chosen, partial_attention
+from starflow_jax.kernels.attention.reference import UNSEEN
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall, reference_update
 from starflow_jax.kernels.kernel_choice import Target, device_target
@@ -86,8 +87,9 @@ def attention_arrays(check: AttentionCheck, platform: str) -> tuple[tuple[jax.Ar
         jax.random.normal(k, (check.batch, *size, check.dim), check.dtype) for k, size in zip(keys, sizes, strict=True)
     )
     if check.cached:
-        # What is behind the last written slot may be anything; the GPU's kernels need it to be finite.
-        unwritten = jnp.nan if platform == "tpu" else 100.0
+        # What is behind the last written slot may be anything; the GPU's kernels, and the TPU's of longer chunks, need
+        # it to be finite.
+        unwritten = jnp.nan if platform == "tpu" and not check.part else 100.0
         written = jnp.arange(check.slots)[:, None] < (check.length or check.slots)
         key, value = (jnp.where(written, array, unwritten).astype(check.dtype) for array in (key, value))
         key, value = (jnp.stack([jnp.full_like(array, jnp.nan), array]) for array in (key, value))
@@ -105,7 +107,14 @@ def attend(check: AttentionCheck, implementation: str, target: Target, interpret
             where = {"offset": check.offset, "length": check.length}
         return attention(query, key, value, visibility=rule, **where, **options)
 
+    def part(bounds: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, ...]:
+        out, lse = partial_attention(query, key, value, visibility=rule, offset=bounds[0], layer=1, **options)
+        unseen = lse == UNSEEN
+        return out, jnp.where(unseen, 0, lse), unseen.astype(jnp.float32)
+
     def run(arrays: tuple[jax.Array, ...], do: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
+        if check.part:
+            return part(bounds, *arrays)
         if not check.gradients:
             return (output(bounds, *arrays),)
         out, pullback = jax.vjp(functools.partial(output, bounds), *arrays)

@@ -24,6 +24,8 @@ class AttentionCheck:
       offset: slot of the first query; length: slots from it on are visible to no query, None for all.
       gradients: whether the gradients are compared, or the output.
       cached: keys and values are those of layer 1 of a cache of 2, and offset and length are traced.
+      part: the slots are a part of a cache, and the logarithms of the sums of weights are compared, too; the offset is
+        counted from the first slot of the part and may be negative. The TPU's kernel of longer chunks computes it.
     """
 
     name: str
@@ -39,11 +41,12 @@ class AttentionCheck:
     length: int | None = None
     gradients: bool = False
     cached: bool = False
+    part: bool = False
 
     @property
     def kernel(self) -> Literal["attention", "decoding"]:
         """The part of the table that it belongs to."""
-        return "decoding" if self.cached else "attention"
+        return "decoding" if self.cached and not self.part else "attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,13 @@ _CACHES = tuple(
     )
     for count, slots, offset in ((1, 8192, 5000), (64, 8192, 4096), (512, 8192, 7680), (1, 33648, 20001))
 )  # fmt: skip
+_PARTS = tuple(
+    AttentionCheck(
+        f"512 queries from slot {offset:,}, a part of 2,048 slots", _CAUSAL, 512, 2048, 16, 16, offset=offset,
+        length=min(max(offset + 512, 0), 2048), cached=True, part=True,
+    )
+    for offset in (-300, 1000, 5000, -900)
+)  # fmt: skip
 _SHARED = AttentionCheck(
     "3 of 2,080 slots, window of frames, keys of 4 heads shared", ("CausalFrames", (128, 390, 1)), 3, 2080, 8, 2,
     offset=1500, length=1503, cached=True,
@@ -115,8 +125,12 @@ _UPDATES = (
 _TINY = (
     AttentionCheck("prefix of 9, 144 slots", ("Causal", (9,)), 144, 144, heads=2, kv_heads=1),
     AttentionCheck("2 of 144 slots", _CAUSAL, 2, 144, 2, 2, offset=77, length=79, cached=True),
+    AttentionCheck(
+        "130 queries from slot -40, a part of 144 slots", _CAUSAL, 130, 144, 2, 2, offset=-40, length=90, cached=True,
+        part=True,
+    ),
     UpdateCheck("40 tokens of 4 channels", _STARFLOW, 2, 40, 4),
-)
+)  # fmt: skip
 
 
 def checks(platform: Platform, *, interpreted: bool = False) -> tuple[Check, ...]:
@@ -126,14 +140,17 @@ def checks(platform: Platform, *, interpreted: bool = False) -> tuple[Check, ...
       platform: whose kernels.
       interpreted: the tiny ones, for kernels that run on a CPU.
     """
-    extra = _TPU_SEQUENCES if platform == "tpu" else ()
+    extra = (*_PARTS, *_TPU_SEQUENCES) if platform == "tpu" else ()
     # Some of every kernel first: the limit of time may end the stage.
     grid: tuple[Check, ...] = (*_SEQUENCES[:4], *_CACHES, _SHARED, *_UPDATES, *_SEQUENCES[4:], *extra)
     chosen: tuple[Check, ...] = _TINY if interpreted else grid
     result: list[Check] = []
     for check in chosen:
+        is_part = isinstance(check, AttentionCheck) and check.part
+        if is_part and platform != "tpu":
+            continue
         result.append(check)
-        if check.kernel == "attention":
+        if check.kernel == "attention" and not is_part:
             result.append(dataclasses.replace(check, name=f"{check.name}, gradients", gradients=True))
     return tuple(result)
 
