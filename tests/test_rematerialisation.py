@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import pytest
 
 from starflow_jax.core.config import FlowConfig
 from starflow_jax.flows import Flow

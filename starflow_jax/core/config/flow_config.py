@@ -117,10 +117,10 @@ class FlowConfig:
       dropout: dropout rate on the two residual branches in training.
       dtype: compute dtype of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
-      remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer); "dense" (a layer
-        without its attention, whose output is stored), or "pointwise" (norms, the GELU and sums; what products and
-        attention give is stored), both where a kernel or cuDNN computes the attention: that of XLA is recomputed. On
-        CPUs "none" stores the products of a layer and recomputes the rest.
+      remat: what the backward pass recomputes: "none", "attention", "mlp" or "block" (each whole layer); "dense" (a
+        layer without its attention, whose output is stored), or "pointwise" (norms and the GELU; what products and
+        attention give is stored). Both store attention where a kernel or cuDNN computes it, and recompute that of XLA.
+        On CPUs "none" stores the products of a layer and recomputes the rest.
       kernels: of attention and of the Jacobi update: "auto" uses cuDNN on NVIDIA GPUs for causal attention of whole
         sequences in bfloat16, and Pallas kernels where they are known to be faster (`kernels/kernel_choice.py`). "xla"
         never uses either, "pallas" always uses the kernels or raises an error with the reason, and "cudnn" does so for
