@@ -13,6 +13,7 @@ from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, T
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.likelihood.frame_likelihood import token_log_probs
 from starflow_jax.flows import objective, standard_normal_log_prob
 from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
 from starflow_jax.solvers import inverse
@@ -84,9 +85,11 @@ def test_the_likelihood_of_a_flow_includes_the_map_and_samples_its_inverse():
         one = lambda v: flow.forward(v.reshape(1, 4, 4, 1), labels[:1]).z.ravel()  # noqa: E731
         exact = jnp.linalg.slogdet(jax.jacobian(one)(x[0].ravel()))[1]
         back = inverse(flow, output.z, labels)
-        return output, exact, flow.log_prob(x, labels), objective(output).loss, back.x
+        shares = token_log_probs(flow, x, labels)
+        return output, exact, flow.log_prob(x, labels), objective(output).loss, back.x, shares
 
-    output, exact, log_prob, loss, back = all_of(x)
+    output, exact, log_prob, loss, back, shares = all_of(x)
+    np.testing.assert_allclose(jnp.sum(shares, axis=(1, 2)), log_prob, rtol=1e-5)
     np.testing.assert_allclose(output.logdet[0], exact, rtol=1e-4)
     np.testing.assert_allclose(log_prob, standard_normal_log_prob(output.z) + output.logdet, rtol=1e-5)
     np.testing.assert_allclose(loss, -jnp.mean(log_prob) / 16 - 0.5 * math.log(2.0 * math.pi), rtol=1e-4)

@@ -44,6 +44,8 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
 def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list[jax.Array]:
     """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 for an identity block.
 
+    The logdet of a pixel map counts to block 0.
+
     Args:
       x, cond: as for `token_log_probs`.
 
@@ -65,6 +67,8 @@ def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list
         block_grid, _ = flow.block_grid(index, grid)
         ordered = logdet.reshape(-1, block_grid.tokens, logdet.shape[-1])
         terms.append(jnp.sum(flow.from_block(index, ordered, grid, x.shape[0]), axis=-1))
+    if output.map_logdet is not None:
+        terms[1] = terms[1] + jnp.sum(flow.tokens_of(output.map_logdet), axis=-1)
     return terms
 
 
