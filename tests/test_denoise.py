@@ -72,14 +72,14 @@ def test_look_ahead_and_window_bound_what_a_frame_sees(look_ahead, window):
 def test_every_length_is_covered_once_and_overlaps_are_noisy(frames, overlap):
     """With a denoiser that adds one, every frame gains exactly one: none is skipped, none is denoised twice."""
     video = jnp.arange(float(frames)).reshape(1, frames, 1, 1, 1)
-    out = denoise_in_chunks(lambda piece: piece + 1.0, video, chunk=3, overlap=overlap)
+    out = denoise_in_chunks(lambda piece, start: piece + 1.0, video, chunk=3, overlap=overlap)
     np.testing.assert_array_equal(out, video + 1.0)
 
 
 def test_the_original_feeds_its_own_output_back():
     video = jnp.zeros((1, 5, 1, 1, 1))
 
-    def running_sum(piece):
+    def running_sum(piece, start):
         return jnp.cumsum(piece, axis=1) + 1.0
 
     plain = denoise_in_chunks(running_sum, video, chunk=3, overlap=1)
@@ -90,7 +90,7 @@ def test_the_original_feeds_its_own_output_back():
 
 def test_an_overlap_as_long_as_the_chunk_never_ends_so_it_is_refused():
     with pytest.raises(ValueError, match="overlap must be below chunk=2, got 2"):
-        denoise_in_chunks(lambda piece: piece, jnp.zeros((1, 4, 1, 1, 1)), chunk=2, overlap=2)
+        denoise_in_chunks(lambda piece, start: piece, jnp.zeros((1, 4, 1, 1, 1)), chunk=2, overlap=2)
 
 
 def test_a_flow_without_denoiser_says_so():

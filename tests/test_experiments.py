@@ -30,6 +30,13 @@ def tarflow(channels: int, width: int, classes: int) -> int:
     return 8 * block
 
 
+def itarflow(channels: int, width: int) -> int:
+    """Blocks of 4, 4, 4 and 24 layers on 1024 tokens, with 1000 classes and an MLP for the noise level."""
+    levels = dense(width, 4 * width) + dense(4 * width, width)
+    ends = dense(channels, width) + dense(width, 2 * channels) + 1024 * width + 1000 * width + levels
+    return sum(layers(number, width) + ends for number in (4, 4, 4, 24))
+
+
 def starflow(channels: int, width: int, deep: int, depth: int = 24, text: int = 2048) -> int:
     """5 shallow blocks of 2 layers, a deep one that reads the text; start token and final norm in each."""
 
@@ -49,6 +56,9 @@ SIZES = {
     "tarflow_imagenet64_cond": tarflow(12, 768, 1000),
     "tarflow_imagenet128_cond": tarflow(48, 1024, 1000),
     "tarflow_afhq256": tarflow(192, 768, 3),
+    "itarflow_imagenet64": itarflow(12, 1280),
+    "itarflow_imagenet128": itarflow(48, 1600),
+    "itarflow_imagenet256": itarflow(192, 2176),
     "starflow_imagenet256_cond": starflow(4, 2048, 2048, depth=18, text=1000),
     "starflow_3b_t2i": starflow(4, 3072, 3072),
     "starflow_v_7b": starflow(48, 3072, 4096) + denoiser(48, 3072),

@@ -10,6 +10,7 @@ import pytest
 from starflow_jax.core.config import ExperimentConfig, build
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.digits import digits
+from starflow_jax.flows.guidance import LinearGuidance
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling import class_labels, sample, to_pixels
 from starflow_jax.sampling import image_sampling as sampling
@@ -121,6 +122,20 @@ def test_guidance_zero_is_none_and_more_moves_the_picture(flow, exact):
     barely = sample(flow[1], CONFIG, KEY, LABELS, guidance=1e-6).x
     np.testing.assert_allclose(barely, exact.x, atol=1e-4)
     assert np.abs(sample(flow[1], CONFIG, KEY, LABELS, guidance=3.0).x - exact.x).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_annealed_guidance_is_that_of_the_flow(flow, exact):
+    """The first token of a block is its noise, and the second has a fifteenth of the weight."""
+    drawn = sample(flow[1], CONFIG, KEY, LABELS, guidance=3.0, annealed_guidance=True).x
+    merged, guidance = merge(*flow), LinearGuidance(3.0, annealed=True)
+    back = jax.jit(lambda x: merged.forward(x, jnp.asarray(LABELS), guidance=guidance).z)(drawn)
+    np.testing.assert_allclose(back, noise(10), atol=1e-4)
+    with pytest.raises(ValueError, match="annealed_guidance needs a model of family 'tarflow', got 'starflow'"):
+        text = experiment(
+            family="starflow", num_classes=0, text_dim=10, text_length=1, rope=True, head_dim=20, width=40
+        )
+        sample({}, text, KEY, LABELS, annealed_guidance=True)
 
 
 def test_an_unconditional_flow_is_guided_by_attention_temperature():

@@ -32,7 +32,7 @@ def test_streamed_denoising_is_that_of_chunks_and_as_early_as_can_be(data):
     ahead = data.draw(st.none() | st.integers(0, 3), "ahead")
     video = np.random.default_rng(total).normal(size=(1, total, 1, 1, 1)).astype(np.float32)
 
-    def denoise(x):
+    def denoise(x, start):
         reach = x.shape[1] if ahead is None else ahead
         later = [x[:, min(t, x.shape[1]) : t + reach + 1].sum(axis=1) for t in range(x.shape[1])]
         return jnp.stack(later, axis=1) * jnp.arange(1.0, x.shape[1] + 1)[:, None, None, None]
@@ -43,7 +43,7 @@ def test_streamed_denoising_is_that_of_chunks_and_as_early_as_can_be(data):
     denoiser = FrameDenoiser(
         plan,
         ahead,
-        lambda x: tuple(np.moveaxis(np.asarray(denoise(np.stack(x, axis=1))), 1, 0)),
+        lambda x, start: tuple(np.moveaxis(np.asarray(denoise(np.stack(x, axis=1), start)), 1, 0)),
         np.zeros_like(frames[0]),
     )
     found, at = [], 0

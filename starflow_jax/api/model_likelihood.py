@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.evaluation.likelihood.image_likelihood import dequantised
 from starflow_jax.flows import bits
 from starflow_jax.flows.flow import Flow
@@ -32,6 +33,7 @@ def log_prob(
     cond: Condition | None = None,
     *,
     batch_size: int = 64,
+    noise_level: float | None = None,
 ) -> np.ndarray | jax.Array:
     """The exact log-likelihood log p(x | cond) of every example, in nats.
 
@@ -42,6 +44,8 @@ def log_prob(
         it, before denoising, with its own condition; the density of videos excludes given frames.
       cond: class labels [n], -1 for none; n captions; or text states [n, L, text_dim]. None for no condition.
       batch_size: examples scored at a time; not used for a flow.
+      noise_level: of a noise-conditioned model, that of the noise in x; None for its highest one, which its samples
+        have before denoising.
 
     Returns:
       float32 [n].
@@ -53,8 +57,12 @@ def log_prob(
     check(not sampled or cond is None, "cond must be None for samples, which hold their condition")
     if isinstance(model, Flow):
         check(not sampled, "x must be an array where model is a flow, got samples")
-        return model.log_prob(jnp.asarray(x), None if cond is None else jnp.asarray(cond))
-    score = functools.partial(log_likelihoods, model.params, model.config.flow, batch_size=batch_size)
+        condition = None if cond is None else jnp.asarray(cond)
+        return model.log_prob(jnp.asarray(x), condition, noise_level=noise_level)
+    check_level(model.config.flow, noise_level)
+    score = functools.partial(
+        log_likelihoods, model.params, model.config.flow, batch_size=batch_size, noise_level=noise_level
+    )
     if isinstance(x, SampledImages):
         return score(x.samples.noisy, x.cond)[x.kept]
     if isinstance(x, SampledVideos):
@@ -75,6 +83,7 @@ def bits_per_dim(
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 64,
+    noise_level: float | None = None,
 ) -> np.ndarray:
     """Bits/dim of integer images: a bound on their code length, by uniform dequantisation.
 
@@ -86,6 +95,7 @@ def bits_per_dim(
       draws: how often every image is dequantised; their log-likelihoods are averaged.
       seed: of the dequantisation noise.
       batch_size: images scored at a time.
+      noise_level: that a noise-conditioned model reads; None for its lowest one.
 
     Returns:
       float64 [n]; lower is better.
@@ -108,13 +118,26 @@ def bits_per_dim(
     lowest, highest = int(images.min()), int(images.max())
     wrong = lowest if lowest < 0 else highest
     check(lowest >= 0 and highest < levels, f"images must contain values from 0 to {levels - 1}, got {wrong}")
+    check_level(config, noise_level)
+    level = config.lowest_level if noise_level is None else noise_level
     indices, key = jnp.arange(len(images)), jax.random.key(seed)
     total = np.zeros(len(images))
     for draw in range(draws):
         x = np.asarray(dequantised(key, jnp.asarray(images), indices, draw, levels))
         cond_array = None if cond is None else np.asarray(cond)
-        total += np.asarray(log_likelihoods(params, config, x, cond_array, batch_size=batch_size), np.float64)
+        nats = log_likelihoods(params, config, x, cond_array, batch_size=batch_size, noise_level=level)
+        total += np.asarray(nats, np.float64)
     return np.asarray(bits.bits_per_dim(total / draws, images[0].size, levels))
+
+
+def check_level(config: FlowConfig, level: float | None) -> None:
+    """Raises ValueError for a noise level outside of those of a flow, or for a flow without."""
+    if level is None:
+        return
+    check(config.noise_levels is not None, f"noise_level must be None for a model without noise levels, got {level!r}")
+    low, high = config.noise_levels  # type: ignore[misc]
+    check_real("noise_level", level)
+    check(low <= level <= high, f"noise_level must be from {low:g} to {high:g}, got {level:g}")
 
 
 def _levels(config: ExperimentConfig) -> int:

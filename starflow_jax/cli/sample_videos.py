@@ -105,7 +105,7 @@ def _figures(
         "window": None if window is None else [window.frames, window.num_context],
         "solver": solver_figures(planned.solver),
         "guidance": float(plan.scalars["weight"]),
-        "denoise": plan.kind.denoise,
+        "denoise": plan.kind.denoising.method,
         "new_frames_per_second": frames_per_second,
         "first_frame_seconds": [stream.first_frame for stream in result.streams] if result.streams else None,
         "converged": report.converged,

@@ -16,7 +16,13 @@ Split = Literal["train", "test"]
 # Colour that transparent pixels of image and video files are composed onto (`media.displayed_images`).
 Background = Literal["white", "grey", "black"]
 # Method that removes the training noise from samples.
-Denoise = Literal["none", "score", "learned"]
+Denoise = Literal["none", "score", "learned", "iterative", "iterative-learned"]
+# Step between two noise levels of an iterative method (`flows.iterative_denoise`).
+DenoiseStep = Literal["ode", "sde"]
+# Distribution of the noise level of a training example (`training.step.noise_levels`).
+LevelDistribution = Literal["uniform", "linear", "edm"]
+# Weight of a training example by its noise level (`training.step.noise_levels`).
+LevelWeight = Literal["ones", "level", "square", "normalised"]
 # Parametrisation of the scale of an affine block (`flows.affine_head`).
 Scale = Literal["softplus", "exp", "unit"]
 # Formula of classifier-free guidance, by the family and by what is guided: mean (a) or scale (b) (`flows.guidance`).

@@ -9,6 +9,7 @@ A field that is None takes the value of the run's configuration, or none. `Reque
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from starflow_jax.core.choices import Split
@@ -19,6 +20,12 @@ def _check_integer(name: str, value: int | None, minimum: int) -> None:
     if value is not None:
         valid = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
         require(valid, f"{{{name}}} must be an integer >= {minimum}, got {{0!r}}", value)
+
+
+def _check_noise_level(level: float | None) -> None:
+    if level is not None:
+        number = isinstance(level, int | float) and not isinstance(level, bool)
+        require(number and 0 < level < math.inf, "{noise_level} must be a finite number above 0, got {0!r}", level)
 
 
 def _check_split(split: Split | None, name: str = "split") -> None:
@@ -53,15 +60,18 @@ class EvaluateRequest(RunRequest):
 
     Attributes:
       split: of the run's data; batch: images at a time, None for the configuration's.
+      noise_level: that a noise-conditioned flow reads; None for its lowest one.
     """
 
     split: Split = dataclasses.field(default="test", kw_only=True)
     batch: int | None = dataclasses.field(default=None, kw_only=True)
+    noise_level: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_split(self.split)
         _check_integer("batch", self.batch, 1)
+        _check_noise_level(self.noise_level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +122,7 @@ class StudyRequest(RunRequest):
       num: images of each split, None for all.
       candidates: samples of every class; keep: of which the likeliest are selected.
       mislabelled, damaged: shares of wrong labels and of damaged images that filtering has to find.
+      noise_level: that a noise-conditioned flow reads where it scores images; None for its lowest one.
     """
 
     num: int | None = None
@@ -119,9 +130,11 @@ class StudyRequest(RunRequest):
     keep: int = 8
     mislabelled: float = 0.1
     damaged: float = 0.05
+    noise_level: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_noise_level(self.noise_level)
         _check_integer("num", self.num, 2)
         _check_integer("candidates", self.candidates, 2)
         _check_integer("keep", self.keep, 2)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine, soft_clip, to_affine
 from starflow_jax.flows.affine_head import AffineHead
+from starflow_jax.flows.noise_level import LevelEmbedding, NoiseLevel
 from starflow_jax.flows.order import AnyArray, Grid, block_order, reorder
 from starflow_jax.flows.prediction import BlockPredict, Prediction
 from starflow_jax.kernels.attention import Causal
@@ -73,6 +74,7 @@ class AutoregressiveBlock(nnx.Module):
         # Zero: a new block is the identity map, so that a new flow of any depth is invertible in float32.
         outputs, exact = c if config.scale == "unit" else 2 * c, dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
+        self.level_embed = LevelEmbedding(width, keys[7], compute) if config.noise_levels else None
 
     @property
     def reads_text(self) -> bool:
@@ -93,26 +95,36 @@ class AutoregressiveBlock(nnx.Module):
         text = jnp.asarray(text)
         return text.astype(self.config.dtype) if self.proj_txt is None else self.proj_txt(text)
 
-    def class_vector(self, labels: Int[AnyArray, "B"] | None) -> Float[Array, "rows 1 D"] | None:
-        """The class embedding [B or 1, 1, D] added to every token; None or a label of -1 means the mean embedding."""
+    def class_vector(
+        self, labels: Int[AnyArray, "B"] | Float[AnyArray, "B classes"] | None
+    ) -> Float[Array, "rows 1 D"] | None:
+        """The class embedding [B or 1, 1, D] added to every token; None or a label of -1 means the mean embedding.
+
+        Weights [B, classes] in place of labels mean the weighted sum of the embeddings.
+        """
         if self.class_embed is None:
             return None
         table = self.class_embed[...]
         mean = jnp.mean(table, axis=0)
         if labels is None:
             return mean[None, None]
+        if labels.ndim == 2:
+            return jnp.dot(jnp.asarray(labels), table, precision="highest")[:, None]
         # A label out of range gives NaN rather than another class: values cannot be checked under a transformation.
         rows = table.at[jnp.maximum(labels, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where(labels[:, None] < 0, mean, rows)[:, None]
 
-    def _embed(
-        self,
-        tokens: Float[Array, "B n c"],
-        positions: Float[Array, "n D"] | None,
-        class_vector: Float[Array, "rows 1 D"] | None,
-    ) -> Float[Array, "B n D"]:
+    def level_vector(self, level: NoiseLevel | None) -> Float[Array, "rows 1 D"] | None:
+        """The embedding [B or 1, 1, D] of the noise level, added to every token; level None means t1."""
+        if self.level_embed is None:
+            return None
+        assert self.config.noise_levels is not None  # __init__ has read it
+        return self.level_embed(jnp.asarray(self.config.noise_levels[1] if level is None else level))
+
+    def _embed(self, tokens: Float[Array, "B n c"], *terms: Float[Array, "..."] | None) -> Float[Array, "B n D"]:
+        """The tokens as hidden states, plus the terms, [n, D] or [B or 1, 1, D]."""
         h = self.proj_in(tokens)
-        for term in (positions, class_vector):
+        for term in terms:
             if term is not None:
                 h = h + term.astype(h.dtype)
         return h
@@ -138,6 +150,7 @@ class AutoregressiveBlock(nnx.Module):
         *,
         temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
         dropout_key: PRNGKeyArray | None = None,
+        noise_level: NoiseLevel | None = None,
     ) -> tuple[Affine, Float[Array, "B L D"] | None]:
         """Mean and scale of all tokens in one parallel pass.
 
@@ -147,6 +160,7 @@ class AutoregressiveBlock(nnx.Module):
           grid: geometry of the tokens.
           temperature: divides the attention logits; [B] or scalar.
           dropout_key: enables dropout.
+          noise_level: of a noise-conditioned flow, scalar or [B]; None for its t1.
 
         Returns:
           The affine parameters, and the text stream [B, L, D] after the last norm (None without text).
@@ -157,7 +171,7 @@ class AutoregressiveBlock(nnx.Module):
         if self.sos_embed is not None:
             inputs = jnp.concatenate([self.start_token(tokens.shape[0]), tokens[:, :-1]], axis=1)
         class_vector = self.class_vector(cond) if self.reads_class else None
-        h = self._embed(inputs, self._learned_positions(grid), class_vector)
+        h = self._embed(inputs, self._learned_positions(grid), class_vector, self.level_vector(noise_level))
         if text is not None:
             h = jnp.concatenate([text, h], axis=1)
         h, _ = self.transformer(
@@ -181,6 +195,7 @@ class AutoregressiveBlock(nnx.Module):
         *,
         padding: int = 0,
         temperature: float | Float[Array, ""] | Float[Array, "B"] | None = None,
+        noise_level: NoiseLevel | None = None,
     ) -> tuple[BlockPredict, KVCache]:
         """The incremental form of `affine`, and a cache that already holds the text.
 
@@ -190,6 +205,7 @@ class AutoregressiveBlock(nnx.Module):
           batch: B.
           padding: further slots, for solvers with chunks of a fixed size, which may write past the end.
           temperature: divides the attention logits; [B] or scalar.
+          noise_level: as in `affine`.
         """
         text = self._project_text(cond) if self.reads_text and cond is not None else None
         length = 0 if text is None else text.shape[1]
@@ -199,8 +215,10 @@ class AutoregressiveBlock(nnx.Module):
             learned = jnp.pad(learned, ((0, padding), (0, 0)))
         class_vector = self.class_vector(cond) if self.reads_class else None
         # Cast here, in front of the loops that call `predict`.
-        dtype = self.proj_in.compute.dtype
-        learned, class_vector = (None if term is None else term.astype(dtype) for term in (learned, class_vector))
+        dtype, level_vector = self.proj_in.compute.dtype, self.level_vector(noise_level)
+        learned, class_vector, level_vector = (
+            None if term is None else term.astype(dtype) for term in (learned, class_vector, level_vector)
+        )
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 
@@ -225,7 +243,7 @@ class AutoregressiveBlock(nnx.Module):
             rows = None
             if learned is not None:
                 rows = jax.lax.dynamic_slice_in_dim(learned, position, previous.shape[1])
-            h, cache = run(self._embed(previous, rows, class_vector), length + position, cache)
+            h, cache = run(self._embed(previous, rows, class_vector, level_vector), length + position, cache)
             return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)

@@ -13,16 +13,15 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
+from starflow_jax.flows.noise_level import NoiseLevel
 from starflow_jax.flows.order import AnyArray
 
 # The learned denoiser predicts sigma_n * dL/dx of a loss that is weighted by sigma_n / NOISE_SCALE, so that its output
 # times NOISE_SCALE is the step of Tweedie's formula. Weight and step must use the same constant.
 NOISE_SCALE = 0.3
 
-Denoise = Callable[[jax.Array], jax.Array]
-
-# A standard deviation of the noise, of all samples or of each.
-NoiseLevel = float | Float[Array, ""] | Float[Array, "B"]
+# Clean frames from the noisy frames of a chunk and the index of its first frame.
+Denoise = Callable[[jax.Array, "int | jax.Array"], jax.Array]
 
 
 def noise_level_weight(noise_std: NoiseLevel) -> NoiseLevel:
@@ -37,18 +36,34 @@ def _like(x: Float[Array, "B *size"], level: NoiseLevel) -> Float[Array, "..."]:
 
 
 def score(
-    flow: Flow, x: Float[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+    flow: Flow,
+    x: Float[Array, "B *size"],
+    cond: Shaped[AnyArray, "B *rest"] | None = None,
+    *,
+    noise_level: NoiseLevel | None = None,
 ) -> Float[Array, "B *size"]:
-    """grad_x log p(x), in the layout of x: one forward and one backward pass."""
-    gradient: jax.Array = jax.grad(lambda x: jnp.sum(flow.log_prob(x, cond)))(x.astype(jnp.float32))
+    """grad_x log p(x), in the layout of x: one forward and one backward pass; noise_level: as in `Flow.forward`."""
+
+    def total(x: Float[Array, "B *size"]) -> Float[Array, ""]:
+        return jnp.sum(flow.log_prob(x, cond, noise_level=noise_level))
+
+    gradient: jax.Array = jax.grad(total)(x.astype(jnp.float32))
     return gradient
+
+
+def _condition_level(flow: Flow, noise_std: NoiseLevel) -> NoiseLevel | None:
+    """The noise level that the network reads: that of the noise for a noise-conditioned flow, None for others."""
+    return None if flow.config.noise_levels is None else noise_std
 
 
 def score_denoise(
     flow: Flow, x: Float[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None, noise_std: NoiseLevel
 ) -> Float[Array, "B *size"]:
-    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (specification, section 6); noise_std: scalar or [B]."""
-    return x + _like(x, noise_std) ** 2 * score(flow, x, cond)
+    """Tweedie's formula x + sigma_n^2 grad_x log p(x) (specification, section 6); noise_std: scalar or [B].
+
+    A noise-conditioned flow reads noise_std as its noise level.
+    """
+    return x + _like(x, noise_std) ** 2 * score(flow, x, cond, noise_level=_condition_level(flow, noise_std))
 
 
 def learned_denoise(
@@ -69,7 +84,7 @@ def learned_denoise(
         raise ValueError("denoiser is None: this flow has no learned denoiser; use score_denoise")
     current = _like(x, noise_std)
     fraction = (current - _like(x, next_std)) / current
-    return x - NOISE_SCALE * fraction * flow.denoiser(x, cond)
+    return x - NOISE_SCALE * fraction * flow.denoiser(x, cond, _condition_level(flow, noise_std))
 
 
 def denoise_in_chunks(
@@ -85,7 +100,7 @@ def denoise_in_chunks(
     Each chunk after the first starts `overlap` frames before the end of the previous one and replaces later frames.
 
     Args:
-      denoise: maps [B, t, H, W, C] to the same, for t <= chunk.
+      denoise: maps [B, t, H, W, C], t <= chunk, and the index of the first frame to clean data of the same shape.
       video: [B, T, H, W, C].
       chunk: frames per chunk; None or at least T means the whole video at once.
       overlap: frames of context; None means chunk - 1.
@@ -97,7 +112,7 @@ def denoise_in_chunks(
     """
     video, frames = video.astype(jnp.float32), video.shape[1]
     if chunk is None or chunk >= frames:
-        return denoise(video)
+        return denoise(video, 0)
     check_integer("chunk", chunk, minimum=1)
     overlap = chunk - 1 if overlap is None else overlap
     check_integer("overlap", overlap, minimum=0)
@@ -107,7 +122,7 @@ def denoise_in_chunks(
 
     def advance(out: Float[Array, "B T H W C"], start: int | Int[Array, ""], length: int) -> Float[Array, "B T H W C"]:
         source = out if feed_denoised else video
-        piece = denoise(jax.lax.dynamic_slice_in_dim(source, start, length, axis=1))
+        piece = denoise(jax.lax.dynamic_slice_in_dim(source, start, length, axis=1), start)
         # The first chunk replaces all its frames, the others those after the overlap.
         before = jax.lax.dynamic_slice_in_dim(out, start, overlap, axis=1)
         context = jnp.where(start == 0, piece[:, :overlap], before)

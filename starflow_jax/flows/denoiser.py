@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.block import slot_rotation
+from starflow_jax.flows.noise_level import LevelEmbedding, NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid, patchify, unpatchify
 from starflow_jax.kernels.attention import FrameWindow, Full, Visibility
 from starflow_jax.nn.linear import Compute, Linear
@@ -40,6 +41,8 @@ class Denoiser(nnx.Module):
         self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
         exact = dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact)
+        level_key = jax.random.fold_in(key, 3)  # the other keys are the same with and without noise levels
+        self.level_embed = LevelEmbedding(transformer.width, level_key, compute) if config.noise_levels else None
 
     def visibility(self, grid: Grid, text: int) -> Visibility:
         """The attention mask; there is none for still images and for models without a bound on the look-ahead."""
@@ -50,21 +53,28 @@ class Denoiser(nnx.Module):
         return FrameWindow(text, grid.frame, options.look_ahead, options.window)
 
     def __call__(
-        self, x: Shaped[Array, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+        self,
+        x: Shaped[Array, "B *size"],
+        cond: Shaped[AnyArray, "B *rest"] | None = None,
+        noise_level: NoiseLevel | None = None,
     ) -> Float[Array, "B *size"]:
         """The prediction, float32 in the layout of x.
 
         Args:
           x: noisy data [B, H, W, C] or [B, T, H, W, C].
           cond: text states [B, L, text_dim]; read by a conditional denoiser only.
+          noise_level: as in `Flow.forward`.
 
         Raises:
-          ValueError: a conditional denoiser is given no text.
+          ValueError: a conditional denoiser is given no text; or a noise level does not fit the configuration.
         """
         config = self.config
         grid = Grid.from_shape(config, x.shape)
         tokens = patchify(x, config.patch_size, config.family).reshape(x.shape[0], grid.tokens, -1)
         h = self.proj_in(tokens)
+        if self.level_embed is not None:
+            level = resolved_level(config, noise_level, x.shape[0])
+            h = h + self.level_embed(jnp.asarray(level)).astype(h.dtype)
         text = 0
         if self.proj_txt is not None:
             if cond is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block_initialisation import initial_blocks
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
+from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid, block_order, patchify, reorder, unpatchify
 from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
 from starflow_jax.sharding.layout import Layout
@@ -75,9 +78,14 @@ class Flow(nnx.Module):
                 actual = "None" if cond is None else f"shape {tuple(cond.shape)}"
                 raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {actual}")
         elif c.num_classes:
-            if cond is not None and (cond.shape != (batch,) or not jnp.issubdtype(cond.dtype, jnp.integer)):
+            if cond is None:
+                return
+            labels = cond.shape == (batch,) and jnp.issubdtype(cond.dtype, jnp.integer)
+            weights = cond.shape == (batch, c.num_classes) and jnp.issubdtype(cond.dtype, jnp.floating)
+            if not (labels or weights):
                 raise ValueError(
-                    f"cond must be integer labels [{batch}] or None, got {cond.dtype} of shape {tuple(cond.shape)}"
+                    f"cond must be integer labels [{batch}], weights of classes [{batch}, {c.num_classes}] or None, "
+                    f"got {cond.dtype} of shape {tuple(cond.shape)}"
                 )
         elif cond is not None:
             raise ValueError(f"cond must be None for an unconditional flow, got shape {tuple(cond.shape)}")
@@ -137,29 +145,34 @@ class Flow(nnx.Module):
         *,
         guidance: AnyGuidance | None = None,
         dropout_key: PRNGKeyArray | None = None,
+        noise_level: NoiseLevel | None = None,
     ) -> FlowOutput:
         """Maps data to noise.
 
         Args:
           x: [B, H, W, C] images or [B, T, H, W, C] video; any size that the patch size divides.
-          cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped).
+          cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped); or weights of
+            the class embeddings [B, num_classes] (1 / num_classes each: a dropped one).
           guidance: classifier-free guidance of means and scales; None for none.
           dropout_key: enables dropout.
+          noise_level: standard deviation of the noise in x that a noise-conditioned flow reads, scalar or [B]; None for
+            its highest one, at which it samples.
 
         Returns:
           z, log-determinants, and the tokens between blocks.
 
         Raises:
-          ValueError: x or cond does not fit the configuration.
+          ValueError: x, cond or noise_level does not fit the configuration.
         """
         grid = Grid.from_shape(self.config, x.shape)
         self.check_condition(cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
+        level = resolved_level(self.config, noise_level, x.shape[0])
         tokens, map_logdet = self.mapped_tokens(x)
         states, logdets, text = [tokens], [], None
         keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
         for index in range(len(self.blocks)):
-            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index])
+            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index], level)
             states.append(tokens)
             logdets.append(logdet)
         return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text, map_logdet)
@@ -172,6 +185,7 @@ class Flow(nnx.Module):
         grid: Grid,
         guidance: AnyGuidance | None,
         dropout_key: PRNGKeyArray | None,
+        level: NoiseLevel | None = None,
     ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B ..."], Float[Array, "rows L D"] | None]:
         """The output tokens of a block, its log-determinants and its text stream."""
         block = self.blocks[index]
@@ -181,10 +195,15 @@ class Flow(nnx.Module):
         order_grid, frames = self.block_grid(index, grid)
         ordered = self.to_block(index, tokens, grid)
         cond = fold_condition(cond, frames)
-        options = {"dropout_key": dropout_key}
+        of_each = level is not None and jnp.ndim(level) == 1
+        if of_each:
+            level = jnp.repeat(jnp.asarray(level), frames)
+        options: dict[str, Any] = {"dropout_key": dropout_key, "noise_level": level}
         if guidance is not None and self.is_guided(index, guidance):
             both = None if cond is None else jnp.concatenate([cond, guidance.unconditional(cond)])
             temperature = guidance.temperatures(ordered.shape[0])
+            if of_each:
+                options["noise_level"] = doubled(jnp.asarray(level))
             affine, text = block.affine(doubled(ordered), both, order_grid, temperature=temperature, **options)
             affine = guidance.combine(*halves(affine), jnp.arange(order_grid.tokens), order_grid.tokens)
         else:
@@ -216,17 +235,29 @@ class Flow(nnx.Module):
         return tokens.reshape(batch, *grid.shape, -1)
 
     def log_prob(
-        self, x: Shaped[AnyArray, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None
+        self,
+        x: Shaped[AnyArray, "B *size"],
+        cond: Shaped[AnyArray, "B *rest"] | None = None,
+        *,
+        noise_level: NoiseLevel | None = None,
     ) -> Float[Array, "B"]:
-        """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2)."""
-        out = self.forward(x, cond)
+        """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2).
+
+        A noise-conditioned flow has one density for every noise level: that of data with noise of this level.
+        """
+        out = self.forward(x, cond, noise_level=noise_level)
         return standard_normal_log_prob(out.z) + out.logdet
 
     def bits_per_dim(
-        self, x: Shaped[AnyArray, "B *size"], cond: Shaped[AnyArray, "B *rest"] | None = None, *, levels: int = 256
+        self,
+        x: Shaped[AnyArray, "B *size"],
+        cond: Shaped[AnyArray, "B *rest"] | None = None,
+        *,
+        levels: int = 256,
+        noise_level: NoiseLevel | None = None,
     ) -> Float[Array, "B"]:
         """Bits/dim of dequantised integer data x, [B]; see `flows.bits.bits_per_dim`."""
-        bits: jax.Array = bits_per_dim(self.log_prob(x, cond), x[0].size, levels)
+        bits: jax.Array = bits_per_dim(self.log_prob(x, cond, noise_level=noise_level), x[0].size, levels)
         return bits
 
 
@@ -255,3 +286,5 @@ def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: Shape
             raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {actual}")
     elif config.family != "tarflow":
         raise ValueError(f"LinearGuidance is only supported by family 'tarflow', got family '{config.family}'")
+    elif cond is not None and cond.ndim != 1:
+        raise ValueError(f"guidance needs cond to be labels [B], got shape {tuple(cond.shape)}")

@@ -147,6 +147,8 @@ def make_guidance(
     weight: float | Float[Array, ""],
     temperature: float | Float[Array, ""] = 1.0,
     null: Float[AnyArray, "rows L E"] | None = None,
+    *,
+    annealed: bool = False,
 ) -> AnyGuidance:
     """The guidance of a flow's family, away from no condition: no class, or the text states of the empty caption.
 
@@ -157,9 +159,10 @@ def make_guidance(
       temperature: attention temperature of TARFlow's unconditional rows.
       null: text states [1 or B, L, text_dim] of the empty caption; None for zeros, the states that the built-in text
         encoders give.
+      annealed: whether TARFlow's weight grows along the sequence.
     """
     if family == "tarflow":
-        return LinearGuidance(jnp.float32(weight), temperature)
+        return LinearGuidance(jnp.float32(weight), temperature, annealed=annealed)
     assert cond is not None  # flows of other families are guided by text only
     return Guidance(jnp.float32(weight), jnp.zeros_like(cond) if null is None else jnp.asarray(null))
 

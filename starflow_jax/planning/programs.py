@@ -112,7 +112,7 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
     def span(params: Any, cond: jax.Array | None) -> Span:
         model: Flow = merge(definition, params)
         guidance = make_guidance(flow.family, cond, 1.0)
-        return Span(model, cond, guidance, None, index, grid, 1, solver)
+        return Span(model, cond, guidance, None, index=index, grid=grid, folded=1, solver=solver)
 
     def begin(params: Any, cond: jax.Array | None, z: jax.Array) -> State:
         return span(params, cond).begin(z)

@@ -178,8 +178,13 @@ def entries(expected: Params) -> list[Entry]:
 
     Args:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
+
+    Raises:
+      ValueError: a noise-conditioned flow, which the originals do not have.
     """
     flat = flatten(expected)
+    if any(".level_embed." in path for path in flat):
+        raise ValueError("flow.noise_levels must be None for files of the PyTorch originals, which have no such flows")
     result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))

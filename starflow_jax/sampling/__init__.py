@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from starflow_jax.core.deferred_names import deferred_names
 
 if TYPE_CHECKING:
+    from starflow_jax.sampling.denoising import check_denoise
     from starflow_jax.sampling.image_sampling import (
         Samples,
         check_request,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         to_pixels,
     )
     from starflow_jax.sampling.loaded_run import Run, open_run
-    from starflow_jax.sampling.options import check_denoise, default_solver
+    from starflow_jax.sampling.options import default_solver
     from starflow_jax.sampling.ranking import likeliest, log_likelihoods
     from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest, SolverRequest
     from starflow_jax.sampling.sample_run import sample_run
@@ -71,7 +72,7 @@ __getattr__ = deferred_names(
         "to_pixels": ".image_sampling",
         "Run": ".loaded_run",
         "open_run": ".loaded_run",
-        "check_denoise": ".options",
+        "check_denoise": ".denoising",
         "default_solver": ".options",
         "likeliest": ".ranking",
         "log_likelihoods": ".ranking",

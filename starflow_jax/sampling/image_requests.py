@@ -17,6 +17,7 @@ from starflow_jax.core.request_errors import RequestError
 from starflow_jax.data.pipeline.opening_notes import printable_name
 from starflow_jax.sampling import image_sampling
 from starflow_jax.sampling.captions import ImageCaptions, image_captions
+from starflow_jax.sampling.denoising import denoise_fields
 from starflow_jax.sampling.image_sampling import Samples, class_labels
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
@@ -182,9 +183,10 @@ def draw_images(run: Run, plan: ImagePlan) -> SampledImages:
         autoencoder=run.autoencoder,
         solver=plan.solver,
         guidance=plan.guidance,
+        annealed_guidance=request.annealed_guidance,
         temperature=request.temperature,
         attention_temperature=request.attention_temperature,
-        denoise=request.denoise,
+        **denoise_fields(request),
         parameters=request.parameters,
         learned=run.learned_for(plan.solver),
         batch_size=plan.batch_size,

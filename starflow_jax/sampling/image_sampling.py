@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 
-from starflow_jax.core.choices import Denoise, ParameterForm
+from starflow_jax.core.choices import ParameterForm
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import quantise
-from starflow_jax.flows import Flow, learned_denoise, score_denoise
+from starflow_jax.flows import Flow
 from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray
@@ -27,12 +27,16 @@ from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
 from starflow_jax.nn.ready_parameters import ready_for_inference
+from starflow_jax.sampling.denoising import Denoising
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.solvers import AnySolver, Inversion, OnePass, inverse
 from starflow_jax.training.step.inputs import condition
+
+# Folded into the key of an image for the noise of its denoising, which no other noise may equal.
+_DENOISE_STREAM = 0x6465_6E6F
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,8 +109,9 @@ def sample(
         config.flow,
         options.chosen_solver(config),
         settings.guidance > 0,
+        settings.annealed_guidance,
         settings.attention_temperature != 1.0,
-        settings.denoise,
+        settings.denoising,
         config.data.noise_std,
         settings.parameters,
         layout,
@@ -236,8 +241,9 @@ class _Kind:
     flow: FlowConfig
     solver: AnySolver
     guided: bool
+    annealed: bool
     tempered: bool
-    denoise: Denoise
+    denoising: Denoising
     noise_std: float
     parameters: ParameterForm
     layout: Layout | None
@@ -272,7 +278,8 @@ def _draw(
     cond = given if given.ndim == 3 else condition(given, kind.flow)
     guidance = None
     if kind.guided:
-        guidance = make_guidance(kind.flow.family, cond, scalars["weight"], scalars["attention_temperature"], null)
+        factors = (scalars["weight"], scalars["attention_temperature"])
+        guidance = make_guidance(kind.flow.family, cond, *factors, null, annealed=kind.annealed)
     tempered = kind.tempered and kind.flow.family == "starflow"
     result: Inversion = inverse(
         flow,
@@ -284,12 +291,17 @@ def _draw(
         learned=network,
         ready=False,  # as they are now
     )
-    clean = result.x
-    if kind.denoise != "none" and isinstance(kind.solver, OnePass):  # which estimates data without noise, too
-        assert result.clean is not None  # the solver has a network
-        clean = result.clean
-    elif kind.denoise == "score":
-        clean = score_denoise(flow, clean, cond, kind.noise_std)
-    elif kind.denoise == "learned":
-        clean = learned_denoise(flow, clean, cond, kind.noise_std)
+    denoising = kind.denoising
+    if denoising.method in ("score", "learned") and isinstance(kind.solver, OnePass):
+        assert result.clean is not None  # the solver has a network, which estimates data without noise, too
+        return gathered(kind.layout, (result.clean, result.x, result.reports))
+    if (exact := denoising.flow_config(kind.flow)) != kind.flow:
+        flow = merge(abstract(exact, kind.layout)[0], params)
+
+    def noise(level: jax.Array) -> jax.Array:
+        """The noise of a step of the images' denoising."""
+        streams = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, _DENOISE_STREAM), level))(keys)
+        return jax.vmap(lambda k: jax.random.normal(k, shape))(streams)
+
+    clean = denoising.apply(flow, result.x, cond, kind.noise_std, scalars.get("denoise_levels"), noise)
     return gathered(kind.layout, (clean, result.x, result.reports))

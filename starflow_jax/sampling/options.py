@@ -6,12 +6,13 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
-from starflow_jax.core.choices import Denoise, ParameterForm, choices
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, choices
 from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.learned_parameters import LearnedParams
+from starflow_jax.sampling.denoising import Denoising, denoise_fields, resolved_denoising
 from starflow_jax.solvers import AnySolver, is_approximate, named_solver, reads_estimates
 
 
@@ -19,16 +20,21 @@ class Settings(NamedTuple):
     """The options of one call, with the values of the configuration in place of None."""
 
     guidance: float
+    annealed_guidance: bool
     temperature: float
     attention_temperature: float
-    denoise: Denoise
+    denoising: Denoising
+    denoise_levels: int
     parameters: ParameterForm
 
-    def scalars(self) -> dict[str, Float[Array, ""]]:
-        """The values that a compiled program takes as arguments, float32 []."""
+    def scalars(self) -> dict[str, Num[Array, ""]]:
+        """The values that a compiled program takes as arguments, float32 []; "denoise_levels" is int32 []."""
         values = {"weight": self.guidance, "temperature": self.temperature}
         values["attention_temperature"] = self.attention_temperature
-        return {name: jnp.float32(value) for name, value in values.items()}
+        scalars = {name: jnp.float32(value) for name, value in values.items()}
+        if self.denoising.iterates:
+            scalars["denoise_levels"] = jnp.int32(self.denoise_levels)
+        return scalars
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,10 +44,12 @@ class SamplingOptions:
     Attributes:
       solver: the solver that inverts the blocks.
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
+      annealed_guidance: TARFlow: whether the weight grows along the sequence (`SampleConfig`).
       temperature: factor of the noise z.
       attention_temperature: divides attention logits: in TARFlow of the unconditional half of guidance, in STARFlow
         everywhere.
       denoise: the method that removes the training noise.
+      denoise_levels, denoise_step, denoise_clip: of an iterative method (`SampleConfig`).
       parameters: "ready" or "stored" (`SampleConfig`).
       learned: the learned inverse, for solvers that start from its estimates.
       batch_size: samples generated together; the last batch is padded with copies.
@@ -49,9 +57,13 @@ class SamplingOptions:
 
     solver: AnySolver | None = None
     guidance: float | None = None
+    annealed_guidance: bool | None = None
     temperature: float | None = None
     attention_temperature: float = 1.0
     denoise: Denoise | None = None
+    denoise_levels: int | None = None
+    denoise_step: DenoiseStep | None = None
+    denoise_clip: bool | None = None
     parameters: ParameterForm | None = None
     learned: LearnedParams | None = None
     batch_size: int = 64
@@ -65,12 +77,17 @@ class SamplingOptions:
         default = config.sample
         settings = Settings(
             default.guidance if self.guidance is None else self.guidance,
+            default.annealed_guidance if self.annealed_guidance is None else self.annealed_guidance,
             default.temperature if self.temperature is None else self.temperature,
             self.attention_temperature,
-            default.denoise if self.denoise is None else self.denoise,
+            *resolved_denoising(config, denoise_fields(self)),
             default.parameters if self.parameters is None else self.parameters,
         )
         check_real("guidance", settings.guidance, minimum=0.0)
+        check(
+            not settings.annealed_guidance or config.flow.family == "tarflow",
+            f"annealed_guidance needs a model of family 'tarflow', got {config.flow.family!r}",
+        )
         check_real("temperature", settings.temperature, minimum=0.0)
         check_real("attention_temperature", settings.attention_temperature)
         check(
@@ -81,7 +98,6 @@ class SamplingOptions:
         check_integer("batch_size", self.batch_size, minimum=1)
         if self.solver is not None and is_approximate(self.solver):
             self._check_one_pass(settings)
-        check_denoise(config, settings.denoise)
         return settings
 
     def _check_one_pass(self, settings: Settings) -> None:
@@ -92,6 +108,7 @@ class SamplingOptions:
             f"guidance must be at most {largest:g} with solver 'one-pass', which the learned inverse was trained for, "
             f"got {settings.guidance:g}",
         )
+        check(not settings.annealed_guidance, "annealed_guidance must be False with solver 'one-pass', got True")
         check(
             settings.attention_temperature == 1.0,
             f"attention_temperature must be 1 with solver 'one-pass', got {settings.attention_temperature:g}",
@@ -100,19 +117,6 @@ class SamplingOptions:
     def chosen_solver(self, config: ExperimentConfig) -> AnySolver:
         """The solver, that of the configuration in place of None; ValueError if it needs a calibration."""
         return default_solver(config) if self.solver is None else self.solver
-
-
-def check_denoise(config: ExperimentConfig, denoise: str) -> None:
-    """Raises ValueError if the training noise of a model cannot be removed by the method `denoise`."""
-    check_choice("denoise", denoise, choices(Denoise))
-    check(
-        denoise == "none" or config.data.noise == "gaussian",
-        f"denoise must be 'none' for a model trained without Gaussian noise, got {denoise!r}",
-    )
-    check(
-        denoise != "learned" or config.flow.denoiser is not None,
-        "denoise must be 'none' or 'score' for a model without a learned denoiser, got 'learned'",
-    )
 
 
 def default_solver(config: ExperimentConfig) -> AnySolver:

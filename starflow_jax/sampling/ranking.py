@@ -26,6 +26,7 @@ def log_likelihoods(
     window: SlidingWindow | None = None,
     later_cond: Shaped[np.ndarray | Array, "B ..."] | None = None,
     batch_size: int = 64,
+    noise_level: float | None = None,
 ) -> Float[np.ndarray, " n"]:
     """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
 
@@ -40,6 +41,7 @@ def log_likelihoods(
       given: the number P of given frames at the start of every video; needs a flow that is causal in time.
       window, later_cond: as in `solvers.inverse`, for videos that are longer than the window.
       batch_size: samples scored together; the last batch is padded with copies.
+      noise_level: that a noise-conditioned flow reads; None for its highest one, at which it samples.
 
     Raises:
       ValueError: an argument out of range, or given frames for a flow that is not causal in time.
@@ -51,7 +53,7 @@ def log_likelihoods(
         check(x.ndim == 5 and given < x.shape[1], f"given must be below the frames of x {list(x.shape)}, got {given}")
         check(is_frame_causal(config), f"given must be 0 for a flow that is not causal in time, got {given}")
     if window is not None and window.frames < x.shape[1]:
-        scored = functools.partial(log_likelihoods, params, config, batch_size=batch_size)
+        scored = functools.partial(log_likelihoods, params, config, batch_size=batch_size, noise_level=noise_level)
         total = scored(x[:, : window.frames], cond, given=given)
         later = cond if later_cond is None else later_cond
         for end in range(window.frames, x.shape[1], window.frames - window.num_context):
@@ -59,11 +61,12 @@ def log_likelihoods(
             total = total + scored(x[:, first : first + window.frames], later, given=window.num_context)
         return total
     count, batch_size, layout = len(x), min(batch_size, len(x)), tree_layout(params)
-    scores = []
+    scores, level = [], None if noise_level is None else np.float32(noise_level)
     for first in range(0, count, batch_size):
         rows = np.resize(np.arange(first, min(first + batch_size, count)), batch_size)
         cond_rows = None if cond is None else np.asarray(cond)[rows]
-        scores.append(np.asarray(_log_prob(config, given, layout, params, *spread(layout, (x[rows], cond_rows)))))
+        arrays = spread(layout, (x[rows], cond_rows, level))
+        scores.append(np.asarray(_log_prob(config, given, layout, params, *arrays)))
     return np.concatenate(scores)[:count]
 
 
@@ -99,11 +102,12 @@ def _log_prob(
     params: Params,
     x: Float[Array, "B *sample"],
     cond: Shaped[Array, "B ..."] | None,
+    noise_level: Float[Array, ""] | None,
 ) -> Float[Array, " B"]:
     """[B]; see `log_likelihoods`."""
     flow = merge(abstract(config, layout)[0], params)
     x = placed(layout, x, "batch")
-    scores = flow.log_prob(x, cond)
+    scores = flow.log_prob(x, cond, noise_level=noise_level)
     if given:  # a flow that is causal in time gives the density of the first frames as that of a shorter video
-        scores = scores - flow.log_prob(x[:, :given], cond)
+        scores = scores - flow.log_prob(x[:, :given], cond, noise_level=noise_level)
     return gathered(layout, scores)

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from starflow_jax.core.choices import Denoise, ParameterForm, choices
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, choices
 from starflow_jax.core.config.checks import check_choice, check_integer, check_real
 from starflow_jax.core.request_errors import require
+from starflow_jax.sampling.denoising import check_denoise_fields
 from starflow_jax.solvers import AnySolver
 
 FPS_RANGE = (0.01, 240.0)
@@ -82,9 +83,12 @@ class SampleRequest:
       window, context: videos: frames of a sliding window, and frames that it shares with the window before it.
       stream: videos: whether to finish frame after frame.
       guidance: weight w >= 0 of classifier-free guidance, 0 for none.
+      annealed_guidance: TARFlow: whether the weight grows along the sequence.
       temperature: factor of the noise.
       attention_temperature: divides attention logits.
       denoise: the method that removes the training noise.
+      denoise_levels, denoise_step, denoise_clip: of an iterative method: the number of noise levels, "ode" or "sde",
+        and whether its estimates are clipped to [-1, 1] (`SampleConfig`).
       parameters: "ready", cast and gathered once, or "stored", which needs less memory (`SampleConfig`).
       solver: the solver that inverts blocks.
       seed: of the noise.
@@ -109,9 +113,13 @@ class SampleRequest:
     context: int | None = None
     stream: bool = False
     guidance: float | None = None
+    annealed_guidance: bool | None = None
     temperature: float | None = None
     attention_temperature: float = 1.0
     denoise: Denoise | None = None
+    denoise_levels: int | None = None
+    denoise_step: DenoiseStep | None = None
+    denoise_clip: bool | None = None
     parameters: ParameterForm | None = None
     solver: AnySolver | SolverRequest | str | None = None
     seed: int = 0
@@ -123,6 +131,7 @@ class SampleRequest:
         _check_factors(self)
         check_real("attention_temperature", self.attention_temperature)
         check_parameter_form(self.parameters)
+        check_denoise_fields(self)
         require(
             self.keep is None or self.candidates is not None,
             "{keep} requires {candidates}, got {keep} {0} alone",
@@ -174,7 +183,8 @@ class VBenchRequest:
       num: videos of a prompt; None for the number that VBench requires.
       scale: the side in pixels of an enlarged pixel.
       write_non_finite: whether videos with values that are not finite are written, as black or white.
-      frames, fps, aspect, guidance, temperature, denoise, parameters, solver, seed, batch_size: as in `SampleRequest`.
+      frames, fps, aspect, guidance, temperature, denoise, denoise_levels, denoise_step, denoise_clip, parameters,
+        solver, seed, batch_size: as in `SampleRequest`.
 
     Raises:
       RequestError, ValueError: a field is out of range.
@@ -189,6 +199,9 @@ class VBenchRequest:
     guidance: float | None = None
     temperature: float | None = None
     denoise: Denoise | None = None
+    denoise_levels: int | None = None
+    denoise_step: DenoiseStep | None = None
+    denoise_clip: bool | None = None
     parameters: ParameterForm | None = None
     solver: AnySolver | SolverRequest | str | None = None
     seed: int = 0
@@ -201,6 +214,7 @@ class VBenchRequest:
         check_integer("seed", self.seed, minimum=0)
         _check_factors(self)
         check_parameter_form(self.parameters)
+        check_denoise_fields(self)
         _check_fps(self.fps)
 
 

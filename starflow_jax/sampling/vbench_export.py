@@ -23,6 +23,7 @@ from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
+from starflow_jax.sampling.denoising import denoise_fields, recorded_denoising
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import VBenchRequest
@@ -215,7 +216,7 @@ def plan_export(
         "size": video_size(config, request.aspect),
         "guidance": default.guidance if request.guidance is None else request.guidance,
         "temperature": default.temperature if request.temperature is None else request.temperature,
-        "denoise": default.denoise if request.denoise is None else request.denoise,
+        **recorded_denoising(config, denoise_fields(request)),
         "aspect": request.aspect,
     }
     fps = request.fps or data_fps(config)

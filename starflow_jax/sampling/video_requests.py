@@ -14,6 +14,7 @@ from starflow_jax.core.request_errors import require
 from starflow_jax.data.decoding.buckets import image_size
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
+from starflow_jax.sampling.denoising import denoise_fields
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.sample_requests import FPS_RANGE, SampleRequest
@@ -123,9 +124,10 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
             prefix_pixels=given.pixels,
             solver=solver,
             guidance=guidance,
+            annealed_guidance=request.annealed_guidance,
             temperature=request.temperature,
             attention_temperature=request.attention_temperature,
-            denoise=request.denoise,
+            **denoise_fields(request),
             parameters=request.parameters,
             learned=run.learned_for(solver),
             window=window,

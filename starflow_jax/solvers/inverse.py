@@ -16,6 +16,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow, check_guidance
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_inverse import LearnedInverse
+from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.solvers.base import Report, Solver
@@ -104,6 +105,7 @@ def inverse(
     later_cond: Shaped[AnyArray, "..."] | None = None,
     learned: LearnedInverse | None = None,
     ready: bool = True,
+    noise_level: float | Float[Array, ""] | None = None,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -126,6 +128,8 @@ def inverse(
         gets the estimate for its exact noise, so that errors of one block do not reach the next.
       ready: whether the parameters are made ready for inference first (`nn.ready_parameters`); False reads them as they
         are given, which needs less memory.
+      noise_level: scalar that a noise-conditioned flow reads, the level of the noise in the result and in `prefix`;
+        None for its highest one.
 
     Raises:
       ValueError: the arguments contradict each other or the configuration.
@@ -143,6 +147,9 @@ def inverse(
         )
         check(jnp.ndim(temperature) == 0, f"temperature must be a scalar, got shape {jnp.shape(temperature)}")
     check_frames(flow, grid, z.shape, prefix, window)
+    if noise_level is not None:
+        check(jnp.ndim(noise_level) == 0, f"noise_level must be a scalar, got shape {list(jnp.shape(noise_level))}")
+    level = resolved_level(config, noise_level, z.shape[0])
     for block_solver in solvers:
         check_estimates(block_solver, learned)
     if ready:
@@ -151,7 +158,7 @@ def inverse(
     tokens = flow.noise_tokens(z)
     entered = None
     if prefix is not None:
-        entered = flow.forward(prefix, cond, guidance=guidance).tokens
+        entered = flow.forward(prefix, cond, guidance=guidance, noise_level=level).tokens
     stream = None
     if learned is not None:
         if entered is not None:  # the network reads the noise of all frames
@@ -169,6 +176,7 @@ def inverse(
                 guidance,
                 temperature,
                 later_cond,
+                level,
                 index=index,
                 grid=grid,
                 solver=solvers[index],
@@ -244,7 +252,7 @@ class BlockTask:
 
     Attributes:
       flow, cond, guidance, temperature, index, solver: as in `Span`.
-      later_cond: as in `inverse`.
+      later_cond, noise_level: as in `inverse`.
       grid: grid of the whole call.
       window: as in `inverse`.
     """
@@ -254,6 +262,7 @@ class BlockTask:
     guidance: AnyGuidance | None
     temperature: float | Float[Array, ""] | None
     later_cond: jax.Array | None = None
+    noise_level: NoiseLevel | None = None
     index: int = flax.struct.field(pytree_node=False, kw_only=True)
     grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
     solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
@@ -269,6 +278,7 @@ class BlockTask:
             self.cond,
             self.guidance,
             self.temperature,
+            self.noise_level,
             index=self.index,
             grid=grid,
             folded=folded,

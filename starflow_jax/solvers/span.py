@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from starflow_jax.flows.flow import Flow, fold_condition
 from starflow_jax.flows.guidance import AnyGuidance, Guidance
+from starflow_jax.flows.noise_level import NoiseLevel
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.prediction import Predict, guided
 from starflow_jax.nn.cache import KVCache
@@ -30,6 +31,7 @@ class Span:
       cond: as in `Flow.forward`, B rows.
       guidance: classifier-free guidance of this call, used where this block is guided.
       temperature: scalar that divides the attention logits, or None.
+      noise_level: scalar that a noise-conditioned flow reads; None for its t1.
       index: the block.
       grid: the block's grid (`Flow.block_grid`) of all tokens that pass through the cache, context included.
       folded: frames folded into the batch (frame-local blocks), which therefore has B x folded rows.
@@ -42,10 +44,11 @@ class Span:
     cond: jax.Array | None
     guidance: AnyGuidance | None
     temperature: float | Float[Array, ""] | None
-    index: int = flax.struct.field(pytree_node=False)
-    grid: Grid = flax.struct.field(pytree_node=False)
-    folded: int = flax.struct.field(pytree_node=False)
-    solver: Solver = flax.struct.field(pytree_node=False)
+    noise_level: NoiseLevel | None = None
+    index: int = flax.struct.field(pytree_node=False, kw_only=True)
+    grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
+    folded: int = flax.struct.field(pytree_node=False, kw_only=True)
+    solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
     start: int = flax.struct.field(pytree_node=False, default=0)
     context: int = flax.struct.field(pytree_node=False, default=0)
 
@@ -137,14 +140,15 @@ class Span:
         """The block's prediction, guided where the block is guided, and a cache that holds the text."""
         block, guidance = self.flow.blocks[self.index], self.guidance
         cond, temperature = self.cond, self.temperature
+        options: dict[str, Any] = {"padding": self.padding, "noise_level": self.noise_level}
         if not self.flow.is_guided(self.index, guidance):
             folded = fold_condition(cond, self.folded)
-            return block.predictor(folded, self.grid, batch, padding=self.padding, temperature=temperature)
+            return block.predictor(folded, self.grid, batch, temperature=temperature, **options)
         assert guidance is not None
         if cond is not None:
             pair = (cond, guidance.unconditional(cond))
             cond = jnp.concatenate([fold_condition(c, self.folded) for c in pair])  # type: ignore[misc]
         if not isinstance(guidance, Guidance):
             temperature = guidance.temperatures(batch)
-        predict, cache = block.predictor(cond, self.grid, 2 * batch, padding=self.padding, temperature=temperature)
+        predict, cache = block.predictor(cond, self.grid, 2 * batch, temperature=temperature, **options)
         return guided(predict, guidance, self.grid.tokens), cache

@@ -43,12 +43,14 @@ class Scaling:
     """Parameters of the noise: x = (image + inside u) factor + shift + sigma eps, u uniform in [0, 1), eps normal.
 
     With `inside` 1 this is `data.dequantise`; with 0 it is Gaussian noise as in `training.step.inputs.noisy_pixels`.
+    A noise-conditioned flow reads `level`.
     """
 
     inside: np.ndarray | jax.Array
     factor: np.ndarray | jax.Array
     shift: np.ndarray | jax.Array
     sigma: np.ndarray | jax.Array
+    level: np.ndarray | jax.Array
 
     @classmethod
     def from_noise(cls, noise: Noise, levels: int) -> Scaling:
@@ -57,7 +59,7 @@ class Scaling:
             uniform, factor, shift = 1.0, 2.0 / levels, -1.0
         else:
             uniform, factor, shift = (0.0, 2.0 / (levels - 1), -1.0) if levels else (0.0, 1.0, 0.0)
-        return cls(*(np.asarray(value, np.float32) for value in (uniform, factor, shift, noise.sigma)))
+        return cls(*(np.asarray(value, np.float32) for value in (uniform, factor, shift, noise.sigma, noise.level)))
 
 
 def noisy(key: jax.Array, rows: Rows, image: jax.Array, scaling: Scaling) -> jax.Array:
@@ -96,7 +98,8 @@ def row_terms(
         image = encoder.latents(image, pixel_levels, layout)
     x = placed(layout, noisy(key, rows, image, scaling), "batch")
     cond = None if rows.cond is None else jnp.asarray(rows.cond)
-    return gathered(layout, jnp.stack(token_terms(flow, x, cond)))
+    noise_level = None if config.noise_levels is None else jnp.asarray(scaling.level)
+    return gathered(layout, jnp.stack(token_terms(flow, x, cond, noise_level=noise_level)))
 
 
 def reduce_tokens(terms: np.ndarray, frames: int) -> np.ndarray:

@@ -33,10 +33,13 @@ class Noise:
     Attributes:
       kind: "uniform" dequantisation, or "gaussian".
       sigma: standard deviation of Gaussian noise, on pixels in [-1, 1] or on latents; 0 for uniform noise.
+      level: the noise level that a noise-conditioned flow reads: sigma, and its lowest one for uniform noise; 0 for
+        other flows.
     """
 
     kind: Literal["uniform", "gaussian"]
     sigma: float = 0.0
+    level: float = 0.0
 
     def __str__(self) -> str:
         return "uniform" if self.kind == "uniform" else f"{self.sigma:g}"
@@ -205,6 +208,14 @@ def _cells(config: SweepConfig, checkpoint: Checkpoint, data: DataSet) -> Iterat
     dtypes: tuple[Dtype, ...] = ("float32",) if config.dtype == "float32" else choices(Dtype)
     for level in config.noise:
         noise = _noise(level, checkpoint.config)
+        levels = flow.noise_levels
+        if levels is not None:
+            noise = dataclasses.replace(noise, level=levels[0] if noise.kind == "uniform" else noise.sigma)
+            check(
+                levels[0] <= noise.level <= levels[1],
+                f"noise must be from {levels[0]:g} to {levels[1]:g}, the noise levels of run {checkpoint.run}, or "
+                f"'uniform' or 'trained', got {noise.level:g}",
+            )
         check(
             noise.kind == "gaussian" or not data.on_latents,
             f"noise 'uniform' needs pixels, and {data.name} of run {checkpoint.run} are latents; use 'trained' or a "

@@ -132,7 +132,7 @@ def check_process_denoising(folder: Folder, name: str, experiment: dict[str, Any
         by_score = arguments.get("disable_learnable_denoiser")
         denoise = score_denoise if by_score else learned_denoise
         return denoise_in_chunks(
-            lambda piece: denoise(flow, piece, y, sigma),
+            lambda piece, start: denoise(flow, piece, y, sigma),
             x,
             chunk=arguments["local_attn_window"],
             overlap=arguments["denoiser_window"],

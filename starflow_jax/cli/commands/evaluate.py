@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
-from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
@@ -33,6 +33,8 @@ bits/dim: of the integer pixels under uniform dequantisation, averaged over imag
 upper bound of the exact code length. Two standard errors: over images (of another test set) and over draws (of more
 draws of the noise).
 accuracy: argmax over classes y of p(x | y), averaged over the draws of an image.
+A noise-conditioned flow has a density at every noise level; --noise-level chooses one. starflow sweep scores data with
+Gaussian noise of given levels, each at its own level.
 
 With --metrics the command generates --num-samples images for each --guidance, computes their features with a network,
 and compares them with real images: fid, kid, is (Inception Score), pr (precision and recall), clip (CLIP score).
@@ -73,6 +75,12 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--no-ema", action="store_true", help="use the last parameters, not their exponential moving average"
     )
+    parser.add_argument(
+        "--noise-level",
+        type=real(above=True),
+        metavar="T",
+        help="noise level that a noise-conditioned flow scores images at (default: its lowest one)",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_quality_options(parser)
@@ -110,7 +118,9 @@ def _score(arguments: argparse.Namespace) -> int:
         f"{result.images} images of {result.source_name}, {result.draws} draws, step {result.step}, "
         f"{'EMA of the parameters' if result.ema else 'last parameters'}, {result.scores.seconds:.1f} s"
     )
-    if data.noise == "gaussian":
+    if result.noise_level is not None:
+        print(f"Scored at the noise level {result.noise_level:g}.")
+    elif data.noise == "gaussian":
         print(
             f"The model was trained on Gaussian noise of {data.noise_std:g}, which is far wider than "
             "a pixel level: its bits/dim are loose."

@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.arguments import aspect, choice, class_choice, integer, real
+from starflow_jax.cli.options.arguments import aspect, class_choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
+from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
@@ -16,7 +17,6 @@ from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
-from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 30
 COMPILES = True
@@ -29,6 +29,9 @@ converge, usually in far fewer evaluations; chunks that did not converge are rep
 as they converge, selective and gs-jacobi treat the deep block separately, and auto takes the solver that starflow
 calibrate measured to be best for each block.
 
+A flow that was trained with noise of one level gives samples with that noise, which --denoise removes in one step. A
+noise-conditioned flow (flow.noise_levels) samples at its highest level and can remove the noise over --levels levels.
+
 Videos begin with the given frames, if any, which stay unchanged. Videos with more frames than the run was trained on
 are sampled in windows, each of which begins with the last frames before it. A caption that the run cannot read is
 reported and skipped; the exit code is 2 only if no caption is left."""
@@ -37,6 +40,7 @@ EXAMPLES = """\
 examples:
   starflow sample --workdir runs/digits --num 64 --out digits.png
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out sevens.png
+  starflow sample --workdir runs/levels --denoise iterative --levels 30 --denoise-step sde --out digits.png
   starflow sample --workdir runs/digits --class 7 --candidates 64 --keep 8 --out likely_sevens.png
   starflow sample --workdir runs/t2i --text-encoder flan-t5-xl --caption "a corgi" --num 4 --out corgis.png
   starflow sample --model models/starflow-v --caption "a corgi looks at the camera" --frames 81 --fps 16 --out corgi.mp4
@@ -105,6 +109,12 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="weight of classifier-free guidance, 0 for none (default: the configuration's)",
     )
+    option(
+        "--annealed-guidance",
+        action="store_const",
+        const=True,
+        help="TARFlow: the weight grows along the sequence, from 0 to W (default: the configuration's)",
+    )
     add_solver_options(parser)
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option(
@@ -114,12 +124,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="divides attention logits; in TARFlow those of the unconditional half of guidance (default 1)",
     )
-    option(
-        "--denoise",
-        type=choice(*choices(Denoise)),
-        metavar="NAME",
-        help="how the training noise is removed: none, score or learned (default: the configuration's)",
-    )
+    add_denoising(parser)
     add_parameter_form(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option(

@@ -18,7 +18,8 @@ COMPILES = True
 DESCRIPTION = """\
 Applies the exact likelihood of a run on still images to five tasks, on its own data:
 
-- classification by the Bayes rule, and its calibration (runs with classes);
+- classification by the Bayes rule, and its calibration; and by one forward and backward pass in place of one pass
+  per class (runs with classes);
 - detection of out-of-distribution images (photographs, negatives, turned and faint images, shuffled pixels, noise,
   constant ones): AUROC of the plain likelihood, which can fail, and of three corrected scores;
 - filtering: some labels are exchanged and some images damaged, and likelihood has to find them (classes);
@@ -57,6 +58,12 @@ def add_to(subparsers: Any) -> None:
     )
     option("--damaged", type=real(), default=0.05, metavar="X", help="share of damaged images to find (default 0.05)")
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of all random choices (default 0)")
+    option(
+        "--noise-level",
+        type=real(above=True),
+        metavar="T",
+        help="noise level that a noise-conditioned flow scores images at (default: its lowest one)",
+    )
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")

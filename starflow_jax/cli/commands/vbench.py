@@ -7,8 +7,9 @@ import shlex
 from typing import Any
 
 from starflow_jax.cli.errors import sentences
-from starflow_jax.cli.options.arguments import aspect, choice, integer, real
+from starflow_jax.cli.options.arguments import aspect, integer, real
 from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_writable, output_file
 from starflow_jax.cli.options.parameter_form import add_parameter_form
@@ -16,7 +17,6 @@ from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
-from starflow_jax.core.choices import Denoise, choices
 
 ORDER = 90
 COMPILES = True
@@ -61,12 +61,7 @@ def add_to(subparsers: Any) -> None:
     option("--aspect", type=aspect, metavar="W:H", help="another aspect ratio, such as 16:9, of the same area")
     option("--guidance", type=real(), metavar="W", help="weight of guidance (default: the configuration's)")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
-    option(
-        "--denoise",
-        type=choice(*choices(Denoise)),
-        metavar="NAME",
-        help="how the training noise is removed: none, score or learned",
-    )
+    add_denoising(parser)
     add_solver_options(parser)
     add_parameter_form(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")

@@ -8,11 +8,12 @@ import sys
 
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.arguments import Parser, choice, integer, real
+from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import function_name, network_name, path
 from starflow_jax.cli.options.solver import add_solver_options
-from starflow_jax.core.choices import Denoise, Resize, Split, choices
+from starflow_jax.core.choices import Resize, Split, choices
 from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
 
@@ -30,6 +31,12 @@ def add_quality_options(parser: Parser) -> None:
     )
     option("--num-samples", type=integer(16, 10**8), metavar="N", help=f"pictures a guidance (default {NUM_SAMPLES})")
     option("--guidance", type=_weights, metavar="W,...", help="guidance weights (default: that of the configuration)")
+    option(
+        "--annealed-guidance",
+        action="store_const",
+        const=True,
+        help="TARFlow: weights grow along the sequence, from 0 to W (default: the configuration's)",
+    )
     option(
         "--features",
         type=network_name,
@@ -78,12 +85,7 @@ def add_quality_options(parser: Parser) -> None:
     option("--sample-batch", type=integer(1), metavar="N", help=f"images sampled together (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
     option("--attention-temperature", type=real(above=True), metavar="X", help="divides attention logits (default 1)")
-    option(
-        "--denoise",
-        type=choice(*choices(Denoise)),
-        metavar="NAME",
-        help="how the training noise is removed: none, score or learned",
-    )
+    add_denoising(group)
     add_solver_options(parser)
     add_parameter_form(parser)
     flags = {field: flag for field, flag in parser.flags().items() if field not in before and field != "metrics"}

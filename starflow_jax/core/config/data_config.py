@@ -21,7 +21,8 @@ class DataConfig(SourceConfig):
       prefetch: batches that the threads, or each process, read ahead.
       noise: "uniform" spreads each integer level over its unit interval (exact bits/dim); "gaussian" adds
         noise_std times a standard normal to pixels in [-1, 1], or to latents.
-      noise_std: sigma_n of Gaussian noise, in the units of those pixels or latents.
+      noise_std: sigma_n of Gaussian noise, in the units of those pixels or latents; for a flow with `flow.noise_levels`
+        the highest of them.
       label_drop: probability that a label (-1) or a caption (the empty one) is dropped, for guidance.
       warp: probability that a training image is distorted (`training.step.warp`); pixels stay integers, and images are
         not distorted in evaluation.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from starflow_jax.core.choices import Denoise, ParameterForm
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -40,9 +40,15 @@ class SampleConfig:
 
     Attributes:
       num: number of images; guidance: weight w of classifier-free guidance, 0 for none.
+      annealed_guidance: TARFlow: whether the weight of token j of N is w j / (N - 1), which grows along the sequence.
       solver: the solver that inverts blocks, a name in `registries.SOLVERS`; "auto" chooses by the run's calibration.
       temperature: factor of the noise z.
-      denoise: the method that removes the training noise, "none", "score" or "learned".
+      denoise: the method that removes the training noise, "none", "score" or "learned"; and, for flows with
+        `flow.noise_levels`, "iterative" (over many noise levels, by the score of the flow) or "iterative-learned" (by
+        its learned denoiser).
+      denoise_levels: number of noise levels of an iterative method; None for t1 / t0.
+      denoise_step: its step between two levels, "ode" or "sde"; denoise_clip: whether its estimates of the clean data
+        are clipped to [-1, 1] at every level.
       parameters: what the loops of an inverse read: "ready", parameters that were cast to `flow.dtype` and gathered
         over `mesh.fsdp` once beforehand; or "stored", parameters that are cast and gathered at every use, which is
         slower and needs less memory. Samples are the same.
@@ -50,15 +56,21 @@ class SampleConfig:
 
     num: int = 64
     guidance: float = 0.0
+    annealed_guidance: bool = False
     solver: str = "sequential"
     temperature: float = 1.0
     denoise: Denoise = "none"
+    denoise_levels: int | None = None
+    denoise_step: DenoiseStep = "ode"
+    denoise_clip: bool = False
     parameters: ParameterForm = "ready"
 
     def __post_init__(self) -> None:
         check_integer("num", self.num, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)
         check_real("temperature", self.temperature, minimum=0.0)
+        if self.denoise_levels is not None:
+            check_integer("denoise_levels", self.denoise_levels, minimum=1)
         check_choices(self)
 
 
@@ -152,17 +164,45 @@ class ExperimentConfig:
             gaussian or not self.train.noise_weight,
             f"train.noise_weight needs data.noise 'gaussian', got {self.data.noise!r}",
         )
+        self._check_noise_levels()
         check(
             self.data.label_drop == 0 or self.flow.num_classes > 0 or self.flow.text_dim > 0,
             f"data.label_drop needs flow.num_classes or flow.text_dim above 0, got label_drop={self.data.label_drop}",
         )
         check(
-            self.sample.denoise != "learned" or has_denoiser,
-            "sample.denoise 'learned' needs flow.denoiser, got None",
+            self.sample.denoise not in ("learned", "iterative-learned") or has_denoiser,
+            f"sample.denoise {self.sample.denoise!r} needs flow.denoiser, got None",
+        )
+        check(
+            not self.sample.denoise.startswith("iterative") or self.flow.noise_levels is not None,
+            f"sample.denoise {self.sample.denoise!r} needs flow.noise_levels, got None",
+        )
+        check(
+            not (self.sample.denoise_clip and self.data.on_latents),
+            "sample.denoise_clip must be False for latents, which have no bounds",
+        )
+        check(
+            not self.sample.annealed_guidance or self.flow.family == "tarflow",
+            f"sample.annealed_guidance needs flow.family 'tarflow', got {self.flow.family!r}",
         )
         check(
             self.sample.denoise == "none" or gaussian,
             f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
+        )
+
+    def _check_noise_levels(self) -> None:
+        levels = self.flow.noise_levels
+        if levels is None:
+            return
+        check(
+            self.data.noise == "gaussian" and self.data.noise_std == levels[1],
+            f"data.noise must be 'gaussian' and data.noise_std the highest of flow.noise_levels {levels}, got noise "
+            f"{self.data.noise!r} and noise_std={self.data.noise_std}",
+        )
+        check(not self.train.noise_weight, "train.noise_weight must be False with flow.noise_levels; use level_weight")
+        parts = [part for part in (self.data, *self.data.mixture) if part.captions.noise_level]
+        check(
+            not parts, "data.captions.noise_level must be False with flow.noise_levels, which every block reads itself"
         )
 
     def _check_text_encoder(self) -> None:

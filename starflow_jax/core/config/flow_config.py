@@ -114,6 +114,8 @@ class FlowConfig:
       denoiser: the learned denoiser, if the model has one.
       language_model: a deep block with the architecture of a pretrained language model (no text projection, 1-D
         positions).
+      noise_levels: (t0, t1), the range of noise levels of a noise-conditioned flow (specification, section 6): the
+        standard deviation t of the noise in the data is a condition of every block. None for a flow without.
       dropout: dropout rate on the two residual branches in training.
       dtype: compute dtype of the networks; matmul_precision: of float32 products ("highest" keeps likelihoods exact
         on accelerators whose default is lower). Parameters, scales, logdets and reductions stay float32.
@@ -165,6 +167,7 @@ class FlowConfig:
     shallow_local: bool = False
     denoiser: DenoiserConfig | None = None
     language_model: TransformerConfig | None = None
+    noise_levels: tuple[float, float] | None = None
     dropout: float = 0.0
     dtype: Dtype = "float32"
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -179,16 +182,21 @@ class FlowConfig:
         self._check_family()
         self._check_language_model()
         self._check_denoiser()
+        self._check_noise_levels()
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
 
     def identity(self) -> dict[str, Any]:
-        """The fields as plain values, for hashes, without `cache`, which changes no result, and an absent pixel map."""
+        """The fields as plain values, for hashes, without `cache`, which changes no result.
+
+        Absent pixel maps and noise levels are left out, so that hashes of flows without them stay what they were.
+        """
         values = dataclasses.asdict(self)
         del values["cache"]
-        if self.pixel_map is None:
-            del values["pixel_map"]
+        for name in ("pixel_map", "noise_levels"):
+            if values[name] is None:
+                del values[name]
         return values
 
     def _check_fields(self) -> None:
@@ -295,6 +303,17 @@ class FlowConfig:
                 "denoiser.conditional needs text, got text_dim=0",
             )
 
+    def _check_noise_levels(self) -> None:
+        if self.noise_levels is None:
+            return
+        for name, level in zip(("noise_levels t0", "noise_levels t1"), self.noise_levels, strict=True):
+            check_real(name, level, minimum=0.0)
+        low, high = self.noise_levels
+        check(0 < low < high, f"noise_levels must be (t0, t1) with 0 < t0 < t1, got {self.noise_levels}")
+        check(self.scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
+        for block in self.blocks:
+            check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
+
     def _check_axial(self, head_dim: int) -> None:
         half = head_dim // 2
         if self.axes == 3:
@@ -321,6 +340,11 @@ class FlowConfig:
     def token_channels(self) -> int:
         """Channels of a token, c = C * p * p."""
         return self.channels * self.patch_size**2
+
+    @property
+    def lowest_level(self) -> float | None:
+        """t0 of a noise-conditioned flow, at which data are nearly clean; None for other flows."""
+        return None if self.noise_levels is None else self.noise_levels[0]
 
     @property
     def axes(self) -> int:

@@ -96,7 +96,8 @@ class SweepConfig:
       name: name of the sweep.
       runs, data: checkpoints and data sets.
       noise: noise that is added to the data: "uniform" (dequantisation), a standard deviation sigma_n of Gaussian noise
-        on pixels in [-1, 1] or on latents, or "trained" (the noise that each run was trained with).
+        on pixels in [-1, 1] or on latents, or "trained" (the noise that each run was trained with). A noise-conditioned
+        flow reads this deviation as its noise level; with uniform noise it reads its lowest level.
       conditions: condition of a flow that reads captions or classes: the "true" one, none ("dropped"), or that of
         another example ("shuffled"; an example of another class if possible). An unconditional flow is evaluated once.
       draws: number of noise samples per example; seed: of the noise and of the shuffling.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.choices import Schedule
+from starflow_jax.core.choices import LevelDistribution, LevelWeight, Schedule
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
@@ -26,6 +26,9 @@ class TrainConfig:
       latent_norm: weight of the mean square of the tokens that enter the blocks.
       noise_weight: whether the objective is weighted by sigma_n / 0.3 (noise-level conditioning, specification,
         section 2).
+      level_distribution, level_weight: of a flow with `flow.noise_levels`, the distribution of the noise level of an
+        example, "uniform", "linear" or "edm", and the weight of its loss, "ones", "level", "square" or "normalised"
+        (specification, section 6).
       ema: decay of the exponential moving average of the parameters; 0 for none.
       accumulate: number of microbatches whose gradients are accumulated in an update; it saves memory and leaves the
         update unchanged.
@@ -57,6 +60,8 @@ class TrainConfig:
     skip_after: int | None = 100
     latent_norm: float = 0.0
     noise_weight: bool = False
+    level_distribution: LevelDistribution = "uniform"
+    level_weight: LevelWeight = "level"
     ema: float = 0.0
     accumulate: int = 1
     steps_per_call: int = 1

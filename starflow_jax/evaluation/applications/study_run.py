@@ -26,6 +26,7 @@ from starflow_jax.evaluation.likelihood.scored_source import (
     check_on_pixels,
     ignore_skipped,
     open_scored_source,
+    scored_level,
 )
 from starflow_jax.sampling import class_labels, sample
 from starflow_jax.training import load_run
@@ -57,7 +58,8 @@ def run_study(request: StudyRequest, *, on_skipped: OnSkipped = ignore_skipped) 
       on_skipped: called with the examples that could not be read.
 
     Raises:
-      RequestError: a run on clips, latents or captions, or a class without a training image.
+      RequestError: a run on clips, latents or captions, a class without a training image, or a noise level that the
+        flow does not have.
       ValueError: see `load_run` and `open_scored_source`.
     """
     config, _, params, step = load_run(request.workdir, ema=request.ema, step=request.step)
@@ -66,16 +68,18 @@ def run_study(request: StudyRequest, *, on_skipped: OnSkipped = ignore_skipped) 
         not config.data.frames and config.text is None and config.data.text_encoder is None,
         "{workdir} must be a run on still images without captions; use starflow score for others",
     )
+    noise_level = scored_level(config, request.noise_level)
     train, test = (_in_memory(config, split, request.num, on_skipped) for split in ("train", "test"))
     _check_classes(config, train, test)
     draws = request.draws or DRAWS
-    studied = StudiedRun(params, config, train, test, jax.random.key(request.seed), draws)
+    studied = StudiedRun(params, config, train, test, jax.random.key(request.seed), draws, noise_level)
     outcomes = _outcomes(studied, request)
     values = {
         "workdir": str(request.workdir),
         "step": step,
         "seed": request.seed,
         "draws": draws,
+        **({} if noise_level is None else {"noise_level": noise_level}),
         "train": len(train),
         "test": len(test),
         **{outcome.name: outcome.figures for outcome in outcomes},

@@ -50,12 +50,14 @@ def score_flow(
     draws: int,
     batch_size: int = 256,
     model: str = "flow",
+    noise_level: float | None = None,
 ) -> Scores:
     """Scores a flow; arguments as in `image_likelihood.log_probs`."""
     start = time.perf_counter()
     reads_label = bool(config.num_classes or config.text_dim)
     labels = np.arange(source.num_classes, dtype=np.int32) if reads_label else None
-    log_p = log_probs(params, config, source, key, draws=draws, batch_size=batch_size, labels=labels)
+    options: dict[str, Any] = {"draws": draws, "batch_size": batch_size, "noise_level": noise_level}
+    log_p = log_probs(params, config, source, key, labels=labels, **options)
     return _scores(model, log_p, source, start)
 
 

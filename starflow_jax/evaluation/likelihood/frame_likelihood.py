@@ -41,13 +41,15 @@ def token_log_probs(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> 
     return prior
 
 
-def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list[jax.Array]:
+def token_terms(
+    flow: Flow, x: jax.Array, cond: jax.Array | None = None, *, noise_level: jax.Array | float | None = None
+) -> list[jax.Array]:
     """The terms of `token_log_probs`: log N(z; 0, I), then the logdet of every block, 0 for an identity block.
 
     The logdet of a pixel map counts to block 0.
 
     Args:
-      x, cond: as for `token_log_probs`.
+      x, cond: as for `token_log_probs`; noise_level: as for `Flow.forward`.
 
     Returns:
       1 + K arrays, each float32 nats [B, h, w] or [B, T, h, w], the tokens in raster order.
@@ -55,7 +57,7 @@ def token_terms(flow: Flow, x: jax.Array, cond: jax.Array | None = None) -> list
     Raises:
       ValueError: as `Flow.forward`.
     """
-    output, grid = flow.forward(x, cond), Grid.from_shape(flow.config, x.shape)
+    output, grid = flow.forward(x, cond, noise_level=noise_level), Grid.from_shape(flow.config, x.shape)
     z = output.tokens[-1].astype(jnp.float32)
     prior = -0.5 * jnp.sum(z**2, axis=-1) - 0.5 * z.shape[-1] * math.log(2.0 * math.pi)
     terms = [prior]

@@ -26,9 +26,10 @@ def held_out_score(config: ExperimentConfig) -> Callback:
 
     It scores the first `evaluate.held_out` images or clips of the test split with the noise of seed 0. For as many
     examples, the value equals that of `starflow evaluate` for images (uniform dequantisation, also for runs trained on
-    other noise) and of `starflow score` for clips (with the noise of the run). Images with captions, and latents, are
-    scored with the noise of the run and under their own conditions; for latents it is -log2 of the density for each
-    dimension. Of several sources or buckets, the one of the flow's size is scored.
+    other noise, and at the lowest noise level of a noise-conditioned flow) and of `starflow score` for clips (with the
+    noise of the run). Images with captions, and latents, are scored with the noise of the run and under their own
+    conditions; for latents it is -log2 of the density for each dimension. Of several sources or buckets, the one of the
+    flow's size is scored.
 
     Raises:
       ValueError: no test split, or one that does not fit the flow.
@@ -53,7 +54,15 @@ def _bits_per_dim(snapshot: Snapshot, source: Source, encoder: Frozen | None, co
         )
         return float(np.mean([clip.bits_per_dim for clip in clip_scores]))
     first = _First(source, count)
-    scores = log_probs(snapshot.params, config.flow, first, key, draws=draws, batch_size=config.evaluate.batch_size)
+    scores = log_probs(
+        snapshot.params,
+        config.flow,
+        first,
+        key,
+        draws=draws,
+        batch_size=config.evaluate.batch_size,
+        noise_level=config.flow.lowest_level,
+    )
     return BitsPerDim.from_log_probs(scores, int(np.prod(source[0]["image"].shape)), source.levels).mean
 
 

@@ -107,6 +107,7 @@ def log_probs(
     draws: int,
     batch_size: int = 256,
     labels: np.ndarray | None = None,
+    noise_level: float | None = None,
 ) -> np.ndarray:
     """log p(x | label) of every image and draw, in nats.
 
@@ -117,6 +118,7 @@ def log_probs(
       draws: number of times that every image is dequantised.
       batch_size: images scored at a time; the last batch is padded.
       labels: int32 [m], labels that every image is scored with; None for its own.
+      noise_level: that a noise-conditioned flow reads; None for its highest one.
 
     Returns:
       float64 [draws, n], with `labels` [draws, n, m]. A flow that reads no condition ignores labels.
@@ -130,6 +132,7 @@ def log_probs(
     log_p = np.empty((draws, len(source), 1 if labels is None else len(labels)))
     layout = tree_layout(params)
     key, first = spread(layout, key), 0
+    level = None if noise_level is None else np.float32(noise_level)
     for batch in eval_batches(source, batch_size):
         count = int(batch["valid"].sum())
         index = np.arange(first, first + batch_size, dtype=np.int32)
@@ -137,7 +140,8 @@ def log_probs(
         batch_labels = np.broadcast_to(given, (len(given), batch_size))
         for draw in range(draws):
             rows = spread(layout, (batch["image"], index, batch_labels))
-            scores = _scores(config, source.levels, layout, params, key, spread(layout, draw), rows)
+            scalars = spread(layout, (draw, level))
+            scores = _scores(config, source.levels, layout, params, key, *scalars, rows)
             log_p[draw, first : first + count] = np.asarray(scores, np.float64).T[:count]
         first += count
     return log_p[..., 0] if labels is None else log_p
@@ -151,10 +155,15 @@ def _scores(
     params: Params,
     key: jax.Array,
     draw: jax.Array | int,
+    noise_level: jax.Array | float | None,
     rows: tuple[jax.Array, jax.Array, jax.Array],
 ) -> jax.Array:
     """log p(x | label) [m, B] of a batch of images, their indices [B], and labels [m, B]."""
     images, index, labels = rows
     flow = merge(abstract(config, layout)[0], params)
     x = placed(layout, dequantised(key, images, index, draw, levels), "batch")
-    return gathered(layout, jax.lax.map(lambda row: flow.log_prob(x, condition(row, config)), labels))
+
+    def log_prob(row: jax.Array) -> jax.Array:
+        return flow.log_prob(x, condition(row, config), noise_level=noise_level)
+
+    return gathered(layout, jax.lax.map(log_prob, labels))

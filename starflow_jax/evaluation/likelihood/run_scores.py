@@ -16,6 +16,7 @@ from starflow_jax.evaluation.likelihood.scored_source import (
     check_on_pixels,
     ignore_skipped,
     open_scored_source,
+    scored_level,
 )
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sharding.layout import Layout
@@ -30,6 +31,7 @@ class RunScores:
       request: that was answered; config: of the run; step: of the checkpoint; ema: whether its moving average was used.
       source_name, images: the data and their number; draws: samples of the noise for each.
       scores: bits/dim and accuracy.
+      noise_level: that a noise-conditioned flow read, else None.
     """
 
     request: EvaluateRequest
@@ -40,6 +42,7 @@ class RunScores:
     images: int
     draws: int
     scores: Scores
+    noise_level: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -50,6 +53,7 @@ class RunScores:
             "seed": self.request.seed,
             "ema": self.ema,
             "data": dataclasses.asdict(self.config.data),
+            **({} if self.noise_level is None else {"noise_level": self.noise_level}),
             **self.scores.to_dict(),
         }
 
@@ -63,7 +67,7 @@ def evaluate_run(
       layout: of the devices, None for one; on_skipped: called with the examples that could not be read.
 
     Raises:
-      RequestError: a run on clips, on latents or on captions.
+      RequestError: a run on clips, on latents or on captions; or a noise level that the flow does not have.
       ValueError: see `load_run` and `open_scored_source`.
     """
     config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
@@ -89,6 +93,7 @@ def score_params(
     on_skipped: OnSkipped = ignore_skipped,
 ) -> RunScores:
     """Scores a run like `evaluate_run`, with parameters that were loaded before."""
+    noise_level = scored_level(config, request.noise_level)
     source = open_scored_source(config, request.split, on_skipped=on_skipped)
     draws = request.draws or config.evaluate.draws
     scores = score_flow(
@@ -99,6 +104,7 @@ def score_params(
         draws=draws,
         batch_size=request.batch or config.evaluate.batch_size,
         model=config.name,
+        noise_level=noise_level,
     )
     ema = bool(config.train.ema) and request.ema
-    return RunScores(request, config, step, ema, source.name, len(source), draws, scores)
+    return RunScores(request, config, step, ema, source.name, len(source), draws, scores, noise_level)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starflow_jax.core.choices import Split
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.request_errors import RequestError
+from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.data import Source
 from starflow_jax.data.decoding.bad_examples import Skipped
 from starflow_jax.data.pipeline.caption_account import caption_account
@@ -51,6 +51,24 @@ def open_scored_source(
     source = readable(source, skipped, count)
     on_skipped(skipped)
     return source
+
+
+def scored_level(config: ExperimentConfig, requested: float | None) -> float | None:
+    """The noise level that dequantised images are scored at: the requested one, or the lowest of the flow.
+
+    Returns None for a flow without noise levels.
+
+    Raises:
+      RequestError: a level outside of those of the flow, or one for a flow without.
+    """
+    levels = config.flow.noise_levels
+    if requested is None:
+        return config.flow.lowest_level
+    if levels is None:
+        raise RequestError("{noise_level} requires a run with flow.noise_levels, got {0:g} for one without", requested)
+    low, high = levels
+    require(low <= requested <= high, "{noise_level} must be from {0:g} to {1:g}, got {2:g}", low, high, requested)
+    return requested
 
 
 def _refuse(kind: str) -> None:

@@ -19,8 +19,10 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.models.autoencoders import kept_autoencoder
 from starflow_jax.sampling import check_request
 from starflow_jax.sampling.captions import read_image_captions
+from starflow_jax.sampling.denoising import denoise_fields, recorded_denoising
 from starflow_jax.sampling.latent_shapes import autoencoder_for
 from starflow_jax.sampling.loaded_run import Run
+from starflow_jax.sampling.options import SamplingOptions
 from starflow_jax.sampling.solver_choice import choose_solver, solver_figures
 from starflow_jax.training.checkpoints.digests import digest
 
@@ -55,11 +57,12 @@ def open_generator(
         solver,
         request.temperature,
         request.attention_temperature or 1.0,
-        request.denoise,
+        denoise_fields(request),
         captions,
         autoencoder_for(config),
         request.parameters,
         run.learned_for(solver),
+        request.annealed_guidance,
     )
     weights = request.guidance or (config.sample.guidance,)
     labels = generator.labels(0, 16)
@@ -68,9 +71,10 @@ def open_generator(
             config,
             labels,
             guidance=weight,
+            annealed_guidance=request.annealed_guidance,
             temperature=config.sample.temperature if request.temperature is None else request.temperature,
             attention_temperature=generator.attention_temperature,
-            denoise=request.denoise or config.sample.denoise,
+            **denoise_fields(request),
             batch_size=batch,
             solver=solver,
             learned=generator.learned,
@@ -143,11 +147,12 @@ def chunk_folder(
         "features": f"{network.name} {network.digest}",
         "features_of_fixed_pictures": network.fingerprint,
         "seed": generator.seed,
+        **({"annealed_guidance": True} if _anneals(generator) else {}),
         "chunk": request.chunk,
         "solver": solver_figures(generator.solver),
         "temperature": config.sample.temperature if generator.temperature is None else generator.temperature,
         "attention_temperature": generator.attention_temperature,
-        "denoise": generator.denoise or config.sample.denoise,
+        **recorded_denoising(config, generator.denoise or denoise_fields(SamplingOptions())),
         "captions": None if captions is None else list(captions.texts),
         "decoder": decoder,
         "clip": pairs_digest,
@@ -166,6 +171,11 @@ def chunk_folder(
         )
     plan["decoder_weights"] = None if generator.autoencoder is None else weights_digest(generator.autoencoder.params)
     return ChunkFolder(request.folder, plan, request.chunk)
+
+
+def _anneals(generator: ImageGenerator) -> bool:
+    default = generator.config.sample.annealed_guidance
+    return default if generator.annealed_guidance is None else generator.annealed_guidance
 
 
 def _decoder(config: ExperimentConfig) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,10 +70,11 @@ class ImageGenerator:
 
     Attributes:
       params, config: of the flow; seed: of the noise; batch_size: images generated together.
-      solver, temperature, attention_temperature, denoise: as for `sampling.sample`.
+      solver, temperature, attention_temperature: as for `sampling.sample`.
+      denoise: options of denoising by name (`sampling.denoising.denoise_fields`); None for the configuration's.
       captions: None for runs without captions.
       autoencoder: decodes the samples of a run on latents; None for a run on pixels.
-      parameters: "ready" or "stored" (`SampleConfig`); None for the configuration's.
+      parameters: "ready" or "stored" (`SampleConfig`), annealed_guidance: None for the configuration's.
       learned: the learned inverse, for solvers that start from its estimates.
     """
 
@@ -84,11 +85,12 @@ class ImageGenerator:
     solver: AnySolver
     temperature: float | None = None
     attention_temperature: float = 1.0
-    denoise: Any = None
+    denoise: Mapping[str, Any] | None = None
     captions: Captions | None = None
     autoencoder: RunAutoencoder | None = None
     parameters: ParameterForm | None = None
     learned: LearnedParams | None = None
+    annealed_guidance: bool | None = None
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes of images first .. first + count - 1, int32 [count]; -1 for runs on captions."""
@@ -113,9 +115,10 @@ class ImageGenerator:
             null=None if captions is None else captions.null,
             solver=self.solver,
             guidance=guidance,
+            annealed_guidance=self.annealed_guidance,
             temperature=self.temperature,
             attention_temperature=self.attention_temperature,
-            denoise=self.denoise,
+            **(self.denoise or {}),
             parameters=self.parameters,
             batch_size=self.batch_size,
             autoencoder=self.autoencoder,

@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.choices import Denoise, ParameterForm, Resize, Split
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, Resize, Split
 from starflow_jax.core.registries import METRICS
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
 from starflow_jax.evaluation.samples.metrics.metric import metric_spec
 from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
+from starflow_jax.sampling.denoising import check_denoise_fields
 from starflow_jax.sampling.sample_requests import SolverRequest, check_parameter_form
 
 
@@ -31,7 +32,8 @@ class SampleQualityRequest(EvaluateRequest):
       decoder: autoencoder that decodes latents, instead of the run's.
       out: folder of results and stored features; None for `quality` in `workdir`.
       chunk: images in a file of features; sample_batch: images generated at a time, None for 64.
-      temperature, attention_temperature, denoise, parameters: as for `sampling.sample`; None for the configuration's.
+      annealed_guidance, temperature, attention_temperature, denoise, denoise_levels, denoise_step, denoise_clip,
+        parameters: as for `sampling.sample`; None for the configuration's.
       solver: and its options; by default the configuration's.
     """
 
@@ -49,15 +51,20 @@ class SampleQualityRequest(EvaluateRequest):
     out: Path | None = None
     chunk: int = CHUNK
     sample_batch: int | None = None
+    annealed_guidance: bool | None = None
     temperature: float | None = None
     attention_temperature: float | None = None
     denoise: Denoise | None = None
+    denoise_levels: int | None = None
+    denoise_step: DenoiseStep | None = None
+    denoise_clip: bool | None = None
     parameters: ParameterForm | None = None
     solver: SolverRequest = dataclasses.field(default_factory=SolverRequest)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parameter_form(self.parameters)
+        check_denoise_fields(self)
         for name, minimum in (("num_samples", 16), ("chunk", 16)):
             value: Any = getattr(self, name)
             require(value >= minimum, f"{{{name}}} must be an integer from {minimum}, got {{0!r}}", value)

@@ -62,7 +62,7 @@ class FrameDenoiser:
         self,
         chunks: tuple[Chunk, ...],
         ahead: int | None,
-        denoise: Callable[[tuple[Float[Array, "B H W C"], ...]], tuple[Float[Array, "B H W C"], ...]],
+        denoise: Callable[[tuple[Float[Array, "B H W C"], ...], int], tuple[Float[Array, "B H W C"], ...]],
         unknown: Float[Array, "B H W C"],
     ):
         """Starts without frames.
@@ -70,7 +70,7 @@ class FrameDenoiser:
         Args:
           chunks: the attribute.
           ahead: see `frames_ahead`.
-          denoise: maps all frames of a chunk, [B, H, W, C] each, to the same number of denoised frames.
+          denoise: maps all frames of a chunk, [B, H, W, C] each, and the index of the first to as many denoised frames.
           unknown: zeros [B, H, W, C].
         """
         self.chunks, self._ahead, self._denoise, self._unknown = chunks, ahead, denoise, unknown
@@ -90,7 +90,7 @@ class FrameDenoiser:
             reach = length if self._ahead is None else self._ahead
             end = start + (length if num_known == length else max(num_known - reach, 0))
             if end > self._next:
-                denoised = self._denoise(self._buffer(start, length, num_known))
+                denoised = self._denoise(self._buffer(start, length, num_known), start)
                 final += [FinalFrame(i, self._known[i], denoised[i - start]) for i in range(self._next, end)]
                 self._next = end
             if num_known < length:

@@ -25,7 +25,14 @@ from starflow_jax.sampling.latent_shapes import run_autoencoder
 from starflow_jax.sampling.sampling_report import report_on
 from starflow_jax.sampling.streaming.denoise_chunks import FinalFrame, FrameDenoiser, chunk_plan, frames_ahead
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
-from starflow_jax.sampling.videos.video_sampling import Videos, denoise_chunks, denoise_video, frame_noise, noisy_given
+from starflow_jax.sampling.videos.video_sampling import (
+    DenoiseInputs,
+    Videos,
+    denoise_chunks,
+    denoise_video,
+    frame_noise,
+    noisy_given,
+)
 from starflow_jax.solvers import BlockReport
 from starflow_jax.solvers.streaming.pipeline import FrameStream
 from starflow_jax.solvers.streaming.stage_programs import partial_flow
@@ -202,7 +209,10 @@ class VideoStream(Iterator[StreamedFrame]):
             given = np.broadcast_to(plan.given, (count, *plan.given.shape[1:]))
             self._given = (kind.noise_std, shallow.put(key), shallow.put(plan.places), shallow.put(given))
         # The score is the gradient of the whole flow; the learned denoiser is on the device of the shallow blocks.
-        self._params = shallow.put(params) if kind.denoise == "score" else self._stream.shallow_params
+        self._params = shallow.put(params) if kind.denoising.reads_score else self._stream.shallow_params
+        levels = plan.scalars.get("denoise_levels")
+        levels = None if levels is None else shallow.put(levels)
+        self._inputs = DenoiseInputs(levels, shallow.put(key), shallow.put(plan.places))
         self._text = shallow.put(text)
         self._unknown = shallow.put(jnp.asarray(np.zeros((count, *self._shape[2:]), np.float32)))
         # The denoiser treats a chunk as a whole video.
@@ -235,22 +245,27 @@ class VideoStream(Iterator[StreamedFrame]):
 
     def _denoiser(self) -> FrameDenoiser:
         kind = self.plan.kind
-        if kind.denoise == "none":
-            return FrameDenoiser(chunk_plan(kind.frames, 1, 0), 0, lambda frames: frames, self._unknown)
+        if kind.denoising.method == "none":
+            return FrameDenoiser(chunk_plan(kind.frames, 1, 0), 0, lambda frames, _: frames, self._unknown)
         chunks = chunk_plan(kind.frames, *denoise_chunks(kind))
-        ahead = frames_ahead(kind.flow.denoiser) if kind.denoise == "learned" else None
-        return FrameDenoiser(
-            chunks, ahead, lambda frames: _denoised(self._kind, self._params, self._text, frames), self._unknown
-        )
+        ahead = None if kind.denoising.reads_score else frames_ahead(kind.flow.denoiser)
+        if ahead is not None and kind.denoising.iterates:  # each level reads further ahead
+            ahead *= int(self.plan.scalars["denoise_levels"])
+
+        def denoise(frames: tuple[jax.Array, ...], start: int) -> tuple[jax.Array, ...]:
+            return _denoised(self._kind, self._params, self._text, frames, self._inputs, jnp.int32(start))
+
+        return FrameDenoiser(chunks, ahead, denoise, self._unknown)
 
     def _compile(self, denoiser: FrameDenoiser) -> None:
         """Compiles every program ahead of its first run; JAX caches them for the next stream."""
         _noise.lower(*self._noise).compile()
         if self._given is not None:
             _noisy.lower(*self._given).compile()
-        if self._kind.denoise != "none":
+        if self._kind.denoising.method != "none":
             for length in {chunk.length for chunk in denoiser.chunks}:
-                _denoised.lower(self._kind, self._params, self._text, (self._unknown,) * length).compile()
+                frames = ((self._unknown,) * length, self._inputs, jnp.int32(0))
+                _denoised.lower(self._kind, self._params, self._text, *frames).compile()
         self._stream.compile()
 
     def _draw(self) -> Generator[StreamedFrame, None, None]:
@@ -314,7 +329,15 @@ def _noisy(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _denoised(kind: VideoKind, params: Params, text: jax.Array, frames: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """All frames [n, H, W, C] of a chunk, denoised."""
-    clean = denoise_video(partial_flow(kind.flow, params), jnp.stack(frames, axis=1), text, kind)
+def _denoised(
+    kind: VideoKind,
+    params: Params,
+    text: jax.Array,
+    frames: tuple[jax.Array, ...],
+    inputs: DenoiseInputs,
+    start: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """All frames [n, H, W, C] of a chunk, denoised; start: the index of the first."""
+    flow = partial_flow(kind.denoising.flow_config(kind.flow), params)
+    clean = denoise_video(flow, jnp.stack(frames, axis=1), text, kind, inputs, start)
     return tuple(clean[:, index] for index in range(len(frames)))

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from starflow_jax.core.choices import Denoise, ParameterForm
+from starflow_jax.core.choices import ParameterForm
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.models.text.templates import EXTEND, prefixed
+from starflow_jax.sampling.denoising import Denoising
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions
 from starflow_jax.sharding.layout import Layout
@@ -30,7 +31,7 @@ class VideoKind:
     """The static argument of the compiled program.
 
     Attributes:
-      flow, noise_std: of the model; solver, denoise: as in `VideoOptions`.
+      flow, noise_std: of the model; solver: as in `VideoOptions`; denoising: how the training noise is removed.
       frames, size: T and (H, W) of the videos.
       window: the sliding window of videos that are longer, else None.
       guided, tempered: whether the program applies guidance and attention temperature.
@@ -41,7 +42,7 @@ class VideoKind:
     flow: FlowConfig
     noise_std: float
     solver: AnySolver
-    denoise: Denoise
+    denoising: Denoising
     frames: int
     size: tuple[int, int]
     window: SlidingWindow | None
@@ -63,7 +64,8 @@ class VideoPlan:
       given: float32 [1 or n, P, H, W, C], clean frames at the beginning, about [-1, 1] or latents; None for none.
       given_pixels: uint8 [1 or n, Q, H', W', C'], the frames that latents in `given` were encoded from; None for
         a model of pixels.
-      scalars: "weight" (guidance), "temperature", "attention_temperature": float32 [].
+      scalars: "weight" (guidance), "temperature", "attention_temperature": float32 []; with an iterative denoiser
+        "denoise_levels": int32 [].
       batch_size: videos at a time.
       autoencoder: decodes the samples of a model of latents; None reads the one that the configuration names.
       learned: the learned inverse, for solvers that start from its estimates.
@@ -167,7 +169,7 @@ def plan_videos(
             flow=flow,
             noise_std=data.noise_std,
             solver=options.chosen_solver(config),
-            denoise=settings.denoise,
+            denoising=settings.denoising,
             frames=int(frames),
             size=(int(rows), int(columns)),
             window=window,

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.flows import Flow, denoise_in_chunks, learned_denoise, score_denoise
+from starflow_jax.flows import Flow, denoise_in_chunks
 from starflow_jax.flows.guidance import make_guidance
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params, abstract, merge, split
@@ -33,6 +33,8 @@ from starflow_jax.solvers import OnePass, inverse
 
 # Folded into the key of the noise that is added to given frames, which no other noise may equal.
 _GIVEN_STREAM = 0x6976_656E
+# Folded into it for the noise of denoising.
+_DENOISE_STREAM = 0x6465_6E6F
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,26 +168,58 @@ def noisy_given(
     return given + noise_std * noise
 
 
+class DenoiseInputs(NamedTuple):
+    """What iterative denoising reads besides the video.
+
+    Attributes:
+      num_levels: int32 [], number of noise levels; None for a method that does not iterate.
+      key, indices: of the noise of its steps, as in `frame_noise`.
+    """
+
+    num_levels: Integer[Array, ""] | None
+    key: PRNGKeyArray
+    indices: Integer[Array, "B *index"]
+
+
 def denoise_video(
-    flow: Flow, x: Float[Array, "B T H W C"], cond: Float[Array, "B L E"], kind: VideoKind
+    flow: Flow,
+    x: Float[Array, "B T H W C"],
+    cond: Float[Array, "B L E"],
+    kind: VideoKind,
+    inputs: DenoiseInputs,
+    first: int | Integer[Array, ""] = 0,
 ) -> Float[Array, "B T H W C"]:
     """Removes the training noise from [B, T, H, W, C] (specification, section 6).
 
     A video longer than the window is denoised in chunks of that length. They overlap by the context of the sliding
     window for the score, by the window of the learned denoiser if it has one, else by all frames but one.
+
+    Args:
+      flow: of `kind.denoising.flow_config`; cond: text states.
+      first: index of the first frame of x in the video.
     """
-    if kind.denoise == "none":
+    if kind.denoising.method == "none":
         return x
     chunk, overlap = denoise_chunks(kind)
-    remove = score_denoise if kind.denoise == "score" else learned_denoise
-    return denoise_in_chunks(lambda piece: remove(flow, piece, cond, kind.noise_std), x, chunk=chunk, overlap=overlap)
+    num_levels, key, indices = inputs
+
+    def remove(piece: Float[Array, "B t H W C"], start: int | Integer[Array, ""]) -> Float[Array, "B t H W C"]:
+        times = first + start + jnp.arange(piece.shape[1])
+
+        def noise(level: Integer[Array, ""]) -> Float[Array, "B t H W C"]:
+            stream = jax.random.fold_in(jax.random.fold_in(key, _DENOISE_STREAM), level)
+            return frame_noise(stream, indices, times, piece.shape[2:])
+
+        return kind.denoising.apply(flow, piece, cond, kind.noise_std, num_levels, noise)
+
+    return denoise_in_chunks(remove, x, chunk=chunk, overlap=overlap)
 
 
 def denoise_chunks(kind: VideoKind) -> tuple[int | None, int | None]:
     """`chunk` and `overlap` of `denoise_in_chunks` as `denoise_video` uses them."""
     if kind.window is None:
         return None, None
-    if kind.denoise == "score":
+    if kind.denoising.reads_score:
         return kind.window.frames, kind.window.num_context
     reach = kind.flow.denoiser.window if kind.flow.denoiser is not None else None
     return kind.window.frames, None if reach is None else min(reach, kind.window.frames - 1)
@@ -224,11 +258,14 @@ def _draw(
         learned=network,
         ready=False,  # as they are now
     )
-    if kind.denoise != "none" and isinstance(kind.solver, OnePass):  # which estimates data without noise, too
-        assert result.clean is not None  # the solver has a network
+    if kind.denoising.method in ("score", "learned") and isinstance(kind.solver, OnePass):
+        assert result.clean is not None  # the solver has a network, which estimates data without noise, too
         clean = result.clean
     else:
-        clean = denoise_video(flow, result.x, text, kind)
+        if (exact := kind.denoising.flow_config(kind.flow)) != kind.flow:
+            flow = merge(abstract(exact, kind.layout)[0], params)
+        inputs = DenoiseInputs(scalars.get("denoise_levels"), key, indices)
+        clean = denoise_video(flow, result.x, text, kind, inputs)
     return gathered(kind.layout, (result.x, clean, result.reports))
 
 

@@ -147,7 +147,9 @@ def first_frames(batch: Mapping[str, np.ndarray], frames: int | None) -> dict[st
     return {**batch, "image": batch["image"][:, :frames]}
 
 
-def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConfig) -> jax.Array:
+def noisy_pixels(
+    key: jax.Array, image: jax.Array, levels: int, config: DataConfig, noise_std: jax.Array | None = None
+) -> jax.Array:
     """Adds the training noise to integer pixels or to latents.
 
     "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives `2 v / (levels - 1) - 1 + noise_std eps`, and of latents
@@ -156,6 +158,7 @@ def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConf
     Args:
       key: of the noise.
       image: integers of any shape in `0 .. levels - 1`; continuous values if `levels` is 0.
+      noise_std: [B], of every image of a batch; None for that of the configuration.
 
     Returns:
       float32 array of that shape.
@@ -165,7 +168,8 @@ def noisy_pixels(key: jax.Array, image: jax.Array, levels: int, config: DataConf
     pixels = image.astype(jnp.float32)
     if levels:
         pixels = pixels * (2.0 / (levels - 1)) - 1.0
-    return pixels + config.noise_std * jax.random.normal(key, image.shape)
+    scale = config.noise_std if noise_std is None else noise_std.reshape(-1, *(1,) * (image.ndim - 1))
+    return pixels + scale * jax.random.normal(key, image.shape)
 
 
 def drop_labels(key: jax.Array, label: jax.Array, rate: float) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
-from starflow_jax.flows.denoise import noise_level_weight
+from starflow_jax.flows.denoise import NOISE_SCALE, noise_level_weight
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
 from starflow_jax.sharding.layout import Layout, placed
@@ -20,6 +20,7 @@ from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
+from starflow_jax.training.step.noise_levels import Levels, draw_levels
 from starflow_jax.training.step.optimizer import (
     DENOISER,
     Params,
@@ -109,6 +110,7 @@ def loss_and_gradients(
     latent_norm: float = 0.0,
     noise_std: jax.Array | float = 0.0,
     dropout_key: jax.Array | None = None,
+    levels: Levels | None = None,
 ) -> tuple[Losses, Params, jax.Array]:
     """Losses, and gradients with respect to the parameters and to x, from one backward pass.
 
@@ -122,13 +124,19 @@ def loss_and_gradients(
       latent_norm: weight of the mean square of the tokens.
       noise_std: sigma_n of the noise in x, scalar or [B]; used by the denoiser only.
       dropout_key: enables dropout.
+      levels: of a noise-conditioned flow, in place of `weights` and `noise_std`. Its denoiser learns t^2 / 0.3 times
+        the gradient of an example's negative log-likelihood, whatever the weight of its loss.
 
     Returns:
       Losses, gradients with the structure of `params` (zero for statistics), and d loss / d x with the shape of x.
     """
 
+    level = None
+    if levels is not None:
+        weights, noise_std, level = levels.weight, levels.level, levels.level
+
     def flow_loss(params: Params, x: jax.Array) -> tuple[jax.Array, Losses]:
-        output = merge(definition, params).forward(x, cond, dropout_key=dropout_key)
+        output = merge(definition, params).forward(x, cond, dropout_key=dropout_key, noise_level=level)
         terms = objective(output, weights=weights, latent_norm=latent_norm)
         latent_square = None
         if "prior_variance" in params:
@@ -140,13 +148,15 @@ def loss_and_gradients(
     if DENOISER not in params:
         return losses, grads, x_grad
 
+    if levels is not None:
+        noise_std = levels.level * (levels.level / NOISE_SCALE) / levels.weight
     sigma = jnp.reshape(jnp.asarray(noise_std, jnp.float32), (-1,) + (1,) * (x.ndim - 1))
     target = jax.lax.stop_gradient(sigma * x.size * x_grad)
 
     def denoiser_loss(denoiser: Params) -> jax.Array:
         flow = merge(definition, {**params, DENOISER: denoiser})
         assert flow.denoiser is not None  # params contain its parameters
-        return jnp.mean((flow.denoiser(x, cond).astype(jnp.float32) - target) ** 2)
+        return jnp.mean((flow.denoiser(x, cond, level).astype(jnp.float32) - target) ** 2)
 
     loss_denoiser, denoiser_grads = jax.value_and_grad(denoiser_loss)(params[DENOISER])
     return losses.replace(loss_denoiser=loss_denoiser), {**grads, DENOISER: denoiser_grads}, x_grad
@@ -161,6 +171,7 @@ def accumulated(
     parts: int,
     dropout_key: jax.Array | None = None,
     layout: Layout | None = None,
+    levels: Levels | None = None,
 ) -> tuple[Losses, Params]:
     """Gradient accumulation: losses and gradients of a batch as means over equal parts of it.
 
@@ -168,14 +179,14 @@ def accumulated(
     for dropout masks, which are sampled for each part).
 
     Args:
-      function: of params, a part of x and cond, and a dropout key; returns the same as `loss_and_gradients`.
-      x: [B, ...]; cond: [B, ...] or None.
+      function: of params, a part of x, cond and levels, and a dropout key; returns the same as `loss_and_gradients`.
+      x: [B, ...]; cond: [B, ...] or None; levels: of a noise-conditioned flow.
       parts: number of parts, a divisor of B.
     """
     if parts == 1:
         x = placed(layout, x, "batch")
         cond = None if cond is None else placed(layout, cond, "batch")
-        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key)
+        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key, levels=levels)
         return losses, grads
 
     def cut(array: jax.Array) -> jax.Array:
@@ -185,12 +196,15 @@ def accumulated(
 
     def add(total: tuple[Losses, Params], index: jax.Array) -> tuple[tuple[Losses, Params], None]:
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        part = [None if array is None else array[index] for array in pieces]
-        losses, grads, _ = function(params, *part, dropout_key=key)
+        losses, grads = on_part(index, key)
         return jax.tree.map(lambda a, b: a + b / parts, total, (losses, grads)), None
 
-    pieces = [None if array is None else cut(array) for array in (x, cond)]
-    shapes = jax.eval_shape(lambda: function(params, *[None if a is None else a[0] for a in pieces])[:2])
+    def on_part(index: jax.Array | int, key: jax.Array | None) -> tuple[Losses, Params]:
+        x, cond, levels = jax.tree.map(lambda piece: piece[index], pieces)
+        return function(params, x, cond, dropout_key=key, levels=levels)[:2]
+
+    pieces = jax.tree.map(cut, (x, cond, levels))
+    shapes = jax.eval_shape(lambda: on_part(0, None))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if layout is not None:
         zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
@@ -229,7 +243,11 @@ def train_step(
         image = random_warp(jax.random.fold_in(key, 3), image, levels, config.data.warp, config.data.warp_strength)
     if encoder is not None:
         image, levels = encoder.latents(image, levels, layout), 0
-    x = noisy_pixels(noise_key, image, levels, config.data)
+    noise = None
+    if config.flow.noise_levels is not None:
+        span, choices = config.flow.noise_levels, (train.level_distribution, train.level_weight)
+        noise = draw_levels(jax.random.fold_in(key, 4), image.shape[0], span, *choices)
+    x = noisy_pixels(noise_key, image, levels, config.data, None if noise is None else noise.level)
     cond = batch_condition(label_key, batch, config, text, layout)
     losses, grads = accumulated(
         functools.partial(
@@ -245,6 +263,7 @@ def train_step(
         parts=train.accumulate,
         dropout_key=dropout_key if config.flow.dropout > 0 else None,
         layout=layout,
+        levels=noise,
     )
     finite = jnp.isfinite(losses.loss)
     lr = learning_rate(config)(state.step)
