@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starflow_jax.solvers import AffineStart, Jacobi, Secant, Sequential, SlidingJacobi
+from starflow_jax.solvers import AffineStart, Jacobi, Secant, Sequential, SlidingJacobi, reads_estimates
 from starflow_jax.solvers.automatic.block_solver_choice import auto, choices
 from starflow_jax.solvers.automatic.calibration import BlockCalibration, Calibration, Cost, Method, Trial
 
@@ -30,6 +30,15 @@ def calibration(*trials, samples=4, costs=(), amplification=2.0, blocks=2):
 def trial(solver, window, depth, error, seconds, start="affine", tolerance=1e-6):
     lags = (1, 8) if solver == "secant" else ()
     return Trial(Method(solver, window, start, lags), tolerance, depth, error, seconds)
+
+
+def test_the_estimates_of_a_learned_inverse_are_chosen_where_they_save_depth():
+    found = calibration(
+        trial("jacobi", 64, 8, 1e-4, 0.5), trial("sliding", 64, 3, 1e-4, 0.2, start="learned", tolerance=1e-5)
+    )
+    chosen = auto(found, objective="depth")
+    assert chosen.solvers[0] == SlidingJacobi(64, 1e-5, "learned") and reads_estimates(chosen)
+    assert not reads_estimates(auto(found, objective="time"))
 
 
 def test_time_and_depth_may_want_different_solvers():

@@ -11,6 +11,9 @@ from random_flows import IMAGE, VIDEO, normal, random_flow
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import ExperimentConfig, build
+from starflow_jax.core.config.learned_inverse_config import LearnedInverseConfig
+from starflow_jax.flows.learned_inverse import LearnedInverse
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import split
 from starflow_jax.solvers import Sequential, inverse
 from starflow_jax.solvers.automatic.block_solver_choice import auto, choices
@@ -35,11 +38,19 @@ CONFIG = build(
 
 
 @pytest.fixture(scope="module")
-def still():
+def learned():
+    """A learned inverse that was never trained."""
+    network = LearnedInverseConfig(width=20, layers=1, head_dim=20)
+    return LearnedParams(split(LearnedInverse(IMAGE, network, jax.random.key(0)))[1], network)
+
+
+@pytest.fixture(scope="module")
+def still(learned):
     """A random flow of 16 tokens and its calibration."""
     flow = random_flow(IMAGE)
     x = 0.5 * normal((2, 4, 4, 2))
-    return flow, calibrate(IMAGE, split(flow)[1], x, TEXT, target_error=TARGET, rounds=1)
+    options = {"target_error": TARGET, "rounds": 1, "learned": learned, "inverse_step": 7}
+    return flow, calibrate(IMAGE, split(flow)[1], x, TEXT, **options)
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +83,28 @@ def test_trials_are_of_every_kind_and_keep_their_target(still):
 
 
 @pytest.mark.parametrize("objective", ["time", "depth"])
-def test_auto_gives_the_sequential_answer_to_the_target(still, objective):
+def test_auto_gives_the_sequential_answer_to_the_target(still, learned, objective):
     flow, found = still
     z = normal((2, 4, 4, 2), seed=5)
     exact = inverse(flow, z, TEXT).x
-    solved = jax.jit(lambda z: inverse(flow, z, TEXT, solver=auto(found, batch=2, objective=objective)))(z)
+    solver, network = auto(found, batch=2, objective=objective), learned.module(IMAGE)
+    solved = jax.jit(lambda z: inverse(flow, z, TEXT, solver=solver, learned=network))(z)
     apart = jnp.sqrt(jnp.sum((solved.x - exact) ** 2, axis=(1, 2, 3)) / jnp.sum(exact**2, axis=(1, 2, 3)))
     assert float(apart.max()) <= 2 * TARGET  # other samples than those it was calibrated on
     assert int(solved.evaluations) <= 32
     if objective == "depth":
         assert int(solved.evaluations) < 32 and sum(c.trial.depth for c in choices(found, objective="depth")) < 32
+
+
+def test_iterations_from_the_estimates_of_a_learned_inverse_are_tried(still):
+    _, found = still
+    assert found.inverse_step == 7
+    for block in found.blocks:
+        learned = [trial for trial in block.trials if trial.method.start == "learned"]
+        assert {trial.method.solver for trial in learned} == {"sliding", "secant"}
+        whole = [trial for trial in learned if trial.method.window == 16]
+        assert min(trial.error for trial in whole) <= TARGET / 2 / block.amplification
+        assert all(trial.depth >= 2 for trial in learned)  # the pass of the network, and an iteration at least
 
 
 def test_the_affine_start_is_the_least_squares_fit():

@@ -134,7 +134,7 @@ def test_the_loss_is_zero_for_the_flows_own_states():
 
     network = LearnedInverseConfig(width=8, head_dim=8)
     free_running = jnp.zeros(4, bool)
-    pairs = Pairs(states, states[0], jnp.float32(jnp.nan))
+    pairs = Pairs(states, states[0])
     loss = jax.jit(lambda learned: alignment_loss(learned, pairs, None, 0.0, free_running, 6.0))
     assert float(loss(Oracle(CLASSES, network, jax.random.key(0)))[0]) == 0.0
     value, terms = loss(LearnedInverse(CLASSES, network, jax.random.key(0)))

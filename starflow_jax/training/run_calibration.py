@@ -24,6 +24,7 @@ from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.automatic.solver_measurement import calibrate
 from starflow_jax.training.calibrate_request import CalibrateRequest
+from starflow_jax.training.inverse.inverse_folder import LoadedInverse
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import load_text
 from starflow_jax.training.step.inputs import condition, latent_shape, noisy_pixels
@@ -37,6 +38,7 @@ def calibrate_run(
     request: CalibrateRequest,
     *,
     step: int = 0,
+    inverse: LoadedInverse | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Calibrates a trained flow on examples of its training data; see `solvers.automatic.solver_measurement`.
@@ -44,6 +46,7 @@ def calibrate_run(
     Args:
       config, params, step: as `load_run` gives them.
       request: the examples, the guidance and the target error.
+      inverse: the learned inverse of the run, whose estimates are tried as well; None for none.
       progress: called with a message before each block.
 
     Raises:
@@ -69,6 +72,8 @@ def calibrate_run(
         weight=weight,
         target_error=request.target_error,
         step=step,
+        learned=None if inverse is None else inverse.params,
+        inverse_step=None if inverse is None else inverse.step,
         progress=progress,
     )
 

@@ -24,8 +24,9 @@ calibration.json into the run's folder, which --solver auto reads.
 
 CRM and IGM are the two measures of GS-Jacobi: how slowly the iteration of a block converges, and how close each initial
 estimate is to the solution. Solvers are then compared with the exact solution, which the forward pass gives: depth is
-the number of sequential network evaluations, and the error is the relative error of the worst sample. Times are valid
-for this machine: calibrate again on another one, after more training, or for another guidance weight."""
+the number of sequential network evaluations, and the error is the relative error of the worst sample. Where the run
+has a learned inverse (starflow train-inverse), iterations that start from its estimates are compared, too. Times are
+valid for this machine: calibrate again on another one, after more training, or for another guidance weight."""
 
 EXAMPLES = """\
 examples:
@@ -77,13 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.atomic_writing import write_text
     from starflow_jax.training import load_run
     from starflow_jax.training.calibrate_request import CalibrateRequest
+    from starflow_jax.training.inverse.inverse_folder import has_inverse, load_inverse
     from starflow_jax.training.run_calibration import CALIBRATION_FILE, calibrate_run, write_calibration
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import load_text
 
     request = build_request(CalibrateRequest, arguments)
-    with sentences(load_run, open_with_encoder, load_text):
+    with sentences(load_run, load_inverse, open_with_encoder, load_text):
         config, _, params, step = load_run(arguments.workdir, ema=not arguments.no_ema)
+        inverse = load_inverse(arguments.workdir, config) if has_inverse(arguments.workdir) else None
         open_with_encoder(config, "train")
         load_text(config)
     if request.guidance and not (config.flow.text_dim or config.flow.num_classes):
@@ -96,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.set_description(description)
             bar.update()
 
-        calibration = calibrate_run(config, params, request, step=step, progress=progress)
+        calibration = calibrate_run(config, params, request, step=step, inverse=inverse, progress=progress)
     path = write_calibration(arguments.workdir, calibration)
     print(blocks_table(calibration), trials_table(calibration), sep="\n\n", end="\n\n")
     for batch in arguments.batch or (1, 4, 16):

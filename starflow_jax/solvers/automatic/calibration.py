@@ -18,7 +18,7 @@ from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.sliding import SlidingJacobi
 
 SolverName = Literal["sequential", "jacobi", "sliding", "secant"]
-StartName = Literal["noise", "zero", "affine", "frame"]
+StartName = Literal["noise", "zero", "affine", "frame", "learned"]
 CANDIDATES: tuple[SolverName, ...] = get_args(SolverName)
 STARTS: tuple[StartName, ...] = get_args(StartName)
 
@@ -30,7 +30,8 @@ class Method:
     Attributes:
       solver: one of `CANDIDATES`.
       window: tokens of one network evaluation (1 for "sequential").
-      start: initial estimate ("affine": from the block's channel statistics).
+      start: initial estimate ("affine": from the block's channel statistics; "learned": of a learned inverse, whose
+        pass counts as an evaluation).
       lags, pool: of "secant" (see `Secant`); empty and 1 for the others.
     """
 
@@ -205,6 +206,7 @@ class Calibration:
       target_error: relative error of the final sample that the trials aimed at.
       num_blocks: number of blocks of the flow.
       blocks: measurements of the blocks with layers, block 0 first.
+      inverse_step: training step of the learned inverse that the start "learned" was measured with, None for none.
     """
 
     step: int
@@ -215,9 +217,12 @@ class Calibration:
     target_error: float
     num_blocks: int
     blocks: tuple[BlockCalibration, ...]
+    inverse_step: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("step", self.step, minimum=0)
+        if self.inverse_step is not None:
+            check_integer("inverse_step", self.inverse_step, minimum=0)
         check_integer("samples", self.samples, minimum=1)
         check_integer("num_blocks", self.num_blocks, minimum=1)
         check_real("guidance", self.guidance, minimum=0.0)

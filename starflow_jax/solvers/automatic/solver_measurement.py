@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.guidance import AnyGuidance
+from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray, Grid
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.automatic.calibration import (
@@ -49,6 +50,18 @@ def _forward(
     return merge(abstract(config)[0], params).forward(x, cond, guidance=guidance).tokens
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _estimates(
+    config: FlowConfig,
+    learned: LearnedParams,
+    states: tuple[jax.Array, ...],
+    cond: jax.Array | None,
+    weight: float | Float[Array, ""],
+) -> tuple[jax.Array, ...]:
+    """The estimate of the input of every block from the block's exact output."""
+    return learned.module(config)(states[-1], cond, weight, teacher=states).states
+
+
 def calibrate(
     config: FlowConfig,
     params: Params,
@@ -59,6 +72,8 @@ def calibrate(
     weight: float = 0.0,
     target_error: float = 1e-3,
     step: int = 0,
+    learned: LearnedParams | None = None,
+    inverse_step: int | None = None,
     shares: tuple[int, ...] = _SHARES,
     rounds: int = _ROUNDS,
     progress: Callable[[str], None] | None = None,
@@ -73,6 +88,8 @@ def calibrate(
       weight: weight of the guidance, recorded in the result.
       target_error: relative error of the final sample that trials aim at.
       step: training step of the parameters, recorded in the result.
+      learned: the learned inverse of the flow, whose estimates are then tried as well; None for none.
+      inverse_step: its training step, recorded in the result.
       shares: windows of 1/share of a block's sequence are tried in addition to the whole sequence.
       rounds: timed runs of each trial, of which the fastest counts.
       progress: called with a message before each block.
@@ -85,6 +102,7 @@ def calibrate(
     flow = merge(abstract(config)[0], params)
     samples, grid = x.shape[0], Grid.from_shape(config, x.shape)
     states = jax.device_get(_forward(config, params, x, cond, guidance))
+    estimates = None if learned is None else jax.device_get(_estimates(config, learned, states, cond, weight))
     cond = jax.device_get(cond)
 
     def block_of(index: int) -> MeasuredBlock:
@@ -98,7 +116,9 @@ def calibrate(
         if progress is not None:
             progress(f"block {block.index}: {block.tokens} tokens")
         amplification = 1.0 if block.index == blocks[0].index else _amplification(block, blocks[:position], states[0])
-        measured.append(_measure(block, target_error / len(blocks) / amplification, amplification, shares, rounds))
+        estimate = None if estimates is None else flow.to_block(block.index, estimates[block.index], grid)
+        allowed = target_error / len(blocks) / amplification
+        measured.append(_measure(block, allowed, amplification, shares, rounds, estimate))
     return Calibration(
         step=step,
         device=jax.devices()[0].device_kind,
@@ -108,6 +128,7 @@ def calibrate(
         target_error=target_error,
         num_blocks=config.num_blocks,
         blocks=tuple(measured),
+        inverse_step=inverse_step,
     )
 
 
@@ -141,9 +162,19 @@ _Trials = list[tuple[float, int, float]]
 
 
 def _measure(
-    block: MeasuredBlock, allowed: float, amplification: float, shares: tuple[int, ...], rounds: int
+    block: MeasuredBlock,
+    allowed: float,
+    amplification: float,
+    shares: tuple[int, ...],
+    rounds: int,
+    estimate: HostArray | None,
 ) -> BlockCalibration:
-    """All measurements of one block; allowed: the error of its output that trials aim at."""
+    """All measurements of one block.
+
+    Args:
+      allowed: the error of its output that trials aim at.
+      estimate: that of a learned inverse, or None.
+    """
     affine = fit_affine(block.x, block.z)
     starts: dict[StartName, HostArray] = {
         "noise": block.z,
@@ -151,6 +182,9 @@ def _measure(
         "affine": np.asarray(affine(block.z)),
         "frame": block.z,  # the solver reads the previous frame itself
     }
+    if estimate is not None:
+        finite = np.asarray(estimate)
+        starts["learned"] = np.where(np.isfinite(finite), finite, 0.0)
     n, solver = block.tokens, block.whole
     measures = tuple(
         StartMeasure(name, _norm_of_mean(block.run(solver, starts[name], _ONE_ITERATION).x - block.x, block.samples))
@@ -209,10 +243,15 @@ def _try_methods(
     methods += [Method("jacobi", window, best) for window in windows[:1] if window < n]
     if block.spans_frames:
         methods += [Method("sliding", window, "frame") for window in windows[:1] if window < n]
+    if "learned" in starts:
+        methods += [Method("sliding", window, "learned") for window in (n, *windows) if window <= n]
+        methods += [block.secant("learned")]
     for method in methods:
         tolerance = 1e-5 if method.squares else 1e-3
         solver = block.solver(method)
-        trials[method] = _approach(block, solver, starts[method.start], allowed, tolerance, method.squares)
+        found = _approach(block, solver, starts[method.start], allowed, tolerance, method.squares)
+        passes = int(method.start == "learned")  # of the network that gave the estimate
+        trials[method] = [(tolerance, depth + passes, error) for tolerance, depth, error in found]
     sequential = Method("sequential", 1)
     exact = block.run(block.solver(sequential), block.z, 0.0)
     trials[sequential] = [(0.0, exact.depth, block.error(exact.x))]

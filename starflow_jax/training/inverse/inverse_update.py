@@ -23,14 +23,14 @@ from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.nn.module_parameters import split
 from starflow_jax.sharding.layout import Layout, gathered, located, placed
 from starflow_jax.solvers.inverse import inverse
-from starflow_jax.solvers.verified import verified
+from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
 from starflow_jax.training.step.optimizer import apply_updates, init_optimizer, keep_unless, update_ema
 from starflow_jax.training.step.train_step import Batch, TrainState, learning_rate
 
-METRICS = ("loss", "state_error", "deep_state_error", "clean_error", "evaluations", "grad_norm", "skipped")
+METRICS = ("loss", "state_error", "deep_state_error", "clean_error", "grad_norm", "skipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,10 @@ class Pairs(NamedTuple):
     Attributes:
       states: K + 1 arrays [B, ([T,] h, w), c], as `FlowOutput.tokens`.
       clean: [B, ([T,] h, w), c], data without the training noise.
-      evaluations: network evaluations that drawing the pairs took, NaN for training data.
     """
 
     states: tuple[jax.Array, ...]
     clean: jax.Array
-    evaluations: jax.Array
 
 
 def init_state(experiment: LearnedInverseExperiment, config: ExperimentConfig, layout: Layout | None) -> TrainState:
@@ -120,9 +118,7 @@ def update(
     weight = experiment.pairs.max_guidance * jax.random.uniform(weight_key)
     guidance = _guidance(objective, frozen, cond, weight)
     if sampled:
-        averaged = LearnedParams(state.params if state.ema is None else state.ema, experiment.network)
-        proposer = averaged.module(config.flow, layout)
-        pairs = _drawn(objective, flow, proposer, noise_key, _data_shape(objective, frozen, batch), cond, guidance)
+        pairs = _drawn(objective, flow, noise_key, _data_shape(objective, frozen, batch), cond, guidance)
     else:
         pairs = _encoded(objective, flow, frozen, noise_key, batch, cond, guidance)
     pairs = jax.lax.stop_gradient(pairs)
@@ -141,7 +137,7 @@ def update(
     ema = state.ema
     if ema is not None:
         ema = keep_unless(report.applied, update_ema(ema, params, decay=train.ema, step=state.step), ema)
-    metrics = {"loss": value, **terms, "evaluations": pairs.evaluations, "grad_norm": report.grad_norm}
+    metrics = {"loss": value, **terms, "grad_norm": report.grad_norm}
     metrics["skipped"] = 1.0 - report.applied.astype(jnp.float32)
     new = TrainState(state.step + 1, params, moments, ema, state.key)
     if layout is not None:
@@ -223,21 +219,23 @@ def _encoded(
     if levels:
         uniform = data.noise == "uniform"
         clean = dequantise(image, jnp.float32(0.5), levels) if uniform else clean * (2.0 / (levels - 1)) - 1.0
-    return Pairs(states, flow.mapped_tokens(clean)[0], jnp.float32(jnp.nan))
+    return Pairs(states, flow.mapped_tokens(clean)[0])
 
 
 def _drawn(
     objective: Objective,
     flow: Flow,
-    proposer: LearnedInverse,
     key: PRNGKeyArray,
     shape: tuple[int, ...],
     cond: jax.Array | None,
     guidance: AnyGuidance | None,
 ) -> Pairs:
-    """Noise that `verified` inverts from the network's own proposals; clean data by the flow's score."""
+    """Noise that the flow inverts, exactly; clean data by the flow's score.
+
+    The sequential solver draws a batch: the iteration would take tens of evaluations of whole sequences.
+    """
     z = placed(objective.layout, jax.random.normal(key, shape), "batch")
-    result = inverse(flow, z, cond, solver=verified(), guidance=guidance, learned=proposer)
+    result = inverse(flow, z, cond, solver=Sequential(), guidance=guidance)
     states = (*map(flow.tokens_of, reversed(result.states[1:])), flow.noise_tokens(z))
     data = objective.config.data
     if data.noise == "gaussian":
@@ -245,4 +243,4 @@ def _drawn(
     else:  # the centre of the cell of a level
         level = jnp.floor((result.x + 1.0) * (objective.levels / 2.0)).clip(0, objective.levels - 1)
         clean = dequantise(level, jnp.float32(0.5), objective.levels)
-    return Pairs(states, flow.mapped_tokens(clean)[0], result.evaluations.astype(jnp.float32))
+    return Pairs(states, flow.mapped_tokens(clean)[0])
