@@ -53,7 +53,7 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p
 
 # The longest blocks, the most tiles of all heads of a step, and the most heads: more tiles use the units better, and
 # take longer to compile.
-_MAX_BLOCK, _MAX_BLOCK_BACKWARD, _MAX_TILES, _MAX_HEADS = 1024, 768, 36, 8
+_MAX_BLOCK, _MAX_BLOCK_BACKWARD, _MAX_TILES, _MAX_HEADS = 1024, 768, 72, 8
 
 
 @dataclasses.dataclass(frozen=True)
