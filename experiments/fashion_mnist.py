@@ -13,7 +13,12 @@ Half of all pixels are exactly black. `flow.pixel_map` widens the cells of black
 dequantisation noise the shape of a normal density, and describes a token of 4x4 pixels by its cosine transform, whose
 channels are nearly uncorrelated. `docs/fashion_mnist.md` has the reasons, the trials and the results.
 
-The variant "large" is planned for an accelerator and has not been trained.
+The variant "large" is planned for an accelerator and has not been trained. Neither have "tweedie" and "levels", which
+compare two ways to sample: noise of one level, removed by one step of Tweedie's formula, and a noise-conditioned flow
+with iterative denoising (`docs/how_to/noise_levels.md`), both without a pixel map:
+
+    starflow train --config experiments/fashion_mnist.py:levels --workdir runs/levels
+    python experiments/benchmarks/fashion_mnist.py --workdir runs/levels --parts samples
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Args:
-      variant: "" for two CPU cores, "large" for an accelerator, "tiny" for tests.
+      variant: "" for two CPU cores, "large" for an accelerator, "tweedie" and "levels" for samples, "tiny" for tests.
 
     Raises:
       ValueError: an unknown variant.
@@ -80,6 +85,16 @@ def get_config(variant: str = "") -> ConfigDict:
             {"patch_size": 2, "width": 384, "num_blocks": 8, "layers_per_block": 4, "head_dim": 64, "dropout": 0.1}
         )
         config.train.update({"steps": 100_000, "batch_size": 256, "lr": 3e-4, "warmup": 1000, "ema": 0.9999})
+    elif variant in ("tweedie", "levels"):
+        config.name = f"fashion-mnist-{variant}"
+        with config.ignore_type():
+            config.flow.pixel_map = None
+        config.data.update({"noise": "gaussian", "noise_std": 0.1})
+        config.sample.denoise = "score"
+        if variant == "levels":
+            config.flow.noise_levels = (0.02, 0.5)
+            config.data.noise_std = 0.5
+            config.sample.denoise = "iterative"
     elif is_tiny(variant):
         config.name = "fashion-mnist-tiny"
         config.flow.update({"width": 16, "num_blocks": 2, "head_dim": 8})

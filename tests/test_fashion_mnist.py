@@ -45,6 +45,8 @@ def test_the_experiment_reads_the_folder_of_the_package_by_default(folder):
     source = open_source(config.data, "test", flow=config.flow)
     assert (len(source), source.levels, source.num_classes) == (20, 256, 10)
     assert load_config(f"{EXPERIMENT}:large").flow.patch_size == 2
+    assert load_config(f"{EXPERIMENT}:tweedie").sample.denoise == "score"
+    assert load_config(f"{EXPERIMENT}:levels").flow.noise_levels == (0.02, 0.5)
     with pytest.raises(ValueError, match="variant must be"):
         load_config(f"{EXPERIMENT}:huge")
 
