@@ -19,6 +19,7 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.core.config.learned_inverse_config import InversePairsConfig, LearnedInverseConfig
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
+from starflow_jax.experiments.benchmarks import start_errors
 from starflow_jax.flows import LinearGuidance
 from starflow_jax.flows.learned_inverse import LearnedInverse
 from starflow_jax.sampling.loaded_run import open_run
@@ -159,18 +160,16 @@ def load_run_config():
 @pytest.mark.slow
 def test_pairs_that_the_flow_draws_are_exact():
     flow = random_flow(VIDEO)
-    learned = LearnedInverse(VIDEO, LearnedInverseConfig(width=20, head_dim=20, layers=1), jax.random.key(0))
     config = load_run_config()
     objective = inverse_update.Objective(default_experiment(config, 0), config, 256, None)
     text = normal((2, 3, 6), 3)
-    pairs = inverse_update._drawn(objective, flow, learned, jax.random.key(1), (2, 3, 4, 4, 2), text, None)
+    pairs = inverse_update._drawn(objective, flow, jax.random.key(1), (2, 3, 4, 4, 2), text, None)
     again = flow.forward(flow.data_of(pairs.states[0]), text).tokens
     for found, expected in zip(pairs.states, again, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)
     flow = random_flow(CLASSES)
-    learned = LearnedInverse(CLASSES, LearnedInverseConfig(width=8, head_dim=8, layers=1), jax.random.key(0))
     guidance, labels = LinearGuidance(1.0), jnp.asarray([0, 2])
-    pairs = inverse_update._drawn(objective, flow, learned, jax.random.key(1), (2, 4, 4, 1), labels, guidance)
+    pairs = inverse_update._drawn(objective, flow, jax.random.key(1), (2, 4, 4, 1), labels, guidance)
     again = flow.forward(flow.data_of(pairs.states[0]), labels, guidance=guidance).tokens
     for found, expected in zip(pairs.states, again, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)
@@ -240,3 +239,16 @@ def test_two_devices_train_what_one_does(tmp_path):
         assert done.returncode == 0, done.stderr
         losses[devices] = [row["loss"] for row in read_metrics(folder / "inverse" / "metrics.csv")]
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
+
+
+@pytest.mark.slow  # a program for every block and solver
+def test_the_error_of_a_start_is_followed_to_the_solution(run, tmp_path, capsys):
+    figures = tmp_path / "starts.json"
+    assert start_errors.main(["--workdir", str(run), "--quick", "--guidance", "1", "--json", str(figures)]) == 0
+    assert "within 1e-03 from" in capsys.readouterr().out
+    rows = json.loads(figures.read_text())["rows"]
+    assert {row["start"] for row in rows} == {"noise", "1e-01", "1e-02", "1e-03", "1e-04", "1e-05"}
+    for row in rows:
+        if row["start"] != "noise":
+            assert row["errors"][0] == pytest.approx(float(row["start"]), rel=0.3)
+        assert row["rounding"] < 1e-4 and row["iterations"] is not None
