@@ -11,7 +11,15 @@ from starflow_jax.cli.commands import train as train_command
 from starflow_jax.cli.dispatch import main
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.costs.chips import CHIPS
-from starflow_jax.costs.compiler_flags import VARIABLE, completed, host_chip, missing, recommended, sentence
+from starflow_jax.costs.compiler_flags import (
+    GPU_VARIABLE,
+    VARIABLE,
+    completed,
+    host_chip,
+    missing,
+    recommended,
+    sentence,
+)
 from starflow_jax.costs.local_chip import chip_name
 from starflow_jax.planning import plan_request
 
@@ -31,7 +39,9 @@ def test_flags_are_added_to_those_that_are_set():
 def test_sentences_say_what_is_missing():
     assert ONE in sentence("v6e", {}) and "--recommended-flags" in sentence("v6e", {})
     assert "are set" in sentence("v6e", {VARIABLE: completed("v6e", {})})
-    assert sentence("h100", {}) == "compiler flags: none is recommended for h100"
+    assert sentence("v4", {}) == "compiler flags: none is recommended for v4"
+    assert "pipelined_all_reduce" in sentence("h100", {VARIABLE: "--xla_other=3"})
+    assert "are set" in sentence("h100", {GPU_VARIABLE: completed("h100", {GPU_VARIABLE: "--xla_other=3"})})
 
 
 @pytest.mark.parametrize(("kind", "chip"), [("v6e-64", "v6e"), ("v5litepod-16", "v5e"), ("v5p-128", "v5p")])
@@ -52,9 +62,9 @@ def test_devices_name_their_chip():
 
 def test_commands_print_and_refuse(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # by formulas, with or without the compiler
-    plan = ["plan", "--config", "experiments/starflow_3b_t2i.py", "--topology", "h100:8", "--config.mesh.fsdp=8"]
+    plan = ["plan", "--config", "experiments/starflow_3b_t2i.py", "--topology", "h200:8", "--config.mesh.fsdp=8"]
     assert main(plan) == 0
-    assert capsys.readouterr().out.rstrip().endswith("compiler flags: none is recommended for h100")
+    assert capsys.readouterr().out.rstrip().endswith("compiler flags: none is recommended for h200")
     monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
     train = ["train", "--config", "experiments/digits.py:tiny", "--workdir", str(tmp_path / "run")]
     assert main([*train, "--recommended-flags"]) == 2

@@ -14,7 +14,7 @@ from starflow_jax.cli.options.outputs import output_file
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.core.choices import ProgramName, choices
 from starflow_jax.costs.chips import topology
-from starflow_jax.costs.compiler_flags import VARIABLE, completed, missing, sentence
+from starflow_jax.costs.compiler_flags import completed, missing, sentence, variable
 
 if TYPE_CHECKING:
     from starflow_jax.planning.plan_request import PlanRequest
@@ -85,7 +85,8 @@ def add_to(subparsers: Any) -> None:
     option(
         "--recommended-flags",
         action="store_true",
-        help="compile with the compiler flags recommended for the chip, beside those of LIBTPU_INIT_ARGS",
+        help="compile with the compiler flags recommended for the chip, beside those of LIBTPU_INIT_ARGS (for GPUs "
+        "XLA_FLAGS)",
     )
     option("--json", type=output_file, metavar="FILE", help="also write the plans as JSON")
     parser.set_defaults(run=run)
@@ -130,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     chip = topology(arguments.topology).chip
     flags = sentence(chip.name, os.environ)
     if arguments.recommended_flags and missing(chip.name, os.environ):
-        os.environ[VARIABLE] = completed(chip.name, os.environ)
+        os.environ[variable(chip.name)] = completed(chip.name, os.environ)
         flags = sentence(chip.name, os.environ)
     figures: dict[str, Any] = {"plans": []}
     compilers = (tpu_layout, gpu_layout)
