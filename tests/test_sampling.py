@@ -128,8 +128,13 @@ def test_guidance_zero_is_none_and_more_moves_the_picture(flow, exact):
 def test_annealed_guidance_is_that_of_the_flow(flow, exact):
     """The first token of a block is its noise, and the second has a fifteenth of the weight."""
     drawn = sample(flow[1], CONFIG, KEY, LABELS, guidance=3.0, annealed_guidance=True).x
-    merged, guidance = merge(*flow), LinearGuidance(3.0, annealed=True)
-    back = jax.jit(lambda x: merged.forward(x, jnp.asarray(LABELS), guidance=guidance).z)(drawn)
+    guidance = LinearGuidance(3.0, annealed=True)
+
+    @jax.jit
+    def noise_of(params, x):
+        return merge(flow[0], params).forward(x, jnp.asarray(LABELS), guidance=guidance).z
+
+    back = noise_of(flow[1], drawn)
     np.testing.assert_allclose(back, noise(10), atol=1e-4)
     with pytest.raises(ValueError, match="annealed_guidance needs a model of family 'tarflow', got 'starflow'"):
         text = experiment(
