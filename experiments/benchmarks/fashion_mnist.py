@@ -8,8 +8,8 @@
 - Bayes accuracy, from the same log p(x | y).
 - Samples: FID by the features of a small classifier that is trained here on the training images, against the test
   images, with the training images as the floor; the share of samples that the classifier assigns to their class.
-- Out-of-distribution detection: AUROC of the scores of `starflow study` on scikit-learn's digits, negatives and
-  shuffled pixels.
+- Out-of-distribution detection: AUROC of the scores of `starflow study` on scikit-learn's digits, negatives,
+  shuffled pixels, faint and constant pictures.
 - Exact sampling: depth, time and error of every solver; the baseline is the sequential solver.
 
 Errors are standard errors: over images for likelihoods and accuracies, DeLong's for AUROC, over the sets of samples
@@ -49,6 +49,8 @@ from starflow_jax.training import load_run, open_source
 
 GLOW = 2.96  # bits/dim, Nalisnick et al., arXiv 1810.09136
 PARTS = ("likelihood", "samples", "ood", "solvers")
+# Out-of-distribution pictures beside digits, made from the test pictures (`evaluation.applications.other_images`).
+OTHERS = ("negatives", "shuffled pixels", "faint", "constant")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,7 +204,7 @@ def resized_digits(test: ArraySource) -> ArraySource:
 
 
 def ood(run: Benchmark) -> dict[str, Any]:
-    """AUROC of the scores of `starflow study` on digits, negatives and shuffled pixels."""
+    """AUROC of the scores of `starflow study` on digits and on altered test pictures."""
     start = time.perf_counter()
     number, dims = run.options.ood_images, run.test.images[0].size
     train, test = first(run.train, number), first(run.test, number)
@@ -213,7 +215,7 @@ def ood(run: Benchmark) -> dict[str, Any]:
 
     training = TrainingStatistics.from_training(train, bits(train, 2))
     others = other_images(test, seed=run.options.seed)
-    sets = {"digits": resized_digits(test), **{name: others[name] for name in ("negatives", "shuffled pixels")}}
+    sets = {"digits": resized_digits(test), **{name: others[name] for name in OTHERS}}
     scored = {name: (source, bits(source, 4 + index)) for index, (name, source) in enumerate(sets.items())}
     rows = detect(training, (test, bits(test, 3)), scored)
     return {"images": number, "rows": [row.to_dict() for row in rows], "seconds": time.perf_counter() - start}
