@@ -23,7 +23,7 @@ _SPARSE_CORES = tuple(
 # The vector memory that one operation may use, in KiB: more than by default, for larger blocks of products.
 _VECTOR_MEMORY = "--xla_tpu_scoped_vmem_limit_kib=65536"
 # The sums of a layer's gradients are moved into the next turn of the loop over layers, and run beside its products.
-_PIPELINED = tuple(f"--xla_gpu_enable_pipelined_{kind}=true" for kind in ("all_gather", "reduce_scatter", "all_reduce"))
+_PIPELINED = tuple(f"--xla_gpu_enable_pipelined_{kind}=true" for kind in ("reduce_scatter", "all_reduce"))
 _RECOMMENDED: dict[str, tuple[str, ...]] = {
     "v5e": (_VECTOR_MEMORY,),
     "v6e": (*_SPARSE_CORES, _VECTOR_MEMORY),
