@@ -1,9 +1,9 @@
 """A noise-conditioned TARFlow on scikit-learn's 8x8 handwritten digits, for iterative denoising.
 
-    starflow train --config experiments/digits_levels.py --workdir /tmp/levels
-    starflow evaluate --workdir /tmp/levels --metrics fid,kid --num-samples 2000 --guidance 0 \\
+    starflow train --config experiments/digits_levels.py --workdir runs/levels
+    starflow evaluate --workdir runs/levels --metrics fid,kid --num-samples 2000 --guidance 0 \\
         --denoise iterative --levels 30
-    starflow train --config experiments/digits_levels.py:tiny --workdir /tmp/tiny      # seconds, for tests
+    starflow train --config experiments/digits_levels.py:tiny --workdir runs/tiny      # seconds, for tests
 
 The recipe is that of `experiments/digits.py` with half of the updates and two layers in the deep block. The noise level
 of an image is uniform between 0.02 and 0.5, on pixels in [-1, 1] of 17 grey levels, and weighs its loss. What the

@@ -137,7 +137,7 @@ def test_dropped_and_missing_labels_read_the_mean_embedding():
     assert float(jnp.max(jnp.abs(flow.forward(x, jnp.array([0, 1])).z - flow.forward(x).z))) > 1e-3
 
 
-@pytest.mark.parametrize("remat", ["pointwise", "attention", "mlp", "block"])
+@pytest.mark.parametrize("remat", ["pointwise", "attention", "mlp", "dense", "block"])
 def test_rematerialisation_changes_no_gradient(remat):
     x, cond = normal((2, 3, 3, 2)), condition(IMAGE, 2)
 

@@ -27,6 +27,13 @@ def conditioned(config):
     return dataclasses.replace(config, noise_levels=SPAN)
 
 
+def test_given_frames_stay_and_the_others_are_those_of_their_noise():
+    flow, x = random_flow(conditioned(VIDEO)), normal((2, 3, 4, 4, 2))
+    z = jax.jit(lambda x: flow.forward(x, TEXT).z)(x)
+    found = jax.jit(lambda z, given: inverse(flow, z, TEXT, prefix=given).x)(z, x[:, :1])
+    np.testing.assert_allclose(found, x, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("config", "shape", "guidance"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, IMAGE, VIDEO, normal, random_flow
 
-from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.base import ArraySource
@@ -17,6 +17,7 @@ from starflow_jax.evaluation.likelihood.frame_likelihood import token_log_probs
 from starflow_jax.flows import objective, standard_normal_log_prob
 from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
 from starflow_jax.solvers import inverse
+from starflow_jax.training.checkpoints.port_requests import ExportRequest, export_run
 from starflow_jax.training.step.inputs import check_source
 
 MAPS = {
@@ -105,19 +106,29 @@ def test_hashes_of_flows_without_a_map_are_as_before():
     "change, sentence",
     [
         ({"levels": 1}, "pixel_map.levels must be an integer >= 2, got 1"),
-        ({"kept": 1.0}, "pixel_map.kept must be below 1, got 1.0"),
+        ({"kept": 1.0}, "pixel_map.kept must be at most 0.9999, got 1.0"),
         ({"kept": math.nan}, "pixel_map.kept must be a finite number"),
         ({"alpha": 0.5}, "pixel_map.alpha must be below 0.5, got 0.5"),
         ({"normal_cells": ()}, "must name at least one level for kind 'normal-cells', got none"),
         ({"normal_cells": ((256, 1.0),)}, "level must be an integer <= 255, got 256"),
         ({"normal_cells": ((0, 0.0),)}, "width must be a finite number >= 0.001, got 0.0"),
         ({"normal_cells": ((3, 1.0), (3, 1.0))}, "in increasing order, got 3 after 3"),
+        ({"normal_cells": (0,)}, r"normal_cells must be pairs \(level, width\), got 0"),
         ({"kind": "cdf"}, "kind must be one of 'normal-cells', 'logit', got 'cdf'"),
     ],
 )
 def test_values_out_of_range_are_refused_in_a_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         PixelMapConfig(**change)
+
+
+def test_flows_with_a_map_are_no_flows_of_the_originals(tmp_path):
+    data, train = DataConfig(source="digits", noise="uniform"), TrainConfig(steps=1, batch_size=1, lr=1e-3)
+    config = ExperimentConfig(name="mapped", flow=MAPPED, data=data, train=train)
+    (tmp_path / "config.json").write_text(to_json(config))
+    with pytest.raises(ValueError, match=r"flow.pixel_map must be None for files of the PyTorch originals"):
+        export_run(ExportRequest(tmp_path, to_torch=tmp_path / "flow.safetensors"))
+    assert not (tmp_path / "flow.safetensors").exists()
 
 
 def test_a_map_needs_dequantised_still_images_of_its_levels():

@@ -68,7 +68,9 @@ class Benchmark:
         key = jax.random.fold_in(jax.random.key(self.options.seed), stream)
         labels = np.arange(self.config.flow.num_classes, dtype=np.int32)
         size = self.options.batch
-        return log_probs(self.params, self.config.flow, source, key, draws=draws, batch_size=size, labels=labels)
+        flow = self.config.flow
+        options = {"draws": draws, "batch_size": size, "noise_level": flow.lowest_level}
+        return log_probs(self.params, flow, source, key, labels=labels, **options)
 
     def bits(self, log_p: np.ndarray, source: ArraySource) -> np.ndarray:
         """Bits/dim of log p(x) = log mean_y p(x | y) for log p(x | y) [..., n, classes]: [..., n]."""
@@ -88,7 +90,8 @@ def likelihood(run: Benchmark) -> dict[str, Any]:
     dims, classes = test.images[0].size, run.config.flow.num_classes
     key = jax.random.fold_in(jax.random.key(options.seed), 0)
     flow = run.config.flow
-    own = log_probs(run.params, flow, test, key, draws=options.draws, batch_size=options.batch)
+    sizes = {"draws": options.draws, "batch_size": options.batch, "noise_level": flow.lowest_level}
+    own = log_probs(run.params, flow, test, key, **sizes)
     given = np.asarray(bits_per_dim(own, dims, test.levels)).mean(axis=0)
     some = first(test, options.bayes_images)
     log_p = run.class_log_probs(some, options.draws, 0)

@@ -6,8 +6,8 @@
 The sequential solver draws samples, so that the input of every block is known. Every block is then iterated from its
 exact input plus Gaussian noise of a relative error (root mean square), whole sequences at a time, and the relative
 error of the worst sample is measured after every iteration. A triangular iteration ends after as many iterations as
-tokens; before that, its error may grow by far more than it shrinks in the end (transient growth). The table shows the
-most that any network could save whose estimates have this error, in comparison with the start from the noise.
+tokens; before that, its error may grow by far more than it shrinks in the end (transient growth). The table
+shows what estimates with independent errors of this size would save in comparison with the start from the noise.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def log_prob(
     """
     sampled = isinstance(x, SampledImages | SampledVideos)
     check(not sampled or cond is None, "cond must be None for samples, which hold their condition")
+    check(not sampled or noise_level is None, "noise_level must be None for samples, which have the highest one")
     if isinstance(model, Flow):
         check(not sampled, "x must be an array where model is a flow, got samples")
         condition = None if cond is None else jnp.asarray(cond)

@@ -58,7 +58,7 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
     print(f"written: {arguments.out}")
     if arguments.json is not None:
         figures = {"workdir": str(run.workdir), "out": str(arguments.out), "step": run.step, "seed": request.seed}
-        write_json(arguments.json, figures | _figures(plan, result, captions))
+        write_json(arguments.json, figures | _figures(run, plan, result, captions))
         print(f"JSON: {arguments.json}")
     return 0
 
@@ -87,8 +87,9 @@ def _uses_untrained_null(run: Run, plan: ImagePlan) -> bool:
     return plan.guidance > 0 or dropped
 
 
-def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | None) -> dict[str, Any]:
+def _figures(run: Run, plan: ImagePlan, result: SampledImages, captions: Sequence[str] | None) -> dict[str, Any]:
     """The figures of the images for --json."""
+    from starflow_jax.sampling.denoising import denoise_fields, recorded_denoising
     from starflow_jax.sampling.solver_choice import solver_figures
 
     read, candidates = plan.captions, plan.request.candidates
@@ -98,6 +99,7 @@ def _figures(plan: ImagePlan, result: SampledImages, captions: Sequence[str] | N
         "left_out": [] if read is None else [{"caption": c, "reason": why} for c, why in read.left_out],
         "solver": solver_figures(plan.solver),
         "guidance": plan.guidance,
+        **recorded_denoising(run.config, denoise_fields(plan.request)),
         "converged": result.samples.report.converged,
         **dataclasses.asdict(result.samples.report),
     }

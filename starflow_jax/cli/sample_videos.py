@@ -71,15 +71,16 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
     print(f"written: {arguments.out}")
     if arguments.json is not None:
         figures = {"workdir": str(run.workdir), "out": str(arguments.out), "step": run.step, "seed": request.seed}
-        write_json(arguments.json, figures | _figures(planned, result, files, rate))
+        write_json(arguments.json, figures | _figures(run, planned, result, files, rate))
         print(f"JSON: {arguments.json}")
     return 0
 
 
 def _figures(
-    planned: VideoRequestPlan, result: SampledVideos, files: Sequence[str], frames_per_second: float
+    run: Run, planned: VideoRequestPlan, result: SampledVideos, files: Sequence[str], frames_per_second: float
 ) -> dict[str, Any]:
     """The figures of the videos for --json."""
+    from starflow_jax.sampling.denoising import denoise_fields, recorded_denoising
     from starflow_jax.sampling.solver_choice import solver_figures
 
     plan, scores, report = planned.plan, result.scores, result.samples.report
@@ -105,7 +106,7 @@ def _figures(
         "window": None if window is None else [window.frames, window.num_context],
         "solver": solver_figures(planned.solver),
         "guidance": float(plan.scalars["weight"]),
-        "denoise": plan.kind.denoising.method,
+        **recorded_denoising(run.config, denoise_fields(planned.request)),
         "new_frames_per_second": frames_per_second,
         "first_frame_seconds": [stream.first_frame for stream in result.streams] if result.streams else None,
         "converged": report.converged,

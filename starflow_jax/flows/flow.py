@@ -128,7 +128,7 @@ class Flow(nnx.Module):
         basis = token_basis(config.pixel_map, config.channels, config.patch_size, config.family)
         if basis is None:
             return tokens
-        return jnp.matmul(tokens, basis.T if inverted else basis, precision=config.matmul_precision)
+        return jnp.matmul(tokens, basis.T if inverted else basis, precision="highest")
 
     def is_guided(self, block: int, guidance: AnyGuidance | None) -> bool:
         """Whether a block combines a conditional and an unconditional prediction."""

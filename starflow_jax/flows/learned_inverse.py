@@ -146,7 +146,10 @@ class LearnedInverse(nnx.Module):
         if self.class_embed is not None:
             table = self.class_embed[...]
             labels = jnp.full((batch,), -1) if cond is None else jnp.asarray(cond)
-            rows = jnp.where(labels[:, None] < 0, jnp.mean(table, axis=0), table[jnp.maximum(labels, 0)])
+            if labels.ndim == 2:  # weights of classes
+                rows = labels @ table
+            else:
+                rows = jnp.where(labels[:, None] < 0, jnp.mean(table, axis=0), table[jnp.maximum(labels, 0)])
             hidden = hidden + rows[:, None]
         if self.proj_weight is not None:
             hidden = hidden + self.proj_weight(_weight_features(weight)).astype(jnp.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,8 @@ def resolved_level(config: FlowConfig, level: NoiseLevel | None, batch: int) -> 
         return None
     if level is None:
         return config.noise_levels[1]
-    if isinstance(level, int | float):
-        check_real("noise_level", level)
+    if isinstance(level, numbers.Real):
+        check_real("noise_level", float(level))
         check(level > 0, f"noise_level must be above 0, got {level}")
     shape = jnp.shape(level)
     check(shape in ((), (batch,)), f"noise_level must be a scalar or [{batch}], got shape {list(shape)}")

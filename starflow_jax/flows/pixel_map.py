@@ -11,7 +11,8 @@ so that a block that is certain of this level pays at most -log2(kept), 0.0145 b
 width 1, and T is scaled to [-1, 1]. Bits/dim remain the bound by uniform dequantisation. In other words, the flow is
 fitted to integers that were dequantised with noise of a truncated normal density, and pays for its entropy.
 
-Outside of [-1, 1) the map continues linearly, so it is a bijection of the real line; "logit" maps (-1, 1) onto it.
+Outside of [-1, 1) the map continues linearly, so it is a bijection of the real line. "logit" maps an interval around
+[-1, 1) onto the real line.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Denoising:
         """The configuration of the flow that computes it: float32 for the iterated score."""
         if self.method != "iterative":
             return flow
-        # cuDNN has no attention in float32.
-        return dataclasses.replace(flow, dtype="float32", kernels="auto" if flow.kernels == "cudnn" else flow.kernels)
+        # Neither cuDNN nor the kernels for GPUs have attention in float32.
+        return dataclasses.replace(flow, dtype="float32", kernels="xla" if flow.kernels == "xla" else "auto")
 
     def apply(
         self,

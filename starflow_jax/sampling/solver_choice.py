@@ -12,7 +12,6 @@ from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.sample_requests import SolverRequest
 from starflow_jax.solvers import AnySolver, PerBlock, is_approximate, named_solver, reads_estimates
 from starflow_jax.solvers.named import accepted_flags, needs_calibration, uses_calibration
-from starflow_jax.training.inverse.inverse_folder import has_inverse
 from starflow_jax.training.run_calibration import CALIBRATION_FILE, read_calibration
 
 
@@ -55,14 +54,13 @@ def choose_solver(
                 f"warning: the calibration is of step {calibration.step}, the parameters of step {run.step}; "
                 "starflow calibrate measures again"
             )
-        if calibration.inverse_step is not None and has_inverse(run.workdir):
-            step = run.learned_inverse.step
-            if step != calibration.inverse_step:
-                warn(
-                    f"warning: the calibration is of step {calibration.inverse_step} of the learned inverse, its "
-                    f"parameters of step {step}; starflow calibrate measures again"
-                )
-    return _checked(named_solver(name, run.config.flow, calibration=calibration, batch=batch, **options), run, warn)
+    solver = named_solver(name, run.config.flow, calibration=calibration, batch=batch, **options)
+    if calibration is not None and reads_estimates(solver) and run.learned_inverse.step != calibration.inverse_step:
+        warn(
+            f"warning: the calibration is of step {calibration.inverse_step} of the learned inverse, its parameters of "
+            f"step {run.learned_inverse.step}; starflow calibrate measures again"
+        )
+    return _checked(solver, run, warn)
 
 
 def _checked(solver: AnySolver, run: Run, warn: Callable[[str], None]) -> AnySolver:

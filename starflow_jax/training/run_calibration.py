@@ -62,7 +62,8 @@ def calibrate_run(
     weight = config.sample.guidance if request.guidance is None else request.guidance
     guidance = None
     if weight and cond is not None:
-        guidance = make_guidance(config.flow.family, cond, weight, null=empty_states(config, source))
+        annealed = config.sample.annealed_guidance
+        guidance = make_guidance(config.flow.family, cond, weight, null=empty_states(config, source), annealed=annealed)
     return calibrate(
         config.flow,
         params,

@@ -200,6 +200,11 @@ class ExperimentConfig:
             f"{self.data.noise!r} and noise_std={self.data.noise_std}",
         )
         check(not self.train.noise_weight, "train.noise_weight must be False with flow.noise_levels; use level_weight")
+        check(
+            not self.train.latent_norm or self.flow.denoiser is None,
+            "train.latent_norm must be 0 for a denoiser with flow.noise_levels, which learns the gradient of the "
+            f"likelihood alone, got {self.train.latent_norm:g}",
+        )
         parts = [part for part in (self.data, *self.data.mixture) if part.captions.noise_level]
         check(
             not parts, "data.captions.noise_level must be False with flow.noise_levels, which every block reads itself"

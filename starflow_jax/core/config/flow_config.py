@@ -306,9 +306,11 @@ class FlowConfig:
     def _check_noise_levels(self) -> None:
         if self.noise_levels is None:
             return
-        for name, level in zip(("noise_levels t0", "noise_levels t1"), self.noise_levels, strict=True):
-            check_real(name, level, minimum=0.0)
+        pair = isinstance(self.noise_levels, tuple) and len(self.noise_levels) == 2
+        check(pair, f"noise_levels must be a pair (t0, t1), got {self.noise_levels!r}")
         low, high = self.noise_levels
+        for name, level in (("noise_levels t0", low), ("noise_levels t1", high)):
+            check_real(name, level, minimum=0.0)
         check(0 < low < high, f"noise_levels must be (t0, t1) with 0 < t0 < t1, got {self.noise_levels}")
         check(self.scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
         for block in self.blocks:

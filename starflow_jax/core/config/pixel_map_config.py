@@ -36,7 +36,8 @@ class PixelMapConfig:
         check_choices(self)
         check_integer("pixel_map.levels", self.levels, minimum=2, maximum=256)
         check_real("pixel_map.kept", self.kept, minimum=0.5)
-        check(self.kept < 1.0, f"pixel_map.kept must be below 1, got {self.kept}")
+        # The quantile of a tail of less than that is not finite in float32.
+        check(self.kept <= 0.9999, f"pixel_map.kept must be at most 0.9999, got {self.kept}")
         check_real("pixel_map.alpha", self.alpha, minimum=1e-6)
         check(self.alpha < 0.5, f"pixel_map.alpha must be below 0.5, got {self.alpha}")
         check(
@@ -44,7 +45,12 @@ class PixelMapConfig:
             "pixel_map.normal_cells must name at least one level for kind 'normal-cells', got none",
         )
         previous = -1
-        for level, width in self.normal_cells:
+        for cell in self.normal_cells:
+            check(
+                isinstance(cell, tuple) and len(cell) == 2,
+                f"pixel_map.normal_cells must be pairs (level, width), got {cell!r}",
+            )
+            level, width = cell
             check_integer("pixel_map.normal_cells level", level, minimum=0, maximum=self.levels - 1)
             check_real("pixel_map.normal_cells width", width, minimum=1e-3, maximum=1e6)
             check(

@@ -28,7 +28,8 @@ def class_gradients(
     """log p(x | softmax(l)) of data at l = 0, and its gradient with respect to the logits l.
 
     Args:
-      flow: with classes, or one that reads a label as one text token (`training.step.inputs.condition`).
+      flow: with classes, or one that reads a label as one text token (`training.step.inputs.condition`). All classes of
+        the flow take part, also those that the data do not have.
       x: [B, H, W, C]; noise_level: as for `Flow.forward`.
 
     Returns:

@@ -79,7 +79,7 @@ class SampleQualityRequest(EvaluateRequest):
             "{real} and {reference} are mutually exclusive, got both",
         )
         if BITS not in self.metrics:
-            for name in ("draws", "batch"):
+            for name in ("draws", "batch", "noise_level"):
                 require(
                     getattr(self, name) is None,
                     f"{{{name}}} requires {{metrics}} {BITS}, got {{metrics}} {{0}}",

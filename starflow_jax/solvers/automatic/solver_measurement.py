@@ -102,7 +102,14 @@ def calibrate(
     flow = merge(abstract(config)[0], params)
     samples, grid = x.shape[0], Grid.from_shape(config, x.shape)
     states = jax.device_get(_forward(config, params, x, cond, guidance))
-    estimates = None if learned is None else jax.device_get(_estimates(config, learned, states, cond, weight))
+    estimates, pass_seconds = None, 0.0
+    if learned is not None:
+        estimates = jax.device_get(_estimates(config, learned, states, cond, weight))  # compiles
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            jax.block_until_ready(_estimates(config, learned, states, cond, weight))
+            seconds = time.perf_counter() - begin
+            pass_seconds = min(pass_seconds or seconds, seconds)
     cond = jax.device_get(cond)
 
     def block_of(index: int) -> MeasuredBlock:
@@ -118,7 +125,7 @@ def calibrate(
         amplification = 1.0 if block.index == blocks[0].index else _amplification(block, blocks[:position], states[0])
         estimate = None if estimates is None else flow.to_block(block.index, estimates[block.index], grid)
         allowed = target_error / len(blocks) / amplification
-        measured.append(_measure(block, allowed, amplification, shares, rounds, estimate))
+        measured.append(_measure(block, allowed, amplification, shares, rounds, estimate, pass_seconds))
     return Calibration(
         step=step,
         device=jax.devices()[0].device_kind,
@@ -168,12 +175,14 @@ def _measure(
     shares: tuple[int, ...],
     rounds: int,
     estimate: HostArray | None,
+    pass_seconds: float,
 ) -> BlockCalibration:
     """All measurements of one block.
 
     Args:
       allowed: the error of its output that trials aim at.
       estimate: that of a learned inverse, or None.
+      pass_seconds: time of its whole pass, which is charged to every block that it is used for.
     """
     affine = fit_affine(block.x, block.z)
     starts: dict[StartName, HostArray] = {
@@ -217,13 +226,20 @@ def _measure(
         scale=affine.scale,
         amplification=amplification,
         trials=tuple(
-            Trial(method, tolerance, depth, error, depth * seconds[method])
+            Trial(method, tolerance, depth, error, _seconds(method, depth, seconds[method], pass_seconds))
             for method, results in trials.items()
             for tolerance, depth, error in results
             if np.isfinite(error)
         ),
         costs=tuple(costs),
     )
+
+
+def _seconds(method: Method, depth: int, evaluation: float, learned_pass: float) -> float:
+    """The time of a trial: of its evaluations, and of the pass of a learned inverse where it starts from one."""
+    if method.start != "learned":
+        return depth * evaluation
+    return (depth - 1) * evaluation + learned_pass
 
 
 def _try_methods(

@@ -9,6 +9,7 @@ from typing import Any
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.porting.fit import Fit, fit
@@ -120,13 +121,23 @@ class Porting:
         }
 
 
+def _check_portable(flow: FlowConfig) -> None:
+    """Raises ValueError for a flow with a map that no tensor of the originals describes."""
+    check(
+        flow.pixel_map is None,
+        "flow.pixel_map must be None for files of the PyTorch originals, which have no such maps",
+    )
+
+
 def open_porting(request: PortRequest) -> Porting:
     """Opens the tensors of a request, and compares their names and shapes with the flow.
 
     Raises:
-      ValueError: a file that cannot be read, no such state, or a mesh that does not fit the flow.
+      ValueError: a file that cannot be read, no such state, or a mesh that does not fit the flow, or a flow that the
+        originals do not have.
     """
     config = request.config
+    _check_portable(config.flow)
     tensors = open_tensors(request.source)
     state, state_tensors = choose(states_of(tensors), request.weights, tensors.left_aside)
     if request.infer:
@@ -203,6 +214,7 @@ def export_run(request: ExportRequest) -> Exported:
     config = read_config(request.workdir)
     if config is None:
         raise ValueError(f"workdir {request.workdir} contains no training run")
+    _check_portable(config.flow)
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
     step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
     return Exported(config.name, step)

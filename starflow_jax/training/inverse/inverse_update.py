@@ -186,7 +186,9 @@ def _guidance(
     """Guidance of the states, None where the experiment has none."""
     if not objective.experiment.pairs.max_guidance:
         return None
-    return make_guidance(objective.config.flow.family, cond, weight, null=frozen.null)
+    config = objective.config
+    annealed = config.sample.annealed_guidance
+    return make_guidance(config.flow.family, cond, weight, null=frozen.null, annealed=annealed)
 
 
 def _pixels(objective: Objective, frozen: FrozenInputs, image: jax.Array) -> tuple[jax.Array, int]:
