@@ -12,7 +12,8 @@ random, as the paper does.
 Model: patches of 4, 4 blocks of 4, 4, 4 and 24 layers, 1,600 wide, noise levels 0.01 to 0.5. 1,202,502,784 parameters.
 Training: bfloat16; batch 512, 450 epochs, AdamW 1e-5 to 1e-4 over one epoch, then a cosine to 1e-5; the noise level of
 an example is uniform and weighs its loss.
-Published (arXiv 2604.20041, by a third-party note): FIDs from 1.68 at 64 pixels to 3.32 over the three sizes.
+Published (arXiv 2604.20041, quoted from a summary, not checked against the paper): FIDs from 1.68 at 64 pixels to 3.32
+over the three sizes.
 The guidance weight is annealed along the sequence. Open: whether the published FIDs are of the ODE or of the SDE step.
 This project has not trained the experiment at this size.
 `experiments/itarflow_imagenet128.py:tiny` is the same experiment at a size that a laptop trains in seconds.

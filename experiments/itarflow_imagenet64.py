@@ -12,7 +12,7 @@ random, as the paper does.
 Model: patches of 2, 4 blocks of 4, 4, 4 and 24 layers, 1,280 wide, noise levels 0.01 to 0.3. 771,394,656 parameters.
 Training: bfloat16; batch 512, 300 epochs, AdamW 1e-5 to 1e-4 over one epoch, then a cosine to 1e-5; the noise level of
 an example is uniform and weighs its loss.
-Published (arXiv 2604.20041, by a third-party note): FID 1.68.
+Published (arXiv 2604.20041, quoted from a summary, not checked against the paper): FID 1.68.
 The guidance weight is annealed along the sequence. Open: whether the published FIDs are of the ODE or of the SDE step.
 This project has not trained the experiment at this size.
 `experiments/itarflow_imagenet64.py:tiny` is the same experiment at a size that a laptop trains in seconds.
