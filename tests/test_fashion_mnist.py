@@ -78,7 +78,7 @@ def test_every_part_of_the_evaluation_runs(folder, tmp_path, capsys):
     assert bound["gain"]["mean"] >= 0
     assert {row["name"] for row in figures["ood"]["rows"]} == {"digits", *fashion_mnist.OTHERS}
     assert len(figures["samples"]["rows"]) == 1
-    errors = {row["solver"]: row["largest_error"] for row in figures["solvers"]["rows"]}
-    assert errors["sequential"] == 0
-    assert max(errors.values()) < 1e-2
+    solvers = {row["solver"]: row for row in figures["solvers"]["rows"]}
+    assert solvers["sequential"]["depth"] == 2 * 48  # the first of 49 tokens of a block is its noise
+    assert all(row["largest_error"] < 1e-2 for row in solvers.values())
     assert "Glow, published" in capsys.readouterr().out

@@ -108,6 +108,8 @@ def test_the_noise_of_the_data_must_be_that_of_the_flow():
     with pytest.raises(ValueError, match="noise_weight must be False"):
         make(data=data, train=dataclasses.replace(train, noise_weight=True))
     assert make(data=data, train=train).flow.lowest_level == 0.01
+    with pytest.raises(ValueError, match=r"level_weight need flow.noise_levels, got None for 'uniform' and 'ones'"):
+        make(flow=CLASSES, data=data, train=dataclasses.replace(train, level_weight="ones"))
 
 
 def test_flows_without_levels_keep_their_hashes_and_parameters():

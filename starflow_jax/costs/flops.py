@@ -16,7 +16,8 @@ from typing import Any
 
 from jax.extend.core import jaxprs_in_params
 
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.kernels.attention import Causal, FrameWindow, Full, Visibility
 from starflow_jax.kernels.attention.block_sizes import COSTS, DEFAULT_CHIP, tiles_for, visited
 

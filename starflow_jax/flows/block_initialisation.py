@@ -7,7 +7,8 @@ import os
 import jax
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.sharding.layout import Layout
 

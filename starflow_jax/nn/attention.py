@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from starflow_jax.core.config.flow_config import TransformerConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.kernels.attention import Causal, Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.kernel_choice import Target, device_target

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from starflow_jax.core.config.flow_config import TransformerConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.kernels.attention import Visibility
 from starflow_jax.kernels.attention.derivatives import OPERANDS_NAME, RESULTS_NAME
 from starflow_jax.kernels.attention.reference import stores_weights

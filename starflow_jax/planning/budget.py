@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts
 from starflow_jax.flows.parameters import abstract, count

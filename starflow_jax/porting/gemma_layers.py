@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.models.pretrained_folder import PretrainedFolder, open_pretrained, positive, read_config
 from starflow_jax.models.text.gemma import language_config, tensor_prefix
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from starflow_jax.core.config.checks import check_integer
-from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import DenoiserConfig, FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.porting import original_arguments
 from starflow_jax.porting.original_arguments import LAYER_DEFAULTS, flow_fields, layer_counts, switch
 

@@ -17,6 +17,9 @@ from starflow_jax.flows import Flow, iterative_denoise, learned_denoise, score_d
 # Fields of requests and options; those of `SampleConfig` have the same names.
 DENOISE_FIELDS = ("denoise", "denoise_levels", "denoise_step", "denoise_clip")
 
+# Folded into the key of a sample for the noise of its denoising, which no other noise may equal.
+DENOISE_STREAM = 0x6465_6E6F
+
 
 @dataclasses.dataclass(frozen=True)
 class Denoising:

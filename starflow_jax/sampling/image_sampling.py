@@ -27,16 +27,13 @@ from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.models.autoencoders import decode_by, decode_latents
 from starflow_jax.nn.ready_parameters import ready_for_inference
-from starflow_jax.sampling.denoising import Denoising
+from starflow_jax.sampling.denoising import DENOISE_STREAM, Denoising
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.options import SamplingOptions, Settings
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sharding.layout import Layout, gathered, placed, spread, tree_layout
 from starflow_jax.solvers import AnySolver, Inversion, OnePass, inverse
 from starflow_jax.training.step.inputs import condition
-
-# Folded into the key of an image for the noise of its denoising, which no other noise may equal.
-_DENOISE_STREAM = 0x6465_6E6F
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -300,7 +297,7 @@ def _draw(
 
     def noise(level: jax.Array) -> jax.Array:
         """The noise of a step of the images' denoising."""
-        streams = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, _DENOISE_STREAM), level))(keys)
+        streams = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, DENOISE_STREAM), level))(keys)
         return jax.vmap(lambda k: jax.random.normal(k, shape))(streams)
 
     clean = denoising.apply(flow, result.x, cond, kind.noise_std, scalars.get("denoise_levels"), noise)

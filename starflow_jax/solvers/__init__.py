@@ -5,7 +5,8 @@ from starflow_jax.solvers.automatic.calibration import Calibration
 from starflow_jax.solvers.base import Kind, Report, Solution, Solver, Stage, StageReport, State
 from starflow_jax.solvers.gs_jacobi import calibrated_gs_jacobi, gs_jacobi
 from starflow_jax.solvers.initial_estimate import AffineStart, Start
-from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, SlidingWindow, check_frames, inverse
+from starflow_jax.solvers.inverse import BlockReport, BlockTask, Inversion, inverse
+from starflow_jax.solvers.inverse_arguments import SlidingWindow, check_frames
 from starflow_jax.solvers.jacobi import Jacobi
 from starflow_jax.solvers.named import named_solver
 from starflow_jax.solvers.one_pass import OnePass, is_approximate

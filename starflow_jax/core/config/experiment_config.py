@@ -191,8 +191,13 @@ class ExperimentConfig:
         )
 
     def _check_noise_levels(self) -> None:
-        levels = self.flow.noise_levels
+        levels, train = self.flow.noise_levels, self.train
         if levels is None:
+            check(
+                (train.level_distribution, train.level_weight) == ("uniform", "level"),
+                "train.level_distribution and train.level_weight need flow.noise_levels, got None for "
+                f"{train.level_distribution!r} and {train.level_weight!r}",
+            )
             return
         check(
             self.data.noise == "gaussian" and self.data.noise_std == levels[1],

@@ -6,9 +6,10 @@ import dataclasses
 
 from starflow_jax.core.choices import Dtype
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
-from starflow_jax.core.config.flow_config import FlowConfig, TransformerConfig
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.mesh_config import MeshConfig
 from starflow_jax.core.config.train_config import TrainConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 
 # Fields of `TrainConfig` that the training of a learned inverse does not read.
 _UNUSED = (

@@ -25,6 +25,7 @@ from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params, abstract, merge, split
 from starflow_jax.media import to_uint8
 from starflow_jax.nn.ready_parameters import ready_for_inference
+from starflow_jax.sampling.denoising import DENOISE_STREAM
 from starflow_jax.sampling.image_sampling import to_pixels
 from starflow_jax.sampling.sampling_report import SampleReport, report_on
 from starflow_jax.sampling.videos.video_plan import VideoKind, VideoPlan, plan_videos
@@ -33,8 +34,6 @@ from starflow_jax.solvers import OnePass, inverse
 
 # Folded into the key of the noise that is added to given frames, which no other noise may equal.
 _GIVEN_STREAM = 0x6976_656E
-# Folded into it for the noise of denoising.
-_DENOISE_STREAM = 0x6465_6E6F
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,7 +206,7 @@ def denoise_video(
         times = first + start + jnp.arange(piece.shape[1])
 
         def noise(level: Integer[Array, ""]) -> Float[Array, "B t H W C"]:
-            stream = jax.random.fold_in(jax.random.fold_in(key, _DENOISE_STREAM), level)
+            stream = jax.random.fold_in(jax.random.fold_in(key, DENOISE_STREAM), level)
             return frame_noise(stream, indices, times, piece.shape[2:])
 
         return kind.denoising.apply(flow, piece, cond, kind.noise_std, num_levels, noise)

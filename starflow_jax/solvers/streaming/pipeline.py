@@ -25,7 +25,8 @@ from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.solvers.base import Kind, Solver, Stage, StageReport
-from starflow_jax.solvers.inverse import BlockReport, SlidingWindow, check_estimates, check_later
+from starflow_jax.solvers.inverse import BlockReport
+from starflow_jax.solvers.inverse_arguments import SlidingWindow, check_estimates, check_later
 from starflow_jax.solvers.one_pass import is_approximate
 from starflow_jax.solvers.per_block import AnySolver, PerBlock, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
