@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from starflow_jax.core.storage.addresses import refuse_address
 from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.model_folder import MODEL_FILE
 from starflow_jax.sampling.sample_requests import RunRequest
@@ -28,6 +29,7 @@ def from_pretrained(
     Raises:
       ValueError: `path` contains neither a run nor a model folder, or a file in it is damaged or missing.
     """
+    refuse_address("path", path)
     path = Path(path)
     if (path / MODEL_FILE).is_file():
         return open_run(RunRequest(model=path, ema=ema, step=step), layout=layout)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from starflow_jax.core.storage.local_moves import move_over
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        move_over(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,7 +36,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.replace(temporary, path)  # this also replaces an empty folder
+        move_over(temporary, path)  # this also replaces an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.storage.local_moves import move
 from starflow_jax.data import Loader
 from starflow_jax.models.autoencoders import AUTOENCODER_FOLDER, save_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
@@ -172,6 +173,6 @@ def _replace(folder: Path, autoencoder: AutoencoderKL, params: Params) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     save_autoencoder(new, dataclasses.replace(autoencoder, dtype="float32"), params)
     if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+        move(folder, old)
+    move(new, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
 from starflow_jax.core.regular_files import parse_json, read_text
 from starflow_jax.core.request_errors import RequestError, require
+from starflow_jax.core.storage.local_moves import move_over
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import write_mp4
 from starflow_jax.sampling.denoising import denoise_fields, recorded_denoising
@@ -163,7 +163,7 @@ class VBenchExport:
                     write_mp4(temporary, pixels, fps=self.fps, scale=self.request.scale)
                     target = out / video.file
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(temporary, target)
+                    move_over(temporary, target)
                 progress(len(batch))
         return converged
 

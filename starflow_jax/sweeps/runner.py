@@ -20,6 +20,8 @@ import numpy as np
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.figures import write_json
+from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.flows.parameters import Params
 from starflow_jax.sharding.layout import Layout, spread
 from starflow_jax.sweeps.checkpoint_selection import Checkpoint
@@ -39,7 +41,6 @@ from starflow_jax.sweeps.results import (
     write_plan,
 )
 from starflow_jax.training import load_run
-from starflow_jax.training.checkpoints.workdir import locked
 from starflow_jax.training.distributed.agreement import everywhere, gather_texts, on_first_process
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText, load_text
@@ -94,6 +95,7 @@ def run_sweep(plan: Plan, out: Path | str, *, layout: Layout | None = None, watc
       ValueError: a folder with other files or in use, or damaged files.
       OSError: results cannot be written.
     """
+    refuse_address("out", out)
     out = Path(out)
     with _claimed(out, plan), Results(out, cell_names(plan)) as results:
         if jax.process_index() == 0:

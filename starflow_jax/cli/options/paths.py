@@ -9,6 +9,7 @@ from pathlib import Path
 
 from starflow_jax.cli.options.arguments import shortened
 from starflow_jax.core.regular_files import file_kind
+from starflow_jax.core.storage.addresses import address_text, is_address
 
 
 def path(text: str) -> Path:
@@ -21,6 +22,10 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"must be a path without null bytes, got {shortened(text)!r}")
+    if is_address(text):
+        raise argparse.ArgumentTypeError(
+            f"must be a path of a file system, got the address {shortened(address_text(text))!r}"
+        )
     result = Path(text)
     try:
         mode = result.stat().st_mode
@@ -52,7 +57,7 @@ def function_name(text: str) -> str:
 
 def network_name(text: str) -> str:
     """Parses FILE, the name of a network, or MODULE:FUNCTION; returns the text."""
-    if ":" in text and not Path(text).exists():
+    if ":" in text and not is_address(text) and not Path(text).exists():
         return function_name(text)
     path(text)
     return text

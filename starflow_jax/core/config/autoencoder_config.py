@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from starflow_jax.core.choices import Dtype
-from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_paths, check_real
 from starflow_jax.core.config.mesh_config import MeshConfig
 from starflow_jax.core.config.source_config import SourceConfig
 
@@ -135,6 +135,7 @@ class AutoencoderExperiment:
             check_integer("image_size", side, minimum=1)
         check_integer("evaluate", self.evaluate, minimum=1)
         check_choices(self)
+        check_paths(self, "autoencoder")
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         check(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from starflow_jax.core.choices import choices
+from starflow_jax.core.storage.addresses import refuse_address
 
 # Bounds of fields without bounds of their own: larger values overflow int32 or float32 sooner or later.
 MAX_INTEGER = 2**32 - 1
@@ -71,6 +72,12 @@ def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+
+
+def check_paths(config: object, *names: str) -> None:
+    """Raises ValueError where one of the fields is an address of an object store instead of a path."""
+    for name in names:
+        refuse_address(name, getattr(config, name))
 
 
 def shown(value: object) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from starflow_jax.core.choices import Background
-from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_real
+from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_paths, check_real
 from starflow_jax.core.registries import SOURCES
 
 OptionValue = str | int | float | bool
@@ -139,6 +139,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_paths(self, "path", "index")
         self._check_values()
         if not self._is_foreign:
             SOURCES.check("source", self.source)

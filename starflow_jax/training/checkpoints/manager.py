@@ -32,6 +32,8 @@ import orbax.checkpoint as ocp
 from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.local_moves import move
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
@@ -268,7 +270,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             while damaged.exists():
                 damaged = damaged.with_name(f"{damaged.name}+")
-            folder.rename(damaged)
+            move(folder, damaged)
         barrier("set aside")
         self._manager.reload()
         return damaged
@@ -363,6 +365,7 @@ def load_run(
     Raises:
       ValueError: no run in that folder, or a damaged one.
     """
+    refuse_address("workdir", workdir)
     workdir = Path(workdir)
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():

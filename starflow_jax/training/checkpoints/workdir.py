@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +17,8 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
 from starflow_jax.core.config.source_config import CaptionConfig, SourceConfig
 from starflow_jax.core.regular_files import read_json, read_text
+from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint
 from starflow_jax.training.checkpoints.same_data import check_same_data
 
@@ -165,8 +165,7 @@ def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] 
         be written.
     """
     workdir = Path(workdir)
-    if re.match(r"[a-z0-9]+:/", str(workdir)):
-        raise ValueError(f"workdir must be a folder of a file system (mount a bucket as one), got {str(workdir)!r}")
+    refuse_address("workdir", workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         old = read_config(workdir, type(config))
@@ -233,25 +232,3 @@ def is_in_use(workdir: Path) -> bool:
     """Whether a process of this machine has locked `workdir`."""
     with locked(workdir) as free:
         return not free
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[bool]:
-    """Locks a folder and yields whether it was free; always true where the file system has no locks."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield True
-        return
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except OSError:
-            free = True
-        yield free
-    finally:
-        os.close(handle)

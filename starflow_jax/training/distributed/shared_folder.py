@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 
 from starflow_jax.core.atomic_writing import replacing_folder
+from starflow_jax.core.storage.local_moves import move_over
 from starflow_jax.training.distributed.agreement import barrier, gather_texts
 
 
@@ -33,7 +33,7 @@ def replacing_folder_together(path: Path) -> Iterator[Path]:
         yield temporary
         barrier("wrote a folder")
         if jax.process_index() == 0:
-            os.replace(temporary, path)
+            move_over(temporary, path)
         barrier("renamed a folder")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

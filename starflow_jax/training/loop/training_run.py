@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.storage.addresses import refuse_address
 from starflow_jax.costs.local_chip import local_peak
 from starflow_jax.data import Loader
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint
@@ -95,6 +96,7 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     if not isinstance(request, TrainRequest):
         if workdir is None:
             raise TypeError("train needs a workdir with a configuration")
+        refuse_address("workdir", workdir)
         request = TrainRequest(request, Path(workdir), **options)
     elif workdir is not None or options:
         raise TypeError("train takes no other arguments with a TrainRequest, which contains all of them")

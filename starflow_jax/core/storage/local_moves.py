@@ -1,0 +1,43 @@
+"""Renaming and locking on a file system: the only place where the package does either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def move_over(source: Path, target: Path) -> None:
+    """Renames a file over an existing one, or a folder over an empty one, atomically on one file system."""
+    os.replace(source, target)
+
+
+def move(source: Path, target: Path) -> Path:
+    """Renames a file or folder to a name that is free; returns the new path."""
+    return source.rename(target)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Locks a file or folder and yields whether it was free; always true where the file system has no locks.
+
+    The operating system releases the lock when this process ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield True
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        yield free
+    finally:
+        os.close(handle)
