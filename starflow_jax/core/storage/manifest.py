@@ -1,0 +1,107 @@
+"""The list of the files of a published folder, which is written last: it is what makes them a whole.
+
+A store has no folders and renames nothing, and its listing may lag. A reader therefore takes the names, sizes and
+checksums from one object, and ignores objects that it does not name. A folder that somebody copied to the store by
+other means has no such object, and is what the listing says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from starflow_jax.core.regular_files import parse_json
+from starflow_jax.core.storage.retries import StoreError
+from starflow_jax.core.storage.store import Store
+
+MANIFEST = ".starflow-files.json"
+PENDING = ".starflow-pending.json"
+LEASE = ".starflow-lease.json"
+OWN = (MANIFEST, PENDING, LEASE)
+_FORMAT = "starflow files 1"
+_MAX_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of a folder: its bytes, their CRC-32 (None where only a listing is known), and a version.
+
+    Attributes:
+      modified_ns: when it was written, in nanoseconds since 1970.
+    """
+
+    size: int
+    checksum: int | None
+    modified_ns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The files of a folder by name.
+
+    Attributes:
+      files: by their names relative to the folder; version: of the object that lists them, None if a listing did.
+    """
+
+    files: dict[str, File]
+    version: str | None = None
+
+    def to_json(self) -> bytes:
+        """The content of the object."""
+        rows = {name: [file.size, file.checksum, file.modified_ns] for name, file in sorted(self.files.items())}
+        return json.dumps({"format": _FORMAT, "files": rows}, indent=0).encode()
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The list that the publication of the folder wrote last; None where there is none.
+
+    Raises:
+      StoreError: it cannot be read, or is not such a list.
+    """
+    facts = store.facts(MANIFEST)
+    if facts is None:
+        return None
+    try:
+        values = parse_json(store.read(MANIFEST, 0, _MAX_BYTES))
+        if values["format"] != _FORMAT:
+            raise ValueError("another format")
+        files = {_checked(name): File(*_integers(row)) for name, row in values["files"].items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{store.address / MANIFEST} is not the list of the files of a folder") from error
+    return Manifest(files, facts.version)
+
+
+def folder_files(store: Store) -> Manifest:
+    """The files of a folder: those of its list, or of the store's listing where it has none."""
+    manifest = read_manifest(store)
+    if manifest is not None:
+        return manifest
+    listed = {name: File(one.size, None, one.modified_ns) for name, one in store.list().items() if name not in OWN}
+    return Manifest({_checked(name): file for name, file in listed.items()})
+
+
+def pending_names(store: Store) -> list[str]:
+    """The names that an interrupted publication may have written without listing them."""
+    try:
+        names = parse_json(store.read(PENDING, 0, _MAX_BYTES))
+    except (FileNotFoundError, ValueError):
+        return []
+    return [_checked(name) for name in names] if isinstance(names, list) else []
+
+
+def _integers(row: Any) -> tuple[int, int, int]:
+    size, checksum, modified = row
+    if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in row):
+        raise ValueError("a row of other values than numbers")
+    return size, checksum, modified
+
+
+def _checked(name: Any) -> str:
+    """A name that stays below its folder; lists and objects are written by others."""
+    parts = name.split("/") if isinstance(name, str) else []
+    if not parts or any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+        raise ValueError(f"the name {name!r} cannot be that of a file below a folder")
+    return str(name)

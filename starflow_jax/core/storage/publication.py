@@ -1,0 +1,168 @@
+"""Publishes a local folder at an address, again and again while it grows, whole each time.
+
+New and changed files are written first, and the list of all files (`manifest`) last, on condition that nobody else has
+written it since. Objects that the folder has no more are removed after that. A publication that was interrupted leaves
+objects that no list names; it had recorded their names before, and the next owner removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from starflow_jax.core.storage.manifest import MANIFEST, PENDING, File, Manifest, folder_files, pending_names
+from starflow_jax.core.storage.retries import Conflict, StoreError
+from starflow_jax.core.storage.store import Store, file_checksum
+
+_THREADS = 8
+_IN_MEMORY = 2**26  # larger files are sent from disk, in parts
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of checkpoints that Orbax is writing
+
+Seen = tuple[int, int, int]  # inode, size and modification time of a local file
+
+
+class Publication:
+    """The state of a folder in the store, which `publish` brings up to date. One thread at a time calls it.
+
+    Args:
+      store: of the address of the folder; folder: the local one.
+      published: what is there already; None for a new folder.
+      may_write: raises where this process has lost the right to write.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        published: Manifest | None = None,
+        may_write: Callable[[], None] = lambda: None,
+    ):
+        self._store, self._folder, self._may_write = store, folder, may_write
+        self._version = None if published is None else published.version
+        self._files = {} if published is None else dict(published.files)
+        self._sent: dict[str, Seen] = {}
+        if published is not None and published.version is not None:
+            for name, seen in _local_files(folder).items():
+                file = published.files.get(name)
+                if file is not None and (seen[1], seen[2]) == (file.size, file.modified_ns):
+                    self._sent[name] = seen
+
+    def publish(self) -> int:
+        """Publishes the folder as it is now; returns the number of objects written.
+
+        Files whose names or folders begin with a dot, and unfinished checkpoints, are being written and left for later.
+
+        Raises:
+          StoreError: the store cannot be written, or somebody else publishes at this address.
+        """
+        snapshot = self._folder.with_name(f".{self._folder.name}.snapshot")
+        shutil.rmtree(snapshot, ignore_errors=True)
+        try:
+            local = _link_all(self._folder, snapshot)
+            changed = {name: seen for name, seen in local.items() if self._sent.get(name) != seen}
+            gone = [name for name in self._files if name not in local]
+            if not changed and not gone and self._version is not None:
+                return 0
+            self._may_write()
+            new = [name for name in changed if name not in self._files]
+            if new:
+                self._store.write(PENDING, json.dumps(new).encode())
+            with ThreadPoolExecutor(_THREADS) as threads:
+                sent = dict(zip(changed, threads.map(lambda name: self._send(name, snapshot), changed), strict=True))
+            files = {name: file for name, file in self._files.items() if name in local} | sent
+            self._may_write()
+            self._commit(Manifest(files))
+            self._files, self._sent = files, local
+        finally:
+            shutil.rmtree(snapshot, ignore_errors=True)
+        for name in gone:
+            self._store.remove(name)
+        if new:
+            self._store.remove(PENDING)
+        return len(changed)
+
+    def _send(self, name: str, snapshot: Path) -> File:
+        """Writes one file; of a file that grows meanwhile, the bytes that the snapshot saw."""
+        path = snapshot / name
+        status = path.stat()
+        if status.st_size > _IN_MEMORY:
+            checksum = file_checksum(path)
+            self._store.send(name, path)
+            if path.stat().st_size != status.st_size:
+                raise StoreError(f"{self._store.address / name} could not be written: the file grew meanwhile")
+            return File(status.st_size, checksum, status.st_mtime_ns)
+        with path.open("rb") as file:
+            data = file.read(status.st_size)
+        self._store.write(name, data)
+        return File(len(data), zlib.crc32(data), status.st_mtime_ns)
+
+    def _commit(self, manifest: Manifest) -> None:
+        try:
+            self._version = self._store.write_if(MANIFEST, manifest.to_json(), self._version)
+        except Conflict as error:
+            raise StoreError(
+                f"{self._store.address} could not be published: another process has written it meanwhile"
+            ) from error
+
+
+def remove_interrupted(store: Store) -> Manifest | None:
+    """Removes what an interrupted publication left; returns the files of the folder, None for an empty address.
+
+    Only the owner of an address may call this.
+    """
+    names = pending_names(store)
+    manifest = folder_files(store)
+    known: Mapping[str, File] = manifest.files if manifest.version is not None else {}
+    left = [name for name in names if name not in known]
+    for name in left:
+        store.remove(name)
+    if names:
+        store.remove(PENDING)
+    if manifest.version is None:
+        files = {name: file for name, file in manifest.files.items() if name not in left}
+        return Manifest(files) if files else None
+    return manifest
+
+
+def _local_files(folder: Path) -> dict[str, Seen]:
+    """The finished files below a folder, sorted by name."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if _finished(name)]
+        for name in files:
+            path = Path(root, name)
+            if _finished(name) and path.is_file() and not path.is_symlink():
+                status = path.stat()
+                relative = path.relative_to(folder).as_posix()
+                found[relative] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+def _finished(name: str) -> bool:
+    return not name.startswith(".") and _UNFINISHED not in name
+
+
+def _link_all(folder: Path, snapshot: Path) -> dict[str, Seen]:
+    """Hard links of all finished files, which stay although the originals are removed or replaced."""
+    linked: dict[str, Seen] = {}
+    snapshot.mkdir(parents=True)
+    for name in _local_files(folder):
+        target = snapshot / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            try:
+                os.link(folder / name, target)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except OSError:  # a file system without links
+                shutil.copy2(folder / name, target)
+        except FileNotFoundError:
+            continue
+        status = target.stat()
+        linked[name] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return linked

@@ -1,0 +1,75 @@
+"""Calls to a store that are repeated a bounded number of times, with growing pauses."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Conflict(Exception):
+    """An object was not written since it exists, or is not of the version that the writer had seen."""
+
+
+class StoreError(OSError):
+    """A call to a store failed; the message is one sentence that names the address."""
+
+
+# Answers that the same call would get again.
+_FINAL = (
+    Conflict,
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Retries:
+    """How often a call is made at most, and how long the pauses are.
+
+    Attributes:
+      attempts: calls in all; first_seconds: the first pause, on average; each further one is twice as long, at most
+        `longest_seconds`. Pauses are random, so that many processes do not call at the same moments.
+      sleep: waits; tests pass a function that does not.
+    """
+
+    attempts: int = 5
+    first_seconds: float = 0.25
+    longest_seconds: float = 8.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        """The result of `action`; raises its last error."""
+        for attempt in range(self.attempts):
+            try:
+                return action()
+            except _FINAL:
+                raise
+            except Exception:  # libraries of stores raise errors of many kinds when a connection breaks
+                if attempt == self.attempts - 1:
+                    raise
+                pause = min(self.first_seconds * 2**attempt, self.longest_seconds)
+                self.sleep(pause * random.uniform(0.5, 1.5))
+        raise AssertionError("attempts is at least 1")
+
+
+def store_error(doing: str, error: Exception) -> StoreError:
+    """An error as one sentence, without query strings, which may hold signatures, and of bounded length."""
+    lines = str(error).strip().splitlines()
+    reason = re.sub(r"\?\S+", "?...", lines[0])[:200] if lines else ""
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{doing}: there is no such object or bucket")
+    return StoreError(f"{doing}: {kind}{f': {reason}' if reason and reason != kind else ''}")

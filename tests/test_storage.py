@@ -1,0 +1,312 @@
+"""Stores: calls are repeated, folders are published whole, and one process at a time owns an address."""
+
+import json
+import threading
+
+import pytest
+from storage_faults import PATIENT, Faulty, memory_store
+
+from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.lease import InUse, Lease, Timing
+from starflow_jax.core.storage.manifest import LEASE, MANIFEST, PENDING, folder_files, read_manifest
+from starflow_jax.core.storage.publication import Publication, remove_interrupted
+from starflow_jax.core.storage.retries import Conflict, Retries, StoreError
+from starflow_jax.core.storage.store import open_store
+
+
+def filled(folder, **texts):
+    for name, text in texts.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def contents(store):
+    return {name: store.read(name).decode() for name in folder_files(store).files}
+
+
+def test_a_put_that_fails_twice_arrives():
+    store = memory_store()
+    store.files.failures["pipe_file"] = 2
+    store.write("x", b"1")
+    assert store.read("x") == b"1" and store.files.calls["pipe_file"] == 3
+
+
+def test_attempts_are_bounded_and_pauses_grow():
+    pauses = []
+    store = memory_store(retries=Retries(attempts=4, sleep=pauses.append))
+    store.files.failures["pipe_file"] = 99
+    with pytest.raises(StoreError, match=r"memory://\S+/folder/x cannot be written: ConnectionResetError"):
+        store.write("x", b"1")
+    assert store.files.calls["pipe_file"] == 4 and len(pauses) == 3
+    assert all(0.5 * mean <= pause <= 1.5 * mean for pause, mean in zip(pauses, (0.25, 0.5, 1.0), strict=True))
+
+
+def test_what_is_missing_is_not_asked_for_again():
+    store = memory_store()
+    assert store.facts("x") is None and store.list() == {}
+    with pytest.raises(FileNotFoundError):
+        store.read("x")
+    assert store.files.calls["cat_file"] == 1
+
+
+def test_a_neighbour_with_a_longer_name_is_not_listed():
+    store = memory_store()
+    store.write("x", b"1")
+    store.files.pipe_file(f"{store._path('')}2/y", b"2")
+    assert list(store.list()) == ["x"]
+
+
+def test_an_object_of_another_size_than_expected_is_not_taken(tmp_path):
+    store = memory_store(retries=Retries(attempts=2, sleep=lambda seconds: None))
+    store.write("x", b"123")
+    with pytest.raises(StoreError, match="3 of 4 bytes arrived"):
+        store.fetch("x", tmp_path / "x", 4)
+
+
+def test_conditional_writes():
+    store = memory_store()
+    first = store.write_if("x", b"1", None)
+    with pytest.raises(Conflict):
+        store.write_if("x", b"2", None)
+    second = store.write_if("x", b"2", first)
+    with pytest.raises(Conflict):
+        store.write_if("x", b"3", first)
+    assert store.read("x") == b"2" and second != first
+
+
+def test_a_conditional_write_whose_answer_is_lost_counts():
+    class Lossy(Faulty):
+        def pipe_file(self, path, data):
+            self.inner.pipe_file(path, data)
+            raise ConnectionResetError("after it was written")
+
+    store = memory_store(files=Lossy())
+    version = store.write_if("x", b"1", None)
+    assert version == store.facts("x").version
+
+
+def test_one_of_many_racing_writers_wins():
+    store = memory_store()
+    won = []
+
+    def race(number):
+        try:
+            store.write_if("x", str(number).encode(), None)
+            won.append(number)
+        except Conflict:
+            pass
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.read("x") == str(won[0]).encode()
+
+
+def test_a_folder_is_published_and_republished(tmp_path):
+    store = memory_store()
+    publication = Publication(store, filled(tmp_path / "w", a="1", b__c="2"))
+    assert publication.publish() == 2 and publication.publish() == 0
+    assert contents(store) == {"a": "1", "b/c": "2"}
+    filled(tmp_path / "w", a="11", d="3")
+    (tmp_path / "w/b/c").unlink()
+    assert publication.publish() == 2
+    assert contents(store) == {"a": "11", "d": "3"}
+    assert set(store.list()) == {"a", "d", MANIFEST}  # nothing is left behind
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_lagging_listing_does_not_show_in_a_published_folder(tmp_path):
+    store = memory_store()
+    publication = Publication(store, filled(tmp_path / "w", a="1"))
+    publication.publish()
+    store.files.freeze_listings(store._path(""))
+    filled(tmp_path / "w", b="2")
+    (tmp_path / "w/a").unlink()
+    publication.publish()
+    assert list(store.list()) == [MANIFEST, "a"]  # what the listing says
+    assert contents(store) == {"b": "2"}
+
+
+def test_unfinished_files_are_left_for_later(tmp_path):
+    store = memory_store()
+    folder = filled(tmp_path / "w", a="1", checkpoints__5__x="2")
+    (folder / ".b.0123").write_text("half")
+    (folder / "checkpoints/6.orbax-checkpoint-tmp").mkdir()
+    (folder / "checkpoints/6.orbax-checkpoint-tmp/x").write_text("half")
+    Publication(store, folder).publish()
+    assert set(contents(store)) == {"a", "checkpoints/5/x"}
+
+
+def test_a_publication_that_breaks_off_leaves_the_last_one(tmp_path):
+    store = memory_store()
+    publication = Publication(store, filled(tmp_path / "w", a="1"))
+    publication.publish()
+    filled(tmp_path / "w", a="1", b="2", c="3")
+    impatient = Retries(attempts=1)
+    broken = Publication(
+        memory_store(store.address.bucket, store.files, impatient), tmp_path / "w", read_manifest(store)
+    )
+    store.files.failures["pipe_file"] = 0
+    real = store.files.inner.pipe_file
+    store.files.inner.pipe_file = lambda path, data: (
+        (_ for _ in ()).throw(ConnectionResetError("gone")) if path.endswith(MANIFEST) else real(path, data)
+    )
+    try:
+        with pytest.raises(StoreError, match="cannot be written"):
+            broken.publish()
+    finally:
+        store.files.inner.pipe_file = real
+    assert contents(store) == {"a": "1"} and {"b", "c", PENDING} <= set(store.list())
+    # The next owner removes what no list names, and nothing else.
+    store.write("notes.txt", b"mine")
+    assert set(remove_interrupted(store).files) == {"a"}
+    assert set(store.list()) == {"a", "notes.txt", MANIFEST}
+
+
+def test_a_second_publisher_cannot_overwrite_the_first(tmp_path):
+    store = memory_store()
+    first, second = (Publication(store, filled(tmp_path / name, a=name)) for name in ("x", "y"))
+    first.publish()
+    with pytest.raises(StoreError, match="another process has written it meanwhile"):
+        second.publish()
+
+
+def test_a_folder_that_was_copied_to_the_store_is_what_the_listing_says(tmp_path):
+    store = memory_store()
+    store.write("a", b"1")
+    assert contents(store) == {"a": "1"} and read_manifest(store) is None
+    published = remove_interrupted(store)
+    Publication(store, filled(tmp_path / "w", b="2"), published).publish()
+    assert set(store.list()) == {"b", MANIFEST}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a//b", "a\\b", ""])
+def test_names_that_leave_the_folder_are_refused(name):
+    store = memory_store()
+    store.write(MANIFEST, json.dumps({"format": "starflow files 1", "files": {name: [1, 2, 3]}}).encode())
+    with pytest.raises(StoreError, match="is not the list of the files"):
+        read_manifest(store)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2, "files": {}}', '{"format": "starflow files 1"}'])
+def test_damaged_lists_are_refused(text):
+    store = memory_store()
+    store.write(MANIFEST, text.encode())
+    with pytest.raises(StoreError, match="is not the list of the files"):
+        folder_files(store)
+
+
+class Hours:
+    """A clock that passes only while somebody sleeps."""
+
+    def __init__(self, during=lambda: None):
+        self.now, self.during = 0.0, during
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.during()
+
+    def timing(self):
+        return Timing(beat=10, expiry=60, sleep=self.sleep, clock=lambda: self.now)
+
+
+def foreign(store, **fields):
+    """The lease of a process of another machine."""
+    content = {"token": "t", "doing": "trains", "host": "h7", "pid": 12, "machine": "m", "start": "1", "beats": 0}
+    store.write(LEASE, json.dumps(content | fields).encode())
+
+
+def test_a_lease_is_released_and_taken_again():
+    store = memory_store()
+    lease = Lease(store, "trains")
+    lease.check()
+    lease.release()
+    assert store.facts(LEASE) is None
+    Lease(store, "trains").release()
+
+
+def test_the_lease_of_a_running_process_is_refused():
+    store = memory_store()
+    foreign(store)
+    beats = iter(range(1, 99))
+    hours = Hours(during=lambda: foreign(store, beats=next(beats)))
+    with pytest.raises(InUse, match=r"memory://\S+ is in use by process 12 on h7, which trains in it"):
+        Lease(store, "samples", timing=hours.timing())
+    assert hours.now <= 10  # as soon as it beats
+
+
+def test_the_lease_of_a_silent_process_is_taken_after_its_expiry():
+    store = memory_store()
+    foreign(store)
+    hours, told = Hours(), []
+    lease = Lease(store, "trains", timing=hours.timing(), wait=told.append)
+    assert 60 <= hours.now <= 70 and len(told) == 1 and "60 s at most" in told[0]
+    lease.release()
+
+
+def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once():
+    store = memory_store()
+    Lease(store, "trains").release()
+    dead = Lease(store, "trains")
+    content = json.loads(store.read(LEASE))
+    dead._stopped.set()
+    store.write(LEASE, json.dumps(content | {"start": "1", "token": "other"}).encode())
+    hours = Hours()
+    Lease(store, "trains", timing=hours.timing()).release()
+    assert hours.now == 0
+
+
+def test_an_owner_that_was_replaced_stops_writing(tmp_path):
+    store = memory_store()
+    told = threading.Event()
+    lease = Lease(store, "trains", timing=Timing(beat=0.01, expiry=60), lost=lambda sentence: told.set())
+    publication = Publication(store, filled(tmp_path / "w", a="1"), may_write=lease.check)
+    foreign(store)
+    assert told.wait(5)
+    with pytest.raises(StoreError, match="no longer owned by this process: another process has taken it"):
+        publication.publish()
+    lease.release()
+    assert json.loads(store.read(LEASE))["host"] == "h7"  # the lease of the other one stays
+    assert set(store.list()) == {LEASE}
+
+
+def test_an_owner_that_cannot_renew_stops_before_others_may_begin():
+    store = memory_store()
+    hours = Hours()
+    lease = Lease(store, "trains", timing=hours.timing())
+    hours.now = 41
+    lease.check()
+    hours.now = 43
+    with pytest.raises(StoreError, match="the store did not answer"):
+        lease.check()
+    lease.release()
+
+
+def test_of_two_that_take_a_free_address_one_is_refused():
+    store = memory_store()
+    results = []
+
+    def take():
+        try:
+            results.append(Lease(store, "trains", timing=Timing(beat=0.05, expiry=5)))
+        except InUse as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    leases = [result for result in results if isinstance(result, Lease)]
+    assert len(leases) == 1
+    leases[0].release()
+
+
+@pytest.mark.parametrize("text", ["file://b/x", "zip://b/x", "simplecache://b/x", "nosuchscheme://b/x"])
+def test_schemes_that_are_no_stores_are_refused(text):
+    with pytest.raises(ValueError, match=r"must (be the address|have the scheme) of a store"):
+        open_store(Address.parse(text), PATIENT)
