@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from starflow_jax.core.choices import LevelDistribution, LevelWeight, Schedule
-from starflow_jax.core.config.checks import check, check_choices, check_integer, check_paths, check_real
+from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,6 @@ class TrainConfig:
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
         check_choices(self)
-        check_paths(self, "language_model")
         check(
             (self.keep_best > 0) == (self.best_metric is not None),
             f"keep_best and best_metric must be set together, got {self.keep_best} and {self.best_metric!r}",
