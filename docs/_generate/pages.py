@@ -16,6 +16,13 @@ from starflow_jax.core.config.learned_inverse_config import (
     LearnedInverseConfig,
     LearnedInverseExperiment,
 )
+from starflow_jax.core.config.optimizer_config import (
+    AdafactorConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+    ScheduleFreeConfig,
+)
 from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 
 # In the order of an experiment file: the field of the experiment that holds it (if any), and the class.
@@ -29,6 +36,11 @@ CONFIGURATION: tuple[tuple[str, type], ...] = (
     ("data.captions", config.CaptionConfig),
     ("data.mixture", config.ComponentConfig),
     ("train", config.TrainConfig),
+    ("train.optimizer", OptimizerConfig),
+    ("train.optimizer.lion", LionConfig),
+    ("train.optimizer.adafactor", AdafactorConfig),
+    ("train.optimizer.muon", MuonConfig),
+    ("train.optimizer.schedule_free", ScheduleFreeConfig),
     ("sample", config.SampleConfig),
     ("evaluate", config.EvaluateConfig),
     ("mesh", config.MeshConfig),

@@ -29,8 +29,9 @@ Scale = Literal["softplus", "exp", "unit"]
 GuidanceKind = Literal["ratio", "ab", "a", "b"]
 # Options that solvers share, in configurations and on the command line (`solvers.named`).
 SolverOption = Literal["block", "modules", "tolerance", "max_iterations", "objective", "target_error"]
-# Learning rate schedule (`training.step.learning_rate_schedule`).
+# Start of the warm-up, and decay of the learning rate (`training.step.learning_rate_schedule`).
 Schedule = Literal["tarflow", "starflow"]
+LearningRateDecay = Literal["cosine", "linear", "constant"]
 # Objective that the automatic solver minimises (`solvers.automatic.block_solver_choice`).
 Objective = Literal["time", "depth"]
 # How images are resized for the Inception network (`evaluation.samples.features.inception`).

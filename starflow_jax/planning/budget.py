@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.transformer_config import TransformerConfig
@@ -26,6 +28,7 @@ from starflow_jax.planning.transfers import Transfer
 from starflow_jax.sharding.layout import BATCH
 from starflow_jax.solvers import Jacobi
 from starflow_jax.solvers.base import Stage
+from starflow_jax.training.step.optimizer import init_optimizer
 
 # Number of activations of the hidden width that a layer saves for its backward pass, not counting the MLP's hidden
 # layer: two norms, query, key, value, the concatenated heads, both branch outputs.
@@ -109,8 +112,12 @@ def budget(
 
 def train_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> Memory:
     """Memory of a training step on one device: the state as arguments, everything else as temporaries."""
-    parameters = count(abstract(config.flow)[1]) / (sizes["fsdp"] * sizes["tensor"])
-    state = parameters * 4 * (3 + bool(config.train.ema))
+    shards = sizes["fsdp"] * sizes["tensor"]
+    params = abstract(config.flow)[1]
+    parameters = count(params) / shards
+    moments = jax.tree.leaves(jax.eval_shape(lambda: init_optimizer(config.train, params)))
+    state = parameters * 4 * (1 + bool(config.train.ema))
+    state += sum(leaf.size * leaf.dtype.itemsize for leaf in moments) / shards
     # Gradients of all layers, a second set if gradients are accumulated, and kernels cast to the compute dtype.
     gradients = parameters * (4 + 4 * (config.train.accumulate > 1) + 2 * (config.flow.dtype == "bfloat16"))
     word = 2 if config.flow.dtype == "bfloat16" else 4

@@ -30,8 +30,11 @@ RULES: tuple[tuple[str, Spec], ...] = (
 
 
 def partition_spec(path: str, ndim: int) -> Spec:
-    """The mesh axis of each axis of the parameter at `path` ("blocks/0/proj_in/kernel")."""
+    """The mesh axis of each axis of the parameter at `path` ("blocks/0/proj_in/kernel").
+
+    Factored moments have the path of a parameter but fewer axes; they are small and replicated.
+    """
     for pattern, spec in RULES:
-        if re.search(rf"(^|/){pattern}$", path):
+        if len(spec) <= ndim and re.search(rf"(^|/){pattern}$", path):
             return (None,) * (ndim - len(spec)) + spec
     return (None,) * ndim

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starflow_jax.training.loop.train_request import TrainRequest
     from starflow_jax.training.loop.training_run import TrainResult, train
     from starflow_jax.training.step.inputs import condition, open_source
-    from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
+    from starflow_jax.training.step.learning_rate_schedule import LearningRateSchedule
     from starflow_jax.training.step.optimizer import apply_updates, init_optimizer
     from starflow_jax.training.step.train_step import (
         Losses,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Callback",
     "Checkpoints",
-    "CosineSchedule",
+    "LearningRateSchedule",
     "Losses",
     "Snapshot",
     "TrainRequest",
@@ -72,7 +72,7 @@ __getattr__ = deferred_names(
         "train": ".loop.training_run",
         "condition": ".step.inputs",
         "open_source": ".step.inputs",
-        "CosineSchedule": ".step.learning_rate_schedule",
+        "LearningRateSchedule": ".step.learning_rate_schedule",
         "apply_updates": ".step.optimizer",
         "init_optimizer": ".step.optimizer",
         "Losses": ".step.train_step",

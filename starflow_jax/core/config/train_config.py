@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.choices import LevelDistribution, LevelWeight, Schedule
+from starflow_jax.core.choices import LearningRateDecay, LevelDistribution, LevelWeight, Schedule
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,9 @@ class TrainConfig:
         trains on shorter clips, or on still images of 1 frame (from images to video, arXiv 2511.20462). Empty for none.
       lr, min_lr, warmup: peak learning rate, final learning rate, and updates of warm-up; schedule: determines the rate
         at which the warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
+      decay: shape of the learning rate after the warm-up: "cosine" from lr to min_lr; "linear", which stays at lr and
+        falls linearly to min_lr in the last `decay_updates` updates; or "constant".
+      optimizer: of the flow, by name, with its own options (`core.config.optimizer_config`).
       betas, weight_decay: of AdamW, for the flow. Weight decay applies to every parameter, as in the original.
       denoiser_lr, denoiser_betas: of the learned denoiser's own AdamW; its learning rate is constant.
       grad_clip: largest global norm of a gradient (separate for flow and denoiser); 0 for no limit.
@@ -52,6 +56,9 @@ class TrainConfig:
     min_lr: float = 1e-6
     warmup: int = 0
     schedule: Schedule = "tarflow"
+    decay: LearningRateDecay = "cosine"
+    decay_updates: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
     denoiser_lr: float = 1e-4
@@ -112,6 +119,15 @@ class TrainConfig:
             f"curriculum must leave some of steps={self.steps} updates, got stages of {staged}",
         )
         check(self.warmup <= self.steps, f"warmup must be at most steps={self.steps}, got {self.warmup}")
+        check_decay(self.decay, self.decay_updates, total=self.steps, warmup=self.warmup)
+        check(
+            self.optimizer.name != "schedule-free" or self.decay == "constant",
+            f"decay must be 'constant' for optimizer.name 'schedule-free', got {self.decay!r}",
+        )
+        check(
+            self.optimizer.name != "schedule-free" or self.ema == 0.0,
+            f"ema must be 0 for optimizer.name 'schedule-free', which averages by itself, got {self.ema}",
+        )
         check(self.min_lr <= self.lr, f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         check(self.ema < 1.0, f"ema must be below 1, got {self.ema}")
         check_choices(self)
@@ -136,3 +152,19 @@ class TrainConfig:
             if step < end:
                 return end, frames, batch_size
         return self.steps, None, self.batch_size
+
+
+def check_decay(decay: str, updates: int, *, total: int, warmup: int) -> None:
+    """Checks the number of updates of the decay of a learning rate, which only the linear one has.
+
+    Raises:
+      ValueError: there is none for a linear decay, one for another decay, or one that does not fit after the warm-up.
+    """
+    check_integer("decay_updates", updates, minimum=0)
+    if decay != "linear":
+        check(updates == 0, f"decay_updates applies to decay 'linear', got {updates} for {decay!r}")
+        return
+    check(
+        0 < updates <= total - warmup,
+        f"decay_updates must be from 1 to the {total - warmup} updates after the warm-up, got {updates}",
+    )

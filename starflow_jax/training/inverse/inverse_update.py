@@ -27,7 +27,13 @@ from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
-from starflow_jax.training.step.optimizer import apply_updates, init_optimizer, keep_unless, update_ema
+from starflow_jax.training.step.optimizer import (
+    apply_updates,
+    gradient_point,
+    init_optimizer,
+    keep_unless,
+    update_ema,
+)
 from starflow_jax.training.step.train_step import Batch, TrainState, learning_rate
 
 METRICS = ("loss", "state_error", "deep_state_error", "clean_error", "grad_norm", "skipped")
@@ -128,8 +134,9 @@ def update(
         module = LearnedParams(params, experiment.network).module(config.flow, layout)
         return alignment_loss(module, pairs, cond, weight, free_running, experiment.pairs.clip)
 
-    (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     train = experiment.train
+    point = gradient_point(train, state.params, state.opt_state)
+    (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(point)
     rate = learning_rate(dataclasses.replace(config, train=train))(state.step)
     params, moments, report = apply_updates(
         train, state.params, state.opt_state, gradients, step=state.step, lr=rate, allow=jnp.isfinite(value)

@@ -9,11 +9,13 @@ from starflow_jax.costs.flops import shape_work, train_flops
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.data.pipeline.caption_account import CaptionAccount, caption_account
 from starflow_jax.data.pipeline.opening_notes import opening_notes
+from starflow_jax.flows.parameters import abstract
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import FrozenText, open_text
 from starflow_jax.training.step.inputs import latent_shape, shortened, with_levels
 from starflow_jax.training.step.run_layout import run_layout
+from starflow_jax.training.step.transformations import check_lr_factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class Setup:
           ValueError: files that are missing or damaged, parts that do not fit together, or a flow that reads text and
             data without captions.
         """
+        if config.train.optimizer.lr_factors:
+            check_lr_factors(config.train.optimizer, abstract(config.flow)[1])
         source, encoder = open_with_encoder(config, "train", source)
         config = with_levels(config, source)
         text = open_text(config, source)

@@ -19,13 +19,14 @@ from starflow_jax.sharding.layout import Layout, placed
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
-from starflow_jax.training.step.learning_rate_schedule import CosineSchedule
+from starflow_jax.training.step.learning_rate_schedule import LearningRateSchedule
 from starflow_jax.training.step.noise_levels import Levels, draw_levels
 from starflow_jax.training.step.optimizer import (
     DENOISER,
     Params,
     UpdateReport,
     apply_updates,
+    gradient_point,
     init_optimizer,
     keep_unless,
     update_ema,
@@ -257,7 +258,7 @@ def train_step(
             latent_norm=train.latent_norm,
             noise_std=config.data.noise_std,
         ),
-        state.params,
+        gradient_point(train, state.params, state.opt_state),
         x,
         cond,
         parts=train.accumulate,
@@ -301,10 +302,12 @@ def update_prior_variance(variance: jax.Array, latent_square: jax.Array) -> jax.
     return variance + PRIOR_RATE * (latent_square - variance)
 
 
-def learning_rate(config: ExperimentConfig) -> CosineSchedule:
+def learning_rate(config: ExperimentConfig) -> LearningRateSchedule:
     """The learning rate schedule of the flow."""
     train = config.train
-    return CosineSchedule(train.steps, train.warmup, train.lr, train.min_lr, train.schedule)
+    return LearningRateSchedule(
+        train.steps, train.warmup, train.lr, train.min_lr, train.schedule, train.decay, train.decay_updates
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
