@@ -3,9 +3,9 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/kernels_on_eight_devices.py
 
 The reference takes the place of the kernels, so the test is of the shards of each device. Prints the largest error
-of attention, of its gradients, of attention to a cache whose slots are divided and of the Jacobi update as JSON, what
-that attention moves between devices, and the shapes of the query that each device gives to cuDNN in programs for CUDA,
-which are only lowered.
+of attention, of its gradients, of those of a packed projection, of attention to a cache whose slots are divided and of
+the Jacobi update as JSON, what that attention moves between devices, and the shapes of the query that each device gives
+to cuDNN in programs for CUDA, which are only lowered.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.prediction import Prediction
 from starflow_jax.kernels.attention import Causal, attention, reference
+from starflow_jax.kernels.attention.rotary import Rotary
 from starflow_jax.kernels.cuda_libraries import CudaLibraries
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update.reference import Operands, reference_update
 from starflow_jax.kernels.kernel_choice import Target
-from starflow_jax.nn.attention import _by_heads
+from starflow_jax.nn.attention import _by_heads, _packed_by_heads
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import attend_to_intervals, cache_cuts
 from starflow_jax.planning.collectives import collectives
@@ -66,6 +67,22 @@ def attention_error(over, batch, heads, kv_heads):
     )
     expected = by_arrays(lambda *a: jnp.sum(plain(*a) ** 2))(query, keys[0], values[0])
     return max(worst(chunk, plain(query, keys[1], values[1], offset=4)), worst(gradients, expected))
+
+
+def packed_error(over, batch, heads):
+    """The error of attention of a packed projection, and of its gradient."""
+    packed, angles = normal((batch, 6, heads, 3, 16), 0), normal((6, 8), 1)
+
+    def plain(packed, cos, sin):
+        rotary = Rotary(adjacent=True, scale=0.25)
+        operands = rotary.unpack(packed.transpose(3, 0, 2, 4, 1), rotary.tables(cos, sin))
+        return reference.attention(*operands, visibility=Causal())
+
+    def gradient(attend):
+        by_packed = jax.grad(lambda packed, *tables: jnp.sum(attend(packed, *tables) ** 2))
+        return jax.jit(by_packed)(packed, jnp.cos(angles), jnp.sin(angles))
+
+    return worst(gradient(functools.partial(_packed_by_heads, over, plain)), gradient(plain))
 
 
 def divided_error(over, count, dtype=jnp.float32):
@@ -121,10 +138,11 @@ def cudnn_queries(over, batch, heads, kv_heads):
 
 
 def main():
-    errors = {"attention": 0.0, "update": 0.0}
+    errors = {"attention": 0.0, "packed": 0.0, "update": 0.0}
     for over in (layout(data=2, tensor=4), layout(fsdp=2, tensor=2, sequence=2)):
         for shape in ((3, 4, 2), (4, 8, 8), (2, 4, 1)):
             errors["attention"] = max(errors["attention"], attention_error(over, *shape))
+        errors["packed"] = max(errors["packed"], packed_error(over, 4, 8))
         for batch in (1, 4):
             errors["update"] = max(errors["update"], update_error(over, batch))
     meshes = [(layout(data=2, tensor=4), 4, 8, 8), (layout(fsdp=2, tensor=2, sequence=2), 2, 8, 2)]

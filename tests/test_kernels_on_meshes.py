@@ -8,6 +8,7 @@ from fake_devices import run_on_eight_devices
 def test_eight_devices_give_what_one_does():
     errors = json.loads(run_on_eight_devices("kernels_on_eight_devices.py"))
     assert 0 < errors["attention"] < 1e-4 and errors["update"] < 1e-5
+    assert 0 <= errors["packed"] < 1e-4
     for name, (error, moved) in errors["divided"].items():
         assert error < (2e-2 if name == "bfloat16" else 1e-5)
         # One exchange along the sequence axis merges the outputs.

@@ -69,7 +69,7 @@ def attention(
     target = device_target() if target is None else target
     options = {"tiles": tiles, "precision": precision, "query_chunk": query_chunk, "interpret": interpret}
     call = _describe(query, key, value, visibility, target, Bounds(offset, length, layer), **options)
-    name, kernel = _choose(call, implementation)
+    name, kernel = select(call, implementation)
     if name == "xla":
         return ReferenceAttention().forward(call, query, key, value, Bounds(offset, length, layer))[0]
     call, slots = kernel.prepare(call), call.num_slots
@@ -117,7 +117,7 @@ def partial_attention(
     slots = key.shape[-2]
     bounds = Bounds(offset, slots, layer)
     call = _describe(query, key, value, visibility, target, bounds, precision=precision, interpret=interpret)
-    name, kernel = _choose(call, implementation)
+    name, kernel = select(call, implementation)
     if name != "pallas" or target.platform != "tpu" or _is_decoding(call):
         if implementation == "pallas":
             raise ValueError(
@@ -152,7 +152,7 @@ def chosen(
 ) -> Literal["xla", "pallas", "cudnn"]:
     """The implementation that `attention` runs; only shapes and dtypes of the arrays matter."""
     call = _describe(query, key, value, visibility, target, Bounds(offset, None, layer))
-    return _choose(call, implementation)[0]
+    return select(call, implementation)[0]
 
 
 def _check_shapes(
@@ -199,7 +199,7 @@ def _describe(
     )
 
 
-def _choose(
+def select(
     call: AttentionCall, implementation: Implementation
 ) -> tuple[Literal["xla", "pallas", "cudnn"], AttentionKernel]:
     """The implementation's name, and cuDNN or the kernel of the platform (the reference where there is none)."""

@@ -24,12 +24,14 @@ class Costs:
     Attributes:
       forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
       step: for a step of the grid of any size: filling the units, and about 0.3 us between steps.
+      rotation: forward and backward, for 128 slots of a head of 64 channels, where the kernels rotate queries and keys.
       memory: bytes of vector memory that a kernel may use.
     """
 
     forward: tuple[float, float]
     backward: tuple[float, float]
     step: float
+    rotation: tuple[float, float]
     memory: int
 
     def tile(self, dim: int, *, backward: bool) -> float:
@@ -40,11 +42,11 @@ class Costs:
 
 # By the names of `costs.chips`. The schedules of v4 and tpu7x were not read: they use the figures of v5p and v6e.
 COSTS = {
-    "v4": Costs((54, 68), (100, 150), 620, 14 * _MIB),
-    "v5e": Costs((54, 68), (100, 150), 800, 100 * _MIB),
-    "v5p": Costs((54, 68), (100, 150), 850, 48 * _MIB),
-    "v6e": Costs((42, 50), (64, 75), 850, 100 * _MIB),
-    "tpu7x": Costs((42, 50), (64, 75), 850, 48 * _MIB),
+    "v4": Costs((54, 68), (100, 150), 620, (35, 90), 14 * _MIB),
+    "v5e": Costs((54, 68), (100, 150), 800, (35, 90), 100 * _MIB),
+    "v5p": Costs((54, 68), (100, 150), 850, (35, 90), 48 * _MIB),
+    "v6e": Costs((42, 50), (64, 75), 850, (35, 90), 100 * _MIB),
+    "tpu7x": Costs((42, 50), (64, 75), 850, (35, 90), 48 * _MIB),
 }
 DEFAULT_CHIP = "v5p"
 
@@ -93,7 +95,15 @@ def chip_name(kind: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def tiles_for(
-    rule: Visibility, queries: int, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
+    rule: Visibility,
+    queries: int,
+    slots: int,
+    heads: int,
+    dim: int,
+    itemsize: int = 2,
+    chip: str = DEFAULT_CHIP,
+    *,
+    packed: bool = False,
 ) -> Tiles:
     """The block sizes that the model expects to be fastest.
 
@@ -101,6 +111,7 @@ def tiles_for(
       rule, queries, slots: the visibility rule and sizes of a pass from slot 0.
       heads: number of query heads. dim: channels of a head. itemsize: bytes of a channel.
       chip: a name in `COSTS`.
+      packed: for `packed.packed_attention`, which rotates queries and keys.
     """
     costs = COSTS[chip]
     choices: list[int] = []
@@ -111,7 +122,7 @@ def tiles_for(
             size = lanes * _LANES
             pairs = visited(rule, queries, slots, size)
             for together in {1, *(2**n for n in range(4) if 2**n * lanes**2 <= _MAX_TILES)}:
-                if _bytes(size, slots, dim, itemsize, together, backward) > 0.8 * costs.memory:
+                if _bytes(size, slots, dim, itemsize, together, backward, packed) > 0.8 * costs.memory:
                     continue
                 share = min(together, _MAX_HEADS, heads)
                 steps = pairs * (lanes**2 * cycles + costs.step / share)
@@ -121,13 +132,27 @@ def tiles_for(
     return Tiles(size, size, together, size_backward, size_backward, together_backward, costs.memory)
 
 
+def packed_fits(
+    rule: Visibility, slots: int, heads: int, dim: int, itemsize: int = 2, chip: str = DEFAULT_CHIP
+) -> bool:
+    """Whether `packed.packed_attention` of whole sequences fits in the vector memory with the blocks of `tiles_for`."""
+    sizes = (rule, slots, slots, heads, dim, itemsize, chip)
+    tiles = tiles_for(*sizes)
+    return tiles.block_q_backward > 0 and tiles_for(*sizes, packed=True) == tiles
+
+
 def visited(rule: Visibility, queries: int, slots: int, size: int) -> int:
     """The number of pairs of blocks of `size` queries and keys that a kernel visits in a pass from slot 0."""
     return int(schedule(Problem(rule, queries, slots, queries), 0, slots, size, size).count)
 
 
-def _bytes(size: int, slots: int, dim: int, itemsize: int, heads: int, backward: bool) -> float:
+def _bytes(size: int, slots: int, dim: int, itemsize: int, heads: int, backward: bool, packed: bool) -> float:
     """Approximate vector memory of a kernel: its blocks twice, its sums, and logits and weights of two heads."""
     logits = 2 * (10 if backward else 7) * size * size
     blocks = 2 * (6 if backward else 4) * heads * size * dim * itemsize + heads * size * dim * 4
-    return logits + blocks + (2 * 2 * 4 * heads * (slots + size) * dim if backward else 0)
+    whole = dim * (slots + size)
+    if packed:
+        # Rotated queries and keys, and tables; backward those of all slots, float32 sums, the packed gradient twice.
+        blocks += heads * (size * dim + whole) * itemsize + 2 * 2 * 2 * 4 * size * dim
+        return logits + blocks + (whole * (2 * 4 + heads * (2 * 4 + 2 * 3 * itemsize)) if backward else 0)
+    return logits + blocks + (2 * 2 * 4 * heads * whole if backward else 0)

@@ -35,12 +35,13 @@ class TPUAttention:
             raise ValueError(f"tiles of the TPU's kernels must be attention.block_sizes.Tiles, got {call.tiles!r}")
         return tpu_support(call)
 
-    def prepare(self, call: AttentionCall) -> AttentionCall:
-        """See `AttentionKernel`."""
+    def prepare(self, call: AttentionCall, *, packed: bool = False) -> AttentionCall:
+        """See `AttentionKernel`; packed: for `packed.packed_attention`, whose gradients take more memory."""
         if call.tiles is not None:
             return call
         sizes = (call.num_queries, call.num_slots, call.num_heads, call.head_dim, jnp.dtype(call.dtypes[0]).itemsize)
-        return dataclasses.replace(call, tiles=tiles_for(call.rule, *sizes, chip_name(call.target.kind)))
+        tiles = tiles_for(call.rule, *sizes, chip_name(call.target.kind), packed=packed)
+        return dataclasses.replace(call, tiles=tiles)
 
     def forward(
         self,

@@ -90,6 +90,28 @@ class Step:
             lambda b, k, turn, step, steps, bounds: (bounds[2], b, k, 0, steps[1, step]),
         )
 
+    def packed_block(self, part: int, *, queries: bool) -> pl.BlockSpec:
+        """A block [1, heads, d, slots] of queries, keys or values, `part` 0, 1 or 2 of [3, B, h, d, n]."""
+        return pl.BlockSpec(
+            (None, 1, self.heads.query_heads, self.call.head_dim, self.block_q if queries else self.block_k),
+            lambda b, k, turn, step, steps, bounds: (part, b, k, 0, steps[0 if queries else 1, step]),
+        )
+
+    def table_block(self, *, queries: bool) -> pl.BlockSpec:
+        """A block [2, d, slots] of the tables of rotary positions, of the block of queries or of keys."""
+        return pl.BlockSpec(
+            (2, self.call.head_dim, self.block_q if queries else self.block_k),
+            lambda b, k, turn, step, steps, bounds: (0, 0, steps[0 if queries else 1, step]),
+        )
+
+    def query_slots(self, row: Any) -> Any:
+        """The slots of a block of queries, of an array that holds all of them."""
+        return pl.ds(pl.multiple_of(row * self.block_q, self.block_q), self.block_q)
+
+    def key_slots(self, column: Any) -> Any:
+        """The slots of a block of keys, of an array that holds all of them."""
+        return pl.ds(pl.multiple_of(column * self.block_k, self.block_k), self.block_k)
+
     def masks(self, bounds: Any, row: Any, column: Any) -> tuple[Any, Any, Any]:
         """The mask [block_k, block_q] of a pair of blocks; which of its queries and which of its keys are valid."""
         problem = self.call.problem

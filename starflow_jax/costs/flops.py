@@ -19,7 +19,7 @@ from jax.extend.core import jaxprs_in_params
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.kernels.attention import Causal, FrameWindow, Full, Visibility
-from starflow_jax.kernels.attention.block_sizes import COSTS, DEFAULT_CHIP, tiles_for, visited
+from starflow_jax.kernels.attention.block_sizes import COSTS, DEFAULT_CHIP, packed_fits, tiles_for, visited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +152,7 @@ def kernel_cycles(flow: FlowConfig, work: Work, chip: str = DEFAULT_CHIP) -> flo
     for one in _kernel_passes(flow, work, chip):
         tiles = (one.size / 128) ** 2 * costs.tile(one.dim, backward=one.backward)
         total += one.heads * one.pairs * (tiles + costs.step / one.together)
+        total += one.heads * one.rotated / 128 * one.dim / 64 * costs.rotation[one.backward]
     return total
 
 
@@ -163,6 +164,7 @@ class _KernelPass:
       heads: of all samples, layers and repetitions; dim: channels of each.
       backward: whether it computes gradients.
       pairs: pairs of blocks that one head visits; size: slots of a block; together: heads of a grid step.
+      rotated: slots whose queries and keys the kernel rotates; 0 where XLA does.
     """
 
     heads: int
@@ -171,6 +173,7 @@ class _KernelPass:
     pairs: int
     size: int
     together: int
+    rotated: int
 
 
 def _kernel_passes(flow: FlowConfig, work: Work, chip: str) -> Iterator[_KernelPass]:
@@ -180,13 +183,18 @@ def _kernel_passes(flow: FlowConfig, work: Work, chip: str) -> Iterator[_KernelP
         slots = (work.frame if local else work.tokens) + text
         if not c.layers:
             continue
-        tiles = tiles_for(rule, slots, slots, c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
+        sizes = (c.heads, c.head_dim, word, chip if chip in COSTS else DEFAULT_CHIP)
+        tiles = tiles_for(rule, slots, slots, *sizes)
+        # As `nn.attention.Attention` decides.
+        packed = c.rope != "none" and c.heads == c.kv_heads and not c.qk_norm and packed_fits(rule, slots, *sizes)
+        rotated = slots if packed else 0
         heads = sequences * c.layers * c.heads
         pairs = visited(rule, slots, slots, tiles.block_q)
-        yield _KernelPass(forward * heads, c.head_dim, False, pairs, tiles.block_q, tiles.heads)
+        yield _KernelPass(forward * heads, c.head_dim, False, pairs, tiles.block_q, tiles.heads, rotated)
         if tiles.block_q_backward:  # otherwise XLA computes the backward pass
             pairs = visited(rule, slots, slots, tiles.block_q_backward)
-            yield _KernelPass(heads, c.head_dim, True, pairs, tiles.block_q_backward, tiles.heads_backward)
+            size, together = tiles.block_q_backward, tiles.heads_backward
+            yield _KernelPass(heads, c.head_dim, True, pairs, size, together, rotated)
 
 
 def causal_flops(flow: FlowConfig, work: Work) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.kernels.attention import Causal, Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
+from starflow_jax.kernels.attention.packed import packed_attention, takes_packed
 from starflow_jax.kernels.kernel_choice import Target, device_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import attend_to_intervals, divides_slots
@@ -74,6 +75,9 @@ class Attention(nnx.Module):
         packed = placed(layout, self.qkv(self.norm(h)), "packed")
         if by_slots:  # every device of the sequence axis needs all tokens
             packed = placed(layout, packed, "packed, gathered")
+        if rotation is not None and temperature is None and cache is None and self._takes_packed(packed, visibility):
+            mixed = self._attend_packed(packed, rotation, visibility)
+            return self._project(mixed), None
         packed = packed.transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
         heads = "heads, gathered" if by_slots else "heads"
         query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), heads)
@@ -88,10 +92,41 @@ class Attention(nnx.Module):
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
         query = (query * scale).astype(h.dtype)
         mixed, cache = self._attend(query, key, value, visibility, cache, jnp.asarray(layer), slot)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, count, -1)
+        return self._project(mixed), cache
+
+    def _project(self, mixed: Float[Array, "B h n d"]) -> Float[Array, "B n D"]:
+        """The branch's output for that of the heads."""
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(mixed.shape[0], mixed.shape[2], -1)
         mixed = checkpoint_name(mixed, OUTPUT_NAME)
-        out = self.proj(placed(layout, mixed, "channels"))
-        return (out if self.post_norm is None else self.post_norm(out)), cache
+        out = self.proj(placed(self.compute.layout, mixed, "channels"))
+        return out if self.post_norm is None else self.post_norm(out)
+
+    def _takes_packed(self, packed: Float[Array, "B n k group_and_2 d"], visibility: Visibility) -> bool:
+        """Whether the kernels read the projection as it is, and rotate queries and keys themselves."""
+        if self.config.heads != self.config.kv_heads or self.query_norm is not None:
+            return False
+        target = layout_target(self.compute.layout)
+        options: dict[str, Any] = {"implementation": self.compute.kernels, "target": target}
+        takes: bool = takes_packed(packed.shape, packed.dtype, visibility=visibility, **options)
+        return takes
+
+    def _attend_packed(
+        self, packed: Float[Array, "B n h 3 d"], rotation: Rotation, visibility: Visibility
+    ) -> Float[Array, "B h n d"]:
+        """Attention of a whole sequence, over the mesh."""
+        layout = self.compute.layout
+        attend = functools.partial(
+            packed_attention,
+            adjacent=rotation.adjacent,
+            scale=self.config.head_dim**-0.5,
+            visibility=visibility,
+            target=layout_target(layout),
+            precision=self.compute.precision,
+        )
+        if layout is None:
+            mixed: jax.Array = attend(packed, rotation.cos, rotation.sin)
+            return mixed
+        return placed(layout, _packed_by_heads(layout, attend, packed, rotation.cos, rotation.sin), "heads")
 
     def _attend(
         self,
@@ -170,3 +205,25 @@ def _by_heads(
         check_vma=False,
     )
     return mapped(query, key, value, traced)
+
+
+def _packed_by_heads(
+    layout: Layout,
+    attend: Callable[..., jax.Array],
+    packed: Float[Array, "B n h 3 d"],
+    cos: Float[Array, "n half"],
+    sin: Float[Array, "n half"],
+) -> Float[Array, "B h n d"]:
+    """As `_by_heads`, of the packed projection of a whole sequence."""
+    batch, count, heads, _, dim = packed.shape
+    cuts = ACTIVATIONS["heads"]
+    whole = jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(
+        attend,
+        mesh=layout.mesh,
+        in_specs=(layout.sharding(packed.shape, (cuts[0], None, cuts[1])).spec, whole, whole),
+        out_specs=layout.sharding((batch, heads, count, dim), cuts).spec,
+        check_vma=False,
+    )
+    mixed: jax.Array = mapped(packed, cos, sin)
+    return mixed
