@@ -12,6 +12,7 @@ import pytest
 
 from starflow_jax.core.config import load_config
 from starflow_jax.kernels.attention import Causal, FrameWindow, Full, attention
+from starflow_jax.kernels.attention.packed import packed_attention, takes_packed
 from starflow_jax.kernels.kernel_choice import device_target
 from starflow_jax.nn.cache import KVCache
 
@@ -61,6 +62,34 @@ def test_the_kernels_fit(chip, case):
     text = compiled(lambda q, k, v, _: jax.grad(total, (0, 1, 2))(q, k, v), shapes, dtype, one)
     assert "attention_forward" in text and "attention_backward" in text
     assert not square(text, slots)
+
+
+@pytest.mark.parametrize(
+    ("rule", "slots", "heads", "dim", "dtype"),
+    [
+        (Causal(), 1152, 8, 64, "bfloat16"),
+        (Causal(128), 1024, 4, 128, "bfloat16"),
+        (FrameWindow(128, 880, 2, 10), 18736, 2, 64, "bfloat16"),
+        (Causal(), 300, 1, 64, "float32"),
+    ],
+)
+@pytest.mark.parametrize("chip", SHAPES)
+def test_the_packed_kernels_fit(chip, rule, slots, heads, dim, dtype):
+    one = device(chip)
+    options = {"visibility": rule, "target": device_target(one)}
+    if not takes_packed((1, slots, heads, 3, dim), dtype, **options):
+        assert chip == "v5p" and slots == 18736
+        return
+
+    def total(packed, cos, sin):
+        out = packed_attention(packed, cos, sin, adjacent=True, scale=dim**-0.5, precision="highest", **options)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    sharding = jax.sharding.SingleDeviceSharding(one)
+    packed = jax.ShapeDtypeStruct((1, slots, heads, 3, dim), dtype, sharding=sharding)
+    table = jax.ShapeDtypeStruct((slots, dim // 2), jnp.float32, sharding=sharding)
+    text = jax.jit(jax.grad(total)).lower(packed, table, table).compile().as_text()
+    assert "attention_forward" in text and "attention_backward" in text and not square(text, slots)
 
 
 @pytest.mark.parametrize(

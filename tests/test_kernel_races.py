@@ -16,6 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from starflow_jax.kernels.attention import Causal, CausalFrames, FrameWindow, attention
 from starflow_jax.kernels.attention.block_sizes import Tiles
+from starflow_jax.kernels.attention.packed import packed_attention
+from starflow_jax.kernels.attention.rotary import Rotary
 from starflow_jax.kernels.jacobi_update import tpu
 from starflow_jax.kernels.jacobi_update.reference import UpdateCall
 from starflow_jax.kernels.kernel_choice import Target
@@ -82,6 +84,39 @@ def test_attention_and_its_gradients(case):
     expected, pullback = jax.vjp(functools.partial(dense_attention, visibility=case.rule, **case.bounds), *arrays)
     for ours, theirs in zip((out, *gradients), (expected, *pullback(do)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "slots", "tiles"),
+    [
+        (Causal(), 300, Tiles(128, 128, 2, 256, 128, 1)),
+        (Causal(9), 200, Tiles(256, 128, 1, 128, 256, 2)),
+        (FrameWindow(10, 50, 2, 1), 260, Tiles(128, 128, 1, 128, 128, 2)),
+    ],
+    ids=str,
+)
+def test_attention_of_a_packed_projection(rule, slots, tiles):
+    keys = jax.random.split(jax.random.key(0), 3)
+    packed, do = jax.random.normal(keys[0], (2, slots, 2, 3, 16)), jax.random.normal(keys[1], (2, 2, slots, 16))
+    angles = jax.random.normal(keys[2], (slots, 8))
+    rotary = Rotary(adjacent=True, scale=0.25)
+
+    def expected(packed):
+        operands = rotary.unpack(packed.transpose(3, 0, 2, 4, 1), rotary.tables(jnp.cos(angles), jnp.sin(angles)))
+        return dense_attention(*operands, visibility=rule)
+
+    attend = functools.partial(
+        packed_attention, adjacent=True, scale=0.25, visibility=rule, target=TPU, tiles=tiles, precision="highest",
+        interpret=WATCHED,
+    )  # fmt: skip
+    out, pullback = jax.vjp(lambda packed: attend(packed, jnp.cos(angles), jnp.sin(angles)), packed)
+    jax.block_until_ready(out)
+    assert_no_race()
+    (gradient,) = jax.block_until_ready(pullback(do))
+    assert_no_race()
+    theirs, pullback = jax.vjp(expected, packed)
+    np.testing.assert_allclose(out, theirs, atol=1e-4)
+    np.testing.assert_allclose(gradient, *pullback(do), atol=1e-4)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "count"), [(4, 4, 1), (6, 2, 3)])

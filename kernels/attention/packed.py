@@ -126,7 +126,7 @@ def _prepared(call: AttentionCall) -> AttentionCall:
 def _attend(
     call: AttentionCall, rotary: Rotary, packed: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
 ) -> tuple[Float[Array, "B h d n"], Float[Array, "B h 1 n"]]:
-    """The output, and lse, which is not differentiated."""
+    """The output, and the binary logarithm of the sum of weights, which is not differentiated."""
     from starflow_jax.kernels.attention.tpu_forward import packed_forward
 
     return packed_forward(call, rotary, packed, tables)

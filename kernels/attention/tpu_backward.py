@@ -27,7 +27,7 @@ from starflow_jax.kernels.attention.tpu_blocks import (
     scalars,
     visit_block,
 )
-from starflow_jax.kernels.attention.tpu_rotation import Rotation, rotated, with_new_keys
+from starflow_jax.kernels.attention.tpu_rotation import LOG2_E, Rotation, rotated, with_new_keys
 
 
 class _Refs(NamedTuple):
@@ -218,7 +218,7 @@ def _packed_backward_step(step: Step, rotary: Rotary, refs: _PackedRefs) -> None
         def _(block: Any) -> None:
             slots = step.key_slots(block)
             for head in range(heads):
-                dk = refs.dk[0, head, :, slots].astype(refs.gradient.dtype)
+                dk = (refs.dk[0, head, :, slots] * (1 / LOG2_E)).astype(refs.gradient.dtype)
                 dk = rotated(rotary, dk, refs.tables[:, :, slots], back=True)
                 refs.gradient[1, 0, head, :, slots] = dk.astype(refs.gradient.dtype)
                 refs.gradient[2, 0, head, :, slots] = refs.dv[0, head, :, slots].astype(refs.gradient.dtype)
@@ -275,7 +275,7 @@ def _accumulate(step: Step, refs: _Refs) -> None:
             lse, delta = refs.lse[0, head], refs.delta[0, head]
             if masked:
                 lse, delta = jnp.where(valid_q, lse, EMPTY_LSE), jnp.where(valid_q, delta, 0)
-            p = jnp.exp(s - lse)
+            p = jnp.exp(s - lse) if refs.rotation is None else jnp.exp2(s - lse)  # see LOG2_E
             p = jnp.where(mask, p, 0) if masked else p
             ds = (p * (dp - delta)).astype(refs.q.dtype)
             index = (0, head // group, slice(None), slots)

@@ -23,7 +23,7 @@ from starflow_jax.kernels.attention.tpu_blocks import (
     scalars,
     visit_block,
 )
-from starflow_jax.kernels.attention.tpu_rotation import Rotation, with_new_keys
+from starflow_jax.kernels.attention.tpu_rotation import LOG2_E, Rotation, with_new_keys
 
 # Rows of ones below the values, whose products are the sums of weights: as many as a register of bfloat16 has.
 _ONES = 16
@@ -74,7 +74,7 @@ def forward(
 def packed_forward(
     call: AttentionCall, rotary: Rotary, packed: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
 ) -> tuple[Float[Array, "B h d n"], Float[Array, "B h 1 n"]]:
-    """`packed.packed_attention` with its lse, of channels by slots."""
+    """`packed.packed_attention`, of channels by slots, with the binary logarithm of the sum of its weights."""
     step = _step(call, call.num_heads)
     blocks = [
         *(step.packed_block(part, queries=part == 0) for part in range(3)),
@@ -135,6 +135,7 @@ def _forward_step(step: Step, refs: _Refs) -> None:
     index = pl.program_id(3)
     row, column, flags = (refs.steps[i, index] for i in range(3))
     num_heads, group, dim = step.heads.query_heads, step.heads.group, step.call.head_dim
+    power = jnp.exp if refs.rotation is None else jnp.exp2  # see LOG2_E
 
     @pl.when(flags & FIRST != 0)
     def _() -> None:
@@ -162,11 +163,11 @@ def _forward_step(step: Step, refs: _Refs) -> None:
         def accumulate(head: int, s: jax.Array) -> None:
             m_old = refs.m[head]
             m_new = jnp.maximum(m_old, jnp.max(s, axis=0, keepdims=True))
-            p = jnp.exp(s - m_new).astype(refs.v.dtype)
+            p = power(s - m_new).astype(refs.v.dtype)
             v = refs.v[0, head // group]
             v = jnp.where(valid_k, v, 0) if masked else v
             v = jnp.concatenate([v, jnp.ones((_ONES, step.block_k), v.dtype)], axis=0)
-            refs.acc[head] = refs.acc[head] * jnp.exp(m_old - m_new) + step.product(v, p)
+            refs.acc[head] = refs.acc[head] * power(m_old - m_new) + step.product(v, p)
             refs.m[head] = m_new
 
         # The next head's logits are started before this head's are used, so that the matrix unit is busy meanwhile.
@@ -185,4 +186,6 @@ def _forward_step(step: Step, refs: _Refs) -> None:
             l_sum = refs.acc[head, dim : dim + 1]
             nonempty = l_sum > 0
             refs.o[0, head] = (refs.acc[head, :dim] * jnp.where(nonempty, 1 / l_sum, 0)).astype(refs.o.dtype)
-            refs.lse[0, head] = jnp.where(nonempty, refs.m[head] + jnp.log(jnp.where(nonempty, l_sum, 1)), EMPTY_LSE)
+            log_sum = jnp.log(jnp.where(nonempty, l_sum, 1))
+            log_sum = log_sum if refs.rotation is None else log_sum * LOG2_E
+            refs.lse[0, head] = jnp.where(nonempty, refs.m[head] + log_sum, EMPTY_LSE)

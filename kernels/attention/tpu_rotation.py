@@ -6,6 +6,7 @@ unit has time in these kernels: exchanging rows of a register would take the uni
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,10 @@ from starflow_jax.kernels.attention.schedule import FIRST, Schedule
 # The flag of a step that is the first to visit its block of keys, beside those of `schedule`.
 NEW_KEYS = 16
 
+# Queries are scaled by it, so that the weights are powers of two of the logits, which saves the kernels a product for
+# each of them.
+LOG2_E = math.log2(math.e)
+
 
 class Rotation(NamedTuple):
     """Rotates the operands of a kernel: each block of queries, and each block of keys once for all blocks of queries.
@@ -27,7 +32,7 @@ class Rotation(NamedTuple):
     Attributes:
       rotary: the static description.
       query_tables, key_tables: references to the tables [2, d, block] of the step's queries and keys.
-      queries: scratch reference [heads, d, block_q], the rotated and scaled queries of the step.
+      queries: scratch reference [heads, d, block_q], the step's queries, rotated and multiplied by scale and `LOG2_E`.
       keys: scratch reference [heads, d, S], the rotated keys.
     """
 
@@ -45,7 +50,7 @@ class Rotation(NamedTuple):
         def _() -> None:
             for head in range(self.queries.shape[0]):
                 q = rotated(self.rotary, query[0, head], self.query_tables[...])
-                self.queries[head] = (q * self.rotary.scale).astype(self.queries.dtype)
+                self.queries[head] = (q * (self.rotary.scale * LOG2_E)).astype(self.queries.dtype)
 
         @pl.when(flags & NEW_KEYS != 0)
         def _() -> None:
