@@ -70,19 +70,19 @@ def attention_error(over, batch, heads, kv_heads):
 
 
 def packed_error(over, batch, heads):
-    """The error of attention of a packed projection, and of its gradient."""
-    packed, angles = normal((batch, 6, heads, 3, 16), 0), normal((6, 8), 1)
+    """The error of the gradients of attention of a packed projection and its bias."""
+    packed, bias, angles = normal((batch, 6, heads, 3, 16), 0), normal((heads, 3, 16), 1), normal((6, 8), 2)
 
-    def plain(packed, cos, sin):
+    def plain(packed, bias, cos, sin):
         rotary = Rotary(adjacent=True, scale=0.25)
-        operands = rotary.unpack(packed.transpose(3, 0, 2, 4, 1), rotary.tables(cos, sin))
+        operands = rotary.unpack((packed + bias).transpose(3, 0, 2, 4, 1), rotary.tables(cos, sin))
         return reference.attention(*operands, visibility=Causal())
 
-    def gradient(attend):
-        by_packed = jax.grad(lambda packed, *tables: jnp.sum(attend(packed, *tables) ** 2))
-        return jax.jit(by_packed)(packed, jnp.cos(angles), jnp.sin(angles))
+    def gradients(attend):
+        by_both = jax.grad(lambda *arrays: jnp.sum(attend(*arrays) ** 2), argnums=(0, 1))
+        return jax.jit(by_both)(packed, bias, jnp.cos(angles), jnp.sin(angles))
 
-    return worst(gradient(functools.partial(_packed_by_heads, over, plain)), gradient(plain))
+    return worst(gradients(functools.partial(_packed_by_heads, over, plain)), gradients(plain))
 
 
 def divided_error(over, count, dtype=jnp.float32):

@@ -82,7 +82,7 @@ def test_the_packed_kernels_fit(chip, rule, slots, heads, dim, dtype):
         return
 
     def total(packed, cos, sin):
-        out = packed_attention(packed, cos, sin, adjacent=True, scale=dim**-0.5, precision="highest", **options)
+        out = packed_attention(packed, None, cos, sin, adjacent=True, scale=dim**-0.5, precision="highest", **options)
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     sharding = jax.sharding.SingleDeviceSharding(one)

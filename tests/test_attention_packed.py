@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,9 @@ def rotation(slots, dim, adjacent):
     return Rotation(jnp.cos(angles), jnp.sin(angles), adjacent)
 
 
-def separate(packed, table, scale, rule):
+def separate(table, scale, rule, packed, bias):
     """What networks compute without the packed kernels."""
+    packed = packed + bias.astype(packed.dtype)
     query, key, value = (packed[:, :, :, part].swapaxes(1, 2) for part in range(3))
     query, key = table(query), table(key)
     query = (query * jnp.float32(scale)).astype(packed.dtype)
@@ -41,25 +44,26 @@ CASES = [  # rule, slots, heads, channels, whether pairs are neighbours, dtype, 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_are_those_of_separate_arrays(case):
     rule, slots, heads, dim, adjacent, dtype, tiles = case
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys = jax.random.split(jax.random.key(0), 3)
     packed = jax.random.normal(keys[0], (2, slots, heads, 3, dim)).astype(dtype)
-    do = jax.random.normal(keys[1], (2, heads, slots, dim)).astype(dtype)
+    bias = jax.random.normal(keys[1], (heads, 3, dim))
+    do = jax.random.normal(keys[2], (2, heads, slots, dim)).astype(dtype)
     table = rotation(slots, dim, adjacent)
 
-    def by_kernels(packed):
+    def by_kernels(packed, bias):
         return packed_attention(
-            packed, table.cos, table.sin, adjacent=adjacent, scale=dim**-0.5, visibility=rule, target=TPU,
+            packed, bias, table.cos, table.sin, adjacent=adjacent, scale=dim**-0.5, visibility=rule, target=TPU,
             tiles=tiles, precision="highest", interpret=True,
         )  # fmt: skip
 
-    def value_and_gradient(function):
-        out, transposed = jax.vjp(function, packed)
-        return out, transposed(do)[0]
+    def value_and_gradients(function):
+        out, transposed = jax.vjp(function, packed, bias)
+        return out, *transposed(do)
 
-    computed = jax.jit(lambda: value_and_gradient(by_kernels))()
-    expected = jax.jit(lambda: value_and_gradient(lambda packed: separate(packed, table, dim**-0.5, rule)))()
+    computed = jax.jit(lambda: value_and_gradients(by_kernels))()
+    expected = jax.jit(lambda: value_and_gradients(functools.partial(separate, table, dim**-0.5, rule)))()
     for ours, theirs in zip(computed, expected, strict=True):
-        assert ours.dtype == theirs.dtype == dtype and ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         ours, theirs = (np.asarray(a, np.float32) for a in (ours, theirs))
         assert np.abs(ours - theirs).max() <= (1e-5 if dtype == "float32" else 1.5e-2) * np.abs(theirs).max()
 
@@ -67,22 +71,24 @@ def test_values_and_gradients_are_those_of_separate_arrays(case):
 def test_second_derivatives_are_those_of_separate_arrays():
     slots, heads, dim = 24, 1, 16
     packed = jax.random.normal(jax.random.key(0), (1, slots, heads, 3, dim))
+    bias = jax.random.normal(jax.random.key(1), (heads, 3, dim))
     table = rotation(slots, dim, True)
 
-    def by_kernels(packed):
+    def by_kernels(*arrays):
         return packed_attention(
-            packed, table.cos, table.sin, adjacent=True, scale=0.25, visibility=Causal(), target=TPU,
+            *arrays, table.cos, table.sin, adjacent=True, scale=0.25, visibility=Causal(), target=TPU,
             precision="highest", interpret=True,
         )  # fmt: skip
 
     def twice(function):
-        def square(packed):
-            return jnp.sum(jax.grad(lambda packed: jnp.sum(function(packed) ** 3))(packed) ** 2)
+        def squares(*arrays):
+            first = jax.grad(lambda *arrays: jnp.sum(function(*arrays) ** 3), argnums=(0, 1))(*arrays)
+            return sum(jnp.sum(gradient**2) for gradient in first)
 
-        return jax.jit(jax.grad(square))(packed)
+        return jax.jit(jax.grad(squares, argnums=(0, 1)))(packed, bias)
 
-    expected = twice(lambda packed: separate(packed, table, 0.25, Causal()))
-    assert np.abs(twice(by_kernels) - expected).max() <= 1e-5 * np.abs(expected).max()
+    for ours, theirs in zip(twice(by_kernels), twice(functools.partial(separate, table, 0.25, Causal())), strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 def test_a_layer_for_tpus_gives_its_projection_to_the_kernels(monkeypatch):
@@ -126,10 +132,10 @@ def test_arrays_that_do_not_fit_each_other_are_refused():
     packed, table = jnp.zeros((1, 8, 2, 3, 16)), rotation(8, 16, True)
     options = {"adjacent": True, "scale": 1.0, "visibility": Causal(), "target": TPU}
     with pytest.raises(ValueError, match=r"packed must be \[B, n, h, 3, d\]"):
-        packed_attention(packed, table.cos[:7], table.sin[:7], **options)
+        packed_attention(packed, None, table.cos[:7], table.sin[:7], **options)
     with pytest.raises(ValueError, match=r"packed must be \[B, n, h, 3, d\]"):
-        packed_attention(packed[:, :, :, :2], table.cos, table.sin, **options)
+        packed_attention(packed[:, :, :, :2], None, table.cos, table.sin, **options)
     with pytest.raises(ValueError, match=r"200000 slots of heads of 16 channels do not fit"):
         large = jax.ShapeDtypeStruct((1, 200_000, 2, 3, 16), jnp.bfloat16)
         tables = jax.ShapeDtypeStruct((200_000, 8), jnp.float32)
-        jax.eval_shape(lambda *a: packed_attention(*a, **options), large, tables, tables)
+        jax.eval_shape(lambda large, *a: packed_attention(large, None, *a, **options), large, tables, tables)

@@ -109,7 +109,7 @@ def test_attention_of_a_packed_projection(rule, slots, tiles):
         packed_attention, adjacent=True, scale=0.25, visibility=rule, target=TPU, tiles=tiles, precision="highest",
         interpret=WATCHED,
     )  # fmt: skip
-    out, pullback = jax.vjp(lambda packed: attend(packed, jnp.cos(angles), jnp.sin(angles)), packed)
+    out, pullback = jax.vjp(lambda packed: attend(packed, None, jnp.cos(angles), jnp.sin(angles)), packed)
     jax.block_until_ready(out)
     assert_no_race()
     (gradient,) = jax.block_until_ready(pullback(do))

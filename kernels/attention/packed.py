@@ -51,6 +51,7 @@ def takes_packed(
 
 def packed_attention(
     packed: Float[Array, "..."],
+    bias: Float[Array, "heads parts d"] | None,
     cos: Float[Array, "slots half"],
     sin: Float[Array, "slots half"],
     *,
@@ -64,11 +65,12 @@ def packed_attention(
 ) -> Float[Array, "B h n d"]:
     """Attention of a whole sequence to itself, with as many heads of keys as of queries.
 
-    As `attention` of queries that are rotated and scaled, rotated keys, and values; the gradient by `packed` is the
-    kernel's, and higher ones are the reference's.
+    As `attention` of queries that are rotated and scaled, rotated keys, and values; gradients are the kernel's, and
+    higher ones are the reference's.
 
     Args:
       packed: [B, n, h, 3, d], query, key and value of each head, not rotated, in bfloat16 or float32.
+      bias: [h, 3, d], added to `packed` in its dtype; an argument of its own, since the kernel sums its gradient.
       cos, sin: [n, d / 2] float32, of each slot and pair of channels.
       adjacent: whether pairs are neighbouring channels, else the two halves.
       scale: of the softmax.
@@ -94,8 +96,10 @@ def packed_attention(
             f"({call.tiles.memory / 2**20:g} MiB); use `attention`"
         )
     rotary = Rotary(adjacent, scale)
+    bias = jnp.zeros(packed.shape[2:], jnp.float32) if bias is None else bias
     # Channels by slots, as the compiler stores the projection then.
-    out, _ = _attend(call, rotary, packed.transpose(3, 0, 2, 4, 1), rotary.tables(cos, sin))
+    arrays = packed.transpose(3, 0, 2, 4, 1), bias.swapaxes(0, 1)
+    out = _attend(call, rotary, *arrays, rotary.tables(cos, sin))
     return out.swapaxes(2, 3)
 
 
@@ -124,60 +128,95 @@ def _prepared(call: AttentionCall) -> AttentionCall:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
-    call: AttentionCall, rotary: Rotary, packed: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
-) -> tuple[Float[Array, "B h d n"], Float[Array, "B h 1 n"]]:
-    """The output, and the binary logarithm of the sum of weights, which is not differentiated."""
-    from starflow_jax.kernels.attention.tpu_forward import packed_forward
-
-    return packed_forward(call, rotary, packed, tables)
-
-
-def _attend_forward(
-    call: AttentionCall, rotary: Rotary, packed: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
-) -> Any:
-    # A second derivative differentiates this rule, so it calls the function that has a derivative.
-    packed = checkpoint_name(packed, OPERANDS_NAME)
-    out, lse = (checkpoint_name(array, RESULTS_NAME) for array in _attend(call, rotary, packed, tables))
-    return (out, lse), (packed, tables, out, lse)
-
-
-def _attend_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangents: Any) -> Any:
-    return _gradient(call, rotary, *saved, cotangents[0]), None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradient(
     call: AttentionCall,
     rotary: Rotary,
     packed: Float[Array, "3 B h d n"],
+    bias: Float[Array, "3 h d"],
+    tables: Float[Array, "2 d n"],
+) -> Float[Array, "B h d n"]:
+    return _attend_to_sum(call, rotary, _biased(packed, bias), tables)[0]
+
+
+def _biased(packed: Float[Array, "3 B h d n"], bias: Float[Array, "3 h d"]) -> Float[Array, "3 B h d n"]:
+    return checkpoint_name(packed + bias.astype(packed.dtype)[:, None, :, :, None], OPERANDS_NAME)
+
+
+def _attend_forward(
+    call: AttentionCall,
+    rotary: Rotary,
+    packed: Float[Array, "3 B h d n"],
+    bias: Float[Array, "3 h d"],
+    tables: Float[Array, "2 d n"],
+) -> Any:
+    # A second derivative differentiates this rule, so it calls a function that has a derivative.
+    biased = _biased(packed, bias)
+    out, lse = (checkpoint_name(array, RESULTS_NAME) for array in _attend_to_sum(call, rotary, biased, tables))
+    return out, (biased, tables, out, lse, bias)
+
+
+def _attend_backward(call: AttentionCall, rotary: Rotary, saved: Any, do: Float[Array, "B h d n"]) -> Any:
+    *arrays, bias = saved
+    gradient, total = _gradients(call, rotary, *arrays, do)
+    return gradient, total.astype(bias.dtype), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_to_sum(
+    call: AttentionCall, rotary: Rotary, biased: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
+) -> tuple[Float[Array, "B h d n"], Float[Array, "B h 1 n"]]:
+    """`_attend` as a function of packed + bias; and the binary logarithm of the sum of weights, not differentiated."""
+    from starflow_jax.kernels.attention.tpu_forward import packed_forward
+
+    return packed_forward(call, rotary, biased, tables)
+
+
+def _attend_to_sum_forward(
+    call: AttentionCall, rotary: Rotary, biased: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
+) -> Any:
+    out, lse = _attend_to_sum(call, rotary, biased, tables)
+    return (out, lse), (biased, tables, out, lse)
+
+
+def _attend_to_sum_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangents: Any) -> Any:
+    return _gradients(call, rotary, *saved, cotangents[0])[0], None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(
+    call: AttentionCall,
+    rotary: Rotary,
+    biased: Float[Array, "3 B h d n"],
     tables: Float[Array, "2 d n"],
     out: Float[Array, "B h d n"],
     lse: Float[Array, "B h 1 n"],
     do: Float[Array, "B h d n"],
-) -> Float[Array, "3 B h d n"]:
-    """The gradient by `packed`, as a function of it and of `do`; `out` and `lse` are functions of it."""
+) -> tuple[Float[Array, "3 B h d n"], Float[Array, "3 h d"]]:
+    """The gradients by `packed` and `bias`, as a function of their sum and of `do`; the others are functions of it."""
     from starflow_jax.kernels.attention.tpu_backward import packed_backward
 
-    return packed_backward(call, rotary, packed, tables, out, lse, do)
+    return packed_backward(call, rotary, biased, tables, out, lse, do)
 
 
-def _gradient_forward(call: AttentionCall, rotary: Rotary, *arrays: jax.Array) -> Any:
-    return _gradient(call, rotary, *arrays), arrays
+def _gradients_forward(call: AttentionCall, rotary: Rotary, *arrays: jax.Array) -> Any:
+    return _gradients(call, rotary, *arrays), arrays
 
 
-def _gradient_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangent: Any) -> Any:
-    packed, tables, out, lse, do = saved
+def _gradients_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangents: Any) -> Any:
+    biased, tables, out, lse, do = saved
 
-    def reference(packed: Float[Array, "3 B h d n"], do: Float[Array, "B h d n"]) -> Float[Array, "3 B h d n"]:
-        operands, transposed = jax.vjp(lambda packed: rotary.unpack(packed, tables), packed)
+    def reference(
+        biased: Float[Array, "3 B h d n"], do: Float[Array, "B h d n"]
+    ) -> tuple[Float[Array, "3 B h d n"], Float[Array, "3 h d"]]:
+        operands, transposed = jax.vjp(lambda biased: rotary.unpack(biased, tables), biased)
         residuals = Residuals(*operands, out.swapaxes(2, 3), lse)
         gradients = ReferenceAttention().backward(call, residuals, do.swapaxes(2, 3), Bounds(0, call.num_slots))
         gradient: jax.Array = transposed(gradients)[0]
-        return gradient
+        return gradient, jnp.sum(gradient.astype(jnp.float32), axis=(1, 4))
 
-    by_packed, by_do = jax.vjp(reference, packed, do)[1](cotangent)
-    return by_packed, None, *map(jnp.zeros_like, (out, lse)), by_do
+    by_biased, by_do = jax.vjp(reference, biased, do)[1](cotangents)
+    return by_biased, None, *map(jnp.zeros_like, (out, lse)), by_do
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-_gradient.defvjp(_gradient_forward, _gradient_backward)
+_attend_to_sum.defvjp(_attend_to_sum_forward, _attend_to_sum_backward)
+_gradients.defvjp(_gradients_forward, _gradients_backward)

@@ -110,7 +110,7 @@ class _PackedRefs(NamedTuple):
     Attributes:
       steps, bounds, q, k, v, do, lse: as in `_Refs`; out: blocks of the output, as `do`.
       tables: of rotary positions, [2, d, slots], of all slots.
-      gradient: [3, 1, heads, d, slots], written at the end.
+      gradient: [3, 1, heads, d, slots], and totals: [1, 1, 3, heads, d] float32, its sums over slots.
       delta, dk, dv, dq_acc: as in `_Refs`, scratch; queries, keys: of `Rotation`.
     """
 
@@ -124,6 +124,7 @@ class _PackedRefs(NamedTuple):
     lse: Any
     tables: Any
     gradient: Any
+    totals: Any
     delta: Any
     dk: Any
     dv: Any
@@ -140,8 +141,8 @@ def packed_backward(
     out: Float[Array, "B h d n"],
     lse: Float[Array, "B h 1 n"],
     do: Float[Array, "B h d n"],
-) -> Float[Array, "3 B h d n"]:
-    """The gradient of `packed.packed_attention` by `packed`, of channels by slots."""
+) -> tuple[Float[Array, "3 B h d n"], Float[Array, "3 h d"]]:
+    """The gradients of `packed.packed_attention` by `packed`, of channels by slots, and by `bias`."""
     tiles, dim, count = call.tiles, call.head_dim, call.num_slots
     shared = Heads.from_counts(call.num_heads, call.num_heads, tiles.heads_backward)
     step = Step(call, shared, tiles.block_q_backward, tiles.block_k_backward)
@@ -155,11 +156,12 @@ def packed_backward(
         (2, dim, padded), lambda b, k, turn, step, *_: (0, 0, 0), pipeline_mode=pl.Buffered(1)
     )  # one buffer, since every step has the same block
     sums = pltpu.VMEM((1, heads, dim, padded), jnp.float32)
-    gradient: jax.Array = pl.pallas_call(
+    groups = call.num_heads // heads
+    gradient, totals = pl.pallas_call(
         lambda *refs: _packed_backward_step(step, rotary, _PackedRefs(*refs)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(packed.shape[1], call.num_heads // heads, 1, plan.count),
+            grid=(packed.shape[1], groups, 1, plan.count),
             in_specs=[
                 *(step.packed_block(part, queries=part == 0) for part in range(3)),
                 rows,
@@ -167,7 +169,7 @@ def packed_backward(
                 row,
                 tables_block,
             ],
-            out_specs=whole,
+            out_specs=[whole, pl.BlockSpec((1, 1, 3, heads, dim), lambda b, k, turn, step, *_: (b, k, 0, 0, 0))],
             scratch_shapes=[
                 pltpu.VMEM((1, heads, 1, step.block_q), jnp.float32),
                 sums,
@@ -177,12 +179,15 @@ def packed_backward(
                 pltpu.VMEM((heads, dim, padded), packed.dtype),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(packed.shape, packed.dtype),
+        out_shape=[
+            jax.ShapeDtypeStruct(packed.shape, packed.dtype),
+            jax.ShapeDtypeStruct((packed.shape[1], groups, 3, heads, dim), jnp.float32),
+        ],
         compiler_params=compiler_params(tiles.memory),
         interpret=call.interpret,
         name="attention_backward",
     )(*scalars(plan, Bounds(0, count)), packed, packed, packed, do.astype(packed.dtype), out, lse, tables)
-    return gradient
+    return gradient, jnp.sum(totals, axis=0).swapaxes(0, 1).reshape(3, call.num_heads, dim)
 
 
 def _packed_backward_step(step: Step, rotary: Rotary, refs: _PackedRefs) -> None:
@@ -205,12 +210,27 @@ def _packed_backward_step(step: Step, rotary: Rotary, refs: _PackedRefs) -> None
 
     _accumulate(step, inner)
 
+    @pl.when(pl.program_id(3) == 0)
+    def _() -> None:
+        refs.totals[...] = jnp.zeros(refs.totals.shape, jnp.float32)
+
+    def write(part: int, head: int, slots: Any, x: Float[Array, "d slots"]) -> None:
+        x = x.astype(refs.gradient.dtype)
+        refs.gradient[part, 0, head, :, slots] = x
+        if step.call.num_slots % slots.size:  # values beyond the end are undefined
+            lanes = slots.start + jax.lax.broadcasted_iota(jnp.int32, (1, slots.size), 1)
+            x = jnp.where(lanes < step.call.num_slots, x, 0)
+        # A product, since the matrix unit has time: 8 rows of ones, as many as a register has.
+        precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        ones = jnp.ones((8, slots.size), x.dtype)
+        total = jax.lax.dot_general(ones, x, TRANSPOSED, precision=precision, preferred_element_type=jnp.float32)
+        refs.totals[0, 0, part, head : head + 1] += total[:1]
+
     @pl.when(flags & LAST != 0)
     def _() -> None:
         for head in range(heads):
             dq = (refs.dq_acc[head] * rotary.scale).astype(refs.gradient.dtype)
-            dq = rotated(rotary, dq, rotation.query_tables[...], back=True)
-            refs.gradient[0, 0, head, :, query_slots] = dq.astype(refs.gradient.dtype)
+            write(0, head, query_slots, rotated(rotary, dq, rotation.query_tables[...], back=True))
 
     @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
     def _() -> None:
@@ -219,9 +239,8 @@ def _packed_backward_step(step: Step, rotary: Rotary, refs: _PackedRefs) -> None
             slots = step.key_slots(block)
             for head in range(heads):
                 dk = (refs.dk[0, head, :, slots] * (1 / LOG2_E)).astype(refs.gradient.dtype)
-                dk = rotated(rotary, dk, refs.tables[:, :, slots], back=True)
-                refs.gradient[1, 0, head, :, slots] = dk.astype(refs.gradient.dtype)
-                refs.gradient[2, 0, head, :, slots] = refs.dv[0, head, :, slots].astype(refs.gradient.dtype)
+                write(1, head, slots, rotated(rotary, dk, refs.tables[:, :, slots], back=True))
+                write(2, head, slots, refs.dv[0, head, :, slots])
 
 
 def _step_of(refs: _Refs) -> tuple[Any, Any, Any]:

@@ -72,12 +72,12 @@ class Attention(nnx.Module):
         batch, count, _ = h.shape
         layout, group = self.compute.layout, c.heads // c.kv_heads
         by_slots = cache is not None and divides_slots(layout, c.kv_heads, self.compute.cache)
-        packed = placed(layout, self.qkv(self.norm(h)), "packed")
+        x = self.norm(h)
+        if rotation is not None and temperature is None and cache is None and self._takes_packed(x, visibility):
+            return self._project(self._attend_packed(x, rotation, visibility)), None
+        packed = placed(layout, self.qkv(x), "packed")
         if by_slots:  # every device of the sequence axis needs all tokens
             packed = placed(layout, packed, "packed, gathered")
-        if rotation is not None and temperature is None and cache is None and self._takes_packed(packed, visibility):
-            mixed = self._attend_packed(packed, rotation, visibility)
-            return self._project(mixed), None
         packed = packed.transpose(0, 2, 3, 1, 4)  # [B, k, group + 2, n, d]
         heads = "heads, gathered" if by_slots else "heads"
         query = placed(layout, packed[:, :, :group].reshape(batch, c.heads, count, c.head_dim), heads)
@@ -101,17 +101,21 @@ class Attention(nnx.Module):
         out = self.proj(placed(self.compute.layout, mixed, "channels"))
         return out if self.post_norm is None else self.post_norm(out)
 
-    def _takes_packed(self, packed: Float[Array, "B n k group_and_2 d"], visibility: Visibility) -> bool:
-        """Whether the kernels read the projection as it is, and rotate queries and keys themselves."""
-        if self.config.heads != self.config.kv_heads or self.query_norm is not None:
+    def _takes_packed(self, x: Float[Array, "B n D"], visibility: Visibility) -> bool:
+        """Whether kernels read the projection of x as it is, and rotate queries and keys themselves."""
+        c = self.config
+        if c.heads != c.kv_heads or self.query_norm is not None:
             return False
-        target = layout_target(self.compute.layout)
-        options: dict[str, Any] = {"implementation": self.compute.kernels, "target": target}
-        takes: bool = takes_packed(packed.shape, packed.dtype, visibility=visibility, **options)
+        shape = (*x.shape[:2], *self.qkv.kernel.shape[1:])
+        options: dict[str, Any] = {
+            "implementation": self.compute.kernels,
+            "target": layout_target(self.compute.layout),
+        }
+        takes: bool = takes_packed(shape, self.compute.dtype, visibility=visibility, **options)
         return takes
 
     def _attend_packed(
-        self, packed: Float[Array, "B n h 3 d"], rotation: Rotation, visibility: Visibility
+        self, x: Float[Array, "B n D"], rotation: Rotation, visibility: Visibility
     ) -> Float[Array, "B h n d"]:
         """Attention of a whole sequence, over the mesh."""
         layout = self.compute.layout
@@ -123,10 +127,12 @@ class Attention(nnx.Module):
             target=layout_target(layout),
             precision=self.compute.precision,
         )
+        packed = placed(layout, self.qkv.product(x), "packed")
+        bias = None if self.qkv.bias is None else self.qkv.bias[...]
         if layout is None:
-            mixed: jax.Array = attend(packed, rotation.cos, rotation.sin)
+            mixed: jax.Array = attend(packed, bias, rotation.cos, rotation.sin)
             return mixed
-        return placed(layout, _packed_by_heads(layout, attend, packed, rotation.cos, rotation.sin), "heads")
+        return placed(layout, _packed_by_heads(layout, attend, packed, bias, rotation.cos, rotation.sin), "heads")
 
     def _attend(
         self,
@@ -211,6 +217,7 @@ def _packed_by_heads(
     layout: Layout,
     attend: Callable[..., jax.Array],
     packed: Float[Array, "B n h 3 d"],
+    bias: Float[Array, "h 3 d"] | None,
     cos: Float[Array, "n half"],
     sin: Float[Array, "n half"],
 ) -> Float[Array, "B h n d"]:
@@ -221,9 +228,15 @@ def _packed_by_heads(
     mapped = jax.shard_map(
         attend,
         mesh=layout.mesh,
-        in_specs=(layout.sharding(packed.shape, (cuts[0], None, cuts[1])).spec, whole, whole),
+        in_specs=(
+            layout.sharding(packed.shape, (cuts[0], None, cuts[1])).spec,
+            layout.sharding(packed.shape[2:], cuts[1:2]).spec,
+            whole,
+            whole,
+        ),
         out_specs=layout.sharding((batch, heads, count, dim), cuts).spec,
         check_vma=False,
     )
-    mixed: jax.Array = mapped(packed, cos, sin)
+    bias = jnp.zeros(packed.shape[2:], jnp.float32) if bias is None else bias
+    mixed: jax.Array = mapped(packed, bias, cos, sin)
     return mixed

@@ -81,8 +81,14 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Shaped[Array, "*B inputs"]) -> Float[Array, "..."]:
         """[..., inputs] to [..., *outputs] in `compute.dtype`."""
+        return self._dense(x, None if self.bias is None else self.bias[...])
+
+    def product(self, x: Shaped[Array, "*B inputs"]) -> Float[Array, "..."]:
+        """As a call, without the bias."""
+        return self._dense(x, None)
+
+    def _dense(self, x: Shaped[Array, "*B inputs"], bias: Float[Array, "*outputs"] | None) -> Float[Array, "..."]:
         kernel, dtype = self.kernel[...], self.compute.dtype
-        bias = None if self.bias is None else self.bias[...]
         if self.compute.layout is not None:
             return _sharded_dense(self.compute, self.name, x.astype(dtype), kernel, bias)
         inputs, *outputs = kernel.shape
