@@ -24,7 +24,8 @@ class Costs:
     Attributes:
       forward, backward: for a tile of 128 x 128 logits, of heads of 64 and of 128 channels.
       step: for a step of the grid of any size: filling the units, and about 0.3 us between steps.
-      rotation: forward and backward, for 128 slots of a head of 64 channels, where the kernels rotate queries and keys.
+      rotation: forward and backward, for 128 slots of a head of 64 channels, where the kernels rotate queries and keys
+        and sum the gradients of the bias and of output x gradient.
       memory: bytes of vector memory that a kernel may use.
     """
 
@@ -42,11 +43,11 @@ class Costs:
 
 # By the names of `costs.chips`. The schedules of v4 and tpu7x were not read: they use the figures of v5p and v6e.
 COSTS = {
-    "v4": Costs((54, 68), (100, 150), 620, (35, 90), 14 * _MIB),
-    "v5e": Costs((54, 68), (100, 150), 800, (35, 90), 100 * _MIB),
-    "v5p": Costs((54, 68), (100, 150), 850, (35, 90), 48 * _MIB),
-    "v6e": Costs((42, 50), (64, 75), 850, (35, 90), 100 * _MIB),
-    "tpu7x": Costs((42, 50), (64, 75), 850, (35, 90), 48 * _MIB),
+    "v4": Costs((54, 68), (100, 150), 620, (40, 165), 14 * _MIB),
+    "v5e": Costs((54, 68), (100, 150), 800, (40, 165), 100 * _MIB),
+    "v5p": Costs((54, 68), (100, 150), 850, (40, 165), 48 * _MIB),
+    "v6e": Costs((42, 50), (64, 75), 850, (35, 135), 100 * _MIB),
+    "tpu7x": Costs((42, 50), (64, 75), 850, (35, 135), 48 * _MIB),
 }
 DEFAULT_CHIP = "v5p"
 
