@@ -1,4 +1,4 @@
-"""Two updates of every optimizer over a mesh of eight CPU devices and on one of them; prints the largest differences."""
+"""Two updates of every optimizer over a mesh of eight CPU devices and on one; prints the largest differences."""
 
 import dataclasses
 import json
