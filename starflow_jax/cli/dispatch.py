@@ -21,7 +21,9 @@ from starflow_jax.cli.compiled_programs import keep_compiled_programs
 from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, check_values, split_overrides
 from starflow_jax.cli.process_group import Others
+from starflow_jax.cli.staging import run_staged
 from starflow_jax.core.request_errors import RequestError
+from starflow_jax.core.storage.places import shown
 
 
 def _commands() -> dict[str, ModuleType]:
@@ -113,6 +115,7 @@ def _answer(argv: list[str], others: Others, *, own_process: bool) -> int:
 
 
 def _failed(code: int, message: str, others: Others) -> int:
+    message = shown(message)
     print(f"starflow: {message}", file=sys.stderr, flush=True)
     others.end(code, message)
     return code
@@ -140,6 +143,6 @@ def _run(argv: list[str], others: Others, own_process: bool) -> int:
         if problem and not getattr(arguments, "process", None):
             print(f"starflow: {problem}", file=sys.stderr)
     try:
-        return arguments.run(arguments)
+        return run_staged(arguments, parsers[name].flag)
     except RequestError as error:
         raise CommandError(error.text(parsers[name].flag)) from error

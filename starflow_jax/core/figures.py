@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.atomic_writing import write_text
+from starflow_jax.core.storage.places import shown
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes plain values atomically as indented JSON; non-finite numbers become null.
 
-    Missing parent folders are created.
+    Missing parent folders are created. Local copies of what lies in stores are named by their addresses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
+    write_text(path, shown(json.dumps(finite(values), indent=2, allow_nan=False)) + "\n")
 
 
 def finite(value: Any) -> Any:

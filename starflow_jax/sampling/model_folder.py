@@ -23,6 +23,7 @@ from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.config.checks import check_choice
 from starflow_jax.core.regular_files import check_file, read_json
+from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.models.autoencoders.storage import split_scale
 from starflow_jax.training.inverse.inverse_folder import INVERSE_FOLDER, has_inverse
 
@@ -75,7 +76,7 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     Raises:
       ValueError: the file is missing or of another format or version, a path leaves the folder, or a part is missing.
     """
-    path = Path(path).absolute()
+    path = local_path(path, without_optimizer).absolute()
     file = path / MODEL_FILE
     try:
         check_file(file)

@@ -10,6 +10,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.sweep_config import SweepRun
+from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.sampling.model_folder import MODEL_FILE, ModelFolder, load_model_folder
 from starflow_jax.sweeps.content_hash import FileHashes, model_hashes, values_hash
@@ -47,7 +48,7 @@ def find_checkpoints(run: SweepRun, file_hashes: FileHashes | None = None) -> li
     Raises:
       ValueError: no run or model in the folder, no checkpoint, or a step that does not exist.
     """
-    workdir = Path(run.workdir).absolute()
+    workdir = local_path(run.workdir, without_optimizer).absolute()
     name = run.name or workdir.name
     model = None
     if (workdir / MODEL_FILE).is_file():

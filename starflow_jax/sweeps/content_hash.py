@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import hashlib
 import json
@@ -12,6 +13,10 @@ from typing import Any
 
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.source_config import SourceConfig
+from starflow_jax.core.storage.addresses import is_address
+from starflow_jax.core.storage.copies import local_path, parts_of_pattern
+from starflow_jax.core.storage.manifest import folder_files
+from starflow_jax.core.storage.store import open_store
 from starflow_jax.data.pipeline.content_digest import contents_digest
 from starflow_jax.data.sources.base import ArraySource, Source
 
@@ -34,7 +39,7 @@ def model_hashes(path: str | None, file_hashes: FileHashes) -> list[Any] | None:
     """
     if path is None:
         return None
-    root, scale = Path(path), None
+    root, scale = local_path(path), None
     if not root.exists() and ":" in path:  # "PATH:0.6", a video autoencoder with a temporal scale
         text, _, scale = path.rpartition(":")
         root = Path(text)
@@ -63,6 +68,8 @@ def _part(data: SourceConfig) -> list[Any]:
     fields["captions"] = dataclasses.asdict(data.captions)
     if data.path is None:
         return [fields]
+    if is_address(data.path):
+        return [fields, _stored_digest(data.path)]
     roots = [Path(data.path)] if Path(data.path).exists() else [Path(match) for match in sorted(glob.glob(data.path))]
     index = None if data.index is None else Path(data.index).absolute()
     files = [(name, file.stat()) for root in roots for name, file in _files(root) if file.absolute() != index]
@@ -70,6 +77,23 @@ def _part(data: SourceConfig) -> list[Any]:
     for name, stat in files:
         digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return [fields, digest.hexdigest()]
+
+
+def _stored_digest(path: str) -> str:
+    """The digest of names, sizes and times of files in a store, which is that of a local copy of all of them."""
+    folder, pattern = parts_of_pattern(path)
+    store = open_store(folder)
+    facts = store.facts() if not pattern and folder.key else None
+    if facts is not None:
+        rows = [(folder.name, facts.size, facts.modified_ns)]
+    else:
+        files = folder_files(store).files
+        chosen = sorted(name for name in files if not pattern or fnmatch.fnmatchcase(name, pattern))
+        rows = [(name, files[name].size, files[name].modified_ns) for name in chosen]
+    digest = hashlib.sha256()
+    for name, size, modified_ns in rows:
+        digest.update(f"{name} {size} {modified_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:

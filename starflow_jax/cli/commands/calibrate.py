@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable, output_file
-from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.stored import output_file, work_path
 from starflow_jax.core.choices import Objective
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_to(subparsers: Any) -> None:
         "calibrate", help="measure how a run is best inverted", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
+    option("--workdir", required=True, type=work_path, metavar="DIR", help="folder of a trained run")
     option("--samples", type=integer(1, 4096), default=4, metavar="N", help="training images or clips (default 4)")
     option(
         "--target-error",

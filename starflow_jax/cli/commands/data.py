@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_writable, output_file
-from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file, output_path, run_path
 from starflow_jax.cli.remarks import latents_are_fixed
 from starflow_jax.core.choices import Split, choices
 
@@ -43,7 +44,7 @@ def add_to(subparsers: Any) -> None:
         "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
     )
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
-    parser.add_argument("--out", type=path, metavar="PNG", help="write a contact sheet")
+    parser.add_argument("--out", type=output_path, metavar="PNG", help="write a contact sheet")
     parser.add_argument(
         "--seconds",
         type=real(),
@@ -52,7 +53,7 @@ def add_to(subparsers: Any) -> None:
         help="duration of the measurement, at most 3600 (default: 5; 0 for none)",
     )
     parser.add_argument(
-        "--workdir", type=path, metavar="DIR", help="a run, to compare with the speed of its training step"
+        "--workdir", type=run_path, metavar="DIR", help="a run, to compare with the speed of its training step"
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)

@@ -8,8 +8,8 @@ from typing import Any
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import output_file
 from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.stored import output_file
 
 ORDER = 170
 COMPILES = True

@@ -13,8 +13,9 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import with_text_encoder
 from starflow_jax.cli.options.devices import add_processes, join
-from starflow_jax.cli.options.outputs import check_new_folder, output_file
-from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.outputs import check_new_folder
+from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file, output_path, read_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 from starflow_jax.core.choices import Dtype, LatentDtype, Split, choices
@@ -57,15 +58,17 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
     )
-    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the latents: new or empty")
+    parser.add_argument(
+        "--out", required=True, type=output_path, metavar="DIR", help="folder of the latents: new or empty"
+    )
     parser.add_argument("--split", type=choice(*choices(Split)), default="train", help="train (default) or test")
     parser.add_argument(
         "--limit", type=integer(1), metavar="N", help="encode the first N examples only, unreadable ones included"
     )
     parser.add_argument(
-        "--autoencoder", type=path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
+        "--autoencoder", type=read_path, metavar="PATH", help=".npz file or folder (default: data.autoencoder)"
     )
-    parser.add_argument("--text-encoder", type=path, metavar="DIR", help="a folder (default: data.text_encoder)")
+    parser.add_argument("--text-encoder", type=read_path, metavar="DIR", help="a folder (default: data.text_encoder)")
     parser.add_argument(
         "--compute",
         type=choice(*choices(Dtype)),

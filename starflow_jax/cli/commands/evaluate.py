@@ -11,14 +11,13 @@ from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import output_file
-from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.sample_quality import (
     add_quality_options,
     check_quality_options,
     import_from_current_directory,
 )
 from starflow_jax.cli.options.solver import solver_request
+from starflow_jax.cli.options.stored import output_file, run_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -56,7 +55,7 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate", help="bits/dim, accuracy, FID and other metrics of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
+    parser.add_argument("--workdir", required=True, type=run_path, metavar="DIR", help="folder of a trained run")
     parser.add_argument(
         "--draws",
         type=integer(1, 10**6),

@@ -8,8 +8,7 @@ from typing import Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import output_file
-from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.stored import outline_path, output_file
 
 ORDER = 20
 
@@ -29,7 +28,7 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info", help="show the progress and the checkpoints of a run", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument("--workdir", required=True, type=path, metavar="DIR", help="folder of a run")
+    parser.add_argument("--workdir", required=True, type=outline_path, metavar="DIR", help="folder of a run")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 

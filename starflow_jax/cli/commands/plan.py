@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import output_file
 from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file
 from starflow_jax.core.choices import ProgramName, choices
 from starflow_jax.costs.chips import topology
 from starflow_jax.costs.compiler_flags import completed, missing, sentence, variable

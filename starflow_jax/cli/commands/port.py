@@ -12,8 +12,9 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
+from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.stored import output_file
 from starflow_jax.core.choices import Transfer, choices
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable, output_file
+from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
-from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
+from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
 ORDER = 30
@@ -58,17 +58,17 @@ def add_to(subparsers: Any) -> None:
         "sample", help="sample images or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", type=path, metavar="DIR", help="folder of a trained run")
+    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
     option(
         "--model",
-        type=path,
+        type=read_path,
         metavar="DIR",
         help="instead of --workdir: a folder of starflow port --assemble, with autoencoder and text encoder",
     )
     option(
         "--out",
         required=True,
-        type=path,
+        type=output_path,
         metavar="PATH",
         help="x.png: one grid (videos: a row for each, a column for each frame); x.mp4, x.gif: videos in a grid; "
         "x.npz: arrays; a name without a suffix: a new folder with a PNG or MP4 for each",
@@ -142,7 +142,7 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--decoder",
-        type=path,
+        type=read_path,
         metavar="DIR",
         help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
     )
@@ -163,21 +163,21 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--text-encoder",
-        type=path,
+        type=read_path,
         metavar="DIR",
         help="folder of the text encoder that reads captions (default: data.text_encoder of the run)",
     )
-    option("--image", type=path, metavar="FILE", help="videos: an image as the first frame")
+    option("--image", type=read_path, metavar="FILE", help="videos: an image as the first frame")
     option(
         "--continue",
         dest="continued",
-        type=path,
+        type=read_path,
         metavar="FILE",
         help="videos: a video, or a folder of frames, to continue",
     )
     option(
         "--video",
-        type=path,
+        type=read_path,
         metavar="FILE",
         help="videos: a video to translate as the caption says; it comes first, followed by as many new frames",
     )

@@ -9,8 +9,9 @@ from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import check_new_folder, output_file
+from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -41,12 +42,12 @@ def add_to(subparsers: Any) -> None:
         "score", help="likelihood of clips, frames and tokens", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
-    option("--out", required=True, type=path, metavar="DIR", help="a new folder for plots and numbers")
+    option("--workdir", required=True, type=run_path, metavar="DIR", help="folder of a trained run")
+    option("--out", required=True, type=output_path, metavar="DIR", help="a new folder for plots and numbers")
     option(
         "--video",
         action="append",
-        type=path,
+        type=read_path,
         metavar="FILE",
         help="a video, or a folder of frames, to score (repeatable)",
     )

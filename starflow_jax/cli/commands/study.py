@@ -8,8 +8,8 @@ from typing import Any
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.outputs import check_new_folder, output_file
-from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.outputs import check_new_folder
+from starflow_jax.cli.options.stored import output_file, output_path, run_path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
@@ -41,8 +41,8 @@ def add_to(subparsers: Any) -> None:
         "study", help="applications of likelihood, on a run's data", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=path, metavar="DIR", help="folder of a trained run")
-    option("--out", required=True, type=path, metavar="DIR", help="a new folder for the report and the plots")
+    option("--workdir", required=True, type=run_path, metavar="DIR", help="folder of a trained run")
+    option("--out", required=True, type=output_path, metavar="DIR", help="a new folder for the report and the plots")
     option("--num", type=integer(2, 10**6), metavar="N", help="images of each split (default: all)")
     option("--draws", type=integer(1, 10**4), default=4, metavar="N", help="draws of the noise per image (default 4)")
     option("--candidates", type=integer(2, 10**5), default=32, metavar="K", help="samples per class (default 32)")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
-from starflow_jax.cli.options.outputs import output_file
-from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file, runs_path, work_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 
@@ -58,10 +58,10 @@ def add_to(subparsers: Any) -> None:
         metavar="FILE.py[:VARIANT]",
         help="Python file with get_config(), which says what is scored",
     )
-    option("--out", required=True, type=path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
+    option("--out", required=True, type=work_path, metavar="DIR", help="folder of the sweep: new, empty, or its own")
     option(
         "--workdir",
-        type=path,
+        type=runs_path,
         action="append",
         metavar="DIR",
         help="score all checkpoints of this run instead of the configuration's runs (repeatable)",

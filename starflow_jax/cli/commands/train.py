@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.devices import add_processes, join
-from starflow_jax.cli.options.outputs import output_file
-from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file, run_path, work_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import latents_are_fixed, remark
 from starflow_jax.core.choices import ResumePolicy, choices
@@ -67,7 +67,7 @@ def add_to(subparsers: Any) -> None:
         help="Python file with get_config(), which receives the variant after the colon",
     )
     parser.add_argument(
-        "--workdir", required=True, type=path, metavar="DIR", help="folder of the run: new, empty, or its own"
+        "--workdir", required=True, type=work_path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
     parser.add_argument(
         "--resume",
@@ -78,7 +78,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--init-from",
-        type=path,
+        type=run_path,
         metavar="DIR",
         help="initialise a new run with the parameters of another run of the same flow, such as a ported one",
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import sentences
-from starflow_jax.cli.options.outputs import check_writable, output_file
-from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.stored import output_file, work_path
 from starflow_jax.cli.stopped_training import report_stop
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_options(parser: Any) -> None:
         "--config", required=True, type=experiment_file, metavar="FILE[:VARIANT]", help="Python file with get_config()"
     )
     parser.add_argument(
-        "--workdir", required=True, type=path, metavar="DIR", help="folder of the run: new, empty, or its own"
+        "--workdir", required=True, type=work_path, metavar="DIR", help="folder of the run: new, empty, or its own"
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")

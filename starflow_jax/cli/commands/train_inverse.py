@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
-from starflow_jax.cli.options.outputs import check_writable, output_file
-from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.outputs import check_writable
+from starflow_jax.cli.options.stored import output_file, work_path
 from starflow_jax.cli.stopped_training import report_stop
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_to(subparsers: Any) -> None:
         "train-inverse", help="train a network that speeds up sampling", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", required=True, type=path, metavar="DIR", help="folder of the run whose flow is inverted")
+    option("--workdir", required=True, type=work_path, metavar="DIR", help="folder of the run whose flow is inverted")
     option(
         "--step",
         type=integer(0, 2**31 - 1),

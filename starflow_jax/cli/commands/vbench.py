@@ -11,10 +11,10 @@ from starflow_jax.cli.options.arguments import aspect, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
-from starflow_jax.cli.options.outputs import check_writable, output_file
+from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
-from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
+from starflow_jax.cli.options.stored import output_file, read_path, run_path, work_path
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
@@ -44,18 +44,18 @@ def add_to(subparsers: Any) -> None:
         "vbench", help="sample and name videos for VBench", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--workdir", type=path, metavar="DIR", help="folder of a trained run on clips")
-    option("--model", type=path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
-    option("--prompts", required=True, type=path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
-    option("--out", required=True, type=path, metavar="DIR", help="a new folder, or the folder of an earlier call")
+    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run on clips")
+    option("--model", type=read_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
+    option("--prompts", required=True, type=read_path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
+    option("--out", required=True, type=work_path, metavar="DIR", help="a new folder, or the folder of an earlier call")
     option(
         "--num",
         type=integer(1, 1000),
         metavar="N",
         help="videos of a prompt (default: 5, or 25 for temporal_flickering)",
     )
-    option("--text-encoder", type=path, metavar="DIR", help="folder of the text encoder (default: the run's)")
-    option("--decoder", type=path, metavar="DIR", help="latents: the autoencoder that decodes them")
+    option("--text-encoder", type=read_path, metavar="DIR", help="folder of the text encoder (default: the run's)")
+    option("--decoder", type=read_path, metavar="DIR", help="latents: the autoencoder that decodes them")
     option("--frames", type=integer(1, 10**5), metavar="N", help="frames of a video (default: as trained)")
     option("--fps", type=real(above=True), metavar="X", help="frames per second (default: that of the data, or 8)")
     option("--aspect", type=aspect, metavar="W:H", help="another aspect ratio, such as 16:9, of the same area")

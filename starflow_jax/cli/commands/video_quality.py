@@ -9,8 +9,8 @@ from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
-from starflow_jax.cli.options.outputs import check_new_folder, output_file
-from starflow_jax.cli.options.paths import path
+from starflow_jax.cli.options.outputs import check_new_folder
+from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 80
@@ -40,9 +40,13 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     kinds = "a video, a folder of frames, or a folder of videos (repeatable)"
-    option("--video", action="append", required=True, type=path, metavar="PATH", help=kinds)
-    option("--reference", action="append", type=path, metavar="PATH", help="reference clip of each --video, in turn")
-    option("--real", action="append", type=path, metavar="PATH", help="real clips to compare motion and drift with")
+    option("--video", action="append", required=True, type=read_path, metavar="PATH", help=kinds)
+    option(
+        "--reference", action="append", type=read_path, metavar="PATH", help="reference clip of each --video, in turn"
+    )
+    option(
+        "--real", action="append", type=read_path, metavar="PATH", help="real clips to compare motion and drift with"
+    )
     option(
         "--caption",
         action="append",
@@ -55,8 +59,10 @@ def add_to(subparsers: Any) -> None:
         metavar="TEXT|FILE.txt",
         help="captions of the real clips, in the same form; required for their bits/dim (default: not scored)",
     )
-    option("--out", required=True, type=path, metavar="DIR", help="a new folder for the report and the plots")
-    option("--workdir", type=path, metavar="DIR", help="a trained run on clips, which gives bits/dim of every frame")
+    option("--out", required=True, type=output_path, metavar="DIR", help="a new folder for the report and the plots")
+    option(
+        "--workdir", type=run_path, metavar="DIR", help="a trained run on clips, which gives bits/dim of every frame"
+    )
     option(
         "--held-out",
         type=integer(1, 10**6),

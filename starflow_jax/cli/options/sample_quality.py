@@ -13,6 +13,7 @@ from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.paths import function_name, network_name, path
 from starflow_jax.cli.options.solver import add_solver_options
+from starflow_jax.cli.options.stored import read_path, work_path
 from starflow_jax.core.choices import Resize, Split, choices
 from starflow_jax.core.registries import METRICS
 from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
@@ -60,7 +61,7 @@ def add_quality_options(parser: Parser) -> None:
     )
     option(
         "--real",
-        type=path,
+        type=read_path,
         metavar="FOLDER|FILE.npz",
         help="other real images to compare with: a folder, or an .npz file with uint8 `image` [n, H, W, C]; required "
         "for runs on precomputed latents",
@@ -78,9 +79,11 @@ def add_quality_options(parser: Parser) -> None:
         metavar="TEXT|FILE.txt",
         help="runs on captions: captions to sample from in turn (repeatable)",
     )
-    option("--text-encoder", type=path, metavar="DIR", help="runs on captions: the text encoder that reads them")
-    option("--decoder", type=path, metavar="DIR", help="latents: decode them with this autoencoder")
-    option("--out", type=path, metavar="DIR", help=f"folder of results and features (default: {FOLDER} in --workdir)")
+    option("--text-encoder", type=read_path, metavar="DIR", help="runs on captions: the text encoder that reads them")
+    option("--decoder", type=read_path, metavar="DIR", help="latents: decode them with this autoencoder")
+    option(
+        "--out", type=work_path, metavar="DIR", help=f"folder of results and features (default: {FOLDER} in --workdir)"
+    )
     option("--chunk", type=integer(16, 10**6), metavar="N", help=f"images per file of features (default {CHUNK})")
     option("--sample-batch", type=integer(1), metavar="N", help=f"images sampled together (default {BATCH})")
     option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")

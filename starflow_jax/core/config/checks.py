@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from starflow_jax.core.choices import choices
-from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.addresses import Address, is_address, refuse_address
 
 # Bounds of fields without bounds of their own: larger values overflow int32 or float32 sooner or later.
 MAX_INTEGER = 2**32 - 1
@@ -78,6 +78,17 @@ def check_paths(config: object, *names: str) -> None:
     """Raises ValueError where one of the fields is an address of an object store instead of a path."""
     for name in names:
         refuse_address(name, getattr(config, name))
+
+
+def check_addresses(config: object, *names: str) -> None:
+    """Raises ValueError where one of the fields is an address of a store that is not written as one."""
+    for name in names:
+        value = getattr(config, name)
+        if is_address(value):
+            try:
+                Address.parse(str(value))
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from error
 
 
 def shown(value: object) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from starflow_jax.core.choices import Dtype
-from starflow_jax.core.config.checks import check, check_integer, check_paths, check_real
+from starflow_jax.core.config.checks import check, check_addresses, check_integer, check_real
 from starflow_jax.core.config.source_config import ComponentConfig, SourceConfig
 
 
@@ -52,7 +52,7 @@ class DataConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_paths(self, "autoencoder", "decoder", "text_encoder")
+        check_addresses(self, "autoencoder", "decoder", "text_encoder")
         self._check_mixture()
         for name in ("threads", "workers"):
             check_integer(name, getattr(self, name), minimum=0)

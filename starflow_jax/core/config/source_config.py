@@ -6,7 +6,15 @@ import dataclasses
 from typing import Literal
 
 from starflow_jax.core.choices import Background
-from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_paths, check_real
+from starflow_jax.core.config.checks import (
+    check,
+    check_addresses,
+    check_choice,
+    check_choices,
+    check_integer,
+    check_paths,
+    check_real,
+)
 from starflow_jax.core.registries import SOURCES
 
 OptionValue = str | int | float | bool
@@ -28,6 +36,7 @@ class SourceTraits:
       levels: the number of levels of a pixel in runs that do not record it (`SourceConfig.levels`).
       latents: the examples are latents that were encoded before, with their autoencoder stored beside them.
       mixture: the examples are those of the sources in `DataConfig.mixture`.
+      addresses: the source reads the address of a store by itself; for other sources it is copied to the local disk.
       feature_network: the network that measures samples of this source where none is named; None for none.
     """
 
@@ -40,6 +49,7 @@ class SourceTraits:
     levels: int = 256
     latents: bool = False
     mixture: bool = False
+    addresses: bool = False
     feature_network: str | None = None
 
 
@@ -139,7 +149,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_paths(self, "path", "index")
+        check_paths(self, "index")
+        check_addresses(self, "path")
         self._check_values()
         if not self._is_foreign:
             SOURCES.check("source", self.source)

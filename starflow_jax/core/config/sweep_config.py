@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 from starflow_jax.core.choices import Dtype, Split, choices
-from starflow_jax.core.config.checks import check, check_choice, check_choices, check_integer, check_paths
+from starflow_jax.core.config.checks import check, check_addresses, check_choice, check_choices, check_integer
 from starflow_jax.core.config.source_config import SourceConfig
 
 Noise = Literal["uniform", "trained"]
@@ -37,7 +37,7 @@ class SweepRun:
 
     def __post_init__(self) -> None:
         check(bool(self.workdir), "workdir must be the path of a folder, got ''")
-        check_paths(self, "workdir")
+        check_addresses(self, "workdir")
         check(self.name != "", "name must be None or text, got ''")
         if isinstance(self.steps, str):
             check_choice("steps", self.steps, choices(Steps))

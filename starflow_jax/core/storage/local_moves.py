@@ -41,3 +41,22 @@ def locked(path: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def shared_until_exit(path: Path) -> Iterator[None]:
+    """Locks a file together with other readers until this process ends; inside the block, one process at a time.
+
+    Waits for another process that is in such a block. Does nothing where the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    shared = os.open(path, os.O_RDONLY)  # closed by the end of the process
+    with open(f"{path}.lock", "ab") as alone:
+        with contextlib.suppress(OSError):
+            fcntl.flock(alone, fcntl.LOCK_EX)
+            fcntl.flock(shared, fcntl.LOCK_SH)
+        yield

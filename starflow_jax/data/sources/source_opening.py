@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from starflow_jax.core.choices import Split
 from starflow_jax.core.config.data_config import DataConfig
@@ -10,11 +12,15 @@ from starflow_jax.core.config.experiment_config import TextConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
+from starflow_jax.core.storage.addresses import is_address
+from starflow_jax.core.storage.copies import local_path
 from starflow_jax.data.sources.base import Source
 from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.models.text import CaptionReader, WordEncoder, load_caption_reader
 
 __all__ = ["Split", "open_source"]
+
+S = TypeVar("S", bound=SourceConfig)
 
 
 def open_source(
@@ -34,6 +40,7 @@ def open_source(
       ValueError: the source is not registered, or its files are missing, unreadable or of another kind, or it needs a
         flow, or pixels have other levels than `config.levels`.
     """
+    config = _with_local_paths(config)
     noise_std, label_drop = (config.noise_std, config.label_drop) if isinstance(config, DataConfig) else (0.0, 0.0)
     request = SourceRequest(
         split,
@@ -50,6 +57,16 @@ def open_source(
             "and samples of other levels do not compare"
         )
     return source
+
+
+def _with_local_paths(config: S) -> S:
+    """The configuration with local copies in place of addresses, but of sources that read addresses themselves."""
+    if isinstance(config, DataConfig) and config.mixture:
+        mixture = tuple(map(_with_local_paths, config.mixture))
+        return config if mixture == config.mixture else dataclasses.replace(config, mixture=mixture)
+    if config.path is None or not is_address(config.path) or config.traits.addresses:
+        return config
+    return dataclasses.replace(config, path=str(local_path(config.path)))
 
 
 def _caption_reader(config: SourceConfig, flow: FlowConfig | None, text: TextConfig | None) -> CaptionReader | None:

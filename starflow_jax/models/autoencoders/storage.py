@@ -22,6 +22,7 @@ from starflow_jax.core.atomic_writing import replacing, replacing_folder, write_
 from starflow_jax.core.choices import Dtype, choices
 from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.registries import AUTOENCODERS
+from starflow_jax.core.storage.copies import local_path
 from starflow_jax.models.autoencoders.patch_pca import PatchPCA
 from starflow_jax.models.autoencoders.protocol import Autoencoder, AutoencoderFormat, Identity, Params
 from starflow_jax.models.autoencoders.tiled import Tiled
@@ -44,8 +45,8 @@ def load_autoencoder(path: Path, dtype: Dtype = "float32") -> tuple[Autoencoder,
     """Reads an autoencoder and its float32 parameters.
 
     Args:
-      path: a file or a folder; "PATH:0.6" reads a video autoencoder at PATH with `temporal_scale` 0.6, by which
-        STARFlow-V multiplies latent frames after the first.
+      path: a file or a folder, or the address of one; "PATH:0.6" reads a video autoencoder at PATH with
+        `temporal_scale` 0.6, by which STARFlow-V multiplies latent frames after the first.
       dtype: of its convolutions, "float32" or "bfloat16" (norms and sums are float32); linear autoencoders support
         float32 only.
 
@@ -53,6 +54,7 @@ def load_autoencoder(path: Path, dtype: Dtype = "float32") -> tuple[Autoencoder,
       ValueError: the path does not exist, or its contents are of an unknown kind or not an autoencoder.
     """
     check_choice("autoencoder dtype", dtype, choices(Dtype))
+    path = local_path(path)
     plain, scale = split_scale(path)
     if plain != path:
         autoencoder, params = load_autoencoder(plain, dtype)
@@ -110,12 +112,18 @@ def keep_autoencoder(folder: Path, autoencoder: Autoencoder, params: Params) -> 
 
 def kept_autoencoder(folder: Path) -> Path | None:
     """The path that `keep_autoencoder` wrote, in the folder or in that of its training split; None without one."""
+    folder = local_path(folder, _is_kept)
     for path in (folder / "train", folder):
         if (path / AUTOENCODER_FILE).is_file():
             return path / AUTOENCODER_FILE
         if (path / AUTOENCODER_FOLDER / CONFIG_FILE).is_file():
             return path / AUTOENCODER_FOLDER
     return None
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a file of a folder of latents is that of its autoencoder."""
+    return name.removeprefix("train/").partition("/")[0] in (AUTOENCODER_FILE, AUTOENCODER_FOLDER)
 
 
 def _load_folder(folder: Path, dtype: Dtype) -> tuple[Autoencoder, Params]:

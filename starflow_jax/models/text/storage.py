@@ -8,9 +8,12 @@ from typing import Any
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.registries import TEXT_ENCODERS
+from starflow_jax.core.storage.copies import local_path
 from starflow_jax.models.pretrained_folder import read_config
 from starflow_jax.models.text.labels import LABEL_SUFFIX, LabelTable, read_labels
 from starflow_jax.models.text.protocol import CaptionReader, Params, TextEncoder, TextEncoderFormat
+
+_TENSORS = (".safetensors", ".bin")  # which a tokenizer does not need
 
 
 def load_text_encoder(path: Path, length: int, dtype: str = "float32") -> tuple[TextEncoder, Params]:
@@ -26,6 +29,7 @@ def load_text_encoder(path: Path, length: int, dtype: str = "float32") -> tuple[
     Raises:
       ValueError: files are missing, damaged, or of another model.
     """
+    path = local_path(path)
     if path.suffix == LABEL_SUFFIX:
         return _labels(path, length), {}
     config = read_config(path)
@@ -38,6 +42,7 @@ def load_caption_reader(path: Path, length: int) -> CaptionReader:
     Raises:
       ValueError: see `load_text_encoder`.
     """
+    path = local_path(path, lambda name: not name.endswith(_TENSORS))
     if path.suffix == LABEL_SUFFIX:
         return _labels(path, length)
     config = read_config(path)

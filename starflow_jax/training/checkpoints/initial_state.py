@@ -13,6 +13,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.flows.parameters import overlaid
 from starflow_jax.porting.gemma_layers import check_deep_block, read_deep_block
 from starflow_jax.sharding.layout import Layout
@@ -37,12 +38,12 @@ def check_start(config: ExperimentConfig) -> None:
     """Raises ValueError if `train.language_model` cannot initialise the deep block; reads its configuration only."""
     train = config.train
     if train.language_model is not None:
-        check_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
+        check_deep_block(local_path(train.language_model), config.flow, differs=train.language_model_differs)
 
 
 def check_source(config: ExperimentConfig, source: Path | str) -> None:
     """Raises ValueError unless `source` is the folder of a run whose parameters are those of this flow."""
-    other = read_config(Path(source))
+    other = read_config(local_path(source, without_optimizer))
     check(other is not None, f"--init-from must be the folder of a run, and {source} contains no training run")
     assert other is not None
     check(
@@ -85,7 +86,7 @@ def _initialised(config: ExperimentConfig, layout: Layout | None) -> TrainState:
     train = config.train
     if train.language_model is None:
         return init_state(config, layout)
-    layers = read_deep_block(Path(train.language_model), config.flow, differs=train.language_model_differs)
+    layers = read_deep_block(local_path(train.language_model), config.flow, differs=train.language_model_differs)
     state = init_state(config, layout)
     replacement: Any = {"blocks": {str(config.flow.num_blocks - 1): {"transformer": layers}}}
     ema = None if state.ema is None else _replaced(state.ema, replacement)

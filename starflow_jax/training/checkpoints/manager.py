@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.core.storage.local_moves import move
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
@@ -353,7 +353,7 @@ def load_run(
     """Loads a trained flow for sampling and evaluation.
 
     Args:
-      workdir: the folder of the run.
+      workdir: the folder of the run, or its address.
       ema: whether to load the exponential moving average of the parameters if the run keeps one.
       layout: of the devices that the parameters are sharded over, independent of the training; None for one device.
       step: of the checkpoint; None for the newest.
@@ -365,8 +365,7 @@ def load_run(
     Raises:
       ValueError: no run in that folder, or a damaged one.
     """
-    refuse_address("workdir", workdir)
-    workdir = Path(workdir)
+    workdir = local_path(workdir, without_optimizer)
     config = read_config(workdir)
     if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
         raise ValueError(f"workdir {workdir} contains no training run")

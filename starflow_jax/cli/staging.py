@@ -1,0 +1,174 @@
+"""Addresses of stores among the options of a command: copied before it runs, published while it runs and after it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.stored import StoredOption
+from starflow_jax.core.storage.copies import fetch_copy, fetch_outline
+from starflow_jax.core.storage.manifest import folder_files
+from starflow_jax.core.storage.places import WORK, local_place, shown
+from starflow_jax.core.storage.store import Store, open_store
+from starflow_jax.core.storage.working_folder import WorkingFolder, is_taken, publish_new
+
+_OPTIMIZER = re.compile(r"(^|/)checkpoints/[^/]+/opt_state/")
+_STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
+
+
+def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int:
+    """Runs a command with local paths in place of addresses, and publishes what it wrote; returns its exit code.
+
+    Args:
+      arguments: the parsed options, which are changed.
+      flag: the option that sets a field, for messages.
+
+    Raises:
+      CommandError: a store cannot be read or written, or somebody else owns what is written.
+    """
+    options = {name: value for name, value in vars(arguments).items() if _addresses(value)}
+    if not options:
+        return int(arguments.run(arguments))
+    first = getattr(arguments, "process", None) in (None, 0)
+    if getattr(arguments, "distributed", False):
+        for name, value in options.items():
+            if any(one.use in ("work", "output") for one in _addresses(value)):
+                raise CommandError(
+                    f"{flag(name)} must be a folder that all processes share with --distributed, got the address "
+                    f"{_addresses(value)[0].address}: mount the bucket as such a folder"
+                )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(cast(IO[str], _Shown(sys.stdout))))
+        stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Shown(sys.stderr))))
+        outputs: list[tuple[Store, Path]] = []
+        with sentences():
+            for name, value in options.items():
+                setattr(arguments, name, _replaced(value, arguments, flag(name), first, stack, outputs))
+        code = int(arguments.run(arguments))
+        with sentences():
+            for store, local in outputs:
+                if first and local.exists():
+                    publish_new(store, local)
+            stack.close()  # publishes the folders that the command worked in
+    return code
+
+
+def _addresses(value: Any) -> list[StoredOption]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [one for one in values if isinstance(one, StoredOption)]
+
+
+def _replaced(
+    value: Any,
+    arguments: argparse.Namespace,
+    flag: str,
+    first: bool,
+    stack: contextlib.ExitStack,
+    outputs: list[tuple[Store, Path]],
+) -> Any:
+    """The value of an option with a local path for each address."""
+    if isinstance(value, list | tuple):
+        return [_replaced(one, arguments, flag, first, stack, outputs) for one in value]
+    if not isinstance(value, StoredOption):
+        return value
+    try:
+        store = open_store(value.address)
+    except ValueError as error:
+        raise CommandError(f"{flag} {error}") from error
+    if value.use == "work":
+        return _working_folder(store, arguments, stack) if first else local_place(value.address, WORK)
+    if value.use == "output":
+        local = local_place(value.address, WORK)
+        if first:
+            _prepare_output(store, local, flag)
+            outputs.append((store, local))
+        return local
+    if value.use == "outline":
+        return fetch_outline(store, _is_small)
+    return fetch_copy(store, _of_run(store, arguments, value.use))
+
+
+def _of_run(store: Store, arguments: argparse.Namespace, use: str) -> Callable[[str], bool]:
+    """Whether a file of a run is needed to read its parameters; all of a folder that is not a run."""
+    if use == "read":
+        return lambda name: True
+    names = folder_files(store).files if use == "run" else {}
+    steps = {int(match[1]) for name in names if (match := _STEP.match(name))}
+    wanted = getattr(arguments, "step", None)
+    newest = max(steps, default=None) if wanted is None or wanted not in steps else wanted
+
+    def needed(name: str) -> bool:
+        if _OPTIMIZER.search(name):
+            return False
+        match = _STEP.match(name) if use == "run" else None
+        return match is None or name.startswith("inverse/") or int(match[1]) == newest
+
+    return needed
+
+
+def _is_small(name: str) -> bool:
+    """Whether a file is read by a description of a run; not those of arrays."""
+    return re.search(r"(^|/)checkpoints/[^/]+/(params|ema|opt_state|rest)/", name) is None
+
+
+def _working_folder(store: Store, arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Path:
+    def lost(sentence: str) -> None:
+        _say(sentence)
+        os.kill(os.getpid(), signal.SIGINT)  # a training stops at its next step, and other commands at once
+
+    doing = {"train": "trains", "sweep": "sweeps"}.get(arguments.command, f"runs starflow {arguments.command}")
+    folder = WorkingFolder(store, doing, say=_say, lost=lost)
+    return stack.enter_context(folder).path
+
+
+def _prepare_output(store: Store, local: Path, flag: str) -> None:
+    """Removes what an earlier command left at the local path, and checks that the store can be written.
+
+    Raises:
+      CommandError: the address is a folder that holds files.
+    """
+    if local.is_dir():
+        shutil.rmtree(local)
+    local.unlink(missing_ok=True)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    if is_taken(store):
+        raise CommandError(f"{flag} must be a new file or an empty or a new folder, got {store.address}, a folder that "
+                           "contains files")  # fmt: skip
+    probe = store.at("") if store.address.key == "" else Store(store.address.parent, store.files, store.retries)
+    name = f".starflow-probe-{uuid.uuid4().hex}"
+    probe.write(name, b"")
+    probe.remove(name)
+
+
+def _say(sentence: str) -> None:
+    print(f"starflow: {shown(sentence)}", file=sys.stderr, flush=True)
+
+
+class _Shown:
+    """A stream that prints addresses in place of the local paths that stand for them."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns the number of its characters."""
+        self._stream.write(shown(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Writes several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

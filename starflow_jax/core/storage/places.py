@@ -1,0 +1,55 @@
+"""Where the local copies of what lies in stores are, and how they are shown: as the addresses that they stand for."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from starflow_jax.core.storage.addresses import Address
+
+FOLDER_VARIABLE = "STARFLOW_STORAGE"  # the folder of all copies
+LIMIT_VARIABLE = "STARFLOW_STORAGE_LIMIT"  # how many gigabytes copies of what is read may take
+COPIES, WORK = "copies", "work"  # folders of what is read, and of what is written
+OUTLINES = "outlines"  # of runs whose arrays are not read
+_DEFAULT_LIMIT = 100.0
+_GIGABYTE = 10**9
+
+
+def storage_folder() -> Path:
+    """The folder of all copies: $STARFLOW_STORAGE, or starflow_jax/storage in the user's folder of caches."""
+    named = os.environ.get(FOLDER_VARIABLE, "")
+    if named:
+        return Path(named).absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (caches if caches.is_absolute() else Path.home() / ".cache") / "starflow_jax" / "storage"
+
+
+def copies_limit() -> int:
+    """How many bytes the copies of what is read may take together.
+
+    Raises:
+      ValueError: $STARFLOW_STORAGE_LIMIT is not a number above 0.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        gigabytes = float(text) if text else _DEFAULT_LIMIT
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 < gigabytes < 1e9:
+        raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes above 0, got {text!r}")
+    return int(gigabytes * _GIGABYTE)
+
+
+def local_place(address: Address, kind: str) -> Path:
+    """The path of the local copy of an address; `kind` is COPIES or WORK."""
+    place = storage_folder() / kind / address.scheme / address.bucket
+    return place / address.key if address.key else place
+
+
+def shown(text: object) -> str:
+    """A text with the addresses that local copies stand for in place of their paths."""
+    root = re.escape(str(storage_folder()))
+    text = re.sub(rf"{root}/(?:{COPIES}|{WORK}|{OUTLINES})/([a-z][a-z0-9+.-]+)/(?=[^/\s])", r"\1://", str(text))
+    # A `Path` of the text of an address has lost a slash.
+    return re.sub(r"\b(gs|gcs|s3|s3a|az|abfs|abfss|memory):/(?=[^/\s])", r"\1://", text)

@@ -1,0 +1,171 @@
+"""A local folder that a command works in, and that is published at an address while it does.
+
+The folder in the store is the truth: the local one begins as its copy. A thread publishes it every few seconds, so
+that a checkpoint or a batch of results that is complete on disk is soon complete in the store, and the computation
+does not wait for it. Leaving the folder publishes it once more, and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.copies import fetch_files
+from starflow_jax.core.storage.lease import Lease, Timing
+from starflow_jax.core.storage.local_moves import locked
+from starflow_jax.core.storage.places import WORK, local_place
+from starflow_jax.core.storage.publication import Publication, remove_interrupted
+from starflow_jax.core.storage.retries import StoreError
+from starflow_jax.core.storage.store import Store
+
+EVERY_VARIABLE = "STARFLOW_STORAGE_SECONDS"  # between publications of a folder in use
+_DEFAULT_SECONDS = 15.0
+
+
+def seconds_between_publications() -> float:
+    """How often a folder in use is published: $STARFLOW_STORAGE_SECONDS, or 15.
+
+    Raises:
+      ValueError: it is not a number from 0.1 to 86400.
+    """
+    text = os.environ.get(EVERY_VARIABLE, "")
+    try:
+        seconds = float(text) if text else _DEFAULT_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 86_400:
+        raise ValueError(f"{EVERY_VARIABLE} must be a number of seconds from 0.1 to 86400, got {text!r}")
+    return seconds
+
+
+class WorkingFolder:
+    """A folder of an address that this process owns. A context manager: leaving it publishes and releases it.
+
+    Attributes:
+      path: the local folder, which holds the files of the store; absent for an address where nothing is.
+
+    Args:
+      store: of the address.
+      doing: what this process does there, for the message of another one.
+      say: prints a sentence on a problem that does not end the command.
+      lost: called from a thread when the address now belongs to another process.
+
+    Raises:
+      InUse: another process owns the address. StoreError: the store cannot be read or written.
+      ValueError: another process of this machine works in the local folder.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        doing: str,
+        *,
+        say: Callable[[str], None],
+        lost: Callable[[str], None],
+        timing: Timing | None = None,
+    ):
+        self._store, self._say, self._every = store, say, seconds_between_publications()
+        self.path = local_place(store.address, WORK)
+        self._stack = contextlib.ExitStack()
+        try:
+            self._lock()
+            self._lease = Lease(store, doing, timing=timing, lost=lost, wait=say)
+            self._stack.callback(self._lease.release)
+            published = remove_interrupted(store)
+            shutil.rmtree(self.path, ignore_errors=True)
+            if published is not None:
+                fetch_files(store, self.path, published.files)
+            self._publication = Publication(store, self.path, published, self._lease.check)
+        except BaseException:
+            self._stack.close()
+            raise
+        self._one, self._stopped = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._publish_often, name=f"publishes {store.address}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> WorkingFolder:
+        return self
+
+    def publish(self) -> None:
+        """Publishes the folder as it is now.
+
+        Raises:
+          StoreError: the store cannot be written, or the address belongs to another process.
+        """
+        with self._one:
+            if self.path.exists():
+                self._publication.publish()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._stopped.set()
+        self._thread.join()
+        try:
+            self.publish()
+        except StoreError as error:
+            sentence = f"{error}; the files are in {os.fspath(self.path)!r}"
+            if kind is None:
+                raise StoreError(sentence) from error
+            self._say(sentence)
+        else:
+            # Everything is in the store; what stays would be removed by the next command in any case.
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            self._stack.close()
+
+    def _lock(self) -> None:
+        """Locks the local folder against other processes of this machine."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        lock.touch()
+        if not self._stack.enter_context(locked(lock)):
+            raise ValueError(f"{self._store.address} is in use by another process of this machine")
+
+    def _publish_often(self) -> None:
+        told = -float("inf")
+        while not self._stopped.wait(self._every):
+            try:
+                self.publish()
+            except StoreError as error:
+                # Repeated at the next turn; a store that stays away is reported once a minute, and at the end.
+                if time.monotonic() - told > 60.0 and not self._stopped.is_set():
+                    told = time.monotonic()
+                    self._say(f"{error}; it is tried again")
+            except FileNotFoundError:
+                continue  # a file was removed meanwhile
+
+
+def publish_new(store: Store, local: Path) -> None:
+    """Publishes a finished local file or folder at an address where nothing is, or a file over an older one.
+
+    Raises:
+      StoreError: the store cannot be written, or a folder is there already.
+    """
+    if local.is_dir():
+        Publication(store, local, remove_interrupted(store)).publish()
+    else:
+        store.send("", local)
+    if local.is_dir():
+        shutil.rmtree(local, ignore_errors=True)
+    else:
+        local.unlink(missing_ok=True)
+
+
+def is_taken(store: Store) -> bool:
+    """Whether a folder at an address holds files; those that an interrupted publication left do not count."""
+    published = remove_interrupted(store)
+    return published is not None and bool(published.files)
+
+
+def address_of(path: Path) -> Address | None:
+    """The address that a path in a working folder stands for; None for any other path."""
+    from starflow_jax.core.storage.places import shown, storage_folder
+
+    root = storage_folder() / WORK
+    return Address.parse(shown(path)) if path.is_relative_to(root) and len(path.relative_to(root).parts) > 1 else None
