@@ -10,7 +10,6 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_new_folder
-from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines

@@ -11,7 +11,7 @@ from starflow_jax.cli.options.arguments import Parser, choice, integer, real
 from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
-from starflow_jax.cli.options.paths import function_name, network_name, path
+from starflow_jax.cli.options.paths import function_name, network_name
 from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.cli.options.stored import read_path, work_path
 from starflow_jax.core.choices import Resize, Split, choices

@@ -7,8 +7,10 @@ a moment, which detects most races and cannot exclude them.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+import uuid
 from typing import Any
 
 from starflow_jax.core.storage.retries import Conflict
@@ -72,15 +74,18 @@ def _compare(files: Any, path: str, seen: str | None) -> None:
 
 def _write_to_gcs(files: Any, path: str, data: bytes, seen: str | None) -> None:
     bucket, key, _ = files.split_path(path)
+    border = b"==%s==" % uuid.uuid4().hex.encode()
+    kind = b"\r\nContent-Type: application/octet-stream\r\n\r\n"
+    names = b"\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n" + json.dumps({"name": key}).encode()
+    body = b"--" + border + names + b"\r\n--" + border + kind + data + b"\r\n--" + border + b"--"
     try:
         files.call(
             "POST",
             f"{files._location}/upload/storage/v1/b/{bucket}/o",
-            uploadType="media",
-            name=key,
+            uploadType="multipart",
             ifGenerationMatch=seen or "0",
-            headers={"Content-Type": "application/octet-stream"},
-            data=data,
+            headers={"Content-Type": f'multipart/related; boundary="{border.decode()}"'},
+            data=body,
             json_out=True,
         )
     except FileExistsError as error:  # status 412

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
+from starflow_jax.core.storage.ranged_files import StoredFile
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.caption_files import CaptionFormat
 from starflow_jax.data.sources.image_collection import Captions, ExampleCaptions, Item
@@ -51,7 +52,7 @@ class ParquetRows:
     """
 
     name: str
-    shards: tuple[Path, ...]
+    shards: tuple[Path | StoredFile, ...]
     groups: tuple[Group, ...]
     ends: tuple[int, ...]
     image: str
@@ -89,7 +90,7 @@ class ParquetRows:
         schema: Any = None
         for number, shard in enumerate(shards):
             try:
-                with parquet.ParquetFile(shard) as file:
+                with parquet.ParquetFile(_source(shard)) as file:
                     names = set(file.schema_arrow.names)
                     schema = file.schema_arrow if schema is None else schema
                     rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
@@ -184,7 +185,7 @@ class ParquetRows:
 class _GroupCache:
     """The last few row groups read by this process, as tables."""
 
-    def __init__(self, shards: tuple[Path, ...], columns: tuple[str, ...]):
+    def __init__(self, shards: tuple[Path | StoredFile, ...], columns: tuple[str, ...]):
         self._shards, self._columns = shards, columns
         self._kept: collections.OrderedDict[Group, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -197,13 +198,18 @@ class _GroupCache:
             if group in self._kept:
                 self._kept.move_to_end(group)
                 return self._kept[group]
-        with parquet.ParquetFile(self._shards[group.shard]) as file:
+        with parquet.ParquetFile(_source(self._shards[group.shard])) as file:
             table = file.read_row_group(group.row_group, columns=list(self._columns))
         with self._lock:
             self._kept[group] = table
             while len(self._kept) > _KEPT_GROUPS:
                 self._kept.popitem(last=False)
         return table
+
+
+def _source(shard: Path | StoredFile) -> Any:
+    """What pyarrow opens: a path, or a file of a store that it reads by ranges."""
+    return shard.open() if isinstance(shard, StoredFile) else shard
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:
@@ -216,13 +222,13 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) and len(names) <= _MAX_CLASSES else ()
 
 
-def _largest_label(shards: list[Path], label: str) -> int:
+def _largest_label(shards: list[Path | StoredFile], label: str) -> int:
     """The largest label of all shards, -1 where there is none."""
     import pyarrow.compute as compute
     import pyarrow.parquet as parquet
 
     try:
-        largest = [compute.max(parquet.read_table(shard, columns=[label])[label]).as_py() for shard in shards]
+        largest = [compute.max(parquet.read_table(_source(shard), columns=[label])[label]).as_py() for shard in shards]
     except Exception as error:  # the library raises many kinds of errors on damaged files
         raise ValueError(f"data file {shards[0]} cannot be read: {error_reason(error)}") from error
     highest = max((value for value in largest if value is not None), default=-1)
@@ -230,7 +236,7 @@ def _largest_label(shards: list[Path], label: str) -> int:
     return int(highest)
 
 
-@SOURCES.register("parquet", path=True, decoded=True, captions="text", options=("image", "label"))
+@SOURCES.register("parquet", path=True, decoded=True, captions="text", options=("image", "label"), addresses=True)
 def open_parquet(config: SourceConfig, request: SourceRequest) -> Mixture:
     """The images of parquet files; see `open_image_files`. The options `image` and `label` name columns."""
     options = {name: str(value) for name, value in config.options}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.storage.ranged_files import StoredFile
 from starflow_jax.data.decoding.bad_examples import Skipped, error_reason
 from starflow_jax.data.sources.caption_files import FILE_KINDS
 from starflow_jax.data.sources.regular_file import open_regular
@@ -98,7 +99,7 @@ class LeftAside:
         return tuple(notes)
 
 
-def check_uncompressed(shard: Path) -> None:
+def check_uncompressed(shard: Path | StoredFile) -> None:
     """Raises ValueError for a compressed tar, which has no random access."""
     try:
         with open_regular(shard) as file:
@@ -112,7 +113,9 @@ def check_uncompressed(shard: Path) -> None:
     )
 
 
-def read_entries(index: int, shard: Path, skipped: Skipped, aside: LeftAside, *, last_dot: bool) -> list[Entry]:
+def read_entries(
+    index: int, shard: Path | StoredFile, skipped: Skipped, aside: LeftAside, *, last_dot: bool
+) -> list[Entry]:
     """The examples of one shard, up to the first damaged header.
 
     Args:
@@ -123,7 +126,7 @@ def read_entries(index: int, shard: Path, skipped: Skipped, aside: LeftAside, *,
     labels: dict[str, int] = {}
     try:
         length = shard.stat().st_size
-        with tarfile.open(shard, "r:") as tar:
+        with open_regular(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 key, ending = _key(member.name, last_dot)
                 suffix = ending[ending.rfind(".") :]
@@ -155,7 +158,7 @@ def read_entries(index: int, shard: Path, skipped: Skipped, aside: LeftAside, *,
     return entries
 
 
-def _has_more(shard: Path, offset: int) -> bool:
+def _has_more(shard: Path | StoredFile, offset: int) -> bool:
     """Whether anything but zeros follows the end of an archive."""
     with open_regular(shard) as file:
         file.seek(offset)
@@ -165,7 +168,7 @@ def _has_more(shard: Path, offset: int) -> bool:
     return False
 
 
-def _image(shard: Path, key: str, members: list[Member], aside: LeftAside) -> Member | None:
+def _image(shard: Path | StoredFile, key: str, members: list[Member], aside: LeftAside) -> Member | None:
     """The picture of an example: the first one with a single suffix, else the first one; None where there is none."""
     images = [member for member in members if member.suffix in IMAGES.suffixes] or _by_content(shard, members)
     if not images:
@@ -182,7 +185,7 @@ def _image(shard: Path, key: str, members: list[Member], aside: LeftAside) -> Me
     return chosen
 
 
-def _by_content(shard: Path, members: list[Member]) -> list[Member]:
+def _by_content(shard: Path | StoredFile, members: list[Member]) -> list[Member]:
     """The members with unknown suffixes whose first bytes are those of an image."""
     asked = [member for member in members if is_open(member.suffix) and member.suffix not in (_CLASS, *FILE_KINDS)]
     if not asked:

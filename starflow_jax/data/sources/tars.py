@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset layout: members with the same name up to the first dot are one example.
 
-The headers are read once; afterwards a member is a range of bytes in a file. Nothing is unpacked to disk: paths in
-a tar are used as names only, and links are ignored.
+The headers are read once; afterwards a member is a range of bytes in a file, or in an object of a store. Nothing is
+unpacked to disk: paths in a tar are used as names only, and links are ignored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
+from starflow_jax.core.storage.ranged_files import StoredFile
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.caption_files import (
     DEFAULT_FORMAT,
@@ -44,7 +45,7 @@ class Tars:
     """
 
     name: str
-    shards: tuple[Path, ...]
+    shards: tuple[Path | StoredFile, ...]
     entries: tuple[Entry, ...]
     num_classes: int
     skipped: Skipped
@@ -117,9 +118,13 @@ class Tars:
 
     def _bytes(self, shard: int, member: Member, name: str) -> bytes:
         try:
-            with self.shards[shard].open("rb") as file:
-                file.seek(member.offset)
-                data = file.read(member.size)
+            file = self.shards[shard]
+            if isinstance(file, StoredFile):
+                data = file.read(member.offset, member.size)
+            else:
+                with file.open("rb") as stream:
+                    stream.seek(member.offset)
+                    data = stream.read(member.size)
         except OSError as error:
             raise BadExample(name, error_reason(error)) from error
         if len(data) != member.size:
@@ -127,7 +132,7 @@ class Tars:
         return data
 
 
-@SOURCES.register("tars", path=True, decoded=True, captions="text", options=("keys",))
+@SOURCES.register("tars", path=True, decoded=True, captions="text", options=("keys",), addresses=True)
 def open_tars(config: SourceConfig, request: SourceRequest) -> Mixture:
     """The images of tar shards; see `open_image_files`. The option `keys` is one of `KEYS_END`.
 
