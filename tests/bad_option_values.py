@@ -14,7 +14,8 @@ REALS = (*NUMBERS, "1e30", "-1e30", HUGE)
 WORDS = ("", " ", "x", "NONE,", "0", "true", LONG, "\x00")
 
 # Paths in the folder that `prepare` fills.
-_NO_PATHS = ("", "file/below", LONG, f"{LONG}/below", "nul\x00byte")
+# The last two are addresses: one lost a slash, and one goes up.
+_NO_PATHS = ("", "file/below", LONG, f"{LONG}/below", "nul\x00byte", "gs:/slash/lost", "s3://bucket/../x")
 _NO_INPUTS = (*_NO_PATHS, "missing", "pipe")
 INPUTS = {
     "file": (*_NO_INPUTS, "folder", "empty", "garbage", "/dev/null"),
@@ -109,6 +110,6 @@ def bad_values(command: str, option: str, action: argparse.Action) -> tuple[str,
         return REALS
     if declared == "choice":
         return WORDS
-    if declared == "path" or f"{command} {option}" == "sweep --workdir":  # folders of runs and of frozen models
+    if declared in ("path", "read_path", "run_path", "runs_path", "work_path", "outline_path"):  # runs, frozen models
         return INPUTS["folder"]
     raise LookupError(f"give bad values for {command} {option}")

@@ -2,16 +2,19 @@
 
 import json
 import threading
+import time
 
 import pytest
 from storage_faults import PATIENT, Faulty, memory_store
 
 from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import InUse, Lease, Timing
 from starflow_jax.core.storage.manifest import LEASE, MANIFEST, PENDING, folder_files, read_manifest
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import Conflict, Retries, StoreError
 from starflow_jax.core.storage.store import open_store
+from starflow_jax.core.storage.working_folder import WorkingFolder
 
 
 def filled(folder, **texts):
@@ -178,10 +181,16 @@ def test_a_second_publisher_cannot_overwrite_the_first(tmp_path):
 def test_a_folder_that_was_copied_to_the_store_is_what_the_listing_says(tmp_path):
     store = memory_store()
     store.write("a", b"1")
-    assert contents(store) == {"a": "1"} and read_manifest(store) is None
+    store.write("c", b"3")
+    assert contents(store) == {"a": "1", "c": "3"} and read_manifest(store) is None
     published = remove_interrupted(store)
-    Publication(store, filled(tmp_path / "w", b="2"), published).publish()
-    assert set(store.list()) == {"b", MANIFEST}
+    fetch_files(store, tmp_path / "w", published.files)
+    publication = Publication(store, tmp_path / "w", published)
+    assert publication.publish() == 0 and MANIFEST not in store.list()  # a command that is refused changes nothing
+    filled(tmp_path / "w", b="2")
+    (tmp_path / "w/a").unlink()
+    assert publication.publish() == 1
+    assert set(store.list()) == {"b", "c", MANIFEST} and contents(store) == {"b": "2", "c": "3"}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a//b", "a\\b", ""])
@@ -310,3 +319,67 @@ def test_of_two_that_take_a_free_address_one_is_refused():
 def test_schemes_that_are_no_stores_are_refused(text):
     with pytest.raises(ValueError, match=r"must (be the address|have the scheme) of a store"):
         open_store(Address.parse(text), PATIENT)
+
+
+@pytest.fixture
+def folder_of_copies(tmp_path, monkeypatch):
+    monkeypatch.setenv("STARFLOW_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", "0.1")
+    return tmp_path / "storage"
+
+
+def working(store, said=None):
+    timing = Timing(beat=0.5, expiry=5)
+    said = [] if said is None else said
+    return WorkingFolder(store, "trains", say=said.append, lost=said.append, timing=timing)
+
+
+def test_a_working_folder_is_published_while_it_is_used(folder_of_copies):
+    store = memory_store()
+    with working(store) as folder:
+        filled(folder.path, checkpoints__5__x="1")
+        for _ in range(100):
+            if read_manifest(store) is not None:
+                break
+            time.sleep(0.05)
+        assert contents(store) == {"checkpoints/5/x": "1"}
+        filled(folder.path, checkpoints__6__x="2")
+    assert contents(store) == {"checkpoints/5/x": "1", "checkpoints/6/x": "2"}
+    assert set(store.list()) == {"checkpoints/5/x", "checkpoints/6/x", MANIFEST} and not folder.path.exists()
+    with working(store) as again:
+        assert again.path.joinpath("checkpoints/6/x").read_text() == "2"
+
+
+def test_a_store_that_fails_in_between_costs_nothing(folder_of_copies):
+    said = []
+    store = memory_store(retries=Retries(attempts=1))
+    with working(store, said) as folder:
+        store.files.failures["pipe_file"] = 3
+        filled(folder.path, a="1")
+        time.sleep(0.8)
+    assert contents(store) == {"a": "1"}
+    assert all("it is tried again" in sentence for sentence in said)
+
+
+def test_a_store_that_stays_away_leaves_the_local_files_and_says_where(folder_of_copies):
+    store = memory_store(retries=Retries(attempts=1))
+    folder = working(store)
+    filled(folder.path, a="1")
+    store.files.failures["pipe_file"] = 10**6
+    with pytest.raises(StoreError, match=r"cannot be written: ConnectionResetError: .*; the files are in '"):
+        folder.__exit__(None, None, None)
+    assert (folder.path / "a").read_text() == "1"
+    store.files.failures.clear()
+
+
+def test_two_commands_of_one_machine_do_not_share_a_working_folder(folder_of_copies):
+    store = memory_store()
+    with working(store), pytest.raises(ValueError, match="is in use by another process of this machine"):
+        working(store)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "nan", "-1", "1e9"])
+def test_seconds_between_publications_are_checked(text, monkeypatch):
+    monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", text)
+    with pytest.raises(ValueError, match=r"STARFLOW_STORAGE_SECONDS must be a number of seconds from 0\.1"):
+        working(memory_store())

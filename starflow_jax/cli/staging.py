@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import shutil
-import signal
 import sys
 import uuid
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from starflow_jax.core.storage.copies import fetch_copy, fetch_outline
 from starflow_jax.core.storage.manifest import folder_files
 from starflow_jax.core.storage.places import WORK, local_place, shown
 from starflow_jax.core.storage.store import Store, open_store
-from starflow_jax.core.storage.working_folder import WorkingFolder, is_taken, publish_new
+from starflow_jax.core.storage.working_folder import is_taken, publish_new, working_folder
 
 _OPTIMIZER = re.compile(r"(^|/)checkpoints/[^/]+/opt_state/")
 _STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
@@ -48,6 +46,7 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
                     f"{_addresses(value)[0].address}: mount the bucket as such a folder"
                 )
     with contextlib.ExitStack() as stack:
+        arguments.staged = []
         stack.enter_context(contextlib.redirect_stdout(cast(IO[str], _Shown(sys.stdout))))
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Shown(sys.stderr))))
         outputs: list[tuple[Store, Path]] = []
@@ -85,10 +84,12 @@ def _replaced(
         store = open_store(value.address)
     except ValueError as error:
         raise CommandError(f"{flag} {error}") from error
-    if value.use == "work":
-        return _working_folder(store, arguments, stack) if first else local_place(value.address, WORK)
-    if value.use == "output":
+    if value.use in ("work", "output"):
         local = local_place(value.address, WORK)
+        arguments.staged.append(local)
+    if value.use == "work":
+        return _working_folder(store, arguments, stack) if first else local
+    if value.use == "output":
         if first:
             _prepare_output(store, local, flag)
             outputs.append((store, local))
@@ -122,13 +123,8 @@ def _is_small(name: str) -> bool:
 
 
 def _working_folder(store: Store, arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Path:
-    def lost(sentence: str) -> None:
-        _say(sentence)
-        os.kill(os.getpid(), signal.SIGINT)  # a training stops at its next step, and other commands at once
-
     doing = {"train": "trains", "sweep": "sweeps"}.get(arguments.command, f"runs starflow {arguments.command}")
-    folder = WorkingFolder(store, doing, say=_say, lost=lost)
-    return stack.enter_context(folder).path
+    return stack.enter_context(working_folder(str(store.address), doing)).path
 
 
 def _prepare_output(store: Store, local: Path, flag: str) -> None:
@@ -148,10 +144,6 @@ def _prepare_output(store: Store, local: Path, flag: str) -> None:
     name = f".starflow-probe-{uuid.uuid4().hex}"
     probe.write(name, b"")
     probe.remove(name)
-
-
-def _say(sentence: str) -> None:
-    print(f"starflow: {shown(sentence)}", file=sys.stderr, flush=True)
 
 
 class _Shown:

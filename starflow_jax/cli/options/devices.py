@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import uuid
+from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
-from starflow_jax.cli.process_group import HEARTBEAT_SECONDS
+from starflow_jax.cli.process_group import HEARTBEAT_SECONDS, is_first
+from starflow_jax.core.storage.places import FOLDER_VARIABLE
 
 JOIN_SECONDS = 300  # how long the processes wait for one another at the start
 # How long they wait at the end, where process 0 may compute results. A dead process is detected by its heartbeat.
@@ -86,6 +89,26 @@ def join(arguments: argparse.Namespace) -> None:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CommandError(f"the processes of this run could not be joined: {first}") from error
     arguments.others.watch()
+    for path in getattr(arguments, "staged", ()):
+        _check_shared(path)
+
+
+def _check_shared(path: Path) -> None:
+    """Raises CommandError unless all processes see the local folder of what is written to a store. A collective."""
+    from starflow_jax.training.distributed.agreement import barrier, everywhere, gather_texts
+
+    mark = path.with_name(f".{path.name}.{gather_texts(uuid.uuid4().hex)[0]}")
+    if is_first():
+        mark.touch()
+    barrier("marked a folder")
+    seen = everywhere(mark.exists())
+    if is_first():
+        mark.unlink()
+    if not seen:
+        raise CommandError(
+            f"{path} must be in a folder that all processes share, since process 0 publishes it: the environment "
+            f"variable {FOLDER_VARIABLE} names one"
+        )
 
 
 def layout_of_command(arguments: argparse.Namespace) -> Any:

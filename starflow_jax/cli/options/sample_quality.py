@@ -16,6 +16,7 @@ from starflow_jax.cli.options.solver import add_solver_options
 from starflow_jax.cli.options.stored import read_path, work_path
 from starflow_jax.core.choices import Resize, Split, choices
 from starflow_jax.core.registries import METRICS
+from starflow_jax.core.storage.places import shown
 from starflow_jax.evaluation.samples.sample_quality_defaults import BATCH, BITS, CHUNK, FOLDER, NUM_SAMPLES
 
 
@@ -102,6 +103,10 @@ def check_quality_options(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 raise CommandError(f"{flag} requires --metrics, got {flag} alone")
         return
+    if arguments.out is None and shown(arguments.workdir) != str(arguments.workdir):
+        raise CommandError(
+            f"--metrics requires --out where --workdir is an address, got {shown(arguments.workdir)} alone"
+        )
     out = arguments.out if arguments.out is not None else arguments.workdir / FOLDER
     if arguments.json is not None and arguments.json.absolute() in (out.absolute(), *out.absolute().parents):
         raise CommandError(

@@ -7,6 +7,7 @@ objects that no list names; it had recorded their names before, and the next own
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ class Publication:
         self._version = None if published is None else published.version
         self._files = {} if published is None else dict(published.files)
         self._sent: dict[str, Seen] = {}
-        if published is not None and published.version is not None:
+        if published is not None:
             for name, seen in _local_files(folder).items():
                 file = published.files.get(name)
                 if file is not None and (seen[1], seen[2]) == (file.size, file.modified_ns):
@@ -66,7 +67,7 @@ class Publication:
             local = _link_all(self._folder, snapshot)
             changed = {name: seen for name, seen in local.items() if self._sent.get(name) != seen}
             gone = [name for name in self._files if name not in local]
-            if not changed and not gone and self._version is not None:
+            if not changed and not gone:
                 return 0
             self._may_write()
             new = [name for name in changed if name not in self._files]
@@ -74,7 +75,7 @@ class Publication:
                 self._store.write(PENDING, json.dumps(new).encode())
             with ThreadPoolExecutor(_THREADS) as threads:
                 sent = dict(zip(changed, threads.map(lambda name: self._send(name, snapshot), changed), strict=True))
-            files = {name: file for name, file in self._files.items() if name in local} | sent
+            files = {name: _summed(file, snapshot / name) for name, file in self._files.items() if name in local} | sent
             self._may_write()
             self._commit(Manifest(files))
             self._files, self._sent = files, local
@@ -108,6 +109,11 @@ class Publication:
             raise StoreError(
                 f"{self._store.address} could not be published: another process has written it meanwhile"
             ) from error
+
+
+def _summed(file: File, path: Path) -> File:
+    """A file with its checksum, which is not known where a listing named it."""
+    return file if file.checksum is not None else dataclasses.replace(file, checksum=file_checksum(path))
 
 
 def remove_interrupted(store: Store) -> Manifest | None:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.addresses import Address, address_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing
 from starflow_jax.core.storage.local_moves import locked
-from starflow_jax.core.storage.places import WORK, local_place
+from starflow_jax.core.storage.places import WORK, local_place, shown
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import StoreError
-from starflow_jax.core.storage.store import Store
+from starflow_jax.core.storage.store import Store, open_store
 
 EVERY_VARIABLE = "STARFLOW_STORAGE_SECONDS"  # between publications of a folder in use
 _DEFAULT_SECONDS = 15.0
@@ -141,6 +143,25 @@ class WorkingFolder:
                 continue  # a file was removed meanwhile
 
 
+def working_folder(address: Path | str, doing: str) -> WorkingFolder:
+    """The working folder of an address, with sentences on standard error.
+
+    When the address is taken over by another process, this process is interrupted as by Ctrl-C.
+
+    Raises:
+      ValueError, StoreError: see `WorkingFolder`.
+    """
+
+    def say(sentence: str) -> None:
+        print(f"starflow: {shown(sentence)}", file=sys.stderr, flush=True)
+
+    def lost(sentence: str) -> None:
+        say(sentence)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return WorkingFolder(open_store(Address.parse(address_text(address))), doing, say=say, lost=lost)
+
+
 def publish_new(store: Store, local: Path) -> None:
     """Publishes a finished local file or folder at an address where nothing is, or a file over an older one.
 
@@ -161,11 +182,3 @@ def is_taken(store: Store) -> bool:
     """Whether a folder at an address holds files; those that an interrupted publication left do not count."""
     published = remove_interrupted(store)
     return published is not None and bool(published.files)
-
-
-def address_of(path: Path) -> Address | None:
-    """The address that a path in a working folder stands for; None for any other path."""
-    from starflow_jax.core.storage.places import shown, storage_folder
-
-    root = storage_folder() / WORK
-    return Address.parse(shown(path)) if path.is_relative_to(root) and len(path.relative_to(root).parts) > 1 else None

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.core.storage.addresses import is_address
+from starflow_jax.core.storage.working_folder import working_folder
 from starflow_jax.costs.local_chip import local_peak
 from starflow_jax.data import Loader
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, fingerprint
@@ -81,6 +82,8 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     Ctrl-C and SIGTERM save a checkpoint and return: after the running call of the program (`steps_per_call` updates),
     or at once while a callback runs.
 
+    The folder may be the address of a store (`core.storage.working_folder`); with several processes, it may not.
+
     Args:
       request: a complete request, or the configuration of the experiment.
       workdir, **options: with a configuration, the other fields of `TrainRequest`.
@@ -96,10 +99,12 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     if not isinstance(request, TrainRequest):
         if workdir is None:
             raise TypeError("train needs a workdir with a configuration")
-        refuse_address("workdir", workdir)
         request = TrainRequest(request, Path(workdir), **options)
     elif workdir is not None or options:
         raise TypeError("train takes no other arguments with a TrainRequest, which contains all of them")
+    if is_address(request.workdir):
+        with working_folder(request.workdir, "trains") as folder:
+            return train(dataclasses.replace(request, workdir=folder.path))
     setup = Setup.from_config(with_recorded(request.config, request.workdir), request.source)
     request = dataclasses.replace(request, config=setup.config)
     data = _claim(request, setup)
