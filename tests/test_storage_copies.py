@@ -77,7 +77,7 @@ def test_a_damaged_object_of_a_published_folder_is_refused(tmp_path):
     (tmp_path / "w/a").write_text("123")
     Publication(store, tmp_path / "w").publish()
     store.write("a", b"124")
-    with pytest.raises(StoreError, match=r"memory://\S+/a is damaged: it does not match its checksum"):
+    with pytest.raises(StoreError, match=r"memory://\S+/a is damaged: it does not match its size and checksum"):
         fetch_copy(store)
     store.remove("a")
     with pytest.raises(StoreError, match="is missing, and the list of its folder names it"):

@@ -14,13 +14,11 @@ from typing import IO, Any, cast
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.stored import StoredOption
-from starflow_jax.core.storage.copies import fetch_copy, fetch_outline
-from starflow_jax.core.storage.manifest import folder_files
+from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
 from starflow_jax.core.storage.places import WORK, local_place, shown
 from starflow_jax.core.storage.store import Store, open_store
 from starflow_jax.core.storage.working_folder import is_taken, publish_new, working_folder
 
-_OPTIMIZER = re.compile(r"(^|/)checkpoints/[^/]+/opt_state/")
 _STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
 
 
@@ -96,25 +94,24 @@ def _replaced(
         return local
     if value.use == "outline":
         return fetch_outline(store, _is_small)
-    return fetch_copy(store, _of_run(store, arguments, value.use))
+    if value.use == "read":
+        return fetch_copy(store)
+    if value.use == "runs":
+        return fetch_copy(store, without_optimizer)
+    step = getattr(arguments, "step", None)
+    return fetch_selected(store, lambda manifest: _one_step(list(manifest.files), step))
 
 
-def _of_run(store: Store, arguments: argparse.Namespace, use: str) -> Callable[[str], bool]:
-    """Whether a file of a run is needed to read its parameters; all of a folder that is not a run."""
-    if use == "read":
-        return lambda name: True
-    names = folder_files(store).files if use == "run" else {}
+def _one_step(names: list[str], step: int | None) -> list[str]:
+    """The files of a run that reading its parameters at one step needs; the newest step for None or a missing one."""
     steps = {int(match[1]) for name in names if (match := _STEP.match(name))}
-    wanted = getattr(arguments, "step", None)
-    newest = max(steps, default=None) if wanted is None or wanted not in steps else wanted
+    chosen = step if step in steps else max(steps, default=None)
 
     def needed(name: str) -> bool:
-        if _OPTIMIZER.search(name):
-            return False
-        match = _STEP.match(name) if use == "run" else None
-        return match is None or name.startswith("inverse/") or int(match[1]) == newest
+        match = _STEP.match(name)
+        return match is None or name.startswith("inverse/") or int(match[1]) == chosen
 
-    return needed
+    return [name for name in names if without_optimizer(name) and needed(name)]
 
 
 def _is_small(name: str) -> bool:
@@ -140,7 +137,7 @@ def _prepare_output(store: Store, local: Path, flag: str) -> None:
     if is_taken(store):
         raise CommandError(f"{flag} must be a new file or an empty or a new folder, got {store.address}, a folder that "
                            "contains files")  # fmt: skip
-    probe = store.at("") if store.address.key == "" else Store(store.address.parent, store.files, store.retries)
+    probe = store.parent()
     name = f".starflow-probe-{uuid.uuid4().hex}"
     probe.write(name, b"")
     probe.remove(name)

@@ -8,24 +8,26 @@ when others need their place; those that a process has opened stay until it ends
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from starflow_jax.core.storage.addresses import Address, address_text, is_address
 from starflow_jax.core.storage.local_moves import locked, move_over, shared_until_exit
-from starflow_jax.core.storage.manifest import File, Manifest, folder_files
+from starflow_jax.core.storage.manifest import File, Manifest, folder_files, read_pending
 from starflow_jax.core.storage.places import COPIES, LIMIT_VARIABLE, OUTLINES, copies_limit, local_place, storage_folder
 from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.store import Store, open_store
 
 _THREADS = 8
+_ATTEMPTS = 4  # to copy a folder that somebody publishes meanwhile
 _USED = ".used"  # folder of one file for each copy, whose modification time is that of its last use
 
 Wanted = Callable[[str], bool]
@@ -81,55 +83,85 @@ def parts_of_pattern(text: str) -> tuple[Address, str]:
 
 def fetch_copy(store: Store, wanted: Wanted = everything, *, limit: int | None = None) -> Path:
     """Makes or updates the copy of an object, or of the wanted files of a folder; see `local_path`."""
+    return fetch_selected(store, lambda manifest: [name for name in manifest.files if wanted(name)], limit=limit)
+
+
+def fetch_selected(store: Store, select: Callable[[Manifest], Iterable[str]], *, limit: int | None = None) -> Path:
+    """`fetch_copy` of the files that `select` names among those of the folder."""
     place = local_place(store.address, COPIES)
     facts = store.facts() if store.address.key else None
-    if facts is None:
-        manifest = folder_files(store)
-    else:
-        store = Store(store.address.parent, store.files, store.retries)
-        manifest = Manifest({place.name: File(facts.size, None, facts.modified_ns)})
-    root = place if facts is None else place.parent
+    limit = copies_limit() if limit is None else limit
+
+    def update(manifest: Manifest) -> None:
+        _remove_others(place, manifest)
+        files = {name: manifest.files[name] for name in select(manifest)}
+        missing = {name: file for name, file in files.items() if not _matches(place / name, file)}
+        _make_room(place, store, missing, limit)
+        fetch_files(store, place, missing)
+
     with _using(place):
-        needed = {name: file for name, file in manifest.files.items() if (facts is not None or wanted(name))}
         if facts is None:
-            _remove_others(root, manifest)
-        missing = {name: file for name, file in needed.items() if not _matches(root / name, file)}
-        _make_room(place, store, missing, copies_limit() if limit is None else limit)
-        fetch_files(store, root, missing)
+            _with_current_files(store, update)
+            return place
+        file = File(facts.size, None, facts.modified_ns)
+        if not _matches(place, file):
+            _make_room(place, store, {place.name: file}, limit)
+            fetch_files(store.parent(), place.parent, {place.name: file})
     return place
 
 
 def fetch_outline(store: Store, wanted: Wanted) -> Path:
     """A folder with the wanted files of another, and empty space of the same sizes in place of all others."""
-    files = folder_files(store).files
     place = local_place(store.address, OUTLINES)
-    shutil.rmtree(place, ignore_errors=True)
-    fetch_files(store, place, {name: file for name, file in files.items() if wanted(name)})
-    for name, file in files.items():
-        if not wanted(name):
-            path = place / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as empty:
-                empty.truncate(file.size)
+
+    def update(manifest: Manifest) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        fetch_files(store, place, {name: file for name, file in manifest.files.items() if wanted(name)})
+        for name, file in manifest.files.items():
+            if not wanted(name):
+                path = place / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as empty:
+                    empty.truncate(file.size)
+
+    _with_current_files(store, update)
     return place
+
+
+def _with_current_files(store: Store, action: Callable[[Manifest], None]) -> None:
+    """Calls `action` with the files of a folder, and again, with a new list, if they have changed meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action(folder_files(store))
+        except StoreError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            store.retries.sleep(0.5 * 2**attempt)
 
 
 def fetch_files(store: Store, root: Path, files: dict[str, File]) -> None:
     """Copies objects into a folder, each under a temporary name that is then renamed, with their times.
 
+    A file that an incomplete publication is replacing, or was replacing when it was interrupted, is taken as it is.
+
     Raises:
       StoreError: an object is missing or damaged, or the store cannot be read.
     """
+    replaced = functools.cache(lambda: read_pending(store).replaced)
 
     def fetch(name: str) -> None:
         file, target = files[name], root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{uuid.uuid4().hex}")
         try:
-            checksum = store.fetch(name, temporary, file.size)
-            if file.checksum not in (None, checksum):
-                raise StoreError(f"{store.address / name} is damaged: it does not match its checksum")
-            os.utime(temporary, ns=(file.modified_ns, file.modified_ns))
+            size, checksum = store.fetch(name, temporary, file.size)
+            modified_ns = file.modified_ns
+            if size != file.size or file.checksum not in (None, checksum):
+                facts = store.facts(name)
+                if facts is None or name not in replaced():
+                    raise StoreError(f"{store.address / name} is damaged: it does not match its size and checksum")
+                modified_ns = facts.modified_ns
+            os.utime(temporary, ns=(modified_ns, modified_ns))
             move_over(temporary, target)
         except FileNotFoundError as error:
             raise StoreError(f"{store.address / name} is missing, and the list of its folder names it") from error

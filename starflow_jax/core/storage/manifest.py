@@ -83,13 +83,34 @@ def folder_files(store: Store) -> Manifest:
     return Manifest({_checked(name): file for name, file in listed.items()})
 
 
-def pending_names(store: Store) -> list[str]:
-    """The names that an interrupted publication may have written without listing them."""
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """What a publication is doing, or was doing when it was interrupted, as it recorded before it began.
+
+    Attributes:
+      added, replaced, removed: names of files.
+    """
+
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The content of the object."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+
+def read_pending(store: Store) -> Pending:
+    """The record of a publication that is not complete; an empty one where there is none.
+
+    Raises:
+      StoreError: it cannot be read.
+    """
     try:
-        names = parse_json(store.read(PENDING, 0, _MAX_BYTES))
-    except (FileNotFoundError, ValueError):
-        return []
-    return [_checked(name) for name in names] if isinstance(names, list) else []
+        values = parse_json(store.read(PENDING, 0, _MAX_BYTES))
+        return Pending(*(tuple(map(_checked, values[name])) for name in ("added", "replaced", "removed")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return Pending()
 
 
 def _integers(row: Any) -> tuple[int, int, int]:

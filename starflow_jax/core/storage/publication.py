@@ -8,15 +8,23 @@ objects that no list names; it had recorded their names before, and the next own
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from starflow_jax.core.storage.manifest import MANIFEST, PENDING, File, Manifest, folder_files, pending_names
+from starflow_jax.core.storage.manifest import (
+    MANIFEST,
+    PENDING,
+    File,
+    Manifest,
+    Pending,
+    folder_files,
+    read_manifest,
+    read_pending,
+)
 from starflow_jax.core.storage.retries import Conflict, StoreError
 from starflow_jax.core.storage.store import Store, file_checksum
 
@@ -70,11 +78,14 @@ class Publication:
             if not changed and not gone:
                 return 0
             self._may_write()
-            new = [name for name in changed if name not in self._files]
-            if new:
-                self._store.write(PENDING, json.dumps(new).encode())
-            with ThreadPoolExecutor(_THREADS) as threads:
-                sent = dict(zip(changed, threads.map(lambda name: self._send(name, snapshot), changed), strict=True))
+            added = tuple(name for name in changed if name not in self._files)
+            replaced = tuple(name for name in changed if name in self._files)
+            self._store.write(PENDING, Pending(added, replaced, tuple(gone)).to_json())
+            sent: dict[str, File] = {}
+            # Files that a list names already come last, since readers see them change before the list does.
+            for names in (added, replaced):
+                with ThreadPoolExecutor(_THREADS) as threads:
+                    sent |= zip(names, threads.map(lambda name: self._send(name, snapshot), names), strict=True)
             files = {name: _summed(file, snapshot / name) for name, file in self._files.items() if name in local} | sent
             self._may_write()
             self._commit(Manifest(files))
@@ -83,8 +94,7 @@ class Publication:
             shutil.rmtree(snapshot, ignore_errors=True)
         for name in gone:
             self._store.remove(name)
-        if new:
-            self._store.remove(PENDING)
+        self._store.remove(PENDING)
         return len(changed)
 
     def _send(self, name: str, snapshot: Path) -> File:
@@ -121,17 +131,20 @@ def remove_interrupted(store: Store) -> Manifest | None:
 
     Only the owner of an address may call this.
     """
-    names = pending_names(store)
-    manifest = folder_files(store)
-    known: Mapping[str, File] = manifest.files if manifest.version is not None else {}
-    left = [name for name in names if name not in known]
-    for name in left:
-        store.remove(name)
-    if names:
+    pending = read_pending(store)
+    manifest = read_manifest(store)
+    if manifest is None:
+        for name in pending.added:
+            store.remove(name)
+        files = {name: file for name, file in folder_files(store).files.items() if name not in pending.added}
+        manifest = Manifest(files) if files else None
+    else:
+        for name in (*pending.added, *pending.removed):
+            if name not in manifest.files:
+                store.remove(name)
+    # The record of replaced files stays for readers, until the next publication.
+    if pending != Pending() and not pending.replaced:
         store.remove(PENDING)
-    if manifest.version is None:
-        files = {name: file for name, file in manifest.files.items() if name not in left}
-        return Manifest(files) if files else None
     return manifest
 
 

@@ -54,6 +54,10 @@ class Store:
         """The same store at a name below this address."""
         return dataclasses.replace(self, address=self.address / name)
 
+    def parent(self) -> Store:
+        """The same store at the folder that contains this address."""
+        return dataclasses.replace(self, address=self.address.parent)
+
     def list(self) -> dict[str, Stored]:
         """The objects below the address by name, sorted; empty where there are none. A listing may lag behind."""
         root = self._path("")
@@ -100,16 +104,21 @@ class Store:
         with self._named("cannot be read", name):
             return bytes(self.retries(lambda: self.files.cat_file(path, start=start, end=end)))
 
-    def fetch(self, name: str, target: Path, size: int) -> int:
-        """Copies an object of `size` bytes into the new file `target`; returns its CRC-32."""
+    def fetch(self, name: str, target: Path, size: int) -> tuple[int, int]:
+        """Copies an object into the new file `target`; returns its size and CRC-32.
+
+        Args:
+          size: that is expected; another one is accepted only if the store says it, too.
+        """
         path = self._path(name)
 
-        def copied() -> int:
+        def copied() -> tuple[int, int]:
             self.files.get_file(path, str(target))
             found = target.stat().st_size
-            if found != size:
-                raise OSError(f"{found} of {size} bytes arrived")
-            return file_checksum(target)
+            facts = None if found == size else self.facts(name)
+            if found != (size if facts is None else facts.size):
+                raise OSError(f"{found} of {size if facts is None else facts.size} bytes arrived")
+            return found, file_checksum(target)
 
         with self._named("cannot be read", name):
             return self.retries(copied)

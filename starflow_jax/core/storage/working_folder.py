@@ -21,8 +21,8 @@ from typing import Any
 from starflow_jax.core.storage.addresses import Address, address_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing
-from starflow_jax.core.storage.local_moves import locked
-from starflow_jax.core.storage.places import WORK, local_place, shown
+from starflow_jax.core.storage.local_moves import locked, move
+from starflow_jax.core.storage.places import WORK, local_place, shown, storage_folder
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.store import Store, open_store
@@ -111,7 +111,12 @@ class WorkingFolder:
         try:
             self.publish()
         except StoreError as error:
-            sentence = f"{error}; the files are in {os.fspath(self.path)!r}"
+            # Where the next command does not remove them.
+            aside = self.path.with_name(f"{self.path.name}.unpublished-{time.strftime('%Y%m%d-%H%M%S')}")
+            kept = move(self.path, aside) if self.path.exists() else self.path
+            sentence = (
+                f"{error}; the files are in the folder {os.path.relpath(kept, storage_folder())} of the local copies"
+            )
             if kind is None:
                 raise StoreError(sentence) from error
             self._say(sentence)
