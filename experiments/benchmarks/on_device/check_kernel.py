@@ -32,7 +32,9 @@ from starflow_jax.experiments.benchmarks.on_device.kernel_grid import AttentionC
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.kernels.attention import attention, masks
 from starflow_jax.kernels.attention.api import chosen, partial_attention
+from starflow_jax.kernels.attention.packed import packed_attention
 from starflow_jax.kernels.attention.reference import UNSEEN
+from starflow_jax.kernels.attention.rotary import Rotary
 from starflow_jax.kernels.jacobi_update import api as jacobi_update
 from starflow_jax.kernels.jacobi_update.reference import Operands, UpdateCall, reference_update
 from starflow_jax.kernels.kernel_choice import Target, device_target
@@ -96,6 +98,39 @@ def attention_arrays(check: AttentionCheck, platform: str) -> tuple[tuple[jax.Ar
     return ((query * check.dim**-0.5).astype(check.dtype), key, value), do
 
 
+def packed_arrays(check: AttentionCheck) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """A packed projection and its bias, and a gradient of the output."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (check.batch, check.slots, check.heads, 3, check.dim)
+    packed, bias = jax.random.normal(keys[0], shape, check.dtype), jax.random.normal(keys[1], shape[2:])
+    do = jax.random.normal(keys[2], (check.batch, check.heads, check.slots, check.dim), check.dtype)
+    return (packed, bias), do
+
+
+def attend_to_packed(check: AttentionCheck, implementation: str, target: Target, interpret: Any) -> Any:
+    """As `attend`, of the arrays of `packed_arrays`."""
+    rule = getattr(masks, check.rule[0])(*check.rule[1])
+    angles = jnp.outer(jnp.arange(check.slots), 0.7 ** jnp.arange(check.dim // 2))
+    tables, rotary = (jnp.cos(angles), jnp.sin(angles)), Rotary(adjacent=True, scale=check.dim**-0.5)
+
+    def output(packed: jax.Array, bias: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {"visibility": rule, "target": target, "precision": "highest"}
+        if implementation == "pallas":
+            options |= dataclasses.asdict(rotary) | {"interpret": interpret}
+            return packed_attention(packed, bias, *tables, **options)
+        operands = rotary.unpack((packed + bias).transpose(3, 0, 2, 4, 1), rotary.tables(*tables))
+        return attention(*operands, implementation=implementation, **options)
+
+    def run(arrays: tuple[jax.Array, ...], do: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
+        if not check.gradients:
+            return (output(*arrays),)
+        out, pullback = jax.vjp(output, *arrays)
+        gradient, total = pullback(do.astype(out.dtype))
+        return gradient, total / check.slots**0.5  # a sum over slots, whose roundings add up
+
+    return run
+
+
 def attend(check: AttentionCheck, implementation: str, target: Target, interpret: Any) -> Any:
     """The call as a function of (query, key, value), the gradient of the output, and the traced [offset, length]."""
     rule = getattr(masks, check.rule[0])(*check.rule[1])
@@ -125,6 +160,15 @@ def attend(check: AttentionCheck, implementation: str, target: Target, interpret
 
 def check_attention(check: AttentionCheck, target: Target, interpret: bool) -> dict[str, Any]:
     """The result of one call of attention, as the JSON states it."""
+    if check.packed:
+        arrays, do = packed_arrays(check)
+        none = jnp.zeros(2, jnp.int32)
+        kernel, expected = (
+            jax.jit(attend_to_packed(check, name, target, interpret and name == "pallas")) for name in ("pallas", "xla")
+        )
+        runs = [[np.asarray(a, np.float32) for a in kernel(arrays, do, none)] for _ in range(1 if interpret else _RUNS)]
+        arrays, do = jax.tree.map(lambda a: a.astype(jnp.float32), (arrays, do))
+        return judge(runs, expected(arrays, do, none), TOLERANCE[check.dtype])
     arrays, do = attention_arrays(check, target.platform)
     rule, layer = getattr(masks, check.rule[0])(*check.rule[1]), 1 if check.cached else None
     try:

@@ -26,6 +26,7 @@ class AttentionCheck:
       cached: keys and values are those of layer 1 of a cache of 2, and offset and length are traced.
       part: the slots are a part of a cache, and the logarithms of the sums of weights are compared, too; the offset is
         counted from the first slot of the part and may be negative. The TPU's kernel of longer chunks computes it.
+      packed: queries, keys and values are a layer's projection, which the TPU's kernels rotate by positions.
     """
 
     name: str
@@ -42,6 +43,7 @@ class AttentionCheck:
     gradients: bool = False
     cached: bool = False
     part: bool = False
+    packed: bool = False
 
     @property
     def kernel(self) -> Literal["attention", "decoding"]:
@@ -94,6 +96,12 @@ _TPU_SEQUENCES = (
     AttentionCheck("heads of 16", _CAUSAL, 300, 300, dim=16),
     AttentionCheck("heads of 256", _CAUSAL, 300, 300, dim=256),
 )
+_PACKED = (
+    AttentionCheck("a projection of 1,152 slots", _CAUSAL, 1152, 1152, 48, 48, batch=2, packed=True),
+    AttentionCheck("a projection of 1,153 slots, heads of 128", _CAUSAL, 1153, 1153, 6, 6, dim=128, packed=True),
+    AttentionCheck("a projection, frames", ("FrameWindow", (128, 390, 2, 1)), 2078, 2078, packed=True),
+    AttentionCheck("a projection, float32", _CAUSAL, 300, 300, dtype=F32, packed=True),
+)
 _CACHES = tuple(
     AttentionCheck(
         f"{count} of {slots:,} slots", _CAUSAL, count, slots, 48, 48, batch=2, offset=offset, length=offset + count,
@@ -124,6 +132,7 @@ _UPDATES = (
 # What the interpreters of JAX run on a CPU in a few seconds each; 144 slots are whole lines of a GPU's cache.
 _TINY = (
     AttentionCheck("prefix of 9, 144 slots", ("Causal", (9,)), 144, 144, heads=2, kv_heads=1),
+    AttentionCheck("a projection of 144 slots", _CAUSAL, 144, 144, 2, 2, packed=True),
     AttentionCheck("2 of 144 slots", _CAUSAL, 2, 144, 2, 2, offset=77, length=79, cached=True),
     AttentionCheck(
         "130 queries from slot -40, a part of 144 slots", _CAUSAL, 130, 144, 2, 2, offset=-40, length=90, cached=True,
@@ -140,14 +149,15 @@ def checks(platform: Platform, *, interpreted: bool = False) -> tuple[Check, ...
       platform: whose kernels.
       interpreted: the tiny ones, for kernels that run on a CPU.
     """
-    extra = (*_PARTS, *_TPU_SEQUENCES) if platform == "tpu" else ()
+    first, extra = (_PACKED, (*_PARTS, *_TPU_SEQUENCES)) if platform == "tpu" else ((), ())
     # Some of every kernel first: the limit of time may end the stage.
-    grid: tuple[Check, ...] = (*_SEQUENCES[:4], *_CACHES, _SHARED, *_UPDATES, *_SEQUENCES[4:], *extra)
+    grid: tuple[Check, ...] = (*first, *_SEQUENCES[:4], *_CACHES, _SHARED, *_UPDATES, *_SEQUENCES[4:], *extra)
     chosen: tuple[Check, ...] = _TINY if interpreted else grid
     result: list[Check] = []
     for check in chosen:
         is_part = isinstance(check, AttentionCheck) and check.part
-        if is_part and platform != "tpu":
+        is_packed = isinstance(check, AttentionCheck) and check.packed
+        if (is_part or is_packed) and platform != "tpu":
             continue
         result.append(check)
         if check.kernel == "attention" and not is_part:
