@@ -56,6 +56,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
 
 # Options whose text is parsed by the command. What is not here and has no type takes any text.
 TEXTS = {
+    "--listen": ("", "x", "localhost", "1.2.3", "256.1.1.1", "1.2.3.4:5", "[::]", "nan", LONG),
     "--profile": ("", "x", "1", "1:", ":2", "5:1", "-1:2", "1:2:3", f"1:{HUGE}", "1e1:2", "nan:2"),
     "--coordinator": ("", "x", "host", "host:", ":1", "host:x", "host:0", "host:99999999"),
     "--mesh": ("", ",", "x", "data", "data=", "data=0", "data=-2", "data=3", "data=1,data=1", "x=1", f"data={HUGE}"),

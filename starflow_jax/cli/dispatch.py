@@ -125,7 +125,7 @@ def _run(argv: list[str], others: Others, own_process: bool) -> int:
     parser, parsers = build_parser()
     if not argv:
         raise CommandError(f"a command is required: {', '.join(COMMANDS)} (see starflow --help)")
-    name = argv[0]
+    name, given = argv[0], list(argv)
     overrides: list[str] = []
     if not name.startswith("-"):
         check_names([name], list(COMMANDS), "a command")
@@ -136,6 +136,7 @@ def _run(argv: list[str], others: Others, own_process: bool) -> int:
         check_values(argv)
     arguments = parser.parse_args(argv)
     arguments.overrides = overrides
+    arguments.argv = given
     arguments.others = others
     # A caller of `main` in its own process configures JAX itself.
     if own_process and getattr(COMMANDS[name], "COMPILES", False):

@@ -33,7 +33,8 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
       CommandError: a store cannot be read or written, or somebody else owns what is written.
     """
     options = {name: value for name, value in vars(arguments).items() if _addresses(value)}
-    if not options:
+    # The supervised process opens its addresses itself, and owns its folder.
+    if not options or getattr(arguments, "supervise", None) is not None:
         return int(arguments.run(arguments))
     first = getattr(arguments, "process", None) in (None, 0)
     if getattr(arguments, "distributed", False):

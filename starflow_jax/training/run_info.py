@@ -21,6 +21,7 @@ from starflow_jax.models.autoencoders.storage import TENSORS_STEM
 from starflow_jax.tensor_formats.tensor_folders import open_folder
 from starflow_jax.training.checkpoints.inventory import checkpoint_entries
 from starflow_jax.training.checkpoints.workdir import CSV_FILE, is_in_use, read_any_config, read_config
+from starflow_jax.training.loop.goodput import read_goodput
 from starflow_jax.training.loop.metrics import read_metrics
 
 
@@ -55,6 +56,7 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
     else:
         state = "finished" if step == config.train.steps else "stopped"
     age = time.time() - (workdir / CSV_FILE).stat().st_mtime if rows else None
+    goodput = read_goodput(workdir)
     last: dict[str, float] = {}
     for row in rows:  # metrics that are not in every row keep their last value
         last |= row
@@ -71,6 +73,7 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
         "seconds_since_last_row": age,
         "metrics": last,
         "best": {name: _best(rows, name) for name in ("bits_per_dim", "held_out_bits_per_dim") if _best(rows, name)},
+        "goodput": None if goodput is None else goodput.to_dict() | {"rows": goodput.rows()},
         "checkpoints": [entry.to_dict() for entry in entries],
     }
 

@@ -68,6 +68,8 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
         values = (f"{name} {value:.6g}" for name, value in figures["metrics"].items() if name != "step")
         lines.append("last: " + ", ".join(values))
     lines += [f"best {name}: {best['value']:.6g} at step {best['step']:.0f}" for name, best in figures["best"].items()]
+    if figures["goodput"] is not None:
+        lines += [f"{label}: {text}" for label, text in figures["goodput"]["rows"]]
     if figures["checkpoints"]:
         rows = [("checkpoint", "size", "batches read", "parts", "state")]
         for entry in figures["checkpoints"]:

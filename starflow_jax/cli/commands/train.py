@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
-from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.devices import add_processes, join
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.cli.options.stored import output_file, run_path, work_path
@@ -101,6 +101,50 @@ def add_to(subparsers: Any) -> None:
         metavar="FIRST:LAST",
         help="trace these updates into DIR/profile for xprof; the first call of the program compiles, so begin later",
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=integer(0),
+        metavar="PORT",
+        help="serve /metrics (Prometheus) and /healthz on this port of process 0",
+    )
+    parser.add_argument(
+        "--profiler-port",
+        type=integer(1),
+        metavar="PORT",
+        help="start JAX's profiler server for xprof on this port of every process; it listens on all addresses, so it "
+        "needs --listen 0.0.0.0 or ::",
+    )
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", default="127.0.0.1", help="address of --metrics-port (default 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--hang-after",
+        type=real(1),
+        metavar="SECONDS",
+        help="end a process that has been in one phase of the loop, compilation included, for so long: the stacks of "
+        "its threads go to DIR/hangs and the exit code is 75 (default: --hang-factor)",
+    )
+    parser.add_argument(
+        "--hang-factor",
+        type=real(0),
+        default=30,
+        metavar="N",
+        help="the same after N times the median time between two rows of the log, at least 10 minutes, without an "
+        "update; 0 for never (default 30)",
+    )
+    parser.add_argument(
+        "--supervise",
+        type=integer(1),
+        metavar="N",
+        help="run the training in a process of its own and start it again after a hang or a crash, at most N times "
+        "without a new checkpoint",
+    )
+    parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="adapt the mesh and the number of microbatches to the devices that are there, such as those of three "
+        "hosts where one of four is lost; the batches and their order stay",
+    )
     parser.add_argument("--wandb", metavar="PROJECT", help="also send the metrics to Weights & Biases")
     parser.add_argument(
         "--recommended-flags",
@@ -118,6 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.core.config import load_config
 
+    if arguments.supervise is not None:
+        from starflow_jax.cli.supervisor import supervise, supervised
+
+        return supervise(supervised(arguments.argv), arguments.workdir, arguments.supervise)
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
     if arguments.max_skipped is not None:
@@ -126,6 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.recommended_flags:
         _set_recommended_flags()
     join(arguments)
+    if arguments.elastic:
+        config = _adapted(config)
 
     from starflow_jax.core.figures import write_json
 
@@ -135,6 +185,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and is_first():
         write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - start})
     return _report(request, result)
+
+
+def _adapted(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with the mesh of --elastic; says what was changed."""
+    import jax
+
+    from starflow_jax.sharding.elastic import adapted
+
+    train, devices = config.train, jax.devices()
+    sizes = [train.batch_size, *(size for _, _, size in train.curriculum)]
+    sizes += [part.batch_size for part in config.data.mixture if part.batch_size]
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else None
+    with sentences(adapted):
+        mesh, accumulate = adapted(config.mesh, sizes, train.accumulate, len(devices), slices=slices)
+    if is_first():
+        named = ", ".join(f"{name}={size}" for name, size in dataclasses.asdict(mesh).items())
+        remark(f"--elastic: {len(devices)} devices, mesh {named}, train.accumulate={accumulate}")
+    return dataclasses.replace(config, mesh=mesh, train=dataclasses.replace(train, accumulate=accumulate))
 
 
 def _set_recommended_flags() -> None:
@@ -184,6 +252,11 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
             grace=arguments.grace,
             profile=window,
             wandb=arguments.wandb,
+            metrics_port=arguments.metrics_port,
+            profiler_port=arguments.profiler_port,
+            listen=arguments.listen,
+            hang_after=arguments.hang_after,
+            hang_factor=arguments.hang_factor,
         )
     with sentences(held_out_score, open_with_encoder):
         evaluations = [held_out_score(config)] if config.train.evaluate_every else []
@@ -210,15 +283,17 @@ def _trained(request: TrainRequest) -> TrainResult:
     from starflow_jax.training.checkpoints.workdir import claim_workdir, in_use, with_recorded
     from starflow_jax.training.distributed.agreement import on_first_process
     from starflow_jax.training.loop.metrics import MetricsWriter
+    from starflow_jax.training.loop.metrics_server import check_port
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import open_text
     from starflow_jax.training.step.run_layout import run_layout
+    from starflow_jax.training.step.transformations import check_lr_factors
 
     for name in ("absl", "asyncio"):
         # Orbax logs the traceback of every thread of a save that failed; the command answers with one sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     opening = (held_out_score, open_with_encoder, open_text, run_layout, CaptionAccount.check_any, with_recorded)
-    starting = (check_source, check_start, first_state, claim_workdir)
+    starting = (check_source, check_start, check_lr_factors, check_port, first_state, claim_workdir)
     reading = (*opening, *starting, on_first_process, in_use, restore_newest, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)

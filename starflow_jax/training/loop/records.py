@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from starflow_jax.flows import bits_per_dim
 from starflow_jax.training.loop.bad_example_counts import BadExamples
 from starflow_jax.training.loop.metrics import MetricsWriter, average
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.skipped_updates import Skips
+from starflow_jax.training.loop.slowest_process import SlowestProcess
 from starflow_jax.training.loop.speed import utilisation
 from starflow_jax.training.loop.updates import Updates
 from starflow_jax.training.step.train_step import learning_rate
@@ -31,6 +34,7 @@ class Records:
         self.bad = BadExamples(updates.setup.source, writer.bad_before)
         self._updates, self._writer, self._bar, self._peak = updates, writer, bar, peak
         self._written = -1  # the step of the last row written
+        self._processes = SlowestProcess()
         captions = updates.setup.captions
         if captions is not None:  # missing ones are reported even where progress is not
             bar.remark(captions.sentence(), always=not captions.complete)
@@ -51,6 +55,7 @@ class Records:
         """Adds the metrics since the last row to the current one: only this method waits for the device."""
         updates, config = self._updates, self._updates.setup.config
         calls = updates.fetch()
+        count = sum(int(np.isfinite(call["skipped"]).sum()) for call in calls)
         values = average(calls)
         self.skips.count(calls)
         if config.data.noise == "uniform":
@@ -58,6 +63,9 @@ class Records:
                 values["loss_z"] + values["loss_logdet"], updates.setup.source.levels
             )
         speed = updates.rate.row()
+        slowest = self._processes.sentence(speed, count)
+        if slowest is not None:
+            self._bar.remark(slowest)
         values["skipped_updates"] = self.skips.total
         values["bad_examples"] = self.bad.count(updates.skipped)
         values["learning_rate"] = learning_rate(config).rate(updates.step)

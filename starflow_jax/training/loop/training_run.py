@@ -31,7 +31,10 @@ from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_w
 from starflow_jax.training.distributed.agreement import on_first_process
 from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
+from starflow_jax.training.loop.goodput import GoodputRecord, TimeAccount
+from starflow_jax.training.loop.live_status import LiveStatus
 from starflow_jax.training.loop.metrics import MetricsWriter
+from starflow_jax.training.loop.metrics_server import MetricsServer, check_port
 from starflow_jax.training.loop.profile import Profiler
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.records import Records
@@ -40,6 +43,7 @@ from starflow_jax.training.loop.skipped_updates import Skips
 from starflow_jax.training.loop.train_request import TrainRequest
 from starflow_jax.training.loop.training_setup import Setup
 from starflow_jax.training.loop.updates import Updates
+from starflow_jax.training.loop.watchdog import Watchdog
 from starflow_jax.training.loop.weights_and_biases import WandbRecorder
 from starflow_jax.training.step.train_step import TrainState
 
@@ -105,12 +109,15 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     if is_address(request.workdir):
         with working_folder(request.workdir, "trains") as folder:
             return train(dataclasses.replace(request, workdir=folder.path))
+    account = TimeAccount()
+    if request.metrics_port is not None and jax.process_index() == 0:
+        check_port(request.listen, request.metrics_port)
     setup = Setup.from_config(with_recorded(request.config, request.workdir), request.source)
     request = dataclasses.replace(request, config=setup.config)
     data = _claim(request, setup)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests(request.grace))
-        run = _begin(request, setup, data, stack)
+        run = _begin(request, setup, data, account, stack)
         return run.until(stop)
 
 
@@ -126,14 +133,21 @@ def _claim(request: TrainRequest, setup: Setup) -> tuple[SourceFingerprint, ...]
     return data
 
 
-def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint], stack: contextlib.ExitStack) -> _Run:
+def _begin(
+    request: TrainRequest,
+    setup: Setup,
+    data: Sequence[SourceFingerprint],
+    account: TimeAccount,
+    stack: contextlib.ExitStack,
+) -> _Run:
     """Restores or initialises the run, and opens its output files; `stack` closes them."""
     config, workdir = request.config, request.workdir
     first = jax.process_index() == 0
     on_first_process(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
     checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
     bar = Progress(config.name, config.train.steps, enabled=request.progress and first)
-    state, loader = _start(request, setup, checkpoints, bar)
+    with account.within("restore"):
+        state, loader = _start(request, setup, checkpoints, bar)
     step = int(state.step)
     stack.enter_context(bar.started(step))
     writer = stack.enter_context(MetricsWriter(workdir, step, enabled=first))
@@ -143,11 +157,36 @@ def _begin(request: TrainRequest, setup: Setup, data: Sequence[SourceFingerprint
         writer.also(recorder.write)
     profiler = Profiler(workdir, request.profile)
     stack.callback(profiler.close)
-    updates = Updates(setup.on_devices(), state, loader, profiler)
+    updates = Updates(setup.on_devices(), state, loader, profiler, account)
     peak = local_peak(jax.devices()) if request.peak is None else request.peak
     records = Records(updates, writer, bar, peak)
     stack.callback(updates.close)
-    return _Run(request, updates, records, checkpoints)
+    goodput = GoodputRecord(workdir, account, step, enabled=first)
+    status = LiveStatus(config.train.steps, step, account, goodput)
+    _watch(request, status, stack)
+    account.enter("step")
+    return _Run(request, updates, records, checkpoints, status, goodput)
+
+
+def _watch(request: TrainRequest, status: LiveStatus, stack: contextlib.ExitStack) -> None:
+    """Starts what watches the run from outside the loop: the watchdog, the metrics port, the profiler's port."""
+    process = jax.process_index()
+    watchdog = Watchdog(status, request.workdir, after=request.hang_after, factor=request.hang_factor, process=process)
+    stack.enter_context(watchdog)
+    if request.profiler_port is not None:
+        jax.profiler.start_server(request.profiler_port)
+        stack.callback(jax.profiler.stop_server)
+    if request.metrics_port is not None and process == 0:
+        stack.enter_context(
+            MetricsServer(
+                request.listen,
+                request.metrics_port,
+                run=request.config.name,
+                figures=status.figures,
+                seconds=status.account.seconds,
+                healthy=watchdog.is_well,
+            )
+        )
 
 
 def _start(request: TrainRequest, setup: Setup, checkpoints: Checkpoints, bar: Progress) -> tuple[TrainState, Loader]:
@@ -173,6 +212,8 @@ class _Run:
     updates: Updates
     records: Records
     checkpoints: Checkpoints
+    status: LiveStatus
+    goodput: GoodputRecord
 
     def until(self, stop: StopRequests) -> TrainResult:
         """Runs to the last step, or until a stop is requested, or until too many updates are skipped in a row."""
@@ -182,6 +223,7 @@ class _Run:
                 if stopped_by := stop.agreed(updates.wait):
                     break
                 records.advanced(updates.advance())
+                self.status.step = updates.step
                 self.record(stop)
         except KeyboardInterrupt:
             # From a callback, or a second signal. If it interrupted an update the state is lost and the last
@@ -195,6 +237,7 @@ class _Run:
         self.save(wait=True)
         if jax.process_index() == 0:
             plot_curves(self.request.workdir)
+        self.goodput.write(updates.step)
         return TrainResult(
             step=updates.step,
             interrupted=updates.step < steps,
@@ -233,6 +276,8 @@ class _Run:
     def measure(self) -> None:
         """Measures a row of metrics, and raises the error of a checkpoint that could not be written."""
         self.records.measure()
+        self.status.measured(self.updates.step, self.records.metrics)
+        self.goodput.write(self.updates.step)
         self.checkpoints.check()
 
     def diverged(self) -> bool:
@@ -242,8 +287,9 @@ class _Run:
     def save(self, wait: bool = False) -> None:
         """Saves the state with the position of the loader."""
         updates = self.updates
-        with updates.not_counting():
+        with updates.not_counting(), self.status.account.within("save"):
             self.checkpoints.save(updates.state, updates.loader.get_state(), metrics=self.records.row, wait=wait)
+        self.status.saved(updates.step)
 
     def call_back(self, callbacks: Sequence[Callback]) -> None:
         """Calls callbacks and records the scalars that they return."""
@@ -252,6 +298,6 @@ class _Run:
         snapshot = Snapshot(
             config, self.request.workdir, updates.setup.source, updates.step, definition, updates.params
         )
-        with updates.not_counting():
+        with updates.not_counting(), self.status.account.within("callback"):
             for callback in callbacks:
                 self.records.add(callback(snapshot))

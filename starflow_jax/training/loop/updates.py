@@ -11,6 +11,7 @@ import numpy as np
 
 from starflow_jax.data import Loader
 from starflow_jax.data.decoding.bad_examples import Skipped
+from starflow_jax.training.loop.goodput import TimeAccount
 from starflow_jax.training.loop.profile import Profiler
 from starflow_jax.training.loop.speed import Rate
 from starflow_jax.training.loop.training_setup import Setup
@@ -28,7 +29,7 @@ class Updates:
       rate: measures speed; images, flops: number of images, and model FLOPs, since the last `fetch`.
     """
 
-    def __init__(self, setup: Setup, state: TrainState, loader: Loader, profiler: Profiler):
+    def __init__(self, setup: Setup, state: TrainState, loader: Loader, profiler: Profiler, account: TimeAccount):
         self.setup = setup
         self.state = state
         self.loader = loader
@@ -36,7 +37,7 @@ class Updates:
         self.rate = Rate()
         self.images = 0
         self.flops = 0.0
-        self._profiler = profiler
+        self._profiler, self._account = profiler, account
         self._calls: list[Mapping[str, Any]] = []  # metrics on the device
         self._compiled: set[Any] = set()  # kinds of batches that the program is compiled for
         self._skipped = Skipped()  # by the loaders of earlier stages
@@ -68,20 +69,22 @@ class Updates:
         train = self.setup.config.train
         end, frames, _ = train.stage(self.step)
         kind = (frames, self.loader.peek().shapes)
-        if kind not in self._compiled:  # the call compiles a program
+        compiles = kind not in self._compiled
+        if compiles:
             self.rate.restart()
         self._compiled.add(kind)
         if self._profiler.before(self.step):
             with self.not_counting():
                 self._profiler.begin()
         batches: list[dict[str, np.ndarray]] = []
-        with self.rate.waiting_for_data():
+        with self._account.within("data"), self.rate.waiting_for_data():
             size = self._largest_call(end)
             while len(batches) < size and (frames, self.loader.peek().shapes) == kind:
                 batches.append(first_frames(next(self.loader), frames))
         count = len(batches)
         batches += [batches[0]] * (train.steps_per_call - count)  # unused, they pad the call to a constant shape
-        self._call(batches, count)
+        with self._account.within("compile" if compiles else "step"):
+            self._call(batches, count)
         if self._profiler.after(self.step):
             with self.not_counting():
                 self._profiler.close()
