@@ -38,6 +38,7 @@ BASES = {
     "calibrate": ["--workdir", "run"],
     "train-inverse": ["--workdir", "run"],
     "data": ["--config", "digits.py:tiny", "--seconds", "0"],
+    "prepare": ["folder", "photos", "--out", "new"],
     "encode": ["--config", "digits.py:tiny", "--out", "new", "--fit-patch-pca", "2:1"],
     "train-autoencoder": ["--config", "tiny_vae.py:tiny", "--workdir", "new"],
     "finetune-decoder": ["--config", "tiny_vae.py:tiny_decoder", "--workdir", "new", "--autoencoder", "vae"],

@@ -15,6 +15,12 @@ Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
 # Colour that transparent pixels of image and video files are composed onto (`media.displayed_images`).
 Background = Literal["white", "grey", "black"]
+# Where the key of a member of a tar ends: at this dot of the last component of its name (`data.sources.tars`).
+TarKeys = Literal["first dot", "last dot"]
+# Whether a text file is one caption, or its lines are alternatives (`data.sources.caption_files`).
+CaptionLines = Literal["one", "alternatives"]
+# What `starflow prepare` reads.
+PreparedKind = Literal["folder", "tar", "parquet", "tfds"]
 # Method that removes the training noise from samples.
 Denoise = Literal["none", "score", "learned", "iterative", "iterative-learned"]
 # Step between two noise levels of an iterative method (`flows.iterative_denoise`).

@@ -4,6 +4,7 @@
   source that a configuration names.
 - `decoding`: image files to pixels, aspect-ratio buckets, dequantisation, and files that cannot be read.
 - `pipeline`: shuffled batches that resume exactly, padded batches for evaluation, and digests of the data.
+- `preparation`: copies of images as sharded ArrayRecord with a manifest; an interruption costs one shard.
 """
 
 from __future__ import annotations

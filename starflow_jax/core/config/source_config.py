@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from starflow_jax.core.choices import Background
+from starflow_jax.core.choices import Background, CaptionLines, Split, choices
 from starflow_jax.core.config.checks import (
     check,
     check_addresses,
@@ -18,6 +18,8 @@ from starflow_jax.core.config.checks import (
 from starflow_jax.core.registries import SOURCES
 
 OptionValue = str | int | float | bool
+# What an example of an image file consists of, by the names that `SourceConfig.features` maps.
+FEATURES = ("image", "label", "caption")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class CaptionConfig:
     """
 
     kinds: tuple[tuple[str, float], ...] = ()
-    lines: Literal["one", "alternatives"] | None = None
+    lines: CaptionLines | None = None
     key: str | None = None
     fps: bool = False
     noise_level: bool = False
@@ -77,7 +79,7 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         if self.lines is not None:
-            check_choice("lines", self.lines, ("one", "alternatives"))
+            check_choice("lines", self.lines, choices(CaptionLines))
         check(self.key != "", "key must be None or the name of a key or column, got ''")
         for kind, weight in self.kinds:
             check_real(f"kinds weight of {kind!r}", weight, minimum=0.0)
@@ -100,11 +102,15 @@ class SourceConfig:
         `label` integer [n]); "idx" (a folder with the files of MNIST); "images" (a folder of images: its folders are
         the classes, captions lie beside the images); "videos" (a folder of videos, likewise); "parquet" (shards with a
         column of images and one of captions, read by pyarrow); "tars" (tar shards in the WebDataset layout); "tfds" (a
-        data set that TensorFlow Datasets prepared as ArrayRecord); "latents" (written by `starflow encode`); "mixture"
-        (several sources, see DataConfig).
+        data set that TensorFlow Datasets prepared); "prepared" (written by `starflow prepare`); "latents" (written by
+        `starflow encode`); "mixture" (several sources, see DataConfig).
       path: the folder (for "tars" and "parquet" also a file or a pattern, for "npz" also a file). Where it contains a
         folder named after the split (train; test, val, validation or valid; in any case), that folder is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.
+      features: (name, feature) pairs for a "tfds" data set whose features have other names than `image`, `label` and
+        `caption`: (("image", "picture"), ("caption", "captions/text")).
+      splits: (split, stored split) pairs for "tfds" and "prepared", where what is read as "train" and "test" is stored
+        under other names; of "tfds" also parts: (("train", "train[:90%]"), ("test", "train[90%:]")).
       frames: frames of a clip, 0 for still images; fps: sampling rate of videos, 0 takes every frame.
       aspect_ratios: buckets with about the area of flow.image_size, as "width:height"; every example goes to the
         nearest one. Empty: one shape, flow.image_size.
@@ -127,6 +133,8 @@ class SourceConfig:
     source: str = "digits"
     path: str | None = None
     dataset: str | None = None
+    features: tuple[tuple[str, str], ...] = ()
+    splits: tuple[tuple[str, str], ...] = ()
     frames: int = 0
     fps: float = 0.0
     aspect_ratios: tuple[str, ...] = ()
@@ -190,7 +198,7 @@ class SourceConfig:
                 f"frames must be above 0 for source {_having('frames', 'always', ' or ')} and 0 for still images, got "
                 f"source={self.source!r} and frames={self.frames}"
             )
-        for name in ("dataset", "extend", "inverted", "drop_first"):
+        for name in ("dataset", "features", "splits", "extend", "inverted", "drop_first"):
             if name not in traits.fields and getattr(self, name):
                 raise ValueError(
                     f"{name} requires source {_reading(name)}, got source={self.source!r} and "
@@ -218,6 +226,8 @@ class SourceConfig:
 
     def _check_values(self) -> None:
         check_integer("frames", self.frames, minimum=0)
+        check_renaming("features", self.features, FEATURES)
+        check_renaming("splits", self.splits, choices(Split))
         if self.levels is not None:
             check_integer("levels", self.levels, minimum=0)
         check_real("fps", self.fps, minimum=0.0)
@@ -258,6 +268,15 @@ class ComponentConfig(SourceConfig):
         check_real("weight", self.weight, minimum=0.0)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, minimum=1)
+
+
+def check_renaming(field: str, pairs: tuple[tuple[str, str], ...], allowed: tuple[str, ...]) -> None:
+    """Raises ValueError unless `pairs` maps names among `allowed`, each once, to names that are not empty."""
+    names = [name for name, _ in pairs]
+    for name, value in pairs:
+        check_choice(field, name, allowed)
+        check(bool(value.strip()), f"{field} must give a name for {name!r}, got {value!r}")
+    check(len(set(names)) == len(names), f"{field} must name each of {', '.join(allowed)} once, got {', '.join(names)}")
 
 
 def _all_traits() -> dict[str, SourceTraits]:

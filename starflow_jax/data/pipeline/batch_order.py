@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 
 import grain
 
+from starflow_jax.core.config.checks import check
+
 # A large stride, so that neighbouring seeds and neighbouring sources do not share an order.
 _SEED_STRIDE = 1_000_003
+# Grain computes each element of a permutation from its index, as unsigned integers of 32 bits.
+MAX_EXAMPLES = 2**32
 
 
 class Rows(NamedTuple):
@@ -36,13 +40,21 @@ def batch_plan(
     """An infinite `grain.MapDataset` whose element k is the `Rows` of batch k.
 
     Every source is a stream of permutations, one for each epoch, divided into batches. A batch may span two epochs, so
-    that all have one size and no example is left out. Sources alternate in proportion to their weights.
+    that all have one size and no example is left out. Sources alternate in proportion to their weights. An element of a
+    permutation is computed from its index, so that memory does not grow with the number of examples.
 
     Args:
       lengths, weights, batch_sizes: one for each source; batch sizes count the rows of all processes.
       seed: seed of the permutations.
       share: `(parts, count)`: this process reads `parts` of `count` equal parts of the rows.
+
+    Raises:
+      ValueError: a source has more than 2**32 examples.
     """
+    check(
+        max(lengths) <= MAX_EXAMPLES,
+        f"a source of data must have at most {MAX_EXAMPLES} examples, got {max(lengths)}: a mixture joins several",
+    )
     parts, count = share
     plans = []
     for component, (length, size) in enumerate(zip(lengths, batch_sizes, strict=True)):

@@ -32,8 +32,9 @@ class ImageCollection(Protocol):
     """Image files in folders, tars, or records. Picklable, since it is sent to worker processes.
 
     A collection may also have `captions(index) -> ExampleCaptions`, which reads captions without the image, so that
-    they are counted before training (`data.pipeline.caption_account`); `classes`, the names of the classes; and
-    `notes`, sentences about what is left aside.
+    they are counted before training (`data.pipeline.caption_account`); `classes`, the names of the classes; `notes`,
+    sentences about what is left aside; `image_sizes()`, rows and columns of all images in arrays int [n, 2], so that no
+    header is read for buckets; and `digest(indices)`, a digest of the examples at `indices` (None: all).
     """
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from starflow_jax.data.sources.base import CAPTION, lines_digest
 from starflow_jax.data.sources.captioning import Captioner
 from starflow_jax.data.sources.image_collection import ImageCollection
 from starflow_jax.data.sources.mixture import Mixture, mixture_of_buckets
-from starflow_jax.data.sources.size_index import by_bucket, scan_files
+from starflow_jax.data.sources.size_index import by_bucket, by_bucket_of_arrays, scan_files
 from starflow_jax.data.sources.source_request import SourceRequest
 
 
@@ -71,7 +72,10 @@ class ImageSource:
         return arrays
 
     def digest(self) -> str:
-        """Digest of the names and sizes of the files."""
+        """Digest of the names and sizes of the files, or of what the collection knows of its contents."""
+        contents = getattr(self.collection, "digest", None)
+        if contents is not None:
+            return str(contents(self.indices))
         indices = range(len(self.collection)) if self.indices is None else self.indices
         return lines_digest(self.collection.identity(int(index)) for index in indices)
 
@@ -131,7 +135,11 @@ def open_image_files(config: SourceConfig, request: SourceRequest, collection: I
 
     skipped = Skipped()
     skipped.merge(collection.skipped)
-    sizes = scan_files(len(collection), size, collection.signature(), request.index_file(config), skipped)
-    buckets = by_bucket(sizes, config.aspect_ratios)
+    stored: Callable[[], Iterable[np.ndarray]] | None = getattr(collection, "image_sizes", None)
+    if stored is not None:
+        buckets = by_bucket_of_arrays(stored(), config.aspect_ratios)
+    else:
+        sizes = scan_files(len(collection), size, collection.signature(), request.index_file(config), skipped)
+        buckets = by_bucket(sizes, config.aspect_ratios)
     check(len(buckets) > 0, f"data path {config.path} contains no readable image{skipped.first()}")
     return mixture_of_buckets(collection.name, [source(indices, name) for name, indices in buckets.items()], skipped)

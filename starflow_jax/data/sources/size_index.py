@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.atomic_writing import write_text
+from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped
 from starflow_jax.data.decoding.buckets import nearest_aspect_ratio
 
@@ -60,6 +62,28 @@ def by_bucket(sizes: Sequence[Sequence[float] | None], buckets: tuple[str, ...])
                 nearest[shape] = nearest_aspect_ratio(*shape, buckets)
             members[nearest[shape]].append(index)
     return {bucket: np.asarray(indices, np.int64) for bucket, indices in members.items() if indices}
+
+
+def by_bucket_of_arrays(sizes: Iterable[np.ndarray], buckets: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The same from arrays of (rows, columns), int [n, 2] each, one after another; at most 2**32 rows in all.
+
+    The indices are uint32, and grow in place, so that memory has four bytes for each.
+
+    Raises:
+      ValueError: more rows.
+    """
+    members = {bucket: array.array("I") for bucket in buckets}
+    begin = 0
+    for rows in sizes:
+        pairs, inverse = np.unique(rows.astype(np.int64) @ np.asarray([2**31, 1]), return_inverse=True)
+        nearest = [nearest_aspect_ratio(int(pair) >> 31, int(pair) % 2**31, buckets) for pair in pairs]
+        chosen = np.asarray([buckets.index(bucket) for bucket in nearest])[inverse]
+        end = begin + len(rows)
+        check(end <= 2**32, f"a source of data must have at most {2**32} examples for buckets, got {end}")
+        for number, bucket in enumerate(buckets):
+            members[bucket].frombytes((begin + np.flatnonzero(chosen == number)).astype(np.uint32).tobytes())
+        begin = end
+    return {bucket: np.frombuffer(indices, np.uint32) for bucket, indices in members.items() if indices}
 
 
 def _try(fact: Callable[[int], Sequence[float]], index: int) -> Any:

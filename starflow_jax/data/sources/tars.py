@@ -10,6 +10,7 @@ import dataclasses
 import io
 from pathlib import Path
 
+from starflow_jax.core.choices import TarKeys, choices
 from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
@@ -29,8 +30,8 @@ from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.data.sources.splits import shard_files, shard_notes, shards_signature
 from starflow_jax.data.sources.tar_members import Entry, LeftAside, Member, check_uncompressed, read_entries
 
-# Values of the option `keys`: the key of a member ends at this dot of the last component of its name.
-KEYS_END = ("first dot", "last dot")
+# Values of the option `keys`.
+KEYS_END = choices(TarKeys)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

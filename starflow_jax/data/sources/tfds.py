@@ -1,10 +1,11 @@
-"""Data sets that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
+"""Data sets that TensorFlow Datasets has prepared as ArrayRecord, Parquet or TFRecord, read without TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,30 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
-from starflow_jax.data.sources.image_collection import DEFAULT_KIND, Captions, ExampleCaptions, Item
+from starflow_jax.data.sources.image_collection import Captions, ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
 from starflow_jax.data.sources.splits import split_names
+from starflow_jax.data.sources.tfds_features import FeatureNames, feature_names, nested, value_at
+from starflow_jax.data.sources.tfrecord_files import Part, TfRecordFiles
+
+_READABLE = ("array_record", "parquet", "tfrecord")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsRecords:
-    """Images of a prepared data set: its feature `image`, `label` where it has one, and its texts as captions.
+    """Images of a prepared data set, with labels where it has them, and its texts as captions.
 
     Attributes:
       name: name of the data set.
       path: folder of one version, or with `dataset` the folder of data sets; dataset: a name such as "mnist:3.0.1".
-      split: name in the data set; length: number of examples; num_classes: of `label`, 0 without one.
-      texts: text features, which become kinds of captions; classes: names of the classes.
+      split: name in the data set, or a part of it ("train[:90%]"); length: number of examples.
+      features: the names of the features that are read.
       release: name, version and bytes of the split.
       records: the records of the split.
+      any_label: whether labels are read, too, where the data set does not state the number of classes.
     """
 
     name: str
@@ -38,58 +44,85 @@ class TfdsRecords:
     dataset: str | None
     split: str
     length: int
-    num_classes: int
-    texts: tuple[str, ...]
+    features: FeatureNames
     release: str
     records: LazyReader[Any]
+    any_label: bool = False
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
-    classes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: Path, dataset: str | None, split: str) -> TfdsRecords:
+    def open(
+        cls,
+        path: Path,
+        dataset: str | None,
+        split: str,
+        *,
+        renamed: Mapping[str, str] | None = None,
+        stored: str | None = None,
+        any_label: bool = False,
+    ) -> TfdsRecords:
         """Opens a prepared data set; nothing is downloaded.
 
+        Args:
+          path, dataset, any_label: see above.
+          split: "train" or "test"; stored: its name in the data set, or a part of one such as "train[:90%]". None for
+            the first of the usual names.
+          renamed: features for `image`, `label` and `caption`, where they have other names.
+
         Raises:
-          ValueError: there is no such data set or split, or it has no images.
+          ValueError: there is no such data set, split or feature, or it is in a format that needs TensorFlow.
         """
         check(path.is_dir(), f"data folder {path} does not exist")
         try:
             builder = _builder(path, dataset)
-            splits, features = list(builder.info.splits), builder.info.features
+            info = builder.info
+            splits, features, kind = list(info.splits), info.features, info.file_format.file_suffix
         except Exception as error:  # the library raises many kinds of errors
             raise ValueError(
                 f"data folder {path} contains no data set of TensorFlow Datasets"
                 f"{f' called {dataset}' if dataset else ''}: {error_reason(error)}"
             ) from error
-        stored = next((name for wanted in split_names(split) for name in splits if name.lower() == wanted), None)
-        check(
-            stored is not None, f"data set {builder.info.name} must have the split {split!r}, got {', '.join(splits)}"
-        )
-        check(
-            "image" in features and type(features["image"]).__name__ == "Image",
-            f"data set {builder.info.name} must have an image feature called 'image', got {', '.join(features)}",
-        )
-        texts = tuple(name for name in features if type(features[name]).__name__ == "Text")
-        num_classes = int(features["label"].num_classes or 0) if "label" in features else 0
-        facts = builder.info.splits[stored]
-        release = f"{builder.info.full_name} {facts.num_bytes}"
-        records = LazyReader(functools.partial(_records, path, dataset, str(stored)))
-        length = int(facts.num_examples)
-        classes = tuple(map(str, features["label"].names)) if num_classes else ()
-        skipped = Skipped()
-        return cls(
-            builder.info.name,
-            path,
-            dataset,
-            str(stored),
-            length,
-            num_classes,
-            texts,
-            release,
-            records,
-            skipped,
-            classes,
-        )
+        check(kind in _READABLE, f"data set {info.name} must be stored as {', '.join(_READABLE)}, got {kind}")
+        if stored is None:
+            stored = next((name for wanted in split_names(split) for name in splits if name.lower() == wanted), None)
+            check(
+                stored is not None,
+                f"data set {info.name} must have the split {split!r}, got {', '.join(splits)}; "
+                "data.splits names another",
+            )
+        try:
+            facts = info.splits[stored]
+            length, num_bytes = int(facts.num_examples), facts.num_bytes
+        except Exception as error:  # the library raises many kinds of errors
+            raise ValueError(
+                f"data set {info.name} must have the split {stored!r}, got {', '.join(splits)}: {error_reason(error)}"
+            ) from error
+        check(length > 0, f"split {stored!r} of data set {info.name} must have examples, got none")
+        names = feature_names(info.name, features, renamed or {})
+        records = LazyReader(functools.partial(_records, path, dataset, str(stored), names.image))
+        release = f"{info.full_name} {num_bytes}"
+        return cls(info.name, path, dataset, str(stored), length, names, release, records, any_label)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where the data set does not state it."""
+        return self.features.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.features.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about labels without a number of classes."""
+        if self.features.label is None or self._reads_labels:
+            return ()
+        return (f"feature {self.features.label!r} states no number of classes: starflow prepare counts them",)
+
+    @property
+    def _reads_labels(self) -> bool:
+        return self.features.label is not None and (self.num_classes > 0 or self.any_label)
 
     def __len__(self) -> int:
         return self.length
@@ -102,28 +135,21 @@ class TfdsRecords:
         """Reads one record."""
         try:
             record = self.records()[index]
-            data = record["image"]
-            label = int(record["label"]) if self.num_classes else -1
-            texts: Captions = {}
-            if captions:
-                texts = self._captions(record)
+            data = value_at(record, self.features.image)
+            label = int(value_at(record, str(self.features.label))) if self._reads_labels else -1
+            texts: Captions = self.features.captions(record) if captions else {}
+            stream = io.BytesIO(data)
         except Exception as error:  # parsers raise many kinds of errors on damaged records
             raise BadExample(self.key(index), error_reason(error)) from error
-        return Item(io.BytesIO(data), label, texts)
+        return Item(stream, max(label, -1), texts)
 
     def captions(self, index: int) -> ExampleCaptions:
         """The texts of one record."""
         try:
-            texts = self._captions(self.records()[index])
+            texts = self.features.captions(self.records()[index])
         except Exception as error:  # parsers raise many kinds of errors on damaged records
             raise BadExample(self.key(index), error_reason(error)) from error
         return ExampleCaptions(texts, "text feature")
-
-    def _captions(self, record: Any) -> Captions:
-        """A single text feature is the caption; several keep their names."""
-        names = {self.texts[0]: DEFAULT_KIND} if len(self.texts) == 1 else {}
-        texts = ((names.get(name, name), _text(record[name])) for name in self.texts)
-        return {kind: (text,) if text.strip() else () for kind, text in texts}
 
     def identity(self, index: int) -> str:
         """Data set, version, split and index."""
@@ -139,22 +165,25 @@ def _builder(path: Path, dataset: str | None) -> Any:
 
     if dataset is None:
         return tfds.builder_from_directory(str(path))
-    return tfds.builder(dataset, data_dir=str(path), file_format="array_record")
+    return tfds.builder(dataset, data_dir=str(path))
 
 
-def _records(path: Path, dataset: str | None, split: str) -> Any:
+def _records(path: Path, dataset: str | None, split: str, image: str) -> Any:
     import tensorflow_datasets as tfds
 
-    return _builder(path, dataset).as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    builder = _builder(path, dataset)
+    decoders = nested(image, tfds.decode.SkipDecoding())
+    if builder.info.file_format.file_suffix != "tfrecord":
+        return builder.as_data_source(split, decoders=decoders)
+    parts = [Part(str(one.filename), one.skip, one.take) for one in builder.info.splits[split].file_instructions]
+    parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
+    return TfRecordFiles(parts, parse)
 
 
-def _text(value: Any) -> str:
-    value = value.item() if hasattr(value, "item") else value
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-@SOURCES.register("tfds", path=True, decoded=True, captions="text", fields=("dataset",))
+@SOURCES.register("tfds", path=True, decoded=True, captions="text", fields=("dataset", "features", "splits"))
 def open_tfds(config: SourceConfig, request: SourceRequest) -> Mixture:
     """The images of a prepared data set; see `open_image_files`."""
-    records = TfdsRecords.open(Path(config.path or ""), config.dataset, request.split)
+    stored = dict(config.splits).get(request.split)
+    path = Path(config.path or "")
+    records = TfdsRecords.open(path, config.dataset, request.split, renamed=dict(config.features), stored=stored)
     return open_image_files(config, request, records)

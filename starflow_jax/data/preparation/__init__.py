@@ -1,0 +1,1 @@
+"""Preparation of data for training: sharded ArrayRecord from folders, tars, parquet and TensorFlow Datasets."""
