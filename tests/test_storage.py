@@ -417,13 +417,48 @@ def test_a_store_that_stays_away_leaves_the_local_files_and_says_where(folder_of
     folder = working(store)
     filled(folder.path, a="1")
     store.files.failures["pipe_file"] = 10**6
-    with pytest.raises(StoreError, match=r"cannot be written: .*; the files are in the folder work/memory/"):
+    with pytest.raises(
+        StoreError, match=r"cannot be written: .*; the folder work/memory/\S+ of the local copies keeps"
+    ):
         folder.__exit__(None, None, None)
     store.files.failures.clear()
-    with working(store):
-        pass
-    (kept,) = folder.path.parent.glob("folder.unpublished-*")
-    assert (kept / "a").read_text() == "1"
+    with working(store) as again:
+        assert (again.path / "a").read_text() == "1"
+    assert contents(store) == {"a": "1"} and not list(again.path.parent.glob(".*.published"))
+
+
+def killed(folder):
+    """Ends a working folder as `kill -9` does: nothing more is published, and the locks end with the process."""
+    folder._stopped.set()
+    folder._thread.join()
+    folder._stack.close()
+
+
+def test_what_a_killed_process_left_is_continued_where_nobody_published_since(folder_of_copies, monkeypatch):
+    monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", "3600")
+    store = memory_store()
+    for name in ("a", "b"):
+        folder = working(store)
+        filled(folder.path, **{name: "1"})
+        if name == "b":
+            folder.publish()
+        filled(folder.path, **{f"{name}2": "2"})
+        killed(folder)
+    assert contents(store) == {"a": "1", "a2": "2", "b": "1"}
+    with working(store) as folder:
+        assert (folder.path / "b2").read_text() == "2"
+    assert contents(store) == {"a": "1", "a2": "2", "b": "1", "b2": "2"}
+
+
+def test_what_a_killed_process_left_gives_way_to_what_was_published_since(folder_of_copies, tmp_path, monkeypatch):
+    monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", "3600")
+    store = memory_store()
+    folder = working(store)
+    filled(folder.path, a="1")
+    killed(folder)
+    Publication(store, filled(tmp_path / "elsewhere", a="other")).publish()
+    with working(store) as folder:
+        assert (folder.path / "a").read_text() == "other"
 
 
 def test_two_commands_of_one_machine_do_not_share_a_working_folder(folder_of_copies):

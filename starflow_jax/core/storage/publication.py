@@ -61,6 +61,11 @@ class Publication:
                 if file is not None and (seen[1], seen[2]) == (file.size, file.modified_ns):
                     self._sent[name] = seen
 
+    @property
+    def version(self) -> str | None:
+        """The version of the list of files that this process published or found; None before the first."""
+        return self._version
+
     def publish(self) -> int:
         """Publishes the folder as it is now; returns the number of objects written.
 

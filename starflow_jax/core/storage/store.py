@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.core.storage.addresses import Address
-from starflow_jax.core.storage.conditional_writes import has_preconditions, version_of, write_if
+from starflow_jax.core.storage.conditional_writes import GCS, has_preconditions, version_of, write_if
 from starflow_jax.core.storage.retries import Conflict, Retries, StoreError, store_error
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -207,7 +207,8 @@ def open_store(address: Address, retries: Retries | None = None) -> Store:
         raise ValueError(f"{address} must have the scheme of a store, such as gs or s3, got {scheme!r}") from error
     except Exception as error:
         raise store_error(f"{address} cannot be opened", error) from error
-    return Store(address, files, retries or Retries())
+    # gcsfs repeats every call six times itself, over half a minute.
+    return Store(address, files, retries or Retries(attempts=2 if scheme in GCS else 5))
 
 
 def file_checksum(path: Path) -> int:

@@ -1,8 +1,9 @@
 """A local folder that a command works in, and that is published at an address while it does.
 
-The folder in the store is the truth: the local one begins as its copy. A thread publishes it every few seconds, so
-that a checkpoint or a batch of results that is complete on disk is soon complete in the store, and the computation
-does not wait for it. Leaving the folder publishes it once more, and waits.
+The local folder begins as a copy of that in the store. Where a process of this machine was killed and nobody has
+published since, it begins as that process left it, which may be ahead. A thread publishes it every few seconds, so that
+a checkpoint or a batch of results that is complete on disk is soon complete in the store, and the computation does not
+wait for it. Leaving the folder publishes it once more, and waits.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from starflow_jax.core.atomic_writing import write_text
+from starflow_jax.core.regular_files import read_text
 from starflow_jax.core.storage.addresses import Address, address_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing
-from starflow_jax.core.storage.local_moves import locked, move
+from starflow_jax.core.storage.local_moves import locked
+from starflow_jax.core.storage.manifest import Manifest
 from starflow_jax.core.storage.places import WORK, local_place, shown, storage_folder
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import StoreError
@@ -81,10 +85,12 @@ class WorkingFolder:
             self._lease = Lease(store, doing, timing=timing, lost=lost, wait=say)
             self._stack.callback(self._lease.release)
             published = remove_interrupted(store)
-            shutil.rmtree(self.path, ignore_errors=True)
-            if published is not None:
-                fetch_files(store, self.path, published.files)
+            if not self._is_ahead(published):
+                shutil.rmtree(self.path, ignore_errors=True)
+                if published is not None:
+                    fetch_files(store, self.path, published.files)
             self._publication = Publication(store, self.path, published, self._lease.check)
+            self._record()
         except BaseException:
             self._stack.close()
             raise
@@ -102,8 +108,8 @@ class WorkingFolder:
           StoreError: the store cannot be written, or the address belongs to another process.
         """
         with self._one:
-            if self.path.exists():
-                self._publication.publish()
+            if self.path.exists() and self._publication.publish():
+                self._record()
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._stopped.set()
@@ -111,11 +117,9 @@ class WorkingFolder:
         try:
             self.publish()
         except StoreError as error:
-            # Where the next command does not remove them.
-            aside = self.path.with_name(f"{self.path.name}.unpublished-{time.strftime('%Y%m%d-%H%M%S')}")
-            kept = move(self.path, aside) if self.path.exists() else self.path
+            place = os.path.relpath(self.path, storage_folder())
             sentence = (
-                f"{error}; the files are in the folder {os.path.relpath(kept, storage_folder())} of the local copies"
+                f"{error}; the folder {place} of the local copies keeps the files, and the same command continues"
             )
             if kind is None:
                 raise StoreError(sentence) from error
@@ -123,8 +127,24 @@ class WorkingFolder:
         else:
             # Everything is in the store; what stays would be removed by the next command in any case.
             shutil.rmtree(self.path, ignore_errors=True)
+            self._base.unlink(missing_ok=True)
         finally:
             self._stack.close()
+
+    @property
+    def _base(self) -> Path:
+        """The file that names the publication after which the local folder was changed."""
+        return self.path.with_name(f".{self.path.name}.published")
+
+    def _record(self) -> None:
+        write_text(self._base, str(self._publication.version))
+
+    def _is_ahead(self, published: Manifest | None) -> bool:
+        """Whether a process that was killed here left a folder that is newer than the store: nobody published since."""
+        version = None if published is None else published.version
+        if published is not None and version is None:
+            return False  # files without a list, which somebody copied there
+        return self.path.is_dir() and self._base.is_file() and read_text(self._base) == str(version)
 
     def _lock(self) -> None:
         """Locks the local folder against other processes of this machine."""
