@@ -20,11 +20,11 @@ writes the same choices into a file, with the reason for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from starflow_jax.core.storage.copies import local_path
 from starflow_jax.data.suggestion import suggest_config, survey_folder
 from starflow_jax.experiments.recipes import is_tiny
 
@@ -47,4 +47,4 @@ def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
     path = values["data"].get("path")
     if path is None:
         raise ValueError("data.path is missing; --config.data.path=FOLDER names the folder of images")
-    return suggest_config(survey_folder(Path(path)), values).values
+    return suggest_config(survey_folder(local_path(path)), values).values

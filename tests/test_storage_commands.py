@@ -13,8 +13,8 @@ from storage_servers import BUCKET, command_environment, server, skip_without
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = ("--config", "experiments/digits.py:tiny", "--config.train.steps=1200", "--config.train.log_every=100",
-              "--config.train.checkpoint_every=100", "--config.train.sample_every=10000")  # fmt: skip
+EXPERIMENT = ("--config", "experiments/digits.py:tiny", "--config.train.steps=4000", "--config.train.log_every=100",
+              "--config.train.checkpoint_every=500", "--config.train.sample_every=10000")  # fmt: skip
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -73,6 +73,7 @@ def trained(machines, tmp_path_factory, request):
     # Another command is refused while it runs.
     refused = second.run("train", *EXPERIMENT, "--workdir", address, "--quiet", code=2)
     assert "is in use by process" in refused and refused.count("\n") == 1
+    assert "running: step" in second.run("info", "--workdir", address)
     assert process.poll() is None, "the run must last longer than its first checkpoints"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -86,8 +87,8 @@ def trained(machines, tmp_path_factory, request):
 def test_the_resumed_run_reaches_the_parameters_of_the_unbroken_one(machines, trained):
     address, folder = trained
     read = machines[0].store()
-    digests = json.loads(read(f"{address}/checkpoints/1200/digests/metadata"))
-    unbroken = json.loads((folder / "checkpoints/1200/digests/metadata").read_text())
+    digests = json.loads(read(f"{address}/checkpoints/4000/digests/metadata"))
+    unbroken = json.loads((folder / "checkpoints/4000/digests/metadata").read_text())
     for part in ("params", "opt_state", "ema", "rest", "loader"):
         assert digests[part] == unbroken[part]
     assert json.loads(read(f"{machines[0].at}/a.json"))["workdir"] == address
@@ -100,7 +101,7 @@ def test_the_resumed_run_reaches_the_parameters_of_the_unbroken_one(machines, tr
 def test_info_and_samples(machines, trained):
     machine, (address, _) = machines[1], trained
     text = machine.run("info", "--workdir", address, "--json", f"{machine.at}/info.json")
-    assert "finished: step 1200 of 1200" in text
+    assert "finished: step 4000 of 4000" in text
     information = json.loads(machine.store()(f"{machine.at}/info.json"))
     assert information["workdir"] == address and information["checkpoints"][-1]["bytes"] > 10_000
     out = f"{machine.at}/x.png"

@@ -15,6 +15,8 @@ from typing import IO, Any, cast
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.stored import StoredOption
 from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
+from starflow_jax.core.storage.local_moves import locked
+from starflow_jax.core.storage.manifest import LEASE
 from starflow_jax.core.storage.places import WORK, local_place, shown
 from starflow_jax.core.storage.store import Store, open_store
 from starflow_jax.core.storage.working_folder import is_taken, publish_new, working_folder
@@ -94,7 +96,10 @@ def _replaced(
             outputs.append((store, local))
         return local
     if value.use == "outline":
-        return fetch_outline(store, _is_small)
+        place = fetch_outline(store, _is_small)
+        if store.facts(LEASE) is not None and place.is_dir():
+            stack.enter_context(locked(place))  # the folder of a run that somebody owns is in use
+        return place
     if value.use == "read":
         return fetch_copy(store)
     if value.use == "runs":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,9 @@ def open_store(address: Address, retries: Retries | None = None) -> Store:
     scheme = address.scheme
     if scheme in _NO_STORES:
         raise ValueError(f"{address} must be the address of a store; {scheme}:// is none, and a path has no scheme")
+    if scheme in GCS:
+        # gcsfs would ask for the kind of the bucket at every call where it may not know it. Zonal buckets need "true".
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         files = fsspec.filesystem(scheme)
     except ImportError as error:
