@@ -1,5 +1,6 @@
 """Stores: calls are repeated, folders are published whole, and one process at a time owns an address."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -16,7 +17,7 @@ from starflow_jax.core.storage.manifest import LEASE, MANIFEST, PENDING, Pending
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import Conflict, Retries, StoreError
 from starflow_jax.core.storage.store import open_store
-from starflow_jax.core.storage.working_folder import WorkingFolder
+from starflow_jax.core.storage.working_folder import WorkingFolder, is_taken, publish_new
 
 
 def filled(folder, **texts):
@@ -472,3 +473,42 @@ def test_seconds_between_publications_are_checked(text, monkeypatch):
     monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", text)
     with pytest.raises(ValueError, match=r"STARFLOW_STORAGE_SECONDS must be a number of seconds from 0\.1"):
         working(memory_store())
+
+
+def test_a_finished_folder_is_published_once(folder_of_copies, tmp_path):
+    store = memory_store()
+    assert not is_taken(store)
+    publish_new(store, filled(tmp_path / "x", a="1"))
+    assert is_taken(store) and contents(store) == {"a": "1"} and not (tmp_path / "x").exists()
+    with pytest.raises(StoreError, match="must be a new folder, and another command has written files there meanwhile"):
+        publish_new(store, filled(tmp_path / "y", b="2"))
+    assert contents(store) == {"a": "1"} and (tmp_path / "y/b").exists()
+    assert set(store.list()) == {"a", MANIFEST}
+
+
+def test_a_folder_that_is_being_published_is_left_alone(folder_of_copies, tmp_path):
+    store = memory_store()
+    store.write(PENDING, Pending(added=("a", "b")).to_json())
+    store.write("a", b"1")
+    assert not is_taken(store)
+    assert set(store.list()) == {"a", PENDING}
+    foreign(store)
+    with pytest.raises(InUse):
+        publish_new(dataclasses.replace(store, files=Renewed(store)), filled(tmp_path / "x", c="1"), Hours().timing())
+    assert set(store.list()) == {"a", PENDING, LEASE}
+
+
+class Renewed:
+    """The files of a store whose lease is renewed by somebody else whenever it is looked at."""
+
+    def __init__(self, store):
+        self._store, self._beats = store, 0
+
+    def info(self, path):
+        if path.endswith(LEASE):
+            self._beats += 1
+            foreign(self._store, beats=self._beats)
+        return self._store.files.info(path)
+
+    def __getattr__(self, name):
+        return getattr(self._store.files, name)

@@ -18,7 +18,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     Missing parent folders are created. Local copies of what lies in stores are named by their addresses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, shown(json.dumps(finite(values), indent=2, allow_nan=False)) + "\n")
+    write_text(path, json.dumps(_with_addresses(finite(values)), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
@@ -28,6 +28,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_addresses(value: Any) -> Any:
+    """Plain values with addresses in place of the paths of local copies."""
+    if isinstance(value, dict):
+        return {name: _with_addresses(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_addresses(inner) for inner in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

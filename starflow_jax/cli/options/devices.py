@@ -14,6 +14,7 @@ from starflow_jax.cli.process_group import HEARTBEAT_SECONDS, is_first
 from starflow_jax.core.storage.places import FOLDER_VARIABLE
 
 JOIN_SECONDS = 300  # how long the processes wait for one another at the start
+STAGE_SECONDS = 3600  # likewise, where process 0 copies a run from a store first
 # How long they wait at the end, where process 0 may compute results. A dead process is detected by its heartbeat.
 LEAVE_SECONDS = 24 * 3600
 
@@ -81,7 +82,7 @@ def join(arguments: argparse.Namespace) -> None:
                 given["coordinator"],
                 given["processes"],
                 given["process"],
-                initialization_timeout=JOIN_SECONDS,
+                initialization_timeout=STAGE_SECONDS if getattr(arguments, "staged", ()) else JOIN_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=LEAVE_SECONDS,
             )

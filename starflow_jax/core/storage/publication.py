@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from starflow_jax.core.storage.retries import Conflict, StoreError
 from starflow_jax.core.storage.store import Store, file_checksum
 
 _THREADS = 8
-_IN_MEMORY = 2**26  # larger files are sent from disk, in parts
+_IN_MEMORY = 2**24  # larger files are sent from disk, in parts
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of checkpoints that Orbax is writing
 
 Seen = tuple[int, int, int]  # inode, size and modification time of a local file
@@ -77,8 +77,10 @@ class Publication:
         snapshot = self._folder.with_name(f".{self._folder.name}.snapshot")
         shutil.rmtree(snapshot, ignore_errors=True)
         try:
-            local = _link_all(self._folder, snapshot)
-            changed = {name: seen for name, seen in local.items() if self._sent.get(name) != seen}
+            local = _local_files(self._folder)
+            changed = _link(self._folder, snapshot, [name for name in local if self._sent.get(name) != local[name]])
+            # What was removed meanwhile is not there.
+            local = {name: seen for name, seen in local.items() if self._sent.get(name) == seen} | changed
             gone = [name for name in self._files if name not in local]
             if not changed and not gone:
                 return 0
@@ -91,7 +93,8 @@ class Publication:
             for names in (added, replaced):
                 with ThreadPoolExecutor(_THREADS) as threads:
                     sent |= zip(names, threads.map(lambda name: self._send(name, snapshot), names), strict=True)
-            files = {name: _summed(file, snapshot / name) for name, file in self._files.items() if name in local} | sent
+            kept = {name: file for name, file in self._files.items() if name in local and name not in sent}
+            files = {name: _summed(file, self._folder / name) for name, file in kept.items()} | sent
             self._may_write()
             self._commit(Manifest(files))
             self._files, self._sent = files, local
@@ -171,11 +174,10 @@ def _finished(name: str) -> bool:
     return not name.startswith(".") and _UNFINISHED not in name
 
 
-def _link_all(folder: Path, snapshot: Path) -> dict[str, Seen]:
-    """Hard links of all finished files, which stay although the originals are removed or replaced."""
+def _link(folder: Path, snapshot: Path, names: Sequence[str]) -> dict[str, Seen]:
+    """Hard links of the files that are still there, which stay although the originals are removed or replaced."""
     linked: dict[str, Seen] = {}
-    snapshot.mkdir(parents=True)
-    for name in _local_files(folder):
+    for name in names:
         target = snapshot / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

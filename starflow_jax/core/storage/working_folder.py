@@ -25,7 +25,7 @@ from starflow_jax.core.storage.addresses import Address, address_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing
 from starflow_jax.core.storage.local_moves import locked
-from starflow_jax.core.storage.manifest import Manifest
+from starflow_jax.core.storage.manifest import OWN, Manifest, read_manifest, read_pending
 from starflow_jax.core.storage.places import WORK, local_place, shown, storage_folder
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
 from starflow_jax.core.storage.retries import StoreError
@@ -159,13 +159,13 @@ class WorkingFolder:
         while not self._stopped.wait(self._every):
             try:
                 self.publish()
-            except StoreError as error:
+            except FileNotFoundError:
+                continue  # a file was removed meanwhile
+            except OSError as error:
                 # Repeated at the next turn; a store that stays away is reported once a minute, and at the end.
                 if time.monotonic() - told > 60.0 and not self._stopped.is_set():
                     told = time.monotonic()
                     self._say(f"{error}; it is tried again")
-            except FileNotFoundError:
-                continue  # a file was removed meanwhile
 
 
 def working_folder(address: Path | str, doing: str) -> WorkingFolder:
@@ -187,23 +187,34 @@ def working_folder(address: Path | str, doing: str) -> WorkingFolder:
     return WorkingFolder(open_store(Address.parse(address_text(address))), doing, say=say, lost=lost)
 
 
-def publish_new(store: Store, local: Path) -> None:
-    """Publishes a finished local file or folder at an address where nothing is, or a file over an older one.
+def publish_new(store: Store, local: Path, timing: Timing | None = None) -> None:
+    """Publishes a finished local file, over an older one, or a finished folder where nothing is; removes it locally.
 
     Raises:
-      StoreError: the store cannot be written, or a folder is there already.
+      StoreError: the store cannot be written, or files were written there meanwhile; the local ones then stay.
+      InUse: another process owns the folder.
     """
-    if local.is_dir():
-        Publication(store, local, remove_interrupted(store)).publish()
-    else:
+    if not local.is_dir():
         store.send("", local)
-    if local.is_dir():
-        shutil.rmtree(local, ignore_errors=True)
-    else:
-        local.unlink(missing_ok=True)
+        local.unlink()
+        return
+    lease = Lease(store, "publishes its results", timing=timing)
+    try:
+        if remove_interrupted(store) is not None:
+            place = os.path.relpath(local, storage_folder())
+            raise StoreError(
+                f"{store.address} must be a new folder, and another command has written files there meanwhile; the "
+                f"results are in the folder {place} of the local copies"
+            )
+        Publication(store, local, None, lease.check).publish()
+    finally:
+        lease.release()
+    shutil.rmtree(local, ignore_errors=True)
 
 
 def is_taken(store: Store) -> bool:
     """Whether a folder at an address holds files; those that an interrupted publication left do not count."""
-    published = remove_interrupted(store)
-    return published is not None and bool(published.files)
+    manifest = read_manifest(store)
+    if manifest is not None:
+        return bool(manifest.files)
+    return bool(set(store.list()) - set(OWN) - set(read_pending(store).added))
