@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.regular_files import read_text
 from starflow_jax.core.storage.addresses import Address, address_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing
-from starflow_jax.core.storage.local_moves import locked
+from starflow_jax.core.storage.local_moves import locked, move_over
 from starflow_jax.core.storage.manifest import OWN, Manifest, read_manifest, read_pending
 from starflow_jax.core.storage.places import WORK, local_place, shown, storage_folder
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
@@ -137,7 +136,9 @@ class WorkingFolder:
         return self.path.with_name(f".{self.path.name}.published")
 
     def _record(self) -> None:
-        write_text(self._base, str(self._publication.version))
+        new = self._base.with_name(f"{self._base.name}.new")
+        new.write_text(str(self._publication.version), encoding="utf-8")
+        move_over(new, self._base)
 
     def _is_ahead(self, published: Manifest | None) -> bool:
         """Whether a process that was killed here left a folder that is newer than the store: nobody published since."""
