@@ -512,3 +512,13 @@ class Renewed:
 
     def __getattr__(self, name):
         return getattr(self._store.files, name)
+
+
+def test_damaged_files_do_not_keep_the_rest_of_a_run_from_its_owner(folder_of_copies, tmp_path):
+    store, said = memory_store(), []
+    publish_new(store, filled(tmp_path / "x", a="1", b="2", c="3"))
+    store.write("a", b"x")
+    store.remove("b")
+    with working(store, said) as folder:
+        assert {path.name: path.read_text() for path in folder.path.iterdir()} == {"a": "x", "c": "3"}
+    assert sorted(sentence.partition(" is ")[2][:7] for sentence in said) == ["damaged", "missing"]

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,14 +140,23 @@ def _with_current_files(store: Store, action: Callable[[Manifest], None]) -> Non
             store.retries.sleep(0.5 * 2**attempt)
 
 
-def fetch_files(store: Store, root: Path, files: dict[str, File]) -> None:
+def fetch_files(store: Store, root: Path, files: dict[str, File], damaged: Callable[[str], None] | None = None) -> None:
     """Copies objects into a folder, each under a temporary name that is then renamed, with their times.
 
     A file that an incomplete publication is replacing, or was replacing when it was interrupted, is taken as it is.
 
+    Args:
+      damaged: receives a sentence for each object that is missing or damaged, which is left out or taken as it is.
+
     Raises:
-      StoreError: an object is missing or damaged, or the store cannot be read.
+      StoreError: the store cannot be read; without `damaged`, also an object that is missing or damaged.
     """
+
+    def problem(sentence: str) -> None:
+        if damaged is None:
+            raise StoreError(sentence)
+        damaged(sentence)
+
     replaced = functools.cache(lambda: read_pending(store).replaced)
 
     def fetch(name: str) -> None:
@@ -157,14 +167,13 @@ def fetch_files(store: Store, root: Path, files: dict[str, File]) -> None:
             size, checksum = store.fetch(name, temporary, file.size)
             modified_ns = file.modified_ns
             if size != file.size or file.checksum not in (None, checksum):
-                facts = store.facts(name)
-                if facts is None or name not in replaced():
-                    raise StoreError(f"{store.address / name} is damaged: it does not match its size and checksum")
-                modified_ns = facts.modified_ns
+                if name not in replaced():
+                    problem(f"{store.address / name} is damaged: it does not match its size and checksum")
+                modified_ns = time.time_ns()  # other than listed
             os.utime(temporary, ns=(modified_ns, modified_ns))
             move_over(temporary, target)
-        except FileNotFoundError as error:
-            raise StoreError(f"{store.address / name} is missing, and the list of its folder names it") from error
+        except FileNotFoundError:
+            problem(f"{store.address / name} is missing, and the list of its folder names it")
         finally:
             temporary.unlink(missing_ok=True)
 

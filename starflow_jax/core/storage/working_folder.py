@@ -87,7 +87,7 @@ class WorkingFolder:
             if not self._is_ahead(published):
                 shutil.rmtree(self.path, ignore_errors=True)
                 if published is not None:
-                    fetch_files(store, self.path, published.files)
+                    fetch_files(store, self.path, published.files, damaged=say)  # checkpoints say what is damaged
             self._publication = Publication(store, self.path, published, self._lease.check)
             self._record()
         except BaseException:
