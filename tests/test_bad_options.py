@@ -28,6 +28,7 @@ BASES = {
     "train": ["--config", "digits.py:tiny", "--workdir", "new"],
     "init": ["--data", "photos", "--out", "new.py"],
     "info": ["--workdir", "run"],
+    "report": ["--workdir", "run"],
     "sample": ["--workdir", "run", "--out", "new.png", "--num", "1"],
     "evaluate": ["--workdir", "run"],
     "score": ["--workdir", "clips", "--out", "new", "--num", "1"],

@@ -25,7 +25,7 @@ ORDER = (
     ("training",),
     ("sampling",),
     ("evaluation",),
-    ("api", "reconstruction", "sweeps", "planning"),
+    ("api", "reconstruction", "sweeps", "planning", "reports"),
     ("experiments",),
     ("demos",),
     ("cli",),

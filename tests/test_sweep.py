@@ -297,7 +297,7 @@ def test_the_report_says_what_was_found(whole):
         assert f"{row['bits_per_dim']:.4f}" in text and f"{row['bits_per_dim']:.4f}" in page
     for name in ("steps", "histograms", "roc", "auroc", "terms"):
         assert f"plots/{name}.png" in text and (out / "plots" / f"{name}.png").is_file()
-    assert not (out / "plots" / "frames.png").exists() and "<img" in page and "http" not in page
+    assert not (out / "plots" / "frames.png").exists() and "<img" in page and "://" not in page
     # AUROC is the share of pairs in which the example from inside has the larger log p.
     for one in figures["auroc"]:
         names = ("step", "noise", "sigma", "condition")

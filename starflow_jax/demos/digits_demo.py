@@ -24,12 +24,19 @@ from starflow_jax.data import ArraySource
 from starflow_jax.evaluation import fit_class_gaussians, score_flow, score_gaussian, scores_table
 from starflow_jax.evaluation.samples.sample_grids import write_class_panels, write_sample_grid
 from starflow_jax.flows.parameters import Params, count
+from starflow_jax.reports.run_report import ReportRequest, write_run_report
 from starflow_jax.sampling import sample
 from starflow_jax.training import Checkpoints, load_run, open_source, plot_curves, train
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir
 
 RUN_FOLDER = "run"
-SAMPLES, CURVES, REPORT, FIGURES = FILES = ("samples.png", "curves.png", "report.md", "report.json")
+SAMPLES, CURVES, REPORT, PAGE, FIGURES = FILES = (
+    "samples.png",
+    "curves.png",
+    "report.md",
+    "report.html",
+    "report.json",
+)
 EXAMPLES_A_CLASS = 8
 MAX_BITS_PER_DIM, MIN_ACCURACY = 2.2, 0.97
 
@@ -77,7 +84,7 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
 
     Args:
       config: a class-conditional experiment with held-out images.
-      out: receives `run/` (the training run), samples.png, curves.png, report.md and, last, report.json.
+      out: receives `run/` (the training run), samples.png, curves.png, report.md, report.html and, last, report.json.
       progress: shows a progress bar while training.
       say: prints a line.
 
@@ -130,7 +137,7 @@ def run_demo(config: ExperimentConfig, out: Path, *, progress: bool = True, say:
         "drawings": drawings,
         "seconds": clock.seconds,
     }
-    return write_report(out, finite(report), markdown, closing, say)
+    return write_report(out, finite(report), markdown, closing, say, pictures=[out / SAMPLES])
 
 
 def common_figures(config: ExperimentConfig, step: int, begun_at: int, parameters: int) -> dict[str, Any]:
@@ -151,9 +158,11 @@ def write_report(
     markdown: Callable[[Mapping[str, Any]], str],
     closing: Callable[[Mapping[str, Any], Path], str],
     say: Say,
+    pictures: Sequence[Path],
 ) -> dict[str, Any]:
-    """Writes report.md and report.json, and prints the closing text of the demo; returns the report."""
+    """Writes report.md, report.html with `pictures`, and report.json; prints the closing text; returns the report."""
     write_text(out / REPORT, markdown(report))
+    write_run_report(ReportRequest(out / RUN_FOLDER, out / PAGE), results={FIGURES: report}, pictures=pictures)
     write_json(out / FIGURES, report)
     say("")
     say(closing(report, out))

@@ -15,6 +15,7 @@ from starflow_jax.data import MovingDigits
 from starflow_jax.demos.digits_demo import (
     CURVES,
     FIGURES,
+    PAGE,
     REPORT,
     RUN_FOLDER,
     Clock,
@@ -47,6 +48,7 @@ VIDEO_FILES = (
     SURPRISE,
     CURVES,
     REPORT,
+    PAGE,
     FIGURES,
 )
 MIN_RECOGNISED, MIN_DIRECTION = 0.8, 0.8
@@ -113,7 +115,8 @@ def run_video_demo(
         "bars": bars(drawings),
         "seconds": clock.seconds,
     }
-    return write_report(out, finite(report), markdown, closing, say)
+    pictures = [out / f"{kind}.gif" for kind in KINDS] + [out / FRAMES_PLOT, out / SURPRISE]
+    return write_report(out, finite(report), markdown, closing, say, pictures=pictures)
 
 
 def _ablation(params: Params, config: ExperimentConfig, clips: Sequence[Clip], key: jax.Array) -> list[dict[str, Any]]:

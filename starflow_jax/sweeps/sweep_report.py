@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing, write_text
 from starflow_jax.core.figures import text_table
+from starflow_jax.core.html_page import escaped, html_page, html_picture, html_table
 from starflow_jax.sweeps import sweep_plots as plots
 from starflow_jax.sweeps.results import EXAMPLES_FOLDER, read_plan, read_results
 from starflow_jax.sweeps.separation import (
@@ -31,15 +30,6 @@ if TYPE_CHECKING:
 
 PLOTS_FOLDER = "plots"
 Table = Sequence[Sequence[str]]
-
-_STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: 2px 8px; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-div.wide { overflow-x: auto; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,23 +333,14 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
 
 def _page(title: str, sections: Sequence[Section], out: Path) -> str:
     """A self-contained HTML file with embedded plots."""
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = [f"<h1>{escaped(title)}</h1>"]
     for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        parts.append(f"<h2>{escaped(section.title)}</h2>")
         if section.text:
-            parts.append(f"<p>{html.escape(section.text)}</p>")
+            parts.append(f"<p>{escaped(section.text)}</p>")
         if section.picture is not None:
-            data = base64.b64encode((out / PLOTS_FOLDER / f"{section.picture}.png").read_bytes()).decode()
-            parts.append(f'<p><img alt="{html.escape(section.title)}" src="data:image/png;base64,{data}"></p>')
+            data = (out / PLOTS_FOLDER / f"{section.picture}.png").read_bytes()
+            parts.append(f"<p>{html_picture(data, section.title)}</p>")
         if section.table is not None:
-            parts.append(f'<div class="wide">{_html_table(section.table)}</div>')
-    body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-
-
-def _html_table(table: Table) -> str:
-    head, *rows = table
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+            parts.append(html_table(section.table))
+    return html_page(title, "\n".join(parts))

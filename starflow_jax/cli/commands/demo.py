@@ -16,11 +16,11 @@ COMPILES = True
 
 DESCRIPTION = """\
 Trains a flow on 1,437 handwritten digits, scores it on 360 others against the best class-conditional Gaussian mixture,
-samples new digits, and writes samples.png, curves.png, report.md and report.json.
+samples new digits, and writes samples.png, curves.png, report.md, report.html (see starflow report) and report.json.
 
 With --video it trains a STARFlow-V on clips of moving digits instead, scores held-out clips frame by frame, compares
 denoisers, samples clips from captions, from a first frame, from another clip and of three times the trained length,
-and writes MP4 and GIF files, frames.png, surprise.png, curves.png, report.md and report.json.
+and writes MP4 and GIF files, frames.png, surprise.png, curves.png, report.md, report.html and report.json.
 
 Takes a few minutes on two CPU cores (--video: about 15) and downloads nothing. A demo that was stopped is resumed; a
 finished one prints its report again."""

@@ -56,55 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _lines(figures: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text."""
     from starflow_jax.core.figures import text_table
+    from starflow_jax.reports.run_text import checkpoint_rows, description, state
 
-    newest = "no complete checkpoint" if figures["step"] is None else f"newest complete checkpoint {figures['step']}"
-    lines = [
-        f"{figures['name']}: {figures['family']}, {_count(figures['parameters'])}, data {figures['data']}",
-        f"{figures['state']}: step {figures['reached']} of {figures['steps']}, {newest}",
-    ]
-    if figures["seconds_since_last_row"] is not None:
-        lines[-1] += f", last row {_age(figures['seconds_since_last_row'])} ago"
+    lines = [f"{figures['name']}: {description(figures)}", state(figures)]
     if figures["metrics"]:
         values = (f"{name} {value:.6g}" for name, value in figures["metrics"].items() if name != "step")
         lines.append("last: " + ", ".join(values))
     lines += [f"best {name}: {best['value']:.6g} at step {best['step']:.0f}" for name, best in figures["best"].items()]
     if figures["goodput"] is not None:
         lines += [f"{label}: {text}" for label, text in figures["goodput"]["rows"]]
-    if figures["checkpoints"]:
-        rows = [("checkpoint", "size", "batches read", "parts", "state")]
-        for entry in figures["checkpoints"]:
-            rows.append(
-                (
-                    entry["name"],
-                    _size(entry["bytes"]),
-                    "-" if entry["batches"] is None else str(entry["batches"]),
-                    " ".join(entry["parts"]) or "-",
-                    entry["problem"] or ", ".join(["complete", *entry["differences"]]),
-                )
-            )
-        lines += ["", text_table(rows)]
-    return lines
-
-
-def _count(parameters: int | None) -> str:
-    return (
-        "parameters unknown (the model that it belongs to is not where it was)"
-        if parameters is None
-        else (f"{parameters:,} parameters")
-    )
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    checkpoints = checkpoint_rows(figures)
+    return [*lines, "", text_table(checkpoints)] if checkpoints else lines

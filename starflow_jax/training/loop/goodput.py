@@ -15,6 +15,7 @@ from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.regular_files import parse_json, read_text
 
 GOODPUT_FILE = "goodput.json"
+_MOST_SECONDS = 1e12
 # What the time of an attempt is spent on; "step" is everything in the loop that is none of the others.
 PHASES = {
     "start": "opening data and devices",
@@ -191,7 +192,8 @@ def read_goodput(workdir: Path) -> Goodput | None:
     try:
         values = parse_json(read_text(path))
         return Goodput(tuple(_attempt(one) for one in values["attempts"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or not what `write` has written
+    # Absent, or not what `write` has written.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -206,5 +208,7 @@ def duration(seconds: float) -> str:
 
 def _attempt(values: Mapping[str, Any]) -> Attempt:
     seconds: Sequence[tuple[str, float]] = [(phase, float(values["seconds"].get(phase, 0.0))) for phase in PHASES]
+    if not all(0 <= time < _MOST_SECONDS for _, time in seconds):  # false for NaN, too
+        raise ValueError(f"seconds must be from 0 to {_MOST_SECONDS:g}, got {seconds}")
     steps = (int(values["first_step"]), int(values["last_step"]))
     return Attempt(*steps, float(values["began"]), float(values["recorded"]), dict(seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -92,18 +93,18 @@ class MetricsWriter:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv` without empty cells; no rows if there is no file.
 
-    Rows that are truncated or not numeric are omitted.
+    Rows that are truncated, not numeric or of no finite step are omitted, as are all after a cell that no CSV file has.
     """
     if not path.is_file():
         return []
     rows = []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):
         for raw in csv.DictReader(file):
             try:
                 row = {name: float(cell) for name, cell in raw.items() if cell}
             except (TypeError, ValueError):
                 continue
-            if "step" in row and None not in raw.values():
+            if math.isfinite(row.get("step", math.nan)) and None not in raw.values():
                 rows.append(row)
     return rows
 

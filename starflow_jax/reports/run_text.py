@@ -1,0 +1,60 @@
+"""The state of a run in words and rows of text, from the figures of `training.run_info`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def description(figures: Mapping[str, Any]) -> str:
+    """What a run trains: its family, its number of parameters, its data."""
+    return f"{figures['family']}, {count_text(figures['parameters'])}, data {figures['data']}"
+
+
+def state(figures: Mapping[str, Any]) -> str:
+    """How far a run is."""
+    newest = "no complete checkpoint" if figures["step"] is None else f"newest complete checkpoint {figures['step']}"
+    line = f"{figures['state']}: step {figures['reached']} of {figures['steps']}, {newest}"
+    age = figures["seconds_since_last_row"]
+    return line if age is None else f"{line}, last row {age_text(age)} ago"
+
+
+def checkpoint_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A table of the checkpoints with its header; empty where there are none."""
+    rows: list[tuple[str, ...]] = []
+    for entry in figures["checkpoints"]:
+        rows.append(
+            (
+                entry["name"],
+                size_text(entry["bytes"]),
+                "-" if entry["batches"] is None else str(entry["batches"]),
+                " ".join(entry["parts"]) or "-",
+                entry["problem"] or ", ".join(["complete", *entry["differences"]]),
+            )
+        )
+    return [("checkpoint", "size", "batches read", "parts", "state"), *rows] if rows else []
+
+
+def count_text(parameters: int | None) -> str:
+    """A number of parameters, None for one that could not be counted."""
+    if parameters is None:
+        return "parameters unknown (the model that it belongs to is not where it was)"
+    return f"{parameters:,} parameters"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes with three digits."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def age_text(seconds: float) -> str:
+    """A time span in its largest suitable unit."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
