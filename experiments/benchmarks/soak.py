@@ -1,8 +1,8 @@
 """Trains on four processes over a fake store while everything goes wrong, and checks that nothing is lost.
 
     pip install 'starflow_jax[s3,test-stores]'
-    python experiments/soak.py --minutes 20 --json soak.json
-    python experiments/soak.py --minutes 5 --store folder        # a local folder, without a server
+    python experiments/benchmarks/soak.py --minutes 20 --json soak.json
+    python experiments/benchmarks/soak.py --minutes 5 --store folder        # a local folder, without a server
 
 Faults come at random: all processes or one are killed (SIGKILL), one is stopped for seconds (SIGSTOP), one is asked
 to end (SIGTERM), the disk of one is full, the newest checkpoint is damaged between two attempts, and connections to the
@@ -39,7 +39,7 @@ from starflow_jax.cli.options.stored import StoredOption
 from starflow_jax.cli.supervisor import newest_step
 from starflow_jax.core.figures import text_table, write_json
 from starflow_jax.core.storage.addresses import Address
-from starflow_jax.experiments.soak_store import BUCKET, FlakyProxy, environment, object_server
+from starflow_jax.experiments.benchmarks.soak_store import BUCKET, FlakyProxy, environment, object_server
 from starflow_jax.training.checkpoints.parts import read_digests, steps_in
 
 SCRIPT = Path(__file__).with_name("soak_process.py")

@@ -1,6 +1,6 @@
-"""One process of the training that `experiments/soak.py` disturbs; it is not meant to be run by hand.
+"""One process of the training that `experiments/benchmarks/soak.py` disturbs; it is not meant to be run by hand.
 
-    python experiments/soak_process.py SEEN PAUSE FULL_AT train --config experiments/soak_process.py ...
+    python experiments/benchmarks/soak_process.py SEEN PAUSE FULL_AT train --config .../soak_process.py ...
 
 It appends a line to SEEN for every batch that it reads, the number of the update and a checksum of the pixels; it
 spends PAUSE seconds on every batch, and its disk is full from the save FULL_AT on (-1 for never). The rest are the
