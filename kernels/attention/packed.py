@@ -151,7 +151,16 @@ def _attend_forward(
     # A second derivative differentiates this rule, so it calls a function that has a derivative.
     biased = _biased(packed, bias)
     out, lse = (checkpoint_name(array, RESULTS_NAME) for array in _attend_to_sum(call, rotary, biased, tables))
-    return out, (biased, tables, out, lse, bias)
+    return out, (biased, *_saved(tables), out, lse, *_saved(bias))
+
+
+def _saved(*arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
+    """Arguments as residuals that are values of their own.
+
+    Arguments that are residuals as they are, JAX (0.10.2) looks up by their index, and where a loop is differentiated
+    twice it takes the wrong ones.
+    """
+    return tuple(checkpoint_name(array, "attention_arguments") for array in arrays)
 
 
 def _attend_backward(call: AttentionCall, rotary: Rotary, saved: Any, do: Float[Array, "B h d n"]) -> Any:
@@ -174,7 +183,7 @@ def _attend_to_sum_forward(
     call: AttentionCall, rotary: Rotary, biased: Float[Array, "3 B h d n"], tables: Float[Array, "2 d n"]
 ) -> Any:
     out, lse = _attend_to_sum(call, rotary, biased, tables)
-    return (out, lse), (biased, tables, out, lse)
+    return (out, lse), (*_saved(biased, tables), out, lse)
 
 
 def _attend_to_sum_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangents: Any) -> Any:
@@ -198,7 +207,7 @@ def _gradients(
 
 
 def _gradients_forward(call: AttentionCall, rotary: Rotary, *arrays: jax.Array) -> Any:
-    return _gradients(call, rotary, *arrays), arrays
+    return _gradients(call, rotary, *arrays), _saved(*arrays)
 
 
 def _gradients_backward(call: AttentionCall, rotary: Rotary, saved: Any, cotangents: Any) -> Any:
