@@ -102,6 +102,14 @@ def test_what_cannot_be_read_is_counted_and_left_out(folder, tmp_path, capsys):
     assert manifest(tmp_path / "headers")["splits"]["train"]["count"] == 7
 
 
+def test_names_need_not_be_text(folder, tmp_path):
+    for name, data in ((b"\xff.png", encoded(picture(3))), (b"\xfe.png", b"bad")):
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), b"cat", name))).write_bytes(data)
+    assert prepare("folder", folder, tmp_path / "out", "--json", str(tmp_path / "report.json")) == 0
+    (name,) = manifest(tmp_path / "out")["splits"]["train"]["names"]
+    assert name.endswith("\udcfe.png") and len(opened(tmp_path / "out")) == 8
+
+
 def test_a_folder_without_a_readable_image_ends_in_a_sentence(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "0.png").write_bytes(b"bad")
@@ -138,6 +146,8 @@ def test_an_interrupted_preparation_is_not_read_and_continues_to_the_same_bytes(
     damaged = interrupted / "train-00001-of-00005.array_record"
     time_written = kept.stat().st_mtime_ns
     damaged.write_bytes(damaged.read_bytes()[:-1])
+    for number, text in enumerate(('{"count": 0, "digest": "zz"}', '{"captions": []}', '{"other": 1}'), 2):
+        (interrupted / f"train-{number:05d}-of-00005.facts.json").write_text(text)
     assert prepare("folder", folder, interrupted, "--shards", "5") == 0
     assert kept.stat().st_mtime_ns == time_written
     assert prepare("folder", folder, tmp_path / "whole", "--shards", "5") == 0
@@ -147,7 +157,7 @@ def test_an_interrupted_preparation_is_not_read_and_continues_to_the_same_bytes(
 
 def test_an_interrupted_preparation_of_other_data_is_refused(folder, interrupted, capsys):
     assert prepare("folder", folder, interrupted, "--shards", "4") == 2
-    assert "whose shards differs" in capsys.readouterr().err
+    assert "which was begun with other shards" in capsys.readouterr().err
     (folder / "cat" / "9.png").write_bytes(encoded(picture(9)))
     assert prepare("folder", folder, interrupted, "--shards", "5") == 2
     assert "one that the same command began on the same data" in capsys.readouterr().err
@@ -160,7 +170,10 @@ def test_a_complete_folder_is_left_as_it_is(folder, tmp_path, capsys):
     (out / "preparation.json").write_text("{}")  # as after a kill between the last two steps
     assert prepare("folder", folder, out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    assert prepare("folder", folder, out, "--decode") == 2 and "whose decode differs" in capsys.readouterr().err
+    assert (
+        prepare("folder", folder, out, "--decode") == 2
+        and "which was begun with other decode" in capsys.readouterr().err
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter").touch()
     assert prepare("folder", folder, tmp_path / "other") == 2 and "contains files" in capsys.readouterr().err

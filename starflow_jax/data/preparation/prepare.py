@@ -150,10 +150,10 @@ def _check_folder(preparation: Preparation) -> None:
     ]
     require(
         not different,
-        "{out} must be a new folder, or one that the same command began on the same data, got {0}, whose {1} "
-        f"{'differ' if len(different) > 1 else 'differs'}",
+        "{out} must be a new folder, or one that the same command began on the same data, got {0}, which was begun "
+        "with other {1}",
         folder,
-        " and ".join(different),
+        ", ".join(different),
     )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,12 +79,22 @@ def read_facts(folder: Path, job: ShardJob) -> ShardFacts | None:
     """The facts about a shard that is written; None where it is not, or not whole."""
     try:
         facts = ShardFacts(**read_json(folder / job.facts_file))
+        _check_facts(facts)
         path = folder / job.record_file
         sizes = folder / StoredShard(job.record_file, facts.count, facts.bytes).sizes_file
         whole = not facts.count or (path.stat().st_size, sizes.stat().st_size) == (facts.bytes, 8 * facts.count)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return facts if whole else None
+
+
+def _check_facts(facts: ShardFacts) -> None:
+    """Raises ValueError, TypeError or AttributeError for facts of other types, as in a file that somebody edited."""
+    numbers = (facts.count, facts.bytes, facts.largest_label, facts.skipped, *facts.reasons.values())
+    int(facts.digest, 16)
+    for number in (*numbers, *facts.captions.values()):
+        operator.index(number)
+    "".join(facts.names.values())
 
 
 def write_shards(
