@@ -41,6 +41,8 @@ def test_everything_is_written(done, report):
         with Image.open(done / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
     assert json.loads((done.parent / "copy.json").read_text()) == report
+    page = (done / demo.PAGE).read_text()
+    assert f"{report['scores'][0]['bits_per_dim']['mean']:.4f}" in page and page.count("data:image/png") >= 2
 
 
 def test_both_models_are_scored_on_the_same_draws(report):

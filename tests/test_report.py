@@ -8,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,6 +138,23 @@ def test_bad_requests_are_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "empty" / "report.html").exists()
     assert main(["report", "--workdir", str(run), "--out", str(tmp_path / "new" / "page.HTM")]) == 0
     page_of(tmp_path / "new" / "page.HTM")
+
+
+def test_the_run_and_the_page_may_be_in_a_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STARFLOW_STORAGE", str(tmp_path / "copies"))
+    run = write_run(tmp_path / "run")
+    write_picture(run / "samples_000020.png")
+    address = f"memory://{tmp_path.name}/run"
+    files = fsspec.filesystem("memory")
+    files.put(str(run), address.removeprefix("memory:/"), recursive=True)
+    assert main(["report", "--workdir", address]) == 2
+    assert f"--out is required where --workdir is an address, got {address} alone" in capsys.readouterr().err
+    assert main(["report", "--workdir", address, "--out", f"{address}.html"]) == 0
+    assert capsys.readouterr().out == f"report: {address}.html\n"
+    (tmp_path / "page.html").write_bytes(files.cat(f"{address}.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert str(tmp_path) not in text and "data:image/png" in text
+    assert f"with fsspec.open(&#x27;{address}/config.json&#x27;) as file:" in text
 
 
 def test_nothing_of_the_folder_becomes_markup(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import CommandError, sentence, sentences
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.stored import outline_path, output_file
@@ -60,6 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             written = write_run_report(request)
         except OSError as error:
-            raise CommandError(f"{request.path}: {error.strerror or error}") from error
+            raise CommandError(sentence(error)) from error
     print(f"report: {written}")
     return 0
