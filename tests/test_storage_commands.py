@@ -13,8 +13,8 @@ from storage_servers import BUCKET, command_environment, server, skip_without
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = ("--config", "experiments/digits.py:tiny", "--config.train.steps=4000", "--config.train.log_every=100",
-              "--config.train.checkpoint_every=500", "--config.train.sample_every=10000")  # fmt: skip
+EXPERIMENT = ("--config", "experiments/digits.py:tiny", "--config.train.steps=1000", "--config.train.log_every=100",
+              "--config.train.checkpoint_every=200", "--config.train.sample_every=10000")  # fmt: skip
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -31,7 +31,7 @@ class Commands:
 
     def run(self, *argv, code=0):
         process = self.start(*argv)
-        text = process.communicate(timeout=600)[0]
+        text = process.communicate(timeout=1800)[0]
         assert process.returncode == code, text
         assert "copies/" not in text and ":/" + BUCKET not in text  # addresses, and whole ones
         return text
@@ -87,8 +87,8 @@ def trained(machines, tmp_path_factory, request):
 def test_the_resumed_run_reaches_the_parameters_of_the_unbroken_one(machines, trained):
     address, folder = trained
     read = machines[0].store()
-    digests = json.loads(read(f"{address}/checkpoints/4000/digests/metadata"))
-    unbroken = json.loads((folder / "checkpoints/4000/digests/metadata").read_text())
+    digests = json.loads(read(f"{address}/checkpoints/1000/digests/metadata"))
+    unbroken = json.loads((folder / "checkpoints/1000/digests/metadata").read_text())
     for part in ("params", "opt_state", "ema", "rest", "loader"):
         assert digests[part] == unbroken[part]
     assert json.loads(read(f"{machines[0].at}/a.json"))["workdir"] == address
@@ -101,7 +101,7 @@ def test_the_resumed_run_reaches_the_parameters_of_the_unbroken_one(machines, tr
 def test_info_and_samples(machines, trained):
     machine, (address, _) = machines[1], trained
     text = machine.run("info", "--workdir", address, "--json", f"{machine.at}/info.json")
-    assert "finished: step 4000 of 4000" in text
+    assert "finished: step 1000 of 1000" in text
     information = json.loads(machine.store()(f"{machine.at}/info.json"))
     assert information["workdir"] == address and information["checkpoints"][-1]["bytes"] > 10_000
     out = f"{machine.at}/x.png"
@@ -151,7 +151,7 @@ def test_two_processes_share_the_local_folder_that_process_0_publishes(machines)
         joined = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process")
         options = (*EXPERIMENT, "--config.train.steps=100", "--workdir", workdir, "--quiet", *joined)
         running = [machine.start("train", *options, str(index)) for index, machine in enumerate(commands)]
-        texts = [process.communicate(timeout=600)[0] for process in running]
+        texts = [process.communicate(timeout=1800)[0] for process in running]
         return [process.returncode for process in running], texts
 
     codes, texts = processes(first, first)
