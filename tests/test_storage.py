@@ -57,6 +57,21 @@ def test_what_is_missing_is_not_asked_for_again():
     assert store.files.calls["cat_file"] == 1
 
 
+def test_missing_credentials_are_not_asked_for_again():
+    class NoCredentialsError(Exception):
+        pass
+
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise NoCredentialsError
+
+    with pytest.raises(NoCredentialsError):
+        PATIENT(call)
+    assert len(calls) == 1
+
+
 def test_a_neighbour_with_a_longer_name_is_not_listed():
     store = memory_store()
     store.write("x", b"1")

@@ -33,6 +33,8 @@ _FINAL = (
     TypeError,
     ValueError,
 )
+# Likewise, by the names of the classes, whose libraries need not be installed.
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Retries:
                 return action()
             except _FINAL:
                 raise
-            except Exception:  # libraries of stores raise errors of many kinds when a connection breaks
-                if attempt == self.attempts - 1:
+            except Exception as error:  # libraries of stores raise errors of many kinds when a connection breaks
+                if attempt == self.attempts - 1 or type(error).__name__ in _NO_CREDENTIALS:
                     raise
                 pause = min(self.first_seconds * 2**attempt, self.longest_seconds)
                 self.sleep(pause * random.uniform(0.5, 1.5))
