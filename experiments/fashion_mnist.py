@@ -59,9 +59,10 @@ def get_config(variant: str = "") -> ConfigDict:
                 "label_drop": 0.1,
             },
             "train": {
-                "steps": 60_000,
+                "steps": 22_000,
                 "batch_size": 16,
-                "lr": 2e-3,
+                "optimizer": {"name": "muon"},
+                "lr": 6e-3,
                 "min_lr": 1e-6,
                 "warmup": 300,
                 "weight_decay": 1e-4,
@@ -85,6 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
             {"patch_size": 2, "width": 384, "num_blocks": 8, "layers_per_block": 4, "head_dim": 64, "dropout": 0.1}
         )
         config.train.update({"steps": 100_000, "batch_size": 256, "lr": 3e-4, "warmup": 1000, "ema": 0.9999})
+        config.train.optimizer.name = "adamw"
     elif variant in ("tweedie", "levels"):
         config.name = f"fashion-mnist-{variant}"
         with config.ignore_type():

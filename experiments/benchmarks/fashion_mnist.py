@@ -246,14 +246,16 @@ def solvers(run: Benchmark) -> dict[str, Any]:
             for name, solver in sorted(chosen.items(), key=lambda item: item[0] != "sequential"):
                 key = jax.random.key(options.seed + turn)
                 drawn = sample(run.params, run.config, key, labels, solver=solver, guidance=0.0, batch_size=batch)
+                noisy = drawn.noisy.astype(np.float64)  # an unfinished picture may be too large to square in float32
                 if name == "sequential":
-                    reference = drawn.noisy
+                    reference = noisy
                 assert reference is not None
-                gap = np.sqrt(((drawn.noisy - reference) ** 2).mean(axis=(1, 2, 3)))
+                gap = np.sqrt(((noisy - reference) ** 2).mean(axis=(1, 2, 3)))
                 error = float((gap / np.sqrt((reference**2).mean(axis=(1, 2, 3)))).max())
-                known = found.setdefault(name, {"depth": [], "error": []})
+                known = found.setdefault(name, {"depth": [], "error": [], "settled": []})
                 known["depth"].append(drawn.report.evaluations)
                 known["error"].append(error)
+                known["settled"].append(drawn.report.converged)
                 if turn:
                     best[name] = min(best[name], drawn.report.seconds)
         for name, known in found.items():
@@ -264,7 +266,9 @@ def solvers(run: Benchmark) -> dict[str, Any]:
                     "depth": float(np.mean(known["depth"])),
                     "seconds": best[name],
                     "ratio": best["sequential"] / best[name],
-                    "largest_error": max(known["error"]),
+                    "largest_error": float(np.max(known["error"])),
+                    "settled": sum(known["settled"]),
+                    "draws": len(known["settled"]),
                 }
             )
     return {"tolerance": options.tolerance, "rounds": options.rounds, "rows": rows}
@@ -303,9 +307,10 @@ def tables(report: Mapping[str, Any]) -> str:
             rows.append((row["name"], f"{row['bits_per_dim']:.3f}", *areas))
         shown.append(text_table(rows))
     if "solvers" in report:
-        rows = [("solver", "batch", "depth", "seconds", "against sequential", "largest error")]
+        rows = [("solver", "batch", "depth", "seconds", "against sequential", "largest error", "settled")]
         for row in report["solvers"]["rows"]:
             time_of = (f"{row['seconds']:.3f}", f"{row['ratio']:.2f}x", f"{row['largest_error']:.1e}")
+            time_of = (*time_of, f"{row['settled']} of {row['draws']}")
             rows.append((row["solver"], str(row["batch"]), f"{row['depth']:.1f}", *time_of))
         shown.append(text_table(rows))
     return "\n\n".join(shown)
