@@ -36,6 +36,16 @@ def test_a_mesh_is_adapted_to_the_devices(mesh, batch, accumulate, devices, expe
     assert batch % (rows * count) == 0
 
 
+def test_slices_are_whole_processes():
+    # Four nodes of eight devices, one of them lost: 24 rows would divide into four slices, three processes would not.
+    found, _ = adapted(MeshConfig(slices=4, data=1, fsdp=8), [96], 1, 24, processes=3)
+    assert (found.slices, found.data, found.fsdp) == (3, 1, 8)
+    found, _ = adapted(MeshConfig(slices=4, data=1, fsdp=8), [96], 1, 16, processes=2)
+    assert (found.slices, found.fsdp) == (4, 4)
+    found, _ = adapted(MeshConfig(slices=4, data=1, fsdp=8), [96], 1, 24, processes=3, slices=3)
+    assert found.slices == 3
+
+
 def test_every_stage_divides():
     found, count = adapted(MeshConfig(data=4), [16, 8], 1, 8)
     assert found.data == 8 and count == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def test_updates_that_are_made_again_are_lost():
     assert rows["goodput"] == "50.0 % of 0:03:20 in 2 attempts"
     assert rows["updates made again after a restart (part of the updates)"] == "20.0 s, 10.0 %"
     assert Goodput((attempt(0, 100, step=50.0), attempt(100, 200, step=50.0))).share == 1.0
+    # The last attempt goes back behind the start of the second: the newest checkpoint was damaged.
+    assert Goodput((attempt(0, 100, step=50.0), attempt(90, 91), attempt(50, 100))).lost == pytest.approx(25.0)
     assert Goodput((attempt(0, 0),)).share == 0.0
 
 
@@ -106,12 +109,15 @@ def test_figures_of_a_running_training(tmp_path):
         clock.now += 5 if step > 10 else 60  # the first updates compile
         live.measured(step, {"loss": 1.0, "mfu": float("nan")})
     live.saved(30)
+    assert "checkpoint_step" not in live.figures()  # it is being written
+    live.complete()
+    live.found({"held_out_bits_per_dim": 2.5})
     clock.now += 2
     figures = live.figures()
     assert live.row_seconds == 5 and figures["seconds_left"] == pytest.approx(35)
     assert figures["checkpoint_age_seconds"] == 2 and figures["checkpoint_step"] == 30
     assert figures["step"] == 30 and figures["loss"] == 1.0 and "mfu" not in figures
-    assert figures["goodput"] == 1.0
+    assert figures["goodput"] == 1.0 and figures["held_out_bits_per_dim"] == 2.5
 
 
 def get(port, path):
@@ -159,6 +165,19 @@ def test_a_hang_leaves_the_stacks_of_all_threads(tmp_path, capsys):
     assert "made no progress for 0 s (limit 0 s), after step 0 in the phase 'step'" in capsys.readouterr().err
 
 
+def test_a_report_that_fails_does_not_keep_the_process(tmp_path, monkeypatch):
+    live = status(tmp_path, time.monotonic)
+    dog, left = watchdog(live, tmp_path / "file" / "is none", after=0.05)
+    (tmp_path / "file").touch()  # so that the folder of the stacks cannot be made
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    with dog:
+        for _ in range(500):
+            if left:
+                break
+            time.sleep(0.01)
+    assert left == [HUNG]
+
+
 def test_progress_keeps_the_watchdog_quiet(tmp_path):
     live = status(tmp_path, time.monotonic)
     dog, left = watchdog(live, tmp_path, after=0.5)
@@ -177,8 +196,12 @@ def test_only_updates_and_data_are_timed_against_the_median(tmp_path):
     for step in (10, 20, 30):
         clock.now += 100
         live.measured(step, {})
-    assert dog.limit() == 3000
-    clock.now += 3001
+    assert dog.limit() == 600  # twice a row and 30 updates of 10 s would be 500
+    for step in (40, 50):
+        clock.now += 1000
+        live.measured(step, {})
+    assert dog.limit() == 2 * 1000 / 2 + 2 * 100 / 2 + 30 * 55
+    clock.now += 5001
     assert not dog.is_well()
     with live.account.within("save"):
         assert dog.limit() is None and dog.is_well()
@@ -254,6 +277,26 @@ def test_sigterm_is_passed_on(tmp_path):
     assert process.wait(30) == 0
     process.stdout.close()
     assert (tmp_path / "count").read_text() == "1"
+
+
+def test_ctrl_c_reaches_the_process_once(tmp_path):
+    counts = """
+    import signal, time
+    received = []
+    signal.signal(2, lambda *_: received.append(1))
+    print("ready", flush=True)
+    while not received: time.sleep(0.05)
+    time.sleep(0.5)
+    sys.exit(len(received) + 40)
+"""
+    code = "import sys; from starflow_jax.cli.supervisor import *; sys.exit(supervise(sys.argv[2:], sys.argv[1], 3))"
+    command = [sys.executable, "-c", code, str(tmp_path), *script(tmp_path, FAILING + counts)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(30) == 41
+    process.stdout.close()
 
 
 def test_the_option_is_left_out_of_the_supervised_command():

@@ -60,4 +60,4 @@ for host in "${hosts[@]}"; do
   gcloud compute tpus tpu-vm ssh "$host" --zone="$ZONE" --worker=all --command="$remote" &
   pids+=($!)
 done
-for pid in "${pids[@]}"; do wait "$pid"; done
+for _ in "${pids[@]}"; do wait -n "${pids[@]}"; done

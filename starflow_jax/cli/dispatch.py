@@ -1,6 +1,7 @@
 """`starflow COMMAND`: parses the arguments, runs the command, reports bad input with one sentence and an exit code.
 
-Exit codes: 0 success, 2 bad input, 3 partial success (sweep), 130 interrupted. Any other exception is a bug and keeps
+Exit codes: 0 success, 1 a bug, 2 bad input, 3 partial success (sweep), 75 try again later (a training that hung,
+processes that did not come), 130 interrupted. Any other exception is a bug and keeps
 its traceback.
 """
 
@@ -18,7 +19,7 @@ from types import ModuleType
 from starflow_jax import __version__
 from starflow_jax.cli import commands
 from starflow_jax.cli.compiled_programs import keep_compiled_programs
-from starflow_jax.cli.errors import BUG, INTERRUPTED, REFUSED, CommandError
+from starflow_jax.cli.errors import BUG, INTERRUPTED, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, check_values, split_overrides
 from starflow_jax.cli.process_group import Others
 from starflow_jax.cli.staging import run_staged
@@ -98,7 +99,7 @@ def _answer(argv: list[str], others: Others, *, own_process: bool) -> int:
             others.wait()
         return code
     except CommandError as error:
-        return _failed(REFUSED, str(error), others)
+        return _failed(error.code, str(error), others)
     except KeyboardInterrupt as interrupt:
         how = str(interrupt) or "nothing was written; the same command starts again"
         return _failed(INTERRUPTED, f"interrupted; {how}", others)

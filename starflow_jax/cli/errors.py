@@ -13,10 +13,20 @@ from starflow_jax.core.request_errors import RequestError
 BUG = 1
 REFUSED = 2
 INTERRUPTED = 130
+# The same command may succeed later: a process that hung, or others that did not come in time.
+TRY_AGAIN = 75
 
 
 class CommandError(Exception):
-    """The input of a command is not valid; the message is one sentence for the user."""
+    """The input of a command is not valid; the message is one sentence for the user.
+
+    Attributes:
+      code: the exit code.
+    """
+
+    def __init__(self, message: str, code: int = REFUSED):
+        super().__init__(message)
+        self.code = code
 
 
 @contextmanager

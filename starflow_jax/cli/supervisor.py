@@ -19,30 +19,36 @@ from starflow_jax.core.storage.store import open_store
 _FINAL = (0, REFUSED, INTERRUPTED)
 _OPTION = "--supervise"
 _LONGEST_PAUSE = 60.0
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def supervise(command: Sequence[str], workdir: Parsed | str, attempts: int) -> int:
     """Runs a command that trains in `workdir` until it ends for good; returns its exit code.
 
-    Ctrl-C and SIGTERM are passed on and end the supervision. A process that a signal has killed, a bug, or a hang is
-    started again after a pause that doubles up to a minute.
+    Ctrl-C, SIGTERM and SIGHUP are passed on and end the supervision. A process that a signal has killed, a bug, or a
+    hang is started again after a pause that doubles up to a minute.
 
     Args:
       command: the program and its arguments (`supervised`).
       attempts: how many times it is started again without a new checkpoint in `workdir`.
     """
-    stopping = False
-    failures = 0
+    stopping, failures = False, 0
     while True:
         step = newest_step(workdir)
-        process = subprocess.Popen(command)
+        # Signals wait until the process is there to receive them. It has a process group of its own, because a terminal
+        # sends Ctrl-C to every process of its group, and a second one would not wait for a checkpoint.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        try:
+            process = subprocess.Popen(command, process_group=0, preexec_fn=_receive)
 
-        def pass_on(number: int, _: FrameType | None, process: subprocess.Popen[bytes] = process) -> None:
-            nonlocal stopping
-            stopping = True
-            process.send_signal(number)
+            def pass_on(number: int, _: FrameType | None, process: subprocess.Popen[bytes] = process) -> None:
+                nonlocal stopping
+                stopping = True
+                process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         try:
             code = process.wait()
         finally:
@@ -57,6 +63,10 @@ def supervise(command: Sequence[str], workdir: Parsed | str, attempts: int) -> i
             return code if code >= 0 else 128 - code
         print(f"starflow: ended with {reason}; starting again from the last checkpoint", file=sys.stderr, flush=True)
         time.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE))
+
+
+def _receive() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
 
 def supervised(argv: Sequence[str]) -> list[str]:

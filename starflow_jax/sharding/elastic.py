@@ -11,21 +11,28 @@ from starflow_jax.core.config.mesh_config import MeshConfig
 
 
 def adapted(
-    mesh: MeshConfig, batch_sizes: Sequence[int], accumulate: int, devices: int, *, slices: int | None = None
+    mesh: MeshConfig,
+    batch_sizes: Sequence[int],
+    accumulate: int,
+    devices: int,
+    *,
+    processes: int = 1,
+    slices: int | None = None,
 ) -> tuple[MeshConfig, int]:
     """A mesh and a number of microbatches for this number of devices, with the same global batch.
 
     Tensor and sequence parallelism stay as they are, since the model must fit them. A parameter is divided over at
     least as many devices as before if there are enough. The number of microbatches grows so far that the rows of a
-    device divide evenly and are no more than before; updates are those of the other mesh up to rounding (dropout masks
-    follow the microbatches).
+    device divide evenly and, where the mesh names its sizes, are no more than before; updates are those of the other
+    mesh up to rounding (dropout masks follow the microbatches).
 
     Args:
-      mesh: of the configuration; an axis of -1 takes the remaining devices.
+      mesh: of the configuration; an axis of -1 takes the remaining devices, so that their number before is not known.
       batch_sizes: rows of an update, of every stage and part of the data.
       accumulate: number of microbatches of the configuration.
       devices: number of devices.
-      slices: number of slices that they are in; None where devices do not say.
+      processes: number of processes, which slices are made of, or which are in one.
+      slices: number of slices that the devices are in; None where devices do not say.
 
     Raises:
       ValueError: no mesh of all devices divides the batch.
@@ -48,8 +55,11 @@ def adapted(
             f"train.batch_size must be a multiple of the {rows} parts that {devices} devices divide it into, got "
             f"{size}; {fitting[-1]} devices would fit",
         )
-    number = mesh.slices if slices is None else slices
-    number = number if rows % number == 0 else 1
+    if slices is None:
+        whole = [n for n in range(1, mesh.slices + 1) if n % processes == 0 or processes % n == 0]
+        number = max(n for n in whole if rows % n == 0)
+    else:
+        number = slices if rows % slices == 0 else 1
     inside = rows // number
     wanted = inside if mesh.fsdp == -1 else mesh.fsdp
     fsdp = min(count for count in range(1, inside + 1) if inside % count == 0 and (count >= wanted or count == inside))

@@ -129,8 +129,8 @@ def add_to(subparsers: Any) -> None:
         type=real(0),
         default=30,
         metavar="N",
-        help="the same after N times the median time between two rows of the log, at least 10 minutes, without an "
-        "update; 0 for never (default 30)",
+        help="the same after N times the median time of an update, beyond twice the time between two rows of the log, "
+        "and at least 10 minutes, without progress; 0 for never (default 30)",
     )
     parser.add_argument(
         "--supervise",
@@ -165,7 +165,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.supervise is not None:
         from starflow_jax.cli.supervisor import supervise, supervised
 
-        return supervise(supervised(arguments.argv), arguments.workdir, arguments.supervise)
+        with sentences():
+            return supervise(supervised(arguments.argv), arguments.workdir, arguments.supervise)
     with sentences():
         config = load_config(arguments.config, arguments.overrides)
     if arguments.max_skipped is not None:
@@ -196,9 +197,13 @@ def _adapted(config: ExperimentConfig) -> ExperimentConfig:
     train, devices = config.train, jax.devices()
     sizes = [train.batch_size, *(size for _, _, size in train.curriculum)]
     sizes += [part.batch_size for part in config.data.mixture if part.batch_size]
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else None
+    # A TPU whose topology has one slice need not name it.
+    tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else None
     with sentences(adapted):
-        mesh, accumulate = adapted(config.mesh, sizes, train.accumulate, len(devices), slices=slices)
+        mesh, accumulate = adapted(
+            config.mesh, sizes, train.accumulate, len(devices), processes=jax.process_count(), slices=slices
+        )
     if is_first():
         named = ", ".join(f"{name}={size}" for name, size in dataclasses.asdict(mesh).items())
         remark(f"--elastic: {len(devices)} devices, mesh {named}, train.accumulate={accumulate}")

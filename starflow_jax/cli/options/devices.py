@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import REFUSED, TRY_AGAIN, CommandError, sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.process_group import HEARTBEAT_SECONDS, is_first
 from starflow_jax.core.storage.places import FOLDER_VARIABLE
@@ -88,7 +88,9 @@ def join(arguments: argparse.Namespace) -> None:
             )
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CommandError(f"the processes of this run could not be joined: {first}") from error
+        # Others that are late are no mistake in the options.
+        code = TRY_AGAIN if isinstance(error, RuntimeError) else REFUSED
+        raise CommandError(f"the processes of this run could not be joined: {first}", code) from error
     arguments.others.watch()
     for path in getattr(arguments, "staged", ()):
         _check_shared(path)

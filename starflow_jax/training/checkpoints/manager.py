@@ -190,6 +190,10 @@ class Checkpoints:
                 raise self._failed(error) from error
         self.check(wait=wait)
 
+    def is_saving(self) -> bool:
+        """Whether a checkpoint may still be being written."""
+        return self._saving is not None
+
     def check(self, *, wait: bool = False) -> None:
         """Raises SaveFailed if a save in the background has failed; with `wait`, waits for it to finish."""
         if self._saving is None or (not wait and self._manager.is_saving_in_progress()):

@@ -124,8 +124,9 @@ class Goodput:
         The part of an attempt that ended after its last record is not known and not included.
         """
         lost = 0.0
-        for one, after in zip(self.attempts, self.attempts[1:], strict=False):
-            made, repeated = one.last_step - one.first_step, one.last_step - after.first_step
+        for index, one in enumerate(self.attempts[:-1]):
+            resumed = min(after.first_step for after in self.attempts[index + 1 :])
+            made, repeated = one.last_step - one.first_step, one.last_step - resumed
             if repeated > 0 and made > 0:
                 lost += one.seconds.get("step", 0.0) * min(repeated / made, 1.0)
         return lost

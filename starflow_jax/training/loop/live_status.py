@@ -23,6 +23,9 @@ class LiveStatus:
       steps: number of updates of the whole run; first_step: number of updates at the start.
       account: of the time of this attempt; goodput: of the whole run.
       clock: returns seconds that never decrease.
+
+    Attributes:
+      step: number of updates dispatched; row_updates: number of updates between the last two rows of metrics.
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class LiveStatus:
         self._steps, self._goodput, self._clock = steps, goodput, clock
         self._metrics: Mapping[str, float] = {}
         self._row = (first_step, clock())  # step and time of the last row of metrics
-        self._row_updates = 1
+        self.row_updates = 1
         self._seconds_per_update: collections.deque[float] = collections.deque(maxlen=32)
+        self._saving: tuple[int, float] | None = None
         self._saved: tuple[int, float] | None = None
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -46,18 +50,26 @@ class LiveStatus:
         now, (before, since) = self._clock(), self._row
         if step > before:
             self._seconds_per_update.append((now - since) / (step - before))
-            self._row_updates = step - before
-        self._metrics, self._row, self.step = dict(metrics), (step, now), step
+            self.row_updates = step - before
+        self._metrics, self._row, self.step = {**self._metrics, **metrics}, (step, now), step
+
+    def found(self, values: Mapping[str, float]) -> None:
+        """Notes scalars of callbacks, such as those of held-out data."""
+        self._metrics = {**self._metrics, **values}
 
     def saved(self, step: int) -> None:
-        """Notes a checkpoint."""
-        self._saved = (step, self._clock())
+        """Notes that a checkpoint has begun to be written; it counts when `complete` is called."""
+        self._saving = (step, self._clock())
+
+    def complete(self) -> None:
+        """Notes that no checkpoint is being written any more."""
+        self._saved = self._saving
 
     @property
     def row_seconds(self) -> float | None:
         """The median time of the updates between two rows of metrics; None before the second row."""
         times = list(self._seconds_per_update)[1:]  # the first contains compilation
-        return statistics.median(times) * self._row_updates if times else None
+        return statistics.median(times) * self.row_updates if times else None
 
     def is_busy(self) -> bool:
         """Whether the loop makes updates: it neither compiles, saves, restores, samples nor evaluates."""
@@ -70,7 +82,7 @@ class LiveStatus:
             "step": float(self.step),
             "steps": float(self._steps),
             "seconds_since_progress": self.account.since_change,
-            "seconds_left": math.nan if row is None else (self._steps - self.step) * row / self._row_updates,
+            "seconds_left": math.nan if row is None else (self._steps - self.step) * row / self.row_updates,
             "goodput": self._goodput.current(self.step).share,
             **self._metrics,
         }

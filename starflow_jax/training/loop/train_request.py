@@ -38,8 +38,8 @@ class TrainRequest:
       listen: address that the metrics port is bound to.
       hang_after: seconds in one phase of the loop after which the process leaves its stacks in the folder and exits
         with code 75; None for `hang_factor`.
-      hang_factor: the same for updates and waiting for data only, as a multiple of the median time between two rows of
-        metrics, at least 10 minutes; 0 for never.
+      hang_factor: the same for updates and waiting for data only, after this multiple of the median time of an update
+        beyond twice the time between two rows of metrics, at least 10 minutes; 0 for never.
       peak: FLOP/s of all devices together, used for the model FLOPs utilisation; None for the published figure.
 
     Raises:

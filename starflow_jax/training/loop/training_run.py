@@ -279,6 +279,8 @@ class _Run:
         self.status.measured(self.updates.step, self.records.metrics)
         self.goodput.write(self.updates.step)
         self.checkpoints.check()
+        if not self.checkpoints.is_saving():
+            self.status.complete()
 
     def diverged(self) -> bool:
         """Whether `max_skipped` updates in a row were skipped, as of the last row of metrics."""
@@ -289,7 +291,10 @@ class _Run:
         updates = self.updates
         with updates.not_counting(), self.status.account.within("save"):
             self.checkpoints.save(updates.state, updates.loader.get_state(), metrics=self.records.row, wait=wait)
+        self.status.complete()  # a save waits for the one before
         self.status.saved(updates.step)
+        if not self.checkpoints.is_saving():
+            self.status.complete()
 
     def call_back(self, callbacks: Sequence[Callback]) -> None:
         """Calls callbacks and records the scalars that they return."""
@@ -300,4 +305,6 @@ class _Run:
         )
         with updates.not_counting(), self.status.account.within("callback"):
             for callback in callbacks:
-                self.records.add(callback(snapshot))
+                found = callback(snapshot)
+                self.records.add(found)
+                self.status.found(found or {})

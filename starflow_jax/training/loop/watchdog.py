@@ -20,9 +20,9 @@ from starflow_jax.training.loop.goodput import PHASES
 from starflow_jax.training.loop.live_status import LiveStatus
 
 HANGS_FOLDER = "hangs"
-HUNG = 75  # exit code of a process that hung
+HUNG = 75  # exit code of a process that hung; that of `cli.errors.TRY_AGAIN`
 SHORTEST = 600.0  # shortest time, in seconds, that counts as a hang by default: a slow store is none
-_WRITE_SECONDS = 30.0  # how long writing the stacks may take: the store may be what hangs
+_REPORT_SECONDS = 30.0  # how long saying so may take
 _PAUSE = 5.0  # a watchdog that wakes up so many seconds late was paused, with its whole process
 
 
@@ -32,8 +32,9 @@ class Watchdog:
     Args:
       status: of the run; workdir: its folder.
       after: seconds in one phase of the loop, whatever the phase, that count as a hang; None for `factor`.
-      factor: multiple of the median time between two rows of metrics, without a change of the phase, that counts as a
-        hang, at least `SHORTEST` seconds; compilation, saves, samples and evaluations do not count. 0 for never.
+      factor: multiple of the median time of an update, beyond twice the time of the updates between two rows of
+        metrics, that counts as a hang, at least `SHORTEST` seconds; compilation, saves, samples and evaluations do not
+        count. 0 for never.
       process: index of this process.
       interval: seconds between two looks.
       leave: called with `HUNG` when the run hangs.
@@ -72,7 +73,8 @@ class Watchdog:
         row = self._status.row_seconds
         if not self._factor or row is None or not self._status.is_busy():
             return None
-        return max(SHORTEST, self._factor * row)
+        # The updates of a row may be queued on the device, so that their time is waited for at once.
+        return max(SHORTEST, 2.0 * row + self._factor * row / self._status.row_updates)
 
     def is_well(self) -> bool:
         """Whether the run makes progress; compilation, saves, samples and evaluations count as progress by default."""
@@ -88,8 +90,13 @@ class Watchdog:
             awake = now
             limit, idle = self.limit(), min(self._status.account.since_change, now - resumed)
             if limit is not None and idle > limit:
-                self._report(idle, limit)
-                self._leave(HUNG)
+                try:
+                    # In a thread of its own, since the store, the disk or standard error may be what hangs.
+                    reporting = threading.Thread(target=self._report, args=(idle, limit), daemon=True)
+                    reporting.start()
+                    reporting.join(_REPORT_SECONDS)
+                finally:
+                    self._leave(HUNG)
                 return
 
     def _report(self, idle: float, limit: float) -> None:
@@ -107,10 +114,5 @@ class Watchdog:
             file.seek(0)
             text = f"{sentence}\n\n{file.read()}"
 
-        def write() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
-
-        writing = threading.Thread(target=write, daemon=True)
-        writing.start()
-        writing.join(_WRITE_SECONDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
