@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from starflow_jax.experiments.benchmarks import soak, soak_store
+from starflow_jax.experiments import soak, soak_store
 
 
 def test_a_batch_that_differs_is_found(tmp_path):

@@ -1,4 +1,4 @@
-"""A fake S3 server, and a proxy in front of it that drops connections; for `experiments/benchmarks/soak.py`."""
+"""A fake S3 server, and a proxy in front of it that drops connections; for `experiments/soak.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One process of the training that `experiments/benchmarks/soak.py` disturbs; it is not meant to be run by hand.
+"""One process of the training that `experiments/soak.py` disturbs; it is not meant to be run by hand.
 
-    python experiments/benchmarks/soak_process.py SEEN PAUSE FULL_AT train --config .../soak_process.py ...
+    python experiments/soak_process.py SEEN PAUSE FULL_AT train --config .../soak_process.py ...
 
 It appends a line to SEEN for every batch that it reads, the number of the update and a checksum of the pixels; it
 spends PAUSE seconds on every batch, and its disk is full from the save FULL_AT on (-1 for never). The rest are the
@@ -10,6 +10,7 @@ arguments of `starflow`.
 from __future__ import annotations
 
 import errno
+import runpy
 import sys
 import time
 import zlib
@@ -20,7 +21,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from starflow_jax.cli.dispatch import main
 from starflow_jax.data import Loader
 
 
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     if int(full_at) >= 0:
         fill_disk(int(full_at))
     sys.argv[1:] = rest
-    sys.exit(main())
+    runpy.run_module("starflow_jax", run_name="__main__")
