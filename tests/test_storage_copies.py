@@ -123,3 +123,15 @@ def test_copies_are_shown_as_their_addresses():
         place = local_place(address, kind)
         assert shown(f"written: {place}/x.png, {place}") == "written: gs://b/runs/a/x.png, gs://b/runs/a"
     assert shown("/tmp/gs/b") == "/tmp/gs/b" and shown(storage_folder()) == str(storage_folder())
+
+
+def test_places_that_are_written_do_not_contain_each_other():
+    keys = ["", "runs", "runs/a", "runs/a/sweep", "runs=/a", "runs+/a", "runs%2Fa/b", "a b/c", "x" * 198, "x" * 300]
+    keys += ["y/" * 150 + "z.png", "y/" * 99 + "z", "y/" * 66 + "z", "y/" * 66 + "z/a+"]
+    addresses = [Address("gs", bucket, key) for bucket in ("b", "b=") for key in keys]
+    places = [local_place(address, WORK) for address in addresses]
+    assert len(set(places)) == len(places)
+    assert not [one for one in places for other in places if one != other and one.is_relative_to(other)]
+    for address, place in zip(addresses, places, strict=True):
+        assert place.name == address.name and max(map(len, place.parent.parts)) <= 201
+        assert shown(f"in {place}: {place}/x.png") == f"in {address}: {address}/x.png"

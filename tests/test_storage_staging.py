@@ -14,6 +14,7 @@ from starflow_jax.cli.staging import run_staged
 from starflow_jax.core.figures import write_json
 from starflow_jax.core.storage import lease
 from starflow_jax.core.storage.manifest import LEASE, MANIFEST
+from starflow_jax.core.storage.working_folder import working_folder
 
 TINY = ("--config", "experiments/digits.py:tiny")
 
@@ -51,6 +52,44 @@ def test_outputs_are_published_and_shown_by_their_addresses(at, capsys, tmp_path
     assert json.loads(fsspec.filesystem("memory").cat_file(f"{at}/x.json")) == {"out": f"{at}/a"}
     assert names(at) == {"a/0.png", f"a/{MANIFEST}", "x.json"}
     assert not [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
+
+
+def test_a_refused_output_leaves_the_local_folder_of_a_run_below_it_or_at_it(at, capsys, tmp_path):
+    for address, sentence in ((at, "must be a new file or"), (f"{at}/a", "is in use by another process of this")):
+        with working_folder(f"{at}/a", "trains") as folder:
+            folder.path.mkdir(exist_ok=True)
+            (folder.path / "x").write_bytes(b"1")
+            if address == at:
+                folder.publish()
+            arguments = argparse.Namespace(command="sample", run=lambda arguments: 0, out=output_path(address))
+            with pytest.raises(CommandError, match=sentence):
+                run_staged(arguments, lambda field: f"--{field}")
+            assert (folder.path / "x").is_file()
+        fsspec.filesystem("memory").rm(at, recursive=True)
+
+
+def test_a_folder_below_another_is_not_published_or_removed_with_it(at):
+    with working_folder(at, "trains") as run:
+        run.path.mkdir()
+        (run.path / "x").write_bytes(b"1")
+        with working_folder(f"{at}/sweep", "sweeps") as sweep:
+            sweep.path.mkdir()
+            (sweep.path / "y").write_bytes(b"2")
+            run.publish()
+    assert names(at) == {"x", MANIFEST, "sweep/y", f"sweep/{MANIFEST}"}
+
+
+def test_a_file_in_the_folder_of_the_same_command_is_published_with_it(at):
+    def run(arguments):
+        arguments.out.mkdir()
+        (arguments.out / "0.png").write_bytes(b"picture")
+        write_json(arguments.json, {})
+        return 0
+
+    options = {"json": output_path(f"{at}/x.json"), "out": output_path(at)}
+    assert run_staged(argparse.Namespace(command="sample", run=run, **options), lambda field: f"--{field}") == 0
+    assert names(at) == {"0.png", "x.json", MANIFEST}
+    assert set(json.loads(fsspec.filesystem("memory").cat_file(f"{at}/{MANIFEST}"))["files"]) == {"0.png", "x.json"}
 
 
 def test_a_command_that_fails_publishes_no_outputs(at):

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.stored import StoredOption
+from starflow_jax.core.storage.addresses import Address
 from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
 from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.core.storage.manifest import LEASE
@@ -48,6 +49,9 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
                 )
     with contextlib.ExitStack() as stack:
         arguments.staged = []
+        arguments.written = [
+            one.address for value in options.values() for one in _addresses(value) if one.use in ("work", "output")
+        ]
         stack.enter_context(contextlib.redirect_stdout(cast(IO[str], _Shown(sys.stdout))))
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Shown(sys.stderr))))
         outputs: list[tuple[Store, Path]] = []
@@ -85,6 +89,10 @@ def _replaced(
         store = open_store(value.address)
     except ValueError as error:
         raise CommandError(f"{flag} {error}") from error
+    if value.use == "output" and (outer := _outer(value.address, arguments)) is not None:
+        if first:
+            _check_new(store, flag)
+        return local_place(outer, WORK) / str(value.address).removeprefix(f"{outer}/")  # published with that folder
     if value.use in ("work", "output"):
         local = local_place(value.address, WORK)
         arguments.staged.append(local)
@@ -130,19 +138,34 @@ def _working_folder(store: Store, arguments: argparse.Namespace, stack: contextl
     return stack.enter_context(working_folder(str(store.address), doing)).path
 
 
+def _outer(address: Address, arguments: argparse.Namespace) -> Address | None:
+    """The largest folder among those that the command writes which contains an address."""
+    folders = [other for other in arguments.written if str(address).startswith(f"{other}/")]
+    return min(folders, key=lambda folder: len(folder.key), default=None)
+
+
+def _check_new(store: Store, flag: str) -> None:
+    """Raises CommandError for a folder that holds files."""
+    if is_taken(store):
+        raise CommandError(f"{flag} must be a new file or an empty or a new folder, got {store.address}, a folder that "
+                           "contains files")  # fmt: skip
+
+
 def _prepare_output(store: Store, local: Path, flag: str) -> None:
     """Removes what an earlier command left at the local path, and checks that the store can be written.
 
     Raises:
-      CommandError: the address is a folder that holds files.
+      CommandError: the address is a folder that holds files, or another process of this machine works there.
     """
+    _check_new(store, flag)
+    lock = local.with_name(f".{local.name}.lock")  # of a command of this machine that works at this address
+    with locked(lock) if lock.is_file() else contextlib.nullcontext(True) as free:
+        if not free:
+            raise CommandError(f"{flag} {store.address} is in use by another process of this machine")
     if local.is_dir():
         shutil.rmtree(local)
     local.unlink(missing_ok=True)
     local.parent.mkdir(parents=True, exist_ok=True)
-    if is_taken(store):
-        raise CommandError(f"{flag} must be a new file or an empty or a new folder, got {store.address}, a folder that "
-                           "contains files")  # fmt: skip
     probe = store.parent()
     name = f".starflow-probe-{uuid.uuid4().hex}"
     probe.write(name, b"")

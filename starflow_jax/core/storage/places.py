@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from pathlib import Path
 
 from starflow_jax.core.storage.addresses import Address
@@ -13,6 +14,7 @@ LIMIT_VARIABLE = "STARFLOW_STORAGE_LIMIT"  # how many gigabytes copies of what i
 COPIES, WORK = "copies", "work"  # folders of what is read, and of what is written
 OUTLINES = "outlines"  # of runs whose arrays are not read
 _DEFAULT_LIMIT = 100.0
+_LONGEST = 200  # characters of a name of a local folder, which file systems bound
 _GIGABYTE = 10**9
 
 
@@ -42,14 +44,30 @@ def copies_limit() -> int:
 
 
 def local_place(address: Address, kind: str) -> Path:
-    """The path of the local copy of an address; `kind` is COPIES or WORK."""
-    place = storage_folder() / kind / address.scheme / address.bucket
-    return place / address.key if address.key else place
+    """The path of the local copy of an address; `kind` is COPIES, OUTLINES or WORK.
+
+    A place of the kind WORK never contains another one, although one address may contain the other: the folder that
+    contains the address is a single name, quoted, with "=" at its end, and the last part of the address follows.
+    """
+    place = storage_folder() / kind / address.scheme
+    if kind != WORK:
+        return place / address.bucket / address.key if address.key else place / address.bucket
+    containing = f"{address.bucket}/{address.key}".rstrip("/").rpartition("/")[0]
+    quoted = urllib.parse.quote(containing, safe="")
+    pieces = [quoted[start : start + _LONGEST] for start in range(0, len(quoted), _LONGEST)] or [""]
+    return place.joinpath(*(f"{piece}+" for piece in pieces[:-1]), f"{pieces[-1]}=", address.name)
 
 
 def shown(text: object) -> str:
     """A text with the addresses that local copies stand for in place of their paths."""
     root = re.escape(str(storage_folder()))
-    text = re.sub(rf"{root}/(?:{COPIES}|{WORK}|{OUTLINES})/([a-z][a-z0-9+.-]+)/(?=[^/\s])", r"\1://", str(text))
+    text = re.sub(rf"{root}/{WORK}/([a-z][a-z0-9+.-]+)/((?:[^/\s=]+\+/)*[^/\s=]*)=/(?=[^/\s])", _containing, str(text))
+    text = re.sub(rf"{root}/(?:{COPIES}|{OUTLINES})/([a-z][a-z0-9+.-]+)/(?=[^/\s])", r"\1://", text)
     # A `Path` of the text of an address has lost a slash.
     return re.sub(r"\b(gs|gcs|s3|s3a|az|abfs|abfss|memory):/(?=[^/\s])", r"\1://", text)
+
+
+def _containing(match: re.Match[str]) -> str:
+    """The folder that contains an address, with its last slash, of the folder that contains its local place."""
+    containing = urllib.parse.unquote(match[2].replace("+/", ""))
+    return f"{match[1]}://{containing}/" if containing else f"{match[1]}://"
