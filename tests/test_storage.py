@@ -350,6 +350,56 @@ def test_an_owner_that_was_replaced_stops_writing(tmp_path):
     assert set(store.list()) == {LEASE}
 
 
+def test_an_owner_that_was_replaced_stops_between_files(tmp_path):
+    store = memory_store()
+    checks = iter([None, None, StoreError("no longer owned")])
+
+    def may_write():
+        if (answer := next(checks, StoreError("no longer owned"))) is not None:
+            raise answer
+
+    with pytest.raises(StoreError, match="no longer owned"):
+        Publication(store, filled(tmp_path / "w", a="1", b="2", c="3"), may_write=may_write).publish()
+    assert len(set(store.list()) - {PENDING}) == 1
+
+
+def test_an_owner_whose_lease_cannot_be_read_after_a_conflict_goes_on():
+    class Unread(Faulty):
+        tries, failing = 0, True
+
+        def cat_file(self, path, start=None, end=None):
+            if self.failing and start is not None:  # of the lease after a conflict
+                self.tries += 1
+                raise ConnectionResetError("the connection broke")
+            return self.inner.cat_file(path, start=start, end=end)
+
+    told, hours = [], Hours()
+    store = memory_store(files=Unread(), retries=Retries(attempts=1))
+    lease = Lease(store, "trains", timing=dataclasses.replace(hours.timing(), beat=0.02), lost=told.append)
+    own = store.read(LEASE)
+    for _ in range(200):
+        store.write(LEASE, own)  # of another version, as after a renewal whose answer was lost
+        time.sleep(0.02)
+        if store.files.tries > 2 or told:
+            break
+    lease.check()
+    store.files.failing = False
+    for _ in range(200):
+        if json.loads(store.read(LEASE))["beats"] > json.loads(own)["beats"]:
+            break
+        time.sleep(0.02)
+    lease.check()
+    assert not told and json.loads(store.read(LEASE))["beats"] > json.loads(own)["beats"] and store.files.tries > 2
+    store.remove(LEASE)  # and nobody else has taken it, so that time decides
+    time.sleep(0.1)
+    lease.check()
+    hours.now += 43
+    with pytest.raises(StoreError, match="the store did not answer"):
+        lease.check()
+    lease.release()
+    assert len(told) == 1
+
+
 def test_an_owner_that_cannot_renew_stops_before_others_may_begin():
     store = memory_store()
     hours = Hours()

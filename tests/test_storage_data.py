@@ -9,18 +9,27 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from picture_files import encoded, picture, write_photos, write_tar
 
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.source_config import SourceConfig
+from starflow_jax.core.storage import ranged_files
 from starflow_jax.core.storage.addresses import Address
 from starflow_jax.core.storage.copies import local_path
 from starflow_jax.core.storage.places import storage_folder
 from starflow_jax.core.storage.ranged_files import StoredFile
+from starflow_jax.core.storage.retries import Retries, StoreError
+from starflow_jax.core.storage.store import open_store
+from starflow_jax.data.decoding.bad_examples import BadExample
 from starflow_jax.data.pipeline.fingerprint import fingerprint
+from starflow_jax.data.preparation.shard_writing import ShardJob, write_shard
+from starflow_jax.data.sources.caption_files import CaptionFormat
+from starflow_jax.data.sources.parquet import ParquetRows
 from starflow_jax.data.sources.source_opening import open_source
 from starflow_jax.data.sources.splits import shard_files
+from starflow_jax.data.sources.tars import Tars
 from starflow_jax.models.autoencoders.patch_pca import PatchPCA
 from starflow_jax.models.autoencoders.storage import kept_autoencoder, load_autoencoder, save_autoencoder
 from starflow_jax.sweeps.content_hash import content_hashes
@@ -144,8 +153,6 @@ def uploaded_bytes(data):
 
 
 def test_a_shard_that_is_gone_is_a_bad_example(tmp_path):
-    from starflow_jax.data.decoding.bad_examples import BadExample
-
     folder = tmp_path / "data"
     folder.mkdir()
     write_tars(folder)
@@ -155,6 +162,39 @@ def test_a_shard_that_is_gone_is_a_bad_example(tmp_path):
     source[0]
     with pytest.raises(BadExample, match=r"memory://\S+/train-1.tar/001"):
         source[3]
+
+
+@pytest.mark.parametrize("kind", ["tars", "parquet"])
+def test_a_store_that_is_away_is_no_bad_example(kind, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    WRITERS[kind](folder)
+    config = SourceConfig(source=kind, path=uploaded(folder))
+    source = open_source(config, "train", flow=FLOW)
+    images = {"tars": Tars.scan, "parquet": ParquetRows.open}[kind](config.path, "train", reading=CaptionFormat())
+    files = [file for file in fsspec.filesystem("memory").find(config.path) if "train" in file]
+
+    def away(self, path, start=None, end=None):
+        raise ConnectionResetError("the connection broke")
+
+    attempts = Retries(attempts=1)
+    with monkeypatch.context() as broken:
+        broken.setattr(ranged_files, "open_store", lambda address: open_store(address, attempts))
+        broken.setattr(MemoryFileSystem, "cat_file", away)
+        for read in (lambda: source[1], lambda: images.read(1), lambda: images.captions(1))[
+            : 3 if kind == "tars" else 2
+        ]:
+            with pytest.raises(StoreError, match="cannot be read: ConnectionResetError"):
+                read()
+        with pytest.raises(StoreError, match="cannot be read: ConnectionResetError"):
+            write_shard(images, tmp_path, ShardJob("train", "train-0", 0, 2), decode=True)
+        with pytest.raises(StoreError, match="cannot be read: ConnectionResetError"):
+            open_source(config, "train", flow=FLOW)
+        for file in files:
+            fsspec.filesystem("memory").pipe_file(file, b"short")
+        with pytest.raises(BadExample, match="has 5 bytes instead of"):
+            source[1]
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_missing_data_are_named_by_their_address():

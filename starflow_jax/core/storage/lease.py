@@ -74,7 +74,7 @@ class Lease:
     ):
         self._store, self._timing, self._lost = store, timing or Timing(), lost
         self._owner = {"token": uuid.uuid4().hex, "doing": doing, **_this_process()}
-        self._beats, self._problem = 0, ""
+        self._beats, self._problem, self._ending = 0, "", threading.Lock()
         self._version = self._taken(wait)
         self._renewed = self._timing.clock()
         self._stopped = threading.Event()
@@ -124,13 +124,14 @@ class Lease:
                 told = True
                 wait(f"{_sentence(self._store, content)}; waiting whether it still runs, {timing.expiry:g} s at most")
 
-    def _read(self) -> tuple[dict[str, Any], str | None]:
+    def _read(self, store: Store | None = None) -> tuple[dict[str, Any], str | None]:
         """The content and the version of the lease; ({}, None) where there is none."""
-        facts = self._store.facts(LEASE)
+        store = store or self._store
+        facts = store.facts(LEASE)
         if facts is None:
             return {}, None
         try:
-            content = parse_json(self._store.read(LEASE, 0, 2**16))
+            content = parse_json(store.read(LEASE, 0, 2**16))
         except FileNotFoundError:
             return {}, None
         except (ValueError, RecursionError):
@@ -149,29 +150,36 @@ class Lease:
             try:
                 self._version = store.write_if(LEASE, self._content(), self._version)
                 self._renewed, pause = self._timing.clock(), self._timing.beat
+                continue
             except Conflict:
-                # The answer to an earlier renewal may have been lost.
-                content, version = self._read_quietly(store)
-                if content.get("token") == self._owner["token"] and version is not None:
-                    self._version, pause = version, self._timing.beat / 10
-                    continue
+                token, version = self._token(store)
+            except (StoreError, FileNotFoundError):
+                token, version = None, ""
+            if token == self._owner["token"]:  # the answer to an earlier renewal was lost
+                self._version, pause = version, self._timing.beat / 10
+            elif token is not None:
                 self._end("another process has taken it")
                 return
-            except (StoreError, FileNotFoundError):
+            else:
                 pause = self._timing.beat / 4
-                if self._timing.clock() - self._renewed > _STOP_SHARE * self._timing.expiry:
-                    self._end("the store did not answer")
-                    return
+            if self._timing.clock() - self._renewed > _STOP_SHARE * self._timing.expiry:
+                self._end("the store did not answer")
+                return
 
-    def _read_quietly(self, store: Store) -> tuple[dict[str, Any], str | None]:
-        with contextlib.suppress(StoreError):
-            return self._read()
-        return {}, None
+    def _token(self, store: Store) -> tuple[Any, str]:
+        """The token of the owner and the version of the lease; None for a lease that cannot be read or is not there."""
+        try:
+            content, version = self._read(store)
+        except (StoreError, FileNotFoundError):
+            return None, ""
+        return content.get("token"), version or ""
 
     def _end(self, why: str) -> None:
-        if not self._problem:
+        with self._ending:  # several threads check
+            if self._problem:
+                return
             self._problem = f"{self._store.address} is no longer owned by this process: {why}; nothing more is written"
-            self._lost(self._problem)
+        self._lost(self._problem)
 
 
 def _this_process() -> dict[str, Any]:

@@ -107,6 +107,7 @@ class Publication:
 
     def _send(self, name: str, snapshot: Path) -> File:
         """Writes one file; of a file that grows meanwhile, the bytes that the snapshot saw."""
+        self._may_write()
         path = snapshot / name
         status = path.stat()
         if status.st_size > _IN_MEMORY:

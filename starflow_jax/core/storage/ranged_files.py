@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import BinaryIO, cast
 
 from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.store import open_store
 
 _AHEAD = 2**18  # bytes of a read, so that the headers of small members of a tar come together
@@ -53,10 +54,21 @@ class StoredFile:
         """The bytes from `offset` on, fewer than `size` at the end; one request.
 
         Raises:
-          OSError: they cannot be read.
+          StoreError: the store cannot be read. OSError: the file is not there, or not of the size that was listed.
         """
         end = min(offset + size, self.size)
-        return open_store(self.address).read("", offset, end) if offset < end else b""
+        if offset >= end:
+            return b""
+        store = open_store(self.address)
+        try:
+            return store.read("", offset, end)
+        except StoreError as error:
+            # Stores answer with errors of many kinds where a range begins behind the end of an object.
+            facts = store.facts()
+            if facts is None or facts.size != self.size:
+                found = "is not there" if facts is None else f"has {facts.size} bytes instead of {self.size}"
+                raise OSError(f"{self} {found}") from error
+            raise
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Opens it for reading bytes, at any position."""

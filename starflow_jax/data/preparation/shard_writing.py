@@ -124,7 +124,7 @@ def write_shard(
 
     Raises:
       ValueError: most of the examples cannot be read.
-      OSError: a file cannot be written.
+      OSError: a file cannot be written, or a store cannot be read.
     """
     facts, skipped = ShardFacts(), Skipped()
     reasons: collections.Counter[str] = collections.Counter()

@@ -17,6 +17,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.core.storage.ranged_files import StoredFile
+from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.caption_files import CaptionFormat
 from starflow_jax.data.sources.image_collection import Captions, ExampleCaptions, Item
@@ -94,6 +95,8 @@ class ParquetRows:
                     names = set(file.schema_arrow.names)
                     schema = file.schema_arrow if schema is None else schema
                     rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            except StoreError:
+                raise
             except Exception as error:  # the library raises many kinds of errors on damaged files
                 raise ValueError(f"data file {shard} cannot be read: {error_reason(error)}") from error
             missing = set(schema.names) - names
@@ -141,7 +144,11 @@ class ParquetRows:
         return f"{self.shards[shard]}[{index - (self.ends[first - 1] if first else 0)}]"
 
     def read(self, index: int, captions: bool = False) -> Item:
-        """The bytes of one image, with its class and captions."""
+        """The bytes of one image, with its class and captions.
+
+        Raises:
+          BadExample: they are missing or damaged. StoreError: the store cannot be read.
+        """
         columns = (self.image, *((self.label,) if self.label else ()), *(self.texts if captions else ()))
         row = self._row(index, columns, self.groups_read)
         image = row[self.image]
@@ -178,6 +185,8 @@ class ParquetRows:
         try:
             table = groups().read(self.groups[group])
             return {name: table.column(name)[row].as_py() for name in columns}
+        except StoreError:
+            raise  # the store is away, and the example is not at fault
         except Exception as error:  # the library raises many kinds of errors on damaged files
             raise BadExample(self.key(index), error_reason(error)) from error
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.storage.ranged_files import StoredFile
+from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.data.decoding.bad_examples import Skipped, error_reason
 from starflow_jax.data.sources.caption_files import FILE_KINDS
 from starflow_jax.data.sources.regular_file import open_regular
@@ -104,6 +105,8 @@ def check_uncompressed(shard: Path | StoredFile) -> None:
     try:
         with open_regular(shard) as file:
             head = file.read(6)
+    except StoreError:
+        raise
     except OSError:
         return  # reported when its headers are read
     kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -149,6 +152,8 @@ def read_entries(
                     aside.labels += labels[key] < 0
             if _has_more(shard, tar.offset):
                 aside.ended.append(shard.name)
+    except StoreError:
+        raise  # the store is away, and the shard is not damaged
     except Exception as error:  # tarfile raises several kinds of errors on damaged headers
         skipped.add(1, [(str(shard), error_reason(error))])
     entries = []
@@ -197,6 +202,8 @@ def _by_content(shard: Path | StoredFile, members: list[Member]) -> list[Member]
                 file.seek(member.offset)
                 if IMAGES.in_head(file.read(min(member.size, HEAD_BYTES))):
                     images.append(member)
+    except StoreError:
+        raise
     except OSError:
         return images
     return images

@@ -15,6 +15,7 @@ from starflow_jax.core.config.checks import check, check_choice
 from starflow_jax.core.config.source_config import SourceConfig
 from starflow_jax.core.registries import SOURCES
 from starflow_jax.core.storage.ranged_files import StoredFile
+from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.data.decoding.bad_examples import BadExample, Skipped, error_reason
 from starflow_jax.data.sources.caption_files import (
     DEFAULT_FORMAT,
@@ -61,7 +62,8 @@ class Tars:
           reading: how captions are read; keys: one of `KEYS_END`.
 
         Raises:
-          ValueError: there are no tars, one is compressed, or none contains an image.
+          ValueError: there are no tars, one is compressed, or none contains an image. StoreError: a store cannot be
+            read.
         """
         shards = shard_files(path, split, ".tar")
         if not shards:
@@ -92,7 +94,11 @@ class Tars:
         return f"{self.shards[entry.shard]}/{entry.key}"
 
     def read(self, index: int, captions: bool = False) -> Item:
-        """The bytes of one image, with its class and captions."""
+        """The bytes of one image, with its class and captions.
+
+        Raises:
+          BadExample: they are missing or damaged. StoreError: the store cannot be read.
+        """
         entry, name = self.entries[index], self.key(index)
         texts = self.captions(index).texts if captions else {}
         data = io.BytesIO(self._bytes(entry.shard, entry.image, name))
@@ -126,6 +132,8 @@ class Tars:
                 with file.open("rb") as stream:
                     stream.seek(member.offset)
                     data = stream.read(member.size)
+        except StoreError:
+            raise  # the store is away, and the example is not at fault
         except OSError as error:
             raise BadExample(name, error_reason(error)) from error
         if len(data) != member.size:
