@@ -224,6 +224,7 @@ def test_parquet_shards(tmp_path, table):
     np.testing.assert_array_equal(source[2]["image"], source[7]["image"])
     assert [int(source[index]["label"]) for index in (0, 1, 3, 8)] == [1, 0, -1, -1]
     assert source[7]["caption"] == "a dog" and rows.key(7).endswith("train-00001-of-00002.parquet[2]")
+    assert rows.relative_key(7) == "train-00001-of-00002.parquet[2]"
     assert (
         caption_account(source).sentence().startswith("captions: 6 of 10 examples have one (6 in a parquet column); 4")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from prepared_folders import contents, manifest, opened, photos, prepare, same
 from starflow_jax.data.pipeline.batches import train_loader
 from starflow_jax.data.pipeline.opening_notes import class_names, opening_notes
 from starflow_jax.data.preparation import shard_writing
+from starflow_jax.data.sources.stored_image import unpack
 
 
 @pytest.fixture
@@ -74,6 +76,23 @@ def test_tars(tmp_path):
         same(files[index], stored[index])
 
 
+def test_records_name_their_tar_without_the_path_of_all(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        write_tar(tmp_path / "data" / folder / "0.tar", [{"png": encoded(picture(3))}])
+        with (tmp_path / "data" / folder / "0.tar").open("rb") as tar:
+            fsspec.filesystem("memory").pipe(f"/named/data/{folder}/0.tar", tar.read())
+    monkeypatch.chdir(tmp_path / "data")
+    patterns = (f"{tmp_path}/data/*/0.tar", "*/0.tar", "../data/*/0.tar", "memory://named/data/*/0.tar")
+    for number, pattern in enumerate(patterns):
+        assert prepare("tar", pattern, tmp_path / str(number)) == 0
+        (record,) = (tmp_path / str(number)).glob("*.array_record")
+        assert record.read_bytes() == next((tmp_path / "0").glob("*.array_record")).read_bytes()
+    images = opened(tmp_path / "0").components[0].source.collection
+    names = [unpack(images.records()[index]).name.rpartition("/")[0] for index in range(2)]
+    assert names == ["a/0.tar", "b/0.tar"]
+
+
 def test_parquet(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"jpg": [encoded(picture(number)) for number in range(4)], "cls": [3, 0, 1, 2], "said": ["a cat"] * 4}
@@ -94,7 +113,7 @@ def test_what_cannot_be_read_is_counted_and_left_out(folder, tmp_path, capsys):
     assert prepare("folder", folder, tmp_path / "out", "--decode", "--json", str(report)) == 0
     said = json.loads(report.read_text())["splits"]["train"]
     assert said["examples"] == 6 and said["skipped"] == 3 and sum(said["reasons"].values()) == 3
-    assert {name.rsplit("/", 1)[1] for name in said["names"]} == {"bad.png", "cut.png", "1.png"}
+    assert set(said["names"]) == {"cat/bad.png", "dog/cut.png", "dog/1.png"}
     printed = capsys.readouterr().out
     assert "skipped 1: it is not an image, or of an unsupported format" in printed
     assert opening_notes(opened(tmp_path / "out"))[0].startswith("3 examples could not be read when")
@@ -179,13 +198,18 @@ def test_a_complete_folder_is_left_as_it_is(folder, tmp_path, capsys):
     assert prepare("folder", folder, tmp_path / "other") == 2 and "contains files" in capsys.readouterr().err
 
 
-def test_the_fingerprint_depends_on_examples_and_their_order_alone(folder, tmp_path):
-    def fingerprint(name, *options):
-        assert prepare("folder", folder, tmp_path / name, *options) == 0
+def test_the_fingerprint_depends_on_examples_and_their_order_alone(folder, tmp_path, monkeypatch):
+    def fingerprint(name, *options, source=folder):
+        assert prepare("folder", source, tmp_path / name, *options) == 0
         return manifest(tmp_path / name)["splits"]["train"]["fingerprint"]
 
     first = fingerprint("one", "--shards", "1")
     assert first == fingerprint("four", "--shards", "4")
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(folder, tmp_path / "other" / "photos")
+    assert first == fingerprint("typed", "--shards", "1", source="photos") == fingerprint("copy", source=copy)
+    assert contents(tmp_path / "one") == contents(tmp_path / "typed") == contents(tmp_path / "copy")
+    assert not any(os.fsencode(tmp_path) in data for data in contents(tmp_path / "one").values())
     (folder / "cat" / "0.txt").write_text("a dog")
     assert first != fingerprint("captions")
     (folder / "cat" / "0.txt").write_text("a cat\n")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 
 import numpy as np
 import pytest
 from picture_files import encoded, picture
-from prepared_folders import FLOW, TEXT, manifest, prepare, same
+from prepared_folders import FLOW, TEXT, contents, manifest, prepare, same
 from sklearn.datasets import load_digits
 
 from starflow_jax.cli.dispatch import main
@@ -133,6 +134,11 @@ def test_features_and_splits_are_named_in_the_configuration(captioned, tmp_path)
     features = ",".join(f"{name}={feature}" for name, feature in NAMES)
     options = ("--data-dir", str(captioned), "--features", features, "--splits", "train=train[:75%]")
     assert prepare("tfds", "tiny_captions", tmp_path / "out", *options) == 0
+    shutil.copytree(captioned, tmp_path / "elsewhere")
+    moved = ("--data-dir", str(tmp_path / "elsewhere"), *options[2:])
+    assert prepare("tfds", "tiny_captions", tmp_path / "out", *moved) == 0  # complete already
+    assert prepare("tfds", "tiny_captions", tmp_path / "moved", *moved) == 0
+    assert contents(tmp_path / "moved") == contents(tmp_path / "out")
     stored = opened(tmp_path / "out", source="prepared")
     assert stored.num_classes == 3 and [int(stored[index]["label"]) for index in range(6)] == [0, 1, 2, 0, 1, 2]
     for index in range(6):

@@ -142,7 +142,7 @@ def write_shard(
                 except BadExample as error:
                     known = error.reason in reasons or len(reasons) < _REASONS
                     reasons[error.reason if known else _OTHER] += 1
-                    skipped.add(1, [(error.name, error.reason)])
+                    skipped.add(1, [(collection.relative_key(index), error.reason)])
                     continue
                 skipped.add(1, [])
                 record = image.pack()
@@ -167,7 +167,7 @@ def write_shard(
 
 def _read(collection: ImageCollection, index: int, decode: bool) -> StoredImage:
     """One image with everything that is stored of it; raises BadExample."""
-    name = collection.key(index)
+    name = collection.relative_key(index)
     read_captions: Callable[[int], ExampleCaptions] = getattr(collection, "captions", lambda _: ExampleCaptions({}))
     captions = read_captions(index)
     item = collection.read(index)

@@ -116,6 +116,10 @@ class Folder:
         """The path."""
         return str(self.root / self.files[index])
 
+    def relative_key(self, index: int) -> str:
+        """The path relative to the folder."""
+        return self.files[index]
+
     def path(self, index: int) -> Path:
         """The path."""
         return self.root / self.files[index]

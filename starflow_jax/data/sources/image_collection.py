@@ -54,6 +54,10 @@ class ImageCollection(Protocol):
         """Name of an example in reports."""
         ...
 
+    def relative_key(self, index: int) -> str:
+        """Name of an example in the data, which none other has, independent of where the files are stored."""
+        ...
+
     def read(self, index: int, captions: bool = False) -> Item:
         """Reads one example; raises BadExample where that fails."""
         ...

@@ -25,7 +25,7 @@ from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.lazy_reader import LazyReader
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
-from starflow_jax.data.sources.splits import shard_files, shard_notes, shards_signature
+from starflow_jax.data.sources.splits import relative_names, shard_files, shard_notes, shards_signature
 
 # Row groups that every process keeps in memory: a row is read with all rows of its group.
 _KEPT_GROUPS = 8
@@ -139,9 +139,17 @@ class ParquetRows:
 
     def key(self, index: int) -> str:
         """Shard and row in it."""
-        shard = self.groups[self._group_and_row(index)[0]].shard
-        first = bisect.bisect_left(self.groups, (shard,))
-        return f"{self.shards[shard]}[{index - (self.ends[first - 1] if first else 0)}]"
+        shard, row = self._shard_and_row(index)
+        return f"{self.shards[shard]}[{row}]"
+
+    def relative_key(self, index: int) -> str:
+        """Shard, without the path to all shards, and row in it."""
+        shard, row = self._shard_and_row(index)
+        return f"{self._shard_names[shard]}[{row}]"
+
+    @functools.cached_property
+    def _shard_names(self) -> tuple[str, ...]:
+        return relative_names(self.shards)
 
     def read(self, index: int, captions: bool = False) -> Item:
         """The bytes of one image, with its class and captions.
@@ -175,6 +183,11 @@ class ParquetRows:
     def signature(self) -> str:
         """Digest of the names, sizes and modification times of the shards."""
         return shards_signature(self.shards)
+
+    def _shard_and_row(self, index: int) -> tuple[int, int]:
+        shard = self.groups[self._group_and_row(index)[0]].shard
+        first = bisect.bisect_left(self.groups, (shard,))
+        return shard, index - (self.ends[first - 1] if first else 0)
 
     def _group_and_row(self, index: int) -> tuple[int, int]:
         group = bisect.bisect_right(self.ends, index)

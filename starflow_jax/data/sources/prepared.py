@@ -91,6 +91,10 @@ class PreparedImages:
         """Folder, split and index."""
         return f"{self.folder}:{self.split}[{index}]"
 
+    def relative_key(self, index: int) -> str:
+        """Split and index."""
+        return f"{self.split}[{index}]"
+
     def read(self, index: int, captions: bool = False) -> Item:
         """The bytes of one image, with its class and captions."""
         image = self._image(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -134,6 +135,14 @@ def shard_notes(path: str, split: str, shards: Sequence[Path | StoredFile]) -> t
         f"{len(named)} shards called after the test split, such as {named[0]}, are read for training, since none is "
         "called train",
     )
+
+
+def relative_names(shards: Sequence[Path | StoredFile]) -> tuple[str, ...]:
+    """The paths of shards relative to the folder that contains all of them; a name alone where they share a folder."""
+    paths = [str(shard).split("/") for shard in shards]
+    columns = zip(*(path[:-1] for path in paths), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    return tuple("/".join(path[shared:]) for path in paths)
 
 
 def shards_signature(shards: Sequence[Path | StoredFile]) -> str:

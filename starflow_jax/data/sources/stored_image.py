@@ -21,7 +21,7 @@ class StoredImage(NamedTuple):
       data: the bytes of the image file, as they were.
       label: index of the class, -1 for none.
       size: rows and columns as it is displayed.
-      name: name in the data that were prepared, for messages.
+      name: name in the data that were prepared, without their path.
       captions: its captions by kind, and the kind of file that contained them.
     """
 

@@ -7,6 +7,7 @@ unpacked to disk: paths in a tar are used as names only, and links are ignored.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from starflow_jax.data.sources.image_collection import ExampleCaptions, Item
 from starflow_jax.data.sources.image_files import open_image_files
 from starflow_jax.data.sources.mixture import Mixture
 from starflow_jax.data.sources.source_request import SourceRequest
-from starflow_jax.data.sources.splits import shard_files, shard_notes, shards_signature
+from starflow_jax.data.sources.splits import relative_names, shard_files, shard_notes, shards_signature
 from starflow_jax.data.sources.tar_members import Entry, LeftAside, Member, check_uncompressed, read_entries
 
 # Values of the option `keys`.
@@ -92,6 +93,15 @@ class Tars:
         """Shard and key in it."""
         entry = self.entries[index]
         return f"{self.shards[entry.shard]}/{entry.key}"
+
+    def relative_key(self, index: int) -> str:
+        """Shard, without the path to all shards, and key in it."""
+        entry = self.entries[index]
+        return f"{self._shard_names[entry.shard]}/{entry.key}"
+
+    @functools.cached_property
+    def _shard_names(self) -> tuple[str, ...]:
+        return relative_names(self.shards)
 
     def read(self, index: int, captions: bool = False) -> Item:
         """The bytes of one image, with its class and captions.

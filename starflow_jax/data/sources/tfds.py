@@ -31,7 +31,7 @@ class TfdsRecords:
 
     Attributes:
       name: name of the data set.
-      path: folder of one version, or with `dataset` the folder of data sets; dataset: a name such as "mnist:3.0.1".
+      path: folder of one version, or the folder of data sets.
       split: name in the data set, or a part of it ("train[:90%]"); length: number of examples.
       features: the names of the features that are read.
       release: name, version and bytes of the split.
@@ -41,7 +41,6 @@ class TfdsRecords:
 
     name: str
     path: Path
-    dataset: str | None
     split: str
     length: int
     features: FeatureNames
@@ -64,7 +63,8 @@ class TfdsRecords:
         """Opens a prepared data set; nothing is downloaded.
 
         Args:
-          path, dataset, any_label: see above.
+          path: folder of one version, or with `dataset` the folder of data sets.
+          dataset: a name such as "mnist:3.0.1"; any_label: see above.
           split: "train" or "test"; stored: its name in the data set, or a part of one such as "train[:90%]". None for
             the first of the usual names.
           renamed: features for `image`, `label` and `caption`, where they have other names.
@@ -101,7 +101,7 @@ class TfdsRecords:
         names = feature_names(info.name, features, renamed or {})
         records = LazyReader(functools.partial(_records, path, dataset, str(stored), names.image))
         release = f"{info.full_name} {num_bytes}"
-        return cls(info.name, path, dataset, str(stored), length, names, release, records, any_label)
+        return cls(info.name, path, str(stored), length, names, release, records, any_label)
 
     @property
     def num_classes(self) -> int:
@@ -131,6 +131,10 @@ class TfdsRecords:
         """Data set, split and index."""
         return f"{self.path}:{self.split}[{index}]"
 
+    def relative_key(self, index: int) -> str:
+        """Split and index."""
+        return f"{self.split}[{index}]"
+
     def read(self, index: int, captions: bool = False) -> Item:
         """Reads one record."""
         try:
@@ -156,8 +160,8 @@ class TfdsRecords:
         return f"{self.release}:{self.split}[{index}]"
 
     def signature(self) -> str:
-        """Path, name, split and length of the data set."""
-        return f"{self.path}:{self.dataset}:{self.split}:{self.length}"
+        """Name, version, bytes, split and length of the data set, wherever it is stored."""
+        return f"{self.release}:{self.split}:{self.length}"
 
 
 def _builder(path: Path, dataset: str | None) -> Any:
