@@ -7,6 +7,7 @@ import uuid
 import fsspec
 import pytest
 
+from starflow_jax.cli import dispatch
 from starflow_jax.cli.dispatch import main
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.stored import output_path
@@ -14,6 +15,7 @@ from starflow_jax.cli.staging import run_staged
 from starflow_jax.core.figures import write_json
 from starflow_jax.core.storage import lease
 from starflow_jax.core.storage.manifest import LEASE, MANIFEST
+from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.working_folder import working_folder
 
 TINY = ("--config", "experiments/digits.py:tiny")
@@ -152,3 +154,12 @@ def test_a_lease_of_another_machine_is_respected(at, capsys, monkeypatch):
     message = refused(capsys, "train", *TINY, "--workdir", at, "--quiet")
     assert f"{at} is in use by process 12 on h7, which trains in it" in message
     assert names(at) == {LEASE}
+
+
+def test_a_store_that_is_away_while_a_command_runs_is_no_bug(at, capsys, monkeypatch):
+    def run(argv, others, own_process):
+        raise StoreError(f"{at}/x cannot be read: ConnectionResetError")
+
+    monkeypatch.setattr(dispatch, "_run", run)
+    assert main(["train"]) == 75
+    assert capsys.readouterr().err == f"starflow: {at}/x cannot be read: ConnectionResetError\n"

@@ -1,8 +1,8 @@
 """`starflow COMMAND`: parses the arguments, runs the command, reports bad input with one sentence and an exit code.
 
 Exit codes: 0 success, 1 a bug, 2 bad input, 3 partial success (sweep), 75 try again later (a training that hung,
-processes that did not come), 130 interrupted. Any other exception is a bug and keeps
-its traceback.
+processes that did not come, a store that did not answer), 130 interrupted. Any other exception is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from types import ModuleType
 from starflow_jax import __version__
 from starflow_jax.cli import commands
 from starflow_jax.cli.compiled_programs import keep_compiled_programs
-from starflow_jax.cli.errors import BUG, INTERRUPTED, CommandError
+from starflow_jax.cli.errors import BUG, INTERRUPTED, TRY_AGAIN, CommandError
 from starflow_jax.cli.options.arguments import Parser, check_names, check_values, split_overrides
 from starflow_jax.cli.process_group import Others
 from starflow_jax.cli.staging import run_staged
 from starflow_jax.core.request_errors import RequestError
 from starflow_jax.core.storage.places import shown
+from starflow_jax.core.storage.retries import StoreError
 
 
 def _commands() -> dict[str, ModuleType]:
@@ -103,6 +104,8 @@ def _answer(argv: list[str], others: Others, *, own_process: bool) -> int:
     except KeyboardInterrupt as interrupt:
         how = str(interrupt) or "nothing was written; the same command starts again"
         return _failed(INTERRUPTED, f"interrupted; {how}", others)
+    except StoreError as error:
+        return _failed(TRY_AGAIN, str(error), others)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or 0)
     except Exception as error:

@@ -13,7 +13,7 @@ from starflow_jax.core.request_errors import RequestError
 BUG = 1
 REFUSED = 2
 INTERRUPTED = 130
-# The same command may succeed later: a process that hung, or others that did not come in time.
+# The same command may succeed later: a process hung, others did not come in time, or a store did not answer.
 TRY_AGAIN = 75
 
 
