@@ -95,6 +95,7 @@ def test_a_run_leaves_its_records(unstopped):
         "config.json",
         "curves.png",
         "events",
+        "goodput.json",
         "metrics.csv",
     ]
     assert (unstopped / "curves.png").read_bytes().startswith(b"\x89PNG")

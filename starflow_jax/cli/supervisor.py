@@ -32,41 +32,46 @@ def supervise(command: Sequence[str], workdir: Parsed | str, attempts: int) -> i
       command: the program and its arguments (`supervised`).
       attempts: how many times it is started again without a new checkpoint in `workdir`.
     """
-    stopping, failures = False, 0
-    while True:
-        step = newest_step(workdir)
-        # Signals wait until the process is there to receive them. It has a process group of its own, because a terminal
-        # sends Ctrl-C to every process of its group, and a second one would not wait for a checkpoint.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
-        try:
-            process = subprocess.Popen(command, process_group=0, preexec_fn=_receive)
+    received: list[int] = []
+    current: list[subprocess.Popen[bytes]] = []
 
-            def pass_on(number: int, _: FrameType | None, process: subprocess.Popen[bytes] = process) -> None:
-                nonlocal stopping
-                stopping = True
+    def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for process in current:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        failures = 0
+        while True:
+            step = newest_step(workdir)
+            # It has a process group of its own, because a terminal sends Ctrl-C to every process of its group, and a
+            # second one would not wait for a checkpoint.
+            process = subprocess.Popen(command, process_group=0)
+            current[:] = [process]
+            for number in received[:1]:  # it came before there was a process to receive it
                 process.send_signal(number)
-
-            before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
-        try:
             code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if stopping or code in _FINAL:
-            return code if code >= 0 else 128 - code
-        failures = 1 if newest_step(workdir) != step else failures + 1
-        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if failures > attempts:
-            print(f"starflow: ended with {reason} {failures} times without a new checkpoint", file=sys.stderr)
-            return code if code >= 0 else 128 - code
-        print(f"starflow: ended with {reason}; starting again from the last checkpoint", file=sys.stderr, flush=True)
-        time.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE))
+            current.clear()
+            if received or code in _FINAL:
+                return _exit_code(code)
+            failures = 1 if newest_step(workdir) != step else failures + 1
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if failures > attempts:
+                print(f"starflow: ended with {reason} {failures} times without a new checkpoint", file=sys.stderr)
+                return _exit_code(code)
+            print(
+                f"starflow: ended with {reason}; starting again from the last checkpoint", file=sys.stderr, flush=True
+            )
+            time.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _receive() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+def _exit_code(code: int) -> int:
+    """The exit code of a shell for that of `Popen`, which is negative for a signal."""
+    return code if code >= 0 else 128 - code
 
 
 def supervised(argv: Sequence[str]) -> list[str]:
