@@ -100,3 +100,11 @@ def memory_is_bounded():
         jax.clear_caches()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def folder_of_copies(tmp_path, monkeypatch):
+    """The folder of local copies of stores; a folder in use is published every tenth of a second."""
+    monkeypatch.setenv("STARFLOW_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("STARFLOW_STORAGE_SECONDS", "0.1")
+    return tmp_path / "storage"

@@ -15,9 +15,9 @@ from starflow_jax.core.config import TrainConfig
 from starflow_jax.core.config.build import build, from_json, to_json
 from starflow_jax.core.config.optimizer_config import OptimizerConfig
 from starflow_jax.sharding.rules import partition_spec
+from starflow_jax.training.step.gradient_transformations import check_lr_factors
 from starflow_jax.training.step.learning_rate_schedule import LearningRateSchedule
 from starflow_jax.training.step.optimizer import apply_updates, gradient_point, init_optimizer
-from starflow_jax.training.step.transformations import check_lr_factors
 
 LR, DECAY, B1, B2 = 1e-2, 0.1, 0.9, 0.95
 LAYERS = ("blocks", "0", "transformer", "layers")

@@ -1,10 +1,10 @@
 """The store on servers of S3 and GCS: what the memory store cannot show."""
 
 import os
-import threading
 import uuid
 
 import pytest
+from storage_faults import race_to_write
 from storage_servers import BUCKET, server, skip_without
 
 from starflow_jax.core.storage.addresses import Address
@@ -61,21 +61,7 @@ def test_conditional_writes(store):
 
 
 def test_one_of_many_racing_writers_wins(store):
-    won = []
-
-    def race(number):
-        try:
-            store.write_if("x", str(number).encode(), None)
-            won.append(number)
-        except Conflict:
-            pass
-
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1 and store.read("x") == str(won[0]).encode()
+    race_to_write(store, 6)
 
 
 def test_a_folder_and_its_copy(store, tmp_path):

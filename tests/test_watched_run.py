@@ -108,10 +108,10 @@ def test_figures_of_a_running_training(tmp_path):
     for step in (10, 20, 30):
         clock.now += 5 if step > 10 else 60  # the first updates compile
         live.measured(step, {"loss": 1.0, "mfu": float("nan")})
-    live.saved(30)
+    live.save_begun(30)
     assert "checkpoint_step" not in live.figures()  # it is being written
-    live.complete()
-    live.found({"held_out_bits_per_dim": 2.5})
+    live.save_finished()
+    live.evaluated({"held_out_bits_per_dim": 2.5})
     clock.now += 2
     figures = live.figures()
     assert live.row_seconds == 5 and figures["seconds_left"] == pytest.approx(35)
@@ -304,7 +304,7 @@ def test_the_option_is_left_out_of_the_supervised_command():
     assert command[1:] == ["-m", "starflow_jax", "train", "--workdir", "runs/a", "--quiet"]
 
 
-def test_a_training_answers_while_it_runs_and_leaves_its_account(tmp_path):
+def test_a_training_answers_while_it_runs_and_leaves_its_account(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=10, sample_every=5))
     answers = []
     ports = []
@@ -319,10 +319,9 @@ def test_a_training_answers_while_it_runs_and_leaves_its_account(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetricsServer, "__enter__", enter)
-        request = TrainRequest(
-            config, tmp_path / "run", source=numbered_images(), callbacks=[ask], progress=False, metrics_port=0
-        )
+        request = TrainRequest(config, tmp_path / "run", source=numbered_images(), callbacks=[ask], metrics_port=0)
         train(request)
+    assert f"figures are served on port {ports[0]} of 127.0.0.1" in capsys.readouterr().err
     text, health = answers[-1]
     assert health == 200 and 'starflow_step{run="killed"} 10.0' in text and "starflow_checkpoint_step" in text
     with pytest.raises(urllib.error.URLError):

@@ -291,8 +291,8 @@ def _trained(request: TrainRequest) -> TrainResult:
     from starflow_jax.training.loop.metrics_server import check_port
     from starflow_jax.training.step.frozen_autoencoder import open_with_encoder
     from starflow_jax.training.step.frozen_text import open_text
+    from starflow_jax.training.step.gradient_transformations import check_lr_factors
     from starflow_jax.training.step.run_layout import run_layout
-    from starflow_jax.training.step.transformations import check_lr_factors
 
     for name in ("absl", "asyncio"):
         # Orbax logs the traceback of every thread of a save that failed; the command answers with one sentence.

@@ -53,15 +53,15 @@ class LiveStatus:
             self.row_updates = step - before
         self._metrics, self._row, self.step = {**self._metrics, **metrics}, (step, now), step
 
-    def found(self, values: Mapping[str, float]) -> None:
+    def evaluated(self, values: Mapping[str, float]) -> None:
         """Notes scalars of callbacks, such as those of held-out data."""
         self._metrics = {**self._metrics, **values}
 
-    def saved(self, step: int) -> None:
-        """Notes that a checkpoint has begun to be written; it counts when `complete` is called."""
+    def save_begun(self, step: int) -> None:
+        """Notes that a checkpoint has begun to be written; it counts when `save_finished` is called."""
         self._saving = (step, self._clock())
 
-    def complete(self) -> None:
+    def save_finished(self) -> None:
         """Notes that no checkpoint is being written any more."""
         self._saved = self._saving
 

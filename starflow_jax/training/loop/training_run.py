@@ -163,12 +163,12 @@ def _begin(
     stack.callback(updates.close)
     goodput = GoodputRecord(workdir, account, step, enabled=first)
     status = LiveStatus(config.train.steps, step, account, goodput)
-    _watch(request, status, stack)
+    _watch(request, status, bar, stack)
     account.enter("step")
     return _Run(request, updates, records, checkpoints, status, goodput)
 
 
-def _watch(request: TrainRequest, status: LiveStatus, stack: contextlib.ExitStack) -> None:
+def _watch(request: TrainRequest, status: LiveStatus, bar: Progress, stack: contextlib.ExitStack) -> None:
     """Starts what watches the run from outside the loop: the watchdog, the metrics port, the profiler's port."""
     process = jax.process_index()
     watchdog = Watchdog(status, request.workdir, after=request.hang_after, factor=request.hang_factor, process=process)
@@ -177,7 +177,7 @@ def _watch(request: TrainRequest, status: LiveStatus, stack: contextlib.ExitStac
         jax.profiler.start_server(request.profiler_port)
         stack.callback(jax.profiler.stop_server)
     if request.metrics_port is not None and process == 0:
-        stack.enter_context(
+        server = stack.enter_context(
             MetricsServer(
                 request.listen,
                 request.metrics_port,
@@ -187,6 +187,7 @@ def _watch(request: TrainRequest, status: LiveStatus, stack: contextlib.ExitStac
                 healthy=watchdog.is_well,
             )
         )
+        bar.remark(f"figures are served on port {server.port} of {request.listen}: /metrics, /healthz")
 
 
 def _start(request: TrainRequest, setup: Setup, checkpoints: Checkpoints, bar: Progress) -> tuple[TrainState, Loader]:
@@ -280,7 +281,7 @@ class _Run:
         self.goodput.write(self.updates.step)
         self.checkpoints.check()
         if not self.checkpoints.is_saving():
-            self.status.complete()
+            self.status.save_finished()
 
     def diverged(self) -> bool:
         """Whether `max_skipped` updates in a row were skipped, as of the last row of metrics."""
@@ -291,10 +292,10 @@ class _Run:
         updates = self.updates
         with updates.not_counting(), self.status.account.within("save"):
             self.checkpoints.save(updates.state, updates.loader.get_state(), metrics=self.records.row, wait=wait)
-        self.status.complete()  # a save waits for the one before
-        self.status.saved(updates.step)
+        self.status.save_finished()  # a save waits for the one before
+        self.status.save_begun(updates.step)
         if not self.checkpoints.is_saving():
-            self.status.complete()
+            self.status.save_finished()
 
     def call_back(self, callbacks: Sequence[Callback]) -> None:
         """Calls callbacks and records the scalars that they return."""
@@ -307,4 +308,4 @@ class _Run:
             for callback in callbacks:
                 found = callback(snapshot)
                 self.records.add(found)
-                self.status.found(found or {})
+                self.status.evaluated(found or {})

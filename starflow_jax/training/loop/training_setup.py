@@ -13,9 +13,9 @@ from starflow_jax.flows.parameters import abstract
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.training.step.frozen_autoencoder import Frozen, open_with_encoder
 from starflow_jax.training.step.frozen_text import FrozenText, open_text
+from starflow_jax.training.step.gradient_transformations import check_lr_factors
 from starflow_jax.training.step.inputs import latent_shape, shortened, with_levels
 from starflow_jax.training.step.run_layout import run_layout
-from starflow_jax.training.step.transformations import check_lr_factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

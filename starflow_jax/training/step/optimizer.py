@@ -16,7 +16,7 @@ from optax import contrib
 
 from starflow_jax.core.config.optimizer_config import OptimizerConfig
 from starflow_jax.core.config.train_config import TrainConfig
-from starflow_jax.training.step.transformations import Params, descent, scaled, schedule_free
+from starflow_jax.training.step.gradient_transformations import Params, descent, scaled, schedule_free
 
 DENOISER = "denoiser"
 STATISTICS = ("prior_variance",)
