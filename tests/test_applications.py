@@ -3,13 +3,17 @@
 import itertools
 import json
 import math
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from random_flows import random_flow
+from sweep_runs import params_of, write_run
 
 from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, FlowConfig
 from starflow_jax.core.figures import finite
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.data.sources.digits import digits
@@ -215,14 +219,36 @@ def run(tmp_path_factory):
 
 def test_the_study_of_a_run(run, capsys):
     options = ["--num", "40", "--draws", "1", "--candidates", "4", "--keep", "2", "--json", str(run / "s.json")]
+    # The run is its own reference, so that every ratio of the two is 1.
+    options += ["--reference", str(run / "run")]
     assert main(["study", "--workdir", str(run / "run"), "--out", str(run / "out"), *options]) == 0
     figures = json.loads((run / "s.json").read_text())
     assert {row["name"] for row in figures["out_of_distribution"]["sets"]} >= {"photographs", "noise", "constant"}
     assert figures["classification"]["accuracy"]["images"] == 40
     assert [row["pictures"] for row in figures["ranked_sampling"]["rows"]] == [40, 20, 20]
     assert figures["memorisation"]["samples"] == 40
+    assert sum(row["images"] for row in figures["classification"]["reliability"]["bins"]) == 40
+    assert {test["size"]: set(test["atypical"]) for test in figures["out_of_distribution"]["typicality_tests"]}[10] == {
+        "held out",
+        *(row["name"] for row in figures["out_of_distribution"]["sets"]),
+    }
+    assert all(row["auroc"]["reference ratio"]["area"] == 0.5 for row in figures["out_of_distribution"]["sets"])
+    ratio = figures["memorisation"]["ratio_membership"]
+    assert (ratio["train"], ratio["held_out"], ratio["area"]["area"]) == (0, 0, 0.5)
+    maps = figures["likelihood_ratios"]["rows"]
+    assert Counter(row["kind"] for row in maps) == {"classes": 12, "training": 12, "held out": 12}
+    assert {row["bits"] for row in maps if row["kind"] != "classes"} == {0.0}
+    # The first class is the more probable one, and the map has every token of the image.
+    assert all(row["bits"] > 0 and np.shape(row["map"]) == (4, 4) for row in maps if row["kind"] == "classes")
     report = (run / "out" / "report.md").read_text()
-    for picture in ("classification", "out_of_distribution", "filtering", "ranked_sampling", "memorisation"):
+    for picture in (
+        "classification",
+        "out_of_distribution",
+        "filtering",
+        "ranked_sampling",
+        "memorisation",
+        "likelihood_ratios",
+    ):
         assert f"({picture}.png)" in report and (run / "out" / f"{picture}.png").stat().st_size > 1000
     # The tables that are printed are those of the report.
     assert all(line in report for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
@@ -265,12 +291,19 @@ def test_the_study_of_a_run_that_overflows(run, monkeypatch):
             ["--out", "new", "--num", "5"],
             "--num must include a training image of every class, got 5 and none of",
         ),
+        (["--out", "new", "--reference", "nowhere"], "contains no training run"),
+        (["--out", "new", "--reference", "smaller"], "--reference must be a run on images of the size"),
     ],
 )
 def test_the_study_refuses(run, options, sentence, capsys, monkeypatch):
     monkeypatch.chdir(run)
     (run / "out").mkdir(exist_ok=True)
     (run / "out" / "kept").touch()
+    if not (run / "smaller").exists():
+        flow = FlowConfig(
+            channels=1, image_size=4, patch_size=2, width=16, num_blocks=2, layers_per_block=1, head_dim=8
+        )
+        write_run(run / "smaller", flow, DataConfig(), {4: params_of(random_flow(flow))})
     assert main(["study", "--workdir", "run", *options]) == 2
     assert sentence in capsys.readouterr().err
     assert not (run / "new").exists()

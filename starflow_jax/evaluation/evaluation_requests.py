@@ -123,6 +123,7 @@ class StudyRequest(RunRequest):
       candidates: samples of every class; keep: of which the likeliest are selected.
       mislabelled, damaged: shares of wrong labels and of damaged images that filtering has to find.
       noise_level: that a noise-conditioned flow reads where it scores images; None for its lowest one.
+      reference: folder of a second run, such as a smaller flow, for likelihood ratios; its newest checkpoint is read.
     """
 
     num: int | None = None
@@ -131,6 +132,7 @@ class StudyRequest(RunRequest):
     mislabelled: float = 0.1
     damaged: float = 0.05
     noise_level: float | None = None
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

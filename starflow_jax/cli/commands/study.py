@@ -9,22 +9,26 @@ from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_new_folder
-from starflow_jax.cli.options.stored import output_file, output_path, run_path
+from starflow_jax.cli.options.stored import output_file, output_path, run_path, runs_path
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
 COMPILES = True
 
 DESCRIPTION = """\
-Applies the exact likelihood of a run on still images to five tasks, on its own data:
+Applies the exact likelihood of a run on still images to several tasks, on its own data:
 
-- classification by the Bayes rule, and its calibration; and by one forward and backward pass in place of one pass
-  per class (runs with classes);
+- classification by the Bayes rule, and its calibration with a reliability diagram; and by one forward and backward
+  pass in place of one pass per class (runs with classes);
 - detection of out-of-distribution images (photographs, negatives, turned and faint images, shuffled pixels, noise,
-  constant ones): AUROC of the plain likelihood, which can fail, and of three corrected scores;
+  constant ones): AUROC of the plain likelihood, which can fail, and of corrected scores; and the test of typicality;
 - filtering: some labels are exchanged and some images damaged, and likelihood has to find them (classes);
 - ranked sampling: are the likeliest of many samples better, and less diverse? (classes)
 - memorisation: are training images likelier, and are samples copies of them?
+- maps of likelihood ratios: which tokens of an image speak for one class against another.
+
+With --reference, a second run such as a smaller flow of the same data: memorisation and out-of-distribution images by
+the ratio of both likelihoods, and its maps.
 
 --out receives report.md and a PNG file for each."""
 
@@ -32,6 +36,7 @@ EXAMPLES = """\
 examples:
   starflow study --workdir runs/digits --out study
   starflow study --workdir runs/digits --draws 16 --candidates 64 --out study --json study.json
+  starflow study --workdir runs/digits --reference runs/small --out study
 """
 
 
@@ -43,6 +48,7 @@ def add_to(subparsers: Any) -> None:
     option = parser.add_argument
     option("--workdir", required=True, type=run_path, metavar="DIR", help="folder of a trained run")
     option("--out", required=True, type=output_path, metavar="DIR", help="a new folder for the report and the plots")
+    option("--reference", type=runs_path, metavar="DIR", help="a second run, for likelihood ratios (its newest step)")
     option("--num", type=integer(2, 10**6), metavar="N", help="images of each split (default: all)")
     option("--draws", type=integer(1, 10**4), default=4, metavar="N", help="draws of the noise per image (default 4)")
     option("--candidates", type=integer(2, 10**5), default=32, metavar="K", help="samples per class (default 32)")

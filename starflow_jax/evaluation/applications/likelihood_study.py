@@ -1,4 +1,4 @@
-"""Five applications of exact likelihood, on a run on small images, each with numbers and data for plots.
+"""Applications of exact likelihood, on a run on small images, each with numbers and data for plots.
 
 Every function takes a `StudiedRun` and returns an `Outcome`, whose `figures` are plain values and whose `shown` is the
 input of `study_plots`. log p(x) sums over equally likely classes, and averages densities over draws.
@@ -23,10 +23,12 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data import bits_per_dim, quantise
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.calibration import Reliability
 from starflow_jax.evaluation.applications.filtering import Contaminated, contaminate, filtering, suspicion_scores
-from starflow_jax.evaluation.applications.memorisation import Copying, Membership, Nearest, nearest
+from starflow_jax.evaluation.applications.memorisation import Copying, Membership, Nearest, RatioMembership, nearest
 from starflow_jax.evaluation.applications.other_images import other_images
-from starflow_jax.evaluation.applications.out_of_distribution import TrainingStatistics, detect, ood_scores
+from starflow_jax.evaluation.applications.out_of_distribution import Scored, TrainingStatistics, detect, ood_scores
+from starflow_jax.evaluation.applications.typicality import typicality_tests
 from starflow_jax.evaluation.likelihood.bayes_classifier import bayes_accuracy, classify, log_mean_exp
 from starflow_jax.evaluation.likelihood.image_likelihood import log_probs
 from starflow_jax.evaluation.likelihood.one_pass_classifier import classify_by_gradient, one_pass_scores
@@ -71,6 +73,26 @@ class StudiedRun:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """A second run, whose likelihood of the same images is compared.
+
+    Attributes:
+      run: with the images, the key and the draws of the studied run.
+      train, test: its -log2 p(x) of both splits, the class summed out, float64 [n] and [m].
+    """
+
+    run: StudiedRun
+    train: np.ndarray
+    test: np.ndarray
+
+    @classmethod
+    def of(cls, run: StudiedRun) -> Reference:
+        """Scores both splits, with the noise that the studied run has for them."""
+        train, test = (run.bits(run.class_log_probs(s, i), s) for i, s in enumerate((run.train, run.test)))
+        return cls(run, train, test)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
     """The outcome of one application: its name, numbers as plain values, and the data of its plot."""
 
@@ -79,33 +101,37 @@ class Outcome:
     shown: Mapping[str, Any]
 
 
+def posterior(log_p: np.ndarray) -> np.ndarray:
+    """p(y | x) of equally likely classes, float64 [n, classes]; uniform for images of no density under any class.
+
+    Args:
+      log_p: log p(x | y), [draws, n, classes].
+    """
+    by_class = log_mean_exp(log_p)
+    evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
+    finite = np.isfinite(evidence)
+    return np.where(finite, np.exp(by_class - np.where(finite, evidence, 0.0)), 1.0 / by_class.shape[1])
+
+
 def classification(run: StudiedRun, log_p: np.ndarray) -> Outcome:
     """Classification of held-out images by the Bayes rule, the calibration of its probabilities, and the one-pass rule.
-
-    The expected calibration error is the mean, over ten bins of the winning class's probability weighted by their
-    images, of |share that is right - mean probability| (Guo et al., arXiv 1706.04599).
 
     Args:
       log_p: log p(x | y) of `run.test`, [draws, n, classes].
     """
     labels = run.test.labels
     accuracy = bayes_accuracy(log_p, labels)
-    by_class = log_mean_exp(log_p)
-    evidence = np.logaddexp.reduce(by_class, axis=1, keepdims=True)
-    # An image with zero density under all classes gets a uniform posterior.
-    finite = np.isfinite(evidence)
-    posterior = np.where(finite, np.exp(by_class - np.where(finite, evidence, 0.0)), 1.0 / by_class.shape[1])
-    read, sure = classify(log_p), posterior.max(axis=1)
-    bins = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(float((read == labels)[bins == b].sum() - sure[bins == b].sum())) for b in range(10)]
+    read, sure = classify(log_p), np.minimum(posterior(log_p).max(axis=1), 1.0)
+    reliability = Reliability.from_predictions(sure, read == labels)
     figures = {
         "accuracy": dataclasses.asdict(accuracy),
-        "calibration_error": sum(gaps) / len(labels),
+        "calibration_error": reliability.expected_error,
+        "reliability": reliability.to_dict(),
         "one_pass": one_pass_classification(run, read),
     }
     wrong = np.flatnonzero(read != labels)
     examples = {"wrong": wrong[np.argsort(-sure[wrong])], "least_sure": np.argsort(sure), "read": read, "sure": sure}
-    return Outcome("classification", figures, examples)
+    return Outcome("classification", figures, examples | {"reliability": reliability})
 
 
 def one_pass_classification(run: StudiedRun, by_bayes: np.ndarray) -> dict[str, Any]:
@@ -151,26 +177,40 @@ def _seconds(compute: Callable[[], Any]) -> float:
     return min(times)
 
 
-def out_of_distribution(run: StudiedRun, train: np.ndarray, test: np.ndarray) -> Outcome:
-    """AUROC of four scores on out-of-distribution images.
+def out_of_distribution(
+    run: StudiedRun, train: np.ndarray, test: np.ndarray, reference: Reference | None = None
+) -> Outcome:
+    """AUROC of several scores on out-of-distribution images, and the test of typicality on batches of them.
 
     Args:
-      train, test: log p(x | y) of `run.train` and `run.test`.
+      train, test: log p(x | y) of `run.train` and `run.test`; reference: a second run, whose likelihood is one more
+        score's background.
     """
+
+    def scored(source: ArraySource, stream: int) -> Scored:
+        both = [model.bits(model.class_log_probs(source, stream), source) for model in models]
+        return (source, both[0]) if reference is None else (source, both[0], both[1])
+
+    models = [run] if reference is None else [run, reference.run]
     training = TrainingStatistics.from_training(run.train, run.bits(train, run.train))
-    held_out = (run.test, run.bits(test, run.test))
+    bits = run.bits(test, run.test)
+    held_out: Scored = (run.test, bits) if reference is None else (run.test, bits, reference.test)
     other_sets = {
-        name: (source, run.bits(run.class_log_probs(source, 100 + index), source))
-        for index, (name, source) in enumerate(other_images(run.test).items())
+        name: scored(source, 100 + index) for index, (name, source) in enumerate(other_images(run.test).items())
     }
     rows = [row.to_dict() for row in detect(training, held_out, other_sets)]
     scores = {"held out": ood_scores(training, *held_out)}
     scores |= {name: ood_scores(training, *pair) for name, pair in other_sets.items()}
-    images = {"held out": run.test.images} | {name: source.images for name, (source, _) in other_sets.items()}
-    finite = held_out[1][np.isfinite(held_out[1])]
+    images = {"held out": run.test.images} | {name: pair[0].images for name, pair in other_sets.items()}
+    finite = bits[np.isfinite(bits)]
     mean = float(finite.mean()) if len(finite) else math.inf
-    lost = len(held_out[1]) - len(finite)
-    figures = {"held_out_bits_per_dim": mean / run.test.images[0].size, "held_out_not_finite": lost, "sets": rows}
+    tests = typicality_tests(training.mean_bits, bits, {name: pair[1] for name, pair in other_sets.items()})
+    figures = {
+        "held_out_bits_per_dim": mean / run.test.images[0].size,
+        "held_out_not_finite": len(bits) - len(finite),
+        "sets": rows,
+        "typicality_tests": [dataclasses.asdict(test) for test in tests],
+    }
     return Outcome("out_of_distribution", figures, {"scores": scores, "images": images})
 
 
@@ -220,11 +260,14 @@ def ranked_sampling(run: StudiedRun, *, candidates: int = 32, keep: int = 8) -> 
     return Outcome("ranked_sampling", figures, {"drawn": samples, "best": best, "worst": worst, "right": right})
 
 
-def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, samples: Any) -> Outcome:
+def memorisation(
+    run: StudiedRun, train: np.ndarray, test: np.ndarray, samples: Any, reference: Reference | None = None
+) -> Outcome:
     """Membership by likelihood, and the nearest training image of every sample, in pixels and in latents.
 
     Args:
       train, test: log p(x | y) of `run.train` and `run.test`; samples: `sampling.Samples` of the run.
+      reference: a second run, for membership by likelihood ratio.
     """
     labels = np.where(samples.labels < 0, 0, samples.labels)
     queries = {"samples": (_levels(run, samples.x), labels), "held_out": (run.test.images, run.test.labels)}
@@ -238,14 +281,16 @@ def memorisation(run: StudiedRun, train: np.ndarray, test: np.ndarray, samples: 
         same = of_images[:, None] == run.train.labels if classes else None
         by_latents[name] = nearest(_latents(run, images, of_images), codes, same=same)
     dims = run.train.images[0].size
+    bits = (run.bits(train, run.train) / dims, run.bits(test, run.test) / dims)
     figures = {
-        "membership": Membership.from_bits(
-            run.bits(train, run.train) / dims, run.bits(test, run.test) / dims
-        ).to_dict(),
+        "membership": Membership.from_bits(*bits).to_dict(),
         "pixels": Copying.from_distances(by_pixels["samples"].distance, by_pixels["held_out"].distance).to_dict(),
         "latents": Copying.from_distances(by_latents["samples"].distance, by_latents["held_out"].distance).to_dict(),
         "samples": len(labels),
     }
+    if reference is not None:
+        ratio = RatioMembership.from_bits(*bits, reference.train / dims, reference.test / dims)
+        figures["ratio_membership"] = ratio.to_dict()
     examples = {"samples": queries["samples"][0], "by_pixels": by_pixels, "by_latents": by_latents}
     return Outcome("memorisation", figures, examples)
 

@@ -1,6 +1,6 @@
 """Tests whether a model copies its training images or assigns them higher likelihood.
 
-Three tests that need no other model:
+Three tests need no other model:
 
 - membership: AUROC of log p(x) for training images against held-out ones; above 1/2, training images are favoured.
 - copies in pixels: the distance from a sample to its nearest training image, against that from a held-out image: a
@@ -8,8 +8,14 @@ Three tests that need no other model:
 - copies in latents: the same among the z of the flow, in which a distance is measured in standard deviations of the
   model's own noise, so that small changes that the model considers unlikely have a large weight.
 
-The last one is the nearest training image by likelihood, too: with a Gaussian of any one width s around the latent of
-every training image x', the density of a sample x is log N(z(x); z(x'), s^2 I) + log |dz/dx|, and all but
+A fourth needs one, such as a smaller model of the same data, which memorises less, or a model of other data:
+
+- membership by likelihood ratio: the score log p(x) - log p_reference(x). What makes an image likely or unlikely to any
+  model, as its simplicity does, cancels (Watson et al., arXiv 2111.08440, difficulty calibration; Mireshghallah et al.,
+  2203.03929; Carlini et al., 2012.07805, compare a larger and a smaller language model in this way).
+
+The test by latents is the nearest training image by likelihood, too: with a Gaussian of any one width s around the
+latent of every training image x', the density of a sample x is log N(z(x); z(x'), s^2 I) + log |dz/dx|, and all but
 -|z(x) - z(x')|^2 / (2 s^2) is the same for all x'. The likeliest x' is the one with the nearest latent.
 """
 
@@ -22,7 +28,9 @@ from typing import Any
 import numpy as np
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.evaluation.applications.roc import Auroc, auroc
+from starflow_jax.evaluation.applications.roc import Auroc, auroc, true_positive_rate_at
+
+RATE = 0.01  # false positives, at which membership is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,6 +133,62 @@ class Membership:
         mean, other = (float(np.mean(bits)) if len(bits) else math.inf for bits in finite)
         lost = sum(len(bits) for bits in both) - sum(len(bits) for bits in finite)
         return cls(mean, other, auroc(-both[0], -both[1]), lost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioMembership:
+    """Separation of training images from held-out images by their likelihood ratio to a reference model.
+
+    Attributes:
+      train, held_out: mean of log2 p(x) - log2 p_reference(x) for each dimension, of images whose ratio is finite.
+      area: AUROC of the ratio, training images the positives.
+      found: share of training images that are found where at most 1 in 100 held-out images is called one;
+        found_by_likelihood: the same by log p(x) alone. 0.01 is chance.
+      not_finite: images whose log-likelihood overflows in one of the models; those of the first model rank lowest.
+    """
+
+    train: float
+    held_out: float
+    area: Auroc
+    found: float
+    found_by_likelihood: float
+    not_finite: int
+
+    @classmethod
+    def from_bits(
+        cls,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        reference_train: np.ndarray,
+        reference_held_out: np.ndarray,
+    ) -> RatioMembership:
+        """Computes the attributes from bits/dim of training images [n] and held-out ones [m], by both models.
+
+        Raises:
+          ValueError: the models were not given the same images.
+        """
+        pairs = [(train, reference_train), (held_out, reference_held_out)]
+        for bits, reference in pairs:
+            check(
+                np.ndim(bits) == 1 and np.shape(bits) == np.shape(reference),
+                f"bits of both models must be [n], got {list(np.shape(bits))} and {list(np.shape(reference))}",
+            )
+        ratios, plain = [], []
+        for bits, reference in pairs:
+            own = np.where(np.isfinite(bits), bits, np.inf)
+            with np.errstate(invalid="ignore"):
+                ratio = np.where(np.isfinite(reference), reference, np.inf) - own
+            ratios.append(np.where(np.isfinite(own), ratio, -np.inf))
+            plain.append(-own)
+        finite = [ratio[np.isfinite(ratio)] for ratio in ratios]
+        mean, other = (float(np.mean(ratio)) if len(ratio) else -math.inf for ratio in finite)
+        lost = sum(len(ratio) for ratio in ratios) - sum(len(ratio) for ratio in finite)
+        found, by_likelihood = (true_positive_rate_at(one[0], one[1], RATE) for one in (ratios, plain))
+        return cls(mean, other, auroc(ratios[0], ratios[1]), found, by_likelihood, lost)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,13 +1,16 @@
 """Out-of-distribution detection by exact likelihood, and where it fails.
 
 A high likelihood does not mean that an image is in distribution: simple images may be likelier than all training images
-(Nalisnick et al., arXiv 1810.09136). Four scores, each higher for images that look out of distribution:
+(Nalisnick et al., arXiv 1810.09136). Scores, each higher for images that look out of distribution:
 
 - "likelihood": bits of the image, -log2 p(x). The plain score, which is low for simple images.
 - "typicality": how far these bits are from their mean over training images (Nalisnick et al., arXiv 1906.02994).
 - "background ratio": bits minus those under independent pixels with the training images' histogram, the simplest
   background model of a likelihood ratio (Ren et al., arXiv 1906.02845).
 - "complexity ratio": bits minus those of a universal code (Serra et al., arXiv 1909.11480; `code_length`).
+- "reference ratio", where there is a second model: bits minus those under it, log2 p_reference(x) - log2 p(x), the
+  likelihood ratio of 1906.02845 with this model as the background (and of Schirrmeister et al., arXiv 2006.10848, with
+  a model of general images).
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ from starflow_jax.evaluation.applications.code_length import code_lengths
 from starflow_jax.evaluation.applications.roc import Auroc, auroc
 
 SCORES = ("likelihood", "typicality", "background ratio", "complexity ratio")
+REFERENCE_SCORE = "reference ratio"
+
+# Images with their bits -log2 p(x) [n] and, where there is a reference model, their bits under it.
+Scored = tuple[ArraySource, np.ndarray] | tuple[ArraySource, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +57,15 @@ class TrainingStatistics:
         return cls(float(np.mean(finite)) if len(finite) else math.inf, counts / counts.sum())
 
 
-def ood_scores(training: TrainingStatistics, source: ArraySource, bits: np.ndarray) -> dict[str, np.ndarray]:
+def ood_scores(
+    training: TrainingStatistics, source: ArraySource, bits: np.ndarray, reference: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The scores of images by name, float64 [n] each; see the module.
 
     Args:
       source: the images; bits: -log2 p(x) of each, [n]. Where it is not finite (the log-likelihood
         overflows), every score is infinite.
+      reference: the same under a reference model, or None. Where only this is not finite, the ratio is the lowest.
 
     Raises:
       ValueError: other shapes.
@@ -65,13 +75,20 @@ def ood_scores(training: TrainingStatistics, source: ArraySource, bits: np.ndarr
     bits = np.where(np.isfinite(bits), bits, np.inf)
     pixels = source.images.reshape(len(source), -1)
     background = -np.log2(training.background)[pixels].sum(axis=1)
-    return {
+    scores = {
         "likelihood": bits,
         # Without a finite training image there is no mean to compare with.
         "typicality": np.abs(bits - training.mean_bits) if math.isfinite(training.mean_bits) else bits,
         "background ratio": bits - background,
         "complexity ratio": bits - code_lengths(source.images, source.levels),
     }
+    if reference is not None:
+        reference = np.asarray(reference, np.float64)
+        check(reference.shape == bits.shape, f"reference must be [{len(bits)}], got {list(reference.shape)}")
+        with np.errstate(invalid="ignore"):
+            ratio = bits - np.where(np.isfinite(reference), reference, np.inf)
+        scores[REFERENCE_SCORE] = np.where(np.isfinite(bits), ratio, np.inf)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,19 +117,20 @@ class Detection:
 
 def detect(
     training: TrainingStatistics,
-    held_out: tuple[ArraySource, np.ndarray],
-    others: Mapping[str, tuple[ArraySource, np.ndarray]],
+    held_out: Scored,
+    others: Mapping[str, Scored],
 ) -> list[Detection]:
     """AUROC of every score on every out-of-distribution set; below 1/2 the score prefers out-of-distribution images.
 
     Args:
-      held_out: held-out images and their bits [n]; others: the same for out-of-distribution sets, by name.
+      held_out: held-out images with their bits; others: the same for out-of-distribution sets, by name. Either all
+        have bits under the reference model or none.
     """
     normal = ood_scores(training, *held_out)
     results = []
-    for name, (source, bits) in others.items():
-        scores = ood_scores(training, source, bits)
-        areas = {score: auroc(scores[score], normal[score]) for score in SCORES}
+    for name, scored in others.items():
+        source, scores = scored[0], ood_scores(training, *scored)
+        areas = {score: auroc(scores[score], normal[score]) for score in normal}
         bits_of_set = scores["likelihood"]
         likelier = float(np.mean(bits_of_set < np.median(normal["likelihood"])))
         finite_bits = bits_of_set[np.isfinite(bits_of_set)]
@@ -124,9 +142,10 @@ def detect(
 def detection_table(rows: list[Mapping[str, Any]]) -> str:
     """A Markdown table of `Detection.to_dict()` values."""
     head = ("out-of-distribution images", "bits/dim", "not finite", "likelier than median held-out")
-    table: list[tuple[str, ...]] = [(*head, *SCORES)]
+    scores = [*SCORES, *(score for score in (rows[0]["auroc"] if rows else ()) if score not in SCORES)]
+    table: list[tuple[str, ...]] = [(*head, *scores)]
     for row in rows:
-        areas = [row["auroc"][score] for score in SCORES]
+        areas = [row["auroc"][score] for score in scores]
         cells = [f"{area['area']:.3f} +- {area['error']:.3f}" for area in areas]
         mean = row["bits_per_dim"]  # None: infinite, as JSON has it
         bits = "-" if mean is None or not math.isfinite(mean) else f"{mean:.2f}" if mean < 1e5 else f"{mean:.3e}"

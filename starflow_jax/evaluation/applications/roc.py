@@ -1,4 +1,4 @@
-"""Metrics of a score as a binary classifier: the ROC curve, the area under it, precision at k."""
+"""Metrics of a score as a binary classifier: the ROC curve, the area under it, rates and precision at a threshold."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray,
     true = (len(high) - np.searchsorted(np.sort(high), thresholds, side="left")) / len(high)
     false = (len(low) - np.searchsorted(np.sort(low), thresholds, side="left")) / len(low)
     return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
+
+
+def true_positive_rate_at(positives: np.ndarray, negatives: np.ndarray, rate: float) -> float:
+    """The largest true positive rate of a threshold whose false positive rate is at most `rate`.
+
+    What is found by a test of membership that may hardly ever be wrong, which AUROC does not show (Carlini et al.,
+    arXiv 2112.03570). Args and errors as of `auroc`; rate: from 0 to 1.
+    """
+    check(0 <= rate <= 1, f"rate must be from 0 to 1, got {rate}")
+    false, true = roc_curve(positives, negatives)
+    return float(true[false <= rate].max())
 
 
 def precision_at(scores: np.ndarray, positive: np.ndarray, k: int) -> float:

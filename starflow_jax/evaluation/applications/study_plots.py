@@ -10,6 +10,7 @@ import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.data.sources.base import ArraySource
+from starflow_jax.evaluation.applications.calibration import Reliability
 from starflow_jax.evaluation.applications.likelihood_study import Outcome
 from starflow_jax.evaluation.applications.out_of_distribution import SCORES
 from starflow_jax.evaluation.applications.roc import roc_curve
@@ -25,6 +26,7 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
         "filtering": _filtering,
         "ranked_sampling": _ranked,
         "memorisation": _memorisation,
+        "likelihood_ratios": _likelihood_ratios,
     }
     # Imported here because importing matplotlib takes a second; this backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,14 +40,36 @@ def draw_outcome(outcome: Outcome, train: ArraySource, test: ArraySource, path: 
 
 
 def _classification(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
-    """Draws the most confident errors, or the least confident images where there are no errors."""
+    """Draws the most confident errors, or the least confident images where there are none, and the reliability."""
     wrong = outcome.shown["wrong"][:_WIDE]
     indices = wrong if len(wrong) else outcome.shown["least_sure"][:_WIDE]
     titles = [
         f"{test.labels[p]} classified as {outcome.shown['read'][p]}\n{outcome.shown['sure'][p]:.2f}" for p in indices
     ]
     title = "mistakes of the Bayes rule, most confident first" if len(wrong) else "no mistakes; least confident images"
-    _rows(figure, title, [("", test.images[indices], titles)], test.levels)
+    figure.set_size_inches(_WIDE * 1.05 + 1.0, 5.6)
+    above, below = figure.subfigures(2, 1, height_ratios=[1.7, 3.9])
+    above.suptitle(title, fontsize=9)
+    _fill(above, [("", test.images[indices], titles)], test.levels, columns=_WIDE)
+    _reliability(below.subplots(1, 2), outcome.shown["reliability"])
+
+
+def _reliability(panels: Any, reliability: Reliability) -> None:
+    """Draws the share of right predictions over their mean probability, and the number of predictions in every bin."""
+    some = reliability.images > 0
+    p, share, spread = (a[some] for a in (reliability.confidence, reliability.accuracy, reliability.spread))
+    diagram, counts = panels
+    diagram.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+    diagram.errorbar(p, p, 2 * spread, fmt="none", ecolor="0.7", elinewidth=5, label="calibrated, two deviations")
+    diagram.plot(p, share, "o-", color="C0", label="Bayes rule")
+    errors = (100 * reliability.expected_error, 100 * reliability.maximum_error)
+    diagram.set_title(f"calibration error {errors[0]:.1f} %, at most {errors[1]:.1f} %", fontsize=9)
+    name = "probability of the predicted class"
+    diagram.set(xlabel=name, ylabel="share that is right", xlim=(0, 1), ylim=(-0.02, 1.02))
+    diagram.legend(fontsize=7, loc="upper left")
+    bins = len(reliability.images)
+    counts.bar((np.arange(bins) + 0.5) / bins, reliability.images, 0.9 / bins, color="C0")
+    counts.set(xlabel=name, ylabel="images", yscale="log", xlim=(0, 1), ylim=(0.5, None))
 
 
 def _detection(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
@@ -128,6 +152,35 @@ def _memorisation(figure: Any, outcome: Outcome, train: ArraySource, test: Array
     _rows(figure, title, rows, test.levels)
 
 
+def _likelihood_ratios(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySource) -> None:
+    """Draws images and, below each, its map: red where the first likelihood is higher, blue where the second is."""
+    rows = outcome.shown["rows"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    names = {
+        "classes": "held out,\ntwo classes",
+        "training": "training,\nreference",
+        "held out": "held out,\nreference",
+    }
+    figure.set_size_inches(_WIDE * 1.05 + 1.6, 2.7 * len(kinds) + 0.4)
+    figure.suptitle("log2 of likelihood ratios by token; red: the first is likelier", fontsize=9)
+    for part, kind in zip(np.atleast_1d(figure.subfigures(len(kinds), 1)), kinds, strict=True):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        images = (train if kind == "training" else test).images[[row["image"] for row in of_kind]]
+        grid = part.subplots(2, max(3, len(of_kind)), squeeze=False)
+        _fill_line(grid[0], names[kind], images, [], test.levels)
+        maps = np.asarray([row["map"] for row in of_kind], np.float64)
+        limit = np.nanmax(np.abs(maps[np.isfinite(maps)]), initial=0.0) or 1.0
+        drawn = None
+        for axes, row, values in zip(grid[1], of_kind, maps, strict=False):
+            drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            of = f"{row['first']} against {row['second']}\n" if kind == "classes" else ""
+            axes.set_xlabel(f"{of}{row['bits']:+.1f} bits", fontsize=7)
+            axes.set(xticks=[], yticks=[])
+        for axes in grid[1][len(of_kind) :]:
+            axes.set_axis_off()
+        part.colorbar(drawn, ax=grid[1], label="bits").ax.tick_params(labelsize=7)
+
+
 def _some(images: np.ndarray) -> np.ndarray:
     """Evenly spaced images of a set, which may be sorted."""
     return images[np.unique(np.linspace(0, len(images) - 1, min(_WIDE, len(images))).round().astype(int))]
@@ -141,17 +194,21 @@ def _rows(figure: Any, title: str, rows: Sequence[tuple[str, np.ndarray, Sequenc
     _fill(figure, rows, levels)
 
 
-def _fill(figure: Any, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int) -> None:
-    grid = figure.subplots(len(rows), max(3, *(len(images) for _, images, _ in rows)), squeeze=False)
+def _fill(figure: Any, rows: Sequence[tuple[str, np.ndarray, Sequence[str]]], levels: int, *, columns: int = 3) -> None:
+    grid = figure.subplots(len(rows), max(columns, *(len(images) for _, images, _ in rows)), squeeze=False)
     for line, (name, images, titles) in zip(grid, rows, strict=True):
-        for index, axes in enumerate(line):
-            if index >= len(images):
-                axes.set_axis_off()
-                continue
-            _show(axes, images[index], levels)
-            if titles:
-                axes.set_xlabel(titles[index], fontsize=7)
-        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        _fill_line(line, name, images, titles, levels)
+
+
+def _fill_line(line: Any, name: str, images: np.ndarray, titles: Sequence[str], levels: int) -> None:
+    for index, axes in enumerate(line):
+        if index >= len(images):
+            axes.set_axis_off()
+            continue
+        _show(axes, images[index], levels)
+        if titles:
+            axes.set_xlabel(titles[index], fontsize=7)
+    line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
 
 
 def _show(axes: Any, image: np.ndarray, levels: int) -> None:

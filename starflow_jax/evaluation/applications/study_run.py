@@ -17,7 +17,8 @@ from starflow_jax.core.figures import finite
 from starflow_jax.core.request_errors import RequestError, require
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.evaluation.applications import likelihood_study
-from starflow_jax.evaluation.applications.likelihood_study import Outcome, StudiedRun
+from starflow_jax.evaluation.applications.likelihood_study import Outcome, Reference, StudiedRun
+from starflow_jax.evaluation.applications.ratio_study import likelihood_ratios
 from starflow_jax.evaluation.applications.study_plots import draw_outcome
 from starflow_jax.evaluation.applications.study_report import markdown
 from starflow_jax.evaluation.evaluation_requests import StudyRequest
@@ -52,34 +53,35 @@ class StudyResult:
 
 
 def run_study(request: StudyRequest, *, on_skipped: OnSkipped = ignore_skipped) -> StudyResult:
-    """Runs every application that the run allows; runs without classes have two of the five.
+    """Runs every application that the run allows; those that read classes are left out for a run without.
 
     Args:
       on_skipped: called with the examples that could not be read.
 
     Raises:
-      RequestError: a run on clips, latents or captions, a class without a training image, or a noise level that the
-        flow does not have.
+      RequestError: a run on clips, latents or captions, a class without a training image, a noise level that the
+        flow does not have, or a reference whose images or classes are others.
       ValueError: see `load_run` and `open_scored_source`.
     """
     config, _, params, step = load_run(request.workdir, ema=request.ema, step=request.step)
     check_on_pixels(config)
     require(
-        not config.data.frames and config.text is None and config.data.text_encoder is None,
-        "{workdir} must be a run on still images without captions; use starflow score for others",
+        _is_plain(config), "{workdir} must be a run on still images without captions; use starflow score for others"
     )
     noise_level = scored_level(config, request.noise_level)
     train, test = (_in_memory(config, split, request.num, on_skipped) for split in ("train", "test"))
     _check_classes(config, train, test)
     draws = request.draws or DRAWS
     studied = StudiedRun(params, config, train, test, jax.random.key(request.seed), draws, noise_level)
-    outcomes = _outcomes(studied, request)
+    reference, reference_step = _reference_run(studied, request)
+    outcomes = _outcomes(studied, request, None if reference is None else Reference.of(reference))
     values = {
         "workdir": str(request.workdir),
         "step": step,
         "seed": request.seed,
         "draws": draws,
         **({} if noise_level is None else {"noise_level": noise_level}),
+        **({} if reference is None else {"reference": str(request.reference), "reference_step": reference_step}),
         "train": len(train),
         "test": len(test),
         **{outcome.name: outcome.figures for outcome in outcomes},
@@ -93,6 +95,43 @@ def write_study(out: Path, result: StudyResult) -> None:
         for outcome in result.outcomes:
             draw_outcome(outcome, result.train, result.test, folder / f"{outcome.name}.png")
         (folder / "report.md").write_text(markdown(result.values), encoding="utf-8")
+
+
+def _is_plain(config: ExperimentConfig) -> bool:
+    """Whether a run is on still images without captions."""
+    return not config.data.frames and config.text is None and config.data.text_encoder is None
+
+
+def _reference_run(studied: StudiedRun, request: StudyRequest) -> tuple[StudiedRun | None, int]:
+    """The second run with the images, the key and the draws of the studied one, and its newest step.
+
+    Raises:
+      RequestError: it is on other images, or has other classes.
+    """
+    if request.reference is None:
+        return None, 0
+    config, _, params, step = load_run(request.reference, ema=request.ema)
+    flow, own = config.flow, studied.config.flow
+    require(
+        _is_plain(config) and config.data.autoencoder is None,
+        "{reference} must be a run on the pixels of still images without captions",
+    )
+    size, own_size = (*flow.image_shape, flow.channels), (*own.image_shape, own.channels)
+    require(
+        size == own_size,
+        "{reference} must be a run on images of the size of {workdir}, {0}, got {1}",
+        "x".join(map(str, own_size)),
+        "x".join(map(str, size)),
+    )
+    classes, own_classes = (one.num_classes or one.text_dim for one in (flow, own))
+    require(
+        classes in (0, own_classes),
+        "{reference} must be a run without classes or with as many as {workdir}, {0}, got {1}",
+        own_classes,
+        classes,
+    )
+    run = dataclasses.replace(studied, params=params, config=config, noise_level=scored_level(config, None))
+    return run, step
 
 
 def _in_memory(config: ExperimentConfig, split: Split, count: int | None, on_skipped: OnSkipped) -> ArraySource:
@@ -116,9 +155,9 @@ def _check_classes(config: ExperimentConfig, train: ArraySource, test: ArraySour
         )
 
 
-def _outcomes(studied: StudiedRun, request: StudyRequest) -> list[Outcome]:
+def _outcomes(studied: StudiedRun, request: StudyRequest, reference: Reference | None) -> list[Outcome]:
     train, test = studied.class_log_probs(studied.train, 0), studied.class_log_probs(studied.test, 1)
-    outcomes = [likelihood_study.out_of_distribution(studied, train, test)]
+    outcomes = [likelihood_study.out_of_distribution(studied, train, test, reference)]
     if test.shape[2] > 1:
         filtered = likelihood_study.data_filtering(studied, mislabelled=request.mislabelled, damaged=request.damaged)
         ranked = likelihood_study.ranked_sampling(studied, candidates=request.candidates, keep=request.keep)
@@ -127,4 +166,6 @@ def _outcomes(studied: StudiedRun, request: StudyRequest) -> list[Outcome]:
     else:
         labels = class_labels(studied.config, 10 * request.candidates)
         samples = sample(studied.params, studied.config, jax.random.fold_in(studied.key, 3), labels, guidance=0.0)
-    return [*outcomes, likelihood_study.memorisation(studied, train, test, samples)]
+    outcomes.append(likelihood_study.memorisation(studied, train, test, samples, reference))
+    ratios = likelihood_ratios(studied, train, test, reference)
+    return outcomes if ratios is None else [*outcomes, ratios]
