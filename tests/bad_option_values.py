@@ -53,6 +53,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "--prompts": (INPUTS, "either"),
     "--model-config": (INPUTS, "file"),
     "--config": (INPUTS, "file"),
+    "--pairs": (INPUTS, "file"),
 }
 
 # Options whose text is parsed by the command. What is not here and has no type takes any text.
@@ -81,6 +82,8 @@ TEXTS = {
     ),
     "prepare --splits": ("", ",", "x", "train=", "=train", "train=test", "train,train", "train,", "a/b", LONG),
     "--features": ("", "x:", ":x", "missing", "json:missing", "missing:x", "folder", "empty", "garbage", LONG, "pipe"),
+    "--reward": ("", "x", "x:", ":x", "x y:z", "a:b:c", "missing.py:f", "clip:", "clip:x", "file.py:", LONG, "\x00"),
+    "--judge": ("", "x", "x:", ":x", "x y:z", "a:b:c", "missing.py:f", "clip:", "clip:x", "file.py:", LONG, "\x00"),
     "--clip": ("", "x", "x:", ":x", "x y:z", "a:b:c", "/x/y.py:z", LONG),
     "--class": ("", "x", "-1", "1.5", "10", HUGE, "nan", "every"),
     "--caption": ("missing.txt", "empty.txt", "folder.txt", "garbage.txt", "pipe.txt", f"{LONG}.txt"),

@@ -77,7 +77,13 @@ class Reads:
         self._returns: dict[str, set[str]] = defaultdict(set)
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
         self._configured = self._parts(
-            ("ExperimentConfig", "AutoencoderExperiment", "LearnedInverseExperiment", "SweepConfig")
+            (
+                "ExperimentConfig",
+                "AutoencoderExperiment",
+                "LearnedInverseExperiment",
+                "PostTrainingExperiment",
+                "SweepConfig",
+            )
         )
         for cls in classes.values():
             for field, annotation in cls.fields.items():

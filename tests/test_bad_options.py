@@ -38,6 +38,7 @@ BASES = {
     "vbench": ["--workdir", "clips", "--prompts", "overall_consistency.txt", "--out", "new"],
     "calibrate": ["--workdir", "run"],
     "train-inverse": ["--workdir", "run"],
+    "post-train": ["--workdir", "run", "--out", "new", "--reward", "digit"],
     "data": ["--config", "digits.py:tiny", "--seconds", "0"],
     "prepare": ["folder", "photos", "--out", "new"],
     "encode": ["--config", "digits.py:tiny", "--out", "new", "--fit-patch-pca", "2:1"],
@@ -94,6 +95,8 @@ def arguments(command: str, option: str) -> list[str]:
         base += ["--metrics", "clip" if option == "--clip" else "fid", "--num-samples", "16"]
     if command == "evaluate" and option == "--clip":
         base += ["--workdir", "tokens", "--caption", "a seven"]
+    if command == "post-train" and option == "--pairs":
+        base += ["--method", "dpo"]
     if command == "port" and option in PORT:
         base = list(PORT[option])
     if command == "sample" and option == "--model":

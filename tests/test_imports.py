@@ -25,7 +25,7 @@ ORDER = (
     ("training",),
     ("sampling",),
     ("evaluation",),
-    ("api", "reconstruction", "sweeps", "planning", "reports"),
+    ("api", "reconstruction", "sweeps", "planning", "post_training", "reports"),
     ("experiments",),
     ("demos",),
     ("cli",),

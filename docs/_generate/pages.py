@@ -23,6 +23,7 @@ from starflow_jax.core.config.optimizer_config import (
     OptimizerConfig,
     ScheduleFreeConfig,
 )
+from starflow_jax.core.config.post_training_config import PolicyConfig, PostTrainingExperiment, PreferenceConfig
 from starflow_jax.core.config.sweep_config import SweepConfig, SweepData, SweepRun
 
 # In the order of an experiment file: the field of the experiment that holds it (if any), and the class.
@@ -52,6 +53,9 @@ CONFIGURATION: tuple[tuple[str, type], ...] = (
     ("", LearnedInverseExperiment),
     ("network", LearnedInverseConfig),
     ("pairs", InversePairsConfig),
+    ("", PostTrainingExperiment),
+    ("policy", PolicyConfig),
+    ("preference", PreferenceConfig),
     ("", SweepConfig),
     ("runs", SweepRun),
     ("data", SweepData),

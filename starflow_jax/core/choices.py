@@ -50,6 +50,9 @@ Transfer = Literal["link", "copy"]
 LatentDtype = Literal["float16", "float32"]
 # Parameters that the loops of an inverse read: cast and gathered once beforehand, or as stored (`nn.ready_parameters`).
 ParameterForm = Literal["ready", "stored"]
+# How a flow is trained on a reward (`post_training`), and how the advantages of a group of samples are scaled.
+PostTrainingMethod = Literal["policy-gradient", "dpo"]
+AdvantageScale = Literal["centred", "standardised"]
 # Programs that `starflow plan` compiles.
 ProgramName = Literal["train", "inverse"]
 

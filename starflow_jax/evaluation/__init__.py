@@ -4,9 +4,11 @@
   Bayes rule, the Gaussian baseline, likelihood of clips by frame and by token.
 - `samples`: FID, KID, Inception Score, precision and recall, CLIP score of generated images against guidance.
 - `video`: PSNR, SSIM, motion, drift and caption agreement of clips, and the denoiser ablation.
+- `rewards`: what post-training rewards samples for.
 - `applications`: out-of-distribution detection, data filtering, ranked sampling, memorisation.
 
-`likelihood` imports none of the other three; `samples` and `video` import `likelihood`; `applications` imports all.
+`likelihood` imports none of the others; `samples` and `video` import `likelihood`; `rewards` and `applications` import
+all of these.
 """
 
 from __future__ import annotations

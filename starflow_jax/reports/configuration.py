@@ -13,11 +13,14 @@ from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
+from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.core.storage.places import shown
+from starflow_jax.training.checkpoints.post_training_record import read_post_training
 from starflow_jax.training.checkpoints.workdir import CONFIG_FILE, read_config
 
 MOST_FIELDS = 2000
 _MOST_CHARACTERS = 400
+_POST_TRAINING_OPTIONS = ("reward", "base_step")
 _NO_DEFAULT = "(none: must be set)"
 
 
@@ -75,10 +78,14 @@ def _text(value: Any) -> str:
 def commands(config: AnyExperiment, workdir: Path) -> str:
     """Lines of a shell that train the same again in a new folder, from the configuration in `workdir`.
 
-    Empty for a learned inverse whose run of a flow is not where it was.
+    Empty for a learned inverse whose run of a flow is not where it was. A post-trained run does not record where the
+    folder of its base run is.
     """
     if isinstance(config, LearnedInverseExperiment):
         return _inverse_command(config, workdir.absolute().parent)
+    post_training = read_post_training(workdir)
+    if post_training is not None:
+        return _post_training_command(post_training)
     command = "train"
     if isinstance(config, AutoencoderExperiment):
         command = "train-autoencoder" if config.autoencoder is None else "finetune-decoder"
@@ -114,6 +121,16 @@ def _inverse_command(config: LearnedInverseExperiment, run: Path) -> str:
         if name not in defaults or defaults[name] != value
     ]
     return " ".join(map(shlex.quote, words))
+
+
+def _post_training_command(experiment: PostTrainingExperiment) -> str:
+    """The command that trains the same again from the base run, whose folder it leaves open."""
+    values = dict(_leaves(json.loads(to_json(experiment))))
+    words = [f"--config.{name}={value}" for name, value in values.items() if name not in _POST_TRAINING_OPTIONS]
+    options = [f"--reward={experiment.reward}"] if experiment.reward is not None else []
+    options += [f"--step={experiment.base_step}"]
+    quoted = " ".join(map(shlex.quote, [*options, *words]))
+    return f"starflow post-train --workdir BASE --out again {quoted}"
 
 
 def _leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:

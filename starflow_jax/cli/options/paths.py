@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from starflow_jax.cli.options.arguments import shortened
+from starflow_jax.core.registries import REWARDS
 from starflow_jax.core.regular_files import file_kind
 from starflow_jax.core.storage.addresses import address_text, is_address
 
@@ -60,4 +61,22 @@ def network_name(text: str) -> str:
     if ":" in text and not is_address(text) and not Path(text).exists():
         return function_name(text)
     path(text)
+    return text
+
+
+def reward_name(text: str) -> str:
+    """Parses the name of a reward, FILE.py:FUNCTION, MODULE:FUNCTION or clip:MODULE:FUNCTION; returns the text."""
+    source, colon, function = text.rpartition(":")
+    if not colon:
+        names = REWARDS.names()
+        if text not in names:
+            allowed = f"one of {', '.join(names)}, FILE.py:FUNCTION or MODULE:FUNCTION"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {shortened(text)!r}")
+        return text
+    if not source.endswith(".py"):
+        function_name(text.removeprefix("clip:"))
+        return text
+    if not re.fullmatch(r"\w{1,200}", function):
+        raise argparse.ArgumentTypeError(f"must be FILE.py:FUNCTION, got {shortened(text)!r}")
+    path(source)
     return text

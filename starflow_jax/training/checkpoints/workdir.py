@@ -32,7 +32,7 @@ EVENTS_FOLDER = "events"
 CURVES_FILE = "curves.png"
 
 # Fields that may differ when a run is resumed, since they do not affect the parameters.
-_FREE = ("sample", "evaluate", "mesh")
+_FREE = ("sample", "evaluate", "mesh", "kl_bound")
 _FREE_IN_TRAIN = (
     "log_every",
     "checkpoint_every",

@@ -22,6 +22,8 @@ def line(name: str, step: int, steps: int, values: Mapping[str, float], seconds_
         ("bits_per_dim", "bits/dim {:.4f}"),
         ("held_out_bits_per_dim", "held out {:.4f} bits/dim"),
         ("psnr", "PSNR {:.2f} dB"),
+        ("reward", "reward {:.4f}"),
+        ("kl", "KL {:.3f} nats"),
         ("grad_norm", "gradient {:.3g}"),
         ("learning_rate", "rate {:.3g}"),
         ("images_per_second", "{:.4g} images/s"),
@@ -87,6 +89,8 @@ class Progress:
         for field, label, form in (
             ("loss", "loss", "{:.4f}"),
             ("bits_per_dim", "bits/dim", "{:.3f}"),
+            ("reward", "reward", "{:.3f}"),
+            ("kl", "KL", "{:.2f}"),
             ("images_per_second", "images/s", "{:.0f}"),
             ("mfu", "MFU", "{:.2f}"),
         ):

@@ -1,0 +1,190 @@
+"""The update of a post-trained flow: one compiled program for a step's samples or pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.post_training_config import PostTrainingExperiment
+from starflow_jax.flows.parameters import Params, abstract, merge
+from starflow_jax.post_training.objectives import clipped_surrogate, preference_loss
+from starflow_jax.sharding.layout import Layout, gathered, placed
+from starflow_jax.training.step.optimizer import DENOISER, apply_updates, gradient_point, init_optimizer
+from starflow_jax.training.step.train_step import TrainState, learning_rate
+
+METRICS = ("loss", "clipped", "accuracy", "grad_norm", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The static part of the training.
+
+    Attributes:
+      config: the run that is made, whose `train` is that of the post-training.
+      clip, reuse, parts: as in `PolicyConfig`; preference_beta: as in `PreferenceConfig`.
+      layout: of the devices, None for one device.
+    """
+
+    config: ExperimentConfig
+    clip: float
+    reuse: int
+    parts: int
+    preference_beta: float
+    layout: Layout | None
+
+    @classmethod
+    def of(cls, experiment: PostTrainingExperiment, config: ExperimentConfig, layout: Layout | None) -> Objective:
+        """That of an experiment. What the compiled program does not read is left out, so that runs share it."""
+        policy = experiment.policy
+        return cls(config, policy.clip, policy.reuse, policy.parts, experiment.preference.beta, layout)
+
+
+class PolicyBatch(NamedTuple):
+    """Samples of one step.
+
+    Attributes:
+      x: float32 [n, (T,) H, W, C], as the flow drew them; cond: labels [n], text states [n, L, E], or None.
+      log_p: float32 [n], under the flow that drew them; advantage: float32 [n].
+    """
+
+    x: Any
+    cond: Any
+    log_p: Any
+    advantage: Any
+
+
+class PairBatch(NamedTuple):
+    """Pairs of a better and a worse example of one step.
+
+    Attributes:
+      winner, loser: float32 [m, (T,) H, W, C]; cond: the condition of both.
+      winner_ref, loser_ref: float32 [m], log-likelihoods under the reference.
+      weight: float32 [m], sums to 1, or to 0 where no pair has a better example.
+    """
+
+    winner: Any
+    loser: Any
+    cond: Any
+    winner_ref: Any
+    loser_ref: Any
+    weight: Any
+
+
+def trained(params: Params) -> Params:
+    """The parameters that are trained: those of the flow. A learned denoiser stays as it is."""
+    return {name: value for name, value in params.items() if name != DENOISER}
+
+
+def initial_state(experiment: PostTrainingExperiment, params: Params) -> TrainState:
+    """The state before the first update, from a copy of the parameters of the base run."""
+    key = jax.random.key_data(jax.random.key(experiment.seed))
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, init_optimizer(experiment.train, trained(params)), None, key)
+
+
+def _update(
+    objective: Objective, state: TrainState, batch: PolicyBatch | PairBatch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after the updates of one step, and scalars float32, the means over them of `METRICS`.
+
+    An update whose loss or gradients are not finite changes nothing.
+    """
+    config, train, layout = objective.config, objective.config.train, objective.layout
+    definition = abstract(config.flow, layout)[0]
+    kept = {name: value for name, value in state.params.items() if name == DENOISER}
+    rate = learning_rate(config)(state.step)
+
+    def contribution(params: Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return _loss(objective, lambda x, cond: merge(definition, params | kept).log_prob(x, cond), part)
+
+    def one(carry: tuple[Params, Any], rows: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
+        params, moments = carry
+        point = gradient_point(train, params, moments)
+        part = jax.tree.map(lambda array: array[rows], batch)
+        terms, gradients = _summed(contribution, point, part, train.accumulate, layout)
+        params, moments, report = apply_updates(
+            train, params, moments, gradients, step=state.step, lr=rate, allow=jnp.isfinite(terms["loss"])
+        )
+        terms |= {"grad_norm": report.grad_norm, "skipped": 1.0 - report.applied.astype(jnp.float32)}
+        return (params, moments), terms
+
+    rows = _rows(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), len(batch[0]), objective)
+    (params, moments), metrics = jax.lax.scan(one, (trained(state.params), state.opt_state), rows)
+    new = TrainState(state.step + 1, params | kept, moments, None, state.key)
+    if layout is not None:
+        new = jax.lax.with_sharding_constraint(new, layout.tree(new))
+    return new, gathered(layout, jax.tree.map(jnp.mean, metrics))
+
+
+# The second one reuses the buffers of the state, which is then gone.
+update = functools.partial(jax.jit, static_argnums=0)(_update)
+update_in_place = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(_update)
+
+
+def _rows(key: jax.Array, count: int, objective: Objective) -> jax.Array:
+    """The rows of every update, int32 [reuse * parts, count / parts]; in their order where there is one update."""
+    updates = objective.reuse * objective.parts
+    if updates == 1:
+        return jnp.arange(count)[None]
+    keys = jax.random.split(key, objective.reuse)
+    return jax.vmap(lambda k: jax.random.permutation(k, count))(keys).reshape(updates, -1)
+
+
+def _loss(
+    objective: Objective, log_prob: Callable[[jax.Array, Any], jax.Array], part: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The contribution of a part of a batch to the loss, and to its terms."""
+    layout = objective.layout
+    if isinstance(part, PolicyBatch):
+        x = placed(layout, part.x, "batch")
+        log_p = log_prob(x, _placed(layout, part.cond))
+        surrogate = clipped_surrogate(log_p, part.log_p, part.advantage, objective.clip)
+        share = 1.0 / objective.config.train.accumulate
+        return share * surrogate.loss, {"clipped": share * surrogate.clipped}
+    both = placed(layout, jnp.concatenate([part.winner, part.loser]), "batch")
+    cond = None if part.cond is None else jnp.concatenate([part.cond, part.cond])
+    winner, loser = jnp.split(log_prob(both, _placed(layout, cond)), 2)
+    found = preference_loss(
+        winner - part.winner_ref,
+        loser - part.loser_ref,
+        part.weight,
+        beta=objective.preference_beta,
+        dims=part.winner[0].size,
+    )
+    return found.loss, {"accuracy": found.accuracy}
+
+
+def _placed(layout: Layout | None, cond: jax.Array | None) -> jax.Array | None:
+    return None if cond is None else placed(layout, cond, "batch")
+
+
+def _summed(
+    contribution: Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Params,
+    batch: Any,
+    parts: int,
+    layout: Layout | None,
+) -> tuple[dict[str, jax.Array], Params]:
+    """The terms of the loss and its gradients, summed over equal parts of a batch (`train.accumulate`)."""
+    differentiated = jax.value_and_grad(contribution, has_aux=True)
+
+    def on_part(part: Any) -> tuple[dict[str, jax.Array], Params]:
+        (loss, terms), gradients = differentiated(params, part)
+        return terms | {"loss": loss}, gradients
+
+    if parts == 1:
+        return on_part(batch)
+    # Every part takes some rows of each device, so that no row moves between devices.
+    pieces = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(on_part, jax.tree.map(lambda a: a[0], pieces))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if layout is not None:
+        zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, on_part(part)), None), zeros, pieces)
+    return total
