@@ -32,6 +32,7 @@ MISSING_ALLOWED = {"folder": (*_NO_PATHS, "pipe")}  # a remark says what is miss
 PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "--json": (OUTPUTS, "file"),
     "data --workdir": (MISSING_ALLOWED, "folder"),
+    "doctor --workdir": ({"folder": (*MISSING_ALLOWED["folder"], "s3://bucket/run")}, "folder"),
     "--out": (OUTPUTS, "folder"),
     "init --out": (OUTPUTS, "file"),
     "data --out": (OUTPUTS, "file"),

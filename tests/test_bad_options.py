@@ -27,6 +27,8 @@ SECONDS = 20
 BASES = {
     "train": ["--config", "digits.py:tiny", "--workdir", "new"],
     "init": ["--data", "photos", "--out", "new.py"],
+    "config": ["digits.py:tiny"],
+    "doctor": ["--seconds", "1"],
     "info": ["--workdir", "run"],
     "report": ["--workdir", "run"],
     "sample": ["--workdir", "run", "--out", "new.png", "--num", "1"],

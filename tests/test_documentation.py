@@ -16,6 +16,7 @@ import yaml
 from starflow_jax.cli.dispatch import COMMANDS
 from starflow_jax.core import config
 from starflow_jax.core.config import ExperimentConfig, TrainConfig
+from starflow_jax.core.config.field_descriptions import field_descriptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -85,6 +86,11 @@ def test_generated_pages_name_every_command_and_field(pages):
         assert all(f"| `{field.name}` |" in section for field in dataclasses.fields(cls))
     # SourceConfig is the part that DataConfig and ComponentConfig share.
     assert set(re.findall(r"^## `(\w+)`", configuration, re.MULTILINE)) == configuration_classes() - {"SourceConfig"}
+
+
+def test_every_field_is_described(pages):
+    for _, cls in pages.CONFIGURATION:
+        assert {field.name for field in dataclasses.fields(cls)} == set(field_descriptions(cls)), cls.__name__
 
 
 def test_readme_is_short_and_keeps_its_commands():

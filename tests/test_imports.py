@@ -25,7 +25,7 @@ ORDER = (
     ("training",),
     ("sampling",),
     ("evaluation",),
-    ("api", "reconstruction", "sweeps", "planning", "post_training", "reports"),
+    ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
     ("experiments",),
     ("demos",),
     ("cli",),

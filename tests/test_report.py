@@ -248,7 +248,7 @@ def test_settings_differ_from_the_defaults():
     flow = dataclasses.replace(CONFIG.flow, expansion=2, pixel_map=PixelMapConfig(levels=17))
     found = {one.name: one for one in settings(dataclasses.replace(CONFIG, flow=flow))}
     assert found["flow.expansion"].changed and found["flow.expansion"].default == "4"
-    assert found["flow.pixel_map"][1:] == ("PixelMapConfig", "None", True)
+    assert found["flow.pixel_map"][1:4] == ("PixelMapConfig", "None", True)
     assert found["flow.pixel_map.levels"].changed and not found["flow.pixel_map.alpha"].changed
 
 

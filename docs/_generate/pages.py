@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import re
 from typing import Any
 
 from starflow_jax.cli.dispatch import build_parser
 from starflow_jax.core import config
 from starflow_jax.core.config.autoencoder_config import LossConfig, NetworkConfig, ReconstructionConfig
+from starflow_jax.core.config.field_descriptions import NAMES, entries, summary
 from starflow_jax.core.config.learned_inverse_config import (
     InversePairsConfig,
     LearnedInverseConfig,
@@ -76,23 +76,21 @@ def configuration_page() -> str:
 
 def _class(where: str, cls: type) -> str:
     title = f"## `{cls.__name__}`" + (f" (`config.{where}`)" if where else "")
-    summary, _, described = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")
     rows = ["| field | type | default |", "|---|---|---|"]
     for field in dataclasses.fields(cls):
         rows.append(f"| `{field.name}` | `{_cell(field.type)}` | {_default(field)} |")
-    return "\n\n".join([title, summary.strip(), "\n".join(rows), *_descriptions(described)])
+    return "\n\n".join([title, summary(cls), "\n".join(rows), *_descriptions(cls)])
 
 
-def _descriptions(text: str) -> list[str]:
-    """The entries of an Attributes section as one Markdown list."""
-    entries = re.split(r"\n  (?=\S)", text.split("\n\n")[0].rstrip())
-    lines = [" ".join(entry.split()) for entry in entries if entry.strip()]
+def _descriptions(cls: type) -> list[str]:
+    """The entries of the Attributes section of a class as one Markdown list."""
+    lines = entries(cls)
     return ["\n".join(f"- {_names(line)}" for line in lines)] if lines else []
 
 
 def _names(line: str) -> str:
     """The names of fields before a colon as code: "a, b: text; c: text"."""
-    return re.sub(r"(?:(?<=; )|^)(\w+(?:, \w+)*):", lambda match: f"`{match[1].replace(', ', '`, `')}`:", line)
+    return NAMES.sub(lambda match: f"`{match[1].replace(', ', '`, `')}`:", line)
 
 
 def _default(field: dataclasses.Field) -> str:
@@ -111,8 +109,10 @@ def commands_page() -> str:
     """Every command with its options, as Markdown."""
     _, parsers = build_parser()
     parts = [
-        "# Commands\n\n`starflow COMMAND --help` prints the same. Exit codes: 0 done, 2 refused (a wrong argument or "
-        "file, explained in one sentence), 3 done in part (`starflow sweep`), 130 interrupted."
+        "# Commands\n\n`starflow COMMAND --help` prints the same. Exit codes: 0 done; 1 a bug, with its traceback; "
+        "2 refused (a wrong argument or file, explained in one sentence); 3 done in part (some rows of `starflow "
+        "sweep`, or a check of `starflow doctor`, failed); 75 try again later (a training that hung, processes that "
+        "did not come, a store that did not answer); 130 interrupted."
     ]
     for name, parser in parsers.items():
         parts.append(f"## `starflow {name}`\n\n{(parser.description or '').strip()}")

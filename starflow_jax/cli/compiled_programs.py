@@ -63,7 +63,7 @@ def cache_settings(environment: Mapping[str, str], keep: bool) -> CacheSettings:
     if _DIRECTORY in environment or environment.get(_ENABLED, "true").lower() in ("0", "f", "false", "n", "no", "off"):
         return CacheSettings({})
     try:
-        caches = _folder_of_caches(environment)
+        caches = folder_of_caches(environment)
         folder = caches / FOLDER / processor_name()
         _claim(caches, folder)
         tidy(caches / FOLDER)
@@ -75,7 +75,7 @@ def cache_settings(environment: Mapping[str, str], keep: bool) -> CacheSettings:
     return CacheSettings({name: value for name, value in variables.items() if name not in environment})
 
 
-def _folder_of_caches(environment: Mapping[str, str]) -> Path:
+def folder_of_caches(environment: Mapping[str, str]) -> Path:
     """The user's folder of caches, as the XDG base directory specification defines it."""
     named = Path(environment.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"

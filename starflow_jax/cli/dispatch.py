@@ -1,8 +1,8 @@
 """`starflow COMMAND`: parses the arguments, runs the command, reports bad input with one sentence and an exit code.
 
-Exit codes: 0 success, 1 a bug, 2 bad input, 3 partial success (sweep), 75 try again later (a training that hung,
-processes that did not come, a store that did not answer), 130 interrupted. Any other exception is a bug and keeps its
-traceback.
+Exit codes: 0 success, 1 a bug, 2 bad input, 3 partial success (sweep, doctor), 75 try again later (a training that
+hung, processes that did not come, a store that did not answer), 130 interrupted. Any other exception is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ examples:
   starflow evaluate --workdir runs/digits
   starflow sample --workdir runs/digits --num 64 --class 7 --guidance 1.5 --solver jacobi --out x.png
 
-starflow COMMAND --help explains every option.
+starflow COMMAND --help explains every option. Exit codes: 0 done, 1 a bug, 2 refused, 3 done in part, 75 try again
+later, 130 interrupted.
 """
 
 
@@ -142,6 +143,7 @@ def _run(argv: list[str], others: Others, own_process: bool) -> int:
     arguments.overrides = overrides
     arguments.argv = given
     arguments.others = others
+    arguments.parsers = parser, parsers
     # A caller of `main` in its own process configures JAX itself.
     if own_process and getattr(COMMANDS[name], "COMPILES", False):
         problem = keep_compiled_programs(not arguments.no_compilation_cache)

@@ -12,6 +12,8 @@ from starflow_jax.core.request_errors import RequestError
 
 BUG = 1
 REFUSED = 2
+# A part was done: some rows of a sweep failed, or a check of the doctor.
+PARTIAL = 3
 INTERRUPTED = 130
 # The same command may succeed later: a process hung, others did not come in time, or a store did not answer.
 TRY_AGAIN = 75

@@ -30,12 +30,14 @@ class Setting(NamedTuple):
     Attributes:
       name: with dots ("flow.pixel_map.levels"); value, default: as text.
       changed: whether it differs from the default. A field without one does.
+      owner: the dataclass that declares the field.
     """
 
     name: str
     value: str
     default: str
     changed: bool
+    owner: type
 
 
 def settings(config: AnyExperiment) -> list[Setting]:
@@ -58,14 +60,14 @@ def _settings(part: Any, prefix: str, default_part: Any) -> Iterator[Setting]:
             default = getattr(default_part, field.name)
         if dataclasses.is_dataclass(value):
             if default is None:  # an optional part
-                yield Setting(name, type(value).__name__, _text(default), True)
+                yield Setting(name, type(value).__name__, _text(default), True, type(part))
             yield from _settings(value, f"{name}.", default)
         elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
-            yield Setting(name, f"{len(value)} entries", _text(default), value != default)
+            yield Setting(name, f"{len(value)} entries", _text(default), value != default, type(part))
             for index, item in enumerate(value):
                 yield from _settings(item, f"{name}[{index}].", dataclasses.MISSING)
         else:
-            yield Setting(name, _text(value), _text(default), value != default)
+            yield Setting(name, _text(value), _text(default), value != default, type(part))
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.errors import PARTIAL, CommandError, sentences
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.cli.options.stored import output_file, runs_path, work_path
@@ -15,7 +15,6 @@ from starflow_jax.cli.remarks import remark, skipped_lines
 if TYPE_CHECKING:
     from starflow_jax.sweeps.sweep_request import SweepRequest
 
-PARTLY = 3  # some cells failed
 CONTINUES = "the same command continues after the last computed batch"
 
 ORDER = 60
@@ -113,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{summary}, {outcome.programs} programs compiled")
         for name, sentence in outcome.failures.items():
             print(f"failed: {name}: {sentence}")
-    return PARTLY if outcome.failures else 0
+    return PARTIAL if outcome.failures else 0
 
 
 def _request(arguments: argparse.Namespace) -> SweepRequest:
@@ -137,7 +136,7 @@ def _report_only(arguments: argparse.Namespace) -> int:
     with sentences(read_failures):
         failures = read_failures(arguments.out)
     _report(arguments, failures)
-    return PARTLY if failures else 0
+    return PARTIAL if failures else 0
 
 
 def _report(arguments: argparse.Namespace, failures: dict[str, str]) -> None:

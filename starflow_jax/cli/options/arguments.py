@@ -87,6 +87,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, got {shortened(text)!r}")
         return text
 
+    read.allowed = allowed  # type: ignore[attr-defined]
     return read
 
 

@@ -13,7 +13,15 @@ from starflow_jax.core.config.source_config import SourceConfig
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """A new autoencoder; the fields are those of `models.autoencoders.kl.model.AutoencoderKL`."""
+    """A new autoencoder (`models.autoencoders.kl.model.AutoencoderKL`); the names are those of diffusers.
+
+    Attributes:
+      block_out_channels: channels of each resolution, the highest first; every further one halves rows and columns.
+      layers_per_block: residual layers of the encoder at each resolution; the decoder has one more.
+      latent_channels, pixel_channels: channels of the latents and of the images.
+      norm_num_groups: groups of the group norms.
+      mid_block_add_attention: whether there is attention at the lowest resolution.
+    """
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int = 2

@@ -15,7 +15,7 @@ import numbers
 import runpy
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +82,23 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
     Raises:
       ValueError: a missing file, a file that fails, an unknown name, or a value of another type.
     """
+    values, complete = read_experiment_file(path_spec)
+    values = apply_overrides(values, overrides, cls)
+    return build(cls, values if complete is None else complete(values))
+
+
+Complete = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+def read_experiment_file(path_spec: str) -> tuple[dict[str, Any], Complete | None]:
+    """What `get_config` of an experiment file returns, as a nested mapping, and its `complete`, if it defines one.
+
+    Args:
+      path_spec: as for `load_experiment`.
+
+    Raises:
+      ValueError: a missing file, or a file that fails.
+    """
     name, _, variant = path_spec.partition(".py:")
     path = Path(name + ".py" if variant else path_spec)
     if not path.is_file():
@@ -101,9 +118,7 @@ def load_experiment(cls: type[T], path_spec: str, overrides: Sequence[str] = ())
         raise ValueError(f"get_config of {path} failed with {type(error).__name__}: {error}") from error
     if not isinstance(values, Mapping | ConfigDict):
         raise ValueError(f"get_config of {path} must return a ConfigDict, got {type(values).__name__}")
-    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
-    plain = apply_overrides(plain, overrides, cls)
-    return build(cls, plain if complete is None else complete(plain))
+    return (values.to_dict() if isinstance(values, ConfigDict) else dict(values)), complete
 
 
 def apply_overrides(

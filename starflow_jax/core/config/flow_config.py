@@ -54,7 +54,9 @@ class FlowConfig:
       patch_size: p; a token holds C * p * p channels.
       width, deep_width: residual channels of the shallow blocks and of the deep block (None: the same).
       num_blocks: K; layers_per_block: one number for all blocks, or K numbers (0: identity block).
-      head_dim, heads, kv_heads: as in TransformerConfig; heads None means width / head_dim, kv_heads None means heads.
+      head_dim, heads, kv_heads: channels of a head, query heads (None: width / head_dim), and key/value heads (None: as
+        many as query heads).
+      expansion, mlp, norm, qk_norm, post_norm, final_norm, bias, rope_pairs: as in TransformerConfig.
       order: "R2L" or "L2R"; determines which blocks reverse the tokens (specification, section 1.2).
       scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
       soft_clip: s of s * tanh(out / s); 0 turns it off.

@@ -22,6 +22,7 @@ class TrainConfig:
         at which the warm-up starts, "tarflow" (min_lr) or "starflow" (min(min_lr, 1e-6)).
       decay: shape of the learning rate after the warm-up: "cosine" from lr to min_lr; "linear", which stays at lr and
         falls linearly to min_lr in the last `decay_updates` updates; or "constant".
+      decay_updates: number of updates in which the learning rate of decay "linear" falls.
       optimizer: of the flow, by name, with its own options (`core.config.optimizer_config`).
       betas, weight_decay: of AdamW, for the flow. Weight decay applies to every parameter, as in the original.
       denoiser_lr, denoiser_betas: of the learned denoiser's own AdamW; its learning rate is constant.
