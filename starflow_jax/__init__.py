@@ -28,6 +28,8 @@ PUBLIC = {
     "SampleRequest": "starflow_jax.sampling.sample_requests",
     "log_prob": "starflow_jax.api.model_likelihood",
     "bits_per_dim": "starflow_jax.api.model_likelihood",
+    "compress": "starflow_jax.compression.image_codec",
+    "decompress": "starflow_jax.compression.image_codec",
     "load_run": "starflow_jax.training",
     # training
     "train": "starflow_jax.training",
@@ -62,6 +64,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.api.model_likelihood import log_prob as log_prob
     from starflow_jax.api.model_loading import from_pretrained as from_pretrained
     from starflow_jax.api.model_sampling import sample as sample
+    from starflow_jax.compression.image_codec import compress as compress
+    from starflow_jax.compression.image_codec import decompress as decompress
     from starflow_jax.core.config import DataConfig as DataConfig
     from starflow_jax.core.config import ExperimentConfig as ExperimentConfig
     from starflow_jax.core.config import FlowConfig as FlowConfig

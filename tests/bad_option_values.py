@@ -37,6 +37,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "init --out": (OUTPUTS, "file"),
     "data --out": (OUTPUTS, "file"),
     "report --out": (OUTPUTS, "file"),
+    "compress --out": (OUTPUTS, "file"),
     "train --workdir": (OUTPUTS, "folder"),
     "train-autoencoder --workdir": (OUTPUTS, "folder"),
     "finetune-decoder --workdir": (OUTPUTS, "folder"),

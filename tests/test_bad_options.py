@@ -17,6 +17,7 @@ from sweep_runs import params_of, write_run
 
 from starflow_jax.cli import dispatch
 from starflow_jax.cli.dispatch import build_parser, main
+from starflow_jax.compression.file_format import Header, write_file
 from starflow_jax.core.config import DataConfig, load_config
 from starflow_jax.models.autoencoders import save_autoencoder
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
@@ -36,6 +37,8 @@ BASES = {
     "score": ["--workdir", "clips", "--out", "new", "--num", "1"],
     "sweep": ["--config", "sweep.py", "--workdir", "run", "--out", "new"],
     "study": ["--workdir", "run", "--out", "new"],
+    "compress": ["--workdir", "run", "--out", "new", "digits.npy"],
+    "decompress": ["--workdir", "run", "--out", "new", "digits.sfz"],
     "video-quality": ["--video", "clip.gif", "--reference", "clip.gif", "--out", "new"],
     "vbench": ["--workdir", "clips", "--prompts", "overall_consistency.txt", "--out", "new"],
     "calibrate": ["--workdir", "run"],
@@ -101,7 +104,9 @@ def arguments(command: str, option: str) -> list[str]:
         base += ["--method", "dpo"]
     if command == "port" and option in PORT:
         base = list(PORT[option])
-    if command == "sample" and option == "--model":
+    if command == "compress" and option in VIDEO_OPTIONS:
+        base = ["--workdir", "clips", "--out", "new", "clip.gif"]
+    if command in ("sample", "compress", "decompress") and option == "--model":
         base = base[2:]
     for index in range(0, len(base), 2):
         if base[index] == option:
@@ -129,6 +134,10 @@ def home(tmp_path_factory):
         assert main(["sample", "--workdir", "clips", "--num", "1", "--out", "clip.gif", "--solver", "sequential"]) == 0
         (home / "photos").mkdir()
         assert main(["sample", "--workdir", "run", "--num", "2", "--out", "photos", "--solver", "sequential"]) == 0
+    np.save(home / "digits.npy", np.zeros((1, 8, 8, 1), np.uint8))
+    sizes = (17, 1, 0, 8, 8, 1, 1, 4, 8, 0, 0)
+    header = Header(*sizes, captions=(), environment=("", "", "", ""), fingerprint=bytes(8), probe=bytes(4), pixels=0)
+    (home / "digits.sfz").write_bytes(write_file(header, b""))
     autoencoder = AutoencoderKL((4, 4), layers_per_block=1, norm_num_groups=2)
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), autoencoder.abstract()[1])
     save_autoencoder(home / "vae", autoencoder, params)

@@ -24,7 +24,7 @@ ORDER = (
     ("data",),
     ("training",),
     ("sampling",),
-    ("evaluation",),
+    ("compression", "evaluation"),
     ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
     ("experiments",),
     ("demos",),

@@ -36,7 +36,7 @@ def map_pixels(
     """Mapped pixels and log |dy/dx| of each, float32, of dequantised pixels x in [-1, 1)."""
     if config.kind == "logit":
         return _logit(config, x)
-    cells, total = _cells(config)
+    cells, total = normal_cells(config)
     position = (x + 1.0) * (config.levels / 2.0)
     mapped, log_slope = position, jnp.zeros_like(position)
     for cell in cells:
@@ -54,7 +54,7 @@ def unmap_pixels(config: PixelMapConfig, y: Float[Array, "*shape"]) -> Float[Arr
     """The inverse of `map_pixels`."""
     if config.kind == "logit":
         return ((jax.nn.sigmoid(y) - config.alpha) / (1.0 - 2.0 * config.alpha)) * 2.0 - 1.0
-    cells, total = _cells(config)
+    cells, total = normal_cells(config)
     mapped = (y + 1.0) * (total / 2.0)
     position = mapped
     for cell in cells:
@@ -65,7 +65,7 @@ def unmap_pixels(config: PixelMapConfig, y: Float[Array, "*shape"]) -> Float[Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cell:
+class NormalCell:
     """A normal cell: its level; its start and width after the map; the probability of a tail, and its quantile -end."""
 
     level: int
@@ -75,13 +75,13 @@ class _Cell:
     end: float
 
 
-def _cells(config: PixelMapConfig) -> tuple[list[_Cell], float]:
+def normal_cells(config: PixelMapConfig) -> tuple[list[NormalCell], float]:
     """The normal cells, and the total width of all cells, in cells of an ordinary level."""
     tail = (1.0 - config.kept) / 2.0
     end, widened, cells = -NormalDist().inv_cdf(tail), 0.0, []
     for level, deviation in config.normal_cells:
         width = 2.0 * end * deviation
-        cells.append(_Cell(level, level + widened, width, tail, end))
+        cells.append(NormalCell(level, level + widened, width, tail, end))
         widened += width - 1.0
     return cells, config.levels + widened
 
