@@ -162,6 +162,12 @@ def test_models_that_cannot_code_are_refused(run):
         sf.compress(backwards, IMAGES[None])
 
 
+def test_a_mesh_is_refused(run, monkeypatch):
+    monkeypatch.setattr(image_codec, "tree_layout", lambda params: object())
+    with pytest.raises(ValueError, match="the model must be on one device, got a mesh"):
+        sf.compress(run, IMAGES)
+
+
 def test_groups_cover_all_images_and_begin_small():
     for count, rows in ((1, 64), (7, 2), (360, 64), (1000, 8)):
         sizes = group_sizes(count, rows)
