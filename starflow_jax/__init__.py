@@ -7,6 +7,7 @@ A flow maps data to Gaussian noise by an invertible network, so one model gives 
     run = sf.from_pretrained("runs/digits")
     samples = sf.sample(run, num=16, label=7)
     log_p = sf.log_prob(run, samples)
+    x, log_q = sf.distribution(run).sample_and_log_prob(jax.random.key(0), (16,))
 
 `PUBLIC` lists the public interface. Its names are imported from their modules on first use, so that
 `import starflow_jax` imports neither JAX nor NumPy. CONTRIBUTING.md states how the packages import each other.
@@ -30,6 +31,10 @@ PUBLIC = {
     "bits_per_dim": "starflow_jax.api.model_likelihood",
     "compress": "starflow_jax.compression.image_codec",
     "decompress": "starflow_jax.compression.image_codec",
+    "distribution": "starflow_jax.api.distributions",
+    "Distribution": "starflow_jax.api.flow_distribution",
+    "condition": "starflow_jax.api.model_condition",
+    "adapted": "starflow_jax.api.adapted",
     "load_run": "starflow_jax.training",
     # training
     "train": "starflow_jax.training",
@@ -60,6 +65,10 @@ PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from starflow_jax.api.adapted import adapted as adapted
+    from starflow_jax.api.distributions import distribution as distribution
+    from starflow_jax.api.flow_distribution import Distribution as Distribution
+    from starflow_jax.api.model_condition import condition as condition
     from starflow_jax.api.model_likelihood import bits_per_dim as bits_per_dim
     from starflow_jax.api.model_likelihood import log_prob as log_prob
     from starflow_jax.api.model_loading import from_pretrained as from_pretrained

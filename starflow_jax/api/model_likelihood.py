@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from starflow_jax.api.model_condition import Condition, given_condition
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -20,11 +20,7 @@ from starflow_jax.sampling.image_requests import SampledImages
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import log_likelihoods
 from starflow_jax.sampling.video_requests import SampledVideos
-from starflow_jax.sampling.videos.video_plan import text_states
-from starflow_jax.training.step.inputs import condition, open_source
-
-# Labels int [n], captions, or text states [n, L, text_dim].
-Condition = Sequence[int] | Sequence[str] | np.ndarray | jax.Array
+from starflow_jax.training.step.inputs import open_source
 
 
 def log_prob(
@@ -72,7 +68,7 @@ def log_prob(
         return score(x.samples.x, x.samples.text, given=given, window=window, later_cond=later)[x.kept]
     x = np.asarray(x)
     check(x.dtype.kind == "f", f"x must be floating point (bits_per_dim takes integer images), got {x.dtype}")
-    return score(x, _condition(model, cond, len(x)))
+    return score(x, given_condition(model, cond, len(x)))
 
 
 def bits_per_dim(
@@ -112,7 +108,7 @@ def bits_per_dim(
         data = model.config.data
         check(not data.on_latents, "model must be of pixels, got one of latents, which have no integer levels")
         levels = _levels(model.config) if levels is None else levels
-        params, cond = model.params, _condition(model, cond, len(images))
+        params, cond = model.params, given_condition(model, cond, len(images))
     else:
         levels, params = 256 if levels is None else levels, split(model)[1]
     check_integer("levels", levels, minimum=2)
@@ -146,18 +142,3 @@ def _levels(config: ExperimentConfig) -> int:
     if config.data.levels is not None:
         return config.data.levels
     return open_source(config.data, "test", flow=config.flow, text=config.text).levels
-
-
-def _condition(run: Run, cond: Condition | None, count: int) -> np.ndarray | None:
-    """What the flow reads for `count` examples: labels int32 [n], text states float32 [n, L, text_dim], or None."""
-    reads_captions = run.config.text is not None or run.config.data.text_encoder is not None
-    if cond is None:
-        cond = [""] * count if reads_captions else np.full(count, -1, np.int32)
-    check(not isinstance(cond, str) and len(cond) == count, f"cond must be one for each of the {count} examples of x")
-    if isinstance(cond[0], str):
-        return text_states(run.config, [str(text) for text in cond])
-    values = np.asarray(cond)
-    if values.ndim == 3:
-        return values
-    states = condition(jnp.asarray(values, jnp.int32), run.config.flow)
-    return None if states is None else np.asarray(states)

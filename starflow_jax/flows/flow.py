@@ -101,6 +101,13 @@ class Flow(nnx.Module):
             return tokens
         return tokens * jnp.sqrt(self.prior_variance[...]).reshape(1, *tokens.shape[1:-1], -1)
 
+    def prior_noise(self, z: Float[Array, "B *size"]) -> Float[Array, "B *size"]:
+        """The standard normal noise whose `noise_tokens` are those of z, the inverse of its scaling."""
+        if self.prior_variance is None:
+            return z
+        tokens = self.tokens_of(z)
+        return self.data_of(tokens / jnp.sqrt(self.prior_variance[...]).reshape(1, *tokens.shape[1:-1], -1))
+
     def data_of(self, tokens: Float[Array, "B *grid c"]) -> Float[Array, "B *size"]:
         """The inverse of `tokens_of`."""
         return unpatchify(tokens, self.config.patch_size, self.config.family)

@@ -18,9 +18,17 @@ from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_inverse import LearnedInverse
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid
+from starflow_jax.flows.pixel_map import map_pixels
 from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.solvers.base import Report, Solver
-from starflow_jax.solvers.inverse_arguments import SlidingWindow, check_estimates, check_frames, check_later
+from starflow_jax.solvers.inverse_arguments import (
+    SlidingWindow,
+    check_estimates,
+    check_frames,
+    check_later,
+    check_logdet,
+)
+from starflow_jax.solvers.log_scales import data_half, log_scale_half, widened
 from starflow_jax.solvers.per_block import AnySolver, solver_for_block
 from starflow_jax.solvers.sequential import Sequential
 from starflow_jax.solvers.span import Span
@@ -43,12 +51,15 @@ class Inversion:
         one is x, before the inverse of the pixel map where the flow has one.
       reports: one per block, in the order of inversion (deep block first; identity blocks have none).
       clean: the learned inverse's estimate of the data without the training noise, in the layout of z; None without it.
+      logdet: log |dz/dx| at x, [B] float32, of the map from x to the noise that the last block's inverse reads; None
+        unless it was requested.
     """
 
     x: jax.Array
     states: tuple[jax.Array, ...]
     reports: tuple[BlockReport, ...]
     clean: jax.Array | None = None
+    logdet: jax.Array | None = None
 
     @property
     def evaluations(self) -> Int[Array, ""]:
@@ -80,6 +91,7 @@ def inverse(
     learned: LearnedInverse | None = None,
     ready: bool = True,
     noise_level: float | Float[Array, ""] | None = None,
+    with_logdet: bool = False,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -104,6 +116,7 @@ def inverse(
         are given, which needs less memory.
       noise_level: scalar that a noise-conditioned flow reads, the level of the noise in the result and in `prefix`;
         None for its highest one.
+      with_logdet: whether to return the log-determinant, which is read off the last network evaluation of every token.
 
     Raises:
       ValueError: the arguments contradict each other or the configuration.
@@ -126,6 +139,8 @@ def inverse(
     level = resolved_level(config, noise_level, z.shape[0])
     for block_solver in solvers:
         check_estimates(block_solver, learned)
+    if with_logdet:
+        check_logdet(solvers, prefix, window)
     if ready:
         flow = ready_for_inference(flow)
         learned = None if learned is None else ready_for_inference(learned)
@@ -138,7 +153,7 @@ def inverse(
         if entered is not None:  # the network reads the noise of all frames
             tokens = tokens.at[:, : entered[-1].shape[1]].set(entered[-1])
         stream = learned.begin(grid, z.shape[0], cond, 0.0 if guidance is None else guidance.weight)
-    states, reports = [z.astype(jnp.float32)], []
+    states, reports, logdets = [z.astype(jnp.float32)], [], [jnp.zeros(z.shape[:1])]
     for index in reversed(range(config.num_blocks)):
         if not flow.blocks[index].is_identity:
             given, estimate = None if entered is None else entered[index], None
@@ -155,8 +170,10 @@ def inverse(
                 grid=grid,
                 solver=solvers[index],
                 window=window,
+                with_logdet=with_logdet,
             )
-            tokens, report = task.solve(tokens, given, estimate)
+            tokens, report, logdet = task.solve_with_logdet(tokens, given, estimate)
+            logdets += [] if logdet is None else [logdet]
             if solvers[index].reads_estimate:  # the pass of the network that gave it is an evaluation, too
                 report = dataclasses.replace(report, evaluations=report.evaluations.at[0].add(1))
             reports.append(report)
@@ -169,7 +186,11 @@ def inverse(
     if prefix is not None:
         states[-1] = states[-1].at[:, : prefix.shape[1]].set(prefix.astype(jnp.float32))
     x = states[-1] if config.pixel_map is None else flow.unmapped_data(tokens)
-    return Inversion(x, tuple(states), tuple(reports), clean)
+    if not with_logdet:
+        return Inversion(x, tuple(states), tuple(reports), clean)
+    if config.pixel_map is not None:  # without a network
+        logdets.append(jnp.sum(map_pixels(config.pixel_map, x)[1].reshape(x.shape[0], -1), axis=1))
+    return Inversion(x, tuple(states), tuple(reports), clean, jnp.sum(jnp.stack(logdets), axis=0))
 
 
 @flax.struct.dataclass
@@ -180,7 +201,7 @@ class BlockTask:
       flow, cond, guidance, temperature, index, solver: as in `Span`.
       later_cond, noise_level: as in `inverse`.
       grid: grid of the whole call.
-      window: as in `inverse`.
+      window, with_logdet: as in `inverse`.
     """
 
     flow: Flow
@@ -193,6 +214,7 @@ class BlockTask:
     grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
     solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
     window: SlidingWindow | None = flax.struct.field(pytree_node=False, default=None)
+    with_logdet: bool = flax.struct.field(pytree_node=False, default=False)
 
     def span(self, tokens: int, *, start: int = 0, context: int = 0) -> Span:
         """The span of `tokens` unsolved tokens after `context` encoded ones; start: index of the first of them."""
@@ -211,6 +233,7 @@ class BlockTask:
             solver=self.solver,
             start=start,
             context=context,
+            with_log_scales=self.with_logdet,
         )
 
     def solve(
@@ -225,21 +248,36 @@ class BlockTask:
           given: the block's input for the given frames.
           estimate: of the result, for a solver that starts from one.
         """
+        tokens, report, _ = self.solve_with_logdet(tokens, given, estimate)
+        return tokens, report
+
+    def solve_with_logdet(
+        self,
+        tokens: Float[Array, "B *grid c"],
+        given: Float[Array, "B *given c"] | None = None,
+        estimate: Float[Array, "B *grid c"] | None = None,
+    ) -> tuple[Float[Array, "B *grid c"], BlockReport, Float[Array, "B"] | None]:
+        """`solve`, and log |dz/dx| of the block; None unless `with_logdet`."""
         flow, index = self.flow, self.index
         grid, folded = flow.block_grid(index, self.grid)
         z = flow.to_block(index, tokens, self.grid)
         start = None if estimate is None else flow.to_block(index, estimate, self.grid)
         # A block inside frames needs no prefix: each frame is inverted alone, and given ones are inserted below.
         prefix = None if grid.frames is None else self._ordered_prefix(given)
+        if self.with_logdet:  # without given frames, see `check_logdet`
+            z, start = widened(z), None if start is None else widened(start)
         if grid.frames is None or self.window is None or grid.frames <= self.window.frames:
             parts, report = self._solve_span(z, prefix, start)
         else:
             parts, report = self._solve_windows(z, prefix, start)
         x = jnp.concatenate(([] if prefix is None else [prefix]) + [parts], axis=1)
+        logdet = None
+        if self.with_logdet:
+            x, logdet = data_half(x), -jnp.sum(log_scale_half(x).reshape(tokens.shape[0], -1), axis=1)
         raster = flow.from_block(index, x, self.grid, tokens.shape[0])
         if given is not None:
             raster = raster.at[:, : given.shape[1]].set(given)
-        return raster, BlockReport(**vars(_worst_frames(report, folded)), block=index)
+        return raster, BlockReport(**vars(_worst_frames(report, folded)), block=index), logdet
 
     def _ordered_prefix(self, given: Float[Array, "B *given c"] | None) -> Float[Array, "B p c"] | None:
         if given is None:

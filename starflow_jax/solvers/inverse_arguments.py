@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxtyping import Shaped
 
@@ -10,6 +11,7 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.order import AnyArray, Grid, block_order
 from starflow_jax.solvers.base import Solver
+from starflow_jax.solvers.one_pass import OnePass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +87,15 @@ def check_frames(
                 prefix.shape[1] < window.frames,
                 f"prefix must be shorter than window.frames={window.frames}, got {prefix.shape[1]} frames",
             )
+
+
+def check_logdet(
+    solvers: Sequence[Solver], prefix: Shaped[AnyArray, "..."] | None, window: SlidingWindow | None
+) -> None:
+    """Raises ValueError where the last evaluation of every token does not give the log-determinant of all of them."""
+    check(prefix is None, "prefix must be None with with_logdet=True, which covers all tokens")
+    check(window is None, "window must be None with with_logdet=True, which covers all tokens")
+    check(
+        not any(isinstance(solver, OnePass) for solver in solvers),
+        "solver must evaluate the flow with with_logdet=True, got OnePass, whose estimates have no density",
+    )

@@ -17,6 +17,7 @@ from starflow_jax.flows.order import Grid
 from starflow_jax.flows.prediction import Predict, guided
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.base import Kind, Report, Solver, Stage, StageReport, State
+from starflow_jax.solvers.log_scales import tracked, widened
 
 
 @flax.struct.dataclass
@@ -38,6 +39,7 @@ class Span:
       solver: the solver of the block.
       start: index of the first unsolved token in the whole sequence (given frames and earlier windows included).
       context: number of given tokens that are encoded first; `grid` includes them.
+      with_log_scales: whether all tokens, those passed to `begin` included, have log-scales (`log_scales`).
     """
 
     flow: Flow
@@ -51,6 +53,7 @@ class Span:
     solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
     start: int = flax.struct.field(pytree_node=False, default=0)
     context: int = flax.struct.field(pytree_node=False, default=0)
+    with_log_scales: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def num_trivial(self) -> int:
@@ -89,6 +92,8 @@ class Span:
         block = self.flow.blocks[self.index]
         predict, cache = self._predictor(batch)
         prefix, offset = block.start_token(batch), 0
+        if self.with_log_scales:
+            prefix = widened(prefix)
         history = context if history is None else history
         if self.num_trivial:
             context = history = z[:, :1]
@@ -137,6 +142,11 @@ class Span:
         return shifted
 
     def _predictor(self, batch: int) -> tuple[Predict, KVCache]:
+        """The prediction of the tokens, with log-scales where they have these, and a cache that holds the text."""
+        predict, cache = self._token_predictor(batch)
+        return (tracked(predict) if self.with_log_scales else predict), cache
+
+    def _token_predictor(self, batch: int) -> tuple[Predict, KVCache]:
         """The block's prediction, guided where the block is guided, and a cache that holds the text."""
         block, guidance = self.flow.blocks[self.index], self.guidance
         cond, temperature = self.cond, self.temperature
