@@ -114,7 +114,7 @@ def test_hashes_of_flows_without_a_map_are_as_before():
         ({"normal_cells": ((0, 0.0),)}, "width must be a finite number >= 0.001, got 0.0"),
         ({"normal_cells": ((3, 1.0), (3, 1.0))}, "in increasing order, got 3 after 3"),
         ({"normal_cells": (0,)}, r"normal_cells must be pairs \(level, width\), got 0"),
-        ({"kind": "cdf"}, "kind must be one of 'normal-cells', 'logit', got 'cdf'"),
+        ({"kind": "cdf"}, "kind must be one of 'normal-cells', 'logit', 'affine', got 'cdf'"),
     ],
 )
 def test_values_out_of_range_are_refused_in_a_sentence(change, sentence):

@@ -10,6 +10,7 @@ from starflow_jax.api.flow_distribution import Distribution
 from starflow_jax.api.model_likelihood import check_level
 from starflow_jax.api.model_loading import from_pretrained
 from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.parameters import split
 from starflow_jax.sampling.loaded_run import Run
@@ -17,6 +18,12 @@ from starflow_jax.sampling.sample_requests import SolverRequest
 from starflow_jax.sampling.solver_choice import choose_solver
 from starflow_jax.sharding.layout import Layout, tree_layout
 from starflow_jax.solvers import AnySolver, Sequential, is_approximate
+
+
+def vector_shape(config: FlowConfig) -> tuple[int, ...]:
+    """The shape of one vector of a flow on vectors: (n,), or (n, d) with more than one channel."""
+    tokens = config.image_shape[0]
+    return (tokens,) if config.channels == 1 else (tokens, config.channels)
 
 
 def distribution(
@@ -35,7 +42,8 @@ def distribution(
       solver: draws samples; its name or a solver, None for that of the run's configuration (of a flow: sequential).
       frames: of videos, counted as the flow reads them; None for as many as the run was trained on, and for images.
       noise_level: of a noise-conditioned model; None for its highest one, at which it samples.
-      shape: of one x, any with as many numbers as the flow reads, such as (784,); None for the flow's own.
+      shape: of one x, any with as many numbers as the flow reads, such as (784,); None for the flow's own, and
+        for a run on vectors that of its file, (n,) or (n, d).
       layout: the devices to spread the parameters of a folder over; None for one device.
 
     Raises:
@@ -48,6 +56,8 @@ def distribution(
     learned = None
     if isinstance(model, Run):
         config, params = model.config.flow, model.params
+        if shape is None and model.config.data.traits.vectors:
+            shape = vector_shape(config)
         frames = (model.config.data.frames or None) if frames is None else frames
         solver = choose_solver(solver, model, batch=1, warn=lambda text: warnings.warn(text, stacklevel=3))
         learned = model.learned_for(solver)

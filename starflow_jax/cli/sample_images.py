@@ -34,7 +34,7 @@ def sample_images(arguments: argparse.Namespace, run: Run, request: SampleReques
     from starflow_jax.training.step.frozen_text import load_text
 
     request.check_kind(run.workdir, videos=False)
-    if arguments.out.suffix in (".mp4", ".gif"):
+    if arguments.out.suffix in (".mp4", ".gif", ".npy", ".csv"):
         raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(arguments.out)!r}")
     with sentences(
         autoencoder_for, load_text, caption_reader, read_calibration, load_inverse, named_solver, check_request

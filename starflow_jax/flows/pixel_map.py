@@ -1,4 +1,4 @@
-"""The fixed bijection between dequantised pixels and the tokens of a flow, with its exact Jacobian.
+"""The fixed bijection between dequantised pixels, or vectors, and the tokens of a flow, with its exact Jacobian.
 
 A pixel of level v is x = 2 (v + u) / levels - 1, u uniform in [0, 1) (`data.decoding.dequantise`). Where an image has
 a sharp background, such as black, an affine block must shrink its scale to the width of one cell, far from where it
@@ -12,7 +12,7 @@ width 1, and T is scaled to [-1, 1]. Bits/dim remain the bound by uniform dequan
 fitted to integers that were dequantised with noise of a truncated normal density, and pays for its entropy.
 
 Outside of [-1, 1) the map continues linearly, so it is a bijection of the real line. "logit" maps an interval around
-[-1, 1) onto the real line.
+[-1, 1) onto the real line. "affine" standardises vectors.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def map_pixels(
     config: PixelMapConfig, x: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Mapped pixels and log |dy/dx| of each, float32, of dequantised pixels x in [-1, 1)."""
+    if config.kind == "affine":
+        shift, scale = _affine(config, x)
+        return (x - shift) / scale, jnp.broadcast_to(-jnp.log(scale), x.shape)
     if config.kind == "logit":
         return _logit(config, x)
     cells, total = normal_cells(config)
@@ -52,6 +55,9 @@ def map_pixels(
 
 def unmap_pixels(config: PixelMapConfig, y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The inverse of `map_pixels`."""
+    if config.kind == "affine":
+        shift, scale = _affine(config, y)
+        return shift + scale * y
     if config.kind == "logit":
         return ((jax.nn.sigmoid(y) - config.alpha) / (1.0 - 2.0 * config.alpha)) * 2.0 - 1.0
     cells, total = normal_cells(config)
@@ -62,6 +68,12 @@ def unmap_pixels(config: PixelMapConfig, y: Float[Array, "*shape"]) -> Float[Arr
         noise = (ndtr(cell.end * (2.0 * share - 1.0)) - cell.tail) / config.kept
         position = position - cell.width * share + noise
     return position * (2.0 / config.levels) - 1.0
+
+
+def _affine(config: PixelMapConfig, x: Float[Array, "*shape"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Shift and scale of every number, in the layout [H, W, C] of one example."""
+    shift, scale = (jnp.asarray(values, jnp.float32).reshape(x.shape[-3:]) for values in (config.shift, config.scale))
+    return shift, scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,7 +214,7 @@ def to_pixels(
 
     Latents are decoded by `autoencoder`; where that is None, `data.decoder`, else the autoencoder of the training, else
     the one in the folder of the precomputed latents is read. Samples of a model of dequantised data are quantised to
-    the levels of the data, which are stretched to 0..255.
+    the levels of the data, which are stretched to 0..255. Those of vectors are pictures of their values in [-1, 1].
     """
     decoder = data.decoder or data.autoencoder
     if autoencoder is not None:
@@ -225,7 +225,7 @@ def to_pixels(
         assert data.path is not None  # DataConfig checks it
         x = decode_latents(np.nan_to_num(x), Path(data.path))
     x = np.clip(np.nan_to_num(x, nan=-1.0), -1.0, 1.0)
-    if data.noise == "gaussian":
+    if data.noise != "uniform":
         return to_uint8(x)
     levels = data.pixel_levels
     return np.rint(quantise(x, levels) * (255.0 / (levels - 1))).astype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
@@ -22,6 +22,9 @@ from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 from starflow_jax.core.choices import Split, choices
 
+if TYPE_CHECKING:
+    from starflow_jax.evaluation.likelihood.vector_likelihood import VectorScores
+
 ORDER = 40
 COMPILES = True
 
@@ -32,6 +35,7 @@ bits/dim: of the integer pixels under uniform dequantisation, averaged over imag
 upper bound of the exact code length. Two standard errors: over images (of another test set) and over draws (of more
 draws of the noise).
 accuracy: argmax over classes y of p(x | y), averaged over the draws of an image.
+A run on vectors of numbers gives the mean log-likelihood in nats, exact, and the accuracy.
 A noise-conditioned flow has a density at every noise level; --noise-level chooses one. starflow sweep scores data with
 Gaussian noise of given levels, each at its own level.
 
@@ -102,11 +106,16 @@ def _score(arguments: argparse.Namespace) -> int:
     from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
     from starflow_jax.evaluation.likelihood.run_scores import evaluate_run
     from starflow_jax.evaluation.likelihood.scored_source import open_scored_source
+    from starflow_jax.evaluation.likelihood.vector_likelihood import evaluate_vectors, is_run_on_vectors
     from starflow_jax.training import load_run
 
     request = build_request(EvaluateRequest, arguments, ema=not arguments.no_ema)
     join(arguments)
     layout = layout_of_command(arguments)
+    with sentences(load_run, open_scored_source, is_run_on_vectors, evaluate_vectors):
+        vectors = evaluate_vectors(request, layout=layout) if is_run_on_vectors(request.workdir) else None
+    if vectors is not None:
+        return _report_vectors(arguments, vectors)
     with sentences(load_run, open_scored_source):
         result = evaluate_run(request, layout=layout, on_skipped=skipped_lines)
     if not is_first():
@@ -126,6 +135,19 @@ def _score(arguments: argparse.Namespace) -> int:
         )
     if arguments.json is not None:
         write_json(arguments.json, result.to_dict())
+        print(f"JSON: {arguments.json}")
+    return 0
+
+
+def _report_vectors(arguments: argparse.Namespace, scores: VectorScores) -> int:
+    from starflow_jax.core.figures import write_json
+
+    if not is_first():
+        return 0
+    print(scores.table())
+    print(f"{scores.vectors} vectors of {scores.dims} numbers, step {scores.step}, {scores.seconds:.1f} s")
+    if arguments.json is not None:
+        write_json(arguments.json, scores.to_dict())
         print(f"JSON: {arguments.json}")
     return 0
 

@@ -45,6 +45,7 @@ examples:
   starflow sample --workdir runs/t2i --text-encoder flan-t5-xl --caption "a corgi" --num 4 --out corgis.png
   starflow sample --model models/starflow-v --caption "a corgi looks at the camera" --frames 81 --fps 16 --out corgi.mp4
   starflow sample --workdir runs/video --caption "a seven moving left" --frames 24 --out seven.mp4
+  starflow sample --workdir runs/moons --num 1000 --out points.csv
   starflow sample --workdir runs/video --caption captions.txt --num 4 --solver auto --out videos
   starflow sample --workdir runs/video --caption "a two moving up" --image first.png --out two.gif
   starflow sample --workdir runs/video --caption inverted --video source.mp4 --out inverted.mp4
@@ -71,7 +72,8 @@ def add_to(subparsers: Any) -> None:
         type=output_path,
         metavar="PATH",
         help="x.png: one grid (videos: a row for each, a column for each frame); x.mp4, x.gif: videos in a grid; "
-        "x.npz: arrays; a name without a suffix: a new folder with a PNG or MP4 for each",
+        "x.npz: arrays; a name without a suffix: a new folder with a PNG or MP4 for each; of vectors x.npy, x.npz, "
+        "x.csv, and x.png for the density of two numbers",
     )
     option(
         "--num",
@@ -220,6 +222,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
 
     from starflow_jax.cli.sample_images import sample_images
+    from starflow_jax.cli.sample_vectors import sample_vectors
     from starflow_jax.cli.sample_videos import sample_videos
     from starflow_jax.sampling.loaded_run import open_run
     from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest
@@ -238,17 +241,20 @@ def run(arguments: argparse.Namespace) -> int:
         run = open_run(run_request, layout=layout, adapt=lambda config: sampled_as_released(arguments, config))
     if run.config.data.frames:
         return sample_videos(arguments, run, request)
+    if run.config.data.traits.vectors:
+        return sample_vectors(arguments, run, request)
     return sample_images(arguments, run, request)
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Raises CommandError unless the files of the command can be written."""
     out = arguments.out
-    if out.suffix in (".png", ".npz", ".mp4", ".gif"):
+    if out.suffix in (".png", ".npz", ".mp4", ".gif", ".npy", ".csv"):
         check_writable("--out", out)
     elif out.suffix:
         raise CommandError(
-            "--out must end in .png or .npz (of videos also .mp4 or .gif), or be a folder without a suffix, "
+            "--out must end in .png or .npz (of videos also .mp4 or .gif, of vectors .npy or .csv), or be a folder "
+            f"without a suffix, "
             f"got {str(out)!r}"
         )
     else:

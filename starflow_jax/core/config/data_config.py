@@ -20,7 +20,8 @@ class DataConfig(SourceConfig):
         not the data.
       prefetch: batches that the threads, or each process, read ahead.
       noise: "uniform" spreads each integer level over its unit interval (exact bits/dim); "gaussian" adds
-        noise_std times a standard normal to pixels in [-1, 1], or to latents.
+        noise_std times a standard normal to pixels in [-1, 1], to latents or to vectors; "none", of vectors alone, adds
+        nothing.
       noise_std: sigma_n of Gaussian noise, in the units of those pixels or latents; for a flow with `flow.noise_levels`
         the highest of them.
       label_drop: probability that a label (-1) or a caption (the empty one) is dropped, for guidance.
@@ -40,7 +41,7 @@ class DataConfig(SourceConfig):
     threads: int = 0
     workers: int = 0
     prefetch: int = 2
-    noise: Literal["uniform", "gaussian"] = "uniform"
+    noise: Literal["uniform", "gaussian", "none"] = "uniform"
     noise_std: float = 0.0
     label_drop: float = 0.0
     warp: float = 0.0
@@ -70,9 +71,16 @@ class DataConfig(SourceConfig):
         check_real("warp_strength", self.warp_strength, minimum=0.0)
         check(
             (self.noise == "gaussian") == (self.noise_std > 0),
-            f"noise_std must be above 0 for noise 'gaussian' and 0 for 'uniform', got noise={self.noise!r} "
+            f"noise_std must be above 0 for noise 'gaussian' and 0 for any other, got noise={self.noise!r} "
             f"and noise_std={self.noise_std}",
         )
+        vectors = any(part.traits.vectors for part in self.parts)
+        check(
+            self.noise in (("none", "gaussian") if vectors else ("uniform", "gaussian")),
+            f"noise must be 'none' or 'gaussian' for vectors, and 'uniform' or 'gaussian' for pictures, got "
+            f"{self.noise!r} for source {self.source!r}",
+        )
+        check(not (vectors and self.warp), f"warp must be 0 for vectors, got {self.warp}")
         if self.has_latents:
             check(self.noise == "gaussian", f"noise must be 'gaussian' for latents, got {self.noise!r}")
             check(not self.warp, f"warp must be 0 for latents, got {self.warp}")

@@ -149,9 +149,10 @@ class ExperimentConfig:
             self.train.language_model is None or self.flow.language_model is not None,
             f"train.language_model needs flow.language_model, got None for {self.train.language_model!r}",
         )
+        needed = "none" if self.flow.pixel_map is not None and self.flow.pixel_map.kind == "affine" else "uniform"
         check(
-            self.flow.pixel_map is None or (self.data.noise == "uniform" and not self.data.frames),
-            "flow.pixel_map needs still images with data.noise 'uniform', got "
+            self.flow.pixel_map is None or (self.data.noise == needed and not self.data.frames),
+            f"flow.pixel_map needs {'vectors' if needed == 'none' else 'still images'} with data.noise {needed!r}, got "
             f"noise={self.data.noise!r} and frames={self.data.frames}",
         )
         gaussian = self.data.noise == "gaussian"

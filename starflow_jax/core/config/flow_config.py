@@ -148,13 +148,16 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps and noise levels are left out, so that hashes of flows without them stay what they were.
+        Absent pixel maps and noise levels, and unused fields of maps, are left out, so that hashes of flows without
+        them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
         for name in ("pixel_map", "noise_levels"):
             if values[name] is None:
                 del values[name]
+        if self.pixel_map is not None and self.pixel_map.kind != "affine":
+            values["pixel_map"] = {k: v for k, v in values["pixel_map"].items() if k not in ("shift", "scale")}
         return values
 
     def _check_fields(self) -> None:
@@ -183,6 +186,13 @@ class FlowConfig:
             self.pixel_map is None or not (self.temporal_causal or self.shallow_local),
             "pixel_map is only supported by flows of still images, got temporal_causal or shallow_local",
         )
+        if self.pixel_map is not None and self.pixel_map.kind == "affine":
+            numbers = self.channels * self.image_shape[0] * self.image_shape[1]
+            check(
+                len(self.pixel_map.shift) == numbers,
+                f"pixel_map.shift must have {numbers} numbers, one for each of an example, got "
+                f"{len(self.pixel_map.shift)}",
+            )
         check_real("soft_clip", self.soft_clip, minimum=0.0)
         check_real("dropout", self.dropout, minimum=0.0)
         check(self.dropout < 1.0, f"dropout must be below 1, got {self.dropout}")

@@ -37,6 +37,7 @@ class SourceTraits:
       options: the names that `options` may hold.
       levels: the number of levels of a pixel in runs that do not record it (`SourceConfig.levels`).
       latents: the examples are latents that were encoded before, with their autoencoder stored beside them.
+      vectors: the examples are vectors of numbers instead of pictures; `noise` "none" is then allowed.
       mixture: the examples are those of the sources in `DataConfig.mixture`.
       addresses: the source reads the address of a store by itself; for other sources it is copied to the local disk.
       feature_network: the network that measures samples of this source where none is named; None for none.
@@ -50,6 +51,7 @@ class SourceTraits:
     options: tuple[str, ...] = ()
     levels: int = 256
     latents: bool = False
+    vectors: bool = False
     mixture: bool = False
     addresses: bool = False
     feature_network: str | None = None
@@ -98,12 +100,13 @@ class SourceConfig:
     Attributes:
       source: a name of the registry `SOURCES`. Built in are "digits" (scikit-learn's 8x8 digits); "photos" (crops of
         ten photographs that ship with scikit-image and scikit-learn); "moving_digits" (clips of moving digits, with
-        captions); "npz" (a folder with train.npz and test.npz, or one file, containing `image` uint8 [n, H, W, C] and
-        `label` integer [n]); "idx" (a folder with the files of MNIST); "images" (a folder of images: its folders are
-        the classes, captions lie beside the images); "videos" (a folder of videos, likewise); "parquet" (shards with a
-        column of images and one of captions, read by pyarrow); "tars" (tar shards in the WebDataset layout); "tfds" (a
-        data set that TensorFlow Datasets prepared); "prepared" (written by `starflow prepare`); "latents" (written by
-        `starflow encode`); "mixture" (several sources, see DataConfig).
+        captions); "vectors" (numbers in .npz, .npy or .csv files: a folder with one for each split, or one file);
+        "two_moons" (points of the plane); "npz" (a folder with train.npz and test.npz, or one file, containing `image`
+        uint8 [n, H, W, C] and `label` integer [n]); "idx" (a folder with the files of MNIST); "images" (a folder of
+        images: its folders are the classes, captions lie beside the images); "videos" (a folder of videos, likewise);
+        "parquet" (shards with a column of images and one of captions, read by pyarrow); "tars" (tar shards in the
+        WebDataset layout); "tfds" (a data set that TensorFlow Datasets prepared); "prepared" (written by `starflow
+        prepare`); "latents" (written by `starflow encode`); "mixture" (several sources, see DataConfig).
       path: the folder (for "tars" and "parquet" also a file or a pattern, for "npz" also a file). Where it contains a
         folder named after the split (train; test, val, validation or valid; in any case), that folder is read.
       dataset: name of a "tfds" data set inside `path`; None where `path` is the folder of one version of it.

@@ -35,6 +35,8 @@ def reason_without_samples(config: ExperimentConfig) -> str | None:
     data = config.data
     if any(part.frames for part in data.parts):
         return "sampling of clips takes too long"
+    if data.traits.vectors:
+        return "vectors have no picture"
     if config.text is not None or data.text_encoder is not None:
         return "starflow sample samples from captions"
     latents = [part.path for part in data.parts if part.traits.latents]

@@ -48,7 +48,7 @@ def check_source(
     positions, and sides that are multiples of its patch size.
     """
     parts = [component.source for component in components_of(source)]
-    levels = None if flow.pixel_map is None else flow.pixel_map.levels
+    levels = None if flow.pixel_map is None or flow.pixel_map.kind == "affine" else flow.pixel_map.levels
     if levels is not None and levels != source.levels:
         raise ValueError(f"flow.pixel_map.levels must be the {source.levels} levels of {source.name}, got {levels}")
     specs = [example_spec(part) for part in parts]
@@ -152,8 +152,8 @@ def noisy_pixels(
 ) -> jax.Array:
     """Adds the training noise to integer pixels or to latents.
 
-    "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives `2 v / (levels - 1) - 1 + noise_std eps`, and of latents
-    `v + noise_std eps`.
+    "none" gives the vectors as they are; "uniform" gives `2 (v + u) / levels - 1`; "gaussian" gives
+    `2 v / (levels - 1) - 1 + noise_std eps`, and of latents and vectors `v + noise_std eps`.
 
     Args:
       key: of the noise.
@@ -166,6 +166,8 @@ def noisy_pixels(
     if config.noise == "uniform":
         return dequantise(image, jax.random.uniform(key, image.shape), levels)
     pixels = image.astype(jnp.float32)
+    if config.noise == "none":
+        return pixels
     if levels:
         pixels = pixels * (2.0 / (levels - 1)) - 1.0
     scale = config.noise_std if noise_std is None else noise_std.reshape(-1, *(1,) * (image.ndim - 1))

@@ -1,0 +1,157 @@
+"""Flows on vectors of numbers: what is read, how it is scored and sampled, and files that do not fit."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import starflow_jax as sf
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
+from starflow_jax.core.config.pixel_map_config import PixelMapConfig
+from starflow_jax.data.sources.source_opening import open_source
+
+RNG = np.random.default_rng(0)
+TABLE = RNG.normal(size=(40, 3)).astype(np.float32) * 5 + 100
+# Two numbers, standardised; one block without layers is the identity, so the density is a product of normal ones.
+MAP = PixelMapConfig(kind="affine", shift=(100.0, -3.0), scale=(5.0, 0.1))
+NORMAL = FlowConfig(
+    family="tarflow",
+    channels=1,
+    image_size=(2, 1),
+    width=8,
+    num_blocks=1,
+    layers_per_block=1,
+    head_dim=8,
+    pixel_map=MAP,
+)
+
+
+def source(path, split="train"):
+    return open_source(DataConfig(source="vectors", path=str(path), noise="none"), split)
+
+
+def values(found) -> np.ndarray:
+    return np.stack([found[index]["image"] for index in range(len(found))])
+
+
+def test_formats_give_the_same_vectors(tmp_path):
+    labels = RNG.integers(3, size=40)
+    np.savez(tmp_path / "t.npz", x=TABLE, label=labels)
+    np.save(tmp_path / "t.npy", TABLE)
+    rows = [",".join(map(repr, map(float, row))) + f",{label}" for row, label in zip(TABLE, labels, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["height,width,depth,label", *rows]))
+    for suffix in ("npz", "npy", "csv"):
+        train, test = (source(tmp_path / f"t.{suffix}", split) for split in ("train", "test"))
+        assert (len(train), len(test), train.levels) == (36, 4, 0)
+        np.testing.assert_array_equal(values(test)[..., 0, 0], TABLE[9::10])
+        expected = np.delete(labels, slice(9, None, 10)) if suffix != "npy" else np.zeros(36)
+        np.testing.assert_array_equal([train[i]["label"] for i in range(36)], expected)
+
+
+def test_splits_in_a_file_and_in_a_folder(tmp_path):
+    np.savez(tmp_path / "t.npz", x_train=TABLE[:30, None], x_test=TABLE[30:, None])
+    assert values(source(tmp_path / "t.npz", "test")).shape == (10, 1, 1, 3)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(folder / "train.npy", TABLE)
+    (folder / "val.csv").write_text("1,2,3\n4,5,6\n")
+    assert (len(source(folder)), len(source(folder, "test"))) == (40, 2)
+
+
+def test_files_that_do_not_fit(tmp_path):
+    def write(name, **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    (tmp_path / "ragged.csv").write_text("1,2\n3\n")
+    (tmp_path / "words.csv").write_text("a,b\n1,two\n")
+    np.save(tmp_path / "objects.npy", np.array([{}, 1], object), allow_pickle=True)
+    with_nan = TABLE.copy()
+    with_nan[4, 1] = np.nan
+    for path, message in (
+        (tmp_path / "ragged.csv", "row 2 has 1 fields, and the first one 2"),
+        (tmp_path / "words.csv", "cannot be read: could not convert string to float"),
+        (tmp_path / "objects.npy", "cannot be read: Object arrays cannot be loaded"),
+        (tmp_path / "t.txt", "must contain one of train.npz, train.npy, train.csv"),
+        (write("a.npz", y=TABLE), "must contain `x`, numbers .* got the arrays y"),
+        (write("b.npz", x=TABLE.astype(str)), "must contain x as numbers"),
+        (write("c.npz", x=with_nan), "must be finite, got NaN or an infinity in row 4"),
+        (write("d.npz", x=TABLE, label=np.full(40, 0.5)), "must contain label as integers"),
+        (write("e.npz", x=TABLE, label=np.full(40, -1)), "must contain labels from 0 to"),
+        (write("f.npz", x_train=TABLE), "must contain x_test, got the arrays x_train"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            source(path, "test" if path.name == "f.npz" else "train")
+
+
+def test_configurations_that_do_not_fit():
+    flow = FlowConfig(channels=1, image_size=(2, 1), width=8, num_blocks=1, layers_per_block=1, head_dim=8)
+    train = TrainConfig(steps=1, batch_size=1, lr=1.0)
+    for make, message in (
+        (lambda: DataConfig(source="two_moons"), "noise must be 'none' or 'gaussian' for vectors"),
+        (lambda: DataConfig(source="digits", noise="none"), "noise must be .* 'uniform' or 'gaussian' for pictures"),
+        (lambda: PixelMapConfig(kind="affine"), "pixel_map.shift and pixel_map.scale must have a number for each"),
+        (lambda: PixelMapConfig(kind="affine", shift=(0.0,), scale=(0.0,)), "pixel_map.scale must be"),
+        (
+            lambda: FlowConfig(**vars(NORMAL) | {"image_size": (3, 1)}),
+            "pixel_map.shift must have 3 numbers, one for each of an example, got 2",
+        ),
+        (
+            lambda: ExperimentConfig("e", NORMAL, DataConfig(source="digits"), train),
+            "flow.pixel_map needs vectors with data.noise 'none'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    ExperimentConfig("e", flow, DataConfig(source="two_moons", noise="none"), train)
+
+
+def test_a_new_flow_has_the_density_of_its_standardised_vectors():
+    """A new block is the identity, so the density is the product of the normal densities of the map."""
+    made = sf.distribution(sf.Flow(NORMAL, jax.random.key(0)), shape=(2,))
+    x, log_q = made.sample_and_log_prob(jax.random.key(1), (500,))
+    standard = (np.asarray(x, np.float64) - MAP.shift) / MAP.scale
+    expected = -0.5 * (standard**2).sum(axis=1) - np.log(2 * np.pi) - np.log(MAP.scale).sum()
+    np.testing.assert_allclose(log_q, expected, rtol=1e-5)
+    np.testing.assert_allclose(made.log_prob(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(x).mean(axis=0), MAP.shift, atol=0.8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the experiment's tiny variant, trained by the command."""
+    folder = tmp_path_factory.mktemp("moons") / "run"
+    assert main(["train", "--config", "experiments/two_moons.py:tiny", "--workdir", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_evaluate_reports_the_mean_log_likelihood(run, tmp_path, capsys):
+    assert main(["evaluate", "--workdir", str(run), "--json", str(tmp_path / "e.json")]) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
+    assert found["vectors"] == 2000 and found["dims"] == 2 and found["accuracy"] is None
+    made = sf.distribution(run)
+    assert made.shape == (2,)
+    held_out = values(open_source(made_config(run).data, "test")).reshape(-1, 2)
+    np.testing.assert_allclose(np.mean(made.log_prob(held_out)), found["log_likelihood"], rtol=1e-4)
+    assert f"{found['log_likelihood']:.4f}" in printed
+
+
+def made_config(run):
+    return sf.load_run(run)[0]
+
+
+def test_sample_writes_numbers_and_a_density(run, tmp_path, capsys):
+    command = ["sample", "--workdir", str(run), "--num", "16", "--seed", "3", "--out"]
+    for suffix in ("npy", "csv", "png"):
+        assert main([*command, str(tmp_path / f"x.{suffix}")]) == 0
+    x = np.load(tmp_path / "x.npy")
+    expected = sf.distribution(run).sample(jax.random.key(3), (16,))
+    np.testing.assert_allclose(x, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1, dtype=np.float32), x)
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "x.mp4")]) == 2
+    assert re.search(r"--out must end in .npy, .npz, .csv or .png for a run on vectors", capsys.readouterr().err)
