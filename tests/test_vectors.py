@@ -1,17 +1,21 @@
 """Flows on vectors of numbers: what is read, how it is scored and sampled, and files that do not fit."""
 
+import dataclasses
 import json
 import re
 
 import jax
 import numpy as np
 import pytest
+from random_flows import random_flow
 
 import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.data.sources.source_opening import open_source
+from starflow_jax.flows.likelihood import objective
+from starflow_jax.flows.order import reorder
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(40, 3)).astype(np.float32) * 5 + 100
@@ -81,6 +85,7 @@ def test_files_that_do_not_fit(tmp_path):
         (write("c.npz", x=with_nan), "must be finite, got NaN or an infinity in row 4"),
         (write("d.npz", x=TABLE, label=np.full(40, 0.5)), "must contain label as integers"),
         (write("e.npz", x=TABLE, label=np.full(40, -1)), "must contain labels from 0 to"),
+        (write("g.npz", x=TABLE, length=np.full(40, 4)), "lengths of .* must be 1 to 3, got 4 to 4"),
         (write("f.npz", x_train=TABLE), "must contain x_test, got the arrays x_train"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -99,6 +104,11 @@ def test_configurations_that_do_not_fit():
             lambda: FlowConfig(**vars(NORMAL) | {"image_size": (3, 1)}),
             "pixel_map.shift must have 3 numbers, one for each of an example, got 2",
         ),
+        (lambda: dataclasses.replace(RAGGED, orders=((), ())), "orders must have num_blocks=3 entries, got 2"),
+        (
+            lambda: dataclasses.replace(RAGGED, orders=((0, 1, 2, 2), (), ())),
+            r"orders of block 0 must be \(\) or a permutation of 0 to 3, got \(0, 1, 2, 2\)",
+        ),
         (
             lambda: ExperimentConfig("e", NORMAL, DataConfig(source="digits"), train),
             "flow.pixel_map needs vectors with data.noise 'none'",
@@ -107,6 +117,102 @@ def test_configurations_that_do_not_fit():
         with pytest.raises(ValueError, match=message):
             make()
     ExperimentConfig("e", flow, DataConfig(source="two_moons", noise="none"), train)
+
+
+# Vectors of one to four tokens of two numbers; block 0 has a given order, and block 1 reads backwards.
+RAGGED = FlowConfig(
+    family="tarflow",
+    channels=2,
+    image_size=(4, 1),
+    width=8,
+    num_blocks=3,
+    layers_per_block=1,
+    head_dim=8,
+    orders=((2, 0, 3, 1), (), (1, 3, 2, 0)),
+)
+LENGTHS = np.array([1, 2, 3, 4, 2, 2], np.int32)
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    """A flow on vectors with padding, and samples of every length with their densities."""
+    made = sf.distribution(random_flow(RAGGED), shape=(4, 2))
+    return made, *(np.asarray(part) for part in made.sample_and_log_prob(jax.random.key(0), (), lengths=LENGTHS))
+
+
+def test_padding_is_zero_in_samples_and_has_no_effect_in_data(ragged):
+    made, x, log_q = ragged
+    real = np.arange(4) < LENGTHS[:, None]
+    assert not x[~real].any() and x[real].all()
+    for padding in (0.0, 7.0, np.nan):
+        padded = np.where(real[..., None], x, padding).astype(np.float32)
+        np.testing.assert_allclose(made.log_prob(padded, lengths=LENGTHS), log_q, rtol=1e-5)
+
+
+def test_vectors_without_padding_are_those_of_full_length(ragged):
+    made, x, log_q = ragged
+    np.testing.assert_allclose(made.log_prob(x, lengths=np.full(6, 4, np.int32))[3], log_q[3], rtol=1e-5)
+    np.testing.assert_allclose(made.log_prob(x)[3], log_q[3], rtol=1e-5)
+
+
+def test_log_determinant_of_the_tokens_before_the_padding(ragged):
+    made, x, _ = ragged
+    step, lengths, columns = 1e-2, np.full(6, 2, np.int32), []
+    for number in range(4):  # two tokens of two numbers
+        moved = np.tile(x[1], (6, 1, 1))
+        moved[0].flat[number] += step
+        moved[1].flat[number] -= step
+        z, log_det = made.inverse_and_log_det(moved, lengths=lengths)
+        columns.append((np.asarray(z[0] - z[1]) / (2 * step))[:2].reshape(-1))
+    np.testing.assert_allclose(log_det[2], np.linalg.slogdet(np.stack(columns))[1], atol=2e-3)
+
+
+def test_the_objective_counts_the_tokens_before_the_padding(ragged):
+    made, x, log_q = ragged
+
+    @jax.jit
+    def losses(x):
+        out = made.flow.forward(x[:, :, None], lengths=LENGTHS)
+        return objective(out).loss, out.logdet
+
+    constant = 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(losses(x)[0], np.mean(-log_q / (2 * LENGTHS) - constant), rtol=1e-5)
+
+
+def test_orders_are_raster_indices_and_keep_padding_last():
+    tokens, order = np.arange(4)[None, :, None], (2, 0, 3, 1)
+    assert reorder(tokens, order, 4)[0, :, 0].tolist() == list(order)
+    np.testing.assert_array_equal(reorder(reorder(tokens, order, 4), order, 4, restore=True), tokens)
+    for name, expected in ((order, [2, 0, 1, 3]), ("flip", [2, 1, 0, 3]), ("identity", [0, 1, 2, 3])):
+        ordered = reorder(tokens, name, 4, np.array([3]))
+        assert ordered[0, :, 0].tolist() == expected
+        np.testing.assert_array_equal(reorder(ordered, name, 4, np.array([3]), restore=True), tokens)
+
+
+@pytest.mark.slow
+def test_jacobi_solves_vectors_with_padding(ragged):
+    made, x, log_q = ragged
+    fast = sf.distribution(made.flow, shape=(4, 2), solver=sf.Jacobi.whole(tolerance=1e-12))
+    found, log_p = fast.sample_and_log_prob(jax.random.key(0), (), lengths=LENGTHS)
+    np.testing.assert_allclose(found, x, atol=1e-5)
+    np.testing.assert_allclose(log_p, log_q, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_on_vectors_with_padding(tmp_path):
+    """The commands on a file with lengths: the score is that of the distribution."""
+    x = RNG.normal(size=(60, 4, 2)).astype(np.float32)
+    lengths = RNG.integers(1, 5, size=60)
+    np.savez(tmp_path / "t.npz", x=x, length=lengths)
+    overrides = [f"--config.data.path={tmp_path / 't.npz'}", "--config.train.evaluate_every=5"]
+    run = str(tmp_path / "run")
+    train = ["train", "--config", "experiments/own_vectors.py:tiny", *overrides, "--workdir", run, "--quiet"]
+    assert main(train) == 0
+    assert main(["evaluate", "--workdir", run, "--json", str(tmp_path / "e.json")]) == 0
+    found, made = json.loads((tmp_path / "e.json").read_text()), sf.distribution(run)
+    log_p = made.log_prob(x[9::10], lengths=lengths[9::10].astype(np.int32))
+    np.testing.assert_allclose(found["log_likelihood"], np.mean(log_p), rtol=1e-5)
+    assert found["dims"] == 2 * lengths[9::10].mean()
 
 
 def test_a_new_flow_has_the_density_of_its_standardised_vectors():

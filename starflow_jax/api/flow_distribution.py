@@ -15,11 +15,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
-from starflow_jax.flows.flow import Flow, standard_normal_log_prob
+from starflow_jax.flows.flow import Flow, standard_normal_log_prob, without_padding
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray
 from starflow_jax.flows.parameters import Params, abstract, merge
@@ -38,6 +38,9 @@ class Distribution:
     broadcast against each other. A condition is what the flow reads: an integer label (-1: none) or weights of the
     classes [classes] of a flow with classes, text states [L, text_dim] of one with text (`condition` gives those of
     captions); None for a flow without, and for a flow with classes the mean of its class embeddings.
+
+    Of a flow on vectors, `lengths` are the numbers of tokens, 1 to N, with any leading axes. The tokens behind them are
+    padding: 0 in samples, without effect in data, and not part of the density.
 
     As in FlowJAX, the bijection maps noise to data: `transform_and_log_det` samples, and `inverse_and_log_det` gives
     likelihoods. Likelihoods take one parallel pass of the network and can be differentiated in either mode. Samples
@@ -76,7 +79,11 @@ class Distribution:
         return () if self.config.num_classes else None
 
     def sample(
-        self, key: PRNGKeyArray, shape: tuple[int, ...] = (), condition: Shaped[AnyArray, "..."] | None = None
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...] = (),
+        condition: Shaped[AnyArray, "..."] | None = None,
+        lengths: Int[AnyArray, "..."] | None = None,
     ) -> Float[Array, "..."]:
         """Draws samples, float32 [*shape, *leading axes of the condition, *self.shape].
 
@@ -86,15 +93,19 @@ class Distribution:
         Args:
           key: a typed key of `jax.random.key`, or a raw one.
           shape: further leading axes.
-          condition: see the class.
+          condition, lengths: see the class.
 
         Raises:
           ValueError: the condition does not fit the flow.
         """
-        return self.sample_and_log_prob(key, shape, condition)[0]
+        return self.sample_and_log_prob(key, shape, condition, lengths)[0]
 
     def sample_and_log_prob(
-        self, key: PRNGKeyArray, shape: tuple[int, ...] = (), condition: Shaped[AnyArray, "..."] | None = None
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...] = (),
+        condition: Shaped[AnyArray, "..."] | None = None,
+        lengths: Int[AnyArray, "..."] | None = None,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Draws samples as `sample` does, with their log-densities, [*shape, *leading axes of the condition].
 
@@ -102,34 +113,44 @@ class Distribution:
         that of the exact inverse, so it equals `log_prob` of the sample as closely as the solver has converged.
         """
         shape = tuple(shape)
-        leading = shape + self.leading_axes(condition)
+        axes = () if lengths is None else jnp.shape(lengths)
+        leading = shape + jnp.broadcast_shapes(self.leading_axes(condition), axes)
         z = _draw_noise(self.data_shape, self.layout, self._spread(key), math.prod(leading))
-        x, log_det = self.transform_and_log_det(z.reshape(*leading, *self.shape), condition)
-        return x, _base_log_prob(z).reshape(leading) - log_det
+        z = z.reshape(*leading, *self.shape)
+        x, log_det = self.transform_and_log_det(z, condition, lengths)
+        return x, self._base_log_prob(z, lengths) - log_det
 
     def log_prob(
-        self, x: Float[AnyArray, "..."], condition: Shaped[AnyArray, "..."] | None = None
+        self,
+        x: Float[AnyArray, "..."],
+        condition: Shaped[AnyArray, "..."] | None = None,
+        lengths: Int[AnyArray, "..."] | None = None,
     ) -> Float[Array, "..."]:
         """log p(x | condition) in nats, of the leading axes of x and condition.
 
         Raises:
           ValueError: x or the condition does not fit the flow.
         """
-        z, log_det = self.inverse_and_log_det(x, condition)
-        flat = z.reshape(-1, math.prod(self.shape))
-        return _base_log_prob(flat).reshape(log_det.shape) + log_det
+        z, log_det = self.inverse_and_log_det(x, condition, lengths)
+        return self._base_log_prob(z, lengths) + log_det
 
     def transform_and_log_det(
-        self, z: Float[AnyArray, "..."], condition: Shaped[AnyArray, "..."] | None = None
+        self,
+        z: Float[AnyArray, "..."],
+        condition: Shaped[AnyArray, "..."] | None = None,
+        lengths: Int[AnyArray, "..."] | None = None,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Noise to data: x of the shape of z (with the leading axes of the condition), and log |dx/dz|."""
-        return self._mapped(_transform, z, condition, "z")
+        return self._mapped(_transform, z, condition, lengths, "z")
 
     def inverse_and_log_det(
-        self, x: Float[AnyArray, "..."], condition: Shaped[AnyArray, "..."] | None = None
+        self,
+        x: Float[AnyArray, "..."],
+        condition: Shaped[AnyArray, "..."] | None = None,
+        lengths: Int[AnyArray, "..."] | None = None,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Data to noise: z of the shape of x (with the leading axes of the condition), and log |dz/dx|."""
-        return self._mapped(_inverse, x, condition, "x")
+        return self._mapped(_inverse, x, condition, lengths, "x")
 
     def leading_axes(self, condition: Shaped[AnyArray, "..."] | None) -> tuple[int, ...]:
         """The leading axes of a condition; ValueError where it does not fit the flow."""
@@ -157,7 +178,12 @@ class Distribution:
         return 1
 
     def _mapped(
-        self, function: Any, values: Float[AnyArray, "..."], condition: Shaped[AnyArray, "..."] | None, name: str
+        self,
+        function: Any,
+        values: Float[AnyArray, "..."],
+        condition: Shaped[AnyArray, "..."] | None,
+        lengths: Int[AnyArray, "..."] | None,
+        name: str,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Calls a compiled function with one batch axis, for arrays with any leading axes."""
         own = len(self.shape)
@@ -167,7 +193,8 @@ class Distribution:
             jnp.issubdtype(values.dtype, jnp.floating),
             f"{name} must be floating point (bits_per_dim takes integer images), got {values.dtype}",
         )
-        leading = jnp.broadcast_shapes(values.shape[: values.ndim - own], self.leading_axes(condition))
+        axes = () if lengths is None else jnp.shape(lengths)
+        leading = jnp.broadcast_shapes(values.shape[: values.ndim - own], self.leading_axes(condition), axes)
         flat = jnp.broadcast_to(values, (*leading, *self.shape)).reshape(-1, *self.data_shape)
         if condition is not None:
             one = condition.shape[condition.ndim - self._condition_axes(condition) :]
@@ -176,8 +203,17 @@ class Distribution:
             condition is not None or not self.config.text_dim,
             f"condition must be text states [..., L, {self.config.text_dim}], got None",
         )
-        out, log_det = function(self, *self._spread((flat, condition)))
+        if lengths is not None:
+            lengths = jnp.broadcast_to(lengths, leading).reshape(-1)
+        out, log_det = function(self, *self._spread((flat, condition, lengths)))
         return out.reshape(*leading, *self.shape), log_det.reshape(leading)
+
+    def _base_log_prob(self, z: Float[Array, "..."], lengths: Int[AnyArray, "..."] | None) -> Float[Array, "..."]:
+        """log N(z; 0, I), of the tokens that are no padding."""
+        leading = z.shape[: z.ndim - len(self.shape)]
+        if lengths is not None:
+            lengths = jnp.broadcast_to(lengths, leading).reshape(-1)
+        return _normal_log_prob(z.reshape(-1, *self.data_shape), lengths).reshape(leading)
 
     def _spread(self, tree: Any) -> Any:
         """Arrays from outside of a transformation, on all devices of the layout."""
@@ -199,12 +235,18 @@ def _draw_noise(shape: tuple[int, ...], layout: Layout | None, key: PRNGKeyArray
     return gathered(layout, jax.vmap(lambda k: jax.random.normal(k, shape))(keys))
 
 
-_base_log_prob = jax.jit(standard_normal_log_prob)
+@jax.jit
+def _normal_log_prob(z: Float[Array, "B *size"], lengths: Int[Array, "B"] | None) -> Float[Array, "B"]:
+    """log N(z; 0, I), of the tokens that are no padding."""
+    return standard_normal_log_prob(z if lengths is None else without_padding(z, lengths), lengths)
 
 
 @jax.jit
 def _transform(
-    self: Distribution, z: Float[Array, "B *size"], condition: Shaped[Array, "B *rest"] | None
+    self: Distribution,
+    z: Float[Array, "B *size"],
+    condition: Shaped[Array, "B *rest"] | None,
+    lengths: Int[Array, "B"] | None,
 ) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
     """Noise to data, with log |dx/dz|."""
     result = inverse(
@@ -215,6 +257,7 @@ def _transform(
         learned=None if self.learned is None else self.learned.module(self.config, self.layout),
         noise_level=self.noise_level,
         with_logdet=True,
+        lengths=lengths,
     )
     assert result.logdet is not None
     return gathered(self.layout, (result.x, self._prior_log_scale() - result.logdet))
@@ -222,10 +265,13 @@ def _transform(
 
 @jax.jit
 def _inverse(
-    self: Distribution, x: Float[Array, "B *size"], condition: Shaped[Array, "B *rest"] | None
+    self: Distribution,
+    x: Float[Array, "B *size"],
+    condition: Shaped[Array, "B *rest"] | None,
+    lengths: Int[Array, "B"] | None,
 ) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
     """Data to noise, with log |dz/dx|."""
     flow = self.flow
-    out = flow.forward(placed(self.layout, x, "batch"), condition, noise_level=self.noise_level)
+    out = flow.forward(placed(self.layout, x, "batch"), condition, noise_level=self.noise_level, lengths=lengths)
     z = flow.prior_noise(out.z)
     return gathered(self.layout, (z, out.logdet - self._prior_log_scale()))

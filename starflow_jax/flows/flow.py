@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine
@@ -17,7 +17,7 @@ from starflow_jax.flows.block_initialisation import initial_blocks
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
-from starflow_jax.flows.order import AnyArray, Grid, block_order, patchify, reorder, unpatchify
+from starflow_jax.flows.order import AnyArray, Grid, block_order, is_real, patchify, reorder, unpatchify
 from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
 from starflow_jax.sharding.layout import Layout
 
@@ -33,6 +33,8 @@ class FlowOutput:
       tokens: the input of each block, then z: K + 1 arrays [B, ([T,] h, w), c] in raster order.
       text: text stream of the deep block after its last norm, [B, L, D] (2B rows when guided); None without text.
       map_logdet: log |dy/dx| of the pixel map for every pixel, in the layout of x; None without a map.
+      lengths: number of tokens of every example, [B]; the noise and the log-determinants of the padding behind them are
+        0. None without padding.
     """
 
     z: jax.Array
@@ -40,6 +42,7 @@ class FlowOutput:
     tokens: tuple[jax.Array, ...]
     text: jax.Array | None
     map_logdet: jax.Array | None = None
+    lengths: jax.Array | None = None
 
     @property
     def all_logdets(self) -> tuple[Float[Array, "B ..."], ...]:
@@ -153,6 +156,7 @@ class Flow(nnx.Module):
         guidance: AnyGuidance | None = None,
         dropout_key: PRNGKeyArray | None = None,
         noise_level: NoiseLevel | None = None,
+        lengths: Int[AnyArray, "B"] | None = None,
     ) -> FlowOutput:
         """Maps data to noise.
 
@@ -164,25 +168,32 @@ class Flow(nnx.Module):
           dropout_key: enables dropout.
           noise_level: standard deviation of the noise in x that a noise-conditioned flow reads, scalar or [B]; None for
             its highest one, at which it samples.
+          lengths: number of tokens of every example, 1 to N, of flows of patch size 1; the rows of x behind them are
+            padding, whose values have no effect. None for N.
 
         Returns:
           z, log-determinants, and the tokens between blocks.
 
         Raises:
-          ValueError: x, cond or noise_level does not fit the configuration.
+          ValueError: x, cond, noise_level or lengths does not fit the configuration.
         """
         grid = Grid.from_shape(self.config, x.shape)
+        check_lengths(self.config, grid, lengths, x.shape[0])
         self.check_condition(cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
         level = resolved_level(self.config, noise_level, x.shape[0])
         tokens, map_logdet = self.mapped_tokens(x)
+        if lengths is not None:
+            tokens = without_padding(tokens, lengths)
+            map_logdet = None if map_logdet is None else without_padding(map_logdet, lengths)
         states, logdets, text = [tokens], [], None
         keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
         for index in range(len(self.blocks)):
-            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index], level)
+            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index], level, lengths)
             states.append(tokens)
             logdets.append(logdet)
-        return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text, map_logdet)
+        lengths = None if lengths is None else jnp.asarray(lengths)
+        return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text, map_logdet, lengths)
 
     def _block_forward(
         self,
@@ -193,6 +204,7 @@ class Flow(nnx.Module):
         guidance: AnyGuidance | None,
         dropout_key: PRNGKeyArray | None,
         level: NoiseLevel | None = None,
+        lengths: Int[AnyArray, "B"] | None = None,
     ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B ..."], Float[Array, "rows L D"] | None]:
         """The output tokens of a block, its log-determinants and its text stream."""
         block = self.blocks[index]
@@ -200,7 +212,7 @@ class Flow(nnx.Module):
         if block.is_identity:
             return tokens, jnp.zeros((batch,)), None
         order_grid, frames = self.block_grid(index, grid)
-        ordered = self.to_block(index, tokens, grid)
+        ordered = self.to_block(index, tokens, grid, lengths)
         cond = fold_condition(cond, frames)
         of_each = level is not None and jnp.ndim(level) == 1
         if of_each:
@@ -216,10 +228,12 @@ class Flow(nnx.Module):
         else:
             affine, text = block.affine(ordered, cond, order_grid, **options)
         affine = Affine(*(a.astype(jnp.float32) for a in (affine.mean, affine.scale)))
-        logdet = affine.logdet
+        logdet, output = affine.logdet, affine.forward(ordered)
+        if lengths is not None:
+            logdet, output = without_padding(logdet, lengths), without_padding(output, lengths)
         if frames > 1 or (self.config.is_local(index) and grid.frames is not None):
             logdet = logdet.reshape(batch, frames, grid.frame, -1)
-        return self.from_block(index, affine.forward(ordered), grid, batch), logdet, text
+        return self.from_block(index, output, grid, batch, lengths), logdet, text
 
     def block_grid(self, index: int, grid: Grid) -> tuple[Grid, int]:
         """The grid of a block's sequence, and the number of frames that are folded into its batch."""
@@ -227,18 +241,30 @@ class Flow(nnx.Module):
             return grid.with_frames(None), grid.frames
         return grid, 1
 
-    def to_block(self, index: int, tokens: Float[AnyArray, "B *grid c"], grid: Grid) -> Float[AnyArray, "rows N c"]:
+    def to_block(
+        self,
+        index: int,
+        tokens: Float[AnyArray, "B *grid c"],
+        grid: Grid,
+        lengths: Int[AnyArray, "B"] | None = None,
+    ) -> Float[AnyArray, "rows N c"]:
         """Raster tokens [B, ([T,] h, w), c] in the order of a block: [B or B * T, N or F, c]."""
         block_grid, _ = self.block_grid(index, grid)
         flat = tokens.reshape(-1, block_grid.tokens, tokens.shape[-1])
-        return reorder(flat, block_order(self.config, index, block_grid), block_grid.frame)
+        return reorder(flat, block_order(self.config, index, block_grid), block_grid.frame, lengths)
 
     def from_block(
-        self, index: int, ordered: Float[AnyArray, "rows N c"], grid: Grid, batch: int
+        self,
+        index: int,
+        ordered: Float[AnyArray, "rows N c"],
+        grid: Grid,
+        batch: int,
+        lengths: Int[AnyArray, "B"] | None = None,
     ) -> Float[AnyArray, "B *grid c"]:
         """The inverse of `to_block`."""
         block_grid, _ = self.block_grid(index, grid)
-        tokens = reorder(ordered, block_order(self.config, index, block_grid), block_grid.frame)
+        order = block_order(self.config, index, block_grid)
+        tokens = reorder(ordered, order, block_grid.frame, lengths, restore=True)
         return tokens.reshape(batch, *grid.shape, -1)
 
     def log_prob(
@@ -247,13 +273,15 @@ class Flow(nnx.Module):
         cond: Shaped[AnyArray, "B *rest"] | None = None,
         *,
         noise_level: NoiseLevel | None = None,
+        lengths: Int[AnyArray, "B"] | None = None,
     ) -> Float[Array, "B"]:
         """Exact log-likelihood log N(z; 0, I) + sum logdet of x, [B], in nats (specification, section 2).
 
-        A noise-conditioned flow has one density for every noise level: that of data with noise of this level.
+        A noise-conditioned flow has one density for every noise level: that of data with noise of this level. With
+        `lengths`, it is the density of the tokens that are no padding, given their number.
         """
-        out = self.forward(x, cond, noise_level=noise_level)
-        return standard_normal_log_prob(out.z) + out.logdet
+        out = self.forward(x, cond, noise_level=noise_level, lengths=lengths)
+        return standard_normal_log_prob(out.z, lengths) + out.logdet
 
     def bits_per_dim(
         self,
@@ -268,10 +296,32 @@ class Flow(nnx.Module):
         return bits
 
 
-def standard_normal_log_prob(z: Float[AnyArray, "B *rest"]) -> Float[Array, "B"]:
-    """log N(z; 0, I) of z: [B, ...], [B], in nats."""
+def standard_normal_log_prob(
+    z: Float[AnyArray, "B *rest"], lengths: Int[AnyArray, "B"] | None = None
+) -> Float[Array, "B"]:
+    """log N(z; 0, I) of z: [B, ...], [B], in nats; of the first `lengths` rows alone, where the others are 0."""
     flat = z.reshape(z.shape[0], -1).astype(jnp.float32)
-    return -0.5 * jnp.sum(flat * flat, axis=1) - 0.5 * flat.shape[1] * jnp.log(2.0 * jnp.pi)
+    count = flat.shape[1] if lengths is None else jnp.asarray(lengths) * (flat.shape[1] // z.shape[1])
+    return -0.5 * jnp.sum(flat * flat, axis=1) - 0.5 * count * jnp.log(2.0 * jnp.pi)
+
+
+def without_padding(values: Float[Array, "B N *rest"], lengths: Int[AnyArray, "B"]) -> Float[Array, "B N *rest"]:
+    """The values of tokens [B, N, ...], with 0 in place of those of padding."""
+    real = is_real(lengths, values.shape[1])
+    return jnp.where(real.reshape(*real.shape, *(1,) * (values.ndim - 2)), values, 0.0)
+
+
+def check_lengths(config: FlowConfig, grid: Grid, lengths: Int[AnyArray, "B"] | None, batch: int) -> None:
+    """Raises ValueError where examples of this grid cannot have padding, or `lengths` is not [batch]."""
+    if lengths is None:
+        return
+    if grid.frames is not None or grid.columns != 1 or config.patch_size != 1 or config.scale == "unit":
+        raise ValueError(
+            "lengths need vectors: x of one column without frames, patch_size 1 and a scale other than 'unit', got a "
+            f"grid {grid.shape}, patch_size {config.patch_size} and scale {config.scale!r}"
+        )
+    if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths must be integers [{batch}], got {lengths.dtype} of shape {jnp.shape(lengths)}")
 
 
 def fold_condition(cond: Shaped[AnyArray, "B *rest"] | None, frames: int) -> Shaped[AnyArray, "rows *rest"] | None:

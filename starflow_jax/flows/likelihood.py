@@ -40,6 +40,9 @@ def objective(
     """
     z_term = 0.5 * _mean_per_sample(output.z**2)
     logdet_term = -sum(_mean_per_sample(d) for d in output.all_logdets)
+    if output.lengths is not None:  # the mean over the tokens that are no padding, whose terms are 0
+        share = output.z.shape[1] / output.lengths
+        z_term, logdet_term = share * z_term, share * logdet_term
     total = z_term + logdet_term
     loss = jnp.mean(total if weights is None else weights * total)
     if latent_norm:

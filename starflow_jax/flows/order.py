@@ -1,12 +1,13 @@
-"""Tokens of an image or video, and the order in which a block reads them (specification, sections 1.1 and 1.2)."""
+"""Tokens of an image, a video or a vector, and the order in which a block reads them (specification, 1.1 and 1.2)."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from starflow_jax.core.config.flow_config import FlowConfig
 
@@ -40,6 +41,10 @@ class Grid:
         if not config.rope and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
             raise ValueError(
                 f"learned positions (rope=False) fix the size of x at {config.image_shape}, got shape {tuple(shape)}"
+            )
+        if config.orders is not None and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
+            raise ValueError(
+                f"orders fix the size of x at {config.image_shape}, without frames, got shape {tuple(shape)}"
             )
         if grid.frames is not None and config.axes == 2:
             raise ValueError(f"a video needs rope_axes=3, got rope_axes=2 and x of shape {tuple(shape)}")
@@ -94,11 +99,14 @@ def unpatchify(
     return x.reshape(*lead, rows * p, columns * p, channels)
 
 
-Order = Literal["identity", "flip", "flip_in_frame"]
+# The name of an order, or the raster index of every token of the block.
+Order = Literal["identity", "flip", "flip_in_frame"] | tuple[int, ...]
 
 
 def block_order(config: FlowConfig, block: int, grid: Grid) -> Order:
     """The order in which a block reads the tokens of a grid."""
+    if config.orders is not None and config.orders[block]:
+        return config.orders[block]
     if not config.reads_backwards(block):
         return "identity"
     return "flip_in_frame" if config.temporal_causal and grid.frames is not None else "flip"
@@ -107,18 +115,55 @@ def block_order(config: FlowConfig, block: int, grid: Grid) -> Order:
 def is_frame_causal(config: FlowConfig) -> bool:
     """Whether no frame of a video depends on a later one in any block of a flow."""
     two_frames = Grid(2, *config.grid)
-    return not any(
+    return config.orders is None and not any(
         block.layers and not config.is_local(index) and block_order(config, index, two_frames) == "flip"
         for index, block in enumerate(config.blocks)
     )
 
 
-def reorder(tokens: Float[AnyArray, "B N c"], order: Order, frame: int) -> Float[AnyArray, "B N c"]:
-    """Permutes tokens; each order is an involution."""
+def reorder(
+    tokens: Shaped[AnyArray, "B N *c"],
+    order: Order,
+    frame: int,
+    lengths: Int[AnyArray, "B"] | None = None,
+    *,
+    restore: bool = False,
+) -> Shaped[AnyArray, "B N *c"]:
+    """Permutes tokens from raster order to the order of a block.
+
+    Args:
+      tokens: [B, N, ...].
+      order: of the block.
+      frame: tokens per frame.
+      lengths: number of tokens of every example, where those behind them in raster order are padding. Padding comes
+        last in the block's order, too, so that the tokens before it do not depend on it.
+      restore: whether to permute from the order of a block to raster order instead.
+    """
+    if lengths is not None:
+        index = jnp.asarray(raster_indices(order, tokens.shape[1]))[None]
+        # A stable sort: real tokens in the order of the block, then the padding.
+        index = jnp.take_along_axis(index, jnp.argsort(index >= lengths[:, None], axis=1, stable=True), axis=1)
+        index = jnp.argsort(index, axis=1) if restore else index
+        return jnp.take_along_axis(tokens, index.reshape(*index.shape, *(1,) * (tokens.ndim - 2)), axis=1)
     if order == "identity":
         return tokens
     if order == "flip":
         return tokens[:, ::-1]
+    if order != "flip_in_frame":
+        raster = np.asarray(order)
+        return tokens[:, np.argsort(raster) if restore else raster]
     batch, count = tokens.shape[:2]
     frames = tokens.reshape(batch, count // frame, frame, *tokens.shape[2:])
     return frames[:, :, ::-1].reshape(tokens.shape)
+
+
+def raster_indices(order: Order, count: int) -> Int[np.ndarray, "N"]:
+    """The raster index of every one of `count` tokens of a block that does not run inside frames."""
+    if isinstance(order, tuple):
+        return np.asarray(order)
+    return np.arange(count) if order == "identity" else np.arange(count)[::-1]
+
+
+def is_real(lengths: Int[AnyArray, "B"], count: int) -> Bool[Array, "B N"]:
+    """Which of `count` tokens are no padding; the same in raster order and in that of any block."""
+    return jnp.arange(count) < jnp.asarray(lengths)[:, None]

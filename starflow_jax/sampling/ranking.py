@@ -27,6 +27,7 @@ def log_likelihoods(
     later_cond: Shaped[np.ndarray | Array, "B ..."] | None = None,
     batch_size: int = 64,
     noise_level: float | None = None,
+    lengths: Int[np.ndarray, "B"] | None = None,
 ) -> Float[np.ndarray, " n"]:
     """log p(x | cond) of samples in nats, float32 [n]; with given frames, of the frames after them given these.
 
@@ -42,6 +43,7 @@ def log_likelihoods(
       window, later_cond: as in `solvers.inverse`, for videos that are longer than the window.
       batch_size: samples scored together; the last batch is padded with copies.
       noise_level: that a noise-conditioned flow reads; None for its highest one, at which it samples.
+      lengths: of vectors with padding, as in `Flow.forward`.
 
     Raises:
       ValueError: an argument out of range, or given frames for a flow that is not causal in time.
@@ -65,7 +67,7 @@ def log_likelihoods(
     for first in range(0, count, batch_size):
         rows = np.resize(np.arange(first, min(first + batch_size, count)), batch_size)
         cond_rows = None if cond is None else np.asarray(cond)[rows]
-        arrays = spread(layout, (x[rows], cond_rows, level))
+        arrays = spread(layout, (x[rows], cond_rows, level, None if lengths is None else lengths[rows]))
         scores.append(np.asarray(_log_prob(config, given, layout, params, *arrays)))
     return np.concatenate(scores)[:count]
 
@@ -103,11 +105,12 @@ def _log_prob(
     x: Float[Array, "B *sample"],
     cond: Shaped[Array, "B ..."] | None,
     noise_level: Float[Array, ""] | None,
+    lengths: Int[Array, "B"] | None,
 ) -> Float[Array, " B"]:
     """[B]; see `log_likelihoods`."""
     flow = merge(abstract(config, layout)[0], params)
     x = placed(layout, x, "batch")
-    scores = flow.log_prob(x, cond, noise_level=noise_level)
+    scores = flow.log_prob(x, cond, noise_level=noise_level, lengths=lengths)
     if given:  # a flow that is causal in time gives the density of the first frames as that of a shorter video
         scores = scores - flow.log_prob(x[:, :given], cond, noise_level=noise_level)
     return gathered(layout, scores)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.flows.flow import Flow, check_guidance
+from starflow_jax.flows.flow import Flow, check_guidance, check_lengths, without_padding
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_inverse import LearnedInverse
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
@@ -92,6 +92,7 @@ def inverse(
     ready: bool = True,
     noise_level: float | Float[Array, ""] | None = None,
     with_logdet: bool = False,
+    lengths: Int[AnyArray, "B"] | None = None,
 ) -> Inversion:
     """Maps noise to data; one compiled program under `jax.jit` (solver and window are static).
 
@@ -117,6 +118,7 @@ def inverse(
       noise_level: scalar that a noise-conditioned flow reads, the level of the noise in the result and in `prefix`;
         None for its highest one.
       with_logdet: whether to return the log-determinant, which is read off the last network evaluation of every token.
+      lengths: as in `Flow.forward`; the padding of the result is 0.
 
     Raises:
       ValueError: the arguments contradict each other or the configuration.
@@ -124,6 +126,7 @@ def inverse(
     config = flow.config
     solvers = [solver_for_block(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
     grid = Grid.from_shape(config, z.shape)
+    check_lengths(config, grid, lengths, z.shape[0])
     flow.check_condition(cond, z.shape[0])
     check_later(cond, later_cond)
     check_guidance(config, guidance, cond)
@@ -166,6 +169,7 @@ def inverse(
                 temperature,
                 later_cond,
                 level,
+                lengths,
                 index=index,
                 grid=grid,
                 solver=solvers[index],
@@ -186,10 +190,13 @@ def inverse(
     if prefix is not None:
         states[-1] = states[-1].at[:, : prefix.shape[1]].set(prefix.astype(jnp.float32))
     x = states[-1] if config.pixel_map is None else flow.unmapped_data(tokens)
+    x = x if lengths is None else without_padding(x, lengths)
     if not with_logdet:
         return Inversion(x, tuple(states), tuple(reports), clean)
     if config.pixel_map is not None:  # without a network
-        logdets.append(jnp.sum(map_pixels(config.pixel_map, x)[1].reshape(x.shape[0], -1), axis=1))
+        slopes = map_pixels(config.pixel_map, x)[1]
+        slopes = slopes if lengths is None else without_padding(slopes, lengths)
+        logdets.append(jnp.sum(slopes.reshape(x.shape[0], -1), axis=1))
     return Inversion(x, tuple(states), tuple(reports), clean, jnp.sum(jnp.stack(logdets), axis=0))
 
 
@@ -199,7 +206,7 @@ class BlockTask:
 
     Attributes:
       flow, cond, guidance, temperature, index, solver: as in `Span`.
-      later_cond, noise_level: as in `inverse`.
+      later_cond, noise_level, lengths: as in `inverse`.
       grid: grid of the whole call.
       window, with_logdet: as in `inverse`.
     """
@@ -210,6 +217,7 @@ class BlockTask:
     temperature: float | Float[Array, ""] | None
     later_cond: jax.Array | None = None
     noise_level: NoiseLevel | None = None
+    lengths: jax.Array | None = None
     index: int = flax.struct.field(pytree_node=False, kw_only=True)
     grid: Grid = flax.struct.field(pytree_node=False, kw_only=True)
     solver: Solver = flax.struct.field(pytree_node=False, kw_only=True)
@@ -260,8 +268,8 @@ class BlockTask:
         """`solve`, and log |dz/dx| of the block; None unless `with_logdet`."""
         flow, index = self.flow, self.index
         grid, folded = flow.block_grid(index, self.grid)
-        z = flow.to_block(index, tokens, self.grid)
-        start = None if estimate is None else flow.to_block(index, estimate, self.grid)
+        z = flow.to_block(index, tokens, self.grid, self.lengths)
+        start = None if estimate is None else flow.to_block(index, estimate, self.grid, self.lengths)
         # A block inside frames needs no prefix: each frame is inverted alone, and given ones are inserted below.
         prefix = None if grid.frames is None else self._ordered_prefix(given)
         if self.with_logdet:  # without given frames, see `check_logdet`
@@ -273,8 +281,11 @@ class BlockTask:
         x = jnp.concatenate(([] if prefix is None else [prefix]) + [parts], axis=1)
         logdet = None
         if self.with_logdet:
-            x, logdet = data_half(x), -jnp.sum(log_scale_half(x).reshape(tokens.shape[0], -1), axis=1)
-        raster = flow.from_block(index, x, self.grid, tokens.shape[0])
+            x, log_scales = data_half(x), log_scale_half(x)
+            log_scales = log_scales if self.lengths is None else without_padding(log_scales, self.lengths)
+            logdet = -jnp.sum(log_scales.reshape(tokens.shape[0], -1), axis=1)
+        x = x if self.lengths is None else without_padding(x, self.lengths)
+        raster = flow.from_block(index, x, self.grid, tokens.shape[0], self.lengths)
         if given is not None:
             raster = raster.at[:, : given.shape[1]].set(given)
         return raster, BlockReport(**vars(_worst_frames(report, folded)), block=index), logdet

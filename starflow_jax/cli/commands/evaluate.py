@@ -145,7 +145,7 @@ def _report_vectors(arguments: argparse.Namespace, scores: VectorScores) -> int:
     if not is_first():
         return 0
     print(scores.table())
-    print(f"{scores.vectors} vectors of {scores.dims} numbers, step {scores.step}, {scores.seconds:.1f} s")
+    print(f"{scores.vectors} vectors of {scores.dims:g} numbers, step {scores.step}, {scores.seconds:.1f} s")
     if arguments.json is not None:
         write_json(arguments.json, scores.to_dict())
         print(f"JSON: {arguments.json}")

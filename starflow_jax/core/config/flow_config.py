@@ -58,6 +58,8 @@ class FlowConfig:
         many as query heads).
       expansion, mlp, norm, qk_norm, post_norm, final_norm, bias, rope_pairs: as in TransformerConfig.
       order: "R2L" or "L2R"; determines which blocks reverse the tokens (specification, section 1.2).
+      orders: the order of each block's tokens in place of `order`, for still images and vectors of the trained size: K
+        permutations of 0 to N - 1, whose entry i is the raster index of the block's token i; () keeps a block's order.
       scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
       soft_clip: s of s * tanh(out / s); 0 turns it off.
       sos: whether there is a learned start token; without it the output is shifted by one.
@@ -110,6 +112,7 @@ class FlowConfig:
     final_norm: bool = False
     bias: bool = True
     order: Literal["R2L", "L2R"] = "R2L"
+    orders: tuple[tuple[int, ...], ...] | None = None
     scale: Scale = "exp"
     soft_clip: float = 0.0
     sos: bool = False
@@ -141,6 +144,7 @@ class FlowConfig:
         self._check_language_model()
         self._check_denoiser()
         self._check_noise_levels()
+        self._check_orders()
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
@@ -148,12 +152,12 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps and noise levels, and unused fields of maps, are left out, so that hashes of flows without
+        Absent pixel maps, noise levels, orders and unused fields of maps are left out, so that hashes of flows without
         them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
-        for name in ("pixel_map", "noise_levels"):
+        for name in ("pixel_map", "noise_levels", "orders"):
             if values[name] is None:
                 del values[name]
         if self.pixel_map is not None and self.pixel_map.kind != "affine":
@@ -283,6 +287,22 @@ class FlowConfig:
         check(self.scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
         for block in self.blocks:
             check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
+
+    def _check_orders(self) -> None:
+        if self.orders is None:
+            return
+        check(
+            not (self.temporal_causal or self.shallow_local),
+            "orders are only supported by flows of still images and vectors, got temporal_causal or shallow_local",
+        )
+        check(
+            len(self.orders) == self.num_blocks,
+            f"orders must have num_blocks={self.num_blocks} entries, got {len(self.orders)}",
+        )
+        tokens = self.grid[0] * self.grid[1]
+        for block, order in enumerate(self.orders):
+            valid = not order or sorted(order) == list(range(tokens))
+            check(valid, f"orders of block {block} must be () or a permutation of 0 to {tokens - 1}, got {order}")
 
     def _check_axial(self, head_dim: int) -> None:
         half = head_dim // 2

@@ -35,6 +35,7 @@ class VectorSource:
       values: float32 [N, n, d], finite.
       labels: int32 [N], 0 to num_classes - 1.
       num_classes: number of classes, 1 without labels.
+      lengths: int32 [N], 1 to n: the numbers of tokens, those behind them being padding; None without padding.
 
     Raises:
       ValueError: an array is not as stated.
@@ -44,6 +45,7 @@ class VectorSource:
     values: np.ndarray
     labels: np.ndarray
     num_classes: int
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -65,6 +67,18 @@ class VectorSource:
             f"labels of {self.name} must be 0 to {self.num_classes - 1}, got {lowest} to {highest}",
         )
 
+        if self.lengths is None:
+            return
+        lengths = self.lengths
+        check(
+            lengths.dtype == np.int32 and lengths.shape == self.labels.shape,
+            f"lengths of {self.name} must be int32 [{len(self.values)}], got {lengths.dtype} {list(lengths.shape)}",
+        )
+        check(
+            int(lengths.min()) >= 1 and int(lengths.max()) <= self.values.shape[1],
+            f"lengths of {self.name} must be 1 to {self.values.shape[1]}, got {lengths.min()} to {lengths.max()}",
+        )
+
     @property
     def levels(self) -> int:
         """0: continuous values."""
@@ -74,12 +88,13 @@ class VectorSource:
         return len(self.values)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"image": self.values[index][:, None], "label": self.labels[index]}
+        example = {"image": self.values[index][:, None], "label": self.labels[index]}
+        return example if self.lengths is None else example | {"length": self.lengths[index]}
 
     def digest(self) -> str:
         """Digest of all values and labels."""
         digest = hashlib.sha256(f"{self.values.shape}".encode())
-        for array in (self.labels, self.values):
+        for array in (self.labels, self.values) if self.lengths is None else (self.labels, self.values, self.lengths):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
 
@@ -88,8 +103,8 @@ class VectorSource:
 def open_vectors(config: SourceConfig, request: SourceRequest) -> VectorSource:
     """The vectors of `path`: a folder with a file for each split (train.csv and test.csv), or one file.
 
-    - .npz: `x`, numbers [N], [N, n] or [N, n, d]; optionally `label`, integers [N]. In one file for both splits, their
-      names end in `_train` and `_test`.
+    - .npz: `x`, numbers [N], [N, n] or [N, n, d]; optionally `label`, integers [N], and `length`, integers [N]:
+      the numbers of tokens before the padding. In one file for both splits, their names end in `_train` and `_test`.
     - .npy: the array x.
     - .csv: a row for each vector, with or without a line of names; a column called `label` holds classes.
 
@@ -133,12 +148,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                     arrays = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file raises many kinds of errors
         raise ValueError(f"data file {path} cannot be read: {error_reason(error)}") from error
-    known = {f"{name}{split}" for name in ("x", "label") for split in ("", "_train", "_test")}
+    known = {f"{name}{split}" for name in ("x", "label", "length") for split in ("", "_train", "_test")}
     unknown = sorted(set(arrays) - known)
     check(
         not unknown and len(arrays) > 0 and ("x" in arrays or any(name.endswith("_train") for name in arrays)),
-        f"data file {path} must contain `x`, numbers [N, n] or [N, n, d], and may contain `label`, integers [N], got "
-        f"the arrays {', '.join(sorted(arrays)) or 'none'}",
+        f"data file {path} must contain `x`, numbers [N, n] or [N, n, d], and optionally `label` and `length`, "
+        f"integers [N], got the arrays {', '.join(sorted(arrays)) or 'none'}",
     )
     return arrays
 
@@ -175,9 +190,16 @@ def _source(path: Path, arrays: dict[str, np.ndarray], split: str) -> VectorSour
         x.dtype.kind in "fiu" and x.ndim in (1, 2, 3) and 0 not in x.shape,
         f"data file {path} must contain x as numbers [N], [N, n] or [N, n, d], got {x.dtype} {list(x.shape)}",
     )
+    length = arrays.get("length")
+    if length is not None:
+        check(
+            length.shape == (len(x),) and length.dtype.kind in "iu",
+            f"data file {path} must contain length as integers [{len(x)}], got {length.dtype} {list(length.shape)}",
+        )
+        length = np.clip(length, -1, 2**31 - 1).astype(np.int32)
     values = x.reshape(*x.shape, *(1,) * (3 - x.ndim)).astype(np.float32)
     if label is None:
-        return VectorSource(f"{path.stem}-{split}", values, np.zeros(len(x), np.int32), 1)
+        return VectorSource(f"{path.stem}-{split}", values, np.zeros(len(x), np.int32), 1, length)
     check(
         label.shape == (len(x),) and label.dtype.kind in "iuf" and bool(np.all(label == np.floor(label))),
         f"data file {path} must contain label as integers [{len(x)}], got {label.dtype} {list(label.shape)}",
@@ -187,4 +209,4 @@ def _source(path: Path, arrays: dict[str, np.ndarray], split: str) -> VectorSour
         lowest >= 0 and highest < 2**31 - 1,
         f"data file {path} must contain labels from 0 to {2**31 - 2}, got {lowest:g} to {highest:g}",
     )
-    return VectorSource(f"{path.stem}-{split}", values, label.astype(np.int32), int(highest) + 1)
+    return VectorSource(f"{path.stem}-{split}", values, label.astype(np.int32), int(highest) + 1, length)

@@ -76,6 +76,7 @@ def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: 
     examples = [next_readable(source, index) for index in range(count)]
     conditions = example_conditions(config, examples)
     cond = None if conditions is None else np.asarray(conditions)
+    lengths = np.asarray([example["length"] for example in examples]) if "length" in examples[0] else None
     clean, levels = [jnp.asarray(example["image"]) for example in examples], source.levels
     if encoder is not None:
         clean, levels = [encoder.latents(image[None], levels)[0] for image in clean], 0
@@ -86,8 +87,10 @@ def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: 
             example_key = jax.random.fold_in(jax.random.fold_in(key, draw), index)
             x.append(np.asarray(noisy_pixels(example_key, image, levels, config.data)))
         size = min(count, config.evaluate.batch_size)
-        nats = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size).astype(np.float64)
-        dims = x[0].size
+        scored = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size, lengths=lengths)
+        nats, dims = scored.astype(np.float64), x[0].size
+        if lengths is not None:
+            dims = lengths * x[0].shape[-1]
         bits.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
     return float(np.mean(bits))
 

@@ -30,7 +30,7 @@ class VectorScores:
 
     Attributes:
       workdir, step, split: what was scored; source: name of the data.
-      vectors: their number; dims: numbers in each.
+      vectors: their number; dims: numbers in each, without padding and on average.
       log_likelihood: mean of log p(x | label) in nats, of a flow without classes log p(x).
       error: its standard error over vectors; NaN for one vector.
       accuracy: share of the vectors whose label has the highest log p(x | label); None without classes.
@@ -42,7 +42,7 @@ class VectorScores:
     split: str
     source: str
     vectors: int
-    dims: int
+    dims: float
     log_likelihood: float
     error: float
     accuracy: float | None
@@ -96,24 +96,27 @@ def evaluate_vectors(request: EvaluateRequest, *, layout: Layout | None = None) 
     labels, size = batch["label"], request.batch or config.evaluate.batch_size
     count = config.flow.num_classes or config.flow.text_dim
 
+    options: dict[str, Any] = {"batch_size": size, "noise_level": level, "lengths": batch.get("length")}
+
     def scores(given: np.ndarray) -> np.ndarray:
         cond = condition(jax.numpy.asarray(given), config.flow)
         cond_array = None if cond is None else np.asarray(cond)
-        return log_likelihoods(params, config.flow, x, cond_array, batch_size=size, noise_level=level).astype(
-            np.float64
-        )
+        return log_likelihoods(params, config.flow, x, cond_array, **options).astype(np.float64)
 
     log_p, accuracy = scores(labels), None
     if count:
         by_class = np.stack([scores(np.full_like(labels, label)) for label in range(source.num_classes)])
         accuracy = float(np.mean(by_class.argmax(axis=0) == labels))
+    dims = x[0].size
+    if "length" in batch:
+        dims = float(batch["length"].mean()) * x.shape[-1]
     return VectorScores(
         workdir=str(request.workdir),
         step=step,
         split=request.split,
         source=source.name,
         vectors=len(x),
-        dims=x[0].size,
+        dims=dims,
         log_likelihood=float(log_p.mean()),
         error=standard_error(log_p),
         accuracy=accuracy,

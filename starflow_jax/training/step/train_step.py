@@ -112,6 +112,7 @@ def loss_and_gradients(
     noise_std: jax.Array | float = 0.0,
     dropout_key: jax.Array | None = None,
     levels: Levels | None = None,
+    lengths: jax.Array | None = None,
 ) -> tuple[Losses, Params, jax.Array]:
     """Losses, and gradients with respect to the parameters and to x, from one backward pass.
 
@@ -127,6 +128,7 @@ def loss_and_gradients(
       dropout_key: enables dropout.
       levels: of a noise-conditioned flow, in place of `weights` and `noise_std`. Its denoiser learns t^2 / 0.3 times
         the gradient of an example's negative log-likelihood, whatever the weight of its loss.
+      lengths: numbers of tokens [B] of vectors with padding.
 
     Returns:
       Losses, gradients with the structure of `params` (zero for statistics), and d loss / d x with the shape of x.
@@ -137,7 +139,7 @@ def loss_and_gradients(
         weights, noise_std, level = levels.weight, levels.level, levels.level
 
     def flow_loss(params: Params, x: jax.Array) -> tuple[jax.Array, Losses]:
-        output = merge(definition, params).forward(x, cond, dropout_key=dropout_key, noise_level=level)
+        output = merge(definition, params).forward(x, cond, dropout_key=dropout_key, noise_level=level, lengths=lengths)
         terms = objective(output, weights=weights, latent_norm=latent_norm)
         latent_square = None
         if "prior_variance" in params:
@@ -173,6 +175,7 @@ def accumulated(
     dropout_key: jax.Array | None = None,
     layout: Layout | None = None,
     levels: Levels | None = None,
+    lengths: jax.Array | None = None,
 ) -> tuple[Losses, Params]:
     """Gradient accumulation: losses and gradients of a batch as means over equal parts of it.
 
@@ -180,14 +183,15 @@ def accumulated(
     for dropout masks, which are sampled for each part).
 
     Args:
-      function: of params, a part of x, cond and levels, and a dropout key; returns the same as `loss_and_gradients`.
-      x: [B, ...]; cond: [B, ...] or None; levels: of a noise-conditioned flow.
+      function: of params, a part of x, cond, levels and lengths, and a dropout key; returns the same as
+        `loss_and_gradients`.
+      x: [B, ...]; cond: [B, ...] or None; levels: of a noise-conditioned flow; lengths: [B] or None.
       parts: number of parts, a divisor of B.
     """
     if parts == 1:
         x = placed(layout, x, "batch")
         cond = None if cond is None else placed(layout, cond, "batch")
-        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key, levels=levels)
+        losses, grads, _ = function(params, x, cond, dropout_key=dropout_key, levels=levels, lengths=lengths)
         return losses, grads
 
     def cut(array: jax.Array) -> jax.Array:
@@ -201,10 +205,10 @@ def accumulated(
         return jax.tree.map(lambda a, b: a + b / parts, total, (losses, grads)), None
 
     def on_part(index: jax.Array | int, key: jax.Array | None) -> tuple[Losses, Params]:
-        x, cond, levels = jax.tree.map(lambda piece: piece[index], pieces)
-        return function(params, x, cond, dropout_key=key, levels=levels)[:2]
+        x, cond, levels, lengths = jax.tree.map(lambda piece: piece[index], pieces)
+        return function(params, x, cond, dropout_key=key, levels=levels, lengths=lengths)[:2]
 
-    pieces = jax.tree.map(cut, (x, cond, levels))
+    pieces = jax.tree.map(cut, (x, cond, levels, lengths))
     shapes = jax.eval_shape(lambda: on_part(0, None))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if layout is not None:
@@ -228,7 +232,8 @@ def train_step(
     Args:
       config, definition, levels, layout: static; `levels` is the number of values a pixel can take.
       state: before the update.
-      batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions.
+      batch: `image` integers [B, H, W, C] or [B, T, H, W, C], `label` int32 [B]; `text` int32 [B, L] with captions;
+        `length` int32 [B] of vectors with padding.
       encoder: frozen autoencoder that encodes the images; text: frozen text encoder, None for vocabulary words.
 
     Returns:
@@ -265,6 +270,7 @@ def train_step(
         dropout_key=dropout_key if config.flow.dropout > 0 else None,
         layout=layout,
         levels=noise,
+        lengths=batch.get("length"),
     )
     finite = jnp.isfinite(losses.loss)
     lr = learning_rate(config)(state.step)
