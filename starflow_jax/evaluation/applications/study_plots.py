@@ -12,7 +12,6 @@ from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.evaluation.applications.calibration import Reliability
 from starflow_jax.evaluation.applications.likelihood_study import Outcome
-from starflow_jax.evaluation.applications.out_of_distribution import SCORES
 from starflow_jax.evaluation.applications.roc import roc_curve
 
 _WIDE = 12  # number of images in a row
@@ -95,8 +94,9 @@ def _detection(figure: Any, outcome: Outcome, train: ArraySource, test: ArraySou
             axes.hist(values, bins=40, range=(low, high), histtype="step", label=name, **style)
         axes.set(xlabel=label, ylabel="images", yscale="log")
     panels[0].legend(fontsize=7)
-    outside = {score: np.concatenate([s[score] for n, s in scores.items() if n != "held out"]) for score in SCORES}
-    for score in SCORES:
+    names = list(scores["held out"])
+    outside = {score: np.concatenate([s[score] for n, s in scores.items() if n != "held out"]) for score in names}
+    for score in names:
         panels[2].plot(*roc_curve(outside[score], scores["held out"][score]), label=score)
     panels[2].plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
     panels[2].set(xlabel="false positive rate (held-out images)", ylabel="true positive rate (all sets)")

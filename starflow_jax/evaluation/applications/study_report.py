@@ -55,8 +55,9 @@ _TEXTS = {
         "Maps of likelihood ratios",
         "log2 of the ratio of two likelihoods, split over the tokens of an image (after Ren et al., arXiv 1906.02845): "
         "of the two most probable classes of the held-out images that are least sure, and of the run and the reference "
-        "on the images where they differ most. The sum over tokens is exact; in a flow of several blocks the share of "
-        "one token is no conditional density.",
+        "on the images where they differ most. Logarithms are averaged over draws of the noise, while classes are "
+        "ranked by averaged densities. The sum over tokens is exact; in a flow of several blocks the share of a token "
+        "is no conditional density.",
     ),
 }
 
