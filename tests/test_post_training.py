@@ -278,6 +278,10 @@ def test_mistakes_are_answered_in_a_sentence(home, capsys, reward, options, sent
 def test_another_training_does_not_go_on_in_the_folder(home, capsys):
     assert trained(home, "bright", "--config.policy.beta=0.5") == 2
     assert "config.policy.beta is 0.25 in the folder and 0.5 in this call" in capsys.readouterr().err
+    assert trained(home, "bright", reward="") == 2
+    assert (
+        "rewards.py:brightness must be given again: the record of a folder executes no code" in capsys.readouterr().err
+    )
     assert trained(home, "base") == 2
     assert "contains a run that is not of post-training" in capsys.readouterr().err
 

@@ -27,6 +27,7 @@ import numpy as np
 from starflow_jax.core.atomic_writing import replacing
 from starflow_jax.core.config.post_training_config import PolicyConfig
 from starflow_jax.core.figures import text_table, write_json
+from starflow_jax.core.regular_files import read_json
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.likelihood.image_likelihood import dequantised, standard_error
 from starflow_jax.flows.parameters import Params
@@ -90,11 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     option("--workdir", type=Path, required=True, help="a run of experiments/digits.py")
     option("--out", type=Path, required=True, help="folder of the trained runs, one for each weight and seed")
     option("--target", type=int, default=3)
-    option("--betas", default="0.25,1,0.5,0.125")
+    option("--betas", default="0.25,0.1,0.05", help="separated by commas; empty to show the rows of --add alone")
     option("--seeds", default="0")
     option("--steps", type=int, default=150)
     option("--lr", type=float, default=2e-4)
     option("--samples", type=int, default=1024)
+    option("--add", type=Path, action="append", default=[], help="a file of --json whose rows are shown, too")
     option("--json", type=Path)
     option("--plot", type=Path)
     option("--quick", action="store_true", help="a few steps and samples")
@@ -103,18 +105,16 @@ def main(argv: list[str] | None = None) -> int:
         arguments.betas, arguments.steps, arguments.samples = "0.25", 3, 64
     base = load_run(arguments.workdir)
     before = held_out(base[2], base[0].flow, arguments.target)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [row for path in arguments.add for row in read_json(path)["rows"]]
     for seed in map(int, arguments.seeds.split(",")):
-        for beta in map(float, arguments.betas.split(",")):
-            row = _row(arguments, beta, seed, before)
-            rows.append(row)
-            print(_line(row), flush=True)
+        for beta in map(float, filter(None, arguments.betas.split(","))):
+            rows.append(_row(arguments, beta, seed, before))
+            print(_line(rows[-1]), flush=True)
             if arguments.json is not None:
                 write_json(arguments.json, {"rows": rows})
-            if arguments.plot is not None:
-                plot(arguments.plot, rows)
-    table = text_table([_HEADER, *map(_cells, rows)])
-    print(table)
+    if arguments.plot is not None:
+        plot(arguments.plot, rows)
+    print(text_table([_HEADER, *map(_cells, rows)]))
     return 0
 
 
@@ -156,6 +156,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
         "beta": beta,
         "seed": seed,
         "steps": done.step,
+        "lr": arguments.lr,
         "seconds": done.seconds,
         "base": base,
         "new": new,

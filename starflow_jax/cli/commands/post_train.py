@@ -197,6 +197,7 @@ def _experiment(arguments: argparse.Namespace) -> PostTrainingExperiment:
     fields = _fields(arguments, config)
     recorded = read_post_training(arguments.out)
     if recorded is not None:
+        _check_code(recorded, arguments)
         fields = {name: value for name, value in fields.items() if name != "labels" or arguments.label is not None}
         experiment = dataclasses.replace(recorded, **fields)
     else:
@@ -208,6 +209,17 @@ def _experiment(arguments: argparse.Namespace) -> PostTrainingExperiment:
     built = build(PostTrainingExperiment, values)
     check_base(config, built)
     return built
+
+
+def _check_code(recorded: PostTrainingExperiment, arguments: argparse.Namespace) -> None:
+    """Raises CommandError where a recorded reward is a file or a module: only a command line names code to execute."""
+    for option, names, given in (
+        ("--reward", (recorded.reward or "",), arguments.reward),
+        ("--judge", recorded.judges, arguments.judge),
+    ):
+        code = [name for name in names if ":" in name]
+        if code and given is None:
+            raise CommandError(f"{option} {code[0]} must be given again: the record of a folder executes no code")
 
 
 def _fields(arguments: argparse.Namespace, config: ExperimentConfig) -> dict[str, Any]:
