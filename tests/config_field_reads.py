@@ -235,7 +235,7 @@ class Reads:
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
                 self._count(self._type(node.args[0], env), {str(node.args[1].value)})
-            if ast.unparse(node.func).endswith("asdict") and isinstance(node.args[0], ast.Attribute):
+            if ast.unparse(node.func).endswith("asdict") and node.args and isinstance(node.args[0], ast.Attribute):
                 for name in self._type(node.args[0], env):  # a part of a configuration, passed on as a mapping
                     self._count({name}, set(self.classes[name].fields))
             if isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
