@@ -1,11 +1,12 @@
-"""TARFlow on two moons: points of the plane, each a sequence of two tokens. Trains in seconds.
+"""TARFlow on two moons: points of the plane, each a sequence of two tokens.
 
     starflow train --config experiments/two_moons.py --workdir runs/moons
     starflow evaluate --workdir runs/moons
     starflow sample --workdir runs/moons --num 1000 --out moons.png     # the density, with samples
     starflow sample --workdir runs/moons --num 1000 --out moons.csv
 
-Hardware: any CPU.
+Hardware: any CPU. The training took five minutes of processor time on a machine that also did other work.
+Expected: `starflow evaluate` gave -1.096 nats with a standard error of 0.020 on the 2,000 test points (seed 0).
 Variants: "" without classes, "tiny" for tests; --config.flow.num_classes=2 trains with a class for each
 half circle.
 """
