@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from starflow_jax.cli import supervisor
 from starflow_jax.cli.dispatch import build_parser
+from starflow_jax.cli.errors import REFUSED, TRY_AGAIN
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "launch"
 SHELL = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
@@ -59,6 +61,60 @@ def test_the_job_set_is_valid_and_leaves_time_to_save():
         chips *= int(size)
     assert chips == job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
     assert job["completions"] == job["parallelism"]
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
     compile(container["livenessProbe"]["exec"]["command"][2], "probe", "exec")
+
+
+def test_the_job_set_starts_again_after_a_hang_and_not_after_refused_input():
+    (job_set,) = yaml.safe_load_all((FOLDER / "gke_jobset.yaml").read_text())
+    job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+    # A pod that fails fails its job; the rule tells JobSet by the reason whether to start all jobs again.
+    assert (job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (0, "Never")
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "train", "operator": "In", "values": [REFUSED]},
+    }
+    assert TRY_AGAIN not in rule["onExitCodes"]["values"]
+    policy = job_set["spec"]["failurePolicy"]
+    assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    assert policy["maxRestarts"] > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "finished", "restarts", "ends_with", "requeued"),
+    [
+        (TRY_AGAIN, False, 0, 0, True),
+        (TRY_AGAIN, False, 20, TRY_AGAIN, False),
+        (REFUSED, False, 0, REFUSED, False),
+        (0, False, 30, 0, True),  # a preemption
+        (0, True, 0, 0, False),
+    ],
+)
+def test_slurm_puts_the_job_back_unless_it_is_refused_or_finished(
+    code, finished, restarts, ends_with, requeued, tmp_path
+):
+    for name, text in {
+        "srun": f"exit {code}",
+        "starflow": f"echo {'finished:' if finished else 'running:'} step 3 of 9",
+        "scontrol": f"echo $* > {tmp_path}/requeued",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", str(FOLDER / "slurm.sbatch")], env=variables | path, capture_output=True, text=True)
+    assert done.returncode == ends_with, done.stderr
+    calls = tmp_path / "requeued"
+    assert calls.exists() == requeued and (not requeued or calls.read_text() == "requeue 7\n")
+
+
+def test_queued_resources_supervise_the_training_which_starts_again_after_a_hang(tmp_path, monkeypatch, capsys):
+    text = (FOLDER / "queued_resources.sh").read_text()
+    config = Path(__file__).parents[1] / re.search(r"CONFIG:-([\w/.]+)", text)[1]
+    attempts = arguments_of(command_in(text.replace('"$CONFIG"', str(config)))).supervise
+    monkeypatch.setattr(supervisor.time, "sleep", lambda seconds: None)
+    # The command hangs twice, and its input is refused in the third attempt.
+    script = f"echo >> {tmp_path}/calls; test $(wc -l < {tmp_path}/calls) -lt 3 && exit {TRY_AGAIN}; exit {REFUSED}"
+    assert supervisor.supervise(["sh", "-c", script], str(tmp_path), attempts) == REFUSED
+    assert (tmp_path / "calls").read_text().count("\n") == 3
+    assert capsys.readouterr().err.count("starting again from the last checkpoint") == 2

@@ -1,10 +1,12 @@
 """Data read from the address of a store are those of the same local files, and shards are read by ranges."""
 
 import gzip
+import io
 import pickle
 import struct
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -14,7 +16,7 @@ from picture_files import encoded, picture, write_photos, write_tar
 
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
-from starflow_jax.core.config.source_config import SourceConfig
+from starflow_jax.core.config.source_config import ComponentConfig, SourceConfig
 from starflow_jax.core.storage import ranged_files
 from starflow_jax.core.storage.addresses import Address
 from starflow_jax.core.storage.copies import local_path
@@ -34,6 +36,7 @@ from starflow_jax.models.autoencoders.patch_pca import PatchPCA
 from starflow_jax.models.autoencoders.storage import kept_autoencoder, load_autoencoder, save_autoencoder
 from starflow_jax.sweeps.content_hash import content_hashes
 
+SMALL = FlowConfig(channels=3, image_size=4, patch_size=2, width=16, num_blocks=1, layers_per_block=1, head_dim=8)
 FLOW = FlowConfig(channels=3, image_size=8, patch_size=4, width=16, num_blocks=1, layers_per_block=1, head_dim=8)
 
 
@@ -42,10 +45,10 @@ def folder_of_copies(tmp_path, monkeypatch):
     monkeypatch.setenv("STARFLOW_STORAGE", str(tmp_path / "storage"))
 
 
-def uploaded(folder):
-    """The address of a copy of a local folder in the memory store."""
-    address = f"memory://{uuid.uuid4().hex}/{folder.name}"
-    files = fsspec.filesystem("memory")
+def uploaded(folder, scheme="memory"):
+    """The address of a copy of a local folder in the memory store, or in that of another scheme."""
+    address = f"{scheme}://{uuid.uuid4().hex}/{folder.name}"
+    files = fsspec.filesystem(scheme)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             files.pipe_file(f"{address}/{path.relative_to(folder).as_posix()}", path.read_bytes())
@@ -104,6 +107,48 @@ def test_examples_are_those_of_the_local_files(source, tmp_path):
     assert stored.path.startswith("memory://")
     copies = [path for path in storage_folder().rglob("*") if path.is_file() and ".used" not in path.parts]
     assert bool(copies) == (source not in ("tars", "parquet"))  # which are read by ranges
+
+
+class OtherStore(MemoryFileSystem):
+    """A second store, which shares nothing with the first."""
+
+    protocol = "elsewhere"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("elsewhere://"))
+
+
+def test_a_mixture_reads_from_several_stores_and_a_folder_at_once(tmp_path):
+    fsspec.register_implementation("elsewhere", OtherStore, clobber=True)
+    for name, writer in (("tars", write_tars), ("npz", write_npz), ("parquet", write_parquet)):
+        (tmp_path / name).mkdir()
+        writer(tmp_path / name)
+    places = [uploaded(tmp_path / "tars"), uploaded(tmp_path / "npz", "elsewhere"), str(tmp_path / "parquet")]
+
+    def examples(paths):
+        parts = [
+            ComponentConfig(source=name, path=path, weight=1.0, levels=levels)
+            for name, path, levels in zip(("tars", "npz", "parquet"), paths, (None, 256, None), strict=True)
+        ]
+        source = open_source(DataConfig(source="mixture", mixture=tuple(parts)), "train", flow=SMALL)
+        return [source[index] for index in range(len(source))]
+
+    found, expected = examples(places), examples([str(tmp_path / name) for name in ("tars", "npz", "parquet")])
+    assert len(found) == len(expected) == 4 + 2 + 3
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+    assert not fsspec.filesystem("memory").exists(places[1].replace("elsewhere", "memory"))
+
+
+def test_array_record_reads_local_files_alone():
+    """Why shards of ArrayRecord are copied: the reader takes a path, and reads no address and no file object."""
+    reader = pytest.importorskip("array_record.python.array_record_module").ArrayRecordReader
+    with pytest.raises(TypeError, match="path: str"):
+        reader(io.BytesIO(b""))
+    assert not reader("s3://bucket/x.array_record").ok()
 
 
 def test_a_source_of_a_store_survives_pickling_and_identifies_its_content(tmp_path):
