@@ -32,6 +32,9 @@ from starflow_jax.core.config.autoencoder_config import (
 )
 from starflow_jax.core.config.learned_inverse_config import LearnedInverseConfig, LearnedInverseExperiment
 from starflow_jax.core.html_page import escaped, html_page, html_table
+from starflow_jax.core.storage.addresses import Address
+from starflow_jax.core.storage.publication import Publication
+from starflow_jax.core.storage.store import open_store
 from starflow_jax.reports.configuration import commands, settings
 from starflow_jax.reports.curve_chart import Line, chart
 from starflow_jax.reports.likelihood_results import likelihood_rows, read_likelihoods
@@ -155,6 +158,20 @@ def test_the_run_and_the_page_may_be_in_a_store(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "page.html").read_text()
     assert str(tmp_path) not in text and "data:image/png" in text
     assert f"with fsspec.open(&#x27;{address}/config.json&#x27;) as file:" in text
+
+
+def test_results_that_other_commands_wrote_beside_a_published_run_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("STARFLOW_STORAGE", str(tmp_path / "copies"))
+    address = f"memory://{tmp_path.name}/published"
+    Publication(open_store(Address.parse(address)), write_run(tmp_path / "run")).publish()
+    scores = {"step": 20, "split": "test", "model": "flow", "bits_per_dim": {"mean": 3.25, "images": 7}}
+    files = fsspec.filesystem("memory")
+    for name, mean in {"scores": 3.25, "more/scores": 2.125, "checkpoints/20/x": 1.5, "a/b/deeper": 1.75}.items():
+        scores["bits_per_dim"]["mean"] = mean
+        files.pipe_file(f"{address}/{name}.json", json.dumps(scores).encode())
+    assert main(["report", "--workdir", address, "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "3.2500" in text and "2.1250" in text and "1.5000" not in text and "1.7500" not in text
 
 
 def test_nothing_of_the_folder_becomes_markup(tmp_path):

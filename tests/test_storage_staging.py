@@ -13,9 +13,9 @@ from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.stored import output_path
 from starflow_jax.cli.staging import run_staged
 from starflow_jax.core.figures import write_json
-from starflow_jax.core.storage import lease
+from starflow_jax.core.storage import lease, store
 from starflow_jax.core.storage.manifest import LEASE, MANIFEST
-from starflow_jax.core.storage.retries import StoreError
+from starflow_jax.core.storage.retries import Retries, StoreError
 from starflow_jax.core.storage.working_folder import working_folder
 
 TINY = ("--config", "experiments/digits.py:tiny")
@@ -127,8 +127,8 @@ def test_a_run_that_is_not_there_is_named_by_its_address(at, capsys):
 
 
 def test_what_needs_a_shared_folder_or_another_option_says_so(at, capsys):
-    message = refused(capsys, "train", *TINY, "--workdir", at, "--distributed")
-    assert f"--workdir must be a folder that all processes share with --distributed, got the address {at}" in message
+    message = refused(capsys, "sweep", "--config", "experiments/sweeps/digits.py:tiny", "--out", at, "--distributed")
+    assert f"--out must be a folder that all processes share with --distributed, got the address {at}" in message
     message = refused(capsys, "evaluate", "--workdir", at, "--metrics", "fid")
     assert f"--metrics requires --out where --workdir is an address, got {at} alone" in message
 
@@ -154,6 +154,33 @@ def test_a_lease_of_another_machine_is_respected(at, capsys, monkeypatch):
     message = refused(capsys, "train", *TINY, "--workdir", at, "--quiet")
     assert f"{at} is in use by process 12 on h7, which trains in it" in message
     assert names(at) == {LEASE}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConnectionResetError("reset"), 75),
+        (TimeoutError("no answer"), 75),
+        (PermissionError("Access Denied"), 2),
+        (FileNotFoundError("no such bucket"), 2),
+        (type("HttpError", (Exception,), {"code": 403})("Forbidden"), 2),
+        (type("HttpError", (Exception,), {"code": 503})("Unavailable"), 75),
+        (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), 2),
+    ],
+)
+def test_a_store_that_is_away_at_the_start_may_be_there_later(error, code, at, capsys, monkeypatch):
+    def fail(*args, **options):
+        raise error
+
+    files = fsspec.filesystem("memory")
+    for method in ("info", "find", "cat_file", "pipe_file"):
+        monkeypatch.setattr(files, method, fail)
+    monkeypatch.setattr(store, "Retries", lambda attempts: Retries(attempts=1))
+    commands = [["train", *TINY]] + ([["info"]] if code == 75 else [])
+    for command in commands:
+        assert main([*command, "--workdir", at]) == code
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and message.startswith("starflow: ")
 
 
 def test_a_store_that_is_away_while_a_command_runs_is_no_bug(at, capsys, monkeypatch):

@@ -146,3 +146,15 @@ def test_quick_runs(name, tmp_path):
         (result,) = figures["results"]
         settings = {line["setting"]: line for line in result["settings"]}
         assert settings["auto"]["ours"]["error"] <= figures["target"] and "auto chose" in run.stdout
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_checkpoint_is_measured_in_both_kinds_of_intervals(tmp_path):
+    script = BENCHMARKS / "checkpoint_cost.py"
+    config = BENCHMARKS.parent / "digits.py"
+    command = [sys.executable, str(script), "--config", f"{config}:tiny", "--rounds", "1", "--updates", "5", "--json"]
+    subprocess.run([*command, str(tmp_path / "cost.json")], check=True, capture_output=True)
+    figures = json.loads((tmp_path / "cost.json").read_text())
+    assert figures["updates"]["quiet"] == 5 and figures["updates"]["saving"] >= 1
+    assert figures["ratio"] == figures["update_seconds_while_saving"] / figures["update_seconds"]
+    assert figures["checkpoint_bytes"] > 10_000 and figures["blocked_seconds"] > 0

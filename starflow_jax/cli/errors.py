@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from starflow_jax.core.request_errors import RequestError
+from starflow_jax.core.storage.retries import StoreError
 
 BUG = 1
 REFUSED = 2
@@ -46,7 +47,8 @@ def sentences(*checks: Callable[..., Any]) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if checks and not _went_through(error.__traceback__, {_code(check) for check in checks}):
             raise
-        raise CommandError(sentence(error)) from error
+        away = isinstance(error, StoreError) and error.transient
+        raise CommandError(sentence(error), TRY_AGAIN if away else REFUSED) from error
 
 
 def sentence(error: Exception) -> str:

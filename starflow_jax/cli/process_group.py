@@ -46,6 +46,11 @@ class Others:
         self._count = global_state.num_processes
         threading.Thread(target=self._poll, name="other processes", daemon=True).start()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether this process has joined the others."""
+        return self._client is not None
+
     def __bool__(self) -> bool:
         """Whether there are other processes."""
         return self._client is not None and self._count > 1

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.stored import StoredOption
+from starflow_jax.cli.process_group import is_first
 from starflow_jax.core.storage.addresses import Address
 from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
 from starflow_jax.core.storage.local_moves import locked
@@ -40,7 +41,10 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
     if not options or getattr(arguments, "supervise", None) is not None:
         return int(arguments.run(arguments))
     first = getattr(arguments, "process", None) in (None, 0)
-    if getattr(arguments, "distributed", False):
+    if _is_trained_by_several(arguments, options):
+        arguments.begin(arguments)
+        first = is_first()
+    elif getattr(arguments, "distributed", False):
         for name, value in options.items():
             if any(one.use in ("work", "output") for one in _addresses(value)):
                 raise CommandError(
@@ -65,6 +69,12 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
                     publish_new(store, local)
             stack.close()  # publishes the folders that the command worked in
     return code
+
+
+def _is_trained_by_several(arguments: argparse.Namespace, options: dict[str, Any]) -> bool:
+    """Whether several processes train in a store, each with a local folder of its own."""
+    several = getattr(arguments, "distributed", False) or (getattr(arguments, "processes", None) or 1) > 1
+    return arguments.command == "train" and several and bool(_addresses(options.get("workdir")))
 
 
 def _addresses(value: Any) -> list[StoredOption]:
@@ -95,7 +105,13 @@ def _replaced(
         return local_place(outer, WORK) / str(value.address).removeprefix(f"{outer}/")  # published with that folder
     if value.use in ("work", "output"):
         local = local_place(value.address, WORK)
-        arguments.staged.append(local)
+        if not getattr(arguments, "others", None):
+            arguments.staged.append(local)
+    if value.use == "work" and getattr(arguments, "others", None):
+        from starflow_jax.training.hosts.joined_folder import host_folder
+
+        arguments.host_folder = stack.enter_context(host_folder(str(value.address), "trains"))
+        return arguments.host_folder.path
     if value.use == "work":
         return _working_folder(store, arguments, stack) if first else local
     if value.use == "output":
@@ -104,7 +120,7 @@ def _replaced(
             outputs.append((store, local))
         return local
     if value.use == "outline":
-        place = fetch_outline(store, _is_small)
+        place = fetch_outline(store, _is_small, _is_result if arguments.command == "report" else None)
         if store.facts(LEASE) is not None and place.is_dir():
             stack.enter_context(locked(place))  # the folder of a run that somebody owns is in use
         return place
@@ -131,6 +147,11 @@ def _one_step(names: list[str], step: int | None) -> list[str]:
 def _is_small(name: str) -> bool:
     """Whether a file is read by a description of a run; not those of arrays."""
     return re.search(r"(^|/)checkpoints/[^/]+/(params|ema|opt_state|rest)/", name) is None
+
+
+def _is_result(name: str) -> bool:
+    """Whether a file in the folder of a run, or in a folder directly in it, may hold results of another command."""
+    return re.fullmatch(r"(?!checkpoints/|events/)(?:[^/.][^/]*/)?[^/.][^/]*\.jsonl?", name) is not None
 
 
 def _working_folder(store: Store, arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Path:

@@ -155,7 +155,15 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
     add_processes(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, begin=begin)
+
+
+def begin(arguments: argparse.Namespace) -> None:
+    """Joins the other processes, before JAX is used; does nothing when called again."""
+    if not arguments.others.is_watched:
+        if arguments.recommended_flags:
+            _set_recommended_flags()
+        join(arguments)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -172,9 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_skipped is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_skipped=arguments.max_skipped))
 
-    if arguments.recommended_flags:
-        _set_recommended_flags()
-    join(arguments)
+    begin(arguments)
     if arguments.elastic:
         config = _adapted(config)
 
@@ -262,6 +268,7 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
             listen=arguments.listen,
             hang_after=arguments.hang_after,
             hang_factor=arguments.hang_factor,
+            host=getattr(arguments, "host_folder", None),
         )
     with sentences(held_out_score, open_with_encoder):
         evaluations = [held_out_score(config)] if config.train.evaluate_every else []

@@ -29,6 +29,7 @@ from starflow_jax.core.storage.store import Store, open_store
 
 _THREADS = 8
 _ATTEMPTS = 4  # to copy a folder that somebody publishes meanwhile
+_SMALL, _MOST_BESIDE = 2**24, 100  # bytes, and number of objects beside those of a folder
 _USED = ".used"  # folder of one file for each copy, whose modification time is that of its last use
 
 Wanted = Callable[[str], bool]
@@ -111,8 +112,13 @@ def fetch_selected(store: Store, select: Callable[[Manifest], Iterable[str]], *,
     return place
 
 
-def fetch_outline(store: Store, wanted: Wanted) -> Path:
-    """A folder with the wanted files of another, and empty space of the same sizes in place of all others."""
+def fetch_outline(store: Store, wanted: Wanted, beside: Wanted | None = None) -> Path:
+    """A folder with the wanted files of another, and empty space of the same sizes in place of all others.
+
+    Args:
+      beside: chooses among small objects that the list of the folder does not name, since other commands than its owner
+        have written them.
+    """
     place = local_place(store.address, OUTLINES)
 
     def update(manifest: Manifest) -> None:
@@ -124,6 +130,14 @@ def fetch_outline(store: Store, wanted: Wanted) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as empty:
                     empty.truncate(file.size)
+        if beside is not None:
+            pending = read_pending(store).added
+            objects = {
+                name: File(one.size, None, one.modified_ns)
+                for name, one in store.list().items()
+                if beside(name) and name not in manifest.files and name not in pending and one.size <= _SMALL
+            }
+            fetch_files(store, place, dict(list(objects.items())[:_MOST_BESIDE]), damaged=lambda sentence: None)
 
     _with_current_files(store, update)
     return place
@@ -134,8 +148,8 @@ def _with_current_files(store: Store, action: Callable[[Manifest], None]) -> Non
     for attempt in range(_ATTEMPTS):
         try:
             return action(folder_files(store))
-        except StoreError:
-            if attempt == _ATTEMPTS - 1:
+        except StoreError as error:
+            if error.transient or attempt == _ATTEMPTS - 1:  # calls were repeated already
                 raise
             store.retries.sleep(0.5 * 2**attempt)
 

@@ -81,6 +81,11 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name=f"lease of {store.address}", daemon=True)
         self._thread.start()
 
+    @property
+    def token(self) -> str:
+        """What names this owner in the object, and no other one."""
+        return str(self._owner["token"])
+
     def check(self) -> None:
         """Raises StoreError where this process may no longer write."""
         if not self._problem and self._timing.clock() - self._renewed > _STOP_SHARE * self._timing.expiry:
@@ -184,11 +189,11 @@ class Lease:
 
 def _this_process() -> dict[str, Any]:
     """Names this process so that another one of the same machine can tell whether it still runs."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _started(os.getpid()), "machine": _machine()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _started(os.getpid()), "machine": machine()}
 
 
-def _machine() -> str:
-    """The running system and its name space of processes, in which a process id means the same process."""
+def machine() -> str:
+    """Names the running system and its name space of processes, in which a process id means the same process."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -208,8 +213,8 @@ def _started(pid: int) -> str:
 
 def _has_ended(content: dict[str, Any]) -> bool:
     """Whether the owner was a process of this machine that has ended."""
-    pid, start, machine = content.get("pid"), content.get("start"), content.get("machine")
-    if not machine or machine != _machine() or not isinstance(pid, int):
+    pid, start, where = content.get("pid"), content.get("start"), content.get("machine")
+    if not where or where != machine() or not isinstance(pid, int):
         return False
     return _started(pid) != start
 

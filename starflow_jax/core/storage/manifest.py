@@ -19,8 +19,10 @@ MANIFEST = ".starflow-files.json"
 PENDING = ".starflow-pending.json"
 LEASE = ".starflow-lease.json"
 OWN = (MANIFEST, PENDING, LEASE)
+PART = ".starflow-part-"  # and a number: what another process than the first has written to the folder
 _FORMAT = "starflow files 1"
 _MAX_BYTES = 2**30
+_MOST = 2**20  # processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,20 @@ class Manifest:
 
     Attributes:
       files: by their names relative to the folder; version: of the object that lists them, None if a listing did.
+      session: of the processes that write the folder together, None for a single process; processes: how many.
     """
 
     files: dict[str, File]
     version: str | None = None
+    session: str | None = None
+    processes: int = 1
 
     def to_json(self) -> bytes:
         """The content of the object."""
-        rows = {name: [file.size, file.checksum, file.modified_ns] for name, file in sorted(self.files.items())}
-        return json.dumps({"format": _FORMAT, "files": rows}, indent=0).encode()
+        content: dict[str, Any] = {"format": _FORMAT, "files": to_rows(self.files)}
+        if self.session is not None:
+            content |= {"session": self.session, "processes": self.processes}
+        return json.dumps(content, indent=0).encode()
 
 
 def read_manifest(store: Store) -> Manifest | None:
@@ -66,12 +73,25 @@ def read_manifest(store: Store) -> Manifest | None:
         values = parse_json(store.read(MANIFEST, 0, _MAX_BYTES))
         if values["format"] != _FORMAT:
             raise ValueError("another format")
-        files = {_checked(name): File(*_integers(row)) for name, row in values["files"].items()}
+        files = from_rows(values["files"])
+        session, processes = values.get("session"), values.get("processes", 1)
+        if not isinstance(session, str | None) or not isinstance(processes, int) or not 1 <= processes <= _MOST:
+            raise ValueError("a session of another kind")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{store.address / MANIFEST} is not the list of the files of a folder") from error
-    return Manifest(files, facts.version)
+    return Manifest(files, facts.version, session, processes)
+
+
+def to_rows(files: dict[str, File]) -> dict[str, list[int | None]]:
+    """Files as a JSON value, sorted by name."""
+    return {name: [file.size, file.checksum, file.modified_ns] for name, file in sorted(files.items())}
+
+
+def from_rows(rows: Any) -> dict[str, File]:
+    """Files from a JSON value; raises ValueError, TypeError or AttributeError for another one."""
+    return {checked_name(name): File(*_integers(row)) for name, row in rows.items()}
 
 
 def folder_files(store: Store) -> Manifest:
@@ -79,8 +99,9 @@ def folder_files(store: Store) -> Manifest:
     manifest = read_manifest(store)
     if manifest is not None:
         return manifest
-    listed = {name: File(one.size, None, one.modified_ns) for name, one in store.list().items() if name not in OWN}
-    return Manifest({_checked(name): file for name, file in listed.items()})
+    names = {name: one for name, one in store.list().items() if name not in OWN and not name.startswith(PART)}
+    listed = {name: File(one.size, None, one.modified_ns) for name, one in names.items()}
+    return Manifest({checked_name(name): file for name, file in listed.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +129,7 @@ def read_pending(store: Store) -> Pending:
     """
     try:
         values = parse_json(store.read(PENDING, 0, _MAX_BYTES))
-        return Pending(*(tuple(map(_checked, values[name])) for name in ("added", "replaced", "removed")))
+        return Pending(*(tuple(map(checked_name, values[name])) for name in ("added", "replaced", "removed")))
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return Pending()
 
@@ -120,8 +141,12 @@ def _integers(row: Any) -> tuple[int, int, int]:
     return size, checksum, modified
 
 
-def _checked(name: Any) -> str:
-    """A name that stays below its folder; lists and objects are written by others."""
+def checked_name(name: Any) -> str:
+    """A name that stays below its folder; lists and objects are written by others.
+
+    Raises:
+      ValueError: another name.
+    """
     parts = name.split("/") if isinstance(name, str) else []
     if not parts or any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
         raise ValueError(f"the name {name!r} cannot be that of a file below a folder")

@@ -43,13 +43,15 @@ def copies_limit() -> int:
     return int(gigabytes * _GIGABYTE)
 
 
-def local_place(address: Address, kind: str) -> Path:
+def local_place(address: Address, kind: str, rank: int = 0) -> Path:
     """The path of the local copy of an address; `kind` is COPIES, OUTLINES or WORK.
+
+    Several processes of one machine that work at the same address each have a `rank`, and a folder of their own.
 
     A place of the kind WORK never contains another one, although one address may contain the other: the folder that
     contains the address is a single name, quoted, with "=" at its end, and the last part of the address follows.
     """
-    place = storage_folder() / kind / address.scheme
+    place = storage_folder() / (f"{kind}-{rank}" if rank else kind) / address.scheme
     if kind != WORK:
         return place / address.bucket / address.key if address.key else place / address.bucket
     containing = f"{address.bucket}/{address.key}".rstrip("/").rpartition("/")[0]
@@ -61,7 +63,9 @@ def local_place(address: Address, kind: str) -> Path:
 def shown(text: object) -> str:
     """A text with the addresses that local copies stand for in place of their paths."""
     root = re.escape(str(storage_folder()))
-    text = re.sub(rf"{root}/{WORK}/([a-z][a-z0-9+.-]+)/((?:[^/\s=]+\+/)*[^/\s=]*)=/(?=[^/\s])", _containing, str(text))
+    text = re.sub(
+        rf"{root}/{WORK}(?:-\d+)?/([a-z][a-z0-9+.-]+)/((?:[^/\s=]+\+/)*[^/\s=]*)=/(?=[^/\s])", _containing, str(text)
+    )
     text = re.sub(rf"{root}/(?:{COPIES}|{OUTLINES})/([a-z][a-z0-9+.-]+)/(?=[^/\s])", r"\1://", text)
     # A `Path` of the text of an address has lost a slash.
     return re.sub(r"\b(gs|gcs|s3|s3a|az|abfs|abfss|memory):/(?=[^/\s])", r"\1://", text)

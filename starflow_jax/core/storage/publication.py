@@ -25,6 +25,7 @@ from starflow_jax.core.storage.manifest import (
     read_manifest,
     read_pending,
 )
+from starflow_jax.core.storage.parts import remove_parts
 from starflow_jax.core.storage.retries import Conflict, StoreError
 from starflow_jax.core.storage.store import Store, file_checksum
 
@@ -33,6 +34,8 @@ _IN_MEMORY = 2**24  # larger files are sent from disk, in parts
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of checkpoints that Orbax is writing
 
 Seen = tuple[int, int, int]  # inode, size and modification time of a local file
+# Of the finished local files, those that this process publishes; and files that others have written to the store.
+Selection = tuple[dict[str, Seen], dict[str, File]]
 
 
 class Publication:
@@ -42,6 +45,8 @@ class Publication:
       store: of the address of the folder; folder: the local one.
       published: what is there already; None for a new folder.
       may_write: raises where this process has lost the right to write.
+      session, processes: of the list of files (`Manifest`).
+      select: chooses among the local files; without it, all of them are published, and nothing else.
     """
 
     def __init__(
@@ -50,13 +55,18 @@ class Publication:
         folder: Path,
         published: Manifest | None = None,
         may_write: Callable[[], None] = lambda: None,
+        *,
+        session: str | None = None,
+        processes: int = 1,
+        select: Callable[[dict[str, Seen]], Selection] = lambda local: (local, {}),
     ):
         self._store, self._folder, self._may_write = store, folder, may_write
+        self._session, self._processes, self._select = session, processes, select
         self._version = None if published is None else published.version
         self._files = {} if published is None else dict(published.files)
         self._sent: dict[str, Seen] = {}
         if published is not None:
-            for name, seen in _local_files(folder).items():
+            for name, seen in finished_files(folder).items():
                 file = published.files.get(name)
                 if file is not None and (seen[1], seen[2]) == (file.size, file.modified_ns):
                     self._sent[name] = seen
@@ -66,8 +76,27 @@ class Publication:
         """The version of the list of files that this process published or found; None before the first."""
         return self._version
 
+    @property
+    def session(self) -> str | None:
+        """The session that the list names."""
+        return self._session
+
+    @property
+    def files(self) -> dict[str, File]:
+        """The files of the list."""
+        return dict(self._files)
+
+    def announce(self) -> None:
+        """Writes the list of files as it is, so that it names this session.
+
+        Raises:
+          StoreError: as `publish`.
+        """
+        self._may_write()
+        self._commit(Manifest(self._files, None, self._session, self._processes))
+
     def publish(self) -> int:
-        """Publishes the folder as it is now; returns the number of objects written.
+        """Publishes the folder as it is now; returns the number of objects written, those of others included.
 
         Files whose names or folders begin with a dot, and unfinished checkpoints, are being written and left for later.
 
@@ -77,12 +106,15 @@ class Publication:
         snapshot = self._folder.with_name(f".{self._folder.name}.snapshot")
         shutil.rmtree(snapshot, ignore_errors=True)
         try:
-            local = _local_files(self._folder)
-            changed = _link(self._folder, snapshot, [name for name in local if self._sent.get(name) != local[name]])
+            local, others = self._select(finished_files(self._folder))
+            changed = link_files(
+                self._folder, snapshot, [name for name in local if self._sent.get(name) != local[name]]
+            )
             # What was removed meanwhile is not there.
             local = {name: seen for name, seen in local.items() if self._sent.get(name) == seen} | changed
-            gone = [name for name in self._files if name not in local]
-            if not changed and not gone:
+            gone = [name for name in self._files if name not in local and name not in others]
+            theirs = [name for name, file in others.items() if self._files.get(name) != file]
+            if not changed and not gone and not theirs:
                 return 0
             self._may_write()
             added = tuple(name for name in changed if name not in self._files)
@@ -94,32 +126,20 @@ class Publication:
                 with ThreadPoolExecutor(_THREADS) as threads:
                     sent |= zip(names, threads.map(lambda name: self._send(name, snapshot), names), strict=True)
             kept = {name: file for name, file in self._files.items() if name in local and name not in sent}
-            files = {name: _summed(file, self._folder / name) for name, file in kept.items()} | sent
+            files = {name: summed(file, self._folder / name) for name, file in kept.items()} | others | sent
             self._may_write()
-            self._commit(Manifest(files))
+            self._commit(Manifest(files, None, self._session, self._processes))
             self._files, self._sent = files, local
         finally:
             shutil.rmtree(snapshot, ignore_errors=True)
         for name in gone:
             self._store.remove(name)
         self._store.remove(PENDING)
-        return len(changed)
+        return len(changed) + len(theirs)
 
     def _send(self, name: str, snapshot: Path) -> File:
-        """Writes one file; of a file that grows meanwhile, the bytes that the snapshot saw."""
         self._may_write()
-        path = snapshot / name
-        status = path.stat()
-        if status.st_size > _IN_MEMORY:
-            checksum = file_checksum(path)
-            self._store.send(name, path)
-            if path.stat().st_size != status.st_size:
-                raise StoreError(f"{self._store.address / name} could not be written: the file grew meanwhile")
-            return File(status.st_size, checksum, status.st_mtime_ns)
-        with path.open("rb") as file:
-            data = file.read(status.st_size)
-        self._store.write(name, data)
-        return File(len(data), zlib.crc32(data), status.st_mtime_ns)
+        return send_file(self._store, name, snapshot / name)
 
     def _commit(self, manifest: Manifest) -> None:
         try:
@@ -130,7 +150,26 @@ class Publication:
             ) from error
 
 
-def _summed(file: File, path: Path) -> File:
+def send_file(store: Store, name: str, path: Path) -> File:
+    """Writes one file to a store; of a file that grows meanwhile, the bytes that are there at the beginning.
+
+    Raises:
+      StoreError: the store cannot be written.
+    """
+    status = path.stat()
+    if status.st_size > _IN_MEMORY:
+        checksum = file_checksum(path)
+        store.send(name, path)
+        if path.stat().st_size != status.st_size:
+            raise StoreError(f"{store.address / name} could not be written: the file grew meanwhile")
+        return File(status.st_size, checksum, status.st_mtime_ns)
+    with path.open("rb") as file:
+        data = file.read(status.st_size)
+    store.write(name, data)
+    return File(len(data), zlib.crc32(data), status.st_mtime_ns)
+
+
+def summed(file: File, path: Path) -> File:
     """A file with its checksum, which is not known where a listing named it."""
     return file if file.checksum is not None else dataclasses.replace(file, checksum=file_checksum(path))
 
@@ -148,6 +187,7 @@ def remove_interrupted(store: Store) -> Manifest | None:
         files = {name: file for name, file in folder_files(store).files.items() if name not in pending.added}
         manifest = Manifest(files) if files else None
     else:
+        remove_parts(store, manifest)
         for name in (*pending.added, *pending.removed):
             if name not in manifest.files:
                 store.remove(name)
@@ -157,7 +197,7 @@ def remove_interrupted(store: Store) -> Manifest | None:
     return manifest
 
 
-def _local_files(folder: Path) -> dict[str, Seen]:
+def finished_files(folder: Path) -> dict[str, Seen]:
     """The finished files below a folder, sorted by name."""
     found = {}
     for root, folders, files in os.walk(folder):
@@ -175,7 +215,7 @@ def _finished(name: str) -> bool:
     return not name.startswith(".") and _UNFINISHED not in name
 
 
-def _link(folder: Path, snapshot: Path, names: Sequence[str]) -> dict[str, Seen]:
+def link_files(folder: Path, snapshot: Path, names: Sequence[str]) -> dict[str, Seen]:
     """Hard links of the files that are still there, which stay although the originals are removed or replaced."""
     linked: dict[str, Seen] = {}
     for name in names:

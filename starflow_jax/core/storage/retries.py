@@ -17,7 +17,15 @@ class Conflict(Exception):
 
 
 class StoreError(OSError):
-    """A call to a store failed; the message is one sentence that names the address."""
+    """A call to a store failed; the message is one sentence that names the address.
+
+    Attributes:
+      transient: whether the same call may succeed later, since the store did not answer or could not be reached.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
 
 
 # Answers that the same call would get again.
@@ -33,7 +41,8 @@ _FINAL = (
     TypeError,
     ValueError,
 )
-# Likewise, by the names of the classes, whose libraries need not be installed.
+_BUSY = (408, 429)  # answers of HTTP that ask for another attempt, among those that refuse a call
+# Likewise final, by the names of the classes, whose libraries need not be installed.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
@@ -74,4 +83,11 @@ def store_error(doing: str, error: Exception) -> StoreError:
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError):
         return StoreError(f"{doing}: there is no such object or bucket")
-    return StoreError(f"{doing}: {kind}{f': {reason}' if reason and reason != kind else ''}")
+    final = isinstance(error, _FINAL) or kind in _NO_CREDENTIALS or _is_refused(error)
+    return StoreError(f"{doing}: {kind}{f': {reason}' if reason and reason != kind else ''}", transient=not final)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the store has answered that it refuses the call."""
+    code = getattr(error, "code", None) or getattr(error, "status", None)  # of gcsfs, and of aiohttp
+    return isinstance(code, int) and 400 <= code < 500 and code not in _BUSY

@@ -121,7 +121,7 @@ class WorkingFolder:
                 f"{error}; the folder {place} of the local copies keeps the files, and the same command continues"
             )
             if kind is None:
-                raise StoreError(sentence) from error
+                raise StoreError(sentence, transient=error.transient) from error
             self._say(sentence)
         else:
             # Everything is in the store; what stays would be removed by the next command in any case.
@@ -177,15 +177,18 @@ def working_folder(address: Path | str, doing: str) -> WorkingFolder:
     Raises:
       ValueError, StoreError: see `WorkingFolder`.
     """
+    return WorkingFolder(open_store(Address.parse(address_text(address))), doing, say=tell, lost=interrupt)
 
-    def say(sentence: str) -> None:
-        print(f"starflow: {shown(sentence)}", file=sys.stderr, flush=True)
 
-    def lost(sentence: str) -> None:
-        say(sentence)
-        os.kill(os.getpid(), signal.SIGINT)
+def tell(sentence: str) -> None:
+    """Prints a sentence on standard error, with addresses in place of local copies."""
+    print(f"starflow: {shown(sentence)}", file=sys.stderr, flush=True)
 
-    return WorkingFolder(open_store(Address.parse(address_text(address))), doing, say=say, lost=lost)
+
+def interrupt(sentence: str) -> None:
+    """Prints why, and interrupts this process as Ctrl-C does."""
+    tell(sentence)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def publish_new(store: Store, local: Path, timing: Timing | None = None) -> None:

@@ -19,15 +19,12 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
@@ -38,7 +35,9 @@ from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout, located
+from starflow_jax.training.checkpoints.array_writing import open_manager, save_arguments
 from starflow_jax.training.checkpoints.digests import digest, json_digest
+from starflow_jax.training.checkpoints.failed_saves import cause, remove_unfinished
 from starflow_jax.training.checkpoints.parts import (
     DIGESTS,
     Unusable,
@@ -51,13 +50,16 @@ from starflow_jax.training.checkpoints.parts import (
 from starflow_jax.training.checkpoints.retention import NewestAndBest
 from starflow_jax.training.checkpoints.same_data import DATA
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, first_difference, read_config
-from starflow_jax.training.distributed.agreement import barrier
+from starflow_jax.training.distributed.agreement import barrier, gather_texts
+from starflow_jax.training.hosts.array_files import needed_shards, own_shards
+from starflow_jax.training.hosts.host_folder import HostFolder
 from starflow_jax.training.step.optimizer import Params
 from starflow_jax.training.step.train_step import TrainState, init_state
 
 REST = "rest"
 _ALONE_SECONDS = 20.0  # seconds that a failed process waits for a save in which the others take part
-PARTS = ("params", "ema", "opt_state", REST, "loader", DATA, "config", "figures", DIGESTS)
+ARRAYS = ("params", "ema", "opt_state", REST)
+PARTS = (*ARRAYS, "loader", DATA, "config", "figures", DIGESTS)
 
 
 class SaveFailed(OSError):
@@ -75,6 +77,7 @@ class Checkpoints:
       data: fingerprint of the training data, saved with each step (`training.checkpoints.same_data`).
       write: whether to save checkpoints, retaining those that `config.train` specifies. Otherwise they are only read,
         and unfinished checkpoints of a run in progress are left alone.
+      host: where every process writes into a local folder of its own, that of this process.
     """
 
     def __init__(
@@ -84,13 +87,14 @@ class Checkpoints:
         *,
         data: Sequence[SourceFingerprint] | None = None,
         write: bool = False,
+        host: HostFolder | None = None,
     ):
         self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
         self.config = config
         self._data = data
         self._saving: int | None = None  # a step whose files may still be written
         self._save_failed = False
-        self._writes = write
+        self._writes, self._host = write, host
         self._scores: dict[int, float] = {}
         policy = None
         if write:
@@ -100,14 +104,7 @@ class Checkpoints:
                 with contextlib.suppress(Unusable):  # reported when it is restored
                     self._note_score(int(folder.name), read_json(folder, "figures", read_digests(folder)))
             policy = NewestAndBest(train.keep, train.keep_best, self._scores)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            create=write,
-            # removes the incomplete files of a killed run
-            cleanup_tmp_directories=write,
-            lightweight_initialize=True,
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = open_manager(self.folder, policy, own=ARRAYS if host is not None else ())
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -123,9 +120,9 @@ class Checkpoints:
             if kind is None:
                 raise failed from error
         finally:
-            if self._writes and jax.process_index() == 0:
+            if self._writes and self._keeps_folder:
                 # Removes the incomplete files of a failed save: on a full disk the next run could not start otherwise.
-                _remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
+                remove_unfinished(self.folder, quiet_s=0.3 if self._save_failed else 0.0)
 
     def _close_soon(self) -> None:
         """Waits for a save in the background for a limited time, since this process has failed."""
@@ -173,19 +170,22 @@ class Checkpoints:
             values["config"] = json.loads(to_json(self.config))
             if self._data is not None:
                 values[DATA] = to_values(self._data)
+            if self._host is not None:  # every process writes them, and figures such as times differ
+                values = json.loads(gather_texts(json.dumps(values))[0])
             trees = _parts(state)
             values[DIGESTS] = {
                 "step": step,
                 **{name: json_digest(value) for name, value in values.items()},
                 **{name: digest(tree) for name, tree in trees.items()},
             }
-            arguments: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-            arguments |= {name: ocp.args.JsonSave(value) for name, value in values.items()}
-            self._note_score(step, figures)
+            self._note_score(step, values["figures"])
             self._saving = step
             try:
+                if self._host is not None:
+                    self._host.record_share(step, own_shards(step, trees))
+                arguments = save_arguments(trees, values, own=self._host is not None)
                 # the arrays are copied before this returns, so the caller may reuse the buffers
-                self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+                self._manager.save(step, args=arguments, force=True)
             except Exception as error:  # tensorstore and Orbax raise many types of errors for a full disk
                 raise self._failed(error) from error
         self.check(wait=wait)
@@ -217,6 +217,7 @@ class Checkpoints:
         folder = self._folder(step)
 
         def read() -> tuple[TrainState, dict[str, Any]]:
+            self._fetch(folder, _parts(like))
             digests = self._read_digests(folder)
             position = read_json(folder, "loader", digests)
             if DATA in digests:  # compared earlier (`same_data`)
@@ -237,7 +238,9 @@ class Checkpoints:
         def read() -> Params:
             digests = self._read_digests(folder)
             # a ported checkpoint has no moving average, whatever its configuration
-            return read_arrays(folder, "ema" if ema and "ema" in digests else "params", like, digests)
+            part = "ema" if ema and "ema" in digests else "params"
+            self._fetch(folder, {part: like})
+            return read_arrays(folder, part, like, digests)
 
         return agreed(folder, read), int(folder.name)
 
@@ -271,13 +274,28 @@ class Checkpoints:
         """Renames the folder of a step so that it is no longer a checkpoint; returns its new path."""
         folder = self._folder(step)
         damaged = folder.with_name(f"{step}.damaged")
-        if jax.process_index() == 0:
+        if self._keeps_folder:
             while damaged.exists():
                 damaged = damaged.with_name(f"{damaged.name}+")
             move(folder, damaged)
+        if self._host is not None:
+            self._host.set_aside(step)
         barrier("set aside")
         self._manager.reload()
         return damaged
+
+    @property
+    def _keeps_folder(self) -> bool:
+        """Whether this process renames and removes what is in the folder."""
+        return self._host is not None or jax.process_index() == 0
+
+    def _fetch(self, folder: Path, like: Mapping[str, Any]) -> None:
+        """Fetches the shards that this process reads, where they may be in the store only; raises Unusable."""
+        if self._host is not None:
+            try:
+                self._host.fetch(needed_shards(folder.parents[1], int(folder.name), like))
+            except ValueError as error:
+                raise Unusable(f"is damaged: {error}") from error
 
     def _folder(self, step: int | None) -> Path:
         self.check(wait=True)
@@ -310,7 +328,7 @@ class Checkpoints:
         """The error of a failed save."""
         step, self._saving, self._save_failed = self._saving, None, True
         return SaveFailed(
-            f"checkpoint {self.folder / str(step)} could not be written ({_cause(error)}); earlier checkpoints are "
+            f"checkpoint {self.folder / str(step)} could not be written ({cause(error)}); earlier checkpoints are "
             "intact"
         )
 
@@ -320,30 +338,6 @@ def _parts(state: TrainState) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     parts = {name: fields.pop(name) for name in ("params", "opt_state", "ema")}
     return {name: tree for name, tree in parts.items() if tree is not None} | {REST: fields}
-
-
-def _remove_unfinished(folder: Path, *, quiet_s: float, limit_s: float = 10.0) -> None:
-    """Removes the temporary folders of unfinished saves, until none has reappeared for a while.
-
-    If one part of a step fails, Orbax raises while its threads still write the other parts and create the folder again.
-    """
-    start = removed = time.monotonic()
-    while (now := time.monotonic()) - start < limit_s:
-        if unfinished := list(folder.glob("*-tmp*")):
-            for path in unfinished:
-                shutil.rmtree(path, ignore_errors=True)
-            removed = time.monotonic()
-        elif now - removed >= quiet_s:
-            return
-        else:
-            time.sleep(0.02)
-
-
-def _cause(error: Exception) -> str:
-    """The reason why a write failed, in a few words."""
-    if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-        return "no space left on the disk"
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
 
 
 def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:

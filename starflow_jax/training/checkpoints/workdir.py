@@ -152,13 +152,17 @@ def _is_of_inverse(path: Path) -> bool:
     return isinstance(values, dict) and {"flow_step", "pairs"} <= set(values)
 
 
-def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None) -> None:
+def claim_workdir(
+    workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None, *, of_hosts: bool = False
+) -> None:
     """Creates the folder of a run, or checks that the run in it has the same configuration.
 
     Only fields that do not affect the parameters (logging and saving intervals, sampling, evaluation) may differ.
 
     Args:
       data: fingerprint of the training data (`data.pipeline.fingerprint`); None skips the comparison.
+      of_hosts: whether the files are those on which several hosts have agreed. The disk that held the configuration may
+        be lost; each checkpoint has its own, which is compared when it is restored.
 
     Raises:
       ValueError: a folder with other contents, a run of another configuration or of other data, or a path that cannot
@@ -169,6 +173,8 @@ def claim_workdir(workdir: Path, config: Any, data: Sequence[SourceFingerprint] 
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         old = read_config(workdir, type(config))
+        if old is None and of_hosts and (workdir / CHECKPOINT_FOLDER).is_dir():
+            old = config
         if old is None and any(workdir.iterdir()):
             raise ValueError(f"workdir {workdir} is not empty and contains no training run")
         if old is not None:

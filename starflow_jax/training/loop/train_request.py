@@ -11,6 +11,7 @@ from starflow_jax.core.config.checks import check_choice, check_integer, check_r
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.data import Source
+from starflow_jax.training.hosts.host_folder import HostFolder
 from starflow_jax.training.loop.callbacks import Callback
 from starflow_jax.training.loop.metrics_server import LOOPBACK, is_address
 from starflow_jax.training.loop.profile import Window
@@ -40,6 +41,8 @@ class TrainRequest:
         with code 75; None for `hang_factor`.
       hang_factor: the same for updates and waiting for data only, after this multiple of the median time of an update
         beyond twice the time between two rows of metrics, at least 10 minutes; 0 for never.
+      host: where every process trains in a local folder of its own, `workdir`, that is published together with those
+        of the others; None where they share a file system.
       peak: FLOP/s of all devices together, used for the model FLOPs utilisation; None for the published figure.
 
     Raises:
@@ -63,6 +66,7 @@ class TrainRequest:
     hang_after: float | None = None
     hang_factor: float = 30.0
     peak: float | None = None
+    host: HostFolder | None = None
 
     def __post_init__(self) -> None:
         check_choice("resume", self.resume, choices(ResumePolicy))

@@ -29,6 +29,7 @@ from starflow_jax.training.checkpoints.resume import restore_newest
 from starflow_jax.training.checkpoints.same_data import same_everywhere
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, claim_workdir, in_use, with_recorded
 from starflow_jax.training.distributed.agreement import on_first_process
+from starflow_jax.training.hosts.joined_folder import host_folder
 from starflow_jax.training.loop.callbacks import Callback, Snapshot
 from starflow_jax.training.loop.curves import plot_curves
 from starflow_jax.training.loop.goodput import GoodputRecord, TimeAccount
@@ -86,7 +87,8 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     Ctrl-C and SIGTERM save a checkpoint and return: after the running call of the program (`steps_per_call` updates),
     or at once while a callback runs.
 
-    The folder may be the address of a store (`core.storage.working_folder`); with several processes, it may not.
+    The folder may be the address of a store (`core.storage.working_folder`; with several processes
+    `training.hosts.host_folder`).
 
     Args:
       request: a complete request, or the configuration of the experiment.
@@ -107,6 +109,9 @@ def train(request: TrainRequest | ExperimentConfig, workdir: Path | str | None =
     elif workdir is not None or options:
         raise TypeError("train takes no other arguments with a TrainRequest, which contains all of them")
     if is_address(request.workdir):
+        if jax.process_count() > 1:
+            with host_folder(request.workdir, "trains") as host:
+                return train(dataclasses.replace(request, workdir=host.path, host=host))
         with working_folder(request.workdir, "trains") as folder:
             return train(dataclasses.replace(request, workdir=folder.path))
     account = TimeAccount()
@@ -129,7 +134,8 @@ def _claim(request: TrainRequest, setup: Setup) -> tuple[SourceFingerprint, ...]
         if request.init_from is not None:
             check_source(config, request.init_from)
     data = same_everywhere(fingerprint(setup.source))
-    on_first_process(lambda: claim_workdir(workdir, config, data), f"workdir {workdir}")
+    of_hosts = request.host is not None
+    on_first_process(lambda: claim_workdir(workdir, config, data, of_hosts=of_hosts), f"workdir {workdir}")
     return data
 
 
@@ -144,7 +150,7 @@ def _begin(
     config, workdir = request.config, request.workdir
     first = jax.process_index() == 0
     on_first_process(lambda: stack.enter_context(in_use(workdir)), f"workdir {workdir}")
-    checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True))
+    checkpoints = stack.enter_context(Checkpoints(workdir, config, data=data, write=True, host=request.host))
     bar = Progress(config.name, config.train.steps, enabled=request.progress and first)
     with account.within("restore"):
         state, loader = _start(request, setup, checkpoints, bar)

@@ -1,0 +1,1 @@
+"""Working folders of runs whose hosts share no disk."""
