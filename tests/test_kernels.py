@@ -41,7 +41,9 @@ SHAPES = [  # queries, slots, offset
 ]
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "heads, kv_heads", [(4, 2), *(pytest.param(*heads, marks=pytest.mark.slow) for heads in ((2, 2), (3, 1)))]
+)
 @pytest.mark.parametrize("count, slots, offset", SHAPES)
 @pytest.mark.parametrize("visibility", [Causal(), Full(), FrameWindow(2, 3, 2, 1)], ids=["causal", "full", "frames"])
 def test_attention_in_chunks_is_the_naive_one(heads, kv_heads, count, slots, offset, visibility):

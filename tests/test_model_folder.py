@@ -113,6 +113,7 @@ def test_the_public_interface_draws_the_same_video(videos, clip):
     np.testing.assert_allclose(sf.log_prob(run, samples), expected, rtol=1e-6)
 
 
+@pytest.mark.slow  # test_streaming compares streams with whole videos
 def test_a_streamed_video_is_the_same(videos, clip, tmp_path):
     draw(videos, tmp_path / "x.npz", "--num", 2, "--frames", 9, "--stream")
     streamed = np.load(tmp_path / "x.npz")["video"]

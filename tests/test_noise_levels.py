@@ -27,6 +27,7 @@ def conditioned(config):
     return dataclasses.replace(config, noise_levels=SPAN)
 
 
+@pytest.mark.slow  # test_solvers_invert_the_flow_at_every_level is quick for images
 def test_given_frames_stay_and_the_others_are_those_of_their_noise():
     flow, x = random_flow(conditioned(VIDEO)), normal((2, 3, 4, 4, 2))
     z = jax.jit(lambda x: flow.forward(x, TEXT).z)(x)

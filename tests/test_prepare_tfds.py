@@ -104,6 +104,7 @@ def opened(path, split="train", **fields):
 NAMES = (("image", "picture"), ("label", "digit"), ("caption", "captions/text"))
 
 
+@pytest.mark.slow  # training on prepared records is tested with folders, names of features and splits below
 def test_digits_from_preparation_to_training(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     report = tmp_path / "report.json"

@@ -19,7 +19,7 @@ from starflow_jax.kernels.attention import Causal
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
-from starflow_jax.nn.transformer import Transformer
+from starflow_jax.nn.transformer import Layer, Transformer
 from starflow_jax.sharding.layout import Layout
 
 
@@ -69,12 +69,24 @@ class AutoregressiveBlock(nnx.Module):
         classes = (config.num_classes, width)
         self.class_embed = nnx.Param(0.02 * jax.random.normal(keys[4], classes)) if config.num_classes else None
         self.transformer = Transformer(
-            transformer, keys[5], compute=compute, remat=config.remat, dropout=config.dropout
+            transformer,
+            keys[5],
+            compute=compute,
+            remat=config.remat,
+            dropout=config.dropout,
+            shared=config.shared_layers,
         )
+        self.shared_layers: Layer | None = nnx.data(None)
         # Zero: a new block is the identity map, so that a new flow of any depth is invertible in float32.
         outputs, exact = c if config.scale == "unit" else 2 * c, dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
         self.level_embed = LevelEmbedding(width, keys[7], compute) if config.noise_levels else None
+
+    def with_shared_layers(self, layers: Layer) -> AutoregressiveBlock:
+        """This block with the layers that all blocks of a flow share, which run before its own."""
+        block: AutoregressiveBlock = jax.tree.map(lambda leaf: leaf, self)
+        block.shared_layers = layers
+        return block
 
     @property
     def reads_text(self) -> bool:
@@ -180,6 +192,7 @@ class AutoregressiveBlock(nnx.Module):
             visibility=Causal(),
             temperature=temperature,
             dropout_key=dropout_key,
+            shared_layers=self.shared_layers,
         )
         out = soft_clip(self.proj_out(h[:, length:]), self.config.soft_clip)
         if self.sos_embed is None:
@@ -232,6 +245,7 @@ class AutoregressiveBlock(nnx.Module):
                 temperature=temperature,
                 cache=cache,
                 slot=slot,
+                shared_layers=self.shared_layers,
             )
             assert written is not None  # a cache was passed
             return h, written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -13,12 +14,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
+from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.block_initialisation import initial_blocks
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid, block_order, is_real, patchify, reorder, unpatchify
 from starflow_jax.flows.pixel_map import map_pixels, token_basis, unmap_pixels
+from starflow_jax.nn.linear import Compute
+from starflow_jax.nn.transformer import Transformer
 from starflow_jax.sharding.layout import Layout
 
 
@@ -67,11 +71,26 @@ class Flow(nnx.Module):
         keys = jax.random.split(key, config.num_blocks + 1)
         self.config = config
         self.blocks = nnx.List(initial_blocks(config, keys[:-1], layout))
+        self.shared = self._new_shared(config, key, layout)
         self.denoiser = Denoiser(config, keys[-1], layout) if config.denoiser is not None else None
         # TARFlow's learned prior: a running mean of z^2, a statistic and not trained (specification, section 2).
         rows, columns = config.grid
         statistic = jnp.ones((rows * columns, config.token_channels))
         self.prior_variance = nnx.Param(statistic) if config.family == "tarflow" else None
+
+    @staticmethod
+    def _new_shared(config: FlowConfig, key: PRNGKeyArray, layout: Layout | None) -> Transformer | None:
+        """The layers that all blocks share, without a norm after them; None where `config.shared_layers` is 0."""
+        if not config.shared_layers:
+            return None
+        transformer = dataclasses.replace(config.blocks[-1], layers=config.shared_layers, final_norm=False)
+        compute = Compute.from_config(config, layout)
+        return Transformer(transformer, jax.random.fold_in(key, 1), compute=compute)
+
+    def block(self, index: int) -> AutoregressiveBlock:
+        """Block `index` with all its layers, those included that it shares with the others."""
+        block: AutoregressiveBlock = self.blocks[index]
+        return block if self.shared is None or block.is_identity else block.with_shared_layers(self.shared.layers)
 
     def check_condition(self, cond: Shaped[AnyArray, "..."] | None, batch: int) -> None:
         """Raises ValueError unless `cond` has the kind that this flow reads, and `batch` rows."""
@@ -207,7 +226,7 @@ class Flow(nnx.Module):
         lengths: Int[AnyArray, "B"] | None = None,
     ) -> tuple[Float[Array, "B *grid c"], Float[Array, "B ..."], Float[Array, "rows L D"] | None]:
         """The output tokens of a block, its log-determinants and its text stream."""
-        block = self.blocks[index]
+        block = self.block(index)
         batch = tokens.shape[0]
         if block.is_identity:
             return tokens, jnp.zeros((batch,)), None

@@ -76,7 +76,10 @@ def _dropout(x: Float[Array, "B n D"], rate: float, key: PRNGKeyArray | None) ->
 
 
 class Transformer(nnx.Module):
-    """`config.layers` layers and, with `config.final_norm`, an RMSNorm."""
+    """`config.layers` layers and, with `config.final_norm`, an RMSNorm.
+
+    The first `shared` of these layers belong to several transformers: they are an argument of a call (`shared_layers`).
+    """
 
     def __init__(
         self,
@@ -86,8 +89,9 @@ class Transformer(nnx.Module):
         compute: Compute = Compute(),  # noqa: B008 (frozen)
         remat: str = "none",
         dropout: float = 0.0,
+        shared: int = 0,
     ):
-        self.layers = jax.vmap(lambda k: Layer(config, k, compute))(jax.random.split(key, config.layers))
+        self.layers = jax.vmap(lambda k: Layer(config, k, compute))(jax.random.split(key, config.layers - shared))
         self.final_norm = RMSNorm(config.width) if config.final_norm else None
         self.config = config
         self.compute = compute
@@ -120,6 +124,7 @@ class Transformer(nnx.Module):
         cache: KVCache | None = None,
         slot: int | Int[Array, ""] = 0,
         dropout_key: PRNGKeyArray | None = None,
+        shared_layers: Layer | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
 
@@ -131,6 +136,7 @@ class Transformer(nnx.Module):
           cache: keys and values of the slots before; returned with these n written.
           slot: first slot (may be traced).
           dropout_key: turns dropout on.
+          shared_layers: stacked layers of the same configuration that run before those of this transformer.
 
         Returns:
           Hidden states [B, n, D] in the compute dtype, and the cache (None if none was given).
@@ -174,9 +180,11 @@ class Transformer(nnx.Module):
                     policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(OUTPUT_NAME)
                 )
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        count = self.config.layers
-        keys = None if dropout_key is None else jax.random.split(dropout_key, count)
-        (h, cache), _ = jax.lax.scan(
-            step, (h.astype(self.compute.dtype), cache), (self.layers, jnp.arange(count), keys)
-        )
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.layers)
+        h, first = h.astype(self.compute.dtype), 0
+        for layers in (self.layers,) if shared_layers is None else (shared_layers, self.layers):
+            last = first + jax.tree.leaves(layers)[0].shape[0]
+            its_keys = None if keys is None else keys[first:last]
+            (h, cache), _ = jax.lax.scan(step, (h, cache), (layers, jnp.arange(first, last), its_keys))
+            first = last
         return (h if self.final_norm is None else self.final_norm(h)), cache

@@ -89,7 +89,7 @@ class Span:
           estimate: [B x folded, n, c], initial estimate of the tokens, for a solver that reads one.
         """
         batch = z.shape[0]
-        block = self.flow.blocks[self.index]
+        block = self.flow.block(self.index)
         predict, cache = self._predictor(batch)
         prefix, offset = block.start_token(batch), 0
         if self.with_log_scales:
@@ -148,7 +148,7 @@ class Span:
 
     def _token_predictor(self, batch: int) -> tuple[Predict, KVCache]:
         """The block's prediction, guided where the block is guided, and a cache that holds the text."""
-        block, guidance = self.flow.blocks[self.index], self.guidance
+        block, guidance = self.flow.block(self.index), self.guidance
         cond, temperature = self.cond, self.temperature
         options: dict[str, Any] = {"padding": self.padding, "noise_level": self.noise_level}
         if not self.flow.is_guided(self.index, guidance):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from starflow_jax.core.choices import Dtype, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
+from starflow_jax.core.config.flow_checks import check_orders, check_shared_layers
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.core.config.transformer_config import TransformerConfig
 
@@ -54,6 +55,8 @@ class FlowConfig:
       patch_size: p; a token holds C * p * p channels.
       width, deep_width: residual channels of the shallow blocks and of the deep block (None: the same).
       num_blocks: K; layers_per_block: one number for all blocks, or K numbers (0: identity block).
+      shared_layers: of these layers, the first ones that are the same layers in all blocks but identity blocks, as
+        iTARFlow's option of a shared backbone; every such block has further layers of its own.
       head_dim, heads, kv_heads: channels of a head, query heads (None: width / head_dim), and key/value heads (None: as
         many as query heads).
       expansion, mlp, norm, qk_norm, post_norm, final_norm, bias, rope_pairs: as in TransformerConfig.
@@ -100,6 +103,7 @@ class FlowConfig:
     layers_per_block: int | tuple[int, ...]
     family: Literal["starflow", "tarflow"] = "starflow"
     patch_size: int = 1
+    shared_layers: int = 0
     deep_width: int | None = None
     head_dim: int = 64
     heads: int | None = None
@@ -144,7 +148,9 @@ class FlowConfig:
         self._check_language_model()
         self._check_denoiser()
         self._check_noise_levels()
-        self._check_orders()
+        rows, columns = self.grid
+        check_orders(self.orders, self.num_blocks, rows * columns, frames=self.temporal_causal or self.shallow_local)
+        check_shared_layers(self.shared_layers, self.blocks, language_model=self.language_model is not None)
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
@@ -152,13 +158,13 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps, noise levels, orders and unused fields of maps are left out, so that hashes of flows without
-        them stay what they were.
+        Absent pixel maps, noise levels, orders, shared layers and unused fields of maps are left out, so that hashes of
+        flows without them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
-        for name in ("pixel_map", "noise_levels", "orders"):
-            if values[name] is None:
+        for name in ("pixel_map", "noise_levels", "orders", "shared_layers"):
+            if not values[name]:
                 del values[name]
         if self.pixel_map is not None and self.pixel_map.kind != "affine":
             values["pixel_map"] = {k: v for k, v in values["pixel_map"].items() if k not in ("shift", "scale")}
@@ -287,22 +293,6 @@ class FlowConfig:
         check(self.scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
         for block in self.blocks:
             check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
-
-    def _check_orders(self) -> None:
-        if self.orders is None:
-            return
-        check(
-            not (self.temporal_causal or self.shallow_local),
-            "orders are only supported by flows of still images and vectors, got temporal_causal or shallow_local",
-        )
-        check(
-            len(self.orders) == self.num_blocks,
-            f"orders must have num_blocks={self.num_blocks} entries, got {len(self.orders)}",
-        )
-        tokens = self.grid[0] * self.grid[1]
-        for block, order in enumerate(self.orders):
-            valid = not order or sorted(order) == list(range(tokens))
-            check(valid, f"orders of block {block} must be () or a permutation of 0 to {tokens - 1}, got {order}")
 
     def _check_axial(self, head_dim: int) -> None:
         half = head_dim // 2

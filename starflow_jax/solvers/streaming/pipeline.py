@@ -123,7 +123,8 @@ class FrameStream:
         if ready:  # every stage is a call of a program: once here, for all of them
             params = programs.ready(config, params)
         blocks = params["blocks"]
-        self._deep_params = self.deep.put({"blocks": {deep_name: blocks[deep_name]}})
+        shared = {"shared": params["shared"]} if "shared" in params else {}
+        self._deep_params = self.deep.put({**shared, "blocks": {deep_name: blocks[deep_name]}})
         shallow_blocks = {name: block for name, block in blocks.items() if name != deep_name}
         self.shallow_params = self.shallow.put({**params, "blocks": shallow_blocks})
         inputs = Inputs(cond, guidance, None if temperature is None else jnp.float32(temperature))
