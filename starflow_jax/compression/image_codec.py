@@ -204,7 +204,7 @@ def group_sizes(count: int, rows: int) -> list[int]:
 
 
 def default_resolution(levels: int, clips: bool) -> Resolution:
-    """Grids of which a finer one gains less than a thousandth of a bit per dimension (docs/compression.md)."""
+    """Grids that are fine beside the cells of a pixel; coarser ones would take fewer initial bits."""
     return Resolution(4 if levels < 64 else 2, 8)
 
 
