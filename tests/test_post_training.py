@@ -261,7 +261,7 @@ def test_two_devices_train_what_one_does(home, tmp_path):
         ("rewards.py:brightness", ("--caption", "a cat"), "--class and --caption are mutually exclusive"),
         ("rewards.py:brightness", ("--config.train.ema=0.9",), "train.ema must be 0.0 for post-training, got 0.9"),
         ("rewards.py:brightness", ("--config.group_size=3",), "group_size must divide train.batch_size=8, got 3"),
-        ("rewards.py:brightness", ("--config.policy.clip=0",), "policy.clip must be above 0, got 0"),
+        ("rewards.py:brightness", ("--config.policy.ratio_clip=0",), "policy.ratio_clip must be above 0, got 0"),
         ("rewards.py:brightness", ("--pairs", "x.npz"), "pairs needs method 'dpo', got 'policy-gradient'"),
         ("rewards.py:brightness", ("--method", "dpo", "--pairs", "x.npz"), "pairs file x.npz cannot be read"),
         ("rewards.py:brightness", ("--step", "3"), "step must be one of the checkpoints in"),

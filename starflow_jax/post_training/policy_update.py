@@ -27,12 +27,12 @@ class Objective:
 
     Attributes:
       config: the run that is made, whose `train` is that of the post-training.
-      clip, reuse, parts: as in `PolicyConfig`; preference_beta: as in `PreferenceConfig`.
+      ratio_clip, reuse, parts: as in `PolicyConfig`; preference_beta: as in `PreferenceConfig`.
       layout: of the devices, None for one device.
     """
 
     config: ExperimentConfig
-    clip: float
+    ratio_clip: float
     reuse: int
     parts: int
     preference_beta: float
@@ -42,7 +42,7 @@ class Objective:
     def of(cls, experiment: PostTrainingExperiment, config: ExperimentConfig, layout: Layout | None) -> Objective:
         """That of an experiment. What the compiled program does not read is left out, so that runs share it."""
         policy = experiment.policy
-        return cls(config, policy.clip, policy.reuse, policy.parts, experiment.preference.beta, layout)
+        return cls(config, policy.ratio_clip, policy.reuse, policy.parts, experiment.preference.beta, layout)
 
 
 class PolicyBatch(NamedTuple):
@@ -144,7 +144,7 @@ def _loss(
     if isinstance(part, PolicyBatch):
         x = placed(layout, part.x, "batch")
         log_p = log_prob(x, _placed(layout, part.cond))
-        surrogate = clipped_surrogate(log_p, part.log_p, part.advantage, objective.clip)
+        surrogate = clipped_surrogate(log_p, part.log_p, part.advantage, objective.ratio_clip)
         share = 1.0 / objective.config.train.accumulate
         return share * surrogate.loss, {"clipped": share * surrogate.clipped}
     both = placed(layout, jnp.concatenate([part.winner, part.loser]), "batch")

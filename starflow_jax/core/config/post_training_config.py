@@ -36,23 +36,23 @@ class PolicyConfig:
       beta: weight of the KL. With `advantage` "centred" the optimum is the reference tilted by exp(reward / beta).
       advantage: "centred" subtracts the mean of the other samples of a group; "standardised" also divides by the
         standard deviation of the group (GRPO, arXiv 2402.03300), after which beta is in units of that deviation.
-      clip: the ratio of a sample's density to that at its drawing has no gradient beyond 1 +- clip (PPO, arXiv
-        1707.06347, equation 7).
+      ratio_clip: the ratio of a sample's density to that at its drawing has no gradient beyond 1 +- ratio_clip (PPO,
+        arXiv 1707.06347, equation 7).
       reuse: how often the samples of a step are read; parts: the number of updates that each reading is split into.
         With 1 and 1 every update is made on its own samples, and no ratio differs from 1.
     """
 
     beta: float = 0.25
     advantage: AdvantageScale = "centred"
-    clip: float = 0.2
+    ratio_clip: float = 0.2
     reuse: int = 1
     parts: int = 1
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_real("policy.beta", self.beta, minimum=0.0)
-        check_real("policy.clip", self.clip, minimum=0.0)
-        check(self.clip > 0.0, f"policy.clip must be above 0, got {self.clip:g}")
+        check_real("policy.ratio_clip", self.ratio_clip, minimum=0.0)
+        check(self.ratio_clip > 0.0, f"policy.ratio_clip must be above 0, got {self.ratio_clip:g}")
         check_integer("policy.reuse", self.reuse, minimum=1, maximum=1000)
         check_integer("policy.parts", self.parts, minimum=1)
 
