@@ -49,6 +49,15 @@ def test_values_have_an_origin(tmp_path):
     assert found["train.lr"].description.startswith("peak learning rate")
 
 
+def test_what_the_file_computes_is_said_to_be_computed(tmp_path):
+    path = tmp_path / "experiment.py"
+    text = Path(DIGITS).read_text() + "\n\ndef complete(values):\n    return values | {'seed': values['seed'] + 1}\n"
+    path.write_text(text)
+    found = {field.name: field for field in resolved_fields(str(path), ["seed=4"])}
+    assert (found["seed"].value, found["seed"].origin) == ("5", "complete")
+    assert found["flow.width"].origin == "file" and found["train.keep"].origin == "default"
+
+
 @pytest.mark.parametrize("name", ["tiny_vae.py", "sweeps/digits.py"])
 def test_files_of_every_kind_are_explained(name):
     assert any(field.origin == "file" for field in resolved_fields(str(EXPERIMENTS / name)))

@@ -66,6 +66,15 @@ def test_kernels_are_compared_with_the_reference(monkeypatch, capsys):
     found = {one["name"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
     assert [one["status"] for one in found.values()] == ["ok"] * 4
     assert "interpreted" in found["attention kernel"]["detail"]
+
+    def refused(*arrays, implementation, **options):
+        raise ValueError("not lowered")
+
+    with monkeypatch.context() as patch:  # what a kernel raises is a failure, unless it says that it is not supported
+        patch.setattr(probe, "attention", refused)
+        probe.main()
+    found = {one["name"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert found["attention kernel"]["status"] == "failed" and "not lowered" in found["attention kernel"]["detail"]
     monkeypatch.setattr(probe, "KERNELS", {"wrong kernel": lambda *_: 0.5, "broken kernel": lambda *_: 1 // 0})
     probe.main()
     found = {one["name"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -14,6 +14,7 @@ from starflow_jax.core.config.sweep_config import SweepConfig
 from starflow_jax.reports.configuration import settings
 
 # What an experiment file may describe: the first class that knows all its names is taken.
+_MISSING = object()
 KINDS: tuple[type, ...] = (ExperimentConfig, AutoencoderExperiment, SweepConfig)
 
 
@@ -22,7 +23,8 @@ class ResolvedField(NamedTuple):
 
     Attributes:
       name: with dots; value, default: as text.
-      origin: "default", "file" (get_config), "complete" (computed by the file from other fields) or "override".
+      origin: "default", "file" (get_config), "override", or "complete" (the file computed it from other fields, perhaps
+        in place of a value that it or an override had set).
       description: from the docstring of its class; empty if there is none.
     """
 
@@ -51,12 +53,12 @@ def resolved_fields(path_spec: str, overrides: Sequence[str] = ()) -> list[Resol
     overridden = [text.removeprefix("--").removeprefix("config.").partition("=")[0] for text in overrides]
     found = []
     for setting in settings(config):
-        if any(setting.name == name or setting.name.startswith((f"{name}.", f"{name}[")) for name in overridden):
+        if _held(values, setting.name) != _held(completed, setting.name):
+            origin = "complete"
+        elif any(setting.name == name or setting.name.startswith((f"{name}.", f"{name}[")) for name in overridden):
             origin = "override"
-        elif _holds(in_file, setting.name):
-            origin = "file"
         else:
-            origin = "complete" if _holds(completed, setting.name) else "default"
+            origin = "default" if _held(in_file, setting.name) is _MISSING else "file"
         name = setting.name.rpartition(".")[2]
         description = field_descriptions(setting.owner).get(name, "")
         found.append(ResolvedField(setting.name, setting.value, setting.default, origin, description))
@@ -70,19 +72,15 @@ def _kind(values: Mapping[str, Any]) -> type:
     return KINDS[0]  # whose error names what is unknown
 
 
-def _holds(values: Any, dotted: str) -> bool:
-    """Whether nested mappings, lists and dataclasses hold a value under a name such as "data.mixture[0].path"."""
+def _held(values: Any, dotted: str) -> Any:
+    """What nested mappings, lists and dataclasses hold under a name such as "data.mixture[0].path", else `_MISSING`."""
     for name in dotted.replace("[", ".").replace("]", "").split("."):
         if dataclasses.is_dataclass(values):
-            return True
-        if isinstance(values, Mapping):
-            if name not in values:
-                return False
-            values = values[name]
-        elif isinstance(values, list | tuple):
-            if not name.isdecimal() or int(name) >= len(values):
-                return False
+            values = getattr(values, name, _MISSING)
+        elif isinstance(values, Mapping):
+            values = values.get(name, _MISSING)
+        elif isinstance(values, list | tuple) and name.isdecimal() and int(name) < len(values):
             values = values[int(name)]
         else:
-            return False
-    return True
+            return _MISSING
+    return values
