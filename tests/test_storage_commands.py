@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-from joined_processes import free_port
 from storage_servers import BUCKET, command_environment, server, skip_without
 
 pytestmark = pytest.mark.slow
@@ -141,26 +140,3 @@ def test_latents_are_encoded_and_trained_on(machines):
     second.run("train", *photos, *options, "--workdir", workdir, "--quiet")
     first.run("sample", "--workdir", workdir, "--num", "2", "--out", f"{first.at}/l.png")
     assert first.store()(f"{first.at}/l.png").startswith(b"\x89PNG")
-
-
-def test_two_processes_share_the_local_folder_that_process_0_publishes(machines):
-    first, second = machines
-    workdir = f"{first.at}/runs/two"
-
-    def processes(*commands):
-        joined = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process")
-        options = (*EXPERIMENT, "--config.train.steps=100", "--workdir", workdir, "--quiet", *joined)
-        running = [machine.start("train", *options, str(index)) for index, machine in enumerate(commands)]
-        texts = [process.communicate(timeout=1800)[0] for process in running]
-        return [process.returncode for process in running], texts
-
-    codes, texts = processes(first, first)
-    assert codes == [0, 0], texts
-    assert f"run: {workdir}" in texts[0]
-    assert "checkpoints/100/params/manifest.ocdbt" in first.store()(f"{workdir}/.starflow-files.json").decode()
-    codes, texts = processes(first, second)  # no folder that both see
-    assert codes == [2, 2] and all("must be in a folder that all processes share" in text for text in texts), texts
-    refused = first.run("train", *EXPERIMENT, "--workdir", workdir, "--distributed", code=2)
-    assert (
-        f"--workdir must be a folder that all processes share with --distributed, got the address {workdir}" in refused
-    )
