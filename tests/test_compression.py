@@ -22,9 +22,9 @@ import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
 from starflow_jax.compression import environment, image_codec
 from starflow_jax.compression.environment import Environment
-from starflow_jax.compression.file_format import read_file, write_file
+from starflow_jax.compression.file_format import MOST_IMAGES, group_sizes, read_file, write_file
 from starflow_jax.compression.flow_coder import FlowCoder, Resolution
-from starflow_jax.compression.image_codec import Decoder, group_sizes
+from starflow_jax.compression.image_codec import Decoder
 from starflow_jax.compression.rans import AnsStack
 from starflow_jax.core.config import DataConfig, load_config
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
@@ -61,14 +61,24 @@ def test_images_names_and_classes_come_back(run, data):
     np.testing.assert_array_equal(sf.decompress(run, data), IMAGES)
 
 
-def test_the_length_is_the_likelihood_and_little_more(run):
-    labels = np.asarray([0, 2, 1, 1, 0, 2], np.int32)
-    coder, stack = FlowCoder(run.config.flow, run.params, 17, None, 2, Resolution(4, 8)), AnsStack()
+@pytest.mark.parametrize(
+    "flow_config",
+    [
+        CLASSES,
+        dataclasses.replace(CLASSES, layers_per_block=2, shared_layers=1, orders=((2, 0, 3, 1), (1, 3, 0, 2))),
+    ],
+    ids=["plain", "shared layers and given orders"],
+)
+def test_the_length_is_the_likelihood_and_little_more(flow_config):
+    model, labels = run_of(flow_config), np.asarray([0, 2, 1, 1, 0, 2], np.int32)
+    coder, stack = FlowCoder(flow_config, model.params, 17, None, 2, Resolution(4, 8)), AnsStack()
     groups = [slice(first, first + 2) for first in (0, 2, 4)]
     points = np.concatenate([coder.push_group(stack, IMAGES[group], labels[group]) for group in groups])
-    log_p = sf.log_prob(run, points, labels)
+    log_p = sf.log_prob(model, points, labels)
     exact = -log_p.sum() / np.log(2) + points.size * np.log2(17 / 2)
     assert stack.bits - 41 - stack.initial_bits == pytest.approx(exact, abs=points.size * 0.02 + 16)
+    for group in reversed(groups):
+        np.testing.assert_array_equal(next(coder.pop_group(stack, 2, labels[group])), IMAGES[group])
 
 
 def test_the_likeliest_class_is_taken(run):
@@ -107,6 +117,40 @@ def test_foreign_files_are_refused(run, data, monkeypatch):
         monkeypatch.setattr(Environment, "here", lambda change=change: dataclasses.replace(here, **change))
         with pytest.raises(ValueError, match=words):
             Decoder(run, data)
+    with pytest.raises(ValueError, match="it was made by device"):  # the version is named, not the model
+        Decoder(other, data)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"rows": 4096}, "rows must be the size of the largest group of 6, got 4096"),
+        ({"rows": 4097, "count": 2**20}, "rows must be from 1 to 4096, got 4097"),
+        ({"count": MOST_IMAGES + 1}, f"count must be from 1 to {MOST_IMAGES}"),
+        ({"count": MOST_IMAGES, "height": 2**14}, "it must have at most 4294967296 pixels"),
+        ({"pixel_bits": 9}, "pixel_bits must be from 0 to 8, got 9"),
+    ],
+)
+def test_sizes_that_would_exhaust_memory_are_refused(data, sizes, message):
+    header, stream = read_file(data)
+    with pytest.raises(ValueError, match=f"^it is damaged: {message}"):
+        read_file(write_file(dataclasses.replace(header, **sizes), stream))
+
+
+def test_a_stream_of_too_few_words_ends_the_decoding(run, data):
+    header, stream = read_file(data)
+    decoder = Decoder(run, write_file(dataclasses.replace(header, count=2**20), stream[:21]))
+    with pytest.raises(ValueError, match="the coded stream ends too early: it is damaged"):
+        for _ in decoder.parts():
+            pass
+
+
+def test_names_that_do_not_fit_are_refused():
+    """Names lie below the images in the stream, so they are compared when all images are decoded."""
+    for words in (*(image_codec._name_words(names) for names in (NAMES[:2], [1] * 6)), [0x1234, 0x5678]):
+        with pytest.raises(ValueError, match="it is damaged: its names are not one for each image"):
+            image_codec._names(words, 6)
+    assert image_codec._names(image_codec._name_words(NAMES), 6) == tuple(NAMES)
 
 
 def test_other_arithmetic_is_refused(run, data):
@@ -155,6 +199,9 @@ def test_models_that_cannot_code_are_refused(run):
     latents = run_of(CLASSES, run.params, source="latents", noise="gaussian", noise_std=0.1, levels=None)
     with pytest.raises(ValueError, match="the model must be of pixels, got one of latents"):
         sf.compress(latents, IMAGES)
+    vectors = run_of(CLASSES, run.params, source="two_moons", path=None, noise="none", levels=None)
+    with pytest.raises(ValueError, match="the model must be of pixels, got one of vectors"):
+        sf.compress(vectors, IMAGES)
     clips = load_config(str(EXPERIMENTS / "moving_digits.py") + ":tiny")
     flow_config = dataclasses.replace(clips.flow, temporal_causal=False, shallow_local=False)
     backwards = sf.Run(Path("run"), dataclasses.replace(clips, flow=flow_config), run.params, 0)

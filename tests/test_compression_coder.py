@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starflow_jax.compression.lifting import LiftedBasis
-from starflow_jax.compression.modular_scale import Grid, pop_scaled, push_scaled, scaled_grid
+from starflow_jax.compression.modular_scale import Grid, ScaledGrid, pop_scaled, push_scaled, scaled_grid
 from starflow_jax.compression.noise_code import NoiseCode
 from starflow_jax.compression.pixel_grid import PixelGrid
 from starflow_jax.compression.rans import AnsStack
@@ -71,6 +71,21 @@ def test_a_stream_that_no_stack_wrote_is_refused():
     for data in (b"", b"1234567" + b"x", b"\0" * 7, bytes(6)):
         with pytest.raises(ValueError, match="a coded stream must"):
             AnsStack.from_bytes(data)
+
+
+def test_a_stack_that_was_read_does_not_borrow():
+    stack = AnsStack.from_bytes(AnsStack().to_bytes())
+    with pytest.raises(ValueError, match="the coded stream ends too early"):
+        stack.pop_bits(24)
+
+
+@pytest.mark.parametrize("value", [2**3000, -(2**3000)])
+def test_a_number_that_no_image_leads_to_is_refused(value):
+    code, stack, scaled = NoiseCode(8), AnsStack(), ScaledGrid(np.ones(1, np.int64), np.zeros(1, np.int64))
+    stack.push_bits(0, 12)
+    code.push(stack, value)
+    with pytest.raises(ValueError, match="a number that no image leads to"):
+        pop_scaled(AnsStack.from_bytes(stack.to_bytes()), code, scaled)
 
 
 @settings(max_examples=40, deadline=None)

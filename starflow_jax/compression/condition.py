@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,40 +12,52 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import log_likelihoods
-from starflow_jax.sampling.videos.video_plan import text_states
+from starflow_jax.sampling.videos.video_plan import caption_reader, text_states
+from starflow_jax.training.step.frozen_text import prompts
+
+# Captions that are checked at once.
+_CHUNK = 4096
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Conditions:
-    """The conditions of all images.
+    """The conditions of all images; those of a group are computed when it is coded.
 
     Attributes:
       kind: "none", "classes", which are coded, or "captions".
-      states: int32 [n], labels, -1 for none; or text states float32 [n, L, E]; or None. A decoder fills in labels.
+      labels: int32 [n] of an encoder; None where there are no classes or they are still in a stream.
       captions: one for each clip, or one for all.
+      read: gives text states float32 [n, L, E] of captions.
       classes: of the flow.
     """
 
     kind: str
-    states: np.ndarray | None = None
+    labels: np.ndarray | None = None
     captions: tuple[str, ...] = ()
+    read: Callable[[Sequence[str]], np.ndarray] | None = None
     classes: int = 0
 
     def rows(self, group: slice) -> np.ndarray | None:
-        """What the flow reads for a group."""
-        return None if self.states is None else self.states[group]
+        """What the flow reads for a group: labels int32 [g], -1 for none; text states float32 [g, L, E]; or None."""
+        size = group.stop - group.start
+        if self.read is not None:
+            states = self.read(self.captions if len(self.captions) == 1 else self.captions[group])
+            return np.broadcast_to(states, (size, *states.shape[1:]))
+        if not self.classes:
+            return None
+        return np.full(size, -1, np.int32) if self.labels is None else self.labels[group]
 
-    def push(self, stack: AnsStack, group: slice) -> None:
-        """Pushes the classes of a group, log2(classes) bits each."""
-        if self.kind == "classes" and self.states is not None:
-            for label in reversed(self.states[group].tolist()):
+    def push(self, stack: AnsStack, rows: np.ndarray | None) -> None:
+        """Pushes the classes of a group, log2(classes) bits each; `rows` are those of the group."""
+        if self.kind == "classes" and rows is not None:
+            for label in reversed(rows.tolist()):
                 stack.push_uniform(label, self.classes)
 
-    def pop(self, stack: AnsStack, group: slice) -> None:
-        """The inverse of `push`."""
-        if self.kind == "classes" and self.states is not None:
-            for index in range(group.start, group.stop):
-                self.states[index] = stack.pop_uniform(self.classes)
+    def pop(self, stack: AnsStack, group: slice) -> np.ndarray | None:
+        """What the flow reads for a group, with the classes that `push` pushed."""
+        if self.kind != "classes":
+            return self.rows(group)
+        return np.asarray([stack.pop_uniform(self.classes) for _ in range(group.start, group.stop)], np.int32)
 
 
 def class_conditions(
@@ -61,9 +73,9 @@ def class_conditions(
     """
     flow = model.config.flow
     if cond is None:
-        return Conditions("none", np.full(len(images), -1, np.int32), classes=flow.num_classes)
-    labels = likeliest_classes(model, images, levels) if isinstance(cond, str) else np.asarray(cond)
+        return Conditions("none", classes=flow.num_classes)
     check(not isinstance(cond, str) or cond == "auto", f'cond must be labels, "auto" or None, got {cond!r}')
+    labels = likeliest_classes(model, images, levels) if isinstance(cond, str) else np.asarray(cond)
     fits = labels.dtype.kind in "iu" and labels.shape == (len(images),)
     check(fits, f"cond must be {len(images)} integers, got {labels.dtype} of shape {list(labels.shape)}")
     low, high, most = int(labels.min()), int(labels.max()), flow.num_classes - 1
@@ -91,5 +103,12 @@ def caption_conditions(model: Run, captions: str | Sequence[object] | np.ndarray
     texts = (captions,) if isinstance(captions, str) else tuple(captions)
     fits = len(texts) in (1, count) and all(isinstance(text, str) for text in texts)
     check(fits, f"cond must be one caption for all, or one for each of {count}, got {len(texts)} values")
-    states = text_states(model.config, [str(text) for text in texts])
-    return Conditions("captions", np.resize(states, (count, *states.shape[1:])), tuple(map(str, texts)))
+    strings, config = tuple(map(str, texts)), model.config
+    reader = caption_reader(config)
+    for first in range(0, len(strings), _CHUNK):  # a caption that cannot be read is refused before anything is coded
+        reader.encoder.ids(prompts(config, strings[first : first + _CHUNK]))
+
+    def read(some: Sequence[str]) -> np.ndarray:
+        return text_states(config, some, reader)
+
+    return Conditions("captions", captions=strings, read=read)

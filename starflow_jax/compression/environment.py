@@ -66,6 +66,9 @@ def probe(coder: FlowCoder, cond: np.ndarray | None) -> bytes:
       cond: conditions of the kind and the shape that the coder reads, one row or more; only these matter.
     """
     digest = hashlib.sha256(coder.pixels.digest_input() + repr(coder.noise.starts).encode())
+    digest.update(repr([(grid.spacing, grid.origin.tolist()) for grid in coder.grids]).encode())
+    if coder.basis is not None:
+        digest.update(repr((coder.basis.rotations, coder.basis.signs.tolist())).encode())
     blank = None if cond is None else np.zeros((1, *cond.shape[1:]), cond.dtype)
     for index, block in enumerate(coder.blocks(blank)):
         shape = (*block.shape, PROBED_TOKENS)

@@ -25,7 +25,12 @@ from starflow_jax.core.regular_files import parse_json
 
 MAGIC, VERSION = b"SFZ", 1
 _CHECKSUM = 8
-_MOST_VALUES = 2**36
+# The first groups are small: what they pop has to come from somewhere, and what they push pays for larger groups.
+_GROWTH = 4
+MOST_VALUES = 2**32
+MOST_IMAGES = 2**22
+MOST_ROWS = 4096
+MOST_PIXEL_BITS = 8
 _MOST_TEXT = 2**26
 _SIZES = (
     "levels", "count", "frames", "height", "width", "channels", "rows", "pixel_bits", "token_bits", "condition",
@@ -71,6 +76,16 @@ class Header:
         """[n, H, W, C] or [n, T, H, W, C]."""
         frame = (self.height, self.width, self.channels)
         return (self.count, self.frames, *frame) if self.frames else (self.count, *frame)
+
+
+def group_sizes(count: int, rows: int) -> list[int]:
+    """Sizes of the groups that `count` images are coded in, the first coded (the last decoded) first."""
+    sizes, done = [], 0
+    while done < count:
+        size = min(max(1, done // _GROWTH), rows, count - done)
+        sizes.append(size)
+        done += size
+    return sizes
 
 
 def write_file(header: Header, stream: bytes) -> bytes:
@@ -136,14 +151,17 @@ def _parsed(reader: _Reader) -> tuple[Header, bytes]:
     fingerprint, probe, pixels = reader.take(8), reader.take(4), int.from_bytes(reader.take(4), "big")
     sizes = {name: reader.leb128() for name in _SIZES}
     for name, least, most in (
-        ("levels", 2, 256), ("count", 1, 2**32), ("frames", 0, 2**20), ("height", 1, 2**16), ("width", 1, 2**16),
-        ("channels", 1, 2**10), ("rows", 1, 2**16), ("pixel_bits", 0, 16), ("token_bits", 0, 24), ("condition", 0, 2),
+        ("levels", 2, 256), ("count", 1, MOST_IMAGES), ("frames", 0, 2**20), ("height", 1, 2**16), ("width", 1, 2**16),
+        ("channels", 1, 2**10), ("rows", 1, MOST_ROWS), ("pixel_bits", 0, MOST_PIXEL_BITS), ("token_bits", 0, 24),
+        ("condition", 0, 2),
     ):  # fmt: skip
         if not least <= sizes[name] <= most:
             raise ValueError(f"{name} must be from {least} to {most}, got {sizes[name]}")
     values = sizes["count"] * max(1, sizes["frames"]) * sizes["height"] * sizes["width"] * sizes["channels"]
-    if values > _MOST_VALUES:
-        raise ValueError(f"it must have at most {_MOST_VALUES} pixels, got {values}")
+    if values > MOST_VALUES:
+        raise ValueError(f"it must have at most {MOST_VALUES} pixels, got {values}")
+    if sizes["rows"] != max(group_sizes(sizes["count"], sizes["rows"])):
+        raise ValueError(f"rows must be the size of the largest group of {sizes['count']}, got {sizes['rows']}")
     package, jax, jaxlib, device = (reader.prefixed().decode() for _ in range(4))
     captions = _captions(reader.prefixed(), sizes)
     environment = (package, jax, jaxlib, device)

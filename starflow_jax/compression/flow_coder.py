@@ -161,7 +161,7 @@ class FlowCoder:
             mean, scale = (a[: len(images)] for a in block.steps(read, self._first(index, frame), before[index]))
             scaled = scaled_grid(_by_token(mean), _by_token(scale), grid, self.spacing)
             noise = self.noise if index == len(blocks) - 1 else None
-            tokens = _ordered(_by_token(push_scaled(stack, _by_token(ordered), scaled, noise)), block)
+            tokens = _raster(_by_token(push_scaled(stack, _by_token(ordered), scaled, noise)), block)
         return self.pixels.grid.real(positions)
 
     def _pop_frame(
@@ -179,7 +179,7 @@ class FlowCoder:
                 scaled = scaled_grid(mean[:count], scale[:count], grid, self.spacing)
                 found.append(pop_scaled(stack, self.noise if known is None else known[token], scaled))
                 previous = self._padded(grid.real(found[-1]))
-            tokens = _ordered(_by_token(np.stack(found)), block)
+            tokens = _raster(_by_token(np.stack(found)), block)
         assert tokens is not None  # a flow has blocks
         if self.basis is not None:
             tokens = self.basis.backward(tokens)
@@ -203,7 +203,7 @@ class FlowCoder:
             last.append(None if self._is_local(index) else ordered[:, -1])
             with np.errstate(all="ignore"):
                 tokens = np.nan_to_num((ordered - mean) / scale).clip(-_LARGEST, _LARGEST)
-            tokens = _ordered(tokens, block)
+            tokens = _raster(tokens, block)
         return last
 
     def _tokens(self, images: np.ndarray) -> np.ndarray:
@@ -217,8 +217,13 @@ class FlowCoder:
 
 
 def _ordered(tokens: np.ndarray, block: BlockTokens) -> np.ndarray:
-    """The tokens [g, F, c] of a frame between raster order and a block's."""
-    return tokens[:, ::-1] if block.is_backwards else tokens
+    """The tokens [g, F, c] of a frame from raster order to a block's."""
+    return tokens[:, block.order]
+
+
+def _raster(tokens: np.ndarray, block: BlockTokens) -> np.ndarray:
+    """The inverse of `_ordered`."""
+    return tokens[:, np.argsort(block.order)]
 
 
 def _by_token(array: np.ndarray) -> np.ndarray:

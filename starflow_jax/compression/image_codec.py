@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -11,18 +12,26 @@ import numpy as np
 
 from starflow_jax.compression.condition import Conditions, caption_conditions, class_conditions
 from starflow_jax.compression.environment import Environment, fingerprint, probe
-from starflow_jax.compression.file_format import CONDITIONS, Header, read_file, write_file
+from starflow_jax.compression.file_format import (
+    CONDITIONS,
+    MOST_IMAGES,
+    MOST_PIXEL_BITS,
+    MOST_ROWS,
+    MOST_VALUES,
+    Header,
+    group_sizes,
+    read_file,
+    write_file,
+)
 from starflow_jax.compression.flow_coder import FlowCoder, Resolution
 from starflow_jax.compression.rans import AnsStack
 from starflow_jax.core.config.checks import check, check_integer
-from starflow_jax.core.regular_files import parse_json
+from starflow_jax.core.regular_files import MAX_TEXT_BYTES, parse_json
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sharding.layout import tree_layout
 from starflow_jax.training.step.inputs import open_source
 
-# The first groups are small: what they pop has to come from somewhere, and what they push pays for larger groups.
-_GROWTH = 4
 DEFAULT_ROWS = 64
 
 
@@ -59,14 +68,16 @@ def compress(
     """
     levels = check_model(model)
     images = _checked_images(model, images, levels)
-    check_integer("batch_size", batch_size, minimum=1, maximum=2**16)
+    check_integer("batch_size", batch_size, minimum=1, maximum=MOST_ROWS)
     check(
         not names or len(names) == len(images), f"names must be one for each of {len(images)} images, got {len(names)}"
     )
+    resolution = resolution or default_resolution(levels)
+    check_integer("resolution.pixel_bits", resolution.pixel_bits, minimum=0, maximum=MOST_PIXEL_BITS)
+    check_integer("resolution.token_bits", resolution.token_bits, minimum=0, maximum=24)
     conditions = _conditions(model, images, cond, levels)
     frames = images.shape[1] if images.ndim == 5 else None
     rows = max(group_sizes(len(images), batch_size))
-    resolution = resolution or default_resolution(levels, frames is not None)
     coder = FlowCoder(model.config.flow, model.params, levels, frames, rows, resolution)
     bottom = _name_words(names)
     sizes = group_sizes(len(images), rows)
@@ -85,14 +96,15 @@ def compress(
         captions=conditions.captions,
         environment=dataclasses.astuple(Environment.here()),
         fingerprint=fingerprint(model.config.flow, model.params),
-        probe=probe(coder, conditions.states),
+        probe=probe(coder, conditions.rows(slice(0, 1))),
         pixels=_crc(part for _, _, part in _parts(images, sizes)),
     )
     stack, end = AnsStack(bottom), len(images)
     for size in sizes:
         group = slice(end - size, end)
-        coder.push_group(stack, images[group], conditions.rows(group))
-        conditions.push(stack, group)
+        rows_of_group = conditions.rows(group)
+        coder.push_group(stack, images[group], rows_of_group)
+        conditions.push(stack, rows_of_group)
         end -= size
     data = write_file(header, stack.to_bytes())
     check(
@@ -126,6 +138,7 @@ class Decoder:
     Attributes:
       header: of the file.
       names: of the images, known after the last part; empty where the file has none.
+      labels: the class of every image, int32 [n], known after the last part; None where the file has none.
 
     Raises:
       ValueError: see `decompress`. Everything is checked before the first image is decoded, except that the images have
@@ -136,12 +149,14 @@ class Decoder:
         self.header, stream = read_file(data)
         header, flow = self.header, model.config.flow
         levels = check_model(model)
-        check(header.fingerprint == fingerprint(flow, model.params), "it was made by another model")
+        # Versions first: another version may have another fingerprint of the same model.
         difference = Environment(*header.environment).difference(Environment.here())
         check(difference is None, f"it was made by {difference}, whose arithmetic may differ")
+        check(header.fingerprint == fingerprint(flow, model.params), "it was made by another model")
         expected = (*flow.image_shape, flow.channels, levels, bool(model.config.data.frames))
         stated = (header.height, header.width, header.channels, header.levels, bool(header.frames))
         check(stated == expected, "it is damaged: its sizes are not those of the model")
+        self._stack = AnsStack.from_bytes(stream)
         self._conditions = _stored_conditions(model, header)
         self._coder = FlowCoder(
             flow,
@@ -152,16 +167,11 @@ class Decoder:
             Resolution(header.pixel_bits, header.token_bits),
         )
         check(
-            header.probe == probe(self._coder, self._conditions.states),
+            header.probe == probe(self._coder, self._conditions.rows(slice(0, 1))),
             "it was made by a machine whose arithmetic differs: the same programs compute other numbers here",
         )
-        self._stack = AnsStack.from_bytes(stream)
         self.names: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The class of every image, int32 [n], known after the last part; None where the file has none."""
-        return self._conditions.states if self._conditions.kind == "classes" else None
+        self.labels: np.ndarray | None = None
 
     def parts(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """Frames as they are decoded: the index of the first image, that of the frame (0), and uint8 [g, H, W, C].
@@ -170,10 +180,12 @@ class Decoder:
           ValueError: the decoded images are not those of the encoder.
         """
         header, first, crc = self.header, 0, 0
+        labels: list[np.ndarray] = []
         for size in reversed(group_sizes(header.count, header.rows)):
-            group = slice(first, first + size)
-            self._conditions.pop(self._stack, group)
-            frames = self._coder.pop_group(self._stack, size, self._conditions.rows(group))
+            cond = self._conditions.pop(self._stack, slice(first, first + size))
+            if self._conditions.kind == "classes" and cond is not None:
+                labels.append(cond)
+            frames = self._coder.pop_group(self._stack, size, cond)
             for frame, images in enumerate(frames):
                 crc = zlib.crc32(images.tobytes(), crc)
                 yield first, frame, images
@@ -182,7 +194,8 @@ class Decoder:
         bottom = words[len(words) - header.bottom_words :] if header.bottom_words else []
         agrees = crc == header.pixels and self._stack.restored(bottom)
         check(agrees, "its images could not be restored: the arithmetic of this machine differs from the encoder's")
-        self.names = _names(bottom)
+        self.names = _names(bottom, header.count)
+        self.labels = np.concatenate(labels) if labels else None
 
     def all(self) -> np.ndarray:
         """All images, uint8 [n, H, W, C] or [n, T, H, W, C]; ValueError as `parts`."""
@@ -193,18 +206,10 @@ class Decoder:
         return images
 
 
-def group_sizes(count: int, rows: int) -> list[int]:
-    """Sizes of the groups that `count` images are coded in, the first coded (the last decoded) first."""
-    sizes, done = [], 0
-    while done < count:
-        size = min(max(1, done // _GROWTH), rows, count - done)
-        sizes.append(size)
-        done += size
-    return sizes
-
-
-def default_resolution(levels: int, clips: bool) -> Resolution:
-    """Grids that are fine beside the cells of a pixel; coarser ones would take fewer initial bits."""
+def default_resolution(levels: int) -> Resolution:
+    """Grids that are fine beside the cells of a pixel; still finer ones would take more initial bits."""
+    if levels <= 17:
+        return Resolution(2, 6)
     return Resolution(4 if levels < 64 else 2, 8)
 
 
@@ -212,9 +217,13 @@ def check_model(model: Run) -> int:
     """The number of levels of the pixels of a model.
 
     Raises:
-      ValueError: the model is of latents, on several devices, or reads the frames of a clip backwards in time.
+      ValueError: the model is of vectors or latents, on several devices, or in it frames depend on later ones.
     """
     config = model.config
+    check(
+        not any(part.traits.vectors for part in config.data.parts),
+        f"the model must be of pixels, got one of vectors (data.source={config.data.source!r}), which have no levels",
+    )
     check(
         not config.data.on_latents,
         "the model must be of pixels, got one of latents: their density is none of the pixels, which the autoencoder "
@@ -240,6 +249,8 @@ def _checked_images(model: Run, images: np.ndarray, levels: int) -> np.ndarray:
     fits = images.ndim == (5 if clips else 4) and images.shape[-3:] == frame and images.size > 0
     check(fits, f"images must be integers {words}, got shape {list(images.shape)}")
     check(images.dtype.kind in "iu", f"images must be integers {words}, got {images.dtype}")
+    check(len(images) <= MOST_IMAGES, f"images must be at most {MOST_IMAGES}, got {len(images)}")
+    check(images.size <= MOST_VALUES, f"images must have at most {MOST_VALUES} pixels, got {images.size}")
     low, high = int(images.min()), int(images.max())
     check(
         low >= 0 and high < levels,
@@ -269,10 +280,7 @@ def _stored_conditions(model: Run, header: Header) -> Conditions:
     check(fits, "it is damaged: its condition is not one of the model")
     if kind == "captions":
         return caption_conditions(model, header.captions, header.count)
-    if flow.num_classes:
-        labels = np.full(header.count, -1, np.int32)
-        return Conditions(kind, states=labels, classes=flow.num_classes)
-    return Conditions(kind)
+    return Conditions(kind, classes=flow.num_classes)
 
 
 def _parts(images: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -301,9 +309,17 @@ def _name_words(names: Sequence[str]) -> list[int]:
     return [int.from_bytes(packed[i : i + 2], "big") for i in range(0, len(packed), 2)]
 
 
-def _names(words: Sequence[int]) -> tuple[str, ...]:
+def _names(words: Sequence[int], count: int) -> tuple[str, ...]:
+    """The names in words at the bottom of a stream.
+
+    Raises:
+      ValueError: they are not one text for each of `count` images.
+    """
     if not words:
         return ()
-    unpacker = zlib.decompressobj()
-    text = unpacker.decompress(b"".join(word.to_bytes(2, "big") for word in words), 2**26)
-    return tuple(str(name) for name in parse_json(text))
+    packed, names = b"".join(word.to_bytes(2, "big") for word in words), None
+    with contextlib.suppress(zlib.error, ValueError):
+        names = parse_json(zlib.decompressobj().decompress(packed, MAX_TEXT_BYTES))
+    fits = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
+    check(fits, "it is damaged: its names are not one for each image")
+    return tuple(names or ())

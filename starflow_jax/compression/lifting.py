@@ -70,4 +70,5 @@ class LiftedBasis:
 
 
 def _rounded(factor: float, values: np.ndarray) -> np.ndarray:
-    return np.rint(factor * values.astype(np.float64)).astype(np.int64)
+    with np.errstate(invalid="ignore"):  # a damaged stream leads to numbers of more than 64 bits
+        return np.rint(factor * values.astype(np.float64)).astype(np.int64)

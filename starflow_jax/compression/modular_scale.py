@@ -23,6 +23,8 @@ from starflow_jax.compression.rans import AnsStack
 _SCALE_BITS = 12  # S = 2^12
 _S = 1 << _SCALE_BITS
 _LARGEST = 1 << 22  # R; sizes of uniform symbols are at most 2^24
+# Of a number in a stream, so that it can become a float. A block makes it at most 2^10 times larger, plus 2^50.
+_MOST = 1 << 960
 _FARTHEST = float(1 << 40)  # |O|, in units of the incoming grid
 
 
@@ -95,6 +97,9 @@ def pop_scaled(stack: AnsStack, noise: NoiseCode | np.ndarray, scaled: ScaledGri
 
     Args:
       noise: the code of z, or z itself where it is known.
+
+    Raises:
+      ValueError: the stream leads to a number beyond all that `push_scaled` can have coded.
     """
     known = None if isinstance(noise, NoiseCode) else noise.reshape(-1).tolist()
     results = []
@@ -103,6 +108,8 @@ def pop_scaled(stack: AnsStack, noise: NoiseCode | np.ndarray, scaled: ScaledGri
         z = noise.pop(stack) if known is None else known[index]  # type: ignore[union-attr]
         v = (z << _SCALE_BITS) | stack.pop_bits(_SCALE_BITS)
         x, remainder = divmod(v - offset, factor)
+        if not -_MOST < x < _MOST:
+            raise ValueError("the coded stream leads to a number that no image leads to: it is damaged")
         stack.push_uniform(remainder, factor)
         results.append(x)
     return integers(results, scaled.factors.shape)

@@ -12,8 +12,9 @@ start .. start + f - 1 of 2^k,
 Since k <= 40, pushing and popping are exact inverses of each other in every state, renormalisation included, and
 rounding s // f costs less than 2^-16 of a bit.
 
-Where a pop needs more words than there are, further ones come from a fixed pseudo-random sequence. Both sides know
-it, so such words are in no file: they are the initial bits, and the only loss of the method.
+Where a pop of the encoder needs more words than there are, further ones come from a fixed pseudo-random sequence. Both
+sides know it, so such words are in no file: they are the initial bits, and the only loss of the method. A decoder
+retraces the states of the encoder in reverse and therefore never needs such a word.
 """
 
 from __future__ import annotations
@@ -34,16 +35,19 @@ class AnsStack:
     Args:
       words: words of 16 bits that lie at the bottom, in the order in which they were pushed.
       state: in [2^40, 2^56).
+      borrows: whether words below the bottom are taken from the fixed sequence. Otherwise a pop of more than there is
+        raises ValueError, so that the work for a damaged stream is bounded by its length.
     """
 
-    def __init__(self, words: Sequence[int] = (), state: int = _LOW):
+    def __init__(self, words: Sequence[int] = (), state: int = _LOW, *, borrows: bool = True):
         self._words = list(words)
         self._state = state
+        self._borrows = borrows
         self._borrowed = 0
 
     @classmethod
     def from_bytes(cls, data: bytes) -> AnsStack:
-        """The stack that `to_bytes` wrote.
+        """The stack that `to_bytes` wrote, which does not borrow.
 
         Raises:
           ValueError: the bytes are none of a stack.
@@ -53,7 +57,8 @@ class AnsStack:
         state = int.from_bytes(data[:7], "big")
         if state < _LOW:
             raise ValueError("a coded stream must begin with a state of at least 2^40")
-        return cls([int.from_bytes(data[i : i + 2], "big") for i in range(len(data) - 2, 6, -2)], state)
+        words = [int.from_bytes(data[i : i + 2], "big") for i in range(len(data) - 2, 6, -2)]
+        return cls(words, state, borrows=False)
 
     def to_bytes(self) -> bytes:
         """The state in 7 bytes, then the words from the top of the stack down, so in the order of reading."""
@@ -131,6 +136,8 @@ class AnsStack:
     def _next_word(self) -> int:
         if self._words:
             return self._words.pop()
+        if not self._borrows:
+            raise ValueError("the coded stream ends too early: it is damaged")
         self._borrowed += 1
         return _fixed_word(self._borrowed - 1)
 

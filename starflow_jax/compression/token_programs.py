@@ -15,7 +15,7 @@ import numpy as np
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.block import AutoregressiveBlock
-from starflow_jax.flows.order import Grid
+from starflow_jax.flows.order import Grid, block_order, raster_indices
 from starflow_jax.flows.parameters import Params
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.solvers.streaming.stage_programs import partial_flow
@@ -30,18 +30,23 @@ class BlockTokens:
       grid: of the tokens that pass through the cache.
       cond: what the flow reads, with `rows` rows, or None.
       rows: sequences that are computed together.
+
+    Attributes:
+      order: the raster index of each token of a frame, in the order of the block; int [F].
     """
 
     def __init__(self, config: FlowConfig, params: Params, index: int, grid: Grid, cond: jax.Array | None, rows: int):
         self.config, self.index, self.grid, self.rows = config, index, grid, rows
         self.is_identity = config.blocks[index].layers == 0
-        self.is_backwards = config.reads_backwards(index)
+        # A frame of a clip is read like a still image, since the coder reads the frames in their order.
+        self.order = raster_indices(block_order(config, index, grid.with_frames(None)), grid.frame)
         self.shape = (rows, config.token_channels)
         if self.is_identity:
             return
         reads = config.num_classes > 0 or config.is_conditioned(index)
         self._cond = cond if reads else None
-        self._params = {"blocks": {name: value for name, value in _blocks(params).items() if int(name) == index}}
+        shared = {"shared": params["shared"]} if config.shared_layers else {}
+        self._params = {"blocks": {str(index): params["blocks"][str(index)]}} | shared
         self.restart()
 
     def restart(self) -> None:
@@ -78,11 +83,6 @@ class BlockTokens:
         return np.stack(means, axis=1), np.stack(scales, axis=1)
 
 
-def _blocks(params: Params) -> Params:
-    blocks: Params = params["blocks"]
-    return blocks
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _begin(config: FlowConfig, index: int, grid: Grid, rows: int, params: Params, cond: jax.Array | None) -> KVCache:
     """An empty cache, or that of the text."""
@@ -110,5 +110,4 @@ def _step(
 
 
 def _block(config: FlowConfig, index: int, params: Params) -> AutoregressiveBlock:
-    block: AutoregressiveBlock = partial_flow(config, params).blocks[index]
-    return block
+    return partial_flow(config, params).block(index)
