@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_flows import CLASSES, random_flow
-from sweep_runs import params_of, write_run
+from sweep_runs import TRAIN, params_of, write_run
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config import DataConfig
+from starflow_jax.core.config import DataConfig, ExperimentConfig
+from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.rewards import digit_rewards
 from starflow_jax.evaluation.rewards import reward as reward_module
 from starflow_jax.evaluation.rewards.reward import RewardInputs, open_reward
-from starflow_jax.post_training import policy_update, post_train
+from starflow_jax.post_training import policy_update, post_train, step_batches
 from starflow_jax.post_training.objectives import advantages, clipped_surrogate, preference_loss, ranked_pairs
+from starflow_jax.post_training.post_training_setup import PostTrainingSetup, check_base
 from starflow_jax.training import load_run
 from starflow_jax.training.checkpoints.post_training_record import read_post_training
 from starflow_jax.training.loop.metrics import read_metrics
@@ -50,6 +53,7 @@ SMALL = [
     *("--config.train.lr=1e-3", "--config.group_size=4", "--class", "all", "--quiet"),
 ]
 BOUND = ["--kl-bound", "1000"]
+PREFERENCES = ["--method", "dpo", "--config.preference.beta=200"]
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +111,52 @@ def test_groups_have_baselines_and_scales_of_their_own():
 
 
 def test_ratios_beyond_the_clip_have_no_gradient():
-    ratios = jnp.asarray([1.1, 1.5, 0.5, 1.5, 0.5])
-    advantage = jnp.asarray([1.0, 1.0, -1.0, -1.0, 1.0])
+    ratios = jnp.asarray([1.1, 1.5, 0.5, 1.5, 0.5, 0.5])
+    advantage = jnp.asarray([1.0, 1.0, -1.0, -1.0, 1.0, 0.0])
 
     def loss(log_p):
-        return clipped_surrogate(log_p, jnp.zeros(5), advantage, 0.2)
+        return clipped_surrogate(log_p, jnp.zeros(6), advantage, 0.2)
 
     gradient = jax.grad(lambda log_p: loss(log_p).loss)(jnp.log(ratios))
-    np.testing.assert_allclose(gradient, -jnp.asarray([1.1, 0, 0, -1.5, 0.5]) / 5, rtol=1e-6)
-    assert float(loss(jnp.log(ratios)).clipped) == pytest.approx(2 / 5)
+    np.testing.assert_allclose(gradient, -jnp.asarray([1.1, 0, 0, -1.5, 0.5, 0]) / 6, rtol=1e-6)
+    assert float(loss(jnp.log(ratios)).clipped) == pytest.approx(2 / 6)
+
+
+def test_the_ratios_of_one_update_are_one():
+    """Whatever another program found for the log-likelihoods of the samples."""
+    train = dataclasses.replace(TRAIN, batch_size=8, accumulate=2)
+    config = ExperimentConfig("ratios", FLOW, DataConfig(label_drop=0.1), train)
+    x, advantage = jnp.linspace(0, 1, 8, dtype=jnp.bfloat16), jnp.linspace(-1, 2, 8)
+    objective = policy_update.Objective(config, 1e-5, 1, 2, 1.0, None)
+
+    def loss(scale):
+        batch = policy_update.PolicyBatch(x, None, advantage)
+        return policy_update._loss(objective, lambda x, cond: (scale * x).astype(jnp.float32), batch)
+
+    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.bfloat16(100.0))
+    assert float(value) == pytest.approx(-0.25) and float(terms["clipped"]) == 0.0
+    assert float(gradient) == pytest.approx(-float(jnp.mean(advantage * x)) / 2, rel=0.02)
+    # Where several updates read the samples: of every sample, in the order of the samples.
+    drawn = policy_update._drawn_log_p(objective, lambda x, cond: 3 * x, policy_update.PolicyBatch(x, None, advantage))
+    np.testing.assert_array_equal(drawn, 3 * x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_ratios_of_samples_that_were_just_drawn_are_one_in_bfloat16(parts):
+    flow = dataclasses.replace(FLOW, dtype="bfloat16")
+    train = dataclasses.replace(TRAIN, batch_size=8, lr=1e-9, min_lr=0.0, warmup=0)
+    config = ExperimentConfig("bfloat16", flow, DataConfig(label_drop=0.1), train)
+    params = params_of(random_flow(flow))
+    state = policy_update.initial_state(
+        PostTrainingExperiment("bfloat16", train, 0, reward="digit", group_size=8), params
+    )
+    x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
+    batch = policy_update.PolicyBatch(x, np.arange(8, dtype=np.int32) % 3, np.linspace(-1, 2, 8, dtype=np.float32))
+    objective = policy_update.Objective(config, 1e-5, 1, parts, 1.0, None)
+    metrics = policy_update.update(objective, state, batch)[1]
+    assert float(metrics["loss"]) == pytest.approx(-0.5, rel=1e-5)
+    assert float(metrics["clipped"]) == 0.0 and float(metrics["grad_norm"]) > 0
 
 
 def test_the_loss_of_preferences_is_the_formula():
@@ -173,17 +214,52 @@ def test_the_bound_of_the_kl_ends_a_training_within_it(home, monkeypatch, capsys
     assert same(parameters(home / "bounded"), load_run(home / "bright", step=2)[2])
 
 
-def test_preferences_between_samples_and_pairs_of_a_file(home):
-    method = ("--method", "dpo", "--config.preference.beta=200")
-    assert trained(home, "ranked", *method) == 0
+def test_a_bound_below_the_kl_of_a_checkpoint_is_refused(home, monkeypatch, capsys):
+    before = post_train.Drawn.figures
+    monkeypatch.setattr(post_train.Drawn, "figures", lambda self: before(self) | {"kl": 0.9})
+    shutil.copytree(home / "bright", home / "lowered")
+    assert trained(home, "lowered", "--kl-bound", "0.7") == 2
+    assert "kl_bound must be at least the 0.9 nats of the checkpoint at step 4, got 0.7" in capsys.readouterr().err
+    assert trained(home, "lowered", "--kl-bound", "0.95") == 0
+
+
+@pytest.mark.slow
+def test_preferences_between_samples(home):
+    assert trained(home, "ranked", *PREFERENCES) == 0
     rows = read_metrics(home / "ranked" / "metrics.csv")
     assert rows[1]["loss"] == pytest.approx(math.log(2), rel=1e-4)  # both are the reference at first
+
+
+@pytest.fixture(scope="module")
+def paired(home):
+    """A training on a file of pairs, which draws samples at its first and last step alone."""
     rng = np.random.default_rng(0)
     dark, bright = rng.integers(0, 6, (6, 4, 4, 1)), rng.integers(11, 17, (6, 4, 4, 1))
     np.savez(home / "pairs.npz", winner=bright, loser=dark, label=np.arange(6) % 3)
-    assert trained(home, "paired", *method, "--pairs", str(home / "pairs.npz"), reward="") == 0
+    seldom = [f"--config.train.{name}=1000" for name in ("log_every", "checkpoint_every")]
+    options = [*PREFERENCES, *seldom, "--pairs", str(home / "pairs.npz")]
+    assert trained(home, "paired", *options, reward="") == 0
+    return options
+
+
+def test_pairs_of_a_file_are_learned(home, paired):
     rows = read_metrics(home / "paired" / "metrics.csv")
-    assert rows[-1]["loss"] < 0.1 and "reward" not in rows[0] and rows[-1]["kl"] != 0
+    assert rows[-1]["loss"] < 0.5 and "reward" not in rows[0] and rows[-1]["kl"] != 0
+
+
+def test_a_signal_between_measured_steps_saves_a_checkpoint(home, paired, monkeypatch):
+    def file_batch(setup, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_batches.file_batch(setup, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(post_train, "file_batch", file_batch)
+        assert trained(home, "preempted", *paired, reward="") == 0
+    assert load_run(home / "preempted")[3] == 2
+    assert trained(home, "preempted", *paired, reward="") == 0
+    assert load_run(home / "preempted")[3] == 4
+    assert same(parameters(home / "preempted"), parameters(home / "paired"))
 
 
 def samples(pixels, wanted=None, captions=None):
@@ -203,6 +279,7 @@ def test_rewards_are_shares_of_frames_with_the_wanted_digit(monkeypatch):
         open_reward("digit")(samples(clips))
 
 
+@pytest.mark.slow
 def test_rewards_of_motion_follow_the_caption():
     clips = np.zeros((2, 8, 16, 16, 1), np.uint8)
     for frame in range(8):
@@ -292,3 +369,19 @@ def test_a_flow_whose_samples_have_another_density_is_refused(tmp_path, capsys):
     command = ["post-train", "--workdir", str(tmp_path / "unit"), "--out", str(tmp_path / "new"), "--reward", "digit"]
     assert main(command) == 2
     assert "needs a flow whose samples have its density" in capsys.readouterr().err
+
+
+def test_vectors_are_refused():
+    data = DataConfig("two_moons", noise="none")
+    flow = dataclasses.replace(CLASSES, image_size=(1, 2), patch_size=1, num_classes=0)
+    config = ExperimentConfig("vectors", flow, data, TRAIN)
+    with pytest.raises(ValueError, match="post-training needs a run on images or clips, got one on vectors"):
+        check_base(config, PostTrainingExperiment("vectors", TRAIN, 0, reward="digit", group_size=2))
+
+
+@pytest.mark.parametrize("judges", [("step",), ("reward_error",), ("unique",), ("loss",), ("one", "one_error")])
+def test_judges_have_columns_of_their_own(home, judges):
+    experiment = PostTrainingExperiment("judged", TRAIN, 4, reward="digit", judges=judges, group_size=2)
+    functions = dict.fromkeys(judges, lambda samples: np.zeros(len(samples.pixels)))
+    with pytest.raises(ValueError, match="judges must have distinct names that no other column"):
+        PostTrainingSetup.from_base(home / "base", experiment, functions)

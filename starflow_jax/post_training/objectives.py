@@ -60,7 +60,7 @@ def advantages(
 
 
 class Surrogate(NamedTuple):
-    """The loss of a policy gradient and the share of samples whose ratio was clipped, float32 []."""
+    """The loss of a policy gradient and the share of samples whose gradient the clip removes, float32 []."""
 
     loss: jax.Array
     clipped: jax.Array
@@ -81,7 +81,7 @@ def clipped_surrogate(
     """
     ratio = jnp.exp(log_p - drawn_log_p)
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
-    clipped = jnp.where(advantage > 0, ratio > 1.0 + clip, ratio < 1.0 - clip)
+    clipped = jnp.where(advantage > 0, ratio > 1.0 + clip, ratio < 1.0 - clip) & (advantage != 0)
     return Surrogate(-jnp.mean(gain), jnp.mean(clipped.astype(jnp.float32)))
 
 

@@ -50,13 +50,15 @@ class PolicyBatch(NamedTuple):
 
     Attributes:
       x: float32 [n, (T,) H, W, C], as the flow drew them; cond: labels [n], text states [n, L, E], or None.
-      log_p: float32 [n], under the flow that drew them; advantage: float32 [n].
+      advantage: float32 [n].
+      log_p: float32 [n], under the flow that drew them, by the program of the update: another program rounds otherwise,
+        in bfloat16 by nats. None before the update, and where one update reads the samples.
     """
 
     x: Any
     cond: Any
-    log_p: Any
     advantage: Any
+    log_p: Any = None
 
 
 class PairBatch(NamedTuple):
@@ -100,8 +102,12 @@ def _update(
     kept = {name: value for name, value in state.params.items() if name == DENOISER}
     rate = learning_rate(config)(state.step)
 
+    def log_prob(params: Params, x: jax.Array, cond: jax.Array | None) -> jax.Array:
+        cond = None if cond is None else placed(layout, cond, "batch")
+        return merge(definition, params | kept).log_prob(placed(layout, x, "batch"), cond)
+
     def contribution(params: Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return _loss(objective, lambda x, cond: merge(definition, params | kept).log_prob(x, cond), part)
+        return _loss(objective, functools.partial(log_prob, params), part)
 
     def one(carry: tuple[Params, Any], rows: jax.Array) -> tuple[tuple[Params, Any], dict[str, jax.Array]]:
         params, moments = carry
@@ -114,6 +120,8 @@ def _update(
         terms |= {"grad_norm": report.grad_norm, "skipped": 1.0 - report.applied.astype(jnp.float32)}
         return (params, moments), terms
 
+    if isinstance(batch, PolicyBatch) and objective.reuse * objective.parts > 1:
+        batch = batch._replace(log_p=_drawn_log_p(objective, functools.partial(log_prob, trained(state.params)), batch))
     rows = _rows(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), len(batch[0]), objective)
     (params, moments), metrics = jax.lax.scan(one, (trained(state.params), state.opt_state), rows)
     new = TrainState(state.step + 1, params | kept, moments, None, state.key)
@@ -136,20 +144,29 @@ def _rows(key: jax.Array, count: int, objective: Objective) -> jax.Array:
     return jax.vmap(lambda k: jax.random.permutation(k, count))(keys).reshape(updates, -1)
 
 
+def _drawn_log_p(
+    objective: Objective, log_prob: Callable[[jax.Array, Any], jax.Array], batch: PolicyBatch
+) -> jax.Array:
+    """log p of the samples under the flow that drew them, float32 [n], as many at once as an update reads."""
+    count = objective.parts * objective.config.train.accumulate
+    pieces = jnp.arange(len(batch.x)).reshape(-1, count).T
+    scores = jax.lax.map(lambda rows: log_prob(*jax.tree.map(lambda a: a[rows], (batch.x, batch.cond))), pieces)
+    return scores.T.reshape(-1)
+
+
 def _loss(
     objective: Objective, log_prob: Callable[[jax.Array, Any], jax.Array], part: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The contribution of a part of a batch to the loss, and to its terms."""
-    layout = objective.layout
     if isinstance(part, PolicyBatch):
-        x = placed(layout, part.x, "batch")
-        log_p = log_prob(x, _placed(layout, part.cond))
-        surrogate = clipped_surrogate(log_p, part.log_p, part.advantage, objective.ratio_clip)
+        log_p = log_prob(part.x, part.cond)
+        drawn_log_p = jax.lax.stop_gradient(log_p) if part.log_p is None else part.log_p
+        surrogate = clipped_surrogate(log_p, drawn_log_p, part.advantage, objective.ratio_clip)
         share = 1.0 / objective.config.train.accumulate
         return share * surrogate.loss, {"clipped": share * surrogate.clipped}
-    both = placed(layout, jnp.concatenate([part.winner, part.loser]), "batch")
+    both = jnp.concatenate([part.winner, part.loser])
     cond = None if part.cond is None else jnp.concatenate([part.cond, part.cond])
-    winner, loser = jnp.split(log_prob(both, _placed(layout, cond)), 2)
+    winner, loser = jnp.split(log_prob(both, cond), 2)
     found = preference_loss(
         winner - part.winner_ref,
         loser - part.loser_ref,
@@ -158,10 +175,6 @@ def _loss(
         dims=part.winner[0].size,
     )
     return found.loss, {"accuracy": found.accuracy}
-
-
-def _placed(layout: Layout | None, cond: jax.Array | None) -> jax.Array | None:
-    return None if cond is None else placed(layout, cond, "batch")
 
 
 def _summed(

@@ -2,8 +2,9 @@
 
 Step k draws samples of the parameters after k steps, measures them, and trains on them. Whether the KL is within its
 bound is known before these parameters are saved or trained on: every checkpoint is within the bound, and where it is
-exceeded the training ends with the parameters that were measured last. Everything is a function of the parameters, the
-seed and the step, so that a resumed training is that of an unstopped one bit for bit.
+exceeded the training ends with the parameters that were measured last. A call measures the parameters that it begins
+with, and refuses those of an earlier call that exceed its bound. Everything is a function of the parameters, the seed
+and the step, so that a resumed training is that of an unstopped one bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -23,9 +24,9 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.evaluation.rewards.reward import RewardInputs
 from starflow_jax.post_training.drawn_samples import Drawn
-from starflow_jax.post_training.policy_update import METRICS, PairBatch, initial_state, update, update_in_place
+from starflow_jax.post_training.policy_update import PairBatch, initial_state, update, update_in_place
 from starflow_jax.post_training.post_train_request import PostTrainRequest
-from starflow_jax.post_training.post_training_setup import PostTrainingSetup, default_experiment
+from starflow_jax.post_training.post_training_setup import PostTrainingSetup, columns, default_experiment
 from starflow_jax.post_training.step_batches import file_batch, policy_batch, ranked_batch
 from starflow_jax.sharding.layout import located
 from starflow_jax.training.checkpoints.manager import Checkpoints
@@ -90,7 +91,7 @@ def post_train(
 
     Raises:
       ValueError: there is no such run, or its parts or those of the request do not fit together, the folder is that of
-        another training or holds a damaged checkpoint, or a reward fails.
+        another training or holds a damaged checkpoint, its parameters exceed the bound of the KL, or a reward fails.
       SaveFailed: a checkpoint could not be written.
     """
     start = time.perf_counter()
@@ -111,7 +112,9 @@ def post_train(
         bar = Progress(experiment.name, experiment.train.steps, enabled=request.progress)
         state, resumed = _first_state(setup, checkpoints, bar)
         stack.enter_context(bar.started(int(state.step)))
-        writer = stack.enter_context(MetricsWriter(request.out, int(state.step), fields=columns(setup)))
+        rewarded = setup.drawer.reward is not None
+        fields_of_rows = columns(setup.drawer.judges, rewarded=rewarded)
+        writer = stack.enter_context(MetricsWriter(request.out, int(state.step), fields=fields_of_rows))
         run = _Run(setup, state, checkpoints, writer, bar, recorded=resumed)
         ending = run.to_end(stop)
     stopped_by = stop.received if ending == "signal" else 0
@@ -126,12 +129,9 @@ def _experiment(workdir: Path, fields: Mapping[str, Any]) -> PostTrainingExperim
     return default_experiment(config, **{"base_step": newest_step(workdir), **fields})
 
 
-def columns(setup: PostTrainingSetup) -> tuple[str, ...]:
-    """The columns of metrics.csv."""
-    names = [] if setup.drawer.reward is None else ["reward"]
-    names += ["kl", *(judge.column for judge in setup.drawer.judges)]
-    measured = [column for name in names for column in (name, f"{name}_error")]
-    return ("step", *measured, "unique", *METRICS, "learning_rate", "images_per_second")
+def refuse_bound(kl: float, bound: float, step: int) -> NoReturn:
+    """Raises ValueError: a call resumes parameters whose KL exceeds a bound that is new or was lowered."""
+    raise ValueError(f"kl_bound must be at least the {kl:.4g} nats of the checkpoint at step {step}, got {bound:g}")
 
 
 def _first_state(setup: PostTrainingSetup, checkpoints: Checkpoints, bar: Progress) -> tuple[TrainState, bool]:
@@ -183,6 +183,7 @@ class _Run:
     ):
         self._recorded = recorded  # whether the row of the first samples is in the file already
         self.setup, self.state, self.step = setup, state, int(state.step)
+        self._begin = self.step
         self.first: Mapping[str, float] = {}
         self.measured: Mapping[str, float] = {}
         self._checkpoints, self._writer, self._bar = checkpoints, writer, bar
@@ -196,10 +197,12 @@ class _Run:
         experiment = self.setup.experiment
         train, bound = experiment.train, experiment.kl_bound
         while True:
-            drawn = self._draw() if self._is_measured() else None
+            drawn = self._draw() if self._is_measured(stop) else None
             if drawn is not None:
                 figures = drawn.figures()
                 if bound is not None and figures["kl"] > bound:
+                    if self._within is None:
+                        refuse_bound(figures["kl"], bound, self.step)
                     self._return(figures, bound)
                     return "kl-bound"
                 self.measured = figures
@@ -217,21 +220,20 @@ class _Run:
 
     def _return(self, figures: Mapping[str, float], bound: float) -> None:
         """Goes back to the state that was measured last, and saves it."""
+        assert self._within is not None  # the first parameters of a call are measured
         self._record(figures, always=True)
-        if self._within is None:  # a resumed training whose bound was lowered
-            self.measured = figures
-        else:
-            self.state, self.step = self._within
-            self._save(wait=True)
+        self.state, self.step = self._within
+        self._save(wait=True)
         self._bar.remark(
             f"KL {figures['kl']:.3f} nats exceeds the bound of {bound:g}; the parameters of step {self.step} are kept"
         )
 
-    def _is_measured(self) -> bool:
+    def _is_measured(self, stop: StopRequests) -> bool:
         """Whether samples are drawn at this step: they are what is trained on, or a row or a checkpoint is due."""
         train = self.setup.experiment.train
         due = self.step % train.log_every == 0 or self.step % train.checkpoint_every == 0
-        return self.setup.pairs is None or due or self.step == train.steps
+        due |= self.step in (self._begin, train.steps) or stop.received != 0
+        return self.setup.pairs is None or due
 
     def _draw(self) -> Drawn:
         return self.setup.drawer(self.state.params, self.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.evaluation.rewards.reward import Reward, RewardInputs, open_reward
 from starflow_jax.post_training.drawn_samples import Conditions, Drawer
-from starflow_jax.post_training.policy_update import Objective
-from starflow_jax.post_training.preference_pairs import PreferencePairs, read_pairs
+from starflow_jax.post_training.policy_update import METRICS, Objective
+from starflow_jax.post_training.preference_pairs import PreferencePairs, read_pairs, reads_captions
 from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.sample_requests import RunRequest, SolverRequest
 from starflow_jax.sampling.solver_choice import choose_solver
@@ -101,11 +101,16 @@ class PostTrainingSetup:
         names = (experiment.reward, *experiment.judges)
         opened = [None if name is None else _reward(name, rewards or {}) for name in names]
         judges = tuple(reward for reward in opened[1:] if reward is not None)
-        columns = [judge.column for judge in judges]
-        check(len(columns) == len({*columns, "reward", "kl"}) - 2, f"judges must have distinct names, got {columns}")
+        all_columns = columns(judges, rewarded=True)
+        check(
+            len(all_columns) == len({*all_columns}),
+            "judges must have distinct names that no other column of metrics.csv has, got "
+            + ", ".join(judge.column for judge in judges),
+        )
         pairs = None if experiment.pairs is None else read_pairs(Path(experiment.pairs), config)
         if pairs is not None:
             experiment = _with_conditions(experiment, pairs)
+            check_base(config, experiment)
         layout = make_layout(experiment.mesh)
         size, accumulate = experiment.train.batch_size // experiment.policy.parts, experiment.train.accumulate
         check_fit(layout, config.flow, size, accumulate)
@@ -124,7 +129,7 @@ class PostTrainingSetup:
         conditions = Conditions.of(experiment, run.config)
         solver = _solver(experiment, run)
         drawer = Drawer(experiment, run, conditions, solver, opened[0], judges)
-        text = text_states(run.config, pairs.caption) if pairs is not None and _reads_captions(run.config) else None
+        text = text_states(run.config, pairs.caption) if pairs is not None and reads_captions(run.config) else None
         return cls(experiment, Objective.of(experiment, trained, layout), drawer, pairs, text)
 
     @property
@@ -137,6 +142,13 @@ class PostTrainingSetup:
         return spread(self.layout, jax.tree.map(np.asarray, batch))
 
 
+def columns(judges: Sequence[Reward], *, rewarded: bool) -> tuple[str, ...]:
+    """The columns of metrics.csv; `rewarded`: whether there is a reward besides the judges."""
+    names = [*(("reward",) if rewarded else ()), "kl", *(judge.column for judge in judges)]
+    measured = [column for name in names for column in (name, f"{name}_error")]
+    return ("step", *measured, "unique", *METRICS, "learning_rate", "images_per_second")
+
+
 def _reward(name: str, given: Mapping[str, Callable[[RewardInputs], Any]]) -> Reward:
     return Reward(name, given[name]) if name in given else open_reward(name)
 
@@ -144,32 +156,29 @@ def _reward(name: str, given: Mapping[str, Callable[[RewardInputs], Any]]) -> Re
 def check_base(config: ExperimentConfig, experiment: PostTrainingExperiment) -> None:
     """Raises ValueError unless the flow of a run has samples of the density that it states, under these conditions."""
     flow = config.flow
+    check(not config.data.traits.vectors, "post-training needs a run on images or clips, got one on vectors")
     check(
         flow.scale != "unit",
         "post-training needs a flow whose samples have its density; flow.scale 'unit' draws them from a learned prior",
     )
     check(flow.noise_levels is None, f"flow.noise_levels must be None for post-training, got {flow.noise_levels}")
     classes = flow.num_classes or flow.text_dim
-    reads_captions = _reads_captions(config)
+    captioned = reads_captions(config)
     check(
-        not experiment.captions or reads_captions,
+        not experiment.captions or captioned,
         "captions must be empty for a run that reads none, got " + ", ".join(map(repr, experiment.captions[:1])),
     )
     check(
-        bool(experiment.captions) or experiment.pairs is not None or not reads_captions,
+        bool(experiment.captions) or (experiment.pairs is not None and not experiment.labels) or not captioned,
         "captions must be given for a run that reads them, got none",
     )
     for label in experiment.labels:
         check(
-            -1 <= label < max(classes, 0) and not (reads_captions and label >= 0),
+            -1 <= label < max(classes, 0) and not (captioned and label >= 0),
             f"class must be none or from 0 to {classes - 1}, got {label}"
-            if classes and not reads_captions
+            if classes and not captioned
             else f"class must be none for a run without classes, got {label}",
         )
-
-
-def _reads_captions(config: ExperimentConfig) -> bool:
-    return config.text is not None or config.data.text_encoder is not None
 
 
 def _with_conditions(experiment: PostTrainingExperiment, pairs: PreferencePairs) -> PostTrainingExperiment:

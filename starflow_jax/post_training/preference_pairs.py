@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, NamedTuple
 
 import jax
 import numpy as np
-from numpy.lib.npyio import NpzFile
+from numpy.lib import format as npy_format
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.regular_files import check_file
+from starflow_jax.core.regular_files import open_file
+from starflow_jax.data.decoding.bad_examples import error_reason
 from starflow_jax.training.step.inputs import noisy_pixels
 
 _STREAM = 0x7061_6972  # folded into the seed: the noise of pairs is independent of that of samples
 _ARRAYS = ("winner", "loser", "label", "caption")
+_MOST_VALUES = 2**31  # of the winners, and of the losers
+_MOST_CHARACTERS = 10_000  # of a caption
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,69 +62,116 @@ class PreferencePairs:
         return self.winner, self.loser
 
 
+class _Header(NamedTuple):
+    """What an array in a file states of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def reads_captions(config: ExperimentConfig) -> bool:
+    """Whether the flow of a run reads captions, and no classes."""
+    return config.text is not None or config.data.text_encoder is not None
+
+
 def read_pairs(path: Path, config: ExperimentConfig) -> PreferencePairs:
     """The pairs of an .npz file, which executes nothing.
 
     Its arrays are `winner` and `loser` [n, (T,) H, W, C], integer levels of pixels as the run's data have them or
-    float latents, and `label` integer [n] or `caption` text [n] where the flow reads a condition.
+    float latents, and `label` integer [n] or `caption` text [n] where the flow reads a condition; `caption` is required
+    where it reads captions. Shapes and dtypes are compared with the flow before an array is read.
 
     Raises:
       ValueError: the file is missing or damaged, or its arrays do not fit the flow.
     """
     try:
-        check_file(path)
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, NpzFile):
-            raise ValueError("it contains one array without a name")
-        with loaded:
-            arrays = {name: loaded[name] for name in _ARRAYS if name in loaded.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"pairs file {path} cannot be read: {reason}") from error
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            headers = {name: _header(archive, name) for name in _ARRAYS if f"{name}.npy" in archive.namelist()}
+            problem = _problem(headers, config)
+            arrays = {} if problem else {name: _array(archive, name) for name in headers}
+    except Exception as error:  # a damaged zip file raises many kinds of errors
+        raise ValueError(f"pairs file {path} cannot be read: {error_reason(error)}") from error
+    check(problem == "", f"pairs file {path} must contain {problem}")
     for name in ("winner", "loser"):
-        check(name in arrays, f"pairs file {path} must contain the array {name!r}, got {', '.join(arrays) or 'none'}")
-    winner, loser = arrays["winner"], arrays["loser"]
+        _check_values(path, name, arrays[name], config)
+    count = len(arrays["winner"])
+    label, most = arrays.get("label", np.full(count, -1)), _most_label(config)
+    check(
+        label.min() >= -1 and label.max() <= most,
+        f"pairs file {path} must contain label from -1 to {most}, got {label.min()} to {label.max()}",
+    )
+    caption = tuple(map(str, arrays.get("caption", np.full(count, ""))))
+    check(
+        not reads_captions(config) or all(caption),
+        f"pairs file {path} must contain captions that are not empty for a run that reads captions",
+    )
+    return PreferencePairs(arrays["winner"], arrays["loser"], label.astype(np.int32), caption)
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> _Header:
+    """What an array states of itself, if its size in the archive is that of such an array."""
+    with archive.open(f"{name}.npy") as member:
+        header, start = _read_header(member), member.tell()
+    size = start + math.prod(header.shape) * header.dtype.itemsize
+    stated = archive.getinfo(f"{name}.npy").file_size
+    check(size == stated, f"{name} must have the {size} bytes of {header}, got {stated}")
+    return header
+
+
+def _read_header(member: IO[bytes]) -> _Header:
+    version = npy_format.read_magic(member)
+    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    check(version in readers, f"arrays must be of version 1.0 or 2.0 of the format, got {version}")
+    shape, _, dtype = readers[version](member)
+    return _Header(shape, dtype)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
+        return npy_format.read_array(member, allow_pickle=False)
+
+
+def _problem(headers: Mapping[str, _Header], config: ExperimentConfig) -> str:
+    """What a file must contain and does not, as the end of a sentence; "" where its arrays fit the flow."""
     flow, frames = config.flow, config.data.frames
     shape = ((frames,) if frames else ()) + (*flow.image_shape, flow.channels)
+    most = _MOST_VALUES // math.prod(shape)
     for name in ("winner", "loser"):
-        found = arrays[name]
-        check(
-            len(found) > 0 and found.shape == (len(winner), *shape),
-            f"pairs file {path} must contain {name} {['n', *shape]}, got {list(found.shape)}",
-        )
-        _check_values(path, name, found, config)
-    count = len(winner)
-    label = _whole(path, arrays.get("label", np.full(count, -1)), count, flow.num_classes or flow.text_dim)
-    caption = arrays.get("caption", np.full(count, ""))
-    check(
-        caption.shape == (count,) and caption.dtype.kind == "U",
-        f"pairs file {path} must contain caption as {count} texts, got {caption.dtype} {list(caption.shape)}",
-    )
-    return PreferencePairs(winner, loser, label, tuple(map(str, caption)))
+        if name not in headers:
+            return f"the array {name!r}, got {', '.join(headers) or 'none'}"
+        found, count = headers[name], (headers["winner"].shape or (0,))[0]
+        if not 0 < count <= most or found.shape != (count, *shape):
+            return f"{name} {['n', *shape]}, n from 1 to {most}, got {list(found.shape)}"
+        if config.data.on_latents and found.dtype.kind != "f":
+            return f"{name} as finite floating-point latents, got {found.dtype}"
+        if not config.data.on_latents and found.dtype.kind not in "iu":
+            return f"{name} as integers from 0 to {config.data.pixel_levels - 1}, got {found.dtype}"
+    if "label" in headers and (headers["label"].shape != (count,) or headers["label"].dtype.kind not in "iu"):
+        return f"label as {count} integers from -1 to {_most_label(config)}, got {headers['label']}"
+    if "caption" in headers:
+        found, bytes_of_text = headers["caption"], np.dtype(f"U{_MOST_CHARACTERS}").itemsize
+        if found.shape != (count,) or found.dtype.kind != "U" or found.dtype.itemsize > bytes_of_text:
+            return f"caption as {count} texts of at most {_MOST_CHARACTERS} characters, got {found}"
+    elif reads_captions(config):
+        return f"caption for a run that reads captions, got {', '.join(headers)}"
+    return ""
+
+
+def _most_label(config: ExperimentConfig) -> int:
+    """The largest label that the flow reads, -1 for none."""
+    return -1 if reads_captions(config) else (config.flow.num_classes or config.flow.text_dim) - 1
 
 
 def _check_values(path: Path, name: str, values: np.ndarray, config: ExperimentConfig) -> None:
     if config.data.on_latents:
-        check(
-            values.dtype.kind == "f" and bool(np.isfinite(values).all()),
-            f"pairs file {path} must contain {name} as finite floating-point latents, got {values.dtype}",
-        )
+        check(bool(np.isfinite(values).all()), f"pairs file {path} must contain {name} as finite numbers")
         return
-    levels = config.data.pixel_levels
-    low, high = (values.min(), values.max()) if values.dtype.kind in "iu" else (-1, -1)
+    levels, low, high = config.data.pixel_levels, values.min(), values.max()
     check(
         low >= 0 and high < levels,
-        f"pairs file {path} must contain {name} as integers from 0 to {levels - 1}, got {values.dtype}"
-        + (f" from {low} to {high}" if values.dtype.kind in "iu" else ""),
+        f"pairs file {path} must contain {name} as integers from 0 to {levels - 1}, got {values.dtype} from {low} to "
+        f"{high}",
     )
-
-
-def _whole(path: Path, values: Any, count: int, classes: int) -> np.ndarray:
-    fits = values.shape == (count,) and values.dtype.kind in "iu"
-    check(
-        fits and values.min() >= -1 and values.max() < max(classes, 0),
-        f"pairs file {path} must contain label as {count} integers from -1 to {classes - 1}, got {values.dtype} "
-        f"{list(values.shape)}" + (f" from {values.min()} to {values.max()}" if fits else ""),
-    )
-    labels: np.ndarray = values.astype(np.int32)
-    return labels

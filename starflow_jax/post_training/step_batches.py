@@ -23,7 +23,7 @@ def policy_batch(setup: PostTrainingSetup, drawn: Drawn) -> PolicyBatch:
         beta=experiment.policy.beta,
         scale=experiment.policy.advantage,
     )
-    return PolicyBatch(drawn.x, drawn.cond, drawn.log_p, advantage)
+    return PolicyBatch(drawn.x, drawn.cond, advantage)
 
 
 def ranked_batch(setup: PostTrainingSetup, drawn: Drawn) -> PairBatch:

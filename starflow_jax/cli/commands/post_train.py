@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import finite, write_json
     from starflow_jax.evaluation.rewards.reward import Reward
     from starflow_jax.post_training.drawn_samples import Drawer
-    from starflow_jax.post_training.post_train import post_train
+    from starflow_jax.post_training.post_train import post_train, refuse_bound
     from starflow_jax.post_training.post_train_request import PostTrainRequest
     from starflow_jax.post_training.post_training_setup import PostTrainingSetup
     from starflow_jax.training import Checkpoints
@@ -143,7 +143,14 @@ def run(arguments: argparse.Namespace) -> int:
         experiment = _experiment(arguments)
     request = PostTrainRequest(arguments.workdir, arguments.out, experiment, progress=not arguments.quiet)
     starting = (PostTrainingSetup.from_base, claim_post_training, in_use, restore_newest)
-    running = (Reward.__call__, Drawer.__call__, Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
+    running = (
+        Reward.__call__,
+        Drawer.__call__,
+        refuse_bound,
+        Checkpoints.save,
+        Checkpoints.check,
+        Checkpoints.__exit__,
+    )
     with sentences(*starting, *running):
         done = post_train(request)
     if arguments.json is not None:

@@ -39,7 +39,7 @@ class PolicyConfig:
       ratio_clip: the ratio of a sample's density to that at its drawing has no gradient beyond 1 +- ratio_clip (PPO,
         arXiv 1707.06347, equation 7).
       reuse: how often the samples of a step are read; parts: the number of updates that each reading is split into.
-        With 1 and 1 every update is made on its own samples, and no ratio differs from 1.
+        With 1 and 1 every update is made on its own samples, and every ratio is 1.
     """
 
     beta: float = 0.25
