@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from starflow_jax.evaluation.rewards.reward import RewardInputs, open_reward
 from starflow_jax.post_training import policy_update, post_train, step_batches
 from starflow_jax.post_training.objectives import advantages, clipped_surrogate, preference_loss, ranked_pairs
 from starflow_jax.post_training.post_training_setup import PostTrainingSetup, check_base
+from starflow_jax.reports import configuration
 from starflow_jax.training import load_run
 from starflow_jax.training.checkpoints.post_training_record import read_post_training
 from starflow_jax.training.loop.metrics import read_metrics
@@ -260,6 +262,22 @@ def test_a_signal_between_measured_steps_saves_a_checkpoint(home, paired, monkey
     assert trained(home, "preempted", *paired, reward="") == 0
     assert load_run(home / "preempted")[3] == 4
     assert same(parameters(home / "preempted"), parameters(home / "paired"))
+
+
+def test_the_command_of_a_report_asks_for_the_same(home, paired, monkeypatch):
+    recorded = dataclasses.replace(read_post_training(home / "paired"), judges=("digit",))
+    asked = []
+
+    def post_trained(request):
+        asked.append(request.experiment)
+        return post_train.PostTrained(request.out, 4, "steps", 0, {}, {"unique": 1.0}, 0.0)
+
+    monkeypatch.setattr(configuration, "read_post_training", lambda workdir: recorded)
+    monkeypatch.setattr(post_train, "post_train", post_trained)
+    command = shlex.split(configuration.commands(recorded, home / "paired"))
+    places = {"BASE": str(home / "base"), "again": str(home / "again")}
+    assert main([places.get(word, word) for word in command[1:]]) == 0
+    assert asked == [recorded]
 
 
 def samples(pixels, wanted=None, captions=None):

@@ -20,7 +20,7 @@ from starflow_jax.training.checkpoints.workdir import CONFIG_FILE, read_config
 
 MOST_FIELDS = 2000
 _MOST_CHARACTERS = 400
-_POST_TRAINING_OPTIONS = ("reward", "base_step")
+_POST_TRAINING_OPTIONS = ("reward", "pairs", "method", "judges", "base_step")  # they have options of the command
 _NO_DEFAULT = "(none: must be set)"
 
 
@@ -129,7 +129,9 @@ def _post_training_command(experiment: PostTrainingExperiment) -> str:
     """The command that trains the same again from the base run, whose folder it leaves open."""
     values = dict(_leaves(json.loads(to_json(experiment))))
     words = [f"--config.{name}={value}" for name, value in values.items() if name not in _POST_TRAINING_OPTIONS]
-    options = [f"--reward={experiment.reward}"] if experiment.reward is not None else []
+    stated = {"reward": experiment.reward, "pairs": experiment.pairs, "method": experiment.method}
+    options = [f"--{name}={value}" for name, value in stated.items() if value is not None]
+    options += [f"--judge={judge}" for judge in experiment.judges]
     options += [f"--step={experiment.base_step}"]
     quoted = " ".join(map(shlex.quote, [*options, *words]))
     return f"starflow post-train --workdir BASE --out again {quoted}"
