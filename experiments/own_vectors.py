@@ -73,14 +73,15 @@ def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError("data.path is missing; --config.data.path=FILE names the table")
     data = DataConfig(source="vectors", path=str(local_path(path)), noise="none")
     source = open_source(data, "train")
-    x = np.stack([source[index]["image"] for index in range(len(source))]).astype(np.float64)
+    examples = [source[index] for index in range(len(source))]
+    x = np.stack([example["image"] for example in examples])
     _, tokens, _, channels = x.shape
-    scale = x.std(axis=0).reshape(-1)
-    scale = np.where(scale > _LEAST_DEVIATION, scale, 1.0)
+    lengths = np.asarray([example.get("length", tokens) for example in examples])
+    shift, scale = _mean_and_deviation(x[:, :, 0], lengths)
     standardised = {
         "kind": "affine",
-        "shift": tuple(float(mean) for mean in x.mean(axis=0).reshape(-1)),
-        "scale": tuple(float(deviation) for deviation in scale),
+        "shift": tuple(float(mean) for mean in shift.reshape(-1)),
+        "scale": tuple(float(deviation) for deviation in scale.reshape(-1)),
     }
     chosen = {
         "channels": channels,
@@ -90,3 +91,14 @@ def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if values["data"].get("noise") == "none":
         chosen["pixel_map"] = standardised
     return {**values, "flow": {**chosen, **values["flow"]}}
+
+
+def _mean_and_deviation(x: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of every number [n, d] over the vectors [N, n, d] in which it is no padding.
+
+    Numbers that are padding in every vector get 0 and 1, and numbers that do not vary the deviation 1.
+    """
+    padding = np.broadcast_to((np.arange(x.shape[1]) >= lengths[:, None])[..., None], x.shape)
+    real = np.ma.masked_array(x, padding, dtype=np.float64)
+    shift, scale = real.mean(axis=0).filled(0.0), real.std(axis=0).filled(1.0)
+    return shift, np.where(scale > _LEAST_DEVIATION, scale, 1.0)

@@ -45,6 +45,14 @@ def test_unknown_and_missing_libraries_are_named(pair, monkeypatch):
         sf.adapted(pair, "numpyro")
 
 
+def test_leading_axes_of_a_condition_are_refused_for_flowjax(flow):
+    for condition, seen in ((LABELS, 3), (jnp.ones((2, 3)) / 3, 2)):
+        with pytest.raises(
+            ValueError, match=rf"condition must have no leading axes .* got the leading axes \[{seen}\]"
+        ):
+            sf.adapted(flow, "flowjax", condition)
+
+
 @pytest.mark.slow
 def test_flowjax(flow):
     library("flowjax")
@@ -69,6 +77,9 @@ def test_flowjax(flow):
     bound = sf.adapted(flow, "flowjax", jnp.int32(2))
     assert bound.cond_shape is None
     np.testing.assert_allclose(bound.log_prob(x[:, 1]), log_p[:, 1], rtol=1e-5)
+    weights = jnp.array([0.2, 0.3, 0.5])  # of classes, which are not rounded
+    bound = sf.adapted(flow, "flowjax", weights)
+    np.testing.assert_allclose(bound.log_prob(x[:, 1]), flow.log_prob(x[:, 1], weights), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def test_conditions_broadcast_against_data(classes):
     made, x, log_q = classes
     every = np.asarray(made.log_prob(x[:, :1], jnp.arange(3)))
     assert every.shape == (4, 3) and len(np.unique(every)) == 12
+    np.testing.assert_allclose(made.log_prob(x, [0, 1, 2]), log_q, rtol=1e-5)  # of numbers that are no arrays
     np.testing.assert_allclose(every[:, 0], log_q[:, 0], rtol=1e-5)
     assert made.cond_shape == ()
 
@@ -109,7 +110,7 @@ def test_arguments_that_do_not_fit(pair):
     for call, message in (
         (lambda: made.log_prob(jnp.zeros(3)), r"x must be \[..., 2\], got shape \(3,\)"),
         (lambda: made.log_prob(jnp.zeros(2, jnp.int32)), "x must be floating point"),
-        (lambda: made.sample(KEY, (2,), jnp.int32(1)), "condition must be None for this flow"),
+        (lambda: made.sample(KEY, (2,), 7), r"condition must be None for this flow, got shape \(\)"),
         (lambda: sf.distribution(made.flow, shape=(3,)), r"shape must have the 2 numbers of \[2, 1, 1\]"),
         (lambda: sf.distribution(made.flow, frames=2), "frames must be None for a flow of still images"),
         (lambda: sf.distribution(made.flow, noise_level=0.1), "noise_level must be None"),

@@ -223,3 +223,10 @@ def test_what_does_not_go_together_is_refused(tmp_path, capsys):
     (tmp_path / "w" / "config.json").write_text(to_json(load_config(AFHQ)))
     assert port("a", AFHQ, tmp_path / "w") == 2
     assert "must be an empty or a new folder" in capsys.readouterr().err
+    config = load_config(AFHQ)
+    orders = (tuple(reversed(range(config.flow.grid[0] * config.flow.grid[1]))),) * config.flow.num_blocks
+    changed = dataclasses.replace(config, flow=dataclasses.replace(config.flow, orders=orders))
+    (tmp_path / "w" / "config.json").write_text(to_json(changed))
+    assert main(["port", "--workdir", str(tmp_path / "w"), "--to-torch", str(tmp_path / "new" / "c.pth")]) == 2
+    assert "flow.orders must be None for files of the PyTorch originals" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

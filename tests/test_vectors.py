@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -14,8 +15,11 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.data.sources.source_opening import open_source
+from starflow_jax.evaluation.evaluation_requests import EvaluateRequest
+from starflow_jax.evaluation.likelihood import held_out, vector_likelihood
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.order import reorder
+from starflow_jax.training.checkpoints.ported import write_run
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(40, 3)).astype(np.float32) * 5 + 100
@@ -53,6 +57,29 @@ def test_formats_give_the_same_vectors(tmp_path):
         np.testing.assert_array_equal(values(test)[..., 0, 0], TABLE[9::10])
         expected = np.delete(labels, slice(9, None, 10)) if suffix != "npy" else np.zeros(36)
         np.testing.assert_array_equal([train[i]["label"] for i in range(36)], expected)
+
+
+def test_a_byte_order_mark_hides_no_row(tmp_path):
+    (tmp_path / "t.csv").write_text("".join(f"{row},1\n" for row in range(20)), encoding="utf-8-sig")
+    np.testing.assert_array_equal(values(source(tmp_path / "t.csv"))[:3, 0, 0, 0], [0, 1, 2])
+    (tmp_path / "t.csv").write_text("label,x\n" + "2,7\n" * 20, encoding="utf-8-sig")
+    assert source(tmp_path / "t.csv").num_classes == 3
+
+
+def test_the_standardisation_does_not_see_padding(tmp_path):
+    lengths = np.tile([1, 2, 3], 20)
+    x = RNG.normal(3.0, 2.0, size=(60, 4, 1)).astype(np.float32)
+    real = np.arange(4) < lengths[:, None]
+    found = []
+    for padding in (0.0, 1e6):
+        np.savez(tmp_path / "t.npz", x=np.where(real[..., None], x, padding), length=lengths)
+        overrides = [f"data.path={tmp_path / 't.npz'}"]
+        found.append(sf.load_config("experiments/own_vectors.py", overrides).flow.pixel_map)
+    assert found[0] == found[1]
+    train = np.arange(60) % 10 != 9
+    first, third = x[train, 0], x[train & real[:, 2], 2]
+    np.testing.assert_allclose(found[0].shift, [first.mean(), found[0].shift[1], third.mean(), 0.0], rtol=1e-5)
+    np.testing.assert_allclose(found[0].scale, [first.std(), found[0].scale[1], third.std(), 1.0], rtol=1e-5)
 
 
 def test_splits_in_a_file_and_in_a_folder(tmp_path):
@@ -149,6 +176,19 @@ def test_padding_is_zero_in_samples_and_has_no_effect_in_data(ragged):
         np.testing.assert_allclose(made.log_prob(padded, lengths=LENGTHS), log_q, rtol=1e-5)
 
 
+def test_lengths_out_of_range_are_refused_or_give_nan(ragged):
+    made, x, log_q = ragged
+    for wrong, seen in ((0, "0"), ([5, 2, -1, 4, 4, 4], "5, -1")):
+        with pytest.raises(ValueError, match=f"lengths must be 1 to 4, got {seen}$"):
+            made.log_prob(x, lengths=np.array(wrong))
+        with pytest.raises(ValueError, match=f"lengths must be 1 to 4, got {seen}$"):
+            made.sample(jax.random.key(0), (6,), lengths=np.array(wrong))
+    with pytest.raises(ValueError, match="lengths must be integers, got float32"):
+        made.log_prob(x, lengths=LENGTHS.astype(np.float32))
+    traced = jax.jit(lambda lengths: made.log_prob(x, lengths=lengths))(np.array([1, 0, 3, 5, -1, 2], np.int32))
+    np.testing.assert_allclose(traced, np.where([1, 0, 1, 0, 0, 1], log_q, np.nan), rtol=1e-5)
+
+
 def test_vectors_without_padding_are_those_of_full_length(ragged):
     made, x, log_q = ragged
     np.testing.assert_allclose(made.log_prob(x, lengths=np.full(6, 4, np.int32))[3], log_q[3], rtol=1e-5)
@@ -187,6 +227,28 @@ def test_orders_are_raster_indices_and_keep_padding_last():
         ordered = reorder(tokens, name, 4, np.array([3]))
         assert ordered[0, :, 0].tolist() == expected
         np.testing.assert_array_equal(reorder(ordered, name, 4, np.array([3]), restore=True), tokens)
+
+
+def test_scores_of_vectors_count_all_classes_and_real_numbers(tmp_path, monkeypatch):
+    lengths, labels = np.resize(LENGTHS, 60), np.arange(60) % 3
+    labels[9::10] = np.arange(6) % 2  # class 2 is not among the held-out vectors
+    np.savez(tmp_path / "t.npz", x=np.ones((60, 4, 2)), length=lengths, label=labels)
+    data = DataConfig(source="vectors", path=str(tmp_path / "t.npz"), noise="none")
+    flow = dataclasses.replace(RAGGED, num_classes=3)
+    config = ExperimentConfig("e", flow, data, TrainConfig(steps=1, batch_size=1, lr=1.0))
+
+    def log_likelihoods(params, config, x, cond, **options):
+        return np.where(cond == 2, 0.0, -np.arange(1.0, len(x) + 1))
+
+    for module in (held_out, vector_likelihood):
+        monkeypatch.setattr(module, "log_likelihoods", log_likelihoods)
+    monkeypatch.setattr(vector_likelihood, "load_run", lambda *_, **__: (config, None, None, 0))
+    scores = vector_likelihood.evaluate_vectors(EvaluateRequest(tmp_path))
+    assert scores.accuracy == 0.0 and scores.log_likelihood == -3.5
+    expected = 21 / (2 * lengths[9::10].sum() * np.log(2))
+    np.testing.assert_allclose(scores.bits_per_dim, expected, rtol=1e-6)
+    found = held_out.held_out_score(config)(types.SimpleNamespace(config=config, params=None))
+    np.testing.assert_allclose(found["held_out_bits_per_dim"], expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -228,9 +290,9 @@ def test_a_new_flow_has_the_density_of_its_standardised_vectors():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of the experiment's tiny variant, trained by the command."""
+    """A run of the experiment's tiny variant with its initial parameters, since training takes longer than the rest."""
     folder = tmp_path_factory.mktemp("moons") / "run"
-    assert main(["train", "--config", "experiments/two_moons.py:tiny", "--workdir", str(folder), "--quiet"]) == 0
+    write_run(folder, sf.load_config("experiments/two_moons.py:tiny"), {}, set())
     return folder
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from starflow_jax.core.config.checks import check
@@ -40,7 +41,8 @@ class Distribution:
     captions); None for a flow without, and for a flow with classes the mean of its class embeddings.
 
     Of a flow on vectors, `lengths` are the numbers of tokens, 1 to N, with any leading axes. The tokens behind them are
-    padding: 0 in samples, without effect in data, and not part of the density.
+    padding: 0 in samples, without effect in data, and not part of the density. Lengths out of range are an error, and
+    NaN where a transformation hides their values.
 
     As in FlowJAX, the bijection maps noise to data: `transform_and_log_det` samples, and `inverse_and_log_det` gives
     likelihoods. Likelihoods take one parallel pass of the network and can be differentiated in either mode. Samples
@@ -96,7 +98,7 @@ class Distribution:
           condition, lengths: see the class.
 
         Raises:
-          ValueError: the condition does not fit the flow.
+          ValueError: the condition or the lengths do not fit the flow.
         """
         return self.sample_and_log_prob(key, shape, condition, lengths)[0]
 
@@ -112,7 +114,7 @@ class Distribution:
         The density is read off the last network evaluation of each token in the solver, not off a second pass. It is
         that of the exact inverse, so it equals `log_prob` of the sample as closely as the solver has converged.
         """
-        shape = tuple(shape)
+        shape, lengths = tuple(shape), self._checked_lengths(lengths)
         axes = () if lengths is None else jnp.shape(lengths)
         leading = shape + jnp.broadcast_shapes(self.leading_axes(condition), axes)
         z = _draw_noise(self.data_shape, self.layout, self._spread(key), math.prod(leading))
@@ -129,7 +131,7 @@ class Distribution:
         """log p(x | condition) in nats, of the leading axes of x and condition.
 
         Raises:
-          ValueError: x or the condition does not fit the flow.
+          ValueError: x, the condition or the lengths do not fit the flow.
         """
         z, log_det = self.inverse_and_log_det(x, condition, lengths)
         return self._base_log_prob(z, lengths) + log_det
@@ -156,6 +158,7 @@ class Distribution:
         """The leading axes of a condition; ValueError where it does not fit the flow."""
         if condition is None:
             return ()
+        condition = jnp.asarray(condition)
         own = self._condition_axes(condition)
         return tuple(condition.shape[: condition.ndim - own])
 
@@ -193,6 +196,8 @@ class Distribution:
             jnp.issubdtype(values.dtype, jnp.floating),
             f"{name} must be floating point (bits_per_dim takes integer images), got {values.dtype}",
         )
+        condition = None if condition is None else jnp.asarray(condition)
+        lengths = self._checked_lengths(lengths)
         axes = () if lengths is None else jnp.shape(lengths)
         leading = jnp.broadcast_shapes(values.shape[: values.ndim - own], self.leading_axes(condition), axes)
         flat = jnp.broadcast_to(values, (*leading, *self.shape)).reshape(-1, *self.data_shape)
@@ -208,11 +213,23 @@ class Distribution:
         out, log_det = function(self, *self._spread((flat, condition, lengths)))
         return out.reshape(*leading, *self.shape), log_det.reshape(leading)
 
+    def _checked_lengths(self, lengths: Int[AnyArray, "..."] | None) -> Int[Array, "..."] | None:
+        """Lengths as an array; ValueError where known values are out of range. Traced ones then give NaN."""
+        if lengths is None:
+            return None
+        count = self.data_shape[0]
+        if not isinstance(lengths, jax.core.Tracer):
+            known = np.asarray(lengths)
+            check(np.issubdtype(known.dtype, np.integer), f"lengths must be integers, got {known.dtype}")
+            wrong = known[(known < 1) | (known > count)]
+            check(wrong.size == 0, f"lengths must be 1 to {count}, got {', '.join(map(str, wrong[:3]))}")
+        return jnp.asarray(lengths)
+
     def _base_log_prob(self, z: Float[Array, "..."], lengths: Int[AnyArray, "..."] | None) -> Float[Array, "..."]:
         """log N(z; 0, I), of the tokens that are no padding."""
         leading = z.shape[: z.ndim - len(self.shape)]
         if lengths is not None:
-            lengths = jnp.broadcast_to(lengths, leading).reshape(-1)
+            lengths = jnp.broadcast_to(jnp.asarray(lengths), leading).reshape(-1)
         return _normal_log_prob(z.reshape(-1, *self.data_shape), lengths).reshape(leading)
 
     def _spread(self, tree: Any) -> Any:
@@ -260,7 +277,8 @@ def _transform(
         lengths=lengths,
     )
     assert result.logdet is not None
-    return gathered(self.layout, (result.x, self._prior_log_scale() - result.logdet))
+    x, log_det = _nan_where_out_of_range(lengths, result.x, result.logdet)
+    return gathered(self.layout, (x, self._prior_log_scale() - log_det))
 
 
 @jax.jit
@@ -273,5 +291,16 @@ def _inverse(
     """Data to noise, with log |dz/dx|."""
     flow = self.flow
     out = flow.forward(placed(self.layout, x, "batch"), condition, noise_level=self.noise_level, lengths=lengths)
-    z = flow.prior_noise(out.z)
-    return gathered(self.layout, (z, out.logdet - self._prior_log_scale()))
+    z, log_det = _nan_where_out_of_range(lengths, flow.prior_noise(out.z), out.logdet)
+    return gathered(self.layout, (z, log_det - self._prior_log_scale()))
+
+
+def _nan_where_out_of_range(
+    lengths: Int[Array, "B"] | None, values: Float[Array, "B N *rest"], log_det: Float[Array, "B"]
+) -> tuple[Float[Array, "B N *rest"], Float[Array, "B"]]:
+    """NaN for examples whose length is not 1 to N: values cannot be checked under a transformation."""
+    if lengths is None:
+        return values, log_det
+    fits = (lengths >= 1) & (lengths <= values.shape[1])
+    rows = fits.reshape(-1, *(1,) * (values.ndim - 1))
+    return jnp.where(rows, values, jnp.nan), jnp.where(fits, log_det, jnp.nan)

@@ -36,23 +36,25 @@ class FlowBijection(AbstractBijection):
 
 
 class _Bound(AbstractBijection):
-    """A bijection with its condition inside."""
+    """The bijection of a flow with its condition inside, which may be weights of the classes."""
 
-    inner: FlowBijection
+    distribution: Distribution
     condition: jax.Array
     shape: tuple[int, ...] = eqx.field(static=True)
     cond_shape: None = eqx.field(static=True, default=None)
 
     def transform_and_log_det(self, x: jax.Array, condition: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        return self.inner.transform_and_log_det(x, self.condition)
+        return self.distribution.transform_and_log_det(x, self.condition)
 
     def inverse_and_log_det(self, y: jax.Array, condition: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        return self.inner.inverse_and_log_det(y, self.condition)
+        return self.distribution.inverse_and_log_det(y, self.condition)
 
 
 def transformed(distribution: Distribution, condition: jax.Array | None) -> Transformed:
     """`flowjax.distributions.Transformed` of a standard normal, conditional unless a condition is given."""
-    bijection: AbstractBijection = FlowBijection(distribution, distribution.shape, distribution.cond_shape)
-    if condition is not None:
-        bijection = _Bound(bijection, jnp.asarray(condition), distribution.shape)
+    bijection: AbstractBijection
+    if condition is None:
+        bijection = FlowBijection(distribution, distribution.shape, distribution.cond_shape)
+    else:
+        bijection = _Bound(distribution, jnp.asarray(condition), distribution.shape)
     return Transformed(StandardNormal(distribution.shape), bijection)

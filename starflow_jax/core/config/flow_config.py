@@ -93,7 +93,7 @@ class FlowConfig:
       cache: how a mesh divides the key/value cache of an inverse: "auto" by heads, over the axes tensor and sequence,
         or, where they do not divide (training refuses such a mesh), by heads over tensor and by slots over sequence;
         "slots" always the latter.
-      pixel_map: a fixed bijection of dequantised pixels of still images in front of block 0; None for none.
+      pixel_map: a fixed bijection in front of block 0, of dequantised pixels of images or of vectors; None for none.
     """
 
     channels: int

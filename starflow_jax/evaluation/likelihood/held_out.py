@@ -89,8 +89,8 @@ def _density(snapshot: Snapshot, source: Source, encoder: Frozen | None, count: 
         size = min(count, config.evaluate.batch_size)
         scored = log_likelihoods(snapshot.params, config.flow, np.stack(x), cond, batch_size=size, lengths=lengths)
         nats, dims = scored.astype(np.float64), x[0].size
-        if lengths is not None:
-            dims = lengths * x[0].shape[-1]
+        if lengths is not None:  # all nats over all numbers, as `VectorScores.bits_per_dim`
+            dims = float(lengths.mean()) * x[0].shape[-1]
         bits.append(bits_per_dim(nats, dims, levels) if levels else -nats / (dims * math.log(2)))
     return float(np.mean(bits))
 

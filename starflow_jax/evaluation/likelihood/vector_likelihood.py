@@ -50,7 +50,7 @@ class VectorScores:
 
     @property
     def bits_per_dim(self) -> float:
-        """-log2 of the density for each number."""
+        """-log2 of the density of all vectors together, over the count of their numbers without padding."""
         return -self.log_likelihood / (self.dims * math.log(2))
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def evaluate_vectors(request: EvaluateRequest, *, layout: Layout | None = None) 
 
     log_p, accuracy = scores(labels), None
     if count:
-        by_class = np.stack([scores(np.full_like(labels, label)) for label in range(source.num_classes)])
+        by_class = np.stack([scores(np.full_like(labels, label)) for label in range(count)])
         accuracy = float(np.mean(by_class.argmax(axis=0) == labels))
     dims = x[0].size
     if "length" in batch:

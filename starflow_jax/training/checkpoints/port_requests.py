@@ -122,10 +122,14 @@ class Porting:
 
 
 def _check_portable(flow: FlowConfig) -> None:
-    """Raises ValueError for a flow with a map that no tensor of the originals describes."""
+    """Raises ValueError for a flow with a map or with orders that no tensor of the originals describes."""
     check(
         flow.pixel_map is None,
         "flow.pixel_map must be None for files of the PyTorch originals, which have no such maps",
+    )
+    check(
+        not any(flow.orders or ()),
+        "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards",
     )
 
 
