@@ -1,13 +1,17 @@
 """Hosts without a common disk publish the parts of a run, and agree on what they continue from."""
 
+import os
 import shutil
+import time
 
 import pytest
 from host_folders import Hosts, names
 from storage_faults import contents, filled, memory_store
 
-from starflow_jax.core.storage.manifest import MANIFEST, PART, read_manifest
+from starflow_jax.core.storage.manifest import MANIFEST, read_manifest
 from starflow_jax.core.storage.parts import read_part
+from starflow_jax.core.storage.retries import StoreError
+from starflow_jax.training.hosts import host_folder
 from starflow_jax.training.hosts.agreed_step import Held, from_text, newest_complete, to_text
 
 
@@ -43,7 +47,7 @@ def test_a_checkpoint_is_listed_when_all_hosts_have_published_their_parts(hosts)
     filled(second, **{"hangs/process-1.txt": "stacks"})
     hosts.finish()
     assert set(contents(hosts.store)) == {"config.json", "hangs/process-1.txt", *names(6)}
-    assert set(hosts.store.list()) - set(contents(hosts.store)) == {MANIFEST, f"{PART}1.json"}
+    assert set(hosts.store.list()) - set(contents(hosts.store)) == {MANIFEST}
     assert not first.exists() and not second.exists() and not hosts.said
 
 
@@ -146,6 +150,107 @@ def test_a_step_that_was_set_aside_is_published_when_it_is_saved_again(hosts):
     hosts.save(5)
     hosts.finish()
     assert names(5) <= set(contents(hosts.store))
+
+
+def test_a_step_from_disks_that_was_set_aside_is_listed_with_the_objects_of_its_second_save(hosts):
+    hosts.start()
+    hosts.save(5)
+    hosts.kill()
+    paths = hosts.start()  # publishes what the disks hold
+    assert names(5) <= set(contents(hosts.store))
+    for path in paths:
+        (path / "checkpoints/5").rename(path / "checkpoints/5.damaged")
+    hosts.together(lambda index: hosts.folders[index].set_aside(5))
+    hosts.save(5)
+    hosts.folders[0].publish()
+    assert not names(5) & set(contents(hosts.store))  # the objects of the other host are not written again yet
+    hosts.finish()
+    assert names(5) <= set(contents(hosts.store))
+
+
+def test_a_step_is_listed_that_the_disks_have_no_more(hosts):
+    paths = hosts.start()
+    hosts.save(5)
+    hosts.folders[0].publish()  # both upload at the same moment, and the first has seen nothing of the other
+    hosts.folders[1].publish()
+    hosts.save(6)
+    for path in paths:
+        shutil.rmtree(path / "checkpoints/5")
+    hosts.folders[0].publish()
+    assert set(contents(hosts.store)) == names(5)
+    hosts.folders[1].publish()
+    hosts.folders[0].publish()
+    assert set(contents(hosts.store)) == names(6)
+    assert not names(5) & set(hosts.store.list())
+
+
+def test_the_first_process_lists_between_its_turns_what_the_others_have_uploaded(hosts, monkeypatch):
+    monkeypatch.setattr(host_folder, "_POLL_SECONDS", 0.05)
+    hosts.start()
+    hosts.save(5)
+    hosts.folders[0].publish()
+    hosts.folders[1].publish()
+    for _ in range(100):
+        if names(5) <= set(contents(hosts.store)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the next turn is in an hour, and the step is not listed")
+
+
+def test_a_step_that_is_removed_while_it_is_linked_is_not_listed_in_part(hosts, monkeypatch):
+    first, _ = hosts.start()
+    hosts.save(5)
+    hosts.folders[1].publish()
+    link, gone = os.link, first / "checkpoints/5/params/w/c/1"
+
+    def linked(source, target):
+        if source == gone:
+            raise FileNotFoundError(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", linked)
+    hosts.folders[0].publish()
+    assert not names(5) & set(contents(hosts.store))
+
+
+def test_a_step_whose_removal_has_begun_is_not_listed_in_part(hosts, monkeypatch):
+    first, _ = hosts.start()
+    hosts.save(5)
+    hosts.folders[1].publish()
+    (first / "checkpoints/5/digests/metadata").unlink()
+    link = os.link
+
+    def linked(source, target):
+        link(source, target)
+        if source == first / "checkpoints/5/params/w/c/1":
+            shutil.rmtree(first / "checkpoints/5")
+
+    monkeypatch.setattr(os, "link", linked)
+    hosts.folders[0].publish()
+    assert not names(5) & set(contents(hosts.store))
+
+
+def test_local_folders_stay_where_the_newest_checkpoint_is_not_listed(hosts):
+    paths = hosts.start()
+    hosts.save(5)
+    hosts.save(6, write=[0])  # the other host could not write it
+    with pytest.raises(StoreError, match=r"does not list the newest .* step 6, .*; the local copies") as refused:
+        hosts.finish()
+    assert refused.value.transient  # exit code 75
+    assert names(5) == set(contents(hosts.store))
+    assert steps(paths[0]) == ["5", "6"] and steps(paths[1]) == ["5"]
+
+
+def test_objects_that_were_uploaded_in_vain_go_when_a_newer_step_is_listed(hosts):
+    _, second = hosts.start()
+    hosts.save(5, write=[1])
+    hosts.folders[1].publish()
+    shutil.rmtree(second / "checkpoints/5")
+    hosts.save(6)
+    hosts.folders[1].publish()
+    assert names(5) & set(hosts.store.list())
+    hosts.folders[0].publish()
+    assert names(6) == set(contents(hosts.store)) and not names(5) & set(hosts.store.list())
 
 
 def test_checkpoints_of_different_values_are_not_put_together():

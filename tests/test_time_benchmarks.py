@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import checkpoint_cost  # noqa: E402
 import growth  # noqa: E402
 import time_to_sample  # noqa: E402
 from flow_operations import JacobiSetting  # noqa: E402
@@ -146,6 +148,16 @@ def test_quick_runs(name, tmp_path):
         (result,) = figures["results"]
         settings = {line["setting"]: line for line in result["settings"]}
         assert settings["auto"]["ours"]["error"] <= figures["target"] and "auto chose" in run.stdout
+
+
+def test_a_save_that_fails_ends_the_updates_that_are_made_meanwhile(tmp_path):
+    def failed():
+        raise OSError("the disk is full")
+
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="the disk is full"):
+        checkpoint_cost.until_published(None, tmp_path / "checkpoints/5", failed, lambda: 0.1)
+    assert threading.active_count() == threads
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,8 @@ def measure(config: ExperimentConfig, store: Store, folder: Path, rounds: int, c
             start = time.perf_counter()
             checkpoints.save(updates.state, updates.loader.get_state())
             blocked.append(time.perf_counter() - start)
-            upload = _publish_when_complete(publication, folder / f"checkpoints/{updates.step}")
-            saving = []
-            while upload.is_alive() or not saving:
-                saving.append(_update(updates))
+            checkpoint = folder / f"checkpoints/{updates.step}"
+            saving = until_published(publication, checkpoint, checkpoints.check, lambda: _update(updates))
             in_flight.append(time.perf_counter() - start - blocked[-1])
             extra.append(blocked[-1] + sum(saving) - len(saving) * statistics.median(quiet))
             times["quiet"] += quiet
@@ -102,15 +100,36 @@ def _update(updates: Updates) -> float:
     return time.perf_counter() - start
 
 
-def _publish_when_complete(publication: Publication, checkpoint: Path) -> threading.Thread:
+def until_published(
+    publication: Publication, checkpoint: Path, check: Callable[[], None], update: Callable[[], float]
+) -> list[float]:
+    """Makes updates until a checkpoint that is being saved is complete and published.
+
+    Args:
+      checkpoint: its folder; check: raises where the save has failed; update: makes one and returns its seconds.
+
+    Returns:
+      The seconds of all updates, at least one.
+    """
+    stopped = threading.Event()
+
     def publish() -> None:
         while not checkpoint.is_dir():
-            time.sleep(0.02)
+            if stopped.wait(0.02):
+                return
         publication.publish()
 
     thread = threading.Thread(target=publish, daemon=True)
     thread.start()
-    return thread
+    try:
+        seconds = [update()]
+        while thread.is_alive():
+            check()
+            seconds.append(update())
+    finally:
+        stopped.set()
+        thread.join()
+    return seconds
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Collection
 
 from starflow_jax.core.regular_files import parse_json
 from starflow_jax.core.storage.manifest import PART, File, Manifest, from_rows, to_rows
@@ -64,6 +65,22 @@ def write_part(store: Store, process: int, part: Part) -> None:
     store.write(part_name(process), part.to_json())
 
 
+def remove_unlisted(
+    store: Store, listed: Collection[str], removable: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Removes objects of checkpoints that no list names. Only the owner of the folder may call this.
+
+    Args:
+      listed: names of files; removable: whether the object of a name may go.
+
+    Raises:
+      StoreError: the store cannot be read or written.
+    """
+    for name in store.list():
+        if name.startswith(_CHECKPOINTS) and name not in listed and removable(name):
+            store.remove(name)
+
+
 def remove_parts(store: Store, manifest: Manifest) -> None:
     """Removes the objects of all processes of a session that has ended, and files of checkpoints that no list names.
 
@@ -74,8 +91,6 @@ def remove_parts(store: Store, manifest: Manifest) -> None:
     """
     if manifest.processes == 1:
         return
-    for name in store.list():
-        if name.startswith(_CHECKPOINTS) and name not in manifest.files:
-            store.remove(name)
+    remove_unlisted(store, manifest.files)
     for process in range(1, manifest.processes):
         store.remove(part_name(process))

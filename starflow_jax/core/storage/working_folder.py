@@ -50,6 +50,27 @@ def seconds_between_publications() -> float:
     return seconds
 
 
+def publish_often(
+    publish: Callable[[], None], seconds: float, stopped: threading.Event, say: Callable[[str], None]
+) -> None:
+    """Calls `publish` every few seconds until `stopped` is set, and reports errors, at most once a minute.
+
+    Args:
+      say: prints a sentence on a problem that does not end the command.
+    """
+    told = -float("inf")
+    while not stopped.wait(seconds):
+        try:
+            publish()
+        except FileNotFoundError:
+            continue  # a file was removed meanwhile
+        except OSError as error:
+            # Repeated at the next turn; a store that stays away is reported once a minute, and at the end.
+            if time.monotonic() - told > 60.0 and not stopped.is_set():
+                told = time.monotonic()
+                say(f"{error}; it is tried again")
+
+
 class WorkingFolder:
     """A folder of an address that this process owns. A context manager: leaving it publishes and releases it.
 
@@ -94,7 +115,10 @@ class WorkingFolder:
             self._stack.close()
             raise
         self._one, self._stopped = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._publish_often, name=f"publishes {store.address}", daemon=True)
+        often = (self.publish, self._every, self._stopped, say)
+        self._thread = threading.Thread(
+            target=publish_often, args=often, name=f"publishes {store.address}", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> WorkingFolder:
@@ -154,19 +178,6 @@ class WorkingFolder:
         lock.touch()
         if not self._stack.enter_context(locked(lock)):
             raise ValueError(f"{self._store.address} is in use by another process of this machine")
-
-    def _publish_often(self) -> None:
-        told = -float("inf")
-        while not self._stopped.wait(self._every):
-            try:
-                self.publish()
-            except FileNotFoundError:
-                continue  # a file was removed meanwhile
-            except OSError as error:
-                # Repeated at the next turn; a store that stays away is reported once a minute, and at the end.
-                if time.monotonic() - told > 60.0 and not self._stopped.is_set():
-                    told = time.monotonic()
-                    self._say(f"{error}; it is tried again")
 
 
 def working_folder(address: Path | str, doing: str) -> WorkingFolder:

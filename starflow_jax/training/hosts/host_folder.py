@@ -30,12 +30,11 @@ from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing, machine
 from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.core.storage.manifest import Manifest, read_manifest
-from starflow_jax.core.storage.parts import Part, read_part
 from starflow_jax.core.storage.places import WORK, local_place, storage_folder
-from starflow_jax.core.storage.publication import Publication, Seen, Selection, remove_interrupted, summed
+from starflow_jax.core.storage.publication import finished_files, remove_interrupted, summed
 from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.store import Store
-from starflow_jax.core.storage.working_folder import seconds_between_publications
+from starflow_jax.core.storage.working_folder import publish_often, seconds_between_publications
 from starflow_jax.training.hosts.agreed_step import from_text, held_steps, newest_complete, to_text
 from starflow_jax.training.hosts.array_files import array_of, step_of
 from starflow_jax.training.hosts.host_part import (
@@ -47,9 +46,11 @@ from starflow_jax.training.hosts.host_part import (
     recorded_shares,
     remove_share,
     shared_by,
-    shared_out,
     write_share,
 )
+from starflow_jax.training.hosts.listing import Listing
+
+_POLL_SECONDS = 5.0  # between two looks of the first process at what the others have uploaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,6 @@ class HostFolder:
         # Several processes of one machine may use the same disk.
         places = group.gather(f"{machine()} {storage_folder()}")
         self.path = local_place(store.address, WORK, places[: group.index].count(places[group.index]))
-        self._agreed: Collection[int] = ()
         self._settled: set[int] = set()  # steps that the store has had when the processes started
         try:
             self._lock()
@@ -108,7 +108,11 @@ class HostFolder:
             self._stack.close()
             raise
         self._one, self._stopped = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._publish_often, name=f"publishes {store.address}", daemon=True)
+        self._due = time.monotonic() + self._every
+        often = (self._take_turn, min(self._every, _POLL_SECONDS) if self._first else self._every, self._stopped, say)
+        self._thread = threading.Thread(
+            target=publish_often, args=often, name=f"publishes {store.address}", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> HostFolder:
@@ -120,6 +124,8 @@ class HostFolder:
             if not (self.path / f"checkpoints/{other}").is_dir():
                 remove_share(self.path, other)
         write_share(self.path, step, Share(tuple(shards), self._first))
+        if self._first:
+            self._listing.saved_again(step)
 
     def fetch(self, names: Iterable[str]) -> None:
         """Reads files of the run from the store that are not here yet; leaves out those that the store has not.
@@ -137,9 +143,12 @@ class HostFolder:
         Raises:
           StoreError: as `publish`.
         """
-        self._settled.discard(step)
-        if self._first:
-            self.publish()
+        with self._one:
+            self._settled.discard(step)
+            if self._first:
+                self._listing.set_aside(step)
+            else:
+                self._part.forget(step)
 
     def publish(self) -> None:
         """Publishes what this process has finished.
@@ -156,6 +165,7 @@ class HostFolder:
         try:
             if kind is None:
                 self._publish_in_turn(self.publish)
+                self._require_newest()
             else:
                 self.publish()
         except StoreError as error:
@@ -165,6 +175,9 @@ class HostFolder:
             self._say(sentence)
         else:
             if kind is None:
+                if self._first:
+                    with contextlib.suppress(StoreError):  # the next command removes it
+                        self._listing.remove_rest()
                 # Everything is in the store; what stays would be removed by the next command in any case.
                 shutil.rmtree(self.path, ignore_errors=True)
                 self._sessions.unlink(missing_ok=True)
@@ -205,10 +218,9 @@ class HostFolder:
         _remove_steps(self.path, keep=steps | agreed)
         if found is not None and found[0] in report:
             write_share(self.path, found[0], shared_by(found[1], self._group.index))
+        self._part = HostPart(self._store, self.path, self._group.index, session, self._may_write)
         if self._first:
-            self._publication = self._first_publication(published, session)
-        else:
-            self._part = HostPart(self._store, self.path, self._group.index, session, self._may_write)
+            self._listing = self._begun(published)
         self._group.gather("the store names this session")
         self._publish_in_turn(lambda: self._publish(agreed))
         manifest = read_manifest(self._store)
@@ -242,7 +254,7 @@ class HostFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             self._sessions.unlink(missing_ok=True)
 
-    def _first_publication(self, published: Manifest | None, session: str) -> Publication:
+    def _begun(self, published: Manifest | None) -> Listing:
         """The publication of the first process, which has begun the session in the store."""
         if published is not None:
             self._manifest = published
@@ -251,17 +263,9 @@ class HostFolder:
                 files = {name: summed(file, self.path / name) for name, file in published.files.items()}
                 published = Manifest(files)
             self._bring(published)
-        publication = Publication(
-            self._store,
-            self.path,
-            published,
-            self._may_write,
-            session=session,
-            processes=self._group.count,
-            select=self._selected,
-        )
-        publication.announce()
-        return publication
+        listing = Listing(self._store, self.path, published, self._may_write, self._part, self._group.count)
+        listing.announce()
+        return listing
 
     def _bring(self, manifest: Manifest) -> None:
         """Reads what the local folder lacks, without the shards of arrays."""
@@ -277,38 +281,39 @@ class HostFolder:
 
     def _publish(self, agreed: Collection[int] = ()) -> None:
         """Publishes; `agreed` are steps that this process may have no files of."""
-        self._agreed = agreed
+        absent = [step for step in agreed if not (self.path / f"checkpoints/{step}").is_dir()]
+        self._part.publish(self._settled, absent, self._listed)
         if self._first:
-            self._publication.publish()
-        else:
-            absent = [step for step in agreed if not (self.path / f"checkpoints/{step}").is_dir()]
-            self._part.publish(self._settled, absent)
+            self._listing.publish()
 
-    def _selected(self, local: dict[str, Seen]) -> Selection:
-        """What the first process publishes, and what the other processes have written for it."""
-        published = self._publication.files
-        parts = self._parts()
-        others = {name: file for part in parts for name, file in part.files.items() if step_of(name) is None}
-        chosen = {name: seen for name, seen in local.items() if step_of(name) is None and name not in others}
-        settled, here = by_step(published), by_step(local)
-        incomplete = False
-        for step in {*here, *self._agreed}:
-            share = shared_out(self.path, step, here.get(step, ())) if step in here else []
-            if step in settled:
-                others |= {name: published[name] for name in settled[step]}
-            elif share is None or len(parts) < self._group.count - 1 or any(step not in part.steps for part in parts):
-                incomplete = True
-            else:
-                chosen |= {name: local[name] for name in share}
-                others |= {name: file for part in parts for name, file in part.files.items() if step_of(name) == step}
-        if incomplete:  # the one before stays until the newest is complete
-            others |= {name: file for name, file in published.items() if step_of(name) is not None}
-        return chosen, others
+    def _take_turn(self) -> None:
+        """Publishes when it is due; between its turns the first process lists what the others have finished since."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._every
+            self.publish()
+        elif self._first:
+            with self._one:
+                self._listing.list_uploaded()
 
-    def _parts(self) -> list[Part]:
-        """What the other processes have written in this session, of those that have written anything."""
-        parts = [read_part(self._store, process) for process in range(1, self._group.count)]
-        return [part for part in parts if part is not None and part.session == self._publication.session]
+    def _listed(self) -> Collection[int]:
+        """The steps that the list of files names."""
+        if self._first:
+            return self._listing.steps
+        manifest = read_manifest(self._store)
+        return () if manifest is None else by_step(manifest.files)
+
+    def _require_newest(self) -> None:
+        """Raises StoreError, on all processes, unless the store lists the newest checkpoint of all local folders."""
+        listed = sorted(self._listing.steps) if self._first else []
+        here = max(by_step(finished_files(self.path)), default=-1)
+        found = [json.loads(text) for text in self._group.gather(json.dumps([listed, here]))]
+        newest = max(here for _, here in found)
+        if newest >= 0 and newest not in found[0][0]:
+            raise StoreError(
+                f"{self._store.address} does not list the newest checkpoint, of step {newest}, since not all processes "
+                "have written their parts of it",
+                transient=True,
+            )
 
     def _publish_in_turn(self, publish: Callable[[], None]) -> None:
         """Publishes on all processes, on the first one when the others have; raises StoreError on all of them."""
@@ -323,19 +328,6 @@ class HostFolder:
                 sentence, transient = json.loads(text)
                 if sentence:
                     raise StoreError(sentence, transient=transient)
-
-    def _publish_often(self) -> None:
-        told = -float("inf")
-        while not self._stopped.wait(self._every):
-            try:
-                self.publish()
-            except FileNotFoundError:
-                continue  # a file was removed meanwhile
-            except OSError as error:
-                # Repeated at the next turn; a store that stays away is reported once a minute, and at the end.
-                if time.monotonic() - told > 60.0 and not self._stopped.is_set():
-                    told = time.monotonic()
-                    self._say(f"{error}; it is tried again")
 
 
 def _remove_steps(folder: Path, keep: Collection[int]) -> None:

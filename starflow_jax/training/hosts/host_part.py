@@ -95,7 +95,7 @@ def shared_out(folder: Path, step: int, names: Collection[str]) -> list[str] | N
 
 
 class HostPart:
-    """Publishes the files of one process that is not the first. One thread at a time calls it.
+    """Publishes the files of one process; of the first, only its share of checkpoints. One thread at a time calls it.
 
     Args:
       store: of the address of the run; folder: the local one; process: index of this process.
@@ -107,12 +107,20 @@ class HostPart:
         self._part = Part(session)
         self._sent: dict[str, Seen] = {}
 
-    def publish(self, published: Collection[int] = (), absent: Collection[int] = ()) -> None:
+    @property
+    def part(self) -> Part:
+        """What this process has written in this session and may still be listed."""
+        return self._part
+
+    def publish(
+        self, published: Collection[int], absent: Collection[int], listed: Callable[[], Collection[int]]
+    ) -> None:
         """Writes this process's share of finished checkpoints, and other files that only this process has.
 
         Args:
           published: steps that the store has, of which nothing is written.
           absent: steps of which this process has no files and no share.
+          listed: returns the steps that the list of files names now.
 
         Raises:
           StoreError: the store cannot be written.
@@ -124,28 +132,49 @@ class HostPart:
             if share is not None and step not in published:
                 shares[step] = share
         shares = {step: names for step, names in shares.items() if step not in self._part.steps}
-        own = [name for name in local if not name.startswith("checkpoints/") and name not in COMMON]
+        own = [name for name in local if self._process and not name.startswith("checkpoints/") and name not in COMMON]
         changed = [name for name in own if self._sent.get(name) != local[name]]
         if not shares and not changed:
             return
         snapshot = self._folder.with_name(f".{self._folder.name}.snapshot")
         shutil.rmtree(snapshot, ignore_errors=True)
         try:
-            # A checkpoint may be removed meanwhile.
+            # A checkpoint may be removed meanwhile, and its removal may have begun before.
             linked = link_files(self._folder, snapshot, [*changed, *itertools.chain(*shares.values())])
-            whole = [step for step, names in shares.items() if all(name in linked for name in names)]
+            found, still = by_step(local), by_step(finished_files(self._folder))
+            intact = [step for step in shares if found.get(step) == still.get(step)]
+            whole = [step for step in intact if all(name in linked for name in shares[step])]
             linked = {name: seen for name, seen in linked.items() if step_of(name) in (None, *whole)}
             with ThreadPoolExecutor(_THREADS) as threads:
                 sent = dict(zip(linked, threads.map(lambda name: self._send(name, snapshot), linked), strict=True))
-            self._may_write()
-            kept = [step for step in self._part.steps if (self._folder / f"checkpoints/{step}").is_dir()]
+            # A step may be listed after this disk has it no more, until a newer one is listed.
+            newest = max(listed(), default=-1)
+            kept = [
+                step for step in self._part.steps if step > newest or (self._folder / f"checkpoints/{step}").is_dir()
+            ]
             files = {name: file for name, file in self._part.files.items() if step_of(name) in (None, *kept)}
-            part = Part(self._part.session, files | sent, tuple(sorted((*kept, *whole))))
-            write_part(self._store, self._process, part)
-            self._part = part
+            self._write(Part(self._part.session, files | sent, tuple(sorted((*kept, *whole)))))
             self._sent |= {name: linked[name] for name in changed if name in linked}
         finally:
             shutil.rmtree(snapshot, ignore_errors=True)
+
+    def forget(self, step: int) -> None:
+        """Takes note that the objects of a step are removed, so that it is written again when it is saved again.
+
+        Raises:
+          StoreError: the store cannot be written.
+        """
+        if step in self._part.steps:
+            files = {name: file for name, file in self._part.files.items() if step_of(name) != step}
+            steps = tuple(other for other in self._part.steps if other != step)
+            self._write(Part(self._part.session, files, steps))
+
+    def _write(self, part: Part) -> None:
+        """Takes note of what is written, also in the store unless this is the first process, which writes the list."""
+        if self._process:
+            self._may_write()
+            write_part(self._store, self._process, part)
+        self._part = part
 
     def _send(self, name: str, snapshot: Path) -> File:
         self._may_write()
