@@ -234,7 +234,7 @@ REFUSALS = {
         "--caption cannot be used with the run in still, which has no captions",
     ),
     "mp4 of images": (["sample", "--workdir", "still", "--out", "x.mp4"], "--out must end in .png or .npz for a run"),
-    "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also .mp4 or .gif)"),
+    "other suffix": ([*SAMPLE, "--out", "x.avi"], "--out must end in .png or .npz (of videos also"),
     "aspect": ([*RUN, "--aspect", "wide"], "--aspect must be W:H, both above 0"),
     "thin": ([*RUN, "--aspect", "1:1000"], "multiple must leave both sides above 0"),
     "fps": ([*RUN, "--fps", "0"], "--fps must be a finite number > 0"),

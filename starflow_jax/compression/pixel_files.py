@@ -11,6 +11,7 @@ from starflow_jax.compression.image_codec import Decoder
 from starflow_jax.core.atomic_writing import replacing, replacing_folder
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.regular_files import open_file
+from starflow_jax.core.storage.local_moves import move
 from starflow_jax.media import write_png
 from starflow_jax.media.displayed_images import displayed, open_image
 from starflow_jax.media.medium import IMAGES
@@ -131,7 +132,7 @@ def write_decoded(decoder: Decoder, out: Path) -> int:
                 write_png(folder / (f"{name}/{frame:04d}.png" if header.frames else f"{name}.png"), image)
         stems = _stems(decoder.names) or [f"{index:0{width}d}" for index in range(header.count)]
         for path, stem in zip(sorted(folder.iterdir()), stems, strict=True):
-            path.rename(folder / (stem if header.frames else f"{stem}.png"))
+            move(path, folder / (stem if header.frames else f"{stem}.png"))
     return header.count
 
 
