@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,9 @@ from starflow_jax.compression.environment import Environment
 from starflow_jax.compression.file_format import MOST_IMAGES, group_sizes, read_file, write_file
 from starflow_jax.compression.flow_coder import FlowCoder, Resolution
 from starflow_jax.compression.image_codec import Decoder
+from starflow_jax.compression.lifting import LiftedBasis
+from starflow_jax.compression.noise_code import NoiseCode
+from starflow_jax.compression.pixel_grid import PixelGrid
 from starflow_jax.compression.rans import AnsStack
 from starflow_jax.core.config import DataConfig, load_config
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
@@ -284,25 +286,60 @@ def test_every_kind_of_flow_is_lossless(flow_config):
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_no_half_file(run, tmp_path):
-    """The process is killed at several moments; what is there afterwards is a whole file or none."""
+def test_a_kill_before_the_last_move_changes_no_file(run, data, tmp_path):
+    """Each command is killed when all has been written under a temporary name and nothing has its own name yet."""
     write_run(tmp_path / "run", CLASSES, run.config.data, {4: run.params})
-    np.save(tmp_path / "images.npy", np.resize(IMAGES, (60, 4, 4, 1)))
+    np.save(tmp_path / "images.npy", IMAGES)
+    (tmp_path / "images.sfz").write_bytes(data)
+    (tmp_path / "old.sfz").write_bytes(b"an older file")
     program = textwrap.dedent("""
-        import sys
+        import os, signal, sys
         from starflow_jax.cli.dispatch import main
-        for index in range(1000):
-            assert main(["compress", "--workdir", "run", "images.npy", "--out", f"{index}.sfz", "--batch", "8"]) == 0
+        from starflow_jax.core import atomic_writing
+        move_over = atomic_writing.move_over
+
+        def kill(source, target):
+            if target.name == sys.argv[-1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            move_over(source, target)
+
+        atomic_writing.move_over = kill
+        main(sys.argv[1:])
     """)
-    command = [sys.executable, "-c", program]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env={**os.environ})
-    while not (tmp_path / "0.sfz").exists() and process.poll() is None:
-        time.sleep(0.1)
-    time.sleep(1.7)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    files = list(tmp_path.glob("[0-9]*.sfz"))
-    assert files
-    for file in files:
-        header, _ = read_file(file.read_bytes())
-        assert header.count == 60
+    for command, source, out in (
+        ("compress", "images.npy", "old.sfz"),
+        ("compress", "images.npy", "new.sfz"),
+        ("decompress", "images.sfz", "new"),
+    ):
+        arguments = [command, "--workdir", "run", source, "--out", out]
+        ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, check=False)
+        assert ended.returncode == -signal.SIGKILL
+        (temporary,) = tmp_path.glob(f".{out.removesuffix('.sfz')}.*")
+        if command == "compress":
+            assert read_file(temporary.read_bytes())[0].count == len(IMAGES)
+            temporary.unlink()
+        else:
+            assert len(list(temporary.iterdir())) == len(IMAGES)
+    assert (tmp_path / "old.sfz").read_bytes() == b"an older file"
+    assert not (tmp_path / "new.sfz").exists() and not (tmp_path / "new").exists()
+
+
+def test_decompress_refuses_one_name_for_both_results(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["decompress", "--workdir", "run", "x.sfz", "--out", "a.npz", "--json", "a.npz"]) == 2
+    assert "--json must be another file than --out, got 'a.npz' for both" in capsys.readouterr().err
+
+
+def test_the_probe_covers_the_grids_and_the_basis():
+    basis = LiftedBasis(((0, 1, 0.5),), np.asarray([1, -1]))
+    pixels, noise = PixelGrid(17, 2), NoiseCode(6)
+    coder = SimpleNamespace(pixels=pixels, noise=noise, basis=basis, grids=[pixels.grid], blocks=lambda cond: [])
+    probes = {environment.probe(coder, None)}
+    for change in (
+        {"basis": None},
+        {"basis": dataclasses.replace(basis, rotations=((0, 1, np.nextafter(0.5, 1.0).item()),))},
+        {"basis": dataclasses.replace(basis, signs=np.asarray([1, 1]))},
+        {"grids": [dataclasses.replace(pixels.grid, origin=np.asarray([-1.5]))]},
+    ):
+        probes.add(environment.probe(SimpleNamespace(**{**vars(coder), **change}), None))
+    assert len(probes) == 5

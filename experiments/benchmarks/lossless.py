@@ -21,6 +21,7 @@ import bz2
 import io
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ from starflow_jax.media import image_grid
 from starflow_jax.training.step.inputs import open_source
 
 PARTS = ("sizes", "resolution", "arithmetic")
-RESOLUTIONS = ((0, 4), (1, 5), (2, 6), (3, 7), (4, 8), (6, 10), (8, 12))
+RESOLUTIONS = ((0, 4), (1, 5), (2, 5), (2, 6), (3, 7), (4, 8), (6, 10), (8, 12))
 # Environments of another process, and the rows of its programs.
 VARIANTS: tuple[tuple[str, dict[str, str], str, int | None], ...] = (
     ("the same again", {}, "", None),
@@ -178,14 +179,23 @@ def print_probe(run: sf.Run, rows: int) -> None:
 
 
 def measure_arithmetic(workdir: Path, rows: int) -> list[dict[str, Any]]:
-    """Whether the programs compute the same bits in other processes."""
+    """Whether the programs compute the same bits in other processes.
+
+    Raises:
+      RuntimeError: a process failed.
+    """
     results: list[dict[str, Any]] = []
     for name, environment, prefix, other_rows in VARIANTS:
+        if prefix and shutil.which(prefix.split()[0]) is None:
+            print(f"{name}: left out, since there is no {prefix.split()[0]} here")
+            continue
         command = [*prefix.split(), sys.executable, __file__, "--workdir", str(workdir), "--parts", "probe"]
         command += ["--rows", str(other_rows or rows)]
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
         digests = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("probe ")]
-        results.append({"what": name, "probe": digests[0] if digests else None})
+        if done.returncode or not digests:
+            raise RuntimeError(f"{name}: the process ended with {done.returncode}: {done.stderr[-2000:]}")
+        results.append({"what": name, "probe": digests[0]})
         results[-1]["same"] = results[-1]["probe"] == results[0]["probe"]
         print(f"{name}: {results[-1]['probe']} {'same bits' if results[-1]['same'] else 'OTHER BITS'}")
     return results
@@ -204,6 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.add_argument("--json", type=Path, help="also write the figures as JSON")
     options = shown.parse_args(arguments)
     parts = options.parts.split(",")
+    for part in parts:
+        if part not in PARTS and parts != ["probe"]:
+            shown.error(f"--parts must be of {', '.join(PARTS)}, got {part!r}")
+    for name, value in (("--images", options.images), ("--draws", options.draws), ("--rows", options.rows)):
+        if value is not None and value < 1:
+            shown.error(f"{name} must be at least 1, got {value}")
     run = sf.from_pretrained(options.workdir)
     if parts == ["probe"]:
         print_probe(run, options.rows)

@@ -1,4 +1,7 @@
-"""Reads the pixels of files without changing any, and writes decoded ones as PNG files or as one NumPy file."""
+"""Reads the pixels of files, and writes decoded ones as PNG files or as one NumPy file.
+
+Of still images and NumPy files no pixel is changed: others are refused. Of clips the decoded frames are read.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ def read_pixels(paths: Sequence[Path], channels: int, *, clips: bool) -> tuple[n
 
     Args:
       paths: files of images, or folders of them; for clips files of videos or animations, or folders of frames, each of
-        which is one clip. Also .npy files, and .npz files with `image` or `video`: integers [n, H, W, C] or
-        [n, T, H, W, C].
+        which is one clip, as `read_video` decodes it: 8 bits a channel, with transparent pixels on white. Also .npy
+        files, and .npz files with `image` or `video`: integers [n, H, W, C] or [n, T, H, W, C].
       channels: 1 (grey) or 3 (RGB); any number for NumPy files.
       clips: whether clips are read.
 
@@ -35,7 +38,8 @@ def read_pixels(paths: Sequence[Path], channels: int, *, clips: bool) -> tuple[n
       Integers [n, H, W, C] or [n, T, H, W, C], and the names of the files; no names where a NumPy file is among them.
 
     Raises:
-      ValueError: a file cannot be read, would not come back as it is, or differs in size from the others.
+      ValueError: a file cannot be read, a still image would not come back as it is, or one differs in size from the
+        others.
     """
     parts, names = [], []
     for path in paths:

@@ -21,7 +21,8 @@ Writes images or clips losslessly into one file, whose length is their -log2 p(x
 
 IMAGES are files of the run's own size, channels and levels: images, or folders of them; for a run on clips videos or
 folders of frames; or .npy and .npz files of integers [n, H, W, C] or [n, T, H, W, C]. Their pixels are kept, and not
-the bytes of the files. The file is decoded again before the command ends.
+the bytes of the files. Of videos, animations and folders of frames, the decoded frames are kept: 8 bits a channel, with
+transparent pixels on white. The file is decoded again before the command ends.
 
 Only the same run decodes the file, with the same versions of this package and of JAX, on the same kind of device. On a
 machine whose arithmetic differs all the same, the file is refused."""
@@ -129,9 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         temporary.write_bytes(data)
     seconds, bits = time.perf_counter() - begin, 8 * len(data) / images.size
     what = "clips" if clips else "images"
-    print(
-        f"{len(images)} {what}, {images.size} values of {images.nbytes} bytes in {len(data)} bytes: {bits:.4f} bits/dim"
-    )
+    print(f"{len(images)} {what}, {images.size} values of one byte each in {len(data)} bytes: {bits:.4f} bits/dim")
     print(f"decoded and found equal; {seconds:.1f} s; written: {arguments.out}")
     if arguments.json is not None:
         figures = {"workdir": str(model.workdir), "step": model.step, "out": str(arguments.out), "images": len(images)}

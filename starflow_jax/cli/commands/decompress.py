@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable("--out", arguments.out)
     else:
         check_new_folder("--out", arguments.out)
+    if arguments.json is not None and arguments.json.absolute() == arguments.out.absolute():
+        raise CommandError(f"--json must be another file than --out, got {str(arguments.out)!r} for both")
 
     from starflow_jax.compression.file_format import read_file
     from starflow_jax.compression.image_codec import Decoder
