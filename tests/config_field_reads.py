@@ -161,11 +161,10 @@ class Reads:
         if isinstance(node, ast.Attribute):
             base = self._type(node.value, env)
             own = [self.classes[one] for name in base for one in self._family(name)]
-            for cls in own:
-                if node.attr in cls.fields:
-                    return self._mentioned(cls.fields[node.attr])
-                if node.attr in cls.methods:
-                    return self._mentioned(cls.methods[node.attr].returns)
+            declared = [cls.fields[node.attr] for cls in own if node.attr in cls.fields]
+            declared += [cls.methods[node.attr].returns for cls in own if node.attr in cls.methods]
+            if declared:  # perhaps by several classes, where the base may be of each
+                return set().union(*map(self._mentioned, declared))
             return self._attributes.get(node.attr, set())
         if isinstance(node, ast.Call):
             function = node.func
