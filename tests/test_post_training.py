@@ -200,8 +200,8 @@ def test_a_stopped_training_resumes_bit_for_bit_without_compiling_again(home):
 
 def test_the_bound_of_the_kl_ends_a_training_within_it(home, monkeypatch, capsys):
     kls = iter([0.0, 0.2, 0.5, 0.9, 1.4])
-    before = post_train.Drawn.figures
-    monkeypatch.setattr(post_train.Drawn, "figures", lambda self: before(self) | {"kl": next(kls)})
+    before = post_train.DrawnSamples.figures
+    monkeypatch.setattr(post_train.DrawnSamples, "figures", lambda self: before(self) | {"kl": next(kls)})
     assert trained(home, "bounded", "--kl-bound", "0.7", "--json", str(home / "bounded.json")) == 0
     figures = json.loads((home / "bounded.json").read_text())
     assert (figures["step"], figures["ending"], figures["last"]["kl"]) == (2, "kl-bound", 0.5)
@@ -213,8 +213,8 @@ def test_the_bound_of_the_kl_ends_a_training_within_it(home, monkeypatch, capsys
 
 
 def test_a_bound_below_the_kl_of_a_checkpoint_is_refused(home, monkeypatch, capsys):
-    before = post_train.Drawn.figures
-    monkeypatch.setattr(post_train.Drawn, "figures", lambda self: before(self) | {"kl": 0.9})
+    before = post_train.DrawnSamples.figures
+    monkeypatch.setattr(post_train.DrawnSamples, "figures", lambda self: before(self) | {"kl": 0.9})
     shutil.copytree(home / "bright", home / "lowered")
     assert trained(home, "lowered", "--kl-bound", "0.7") == 2
     assert "kl_bound must be at least the 0.9 nats of the checkpoint at step 4, got 0.7" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from starflow_jax.core.regular_files import read_json
 from starflow_jax.data.sources.digits import digits
 from starflow_jax.evaluation.likelihood.image_likelihood import dequantised, standard_error
 from starflow_jax.flows.parameters import Params
-from starflow_jax.post_training.drawn_samples import Drawer
+from starflow_jax.post_training.drawn_samples import Sampler
 from starflow_jax.post_training.post_train import post_train
 from starflow_jax.post_training.post_train_request import PostTrainRequest
 from starflow_jax.post_training.post_training_setup import PostTrainingSetup, default_experiment
@@ -58,10 +58,10 @@ def kl_of_share(rate: float, share: float) -> float:
     return sum(q * math.log(q / p) for q, p in terms if q > 0)
 
 
-def measured(drawer: Drawer, params: Params, samples: int) -> dict[str, float]:
+def measured(sampler: Sampler, params: Params, samples: int) -> dict[str, float]:
     """Means over new samples of a flow, with standard errors; the share of distinct images."""
-    batches = math.ceil(samples / drawer.experiment.train.batch_size)
-    drawn = [drawer(params, _NEW_SAMPLES + index) for index in range(batches)]
+    batches = math.ceil(samples / sampler.experiment.train.batch_size)
+    drawn = [sampler(params, _NEW_SAMPLES + index) for index in range(batches)]
     columns = {"reward": [d.reward for d in drawn], "kl": [d.log_ratio for d in drawn]}
     columns |= {name: [d.judged[name] for d in drawn] for name in drawn[0].judged}
     figures: dict[str, float] = {}
@@ -147,7 +147,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
     done = post_train(PostTrainRequest(arguments.workdir, folder, experiment, progress=False))
     setup = PostTrainingSetup.from_base(arguments.workdir, experiment)
     config, _, params, _ = load_run(folder)
-    base, new = (measured(setup.drawer, each, arguments.samples) for each in (setup.drawer.run.params, params))
+    base, new = (measured(setup.sampler, each, arguments.samples) for each in (setup.sampler.run.params, params))
     gain = held_out(params, config.flow, arguments.target) - before
     share, kl = optimum(base["reward"], beta)
     best, reached = share - beta * kl, new["reward"] - beta * new["kl"]

@@ -260,39 +260,42 @@ def _normal_log_prob(z: Float[Array, "B *size"], lengths: Int[Array, "B"] | None
 
 @jax.jit
 def _transform(
-    self: Distribution,
+    distribution: Distribution,
     z: Float[Array, "B *size"],
     condition: Shaped[Array, "B *rest"] | None,
     lengths: Int[Array, "B"] | None,
 ) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
     """Noise to data, with log |dx/dz|."""
+    learned = distribution.learned
     result = inverse(
-        self.flow,
-        placed(self.layout, z, "batch"),
+        distribution.flow,
+        placed(distribution.layout, z, "batch"),
         condition,
-        solver=self.solver,
-        learned=None if self.learned is None else self.learned.module(self.config, self.layout),
-        noise_level=self.noise_level,
+        solver=distribution.solver,
+        learned=None if learned is None else learned.module(distribution.config, distribution.layout),
+        noise_level=distribution.noise_level,
         with_logdet=True,
         lengths=lengths,
     )
     assert result.logdet is not None
     x, log_det = _nan_where_out_of_range(lengths, result.x, result.logdet)
-    return gathered(self.layout, (x, self._prior_log_scale() - log_det))
+    return gathered(distribution.layout, (x, distribution._prior_log_scale() - log_det))
 
 
 @jax.jit
 def _inverse(
-    self: Distribution,
+    distribution: Distribution,
     x: Float[Array, "B *size"],
     condition: Shaped[Array, "B *rest"] | None,
     lengths: Int[Array, "B"] | None,
 ) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
     """Data to noise, with log |dz/dx|."""
-    flow = self.flow
-    out = flow.forward(placed(self.layout, x, "batch"), condition, noise_level=self.noise_level, lengths=lengths)
+    flow = distribution.flow
+    out = flow.forward(
+        placed(distribution.layout, x, "batch"), condition, noise_level=distribution.noise_level, lengths=lengths
+    )
     z, log_det = _nan_where_out_of_range(lengths, flow.prior_noise(out.z), out.logdet)
-    return gathered(self.layout, (z, log_det - self._prior_log_scale()))
+    return gathered(distribution.layout, (z, log_det - distribution._prior_log_scale()))
 
 
 def _nan_where_out_of_range(

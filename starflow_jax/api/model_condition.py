@@ -35,9 +35,8 @@ def condition(run: Run, given: Condition) -> np.ndarray | None:
 
 def given_condition(run: Run, cond: Condition | None, count: int) -> np.ndarray | None:
     """What the flow reads for `count` examples: labels int32 [n], text states float32 [n, L, text_dim], or None."""
-    reads_captions = run.config.text is not None or run.config.data.text_encoder is not None
     if cond is None:
-        cond = [""] * count if reads_captions else np.full(count, -1, np.int32)
+        cond = [""] * count if run.config.reads_captions else np.full(count, -1, np.int32)
     check(not isinstance(cond, str) and len(cond) == count, f"cond must be one for each of the {count} examples of x")
     if isinstance(cond[0], str):
         return text_states(run.config, [str(text) for text in cond])

@@ -62,8 +62,7 @@ def compress(
       versions, kind of device and arithmetic.
 
     Raises:
-      ValueError: an argument that does not fit the model, or a model that cannot be used; or programs that do not
-      repeat
+      ValueError: an argument that does not fit the model, a model that cannot be used, or programs that do not repeat
         their results on this machine.
     """
     levels = check_model(model)
@@ -209,7 +208,7 @@ class Decoder:
 def default_resolution(levels: int) -> Resolution:
     """Grids that are fine beside the cells of a pixel; still finer ones would take more initial bits."""
     if levels <= 17:
-        return Resolution(2, 6)
+        return Resolution(3, 7)
     return Resolution(4 if levels < 64 else 2, 8)
 
 

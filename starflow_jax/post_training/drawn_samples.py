@@ -70,7 +70,7 @@ class Conditions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawn:
+class DrawnSamples:
     """The samples of one step.
 
     Attributes:
@@ -111,7 +111,7 @@ class Drawn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawer:
+class Sampler:
     """Draws the samples of a step, which depend on the parameters, the seed and the step alone.
 
     Attributes:
@@ -127,7 +127,7 @@ class Drawer:
     reward: Reward | None
     judges: tuple[Reward, ...]
 
-    def __call__(self, params: Params, step: int) -> Drawn:
+    def __call__(self, params: Params, step: int) -> DrawnSamples:
         """The samples of the flow with these parameters.
 
         Raises:
@@ -142,7 +142,7 @@ class Drawer:
         check(bad == 0, f"the flow drew {bad} of {len(x)} samples that are not finite at step {step}; lower train.lr")
         cond = self.condition(rows)
         inputs = RewardInputs(pixels, denoised, self._wanted(rows), tuple(self.conditions.captions[i] for i in rows))
-        return Drawn(
+        return DrawnSamples(
             pixels,
             x,
             cond,

@@ -15,6 +15,7 @@ from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.post_training.objectives import clipped_surrogate, preference_loss
 from starflow_jax.sharding.layout import Layout, gathered, placed
+from starflow_jax.training.step.accumulation import summed_over_parts
 from starflow_jax.training.step.optimizer import DENOISER, apply_updates, gradient_point, init_optimizer
 from starflow_jax.training.step.train_step import TrainState, learning_rate
 
@@ -187,17 +188,8 @@ def _summed(
     """The terms of the loss and its gradients, summed over equal parts of a batch (`train.accumulate`)."""
     differentiated = jax.value_and_grad(contribution, has_aux=True)
 
-    def on_part(part: Any) -> tuple[dict[str, jax.Array], Params]:
+    def on_part(part: Any, _: Any = None) -> tuple[dict[str, jax.Array], Params]:
         (loss, terms), gradients = differentiated(params, part)
         return terms | {"loss": loss}, gradients
 
-    if parts == 1:
-        return on_part(batch)
-    # Every part takes some rows of each device, so that no row moves between devices.
-    pieces = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), batch)
-    shapes = jax.eval_shape(on_part, jax.tree.map(lambda a: a[0], pieces))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    if layout is not None:
-        zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
-    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, on_part(part)), None), zeros, pieces)
-    return total
+    return on_part(batch) if parts == 1 else summed_over_parts(on_part, batch, parts=parts, layout=layout)

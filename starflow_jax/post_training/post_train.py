@@ -20,20 +20,19 @@ from typing import Any, Literal, NoReturn
 import jax
 import numpy as np
 
-from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.evaluation.rewards.reward import RewardInputs
-from starflow_jax.post_training.drawn_samples import Drawn
+from starflow_jax.post_training.drawn_samples import DrawnSamples
 from starflow_jax.post_training.policy_update import PairBatch, initial_state, update, update_in_place
 from starflow_jax.post_training.post_train_request import PostTrainRequest
 from starflow_jax.post_training.post_training_setup import PostTrainingSetup, columns, default_experiment
 from starflow_jax.post_training.step_batches import file_batch, policy_batch, ranked_batch
 from starflow_jax.sharding.layout import located
+from starflow_jax.training.checkpoints.finished_run import newest_step, run_config
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.post_training_record import claim_post_training
 from starflow_jax.training.checkpoints.resume import restore_newest
-from starflow_jax.training.checkpoints.workdir import in_use, read_config
-from starflow_jax.training.inverse.inverse_setup import newest_step
+from starflow_jax.training.checkpoints.workdir import in_use
 from starflow_jax.training.loop.metrics import MetricsWriter, average
 from starflow_jax.training.loop.progress import Progress
 from starflow_jax.training.loop.signals import StopRequests, stop_requests
@@ -50,7 +49,7 @@ class PostTrained:
       path: the folder of the run that was made; step: number of steps that its parameters were trained for.
       ending: what ended the call: all steps are made, the bound of the KL, or a signal; stopped_by: its number, else 0.
       first: the figures of the samples of the base run, empty for a call that resumed a training; last: those of the
-        samples of the final parameters (`Drawn.figures`).
+        samples of the final parameters (`DrawnSamples.figures`).
       seconds: duration of this call.
     """
 
@@ -112,8 +111,8 @@ def post_train(
         bar = Progress(experiment.name, experiment.train.steps, enabled=request.progress)
         state, resumed = _first_state(setup, checkpoints, bar)
         stack.enter_context(bar.started(int(state.step)))
-        rewarded = setup.drawer.reward is not None
-        fields_of_rows = columns(setup.drawer.judges, rewarded=rewarded)
+        rewarded = setup.sampler.reward is not None
+        fields_of_rows = columns(setup.sampler.judges, rewarded=rewarded)
         writer = stack.enter_context(MetricsWriter(request.out, int(state.step), fields=fields_of_rows))
         run = _Run(setup, state, checkpoints, writer, bar, recorded=resumed)
         ending = run.to_end(stop)
@@ -123,10 +122,7 @@ def post_train(
 
 
 def _experiment(workdir: Path, fields: Mapping[str, Any]) -> PostTrainingExperiment:
-    config = read_config(workdir)
-    check(config is not None, f"workdir {workdir} contains no training run")
-    assert config is not None
-    return default_experiment(config, **{"base_step": newest_step(workdir), **fields})
+    return default_experiment(run_config(workdir), **{"base_step": newest_step(workdir), **fields})
 
 
 def refuse_bound(kl: float, bound: float, step: int) -> NoReturn:
@@ -137,7 +133,7 @@ def refuse_bound(kl: float, bound: float, step: int) -> NoReturn:
 def _first_state(setup: PostTrainingSetup, checkpoints: Checkpoints, bar: Progress) -> tuple[TrainState, bool]:
     """The state of the newest checkpoint and True, or that of the base run and False."""
     experiment, layout = setup.experiment, setup.layout
-    params = setup.drawer.run.params
+    params = setup.sampler.run.params
     like = located(layout, jax.eval_shape(lambda params: initial_state(experiment, params), params))
     restored = restore_newest(checkpoints, like, _Position, "latest", bar.say)
     if restored is not None:
@@ -235,10 +231,10 @@ class _Run:
         due |= self.step in (self._begin, train.steps) or stop.received != 0
         return self.setup.pairs is None or due
 
-    def _draw(self) -> Drawn:
-        return self.setup.drawer(self.state.params, self.step)
+    def _draw(self) -> DrawnSamples:
+        return self.setup.sampler(self.state.params, self.step)
 
-    def _advance(self, drawn: Drawn | None) -> None:
+    def _advance(self, drawn: DrawnSamples | None) -> None:
         setup = self.setup
         if setup.pairs is not None:
             batch: Any = file_batch(setup, self.step)

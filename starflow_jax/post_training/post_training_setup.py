@@ -15,9 +15,9 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.evaluation.rewards.reward import Reward, RewardInputs, open_reward
-from starflow_jax.post_training.drawn_samples import Conditions, Drawer
+from starflow_jax.post_training.drawn_samples import Conditions, Sampler
 from starflow_jax.post_training.policy_update import METRICS, Objective
-from starflow_jax.post_training.preference_pairs import PreferencePairs, read_pairs, reads_captions
+from starflow_jax.post_training.preference_pairs import PreferencePairs, read_pairs
 from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.sample_requests import RunRequest, SolverRequest
 from starflow_jax.sampling.solver_choice import choose_solver
@@ -26,7 +26,7 @@ from starflow_jax.sharding.layout import Layout, spread
 from starflow_jax.sharding.mesh import check_fit, make_layout
 from starflow_jax.solvers import AnySolver, is_approximate, reads_estimates
 from starflow_jax.training.checkpoints.digests import digest
-from starflow_jax.training.checkpoints.workdir import read_config
+from starflow_jax.training.checkpoints.finished_run import run_config
 
 IMAGES, CLIPS = 256, 64  # samples of a step
 
@@ -68,13 +68,13 @@ class PostTrainingSetup:
 
     Attributes:
       experiment: the post-training, with the checksum of its base.
-      objective: the static part of the update; drawer: draws samples, and holds the reference.
+      objective: the static part of the update; sampler: draws samples, and holds the reference.
       pairs: of a file, None for samples; pair_text: float32 [n, L, text_dim], states of their captions, None without.
     """
 
     experiment: PostTrainingExperiment
     objective: Objective
-    drawer: Drawer
+    sampler: Sampler
     pairs: PreferencePairs | None
     pair_text: np.ndarray | None = None
 
@@ -94,9 +94,7 @@ class PostTrainingSetup:
           ValueError: there is no such run, files are missing or damaged, or the parts do not fit together.
         """
         check(jax.process_count() == 1, f"post-training runs in one process, got {jax.process_count()}")
-        config = read_config(workdir)
-        check(config is not None, f"workdir {workdir} contains no training run")
-        assert config is not None
+        config = run_config(workdir)
         check_base(config, experiment)
         names = (experiment.reward, *experiment.judges)
         opened = [None if name is None else _reward(name, rewards or {}) for name in names]
@@ -128,9 +126,9 @@ class PostTrainingSetup:
         trained = dataclasses.replace(run.config, name=experiment.name, train=experiment.train, mesh=experiment.mesh)
         conditions = Conditions.of(experiment, run.config)
         solver = _solver(experiment, run)
-        drawer = Drawer(experiment, run, conditions, solver, opened[0], judges)
-        text = text_states(run.config, pairs.caption) if pairs is not None and reads_captions(run.config) else None
-        return cls(experiment, Objective.of(experiment, trained, layout), drawer, pairs, text)
+        sampler = Sampler(experiment, run, conditions, solver, opened[0], judges)
+        text = text_states(run.config, pairs.caption) if pairs is not None and run.config.reads_captions else None
+        return cls(experiment, Objective.of(experiment, trained, layout), sampler, pairs, text)
 
     @property
     def layout(self) -> Layout | None:
@@ -163,7 +161,7 @@ def check_base(config: ExperimentConfig, experiment: PostTrainingExperiment) -> 
     )
     check(flow.noise_levels is None, f"flow.noise_levels must be None for post-training, got {flow.noise_levels}")
     classes = flow.num_classes or flow.text_dim
-    captioned = reads_captions(config)
+    captioned = config.reads_captions
     check(
         not experiment.captions or captioned,
         "captions must be empty for a run that reads none, got " + ", ".join(map(repr, experiment.captions[:1])),

@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse example: a step's pairs from a file, or ranked by the reward."""
+"""Pairs of a better and a worse example, read from a file."""
 
 from __future__ import annotations
 
@@ -72,11 +72,6 @@ class _Header(NamedTuple):
         return f"{self.dtype} {list(self.shape)}"
 
 
-def reads_captions(config: ExperimentConfig) -> bool:
-    """Whether the flow of a run reads captions, and no classes."""
-    return config.text is not None or config.data.text_encoder is not None
-
-
 def read_pairs(path: Path, config: ExperimentConfig) -> PreferencePairs:
     """The pairs of an .npz file, which executes nothing.
 
@@ -105,7 +100,7 @@ def read_pairs(path: Path, config: ExperimentConfig) -> PreferencePairs:
     )
     caption = tuple(map(str, arrays.get("caption", np.full(count, ""))))
     check(
-        not reads_captions(config) or all(caption),
+        not config.reads_captions or all(caption),
         f"pairs file {path} must contain captions that are not empty for a run that reads captions",
     )
     return PreferencePairs(arrays["winner"], arrays["loser"], label.astype(np.int32), caption)
@@ -155,14 +150,14 @@ def _problem(headers: Mapping[str, _Header], config: ExperimentConfig) -> str:
         found, bytes_of_text = headers["caption"], np.dtype(f"U{_MOST_CHARACTERS}").itemsize
         if found.shape != (count,) or found.dtype.kind != "U" or found.dtype.itemsize > bytes_of_text:
             return f"caption as {count} texts of at most {_MOST_CHARACTERS} characters, got {found}"
-    elif reads_captions(config):
+    elif config.reads_captions:
         return f"caption for a run that reads captions, got {', '.join(headers)}"
     return ""
 
 
 def _most_label(config: ExperimentConfig) -> int:
     """The largest label that the flow reads, -1 for none."""
-    return -1 if reads_captions(config) else (config.flow.num_classes or config.flow.text_dim) - 1
+    return -1 if config.reads_captions else (config.flow.num_classes or config.flow.text_dim) - 1
 
 
 def _check_values(path: Path, name: str, values: np.ndarray, config: ExperimentConfig) -> None:

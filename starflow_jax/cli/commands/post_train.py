@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from starflow_jax.core.figures import finite, write_json
     from starflow_jax.evaluation.rewards.reward import Reward
-    from starflow_jax.post_training.drawn_samples import Drawer
+    from starflow_jax.post_training.drawn_samples import Sampler
     from starflow_jax.post_training.post_train import post_train, refuse_bound
     from starflow_jax.post_training.post_train_request import PostTrainRequest
     from starflow_jax.post_training.post_training_setup import PostTrainingSetup
@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     starting = (PostTrainingSetup.from_base, claim_post_training, in_use, restore_newest)
     running = (
         Reward.__call__,
-        Drawer.__call__,
+        Sampler.__call__,
         refuse_bound,
         Checkpoints.save,
         Checkpoints.check,
@@ -194,13 +194,10 @@ def _experiment(arguments: argparse.Namespace) -> PostTrainingExperiment:
     from starflow_jax.core.config import apply_overrides, build
     from starflow_jax.core.config.post_training_config import PostTrainingExperiment
     from starflow_jax.post_training.post_training_setup import check_base, default_experiment
+    from starflow_jax.training.checkpoints.finished_run import newest_step, run_config
     from starflow_jax.training.checkpoints.post_training_record import read_post_training
-    from starflow_jax.training.checkpoints.workdir import read_config
-    from starflow_jax.training.inverse.inverse_setup import newest_step
 
-    config = read_config(arguments.workdir)
-    if config is None:
-        raise ValueError(f"workdir {arguments.workdir} contains no training run")
+    config = run_config(arguments.workdir)
     fields = _fields(arguments, config)
     recorded = read_post_training(arguments.out)
     if recorded is not None:

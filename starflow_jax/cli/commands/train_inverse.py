@@ -115,13 +115,12 @@ def _experiment(arguments: argparse.Namespace) -> LearnedInverseExperiment:
 
     from starflow_jax.core.config import apply_overrides, build
     from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
+    from starflow_jax.training.checkpoints.finished_run import newest_step, run_config
     from starflow_jax.training.checkpoints.workdir import read_config
     from starflow_jax.training.inverse.inverse_folder import INVERSE_FOLDER
-    from starflow_jax.training.inverse.inverse_setup import default_experiment, newest_step
+    from starflow_jax.training.inverse.inverse_setup import default_experiment
 
-    config = read_config(arguments.workdir)
-    if config is None:
-        raise ValueError(f"workdir {arguments.workdir} contains no training run")
+    config = run_config(arguments.workdir)
     recorded = read_config(arguments.workdir / INVERSE_FOLDER, LearnedInverseExperiment)
     if recorded is None:
         step = newest_step(arguments.workdir) if arguments.step is None else arguments.step

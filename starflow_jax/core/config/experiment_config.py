@@ -191,6 +191,11 @@ class ExperimentConfig:
             f"sample.denoise {self.sample.denoise!r} needs data.noise 'gaussian', got {self.data.noise!r}",
         )
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the flow reads captions, by a vocabulary or a text encoder."""
+        return self.text is not None or self.data.text_encoder is not None
+
     def _check_noise_levels(self) -> None:
         levels, train = self.flow.noise_levels, self.train
         if levels is None:

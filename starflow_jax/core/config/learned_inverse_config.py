@@ -8,26 +8,8 @@ from starflow_jax.core.choices import Dtype
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.mesh_config import MeshConfig
-from starflow_jax.core.config.train_config import TrainConfig
+from starflow_jax.core.config.train_config import FOR_TRAINING_OF_FLOWS, TrainConfig, check_unread
 from starflow_jax.core.config.transformer_config import TransformerConfig
-
-# Fields of `TrainConfig` that the training of a learned inverse does not read.
-_UNUSED = (
-    "curriculum",
-    "latent_norm",
-    "noise_weight",
-    "denoiser_lr",
-    "denoiser_betas",
-    "accumulate",
-    "steps_per_call",
-    "sample_every",
-    "evaluate_every",
-    "keep_best",
-    "best_metric",
-    "max_skipped",
-    "language_model",
-    "language_model_differs",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +114,7 @@ class LearnedInverseExperiment:
         check_integer("flow_step", self.flow_step, minimum=0)
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
-        for name in _UNUSED:
-            value, default = getattr(self.train, name), TrainConfig.__dataclass_fields__[name].default
-            check(value == default, f"train.{name} must be {default!r} for a learned inverse, got {value!r}")
+        check_unread(self.train, "accumulate", *FOR_TRAINING_OF_FLOWS, for_what="a learned inverse")
         check(
             self.network.guided == (self.pairs.max_guidance > 0),
             "network.guided must be true where pairs.max_guidance is above 0, and only there, got "

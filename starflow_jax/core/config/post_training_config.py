@@ -7,25 +7,7 @@ import dataclasses
 from starflow_jax.core.choices import AdvantageScale, PostTrainingMethod
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.mesh_config import MeshConfig
-from starflow_jax.core.config.train_config import TrainConfig
-
-# Fields of `TrainConfig` that post-training does not read.
-_UNUSED = (
-    "curriculum",
-    "latent_norm",
-    "noise_weight",
-    "denoiser_lr",
-    "denoiser_betas",
-    "ema",
-    "steps_per_call",
-    "sample_every",
-    "evaluate_every",
-    "keep_best",
-    "best_metric",
-    "max_skipped",
-    "language_model",
-    "language_model_differs",
-)
+from starflow_jax.core.config.train_config import FOR_TRAINING_OF_FLOWS, TrainConfig, check_unread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +116,7 @@ class PostTrainingExperiment:
         if self.draw_batch is not None:
             check_integer("draw_batch", self.draw_batch, minimum=1)
         self._check_batch()
-        for name in _UNUSED:
-            value, default = getattr(self.train, name), TrainConfig.__dataclass_fields__[name].default
-            check(value == default, f"train.{name} must be {default!r} for post-training, got {value!r}")
+        check_unread(self.train, "ema", *FOR_TRAINING_OF_FLOWS, for_what="post-training")
         check(
             self.pairs is None or self.method == "dpo",
             f"pairs needs method 'dpo', got {self.method!r}",

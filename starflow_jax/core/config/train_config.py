@@ -169,3 +169,33 @@ def check_decay(decay: str, updates: int, *, total: int, warmup: int) -> None:
         0 < updates <= total - warmup,
         f"decay_updates must be from 1 to the {total - warmup} updates after the warm-up, got {updates}",
     )
+
+
+# Fields that only the training of a flow from its beginning reads, and no training that starts from a finished run.
+FOR_TRAINING_OF_FLOWS = (
+    "curriculum",
+    "latent_norm",
+    "noise_weight",
+    "denoiser_lr",
+    "denoiser_betas",
+    "steps_per_call",
+    "sample_every",
+    "evaluate_every",
+    "keep_best",
+    "best_metric",
+    "max_skipped",
+    "language_model",
+    "language_model_differs",
+)
+
+
+def check_unread(train: TrainConfig, *names: str, for_what: str) -> None:
+    """Raises ValueError unless fields that a training does not read have their default.
+
+    Args:
+      names: of the fields; for_what: what is trained, the end of a clause.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name in names:
+        value = getattr(train, name)
+        check(value == defaults[name], f"train.{name} must be {defaults[name]!r} for {for_what}, got {value!r}")

@@ -71,6 +71,19 @@ def publish_often(
                 say(f"{error}; it is tried again")
 
 
+def lock_folder(stack: contextlib.ExitStack, path: Path, address: Address) -> None:
+    """Locks the local folder of an address against other processes of this machine, until `stack` is closed.
+
+    Raises:
+      ValueError: another process works in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    lock.touch()
+    if not stack.enter_context(locked(lock)):
+        raise ValueError(f"{address} is in use by another process of this machine")
+
+
 class WorkingFolder:
     """A folder of an address that this process owns. A context manager: leaving it publishes and releases it.
 
@@ -101,7 +114,7 @@ class WorkingFolder:
         self.path = local_place(store.address, WORK)
         self._stack = contextlib.ExitStack()
         try:
-            self._lock()
+            lock_folder(self._stack, self.path, store.address)
             self._lease = Lease(store, doing, timing=timing, lost=lost, wait=say)
             self._stack.callback(self._lease.release)
             published = remove_interrupted(store)
@@ -170,14 +183,6 @@ class WorkingFolder:
         if published is not None and version is None:
             return False  # files without a list, which somebody copied there
         return self.path.is_dir() and self._base.is_file() and read_text(self._base) == str(version)
-
-    def _lock(self) -> None:
-        """Locks the local folder against other processes of this machine."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        lock.touch()
-        if not self._stack.enter_context(locked(lock)):
-            raise ValueError(f"{self._store.address} is in use by another process of this machine")
 
 
 def working_folder(address: Path | str, doing: str) -> WorkingFolder:

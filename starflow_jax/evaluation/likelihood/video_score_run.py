@@ -94,7 +94,7 @@ def video_clips(paths: Sequence[Path], captions: Sequence[str], config: Experime
     require(bool(config.data.frames), "{video} needs a run on video, got one on still images")
     captions = list(captions) * (len(paths) if len(captions) == 1 else 1)
     later: Any = None
-    if config.text is not None or config.data.text_encoder is not None:
+    if config.reads_captions:
         reader = caption_reader(config)
         states: Any = text_states(config, captions, reader)
         later = later_text(config, captions, reader)

@@ -106,10 +106,9 @@ def generated_config(request: SampleQualityRequest, config: ExperimentConfig) ->
 
 def _readable_captions(request: SampleQualityRequest, config: ExperimentConfig, warn: Warn) -> Captions | None:
     """The captions that the run can read; None for runs without captions."""
-    reads = config.text is not None or config.data.text_encoder is not None
     if request.captions is None:
         require(
-            not reads,
+            not config.reads_captions,
             "{captions} must be given for a run on captions, got none; an empty caption samples without a condition",
         )
         return None

@@ -37,7 +37,7 @@ def reason_without_samples(config: ExperimentConfig) -> str | None:
         return "sampling of clips takes too long"
     if data.traits.vectors:
         return "vectors have no picture"
-    if config.text is not None or data.text_encoder is not None:
+    if config.reads_captions:
         return "starflow sample samples from captions"
     latents = [part.path for part in data.parts if part.traits.latents]
     if latents and config.flow.text_dim:

@@ -21,8 +21,8 @@ from starflow_jax.tensor_formats.model_states import choose, states_of, unread_o
 from starflow_jax.tensor_formats.tensor_opening import open_tensors
 from starflow_jax.tensor_formats.tensor_writing import SUFFIXES
 from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, counted
+from starflow_jax.training.checkpoints.finished_run import run_config
 from starflow_jax.training.checkpoints.ported import write_run, write_torch_file
-from starflow_jax.training.checkpoints.workdir import read_config
 
 _MISFITS = {
     "missing": "missing",
@@ -215,9 +215,7 @@ def export_run(request: ExportRequest) -> Exported:
       ValueError: the folder holds no run or no such checkpoint, or the checkpoint is damaged.
       OSError: the file cannot be written.
     """
-    config = read_config(request.workdir)
-    if config is None:
-        raise ValueError(f"workdir {request.workdir} contains no training run")
+    config = run_config(request.workdir)
     _check_portable(config.flow)
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
     step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)

@@ -28,13 +28,12 @@ from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.regular_files import read_text
 from starflow_jax.core.storage.copies import fetch_files
 from starflow_jax.core.storage.lease import Lease, Timing, machine
-from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.core.storage.manifest import Manifest, read_manifest
 from starflow_jax.core.storage.places import WORK, local_place, storage_folder
 from starflow_jax.core.storage.publication import finished_files, remove_interrupted, summed
 from starflow_jax.core.storage.retries import StoreError
 from starflow_jax.core.storage.store import Store
-from starflow_jax.core.storage.working_folder import publish_often, seconds_between_publications
+from starflow_jax.core.storage.working_folder import lock_folder, publish_often, seconds_between_publications
 from starflow_jax.training.hosts.agreed_step import from_text, held_steps, newest_complete, to_text
 from starflow_jax.training.hosts.array_files import array_of, step_of
 from starflow_jax.training.hosts.host_part import (
@@ -102,7 +101,9 @@ class HostFolder:
         self.path = local_place(store.address, WORK, places[: group.index].count(places[group.index]))
         self._settled: set[int] = set()  # steps that the store has had when the processes started
         try:
-            self._lock()
+            lock_folder(self._stack, self.path, store.address)
+            # A single process that works here later must not take this folder for what it left itself.
+            self.path.with_name(f".{self.path.name}.published").unlink(missing_ok=True)
             self._begin(doing, lost, timing)
         except BaseException:
             self._stack.close()
@@ -192,16 +193,6 @@ class HostFolder:
     def _sessions(self) -> Path:
         """The file that names the sessions after which the local folder was changed."""
         return self.path.with_name(f".{self.path.name}.sessions")
-
-    def _lock(self) -> None:
-        """Locks the local folder against other processes of this machine."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        lock.touch()
-        if not self._stack.enter_context(locked(lock)):
-            raise ValueError(f"{self._store.address} is in use by another process of this machine")
-        # A single process that works here later must not take this folder for what it left itself.
-        self.path.with_name(f".{self.path.name}.published").unlink(missing_ok=True)
 
     def _begin(self, doing: str, lost: Callable[[str], None], timing: Timing | None) -> None:
         """Takes the address, agrees with the other processes on a checkpoint, and brings the local folder to it."""

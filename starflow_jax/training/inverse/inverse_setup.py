@@ -19,7 +19,7 @@ from starflow_jax.core.config.learned_inverse_config import (
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.sharding.mesh import make_layout
-from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
+from starflow_jax.training.checkpoints.manager import load_run
 from starflow_jax.training.inverse.inverse_update import FrozenInputs, Objective
 from starflow_jax.training.loop.training_setup import Setup
 from starflow_jax.training.step.frozen_text import load_text
@@ -56,15 +56,6 @@ def default_experiment(config: ExperimentConfig, flow_step: int) -> LearnedInver
         mesh=config.mesh,
         seed=config.seed,
     )
-
-
-def newest_step(workdir: Path) -> int:
-    """The step of the newest checkpoint of a run; ValueError where there is none."""
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest_step()
-    check(step is not None, f"workdir {workdir} contains no checkpoint")
-    assert step is not None
-    return step
 
 
 def _head_dim(width: int, axes: int) -> int:

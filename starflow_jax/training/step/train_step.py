@@ -16,6 +16,7 @@ from starflow_jax.flows.denoise import NOISE_SCALE, noise_level_weight
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.parameters import abstract, merge, split
 from starflow_jax.sharding.layout import Layout, placed
+from starflow_jax.training.step.accumulation import summed_over_parts
 from starflow_jax.training.step.frozen_autoencoder import Frozen
 from starflow_jax.training.step.frozen_text import FrozenText
 from starflow_jax.training.step.inputs import batch_condition, noisy_pixels
@@ -194,27 +195,14 @@ def accumulated(
         losses, grads, _ = function(params, x, cond, dropout_key=dropout_key, levels=levels, lengths=lengths)
         return losses, grads
 
-    def cut(array: jax.Array) -> jax.Array:
-        # Every part takes some rows of each device, so that no row moves between devices.
-        rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
-        return jnp.moveaxis(placed(layout, rows, "batch"), 1, 0)
-
-    def add(total: tuple[Losses, Params], index: jax.Array) -> tuple[tuple[Losses, Params], None]:
+    def on_part(part: Any, index: jax.Array) -> tuple[Losses, Params]:
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        losses, grads = on_part(index, key)
-        return jax.tree.map(lambda a, b: a + b / parts, total, (losses, grads)), None
+        x, cond, levels, lengths = part
+        losses, grads, _ = function(params, x, cond, dropout_key=key, levels=levels, lengths=lengths)
+        share: tuple[Losses, Params] = jax.tree.map(lambda value: value / parts, (losses, grads))
+        return share
 
-    def on_part(index: jax.Array | int, key: jax.Array | None) -> tuple[Losses, Params]:
-        x, cond, levels, lengths = jax.tree.map(lambda piece: piece[index], pieces)
-        return function(params, x, cond, dropout_key=key, levels=levels, lengths=lengths)[:2]
-
-    pieces = jax.tree.map(cut, (x, cond, levels, lengths))
-    shapes = jax.eval_shape(lambda: on_part(0, None))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    if layout is not None:
-        zeros = jax.lax.with_sharding_constraint(zeros, layout.tree(zeros))
-    (losses, grads), _ = jax.lax.scan(add, zeros, jnp.arange(parts))
-    return losses, grads
+    return summed_over_parts(on_part, (x, cond, levels, lengths), parts=parts, layout=layout)
 
 
 def train_step(
