@@ -19,7 +19,7 @@ from sweep_runs import params_of, write_run
 
 import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
-from starflow_jax.compression import environment, image_codec
+from starflow_jax.compression import environment, flow_coder, image_codec
 from starflow_jax.compression.environment import Environment
 from starflow_jax.compression.file_format import MOST_IMAGES, group_sizes, read_file, write_file
 from starflow_jax.compression.flow_coder import FlowCoder, Resolution
@@ -91,6 +91,15 @@ def test_the_length_is_the_likelihood_and_little_more(flow_config, gain, resolut
         np.testing.assert_array_equal(next(coder.pop_group(stack, 2, labels[group])), IMAGES[group])
 
 
+def test_coarser_grids_of_the_first_groups_save_initial_bits(run, monkeypatch):
+    streams = [read_file(sf.compress(run, IMAGES[:count]))[1] for count in (1, 6)]
+    monkeypatch.setattr(flow_coder, "_COARSER", ())
+    finer = [read_file(sf.compress(run, IMAGES[:count]))[1] for count in (1, 6)]
+    # 3 bits of each pixel of the first image; what its rounding costs is little beside them.
+    saved = [8 * (len(longer) - len(shorter)) for shorter, longer in zip(streams, finer, strict=True)]
+    assert min(saved) > 2 * IMAGES[0].size, saved
+
+
 def test_the_likeliest_class_is_taken(run):
     decoder = Decoder(run, sf.compress(run, IMAGES, batch_size=2))
     images = decoder.all()
@@ -99,7 +108,7 @@ def test_the_likeliest_class_is_taken(run):
 
 
 def test_damaged_files_are_refused_before_anything_is_computed(run, data, monkeypatch):
-    monkeypatch.setattr(image_codec, "FlowCoder", None)
+    monkeypatch.setattr(image_codec, "GroupCoders", None)
     rng = np.random.default_rng(1)
     for index in range(100):
         place, damaged = int(rng.integers(len(data))), bytearray(data)

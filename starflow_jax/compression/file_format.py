@@ -1,6 +1,6 @@
 """The bytes of a compressed file: a header that says what is needed to decode it, and the coded stream.
 
-    "SFZ", version 1        4 bytes
+    "SFZ", version 2        4 bytes
     checksum                8 bytes: BLAKE2b of all that follows
     fingerprint             8 bytes: of the configuration and the parameters of the flow
     probe                   4 bytes: of the numbers that the encoder's programs compute
@@ -23,7 +23,7 @@ import zlib
 
 from starflow_jax.core.regular_files import parse_json
 
-MAGIC, VERSION = b"SFZ", 1
+MAGIC, VERSION = b"SFZ", 2
 _CHECKSUM = 8
 # The first groups are small: what they pop has to come from somewhere, and what they push pays for larger groups.
 _GROWTH = 4

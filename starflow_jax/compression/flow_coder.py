@@ -36,6 +36,8 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.flows.pixel_map import token_basis
 
 _LARGEST = 1e4  # of a number that a network reads
+_COARSER = ((3, 4), (2, 2), (1, 1))  # bits of pixels and tokens that the grids of the first groups have less
+_COARSEST_TOKENS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,37 @@ class Resolution:
 
     pixel_bits: int
     token_bits: int
+
+    def of_group(self, index: int) -> Resolution:
+        """The grids of a group, by its place in the order of coding.
+
+        Those of the first groups, of one image each, are coarser: there are no bits of earlier images to pop yet, and
+        the initial bits that a finer grid takes instead are more than it saves.
+        """
+        if index >= len(_COARSER):
+            return self
+        pixels, tokens = _COARSER[index]
+        coarsest = min(self.token_bits, _COARSEST_TOKENS)
+        return Resolution(max(self.pixel_bits - pixels, 0), max(self.token_bits - tokens, coarsest))
+
+
+class GroupCoders:
+    """The coders of the groups of a file, which differ in their grids alone; see `FlowCoder` for the arguments."""
+
+    def __init__(
+        self, config: FlowConfig, params: Params, levels: int, frames: int | None, rows: int, resolution: Resolution
+    ):
+        grids = dict.fromkeys(resolution.of_group(index) for index in range(len(_COARSER) + 1))
+        self._coders = {grid: FlowCoder(config, params, levels, frames, rows, grid) for grid in grids}
+        self._resolution = resolution
+
+    def of_group(self, index: int) -> FlowCoder:
+        """The coder of a group, by its place in the order of coding."""
+        return self._coders[self._resolution.of_group(index)]
+
+    def last(self) -> FlowCoder:
+        """The coder of all groups but the first few."""
+        return self._coders[self._resolution]
 
 
 class FlowCoder:

@@ -23,7 +23,7 @@ from starflow_jax.compression.file_format import (
     read_file,
     write_file,
 )
-from starflow_jax.compression.flow_coder import FlowCoder, Resolution
+from starflow_jax.compression.flow_coder import GroupCoders, Resolution
 from starflow_jax.compression.rans import AnsStack
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.regular_files import MAX_TEXT_BYTES, parse_json
@@ -77,7 +77,7 @@ def compress(
     conditions = _conditions(model, images, cond, levels)
     frames = images.shape[1] if images.ndim == 5 else None
     rows = max(group_sizes(len(images), batch_size))
-    coder = FlowCoder(model.config.flow, model.params, levels, frames, rows, resolution)
+    coders = GroupCoders(model.config.flow, model.params, levels, frames, rows, resolution)
     bottom = _name_words(names)
     sizes = group_sizes(len(images), rows)
     header = Header(
@@ -95,14 +95,14 @@ def compress(
         captions=conditions.captions,
         environment=dataclasses.astuple(Environment.here()),
         fingerprint=fingerprint(model.config.flow, model.params),
-        probe=probe(coder, conditions.rows(slice(0, 1))),
+        probe=probe(coders.last(), conditions.rows(slice(0, 1))),
         pixels=_crc(part for _, _, part in _parts(images, sizes)),
     )
     stack, end = AnsStack(bottom), len(images)
-    for size in sizes:
+    for index, size in enumerate(sizes):
         group = slice(end - size, end)
         rows_of_group = conditions.rows(group)
-        coder.push_group(stack, images[group], rows_of_group)
+        coders.of_group(index).push_group(stack, images[group], rows_of_group)
         conditions.push(stack, rows_of_group)
         end -= size
     data = write_file(header, stack.to_bytes())
@@ -157,7 +157,7 @@ class Decoder:
         check(stated == expected, "it is damaged: its sizes are not those of the model")
         self._stack = AnsStack.from_bytes(stream)
         self._conditions = _stored_conditions(model, header)
-        self._coder = FlowCoder(
+        self._coders = GroupCoders(
             flow,
             model.params,
             levels,
@@ -166,7 +166,7 @@ class Decoder:
             Resolution(header.pixel_bits, header.token_bits),
         )
         check(
-            header.probe == probe(self._coder, self._conditions.rows(slice(0, 1))),
+            header.probe == probe(self._coders.last(), self._conditions.rows(slice(0, 1))),
             "it was made by a machine whose arithmetic differs: the same programs compute other numbers here",
         )
         self.names: tuple[str, ...] = ()
@@ -180,11 +180,11 @@ class Decoder:
         """
         header, first, crc = self.header, 0, 0
         labels: list[np.ndarray] = []
-        for size in reversed(group_sizes(header.count, header.rows)):
+        for index, size in reversed(list(enumerate(group_sizes(header.count, header.rows)))):
             cond = self._conditions.pop(self._stack, slice(first, first + size))
             if self._conditions.kind == "classes" and cond is not None:
                 labels.append(cond)
-            frames = self._coder.pop_group(self._stack, size, cond)
+            frames = self._coders.of_group(index).pop_group(self._stack, size, cond)
             for frame, images in enumerate(frames):
                 crc = zlib.crc32(images.tobytes(), crc)
                 yield first, frame, images
