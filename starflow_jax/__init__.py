@@ -36,6 +36,8 @@ PUBLIC = {
     "condition": "starflow_jax.api.model_condition",
     "adapted": "starflow_jax.api.adapted",
     "load_run": "starflow_jax.training",
+    # sampling of given densities
+    "targets": "starflow_jax",
     # training
     "train": "starflow_jax.training",
     "TrainRequest": "starflow_jax.training",
@@ -65,6 +67,7 @@ PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from starflow_jax import targets as targets
     from starflow_jax.api.adapted import adapted as adapted
     from starflow_jax.api.distributions import distribution as distribution
     from starflow_jax.api.flow_distribution import Distribution as Distribution

@@ -26,6 +26,7 @@ ORDER = (
     ("sampling",),
     ("compression", "evaluation"),
     ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
+    ("targets",),
     ("experiments",),
     ("demos",),
     ("cli",),

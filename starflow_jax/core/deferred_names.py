@@ -13,12 +13,15 @@ def deferred_names(package: str, modules: Mapping[str, str]) -> Callable[[str], 
 
     Args:
       package: `__name__` of the package.
-      modules: the module that defines or exports each name; one that begins with a dot is relative to the package.
+      modules: the module that defines or exports each name; one that begins with a dot is relative to the package. The
+        package itself means that the name is one of its sub-packages.
     """
 
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if modules[name] == package:
+            return importlib.import_module(f"{package}.{name}")  # which is then an attribute of the package
         value = getattr(importlib.import_module(modules[name], package), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -1,0 +1,153 @@
+"""A flow fitted to points, such as samples of a target, and optionally to the target itself.
+
+Points are fitted by maximum likelihood, which minimises the forward divergence KL(p || q). The reverse divergence
+KL(q || p) is minimised by samples of the flow. Its gradient is E_q[(log q - log p~ - b) grad log q] with the mean of
+the other samples as the baseline b: it is exact, it needs no derivative of the target nor of the solver that draws, and
+its variance vanishes where q is the target (VarGrad; Richter, Boustati, Nuesken, Ruiz and Akyildiz, 2020).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from starflow_jax.api.flow_distribution import Distribution
+from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.targets.proposals import Target, as_argument, check_condition
+
+
+def tune(
+    distribution: Distribution,
+    x: Float[Array, "n ..."] | None,
+    key: PRNGKeyArray,
+    *,
+    steps: int,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    target: Target | None = None,
+    reverse: float = 0.0,
+    condition: Any = None,
+) -> tuple[Distribution, Float[Array, "steps"]]:
+    """Fits the parameters of a flow by AdamW with a cosine schedule; one compiled program.
+
+    The loss is (1 - reverse) * -mean log q(x) + reverse * KL(q || p~), where the divergence is that from the
+    unnormalised target, KL(q || p) - log Z.
+
+    Args:
+      distribution: where it starts.
+      x: points [n, *distribution.shape] of equal weight; None where `reverse` is 1.
+      key: of the batches, drawn with replacement, and of the samples.
+      steps: number of updates; batch_size: points, and samples of the flow, in each.
+      lr: learning rate after a warm-up of a twentieth of the updates; it falls to 0 as a cosine.
+      weight_decay: of AdamW.
+      target: log p~, for the reverse divergence.
+      reverse: weight of the reverse divergence, 0 to 1; at 0 nothing is sampled.
+      condition: of the flow, one for all points.
+
+    Returns:
+      The fitted distribution, and the loss of every batch, [steps], in nats. A batch whose gradient is not finite
+      changes nothing.
+
+    Raises:
+      ValueError: an argument is out of range, or does not fit the flow.
+    """
+    check_integer("steps", steps, minimum=1)
+    check_integer("batch_size", batch_size, minimum=1)
+    check_real("lr", lr, minimum=0.0)
+    check_real("weight_decay", weight_decay, minimum=0.0)
+    check_real("reverse", reverse, minimum=0.0)
+    check(reverse <= 1, f"reverse must be at most 1, got {reverse}")
+    check_condition(distribution, condition)
+    argument = None
+    if reverse > 0:
+        check(target is not None, f"target must be given for reverse={reverse}, got None")
+        check_integer("batch_size", batch_size, minimum=2)  # the baseline is the mean of the other samples
+        assert target is not None
+        argument = as_argument(target, distribution.shape, batch_size)
+    if reverse < 1:
+        shape = None if x is None else tuple(jnp.shape(x))
+        fits = shape is not None and len(shape) > 0 and shape[0] > 0 and shape[1:] == distribution.shape
+        expected = ", ".join(map(str, distribution.shape))
+        check(
+            fits, f"x must be [n, {expected}] with at least one point, got {'None' if shape is None else list(shape)}"
+        )
+    else:
+        x = None
+    params, losses = _tune(steps, batch_size, reverse, distribution, argument, x, key, lr, weight_decay, condition)
+    return distribution.replace(params=params), losses  # type: ignore[attr-defined]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _tune(
+    steps: int,
+    batch_size: int,
+    reverse: float,
+    distribution: Distribution,
+    target: jax.tree_util.Partial | None,
+    x: Float[Array, "n ..."] | None,
+    key: PRNGKeyArray,
+    lr: float,
+    weight_decay: float,
+    condition: Any,
+) -> tuple[dict[str, Any], Float[Array, "steps"]]:
+    """The parameters after all updates, and the losses; arguments as in `tune`."""
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 20), max(2, steps))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(lambda count: lr * shape(count)),
+    )
+
+    def loss(params: dict[str, Any], batch: jax.Array | None, drawn: jax.Array | None) -> jax.Array:
+        fitted = distribution.replace(params=params)  # type: ignore[attr-defined]
+        total = jnp.float32(0)
+        if batch is not None:
+            total += (1 - reverse) * -jnp.mean(fitted.log_prob(batch, condition))
+        if drawn is not None:
+            assert target is not None
+            total += reverse * reverse_divergence(fitted.log_prob(drawn, condition), target(drawn))
+        return total
+
+    def update(carry: tuple[Any, Any], key: PRNGKeyArray) -> tuple[tuple[Any, Any], jax.Array]:
+        params, state = carry
+        batch_key, sample_key = jax.random.split(key)
+        batch = drawn = None
+        if x is not None:
+            batch = x[jax.random.randint(batch_key, (batch_size,), 0, len(x))]
+        if target is not None:
+            now = distribution.replace(params=params)  # type: ignore[attr-defined]
+            drawn = now.sample_and_log_prob(sample_key, (batch_size,), condition)[0]
+        value, gradient = jax.value_and_grad(loss)(params, batch, drawn)
+        if "prior_variance" in gradient:  # a statistic, which is not trained
+            gradient = gradient | {"prior_variance": jnp.zeros_like(gradient["prior_variance"])}
+        changes, next_state = optimizer.update(gradient, state, params)
+        if "prior_variance" in changes:  # nor does it decay
+            changes = changes | {"prior_variance": jnp.zeros_like(changes["prior_variance"])}
+        finite = jnp.isfinite(optax.tree.norm(gradient))
+        new = (optax.apply_updates(params, changes), next_state)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, carry), value
+
+    start = (distribution.params, optimizer.init(distribution.params))
+    (params, _), losses = jax.lax.scan(update, start, jax.random.split(key, steps))
+    return params, losses
+
+
+def reverse_divergence(log_q: Float[Array, "n"], log_p: Float[Array, "n"]) -> Float[Array, ""]:
+    """KL(q || p~) by samples of q, with the gradient of the score function with respect to what `log_q` depends on.
+
+    Args:
+      log_q: log-densities of the samples, differentiable with respect to the parameters, the samples being constant.
+      log_p: log p~ of the samples.
+    """
+    difference = jax.lax.stop_gradient(log_q - log_p)
+    value = jnp.mean(difference)
+    # (d_i - mean of the others) / n = (d_i - mean of all) / (n - 1)
+    surrogate = jnp.sum((difference - value) * log_q) / (len(log_q) - 1)
+    return value + surrogate - jax.lax.stop_gradient(surrogate)
