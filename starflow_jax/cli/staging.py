@@ -19,7 +19,7 @@ from starflow_jax.core.storage.addresses import Address
 from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
 from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.core.storage.manifest import LEASE
-from starflow_jax.core.storage.places import WORK, local_place, shown
+from starflow_jax.core.storage.places import OUTLINES, WORK, local_place, shown
 from starflow_jax.core.storage.store import Store, open_store
 from starflow_jax.core.storage.working_folder import is_taken, publish_new, working_folder
 
@@ -99,6 +99,8 @@ def _replaced(
         store = open_store(value.address)
     except ValueError as error:
         raise CommandError(f"{flag} {error}") from error
+    if getattr(arguments, "dry_run", False) and flag != "--json" and value.use in ("work", "output"):
+        return _described(store, value, flag)
     if value.use == "output" and (outer := _outer(value.address, arguments)) is not None:
         if first:
             _check_new(store, flag)
@@ -130,6 +132,16 @@ def _replaced(
         return fetch_copy(store, without_optimizer)
     step = getattr(arguments, "step", None)
     return fetch_selected(store, lambda manifest: _one_step(list(manifest.files), step))
+
+
+def _described(store: Store, value: StoredOption, flag: str) -> Path:
+    """The local path for a folder that a command describes, and does not write."""
+    if value.use == "work":
+        return fetch_outline(store, _is_small)
+    _check_new(store, flag)
+    place = local_place(value.address, OUTLINES)
+    shutil.rmtree(place, ignore_errors=True)
+    return place
 
 
 def _one_step(names: list[str], step: int | None) -> list[str]:

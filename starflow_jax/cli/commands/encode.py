@@ -13,6 +13,7 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import with_text_encoder
 from starflow_jax.cli.options.devices import add_processes, join
+from starflow_jax.cli.options.dry_run import add_dry_run, show
 from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.cli.options.stored import output_file, output_path, read_path
@@ -98,6 +99,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=integer(1, 4096), default=32, metavar="B", help="batch size (default: 32)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_dry_run(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
 
@@ -130,6 +132,10 @@ def run(arguments: argparse.Namespace) -> int:
         encoding = open_encoding(request)
         for note in encoding.notes:
             remark(note)
+        if arguments.dry_run:
+            from starflow_jax.training.encode_outline import encode_outline
+
+            return show(encode_outline(encoding), arguments)
         with tqdm(total=encoding.total, disable=arguments.quiet or not is_first(), unit="example") as bar:
             # All processes progress at about the same rate.
             encoded = encode_data(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import PARTIAL, CommandError, sentences
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
+from starflow_jax.cli.options.dry_run import add_dry_run, show
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.cli.options.stored import output_file, runs_path, work_path
 from starflow_jax.cli.process_group import is_first
@@ -68,6 +69,7 @@ def add_to(subparsers: Any) -> None:
     option("--report-only", action="store_true", help="compute nothing and rewrite the report of the results in --out")
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     option("--quiet", action="store_true", help="do not print the table of finished cells")
+    add_dry_run(parser)
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)
@@ -96,6 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.num_duplicates:
         reason = "repeat other cells (same parameters, data and noise) and are computed once"
         remark(f"{plan.num_duplicates} cells {reason}")
+    if arguments.dry_run:
+        from starflow_jax.sweeps.sweep_outline import sweep_outline
+
+        with sentences(sweep_outline):
+            return show(sweep_outline(plan, arguments.out), arguments)
     watcher = Table(plan) if is_first() and not arguments.quiet else Silent()
     try:
         with sentences(runner.claim_folder, runner.check_free, on_first_process, Results.__init__):
@@ -128,9 +135,9 @@ def _request(arguments: argparse.Namespace) -> SweepRequest:
 def _report_only(arguments: argparse.Namespace) -> int:
     from starflow_jax.sweeps.results import read_failures
 
-    for name in ("config", "workdir"):
+    for name in ("config", "workdir", "dry_run"):
         if getattr(arguments, name):
-            raise CommandError(f"--{name} cannot be combined with --report-only")
+            raise CommandError(f"--{name.replace('_', '-')} cannot be combined with --report-only")
     if arguments.overrides:
         raise CommandError(f"{arguments.overrides[0]} cannot be combined with --report-only")
     with sentences(read_failures):

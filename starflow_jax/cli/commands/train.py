@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starflow_jax.cli.errors import INTERRUPTED, CommandError, sentence, sentences
 from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.devices import add_processes, join
+from starflow_jax.cli.options.dry_run import add_dry_run, show
 from starflow_jax.cli.options.paths import experiment_file
 from starflow_jax.cli.options.stored import output_file, run_path, work_path
 from starflow_jax.cli.process_group import is_first
@@ -49,6 +50,7 @@ examples:
   starflow train --config experiments/digits.py:tiny --workdir runs/tiny --config.train.lr=1e-3
   starflow train --config experiments/digits.py --workdir runs/digits --resume latest-good --max-skipped 50
   starflow train --config experiments/digits.py --workdir runs/digits --profile 110:115 --quiet
+  starflow train --config experiments/digits.py --workdir runs/digits --dry-run
 
 starflow info --workdir DIR shows the progress of a run.
 """
@@ -154,6 +156,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the final results as JSON")
     parser.add_argument("--quiet", action="store_true", help="show neither a progress bar nor lines of metrics")
+    add_dry_run(parser)
     add_processes(parser)
     parser.set_defaults(run=run, begin=begin)
 
@@ -170,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
     from starflow_jax.core.config import load_config
 
-    if arguments.supervise is not None:
+    if arguments.supervise is not None and not arguments.dry_run:
         from starflow_jax.cli.supervisor import supervise, supervised
 
         with sentences():
@@ -187,11 +190,21 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.core.figures import write_json
 
     request = _request(arguments, config)
+    if arguments.dry_run:
+        return _outlined(request, arguments)
     start = time.perf_counter()
     result = _trained(request)
     if arguments.json is not None and is_first():
         write_json(arguments.json, _figures(request, result) | {"seconds": time.perf_counter() - start})
     return _report(request, result)
+
+
+def _outlined(request: TrainRequest, arguments: argparse.Namespace) -> int:
+    """Shows what the training would do."""
+    from starflow_jax.training.run_outline import run_outline
+
+    with sentences(run_outline):
+        return show(run_outline(request), arguments)
 
 
 def _adapted(config: ExperimentConfig) -> ExperimentConfig:

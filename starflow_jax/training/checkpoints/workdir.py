@@ -172,31 +172,44 @@ def claim_workdir(
     refuse_address("workdir", workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        old = read_config(workdir, type(config))
-        if old is None and of_hosts and (workdir / CHECKPOINT_FOLDER).is_dir():
-            old = config
-        if old is None and any(workdir.iterdir()):
-            raise ValueError(f"workdir {workdir} is not empty and contains no training run")
-        if old is not None:
-            difference = first_difference(old, config)
-            if difference is not None:
-                name, before, now = difference
-                raise ValueError(
-                    f"workdir {workdir} contains a run with another configuration: {name} is {before!r} in the folder "
-                    f"and {now!r} in this call"
-                )
-            if data is not None:
-                check_same_data(workdir / CHECKPOINT_FOLDER, old, config, data)
-        for names, kind, is_kind in (
-            ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
-            ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
-        ):
-            for path in (workdir / name for name in names):
-                if path.exists() and not is_kind(path):
-                    raise ValueError(f"workdir {workdir} cannot contain a run: {path.name} exists and is not a {kind}")
+        check_workdir(workdir, config, data, of_hosts=of_hosts)
         write_text(workdir / CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+
+
+def check_workdir(
+    workdir: Path, config: Any, data: Sequence[SourceFingerprint] | None = None, *, of_hosts: bool = False
+) -> None:
+    """Checks what `claim_workdir` does and writes nothing; a folder that does not exist is free.
+
+    Raises:
+      ValueError: a folder with other contents, or a run of another configuration or of other data.
+    """
+    if not workdir.exists():
+        return
+    old = read_config(workdir, type(config))
+    if old is None and of_hosts and (workdir / CHECKPOINT_FOLDER).is_dir():
+        old = config
+    if old is None and any(workdir.iterdir()):
+        raise ValueError(f"workdir {workdir} is not empty and contains no training run")
+    if old is not None:
+        difference = first_difference(old, config)
+        if difference is not None:
+            name, before, now = difference
+            raise ValueError(
+                f"workdir {workdir} contains a run with another configuration: {name} is {before!r} in the folder "
+                f"and {now!r} in this call"
+            )
+        if data is not None:
+            check_same_data(workdir / CHECKPOINT_FOLDER, old, config, data)
+    for names, kind, is_kind in (
+        ((CHECKPOINT_FOLDER, EVENTS_FOLDER), "folder", Path.is_dir),
+        ((CSV_FILE, CURVES_FILE), "file", Path.is_file),
+    ):
+        for path in (workdir / name for name in names):
+            if path.exists() and not is_kind(path):
+                raise ValueError(f"workdir {workdir} cannot contain a run: {path.name} exists and is not a {kind}")
 
 
 def first_difference(old: Any, new: Any, path: str = "config") -> tuple[str, Any, Any] | None:
