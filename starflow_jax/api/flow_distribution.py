@@ -37,8 +37,9 @@ class Distribution:
 
     Methods take arrays with any leading axes in front of `shape`, and conditions with any leading axes, which are
     broadcast against each other. A condition is what the flow reads: an integer label (-1: none) or weights of the
-    classes [classes] of a flow with classes, text states [L, text_dim] of one with text (`condition` gives those of
-    captions); None for a flow without, and for a flow with classes the mean of its class embeddings.
+    classes [classes] of a flow with classes, classes [N] of the tokens (-1: none) of a flow with `token_classes`, text
+    states [L, text_dim] of one with text (`condition` gives those of captions); None for a flow without, and for a flow
+    with classes the mean of its class embeddings.
 
     Of a flow on vectors, `lengths` are the numbers of tokens, 1 to N, with any leading axes. The tokens behind them are
     padding: 0 in samples, without effect in data, and not part of the density. Lengths out of range are an error, and
@@ -75,9 +76,11 @@ class Distribution:
 
     @property
     def cond_shape(self) -> tuple[int, ...] | None:
-        """The shape of one condition: (L, text_dim) of trained length L, () for a label, None for none."""
+        """The shape of one condition: (L, text_dim) of trained length L, (N,) of tokens, () for a label, None."""
         if self.config.text_dim:
             return self.config.text_length, self.config.text_dim
+        if self.config.token_classes:
+            return (self.config.grid[0] * self.config.grid[1],)
         return () if self.config.num_classes else None
 
     def sample(
@@ -169,6 +172,14 @@ class Distribution:
             fits = condition.ndim >= 2 and condition.shape[-1] == config.text_dim
             check(fits, f"condition must be text states [..., L, {config.text_dim}], got shape {condition.shape}")
             return 2
+        if config.token_classes:
+            fits = condition.ndim >= 1 and (condition.shape[-1],) == self.cond_shape
+            check(
+                fits and jnp.issubdtype(condition.dtype, jnp.integer),
+                f"condition must be classes of tokens, integers [..., {config.grid[0] * config.grid[1]}], got "
+                f"{condition.dtype} of shape {condition.shape}",
+            )
+            return 1
         check(config.num_classes > 0, f"condition must be None for this flow, got shape {condition.shape}")
         if jnp.issubdtype(condition.dtype, jnp.integer):
             return 0

@@ -15,6 +15,7 @@ from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.noise_level import LevelEmbedding, NoiseLevel
 from starflow_jax.flows.order import AnyArray, Grid, block_order, reorder
 from starflow_jax.flows.prediction import BlockPredict, Prediction
+from starflow_jax.flows.token_embedding import TokenEmbedding
 from starflow_jax.kernels.attention import Causal
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
@@ -68,6 +69,7 @@ class AutoregressiveBlock(nnx.Module):
         self.pos_embed = None if config.rope else nnx.Param(0.02 * jax.random.normal(keys[3], learned))
         classes = (config.num_classes, width)
         self.class_embed = nnx.Param(0.02 * jax.random.normal(keys[4], classes)) if config.num_classes else None
+        self.token_embed, self.next_embed = TokenEmbedding.pair(config, width, keys[4])
         self.transformer = Transformer(
             transformer,
             keys[5],
@@ -81,6 +83,11 @@ class AutoregressiveBlock(nnx.Module):
         outputs, exact = c if config.scale == "unit" else 2 * c, dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(width, outputs, keys[6], name="proj_out", std=0.0, compute=exact)
         self.level_embed = LevelEmbedding(width, keys[7], compute) if config.noise_levels else None
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether classes of the tokens condition this block."""
+        return not self.is_identity and self.config.token_classes > 0
 
     def with_shared_layers(self, layers: Layer) -> AutoregressiveBlock:
         """This block with the layers that all blocks of a flow share, which run before its own."""
@@ -126,6 +133,18 @@ class AutoregressiveBlock(nnx.Module):
         rows = table.at[jnp.maximum(labels, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where(labels[:, None] < 0, mean, rows)[:, None]
 
+    def token_vectors(self, classes: Int[AnyArray, "B N"] | None) -> Float[Array, "B N D"] | None:
+        """What is added to the input of every slot of a flow with classes of tokens, in the block's order.
+
+        Slot i reads token i and predicts token i + 1, whose class it reads, too, in a flow with `look_ahead`.
+        """
+        if self.token_embed is None or classes is None:
+            return None
+        vectors: jax.Array = self.token_embed(classes)
+        if self.next_embed is not None:  # the last slot predicts nothing
+            vectors = vectors + self.next_embed(jnp.pad(classes[:, 1:], ((0, 0), (0, 1)), constant_values=-1))
+        return vectors
+
     def level_vector(self, level: NoiseLevel | None) -> Float[Array, "rows 1 D"] | None:
         """The embedding [B or 1, 1, D] of the noise level, added to every token; level None means t1."""
         if self.level_embed is None:
@@ -168,7 +187,8 @@ class AutoregressiveBlock(nnx.Module):
 
         Args:
           tokens: [B, N, c] in the block's order.
-          cond: text states [B, L, text_dim] or labels [B], where this block reads them; else None.
+          cond: text states [B, L, text_dim], labels [B], or classes of the tokens [B, N] in the block's order, where
+            this block reads them; else None.
           grid: geometry of the tokens.
           temperature: divides the attention logits; [B] or scalar.
           dropout_key: enables dropout.
@@ -183,7 +203,10 @@ class AutoregressiveBlock(nnx.Module):
         if self.sos_embed is not None:
             inputs = jnp.concatenate([self.start_token(tokens.shape[0]), tokens[:, :-1]], axis=1)
         class_vector = self.class_vector(cond) if self.reads_class else None
-        h = self._embed(inputs, self._learned_positions(grid), class_vector, self.level_vector(noise_level))
+        token_vectors = self.token_vectors(cond) if self.reads_tokens else None
+        h = self._embed(
+            inputs, self._learned_positions(grid), class_vector, token_vectors, self.level_vector(noise_level)
+        )
         if text is not None:
             h = jnp.concatenate([text, h], axis=1)
         h, _ = self.transformer(
@@ -229,8 +252,12 @@ class AutoregressiveBlock(nnx.Module):
         class_vector = self.class_vector(cond) if self.reads_class else None
         # Cast here, in front of the loops that call `predict`.
         dtype, level_vector = self.proj_in.compute.dtype, self.level_vector(noise_level)
-        learned, class_vector, level_vector = (
-            None if term is None else term.astype(dtype) for term in (learned, class_vector, level_vector)
+        token_vectors = self.token_vectors(cond) if self.reads_tokens else None
+        if token_vectors is not None:
+            token_vectors = jnp.pad(token_vectors, ((0, 0), (0, padding), (0, 0)))
+        learned, class_vector, token_vectors, level_vector = (
+            None if term is None else term.astype(dtype)
+            for term in (learned, class_vector, token_vectors, level_vector)
         )
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
@@ -254,10 +281,12 @@ class AutoregressiveBlock(nnx.Module):
             previous: Float[Array, "B n c"], first: int | Int[Array, ""], cache: KVCache
         ) -> tuple[Prediction, KVCache]:
             position = first - shift
-            rows = None
+            rows = vectors = None
             if learned is not None:
                 rows = jax.lax.dynamic_slice_in_dim(learned, position, previous.shape[1])
-            h, cache = run(self._embed(previous, rows, class_vector, level_vector), length + position, cache)
+            if token_vectors is not None:
+                vectors = jax.lax.dynamic_slice_in_dim(token_vectors, position, previous.shape[1], axis=1)
+            h, cache = run(self._embed(previous, rows, class_vector, vectors, level_vector), length + position, cache)
             return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)

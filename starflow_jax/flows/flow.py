@@ -99,6 +99,15 @@ class Flow(nnx.Module):
             if cond is None or cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != c.text_dim:
                 actual = "None" if cond is None else f"shape {tuple(cond.shape)}"
                 raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {actual}")
+        elif c.token_classes:
+            tokens = c.grid[0] * c.grid[1]
+            fits = cond is None or (cond.shape == (batch, tokens) and jnp.issubdtype(cond.dtype, jnp.integer))
+            if not fits:
+                assert cond is not None
+                raise ValueError(
+                    f"cond must be integer classes of tokens [{batch}, {tokens}] or None, got {cond.dtype} of shape "
+                    f"{tuple(cond.shape)}"
+                )
         elif c.num_classes:
             if cond is None:
                 return
@@ -182,7 +191,8 @@ class Flow(nnx.Module):
         Args:
           x: [B, H, W, C] images or [B, T, H, W, C] video; any size that the patch size divides.
           cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped); or weights of
-            the class embeddings [B, num_classes] (1 / num_classes each: a dropped one).
+            the class embeddings [B, num_classes] (1 / num_classes each: a dropped one); or classes of the tokens
+            [B, N] in raster order, -1 for a token without one (None: all), of a flow with `token_classes`.
           guidance: classifier-free guidance of means and scales; None for none.
           dropout_key: enables dropout.
           noise_level: standard deviation of the noise in x that a noise-conditioned flow reads, scalar or [B]; None for
@@ -232,7 +242,7 @@ class Flow(nnx.Module):
             return tokens, jnp.zeros((batch,)), None
         order_grid, frames = self.block_grid(index, grid)
         ordered = self.to_block(index, tokens, grid, lengths)
-        cond = fold_condition(cond, frames)
+        cond = fold_condition(self.block_condition(index, cond, grid, lengths), frames)
         of_each = level is not None and jnp.ndim(level) == 1
         if of_each:
             level = jnp.repeat(jnp.asarray(level), frames)
@@ -271,6 +281,18 @@ class Flow(nnx.Module):
         block_grid, _ = self.block_grid(index, grid)
         flat = tokens.reshape(-1, block_grid.tokens, tokens.shape[-1])
         return reorder(flat, block_order(self.config, index, block_grid), block_grid.frame, lengths)
+
+    def block_condition(
+        self,
+        index: int,
+        cond: Shaped[AnyArray, "B *rest"] | None,
+        grid: Grid,
+        lengths: Int[AnyArray, "B"] | None = None,
+    ) -> Shaped[AnyArray, "B *rest"] | None:
+        """The condition as a block reads it: classes of tokens in the block's order, anything else as it is."""
+        if not self.config.token_classes or cond is None:
+            return cond
+        return reorder(cond, block_order(self.config, index, grid), grid.frame, lengths)
 
     def from_block(
         self,

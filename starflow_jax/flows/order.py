@@ -42,9 +42,10 @@ class Grid:
             raise ValueError(
                 f"learned positions (rope=False) fix the size of x at {config.image_shape}, got shape {tuple(shape)}"
             )
-        if config.orders is not None and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
+        given = "orders" if config.orders is not None else "token_classes" if config.token_classes else None
+        if given is not None and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
             raise ValueError(
-                f"orders fix the size of x at {config.image_shape}, without frames, got shape {tuple(shape)}"
+                f"{given} fix the size of x at {config.image_shape}, without frames, got shape {tuple(shape)}"
             )
         if grid.frames is not None and config.axes == 2:
             raise ValueError(f"a video needs rope_axes=3, got rope_axes=2 and x of shape {tuple(shape)}")

@@ -180,13 +180,16 @@ def entries(expected: Params) -> list[Entry]:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
 
     Raises:
-      ValueError: a noise-conditioned flow or one whose blocks share layers, which the originals do not have.
+      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens, which the
+        originals do not have.
     """
     flat = flatten(expected)
     if any(".level_embed." in path for path in flat):
         raise ValueError("flow.noise_levels must be None for files of the PyTorch originals, which have no such flows")
     if any(path.startswith("shared.") for path in flat):
         raise ValueError("flow.shared_layers must be 0 for files of the PyTorch originals, which share none")
+    if any(".token_embed." in path for path in flat):
+        raise ValueError("flow.token_classes must be 0 for files of the PyTorch originals, which have no such flows")
     result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))

@@ -231,7 +231,7 @@ class BlockTask:
             grid = grid.with_frames((context + tokens) // grid.frame)
         return Span(
             self.flow,
-            self.cond,
+            self.flow.block_condition(self.index, self.cond, self.grid, self.lengths),
             self.guidance,
             self.temperature,
             self.noise_level,

@@ -134,6 +134,11 @@ class ExperimentConfig:
             "text=None",
         )
         self._check_text_encoder()
+        check(
+            self.flow.token_classes == 0,
+            "flow.token_classes must be 0 in an experiment, whose data have no classes of single tokens, got "
+            f"{self.flow.token_classes}",
+        )
         for part in self.data.mixture:
             check(
                 (part.batch_size or 0) % self.train.accumulate == 0,

@@ -45,3 +45,40 @@ def check_shared_layers(shared: int, blocks: Sequence[TransformerConfig], *, lan
     )
     widths = sorted({block.width for block in blocks})
     check(len(widths) == 1, f"shared_layers needs blocks of one width, got {widths}")
+
+
+def check_language_model(
+    model: TransformerConfig, *, rope: bool, text_dim: int, layers: int, deep_width: int | None
+) -> None:
+    """Raises ValueError unless the fields of a flow fit the language model that is its deep block.
+
+    Args:
+      model: the deep block; layers: number of layers that the flow states for it; the others: fields of the flow.
+    """
+    check(rope, "language_model needs rope=True, got rope=False")
+    check(
+        text_dim == model.width,
+        f"text_dim must equal language_model.width={model.width} (there is no text projection), got {text_dim}",
+    )
+    check(
+        layers == model.layers,
+        f"the last of layers_per_block must be language_model.layers={model.layers}, got {layers}",
+    )
+    check(
+        deep_width in (None, model.width),
+        f"deep_width must be None or language_model.width={model.width}, got {deep_width}",
+    )
+    check(model.rope == "1d", f"language_model.rope must be '1d', got '{model.rope}'")
+
+
+def check_token_classes(token_classes: int, look_ahead: bool, *, family: str, num_classes: int) -> None:
+    """Raises ValueError unless a flow can read a class for every token; arguments are fields of the flow."""
+    if not token_classes:
+        check(not look_ahead, "look_ahead needs token_classes above 0, got 0")
+        return
+    check(family == "tarflow", f"token_classes is only supported by family 'tarflow', got family '{family}'")
+    check(
+        not num_classes,
+        f"a flow reads a class or a class for every token, not both, got num_classes={num_classes} and "
+        f"token_classes={token_classes}",
+    )

@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 from starflow_jax.core.choices import Dtype, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
-from starflow_jax.core.config.flow_checks import check_orders, check_shared_layers
+from starflow_jax.core.config.flow_checks import (
+    check_language_model,
+    check_orders,
+    check_shared_layers,
+    check_token_classes,
+)
 from starflow_jax.core.config.pixel_map_config import PixelMapConfig
 from starflow_jax.core.config.transformer_config import TransformerConfig
 
@@ -71,6 +76,10 @@ class FlowConfig:
         means image_size / patch_size.
       text_dim, text_length: width and trained length of the text states; 0 for a model without text.
       num_classes: size of the class embedding (TARFlow); 0 for none.
+      token_classes: number of classes of single tokens, such as the elements of atoms, whose embeddings are added to
+        the tokens (TARFlow, still images and vectors of the trained size); 0 for none. A condition is then a class for
+        every token.
+      look_ahead: whether the network also reads the class of the token that it predicts (needs token_classes).
       cond_top_only: whether only the deep block reads the text.
       temporal_causal: whether blocks that reverse the tokens keep the frames in order.
       shallow_local: whether shallow blocks process each frame separately.
@@ -127,6 +136,8 @@ class FlowConfig:
     text_dim: int = 0
     text_length: int = 0
     num_classes: int = 0
+    token_classes: int = 0
+    look_ahead: bool = False
     cond_top_only: bool = False
     temporal_causal: bool = False
     shallow_local: bool = False
@@ -145,7 +156,11 @@ class FlowConfig:
         self._check_fields()
         self._check_conditions()
         self._check_family()
-        self._check_language_model()
+        if self.language_model is not None:
+            last = self.layers_per_block if isinstance(self.layers_per_block, int) else self.layers_per_block[-1]
+            check_language_model(
+                self.language_model, rope=self.rope, text_dim=self.text_dim, layers=last, deep_width=self.deep_width
+            )
         self._check_denoiser()
         self._check_noise_levels()
         rows, columns = self.grid
@@ -158,12 +173,12 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps, noise levels, orders, shared layers and unused fields of maps are left out, so that hashes of
-        flows without them stay what they were.
+        Absent pixel maps, noise levels, orders, shared layers, classes of tokens and unused fields of maps are left
+        out, so that hashes of flows without them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
-        for name in ("pixel_map", "noise_levels", "orders", "shared_layers"):
+        for name in ("pixel_map", "noise_levels", "orders", "shared_layers", "token_classes", "look_ahead"):
             if not values[name]:
                 del values[name]
         if self.pixel_map is not None and self.pixel_map.kind != "affine":
@@ -177,7 +192,7 @@ class FlowConfig:
         for name in ("deep_width", "heads", "kv_heads", "pt_seq_len"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1)
-        for name in ("text_dim", "text_length", "num_classes"):
+        for name in ("text_dim", "text_length", "num_classes", "token_classes"):
             check_integer(name, getattr(self, name), minimum=0)
         for name, value in zip(("image_size rows", "image_size columns"), self.image_shape, strict=True):
             check_integer(name, value, minimum=1)
@@ -221,6 +236,7 @@ class FlowConfig:
             self.text_dim > 0 or not self.cond_top_only,
             "cond_top_only needs text, got text_dim=0",
         )
+        check_token_classes(self.token_classes, self.look_ahead, family=self.family, num_classes=self.num_classes)
 
     def _check_family(self) -> None:
         if self.family == "tarflow":
@@ -249,28 +265,6 @@ class FlowConfig:
             check(
                 not self.text_dim and not self.temporal_causal,
                 "rope_axes must be 3 in a model with text or temporal causality, got 2",
-            )
-
-    def _check_language_model(self) -> None:
-        if self.language_model is not None:
-            check(self.rope, "language_model needs rope=True, got rope=False")
-            check(
-                self.text_dim == self.language_model.width,
-                f"text_dim must equal language_model.width={self.language_model.width} (there is no text projection), "
-                f"got {self.text_dim}",
-            )
-            last = self.layers_per_block if isinstance(self.layers_per_block, int) else self.layers_per_block[-1]
-            check(
-                last == self.language_model.layers,
-                f"the last of layers_per_block must be language_model.layers={self.language_model.layers}, got {last}",
-            )
-            check(
-                self.deep_width in (None, self.language_model.width),
-                f"deep_width must be None or language_model.width={self.language_model.width}, got {self.deep_width}",
-            )
-            check(
-                self.language_model.rope == "1d",
-                f"language_model.rope must be '1d', got '{self.language_model.rope}'",
             )
 
     def _check_denoiser(self) -> None:
