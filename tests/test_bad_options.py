@@ -39,6 +39,7 @@ BASES = {
     "study": ["--workdir", "run", "--out", "new"],
     "compress": ["--workdir", "run", "--out", "new", "digits.npy"],
     "decompress": ["--workdir", "run", "--out", "new", "digits.sfz"],
+    "draw-target": ["--workdir", "run", "--out", "new.npz", "--num", "2", "--target", "energies.py:log_density"],
     "video-quality": ["--video", "clip.gif", "--reference", "clip.gif", "--out", "new"],
     "vbench": ["--workdir", "clips", "--prompts", "overall_consistency.txt", "--out", "new"],
     "calibrate": ["--workdir", "run"],
@@ -106,7 +107,7 @@ def arguments(command: str, option: str) -> list[str]:
         base = list(PORT[option])
     if command == "compress" and option in VIDEO_OPTIONS:
         base = ["--workdir", "clips", "--out", "new", "clip.gif"]
-    if command in ("sample", "compress", "decompress") and option == "--model":
+    if command in ("sample", "compress", "decompress", "draw-target") and option == "--model":
         base = base[2:]
     for index in range(0, len(base), 2):
         if base[index] == option:
@@ -123,6 +124,7 @@ def home(tmp_path_factory):
     for name in ("digits.py", "tiny_vae.py"):
         (home / name).write_bytes((EXPERIMENTS / name).read_bytes())
     flow = dataclasses.replace(CLASSES, num_classes=10, image_size=8)
+    (home / "energies.py").write_text("def log_density(x):\n    return -(x**2).sum(axis=(1, 2, 3))\n")
     write_run(home / "run", flow, DataConfig(label_drop=0.1), {4: params_of(random_flow(flow))})
     clips = load_config(str(EXPERIMENTS / "moving_digits.py") + ":tiny")
     write_run(home / "clips", clips.flow, clips.data, {4: params_of(random_flow(clips.flow))}, text=clips.text)

@@ -7,9 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_flows import random_flow
+from scipy.special import softmax
+from sweep_runs import write_run
 
 import starflow_jax as sf
+from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import FlowConfig
+from starflow_jax.experiments.lattice_quadrature import brute_force_log_z, lattice_log_z
+from starflow_jax.flows.parameters import split
 from starflow_jax.targets import Normal, WeightedSamples, systematic
 from starflow_jax.targets.annealing import metropolis_langevin, next_temperature
 from starflow_jax.targets.importance import _draw
@@ -155,6 +160,14 @@ def test_annealing_finds_log_z_and_both_wells():
     assert np.isnan(one.temperature[levels:]).all() and bool(one.resampled.any()) and bool(one.reached)
 
 
+@pytest.mark.parametrize(("mass", "coupling"), [(-4.0, 8.0), (-1.0, 2.0)])
+def test_transfer_matrix_of_a_lattice_agrees_with_quadrature(mass, coupling):
+    np.testing.assert_allclose(lattice_log_z(2, mass, coupling), brute_force_log_z(mass, coupling), atol=2e-4)
+    # The trace by eigenvalues is that of the whole matrix.
+    whole, summed = (lattice_log_z(3, mass, coupling, rank=4, dense=dense) for dense in (64, 10))
+    np.testing.assert_allclose(summed, whole, atol=1e-4)
+
+
 def test_each_program_is_compiled_once(drawn):
     count = _draw._cache_size()
     for seed in range(3):
@@ -238,6 +251,35 @@ def test_bad_arguments_are_refused(flow, message):
     with pytest.raises(ValueError) as caught:
         BAD_CALLS[message](flow)
     assert message in str(caught.value)
+
+
+@pytest.mark.slow
+def test_command_weights_samples_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = sf.DataConfig(source="two_moons", noise="none")
+    write_run(tmp_path / "run", PAIR, data, {4: split(random_flow(PAIR))[1]})
+    (tmp_path / "energies.py").write_text(
+        "def log_density(x):\n    return 3.0 - 0.5 * ((x - 0.1) ** 2).sum(axis=1)\n\nvalue = 1\n"
+    )
+    command = ["draw-target", "--workdir", "run", "--no-compilation-cache", "--num", "3000", "--out", "points.npz"]
+    named = [*command, "--target", "energies.py:log_density"]
+    assert main([*named, "--json", "weights.json"]) == 0
+    figures, points = json.loads((tmp_path / "weights.json").read_text()), np.load(tmp_path / "points.npz")
+    assert points["x"].shape == (3000, 2)
+    assert abs(figures["log_z"] - 3.0 - np.log(2 * np.pi)) < 5 * figures["log_z_error"]
+    np.testing.assert_allclose(
+        1 / np.sum(softmax(points["log_weight"]) ** 2), figures["effective_sample_size"], rtol=1e-3
+    )
+    run = sf.distribution(tmp_path / "run")
+    np.testing.assert_allclose(points["log_q"][:50], run.log_prob(points["x"][:50]), atol=1e-4)
+    assert main([*named, "--resample", "500", "--clip", "0.01"]) == 0
+    resampled = np.load(tmp_path / "points.npz")
+    assert sorted(resampled) == ["x"] and resampled["x"].shape == (500, 2)
+    np.testing.assert_allclose(resampled["x"].mean(axis=0), 0.1, atol=0.2)
+    capsys.readouterr()
+    for name, message in (("other.py:f", "does not exist"), ("energies.py:value", "must define value()")):
+        assert main([*command, "--target", name]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
