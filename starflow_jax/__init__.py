@@ -35,6 +35,14 @@ PUBLIC = {
     "Distribution": "starflow_jax.api.flow_distribution",
     "condition": "starflow_jax.api.model_condition",
     "adapted": "starflow_jax.api.adapted",
+    "restore": "starflow_jax.editing.restoration",
+    "ChainOptions": "starflow_jax.editing.posterior_sampling",
+    "Mask": "starflow_jax.editing.operators",
+    "BlockMeans": "starflow_jax.editing.operators",
+    "ChannelMean": "starflow_jax.editing.operators",
+    "Identity": "starflow_jax.editing.operators",
+    "interpolate": "starflow_jax.editing.latent_edits",
+    "change_condition": "starflow_jax.editing.latent_edits",
     "load_run": "starflow_jax.training",
     # sampling of given densities
     "targets": "starflow_jax",
@@ -84,6 +92,14 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.core.config import SampleConfig as SampleConfig
     from starflow_jax.core.config import TrainConfig as TrainConfig
     from starflow_jax.core.config import load_config as load_config
+    from starflow_jax.editing.latent_edits import change_condition as change_condition
+    from starflow_jax.editing.latent_edits import interpolate as interpolate
+    from starflow_jax.editing.operators import BlockMeans as BlockMeans
+    from starflow_jax.editing.operators import ChannelMean as ChannelMean
+    from starflow_jax.editing.operators import Identity as Identity
+    from starflow_jax.editing.operators import Mask as Mask
+    from starflow_jax.editing.posterior_sampling import ChainOptions as ChainOptions
+    from starflow_jax.editing.restoration import restore as restore
     from starflow_jax.flows import Flow as Flow
     from starflow_jax.flows import Guidance as Guidance
     from starflow_jax.flows import LinearGuidance as LinearGuidance

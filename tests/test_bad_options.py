@@ -45,6 +45,7 @@ BASES = {
     "calibrate": ["--workdir", "run"],
     "train-inverse": ["--workdir", "run"],
     "post-train": ["--workdir", "run", "--out", "new", "--reward", "digit"],
+    "edit": ["--workdir", "run", "--out", "new", "inpaint", "digits.npy", "--mask", "half:left", "--burn-in", "8"],
     "data": ["--config", "digits.py:tiny", "--seconds", "0"],
     "prepare": ["folder", "photos", "--out", "new"],
     "encode": ["--config", "digits.py:tiny", "--out", "new", "--fit-patch-pca", "2:1"],
@@ -78,6 +79,19 @@ PORT = {
 }
 
 
+# The operation, its inputs and other arguments of options of `edit` that `inpaint` does not take.
+EDIT = {
+    "--factor": ["upscale", "digits.npy"],
+    "--operator": ["operator", "digits.npy"],
+    "--num": ["interpolate", "digits.npy", "digits.npy"],
+    "--to-class": ["attribute", "digits.npy"],
+    "--to-caption": ["attribute", "digits.npy"],
+    "--without": ["attribute", "digits.npy", "--having", "digits.npy"],
+    "--having": ["attribute", "digits.npy", "--without", "digits.npy"],
+    "--strength": ["attribute", "digits.npy", "--to-class", "1"],
+}
+
+
 PARSER, PARSERS = build_parser()
 
 
@@ -107,7 +121,9 @@ def arguments(command: str, option: str) -> list[str]:
         base = list(PORT[option])
     if command == "compress" and option in VIDEO_OPTIONS:
         base = ["--workdir", "clips", "--out", "new", "clip.gif"]
-    if command in ("sample", "compress", "decompress", "draw-target") and option == "--model":
+    if command == "edit" and option in EDIT:
+        base = [*base[:4], *EDIT[option]]
+    if command in ("sample", "compress", "decompress", "draw-target", "edit") and option == "--model":
         base = base[2:]
     for index in range(0, len(base), 2):
         if base[index] == option:

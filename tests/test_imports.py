@@ -26,7 +26,7 @@ ORDER = (
     ("sampling",),
     ("compression", "evaluation"),
     ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
-    ("targets",),
+    ("targets", "editing"),
     ("experiments",),
     ("demos",),
     ("cli",),

@@ -53,6 +53,9 @@ ParameterForm = Literal["ready", "stored"]
 # How a flow is trained on a reward (`post_training`), and how the advantages of a group of samples are scaled.
 PostTrainingMethod = Literal["policy-gradient", "dpo"]
 AdvantageScale = Literal["centred", "standardised"]
+# What `starflow edit` does, and what the chains of its inverse problems move (`editing.chains`).
+EditOperation = Literal["inpaint", "upscale", "denoise", "colourise", "operator", "interpolate", "attribute"]
+ChainMoves = Literal["mala", "hamiltonian", "langevin", "latent", "both"]
 # Programs that `starflow plan` compiles.
 ProgramName = Literal["train", "inverse"]
 

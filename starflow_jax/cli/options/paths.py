@@ -64,6 +64,19 @@ def network_name(text: str) -> str:
     return text
 
 
+def operator_name(text: str) -> str:
+    """Parses FILE.py:FUNCTION or MODULE:FUNCTION; returns the text."""
+    source, colon, function = text.rpartition(":")
+    if not colon or not source.endswith(".py"):
+        if not re.fullmatch(r"[\w.]{1,200}:\w{1,200}", text):
+            raise argparse.ArgumentTypeError(f"must be FILE.py:FUNCTION or MODULE:FUNCTION, got {shortened(text)!r}")
+        return text
+    if not re.fullmatch(r"\w{1,200}", function):
+        raise argparse.ArgumentTypeError(f"must be FILE.py:FUNCTION, got {shortened(text)!r}")
+    path(source)
+    return text
+
+
 def reward_name(text: str) -> str:
     """Parses the name of a reward, FILE.py:FUNCTION, MODULE:FUNCTION or clip:MODULE:FUNCTION; returns the text."""
     source, colon, function = text.rpartition(":")

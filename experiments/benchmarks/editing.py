@@ -1,0 +1,258 @@
+"""Inverse problems on digits and on clips of moving digits, against what is known of their posteriors.
+
+    python experiments/benchmarks/editing.py --workdir runs/digits --json editing.json
+    python experiments/benchmarks/editing.py --workdir runs/digits --clips runs/moving --parts frames
+    python experiments/benchmarks/editing.py --workdir runs/digits --quick
+
+Parts, separated by commas in --parts:
+
+- classes: the right half of held-out digits is filled in from the left one, without a class. The left half determines
+  the class where a support-vector classifier of left halves alone, with calibrated probabilities (Platt) and fitted on
+  the training digits, gives at least 0.95 to one class, which is not looked at otherwise. Two classifiers of whole
+  digits that are fitted on the training digits read what was filled in; the table has the share of chains in which the
+  true class is read, beside that of the whole digits themselves. The baseline is the same flow without the measurement
+  in the chains: its samples with the visible half pasted in.
+- coverage: x is drawn from the flow, y = A x + noise, and 19 chains draw from p(x | y): the range of 19 independent
+  draws holds a further one with probability 0.9, so x is inside in 90 % of all cases if the chains have converged.
+  Counted for every pixel, for the mean of all pixels, and for log p(x); the standard error is over digits.
+- moves: for the same measurements, the effective sample size of each kind of moves, per move and per second.
+- frames: the frames 2 to 5 of clips of 8 frames are filled in from the others, and, as the baseline, the flow continues
+  the first two frames forward in time (its own conditional samples). Both are read as a whole clip: the mean squared
+  error of the filled frames, the difference of the displacements of the ink's centroid from those of the real clip,
+  in pixels per frame, and the motion metric of `starflow video-quality` (consistency and evenness of displacements).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import starflow_jax as sf
+from starflow_jax.core.figures import text_table, write_json
+from starflow_jax.data.decoding.dequantise import dequantise
+from starflow_jax.data.sources.digits import digits
+from starflow_jax.editing.flow_prior import FlowPrior
+from starflow_jax.editing.operators import BlockMeans, Mask, Operator
+from starflow_jax.editing.posterior import Posterior
+from starflow_jax.editing.posterior_sampling import PosteriorDraws, sample_posterior
+from starflow_jax.evaluation.samples.features.digit_classifier import digit_classes
+from starflow_jax.evaluation.video.caption_recognition import ink_levels, read_digits
+from starflow_jax.evaluation.video.motion import centroid_displacements, luma, motion
+from starflow_jax.sampling.loaded_run import Run
+from starflow_jax.training import open_source
+
+CERTAIN = 0.95
+LEFT = np.broadcast_to(np.arange(8)[:, None] < 4, (8, 8, 1))
+_SIGMA = 0.2  # of the measurements of "coverage" and "moves"
+_CHAINS = 19
+
+
+def determined(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out digits whose left half determines the class: levels [n, 8, 8, 1] and labels [n], at most `count`."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+
+    train, test = digits("train"), digits("test")
+    halves = [np.asarray(source.images)[:, :, :4].reshape(len(source.images), -1) for source in (train, test)]
+    model = CalibratedClassifierCV(SVC(gamma="scale", C=10.0), ensemble=False).fit(halves[0], train.labels)
+    certain = np.flatnonzero(model.predict_proba(halves[1]).max(axis=1) >= CERTAIN)
+    return np.asarray(test.images)[certain][:count], np.asarray(test.labels)[certain][:count]
+
+
+def read_classes(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """The class that each judge reads in pixels uint8 [n, 8, 8, 1]."""
+    ink = ink_levels(pixels.astype(np.float64) / 127.5 - 1.0)
+    return {"support vectors": read_digits(ink[..., None] * 2.0 - 1.0), "network": digit_classes(pixels)}
+
+
+def classes(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whether filled-in digits keep their class."""
+    levels, labels = determined(arguments.digits)
+    whole = dequantise(levels, np.full(levels.shape, 0.5, np.float32), 17)
+    begin = time.perf_counter()
+    options = chain_options(arguments, arguments.chains)
+    restored = sf.restore(run, whole, Mask(LEFT), options=options, seed=arguments.seed)
+    seconds = time.perf_counter() - begin
+    shown = np.rint(levels * (255 / 16)).astype(np.uint8)
+    drawn = sf.sample(run, num=len(levels), label="none", seed=arguments.seed).images
+    pasted = np.where(LEFT, shown, drawn)
+    figures: dict[str, Any] = {"digits": len(levels), "chains": arguments.chains, "seconds": seconds}
+    filled = restored.pixels.reshape(-1, 8, 8, 1)
+    for name, pixels, wanted in (
+        ("whole", shown, labels),
+        ("filled", filled, np.repeat(labels, arguments.chains)),
+        ("pasted", pasted, labels),
+    ):
+        for judge, found in read_classes(pixels).items():
+            right = (found == wanted).reshape(len(levels), -1).mean(axis=1)
+            figures[f"{name}, {judge}"] = float(right.mean())
+            figures[f"{name}, {judge}, error"] = float(right.std(ddof=1) / len(right) ** 0.5)
+    figures |= mixing(restored.draws)
+    np.savez(arguments.out / "classes.npz", image=restored.pixels, whole=shown, label=labels)
+    return figures
+
+
+def coverage(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How often the 90 % interval holds the truth."""
+    model = sf.distribution(run)
+    found: dict[str, Any] = {"digits": arguments.draws_from_flow, "chains": _CHAINS, "sigma": _SIGMA}
+    for name, operator in {"mask": Mask(LEFT), "blocks": BlockMeans(2)}.items():
+        truth, draws = simulated(model, operator, arguments, _CHAINS)
+        count = len(truth)
+        last = draws.last.reshape(count, _CHAINS, -1)
+        statistics = {"pixels": (truth.reshape(count, -1), last)}
+        statistics["mean"] = tuple(values.mean(axis=-1, keepdims=True) for values in statistics["pixels"])  # type: ignore[assignment]
+        rows = jnp.asarray(draws.last.reshape(-1, *truth.shape[1:]))
+        densities = [np.asarray(model.log_prob(x)) for x in (jnp.asarray(truth), rows)]
+        statistics["log p(x)"] = (densities[0][:, None], densities[1].reshape(count, _CHAINS, 1))
+        for statistic, (true, ranges) in statistics.items():
+            inside = (true > ranges.min(axis=1)) & (true < ranges.max(axis=1))
+            each = inside.mean(axis=1)
+            found[f"{name}, {statistic}"] = float(each.mean())
+            found[f"{name}, {statistic}, error"] = float(each.std(ddof=1) / count**0.5)
+        found |= {f"{name}, {key}": value for key, value in mixing(draws).items()}
+    return found
+
+
+def simulated(
+    model: sf.Distribution, operator: Operator, arguments: argparse.Namespace, chains: int, **changes: Any
+) -> tuple[np.ndarray, PosteriorDraws]:
+    """Data from the flow, [n, 8, 8, 1], and draws from the posteriors of their measurements."""
+    count, keys = arguments.draws_from_flow, jax.random.split(jax.random.key(arguments.seed), 3)
+    x = model.sample(keys[0], (count,))
+    y = operator(x)
+    y = y + _SIGMA * jax.random.normal(keys[1], y.shape)
+    if isinstance(operator, Mask):
+        y = operator(y)
+    posterior = Posterior(FlowPrior(model), operator, y, jnp.full(count, _SIGMA))
+    options = chain_options(arguments, chains, **changes)
+    return np.asarray(x), sample_posterior(posterior, keys[2], model.shape, options)
+
+
+def moves(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The effective sample size of each kind of moves in about the same number of passes of the flow."""
+    model, found = sf.distribution(run), {}
+    for operator_name, operator in {"mask": Mask(LEFT), "blocks": BlockMeans(2)}.items():
+        for name, passes in {"mala": 1, "hamiltonian": 8, "latent": 1, "both": 10}.items():
+            few = argparse.Namespace(**{**vars(arguments), "draws_from_flow": arguments.few})
+            few.burn_in, few.steps = arguments.burn_in // passes, max(20, arguments.steps // passes)
+            begin = time.perf_counter()
+            _, draws = simulated(model, operator, few, 8, moves=name)
+            seconds = time.perf_counter() - begin
+            figures = mixing(draws)
+            total = few.steps * 8
+            each = {"effective per move": figures["effective sample size"] / total, "seconds with burn-in": seconds}
+            found |= {f"{operator_name}, {name}, {key}": value for key, value in {**figures, **each}.items()}
+    return found
+
+
+def frames(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whether frames in the middle of clips are filled in coherently, against continuations of the first frames."""
+    source, count = open_source(run.config.data, "test", flow=run.config.flow), arguments.few
+    plain = [i for i in range(10 * count) if source.caption(i).startswith("a")][:count]  # type: ignore[attr-defined]
+    real = np.stack([source[index]["image"] for index in plain])
+    captions = [source.caption(index) for index in plain]  # type: ignore[attr-defined]
+    pixels = np.rint(real * (255 / 16)).astype(np.uint8)
+    missing = np.isin(np.arange(8), range(2, 6)).reshape(8, 1, 1, 1)
+    options = chain_options(arguments, 4, moves="hamiltonian", leapfrog=4)
+    whole = pixels.astype(np.float32) / 127.5 - 1.0
+    begin = time.perf_counter()
+    restored = sf.restore(run, whole, Mask(~missing), cond=captions, options=options, seed=arguments.seed)
+    figures: dict[str, Any] = {"clips": count, "seconds": time.perf_counter() - begin}
+    forward = continued(run, pixels, captions, arguments.seed)
+    np.savez(arguments.out / "frames.npz", video=restored.pixels, whole=pixels, forward=forward)
+    for name, clips in {"real": pixels, "filled": restored.pixels[:, 0], "forward": forward}.items():
+        figures |= {f"{name}, {key}": value for key, value in motions(clips, pixels).items()}
+    return figures | mixing(restored.draws)
+
+
+def continued(run: Run, pixels: np.ndarray, captions: list[str], seed: int) -> np.ndarray:
+    """Clips uint8 whose first two frames are given and whose others are sampled forward in time."""
+    from starflow_jax.sampling import generate
+
+    clips = [
+        generate(run.params, run.config, jax.random.key(seed), [caption], prefix=clip[:2], guidance=0.0).videos[0]
+        for clip, caption in zip(pixels, captions, strict=True)
+    ]
+    return np.stack(clips)
+
+
+def motions(clips: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Means over clips uint8 [n, 8, H, W, 1]; see the module."""
+    steps = [centroid_displacements(luma(clip)) for clip in clips]
+    wanted = [centroid_displacements(luma(clip)) for clip in real]
+    away = [np.linalg.norm(a - b, axis=1) for a, b in zip(steps, wanted, strict=True)]
+    summaries = [motion(clip) for clip in clips]
+    error = (clips[:, 2:6].astype(np.float64) - real[:, 2:6]) / 127.5
+    return {
+        "error of frames 2 to 5": float(np.sqrt(np.mean(error**2))),
+        "difference of displacements": float(np.nanmean(np.concatenate(away))),
+        "difference from frame 5 to 6": float(np.nanmean([one[5] for one in away])),
+        "consistency": float(np.nanmean([one.consistency for one in summaries])),
+        "evenness": float(np.nanmean([one.evenness for one in summaries])),
+    }
+
+
+def chain_options(arguments: argparse.Namespace, chains: int, **changes: Any) -> sf.ChainOptions:
+    """The options of the chains."""
+    draws = min(arguments.steps, 50)
+    thin = -(-arguments.steps // draws)
+    return sf.ChainOptions(chains=chains, draws=draws, thin=thin, burn_in=arguments.burn_in, **changes)
+
+
+def mixing(draws: PosteriorDraws) -> dict[str, float]:
+    """Figures of the chains: medians over posteriors and values that move."""
+    moving = np.isfinite(draws.ess)
+    used = ~np.isnan(draws.acceptance[0])
+    return {
+        "acceptance": float(draws.acceptance[:, used].mean()),
+        "effective sample size": float(np.median(draws.ess[moving])),
+        "effective sample size of log p(x | y)": float(np.median(draws.log_posterior_ess)),
+        "R-hat": float(np.median(draws.r_hat[moving])),
+    }
+
+
+PARTS = {"classes": classes, "coverage": coverage, "moves": moves, "frames": frames}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; returns an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option("--workdir", type=Path, required=True, help="a run of experiments/digits.py")
+    option("--clips", type=Path, help="a run of experiments/moving_digits.py, for frames")
+    option("--out", type=Path, default=Path("editing"), help="folder of what was filled in")
+    option("--parts", default="classes,coverage,moves")
+    option("--digits", type=int, default=60)
+    option("--chains", type=int, default=8)
+    option("--draws-from-flow", type=int, default=100)
+    option("--few", type=int, default=4, help="posteriors of moves, and clips")
+    option("--burn-in", type=int, default=600)
+    option("--steps", type=int, default=200)
+    option("--seed", type=int, default=0)
+    option("--json", type=Path)
+    option("--quick", action="store_true", help="a few digits and steps")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.digits, arguments.chains, arguments.draws_from_flow, arguments.few = 3, 2, 3, 1
+        arguments.burn_in, arguments.steps = 16, 8
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {"burn_in": arguments.burn_in, "steps": arguments.steps, "seed": arguments.seed}
+    for name in arguments.parts.split(","):
+        run = sf.from_pretrained(arguments.clips if name == "frames" else arguments.workdir)
+        figures[name] = PARTS[name](run, arguments)
+        rows = [(key, f"{value:.4g}") for key, value in figures[name].items()]
+        print(text_table([(name, "value"), *rows]), flush=True)
+        if arguments.json is not None:
+            write_json(arguments.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""The posterior density of data given a measurement: p(x | y) is proportional to p(x) N(y; A x, sigma^2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from starflow_jax.editing.operators import Operator
+
+
+class Prior(Protocol):
+    """A density on data with a map to and from standard normal noise z; a pytree. Its rows are those of x."""
+
+    def log_prob(self, x: Float[Array, "B *size"]) -> tuple[Float[Array, "B"], Float[Array, "B *size"]]:
+        """log p(x) in nats, float32 [B], and the noise z of x."""
+        ...
+
+    def data(self, z: Float[Array, "B *size"]) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
+        """The data of noise, and log p of it."""
+        ...
+
+
+class Terms(NamedTuple):
+    """What the density of B points consists of, and its gradient.
+
+    Attributes:
+      log_prior: log p(x), float32 [B].
+      error: the sum of squares |y - A x|^2, float32 [B].
+      z: the noise of x, [B, ...].
+      score, slope: the gradients of `log_prior` and of `error` with respect to x, [B, ...]; zeros without gradient.
+    """
+
+    log_prior: jax.Array
+    error: jax.Array
+    z: jax.Array
+    score: jax.Array
+    slope: jax.Array
+
+
+@flax.struct.dataclass
+class Posterior:
+    """M posteriors, each of which C chains sample: B = M C rows, those of one posterior beside one another.
+
+    Attributes:
+      prior: of B rows.
+      operator: the measurement A.
+      y: float32 [M, ...], measurements; of a mask with zeros in place of hidden values, as the operator gives them.
+      sigma: float32 [M], standard deviations of their noise.
+      free: bool, broadcasts against one x; False where x is known exactly and does not move. None: everything moves.
+    """
+
+    prior: Prior
+    operator: Operator
+    y: jax.Array
+    sigma: jax.Array
+    free: jax.Array | None = None
+
+    def terms(self, x: Float[Array, "B *size"], *, gradient: bool = True) -> Terms:
+        """The terms of the density at x, with one pass of the flow, and one back where the gradient is wanted."""
+        if not gradient:
+            log_prior, z = self.prior.log_prob(x)
+            return Terms(log_prior, self.error(x), z, jnp.zeros_like(x), jnp.zeros_like(x))
+        (log_prior, z), back = _value_and_back(self.prior, x)
+        slope = jax.grad(lambda x: jnp.sum(self.error(x)))(x)
+        return Terms(log_prior, self.error(x), z, back, slope)
+
+    def error(self, x: Float[Array, "B *size"]) -> Float[Array, "B"]:
+        """|y - A x|^2 of every row."""
+        residual = repeated(self.y, x.shape[0]) - self.operator(x)
+        return jnp.sum((residual**2).reshape(x.shape[0], -1), axis=1)
+
+    def moving(self, x: Float[Array, "B *size"]) -> Bool[Array, "B *size"]:
+        """Where x moves."""
+        return jnp.ones(x.shape, bool) if self.free is None else jnp.broadcast_to(self.free, x.shape)
+
+
+def _value_and_back(
+    prior: Prior, x: Float[Array, "B *size"]
+) -> tuple[tuple[Float[Array, "B"], Float[Array, "B *size"]], Float[Array, "B *size"]]:
+    def total(x: Float[Array, "B *size"]) -> tuple[Float[Array, ""], tuple[jax.Array, jax.Array]]:
+        log_prior, z = prior.log_prob(x)
+        return jnp.sum(log_prior), (log_prior, z)
+
+    (_, values), gradient = jax.value_and_grad(total, has_aux=True)(x)
+    return values, gradient
+
+
+def log_density(log_prior: Float[Array, "B"], error: Float[Array, "B"], sigma: Float[Array, "B"]) -> Float[Array, "B"]:
+    """log p(x) + log N(y; A x, sigma^2) up to a constant of x."""
+    return log_prior - 0.5 * error / sigma**2
+
+
+def repeated(values: Float[Array, "M *rest"], rows: int) -> Float[Array, "B *rest"]:
+    """The values of M posteriors for the B rows of their chains."""
+    groups, *rest = values.shape
+    return jnp.broadcast_to(values[:, None], (groups, rows // groups, *rest)).reshape(rows, *rest)
+
+
+def of_rows(values: Float[Array, "B"], like: Float[Array, "B *size"]) -> Float[Array, "B ..."]:
+    """A number for each row, shaped to broadcast against `like`."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))

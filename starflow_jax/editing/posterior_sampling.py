@@ -1,0 +1,239 @@
+"""Draws from posteriors: burn-in, moves, and a report of how well the chains mixed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
+
+from starflow_jax.core.choices import ChainMoves, choices
+from starflow_jax.core.config.checks import check, check_choice, check_integer
+from starflow_jax.editing.burn_in import (
+    burn_in_schedules,
+    first_state,
+    held,
+    preconditioned,
+    sampling_schedule,
+)
+from starflow_jax.editing.chains import Kind, Schedule, State, Trace, run_part
+from starflow_jax.editing.convergence import effective_sample_size, split_r_hat
+from starflow_jax.editing.posterior import Posterior
+
+# The standard deviation that an exact mask has while chains reach it; then visible values are set to theirs.
+HARD_SIGMA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainOptions:
+    """How chains run.
+
+    Attributes:
+      chains: C, at once for every posterior.
+      candidates: draws of the flow for every chain, among which the chains begin, by their weights: one call of the
+        solver for each, without a gradient.
+      draws: S that every chain keeps.
+      thin: moves from one draw to the next.
+      burn_in: moves before the first draw, in which step sizes are adapted; half of them also anneal.
+      moves: "mala" moves data by the Metropolis-adjusted Langevin algorithm, "hamiltonian" by several leapfrog steps,
+        "langevin" by unadjusted steps, "latent" moves noise by preconditioned Crank-Nicolson, "both" takes a latent and
+        a Hamiltonian move in turn.
+      leapfrog: steps of a Hamiltonian move.
+      step: size of moves of data, in place of an adapted one: h in units of the preconditioner; None adapts it.
+      precondition: whether moves of data are scaled by the variance of every value.
+      anneal: whether the burn-in begins at draws of the prior with a wide measurement, and resamples them.
+      part: draws in one call of the compiled program.
+
+    Raises:
+      ValueError: a field is out of range.
+    """
+
+    chains: int = 16
+    candidates: int = 32
+    draws: int = 100
+    thin: int = 5
+    burn_in: int = 1000
+    moves: ChainMoves = "mala"
+    leapfrog: int = 8
+    step: float | None = None
+    precondition: bool = True
+    anneal: bool = True
+    part: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("chains", "candidates", "draws", "thin", "part"):
+            check_integer(name, getattr(self, name), minimum=1, maximum=10**7)
+        check_integer("burn_in", self.burn_in, minimum=0, maximum=10**8)
+        check_choice("moves", self.moves, choices(ChainMoves))
+        check_integer("leapfrog", self.leapfrog, minimum=1, maximum=1000)
+        check(
+            self.step is None or (isinstance(self.step, float) and 0.0 < self.step <= 10.0),
+            f"step must be None or a number above 0 and at most 10, got {self.step!r}",
+        )
+
+    @property
+    def kind(self) -> Kind:
+        """What the compiled program depends on."""
+        return Kind(self.moves, self.leapfrog if self.moves in ("hamiltonian", "both") else 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PosteriorDraws:
+    """Draws from M posteriors by C chains of S draws each, and how well the chains mixed.
+
+    Attributes:
+      x: float32 [M, C, S, *size], the draws, in the units of the prior.
+      log_posterior: float32 [M, C, S], log p(x) + log N(y; A x, sigma^2) without the constants of y, in nats.
+      error: float32 [M, C, S], |y - A x|^2.
+      acceptance: float64 [M, 2], mean probability of acceptance of moves of data and of noise, NaN for other moves.
+      steps: float64 [M, 2], the sizes of both: h in units of the preconditioner, and b.
+      moves: after the burn-in, of every chain.
+    """
+
+    x: np.ndarray
+    log_posterior: np.ndarray
+    error: np.ndarray
+    acceptance: np.ndarray
+    steps: np.ndarray
+    moves: int
+
+    @functools.cached_property
+    def ess(self) -> np.ndarray:
+        """Effective sample size of every value of x, float64 [M, *size]; NaN where a value does not move."""
+        return np.stack([effective_sample_size(x) for x in self.x])
+
+    @functools.cached_property
+    def r_hat(self) -> np.ndarray:
+        """Split R-hat of every value of x, float64 [M, *size]."""
+        return np.stack([split_r_hat(x) for x in self.x])
+
+    @functools.cached_property
+    def log_posterior_ess(self) -> np.ndarray:
+        """Effective sample size of the log-posterior, float64 [M]."""
+        return np.stack([effective_sample_size(values) for values in self.log_posterior])
+
+    def first(self, count: int) -> PosteriorDraws:
+        """Those of the first posteriors."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[:count] for name in _ARRAYS}
+        return dataclasses.replace(self, **arrays)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The posterior mean, float32 [M, *size]."""
+        found: np.ndarray = self.x.mean(axis=(1, 2))
+        return found
+
+    @property
+    def last(self) -> np.ndarray:
+        """The last draw of every chain, float32 [M, C, *size]."""
+        return self.x[:, :, -1]
+
+
+_ARRAYS = ("x", "log_posterior", "error", "acceptance", "steps")
+
+
+def joined(parts: Sequence[PosteriorDraws]) -> PosteriorDraws:
+    """The draws of several parts of the posteriors."""
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+    return dataclasses.replace(parts[0], **arrays)
+
+
+def sample_posterior(
+    posterior: Posterior,
+    key: PRNGKeyArray,
+    size: tuple[int, ...],
+    options: ChainOptions,
+    *,
+    exact: Float[np.ndarray, "M *size"] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> PosteriorDraws:
+    """Draws from M posteriors.
+
+    Args:
+      posterior: M posteriors, whose prior has M x `options.chains` rows. Where `exact` is given, `free` says which
+        values move, and sigma is the one that chains reach before the others are held.
+      key: of all draws: equal keys give equal draws on one kind of machine.
+      size: of one x.
+      options: see `ChainOptions`.
+      exact: values that visible parts of x have exactly; None where y has noise.
+      progress: called with the number of moves whenever some are done.
+
+    Raises:
+      ValueError: moves that cannot keep values exact.
+    """
+    check(
+        exact is None or options.moves in ("mala", "hamiltonian", "langevin"),
+        "moves must be mala, hamiltonian or langevin where values are known exactly, since moves of noise change "
+        f"all of them (or sigma above 0), got {options.moves}",
+    )
+    chains, part = options.chains, min(options.part, options.draws)
+    state = first_state(posterior, key, chains, size, options.candidates)
+    if options.step is not None:
+        state = state.replace(log_steps=state.log_steps.at[:, 0].set(jnp.log(options.step)))
+    # While the measurement is annealed, values that are known exactly move, too.
+    moving = dataclasses.replace(posterior, free=None if posterior.free is None else jnp.ones_like(posterior.free))
+
+    def settled(state: State) -> State:
+        return state if exact is None else held(posterior, state, jnp.asarray(exact))
+
+    waiting = options.anneal
+    if not options.anneal:
+        state = settled(state.replace(progress=jnp.float32(1.0)))
+    advance = functools.partial(_advance, options, progress)
+    schedules = burn_in_schedules(options.burn_in, part, options.thin, anneal=options.anneal)
+    for index, schedule in enumerate(schedules):
+        if waiting and float(schedule.progress[0, 0]) >= 1.0:
+            state, waiting = settled(state), False
+        state, trace = advance(moving if waiting else posterior, state, schedule)
+        # The step size is adapted to a preconditioner in the part after it.
+        if options.precondition and index < len(schedules) - 1:
+            state = preconditioned(state, trace)
+    state = settled(state) if waiting else state
+    traces: list[Trace] = []
+    for _ in range(-(-options.draws // part)):
+        state, trace = advance(posterior, state, sampling_schedule(part, options.thin))
+        traces.append(jax.device_get(trace))
+    return _collected(posterior, state, traces, options)
+
+
+def _advance(
+    options: ChainOptions,
+    progress: Callable[[int], None] | None,
+    posterior: Posterior,
+    state: State,
+    schedule: Schedule,
+) -> tuple[State, Trace]:
+    if options.step is not None:
+        schedule = schedule._replace(gain=jnp.zeros_like(schedule.gain))
+    state, trace = run_part(options.kind, posterior, state, schedule)
+    if progress is not None:
+        jax.block_until_ready(trace.log_prior)
+        progress(schedule.gain.size)
+    return state, trace
+
+
+def _collected(posterior: Posterior, state: State, traces: list[Trace], options: ChainOptions) -> PosteriorDraws:
+    groups, chains = state.log_weights.shape
+
+    def together(name: str) -> np.ndarray:
+        values = np.concatenate([getattr(trace, name) for trace in traces])[: options.draws]
+        values = values.reshape(len(values), groups, chains, *values.shape[2:])
+        return np.ascontiguousarray(np.moveaxis(values, 0, 2))
+
+    log_prior, error = together("log_prior"), together("error")
+    acceptance = together("acceptance").astype(np.float64).mean(axis=(1, 2))
+    used = [options.moves != "latent", options.moves in ("latent", "both")]
+    sigma = np.asarray(posterior.sigma)[:, None, None]
+    return PosteriorDraws(
+        x=together("x"),
+        log_posterior=log_prior - 0.5 * error / sigma**2,
+        error=error,
+        acceptance=np.where(used, acceptance, np.nan),
+        steps=np.where(used, np.exp(np.asarray(state.log_steps, np.float64)), np.nan),
+        moves=options.draws * options.thin,
+    )

@@ -1,0 +1,243 @@
+"""Restores images and clips from a measurement, with a run's model as the prior: `restore`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from starflow_jax.api.distributions import distribution
+from starflow_jax.api.flow_distribution import Distribution
+from starflow_jax.api.model_condition import Condition, given_condition
+from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.editing.flow_prior import FlowPrior
+from starflow_jax.editing.operators import Mask, OfDecoded, Operator, check_operator, noise_gain
+from starflow_jax.editing.posterior import Posterior
+from starflow_jax.editing.posterior_sampling import HARD_SIGMA, ChainOptions, PosteriorDraws, joined, sample_posterior
+from starflow_jax.flows.parameters import abstract, merge
+from starflow_jax.sampling.denoising import DENOISE_FIELDS, Denoising, resolved_denoising
+from starflow_jax.sampling.image_sampling import to_pixels
+from starflow_jax.sampling.loaded_run import Run
+from starflow_jax.sharding.layout import gathered, spread
+
+# Chains that one program moves at once.
+ROWS = 256
+# The standard deviation of a measurement of latents, whose decoder cannot be inverted, where none is given.
+LATENT_SIGMA = 0.1
+_GIVEN_STREAM, _DENOISE_STREAM = 0x6769, 0x6465
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Restored:
+    """Restored images or clips.
+
+    Attributes:
+      pixels: uint8 [M, C, (T,) H, W, channels], the last draw of every chain, without training noise; what an exact
+        mask shows of pixels is unchanged.
+      clean: float32 [M, C, *size], the same in the units of the flow.
+      draws: all draws, before denoising, and the report on the chains.
+      sigma: the standard deviation of the measurement that the chains used, the noise in the data included; 0 for
+        values that are exact.
+    """
+
+    pixels: np.ndarray
+    clean: np.ndarray
+    draws: PosteriorDraws
+    sigma: float
+
+
+def restore(
+    run: Run,
+    y: np.ndarray | jax.Array,
+    operator: Operator,
+    *,
+    sigma: float | None = None,
+    cond: Condition | None = None,
+    options: ChainOptions | None = None,
+    seed: int = 0,
+    noise_level: float | None = None,
+    frames: int | None = None,
+    rows: int = ROWS,
+    progress: Callable[[int], None] | None = None,
+) -> Restored:
+    """Draws images or clips from p(x | y), in proportion to p(x) N(y; A x, sigma^2), by Markov chains.
+
+    Args:
+      run: the trained model, on pixels or latents.
+      y: float [M, ...], measurements of M images or clips whose pixels are in [-1, 1], as `operator` gives them. Of a
+        mask, hidden values have no effect.
+      operator: A, on pixels.
+      sigma: the standard deviation of the noise in y. What a model learned is data with training noise, and this noise,
+        as A shows it, is added to it. None for the smallest: 0, which keeps what a mask shows of pixels exactly; of
+        other operators, the noise in the data, and at least 0.1 of latents.
+      cond: of the M images: class labels, -1 for none; captions; or text states. None for no condition.
+      options: of the chains; None for the default.
+      seed: of all draws.
+      noise_level: of a noise-conditioned model; None for its highest one.
+      frames: of clips, as the flow counts them; None for as many as it was trained on.
+      rows: chains that one program moves at once; the draws depend on it.
+      progress: called with a number of moves whenever all chains have made some.
+
+    Raises:
+      ValueError: an argument that does not fit the model.
+    """
+    options = options or ChainOptions()
+    check_integer("seed", seed, minimum=0)
+    check_integer("rows", rows, minimum=1)
+    data = run.config.data
+    check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
+    model = distribution(run, frames=frames, noise_level=noise_level)
+    measured, operator = _measured(run, operator, model, y)
+    conditions = given_condition(run, cond, len(measured))
+    exact, noise = _resolved_sigma(data, operator, sigma, model.shape)
+    values = None
+    if exact:
+        values = _as_learned(data, measured, seed)
+    together = max(1, min(rows // options.chains, len(measured)))
+    key, parts = jax.random.key(seed), []
+    for first in range(0, len(measured), together):
+        index = np.resize(np.arange(first, min(first + together, len(measured))), together)
+        chosen = np.repeat(index, options.chains)
+        prior = FlowPrior(model, None if conditions is None else jnp.asarray(conditions[chosen]))
+        posterior = Posterior(
+            prior,
+            operator,
+            jnp.asarray(measured[index] if values is None else values[index]),
+            jnp.full(together, noise, jnp.float32),
+            free=jnp.asarray(~np.broadcast_to(operator.visible, model.shape))
+            if exact and isinstance(operator, Mask)
+            else None,
+        )
+        part = sample_posterior(
+            spread(model.layout, posterior),
+            jax.random.fold_in(key, first),
+            model.shape,
+            options,
+            exact=None if values is None else values[index],
+            progress=progress,
+        )
+        parts.append(part.first(min(together, len(measured) - first)))
+    draws = joined(parts)
+    clean = _denoised(run, model, draws.last, conditions, jax.random.fold_in(key, _DENOISE_STREAM), rows)
+    pixels = to_pixels(clean.reshape(-1, *clean.shape[2:]), data, run.autoencoder)
+    pixels = pixels.reshape(*clean.shape[:2], *pixels.shape[1:])
+    if exact and isinstance(operator, Mask):
+        shown = to_pixels(measured, data, None)[:, None]
+        pixels = np.where(np.broadcast_to(operator.visible, model.shape), shown, pixels)
+    return Restored(pixels, clean, draws, 0.0 if exact else noise)
+
+
+def _measured(
+    run: Run, operator: Operator, model: Distribution, y: np.ndarray | jax.Array
+) -> tuple[np.ndarray, Operator]:
+    """The measurements, float32 [M, ...], as the operator on data of the flow gives them, and this operator.
+
+    Raises:
+      ValueError: an operator or measurements that do not fit the model.
+    """
+    size, autoencoder = model.shape, run.autoencoder
+    if autoencoder is not None:
+        stride, length = autoencoder.stride, size[:-3]
+        length = tuple(autoencoder.pixel_frames(frames) for frames in length)
+        size = (*length, size[-3] * stride, size[-2] * stride, autoencoder.pixel_channels)
+    if isinstance(operator, Mask):
+        visible = np.asarray(operator.visible)
+        try:
+            fits = visible.dtype == bool and np.broadcast_shapes(visible.shape, size) == size
+        except ValueError:
+            fits = False
+        check(fits, f"visible must be bool and broadcast to {list(size)}, got {visible.dtype} {list(visible.shape)}")
+    expected = check_operator(operator, size)
+    y = np.asarray(y)
+    check(
+        y.dtype.kind == "f" and y.shape[1:] == expected and len(y) > 0,
+        f"y must be floating point [M, {', '.join(map(str, expected))}], got {y.dtype} {list(y.shape)}",
+    )
+    y = y.astype(np.float32)
+    if isinstance(operator, Mask):
+        y = np.where(operator.visible, y, np.float32(0.0))
+    check(bool(np.isfinite(y).all()), "y must be finite, got values that are not")
+    if autoencoder is None:
+        return y, operator
+    return y, OfDecoded(operator, autoencoder.params, autoencoder.autoencoder)
+
+
+def _resolved_sigma(
+    data: DataConfig, operator: Operator, sigma: float | None, size: tuple[int, ...]
+) -> tuple[bool, float]:
+    """Whether the measurement is exact, and the standard deviation that chains reach."""
+    of_pixels = not isinstance(operator, OfDecoded)
+    if sigma is not None:
+        check_real("sigma", sigma, minimum=0.0, maximum=1e3)
+    if of_pixels and isinstance(operator, Mask) and not sigma:
+        return True, HARD_SIGMA
+    if not of_pixels:
+        check(sigma is None or sigma > 0, f"sigma must be above 0 for a model of latents, got {sigma}")
+        return False, LATENT_SIGMA if sigma is None else float(sigma)
+    learned = data_noise(data) * noise_gain(operator, size)
+    total = float(np.hypot(learned, sigma or 0.0))
+    check(total > 0, "sigma must be above 0 for a model that was trained without noise, got 0")
+    return False, total
+
+
+def data_noise(data: DataConfig) -> float:
+    """The standard deviation of the noise that was added to the pixels of the training."""
+    if data.noise == "uniform":
+        return 2.0 / data.pixel_levels / 12.0**0.5
+    return float(data.noise_std) if data.noise == "gaussian" else 0.0
+
+
+def _as_learned(data: DataConfig, values: np.ndarray, seed: int) -> np.ndarray:
+    """Exact pixels with the training noise: of a Gaussian as drawn from the seed, of a uniform one its middle."""
+    if data.noise != "gaussian":
+        return values
+    noise = np.random.default_rng((seed, _GIVEN_STREAM)).standard_normal(values.shape, np.float32)
+    return values + np.float32(data.noise_std) * noise
+
+
+def _denoised(
+    run: Run,
+    model: Distribution,
+    x: Float[np.ndarray, "M C *size"],
+    cond: np.ndarray | None,
+    key: PRNGKeyArray,
+    rows: int,
+) -> np.ndarray:
+    """The draws without training noise, by the method of the run's configuration."""
+    denoising, levels = resolved_denoising(run.config, dict.fromkeys(DENOISE_FIELDS))
+    if denoising.method == "none":
+        return x
+    flat = x.reshape(-1, *x.shape[2:])
+    cond = None if cond is None else np.repeat(cond, x.shape[1], axis=0)
+    found = []
+    for first in range(0, len(flat), rows):
+        index = np.resize(np.arange(first, min(first + rows, len(flat))), min(rows, len(flat)))
+        given = (flat[index], None if cond is None else cond[index], np.int32(levels), jax.random.fold_in(key, first))
+        clean = _remove_noise(denoising, run.config.data.noise_std, model, *spread(model.layout, given))
+        found.append(np.asarray(clean)[: len(flat) - first])
+    return np.concatenate(found).reshape(x.shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _remove_noise(
+    denoising: Denoising,
+    noise_std: float,
+    model: Distribution,
+    x: Float[Array, "B *size"],
+    cond: Shaped[Array, "B *rest"] | None,
+    levels: jax.Array,
+    key: PRNGKeyArray,
+) -> Float[Array, "B *size"]:
+    flow = merge(abstract(denoising.flow_config(model.config), model.layout)[0], model.params)
+
+    def noise(level: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, level), x.shape)
+
+    clean: jax.Array = denoising.apply(flow, x, cond, noise_std, levels, noise)
+    return gathered(model.layout, clean)

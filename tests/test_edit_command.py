@@ -1,0 +1,180 @@
+"""`starflow edit`, `sf.restore`, `sf.interpolate` and `sf.change_condition` on tiny runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from random_flows import CLASSES, VIDEO, normal, random_flow
+from sweep_runs import params_of, write_run
+
+import starflow_jax as sf
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import DataConfig
+from starflow_jax.core.config.experiment_config import TextConfig
+from starflow_jax.editing.examples import hidden_part, in_units
+from starflow_jax.editing.latent_edits import spherical
+
+FEW = ["--chains", "3", "--steps", "4", "--burn-in", "8", "--candidates", "2"]
+OPTIONS = sf.ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
+WORDS = ("zero", "one", "two", "left", "right")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a run on images, one on clips, and inputs."""
+    home = tmp_path_factory.mktemp("editing")
+    write_run(home / "run", CLASSES, DataConfig(label_drop=0.1, levels=17), {4: params_of(random_flow(CLASSES))})
+    flow = dataclasses.replace(VIDEO, channels=1, text_dim=len(WORDS))
+    data = DataConfig(source="moving_digits", frames=3, noise="gaussian", noise_std=0.3)
+    write_run(home / "clips", flow, data, {4: params_of(random_flow(flow))}, text=TextConfig(vocabulary=WORDS))
+    rng = np.random.default_rng(0)
+    np.savez(home / "digits.npz", image=rng.integers(17, size=(2, 4, 4, 1)).astype(np.uint8), levels=17)
+    np.save(home / "clip.npy", rng.integers(256, size=(1, 3, 4, 4, 1)).astype(np.uint8))
+    np.save(home / "wide.npy", rng.integers(256, size=(1, 4, 8, 1)).astype(np.uint8))
+    np.save(home / "y.npy", np.zeros((2, 4), np.float32))
+    Image.fromarray(rng.integers(256, size=(2, 2)).astype(np.uint8)).save(home / "small.png")
+    (home / "rows.py").write_text("def rows(x):\n    return x.mean(axis=(2, 3))\n\n\ndef square(x):\n    return x**2\n")
+    return home
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    return sf.from_pretrained(home / "run")
+
+
+def test_visible_pixels_stay_and_the_report_is_that_of_the_draws(run, home):
+    levels = np.load(home / "digits.npz")["image"]
+    y = in_units(levels, 17, run.config.data, whole=True)
+    mask = hidden_part("half:right", (4, 4, 1))
+    assert mask.visible[:, :2].all() and not mask.visible[:, 2:].any()
+    restored = sf.restore(run, y, mask, cond=[0, 2], options=OPTIONS, seed=1)
+    assert restored.pixels.shape == (2, 3, 4, 4, 1) and restored.pixels.dtype == np.uint8
+    shown = np.rint(levels * (255 / 16))[:, None, :, :2]
+    np.testing.assert_array_equal(restored.pixels[:, :, :, :2], np.broadcast_to(shown, (2, 3, 4, 2, 1)))
+    assert np.abs(np.diff(restored.draws.last[..., 2:, 0], axis=1)).max() > 0.01
+    last = restored.draws.last.reshape(-1, 4, 4, 1)
+    expected = sf.log_prob(run, last, [0, 0, 0, 2, 2, 2])
+    np.testing.assert_allclose(restored.draws.log_posterior[..., -1].ravel(), expected, rtol=1e-4, atol=1e-3)
+    again = sf.restore(run, y, mask, cond=[0, 2], options=OPTIONS, seed=1)
+    np.testing.assert_array_equal(again.draws.x, restored.draws.x)
+
+
+@pytest.mark.parametrize(
+    ("operation", "inputs", "options", "out"),
+    [
+        ("inpaint", "digits.npz", ["--mask", "half:left", "--class", "1", "--seed", "2"], "filled.png"),
+        pytest.param("upscale", "small.png", ["--factor", "2"], "large.npz", marks=pytest.mark.slow),
+        pytest.param(
+            "operator",
+            "y.npy",
+            ["--operator", "rows.py:rows", "--moves", "latent", "--sigma", "0.3"],
+            "rows",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("denoise", "digits.npz", ["--sigma", "0.4", "--measure"], "clean.png", marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_restores_images(operation, inputs, options, out, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["edit", operation, inputs, "--workdir", "run", "--out", out, "--json", "r.json", *FEW, *options]) == 0
+    found = json.loads(Path("r.json").read_text())
+    count = 1 if operation == "upscale" else 2
+    assert found["inputs"] == count and found["chains"] == 3 and found["operation"] == operation
+    assert len(found["log_posterior"]) == count and 0 <= found["acceptance"][0] <= 1
+    assert "rms_error_of_draws" in found if operation in ("inpaint", "denoise") else True
+    printed = capsys.readouterr().out
+    assert "acceptance" in printed and "split R-hat" in printed
+    if out == "large.npz":
+        assert np.load(out)["image"].shape == (1, 3, 4, 4, 1)
+    elif out == "rows":
+        assert len(list(Path(out).glob("*.png"))) == 6
+    else:  # the measurement, the mean and three chains of each input
+        assert Image.open(out).size == (5 * 4 * 16, 2 * 4 * 16)
+
+
+@pytest.mark.slow
+def test_the_command_fills_in_frames_of_clips(home, monkeypatch):
+    monkeypatch.chdir(home)
+    options = ["--mask", "frames:1", "--caption", "two left", "--moves", "hamiltonian", "--leapfrog", "2"]
+    assert main(["edit", "inpaint", "clip.npy", "--workdir", "clips", "--out", "x.npz", *FEW, *options]) == 0
+    found, given = np.load("x.npz"), np.load("clip.npy")
+    assert found["video"].shape == (1, 3, 3, 4, 4, 1)
+    np.testing.assert_array_equal(found["video"][:, :, ::2], np.broadcast_to(given[:, None, ::2], (1, 3, 2, 4, 4, 1)))
+
+
+def test_interpolation_begins_and_ends_at_the_data_and_passes_the_sphere(run, home, monkeypatch):
+    first, second = normal((2, 4, 4, 1), 1), normal((2, 4, 4, 1), 2)
+    between = sf.interpolate(run, first, second, num=4, cond=[0, 1], second_cond=[2, 1])
+    assert between.shape == (2, 4, 4, 4, 1)
+    np.testing.assert_allclose(between[:, 0], first, atol=1e-3)
+    np.testing.assert_allclose(between[:, -1], second, atol=1e-3)
+    lengths = np.linalg.norm(spherical(first, second, np.linspace(0, 1, 5)).reshape(2, 5, -1), axis=-1)
+    np.testing.assert_allclose(np.diff(lengths, 2, axis=1), 0.0, atol=1e-4)
+    same = spherical(first, first, np.asarray([0.3]))[:, 0]
+    np.testing.assert_allclose(same, first, atol=1e-5)
+    monkeypatch.chdir(home)
+    assert main(["edit", "interpolate", "digits.npz", "--workdir", "run", "--num", "3", "--out", "between.png"]) == 0
+    assert Image.open("between.png").size == (3 * 4 * 16, 4 * 16)
+
+
+def test_another_condition_keeps_the_noise(run, home, monkeypatch):
+    x = np.asarray(normal((2, 4, 4, 1), 3))
+    np.testing.assert_allclose(sf.change_condition(run, x, [1, 1], [1, 1]), x, atol=1e-3)
+    changed = sf.change_condition(run, x, [1, 1], [2, 0])
+    model = sf.distribution(run)
+    labels = np.asarray([[1, 1], [2, 0]], np.int32)
+    noises = [model.inverse_and_log_det(some, label)[0] for some, label in zip((x, changed), labels, strict=True)]
+    np.testing.assert_allclose(*noises, atol=2e-3)
+    assert np.abs(changed - x).max() > 0.05
+    monkeypatch.chdir(home)
+    command = ["edit", "attribute", "digits.npz", "--workdir", "run", "--out", "a.npz", "--class", "0"]
+    moved = ["--to-class", "2", "--without", "digits.npz", "--having", "digits.npz", "--strength", "0.5"]
+    assert main([*command, *moved]) == 0
+    assert np.load("a.npz")["image"].shape == (2, 2, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inpaint", "digits.npz"], "inpaint requires --mask, got none"),
+        (["inpaint", "digits.npz", "--mask", "frames:1"], "mask frames:1 needs a run on clips"),
+        (["inpaint", "digits.npz", "--mask", "box:0,0,5,1"], "mask box must be inside of 4 rows and 4 columns"),
+        (["inpaint", "digits.npz", "--mask", "x"], "mask must be half:left|right|top|bottom, frames:A-B"),
+        (["inpaint", "wide.npy", "--mask", "half:top"], "wide.npy must contain [n, 4, 4, 1], got [1, 4, 8, 1]"),
+        (["inpaint", "digits.npz", "--mask", "half:top", "--moves", "both"], "moves must be mala, hamiltonian"),
+        (["upscale", "small.png", "--factor", "3"], "--factor must divide the 4 rows and 4 columns of the run, got 3"),
+        (["upscale", "small.png", "--factor", "2", "--mask", "half:top"], "--mask is for inpaint, got upscale"),
+        (["denoise", "digits.npz"], "denoise requires --sigma, got none"),
+        (["colourise", "digits.npz"], "colourise needs a run on several channels"),
+        (["operator", "y.npy", "--operator", "rows.py:square"], "operator rows.py:square must be linear"),
+        (["operator", "y.npy", "--operator", "rows.py:other"], "rows.py must define other()"),
+        (["operator", "y.npy", "--operator", "rows.py:rows", "--class", "3"], "--class must be below the 3 classes"),
+        (["interpolate", "y.npy"], "y.npy must contain [n, 4, 4, 1], got [2, 4]"),
+        (["interpolate", "small.png"], "interpolate needs an even number of inputs, got 1"),
+        (["attribute", "digits.npz"], "attribute requires --to-class, --to-caption or --without and --having"),
+        (["attribute", "digits.npz", "--to-caption", "a"], "--to-caption cannot be used with the run in run"),
+        (["paint", "digits.npz"], "must be one of inpaint, upscale"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_in_a_sentence(words, message, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["edit", *words, "--workdir", "run", "--out", "refused.png"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("starflow: ") and len(error.strip().splitlines()) == 1
+    assert not Path("refused.png").exists()
+
+
+def test_measurements_that_do_not_fit_are_refused(run):
+    with pytest.raises(ValueError, match=r"y must be floating point \[M, 2, 2, 1\], got float32 \[1, 4, 4, 1\]"):
+        sf.restore(run, np.zeros((1, 4, 4, 1), np.float32), sf.BlockMeans(2))
+    with pytest.raises(ValueError, match=r"visible must be bool and broadcast to \[4, 4, 1\], got int64 \[3\]"):
+        sf.restore(run, np.zeros((1, 4, 4, 1), np.float32), sf.Mask(np.ones(3, int)))
+    with pytest.raises(ValueError, match="num must be an integer >= 2, got 1"):
+        sf.interpolate(run, np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 4, 1)), num=1)
+    assert isinstance(jax.tree.leaves(sf.Mask(np.ones((4, 4, 1), bool)))[0], np.ndarray)
