@@ -40,21 +40,26 @@ BASELINE = "adamw"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An experiment file, its number of updates, and overrides that shorten it; evaluations: number of evaluations."""
+    """An experiment file, its number of updates, and overrides.
+
+    Attributes:
+      evaluations: number of evaluations; shorter: share of the updates that precede the others, with clips of 2 frames.
+    """
 
     file: str
     updates: int
     overrides: tuple[str, ...] = ()
     evaluations: int = 20
+    shorter: float = 0.0
 
 
 TASKS = {
     "digits": Task("digits.py", 2000),
-    "moving digits": Task("moving_digits.py", 1000, ("train.curriculum=((400, 2, 8),)", "evaluate.held_out=40")),
+    "moving digits": Task("moving_digits.py", 500, ("evaluate.held_out=40", "train.ema=0.99"), 10, shorter=0.4),
 }
 QUICK = {
     "digits": Task("digits.py:tiny", 2, ("train.steps_per_call=1",), 2),
-    "moving digits": Task("moving_digits.py:tiny", 2, ("train.curriculum=()", "train.steps_per_call=1"), 2),
+    "moving digits": Task("moving_digits.py:tiny", 2, ("train.steps_per_call=1",), 2, shorter=0.5),
 }
 
 
@@ -72,6 +77,8 @@ def experiment(task: Task, optimizer: str, factor: float, seed: int) -> Experime
         f"train.log_every={task.updates // task.evaluations}",
         f"seed={seed}",
     ]
+    if task.shorter:
+        overrides.append(f"train.curriculum=(({round(task.updates * task.shorter)}, 2, 8),)")
     if optimizer == "schedule-free":
         overrides += ["train.decay=constant", "train.ema=0"]
     return load_config(path, (*task.overrides, *overrides))
@@ -155,12 +162,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.add_argument("--out", type=Path, required=True, help="folder of the runs")
     shown.add_argument("--seeds", type=int, default=3, help="seeds of every optimizer (default 3)")
     shown.add_argument("--task", choices=list(TASKS), help="only this task")
+    shown.add_argument("--updates", type=int, help="updates of every run, in place of those of the task")
     shown.add_argument("--json", type=Path, help="also write the figures as JSON")
     shown.add_argument("--quick", action="store_true", help="two updates of tiny models by two optimizers")
     options = shown.parse_args(arguments)
     tasks = QUICK if options.quick else TASKS
     if options.task is not None:
         tasks = {options.task: tasks[options.task]}
+    if options.updates is not None:
+        tasks = {name: dataclasses.replace(task, updates=options.updates) for name, task in tasks.items()}
     candidates = {"adamw": (1.0,), "muon": (1.0,)} if options.quick else CANDIDATES
     results = measure(tasks, candidates, options.out, 1 if options.quick else options.seeds)
     print(table(results))
