@@ -2,6 +2,7 @@
 
 import json
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,29 @@ def wells_on_a_line():
     """A grid, and the density of the first number of `wells` on it without its normaliser."""
     grid = np.linspace(-4, 4, 4001)
     return grid, np.exp(-(grid**4) + 6 * grid**2 + 0.5 * grid)
+
+
+@flax.struct.dataclass
+class Shifted:
+    """What `fit` and `tune` use of a distribution, with two parameters: x = mean + scale * z."""
+
+    params: dict[str, jax.Array]
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def normal(self):
+        return Normal(self.shape, self.params["mean"], jnp.exp(self.params["log_scale"]))
+
+    def sample_and_log_prob(self, key, shape=(), condition=None):
+        return self.normal.sample_and_log_prob(key, shape)
+
+    def log_prob(self, x, condition=None):
+        return self.normal.log_prob(x)
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    return Shifted({"mean": jnp.zeros(2), "log_scale": jnp.zeros(2)}, (2,))
 
 
 @pytest.fixture(scope="module")
@@ -189,67 +213,68 @@ def test_gradient_of_the_reverse_divergence_is_exact():
     np.testing.assert_allclose(jax.grad(divergence)(2.0), 0.0, atol=1e-5)  # without variance at the optimum
 
 
-def test_rounds_raise_the_effective_sample_size_and_resume(flow, tmp_path):
+def test_rounds_raise_the_effective_sample_size_and_resume(shifted, tmp_path):
     options = {"num": 1000, "steps": 60, "batch_size": 128, "lr": 3e-2, "minimum": 0.0}
-    whole = sf.targets.fit(flow, log_density, KEY, rounds=2, **options)
-    sf.targets.fit(flow, log_density, KEY, rounds=1, folder=tmp_path / "kept", **options)
-    resumed = sf.targets.fit(flow, log_density, KEY, rounds=2, folder=tmp_path / "kept", **options)
+    whole = sf.targets.fit(shifted, log_density, KEY, rounds=2, **options)
+    sf.targets.fit(shifted, log_density, KEY, rounds=1, folder=tmp_path / "kept", **options)
+    resumed = sf.targets.fit(shifted, log_density, KEY, rounds=2, folder=tmp_path / "kept", **options)
     jax.tree.map(np.testing.assert_array_equal, whole.distribution.params, resumed.distribution.params)
     assert [one.method for one in resumed.rounds] == ["drawn", "drawn"]
     assert whole.rounds[0].effective < 0.6 and whole.rounds[1].effective > 0.9
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["parameters-2.safetensors", "rounds.json"]
     with pytest.raises(ValueError, match="rounds must be at least the 2"):
-        sf.targets.fit(flow, log_density, KEY, rounds=1, folder=tmp_path / "kept", **options)
+        sf.targets.fit(shifted, log_density, KEY, rounds=1, folder=tmp_path / "kept", **options)
     with pytest.raises(ValueError, match=r"with other arguments: lr=0\.03 instead of 0\.1"):
-        sf.targets.fit(flow, log_density, KEY, rounds=2, folder=tmp_path / "kept", **(options | {"lr": 0.1}))
+        sf.targets.fit(shifted, log_density, KEY, rounds=2, folder=tmp_path / "kept", **(options | {"lr": 0.1}))
     (tmp_path / "kept" / "rounds.json").write_text(json.dumps({"rounds": [{}]}))
     with pytest.raises(ValueError, match="is no record of rounds"):
-        sf.targets.fit(flow, log_density, KEY, rounds=2, folder=tmp_path / "kept", **options)
+        sf.targets.fit(shifted, log_density, KEY, rounds=2, folder=tmp_path / "kept", **options)
 
 
 BAD_CALLS = {
-    "target must return [3] log-densities for 3 points, got float32 of shape [3, 2]": lambda flow: sf.targets.draw(
-        flow, lambda x: x, KEY, 3
+    "target must return [3] log-densities for 3 points, got float32 of shape [3, 2]": lambda shifted: sf.targets.draw(
+        shifted, lambda x: x, KEY, 3
     ),
-    "target must be a function": lambda flow: sf.targets.draw(flow, 3.0, KEY, 3),
-    "target failed for float32 points of shape [3, 2]": lambda flow: sf.targets.draw(flow, lambda x: x @ x, KEY, 3),
-    "target must be finite or -inf, got NaN or infinity at 3 of 3": lambda flow: sf.targets.draw(
+    "target must be a function": lambda shifted: sf.targets.draw(shifted, 3.0, KEY, 3),
+    "target failed for float32 points of shape [3, 2]": lambda shifted: sf.targets.draw(
+        shifted, lambda x: x @ x, KEY, 3
+    ),
+    "target must be finite or -inf, got NaN or infinity at 3 of 3": lambda shifted: sf.targets.draw(
         Normal((2,)), lambda x: jnp.nan * x[:, 0], KEY, 3
     ),
-    "target must be above -inf somewhere": lambda flow: sf.targets.draw(
+    "target must be above -inf somewhere": lambda shifted: sf.targets.draw(
         Normal((2,)), lambda x: jnp.full(3, -jnp.inf), KEY, 3
     ),
-    "num must be an integer >= 1, got 0": lambda flow: sf.targets.draw(flow, log_density, KEY, 0),
-    "batch_size must be": lambda flow: sf.targets.draw(flow, log_density, KEY, 3, batch_size=0),
-    "condition must be None for Normal": lambda flow: sf.targets.draw(Normal((2,)), log_density, KEY, 3, condition=1),
-    "condition must be None for this flow": lambda flow: sf.targets.draw(
-        flow, log_density, KEY, 3, condition=np.arange(3)
+    "num must be an integer >= 1, got 0": lambda shifted: sf.targets.draw(shifted, log_density, KEY, 0),
+    "batch_size must be": lambda shifted: sf.targets.draw(shifted, log_density, KEY, 3, batch_size=0),
+    "condition must be None for Normal": lambda shifted: sf.targets.draw(
+        Normal((2,)), log_density, KEY, 3, condition=1
     ),
-    "conditional must be above 0 and below 1": lambda flow: sf.targets.anneal(
-        flow, log_density, KEY, 10, conditional=1.0
+    "conditional must be above 0 and below 1": lambda shifted: sf.targets.anneal(
+        shifted, log_density, KEY, 10, conditional=1.0
     ),
-    "threshold must be at most 1": lambda flow: sf.targets.anneal(flow, log_density, KEY, 10, threshold=2.0),
-    "step must be above 0": lambda flow: sf.targets.anneal(flow, log_density, KEY, 10, step=0.0),
-    "max_levels must be larger: 200 levels reached": lambda flow: sf.targets.anneal(
+    "threshold must be at most 1": lambda shifted: sf.targets.anneal(shifted, log_density, KEY, 10, threshold=2.0),
+    "step must be above 0": lambda shifted: sf.targets.anneal(shifted, log_density, KEY, 10, step=0.0),
+    "max_levels must be larger: 200 levels reached": lambda shifted: sf.targets.anneal(
         Normal((2,), scale=1.5), wells, KEY, 2000, conditional=0.99999
     ),
-    "x must be [n, 2] with at least one point, got [0, 2]": lambda flow: sf.targets.tune(
-        flow, jnp.zeros((0, 2)), KEY, steps=1
+    "x must be [n, 2] with at least one point, got [0, 2]": lambda shifted: sf.targets.tune(
+        shifted, jnp.zeros((0, 2)), KEY, steps=1
     ),
-    "target must be given for reverse=0.5": lambda flow: sf.targets.tune(
-        flow, jnp.zeros((3, 2)), KEY, steps=1, reverse=0.5
+    "target must be given for reverse=0.5": lambda shifted: sf.targets.tune(
+        shifted, jnp.zeros((3, 2)), KEY, steps=1, reverse=0.5
     ),
-    "reverse must be at most 1": lambda flow: sf.targets.tune(flow, jnp.zeros((3, 2)), KEY, steps=1, reverse=2.0),
-    "share must be below 1": lambda flow: WeightedSamples(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)).clipped(1.0),
-    "minimum must be below 1": lambda flow: sf.targets.fit(flow, log_density, KEY, minimum=1.0),
-    "rounds must be": lambda flow: sf.targets.fit(flow, log_density, KEY, rounds=0),
+    "reverse must be at most 1": lambda shifted: sf.targets.tune(shifted, jnp.zeros((3, 2)), KEY, steps=1, reverse=2.0),
+    "share must be below 1": lambda shifted: WeightedSamples(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)).clipped(1.0),
+    "minimum must be below 1": lambda shifted: sf.targets.fit(shifted, log_density, KEY, minimum=1.0),
+    "rounds must be": lambda shifted: sf.targets.fit(shifted, log_density, KEY, rounds=0),
 }
 
 
 @pytest.mark.parametrize("message", BAD_CALLS)
-def test_bad_arguments_are_refused(flow, message):
+def test_bad_arguments_are_refused(shifted, message):
     with pytest.raises(ValueError) as caught:
-        BAD_CALLS[message](flow)
+        BAD_CALLS[message](shifted)
     assert message in str(caught.value)
 
 
@@ -280,6 +305,18 @@ def test_command_weights_samples_of_a_run(tmp_path, monkeypatch, capsys):
     for name, message in (("other.py:f", "does not exist"), ("energies.py:value", "must define value()")):
         assert main([*command, "--target", name]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_flow_learns_by_its_own_samples(flow):
+    options = {"num": 1000, "steps": 100, "batch_size": 128, "lr": 2e-2, "annealing": {"moves": 1}}
+    fitted = sf.targets.fit(flow, log_density, KEY, rounds=2, start=Normal((2,)), reverse=0.5, **options)
+    assert [one.method for one in fitted.rounds] == ["annealed", "drawn"]
+    found = sf.targets.draw(fitted.distribution, log_density, jax.random.key(1), NUM)
+    assert found.effective_sample_size > 0.9 * NUM
+    assert abs(found.log_z - LOG_Z) < 4 * found.log_z_error
+    with pytest.raises(ValueError, match="condition must be None for this flow"):
+        sf.targets.draw(flow, log_density, KEY, 3, condition=np.arange(3))
 
 
 @pytest.mark.slow
