@@ -6,12 +6,12 @@
 
 Parts, separated by commas in --parts:
 
-- classes: the right half of held-out digits is filled in from the left one, without a class. The left half determines
-  the class where a support-vector classifier of left halves alone, with calibrated probabilities (Platt) and fitted on
-  the training digits, gives at least 0.95 to one class, which is not looked at otherwise. Two classifiers of whole
-  digits that are fitted on the training digits read what was filled in; the table has the share of chains in which the
-  true class is read, beside that of the whole digits themselves. The baseline is the same flow without the measurement
-  in the chains: its samples with the visible half pasted in.
+- classes: the right half of held-out digits is filled in from the left one, of whichever class. The left half
+  determines the class where a support-vector classifier of left halves alone, with calibrated probabilities (Platt) and
+  fitted on the training digits, gives at least 0.95 to one class, which is not looked at otherwise. Two classifiers of
+  whole digits that are fitted on the training digits read what was filled in; the table has the share of chains in
+  which the true class is read, beside that of the whole digits themselves. The baseline is the same flow without the
+  measurement in the chains: its samples with the visible half pasted in.
 - coverage: x is drawn from the flow, y = A x + noise, and 19 chains draw from p(x | y): the range of 19 independent
   draws holds a further one with probability 0.9, so x is inside in 90 % of all cases if the chains have converged.
   Counted for every pixel, for the mean of all pixels, and for log p(x); the standard error is over digits.
@@ -44,6 +44,7 @@ from starflow_jax.editing.posterior_sampling import PosteriorDraws, sample_poste
 from starflow_jax.evaluation.samples.features.digit_classifier import digit_classes
 from starflow_jax.evaluation.video.caption_recognition import ink_levels, read_digits
 from starflow_jax.evaluation.video.motion import centroid_displacements, luma, motion
+from starflow_jax.media import image_grid, write_png
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.training import open_source
 
@@ -77,10 +78,10 @@ def classes(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     whole = dequantise(levels, np.full(levels.shape, 0.5, np.float32), 17)
     begin = time.perf_counter()
     options = chain_options(arguments, arguments.chains)
-    restored = sf.restore(run, whole, Mask(LEFT), options=options, seed=arguments.seed)
+    restored = sf.restore(run, whole, Mask(LEFT), cond="any", options=options, seed=arguments.seed)
     seconds = time.perf_counter() - begin
     shown = np.rint(levels * (255 / 16)).astype(np.uint8)
-    drawn = sf.sample(run, num=len(levels), label="none", seed=arguments.seed).images
+    drawn = sf.sample(run, num=len(levels), seed=arguments.seed).images  # of the classes in turn
     pasted = np.where(LEFT, shown, drawn)
     figures: dict[str, Any] = {"digits": len(levels), "chains": arguments.chains, "seconds": seconds}
     filled = restored.pixels.reshape(-1, 8, 8, 1)
@@ -93,9 +94,20 @@ def classes(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
             right = (found == wanted).reshape(len(levels), -1).mean(axis=1)
             figures[f"{name}, {judge}"] = float(right.mean())
             figures[f"{name}, {judge}, error"] = float(right.std(ddof=1) / len(right) ** 0.5)
+    assert restored.labels is not None
+    figures["chains of the class"] = float((restored.labels == labels[:, None]).mean())
     figures |= mixing(restored.draws)
     np.savez(arguments.out / "classes.npz", image=restored.pixels, whole=shown, label=labels)
+    picture(arguments.out / "classes.png", shown, restored.pixels)
     return figures
+
+
+def picture(path: Path, whole: np.ndarray, filled: np.ndarray) -> None:
+    """A row for each digit: what is visible, some of the chains, and at the end the whole digit; hidden pixels grey."""
+    visible = np.where(LEFT, whole, 96)[:, None]
+    cells = np.concatenate([visible, filled[:, :10], whole[:, None]], axis=1).astype(np.uint8)
+    framed = np.pad(cells, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=128)
+    write_png(path, image_grid(framed.reshape(-1, 9, 9, 1), cells.shape[1]), scale=6)
 
 
 def coverage(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:

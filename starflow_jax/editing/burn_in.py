@@ -44,7 +44,7 @@ def first_state(
     def drawn(row: Int[Array, "B"], call: Int[Array, "B"]) -> Float[Array, "B *size"]:
         """Draws from the prior, functions of a row and of a call."""
         keys = jax.vmap(lambda r, c: jax.random.fold_in(jax.random.fold_in(draw_key, r), c))(row, call)
-        return posterior.prior.data(jax.vmap(lambda k: jax.random.normal(k, size))(keys))[0]
+        return posterior.prior.of_rows(row).data(jax.vmap(lambda k: jax.random.normal(k, size))(keys))[0]
 
     def measured(_: None, call: Int[Array, ""]) -> tuple[None, Float[Array, "B"]]:
         return None, posterior.error(drawn(jnp.arange(rows), jnp.full(rows, call)))
@@ -54,11 +54,12 @@ def first_state(
     errors = jnp.moveaxis(errors.reshape(candidates, groups, chains), 0, 1).reshape(groups, -1)
     start = jnp.maximum(posterior.sigma, _wide_enough(errors, chains))
     chosen = systematic(choice_key, -0.5 * errors / start[:, None] ** 2, chains)
-    # Drawn again: rows of a posterior share their condition, so that each may take the draw of another.
-    row = chosen % chains + chains * jnp.arange(groups)[:, None]
-    x = drawn(row.reshape(-1), (chosen // chains).reshape(-1))
+    # Drawn again, under the condition of the row that it was drawn for.
+    row = (chosen % chains + chains * jnp.arange(groups)[:, None]).reshape(-1).astype(jnp.int32)
+    x = drawn(row, (chosen // chains).reshape(-1))
     return State(
-        point=Point(x, posterior.terms(x)),
+        point=Point(x, posterior.of_rows(row).terms(x)),
+        origin=row,
         log_steps=jnp.log(jnp.tile(jnp.asarray([math.prod(size) ** (-1 / 3), 0.5]), (groups, 1))),
         variance=_shrunk(x.reshape(groups, chains, *size)),
         start=start,
@@ -132,4 +133,4 @@ def held(posterior: Posterior, state: State, values: Float[Array, "M *size"]) ->
     """The state with the values that do not move in place of those that the chains have."""
     x = state.point.x
     x = jnp.where(posterior.moving(x), x, repeated(values, x.shape[0]))
-    return state.replace(point=Point(x, posterior.terms(x)))  # type: ignore[attr-defined]
+    return state.replace(point=Point(x, posterior.of_rows(state.origin).terms(x)))  # type: ignore[attr-defined]

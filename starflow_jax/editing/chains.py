@@ -26,6 +26,7 @@ class State:
 
     Attributes:
       point: of the B = M C rows.
+      origin: the row whose condition each row has, int32 [B].
       log_steps: log h of moves of data and log b of moves of noise, float32 [M, 2].
       variance: the diagonal preconditioner, float32 [M, *size].
       start: the standard deviation that the measurement has where `progress` is 0, float32 [M].
@@ -35,6 +36,7 @@ class State:
     """
 
     point: Point
+    origin: jax.Array
     log_steps: jax.Array
     variance: jax.Array
     start: jax.Array
@@ -110,6 +112,7 @@ def _moved(
     kind: Kind, posterior: Posterior, state: State, inputs: Schedule
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """One move of data, of noise, or of both, and an adaptation of the step sizes."""
+    posterior = posterior.of_rows(state.origin)
     rows, chains = state.point.x.shape[0], state.log_weights.shape[1]
     key, data_key, noise_key = jax.random.split(jax.random.wrap_key_data(state.key), 3)
     sigma = repeated(sigma_at(posterior, state.start, state.progress), rows)
@@ -151,6 +154,7 @@ def _reweighted(posterior: Posterior, state: State, progress: Float[Array, ""]) 
     rows = (chosen + chains * jnp.arange(groups)[:, None]).reshape(-1)
     return state.replace(  # type: ignore[attr-defined]
         point=jax.tree.map(lambda values: values[rows], state.point),
+        origin=state.origin[rows],
         log_weights=jnp.where(resample[:, None], -math.log(chains), logs),
         progress=progress,
         key=jax.random.key_data(key),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from starflow_jax.editing.operators import Operator
 
@@ -21,6 +22,10 @@ class Prior(Protocol):
 
     def data(self, z: Float[Array, "B *size"]) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
         """The data of noise, and log p of it."""
+        ...
+
+    def of_rows(self, rows: Int[Array, "B"]) -> Prior:
+        """The prior under the conditions of the given rows."""
         ...
 
 
@@ -67,6 +72,10 @@ class Posterior:
         (log_prior, z), back = _value_and_back(self.prior, x)
         slope = jax.grad(lambda x: jnp.sum(self.error(x)))(x)
         return Terms(log_prior, self.error(x), z, back, slope)
+
+    def of_rows(self, rows: Int[Array, "B"]) -> Posterior:
+        """The posteriors under the prior's conditions of the given rows."""
+        return dataclasses.replace(self, prior=self.prior.of_rows(rows))
 
     def error(self, x: Float[Array, "B *size"]) -> Float[Array, "B"]:
         """|y - A x|^2 of every row."""

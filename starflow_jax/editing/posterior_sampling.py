@@ -92,6 +92,7 @@ class PosteriorDraws:
       error: float32 [M, C, S], |y - A x|^2.
       acceptance: float64 [M, 2], mean probability of acceptance of moves of data and of noise, NaN for other moves.
       steps: float64 [M, 2], the sizes of both: h in units of the preconditioner, and b.
+      origin: int32 [M, C], the chain whose condition each chain has, where the chains of a posterior have several.
       moves: after the burn-in, of every chain.
     """
 
@@ -100,6 +101,7 @@ class PosteriorDraws:
     error: np.ndarray
     acceptance: np.ndarray
     steps: np.ndarray
+    origin: np.ndarray
     moves: int
 
     @functools.cached_property
@@ -134,7 +136,7 @@ class PosteriorDraws:
         return self.x[:, :, -1]
 
 
-_ARRAYS = ("x", "log_posterior", "error", "acceptance", "steps")
+_ARRAYS = ("x", "log_posterior", "error", "acceptance", "steps", "origin")
 
 
 def joined(parts: Sequence[PosteriorDraws]) -> PosteriorDraws:
@@ -235,5 +237,6 @@ def _collected(posterior: Posterior, state: State, traces: list[Trace], options:
         error=error,
         acceptance=np.where(used, acceptance, np.nan),
         steps=np.where(used, np.exp(np.asarray(state.log_steps, np.float64)), np.nan),
+        origin=np.asarray(state.origin).reshape(groups, chains) % chains,
         moves=options.draws * options.thin,
     )

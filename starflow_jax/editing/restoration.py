@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from starflow_jax.sharding.layout import gathered, spread
 ROWS = 256
 # The standard deviation of a measurement of latents, whose decoder cannot be inverted, where none is given.
 LATENT_SIGMA = 0.1
-_GIVEN_STREAM, _DENOISE_STREAM = 0x6769, 0x6465
+_GIVEN_STREAM, _DENOISE_STREAM, _CLASS_STREAM = 0x6769, 0x6465, 0x636C
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,12 +45,14 @@ class Restored:
       draws: all draws, before denoising, and the report on the chains.
       sigma: the standard deviation of the measurement that the chains used, the noise in the data included; 0 for
         values that are exact.
+      labels: int32 [M, C], the class of every chain with `cond` "any": their shares estimate p(class | y). Else None.
     """
 
     pixels: np.ndarray
     clean: np.ndarray
     draws: PosteriorDraws
     sigma: float
+    labels: np.ndarray | None = None
 
 
 def restore(
@@ -58,7 +61,7 @@ def restore(
     operator: Operator,
     *,
     sigma: float | None = None,
-    cond: Condition | None = None,
+    cond: Condition | Literal["any"] | None = None,
     options: ChainOptions | None = None,
     seed: int = 0,
     noise_level: float | None = None,
@@ -76,7 +79,8 @@ def restore(
       sigma: the standard deviation of the noise in y. What a model learned is data with training noise, and this noise,
         as A shows it, is added to it. None for the smallest: 0, which keeps what a mask shows of pixels exactly; of
         other operators, the noise in the data, and at least 0.1 of latents.
-      cond: of the M images: class labels, -1 for none; captions; or text states. None for no condition.
+      cond: of the M images: class labels, -1 for none; captions; or text states; "any" of a model with classes, whose
+        chains then have the classes in turn, and those survive whose class fits. None for no condition.
       options: of the chains; None for the default.
       seed: of all draws.
       noise_level: of a noise-conditioned model; None for its highest one.
@@ -94,7 +98,13 @@ def restore(
     check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
     model = distribution(run, frames=frames, noise_level=noise_level)
     measured, operator = _measured(run, operator, model, y)
-    conditions = given_condition(run, cond, len(measured))
+    labels = None
+    if isinstance(cond, str):
+        labels = _any_class(run, cond, (len(measured), options.chains), seed)
+        conditions = given_condition(run, labels.reshape(-1), labels.size)
+    else:
+        conditions = given_condition(run, cond, len(measured))
+        conditions = None if conditions is None else np.repeat(conditions, options.chains, axis=0)
     exact, noise = _resolved_sigma(data, operator, sigma, model.shape)
     values = None
     if exact:
@@ -103,7 +113,7 @@ def restore(
     key, parts = jax.random.key(seed), []
     for first in range(0, len(measured), together):
         index = np.resize(np.arange(first, min(first + together, len(measured))), together)
-        chosen = np.repeat(index, options.chains)
+        chosen = (options.chains * index[:, None] + np.arange(options.chains)).reshape(-1)
         prior = FlowPrior(model, None if conditions is None else jnp.asarray(conditions[chosen]))
         posterior = Posterior(
             prior,
@@ -124,13 +134,26 @@ def restore(
         )
         parts.append(part.first(min(together, len(measured) - first)))
     draws = joined(parts)
+    own = (options.chains * np.arange(len(measured))[:, None] + draws.origin).reshape(-1)
+    conditions = None if conditions is None else conditions[own]
     clean = _denoised(run, model, draws.last, conditions, jax.random.fold_in(key, _DENOISE_STREAM), rows)
     pixels = to_pixels(clean.reshape(-1, *clean.shape[2:]), data, run.autoencoder)
     pixels = pixels.reshape(*clean.shape[:2], *pixels.shape[1:])
     if exact and isinstance(operator, Mask):
         shown = to_pixels(measured, data, None)[:, None]
         pixels = np.where(np.broadcast_to(operator.visible, model.shape), shown, pixels)
-    return Restored(pixels, clean, draws, 0.0 if exact else noise)
+    labels = None if labels is None else labels.reshape(-1)[own].reshape(labels.shape)
+    return Restored(pixels, clean, draws, 0.0 if exact else noise, labels)
+
+
+def _any_class(run: Run, cond: str, shape: tuple[int, int], seed: int) -> np.ndarray:
+    """The class of every chain, int32 [M, C], each about equally often among the chains of an image."""
+    flow = run.config.flow
+    classes = flow.num_classes or (0 if run.config.reads_captions else flow.text_dim)
+    check(cond == "any" and classes > 0, f"cond must be labels, captions or None for this model, got {cond!r}")
+    offsets = np.random.default_rng((seed, _CLASS_STREAM)).random((shape[0], 1))
+    found: np.ndarray = (classes * (np.arange(shape[1]) + offsets) / shape[1]).astype(np.int32) % classes
+    return found
 
 
 def _measured(
@@ -214,7 +237,6 @@ def _denoised(
     if denoising.method == "none":
         return x
     flat = x.reshape(-1, *x.shape[2:])
-    cond = None if cond is None else np.repeat(cond, x.shape[1], axis=0)
     found = []
     for first in range(0, len(flat), rows):
         index = np.resize(np.arange(first, min(first + rows, len(flat))), min(rows, len(flat)))

@@ -98,7 +98,13 @@ def add_to(subparsers: Any) -> None:
     option("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     option("--seed", type=integer(0), default=0, metavar="N", help="of all draws (default 0)")
     option("--scale", type=integer(1, 64), metavar="N", help="side in pixels of an enlarged pixel (default: about 64)")
-    option("--class", dest="label", type=class_choice, metavar="N|none", help="class of the inputs (default: none)")
+    option(
+        "--class",
+        dest="label",
+        type=class_choice,
+        metavar="N|any|none",
+        help="class of the inputs; any, whichever fits, is the default of posteriors",
+    )
     option(
         "--caption",
         dest="captions",
@@ -320,7 +326,10 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
             y.shape, np.float32
         )
     options = chain_options(arguments)
-    cond = _condition(model, arguments.label, captions, len(y))
+    flow = model.config.flow
+    classes = flow.num_classes or (0 if model.config.reads_captions else flow.text_dim)
+    label = "any" if arguments.label is None and classes else arguments.label
+    cond = "any" if label == "any" and classes and not captions else _condition(model, label, captions, len(y))
     bar = tqdm(unit="move", disable=None, dynamic_ncols=True)
     with bar:
         restored = restore(
