@@ -27,6 +27,7 @@ PUBLIC = {
     "Run": "starflow_jax.sampling.loaded_run",
     "sample": "starflow_jax.api.model_sampling",
     "SampleRequest": "starflow_jax.sampling.sample_requests",
+    "StarFlowPipeline": "starflow_jax.hub.pipeline",
     "log_prob": "starflow_jax.api.model_likelihood",
     "bits_per_dim": "starflow_jax.api.model_likelihood",
     "compress": "starflow_jax.compression.image_codec",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.flows import LinearGuidance as LinearGuidance
     from starflow_jax.flows import learned_denoise as learned_denoise
     from starflow_jax.flows import score_denoise as score_denoise
+    from starflow_jax.hub.pipeline import StarFlowPipeline as StarFlowPipeline
     from starflow_jax.sampling.loaded_run import Run as Run
     from starflow_jax.sampling.sample_requests import SampleRequest as SampleRequest
     from starflow_jax.solvers import Jacobi as Jacobi

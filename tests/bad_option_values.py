@@ -40,6 +40,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "compress --out": (OUTPUTS, "file"),
     "draw-target --out": (OUTPUTS, "file"),
     "edit --out": (OUTPUTS, "folder"),
+    "--notes": (INPUTS, "file"),
     "train --workdir": (OUTPUTS, "folder"),
     "train-autoencoder --workdir": (OUTPUTS, "folder"),
     "finetune-decoder --workdir": (OUTPUTS, "folder"),
@@ -65,6 +66,20 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
 # Options whose text is parsed by the command. What is not here and has no type takes any text.
 TEXTS = {
     "--listen": ("", "x", "localhost", "1.2.3", "256.1.1.1", "1.2.3.4:5", "[::]", "nan", LONG),
+    "publish --to": (
+        "",
+        "x",
+        "folder",
+        "hf://x",
+        "hf:/x/y",
+        "hf://x/y@main",
+        "hf://x/y/z",
+        "hf://x/..",
+        "gs://x/y",
+        LONG,
+    ),
+    "--license": ("", " ", "M I T", "-x", "a/b", LONG, "\x00"),
+    "--revision": ("", " ", "a b", "-x", "../x", LONG, "\x00"),
     "--profile": ("", "x", "1", "1:", ":2", "5:1", "-1:2", "1:2:3", f"1:{HUGE}", "1e1:2", "nan:2"),
     "--coordinator": ("", "x", "host", "host:", ":1", "host:x", "host:0", "host:99999999"),
     "--mesh": ("", ",", "x", "data", "data=", "data=0", "data=-2", "data=3", "data=1,data=1", "x=1", f"data={HUGE}"),
@@ -115,7 +130,7 @@ TEXTS = {
     "--real-caption": ("missing.txt", "empty.txt", "folder.txt", "garbage.txt", "pipe.txt", f"{LONG}.txt"),
 }
 # Options of free text: a name of a project or of a key, a sentence.
-FREE = {"train --wandb", "port --weights", "port --state", "score --caption"}
+FREE = {"train --wandb", "port --weights", "port --state", "score --caption", "publish --message"}
 
 
 def prepare(folder: Path) -> None:
@@ -153,6 +168,14 @@ def bad_values(command: str, option: str, action: argparse.Action) -> tuple[str,
         return REALS
     if declared == "choice":
         return WORDS
-    if declared in ("path", "read_path", "run_path", "runs_path", "work_path", "outline_path"):  # runs, frozen models
+    if declared in (
+        "path",
+        "read_path",
+        "model_path",
+        "run_path",
+        "runs_path",
+        "work_path",
+        "outline_path",
+    ):  # runs, frozen models
         return INPUTS["folder"]
     raise LookupError(f"give bad values for {command} {option}")

@@ -53,6 +53,7 @@ BASES = {
     "finetune-decoder": ["--config", "tiny_vae.py:tiny_decoder", "--workdir", "new", "--autoencoder", "vae"],
     "plan": ["--config", "digits.py:tiny", "--topology", "h100:2"],
     "port": ["--from", "weights.safetensors", "--config", "digits.py:tiny", "--workdir", "new"],
+    "publish": ["--workdir", "run", "--license", "mit", "--to", "hf://x/y"],
     "demo": ["--out", "new"],
 }
 VIDEO_OPTIONS = {

@@ -24,7 +24,7 @@ ORDER = (
     ("data",),
     ("training",),
     ("sampling",),
-    ("compression", "evaluation"),
+    ("compression", "evaluation", "hub"),
     ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
     ("targets", "editing"),
     ("experiments",),

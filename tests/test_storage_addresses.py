@@ -48,7 +48,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text):
         ["train", "--config", "gs://b/x.py", "--workdir", "w"],
         ["plan", "--config", "s3:/b/x.py:tiny"],
         ["init", "--data", "gs://b/images", "--out", "x.py"],
-        ["port", "--from", "gs://b/x.pth", "--workdir", "w"],
+        ["port", "--to-torch", "gs://b/x.pth", "--workdir", "w"],
     ],
 )
 def test_options_without_addresses_say_so_and_create_nothing(argv, tmp_path, monkeypatch, capsys):

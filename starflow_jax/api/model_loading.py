@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from starflow_jax.core.storage.copies import local_path, without_optimizer
-from starflow_jax.sampling.loaded_run import Run, open_run
-from starflow_jax.sampling.model_folder import MODEL_FILE
-from starflow_jax.sampling.sample_requests import RunRequest
+from starflow_jax.hub.model_opening import open_model
+from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sharding.layout import Layout
 
 
@@ -17,8 +15,9 @@ def from_pretrained(
     """Reads a trained model.
 
     Args:
-      path: the folder or the address of a run (`starflow train`, `starflow port`), or of an assembled model folder
-        with an autoencoder and a text encoder (`starflow port --assemble`).
+      path: the folder or the address of a run (`starflow train`, `starflow port`), of an assembled model folder with an
+        autoencoder and a text encoder (`starflow port --assemble`), or of a published model (`starflow publish`).
+        Models on the Hugging Face Hub have addresses hf://ORG/NAME[@REVISION], read with the extra `hub`.
       ema: whether to take the exponential moving average of the parameters, where the run has one.
       step: the checkpoint; None for the newest.
       layout: the devices to spread the parameters over; None for one device.
@@ -27,9 +26,7 @@ def from_pretrained(
       The model.
 
     Raises:
-      ValueError: `path` contains neither a run nor a model folder, or a file in it is damaged or missing.
+      ValueError: `path` contains no model, or a file in it is damaged or missing.
+      StoreError: the store of an address, or the Hub, is not reached.
     """
-    path = local_path(path, without_optimizer)
-    if (path / MODEL_FILE).is_file():
-        return open_run(RunRequest(model=path, ema=ema, step=step), layout=layout)
-    return open_run(RunRequest(workdir=path, ema=ema, step=step), layout=layout)
+    return open_model(path, ema=ema, step=step, layout=layout)

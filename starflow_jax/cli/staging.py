@@ -1,4 +1,7 @@
-"""Addresses of stores among the options of a command: copied before it runs, published while it runs and after it."""
+"""Addresses of stores and of models on the Hub among the options of a command: copied before it runs.
+
+What it writes to a store is published while it runs and after it.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,24 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.stored import StoredOption
+from starflow_jax.cli.options.stored import PublishedOption, StoredOption
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.core.storage.addresses import Address
-from starflow_jax.core.storage.copies import fetch_copy, fetch_outline, fetch_selected, without_optimizer
+from starflow_jax.core.storage.copies import (
+    fetch_copy,
+    fetch_outline,
+    fetch_selected,
+    local_path,
+    one_step,
+    without_optimizer,
+)
+from starflow_jax.core.storage.hub_addresses import is_hub_address
 from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.core.storage.manifest import LEASE
 from starflow_jax.core.storage.places import OUTLINES, WORK, local_place, shown
 from starflow_jax.core.storage.store import Store, open_store
 from starflow_jax.core.storage.working_folder import is_taken, publish_new, working_folder
-
-_STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
+from starflow_jax.hub.published_files import is_published
 
 
 def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int:
@@ -36,6 +46,9 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
     Raises:
       CommandError: a store cannot be read or written, or somebody else owns what is written.
     """
+    for name, value in vars(arguments).items():
+        if isinstance(value, PublishedOption):
+            setattr(arguments, name, _converted(value.path))
     options = {name: value for name, value in vars(arguments).items() if _addresses(value)}
     # The supervised process opens its addresses itself, and owns its folder.
     if not options or getattr(arguments, "supervise", None) is not None:
@@ -95,6 +108,8 @@ def _replaced(
         return [_replaced(one, arguments, flag, first, stack, outputs) for one in value]
     if not isinstance(value, StoredOption):
         return value
+    if is_hub_address(value.address):
+        return _from_hub(value, arguments, flag, first)
     try:
         store = open_store(value.address)
     except ValueError as error:
@@ -128,10 +143,44 @@ def _replaced(
         return place
     if value.use == "read":
         return fetch_copy(store)
+    if value.use == "model":
+        return _converted(fetch_copy(store, without_optimizer))
     if value.use == "runs":
         return fetch_copy(store, without_optimizer)
     step = getattr(arguments, "step", None)
-    return fetch_selected(store, lambda manifest: _one_step(list(manifest.files), step))
+    return fetch_selected(store, lambda manifest: one_step(list(manifest.files), step))
+
+
+def _from_hub(value: StoredOption, arguments: argparse.Namespace, flag: str, first: bool) -> Path:
+    """The local path for an address of the Hugging Face Hub, at a commit that is printed.
+
+    Raises:
+      CommandError: the command would write there.
+    """
+    if value.use in ("work", "output"):
+        raise CommandError(f"{flag} must be a path or the address of a store, got {value.address}: the Hub is written "
+                           "by starflow publish")  # fmt: skip
+    if value.use == "read":
+        path = local_path(str(value.address))
+    else:
+        from starflow_jax.hub.model_opening import local_model
+
+        step = getattr(arguments, "step", None)
+        model = local_model(str(value.address), step=step, all_steps=value.use == "runs")
+        path = model.path if value.use == "model" else model.run
+    if first:
+        print(f"{flag} {path}", file=sys.stderr)  # which is shown as the address with its commit
+    return path
+
+
+def _converted(path: Path) -> Path:
+    """The run of a published folder; any other path as it is."""
+    if not is_published(path):
+        return path
+    from starflow_jax.hub.model_opening import local_model
+
+    with sentences():
+        return local_model(path).path
 
 
 def _described(store: Store, value: StoredOption, flag: str) -> Path:
@@ -142,18 +191,6 @@ def _described(store: Store, value: StoredOption, flag: str) -> Path:
     place = local_place(value.address, OUTLINES)
     shutil.rmtree(place, ignore_errors=True)
     return place
-
-
-def _one_step(names: list[str], step: int | None) -> list[str]:
-    """The files of a run that reading its parameters at one step needs; the newest step for None or a missing one."""
-    steps = {int(match[1]) for name in names if (match := _STEP.match(name))}
-    chosen = step if step in steps else max(steps, default=None)
-
-    def needed(name: str) -> bool:
-        match = _STEP.match(name)
-        return match is None or name.startswith("inverse/") or int(match[1]) == chosen
-
-    return [name for name in names if without_optimizer(name) and needed(name)]
 
 
 def _is_small(name: str) -> bool:

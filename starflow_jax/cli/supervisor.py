@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from starflow_jax.cli.errors import INTERRUPTED, REFUSED
-from starflow_jax.cli.options.stored import Parsed, StoredOption
+from starflow_jax.cli.options.stored import Parsed, PublishedOption, StoredOption
 from starflow_jax.core.storage.manifest import read_manifest
 from starflow_jax.core.storage.store import open_store
 
@@ -89,6 +89,7 @@ def supervised(argv: Sequence[str]) -> list[str]:
 
 def newest_step(workdir: Parsed | str) -> int | None:
     """The newest step with a folder in the run's folder of checkpoints; None without any, or if it cannot be read."""
+    assert not isinstance(workdir, PublishedOption)  # it is no folder to work in
     if isinstance(workdir, StoredOption):
         try:
             manifest = read_manifest(open_store(workdir.address))

@@ -13,7 +13,7 @@ from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.parameters import Params, abstract, merge
 from starflow_jax.sampling.latent_shapes import RunAutoencoder, autoencoder_for
-from starflow_jax.sampling.model_folder import load_model_folder
+from starflow_jax.sampling.model_folder import is_run, load_model_folder
 from starflow_jax.sampling.sample_requests import RunRequest
 from starflow_jax.sharding.layout import Layout, tree_layout
 from starflow_jax.solvers import AnySolver, reads_estimates
@@ -84,7 +84,9 @@ def open_run(
       ValueError: there is no such run or model folder, it is damaged, or its parts do not fit together.
     """
     workdir, decoder, text_encoder = request.workdir, request.decoder, request.text_encoder
-    if request.model is not None:
+    if request.model is not None and is_run(request.model):
+        workdir = request.model  # its configuration names the frozen models
+    elif request.model is not None:
         folder = load_model_folder(request.model)
         workdir = folder.flow
         decoder = decoder or folder.autoencoder.with_scale

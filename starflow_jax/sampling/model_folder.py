@@ -24,6 +24,7 @@ from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.config.checks import check_choice
 from starflow_jax.core.regular_files import check_file, read_json
 from starflow_jax.core.storage.copies import local_path, without_optimizer
+from starflow_jax.core.storage.places import is_hub_snapshot
 from starflow_jax.models.autoencoders.storage import split_scale
 from starflow_jax.training.inverse.inverse_folder import INVERSE_FOLDER, has_inverse
 
@@ -90,16 +91,10 @@ def load_model_folder(path: Path | str) -> ModelFolder:
     names = {"format", "version", "flow", "autoencoder", "text_encoder"}
     if set(content) != names:
         raise ValueError(f"{file} must have the fields {', '.join(sorted(names))}, got {', '.join(sorted(content))}")
-    flow = _inside(path, content["flow"], "flow")
+    flow = _inside(file, content["flow"], "flow")
     check_flow(flow)
-    autoencoder = _part(path, content["autoencoder"], "autoencoder")
-    text_encoder = _part(path, content["text_encoder"], "text_encoder")
-    for name, part, kind in (
-        ("autoencoder", autoencoder, autoencoder_kind(autoencoder.path)),
-        ("text_encoder", text_encoder, text_encoder_kind(text_encoder.path)),
-    ):
-        if part.kind != kind:
-            raise ValueError(f"{name} of {file} is {kind!r} and not {part.kind!r}")
+    autoencoder = read_part(file, content["autoencoder"], "autoencoder")
+    text_encoder = read_part(file, content["text_encoder"], "text_encoder")
     return ModelFolder(path, flow, autoencoder, text_encoder)
 
 
@@ -141,28 +136,39 @@ def assemble(request: AssembleRequest) -> ModelFolder:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} must be a new or an empty folder")
     check_flow(request.flow)
-    autoencoder, scale = split_scale(request.autoencoder)
-    if not 0 < scale < 1e3 or (scale != 1 and autoencoder.suffix == ".npz"):
-        raise ValueError(f"autoencoder {autoencoder} cannot have the temporal scale {scale:g}")
-    kinds = {"autoencoder": autoencoder_kind(autoencoder), "text_encoder": text_encoder_kind(text_encoder)}
+    parts = {"autoencoder": autoencoder_part(request.autoencoder), "text_encoder": text_encoder_part(text_encoder)}
     with replacing_folder(path.absolute()) as temporary:
         content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "flow": "flow"}
         _add_run(request.flow, temporary / "flow", how)
         if has_inverse(request.flow):
             _add_run(request.flow / INVERSE_FOLDER, temporary / "flow" / INVERSE_FOLDER, how)
-        for name, source in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
-            target = name if source.is_dir() else f"{name}{source.suffix}"
-            _add(source, temporary / target, how)
-            content[name] = {"kind": kinds[name], "path": target}
-        if scale != 1:
-            content["autoencoder"]["temporal_scale"] = scale
+        for name, part in parts.items():
+            content[name] = part_entry(temporary, name, part, how)
         write_text(temporary / MODEL_FILE, json.dumps(content, indent=2) + "\n")
     return load_model_folder(path)
 
 
+def autoencoder_part(path: Path) -> Part:
+    """The autoencoder at a path, which may end in a temporal scale; ValueError where there is none of a known kind."""
+    file, scale = split_scale(path)
+    if not 0 < scale < 1e3 or (scale != 1 and file.suffix == ".npz"):
+        raise ValueError(f"autoencoder {file} cannot have the temporal scale {scale:g}")
+    return Part(autoencoder_kind(file), file, scale)
+
+
+def text_encoder_part(path: Path) -> Part:
+    """The text encoder at a path; ValueError where there is none."""
+    return Part(text_encoder_kind(path), path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like the working folder of a run with a checkpoint."""
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
 def check_flow(path: Path) -> None:
     """Raises ValueError unless `path` looks like the working folder of a run with a checkpoint."""
-    if not (path / "config.json").is_file() or not (path / "checkpoints").is_dir():
+    if not is_run(path):
         raise ValueError(f"flow {path} is not a working folder of a run: it has no config.json and checkpoints")
 
 
@@ -201,27 +207,44 @@ def _holds_tensors(path: Path) -> bool:
     return any(file.name.endswith(_TENSORS) for file in path.iterdir() if file.is_file())
 
 
-def _part(folder: Path, value: Any, name: str) -> Part:
+def read_part(file: Path, value: Any, name: str) -> Part:
+    """The entry of a frozen model in a file that describes the folder around it.
+
+    Raises:
+      ValueError: it is not an entry, the path leaves the folder, or the part is missing or of another kind.
+    """
     if not isinstance(value, Mapping) or not {"kind", "path"} <= set(value) or not isinstance(value["kind"], str):
-        raise ValueError(f"{name} of {folder / MODEL_FILE} must have a kind and a path, got {value!r}")
+        raise ValueError(f"{name} of {file} must have a kind and a path, got {value!r}")
     scale = value.get("temporal_scale", 1.0)
     fields = {"kind", "path", "temporal_scale"} if name == "autoencoder" else {"kind", "path"}
     if set(value) - fields or isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1e3:
-        raise ValueError(
-            f"{name} of {folder / MODEL_FILE} must have only the fields {', '.join(sorted(fields))}, got {value!r}"
-        )
-    return Part(value["kind"], _inside(folder, value["path"], name), float(scale))
+        raise ValueError(f"{name} of {file} must have only the fields {', '.join(sorted(fields))}, got {value!r}")
+    part = Part(value["kind"], _inside(file, value["path"], name), float(scale))
+    kind = autoencoder_kind(part.path) if name == "autoencoder" else text_encoder_kind(part.path)
+    if part.kind != kind:
+        raise ValueError(f"{name} of {file} is {kind!r} and not {part.kind!r}")
+    return part
 
 
-def _inside(folder: Path, value: Any, name: str) -> Path:
-    """The path of a part, which must not leave the folder, neither by its text nor through links."""
+def part_entry(folder: Path, name: str, part: Part, how: Transfer) -> dict[str, Any]:
+    """Copies or links a frozen model into a folder; returns its entry for the file that describes the folder."""
+    target = name if part.path.is_dir() else f"{name}{part.path.suffix}"
+    _add(part.path, folder / target, how)
+    entry: dict[str, Any] = {"kind": part.kind, "path": target}
+    return entry if part.temporal_scale == 1 else entry | {"temporal_scale": part.temporal_scale}
+
+
+def _inside(file: Path, value: Any, name: str) -> Path:
+    """The path of a part, which must not leave the folder of `file`, neither by its text nor through links."""
+    folder = file.parent
     parts = PurePosixPath(value).parts if isinstance(value, str) and "\0" not in value else ()
     plain = bool(parts) and not any(part in ("..", "/") or "\\" in part or ":" in part for part in parts)
     path = folder.joinpath(*parts)
-    if not plain or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} of {folder / MODEL_FILE} must be a path inside the folder, got {value!r}")
+    # In the cache of huggingface_hub every file is a link, which its client made.
+    if not plain or not (is_hub_snapshot(folder) or path.resolve().is_relative_to(folder.resolve())):
+        raise ValueError(f"{name} of {file} must be a path inside the folder, got {value!r}")
     if not path.exists():
-        raise ValueError(f"{name} of {folder / MODEL_FILE} is missing: {value}")
+        raise ValueError(f"{name} of {file} is missing: {value}")
     return path
 
 

@@ -28,7 +28,8 @@ class RunRequest:
 
     Attributes:
       workdir: the folder of a run.
-      model: instead of `workdir`, a folder with a flow, an autoencoder and a text encoder (`model_folder`).
+      model: instead of `workdir`, a folder with a flow, an autoencoder and a text encoder (`model_folder`), or that of
+        a run.
       step: of the checkpoint; None for the newest.
       ema: whether to use the exponential moving average of the parameters, where the run has one.
       decoder: an autoencoder that decodes latents in place of the one of the training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import zipfile
@@ -11,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from starflow_jax.core.atomic_writing import replacing
+from starflow_jax.core.atomic_writing import replacing, write_text
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+STEM, INDEX_FILE = "model", "model.safetensors.index.json"  # of shards
 _ALIGNMENT = 64  # of storages in a file, as in PyTorch
 _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, without its name and other extra fields
 
@@ -49,6 +51,53 @@ def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np
             _write_safetensors(temporary, entries, values)
         else:
             _write_zip(temporary, entries, values)
+
+
+def write_shards(
+    folder: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray], shard_bytes: int
+) -> list[Path]:
+    """Writes float32 tensors as `model.safetensors`, or as shards with `model.safetensors.index.json`.
+
+    Args:
+      folder: an existing folder, which a caller replaces whole.
+      entries, values: see `write_tensors`.
+      shard_bytes: of a file at most; a larger tensor has a file of its own.
+
+    Returns:
+      The files.
+    """
+    groups = _shards(entries, shard_bytes)
+    remaining = iter(values)
+    for name, group in groups.items():
+        # The number of values is checked where the last tensor of a file is written.
+        write_tensors(folder / name, group, itertools.islice(remaining, len(group)))
+    written = [folder / name for name in groups]
+    if len(groups) > 1:
+        table = {entry.name: name for name, group in groups.items() for entry in group}
+        content = {"metadata": {"total_size": sum(map(_bytes, entries))}, "weight_map": table}
+        written.append(folder / INDEX_FILE)
+        write_text(written[-1], json.dumps(content, indent=2) + "\n")
+    return written
+
+
+def shard_sizes(entries: Sequence[TensorSpec], shard_bytes: int) -> dict[str, int]:
+    """The names of the files that `write_shards` writes, without the index, and the bytes of their tensors."""
+    return {name: sum(map(_bytes, group)) for name, group in _shards(entries, shard_bytes).items()}
+
+
+def _shards(entries: Sequence[TensorSpec], shard_bytes: int) -> dict[str, list[TensorSpec]]:
+    groups: list[list[TensorSpec]] = []
+    size = 0
+    for entry in entries:
+        if not groups or size + _bytes(entry) > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += _bytes(entry)
+    if len(groups) == 1:
+        return {f"{STEM}.safetensors": groups[0]}
+    count = len(groups)
+    return {f"{STEM}-{number:05d}-of-{count:05d}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
 def _write_safetensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:

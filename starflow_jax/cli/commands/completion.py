@@ -25,7 +25,7 @@ examples:
 
 # How the types of options are called that take a path, and what completes them.
 _FILES = {"path", "read_path", "experiment_file", "output_file", "output_path", "network_name"}
-_FOLDERS = {"run_path", "runs_path", "outline_path", "work_path"}
+_FOLDERS = {"model_path", "run_path", "runs_path", "outline_path", "work_path"}
 
 
 def add_to(subparsers: Any) -> None:

@@ -11,7 +11,7 @@ from starflow_jax.cli.options.arguments import integer, shortened
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.stored import model_path, output_file, output_path, read_path, run_path
 
 ORDER = 72
 COMPILES = True
@@ -76,7 +76,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Declares the options that name the model, which are those of `starflow decompress`, too."""
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option("--model", type=read_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
+    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
 

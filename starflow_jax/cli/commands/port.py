@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
@@ -14,8 +15,10 @@ from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.paths import experiment_file, path
-from starflow_jax.cli.options.stored import output_file
+from starflow_jax.cli.options.stored import output_file, read_path
 from starflow_jax.core.choices import Transfer, choices
+from starflow_jax.core.storage.hub_addresses import is_hub_address
+from starflow_jax.core.storage.places import shown
 
 if TYPE_CHECKING:
     from starflow_jax.training.checkpoints.port_requests import Porting
@@ -35,6 +38,7 @@ evaluate, score and info take it as it is, and starflow train begins from it."""
 EXAMPLES = """\
 examples:
   starflow port --from starflow_3B_t2i_256x256.pth --config experiments/starflow_3b_t2i.py --workdir runs/3b
+  starflow port --from hf://ORG/NAME/model.pth --config experiments/starflow_3b_t2i.py --workdir runs/3b
   starflow port --from afhq.pth --config experiments/tarflow_afhq256.py --workdir runs/afhq --infer
   starflow port --workdir runs/3b --to-torch weights.safetensors
   starflow port --verify tests/goldens/starflow_image --json errors.json
@@ -64,7 +68,7 @@ def add_to(subparsers: Any) -> None:
         "port", help="released weights to a run, and back", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    option("--from", dest="source", type=path, metavar="PATH", help="a file or folder of tensors")
+    option("--from", dest="source", type=read_path, metavar="PATH", help="a file or folder of tensors, or its address")
     option("--config", type=experiment_file, metavar="FILE[:VARIANT]", help="the experiment whose flow the tensors are")
     option(
         "--workdir",
@@ -99,11 +103,16 @@ def add_to(subparsers: Any) -> None:
     option("--flow", type=path, metavar="DIR", help="with --assemble: the folder of a run")
     option(
         "--autoencoder",
-        type=path,
+        type=read_path,
         metavar="PATH[:SCALE]",
         help="with --assemble: a diffusers folder, Wan2.2 file or .npz; of videos with its temporal scale",
     )
-    option("--text-encoder", type=path, metavar="DIR", help="with --assemble: a Hugging Face folder with its tokenizer")
+    option(
+        "--text-encoder",
+        type=read_path,
+        metavar="DIR",
+        help="with --assemble: a Hugging Face folder with its tokenizer",
+    )
     option(
         "--place",
         type=choice(*choices(Transfer)),
@@ -172,7 +181,7 @@ def _port(arguments: argparse.Namespace) -> int:
 
     config = _configuration(arguments)
     layout = layout_of_command(arguments) if arguments.mesh is not None else None
-    request = build_request(PortRequest, arguments, config=config, layout=layout)
+    request = build_request(PortRequest, arguments, config=config, layout=layout, origin=_origin(arguments.source))
     with sentences():
         porting = open_porting(request)
     for line in porting.fit.lines():
@@ -187,6 +196,12 @@ def _port(arguments: argparse.Namespace) -> int:
     _print_porting(porting)
     print(f"run: {request.workdir}")
     return 0
+
+
+def _origin(source: Path) -> str | None:
+    """The address with its commit of a file on the Hub; None for another file."""
+    name = shown(source)
+    return name if is_hub_address(name) else None
 
 
 def _print_porting(porting: Porting) -> None:

@@ -15,7 +15,7 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
-from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.stored import model_path, output_file, output_path, read_path, run_path
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
 ORDER = 30
@@ -62,7 +62,7 @@ def add_to(subparsers: Any) -> None:
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
     option(
         "--model",
-        type=read_path,
+        type=model_path,
         metavar="DIR",
         help="instead of --workdir: a folder of starflow port --assemble, with autoencoder and text encoder",
     )

@@ -14,7 +14,7 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
-from starflow_jax.cli.options.stored import output_file, read_path, run_path, work_path
+from starflow_jax.cli.options.stored import model_path, output_file, read_path, run_path, work_path
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
@@ -45,7 +45,7 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run on clips")
-    option("--model", type=read_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
+    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
     option("--prompts", required=True, type=read_path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
     option("--out", required=True, type=work_path, metavar="DIR", help="a new folder, or the folder of an earlier call")
     option(

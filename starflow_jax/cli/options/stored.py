@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Literal
 
 from starflow_jax.cli.options import outputs, paths
-from starflow_jax.core.storage.addresses import Address, is_address
+from starflow_jax.core.storage.addresses import Address, is_address, parts_of_scale
+from starflow_jax.core.storage.hub_addresses import HubAddress, is_hub_address
+from starflow_jax.hub.published_files import is_published
 
 # What becomes of an address:
 #   read     a local copy of all of it
+#   model    likewise, of a model folder or a published folder, which becomes a run
 #   run      a local copy of a run without the state of its optimizer, at one step: that of --step, or the newest
 #   runs     likewise, at all steps
 #   outline  the small files of a run, and empty ones of the sizes of the others
 #   work     a folder that this process owns and that is published while the command runs
 #   output   a new file or folder, published when the command has ended
-Use = Literal["read", "run", "runs", "outline", "work", "output"]
+Use = Literal["read", "model", "run", "runs", "outline", "work", "output"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,15 @@ class StoredOption:
     use: Use
 
 
-Parsed = Path | StoredOption
+@dataclasses.dataclass(frozen=True)
+class PublishedOption:
+    """The local folder of a published model on the command line, which becomes a run before the command runs."""
+
+    path: Path
+
+
+Parsed = Path | StoredOption | PublishedOption
+_OF_MODELS = ("model", "run", "runs", "outline")
 
 
 def stored(use: Use, local: Callable[[str], Path] = paths.path) -> Callable[[str], Parsed]:
@@ -41,8 +52,11 @@ def stored(use: Use, local: Callable[[str], Path] = paths.path) -> Callable[[str
 
     def parse(text: str) -> Parsed:
         if not is_address(text):
-            return local(text)
+            path = local(text)
+            return PublishedOption(path) if use in _OF_MODELS and is_published(path) else path
         try:
+            if is_hub_address(text):
+                HubAddress.parse(parts_of_scale(text)[0])
             return StoredOption(Address.parse(text), use)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
@@ -53,6 +67,11 @@ def stored(use: Use, local: Callable[[str], Path] = paths.path) -> Callable[[str
 def read_path(text: str) -> Parsed:
     """Parses a file or folder that is read."""
     return stored("read")(text)
+
+
+def model_path(text: str) -> Parsed:
+    """Parses a model folder, or another folder of a trained model."""
+    return stored("model")(text)
 
 
 def run_path(text: str) -> Parsed:

@@ -23,6 +23,12 @@ def address_text(text: object) -> str:
     return _SCHEME.sub(r"\1://", str(text), count=1)
 
 
+def parts_of_scale(text: str) -> tuple[str, str]:
+    """An address without the temporal scale of an autoencoder at its end, and that end (":0.6"); "" without one."""
+    scaled = re.fullmatch(r"(.+[^/])(:\d*\.?\d+)", text)
+    return (text, "") if scaled is None else (scaled[1], scaled[2])
+
+
 def refuse_address(name: str, value: object, why: str = "") -> None:
     """Raises ValueError, naming the field, where a value is an address and only a path is allowed."""
     if is_address(value):

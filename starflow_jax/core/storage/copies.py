@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from starflow_jax.core.storage.addresses import Address, address_text, is_address
+from starflow_jax.core.storage.addresses import Address, address_text, is_address, parts_of_scale
+from starflow_jax.core.storage.hub_addresses import HubAddress, is_hub_address
+from starflow_jax.core.storage.hub_copies import fetch_hub
 from starflow_jax.core.storage.local_moves import locked, move_over, shared_until_exit
 from starflow_jax.core.storage.manifest import File, Manifest, folder_files, read_pending
 from starflow_jax.core.storage.places import COPIES, LIMIT_VARIABLE, OUTLINES, copies_limit, local_place, storage_folder
@@ -31,6 +33,7 @@ _THREADS = 8
 _ATTEMPTS = 4  # to copy a folder that somebody publishes meanwhile
 _SMALL, _MOST_BESIDE = 2**24, 100  # bytes, and number of objects beside those of a folder
 _USED = ".used"  # folder of one file for each copy, whose modification time is that of its last use
+_STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
 
 Wanted = Callable[[str], bool]
 
@@ -45,12 +48,25 @@ def without_optimizer(name: str) -> bool:
     return re.search(r"(^|/)checkpoints/[^/]+/opt_state/", name) is None
 
 
+def one_step(names: list[str], step: int | None) -> list[str]:
+    """The files of a run that reading its parameters at one step needs; the newest step for None or a missing one."""
+    steps = {int(match[1]) for name in names if (match := _STEP.match(name))}
+    chosen = step if step in steps else max(steps, default=None)
+
+    def needed(name: str) -> bool:
+        match = _STEP.match(name)
+        return match is None or name.startswith("inverse/") or int(match[1]) == chosen
+
+    return [name for name in names if without_optimizer(name) and needed(name)]
+
+
 def local_path(path: Path | str, wanted: Wanted = everything) -> Path:
     """A path as it is; for an address, the path of a local copy, which is made or brought up to date.
 
     Args:
       path: a path, or an address, which may end in a pattern ("gs://b/train-*.tar") or in the temporal scale of an
-        autoencoder ("gs://b/vae.pth:0.6"), as the path of the copy does then.
+        autoencoder ("gs://b/vae.pth:0.6"), as the path of the copy does then. Of a model on the Hugging Face Hub,
+        hf://ORG/NAME[@REVISION][/FILE], the copy is in the cache of huggingface_hub.
       wanted: of a folder, whether the file of a name below it is needed; others may be missing in the copy.
 
     Returns:
@@ -63,9 +79,11 @@ def local_path(path: Path | str, wanted: Wanted = everything) -> Path:
     if not is_address(path):
         return Path(path)
     text = address_text(path)
-    scaled = re.fullmatch(r"(.+[^/]):(\d*\.?\d+)", text)
-    if scaled is not None:
-        return Path(f"{local_path(scaled[1], wanted)}:{scaled[2]}")
+    plain, scale = parts_of_scale(text)
+    if scale:
+        return Path(f"{local_path(plain, wanted)}{scale}")
+    if is_hub_address(text):
+        return fetch_hub(HubAddress.parse(text), lambda names: filter(wanted, names)).path
     address, pattern = parts_of_pattern(text)
     if pattern:
         return fetch_copy(open_store(address), lambda name: fnmatch.fnmatchcase(name, pattern)) / pattern

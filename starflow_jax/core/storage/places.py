@@ -13,9 +13,12 @@ FOLDER_VARIABLE = "STARFLOW_STORAGE"  # the folder of all copies
 LIMIT_VARIABLE = "STARFLOW_STORAGE_LIMIT"  # how many gigabytes copies of what is read may take
 COPIES, WORK = "copies", "work"  # folders of what is read, and of what is written
 OUTLINES = "outlines"  # of runs whose arrays are not read
+HUB = "hub"  # what is kept of models on the Hugging Face Hub, beside the cache of huggingface_hub
 _DEFAULT_LIMIT = 100.0
 _LONGEST = 200  # characters of a name of a local folder, which file systems bound
 _GIGABYTE = 10**9
+# The folder of a commit in the cache of huggingface_hub; neither part of the name contains "--".
+_SNAPSHOT = re.compile(r"(?:/[^/\s\"':]+)*/models--([\w.-]+?)--([\w.-]+?)/snapshots/([0-9a-f]{40})(?![^/\s\"':,)])")
 
 
 def storage_folder() -> Path:
@@ -67,8 +70,18 @@ def shown(text: object) -> str:
         rf"{root}/{WORK}(?:-\d+)?/([a-z][a-z0-9+.-]+)/((?:[^/\s=]+\+/)*[^/\s=]*)=/(?=[^/\s])", _containing, str(text)
     )
     text = re.sub(rf"{root}/(?:{COPIES}|{OUTLINES})/([a-z][a-z0-9+.-]+)/(?=[^/\s])", r"\1://", text)
+    text = re.sub(rf"{root}/{HUB}/runs/([^/\s]+/[^/\s]+)/([0-9a-f]{{40}})-[0-9a-f]+", r"hf://\1@\2", text)
+    text = _SNAPSHOT.sub(r"hf://\1/\2@\3", text)
     # A `Path` of the text of an address has lost a slash.
-    return re.sub(r"\b(gs|gcs|s3|s3a|az|abfs|abfss|memory):/(?=[^/\s])", r"\1://", text)
+    return re.sub(r"\b(gs|gcs|s3|s3a|az|abfs|abfss|memory|hf):/(?=[^/\s])", r"\1://", text)
+
+
+def is_hub_snapshot(path: Path) -> bool:
+    """Whether a folder is in that of a commit in the cache of huggingface_hub, whose files are links that it made.
+
+    A repository holds no links of its own: the Hub's client writes the text of one as a file.
+    """
+    return _SNAPSHOT.match(str(path.absolute())) is not None
 
 
 def _containing(match: re.Match[str]) -> str:

@@ -46,6 +46,7 @@ class PortRequest:
       allow_partial: whether to write although tensors are missing, unexpected or of another shape. Parameters without a
         tensor get their initial values.
       layout: of devices; the checkpoint is chunked by the shards that they will read. None for one device.
+      origin: the address of the source with its commit, which the run records; None for a source without one.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class PortRequest:
     infer: bool = False
     allow_partial: bool = False
     layout: Layout | None = None
+    origin: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ class Porting:
         }
 
 
-def _check_portable(flow: FlowConfig) -> None:
+def check_portable(flow: FlowConfig) -> None:
     """Raises ValueError for a flow with a map or with orders that no tensor of the originals describes."""
     check(
         flow.pixel_map is None,
@@ -141,7 +143,7 @@ def open_porting(request: PortRequest) -> Porting:
         originals do not have.
     """
     config = request.config
-    _check_portable(config.flow)
+    check_portable(config.flow)
     tensors = open_tensors(request.source)
     state, state_tensors = choose(states_of(tensors), request.weights, tensors.left_aside)
     if request.infer:
@@ -166,7 +168,7 @@ def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Por
     porting = open_porting(request) if porting is None else porting
     problem = porting.problem()
     check(problem is None, f"nothing was written: {problem}")
-    write_run(request.workdir, porting.config, porting.tensors, porting.fit.usable(), request.layout)
+    write_run(request.workdir, porting.config, porting.tensors, porting.fit.usable(), request.layout, request.origin)
     return porting
 
 
@@ -216,7 +218,7 @@ def export_run(request: ExportRequest) -> Exported:
       OSError: the file cannot be written.
     """
     config = run_config(request.workdir)
-    _check_portable(config.flow)
+    check_portable(config.flow)
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
     step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
     return Exported(config.name, step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,13 +17,15 @@ from starflow_jax.flows.parameters import Params, abstract, split
 from starflow_jax.porting.fit import not_finite
 from starflow_jax.porting.tensor_names import Entry, entries, flatten, unflatten
 from starflow_jax.sharding.layout import Layout, located
-from starflow_jax.tensor_formats.tensor_writing import write_tensors
+from starflow_jax.tensor_formats.tensor_writing import write_shards, write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
 from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
 from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed, write_params_checkpoint
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, CONFIG_FILE
+
+ORIGIN_FILE = "origin.json"  # of a run that was ported from a repository, with its commit
 
 
 def write_run(
@@ -31,6 +34,7 @@ def write_run(
     tensors: Mapping[str, LazyTensor],
     usable: set[str],
     layout: Layout | None = None,
+    origin: str | None = None,
 ) -> None:
     """Writes the folder of a run at step 0 that holds these tensors; it appears complete or not at all.
 
@@ -39,6 +43,7 @@ def write_run(
       tensors: by the names of the original; usable: names of those that fit. Parameters, or layers of them, without a
         usable tensor get their initial values.
       layout: of devices; the file is chunked by the shards that they will read.
+      origin: where the tensors come from, which `ORIGIN_FILE` records; None to record nothing.
 
     Raises:
       ValueError: a folder that is not empty, or a tensor with values that are not finite.
@@ -73,6 +78,8 @@ def write_run(
         tree = unflatten({path: streamed(path) for path in entries_by_path})
         write_params_checkpoint(temporary / CHECKPOINT_FOLDER / "0", config, tree)
         write_text(temporary / CONFIG_FILE, to_json(config))
+        if origin is not None:
+            write_text(temporary / ORIGIN_FILE, json.dumps({"from": origin}, indent=2) + "\n")
 
 
 def check_new(workdir: Path) -> None:
@@ -113,11 +120,25 @@ def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: 
       ValueError: no such checkpoint, or one that is damaged.
       OSError: the file cannot be written.
     """
-    with Checkpoints(workdir, config) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None or step not in checkpoints.steps():
-            steps = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
+    return _written(workdir, config, step, ema, lambda specs, values: write_tensors(path, specs, values))
+
+
+def write_torch_shards(
+    folder: Path, workdir: Path, config: ExperimentConfig, step: int | None, *, ema: bool, shard_bytes: int
+) -> int:
+    """`write_torch_file` to the files `model*.safetensors` of a folder, see `tensor_writing.write_shards`."""
+    return _written(workdir, config, step, ema, lambda specs, values: write_shards(folder, specs, values, shard_bytes))
+
+
+def _written(
+    workdir: Path,
+    config: ExperimentConfig,
+    step: int | None,
+    ema: bool,
+    write: Callable[[Sequence[Entry], Iterator[np.ndarray]], object],
+) -> int:
+    """Calls `write` with the tensors of the original of one checkpoint; returns its step."""
+    step = existing_step(workdir, config, step)
     folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
     _, expected = abstract(config.flow)
     file_entries = entries(expected)
@@ -125,9 +146,19 @@ def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: 
         digests = read_digests(folder)
         part = "ema" if ema and "ema" in digests else "params"
         stored = StoredParams(folder / part, flatten(expected))
-        write_tensors(path, file_entries, _tensors(stored, file_entries, expected, str(digests.get(part))))
+        write(file_entries, _tensors(stored, file_entries, expected, str(digests.get(part))))
     except Unusable as error:
         raise ValueError(f"checkpoint {folder} {error}") from error
+    return step
+
+
+def existing_step(workdir: Path, config: ExperimentConfig, step: int | None) -> int:
+    """A step of which the run has a checkpoint, the newest for None; ValueError where there is none."""
+    with Checkpoints(workdir, config) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None or step not in checkpoints.steps():
+            steps = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
     return step
 
 
