@@ -103,7 +103,8 @@ def classes(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def picture(path: Path, whole: np.ndarray, filled: np.ndarray) -> None:
-    """A row for each digit: what is visible, some of the chains, and at the end the whole digit; hidden pixels grey."""
+    """A row for each of the first digits: what is visible, some of the chains, and the whole digit; hidden is grey."""
+    whole, filled = whole[:12], filled[:12]
     visible = np.where(LEFT, whole, 96)[:, None]
     cells = np.concatenate([visible, filled[:, :10], whole[:, None]], axis=1).astype(np.uint8)
     framed = np.pad(cells, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=128)
