@@ -55,7 +55,10 @@ def test_a_new_training_and_one_to_resume(tmp_path, capsys):
     saved = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints" / "10").rglob("*") if path.is_file())
     # Random numbers are not compressed much, and Orbax adds files of metadata.
     assert 0.8 * found["checkpoint_bytes"] < saved < 1.2 * found["checkpoint_bytes"] + 200_000
-    found = figures(tmp_path, *argv, "--config.train.log_every=5")
+    (tmp_path / "run" / "checkpoints" / "12").mkdir()  # without its parts
+    assert main([*argv, "--dry-run"]) == 2
+    assert "the newest checkpoint of" in capsys.readouterr().err
+    found = figures(tmp_path, *argv, "--config.train.log_every=5", "--resume", "latest-good")
     assert found["step"] == 10 and "the run is resumed there" in capsys.readouterr().out
 
 
@@ -86,6 +89,8 @@ def test_a_sweep(tmp_path, capsys):
     found = figures(tmp_path, "sweep", "--config", config, "--out", str(tmp_path / "out"))
     assert "not known before a cell is done" in capsys.readouterr().out
     assert found["cells_left"] == found["cells"] and found["rows_left"] == 2 * 6 * (COUNT + 7) * DRAWS
+    assert main(["sweep", "--config", config, "--out", str(home), "--dry-run"]) == 2
+    assert "must be an empty or a new folder, or that of a sweep" in capsys.readouterr().err
     assert main(["sweep", "--report-only", "--dry-run", "--out", str(tmp_path / "out")]) == 2
     assert "--dry-run cannot be combined with --report-only" in capsys.readouterr().err
 

@@ -176,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.task is not None:
         tasks = {options.task: tasks[options.task]}
     if options.updates is not None:
+        if options.updates < max(task.evaluations for task in tasks.values()):
+            shown.error(f"--updates must be at least the number of evaluations, got {options.updates}")
         tasks = {name: dataclasses.replace(task, updates=options.updates) for name, task in tasks.items()}
     candidates = {"adamw": (1.0,), "muon": (1.0,)} if options.quick else CANDIDATES
     if options.rates is not None:

@@ -140,9 +140,13 @@ class Results:
         if self._written:  # only process 0 calls `repair` and writes
             self._write_table()
 
+    def lost(self) -> set[str]:
+        """The ids of finished cells whose examples cannot be read, which are computed again."""
+        return {cell["cell"] for cell in self._cells if cell["cell"] in self.done and not _is_whole(self._out, cell)}
+
     def repair(self) -> None:
         """Removes rows whose examples cannot be read, drops an incomplete line, and writes the table."""
-        lost = {cell["cell"] for cell in self._cells if cell["cell"] in self.done and not _is_whole(self._out, cell)}
+        lost = self.lost()
         if lost:
             self.rows = [row for row in self.rows if row["cell"] not in lost]
             self.done -= lost

@@ -311,15 +311,24 @@ def claim_folder(out: Path) -> None:
       ValueError: a folder that holds other files, or cannot be written.
     """
     try:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} must be a folder, and is a file")
+        check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()) and not (out / PLAN_FILE).is_file():
-            raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and contains other files")
         for name in (CELLS_FOLDER, EXAMPLES_FOLDER):
             (out / name).mkdir(exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def check_folder(out: Path) -> None:
+    """Checks what `claim_folder` does and writes nothing; a folder that does not exist is free.
+
+    Raises:
+      ValueError: a file, or a folder that holds other files.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} must be a folder, and is a file")
+    if out.exists() and any(out.iterdir()) and not (out / PLAN_FILE).is_file():
+        raise ValueError(f"{out} must be an empty or a new folder, or that of a sweep, and contains other files")
 
 
 @contextmanager

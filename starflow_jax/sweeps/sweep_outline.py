@@ -9,7 +9,8 @@ import numpy as np
 
 from starflow_jax.core.outline import Outline, byte_size, duration
 from starflow_jax.sweeps.grid import Plan
-from starflow_jax.sweeps.results import Results
+from starflow_jax.sweeps.results import Results, cell_names
+from starflow_jax.sweeps.runner import check_folder
 
 
 def sweep_outline(plan: Plan, out: Path) -> Outline:
@@ -18,10 +19,12 @@ def sweep_outline(plan: Plan, out: Path) -> Outline:
     The time is that of the tokens at the mean speed of the finished cells in the folder, where there are any.
 
     Raises:
-      ValueError: damaged results in the folder.
+      ValueError: a folder that is not one of a sweep, or damaged results in it.
     """
-    results = Results(out)
-    todo = [cell for cell in plan.cells if cell.id not in results.done]
+    check_folder(out)
+    results = Results(out, cell_names(plan))
+    done = results.done - results.lost()
+    todo = [cell for cell in plan.cells if cell.id not in done]
     rows, tokens = (sum(values) for values in ([cell.rows for cell in todo], [_tokens(cell) for cell in todo]))
     checkpoints = {id(cell.checkpoint): cell.checkpoint for cell in plan.cells}.values()
     data = {id(cell.data): cell.data for cell in plan.cells}.values()
@@ -41,7 +44,7 @@ def sweep_outline(plan: Plan, out: Path) -> Outline:
         "most_bytes": size,
     }
     read = [
-        (f"checkpoint: {one.run} step {one.step}", f"{one.parameters} parameters, {one.config.flow.family}")
+        (f"checkpoint: {one.run} step {one.step}", f"{one.parameters:,} parameters, {one.config.flow.family}")
         for one in checkpoints
     ]
     read += [

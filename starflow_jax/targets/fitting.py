@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from starflow_jax.targets.annealing import anneal
 from starflow_jax.targets.fitted_rounds import Round, read_rounds, write_round
 from starflow_jax.targets.importance import CLIPPED, draw
 from starflow_jax.targets.proposals import Proposal, Target
-from starflow_jax.targets.tuning import tune
+from starflow_jax.targets.tuning import check_tuning, tune
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ def fit(
     for name, share in (("minimum", minimum), ("clip", clip)):
         check_real(name, share, minimum=0.0)
         check(share < 1, f"{name} must be below 1, got {share}")
+    check_tuning(steps=steps, batch_size=batch_size, lr=lr, reverse=reverse)
     options = dict(annealing or {})
     settings = {
         "num": num,
@@ -91,7 +93,8 @@ def fit(
         "clip": clip,
         "annealing": options,
         "key": np.asarray(jax.random.key_data(key)).ravel().tolist(),
-        "start": None if start is None else f"{type(start).__name__} {list(start.shape)}",
+        "start": None if start is None else f"{type(start).__name__} {list(start.shape)} {_digest(start)}",
+        "condition": None if condition is None else _digest(condition),
     }
     done: list[Round] = []
     if folder is not None:
@@ -133,3 +136,11 @@ def fit(
         if folder is not None:
             write_round(folder, settings, done, distribution.params)
     return Fitted(distribution, tuple(done))
+
+
+def _digest(tree: Any) -> str:
+    """Eight digits of the arrays of a pytree, by which a record tells them from others."""
+    digest = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()[:8]

@@ -57,17 +57,12 @@ def tune(
     Raises:
       ValueError: an argument is out of range, or does not fit the flow.
     """
-    check_integer("steps", steps, minimum=1)
-    check_integer("batch_size", batch_size, minimum=1)
-    check_real("lr", lr, minimum=0.0)
+    check_tuning(steps=steps, batch_size=batch_size, lr=lr, reverse=reverse)
     check_real("weight_decay", weight_decay, minimum=0.0)
-    check_real("reverse", reverse, minimum=0.0)
-    check(reverse <= 1, f"reverse must be at most 1, got {reverse}")
     check_condition(distribution, condition)
     argument = None
     if reverse > 0:
         check(target is not None, f"target must be given for reverse={reverse}, got None")
-        check_integer("batch_size", batch_size, minimum=2)  # the baseline is the mean of the other samples
         assert target is not None
         argument = as_argument(target, distribution.shape, batch_size)
     if reverse < 1:
@@ -81,6 +76,16 @@ def tune(
         x = None
     params, losses = _tune(steps, batch_size, reverse, distribution, argument, x, key, lr, weight_decay, condition)
     return distribution.replace(params=params), losses  # type: ignore[attr-defined]
+
+
+def check_tuning(*, steps: int, batch_size: int, lr: float, reverse: float) -> None:
+    """Raises ValueError for an argument of `tune` that is out of range."""
+    check_integer("steps", steps, minimum=1)
+    # With the reverse divergence the baseline of a sample is the mean of the others.
+    check_integer("batch_size", batch_size, minimum=1 + (reverse > 0))
+    check_real("lr", lr, minimum=0.0)
+    check_real("reverse", reverse, minimum=0.0)
+    check(reverse <= 1, f"reverse must be at most 1, got {reverse}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

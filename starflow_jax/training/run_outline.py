@@ -43,15 +43,16 @@ def run_outline(request: TrainRequest) -> Outline:
         if request.init_from is not None:
             check_source(config, request.init_from)
     check_workdir(workdir, config, fingerprint(setup.source))
-    steps = [entry.step for entry in checkpoint_entries(workdir, config) if entry.problem is None]
-    step = max((step for step in steps if step is not None), default=None)
+    step = _newest_step(request, config)
     sizes = _sizes(setup)
-    seconds, basis = _seconds(setup, request, step or 0)
+    left = max(config.train.steps - (step or 0), 0)
+    seconds, basis = _seconds(request, config, left, sizes["flops_an_update"])
     figures = {
         "name": config.name,
         "workdir": str(workdir),
         "step": step,
         "steps": config.train.steps,
+        "updates_left": left,
         "batch_size": config.train.batch_size,
         "examples": len(setup.source),
         "devices": jax.device_count(),
@@ -62,6 +63,20 @@ def run_outline(request: TrainRequest) -> Outline:
     return Outline(
         tuple(_read(request, setup, step)), tuple(_built(setup, figures)), tuple(_written(config, figures)), figures
     )
+
+
+def _newest_step(request: TrainRequest, config: ExperimentConfig) -> int | None:
+    """The update that the run is resumed from; None for a new run.
+
+    Raises:
+      ValueError: the newest checkpoint, or with "latest-good" every one, is not complete.
+    """
+    entries = [entry for entry in checkpoint_entries(request.workdir, config) if entry.step is not None]
+    good = [entry.step for entry in entries if entry.problem is None]
+    if entries and (not good or (request.resume == "latest" and entries[-1].problem is not None)):
+        newest = entries[-1]
+        raise ValueError(f"the newest checkpoint of {request.workdir}, {newest.name}, {newest.problem}")
+    return good[-1] if good else None
 
 
 def _read(request: TrainRequest, setup: Setup, step: int | None) -> list[tuple[str, str]]:
@@ -119,32 +134,33 @@ def _shard_bytes(leaf: Any) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _seconds(setup: Setup, request: TrainRequest, step: int) -> tuple[float | None, str]:
-    """Seconds for the updates that are left, and what they are derived from."""
-    config = setup.config
-    left = max(config.train.steps - step, 0)
-    rates = [row["images_per_second"] for row in read_metrics(request.workdir / CSV_FILE) if "images_per_second" in row]
+def _seconds(request: TrainRequest, config: ExperimentConfig, left: int, flops: float) -> tuple[float | None, str]:
+    """Seconds for `left` updates of so many FLOPs, and what they are derived from."""
+    rows = read_metrics(request.workdir / CSV_FILE)
+    rates = [row["images_per_second"] for row in rows if row.get("images_per_second", 0.0) > 0]
     if rates:
         median = sorted(rates)[len(rates) // 2]
         return left * config.train.batch_size / median, "the run's own speed so far"
     peak = local_peak(jax.devices()) if request.peak is None else request.peak
     if peak is None:
         return None, "not known for these devices: the first lines of a run tell"
-    return left * float(_sizes(setup)["flops_an_update"]) / peak, "at the published peak of the devices, a lower bound"
+    return left * flops / peak, "at the published peak of the devices, a lower bound"
 
 
 def _built(setup: Setup, figures: dict[str, Any]) -> list[tuple[str, str]]:
     config, layout = setup.config, setup.layout
     mesh = "one device" if layout is None else ", ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
     kind = jax.devices()[0].device_kind
-    left = config.train.steps - (figures["step"] or 0)
     seconds = figures["seconds_left"]
     time = figures["seconds_by"] if seconds is None else f"{duration(seconds)} ({figures['seconds_by']})"
     return [
         ("parameters", f"{figures['parameters']:,}"),
         ("devices", f"{figures['devices']} x {kind}: {mesh}"),
         ("parameters, moments, average on a device", byte_size(figures["state_bytes_a_device"])),
-        ("updates", f"{left:,} of {config.train.steps:,}, {config.train.batch_size:,} examples each"),
+        (
+            "updates",
+            f"{figures['updates_left']:,} of {config.train.steps:,}, {config.train.batch_size:,} examples each",
+        ),
         ("model FLOPs of an update", f"{figures['flops_an_update']:.3g}"),
         ("time for them", time),
     ]
