@@ -89,7 +89,8 @@ EDIT = {
     "--to-caption": ["attribute", "digits.npy"],
     "--without": ["attribute", "digits.npy", "--having", "digits.npy"],
     "--having": ["attribute", "digits.npy", "--without", "digits.npy"],
-    "--strength": ["attribute", "digits.npy", "--to-class", "1"],
+    "--strength": ["attribute", "digits.npy", "--without", "digits.npy", "--having", "digits.npy"],
+    "--leapfrog": ["inpaint", "digits.npy", "--mask", "half:left", "--moves", "hamiltonian"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -15,10 +16,14 @@ from sweep_runs import params_of, write_run
 
 import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
+from starflow_jax.cli.edit_results import write_restored
+from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.experiment_config import TextConfig
-from starflow_jax.editing.examples import hidden_part, in_units
+from starflow_jax.editing.examples import hidden_part, in_units, read_examples
 from starflow_jax.editing.latent_edits import spherical
+from starflow_jax.editing.operators import Identity
+from starflow_jax.editing.restoration import Restored
 
 FEW = ["--chains", "3", "--steps", "4", "--burn-in", "8", "--candidates", "2"]
 OPTIONS = sf.ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
@@ -87,7 +92,7 @@ def test_the_command_restores_images(operation, inputs, options, out, home, monk
     count = 1 if operation == "upscale" else 2
     assert found["inputs"] == count and found["chains"] == 3 and found["operation"] == operation
     assert len(found["log_posterior"]) == count and 0 <= found["acceptance"][0] <= 1
-    assert "rms_error_of_draws" in found if operation in ("inpaint", "denoise") else True
+    assert ("rms_error_of_draws" in found) == (operation in ("inpaint", "denoise"))
     printed = capsys.readouterr().out
     assert "acceptance" in printed and "split R-hat" in printed
     if out == "large.npz":
@@ -159,6 +164,17 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
         (["interpolate", "small.png"], "interpolate needs an even number of inputs, got 1"),
         (["attribute", "digits.npz"], "attribute requires --to-class, --to-caption or --without and --having"),
         (["attribute", "digits.npz", "--to-caption", "a"], "--to-caption cannot be used with the run in run"),
+        (["attribute", "digits.npz", "--to-class", "1", "--strength", "2"], "--strength needs --without and --having"),
+        (["attribute", "digits.npz", "--to-class", "1", "--to-caption", "a"], "--to-caption are mutually exclusive"),
+        (["attribute", "digits.npz", "--to-class", "any"], "--to-class must be a class or none, got any"),
+        (["interpolate", "digits.npz", "--class", "any"], "--class must be a class or none, got any"),
+        (["interpolate", "digits.npz", "--seed", "1"], "--seed is for inpaint, upscale"),
+        (
+            ["inpaint", "digits.npz", "--mask", "half:top", "--class", "all"],
+            "--class must be a class, any or none, got all",
+        ),
+        (["inpaint", "digits.npz", "--mask", "half:top", "--leapfrog", "2"], "--leapfrog is for --moves hamiltonian"),
+        (["denoise", "digits.npz", "--sigma", "1", "--moves", "latent", "--step-size", "1"], "is for moves of data"),
         (["paint", "digits.npz"], "must be one of inpaint, upscale"),
     ],
 )
@@ -168,6 +184,52 @@ def test_what_cannot_be_edited_is_refused_in_a_sentence(words, message, home, mo
     error = capsys.readouterr().err
     assert message in error and error.startswith("starflow: ") and len(error.strip().splitlines()) == 1
     assert not Path("refused.png").exists()
+
+
+@pytest.mark.parametrize("operation", ["inpaint", "interpolate"])
+def test_files_that_cannot_be_written_are_refused_before_any_chain_runs(operation, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    for name in ("restoration.restore", "latent_edits.interpolate"):
+        monkeypatch.setattr(f"starflow_jax.editing.{name}", None)
+    words = ["--mask", "half:top"] if operation == "inpaint" else []
+    assert main(["edit", operation, "digits.npz", "--workdir", "run", "--out", "late.gif", *words]) == 2
+    assert "--out must end in .png or .npz for a run on still images, got 'late.gif'" in capsys.readouterr().err
+
+
+def test_results_that_are_not_finite_are_not_written(run, tmp_path):
+    restored = Restored(np.zeros((1, 2, 4, 4, 1), np.uint8), np.full((1, 2, 4, 4, 1), np.nan, np.float32), None, 0.1)
+    with pytest.raises(CommandError, match="32 values of the results are not finite, so nothing is written"):
+        write_restored(argparse.Namespace(out=tmp_path / "x.npz"), run, restored, None, None, None, 0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_training_noise_is_that_of_the_noise_level(tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def reached(posterior, *_, **__):
+        raise Reached(posterior)
+
+    flow = dataclasses.replace(CLASSES, noise_levels=(0.1, 0.5))
+    data = DataConfig(noise="gaussian", noise_std=0.5, levels=17)
+    write_run(tmp_path / "levels", flow, data, {4: params_of(random_flow(flow))})
+    noisy = sf.from_pretrained(tmp_path / "levels")
+    monkeypatch.setattr("starflow_jax.editing.restoration.sample_posterior", reached)
+    y = np.zeros((1, 4, 4, 1), np.float32)
+    for level, expected in ((None, 0.5), (0.2, 0.2)):
+        with pytest.raises(Reached) as found:
+            sf.restore(noisy, y, Identity(), sigma=0.3, noise_level=level)
+        np.testing.assert_allclose(found.value.args[0].sigma, np.hypot(expected, 0.3), rtol=0.05)
+        with pytest.raises(Reached) as found:
+            sf.restore(noisy, y, sf.Mask(np.arange(4)[:, None] > 0), noise_level=level)
+        assert abs(np.asarray(found.value.args[0].y).std() / expected - 1.0) < 0.5
+
+
+def test_numbers_beyond_the_range_of_pixels_are_refused(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.linspace(0.0, 255.0, 16, dtype=np.float32).reshape(1, 4, 4, 1))
+    with pytest.raises(ValueError, match="must contain numbers from -1 to 1 or integers, got numbers from 0 to 255"):
+        read_examples(run.config, [tmp_path / "x.npy"], (4, 4, 1), whole=True)
+    assert read_examples(run.config, [tmp_path / "x.npy"], (4, 4, 1), whole=False).max() == 255.0
 
 
 def test_measurements_that_do_not_fit_are_refused(run):

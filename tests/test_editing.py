@@ -140,6 +140,37 @@ def test_unadjusted_moves_are_biased_where_exact_ones_are_not():
     assert max(errors["mala"], errors["hamiltonian"], errors["latent"]) < 0.007 < errors["langevin"]
 
 
+@flax.struct.dataclass
+class Bounded(Gaussian):
+    """A Gaussian prior whose density is NaN beyond `bound`, and whose draws there are infinite."""
+
+    bound: float = 1.0
+
+    def log_prob(self, x):
+        log_prior, z = super().log_prob(x)
+        return jnp.where(jnp.abs(x[:, 0, 0, 0]) < self.bound, log_prior, jnp.nan), z
+
+    def data(self, z):
+        x, log_prior = super().data(z)
+        return jnp.where(jnp.abs(x[:, :1, :1, :1]) < self.bound, x, jnp.inf), log_prior
+
+
+def test_what_is_not_finite_stops_no_other_chain():
+    posterior = dataclasses.replace(posterior_of(problems()[1][:2]), prior=Bounded(PRIOR.factor, PRIOR.mean))
+    options = ChainOptions(chains=8, candidates=4, draws=4, thin=5, burn_in=100, part=4, moves="langevin")
+    draws = sample_posterior(posterior, jax.random.key(0), SIZE, options)
+    assert np.isfinite(draws.x).all() and np.isfinite(draws.log_posterior).all()
+    assert np.abs(np.diff(draws.x[:, :, :, 1, 1, 0], axis=2)).max(axis=(1, 2)).min() > 0.01
+    # Unadjusted moves have a step that is adapted, too; it begins at 4 ** (-1 / 3).
+    assert np.all(np.abs(draws.steps[:, 0] - 4.0 ** (-1 / 3)) > 0.05), draws.steps
+    assert 0.3 < draws.acceptance[:, 0].mean() < 0.9, draws.acceptance
+    nowhere = dataclasses.replace(posterior, prior=Bounded(PRIOR.factor, PRIOR.mean, jnp.float32(0.0)))
+    with pytest.raises(
+        ValueError, match="prior must give finite draws and densities, got none among 32 draws for 2 of"
+    ):
+        sample_posterior(nowhere, jax.random.key(0), SIZE, options)
+
+
 @pytest.mark.slow
 def test_exact_values_are_held_and_the_others_have_their_conditional_distribution():
     x = problems()[0] * VISIBLE
@@ -248,6 +279,8 @@ def test_operators_measure_what_they_say():
         (lambda x: x.mean(axis=0), "operator given must keep the axis of examples"),
         (lambda x: x - x.mean(axis=0), "operator given must measure every example alone"),
         (lambda x: x.nothing, "operator given failed with AttributeError"),
+        (lambda x: x if len(x) > 1 else x.nothing, "operator given failed with AttributeError"),
+        (lambda x: x * 1j, "operator given must give real floating-point numbers, got complex64"),
     ],
 )
 def test_functions_that_are_no_operators_are_refused(function, message):

@@ -36,6 +36,7 @@ def write_restored(
     """
     from starflow_jax.core.figures import write_json
 
+    _check_finite(restored.clean)
     draws = restored.draws
     rows = _with_measurement(model, restored, y, operator)
     arrays: dict[str, Any] = {
@@ -61,7 +62,7 @@ def write_restored(
     print(f"written: {arguments.out}")
     if arguments.json is not None:
         record = {"workdir": str(model.workdir), "step": model.step, "out": str(arguments.out)}
-        record |= {"operation": arguments.operation, "seed": arguments.seed, "seconds": seconds}
+        record |= {"operation": arguments.operation, "seed": arguments.seed or 0, "seconds": seconds}
         write_json(arguments.json, {**record, **figures})
         print(f"JSON: {arguments.json}")
 
@@ -93,9 +94,7 @@ def write_between(arguments: argparse.Namespace, model: Run, x: np.ndarray, seco
     from starflow_jax.core.figures import write_json
     from starflow_jax.sampling.image_sampling import to_pixels
 
-    bad = int(np.count_nonzero(~np.isfinite(x)))
-    if bad:
-        raise CommandError(f"{bad} values of the results are not finite, so nothing is written")
+    _check_finite(x)
     pixels = to_pixels(x.reshape(-1, *x.shape[2:]), model.config.data, None).reshape(x.shape)
     name = "video" if x.ndim == 6 else "image"
     _write(arguments, model, pixels, pixels, {name: pixels, "x": x})
@@ -104,6 +103,12 @@ def write_between(arguments: argparse.Namespace, model: Run, x: np.ndarray, seco
         record = {"workdir": str(model.workdir), "step": model.step, "out": str(arguments.out), "rows": len(x)}
         write_json(arguments.json, {**record, "operation": arguments.operation, "seconds": seconds})
         print(f"JSON: {arguments.json}")
+
+
+def _check_finite(x: np.ndarray) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(x)))
+    if bad:
+        raise CommandError(f"{bad} values of the results are not finite, so nothing is written")
 
 
 def _with_measurement(model: Run, restored: Restored, y: np.ndarray, operator: Operator) -> np.ndarray:
@@ -137,8 +142,6 @@ def _write(
 
     out: Path = arguments.out
     clips = rows.ndim == 6
-    if out.suffix in (".gif", ".mp4") and not clips:
-        raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(out)!r}")
     scale = arguments.scale or enlargement(*rows.shape[-3:-1])
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":

@@ -29,7 +29,8 @@ def first_state(
     """The chains at draws from the prior, with a measurement whose noise is so wide that some of them fit it.
 
     Every posterior has `candidates` x `chains` draws, and the noise is as wide as it takes for their weights
-    exp(-|y - A x|^2 / 2 sigma^2) to be worth `chains` of them. The chains are resampled by these weights.
+    exp(-|y - A x|^2 / 2 sigma^2) to be worth `chains` of them. The chains are resampled by these weights; draws with
+    values or a density that are not finite have the weight 0. `start` is NaN for a posterior without a finite draw.
 
     Args:
       posterior: M posteriors, whose prior has M x chains rows.
@@ -41,13 +42,16 @@ def first_state(
     rows = groups * chains
     draw_key, move_key, choice_key = jax.random.split(key, 3)
 
-    def drawn(row: Int[Array, "B"], call: Int[Array, "B"]) -> Float[Array, "B *size"]:
-        """Draws from the prior, functions of a row and of a call."""
+    def drawn(row: Int[Array, "B"], call: Int[Array, "B"]) -> tuple[Float[Array, "B *size"], Float[Array, "B"]]:
+        """Draws from the prior and log p of them, functions of a row and of a call."""
         keys = jax.vmap(lambda r, c: jax.random.fold_in(jax.random.fold_in(draw_key, r), c))(row, call)
-        return posterior.prior.of_rows(row).data(jax.vmap(lambda k: jax.random.normal(k, size))(keys))[0]
+        return posterior.prior.of_rows(row).data(jax.vmap(lambda k: jax.random.normal(k, size))(keys))
 
     def measured(_: None, call: Int[Array, ""]) -> tuple[None, Float[Array, "B"]]:
-        return None, posterior.error(drawn(jnp.arange(rows), jnp.full(rows, call)))
+        x, log_prior = drawn(jnp.arange(rows), jnp.full(rows, call))
+        error = posterior.error(x)
+        usable = jnp.isfinite(x).reshape(rows, -1).all(axis=1) & jnp.isfinite(log_prior) & jnp.isfinite(error)
+        return None, jnp.where(usable, error, jnp.inf)
 
     _, errors = jax.lax.scan(measured, None, jnp.arange(candidates))
     # [M, K C]: of every posterior, the draws of all calls.
@@ -56,7 +60,7 @@ def first_state(
     chosen = systematic(choice_key, -0.5 * errors / start[:, None] ** 2, chains)
     # Drawn again, under the condition of the row that it was drawn for.
     row = (chosen % chains + chains * jnp.arange(groups)[:, None]).reshape(-1).astype(jnp.int32)
-    x = drawn(row, (chosen // chains).reshape(-1))
+    x, _ = drawn(row, (chosen // chains).reshape(-1))
     return State(
         point=Point(x, posterior.of_rows(row).terms(x)),
         origin=row,
@@ -70,7 +74,10 @@ def first_state(
 
 
 def _wide_enough(errors: Float[Array, "M n"], wanted: int) -> Float[Array, "M"]:
-    """The smallest standard deviation at which the weights of n draws are worth `wanted` of them, at most half of n."""
+    """The smallest standard deviation at which the weights of n draws are worth `wanted` of them, at most half of n.
+
+    Infinite errors have the weight 0; NaN where all are.
+    """
     wanted = min(wanted, max(1, errors.shape[1] // 2))
 
     def halved(bounds: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
@@ -80,7 +87,8 @@ def _wide_enough(errors: Float[Array, "M n"], wanted: int) -> Float[Array, "M"]:
         enough = 1.0 / jnp.sum(jnp.exp(2.0 * logs), axis=1) >= wanted
         return (jnp.where(enough, low, middle), jnp.where(enough, middle, high)), None
 
-    widest = jnp.log(jnp.sqrt(jnp.max(errors, axis=1)) + 1e-6) + 2.0
+    largest = jnp.max(errors, axis=1, where=jnp.isfinite(errors), initial=-jnp.inf)
+    widest = jnp.log(jnp.sqrt(largest) + 1e-6) + 2.0  # NaN of -inf
     (_, high), _ = jax.lax.scan(halved, (widest - 14.0, widest), length=30)
     return jnp.exp(high)
 

@@ -17,7 +17,8 @@ from starflow_jax.editing.langevin_moves import HAMILTONIAN_ACCEPTANCE, MALA_ACC
 from starflow_jax.editing.latent_moves import LATENT_ACCEPTANCE, latent_move
 from starflow_jax.editing.posterior import Posterior, repeated
 
-_LARGEST_LOG_STEP, _SMALLEST_LOG_STEP = 3.0, -30.0
+# Bounds of log h and of log b, of which b = 1 draws from the prior.
+_LARGEST_LOG_STEPS, _SMALLEST_LOG_STEP = (3.0, 0.0), -30.0
 
 
 @flax.struct.dataclass
@@ -84,7 +85,8 @@ class Kind:
 
     Attributes:
       moves: what the chains move: data along the gradient ("mala" by one leapfrog step and "hamiltonian" by several,
-        both exact; "langevin" not corrected), noise ("latent"), or noise and data in turn ("both").
+        both exact; "langevin" not corrected once its step is adapted), noise ("latent"), or noise and data in
+        turn ("both").
       leapfrog: steps of a move of data.
     """
 
@@ -123,13 +125,16 @@ def _moved(
         point, of_noise = latent_move(posterior, point, noise_key, sigma, steps[:, 1], gradient=kind.moves == "both")
         wanted = wanted.at[1].set(LATENT_ACCEPTANCE)
     if kind.moves != "latent":
-        variance, adjusted = repeated(state.variance, rows), kind.moves != "langevin"
+        variance = repeated(state.variance, rows)
+        # A step that is still adapted may be far too long, and without the rule chains would not come back.
+        adjusted = kind.moves != "langevin" or inputs.gain > 0.0
         options: dict[str, Any] = {"leapfrog": kind.leapfrog, "adjusted": adjusted}
         point, of_data = langevin_move(posterior, point, data_key, sigma, steps[:, 0], variance, **options)
         best = MALA_ACCEPTANCE if kind.leapfrog == 1 else HAMILTONIAN_ACCEPTANCE
-        wanted = wanted.at[0].set(best if adjusted else 1.0)
+        wanted = wanted.at[0].set(best)
     means = jnp.stack([of_data, of_noise], axis=-1).reshape(-1, chains, 2).mean(axis=1)
-    log_steps = jnp.clip(state.log_steps + inputs.gain * (means - wanted), _SMALLEST_LOG_STEP, _LARGEST_LOG_STEP)
+    largest = jnp.asarray(_LARGEST_LOG_STEPS)
+    log_steps = jnp.clip(state.log_steps + inputs.gain * (means - wanted), _SMALLEST_LOG_STEP, largest)
     state = state.replace(point=point, log_steps=log_steps, key=jax.random.key_data(key))  # type: ignore[attr-defined]
     return state, (of_data, of_noise)
 
@@ -139,13 +144,16 @@ def _reweighted(posterior: Posterior, state: State, progress: Float[Array, ""]) 
 
     This is annealed importance sampling with resampling (sequential Monte Carlo samplers: Del Moral, Doucet and Jasra
     2006): chains that fit a sharper measurement badly give way to copies of others of the same posterior. Rows are
-    resampled where the effective number of them is below half, and when the actual measurement is reached.
+    resampled where the effective number of them is below half, and when the actual measurement is reached. Chains
+    whose error is not finite have the weight 0.
     """
     before, after = (sigma_at(posterior, state.start, at) for at in (state.progress, progress))
     change = 0.5 * (1.0 / before**2 - 1.0 / after**2)
     groups, chains = state.log_weights.shape
     logs = state.log_weights + change[:, None] * state.point.terms.error.reshape(groups, chains)
-    logs = logs - jax.scipy.special.logsumexp(logs, axis=1, keepdims=True)
+    logs = jnp.where(jnp.isfinite(logs), logs, -jnp.inf)
+    total = jax.scipy.special.logsumexp(logs, axis=1, keepdims=True)
+    logs = jnp.where(jnp.isfinite(total), logs - total, -math.log(chains))
     effective = 1.0 / jnp.sum(jnp.exp(2.0 * logs), axis=1)
     arrived = (progress >= 1.0) & (state.progress < 1.0)
     resample = (effective < 0.5 * chains) | arrived

@@ -112,11 +112,17 @@ def _array(path: Path, data: DataConfig, whole: bool) -> np.ndarray:
     if loaded.dtype.kind == "f":
         check(bool(np.isfinite(loaded).all()), f"{path} must contain finite numbers, got others")
         found: np.ndarray = loaded.astype(np.float32)
+        # Measurements have noise, and may leave the range; so may means of pixels with training noise.
+        low, high = float(found.min()), float(found.max())
+        check(
+            not whole or (low >= -1.0 and high <= 1.0),
+            f"{path} must contain numbers from -1 to 1 or integers, got numbers from {low:g} to {high:g}",
+        )
         return found
-    low, high = int(loaded.min()), int(loaded.max())
+    least, most = int(loaded.min()), int(loaded.max())
     check(
-        levels >= 2 and low >= 0 and high < levels,
-        f"{path} must contain integers from 0 to {levels - 1}, got {low if low < 0 else high}",
+        levels >= 2 and least >= 0 and most < levels,
+        f"{path} must contain integers from 0 to {levels - 1}, got {least if least < 0 else most}",
     )
     return in_units(loaded, levels, data, whole=whole)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from starflow_jax.editing.posterior import Posterior, Terms, log_density, of_rows
 
@@ -48,7 +48,7 @@ def langevin_move(
     variance: Float[Array, "B *size"],
     *,
     leapfrog: int = 1,
-    adjusted: bool = True,
+    adjusted: bool | Bool[Array, ""] = True,
 ) -> tuple[Point, Float[Array, "B"]]:
     """One move of every chain.
 
@@ -62,7 +62,8 @@ def langevin_move(
       adjusted: whether the end is accepted by the Metropolis-Hastings rule.
 
     Returns:
-      The new points, and the probabilities with which they were accepted (1 for unadjusted moves).
+      The new points, and the probabilities with which the rule accepts them. Unadjusted moves do not follow it, but
+      stay where the proposal is not finite.
     """
     noise_key, accept_key, length_key = jax.random.split(key, 3)
     moving = posterior.moving(point.x)
@@ -86,12 +87,15 @@ def langevin_move(
         return (Point(x, terms), half_kick(terms, momentum)), None
 
     (proposal, end), _ = jax.lax.scan(one, (point, momentum), length=leapfrog)
-    if not adjusted:
-        return proposal, jnp.ones_like(sigma)
     log_ratio = 0.5 * (_squares(momentum) - _squares(end))
     log_ratio += log_density(proposal.terms.log_prior, proposal.terms.error, sigma)
     log_ratio -= log_density(point.terms.log_prior, point.terms.error, sigma)
-    return accepted(accept_key, proposal, point, log_ratio)
+    exact, probability = accepted(accept_key, proposal, point, log_ratio)
+    if adjusted is True:
+        return exact, probability
+    finite = jnp.stack([jnp.isfinite(of).reshape(of.shape[0], -1).all(axis=1) for of in jax.tree.leaves(proposal)])
+    free = _where(finite.all(axis=0), proposal, point)
+    return _where(jnp.broadcast_to(adjusted, sigma.shape), exact, free), probability
 
 
 def accepted(
@@ -101,8 +105,12 @@ def accepted(
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     probability = jnp.exp(jnp.minimum(log_ratio, 0.0))
     take = jax.random.uniform(key, log_ratio.shape) < probability
+    return _where(take, proposal, point), probability
+
+
+def _where(take: Bool[Array, "B"], proposal: Point, point: Point) -> Point:
     chosen: Point = jax.tree.map(lambda new, old: jnp.where(of_rows(take, new), new, old), proposal, point)
-    return chosen, probability
+    return chosen
 
 
 def _squares(noise: Float[Array, "B *size"]) -> Float[Array, "B"]:

@@ -131,20 +131,21 @@ def check_operator(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...
     name = getattr(operator, "name", type(operator).__name__)
     x, other = jax.random.normal(jax.random.key(0), (2, 2, *shape))
     try:
-        measured, second, combined = (operator(value) for value in (x, other, 2.0 * x + other))
-        out = tuple(jax.eval_shape(operator, x).shape)
-    except ValueError:
-        raise
+        measured, second, combined, alone = (operator(value) for value in (x, other, 2.0 * x + other, x[:1]))
+        traced = jax.eval_shape(operator, x)
+        out, real = tuple(traced.shape), jnp.issubdtype(traced.dtype, jnp.floating)
     except Exception as error:  # a function of the user's own may raise anything
+        if not isinstance(operator, GivenOperator) and isinstance(error, ValueError):
+            raise
         raise ValueError(f"operator {name} failed with {type(error).__name__}: {error}") from error
+    check(real, f"operator {name} must give real floating-point numbers, got {traced.dtype}")
     check(len(out) > 0 and out[0] == 2, f"operator {name} must keep the axis of examples, got shape {list(out)}")
     check(
         bool(jnp.allclose(combined, 2.0 * measured + second, rtol=1e-3, atol=1e-3)),
         f"operator {name} must be linear, got A(2 x + y) different from 2 A(x) + A(y)",
     )
-    alone = operator(x[:1])
     check(
-        bool(jnp.allclose(alone, measured[:1], rtol=1e-3, atol=1e-3)),
+        alone.shape[1:] == out[1:] and bool(jnp.allclose(alone, measured[:1], rtol=1e-3, atol=1e-3)),
         f"operator {name} must measure every example alone, got values that depend on the others",
     )
     return out[1:]
@@ -152,7 +153,7 @@ def check_operator(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...
 
 def noise_gain(operator: Operator, shape: tuple[int, ...], draws: int = 64) -> float:
     """The root mean square of A n for standard normal noise n in data of this shape: how noise in x shows in A x."""
-    measured = operator(jax.random.normal(jax.random.key(0), (draws, *shape)))
     if isinstance(operator, Mask):
         return 1.0  # of the values that are observed
+    measured = operator(jax.random.normal(jax.random.key(0), (draws, *shape)))
     return float(jnp.sqrt(jnp.mean(measured**2)))

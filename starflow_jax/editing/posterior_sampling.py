@@ -41,12 +41,13 @@ class ChainOptions:
       thin: moves from one draw to the next.
       burn_in: moves before the first draw, in which step sizes are adapted; half of them also anneal.
       moves: "mala" moves data by the Metropolis-adjusted Langevin algorithm, "hamiltonian" by several leapfrog steps,
-        "langevin" by unadjusted steps, "latent" moves noise by preconditioned Crank-Nicolson, "both" takes a latent and
-        a Hamiltonian move in turn.
+        "langevin" by unadjusted steps after a burn-in of MALA, "latent" moves noise by preconditioned
+        Crank-Nicolson, "both" takes a latent and a Hamiltonian move in turn.
       leapfrog: steps of a Hamiltonian move.
       step: size of moves of data, in place of an adapted one: h in units of the preconditioner; None adapts it.
       precondition: whether moves of data are scaled by the variance of every value.
-      anneal: whether the burn-in begins at draws of the prior with a wide measurement, and resamples them.
+      anneal: whether the burn-in begins with a wide measurement, whose noise falls, and resamples on the way; the
+        chains begin at resampled draws of the prior either way.
       part: draws in one call of the compiled program.
 
     Raises:
@@ -90,7 +91,8 @@ class PosteriorDraws:
       x: float32 [M, C, S, *size], the draws, in the units of the prior.
       log_posterior: float32 [M, C, S], log p(x) + log N(y; A x, sigma^2) without the constants of y, in nats.
       error: float32 [M, C, S], |y - A x|^2.
-      acceptance: float64 [M, 2], mean probability of acceptance of moves of data and of noise, NaN for other moves.
+      acceptance: float64 [M, 2], mean probability of acceptance of moves of data and of noise, NaN for other moves; of
+        unadjusted moves that of the rule which they do not follow.
       steps: float64 [M, 2], the sizes of both: h in units of the preconditioner, and b.
       origin: int32 [M, C], the chain whose condition each chain has, where the chains of a posterior have several.
       moves: after the burn-in, of every chain.
@@ -166,7 +168,7 @@ def sample_posterior(
       progress: called with the number of moves whenever some are done.
 
     Raises:
-      ValueError: moves that cannot keep values exact.
+      ValueError: moves that cannot keep values exact, or a posterior without a draw of the prior that is finite.
     """
     check(
         exact is None or options.moves in ("mala", "hamiltonian", "langevin"),
@@ -175,6 +177,12 @@ def sample_posterior(
     )
     chains, part = options.chains, min(options.part, options.draws)
     state = first_state(posterior, key, chains, size, options.candidates)
+    lost = int(np.count_nonzero(~np.isfinite(np.asarray(state.start))))
+    check(
+        lost == 0,
+        f"prior must give finite draws and densities, got none among {chains * options.candidates} draws for {lost} of "
+        f"{len(state.start)} measurements",
+    )
     if options.step is not None:
         state = state.replace(log_steps=state.log_steps.at[:, 0].set(jnp.log(options.step)))
     # While the measurement is annealed, values that are known exactly move, too.

@@ -83,9 +83,10 @@ def restore(
         chains then have the classes in turn, and those survive whose class fits. None for no condition.
       options: of the chains; None for the default.
       seed: of all draws.
-      noise_level: of a noise-conditioned model; None for its highest one.
+      noise_level: of a noise-conditioned model, and of the training noise that data then have; None for the highest.
       frames: of clips, as the flow counts them; None for as many as it was trained on.
-      rows: chains that one program moves at once; the draws depend on it.
+      rows: chains that one program moves at once, at least those of one image; the draws depend on it. Draws are also
+        denoised so many at a time.
       progress: called with a number of moves whenever all chains have made some.
 
     Raises:
@@ -97,6 +98,7 @@ def restore(
     data = run.config.data
     check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
     model = distribution(run, frames=frames, noise_level=noise_level)
+    level = data.noise_std if noise_level is None else float(noise_level)
     measured, operator = _measured(run, operator, model, y)
     labels = None
     if isinstance(cond, str):
@@ -105,10 +107,10 @@ def restore(
     else:
         conditions = given_condition(run, cond, len(measured))
         conditions = None if conditions is None else np.repeat(conditions, options.chains, axis=0)
-    exact, noise = _resolved_sigma(data, operator, sigma, model.shape)
+    exact, noise = _resolved_sigma(data_noise(data, level), operator, sigma, model.shape)
     values = None
     if exact:
-        values = _as_learned(data, measured, seed)
+        values = _as_learned(data, level, measured, seed)
     together = max(1, min(rows // options.chains, len(measured)))
     key, parts = jax.random.key(seed), []
     for first in range(0, len(measured), together):
@@ -136,7 +138,7 @@ def restore(
     draws = joined(parts)
     own = (options.chains * np.arange(len(measured))[:, None] + draws.origin).reshape(-1)
     conditions = None if conditions is None else conditions[own]
-    clean = _denoised(run, model, draws.last, conditions, jax.random.fold_in(key, _DENOISE_STREAM), rows)
+    clean = _denoised(run, model, level, draws.last, conditions, jax.random.fold_in(key, _DENOISE_STREAM), rows)
     pixels = to_pixels(clean.reshape(-1, *clean.shape[2:]), data, run.autoencoder)
     pixels = pixels.reshape(*clean.shape[:2], *pixels.shape[1:])
     if exact and isinstance(operator, Mask):
@@ -192,9 +194,9 @@ def _measured(
 
 
 def _resolved_sigma(
-    data: DataConfig, operator: Operator, sigma: float | None, size: tuple[int, ...]
+    learned: float, operator: Operator, sigma: float | None, size: tuple[int, ...]
 ) -> tuple[bool, float]:
-    """Whether the measurement is exact, and the standard deviation that chains reach."""
+    """Whether the measurement is exact, and the standard deviation that chains reach; `learned`: of training noise."""
     of_pixels = not isinstance(operator, OfDecoded)
     if sigma is not None:
         check_real("sigma", sigma, minimum=0.0, maximum=1e3)
@@ -203,30 +205,30 @@ def _resolved_sigma(
     if not of_pixels:
         check(sigma is None or sigma > 0, f"sigma must be above 0 for a model of latents, got {sigma}")
         return False, LATENT_SIGMA if sigma is None else float(sigma)
-    learned = data_noise(data) * noise_gain(operator, size)
-    total = float(np.hypot(learned, sigma or 0.0))
+    total = float(np.hypot(learned * noise_gain(operator, size), sigma or 0.0))
     check(total > 0, "sigma must be above 0 for a model that was trained without noise, got 0")
     return False, total
 
 
-def data_noise(data: DataConfig) -> float:
-    """The standard deviation of the noise that was added to the pixels of the training."""
+def data_noise(data: DataConfig, level: float) -> float:
+    """The standard deviation of the noise in pixels as the model knows them; `level`: of Gaussian noise."""
     if data.noise == "uniform":
         return 2.0 / data.pixel_levels / 12.0**0.5
-    return float(data.noise_std) if data.noise == "gaussian" else 0.0
+    return level if data.noise == "gaussian" else 0.0
 
 
-def _as_learned(data: DataConfig, values: np.ndarray, seed: int) -> np.ndarray:
+def _as_learned(data: DataConfig, level: float, values: np.ndarray, seed: int) -> np.ndarray:
     """Exact pixels with the training noise: of a Gaussian as drawn from the seed, of a uniform one its middle."""
     if data.noise != "gaussian":
         return values
     noise = np.random.default_rng((seed, _GIVEN_STREAM)).standard_normal(values.shape, np.float32)
-    return values + np.float32(data.noise_std) * noise
+    return values + np.float32(level) * noise
 
 
 def _denoised(
     run: Run,
     model: Distribution,
+    level: float,
     x: Float[np.ndarray, "M C *size"],
     cond: np.ndarray | None,
     key: PRNGKeyArray,
@@ -241,7 +243,7 @@ def _denoised(
     for first in range(0, len(flat), rows):
         index = np.resize(np.arange(first, min(first + rows, len(flat))), min(rows, len(flat)))
         given = (flat[index], None if cond is None else cond[index], np.int32(levels), jax.random.fold_in(key, first))
-        clean = _remove_noise(denoising, run.config.data.noise_std, model, *spread(model.layout, given))
+        clean = _remove_noise(denoising, level, model, *spread(model.layout, given))
         found.append(np.asarray(clean)[: len(flat) - first])
     return np.concatenate(found).reshape(x.shape)
 

@@ -77,7 +77,13 @@ class Denoising:
             return remove(flow, x, cond, level)
 
         return iterative_denoise(
-            estimate, x, flow.config.noise_levels, num_levels, step=self.step, clip=self.clip, noise=noise
+            estimate,
+            x,
+            (flow.config.noise_levels[0], noise_std),
+            num_levels,
+            step=self.step,
+            clip=self.clip,
+            noise=noise,
         )
 
 

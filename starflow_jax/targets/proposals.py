@@ -75,8 +75,10 @@ def as_argument(target: Target, shape: tuple[int, ...], num: int) -> jax.tree_ut
     points = jax.ShapeDtypeStruct((num, *shape), jnp.float32)
     try:
         values = jax.eval_shape(target, points)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"target failed for float32 points of shape {list(points.shape)}: {error}") from error
+    except Exception as error:  # a function of the user's own may raise anything
+        raise ValueError(
+            f"target failed for float32 points of shape {list(points.shape)} with {type(error).__name__}: {error}"
+        ) from error
     found = getattr(values, "shape", None)
     check(
         found == (num,) and jnp.issubdtype(values.dtype, jnp.floating),

@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.commands.compress import add_model
+from starflow_jax.cli.edit_checks import POSTERIOR, check_data, check_options, check_out
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, class_choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
-from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.paths import operator_name
 from starflow_jax.cli.options.stored import output_file, output_path, read_path
 from starflow_jax.core.choices import ChainMoves, EditOperation, choices
@@ -54,30 +54,6 @@ examples:
   starflow edit attribute three.png --workdir runs/digits --class 3 --to-class 5 --out five.png
 """
 
-SUFFIXES = (".png", ".npz", ".gif", ".mp4")
-POSTERIOR = ("inpaint", "upscale", "denoise", "colourise", "operator")
-# The options that belong to some of the operations.
-_OWN = {
-    "mask": ("inpaint",),
-    "factor": ("upscale",),
-    "operator": ("operator",),
-    "measure": ("upscale", "denoise", "colourise", "operator"),
-    "sigma": POSTERIOR,
-    "chains": POSTERIOR,
-    "candidates": POSTERIOR,
-    "steps": POSTERIOR,
-    "burn_in": POSTERIOR,
-    "moves": POSTERIOR,
-    "leapfrog": POSTERIOR,
-    "step_size": POSTERIOR,
-    "num": ("interpolate",),
-    "to_label": ("attribute",),
-    "to_caption": ("attribute",),
-    "without": ("attribute",),
-    "having": ("attribute",),
-    "strength": ("attribute",),
-}
-
 
 def add_to(subparsers: Any) -> None:
     """Declares the command."""
@@ -96,7 +72,7 @@ def add_to(subparsers: Any) -> None:
         help="a .png of all results, a row for each input; an .npz; of clips also .gif or .mp4; or a new folder",
     )
     option("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
-    option("--seed", type=integer(0), default=0, metavar="N", help="of all draws (default 0)")
+    option("--seed", type=integer(0), metavar="N", help="of all draws of posteriors (default 0)")
     option("--scale", type=integer(1, 64), metavar="N", help="side in pixels of an enlarged pixel (default: about 64)")
     option(
         "--class",
@@ -154,23 +130,28 @@ def add_to(subparsers: Any) -> None:
         "--moves",
         type=choice(*choices(ChainMoves)),
         metavar="NAME",
-        help="mala (default), hamiltonian (several leapfrog steps), langevin (without the exact rule), latent (of the "
-        "noise, without a gradient) or both (a latent move and a Hamiltonian one in turn)",
+        help="mala (default), hamiltonian (several leapfrog steps), langevin (mala without its exact rule), latent (of "
+        "the noise, without a gradient) or both (a latent move and a Hamiltonian one in turn)",
     )
     option("--leapfrog", type=integer(1, 1000), metavar="N", help="leapfrog steps of a Hamiltonian move (default 8)")
     option(
         "--step-size",
         type=real(maximum=10.0, above=True),
         metavar="X",
-        help="of moves of data, in units of the variance of each value (default: adapted in the burn-in)",
+        help="of moves of data, in units of the variance of each value (default: adapted in the burn-in, to "
+        "the acceptance of the exact rule)",
     )
     group = parser.add_argument_group("interpolations and attributes")
     option = group.add_argument
     option("--num", type=integer(2, 1000), metavar="N", help="interpolate: points, both ends included (default 8)")
     option("--to-class", dest="to_label", type=class_choice, metavar="N|none", help="attribute: the new class")
     option("--to-caption", metavar="TEXT", help="attribute: the new caption")
-    option("--without", type=read_path, metavar="PATH", help="attribute: examples without it")
-    option("--having", type=read_path, metavar="PATH", help="attribute: examples that have it")
+    option(
+        "--without", type=read_path, metavar="PATH", help="attribute: examples without it, of the class of the inputs"
+    )
+    option(
+        "--having", type=read_path, metavar="PATH", help="attribute: examples that have it, of the class of the inputs"
+    )
     option("--strength", type=real(-100.0, 100.0), metavar="X", help="attribute: factor of the move (default 1)")
     parser.set_defaults(run=run)
 
@@ -187,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.sampling.sample_requests import RunRequest
 
     request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
-    _check_options(arguments)
+    check_options(arguments)
     captions = None if arguments.captions is None else read_captions(arguments.captions)
 
     from starflow_jax.cli.edit_results import write_between, write_restored
@@ -196,41 +177,12 @@ def run(arguments: argparse.Namespace) -> int:
     layout = layout_of_command(arguments)
     with sentences(open_run):
         model = open_run(request, layout=layout)
+    check_data(arguments, model)
+    check_out(arguments, model)
     with sentences():
         if arguments.operation in POSTERIOR:
             return _restore(arguments, model, captions, write_restored)
         return _between(arguments, model, captions, write_between)
-
-
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Raises CommandError for options of other operations, missing ones, and files that cannot be written."""
-    operation = arguments.operation
-    for name, operations in _OWN.items():
-        if getattr(arguments, name) is not None and operation not in operations:
-            flag = {"to_label": "--to-class"}.get(name, "--" + name.replace("_", "-"))
-            raise CommandError(f"{flag} is for {', '.join(operations)}, got {operation}")
-    for name, owner in (("mask", "inpaint"), ("factor", "upscale"), ("operator", "operator")):
-        if operation == owner and getattr(arguments, name) is None:
-            raise CommandError(f"{operation} requires --{name}, got none")
-    if operation == "denoise" and arguments.sigma is None:
-        raise CommandError("denoise requires --sigma, got none")
-    if (arguments.without is None) != (arguments.having is None):
-        raise CommandError("--without and --having must be given together, got one of them")
-    changes = (arguments.to_label, arguments.to_caption, arguments.having)
-    if operation == "attribute" and all(value is None for value in changes):
-        raise CommandError("attribute requires --to-class, --to-caption or --without and --having, got none")
-    if arguments.label is not None and arguments.captions is not None:
-        raise CommandError("--class and --caption are mutually exclusive")
-    out = arguments.out
-    if not out.suffix:
-        check_new_folder("--out", out)
-    elif out.suffix in SUFFIXES:
-        check_writable("--out", out)
-    else:
-        allowed = f"{', '.join(SUFFIXES)}, or be a folder without a suffix"
-        raise CommandError(f"--out must end in {allowed}, got {str(out)!r}")
-    if arguments.json is not None and arguments.json.absolute() == out.absolute():
-        raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")
 
 
 def chain_options(arguments: argparse.Namespace) -> ChainOptions:
@@ -313,8 +265,6 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     from starflow_jax.editing.examples import data_size, read_examples
     from starflow_jax.editing.restoration import restore
 
-    if model.config.data.traits.vectors:
-        raise CommandError(f"edit is for runs on images or clips, got one on vectors in {model.workdir}")
     begin, size = time.perf_counter(), data_size(model)
     operator, measured = _operator(arguments, size)
     whole = arguments.operation == "inpaint" or bool(arguments.measure)
@@ -322,7 +272,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     truth = y if whole else None
     if arguments.measure:
         y = np.asarray(operator(jax.numpy.asarray(y)))
-        y = y + np.float32(arguments.sigma or 0.0) * np.random.default_rng(arguments.seed).standard_normal(
+        y = y + np.float32(arguments.sigma or 0.0) * np.random.default_rng(arguments.seed or 0).standard_normal(
             y.shape, np.float32
         )
     options = chain_options(arguments)
@@ -339,7 +289,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
             sigma=arguments.sigma,
             cond=cond,
             options=options,
-            seed=arguments.seed,
+            seed=arguments.seed or 0,
             progress=bar.update,
         )
     write(arguments, model, restored, y, operator, truth, time.perf_counter() - begin)
@@ -350,10 +300,6 @@ def _between(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     from starflow_jax.editing.examples import data_size, read_examples
     from starflow_jax.editing.latent_edits import attribute_direction, change_condition, interpolate
 
-    data = model.config.data
-    if data.traits.vectors or data.on_latents:
-        kind = "latents" if data.on_latents else "vectors"
-        raise CommandError(f"{arguments.operation} is for runs on pixels, got one on {kind} in {model.workdir}")
     begin, size = time.perf_counter(), data_size(model)
 
     def read(paths: Any) -> np.ndarray:
