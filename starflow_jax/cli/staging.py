@@ -47,8 +47,10 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
       CommandError: a store cannot be read or written, or somebody else owns what is written.
     """
     for name, value in vars(arguments).items():
-        if isinstance(value, PublishedOption):
-            setattr(arguments, name, _converted(value.path))
+        if any(isinstance(one, PublishedOption) for one in _values(value)):
+            runs = [_converted(one.path, arguments) if isinstance(one, PublishedOption) else one
+                    for one in _values(value)]  # fmt: skip
+            setattr(arguments, name, runs if isinstance(value, list | tuple) else runs[0])
     options = {name: value for name, value in vars(arguments).items() if _addresses(value)}
     # The supervised process opens its addresses itself, and owns its folder.
     if not options or getattr(arguments, "supervise", None) is not None:
@@ -91,8 +93,12 @@ def _is_trained_by_several(arguments: argparse.Namespace, options: dict[str, Any
 
 
 def _addresses(value: Any) -> list[StoredOption]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [one for one in values if isinstance(one, StoredOption)]
+    return [one for one in _values(value) if isinstance(one, StoredOption)]
+
+
+def _values(value: Any) -> list[Any]:
+    """The values of an option, which may be given several times."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _replaced(
@@ -144,7 +150,7 @@ def _replaced(
     if value.use == "read":
         return fetch_copy(store)
     if value.use == "model":
-        return _converted(fetch_copy(store, without_optimizer))
+        return _converted(fetch_copy(store, without_optimizer), arguments)
     if value.use == "runs":
         return fetch_copy(store, without_optimizer)
     step = getattr(arguments, "step", None)
@@ -166,21 +172,26 @@ def _from_hub(value: StoredOption, arguments: argparse.Namespace, flag: str, fir
         from starflow_jax.hub.model_opening import local_model
 
         step = getattr(arguments, "step", None)
-        model = local_model(str(value.address), step=step, all_steps=value.use == "runs")
+        model = local_model(str(value.address), step=step, all_steps=value.use == "runs", ema=_reads_average(arguments))
         path = model.path if value.use == "model" else model.run
     if first:
         print(f"{flag} {path}", file=sys.stderr)  # which is shown as the address with its commit
     return path
 
 
-def _converted(path: Path) -> Path:
+def _converted(path: Path, arguments: argparse.Namespace) -> Path:
     """The run of a published folder; any other path as it is."""
     if not is_published(path):
         return path
     from starflow_jax.hub.model_opening import local_model
 
     with sentences():
-        return local_model(path).path
+        return local_model(path, ema=_reads_average(arguments)).path
+
+
+def _reads_average(arguments: argparse.Namespace) -> bool:
+    """Whether the command reads the exponential moving average of the parameters."""
+    return not getattr(arguments, "no_ema", False)
 
 
 def _described(store: Store, value: StoredOption, flag: str) -> Path:

@@ -2,6 +2,7 @@
 
 - `published_folder`: the layout of a published folder.
 - `publishing`: writes it, from a run or a model folder; `model_card`: its README.md; `upload`: one commit on the Hub.
+- `run_files`: which files of a run and of frozen models are published.
 - `model_opening`: a path or an address as the folder of a run; a published folder is converted once.
 - `pipeline`, `pipeline_arguments`: `StarFlowPipeline`.
 

@@ -29,6 +29,7 @@ from starflow_jax.training.checkpoints.workdir import read_config
 PUBLISHED_FILE, CARD_FILE = "starflow.json", "README.md"
 FORMAT, VERSION = "starflow-published", 1
 FROZEN = ("autoencoder", "text_encoder")
+_WORDS = ("vocabulary", "class_names")  # fields of the experiment that are no paths, whatever they begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Published:
     Attributes:
       path: of the folder; config: its experiment; weights: the file of the parameters, or the index of its shards.
       step: of the training, None where nothing says so.
+      averaged: whether the parameters are known to be an exponential moving average.
       autoencoder, text_encoder: frozen models beside, None for none.
     """
 
@@ -45,6 +47,7 @@ class Published:
     config: ExperimentConfig
     weights: Path
     step: int | None
+    averaged: bool
     autoencoder: Part | None
     text_encoder: Part | None
 
@@ -60,29 +63,32 @@ def read_published(path: Path) -> Published:
     weights = next(path / name for name in reversed(WEIGHTS) if (path / name).is_file())
     file = path / PUBLISHED_FILE
     if not file.is_file():
-        return Published(path, config, weights, None, None, None)
+        return Published(path, config, weights, None, False, None, None)
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise ValueError(f'{file} must have "format": "{FORMAT}" and "version": {VERSION}')
     step = content.get("step")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-        raise ValueError(f"step of {file} must be an integer of at least 0, got {step!r}")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**31):
+        raise ValueError(f"step of {file} must be an integer from 0 to 2**31 - 1, got {str(step)[:80]!r}")
+    if not isinstance(content.get("ema", False), bool):
+        raise ValueError(f"ema of {file} must be true or false, got {str(content['ema'])[:80]!r}")
     parts = {name: read_part(file, content[name], name) if name in content else None for name in FROZEN}
-    return Published(path, config, weights, step, **parts)
+    return Published(path, config, weights, step, content.get("ema", False), **parts)
 
 
 def description(step: int, ema: bool, parts: Mapping[str, Mapping[str, Any]]) -> str:
     """The content of `starflow.json`.
 
     Args:
-      step: of the training; ema: whether a moving average of the parameters was asked for.
+      step: of the training; ema: whether the parameters are their exponential moving average.
       parts: the entries of frozen models, see `model_folder.part_entry`.
     """
     return json.dumps({"format": FORMAT, "version": VERSION, "step": step, "ema": ema, **parts}, indent=2) + "\n"
 
 
 def public_config(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment with the last part of every absolute path and of every address of a store in place of the whole.
+    """The experiment with the last part of every absolute path, of every path with `..` and of every
+    address of a store in place of the whole.
 
     Such paths name folders of one machine and buckets of one owner. Addresses of models on the Hub stay.
     """
@@ -91,9 +97,15 @@ def public_config(config: ExperimentConfig) -> ExperimentConfig:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _public(inner) for name, inner in value.items()}
+        return {name: inner if name in _WORDS else _public(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_public(inner) for inner in value]
-    if isinstance(value, str) and not is_hub_address(value) and (value.startswith(("/", "~")) or is_address(value)):
-        return value.rstrip("/").rpartition("/")[2] or "data"
+    if isinstance(value, str) and not is_hub_address(value) and _leads_elsewhere(value):
+        name = value.rstrip("/").rpartition("/")[2]
+        return "data" if name in ("", ".", "..", "~") else name
     return value
+
+
+def _leads_elsewhere(text: str) -> bool:
+    """Whether a text is an address, or a path that may leave the working folder."""
+    return text.startswith(("/", "~")) or is_address(text) or ".." in text.split("/")

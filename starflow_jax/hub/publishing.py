@@ -18,12 +18,12 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.outline import Outline, byte_size
 from starflow_jax.core.request_errors import require
 from starflow_jax.core.storage.addresses import is_address
-from starflow_jax.core.storage.copies import one_step
 from starflow_jax.core.storage.hub_addresses import HubAddress
 from starflow_jax.flows.parameters import abstract, count
 from starflow_jax.hub.model_card import Card, last_metrics
 from starflow_jax.hub.published_folder import CARD_FILE, FROZEN, PUBLISHED_FILE, description, public_config
-from starflow_jax.hub.upload import check_login, upload
+from starflow_jax.hub.run_files import frozen_files, run_files
+from starflow_jax.hub.upload import check_login, check_repository, upload
 from starflow_jax.models.autoencoders import kept_autoencoder
 from starflow_jax.porting.tensor_names import entries
 from starflow_jax.sampling.model_folder import (
@@ -33,18 +33,18 @@ from starflow_jax.sampling.model_folder import (
     is_run,
     load_model_folder,
     part_entry,
+    part_target,
     text_encoder_part,
 )
-from starflow_jax.tensor_formats.tensor_writing import shard_sizes
+from starflow_jax.tensor_formats.tensor_writing import INDEX_FILE, STEM, shard_sizes
 from starflow_jax.training.checkpoints.finished_run import run_config
 from starflow_jax.training.checkpoints.port_requests import check_portable
-from starflow_jax.training.checkpoints.ported import existing_step, write_torch_shards
+from starflow_jax.training.checkpoints.ported import existing_step, holds_average, write_torch_shards
 from starflow_jax.training.checkpoints.workdir import CONFIG_FILE
 
 PublishedForm = Literal["safetensors", "run"]
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _GIGABYTE = 10**9
-_RECORDS = re.compile(r"(metrics\.csv|curves\.png|goodput\.json)|(events|samples)/.*")  # of a training, not of a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PublishRequest:
       flow_only: whether to leave out frozen models, whose licences may be others.
       shard_size: gigabytes of a file of parameters at most.
       notes: Markdown text on the limits of the model for its card.
-      private: whether a new repository is private.
+      private: whether the repository is private, which has to be a new one or private already.
       revision: the branch that is written; None for "main".
       message: of the commit; None for "Publish NAME".
 
@@ -158,6 +158,7 @@ def publish(request: PublishRequest, results: tuple[tuple[str, ...], ...] = ()) 
     source = _source(request)
     if request.to is not None:
         check_login(request.to)
+        check_repository(request.to, private=request.private, revision=request.revision)
     if request.out is not None:
         return _publish(request, source, request.out.absolute(), "copy", results)
     with tempfile.TemporaryDirectory(prefix="starflow-publish-") as folder:
@@ -171,6 +172,8 @@ def publication_outline(request: PublishRequest) -> Outline:
       ValueError: see `publish`.
     """
     source = _source(request)
+    if request.to is not None:
+        check_login(request.to)
     files = _planned(request, source)
     where = " and ".join(str(place) for place in (request.out, request.to) if place is not None)
     written = [(name, byte_size(size)) for name, size in files.items()]
@@ -203,31 +206,36 @@ def _write_weights(request: PublishRequest, source: _Source, folder: Path, how: 
     size = int(request.shard_size * _GIGABYTE)
     write_torch_shards(folder, source.flow, source.config, source.step, ema=request.ema, shard_bytes=size)
     write_text(folder / CONFIG_FILE, to_json(public_config(source.config)))
-    parts = {name: part_entry(folder, name, part, how) for name, part in source.parts.items()}
-    write_text(folder / PUBLISHED_FILE, description(source.step, request.ema, parts))
+    for name, part in source.parts.items():
+        for inner in frozen_files(part.path):
+            _place(part.path / inner, folder / part_target(name, part) / inner, how)
+    write_text(folder / PUBLISHED_FILE, _description(request, source))
+
+
+def _description(request: PublishRequest, source: _Source) -> str:
+    averaged = request.ema and holds_average(source.flow, source.step)
+    return description(source.step, averaged, {name: part_entry(name, part) for name, part in source.parts.items()})
 
 
 def _copy_run(request: PublishRequest, source: _Source, folder: Path, how: Transfer) -> None:
     """Copies the files of the run at its step, or of the model folder."""
     root = _root(request, source)
-    for name in _run_files(root, source):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if how == "link":
-            (folder / name).symlink_to((root / name).resolve())  # of a temporary folder
-        else:
-            shutil.copy2(root / name, folder / name)
+    for name in run_files(root, source.step):
+        _place(root / name, folder / name, how)
+
+
+def _place(path: Path, target: Path, how: Transfer) -> None:
+    """Copies a file, or links it in a temporary folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if how == "link":
+        target.symlink_to(path.resolve())
+    else:
+        shutil.copy2(path, target)
 
 
 def _root(request: PublishRequest, source: _Source) -> Path:
     model = request.model
     return model if model is not None and (model / MODEL_FILE).is_file() and not request.flow_only else source.flow
-
-
-def _run_files(root: Path, source: _Source) -> list[str]:
-    """Names of the files of a run or a model folder without the state of the optimizer and the records of training."""
-    names = [path.relative_to(root).as_posix() for path in _files(root)]
-    kept = [name for name in names if not _RECORDS.fullmatch(name) and not name.rpartition("/")[2].startswith(".")]
-    return [name for name in one_step(kept, source.step) if name not in (CARD_FILE, "resolved.json")]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -238,14 +246,18 @@ def _planned(request: PublishRequest, source: _Source) -> dict[str, int]:
     """Names and sizes of the files that would be written; those of the card and of headers are about."""
     if request.form == "run":
         root = _root(request, source)
-        return {name: (root / name).stat().st_size for name in _run_files(root, source)}
-    specs = entries(abstract(source.config.flow)[1])
-    files = shard_sizes(specs, int(request.shard_size * _GIGABYTE))
-    files[CONFIG_FILE] = len(to_json(public_config(source.config)).encode())
-    for name, part in source.parts.items():
-        inner = _files(part.path) if part.path.is_dir() else [part.path]
-        target = name if part.path.is_dir() else f"{name}{part.path.suffix}"
-        files[target] = sum(path.stat().st_size for path in inner)
+        files = {name: (root / name).stat().st_size for name in run_files(root, source.step)}
+    else:
+        specs = entries(abstract(source.config.flow)[1])
+        files = shard_sizes(specs, int(request.shard_size * _GIGABYTE))
+        if len(files) > 1:
+            files[INDEX_FILE] = sum(len(spec.name) + len(STEM) + 40 for spec in specs)
+        files[CONFIG_FILE] = len(to_json(public_config(source.config)).encode())
+        files[PUBLISHED_FILE] = len(_description(request, source).encode())
+        for name, part in source.parts.items():
+            for inner in frozen_files(part.path):
+                file = (Path(part_target(name, part)) / inner).as_posix()
+                files[file] = (part.path / inner).stat().st_size
     files[CARD_FILE] = len(_card(request, source, ()).text().encode())
     return files
 

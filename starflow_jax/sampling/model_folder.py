@@ -143,7 +143,8 @@ def assemble(request: AssembleRequest) -> ModelFolder:
         if has_inverse(request.flow):
             _add_run(request.flow / INVERSE_FOLDER, temporary / "flow" / INVERSE_FOLDER, how)
         for name, part in parts.items():
-            content[name] = part_entry(temporary, name, part, how)
+            _add(part.path, temporary / part_target(name, part), how)
+            content[name] = part_entry(name, part)
         write_text(temporary / MODEL_FILE, json.dumps(content, indent=2) + "\n")
     return load_model_folder(path)
 
@@ -226,11 +227,14 @@ def read_part(file: Path, value: Any, name: str) -> Part:
     return part
 
 
-def part_entry(folder: Path, name: str, part: Part, how: Transfer) -> dict[str, Any]:
-    """Copies or links a frozen model into a folder; returns its entry for the file that describes the folder."""
-    target = name if part.path.is_dir() else f"{name}{part.path.suffix}"
-    _add(part.path, folder / target, how)
-    entry: dict[str, Any] = {"kind": part.kind, "path": target}
+def part_target(name: str, part: Part) -> str:
+    """The name of a frozen model in the folder of a model: of a folder, or of a file with its suffix."""
+    return name if part.path.is_dir() else f"{name}{part.path.suffix}"
+
+
+def part_entry(name: str, part: Part) -> dict[str, Any]:
+    """The entry of a frozen model in the file that describes the folder around it."""
+    entry: dict[str, Any] = {"kind": part.kind, "path": part_target(name, part)}
     return entry if part.temporal_scale == 1 else entry | {"temporal_scale": part.temporal_scale}
 
 

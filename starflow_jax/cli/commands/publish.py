@@ -40,7 +40,7 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a folder of starflow port --assemble")
+    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a model folder or a published model")
     option("--to", type=repository, metavar="hf://ORG/NAME", help="the repository, made if there is none")
     option("--out", type=path, metavar="DIR", help="a new folder for the files; without --to nothing is uploaded")
     option("--license", required=True, metavar="ID", help="identifier of the licence, such as apache-2.0, mit or other")
@@ -54,7 +54,7 @@ def add_to(subparsers: Any) -> None:
     option("--shard-size", type=real(above=True), metavar="GB", help="gigabytes of a file at most (default 5)")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--private", action="store_true", help="make a new repository private")
+    option("--private", action="store_true", help="make a new repository private; a public one is refused")
     option("--revision", metavar="NAME", help="the branch that is written, made if there is none (default: main)")
     option("--message", metavar="TEXT", help="message of the commit")
     add_dry_run(parser)

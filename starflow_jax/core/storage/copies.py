@@ -33,7 +33,7 @@ _THREADS = 8
 _ATTEMPTS = 4  # to copy a folder that somebody publishes meanwhile
 _SMALL, _MOST_BESIDE = 2**24, 100  # bytes, and number of objects beside those of a folder
 _USED = ".used"  # folder of one file for each copy, whose modification time is that of its last use
-_STEP = re.compile(r"(?:^|.*/)checkpoints/(0|[1-9]\d*)/")
+_STEP = re.compile(r"(?!(?:.*/)?inverse/)(?:^|.*/)checkpoints/(0|[1-9]\d{0,18})/")  # of the flow, not of its inverse
 
 Wanted = Callable[[str], bool]
 
@@ -55,7 +55,7 @@ def one_step(names: list[str], step: int | None) -> list[str]:
 
     def needed(name: str) -> bool:
         match = _STEP.match(name)
-        return match is None or name.startswith("inverse/") or int(match[1]) == chosen
+        return match is None or int(match[1]) == chosen
 
     return [name for name in names if without_optimizer(name) and needed(name)]
 

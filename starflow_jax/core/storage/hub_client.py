@@ -98,6 +98,8 @@ def _translated(name: object, error: Exception, errors: Any) -> Exception:
     if package in _NETWORK or isinstance(error, ConnectionError | TimeoutError):
         kind = f"status {status}" if status is not None else type(error).__name__
         return StoreError(f"{name} cannot be reached: {kind}", transient=True)
+    if isinstance(error, ValueError):  # of the client, about what it was given, which may be the token
+        return ValueError(f"{name} cannot be read or written: {without_token(str(error))}")
     return error
 
 
@@ -109,7 +111,7 @@ def without_token(text: str) -> str:
     """The first line of a message that says something, bounded, without queries of addresses and without tokens."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = re.sub(r"\?\S+", "?...", lines[0] if lines else "")
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if token:
-        line = line.replace(token, "***")
+    for token in (os.environ.get("HF_TOKEN", "").strip(), hub_library().get_token() or ""):
+        if token:
+            line = line.replace(token, "***")
     return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", line)[:_LONGEST]

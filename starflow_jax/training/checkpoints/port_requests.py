@@ -47,6 +47,7 @@ class PortRequest:
         tensor get their initial values.
       layout: of devices; the checkpoint is chunked by the shards that they will read. None for one device.
       origin: the address of the source with its commit, which the run records; None for a source without one.
+      step: of the training that the tensors are of, 0 where it is not known.
     """
 
     source: Path
@@ -57,6 +58,7 @@ class PortRequest:
     allow_partial: bool = False
     layout: Layout | None = None
     origin: str | None = None
+    step: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ def open_porting(request: PortRequest) -> Porting:
 
 
 def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Porting:
-    """Writes the folder of a run at step 0 that holds the tensors of a request.
+    """Writes the folder of a run that holds the tensors of a request, as its one checkpoint.
 
     Args:
       request: the request.
@@ -168,7 +170,8 @@ def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Por
     porting = open_porting(request) if porting is None else porting
     problem = porting.problem()
     check(problem is None, f"nothing was written: {problem}")
-    write_run(request.workdir, porting.config, porting.tensors, porting.fit.usable(), request.layout, request.origin)
+    usable = porting.fit.usable()
+    write_run(request.workdir, porting.config, porting.tensors, usable, request.layout, request.origin, request.step)
     return porting
 
 

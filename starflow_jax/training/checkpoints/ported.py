@@ -35,8 +35,9 @@ def write_run(
     usable: set[str],
     layout: Layout | None = None,
     origin: str | None = None,
+    step: int = 0,
 ) -> None:
-    """Writes the folder of a run at step 0 that holds these tensors; it appears complete or not at all.
+    """Writes the folder of a run that holds these tensors, as its one checkpoint; it appears complete or not at all.
 
     Args:
       workdir: new or empty.
@@ -44,6 +45,7 @@ def write_run(
         usable tensor get their initial values.
       layout: of devices; the file is chunked by the shards that they will read.
       origin: where the tensors come from, which `ORIGIN_FILE` records; None to record nothing.
+      step: of the training that the checkpoint is of.
 
     Raises:
       ValueError: a folder that is not empty, or a tensor with values that are not finite.
@@ -76,7 +78,7 @@ def write_run(
     with replacing_folder(workdir) as temporary:
         (temporary / CHECKPOINT_FOLDER).mkdir()
         tree = unflatten({path: streamed(path) for path in entries_by_path})
-        write_params_checkpoint(temporary / CHECKPOINT_FOLDER / "0", config, tree)
+        write_params_checkpoint(temporary / CHECKPOINT_FOLDER / str(step), config, tree, step)
         write_text(temporary / CONFIG_FILE, to_json(config))
         if origin is not None:
             write_text(temporary / ORIGIN_FILE, json.dumps({"from": origin}, indent=2) + "\n")
@@ -150,6 +152,15 @@ def _written(
     except Unusable as error:
         raise ValueError(f"checkpoint {folder} {error}") from error
     return step
+
+
+def holds_average(workdir: Path, step: int) -> bool:
+    """Whether a checkpoint has the exponential moving average of the parameters; ValueError for a damaged one."""
+    folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
+    try:
+        return "ema" in read_digests(folder)
+    except Unusable as error:
+        raise ValueError(f"checkpoint {folder} {error}") from error
 
 
 def existing_step(workdir: Path, config: ExperimentConfig, step: int | None) -> int:

@@ -51,7 +51,7 @@ def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params
     """Writes a checkpoint of parameters without optimizer state into `folder`, which must not exist.
 
     Args:
-      config: of the run.
+      config: of the run; step: that the checkpoint records, the name of its folder.
       tree: nested dictionaries of `Streamed`; at most two pieces are in memory at a time.
 
     Raises:
