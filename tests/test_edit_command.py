@@ -15,16 +15,19 @@ from random_flows import CLASSES, VIDEO, normal, random_flow
 from sweep_runs import params_of, write_run
 
 import starflow_jax as sf
+from starflow_jax.cli.commands.edit import chain_options
 from starflow_jax.cli.dispatch import main
 from starflow_jax.cli.edit_results import write_restored
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.experiment_config import TextConfig
+from starflow_jax.editing.burn_in import burn_in_schedules
 from starflow_jax.editing.examples import hidden_part, in_units, read_examples
 from starflow_jax.editing.latent_edits import spherical
 from starflow_jax.editing.operators import Identity
 from starflow_jax.editing.restoration import Restored
 
+UNSET = ("chains", "candidates", "moves", "leapfrog", "step_size")
 FEW = ["--chains", "3", "--steps", "4", "--burn-in", "8", "--candidates", "2"]
 OPTIONS = sf.ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
 WORDS = ("zero", "one", "two", "left", "right")
@@ -223,6 +226,28 @@ def test_the_training_noise_is_that_of_the_noise_level(tmp_path, monkeypatch):
         with pytest.raises(Reached) as found:
             sf.restore(noisy, y, sf.Mask(np.arange(4)[:, None] > 0), noise_level=level)
         assert abs(np.asarray(found.value.args[0].y).std() / expected - 1.0) < 0.5
+
+
+def test_masks_of_files_and_boxes(tmp_path):
+    box = hidden_part("box:1,0,2,3", (3, 4, 4, 1)).visible
+    expected = np.ones((3, 4, 4, 1), bool)
+    expected[:, 1:3, 0:3] = False
+    np.testing.assert_array_equal(box, expected)
+    np.save(tmp_path / "mask.npy", ~expected[0])
+    np.testing.assert_array_equal(hidden_part(str(tmp_path / "mask.npy"), (3, 4, 4, 1)).visible, expected)
+    Image.fromarray(np.where(expected[0, ..., 0], 0, 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(hidden_part(str(tmp_path / "mask.png"), (3, 4, 4, 1)).visible, expected)
+    np.save(tmp_path / "all.npy", np.ones((4, 4, 1), bool))
+    with pytest.raises(ValueError, match="must hide some of the data, and not all of it"):
+        hidden_part(str(tmp_path / "all.npy"), (4, 4, 1))
+
+
+@pytest.mark.parametrize(("steps", "burn_in", "parts"), [(10_000, 100, 2), (500, 1000, 20), (20, 150, 15), (4, 0, 0)])
+def test_the_burn_in_is_about_as_long_as_asked(steps, burn_in, parts):
+    options = chain_options(argparse.Namespace(**dict.fromkeys(UNSET), steps=steps, burn_in=burn_in))
+    found = burn_in_schedules(burn_in, options.together, options.thin, anneal=True)
+    assert len(found) == parts
+    assert burn_in <= sum(schedule.gain.size for schedule in found) <= max(1.1 * burn_in, 2 * options.thin)
 
 
 def test_numbers_beyond_the_range_of_pixels_are_refused(run, tmp_path):

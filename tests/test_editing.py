@@ -235,7 +235,7 @@ def test_annealing_weighs_modes_as_the_posterior_does():
     assert abs((draws.last > 0).mean() - ratio / (1.0 + ratio)) < 0.05
 
 
-def test_effective_sample_size_and_r_hat_of_known_chains():
+def test_effective_sample_size_and_r_hat_of_known_chains(monkeypatch):
     rng = np.random.default_rng(0)
     chains, count, correlation = 8, 4000, 0.9
     noise = rng.normal(size=(chains, count))
@@ -248,6 +248,9 @@ def test_effective_sample_size_and_r_hat_of_known_chains():
     assert abs(sizes[0] / expected - 1) < 0.15 and abs(sizes[1] / x.size - 1) < 0.1 and np.isnan(sizes[2])
     r_hat = split_r_hat(np.stack([x, x + 3.0 * np.arange(chains)[:, None]], axis=-1))
     assert r_hat[0] < 1.02 and r_hat[1] > 2.0
+    wide = np.stack([x[:, :500] * scale for scale in (1.0, 2.0, 3.0)], axis=-1)
+    monkeypatch.setattr("starflow_jax.editing.convergence._TOGETHER", 1)
+    np.testing.assert_allclose(effective_sample_size(wide), effective_sample_size(x[:, :500, None])[[0, 0, 0]])
     assert np.isnan(split_r_hat(x[:, :3])).all() and np.isnan(effective_sample_size(x[:, :3])).all()
 
 

@@ -52,8 +52,8 @@ def write_restored(
     count, chains = restored.pixels.shape[:2]
     ess = figures["effective_sample_size"]
     print(
-        f"{count} inputs, {chains} chains each, {draws.moves} moves after the burn-in in {seconds:.1f} s; acceptance "
-        f"{_shown(figures['acceptance'])}, step {_shown(figures['step_size'])}"
+        f"{count} inputs, {chains} chains each, {draws.moves} moves after a burn-in of {draws.burn_in} "
+        f"in {seconds:.1f} s; acceptance {_shown(figures['acceptance'])}, step {_shown(figures['step_size'])}"
     )
     print(
         f"effective sample size of {figures['draws']} draws: values {ess['median']:.1f} (median), log posterior "
@@ -78,6 +78,7 @@ def restored_figures(restored: Restored) -> dict[str, Any]:
         "chains": chains,
         "draws": chains * kept,
         "moves": draws.moves,
+        "burn_in": draws.burn_in,
         "sigma": restored.sigma,
         "acceptance": [float(value) for value in draws.acceptance[:, used].mean(axis=0)],
         "step_size": [float(value) for value in np.median(draws.steps[:, used], axis=0)],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from starflow_jax.editing.chains import Schedule, State, Trace, systematic
+from starflow_jax.editing.chains import Schedule, State, Trace, resampled
 from starflow_jax.editing.langevin_moves import Point
 from starflow_jax.editing.posterior import Posterior, repeated
 
@@ -57,7 +57,7 @@ def first_state(
     # [M, K C]: of every posterior, the draws of all calls.
     errors = jnp.moveaxis(errors.reshape(candidates, groups, chains), 0, 1).reshape(groups, -1)
     start = jnp.maximum(posterior.sigma, _wide_enough(errors, chains))
-    chosen = systematic(choice_key, -0.5 * errors / start[:, None] ** 2, chains)
+    chosen = resampled(choice_key, -0.5 * errors / start[:, None] ** 2, chains)
     # Drawn again, under the condition of the row that it was drawn for.
     row = (chosen % chains + chains * jnp.arange(groups)[:, None]).reshape(-1).astype(jnp.int32)
     x, _ = drawn(row, (chosen // chains).reshape(-1))

@@ -16,6 +16,7 @@ from starflow_jax.core.choices import ChainMoves
 from starflow_jax.editing.langevin_moves import HAMILTONIAN_ACCEPTANCE, MALA_ACCEPTANCE, Point, langevin_move
 from starflow_jax.editing.latent_moves import LATENT_ACCEPTANCE, latent_move
 from starflow_jax.editing.posterior import Posterior, repeated
+from starflow_jax.sampling.resampling import systematic
 
 # Bounds of log h and of log b, of which b = 1 draws from the prior.
 _LARGEST_LOG_STEPS, _SMALLEST_LOG_STEP = (3.0, 0.0), -30.0
@@ -158,7 +159,7 @@ def _reweighted(posterior: Posterior, state: State, progress: Float[Array, ""]) 
     arrived = (progress >= 1.0) & (state.progress < 1.0)
     resample = (effective < 0.5 * chains) | arrived
     key, own = jax.random.split(jax.random.wrap_key_data(state.key))
-    chosen = jnp.where(resample[:, None], systematic(own, logs, chains), jnp.arange(chains))
+    chosen = jnp.where(resample[:, None], resampled(own, logs, chains), jnp.arange(chains))
     rows = (chosen + chains * jnp.arange(groups)[:, None]).reshape(-1)
     return state.replace(  # type: ignore[attr-defined]
         point=jax.tree.map(lambda values: values[rows], state.point),
@@ -169,9 +170,7 @@ def _reweighted(posterior: Posterior, state: State, progress: Float[Array, ""]) 
     )
 
 
-def systematic(key: PRNGKeyArray, log_weights: Float[Array, "M n"], count: int) -> Int[Array, "M count"]:
+def resampled(key: PRNGKeyArray, log_weights: Float[Array, "M n"], count: int) -> Int[Array, "M count"]:
     """Systematic resampling within every posterior: the indices of `count` of n draws by their weights."""
-    sums = jnp.cumsum(jax.nn.softmax(log_weights, axis=1), axis=1)
-    places = (jnp.arange(count) + jax.random.uniform(key, (len(log_weights), 1))) / count
-    chosen = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(sums, places)
-    return jnp.minimum(chosen, log_weights.shape[1] - 1)
+    keys = jax.random.split(key, len(log_weights))
+    return jax.vmap(lambda key, logs: systematic(key, logs, count))(keys, log_weights)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
+
+# Numbers of draws that are computed with at once: Fourier transforms take about 64 bytes for each.
+_TOGETHER = 2**22
 
 
 def split_r_hat(draws: Float[np.ndarray, "C S *rest"]) -> Float[np.ndarray, "*rest"]:
@@ -12,10 +17,11 @@ def split_r_hat(draws: Float[np.ndarray, "C S *rest"]) -> Float[np.ndarray, "*re
     Both halves of every chain count as chains; the square root of the ratio of the variance of all draws to that inside
     of chains. NaN for fewer than 4 draws; 1 where nothing moves at all.
     """
-    draws = np.asarray(draws, np.float64)
+    return _of_slices(_split_r_hat, draws)
+
+
+def _split_r_hat(draws: Float[np.ndarray, "C S n"]) -> Float[np.ndarray, "n"]:
     half = draws.shape[1] // 2
-    if half < 2:
-        return np.full(draws.shape[2:], np.nan)
     halves = np.concatenate([draws[:, :half], draws[:, -half:]])
     within = halves.var(axis=1, ddof=1).mean(axis=0)
     between = halves.mean(axis=1).var(axis=0, ddof=1)
@@ -33,10 +39,24 @@ def effective_sample_size(draws: Float[np.ndarray, "C S *rest"]) -> Float[np.nda
     autocorrelations of all halves of chains together, summed up to the end of Geyer's initial monotone sequence. At
     most C S log10(C S). NaN for fewer than 4 draws, and where nothing moves.
     """
-    draws = np.asarray(draws, np.float64)
+    return _of_slices(_effective_sample_size, draws)
+
+
+def _of_slices(
+    function: Callable[..., np.ndarray], draws: Float[np.ndarray, "C S *rest"]
+) -> Float[np.ndarray, "*rest"]:
+    """A function of draws in float64, of some values at a time; NaN for fewer than 4 draws."""
+    chains, count, *rest = draws.shape
+    if count < 4:
+        return np.full(rest, np.nan)
+    flat = np.asarray(draws).reshape(chains, count, -1)
+    width = max(1, _TOGETHER // (chains * count))
+    parts = [function(flat[:, :, at : at + width].astype(np.float64)) for at in range(0, flat.shape[2], width)]
+    return np.concatenate(parts).reshape(rest)
+
+
+def _effective_sample_size(draws: Float[np.ndarray, "C S n"]) -> Float[np.ndarray, "n"]:
     half = draws.shape[1] // 2
-    if half < 2:
-        return np.full(draws.shape[2:], np.nan)
     halves = np.concatenate([draws[:, :half], draws[:, -half:]])
     count = halves.shape[1]
     covariance = _autocovariance(halves).mean(axis=0)

@@ -39,7 +39,8 @@ class ChainOptions:
         solver for each, without a gradient.
       draws: S that every chain keeps.
       thin: moves from one draw to the next.
-      burn_in: moves before the first draw, in which step sizes are adapted; half of them also anneal.
+      burn_in: moves before the first draw, rounded up to whole parts of at most `part` x `thin` moves (two or more
+        with `anneal`), in which step sizes are adapted; half of them also anneal.
       moves: "mala" moves data by the Metropolis-adjusted Langevin algorithm, "hamiltonian" by several leapfrog steps,
         "langevin" by unadjusted steps after a burn-in of MALA, "latent" moves noise by preconditioned
         Crank-Nicolson, "both" takes a latent and a Hamiltonian move in turn.
@@ -78,6 +79,12 @@ class ChainOptions:
         )
 
     @property
+    def together(self) -> int:
+        """Draws in one call of the compiled program: at most `part`, fewer where the burn-in is short."""
+        part = min(self.part, self.draws)
+        return min(part, max(1, self.burn_in // (2 * self.thin))) if self.burn_in else part
+
+    @property
     def kind(self) -> Kind:
         """What the compiled program depends on."""
         return Kind(self.moves, self.leapfrog if self.moves in ("hamiltonian", "both") else 1)
@@ -95,7 +102,7 @@ class PosteriorDraws:
         unadjusted moves that of the rule which they do not follow.
       steps: float64 [M, 2], the sizes of both: h in units of the preconditioner, and b.
       origin: int32 [M, C], the chain whose condition each chain has, where the chains of a posterior have several.
-      moves: after the burn-in, of every chain.
+      moves: after the burn-in, of every chain; burn_in: before them.
     """
 
     x: np.ndarray
@@ -105,6 +112,7 @@ class PosteriorDraws:
     steps: np.ndarray
     origin: np.ndarray
     moves: int
+    burn_in: int
 
     @functools.cached_property
     def ess(self) -> np.ndarray:
@@ -175,7 +183,7 @@ def sample_posterior(
         "moves must be mala, hamiltonian or langevin where values are known exactly, since moves of noise change "
         f"all of them (or sigma above 0), got {options.moves}",
     )
-    chains, part = options.chains, min(options.part, options.draws)
+    chains, part = options.chains, options.together
     state = first_state(posterior, key, chains, size, options.candidates)
     lost = int(np.count_nonzero(~np.isfinite(np.asarray(state.start))))
     check(
@@ -208,7 +216,8 @@ def sample_posterior(
     for _ in range(-(-options.draws // part)):
         state, trace = advance(posterior, state, sampling_schedule(part, options.thin))
         traces.append(jax.device_get(trace))
-    return _collected(posterior, state, traces, options)
+    before = sum(schedule.gain.size for schedule in schedules)
+    return _collected(posterior, state, traces, options, before)
 
 
 def _advance(
@@ -227,7 +236,9 @@ def _advance(
     return state, trace
 
 
-def _collected(posterior: Posterior, state: State, traces: list[Trace], options: ChainOptions) -> PosteriorDraws:
+def _collected(
+    posterior: Posterior, state: State, traces: list[Trace], options: ChainOptions, burn_in: int
+) -> PosteriorDraws:
     groups, chains = state.log_weights.shape
 
     def together(name: str) -> np.ndarray:
@@ -247,4 +258,5 @@ def _collected(posterior: Posterior, state: State, traces: list[Trace], options:
         steps=np.where(used, np.exp(np.asarray(state.log_steps, np.float64)), np.nan),
         origin=np.asarray(state.origin).reshape(groups, chains) % chains,
         moves=options.draws * options.thin,
+        burn_in=burn_in,
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 import warnings
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 
 from starflow_jax.api.distributions import distribution
 from starflow_jax.api.model_condition import condition
-from starflow_jax.core.config.checks import check
+from starflow_jax.core.function_files import function_of_file
 from starflow_jax.core.request_errors import require
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.targets.importance import WeightedSamples, draw
@@ -106,13 +104,5 @@ def open_target(name: str) -> Target:
     Raises:
       ValueError: there is no such file or function, or executing the file fails.
     """
-    source, _, function = name.rpartition(":")
-    check(source.endswith(".py"), f"target must be FILE.py:FUNCTION, got {name!r}")
-    check(Path(source).is_file(), f"target file {source} does not exist")
-    try:
-        defined = runpy.run_path(source)
-    except (Exception, SystemExit) as error:  # the file is arbitrary Python, which may call exit
-        raise ValueError(f"target file {source} failed with {type(error).__name__}: {error}") from error
-    check(callable(defined.get(function)), f"target file {source} must define {function}(), and does not")
-    target: Target = defined[function]
+    target: Target = function_of_file("target", name)
     return target

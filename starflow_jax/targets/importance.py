@@ -14,9 +14,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
+from starflow_jax.sampling.resampling import systematic
 from starflow_jax.targets.proposals import Proposal, Target, as_argument, check_condition
 
 # The share of the largest weights that `WeightedSamples.clipped` lowers.
@@ -94,15 +95,6 @@ class WeightedSamples:
         number = len(self.log_weights) if num is None else num
         check_integer("num", number, minimum=1)
         return self.x[systematic(key, self.log_weights, number)]
-
-
-def systematic(key: PRNGKeyArray, log_weights: Float[Array, "n"], num: int) -> Int[Array, "num"]:
-    """Indices of systematic resampling: point i occurs num * w_i times, rounded up or down."""
-    points = (jax.random.uniform(key) + jnp.arange(num)) / num
-    cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
-    # Divided by the last sum, which rounding keeps from 1; "right" passes over points of weight 0.
-    index = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
-    return jnp.minimum(index, len(log_weights) - 1)
 
 
 def draw(

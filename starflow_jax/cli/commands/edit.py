@@ -16,6 +16,7 @@ from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.paths import operator_name
 from starflow_jax.cli.options.stored import output_file, output_path, read_path
 from starflow_jax.core.choices import ChainMoves, EditOperation, choices
+from starflow_jax.core.storage.addresses import is_address
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,8 +125,18 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="draws of the flow for each chain, among which chains begin (default 32)",
     )
-    option("--steps", type=integer(4, 10**6), metavar="N", help="moves of a chain after the burn-in (default 500)")
-    option("--burn-in", type=integer(0, 10**6), metavar="N", help="moves before them (default 1000)")
+    option(
+        "--steps",
+        type=integer(4, 10**6),
+        metavar="N",
+        help="moves of a chain after the burn-in, above 100 rounded up to hundreds (default 500)",
+    )
+    option(
+        "--burn-in",
+        type=integer(0, 10**6),
+        metavar="N",
+        help="moves before them, rounded up to whole parts (default 1000)",
+    )
     option(
         "--moves",
         type=choice(*choices(ChainMoves)),
@@ -156,11 +167,11 @@ def add_to(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _mask(text: str) -> str:
-    """Parses what is missing, which depends on the data; returns the text."""
+def _mask(text: str) -> Any:
+    """Parses what is missing, which depends on the data, or the address of a file; returns the text otherwise."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"must name what is missing, got {text!r}")
-    return text
+    return read_path(text) if is_address(text) else text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -240,7 +251,7 @@ def _operator(arguments: argparse.Namespace, size: tuple[int, ...]) -> tuple[Ope
     *front, rows, columns, channels = size
     if arguments.operation == "inpaint":
         try:
-            return hidden_part(arguments.mask, size), size
+            return hidden_part(str(arguments.mask), size), size
         except ValueError as error:  # its sentences begin with the word, but for those of files
             raise CommandError(f"--mask: {error}" if "mask" not in str(error)[:4] else f"--{error}") from error
     if arguments.operation == "upscale":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.core.function_files import function_of_file
 from starflow_jax.core.registries import REWARDS
 from starflow_jax.evaluation.samples.features.feature_network import named_function
 from starflow_jax.evaluation.samples.metrics.clip_score import pair_scores
@@ -79,7 +78,7 @@ def open_reward(name: str) -> Reward:
     Raises:
       ValueError: there is no such reward, file, module or function.
     """
-    source, colon, function = name.rpartition(":")
+    source, colon, _ = name.rpartition(":")
     if not colon:
         REWARDS.check("reward", name)
         return Reward(name, REWARDS.get(name))
@@ -88,10 +87,4 @@ def open_reward(name: str) -> Reward:
         return Reward(name, lambda inputs: pair_scores(*network(inputs.pixels, list(inputs.captions))) / 100.0)
     if not source.endswith(".py"):
         return Reward(name, named_function(name)[0])
-    check(Path(source).is_file(), f"reward file {source} does not exist")
-    try:
-        defined = runpy.run_path(source)
-    except (Exception, SystemExit) as error:  # the file is arbitrary Python, which may call exit
-        raise ValueError(f"reward file {source} failed with {type(error).__name__}: {error}") from error
-    check(callable(defined.get(function)), f"reward file {source} must define {function}(), and does not")
-    return Reward(name, defined[function])
+    return Reward(name, function_of_file("reward", name))
