@@ -65,6 +65,7 @@ def published(hub, workdir):
 def test_an_address_has_a_repository_a_revision_and_a_file(text, expected):
     assert HubAddress.parse(text) == expected and is_hub_address(text)
     assert HubAddress.parse(str(expected)) == expected
+    assert not is_hub_address("hf://datasets/org/name/x.parquet") and not is_hub_address("gs://org/name")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,6 @@ def test_a_bad_address_is_refused_before_any_call(text, capsys):
     assert main(["sample", "--model", text, "--out", "x.png"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("starflow: --model must be") and message.count("\n") == 1
-
-
-def test_data_sets_are_no_models():
-    assert not is_hub_address("hf://datasets/org/name/x.parquet") and not is_hub_address("gs://org/name")
 
 
 def test_a_published_run_is_safetensors_with_a_card_and_without_the_paths_of_the_machine(hub, published):
