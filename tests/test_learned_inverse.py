@@ -67,6 +67,7 @@ def test_estimates_of_a_frame_depend_on_it_and_on_earlier_ones_alone(network):
         assert (moved[:2] == 0).all() and (moved[2:] > 0).all()
 
 
+@pytest.mark.slow
 def test_estimates_depend_on_caption_class_and_guidance():
     noise = normal((2, 4, 4, 2))
     learned = random_network(IMAGE)

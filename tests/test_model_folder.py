@@ -120,6 +120,7 @@ def test_a_streamed_video_is_the_same(videos, clip, tmp_path):
     assert np.abs(streamed.astype(int) - clip[0]["video"]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_picture_begins_a_video(videos, tmp_path):
     given = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     Image.fromarray(given).save(tmp_path / "first.png")

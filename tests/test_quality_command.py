@@ -139,6 +139,7 @@ def test_a_finished_sweep_draws_nothing_and_says_the_same(here, again, drawn):
     assert same(sweep(again, *WEIGHTS), here)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, monkeypatch, drawn, capsys):
     out, write = tmp_path / "out", guidance_sweep.ChunkFolder.write
 

@@ -55,6 +55,7 @@ def objective():
     return Objective(experiment, AutoencoderKL((4,), 1, 2, 1, 4, mid_block_add_attention=False))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_loss_with_its_weight_held_fixed(objective):
     state, frozen = init_state(objective, objective.autoencoder.init(jax.random.key(1)))
     assert set(state.params) == {AUTOENCODER, DISCRIMINATOR} and set(state.ema) == {AUTOENCODER}
@@ -98,6 +99,7 @@ def test_hinge_and_adaptive_weight():
     assert adaptive_weight(gradient, jnp.zeros(2)) == 1e4
 
 
+@pytest.mark.slow
 def test_a_discriminator_judges_patches():
     judge = PatchDiscriminator(1, width=4, layers=2)
     params = judge.init(jax.random.key(0))
