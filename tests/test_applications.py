@@ -217,6 +217,7 @@ def run(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_the_study_of_a_run(run, capsys):
     options = ["--num", "40", "--draws", "1", "--candidates", "4", "--keep", "2", "--json", str(run / "s.json")]
     # The run is its own reference, so that every ratio of the two is 1.

@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmarks" / "flow.py"
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_quick_run_reports_every_pass(only, passes, tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--only", only, "--json", str(out)]

@@ -64,6 +64,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_trials_are_of_every_kind_and_keep_their_target(still):
     _, found = still
     assert [block.block for block in found.blocks] == [0, 1] and found.blocks[0].amplification == 1.0

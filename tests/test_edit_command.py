@@ -56,6 +56,7 @@ def run(home):
     return sf.from_pretrained(home / "run")
 
 
+@pytest.mark.slow
 def test_visible_pixels_stay_and_the_report_is_that_of_the_draws(run, home):
     levels = np.load(home / "digits.npz")["image"]
     y = in_units(levels, 17, run.config.data, whole=True)

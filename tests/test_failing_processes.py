@@ -25,6 +25,7 @@ def checkpoints(folder):
     return sorted(int(path.name) for path in (folder / "run" / "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_at_the_same_update(tmp_path, environment):
     found = run_joined(SCRIPT, tmp_path, 2, "sigterm", "1", environment=environment)
     for code, printed, _ in found:

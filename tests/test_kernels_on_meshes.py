@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from fake_devices import run_on_eight_devices
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_does():
     errors = json.loads(run_on_eight_devices("kernels_on_eight_devices.py"))
     assert 0 < errors["attention"] < 1e-4 and errors["update"] < 1e-5

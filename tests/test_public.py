@@ -49,6 +49,7 @@ def run(folder):
         return sf.from_pretrained("runs/digits")
 
 
+@pytest.mark.slow
 def test_examples_of_the_interface_run(run):
     assert run.step == 10
 

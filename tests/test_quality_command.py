@@ -112,6 +112,7 @@ def same(figures, home):
     return figures | {"workdir": None} == json.loads((home / "q.json").read_text()) | {"workdir": None}
 
 
+@pytest.mark.slow
 def test_figures_plot_and_pictures(home, capsys):
     figures = json.loads((home / "q.json").read_text())
     assert [(row["guidance"], row["samples"]) for row in figures["rows"]] == [(0.0, 40), (1.5, 40)]

@@ -42,6 +42,7 @@ def get_config():
 pytestmark = pytest.mark.usefixtures("temporary_registrations")
 
 
+@pytest.mark.slow
 def test_a_solver_of_an_experiment_file_is_reached_by_configuration_and_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.py").write_text(EXPERIMENT)

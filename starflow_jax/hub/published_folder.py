@@ -56,10 +56,15 @@ def read_published(path: Path) -> Published:
     """Reads the description of a published model, and no weights.
 
     Raises:
-      ValueError: `config.json` is not an experiment, `starflow.json` of another format, or a frozen model is missing.
+      ValueError: `config.json` is not an experiment or has a name that cannot be printed, `starflow.json` is of another
+        format, or a frozen model is missing.
     """
     config = read_config(path)
     assert config is not None  # is_published
+    if not config.name.isprintable():  # commands print it, and a terminal obeys escape sequences
+        raise ValueError(
+            f"name of {path / 'config.json'} must have printable characters alone, got {config.name[:80]!r}"
+        )
     weights = next(path / name for name in reversed(WEIGHTS) if (path / name).is_file())
     file = path / PUBLISHED_FILE
     if not file.is_file():

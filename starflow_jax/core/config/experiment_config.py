@@ -116,8 +116,6 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # It is printed by commands, and the file may be somebody else's.
-        check(self.name.isprintable(), f"name must have printable characters alone, got {self.name[:80]!r}")
         check_integer("seed", self.seed, minimum=0)
         check(self.seed < 2**32, f"seed must be below 2**32, got {self.seed}")
         # A trained run, whose levels are recorded, may name a solver of an experiment file that is not imported here.
