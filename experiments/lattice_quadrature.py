@@ -2,8 +2,7 @@
 
 The field has the action S = sum over sites x of [sum over directions (phi(x + e) - phi(x))^2 + m^2 phi^2 + g phi^4].
 Its weight exp(-S) is a product of a weight of each site and of exp(2 phi phi') of each bond. On quadrature nodes, the
-bond
-is a symmetric matrix with fast decaying eigenvalues; `rank` of them make the field of a bond a small index. The
+bond is a symmetric matrix with fast decaying eigenvalues; `rank` of them make the field of a bond a small index. The
 partition function is then the trace of a power of the matrix that adds a row of sites.
 """
 

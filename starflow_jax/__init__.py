@@ -43,6 +43,7 @@ PUBLIC = {
     "ChannelMean": "starflow_jax.editing.operators",
     "Identity": "starflow_jax.editing.operators",
     "interpolate": "starflow_jax.editing.latent_edits",
+    "attribute_direction": "starflow_jax.editing.latent_edits",
     "change_condition": "starflow_jax.editing.latent_edits",
     "load_run": "starflow_jax.training",
     # sampling of given densities
@@ -93,6 +94,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.core.config import SampleConfig as SampleConfig
     from starflow_jax.core.config import TrainConfig as TrainConfig
     from starflow_jax.core.config import load_config as load_config
+    from starflow_jax.editing.latent_edits import attribute_direction as attribute_direction
     from starflow_jax.editing.latent_edits import change_condition as change_condition
     from starflow_jax.editing.latent_edits import interpolate as interpolate
     from starflow_jax.editing.operators import BlockMeans as BlockMeans

@@ -11,9 +11,9 @@ import pytest
 from sweep_runs import COUNT, DRAWS, config_file, config_of, two_checkpoints
 
 from starflow_jax.cli.dispatch import main
+from starflow_jax.core.amounts import size_text, time_text
 from starflow_jax.core.config import load_config
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.outline import byte_size, duration
 from starflow_jax.data.pipeline.fingerprint import fingerprint
 from starflow_jax.training import Checkpoints, abstract_state, open_source
 
@@ -58,7 +58,9 @@ def test_a_new_training_and_one_to_resume(tmp_path, capsys):
     (tmp_path / "run" / "checkpoints" / "12").mkdir()  # without its parts
     assert main([*argv, "--dry-run"]) == 2
     assert "the newest checkpoint of" in capsys.readouterr().err
+    (tmp_path / "run" / "metrics.csv").write_text("step,images_per_second\n5,100\n10,300\n")
     found = figures(tmp_path, *argv, "--config.train.log_every=5", "--resume", "latest-good")
+    assert found["seconds_left"] == found["updates_left"] * found["batch_size"] / 200
     assert found["step"] == 10 and "the run is resumed there" in capsys.readouterr().out
 
 
@@ -97,7 +99,7 @@ def test_a_sweep(tmp_path, capsys):
 
 def test_an_address_is_described_and_nobody_owns_it(folder_of_copies, tmp_path, capsys):
     address = f"memory://{uuid.uuid4().hex}/x"
-    assert main(["train", *DIGITS, "--workdir", f"{address}/run", "--dry-run"]) == 0
+    assert main(["train", *DIGITS, "--workdir", f"{address}/run", "--dry-run", "--supervise", "1"]) == 0
     assert f"{address}/run" in capsys.readouterr().out
     argv = ["encode", *DIGITS, "--limit", "3", "--quiet"]
     assert main([*argv, "--out", f"{address}/a", "--dry-run", "--json", f"{address}/e.json"]) == 0
@@ -107,11 +109,11 @@ def test_an_address_is_described_and_nobody_owns_it(folder_of_copies, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**40, "3.0 TiB"), (2**61, "2048.0 PiB")]
+    ("value", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (3_359_000, "3.36 MB"), (3 * 10**12, "3 TB")]
 )
 def test_sizes_in_words(value, words):
-    assert byte_size(value) == words
+    assert size_text(value) == words
 
 
 def test_times_in_words():
-    assert [duration(value) for value in (5.123, 300, 7200, 259200)] == ["5.12 s", "5 min", "2 h", "3 days"]
+    assert [time_text(value) for value in (5.1, 300, 7200, 259200)] == ["5 s", "5 min", "2 h", "3 days"]

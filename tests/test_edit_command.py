@@ -7,7 +7,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +56,13 @@ def run(home):
 
 
 @pytest.mark.slow
+def test_a_function_of_ones_own_is_an_operator(run):
+    y = np.zeros((1, 4), np.float32)
+    restored = sf.restore(run, y, lambda x: x.mean(axis=(2, 3)), sigma=0.3, options=OPTIONS)
+    assert restored.pixels.shape == (1, 3, 4, 4, 1) and np.isfinite(restored.draws.log_posterior).all()
+
+
+@pytest.mark.slow
 def test_visible_pixels_stay_and_the_report_is_that_of_the_draws(run, home):
     levels = np.load(home / "digits.npz")["image"]
     y = in_units(levels, 17, run.config.data, whole=True)
@@ -95,7 +101,7 @@ def test_the_command_restores_images(operation, inputs, options, out, home, monk
     found = json.loads(Path("r.json").read_text())
     count = 1 if operation == "upscale" else 2
     assert found["inputs"] == count and found["chains"] == 3 and found["operation"] == operation
-    assert len(found["log_posterior"]) == count and 0 <= found["acceptance"][0] <= 1
+    assert len(found["log_posterior"]) == count and (found["moves"], found["draws"]) == (4, 12)
     assert ("rms_error_of_draws" in found) == (operation in ("inpaint", "denoise"))
     printed = capsys.readouterr().out
     assert "acceptance" in printed and "split R-hat" in printed
@@ -164,6 +170,10 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
         (["operator", "y.npy", "--operator", "rows.py:square"], "operator rows.py:square must be linear"),
         (["operator", "y.npy", "--operator", "rows.py:other"], "rows.py must define other()"),
         (["operator", "y.npy", "--operator", "rows.py:rows", "--class", "3"], "--class must be below the 3 classes"),
+        (
+            ["inpaint", "clip.npy", "--mask", "frames:1", "--class", "1", "--workdir", "clips"],
+            "--class must be none for a run without classes, got 1",
+        ),
         (["interpolate", "y.npy"], "y.npy must contain [n, 4, 4, 1], got [2, 4]"),
         (["interpolate", "small.png"], "interpolate needs an even number of inputs, got 1"),
         (["attribute", "digits.npz"], "attribute requires --to-class, --to-caption or --without and --having"),
@@ -184,7 +194,8 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
 )
 def test_what_cannot_be_edited_is_refused_in_a_sentence(words, message, home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    assert main(["edit", *words, "--workdir", "run", "--out", "refused.png"]) == 2
+    named = [] if "--workdir" in words else ["--workdir", "run"]
+    assert main(["edit", *words, *named, "--out", "refused.png"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("starflow: ") and len(error.strip().splitlines()) == 1
     assert not Path("refused.png").exists()
@@ -263,6 +274,7 @@ def test_measurements_that_do_not_fit_are_refused(run):
         sf.restore(run, np.zeros((1, 4, 4, 1), np.float32), sf.BlockMeans(2))
     with pytest.raises(ValueError, match=r"visible must be bool and broadcast to \[4, 4, 1\], got int64 \[3\]"):
         sf.restore(run, np.zeros((1, 4, 4, 1), np.float32), sf.Mask(np.ones(3, int)))
+    with pytest.raises(ValueError, match="operator <lambda> must be linear"):
+        sf.restore(run, np.zeros((1, 4, 4, 1), np.float32), lambda x: x**2)
     with pytest.raises(ValueError, match="num must be an integer >= 2, got 1"):
         sf.interpolate(run, np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 4, 1)), num=1)
-    assert isinstance(jax.tree.leaves(sf.Mask(np.ones((4, 4, 1), bool)))[0], np.ndarray)

@@ -92,7 +92,13 @@ def test_a_published_run_is_safetensors_with_a_card_and_without_the_paths_of_the
     assert b"alice" not in b"".join(files.values()) and b'"path": "photos"' in files["config.json"]
     card = files["README.md"].decode()
     assert card.startswith("---\nlicense: mit\nlibrary_name: starflow_jax\n")
-    for text in (f"hf://{REPO}", "Tiny pictures only.", "step 4, loss 1.25, bits/dim 3.25", "7,216", "3 classes"):
+    for text in (
+        f"hf://{REPO}",
+        "Tiny pictures only.",
+        "loss 1.25 (step 4), bits/dim 3.25 (step 2)",
+        "7,216",
+        "3 classes",
+    ):
         assert text in card
     assert json.loads(files["starflow.json"])["step"] == 4
 

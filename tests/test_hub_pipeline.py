@@ -34,7 +34,7 @@ def pipe(workdir):
         ({"height": 512, "width": 512}, "height and width must be 4 and 4 for this model, got 512 and 512"),
         ({"num_frames": 8}, "num_frames is of videos, and this is a model of images"),
         ({"num_videos_per_prompt": 2}, "num_videos_per_prompt is of the other kind: this is a model of images"),
-        ({"num_images_per_prompt": 0}, "num must be"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be"),
         ({"generator": 1, "seed": 2}, "give either generator or seed, got both"),
         ({"generator": "x"}, "generator must be an integer, a JAX key"),
         ({"output_type": "latent"}, "output_type must be one of"),

@@ -15,7 +15,7 @@ Parts, separated by commas in --parts:
 - coverage: x is drawn from the flow, y = A x + noise, and 19 chains draw from p(x | y): the range of 19 independent
   draws holds a further one with probability 0.9, so x is inside in 90 % of all cases if the chains have converged.
   Counted for every pixel, for the mean of all pixels, and for log p(x); the standard error is over digits.
-- moves: for the same measurements, the effective sample size of each kind of moves, per move and per second.
+- moves: for the same measurements, the effective sample size of each kind of moves, per move, and the time.
 - frames: the frames 2 to 5 of clips of 8 frames are filled in from the others, and, as the baseline, the flow continues
   the first two frames forward in time (its own conditional samples). Both are read as a whole clip: the mean squared
   error of the filled frames, the difference of the displacements of the ink's centroid from those of the real clip,
@@ -159,8 +159,8 @@ def moves(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
             _, draws = simulated(model, operator, few, 8, moves=name)
             seconds = time.perf_counter() - begin
             figures = mixing(draws)
-            total = few.steps * 8
-            each = {"effective per move": figures["effective sample size"] / total, "seconds with burn-in": seconds}
+            effective = figures["effective sample size"]
+            each = {"effective per move": effective / (8 * draws.moves), "seconds with burn-in": seconds}
             found |= {f"{operator_name}, {name}, {key}": value for key, value in {**figures, **each}.items()}
     return found
 

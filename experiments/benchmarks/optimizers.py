@@ -23,7 +23,6 @@ import numpy as np
 
 from starflow_jax.core.config import ExperimentConfig, load_config
 from starflow_jax.core.figures import text_table, write_json
-from starflow_jax.core.regular_files import read_json
 from starflow_jax.evaluation.likelihood.held_out import held_out_score
 from starflow_jax.training import TrainRequest, train
 
@@ -163,27 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.add_argument("--out", type=Path, required=True, help="folder of the runs")
     shown.add_argument("--seeds", type=int, default=3, help="seeds of every optimizer (default 3)")
     shown.add_argument("--task", choices=list(TASKS), help="only this task")
-    shown.add_argument("--updates", type=int, help="updates of every run, in place of those of the task")
-    shown.add_argument(
-        "--rates",
-        type=Path,
-        help="JSON of an earlier comparison, whose best rates are taken",
-    )
     shown.add_argument("--json", type=Path, help="also write the figures as JSON")
     shown.add_argument("--quick", action="store_true", help="two updates of tiny models by two optimizers")
     options = shown.parse_args(arguments)
     tasks = QUICK if options.quick else TASKS
     if options.task is not None:
         tasks = {options.task: tasks[options.task]}
-    if options.updates is not None:
-        if options.updates < max(task.evaluations for task in tasks.values()):
-            shown.error(f"--updates must be at least the number of evaluations, got {options.updates}")
-        tasks = {name: dataclasses.replace(task, updates=options.updates) for name, task in tasks.items()}
     candidates = {"adamw": (1.0,), "muon": (1.0,)} if options.quick else CANDIDATES
-    if options.rates is not None:
-        earlier = read_json(options.rates)
-        found = earlier[next(iter(earlier["tasks"]))]
-        candidates = {name: (found[name]["factor"],) for name in candidates}
     results = measure(tasks, candidates, options.out, 1 if options.quick else options.seeds)
     print(table(results))
     if options.json is not None:

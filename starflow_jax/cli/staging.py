@@ -52,8 +52,9 @@ def run_staged(arguments: argparse.Namespace, flag: Callable[[str], str]) -> int
                     for one in _values(value)]  # fmt: skip
             setattr(arguments, name, runs if isinstance(value, list | tuple) else runs[0])
     options = {name: value for name, value in vars(arguments).items() if _addresses(value)}
-    # The supervised process opens its addresses itself, and owns its folder.
-    if not options or getattr(arguments, "supervise", None) is not None:
+    # The supervised process opens its addresses itself, and owns its folder; a dry run has none.
+    supervises = getattr(arguments, "supervise", None) is not None and not getattr(arguments, "dry_run", False)
+    if not options or supervises:
         return int(arguments.run(arguments))
     first = getattr(arguments, "process", None) in (None, 0)
     if _is_trained_by_several(arguments, options):

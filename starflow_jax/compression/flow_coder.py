@@ -36,7 +36,8 @@ from starflow_jax.flows.parameters import Params
 from starflow_jax.flows.pixel_map import token_basis
 
 _LARGEST = 1e4  # of a number that a network reads
-_COARSER = ((3, 4), (2, 2), (1, 1))  # bits of pixels and tokens that the grids of the first groups have less
+# By how many bits the grids of pixels and of tokens are coarser, for the first three groups.
+_COARSER = ((3, 4), (2, 2), (1, 1))
 _COARSEST_TOKENS = 3
 
 

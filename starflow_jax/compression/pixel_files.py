@@ -16,11 +16,11 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.regular_files import open_file
 from starflow_jax.core.storage.local_moves import move
 from starflow_jax.media import write_png
+from starflow_jax.media.array_files import ARRAY_SUFFIXES, read_array
 from starflow_jax.media.displayed_images import displayed, open_image
 from starflow_jax.media.medium import IMAGES
 from starflow_jax.media.reading import read_video
 
-_ARRAYS = (".npy", ".npz")
 _KEYS = ("image", "images", "video", "videos")
 
 
@@ -43,7 +43,7 @@ def read_pixels(paths: Sequence[Path], channels: int, *, clips: bool) -> tuple[n
     """
     parts, names = [], []
     for path in paths:
-        if path.suffix in _ARRAYS and path.is_file():
+        if path.suffix in ARRAY_SUFFIXES and path.is_file():
             parts.append(_array(path, clips))
             continue
         files = [path] if clips or not path.is_dir() else IMAGES.of_folder(path)
@@ -84,22 +84,10 @@ def _clip(path: Path, channels: int) -> np.ndarray:
 
 
 def _array(path: Path, clips: bool) -> np.ndarray:
-    try:
-        with open_file(path) as file:
-            loaded = np.load(file, allow_pickle=False)
-            if path.suffix == ".npz":
-                key = next((key for key in _KEYS if key in loaded.files), None)
-                if key is None:
-                    raise ValueError(f"it must contain `image` or `video`, got {', '.join(loaded.files) or 'nothing'}")
-                loaded = loaded[key]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged archive raises many kinds of errors
-        raise ValueError(f"{path} cannot be compressed: {error}") from error
+    loaded, _ = read_array(path, _KEYS)
     words = "[n, T, H, W, C]" if clips else "[n, H, W, C]"
-    fits = isinstance(loaded, np.ndarray) and loaded.dtype.kind in "iu" and loaded.ndim == (5 if clips else 4)
-    got = f"{loaded.dtype} {list(loaded.shape)}" if isinstance(loaded, np.ndarray) else "something else"
-    check(fits and loaded.size > 0, f"{path} must contain integers {words}, got {got}")
+    fits = loaded.dtype.kind in "iu" and loaded.ndim == (5 if clips else 4) and loaded.size > 0
+    check(fits, f"{path} must contain integers {words}, got {loaded.dtype} {list(loaded.shape)}")
     return loaded
 
 

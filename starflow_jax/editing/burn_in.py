@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from starflow_jax.editing.chains import Schedule, State, Trace, resampled
 from starflow_jax.editing.langevin_moves import Point
 from starflow_jax.editing.posterior import Posterior, repeated
+from starflow_jax.sampling.resampling import effective_sample_size
 
 # The share of the burn-in in which the noise of the measurement falls.
 ANNEALED = 0.5
@@ -83,8 +84,7 @@ def _wide_enough(errors: Float[Array, "M n"], wanted: int) -> Float[Array, "M"]:
     def halved(bounds: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
         low, high = bounds
         middle = 0.5 * (low + high)
-        logs = jax.nn.log_softmax(-0.5 * errors * jnp.exp(-2.0 * middle)[:, None], axis=1)
-        enough = 1.0 / jnp.sum(jnp.exp(2.0 * logs), axis=1) >= wanted
+        enough = effective_sample_size(-0.5 * errors * jnp.exp(-2.0 * middle)[:, None]) >= wanted
         return (jnp.where(enough, low, middle), jnp.where(enough, middle, high)), None
 
     largest = jnp.max(errors, axis=1, where=jnp.isfinite(errors), initial=-jnp.inf)

@@ -16,7 +16,7 @@ from starflow_jax.core.choices import ChainMoves
 from starflow_jax.editing.langevin_moves import HAMILTONIAN_ACCEPTANCE, MALA_ACCEPTANCE, Point, langevin_move
 from starflow_jax.editing.latent_moves import LATENT_ACCEPTANCE, latent_move
 from starflow_jax.editing.posterior import Posterior, repeated
-from starflow_jax.sampling.resampling import systematic
+from starflow_jax.sampling.resampling import effective_sample_size, systematic
 
 # Bounds of log h and of log b, of which b = 1 draws from the prior.
 _LARGEST_LOG_STEPS, _SMALLEST_LOG_STEP = (3.0, 0.0), -30.0
@@ -155,9 +155,8 @@ def _reweighted(posterior: Posterior, state: State, progress: Float[Array, ""]) 
     logs = jnp.where(jnp.isfinite(logs), logs, -jnp.inf)
     total = jax.scipy.special.logsumexp(logs, axis=1, keepdims=True)
     logs = jnp.where(jnp.isfinite(total), logs - total, -math.log(chains))
-    effective = 1.0 / jnp.sum(jnp.exp(2.0 * logs), axis=1)
     arrived = (progress >= 1.0) & (state.progress < 1.0)
-    resample = (effective < 0.5 * chains) | arrived
+    resample = (effective_sample_size(logs) < 0.5 * chains) | arrived
     key, own = jax.random.split(jax.random.wrap_key_data(state.key))
     chosen = jnp.where(resample[:, None], resampled(own, logs, chains), jnp.arange(chains))
     rows = (chosen + chains * jnp.arange(groups)[:, None]).reshape(-1)

@@ -11,13 +11,12 @@ import numpy as np
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.regular_files import open_file
 from starflow_jax.editing.operators import Mask
+from starflow_jax.media.array_files import ARRAY_SUFFIXES, read_array
 from starflow_jax.media.medium import IMAGES
 from starflow_jax.media.reading import read_video
 from starflow_jax.sampling.loaded_run import Run
 
-ARRAYS = (".npy", ".npz")
 HALVES = ("left", "right", "top", "bottom")
 MOST_FRAMES = 10_000
 _KEYS = ("image", "images", "video", "videos", "y")
@@ -26,14 +25,10 @@ _MIDDLE = 127  # of the levels of a picture of a mask
 
 def data_size(run: Run) -> tuple[int, ...]:
     """The shape of one image or clip of a run in pixels: (H, W, C), or (T, H, W, C) of as many frames as trained on."""
-    config, autoencoder = run.config, run.autoencoder
-    frames, (rows, columns) = config.data.frames, config.flow.image_shape
-    if autoencoder is None:
-        size: tuple[int, ...] = (rows, columns, config.flow.channels)
-    else:
-        size = (rows * autoencoder.stride, columns * autoencoder.stride, autoencoder.pixel_channels)
-        frames = autoencoder.pixel_frames(frames)
-    return (frames, *size) if config.data.frames else size
+    config = run.config
+    frame = (*config.flow.image_shape, config.flow.channels)
+    size = (config.data.frames, *frame) if config.data.frames else frame
+    return size if run.autoencoder is None else run.autoencoder.pixel_shape(size)
 
 
 def read_examples(
@@ -54,7 +49,7 @@ def read_examples(
     """
     parts = []
     for path in paths:
-        if path.suffix in ARRAYS and path.is_file():
+        if path.suffix in ARRAY_SUFFIXES and path.is_file():
             part = _array(path, config.data, whole)
             check(
                 size is None or part.shape[1:] == size,
@@ -93,22 +88,10 @@ def in_units(pixels: np.ndarray, levels: int, data: DataConfig, *, whole: bool) 
 
 
 def _array(path: Path, data: DataConfig, whole: bool) -> np.ndarray:
-    levels = 256
-    try:
-        with open_file(path) as file:
-            loaded = np.load(file, allow_pickle=False)
-            if path.suffix == ".npz":
-                key = next((key for key in _KEYS if key in loaded.files), None)
-                if key is None:
-                    raise ValueError(f"it must contain `image`, `video` or `y`, got {', '.join(loaded.files)}")
-                levels = int(loaded["levels"]) if "levels" in loaded.files else levels
-                loaded = loaded[key]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged archive raises many kinds of errors
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    fits = isinstance(loaded, np.ndarray) and loaded.dtype.kind in "iuf" and loaded.ndim > 1 and loaded.size > 0
-    check(fits, f"{path} must contain numbers [n, ...], got {getattr(loaded, 'dtype', type(loaded).__name__)}")
+    loaded, stated = read_array(path, _KEYS)
+    levels = 256 if stated is None else stated
+    fits = loaded.dtype.kind in "iuf" and loaded.ndim > 1 and loaded.size > 0
+    check(fits, f"{path} must contain numbers [n, ...], got {loaded.dtype} {list(loaded.shape)}")
     if loaded.dtype.kind == "f":
         check(bool(np.isfinite(loaded).all()), f"{path} must contain finite numbers, got others")
         found: np.ndarray = loaded.astype(np.float32)
@@ -181,10 +164,9 @@ def _mask_file(path: Path, size: tuple[int, ...]) -> np.ndarray:
             f"mask {path} must have one frame or {size[0]}, got {len(frames)}",
         )
         return np.broadcast_to(picture > _MIDDLE, (*size[:-1], 1))
+    loaded, _ = read_array(path)
     try:
-        with open_file(path) as file:
-            loaded = np.load(file, allow_pickle=False)
         broad: np.ndarray = np.broadcast_to(np.asarray(loaded, bool), size)
-    except Exception as error:  # a damaged file raises many kinds of errors
+    except ValueError as error:
         raise ValueError(f"mask {path} cannot be used: {error}") from error
     return broad

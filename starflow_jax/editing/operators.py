@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import flax.struct
 import jax
@@ -120,6 +120,13 @@ class OfDecoded:
     def __call__(self, x: Float[Array, "B *size"]) -> Float[Array, "B *measured"]:
         """The measurement of the decoded latents."""
         return self.operator(self.autoencoder.decode(self.params, x))
+
+
+def as_operator(operator: Operator | Callable[[jax.Array], jax.Array]) -> Operator:
+    """An operator as it is; a function, which is no pytree, as one."""
+    if not jax.tree_util.all_leaves([operator]):
+        return cast(Operator, operator)
+    return GivenOperator(getattr(operator, "__name__", type(operator).__name__), operator)
 
 
 def check_operator(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:

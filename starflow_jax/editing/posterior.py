@@ -36,7 +36,7 @@ class Terms(NamedTuple):
       log_prior: log p(x), float32 [B].
       error: the sum of squares |y - A x|^2, float32 [B].
       z: the noise of x, [B, ...].
-      score, slope: the gradients of `log_prior` and of `error` with respect to x, [B, ...]; zeros without gradient.
+      score, slope: the gradients of `log_prior` and of `error` with respect to x, [B, ...].
     """
 
     log_prior: jax.Array
@@ -64,14 +64,12 @@ class Posterior:
     sigma: jax.Array
     free: jax.Array | None = None
 
-    def terms(self, x: Float[Array, "B *size"], *, gradient: bool = True) -> Terms:
-        """The terms of the density at x, with one pass of the flow, and one back where the gradient is wanted."""
-        if not gradient:
-            log_prior, z = self.prior.log_prob(x)
-            return Terms(log_prior, self.error(x), z, jnp.zeros_like(x), jnp.zeros_like(x))
-        (log_prior, z), back = _value_and_back(self.prior, x)
-        slope = jax.grad(lambda x: jnp.sum(self.error(x)))(x)
-        return Terms(log_prior, self.error(x), z, back, slope)
+    def terms(self, x: Float[Array, "B *size"]) -> Terms:
+        """The terms of the density at x, with one pass of the flow and one back."""
+        log_prior, prior_back, z = jax.vjp(self.prior.log_prob, x, has_aux=True)
+        error, error_back = jax.vjp(self.error, x)
+        ones = jnp.ones_like(error)
+        return Terms(log_prior, error, z, prior_back(ones)[0], error_back(ones)[0])
 
     def of_rows(self, rows: Int[Array, "B"]) -> Posterior:
         """The posteriors under the prior's conditions of the given rows."""
@@ -85,17 +83,6 @@ class Posterior:
     def moving(self, x: Float[Array, "B *size"]) -> Bool[Array, "B *size"]:
         """Where x moves."""
         return jnp.ones(x.shape, bool) if self.free is None else jnp.broadcast_to(self.free, x.shape)
-
-
-def _value_and_back(
-    prior: Prior, x: Float[Array, "B *size"]
-) -> tuple[tuple[Float[Array, "B"], Float[Array, "B *size"]], Float[Array, "B *size"]]:
-    def total(x: Float[Array, "B *size"]) -> tuple[Float[Array, ""], tuple[jax.Array, jax.Array]]:
-        log_prior, z = prior.log_prob(x)
-        return jnp.sum(log_prior), (log_prior, z)
-
-    (_, values), gradient = jax.value_and_grad(total, has_aux=True)(x)
-    return values, gradient
 
 
 def log_density(log_prior: Float[Array, "B"], error: Float[Array, "B"], sigma: Float[Array, "B"]) -> Float[Array, "B"]:

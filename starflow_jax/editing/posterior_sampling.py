@@ -130,7 +130,7 @@ class PosteriorDraws:
         return np.stack([effective_sample_size(values) for values in self.log_posterior])
 
     def first(self, count: int) -> PosteriorDraws:
-        """Those of the first posteriors."""
+        """The draws of the first `count` posteriors."""
         arrays: dict[str, Any] = {name: getattr(self, name)[:count] for name in _ARRAYS}
         return dataclasses.replace(self, **arrays)
 

@@ -18,7 +18,7 @@ from starflow_jax.api.model_condition import Condition, given_condition
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.editing.flow_prior import FlowPrior
-from starflow_jax.editing.operators import Mask, OfDecoded, Operator, check_operator, noise_gain
+from starflow_jax.editing.operators import Mask, OfDecoded, Operator, as_operator, check_operator, noise_gain
 from starflow_jax.editing.posterior import Posterior
 from starflow_jax.editing.posterior_sampling import HARD_SIGMA, ChainOptions, PosteriorDraws, joined, sample_posterior
 from starflow_jax.flows.parameters import abstract, merge
@@ -58,7 +58,7 @@ class Restored:
 def restore(
     run: Run,
     y: np.ndarray | jax.Array,
-    operator: Operator,
+    operator: Operator | Callable[[jax.Array], jax.Array],
     *,
     sigma: float | None = None,
     cond: Condition | Literal["any"] | None = None,
@@ -75,7 +75,7 @@ def restore(
       run: the trained model, on pixels or latents.
       y: float [M, ...], measurements of M images or clips whose pixels are in [-1, 1], as `operator` gives them. Of a
         mask, hidden values have no effect.
-      operator: A, on pixels.
+      operator: A, on pixels: a `Mask` or another operator, or a linear function of data [B, (T,) H, W, C].
       sigma: the standard deviation of the noise in y. What a model learned is data with training noise, and this noise,
         as A shows it, is added to it. None for the smallest: 0, which keeps what a mask shows of pixels exactly; of
         other operators, the noise in the data, and at least 0.1 of latents.
@@ -99,7 +99,7 @@ def restore(
     check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
     model = distribution(run, frames=frames, noise_level=noise_level)
     level = data.noise_std if noise_level is None else float(noise_level)
-    measured, operator = _measured(run, operator, model, y)
+    measured, operator = _measured(run, as_operator(operator), model, y)
     labels = None
     if isinstance(cond, str):
         labels = _any_class(run, cond, (len(measured), options.chains), seed)
@@ -150,8 +150,7 @@ def restore(
 
 def _any_class(run: Run, cond: str, shape: tuple[int, int], seed: int) -> np.ndarray:
     """The class of every chain, int32 [M, C], each about equally often among the chains of an image."""
-    flow = run.config.flow
-    classes = flow.num_classes or (0 if run.config.reads_captions else flow.text_dim)
+    classes = run.config.num_classes
     check(cond == "any" and classes > 0, f"cond must be labels, captions or None for this model, got {cond!r}")
     offsets = np.random.default_rng((seed, _CLASS_STREAM)).random((shape[0], 1))
     found: np.ndarray = (classes * (np.arange(shape[1]) + offsets) / shape[1]).astype(np.int32) % classes
@@ -166,11 +165,8 @@ def _measured(
     Raises:
       ValueError: an operator or measurements that do not fit the model.
     """
-    size, autoencoder = model.shape, run.autoencoder
-    if autoencoder is not None:
-        stride, length = autoencoder.stride, size[:-3]
-        length = tuple(autoencoder.pixel_frames(frames) for frames in length)
-        size = (*length, size[-3] * stride, size[-2] * stride, autoencoder.pixel_channels)
+    autoencoder = run.autoencoder
+    size = model.shape if autoencoder is None else autoencoder.pixel_shape(model.shape)
     if isinstance(operator, Mask):
         visible = np.asarray(operator.visible)
         try:

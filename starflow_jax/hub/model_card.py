@@ -13,7 +13,7 @@ from starflow_jax.core.figures import text_table
 from starflow_jax.training.checkpoints.workdir import CSV_FILE
 from starflow_jax.training.loop.metrics import read_metrics
 
-_METRICS = {"step": "step", "loss": "loss", "bits_per_dim": "bits/dim", "held_out_bits_per_dim": "held-out bits/dim"}
+_METRICS = {"loss": "loss", "bits_per_dim": "bits/dim", "held_out_bits_per_dim": "held-out bits/dim"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,15 @@ class Card:
         return "\n".join([_front_matter(self), *_body(self)]) + "\n"
 
 
-def last_metrics(workdir: Path) -> tuple[tuple[str, str], ...]:
-    """Names and last values of the metrics of the training in the folder of a run; empty where there are none."""
-    last: dict[str, float] = {}
-    for row in read_metrics(workdir / CSV_FILE):
-        last |= row  # not every row has every column
-    return tuple((title, f"{last[name]:.6g}") for name, title in _METRICS.items() if name in last)
+def last_metrics(workdir: Path, step: int) -> tuple[tuple[str, str], ...]:
+    """Names and last values of the metrics of a run until a step, with their steps; empty where there are none."""
+    rows = [row for row in read_metrics(workdir / CSV_FILE) if row["step"] <= step]
+    found = []
+    for name, title in _METRICS.items():
+        last = next((row for row in reversed(rows) if name in row), None)  # not every row has every column
+        if last is not None:
+            found.append((title, f"{last[name]:.6g} (step {last['step']:.0f})"))
+    return tuple(found)
 
 
 def _front_matter(card: Card) -> str:

@@ -30,11 +30,9 @@ class LocalModel:
 
     Attributes:
       path: the folder of a run, or a model folder.
-      address: on the Hub with its commit; None for a model that is not from there.
     """
 
     path: Path
-    address: HubAddress | None = None
 
     @property
     def run(self) -> Path:
@@ -98,8 +96,8 @@ def local_model(path: Path | str, *, step: int | None = None, all_steps: bool = 
     copy = fetch_hub(HubAddress.parse(address_text(path)), select)
     if copy.path.is_dir() and is_published(copy.path):
         place = _hub_place(copy.address, copy.path)
-        return LocalModel(converted(copy.path, place, copy.address, ema=ema), copy.address)
-    return LocalModel(copy.path, copy.address)
+        return LocalModel(converted(copy.path, place, copy.address, ema=ema))
+    return LocalModel(copy.path)
 
 
 def converted(folder: Path, place: Path, address: HubAddress | None, *, ema: bool = True) -> Path:

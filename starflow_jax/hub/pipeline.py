@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from starflow_jax.core.choices import choices
-from starflow_jax.core.config.checks import check, check_choice, check_real
+from starflow_jax.core.config.checks import check, check_choice, check_integer, check_real
 from starflow_jax.core.storage.addresses import is_address
 from starflow_jax.core.storage.copies import local_path
 from starflow_jax.core.storage.hub_addresses import HubAddress, is_hub_address
@@ -152,7 +152,10 @@ class StarFlowPipeline:
         check_choice("output_type", output_type, choices(OutputType))
         videos = bool(self.run.config.data.frames)
         per_prompt = {"num_images_per_prompt": num_images_per_prompt, "num_videos_per_prompt": num_videos_per_prompt}
-        num = per_prompt.pop("num_videos_per_prompt" if videos else "num_images_per_prompt")
+        field = "num_videos_per_prompt" if videos else "num_images_per_prompt"
+        num = per_prompt.pop(field)
+        if num is not None:
+            check_integer(field, num, minimum=1)
         for name, value in per_prompt.items():
             check(value is None, f"{name} is of the other kind: this is a model of {'videos' if videos else 'images'}")
         if guidance_scale is not None:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from starflow_jax.core.amounts import size_text
 from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.checks import check, check_choice, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.outline import Outline, byte_size
+from starflow_jax.core.outline import Outline
 from starflow_jax.core.request_errors import require
 from starflow_jax.core.storage.addresses import is_address
 from starflow_jax.core.storage.hub_addresses import HubAddress
@@ -176,10 +177,10 @@ def publication_outline(request: PublishRequest) -> Outline:
         check_login(request.to)
     files = _planned(request, source)
     where = " and ".join(str(place) for place in (request.out, request.to) if place is not None)
-    written = [(name, byte_size(size)) for name, size in files.items()]
+    written = [(name, size_text(size)) for name, size in files.items()]
     figures = {"to": None if request.to is None else str(request.to), "step": source.step, "files": files}
     read = (("run", str(source.flow)), ("step", f"{source.step:,}"))
-    total = f"{len(files)} files, about {byte_size(sum(files.values()))}"
+    total = f"{len(files)} files, about {size_text(sum(files.values()))}"
     return Outline(read, (), ((where, total), *written), figures)
 
 
@@ -272,7 +273,7 @@ def _card(request: PublishRequest, source: _Source, results: tuple[tuple[str, ..
         step=source.step,
         parameters=count(abstract(source.config.flow)[1]),
         frozen=tuple(source.parts),
-        metrics=last_metrics(source.flow),
+        metrics=last_metrics(source.flow, source.step),
         results=results,
         as_run=request.form == "run",
     )

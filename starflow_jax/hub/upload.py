@@ -14,7 +14,7 @@ from starflow_jax.hub.published_folder import PUBLISHED_FILE
 # Files of an earlier publication, which go where the new one has no file of that name.
 _OURS = (
     "model*.safetensors", "model.safetensors.index.json", "starflow.json", "model.json", "calibration.json",
-    "autoencoder*", "autoencoder/*", "text_encoder/*", "flow/*", "checkpoints/*", "inverse/*", "origin.json",
+    "config.json", "autoencoder*", "text_encoder/*", "flow/*", "checkpoints/*", "inverse/*", "origin.json",
 )  # fmt: skip
 _OF_A_NEW_ONE = (".gitattributes", ".gitignore", "README.md", "LICENSE")  # which the page of the Hub makes
 _PARAMETERS = re.compile(r"(flow/)?checkpoints/\d+/params/.+")  # of a run, or of a model folder

@@ -157,7 +157,7 @@ def _problem(headers: Mapping[str, _Header], config: ExperimentConfig) -> str:
 
 def _most_label(config: ExperimentConfig) -> int:
     """The largest label that the flow reads, -1 for none."""
-    return -1 if config.reads_captions else (config.flow.num_classes or config.flow.text_dim) - 1
+    return config.num_classes - 1
 
 
 def _check_values(path: Path, name: str, values: np.ndarray, config: ExperimentConfig) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starflow_jax.core.amounts import size_text, time_text
+
 
 def description(figures: Mapping[str, Any]) -> str:
     """What a run trains: its family, its number of parameters, its data."""
@@ -16,7 +18,7 @@ def state(figures: Mapping[str, Any]) -> str:
     newest = "no complete checkpoint" if figures["step"] is None else f"newest complete checkpoint {figures['step']}"
     line = f"{figures['state']}: step {figures['reached']} of {figures['steps']}, {newest}"
     age = figures["seconds_since_last_row"]
-    return line if age is None else f"{line}, last row {age_text(age)} ago"
+    return line if age is None else f"{line}, last row {time_text(age)} ago"
 
 
 def checkpoint_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -40,21 +42,3 @@ def count_text(parameters: int | None) -> str:
     if parameters is None:
         return "parameters unknown (the model that it belongs to is not where it was)"
     return f"{parameters:,} parameters"
-
-
-def size_text(count: int) -> str:
-    """A number of bytes with three digits."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def age_text(seconds: float) -> str:
-    """A time span in its largest suitable unit."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -41,6 +41,11 @@ class RunAutoencoder:
         """Whole latent frames in `frames` frames of pixels, rounded down."""
         return 1 + (frames - 1) // self.autoencoder.frame_stride if frames else 0
 
+    def pixel_shape(self, latents: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape [(t,) H, W, C] of what latents of shape [(T,) rows, columns, c] are decoded to."""
+        *frames, rows, columns, _ = latents
+        return (*map(self.pixel_frames, frames), rows * self.stride, columns * self.stride, self.pixel_channels)
+
     def encode(self, pixels: UInt8[np.ndarray, "T H W C"]) -> Float[np.ndarray, "t rows columns c"]:
         """Encodes one video uint8 [T, H, W, C] to latents float32 [t, h, w, c], T = `pixel_frames(t)`."""
         return encode_frames(self.autoencoder, self.params, pixels.astype(np.float32) / 127.5 - 1.0)

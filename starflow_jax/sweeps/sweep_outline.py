@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from starflow_jax.core.outline import Outline, byte_size, duration
+from starflow_jax.core.amounts import size_text, time_text
+from starflow_jax.core.outline import Outline
 from starflow_jax.sweeps.grid import Plan
 from starflow_jax.sweeps.results import Results, cell_names
 from starflow_jax.sweeps.runner import check_folder
@@ -55,12 +56,12 @@ def sweep_outline(plan: Plan, out: Path) -> Outline:
         ("cells", f"{len(todo):,} of {len(plan.cells):,}; {plan.num_duplicates} more repeat others"),
         ("rows (examples x draws)", f"{rows:,} in batches of {plan.batch_size:,}"),
         ("tokens", f"{tokens:,}"),
-        ("time", "not known before a cell is done" if left is None else f"{duration(left)} (finished cells' speed)"),
+        ("time", "not known before a cell is done" if left is None else f"{time_text(left)} (finished cells' speed)"),
     ]
     written = [
         ("folder", str(out)),
         ("results.csv, results.jsonl", f"a row for each of {len(todo):,} cells"),
-        ("examples/", f"{len(todo):,} files, at most {byte_size(size)} before compression"),
+        ("examples/", f"{len(todo):,} files, at most {size_text(size)} before compression"),
     ]
     return Outline(tuple(read), tuple(built), tuple(written), figures)
 

@@ -7,10 +7,11 @@
 - `fitting.py`: rounds of drawing, reweighting and tuning, which `fitted_rounds.py` keeps so that they can be resumed.
 """
 
+from starflow_jax.sampling.resampling import systematic
 from starflow_jax.targets.annealing import Annealed, anneal
 from starflow_jax.targets.fitted_rounds import Round
 from starflow_jax.targets.fitting import Fitted, fit
-from starflow_jax.targets.importance import WeightedSamples, draw, systematic
+from starflow_jax.targets.importance import WeightedSamples, draw
 from starflow_jax.targets.proposals import Normal, Proposal, Target
 from starflow_jax.targets.tuning import tune
 

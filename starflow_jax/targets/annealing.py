@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
-from starflow_jax.targets.importance import WeightedSamples, check_log_weights, systematic
+from starflow_jax.sampling.resampling import effective_sample_size, systematic
+from starflow_jax.targets.importance import WeightedSamples, check_log_weights
 from starflow_jax.targets.proposals import Proposal, Target, as_argument, check_condition
 
 # The step grows where more proposals than the first share are accepted, and shrinks below the second, by the factor.
@@ -73,7 +74,7 @@ def anneal(
     """Carries samples of a proposal to a target; one compiled program, whose loops run on the device.
 
     Args:
-      proposal, condition: as in `draw`.
+      proposal: as in `draw`.
       target: as in `draw`; it must be differentiable.
       key: of all noise.
       num: number of points.
@@ -149,7 +150,7 @@ def _anneal(
         increment = jnp.where(log_ratio == -jnp.inf, -jnp.inf, (after - state.temperature) * log_ratio)
         log_z = state.log_z + jax.nn.logsumexp(jax.nn.log_softmax(state.log_weights) + increment)
         log_weights = state.log_weights + increment
-        effective = 1 / (num * jnp.sum(jax.nn.softmax(log_weights) ** 2))
+        effective = effective_sample_size(log_weights) / num
         small = effective < threshold
         index = jnp.where(small, systematic(resample_key, log_weights, num), jnp.arange(num))
         log_weights = jnp.where(small, jnp.zeros(num), log_weights)

@@ -71,7 +71,8 @@ def fit(
       clip: share of the largest weights that are lowered.
       annealing: further arguments of `anneal`.
       folder: keeps the parameters after each round, and resumes after the last one that is complete there; None keeps
-        nothing. The result is the same as without an interruption.
+        nothing. The result is the same as without an interruption. The target is a function, which is not compared:
+        each target needs a folder of its own.
 
     Raises:
       ValueError: an argument is out of range, or the folder holds rounds of other arguments.
@@ -94,6 +95,7 @@ def fit(
         "annealing": options,
         "key": np.asarray(jax.random.key_data(key)).ravel().tolist(),
         "start": None if start is None else f"{type(start).__name__} {list(start.shape)} {_digest(start)}",
+        "flow": _digest(distribution.params),
         "condition": None if condition is None else _digest(condition),
     }
     done: list[Round] = []

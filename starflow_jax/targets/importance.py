@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from starflow_jax.core.config.checks import check, check_integer, check_real
-from starflow_jax.sampling.resampling import systematic
+from starflow_jax.sampling.resampling import effective_sample_size, systematic
 from starflow_jax.targets.proposals import Proposal, Target, as_argument, check_condition
 
 # The share of the largest weights that `WeightedSamples.clipped` lowers.
@@ -46,7 +46,7 @@ class WeightedSamples:
     @property
     def effective_sample_size(self) -> Float[Array, ""]:
         """Kish's effective sample size (sum w)^2 / sum w^2, from 1 to n."""
-        return 1 / jnp.sum(self.weights**2)
+        return effective_sample_size(self.log_weights)
 
     @property
     def log_z(self) -> Float[Array, ""]:

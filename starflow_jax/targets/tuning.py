@@ -29,12 +29,11 @@ def tune(
     steps: int,
     batch_size: int = 256,
     lr: float = 1e-3,
-    weight_decay: float = 0.0,
     target: Target | None = None,
     reverse: float = 0.0,
     condition: Any = None,
 ) -> tuple[Distribution, Float[Array, "steps"]]:
-    """Fits the parameters of a flow by AdamW with a cosine schedule; one compiled program.
+    """Fits the parameters of a flow by Adam with a cosine schedule; one compiled program.
 
     The loss is (1 - reverse) * -mean log q(x) + reverse * KL(q || p~), where the divergence is that from the
     unnormalised target, KL(q || p) - log Z.
@@ -45,7 +44,6 @@ def tune(
       key: of the batches, drawn with replacement, and of the samples.
       steps: number of updates; batch_size: points, and samples of the flow, in each.
       lr: learning rate after a warm-up of a twentieth of the updates; it falls to 0 as a cosine.
-      weight_decay: of AdamW.
       target: log p~, for the reverse divergence.
       reverse: weight of the reverse divergence, 0 to 1; at 0 nothing is sampled.
       condition: of the flow, one for all points.
@@ -58,7 +56,6 @@ def tune(
       ValueError: an argument is out of range, or does not fit the flow.
     """
     check_tuning(steps=steps, batch_size=batch_size, lr=lr, reverse=reverse)
-    check_real("weight_decay", weight_decay, minimum=0.0)
     check_condition(distribution, condition)
     argument = None
     if reverse > 0:
@@ -74,7 +71,7 @@ def tune(
         )
     else:
         x = None
-    params, losses = _tune(steps, batch_size, reverse, distribution, argument, x, key, lr, weight_decay, condition)
+    params, losses = _tune(steps, batch_size, reverse, distribution, argument, x, key, lr, condition)
     return distribution.replace(params=params), losses  # type: ignore[attr-defined]
 
 
@@ -98,17 +95,11 @@ def _tune(
     x: Float[Array, "n ..."] | None,
     key: PRNGKeyArray,
     lr: float,
-    weight_decay: float,
     condition: Any,
 ) -> tuple[dict[str, Any], Float[Array, "steps"]]:
     """The parameters after all updates, and the losses; arguments as in `tune`."""
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 20), max(2, steps))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(lambda count: lr * shape(count)),
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: lr * shape(count)))
 
     def loss(params: dict[str, Any], batch: jax.Array | None, drawn: jax.Array | None) -> jax.Array:
         fitted = distribution.replace(params=params)  # type: ignore[attr-defined]
@@ -133,8 +124,6 @@ def _tune(
         if "prior_variance" in gradient:  # a statistic, which is not trained
             gradient = gradient | {"prior_variance": jnp.zeros_like(gradient["prior_variance"])}
         changes, next_state = optimizer.update(gradient, state, params)
-        if "prior_variance" in changes:  # nor does it decay
-            changes = changes | {"prior_variance": jnp.zeros_like(changes["prior_variance"])}
         finite = jnp.isfinite(optax.tree.norm(gradient))
         new = (optax.apply_updates(params, changes), next_state)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, carry), value

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from starflow_jax.core.outline import Outline, byte_size
+from starflow_jax.core.amounts import size_text
+from starflow_jax.core.outline import Outline
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.training.latent_encoding import SHARD, Encoding
 from starflow_jax.training.run_outline import described
@@ -48,5 +49,5 @@ def encode_outline(encoding: Encoding) -> Outline:
     written = [("folder", str(request.out))]
     for shape, number in shapes:
         written.append(("latents", f"{number:,} of {'x'.join(map(str, shape))}, {request.dtype}"))
-    written.append(("ArrayRecord files", f"{files:,}, before compression at most {byte_size(total)}"))
+    written.append(("ArrayRecord files", f"{files:,}, before compression at most {size_text(total)}"))
     return Outline(tuple(read), tuple(built), tuple(written), figures)

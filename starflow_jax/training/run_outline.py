@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import jax
 
+from starflow_jax.core.amounts import size_text, time_text
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.outline import Outline, byte_size, duration
+from starflow_jax.core.outline import Outline
 from starflow_jax.costs.local_chip import local_peak
 from starflow_jax.data import Source
 from starflow_jax.data.pipeline.fingerprint import fingerprint
@@ -61,7 +63,10 @@ def run_outline(request: TrainRequest) -> Outline:
         **sizes,
     }
     return Outline(
-        tuple(_read(request, setup, step)), tuple(_built(setup, figures)), tuple(_written(config, figures)), figures
+        tuple(_read(request, setup, step)),
+        tuple(_built(setup, figures)),
+        tuple(_written(request, config, figures)),
+        figures,
     )
 
 
@@ -139,8 +144,7 @@ def _seconds(request: TrainRequest, config: ExperimentConfig, left: int, flops: 
     rows = read_metrics(request.workdir / CSV_FILE)
     rates = [row["images_per_second"] for row in rows if row.get("images_per_second", 0.0) > 0]
     if rates:
-        median = sorted(rates)[len(rates) // 2]
-        return left * config.train.batch_size / median, "the run's own speed so far"
+        return left * config.train.batch_size / statistics.median(rates), "the run's own speed so far"
     peak = local_peak(jax.devices()) if request.peak is None else request.peak
     if peak is None:
         return None, "not known for these devices: the first lines of a run tell"
@@ -152,11 +156,11 @@ def _built(setup: Setup, figures: dict[str, Any]) -> list[tuple[str, str]]:
     mesh = "one device" if layout is None else ", ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
     kind = jax.devices()[0].device_kind
     seconds = figures["seconds_left"]
-    time = figures["seconds_by"] if seconds is None else f"{duration(seconds)} ({figures['seconds_by']})"
+    time = figures["seconds_by"] if seconds is None else f"{time_text(seconds)} ({figures['seconds_by']})"
     return [
         ("parameters", f"{figures['parameters']:,}"),
         ("devices", f"{figures['devices']} x {kind}: {mesh}"),
-        ("parameters, moments, average on a device", byte_size(figures["state_bytes_a_device"])),
+        ("parameters, moments, average on a device", size_text(figures["state_bytes_a_device"])),
         (
             "updates",
             f"{figures['updates_left']:,} of {config.train.steps:,}, {config.train.batch_size:,} examples each",
@@ -166,14 +170,16 @@ def _built(setup: Setup, figures: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _written(config: ExperimentConfig, figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _written(request: TrainRequest, config: ExperimentConfig, figures: dict[str, Any]) -> list[tuple[str, str]]:
     train, size = config.train, figures["checkpoint_bytes"]
     most = min(train.keep + train.keep_best, -(-train.steps // train.checkpoint_every))
-    disk = byte_size((most + 1) * size)
-    return [
+    disk = size_text((most + 1) * size)
+    rows = [
         ("folder", figures["workdir"]),
-        ("checkpoints", f"every {train.checkpoint_every:,} updates, about {byte_size(size)} each"),
+        ("checkpoints", f"every {train.checkpoint_every:,} updates, about {size_text(size)} each"),
         ("checkpoints on disk", f"{most} at most and one that is being written: about {disk}"),
         ("metrics.csv, events", f"{-(-train.steps // train.log_every):,} rows, one every {train.log_every:,} updates"),
-        ("samples", f"every {train.sample_every:,} updates"),
     ]
+    if request.callbacks:
+        rows.append(("samples", f"every {train.sample_every:,} updates"))
+    return rows

@@ -76,7 +76,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Declares the options that name the model, which are those of `starflow decompress`, too."""
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a model folder or a published model")
+    option(
+        "--model",
+        type=model_path,
+        metavar="DIR",
+        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
+    )
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
 

@@ -44,7 +44,12 @@ def add_to(subparsers: Any) -> None:
     option("--num", type=integer(1), metavar="N", help="number of samples (default 10000)")
     option("--batch", dest="batch_size", type=integer(1), metavar="N", help="samples computed at a time (default 1000)")
     option("--class", dest="label", type=integer(0), metavar="N", help="runs with classes: that of all samples")
-    option("--clip", type=real(), metavar="SHARE", help="lower this share of the largest weights (default 0)")
+    option(
+        "--clip",
+        type=real(),
+        metavar="SHARE",
+        help="lower this share of the largest weights of what is written; the figures are those without it (default 0)",
+    )
     option(
         "--resample", type=integer(1), metavar="N", help="write N points of equal weight in place of weighted samples"
     )

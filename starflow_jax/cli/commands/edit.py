@@ -230,13 +230,12 @@ def _condition(model: Run, label: int | str | None, captions: list[str] | None, 
         return captions * count if len(captions) == 1 else captions
     if label in (None, "none"):
         return None
-    flow = model.config.flow
+    classes = model.config.num_classes
     try:
         index = class_index(model.config, label)
     except RequestError as error:
         raise CommandError(error.text(lambda _: f"{prefix}class")) from error
-    if not isinstance(index, int) or not index < (flow.num_classes or flow.text_dim):
-        classes = flow.num_classes or flow.text_dim
+    if not isinstance(index, int) or not index < classes:
         allowed = f"below the {classes} classes of the run, or none" if classes else "none for a run without classes"
         raise CommandError(f"{prefix}class must be {allowed}, got {label}")
     return np.full(count, index, np.int32)
@@ -252,8 +251,8 @@ def _operator(arguments: argparse.Namespace, size: tuple[int, ...]) -> tuple[Ope
     if arguments.operation == "inpaint":
         try:
             return hidden_part(str(arguments.mask), size), size
-        except ValueError as error:  # its sentences begin with the word, but for those of files
-            raise CommandError(f"--mask: {error}" if "mask" not in str(error)[:4] else f"--{error}") from error
+        except ValueError as error:
+            raise CommandError(f"--mask: {error}") from error
     if arguments.operation == "upscale":
         factor = arguments.factor
         if rows % factor or columns % factor:
@@ -287,8 +286,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
             y.shape, np.float32
         )
     options = chain_options(arguments)
-    flow = model.config.flow
-    classes = flow.num_classes or (0 if model.config.reads_captions else flow.text_dim)
+    classes = model.config.num_classes
     label = "any" if arguments.label is None and classes else arguments.label
     cond = "any" if label == "any" and classes and not captions else _condition(model, label, captions, len(y))
     bar = tqdm(unit="move", disable=None, dynamic_ncols=True)

@@ -40,7 +40,12 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a model folder or a published model")
+    option(
+        "--model",
+        type=model_path,
+        metavar="DIR",
+        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
+    )
     option("--to", type=repository, metavar="hf://ORG/NAME", help="the repository, made if there is none")
     option("--out", type=path, metavar="DIR", help="a new folder for the files; without --to nothing is uploaded")
     option("--license", required=True, metavar="ID", help="identifier of the licence, such as apache-2.0, mit or other")
@@ -77,6 +82,7 @@ def repository(text: str) -> HubAddress:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns an exit code."""
+    from starflow_jax.core.amounts import size_text
     from starflow_jax.hub.publishing import PublishRequest, publication_outline, publish
 
     request = build_request(PublishRequest, arguments, ema=not arguments.no_ema, notes=_notes(arguments.notes))
@@ -93,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     with sentences():
         if arguments.dry_run:
             return show(publication_outline(request), arguments)
-        published = publish(request, _results(request.workdir))
+        published = publish(request, _results(request.workdir or request.model))
     total = sum(published.files.values())
     where = " and ".join(str(place) for place in (published.out, published.address) if place is not None)
     if arguments.json is not None:
@@ -107,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
             "address": None if published.address is None else str(published.address),
         }
         write_json(arguments.json, figures)
-    print(f"{published.name}: step {published.step}, {len(published.files)} files, {total / 1e6:,.1f} MB: {where}")
+    print(f"{published.name}: step {published.step}, {len(published.files)} files, {size_text(total)}: {where}")
     return 0
 
 

@@ -64,7 +64,7 @@ def add_to(subparsers: Any) -> None:
         "--model",
         type=model_path,
         metavar="DIR",
-        help="instead of --workdir: a model folder or a published model",
+        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
     )
     option(
         "--out",

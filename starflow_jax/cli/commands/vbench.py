@@ -45,7 +45,12 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run on clips")
-    option("--model", type=model_path, metavar="DIR", help="instead of --workdir: a model folder or a published model")
+    option(
+        "--model",
+        type=model_path,
+        metavar="DIR",
+        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
+    )
     option("--prompts", required=True, type=read_path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
     option("--out", required=True, type=work_path, metavar="DIR", help="a new folder, or the folder of an earlier call")
     option(

@@ -201,6 +201,11 @@ class ExperimentConfig:
         """Whether the flow reads captions, by a vocabulary or a text encoder."""
         return self.text is not None or self.data.text_encoder is not None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the flow reads, as labels or as one-hot texts; 0 for captions or no condition."""
+        return self.flow.num_classes or (0 if self.reads_captions else self.flow.text_dim)
+
     def _check_noise_levels(self) -> None:
         levels, train = self.flow.noise_levels, self.train
         if levels is None:

@@ -37,12 +37,11 @@ class HubCopy:
 
     Attributes:
       address: with the commit as its revision.
-      path: of the file or folder; snapshot: the folder of the whole repository, of which files may be missing.
+      path: of the file or folder.
     """
 
     address: HubAddress
     path: Path
-    snapshot: Path
 
 
 def is_safe(name: str) -> bool:
@@ -76,12 +75,11 @@ def fetch_hub(address: HubAddress, select: Select | None = None) -> HubCopy:
         if not below:
             what = "names nothing in the repository" if address.file else "contains nothing"
             raise ValueError(f"{address} {what} that can be read ({', '.join(SAFE_SUFFIXES)} or a checkpoint)")
-        chosen = below if select is None else [prefix + name for name in select([n[len(prefix) :] for n in below])]
-        wanted = chosen
+        wanted = below if select is None else [prefix + name for name in select([n[len(prefix) :] for n in below])]
     if not wanted:
         raise ValueError(f"{address} contains no file that is needed")
     snapshot = _downloaded(pinned, wanted)
-    return HubCopy(pinned, snapshot / address.file if address.file else snapshot, snapshot)
+    return HubCopy(pinned, snapshot / address.file if address.file else snapshot)
 
 
 def _downloaded(address: HubAddress, names: list[str]) -> Path:
@@ -167,6 +165,6 @@ def _read_record(path: Path) -> tuple[str, list[str]] | None:
 
 def _write_record(path: Path, commit: str, names: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}")  # `core.atomic_writing` imports this package
     temporary.write_text(json.dumps({"commit": commit, "files": names}), encoding="utf-8")
     move_over(temporary, path)

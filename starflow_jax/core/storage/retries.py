@@ -36,7 +36,7 @@ _FINAL = (
     FileExistsError,
     IsADirectoryError,
     NotADirectoryError,
-    NotImplementedError,
+    NotImplementedError,  # of a file system of fsspec without this operation
     ImportError,
     TypeError,
     ValueError,
