@@ -41,6 +41,8 @@ from starflow_jax.core.storage.manifest import read_manifest
 from starflow_jax.core.storage.store import open_store
 from starflow_jax.experiments.soak_store import BUCKET, FlakyProxy, environment, object_server
 from starflow_jax.training.checkpoints.parts import read_digests, steps_in
+from starflow_jax.training.checkpoints.workdir import CSV_FILE
+from starflow_jax.training.loop.metrics import read_metrics
 
 SCRIPT = Path(__file__).with_name("soak_process.py")
 FAULTS = ("kill all", "kill one", "stop", "terminate", "full disk", "damage", "drop connections")
@@ -282,6 +284,8 @@ def compare(disturbed: Path, whole: Path, folder: Path, reference: Path, count: 
         first = [next(iter(expected[place])) for place in sorted(expected)][:EPOCH]
         if len(set(first)) < len(first):
             wrong.append(f"process {index} read examples twice in the first epoch of the undisturbed run")
+    if skipped := [row["skipped_updates"] for row in read_metrics(whole / CSV_FILE) if row.get("skipped_updates")]:
+        wrong.append(f"{skipped[-1]:.0f} updates of the undisturbed run were skipped, and compare nothing")
     found, files = files_of(disturbed), files_of(whole)
     wrong += [f"the file {name} was left behind" for name in sorted(found - files)[:10]]
     wrong += [f"the file {name} is missing" for name in sorted(files - found)[:10]]

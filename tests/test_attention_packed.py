@@ -68,6 +68,7 @@ def test_values_and_gradients_are_those_of_separate_arrays(case):
         assert np.abs(ours - theirs).max() <= (1e-5 if dtype == "float32" else 1.5e-2) * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_a_loop_are_those_of_separate_arrays():
     slots, heads, dim = 24, 1, 16
     packed = jax.random.normal(jax.random.key(0), (1, slots, heads, 3, dim))

@@ -36,7 +36,7 @@ SHAPES = {
 
 
 # These differ from others in this table by their configuration alone.
-SLOW = ("one column of latents", "one token a frame")
+SLOW = ("one patch wide", "one column of latents", "one token a frame")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_inverse_is_exact_at_every_size(name):
         assert bool(back.converged)
 
 
-@pytest.mark.parametrize("name", ["one token", "one patch wide"])
+@pytest.mark.parametrize("name", ["one token", pytest.param("one patch wide", marks=pytest.mark.slow)])
 def test_the_log_determinant_is_that_of_the_jacobian(name):
     config, shape = SHAPES[name]
     flow, x = random_flow(config), normal(shape)[:1]

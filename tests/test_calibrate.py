@@ -83,7 +83,7 @@ def test_trials_are_of_every_kind_and_keep_their_target(still):
         assert all(cost.seconds > 0 for cost in block.costs) and {cost.batch for cost in block.costs} == {1, 2}
 
 
-@pytest.mark.parametrize("objective", ["time", "depth"])
+@pytest.mark.parametrize("objective", ["time", pytest.param("depth", marks=pytest.mark.slow)])
 def test_auto_gives_the_sequential_answer_to_the_target(still, learned, objective):
     flow, found = still
     z = normal((2, 4, 4, 2), seed=5)

@@ -279,6 +279,7 @@ def test_the_scale_shrinks_with_many_videos(tmp_path):
     assert choose_scale(tmp_path / "folder", 400, 8, (64, 64), 5) == 5
 
 
+@pytest.mark.slow
 def test_vbench_videos_of_two_settings_are_kept_apart(tmp_path, capsys):
     """What the command leaves to the run's configuration, and the parameters themselves, are settings, too."""
     prompts, out, run = tmp_path / "scene.txt", tmp_path / "bench", tmp_path / "run"
@@ -347,6 +348,7 @@ def test_videos_for_vbench(here, tmp_path, capsys):
     assert "contains other files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bits_of_frames_in_video_quality(here, tmp_path, capsys):
     argv = ["video-quality", "--workdir", "run", "--video", "clip.gif", "--caption", "a one", "--draws", "1"]
     real = ["--real", "clip.gif", "--real-caption", "two left", "--json", str(tmp_path / "q.json")]

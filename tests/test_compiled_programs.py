@@ -145,6 +145,7 @@ def test_every_command_that_compiles_has_the_option():
     assert {name for name, parser in parsers.items() if "--no-compilation-cache" in parser.options()} == set(COMPILING)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_programs(tmp_path):
     processes = [start(tmp_path) for _ in range(2)]
     results = [process.communicate(timeout=120) for process in processes]

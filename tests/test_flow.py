@@ -147,7 +147,10 @@ def plain_gradient():
     return gradient(IMAGE)
 
 
-@pytest.mark.parametrize("remat", ["pointwise", "attention", "mlp", "dense", "block"])
+@pytest.mark.parametrize(
+    "remat",
+    ["attention", "block", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pointwise", "mlp", "dense"))],
+)
 def test_rematerialisation_changes_no_gradient(remat, plain_gradient):
     found = gradient(dataclasses.replace(IMAGE, remat=remat))
     np.testing.assert_allclose(found, plain_gradient, rtol=1e-4, atol=1e-6)

@@ -82,6 +82,7 @@ def run_apart(root, config):
     return root / "apart"
 
 
+@pytest.mark.slow
 def test_encoding_in_the_step_makes_the_updates_of_precomputed_latents(config, run, run_apart):
     (_, _, inside, step), (_, _, apart, _) = (load_run(folder) for folder in (run, run_apart))
     start = init_state(config).params

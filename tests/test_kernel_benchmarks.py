@@ -28,11 +28,12 @@ def run(name, tmp_path, *options):
     [
         ("attention", ("--quick",), "TFLOP/s"),
         ("jacobi_update", ("--quick",), "of copy"),
-        ("decoding_step", ("--quick",), "us per operation"),
-        (
+        pytest.param("decoding_step", ("--quick",), "us per operation", marks=pytest.mark.slow),
+        pytest.param(
             "tune_attention",
             ("--interpret", "--slots", "130", "--heads", "1", "--batch", "1", "--rounds", "1"),
             "blocks",
+            marks=pytest.mark.slow,
         ),
     ],
 )

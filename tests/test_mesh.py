@@ -22,10 +22,7 @@ from starflow_jax.sharding.rules import partition_spec
 from starflow_jax.training.checkpoints.manager import abstract_state
 
 FLAGS = "--xla_force_host_platform_device_count=8"
-QUICK = [
-    "slices 2, fsdp 4",
-    "fsdp 2, tensor 2, sequence 2",
-]
+QUICK = ["fsdp 2, tensor 2, sequence 2"]
 OTHERS = [*(name for name in MESHES if name not in QUICK), "one device, accumulated", "fsdp 4, tensor 2, accumulated"]
 
 
@@ -125,10 +122,11 @@ def test_only_what_the_layout_needs_is_moved(found, name):
             assert np.prod(collective.shape) <= 8 * (4 // 2) * 160, collective
 
 
-def test_only_sums_cross_slices(quick):
+@pytest.mark.slow
+def test_only_sums_cross_slices(others):
     """Parameters are cut and gathered inside a slice; of gradients, sums cross."""
     sizes = dict(zip(AXES, MESHES["slices 2, fsdp 4"].sizes(8), strict=True))
-    moved = [(one.kind, mesh_axes(one, sizes), one.shape) for one in quick[1]["slices 2, fsdp 4"]]
+    moved = [(one.kind, mesh_axes(one, sizes), one.shape) for one in others[1]["slices 2, fsdp 4"]]
     assert {axes for kind, axes, _ in moved if kind == "all-gather"} == {("fsdp",)}
     crossing = [(kind, axes, shape) for kind, axes, shape in moved if "slices" in axes]
     assert {kind for kind, *_ in crossing} == {"all-reduce"}
@@ -140,14 +138,15 @@ def test_only_sums_cross_slices(quick):
     assert all(len(shape) < 2 for _, axes, shape in crossing if axes != ("slices",))  # biases, norms and losses
 
 
-def test_kernels_are_gathered_once_a_pass(quick):
+@pytest.mark.slow
+def test_kernels_are_gathered_once_a_pass(others):
     """Forward, recomputed with the rest of the layer, and for the gradient of the input: three times at most."""
     kernels = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(STARFLOW).params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "fsdp" in partition_spec(name, leaf.ndim):
             kernels += leaf.shape[0] if "layers" in name else 1
-    gathers = sum(c.times for c in quick[1]["slices 2, fsdp 4"] if c.kind == "all-gather")
+    gathers = sum(c.times for c in others[1]["slices 2, fsdp 4"] if c.kind == "all-gather")
     assert kernels <= gathers <= 3 * kernels
 
 

@@ -42,6 +42,7 @@ def measured(*names):
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 def test_loops_over_a_mesh_read_parameters_that_are_ready():
     assert measured("compile") == NOTHING
 

@@ -116,6 +116,7 @@ def perceptual():
     return {name: jax.tree.map(jnp.abs, part) if name.startswith("lin") else part for name, part in params.items()}
 
 
+@pytest.mark.slow
 def test_lpips_is_a_distance_of_what_a_classifier_sees(perceptual):
     a, b = jax.random.uniform(jax.random.key(1), (2, 2, 16, 16, 1), minval=-1)
     distance = jax.jit(lpips)

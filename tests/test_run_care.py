@@ -184,6 +184,7 @@ def test_skips_in_a_row_are_counted_over_calls():
     assert (skips.total, skips.in_a_row, skips.longest) == (15, 2, 3)
 
 
+@pytest.mark.slow
 def test_held_out_data_and_a_trace_while_training(tmp_path, capfd, monkeypatch):
     """Training records the score that `starflow evaluate` reports; wandb gets the same rows."""
     rows = []
@@ -223,6 +224,7 @@ def test_held_out_data_and_a_trace_while_training(tmp_path, capfd, monkeypatch):
     assert trace.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_held_out_clips_are_scored_as_starflow_score_does():
     from starflow_jax.core.config import load_config
 

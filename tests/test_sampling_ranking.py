@@ -26,6 +26,7 @@ def test_given_frames_do_not_count(video):
     np.testing.assert_allclose(scores, shares[:, 2], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_video_drawn_in_windows_has_the_density_that_it_was_drawn_from(video):
     flow, _, cond = video
     noise, later, window = normal((2, 4, 4, 4, 2), 3), np.asarray(normal((2, 3, 6), 4)), SlidingWindow(2, 1)

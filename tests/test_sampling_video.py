@@ -113,6 +113,7 @@ def test_given_frames_come_back_clean_and_are_given_noisy(flow, params):
     np.testing.assert_array_equal(again.videos[:, :2], drawn.videos[:, :2])
 
 
+@pytest.mark.slow
 def test_score_denoising_is_that_of_the_whole_video(flow, params, short):
     drawn = generate(params, CONFIG, KEY, CAPTIONS, denoise="score")
     np.testing.assert_allclose(drawn.x, short.x, atol=1e-5)
@@ -129,6 +130,7 @@ def test_guidance_zero_is_none_and_the_empty_caption_cannot_be_guided(params, sh
     np.testing.assert_allclose(barely.x, short.x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_size_and_another_solver(params):
     exact = generate(params, CONFIG, KEY, CAPTIONS[:1], frames=2, size=(4, 8))
     assert exact.videos.shape == (1, 2, 4, 8, 1)

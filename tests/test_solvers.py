@@ -109,6 +109,7 @@ def test_given_frames_without_start_token():
     np.testing.assert_allclose(solved.x, video, atol=5e-5)
 
 
+@pytest.mark.slow
 @BOTH_KINDS_OF_BLOCKS
 def test_each_sliding_window_is_a_video_of_the_model(local, solver):
     """With 7 frames, windows of 3 and a context of 1: the new frames of every window map to their own noise."""

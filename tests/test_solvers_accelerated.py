@@ -33,7 +33,7 @@ def agree(flow, z, cond, solver, **options):
     assert bool(solved.converged)
 
 
-@pytest.mark.parametrize("solver", [EXACT, CHUNKS], ids=["whole", "chunks"])
+@pytest.mark.parametrize("solver", [EXACT, pytest.param(CHUNKS, marks=pytest.mark.slow)], ids=["whole", "chunks"])
 def test_agrees_with_sequential_under_guidance(solver):
     agree(random_flow(VIDEO), normal(CLIP), TEXT, solver, guidance=Guidance(1.0, NULL))
 

@@ -66,7 +66,7 @@ def clip():
     return random_flow(VIDEO)
 
 
-@pytest.mark.parametrize("name", ["whole", "grouped", "zero", "sliding guess", "gs", "selective"])
+@cases("grouped", "sliding guess", "gs", "selective", slow=("whole", "zero"))
 def test_pictures_under_guidance(still, name):
     z, guidance = normal(STILL), Guidance(1.5, NULL)
     solved = solve(still, z, TEXT, STILL_SOLVERS[name], guidance)
@@ -74,7 +74,7 @@ def test_pictures_under_guidance(still, name):
     assert bool(solved.converged)
 
 
-@cases("paper", "gs", "mixed", slow=("whole", "grouped", "sliding"))
+@cases("paper", slow=("whole", "grouped", "sliding", "gs", "mixed"))
 def test_video_after_given_frames(clip, name):
     video = normal(CLIP)
     z = clip.forward(video, TEXT).z

@@ -39,7 +39,11 @@ def clip():
 @pytest.mark.parametrize("given", [0, 1])
 @pytest.mark.parametrize(
     "solver",
-    [Sequential(), Jacobi(block=2, growth=3, tolerance=1e-4), SlidingJacobi(window=6, tolerance=1e-2)],
+    [
+        pytest.param(Sequential(), marks=pytest.mark.slow),
+        Jacobi(block=2, growth=3, tolerance=1e-4),
+        pytest.param(SlidingJacobi(window=6, tolerance=1e-2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_stream_is_the_batch(clip, solver, given):
     """Compiled once per kind of stage; every stage's tokens are final when it ends; the same numbers as at once."""

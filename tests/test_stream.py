@@ -214,6 +214,7 @@ print("two devices at once")
 """
 
 
+@pytest.mark.slow
 def test_two_devices_work_at_once():
     """The deep block finishes stages on one device while the other is kept from finishing the first frame."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"

@@ -165,6 +165,7 @@ def test_pictures_of_captions(home, capfd):
         assert sentence in capfd.readouterr().err and not (home / "no.png").exists()
 
 
+@pytest.mark.slow
 def test_quality_of_pictures_of_captions(home, tmp_path, monkeypatch, capfd):
     """Captions are taken in turn; the CLIP score pairs each picture with its own."""
     (tmp_path / "my_clip.py").write_text(

@@ -217,6 +217,7 @@ def test_a_model_folder_keeps_the_learned_inverse(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, copied, own)
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused(run, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)

@@ -25,7 +25,11 @@ def frames(array):
     return (array[:, index] for index in range(array.shape[1]))
 
 
-@pytest.fixture(scope="module", params=[("plain", 1), ("residual", 4)], ids=["plain-1", "residual-4"])
+@pytest.fixture(
+    scope="module",
+    params=[("plain", 1), pytest.param(("residual", 4), marks=pytest.mark.slow)],
+    ids=["plain-1", "residual-4"],
+)
 def kind_and_chunk(request):
     return request.param
 
@@ -109,6 +113,7 @@ def test_the_past_does_not_grow(coded):
     assert past_after(autoencoder.encode_chunk, params, video) == first
 
 
+@pytest.mark.slow
 def test_tiles_in_chunks_are_the_tiled_whole():
     tiny = WanConfig(2, 4, 4, (1,), 1, (), patch=2, latents_mean=(0.1, 0.2), latents_std=(2.0, 0.5))
     autoencoder = TiledWan(WanAutoencoder(tiny), 3, 1)

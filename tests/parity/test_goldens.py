@@ -10,10 +10,25 @@ def pytest_generate_tests(metafunc):
     root = metafunc.config.rootpath / "tests" / "goldens" if option is None else None
     found = folders(root if root is not None else _folder(option))
     if "experiment" in metafunc.fixturenames:
-        cases = [(f, name) for f in found for name in f.meta["experiments"]]
-        metafunc.parametrize("folder, experiment", cases, ids=[f"{f.name}-{name}" for f, name in cases])
+        cases = [
+            pytest.param(f, name, id=f"{f.name}-{name}", marks=() if is_quick(f.name, name) else pytest.mark.slow)
+            for f in found
+            for name in f.meta["experiments"]
+        ]
+        metafunc.parametrize("folder, experiment", cases)
     elif "folder" in metafunc.fixturenames:
         metafunc.parametrize("folder", found, ids=[f.name for f in found])
+
+
+# All recordings of one flow of each family are compared by the quick tests; of the others, both directions.
+WHOLE = ("rope_positions", "starflow_image", "starflow_video", "tarflow_cond")
+
+
+def is_quick(folder: str, experiment: str) -> bool:
+    """Whether the quick tests compare this recording."""
+    if folder in WHOLE:
+        return not experiment.startswith(("long_i2v", "long_w4c1", "i2v_reverse_nocfg"))
+    return experiment in ("forward", "reverse", "bpd", "train")
 
 
 def _folder(option):
