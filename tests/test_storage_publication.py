@@ -5,7 +5,7 @@ import json
 import pytest
 from storage_faults import contents, filled, memory_store
 
-from starflow_jax.core.storage import copies
+from starflow_jax.core.storage import copies, publication
 from starflow_jax.core.storage.copies import fetch_copy, fetch_files
 from starflow_jax.core.storage.manifest import MANIFEST, PENDING, Pending, folder_files, read_manifest
 from starflow_jax.core.storage.publication import Publication, remove_interrupted
@@ -45,6 +45,13 @@ def test_unfinished_files_are_left_for_later(tmp_path):
     (folder / "checkpoints/6.orbax-checkpoint-tmp/x").write_text("half")
     Publication(store, folder).publish()
     assert set(contents(store)) == {"a", "checkpoints/5/x"}
+
+
+def test_a_file_that_goes_away_while_a_folder_is_listed_is_left_out(tmp_path, monkeypatch):
+    """Checkpoints that are not kept are removed while a publication lists the folder."""
+    folder = filled(tmp_path / "w", a="1")
+    monkeypatch.setattr(publication.os, "walk", lambda path: [(str(path), [], ["a", "gone"])])
+    assert set(publication.finished_files(folder)) == {"a"}
 
 
 def test_a_publication_that_breaks_off_leaves_the_last_one(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -204,8 +205,13 @@ def finished_files(folder: Path) -> dict[str, Seen]:
         folders[:] = [name for name in folders if _finished(name)]
         for name in files:
             path = Path(root, name)
-            if _finished(name) and path.is_file() and not path.is_symlink():
-                status = path.stat()
+            if not _finished(name):
+                continue
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # removed meanwhile, with a checkpoint that is not kept
+            if stat.S_ISREG(status.st_mode):
                 relative = path.relative_to(folder).as_posix()
                 found[relative] = (status.st_ino, status.st_size, status.st_mtime_ns)
     return dict(sorted(found.items()))
