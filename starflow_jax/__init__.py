@@ -30,6 +30,8 @@ PUBLIC = {
     "StarFlowPipeline": "starflow_jax.hub.pipeline",
     "log_prob": "starflow_jax.api.model_likelihood",
     "bits_per_dim": "starflow_jax.api.model_likelihood",
+    "draw_gallery": "starflow_jax.reports.gallery",
+    "write_gallery": "starflow_jax.reports.gallery",
     "compress": "starflow_jax.compression.image_codec",
     "decompress": "starflow_jax.compression.image_codec",
     "distribution": "starflow_jax.api.distributions",
@@ -109,6 +111,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from starflow_jax.flows import learned_denoise as learned_denoise
     from starflow_jax.flows import score_denoise as score_denoise
     from starflow_jax.hub.pipeline import StarFlowPipeline as StarFlowPipeline
+    from starflow_jax.reports.gallery import draw_gallery as draw_gallery
+    from starflow_jax.reports.gallery import write_gallery as write_gallery
     from starflow_jax.sampling.loaded_run import Run as Run
     from starflow_jax.sampling.sample_requests import SampleRequest as SampleRequest
     from starflow_jax.solvers import Jacobi as Jacobi

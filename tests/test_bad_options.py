@@ -33,6 +33,7 @@ BASES = {
     "info": ["--workdir", "run"],
     "report": ["--workdir", "run"],
     "sample": ["--workdir", "run", "--out", "new.png", "--num", "1"],
+    "gallery": ["--workdir", "run", "--out", "new", "--num", "1"],
     "evaluate": ["--workdir", "run"],
     "score": ["--workdir", "clips", "--out", "new", "--num", "1"],
     "sweep": ["--config", "sweep.py", "--workdir", "run", "--out", "new"],
@@ -111,8 +112,8 @@ CASES = list(_cases())
 def arguments(command: str, option: str) -> list[str]:
     """A call of the command that is refused for nothing but a bad value of the option."""
     base = list(BASES[command])
-    if command == "sample" and option in VIDEO_OPTIONS:
-        base = ["--workdir", "clips", "--out", "new.gif", "--num", "1"]
+    if command in ("sample", "gallery") and option in VIDEO_OPTIONS:
+        base = ["--workdir", "clips", "--out", "new.gif" if command == "sample" else "new", "--num", "1"]
     if command == "evaluate" and option in METRIC_OPTIONS:
         base += ["--metrics", "clip" if option == "--clip" else "fid", "--num-samples", "16"]
     if command == "evaluate" and option == "--clip":
@@ -125,7 +126,7 @@ def arguments(command: str, option: str) -> list[str]:
         base = ["--workdir", "clips", "--out", "new", "clip.gif"]
     if command == "edit" and option in EDIT:
         base = [*base[:4], *EDIT[option]]
-    if command in ("sample", "compress", "decompress", "draw-target", "edit") and option == "--model":
+    if command in ("sample", "gallery", "compress", "decompress", "draw-target", "edit") and option == "--model":
         base = base[2:]
     for index in range(0, len(base), 2):
         if base[index] == option:

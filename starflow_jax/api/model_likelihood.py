@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +17,7 @@ from starflow_jax.flows.parameters import split
 from starflow_jax.sampling.image_requests import SampledImages
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import log_likelihoods
+from starflow_jax.sampling.sample_likelihoods import sample_log_likelihoods
 from starflow_jax.sampling.video_requests import SampledVideos
 from starflow_jax.training.step.inputs import open_source
 
@@ -57,18 +56,14 @@ def log_prob(
         condition = None if cond is None else jnp.asarray(cond)
         return model.log_prob(jnp.asarray(x), condition, noise_level=noise_level)
     check_level(model.config.flow, noise_level)
-    score = functools.partial(
-        log_likelihoods, model.params, model.config.flow, batch_size=batch_size, noise_level=noise_level
-    )
-    if isinstance(x, SampledImages):
-        return score(x.samples.noisy, x.cond)[x.kept]
-    if isinstance(x, SampledVideos):
-        plan = x.plan
-        given, window, later = plan.given_frames, plan.kind.window, plan.later_text
-        return score(x.samples.x, x.samples.text, given=given, window=window, later_cond=later)[x.kept]
+    if isinstance(x, SampledImages | SampledVideos):
+        return sample_log_likelihoods(model, x, batch_size=batch_size)
     x = np.asarray(x)
     check(x.dtype.kind == "f", f"x must be floating point (bits_per_dim takes integer images), got {x.dtype}")
-    return score(x, given_condition(model, cond, len(x)))
+    condition_of_x = given_condition(model, cond, len(x))
+    return log_likelihoods(
+        model.params, model.config.flow, x, condition_of_x, batch_size=batch_size, noise_level=noise_level
+    )
 
 
 def bits_per_dim(

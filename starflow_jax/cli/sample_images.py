@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from starflow_jax.cli.errors import CommandError, sentences
+from starflow_jax.cli.options.sampling import readers
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import check_finite, print_warnings
@@ -24,21 +25,12 @@ if TYPE_CHECKING:
 def sample_images(arguments: argparse.Namespace, run: Run, request: SampleRequest) -> int:
     """Samples the images of a request, writes and reports them; returns an exit code."""
     from starflow_jax.core.figures import write_json
-    from starflow_jax.sampling import check_request
-    from starflow_jax.sampling.captions import caption_reader
     from starflow_jax.sampling.image_requests import draw_images, plan_images
-    from starflow_jax.sampling.latent_shapes import autoencoder_for
-    from starflow_jax.solvers import named_solver
-    from starflow_jax.training.inverse.inverse_folder import load_inverse
-    from starflow_jax.training.run_calibration import read_calibration
-    from starflow_jax.training.step.frozen_text import load_text
 
     request.check_kind(run.workdir, videos=False)
     if arguments.out.suffix in (".mp4", ".gif", ".npy", ".csv"):
         raise CommandError(f"--out must end in .png or .npz for a run on still images, got {str(arguments.out)!r}")
-    with sentences(
-        autoencoder_for, load_text, caption_reader, read_calibration, load_inverse, named_solver, check_request
-    ):
+    with sentences(*readers()):
         plan = plan_images(run, request, warn=remark)
         result = draw_images(run, plan)
     if not is_first():

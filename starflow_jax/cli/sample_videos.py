@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import REFUSED, sentences
+from starflow_jax.cli.options.sampling import readers
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import check_finite, print_warnings
@@ -28,17 +29,10 @@ def sample_videos(arguments: argparse.Namespace, run: Run, request: SampleReques
     from tqdm import tqdm
 
     from starflow_jax.core.figures import write_json
-    from starflow_jax.media import read_video
-    from starflow_jax.sampling.latent_shapes import autoencoder_for
-    from starflow_jax.sampling.video_requests import draw_request, plan_request, video_size
-    from starflow_jax.sampling.videos.video_plan import caption_reader, plan_videos
-    from starflow_jax.solvers import named_solver
+    from starflow_jax.sampling.video_requests import draw_request, plan_request
     from starflow_jax.solvers.streaming.pipeline import check_streaming
-    from starflow_jax.training.inverse.inverse_folder import load_inverse
-    from starflow_jax.training.run_calibration import read_calibration
 
-    reading = (autoencoder_for, caption_reader, read_calibration, load_inverse, read_video)
-    with sentences(*reading, named_solver, plan_videos, video_size):
+    with sentences(*readers()):
         planned = plan_request(run, request, warn=remark)
     plan = planned.plan
     if plan is None:

@@ -7,7 +7,7 @@ import html
 from collections.abc import Collection, Sequence
 
 # Browsers refuse whatever is not part of the page, should anything unescaped get into it.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 76em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
@@ -15,7 +15,7 @@ th, td { border-bottom: 1px solid #ddd; padding: 2px 8px; text-align: right; whi
 th:first-child, td:first-child, table.words th, table.words td { text-align: left; }
 table.words td { white-space: pre-wrap; overflow-wrap: anywhere; }
 tr.marked td { background: #fff3d6; }
-img { max-width: 100%; }
+img, video { max-width: 100%; }
 pre { background: #f5f5f5; padding: 0.7em; overflow-x: auto; font-size: 13px; }
 div.wide { overflow-x: auto; }
 div.panels { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; }
@@ -23,6 +23,9 @@ figure { margin: 0; }
 div.curves figure { width: 350px; }
 div.pictures figure { width: calc(50% - 0.5em); min-width: 300px; }
 figcaption { font-size: 13px; }
+div.gallery { gap: 1.5em; }
+div.gallery figure { max-width: 20em; }
+div.gallery img, div.gallery video { display: block; image-rendering: pixelated; min-width: 8em; }
 svg { display: block; }
 svg text { font-size: 11px; fill: #444; }
 """
@@ -63,6 +66,15 @@ def html_picture(data: bytes, text: str, media_type: str = "image/png") -> str:
     """An image that is embedded with the bytes of its file; `text` describes it, not escaped."""
     encoded = base64.b64encode(data).decode("ascii")
     return f'<img alt="{escaped(text)}" src="data:{media_type};base64,{encoded}">'
+
+
+def html_video(data: bytes, text: str, media_type: str = "video/mp4") -> str:
+    """A video that is embedded with the bytes of its file and repeats silently; `text` describes it, not escaped."""
+    encoded = base64.b64encode(data).decode("ascii")
+    return (
+        f'<video autoplay loop muted playsinline controls aria-label="{escaped(text)}" '
+        f'src="data:{media_type};base64,{encoded}"></video>'
+    )
 
 
 def html_page(title: str, body: str) -> str:

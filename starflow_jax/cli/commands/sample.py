@@ -6,16 +6,13 @@ import argparse
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.arguments import aspect, class_choice, integer, real
+from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.caption_options import read_captions
-from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.parameter_form import add_parameter_form
-from starflow_jax.cli.options.solver import add_solver_options, solver_request
-from starflow_jax.cli.options.stored import model_path, output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.sampling import add_model, add_samples, add_sampling, sample_request
+from starflow_jax.cli.options.stored import output_file, output_path
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
 ORDER = 30
@@ -58,14 +55,8 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample", help="sample images or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
     )
+    add_model(parser)
     option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
     option(
         "--out",
         required=True,
@@ -75,139 +66,7 @@ def add_to(subparsers: Any) -> None:
         "x.npz: arrays; a name without a suffix: a new folder with a PNG or MP4 for each; of vectors x.npy, x.npz, "
         "x.csv, and x.png for the density of two numbers",
     )
-    option(
-        "--num",
-        type=integer(1, 10**9),
-        metavar="N",
-        help="number of images, or of samples of every caption (default: the configuration's)",
-    )
-    option(
-        "--candidates",
-        type=integer(1, 10**6),
-        metavar="K",
-        help="sample K for every class or caption, keep the likeliest",
-    )
-    option("--keep", type=integer(1, 10**6), metavar="M", help="number of candidates to keep (default 1)")
-    option(
-        "--class",
-        dest="label",
-        type=class_choice,
-        metavar="N|all|none",
-        help="images: a class index or name, all classes in turn (default), or none",
-    )
-    _add_video_options(parser)
-    _add_sampling_options(parser)
-    add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
-    add_mesh(parser)
-    add_processes(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option(
-        "--guidance",
-        type=real(),
-        metavar="W",
-        help="weight of classifier-free guidance, 0 for none (default: the configuration's)",
-    )
-    option(
-        "--annealed-guidance",
-        action="store_const",
-        const=True,
-        help="TARFlow: the weight grows along the sequence, from 0 to W (default: the configuration's)",
-    )
-    add_solver_options(parser)
-    option("--temperature", type=real(), metavar="X", help="factor of the noise (default: the configuration's)")
-    option(
-        "--attention-temperature",
-        type=real(above=True),
-        default=1.0,
-        metavar="X",
-        help="divides attention logits; in TARFlow those of the unconditional half of guidance (default 1)",
-    )
-    add_denoising(parser)
-    add_parameter_form(parser)
-    option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
-    option(
-        "--batch",
-        dest="batch_size",
-        type=integer(1),
-        metavar="N",
-        help="images or videos sampled together (default 64 or 8)",
-    )
-    option(
-        "--scale",
-        type=integer(1, 64),
-        metavar="N",
-        help="enlarge every pixel (default: images up to about 64 pixels, videos up to 128)",
-    )
-    option(
-        "--decoder",
-        type=read_path,
-        metavar="DIR",
-        help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
-    )
-    option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-
-
-def _add_video_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option(
-        "--caption",
-        dest="captions",
-        action="append",
-        metavar="TEXT|FILE.txt",
-        help="a caption, or a file with one caption per line (repeatable; default: the empty caption)",
-    )
-    option(
-        "--text-encoder",
-        type=read_path,
-        metavar="DIR",
-        help="folder of the text encoder that reads captions (default: data.text_encoder of the run)",
-    )
-    option("--image", type=read_path, metavar="FILE", help="videos: an image as the first frame")
-    option(
-        "--continue",
-        dest="continued",
-        type=read_path,
-        metavar="FILE",
-        help="videos: a video, or a folder of frames, to continue",
-    )
-    option(
-        "--video",
-        type=read_path,
-        metavar="FILE",
-        help="videos: a video to translate as the caption says; it comes first, followed by as many new frames",
-    )
-    option(
-        "--frames",
-        type=integer(1, 10**5),
-        metavar="N",
-        help="videos: number of frames, given ones included (default: as trained)",
-    )
-    option(
-        "--fps",
-        type=real(above=True),
-        metavar="X",
-        help="videos: frames per second (default: that of the given file, that of the data, or 8)",
-    )
-    option("--aspect", type=aspect, metavar="W:H", help="videos: another aspect ratio, such as 16:9, of the same area")
-    option(
-        "--window",
-        type=integer(2, 10**4),
-        metavar="N",
-        help="videos: frames of a window, counted as the flow does (default: as trained)",
-    )
-    option(
-        "--context",
-        type=integer(1, 10**4),
-        metavar="N",
-        help="videos: frames of the window that overlap the window before it (default: about three quarters)",
-    )
+    add_samples(parser)
     option(
         "--stream",
         action="store_const",
@@ -215,6 +74,19 @@ def _add_video_options(parser: argparse.ArgumentParser) -> None:
         help="videos: finish frame after frame instead of all together, on two devices if there are two, and report "
         "when the first frame was final (files are written at the end)",
     )
+    add_sampling(parser)
+    option(
+        "--scale",
+        type=integer(1, 64),
+        metavar="N",
+        help="enlarge every pixel (default: images up to about 64 pixels, videos up to 128)",
+    )
+    option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
+    option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
+    add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
+    add_mesh(parser)
+    add_processes(parser)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -225,14 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     from starflow_jax.cli.sample_vectors import sample_vectors
     from starflow_jax.cli.sample_videos import sample_videos
     from starflow_jax.sampling.loaded_run import open_run
-    from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest
+    from starflow_jax.sampling.sample_requests import RunRequest
 
-    request = build_request(
-        SampleRequest,
-        arguments,
-        captions=None if arguments.captions is None else tuple(read_captions(arguments.captions)),
-        solver=solver_request(arguments),
-    )
+    request = sample_request(arguments)
     run_request = build_request(RunRequest, arguments, ema=not arguments.no_ema)
     join(arguments)
     # A stream chooses the devices of its blocks itself.
