@@ -47,6 +47,7 @@ class Problem(NamedTuple):
     start: Normal
     config: sf.FlowConfig
     options: dict[str, float]  # of `sf.targets.fit`
+    symmetries: tuple[sf.targets.Symmetry, ...] = ()
 
 
 def wells(dimension: int) -> Problem:
@@ -91,7 +92,7 @@ def phi4(size: int) -> Problem:
     )
     log_z = lattice_log_z(size, MASS, coupling)
     start, options = Normal((size, size), scale=0.6), {"num": 40_000, "steps": 750}
-    return Problem(f"phi4:{size}", target, (size, size), log_z, start, config, options)
+    return Problem(f"phi4:{size}", target, (size, size), log_z, start, config, options, (jnp.negative,))
 
 
 TRAINING = ("num", "steps", "reverse")  # arguments of `sf.targets.fit` that options of the script may replace
@@ -110,7 +111,11 @@ def solve(problem: Problem, args: argparse.Namespace) -> dict[str, object]:
     """Fits a new flow, draws from it, and compares with the exact log Z."""
     begun, cpu = time.perf_counter(), time.process_time()
     model_key, fit_key, draw_key = jax.random.split(jax.random.key(args.seed), 3)
-    flow = sf.distribution(sf.Flow(problem.config, model_key), shape=problem.shape)
+    flow: sf.Distribution | sf.targets.Symmetrised = sf.distribution(
+        sf.Flow(problem.config, model_key), shape=problem.shape
+    )
+    if problem.symmetries and not args.plain:
+        flow = sf.targets.symmetrised(flow, problem.symmetries)
     options = problem.options | {name: value for name in TRAINING if (value := getattr(args, name)) is not None}
     fitted = sf.targets.fit(
         flow,
@@ -151,6 +156,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="updates in each round (default: by the target)")
     parser.add_argument("--lr", type=float, default=4e-3, help="first learning rate (default: 0.004)")
     parser.add_argument("--reverse", type=float, help="weight of KL(q || p) from round 2 on (default: by the target)")
+    parser.add_argument("--plain", action="store_true", help="without the symmetries of the target")
     parser.add_argument("--draws", type=int, default=20_000, help="samples of the result (default: 20000)")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
     parser.add_argument("--folder", type=Path, help="keeps each round there, and resumes")

@@ -50,7 +50,9 @@ def test_images_with_their_likelihoods(home, tmp_path, capsys):
     }
     run = sf.from_pretrained(home / "still")
     samples = sf.sample(run, num=5, seed=3)
-    np.testing.assert_allclose([one["log_likelihood"] for one in found["samples"]], sf.log_prob(run, samples), rtol=1e-6)
+    np.testing.assert_allclose(
+        [one["log_likelihood"] for one in found["samples"]], sf.log_prob(run, samples), rtol=1e-6
+    )
     for score in sf.log_prob(run, samples):
         assert f"{score:,.1f} nats, {score / found['dimensions']:.3f} a dimension" in page
     elements = Elements(page).found

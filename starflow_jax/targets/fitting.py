@@ -21,6 +21,7 @@ from starflow_jax.targets.annealing import anneal
 from starflow_jax.targets.fitted_rounds import Round, read_rounds, write_round
 from starflow_jax.targets.importance import CLIPPED, draw
 from starflow_jax.targets.proposals import Proposal, Target
+from starflow_jax.targets.symmetries import Symmetrised, with_params
 from starflow_jax.targets.tuning import check_tuning, tune
 
 
@@ -29,16 +30,16 @@ class Fitted:
     """The result of `fit`.
 
     Attributes:
-      distribution: the flow after the last round.
+      distribution: the flow after the last round, symmetrised where the given one was.
       rounds: what was found in each round, before its tuning.
     """
 
-    distribution: Distribution
+    distribution: Distribution | Symmetrised
     rounds: tuple[Round, ...]
 
 
 def fit(
-    distribution: Distribution,
+    distribution: Distribution | Symmetrised,
     target: Target,
     key: PRNGKeyArray,
     *,
@@ -96,6 +97,7 @@ def fit(
         "key": np.asarray(jax.random.key_data(key)).ravel().tolist(),
         "start": None if start is None else f"{type(start).__name__} {list(start.shape)} {_digest(start)}",
         "flow": _digest(distribution.params),
+        "symmetries": len(distribution.symmetries) if isinstance(distribution, Symmetrised) else 0,
         "condition": None if condition is None else _digest(condition),
     }
     done: list[Round] = []
@@ -103,7 +105,7 @@ def fit(
         refuse_address("folder", folder)
         folder = Path(folder)
         done, params = read_rounds(folder, settings, distribution.params, rounds)
-        distribution = distribution.replace(params=params)  # type: ignore[attr-defined]
+        distribution = with_params(distribution, params)
     for number in range(len(done), rounds):
         draw_key, resample_key, tune_key = jax.random.split(jax.random.fold_in(key, number), 3)
         begun = time.perf_counter()

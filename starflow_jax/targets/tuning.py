@@ -9,7 +9,7 @@ its variance vanishes where q is the target (VarGrad; Richter, Boustati, Nuesken
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from starflow_jax.api.flow_distribution import Distribution
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.targets.proposals import Target, as_argument, check_condition
+from starflow_jax.targets.symmetries import Symmetrised, with_params
+
+FlowProposal = TypeVar("FlowProposal", Distribution, Symmetrised)
 
 
 def tune(
-    distribution: Distribution,
+    distribution: FlowProposal,
     x: Float[Array, "n ..."] | None,
     key: PRNGKeyArray,
     *,
@@ -32,14 +35,14 @@ def tune(
     target: Target | None = None,
     reverse: float = 0.0,
     condition: Any = None,
-) -> tuple[Distribution, Float[Array, "steps"]]:
+) -> tuple[FlowProposal, Float[Array, "steps"]]:
     """Fits the parameters of a flow by Adam with a cosine schedule; one compiled program.
 
     The loss is (1 - reverse) * -mean log q(x) + reverse * KL(q || p~), where the divergence is that from the
     unnormalised target, KL(q || p) - log Z.
 
     Args:
-      distribution: where it starts.
+      distribution: where it starts, a flow or a `Symmetrised` one.
       x: points [n, *distribution.shape] of equal weight; None where `reverse` is 1.
       key: of the batches, drawn with replacement, and of the samples.
       steps: number of updates; batch_size: points, and samples of the flow, in each.
@@ -72,7 +75,7 @@ def tune(
     else:
         x = None
     params, losses = _tune(steps, batch_size, reverse, distribution, argument, x, key, lr, condition)
-    return distribution.replace(params=params), losses  # type: ignore[attr-defined]
+    return with_params(distribution, params), losses
 
 
 def check_tuning(*, steps: int, batch_size: int, lr: float, reverse: float) -> None:
@@ -90,7 +93,7 @@ def _tune(
     steps: int,
     batch_size: int,
     reverse: float,
-    distribution: Distribution,
+    distribution: Distribution | Symmetrised,
     target: jax.tree_util.Partial | None,
     x: Float[Array, "n ..."] | None,
     key: PRNGKeyArray,
@@ -102,7 +105,7 @@ def _tune(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: lr * shape(count)))
 
     def loss(params: dict[str, Any], batch: jax.Array | None, drawn: jax.Array | None) -> jax.Array:
-        fitted = distribution.replace(params=params)  # type: ignore[attr-defined]
+        fitted = with_params(distribution, params)
         total = jnp.float32(0)
         if batch is not None:
             total += (1 - reverse) * -jnp.mean(fitted.log_prob(batch, condition))
@@ -118,7 +121,7 @@ def _tune(
         if x is not None:
             batch = x[jax.random.randint(batch_key, (batch_size,), 0, len(x))]
         if target is not None:
-            now = distribution.replace(params=params)  # type: ignore[attr-defined]
+            now = with_params(distribution, params)
             drawn = now.sample_and_log_prob(sample_key, (batch_size,), condition)[0]
         value, gradient = jax.value_and_grad(loss)(params, batch, drawn)
         if "prior_variance" in gradient:  # a statistic, which is not trained
