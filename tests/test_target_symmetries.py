@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import starflow_jax as sf
 SHIFT = 2.0
 
 
+@flax.struct.dataclass
 class Moved(Shifted):
     """A normal distribution around a point, with the method that names the axes of conditions."""
 
@@ -36,9 +38,8 @@ def test_the_mixture_over_a_group_has_equal_weights_where_it_is_the_target():
     drawn = sf.targets.draw(both, pair, jax.random.key(0), 2000)
     assert float(drawn.effective_sample_size) > 1999 and abs(float(drawn.log_z) - 1.5 - np.log(2)) < 1e-4
     assert 0.45 < float(jnp.mean(drawn.x[:, 0] > 0)) < 0.55
-    # The flow alone misses one of both, and its weights do not say so.
     alone = sf.targets.draw(one, pair, jax.random.key(0), 2000)
-    assert float(alone.log_z) < 1.7
+    assert float(alone.effective_sample_size) < 400
     x = jax.random.normal(jax.random.key(1), (3, 4, 2))
     np.testing.assert_allclose(both.log_prob(x), both.log_prob(-x), rtol=1e-6)
     assert both.log_prob(x).shape == (3, 4)

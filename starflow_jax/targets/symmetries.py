@@ -107,8 +107,8 @@ def symmetrised(distribution: Distribution, symmetries: Sequence[Symmetry]) -> S
         orbit.append(np.asarray(image))
     for number, symmetry in enumerate(symmetries):
         for one in orbit:
-            image = np.asarray(symmetry(jnp.asarray(one)))
-            near = min(float(np.abs(image - other).max()) for other in orbit)
+            mapped = np.asarray(symmetry(jnp.asarray(one)))
+            near = min(float(np.abs(mapped - other).max()) for other in orbit)
             check(
                 near <= _TOLERANCE,
                 f"symmetries must hold a whole group but the identity: one followed by symmetries[{number}] is missing",
@@ -120,5 +120,5 @@ def with_params(distribution: Distribution | Symmetrised, params: dict[str, Any]
     """The same distribution with other parameters of its flow."""
     if isinstance(distribution, Symmetrised):
         inner = distribution.distribution.replace(params=params)  # type: ignore[attr-defined]
-        return distribution.replace(distribution=inner)  # type: ignore[attr-defined,no-any-return]
-    return distribution.replace(params=params)  # type: ignore[attr-defined,no-any-return]
+        return distribution.replace(distribution=inner)  # type: ignore[attr-defined]
+    return distribution.replace(params=params)  # type: ignore[attr-defined]

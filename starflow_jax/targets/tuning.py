@@ -9,7 +9,7 @@ its variance vanishes where q is the target (VarGrad; Richter, Boustati, Nuesken
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,9 @@ from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.targets.proposals import Target, as_argument, check_condition
 from starflow_jax.targets.symmetries import Symmetrised, with_params
 
-FlowProposal = TypeVar("FlowProposal", Distribution, Symmetrised)
-
 
 def tune(
-    distribution: FlowProposal,
+    distribution: Distribution | Symmetrised,
     x: Float[Array, "n ..."] | None,
     key: PRNGKeyArray,
     *,
@@ -35,7 +33,7 @@ def tune(
     target: Target | None = None,
     reverse: float = 0.0,
     condition: Any = None,
-) -> tuple[FlowProposal, Float[Array, "steps"]]:
+) -> tuple[Distribution | Symmetrised, Float[Array, "steps"]]:
     """Fits the parameters of a flow by Adam with a cosine schedule; one compiled program.
 
     The loss is (1 - reverse) * -mean log q(x) + reverse * KL(q || p~), where the divergence is that from the
