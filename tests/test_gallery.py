@@ -18,7 +18,6 @@ from starflow_jax.core.config import ExperimentConfig, build
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("gallery")
-    save_run(home / "clips", video_config(), None)
     flow = dataclasses.asdict(CLASSES)
     names = [f"<b>{index}</b>" for index in range(CLASSES.num_classes)]
     still = {"name": "still", "flow": flow, "data": {"label_drop": 0.1, "class_names": names}}
@@ -63,10 +62,12 @@ def test_images_with_their_likelihoods(home, tmp_path, capsys):
     assert not re.search(r"(?:src|href)=\"(?!data:)", page) and "script" not in {tag for tag, _ in elements}
 
 
-def test_videos_play_and_stand_below_their_caption(home, tmp_path):
+@pytest.mark.slow
+def test_videos_play_and_stand_below_their_caption(tmp_path):
     out = tmp_path / "shown"
+    save_run(tmp_path / "clips", video_config())
     captions = ["--caption", "a one", "--caption", "two left"]
-    argv = ["gallery", "--workdir", str(home / "clips"), *captions, "--num", "2", "--guidance", "0"]
+    argv = ["gallery", "--workdir", str(tmp_path / "clips"), *captions, "--num", "2", "--guidance", "0"]
     assert main([*argv, "--solver", "sequential", "--out", str(out)]) == 0
     page, found = (out / "index.html").read_text(), json.loads((out / "gallery.json").read_text())
     videos = [attributes for tag, attributes in Elements(page).found if tag == "video"]
