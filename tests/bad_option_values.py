@@ -66,6 +66,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
 # Options whose text is parsed by the command. What is not here and has no type takes any text.
 TEXTS = {
     "--listen": ("", "x", "localhost", "1.2.3", "256.1.1.1", "1.2.3.4:5", "[::]", "nan", LONG),
+    "--host": ("", " ", "x", "1.2.3", "256.1.1.1", "1.2.3.4:5", "[::1]", "fe80::1%eth0", "nan", LONG, "\x00"),
     "publish --to": (
         "",
         "x",

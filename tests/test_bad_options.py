@@ -56,6 +56,7 @@ BASES = {
     "port": ["--from", "weights.safetensors", "--config", "digits.py:tiny", "--workdir", "new"],
     "publish": ["--workdir", "run", "--license", "mit", "--to", "hf://x/y"],
     "demo": ["--out", "new"],
+    "studio": ["--workdir", "run"],
 }
 VIDEO_OPTIONS = {
     "--image",
@@ -126,7 +127,8 @@ def arguments(command: str, option: str) -> list[str]:
         base = ["--workdir", "clips", "--out", "new", "clip.gif"]
     if command == "edit" and option in EDIT:
         base = [*base[:4], *EDIT[option]]
-    if command in ("sample", "gallery", "compress", "decompress", "draw-target", "edit") and option == "--model":
+    models = ("sample", "gallery", "compress", "decompress", "draw-target", "edit", "studio")
+    if command in models and option == "--model":
         base = base[2:]
     for index in range(0, len(base), 2):
         if base[index] == option:

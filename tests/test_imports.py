@@ -28,7 +28,7 @@ ORDER = (
     ("api", "reconstruction", "sweeps", "planning", "post_training", "reports", "diagnosis"),
     ("targets", "editing"),
     ("experiments",),
-    ("demos",),
+    ("demos", "studio"),
     ("cli",),
     ("__main__",),
 )

@@ -211,8 +211,14 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
     return (
         f"{scores_table(report['scores'])}\n\n{_bars(report)}\n\n{seconds_table(report)}\n\n{_drawings(report)}\n\n"
         f"written:\n{paths}\n"
-        f"sample more:\n  starflow sample --workdir {out / RUN_FOLDER} --num 64 --class 7 --out sevens.png"
+        f"sample more:\n  starflow sample --workdir {out / RUN_FOLDER} --num 64 --class 7 --out sevens.png\n"
+        f"{studio_line(out / RUN_FOLDER)}"
     )
+
+
+def studio_line(run: Path) -> str:
+    """How to open a run in the browser."""
+    return f"play with it in the browser (pip install 'starflow-jax[studio]'):\n  starflow studio --workdir {run}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from starflow_jax.demos.digits_demo import (
     finished_report,
     latest_step,
     seconds_table,
+    studio_line,
     write_report,
 )
 from starflow_jax.demos.drawings import Drawing, draw_all, write_drawing
@@ -152,7 +153,8 @@ def closing(report: Mapping[str, Any], out: Path) -> str:
     return (
         f"{_frames_table(report)}\n\n{denoisers_table(report['denoisers'])}\n\n{_agreement(report)}\n\n{_bars(report)}\n\n"
         f"{seconds_table(report)}\n\nwritten:\n{paths}\nsample more:\n"
-        f'  starflow sample --workdir {out / RUN_FOLDER} --caption "a seven moving left" --frames 24 --out seven.mp4'
+        f'  starflow sample --workdir {out / RUN_FOLDER} --caption "a seven moving left" --frames 24 --out seven.mp4\n'
+        f"{studio_line(out / RUN_FOLDER)}"
     )
 
 

@@ -87,6 +87,17 @@ def write_run_report(
     return request.path
 
 
+def progress_parts(workdir: Path) -> str:
+    """How far a run is, as HTML for another page: its state, curves, samples over time, goodput and checkpoints.
+
+    Raises:
+      ValueError: see `run_info`.
+    """
+    figures = run_info(InfoRequest(workdir))
+    parts = (_head(figures), _curves(workdir), _samples(workdir, ()), _goodput(figures), _checkpoints(figures))
+    return "\n".join(line for part in parts for line in part)
+
+
 def _paragraph(text: str) -> str:
     return f"<p>{escaped(text)}</p>"
 

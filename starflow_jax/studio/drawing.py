@@ -1,0 +1,181 @@
+"""Samples of a model, as far as they are final: frame after frame of videos, all at once of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator
+
+import jax
+import numpy as np
+
+from starflow_jax.core.config.checks import check
+from starflow_jax.core.request_errors import RequestError
+from starflow_jax.sampling.image_requests import draw_images, plan_images
+from starflow_jax.sampling.sample_requests import SampleRequest
+from starflow_jax.sampling.sampling_report import report_on
+from starflow_jax.sampling.streaming.stream import VideoStream
+from starflow_jax.sampling.video_requests import BATCH_SIZE, VideoRequestPlan, draw_request, plan_request
+from starflow_jax.studio.opened_model import OpenedModel, tokens_of
+
+# How many samples a page offers. Each number is one compiled program, so that they are few.
+PICTURES: tuple[int, ...] = (1, 4, 16, 64)
+CLIPS: tuple[int, ...] = (1, 4)
+_MOST_CAPTION = 2000  # characters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawing:
+    """What is final of some samples.
+
+    Attributes:
+      pixels: uint8 [n, T, H, W, C], the final frames of every sample, T of 0 before the first; a picture is one frame.
+      x: float32 [n, ...], finished samples in the units of the flow, before the noise of training is removed; None
+        before the end.
+      given: frames that were given; frames: all frames that there will be.
+      fps: frames per second.
+      first_frame: seconds until the first new frame was final; seconds: until the last one of `pixels`.
+      compile_seconds: spent on compiling before that.
+      depth: network evaluations in sequence; tokens_per_second: of the flow, all samples together. None before the
+        end.
+      unconverged: chunks of tokens that did not converge; None before the end.
+      remarks: what the visitor should know.
+    """
+
+    pixels: np.ndarray
+    x: np.ndarray | None
+    given: int
+    frames: int
+    fps: float
+    first_frame: float | None
+    seconds: float
+    compile_seconds: float
+    depth: int | None
+    tokens_per_second: float | None
+    unconverged: int | None
+    remarks: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all samples are final."""
+        return self.depth is not None
+
+
+def check_caption(text: str | None) -> tuple[str, ...] | None:
+    """The captions of a request for a text that was entered; None for an empty one."""
+    text = " ".join((text or "").split())
+    check(len(text) <= _MOST_CAPTION, f"a caption must have at most {_MOST_CAPTION} characters, got {len(text)}")
+    return (text,) if text else None
+
+
+def draw(model: OpenedModel, request: SampleRequest) -> Generator[Drawing, None, None]:
+    """Draws samples; closing the generator ends the work, of pictures when their batch is done.
+
+    The samples are those of `starflow sample` with the same request. Videos are streamed where the flow allows it: the
+    deep block runs ahead while the caller shows a frame, and a visitor who leaves stops it.
+
+    Raises:
+      RequestError, ValueError: the request does not fit the model.
+    """
+    remarks: list[str] = []
+    if model.videos:
+        planned = plan_request(model.run, request, warn=remarks.append)
+        yield from _videos(model, planned, remarks)
+        return
+    plan = plan_images(model.run, request, warn=remarks.append)
+    result = draw_images(model.run, plan)
+    report = result.samples.report
+    tokens = tokens_of(model.config, report.images)
+    yield Drawing(
+        pixels=result.images[:, None],
+        x=result.samples.noisy[result.kept],
+        given=0,
+        frames=1,
+        fps=1.0,
+        first_frame=report.seconds,
+        seconds=report.seconds,
+        compile_seconds=report.compile_seconds,
+        depth=report.evaluations,
+        tokens_per_second=tokens / max(report.seconds, 1e-9),
+        unconverged=len(report.unconverged),
+        remarks=tuple(remarks),
+    )
+
+
+def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -> Generator[Drawing, None, None]:
+    plan = planned.plan
+    if plan is None:
+        raise RequestError("{captions} {0} cannot be read: {1}", *planned.left_out[0])
+    count = len(plan.captions)
+    check(count <= BATCH_SIZE, f"clips must be at most {BATCH_SIZE} at a time, got {count}")
+    new = tokens_of(model.config, count * (plan.kind.frames - plan.given_frames))
+    shape = (count, 0, *planned.size, model.run.autoencoder.pixel_channels if model.run.autoencoder else
+             model.config.flow.channels)  # fmt: skip
+    drawing = Drawing(
+        np.zeros(shape, np.uint8), None, planned.given_frames, planned.frames, planned.fps, None, 0.0, 0.0, None, None,
+        None, tuple(remarks),
+    )  # fmt: skip
+    yield drawing
+    devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
+    try:
+        stream = VideoStream(model.run.params, jax.random.key(planned.request.seed), plan, devices)
+    except ValueError as error:
+        reason = f"{error}; so all frames are shown together at the end"
+        yield _together(model, planned, new, dataclasses.replace(drawing, remarks=(*remarks, reason)))
+        return
+    pixels, x = [], []
+    with stream:
+        for frame in stream:
+            pixels.append(frame.pixels if frame.pixels.ndim == 5 else frame.pixels[:, None])
+            x.append(frame.x)
+            report = stream.report
+            drawing = dataclasses.replace(
+                drawing,
+                pixels=np.concatenate(pixels, axis=1),
+                first_frame=report.first_frame,
+                seconds=report.seconds,
+                compile_seconds=report.compile_seconds,
+            )
+            if frame.index < plan.kind.frames - 1:
+                yield drawing
+    report = stream.report
+    whole = report_on(
+        [report.blocks], count=count, batch_size=count, seconds=report.seconds, compile_seconds=report.compile_seconds,
+        non_finite=0,
+    )  # fmt: skip
+    yield dataclasses.replace(
+        drawing,
+        x=np.stack(x, axis=1),
+        depth=whole.evaluations,
+        tokens_per_second=new / max(report.seconds, 1e-9),
+        unconverged=len(whole.unconverged),
+    )
+
+
+def _together(model: OpenedModel, planned: VideoRequestPlan, tokens: int, drawing: Drawing) -> Drawing:
+    """All frames at once, of a flow whose frames cannot be streamed."""
+    begin = time.perf_counter()
+    result = draw_request(model.run, dataclasses.replace(planned, request=_unstreamed(planned.request)))
+    report = result.samples.report
+    return dataclasses.replace(
+        drawing,
+        pixels=result.videos,
+        x=result.samples.x[result.kept],
+        first_frame=time.perf_counter() - begin,
+        seconds=report.seconds,
+        compile_seconds=report.compile_seconds,
+        depth=report.evaluations,
+        tokens_per_second=tokens / max(report.seconds, 1e-9),
+        unconverged=len(report.unconverged),
+    )
+
+
+def _unstreamed(request: SampleRequest) -> SampleRequest:
+    return dataclasses.replace(request, stream=False)
+
+
+def frame_choices(model: OpenedModel) -> tuple[int, ...]:
+    """How many frames of pixels a page offers: as many as trained on, and two and three times as many of the flow."""
+    trained, autoencoder = model.config.data.frames, model.run.autoencoder
+    counts = (trained, 2 * trained, 3 * trained) if trained > 1 else (trained,)
+    return counts if autoencoder is None else tuple(autoencoder.pixel_frames(count) for count in counts)

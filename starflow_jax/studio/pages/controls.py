@@ -1,0 +1,87 @@
+"""The controls that several pages share, and the requests that they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from starflow_jax.sampling.sample_requests import SampleRequest
+from starflow_jax.studio.drawing import check_caption
+from starflow_jax.studio.opened_model import OpenedModel
+
+LARGEST_SEED = 2**32 - 1
+_EACH, _NONE, _ANY = "each in turn", "none", "whichever fits"
+MOST_GUIDANCE = 10.0
+
+
+def condition_controls(model: OpenedModel, *, fits: bool = False, own: str = "") -> list[Any]:
+    """A class or a caption, as the model reads it: a list of one control, hidden for a model that reads neither.
+
+    Args:
+      fits: whether "whichever fits" is a choice, in place of "each in turn"; own: the caption at first.
+    """
+    if model.config.reads_captions:
+        example = "the words of the run" if model.config.text is None else " ".join(model.config.text.vocabulary[:12])
+        return [gr.Textbox(own, label="Caption", max_length=2000, info=f"such as: {example}"[:160])]
+    choices = [(_ANY, "any")] if fits else [(_EACH, "all")]
+    choices += [(name, str(index)) for index, name in enumerate(model.classes)]
+    choices.append((_NONE, "none"))
+    return [gr.Dropdown(choices, value=choices[0][1], label="Class", visible=bool(model.classes))]
+
+
+def guidance_control(model: OpenedModel, label: str = "Guidance") -> gr.Slider:
+    """The weight of guidance; hidden for a model that reads no condition."""
+    reads = bool(model.classes) or model.config.reads_captions
+    value = min(model.config.sample.guidance, MOST_GUIDANCE) if reads else 0.0
+    return gr.Slider(0.0, MOST_GUIDANCE, value=value, step=0.1, label=label, visible=reads)
+
+
+def solver_control(model: OpenedModel, label: str = "Solver", value: str | None = None) -> gr.Dropdown:
+    """The solver that inverts the flow."""
+    return gr.Dropdown(list(model.solvers), value=value or model.solvers[0], label=label)
+
+
+def seed_control() -> gr.Number:
+    """The seed of the noise."""
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
+
+
+def frames_control(choices: tuple[int, ...]) -> gr.Radio:
+    """The number of frames, given ones included; each is one compiled program."""
+    return gr.Radio([(str(count), count) for count in choices], value=choices[0], label="Frames in all")
+
+
+def request_of(
+    model: OpenedModel,
+    condition: Any,
+    *,
+    num: Any,
+    guidance: Any,
+    solver: Any,
+    seed: Any,
+    frames: Any = None,
+    **given: Any,
+) -> SampleRequest:
+    """The request of some controls; `given`: files that videos begin with.
+
+    Raises:
+      RequestError, ValueError: a value that is not allowed.
+    """
+    by_caption = model.config.reads_captions
+    reads = by_caption or bool(model.classes)
+    label: int | str | None = None
+    if model.classes and not model.videos:
+        label = int(condition) if str(condition).isdecimal() else str(condition)
+    flow = model.config.flow
+    return SampleRequest(
+        num=int(num),
+        captions=check_caption(condition) if by_caption else None,
+        label=label,
+        guidance=float(guidance) if reads else None,
+        solver=str(solver),
+        seed=-1 if seed is None else int(seed),
+        frames=None if frames is None else int(frames),
+        stream=model.videos and flow.temporal_causal and flow.shallow_local,
+        **given,
+    )

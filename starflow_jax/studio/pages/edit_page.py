@@ -1,0 +1,110 @@
+"""The page *Edit*: paint over a part, and the model fills it in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from starflow_jax.editing.examples import data_size
+from starflow_jax.studio.background_work import Outcome
+from starflow_jax.studio.command_lines import inpaint_command
+from starflow_jax.studio.drawing import check_caption
+from starflow_jax.studio.filling_in import CHOICES, Filling, fill_in, hidden, moves_of, painted
+from starflow_jax.studio.open_studio import Studio
+from starflow_jax.studio.pages.answers import DEVICE, sentences
+from starflow_jax.studio.pages.controls import condition_controls, seed_control
+from starflow_jax.studio.pages.example_source import Example, example_controls
+from starflow_jax.studio.shown_results import command, filled_html, paragraph, waiting_text
+
+_SIDE = 384  # pixels of the picture that is painted on, about
+
+
+def build(studio: Studio) -> None:
+    """Lays the page out."""
+    model = studio.model
+    size = data_size(model.run)
+    frames = size[0] if model.videos else 1
+    most = max(frames - 1, 1)  # a slider has two values at least, also one that is not shown
+    with gr.Row():
+        with gr.Column(scale=1, min_width=240):
+            source, read = example_controls(studio, "edit")
+            show = gr.Button("Show it to paint on", elem_id="edit-show")
+            first = gr.Slider(0, most, value=0, step=1, label="Missing from frame", visible=frames > 1)
+            last = gr.Slider(0, most, value=frames - 1, step=1, label="to frame", visible=frames > 1)
+            [condition] = condition_controls(model, fits=True)
+            chains = gr.Radio(list(CHOICES), value="quick", label="Chains")
+            seed = seed_control()
+            with gr.Row():
+                begin = gr.Button("Fill in", variant="primary", elem_id="edit-begin")
+                stop = gr.Button("Stop", elem_id="edit-stop")
+        with gr.Column(scale=3):
+            canvas = gr.ImageEditor(
+                label="Paint over what is to be filled in", type="numpy", image_mode="RGBA", sources=(),
+                transforms=(), layers=False, brush=gr.Brush(default_size=40, colors=["#d6604d"], color_mode="fixed"),
+                height=_SIDE + 120, elem_id="edit-canvas", buttons=[],
+            )  # fmt: skip
+            result = gr.HTML(
+                paragraph("Drop an example, show it, and paint over a part.", "status"), elem_id="edit-result"
+            )
+            line = gr.HTML(elem_id="edit-command")
+    opened = gr.State(None)
+
+    def show_it(path: str | None, held: Any) -> tuple[np.ndarray, Example]:
+        example = read(path, held)
+        return enlarged(example.pixels[0]), example
+
+    def answer(
+        opened: Example | None, painting: Any, first: Any, last: Any, condition: Any, chains: str, seed: Any
+    ) -> Iterator[tuple[str, str]]:
+        begun = time.monotonic()
+        with sentences():
+            if opened is None:
+                raise ValueError("show an example first, to paint on it")
+            pixels = opened.pixels
+            alpha = paint_of(painting, pixels)
+            missing = hidden(painted(alpha, *pixels.shape[1:3]), frames, int(first), int(last))
+            by_caption = model.config.reads_captions
+            captions = check_caption(condition) if by_caption else None
+            filling = Filling(
+                label=None if by_caption or not model.classes else str(condition),
+                caption=None if captions is None else captions[0],
+                chains=chains,
+                seed=-1 if seed is None else int(seed),
+            )
+            shown = inpaint_command(
+                model, opened.name if opened.dropped else "example.png", CHOICES[filling.chains], label=filling.label,
+                caption=filling.caption, seed=filling.seed,
+            )  # fmt: skip
+            for step in fill_in(model, pixels, missing, filling, studio.device):
+                if isinstance(step, Outcome):
+                    yield filled_html(step.value), command(shown)
+                else:
+                    text = f"{step.done} of about {moves_of(filling)} moves"
+                    yield waiting_text(time.monotonic() - begun, text), command(shown)
+
+    show.click(show_it, source, [canvas, opened], **DEVICE)
+    event = begin.click(answer, [opened, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
+    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+
+
+def enlarged(frame: np.ndarray) -> np.ndarray:
+    """A frame uint8 [H, W, C] by a whole factor, RGBA uint8 [h, w, 4], large enough to paint on."""
+    factor = max(1, _SIDE // max(frame.shape[:2]))
+    large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.asarray(Image.fromarray(large[..., 0] if large.shape[2] == 1 else large).convert("RGBA"))
+
+
+def paint_of(painting: Any, pixels: np.ndarray) -> np.ndarray:
+    """Where an editor's picture has paint, uint8 [h, w]; no paint where it has no layers."""
+    layers = (
+        [] if not isinstance(painting, dict) else [layer for layer in painting.get("layers") or () if layer is not None]
+    )
+    if not layers:
+        return np.zeros(pixels.shape[1:3], np.uint8)
+    alpha: np.ndarray = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0)
+    return alpha

@@ -1,0 +1,50 @@
+"""How the training of the run is going, read from its folder whenever something there has changed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from starflow_jax.reports.run_report import progress_parts
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, is_in_use
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+class TrainingProgress:
+    """The page of one run, which is made once for all visitors.
+
+    Attributes:
+      workdir: the folder of the run.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+        self._lock = threading.Lock()
+        self._made: tuple[Stamp, str] | None = None
+
+    def html(self) -> str:
+        """The state, curves, samples over time, goodput and checkpoints.
+
+        Raises:
+          ValueError: the configuration in the folder is damaged.
+        """
+        stamp = self.stamp()
+        with self._lock:
+            if self._made is None or self._made[0] != stamp:
+                self._made = (stamp, progress_parts(self.workdir))
+            return self._made[1]
+
+    def stamp(self) -> Stamp:
+        """What changes whenever the page does: the files of the folder, its checkpoints, and whether it is in use."""
+        files = []
+        for folder in (self.workdir, self.workdir / CHECKPOINT_FOLDER):
+            if not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                try:
+                    status = path.stat()
+                except OSError:  # it was renamed meanwhile
+                    continue
+                files.append((path.name, status.st_mtime_ns, status.st_size))
+        return (*sorted(files), ("in use", int(is_in_use(self.workdir)), 0))
