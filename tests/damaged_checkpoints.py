@@ -25,7 +25,8 @@ import numpy as np
 
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
-from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
+from starflow_jax.training.checkpoints.run_loading import load_run
 from starflow_jax.training.checkpoints.workdir import claim_workdir
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments" / "digits.py") + ":tiny"

@@ -11,8 +11,9 @@ import pytest
 
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, to_json
 from starflow_jax.training.checkpoints.digests import digest
-from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
 from starflow_jax.training.checkpoints.retention import NewestAndBest
+from starflow_jax.training.checkpoints.run_loading import load_run
 from starflow_jax.training.checkpoints.workdir import claim_workdir, read_config
 
 CONFIG = ExperimentConfig(

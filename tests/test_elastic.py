@@ -9,7 +9,7 @@ from joined_processes import run_joined
 
 from starflow_jax.core.config import MeshConfig
 from starflow_jax.sharding.elastic import adapted
-from starflow_jax.training.checkpoints.manager import load_run
+from starflow_jax.training.checkpoints.run_loading import load_run
 
 SCRIPT = Path(__file__).parent / "process_that_fails.py"
 

@@ -28,6 +28,7 @@ def run(name, tmp_path, *options):
     [
         ("attention", ("--quick",), "TFLOP/s"),
         ("jacobi_update", ("--quick",), "of copy"),
+        pytest.param("quantised", ("--quick",), "of float32", marks=pytest.mark.slow),
         pytest.param("decoding_step", ("--quick",), "us per operation", marks=pytest.mark.slow),
         pytest.param(
             "tune_attention",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from joined_processes import run_joined
 
-from starflow_jax.training.checkpoints.manager import load_run
+from starflow_jax.training.checkpoints.run_loading import load_run
 
 SCRIPT = Path(__file__).parent / "several_processes.py"
 

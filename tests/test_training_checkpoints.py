@@ -107,7 +107,7 @@ def placed(tmp_path):
 
     class Spec:
         def __init__(self, name, value):
-            self.name, self.torch_shape, self.value = name, value.shape, value
+            self.name, self.torch_shape, self.dtype, self.value = name, value.shape, value.dtype, value
 
     def write(tensors, *names):
         """Writes tensors; the functions that rebuild those of `names` get another name."""

@@ -1,8 +1,9 @@
 """Published peaks of accelerators, and topologies of many of them: `v5p:4x4x4`, `v5e:8x8`, `h100:8x4`.
 
 Figures are those of the manufacturers: for TPUs, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; for GPUs,
-NVIDIA's data sheets of the SXM modules, dense (without sparsity). Link bandwidths are one-way. The usable memory of a
-TPU is what its compiler grants to a program (the rest is reserved); on a GPU, JAX is assumed to use 92 %.
+NVIDIA's data sheets of the SXM modules and its white paper on Ada GPUs, dense (without sparsity). Link bandwidths are
+one-way. The usable memory of a TPU is what its compiler grants to a program (the rest is reserved); on a GPU, JAX is
+assumed to use 92 %.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ CHIPS: dict[str, Chip] = {
         _gpu("h100", 989, 80, 3350, 450, 50),
         _gpu("h200", 989, 141, 4800, 450, 50),
         _gpu("b200", 2250, 180, 7700, 900, 50),
+        # Of one GPU in a workstation: its links are PCIe 4.0 of 16 lanes.
+        _gpu("rtx4080", 97.5, 16 * GIB / GB, 716.8, 32, 3),
+        _gpu("rtx4090", 165.2, 24 * GIB / GB, 1008, 32, 3),
     )
 }
 

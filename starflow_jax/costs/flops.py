@@ -29,6 +29,7 @@ class Work:
     Attributes:
       batch: number of images or videos; frames: of a video, None for images; rows, columns: of tokens in a frame.
       text: number of text tokens, 0 if the flow reads no text.
+      chunk: tokens that an inverse solves together, None for the schedule of the paper.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class Work:
     rows: int
     columns: int
     text: int = 0
+    chunk: int | None = None
 
     @property
     def frame(self) -> int:

@@ -12,7 +12,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from starflow_jax.core.choices import Split
+from starflow_jax.core.choices import Quantisation, Split, choices
+from starflow_jax.core.config.checks import check_choice
 from starflow_jax.core.request_errors import require
 
 
@@ -30,6 +31,10 @@ def _check_noise_level(level: float | None) -> None:
 
 def _check_split(split: Split | None, name: str = "split") -> None:
     require(split in (None, "train", "test"), f"{{{name}}} must be one of test, train, got {{0!r}}", split)
+
+
+def _check_quantise(scheme: Quantisation | None) -> None:
+    check_choice("quantise", scheme, (None, *choices(Quantisation)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +66,20 @@ class EvaluateRequest(RunRequest):
     Attributes:
       split: of the run's data; batch: images at a time, None for the configuration's.
       noise_level: that a noise-conditioned flow reads; None for its lowest one.
+      quantise: how the kernels of a float32 run are stored while it is scored (`FlowConfig.quantise`).
     """
 
     split: Split = dataclasses.field(default="test", kw_only=True)
     batch: int | None = dataclasses.field(default=None, kw_only=True)
     noise_level: float | None = dataclasses.field(default=None, kw_only=True)
+    quantise: Quantisation | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_split(self.split)
         _check_integer("batch", self.batch, 1)
         _check_noise_level(self.noise_level)
+        _check_quantise(self.quantise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,7 @@ class ScoreRequest(RunRequest):
       split, num: which clips of the run's data, and how many; None for 16 of the test split.
       context: frames given to every window of a long clip after the first; None for half of a window.
       batch: clips at a time.
+      quantise: as in `EvaluateRequest`.
     """
 
     video: tuple[Path, ...] = ()
@@ -92,9 +101,11 @@ class ScoreRequest(RunRequest):
     num: int | None = None
     context: int | None = None
     batch: int = 16
+    quantise: Quantisation | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_quantise(self.quantise)
         _check_split(self.split)
         _check_integer("num", self.num, 1)
         _check_integer("context", self.context, 0)

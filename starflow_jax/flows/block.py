@@ -73,7 +73,7 @@ class AutoregressiveBlock(nnx.Module):
         self.transformer = Transformer(
             transformer,
             keys[5],
-            compute=compute,
+            compute=compute.of_layers(config),
             remat=config.remat,
             dropout=config.dropout,
             shared=config.shared_layers,

@@ -38,7 +38,7 @@ class Denoiser(nnx.Module):
             if options.conditional  # type: ignore[union-attr]
             else None
         )
-        self.transformer = Transformer(transformer, keys[2], compute=compute, remat=config.remat)
+        self.transformer = Transformer(transformer, keys[2], compute=compute.of_layers(config), remat=config.remat)
         exact = dataclasses.replace(compute, dtype="float32")
         self.proj_out = Linear(transformer.width, config.token_channels, key, name="proj_out", std=0.0, compute=exact)
         level_key = jax.random.fold_in(key, 3)  # the other keys are the same with and without noise levels

@@ -84,7 +84,7 @@ class Flow(nnx.Module):
         if not config.shared_layers:
             return None
         transformer = dataclasses.replace(config.blocks[-1], layers=config.shared_layers, final_norm=False)
-        compute = Compute.from_config(config, layout)
+        compute = Compute.from_config(config, layout).of_layers(config)
         return Transformer(transformer, jax.random.fold_in(key, 1), compute=compute)
 
     def block(self, index: int) -> AutoregressiveBlock:

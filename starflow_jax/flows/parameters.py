@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -18,7 +19,18 @@ from starflow_jax.nn.module_parameters import merge as _merge
 from starflow_jax.nn.ready_parameters import ready_for_inference
 from starflow_jax.sharding.layout import Layout
 
-__all__ = ["Params", "abstract", "count", "initialise", "merge", "overlaid", "ready", "split"]
+__all__ = [
+    "Params",
+    "abstract",
+    "count",
+    "initialise",
+    "merge",
+    "num_bytes",
+    "overlaid",
+    "ready",
+    "split",
+    "unquantised",
+]
 
 
 def merge(definition: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Flow:
@@ -62,3 +74,13 @@ def count(params: Params) -> int:
     """Number of trained parameters; TARFlow's prior variance is a statistic and not counted."""
     trained = {k: v for k, v in params.items() if k != "prior_variance"}
     return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))
+
+
+def num_bytes(params: Params) -> int:
+    """Bytes of the arrays of a tree, or of its ShapeDtypeStructs."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+
+
+def unquantised(config: FlowConfig) -> FlowConfig:
+    """The configuration of the float32 flow that a quantised one was made from."""
+    return dataclasses.replace(config, quantise=None)

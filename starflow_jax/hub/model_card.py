@@ -114,7 +114,8 @@ def _body(card: Card) -> list[str]:
         + (
             "The folder is that of a run."
             if card.as_run
-            else "`model*.safetensors` has the tensors in float32 under the names of the PyTorch originals."
+            else "`model*.safetensors` has the tensors under the names of the PyTorch originals, "
+            + ("in float32." if flow.quantise is None else f"the weights of the layers as {flow.quantise} with scales.")
         ),
         "",
         "## Data",

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.storage.addresses import address_text
@@ -48,11 +49,12 @@ def open_model(
     layout: Layout | None = None,
     decoder: Path | None = None,
     text_encoder: Path | None = None,
+    quantise: Quantisation | None = None,
 ) -> Run:
     """Reads a trained model: a run, a model folder or a published folder, by its path or address.
 
     Args:
-      path: see `local_model`; ema, step, decoder, text_encoder: see `RunRequest`.
+      path: see `local_model`; ema, step, decoder, text_encoder, quantise: see `RunRequest`.
       layout: the devices to spread the parameters over; None for one device.
 
     Raises:
@@ -68,6 +70,7 @@ def open_model(
         ema=ema,
         decoder=decoder,
         text_encoder=text_encoder,
+        quantise=quantise,
     )
     return open_run(request, layout=layout)
 

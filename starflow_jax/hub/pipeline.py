@@ -96,7 +96,7 @@ class StarFlowPipeline:
         check(revision is None or is_hub_address(path), f"revision goes with hf://ORG/NAME, got {str(path)!r}")
         if not is_address(path) and not Path(path).exists() and str(path).count("/") == 1:
             raise ValueError(f"{path} is no folder; a model on the Hugging Face Hub is named hf://{path}")
-        frozen = {
+        frozen: dict[str, Any] = {
             "decoder": None if vae is None else local_path(vae),
             "text_encoder": None if text_encoder is None else local_path(text_encoder),
         }

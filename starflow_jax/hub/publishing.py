@@ -20,7 +20,7 @@ from starflow_jax.core.outline import Outline
 from starflow_jax.core.request_errors import require
 from starflow_jax.core.storage.addresses import is_address
 from starflow_jax.core.storage.hub_addresses import HubAddress
-from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.flows.parameters import abstract, count, unquantised
 from starflow_jax.hub.model_card import Card, last_metrics
 from starflow_jax.hub.published_folder import CARD_FILE, FROZEN, PUBLISHED_FILE, description, public_config
 from starflow_jax.hub.run_files import frozen_files, run_files
@@ -271,7 +271,7 @@ def _card(request: PublishRequest, source: _Source, results: tuple[tuple[str, ..
         notes=request.notes,
         config=source.config,
         step=source.step,
-        parameters=count(abstract(source.config.flow)[1]),
+        parameters=count(abstract(unquantised(source.config.flow))[1]),
         frozen=tuple(source.parts),
         metrics=last_metrics(source.flow, source.step),
         results=results,

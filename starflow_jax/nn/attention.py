@@ -19,7 +19,8 @@ from starflow_jax.kernels.attention.packed import packed_attention, takes_packed
 from starflow_jax.kernels.kernel_choice import Target, device_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import attend_to_intervals, divides_slots
-from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
+from starflow_jax.nn.linear import Compute, RMSNorm, make_norm
+from starflow_jax.nn.quantised_linear import dense
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
 
@@ -36,10 +37,10 @@ class Attention(nnx.Module):
         self.norm = make_norm(c.norm, c.width)
         # Packed by key/value head: its queries, its key, its value, so that a mesh shards the heads as one axis.
         grouped = (c.kv_heads, c.heads // c.kv_heads + 2, c.head_dim)
-        self.qkv = Linear(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
+        self.qkv = dense(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
         # Residual branches start small, so that hidden states do not grow with depth at initialisation.
         std = (2 * c.layers * c.heads * c.head_dim) ** -0.5
-        self.proj = Linear(c.heads * c.head_dim, c.width, out, name="proj", bias=c.bias, std=std, compute=compute)
+        self.proj = dense(c.heads * c.head_dim, c.width, out, name="proj", bias=c.bias, std=std, compute=compute)
         self.query_norm = RMSNorm(c.head_dim) if c.qk_norm else None
         self.key_norm = RMSNorm(c.head_dim) if c.qk_norm else None
         self.post_norm = RMSNorm(c.width) if c.post_norm else None

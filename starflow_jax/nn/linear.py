@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.kernels.kernel_choice import Implementation
 from starflow_jax.sharding.layout import Layout, kernel_cuts
@@ -30,6 +31,7 @@ class Compute:
       kernels: of attention and of the Jacobi update: "xla", "pallas", "cudnn" (of attention without a cache), or None
         for the rule of `kernel_choice`.
       cache: how a mesh divides the caches of attention, `FlowConfig.cache`.
+      quantise: how the layers of a transformer store their kernels; None for float32.
     """
 
     dtype: str = "float32"
@@ -37,12 +39,17 @@ class Compute:
     layout: Layout | None = None
     kernels: Implementation = None
     cache: str = "auto"
+    quantise: Quantisation | None = None
 
     @classmethod
     def from_config(cls, config: FlowConfig, layout: Layout | None) -> Compute:
         """The numerics of a flow's configuration."""
         kernels = None if config.kernels == "auto" else config.kernels
         return cls(config.dtype, config.matmul_precision, layout, kernels, config.cache)
+
+    def of_layers(self, config: FlowConfig) -> Compute:
+        """The same for the layers of a flow's transformers, whose kernels may be quantised."""
+        return dataclasses.replace(self, quantise=config.quantise)
 
 
 class Linear(nnx.Module):
@@ -90,7 +97,7 @@ class Linear(nnx.Module):
     def _dense(self, x: Shaped[Array, "*B inputs"], bias: Float[Array, "*outputs"] | None) -> Float[Array, "..."]:
         kernel, dtype = self.kernel[...], self.compute.dtype
         if self.compute.layout is not None:
-            return _sharded_dense(self.compute, self.name, x.astype(dtype), kernel, bias)
+            return sharded_dense(self.compute, self.name, x.astype(dtype), kernel, bias)
         inputs, *outputs = kernel.shape
         # Two-dimensional operands: XLA's CPU backend runs a 3-D weight gradient at a third of the speed.
         flat, columns = x.astype(dtype).reshape(-1, inputs), kernel.astype(dtype).reshape(inputs, math.prod(outputs))
@@ -123,7 +130,13 @@ _Residuals = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sharded_dense(compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def sharded_dense(
+    compute: Compute,
+    name: str,
+    x: Float[Array, "*B inputs"],
+    kernel: Float[Array, "inputs *outputs"],
+    bias: Float[Array, "*outputs"] | None,
+) -> Float[Array, "..."]:
     """The dense layer over a mesh, with an explicit backward pass.
 
     The kernel is gathered over fsdp in the dtype of the product, again in the backward pass, and its gradient is
@@ -154,7 +167,7 @@ def _project(compute: Compute, name: str, x: jax.Array, kernel: jax.Array) -> ja
 def _sharded_dense_forward(
     compute: Compute, name: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, _Residuals]:
-    return _sharded_dense(compute, name, x, kernel, bias), (x, kernel, bias)
+    return sharded_dense(compute, name, x, kernel, bias), (x, kernel, bias)
 
 
 def _sharded_dense_backward(
@@ -202,7 +215,7 @@ def _summed_gradient(compute: Compute, x: jax.Array, gradient: jax.Array, cuts: 
     return layout.constrain(jnp.sum(layout.constrain(sums, ("slices", *cuts)), axis=0), cuts)
 
 
-_sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)
+sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)
 
 
 class LayerNorm(nnx.Module):

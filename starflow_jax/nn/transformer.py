@@ -18,7 +18,8 @@ from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
 from starflow_jax.nn.gelu import gelu
-from starflow_jax.nn.linear import Compute, Linear, RMSNorm, make_norm
+from starflow_jax.nn.linear import Compute, RMSNorm, make_norm
+from starflow_jax.nn.quantised_linear import dense
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import placed
 
@@ -40,10 +41,10 @@ class MLP(nnx.Module):
         keys = jax.random.split(key, 3)
         gated = c.mlp == "gated"
         self.norm = make_norm(c.norm, c.width)
-        self.gate = Linear(c.width, hidden, keys[0], name="gate", bias=c.bias, compute=compute) if gated else None
-        self.up = Linear(c.width, hidden, keys[1], name="up", bias=c.bias, compute=compute)
+        self.gate = dense(c.width, hidden, keys[0], name="gate", bias=c.bias, compute=compute) if gated else None
+        self.up = dense(c.width, hidden, keys[1], name="up", bias=c.bias, compute=compute)
         std = (2 * c.layers * hidden) ** -0.5
-        self.down = Linear(hidden, c.width, keys[2], name="down", bias=c.bias, std=std, compute=compute)
+        self.down = dense(hidden, c.width, keys[2], name="down", bias=c.bias, std=std, compute=compute)
         self.layout = compute.layout
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
 

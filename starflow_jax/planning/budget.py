@@ -20,7 +20,7 @@ from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts
-from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.flows.parameters import abstract, count, num_bytes
 from starflow_jax.nn.divided_cache import is_by_slots
 from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
@@ -141,7 +141,8 @@ def inverse_memory(config: ExperimentConfig, topology: Topology, sizes: dict[str
     stored, ready = _inverse_parameters(config, sizes)
     cache = _cache(config, sizes, work)
     # Parameters that are not ready are cast in front of the loop. Of logits, a float32 and a rounded copy are alive.
-    temporaries = (0.0 if ready else stored / 2) + cache / config.flow.blocks[-1].layers
+    cast = _float_layer(config, sizes, work) if config.flow.quantise is not None or ready else stored / 2
+    temporaries = cast + cache / config.flow.blocks[-1].layers
     temporaries += 6 * _chunk_weights(config, topology, sizes, work)
     return Memory(stored + ready + cache, temporaries, topology.chip.usable)
 
@@ -150,7 +151,17 @@ def inverse_traffic(config: ExperimentConfig, topology: Topology, sizes: dict[st
     """Main-memory traffic of such an iteration on one device in bytes: parameters that it reads, cache, logits."""
     stored, ready = _inverse_parameters(config, sizes)
     weights = _chunk_weights(config, topology, sizes, work) * config.flow.blocks[-1].layers
-    return (ready or stored) + _cache(config, sizes, work) + _BYTES_A_CHUNK_WEIGHT * weights
+    read = ready or stored
+    if config.flow.quantise is not None:  # each kernel is read, written in the compute dtype and read again
+        deep = config.flow.blocks[-1]
+        read = stored + 2 * _float_layer(config, sizes, work) * deep.layers
+    return read + _cache(config, sizes, work) + _BYTES_A_CHUNK_WEIGHT * weights
+
+
+def inverse_parts(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> tuple[tuple[str, float], ...]:
+    """What an inverse keeps on one device, in bytes by name: parameters as stored and as made ready, and the cache."""
+    stored, ready = _inverse_parameters(config, sizes)
+    return ("parameters", stored), ("of them made ready", ready), ("keys and values", _cache(config, sizes, work))
 
 
 def _chunk_weights(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:
@@ -171,9 +182,14 @@ def _head_parts(kv_heads: int, tensor: int) -> int:
     return tensor if kv_heads % tensor == 0 else 1
 
 
-def chunks(work: Work, *, growth: int = 8) -> tuple[Stage, ...]:
-    """The chunks of the schedule of which `programs.inverse_program` compiles the last."""
-    return Jacobi(growth=growth).plan(work.tokens, 0, work.frame)
+def schedule(work: Work) -> Jacobi:
+    """The solver of which `programs.inverse_program` compiles an iteration of the last chunk."""
+    return Jacobi.paper() if work.chunk is None else Jacobi(block=work.chunk, growth=1)
+
+
+def chunks(work: Work) -> tuple[Stage, ...]:
+    """The chunks of that solver."""
+    return schedule(work).plan(work.tokens, 0, work.frame)
 
 
 def _chunk(work: Work) -> int:
@@ -182,10 +198,23 @@ def _chunk(work: Work) -> int:
 
 def _inverse_parameters(config: ExperimentConfig, sizes: dict[str, int]) -> tuple[float, float]:
     """Bytes of the parameters on one device: those stored, and those that an inverse makes ready; 0 for none."""
-    parameters = count(abstract(config.flow)[1]) / sizes["tensor"]
+    params = abstract(config.flow)[1]
     casts = config.flow.dtype == "bfloat16"
     makes = config.sample.parameters == "ready" and (casts or sizes["fsdp"] > 1)
-    return 4 * parameters / sizes["fsdp"], (2 if casts else 4) * parameters if makes else 0.0
+    # Quantised kernels and their scales are read as they are stored.
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    read = [leaf for path, leaf in leaves if leaf.dtype == "float32" and path[-1].key != "scale"]
+    floats = sum(leaf.size for leaf in read) / sizes["tensor"]
+    stored = num_bytes(params) / (sizes["tensor"] * sizes["fsdp"])
+    return stored, (2 if casts else 4) * floats if makes else 0.0
+
+
+def _float_layer(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:
+    """Bytes of the kernels of a quantised layer in the compute dtype, which its products read; 0 where none is."""
+    if config.flow.quantise is None:
+        return 0.0
+    kernels = max(net.kernels for net in networks(config.flow, work, sizes))
+    return (2 if config.flow.dtype == "bfloat16" else 4) * kernels / sizes["tensor"]
 
 
 def _cache(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float:

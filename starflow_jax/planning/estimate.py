@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from starflow_jax.core.choices import ProgramName
+from starflow_jax.core.choices import ProgramName, Quantisation
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import (
@@ -28,7 +29,7 @@ from starflow_jax.costs.flops import (
     model_flops,
     traced,
 )
-from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.flows.parameters import abstract, count, unquantised
 from starflow_jax.planning import budget
 from starflow_jax.planning.ahead_of_time import Memory, argument_bytes, compile_ahead, tpu_layout
 from starflow_jax.planning.collectives import collectives
@@ -56,6 +57,7 @@ class Plan:
       compile_seconds: None without a compiler; flags: compiler flags from LIBTPU_INIT_ARGS, of GPUs from XLA_FLAGS.
       chunks: number of chunks in which the deep block solves a sample, of which "inverse" is one iteration of the last.
       notes: what was not compiled, or not done by the compiler, a sentence each.
+      quantise: how the kernels are stored, `FlowConfig.quantise`; parts: what an inverse keeps on a device, in bytes.
     """
 
     program: ProgramName
@@ -79,6 +81,8 @@ class Plan:
     chunks: int = 0
     flags: str = ""
     notes: tuple[str, ...] = ()
+    quantise: Quantisation | None = None
+    parts: tuple[tuple[str, float], ...] = ()
 
     def estimate(self, name: str) -> Estimate | None:
         """Returns the estimate of that name, or None."""
@@ -108,6 +112,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         layout = None if missing_modules() else gpu_layout(topology, config.mesh)
     accumulate = config.train.accumulate if program == "train" else 1
     if program == "train":
+        check_trainable(config.flow.quantise, "the flow")
         check_sizes(config, sizes, work, layout)
     useful = model_flops(config.flow, work) if program == "train" else inverse_flops(config, work)
     shared = {
@@ -120,7 +125,9 @@ def make_plan(config: ExperimentConfig, topology: Topology, work: Work, program:
         "accumulate": accumulate,
         "remat": config.flow.remat if program == "train" else "none",
         "work": work,
-        "parameters": count(abstract(config.flow)[1]),
+        "parameters": count(abstract(unquantised(config.flow))[1]),
+        "quantise": config.flow.quantise,
+        "parts": () if program == "train" else budget.inverse_parts(config, sizes, work),
         "model_flops": useful,
         "chunks": 0 if program == "train" else len(budget.chunks(work)),
     }
@@ -200,20 +207,20 @@ def batch_parts(sizes: dict[str, int]) -> int:
     return math.prod(sizes[name] for name in BATCH)
 
 
-def inverse_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
+def inverse_flops(config: ExperimentConfig, work: Work) -> int:
     """FLOPs of one guided Jacobi iteration of the deep block's last chunk, counted as in `costs.flops`."""
     flow = config.flow
-    _, _, kind = budget.chunks(work, growth=growth)[-1]
+    _, _, kind = budget.chunks(work)[-1]
     chunk = dataclasses.replace(work, frames=None, rows=1, columns=kind.size, text=0, batch=2 * work.batch)
     dense = forward_parts(flow, chunk)[-1 if flow.denoiser is None else -2].dense
-    return dense + cached_flops(config, work, growth=growth)
+    return dense + cached_flops(config, work)
 
 
-def cached_flops(config: ExperimentConfig, work: Work, *, growth: int = 8) -> int:
+def cached_flops(config: ExperimentConfig, work: Work) -> int:
     """FLOPs of that iteration's attention to the cache."""
     flow = config.flow
     transformer = flow.blocks[-1]
-    _, length, kind = budget.chunks(work, growth=growth)[-1]
+    _, length, kind = budget.chunks(work)[-1]
     slots = work.tokens + (work.text if flow.is_conditioned(flow.num_blocks - 1) else 0)
     pairs = kind.size * (slots - length) + kind.size * (kind.size + 1) // 2
     return 2 * work.batch * 4 * pairs * transformer.heads * transformer.head_dim * transformer.layers

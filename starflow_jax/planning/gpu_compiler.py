@@ -56,6 +56,8 @@ FACTS: dict[str, GPUFacts] = {
     "h100": GPUFacts("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 228, 227, 50),
     "h200": GPUFacts("NVIDIA H200", (9, 0), 132, 128, 1.98, 228, 227, 50),
     "b200": GPUFacts("NVIDIA B200", (10, 0), 148, 128, 1.965, 228, 227, 126.5),
+    "rtx4080": GPUFacts("NVIDIA GeForce RTX 4080", (8, 9), 76, 128, 2.505, 100, 99, 64),
+    "rtx4090": GPUFacts("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 2.52, 100, 99, 72),
 }
 
 

@@ -24,12 +24,13 @@ def report(plan: Plan, iterations: int = 10) -> str:
     rows = [
         [f"{plan.experiment}, {what}", f"{slices} slices of {plan.topology}" if slices > 1 else plan.topology],
         ["devices", f"{plan.devices}: {mesh}"],
-        ["parameters", f"{plan.parameters:,}"],
+        ["parameters", f"{plan.parameters:,}" + (f", stored as {plan.quantise}" if plan.quantise else "")],
         ["batch", f"{plan.batch} of {shape}" + (f" + {work.text} of text" if work.text else "")],
     ]
     if plan.program == "train":
         rows.append(["gradient accumulation steps", str(plan.accumulate)])
         rows.append(["rematerialisation", plan.remat])
+    rows += [[f"{name}, per device", gib(amount)] for name, amount in plan.parts if amount]
     rows += [
         ["arguments per device", gib(memory.arguments)],
         ["temporaries per device", gib(memory.temporaries)],

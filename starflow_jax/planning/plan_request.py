@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from starflow_jax.core.choices import ProgramName, choices
+from starflow_jax.core.choices import ProgramName, Quantisation, choices
 from starflow_jax.core.config.checks import check_choice, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.mesh_config import AXES
@@ -32,6 +32,8 @@ class PlanRequest:
       text: number of text tokens; None for `flow.text_length`.
       samples: number of samples that the "inverse" program computes together.
       iterations: of each chunk of tokens, for the time of a sample.
+      chunk: tokens of a chunk; None for 64, and 512 after the first frame, as in the paper.
+      quantise: how the kernels are stored (`FlowConfig.quantise`), for programs that do not train.
 
     Raises:
       RequestError, ValueError: an unknown topology, or sizes that the flow does not accept.
@@ -45,11 +47,23 @@ class PlanRequest:
     text: int | None = None
     samples: int = 1
     iterations: int = 10
+    chunk: int | None = None
+    quantise: Quantisation | None = None
 
     def __post_init__(self) -> None:
         topology(self.topology)
+        check_choice("quantise", self.quantise, (None, *choices(Quantisation)))
+        for name in ("chunk", "quantise"):
+            require(
+                getattr(self, name) is None or self.program == "inverse",
+                f"{{{name}}} requires {{program}} inverse, got {{program}} {{0}}",
+                self.program,
+            )
+        if self.quantise is not None:
+            flow = dataclasses.replace(self.config.flow, quantise=self.quantise)
+            object.__setattr__(self, "config", dataclasses.replace(self.config, flow=flow))
         check_choice("program", self.program, (*choices(ProgramName), "all"))
-        for name, minimum in (("frames", 0), ("text", 0), ("samples", 1), ("iterations", 1)):
+        for name, minimum in (("frames", 0), ("text", 0), ("samples", 1), ("iterations", 1), ("chunk", 1)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=minimum)
         flow = self.config.flow
@@ -106,7 +120,7 @@ class PlanRequest:
         if self.program != "inverse":
             programs += [("train", work) for work in self.works]
         if self.program != "train":
-            programs.append(("inverse", dataclasses.replace(self.works[0], batch=self.samples)))
+            programs.append(("inverse", dataclasses.replace(self.works[0], batch=self.samples, chunk=self.chunk)))
         return tuple(programs)
 
 

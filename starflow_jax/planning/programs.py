@@ -17,8 +17,8 @@ from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import Params, abstract, merge, ready
 from starflow_jax.models.autoencoders import Autoencoder
 from starflow_jax.nn.divided_cache import cache_cuts
+from starflow_jax.planning.budget import schedule
 from starflow_jax.sharding.layout import Cut, Layout, located
-from starflow_jax.solvers import Jacobi
 from starflow_jax.solvers.base import State
 from starflow_jax.solvers.span import Span
 from starflow_jax.training.checkpoints.manager import abstract_state
@@ -92,7 +92,7 @@ def _batch(
     return batch, levels
 
 
-def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None, *, growth: int = 8) -> Program:
+def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None) -> Program:
     """A stage of Jacobi iteration in the deep block, on a chunk of the size in the paper's schedule.
 
     Its loop ends on a condition on the data, so one iteration is counted. With `sample.parameters` "ready", it reads
@@ -102,11 +102,10 @@ def inverse_program(config: ExperimentConfig, work: Work, layout: Layout | None,
       config: the experiment whose flow is planned.
       work: sizes of the sequence, and the number of samples per batch (guidance doubles the rows).
       layout: the layout of the devices; None for one device.
-      growth: factor on the length of chunks after the first frame (see `Jacobi`).
     """
     flow, index = config.flow, config.flow.num_blocks - 1
     definition, params = abstract(flow, layout)
-    solver, grid = Jacobi(growth=growth), Grid(work.frames, work.rows, work.columns)
+    solver, grid = schedule(work), Grid(work.frames, work.rows, work.columns)
     text = jax.ShapeDtypeStruct((work.batch, work.text, flow.text_dim), jnp.bfloat16) if flow.text_dim else None
 
     def span(params: Any, cond: jax.Array | None) -> Span:

@@ -9,7 +9,7 @@ import numpy as np
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.porting.infer import contradictions
-from starflow_jax.porting.tensor_names import Entry, is_ignored
+from starflow_jax.porting.tensor_names import Entry, holds_scales, is_ignored
 from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, object_at
 
 _EXACT = ("float32", "bfloat16", "float16")  # dtypes that convert to float32 without loss
@@ -97,6 +97,9 @@ def fit(
             misfits.append(Misfit("missing", entry.name, entry.path, None, str(entry.torch_shape)))
         elif tensor.shape != entry.torch_shape:
             misfits.append(Misfit("shape", entry.name, entry.path, str(tensor.shape), str(entry.torch_shape)))
+        elif entry.dtype != np.float32:
+            if tensor.dtype != entry.dtype:
+                misfits.append(Misfit("type", entry.name, entry.path, tensor.dtype.name, entry.dtype.name))
         elif tensor.dtype.name == _NARROWED:
             narrowed.append(entry.name)
         elif tensor.dtype.name not in _EXACT:
@@ -106,7 +109,9 @@ def fit(
     ignored = tuple(sorted(name for name in extra if is_ignored(name)))
     unexpected = sorted(set(extra) - set(ignored))
     misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]
-    return Fit(tuple(entries), tuple(misfits), tuple(contradictions(config, tensors)), ignored, tuple(narrowed))
+    # The shapes of quantised weights are not those that fields are inferred from.
+    contradicted = () if holds_scales(tensors) else tuple(contradictions(config, tensors))
+    return Fit(tuple(entries), tuple(misfits), contradicted, ignored, tuple(narrowed))
 
 
 def not_finite(value: np.ndarray, *, most: int = 2**24) -> int:

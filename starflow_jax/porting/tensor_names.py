@@ -13,6 +13,11 @@ import numpy as np
 from starflow_jax.flows.parameters import Params
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
+# The end of the name of a tensor with the scales of quantised weights, which the originals do not have.
+SCALE = ".weight_scale"
+_KERNELS = (".kernel", ".scale")
+_PACKED = tuple(f".qkv{kind}" for kind in _KERNELS)
+
 _TILE = 256  # rows and columns of a tile in a transposition
 
 # Buffers that nothing reads: of old files, and the count that an averaged model keeps.
@@ -59,9 +64,10 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 def _torch_name(path: str, gated: bool) -> str:
     """The original's name of the parameter at `path`, with the placeholder "{layer}" if layers are stacked."""
     name = path.replace("kernel", "weight")
+    name = re.sub(r"\.scale$", SCALE, name)
     name = re.sub(r"^denoiser\.", "learnable_self_denoiser.", name)
     name = "var" if name == "prior_variance" else name
-    match = re.fullmatch(r"(.*)transformer\.layers\.(.+)\.(weight|bias)", name)
+    match = re.fullmatch(r"(.*)transformer\.layers\.(.+)\.(weight|bias|weight_scale)", name)
     if match:
         owner, inner, leaf = match.groups()
         return f"{owner}attn_blocks.{{layer}}.{(_IN_LAYER | _MLP[gated])[inner]}.{leaf}"
@@ -104,11 +110,11 @@ def _transposed(value: np.ndarray) -> np.ndarray:
 
 
 def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
-    if path.endswith(".qkv.kernel"):
+    if path.endswith(_PACKED):
         return _transposed(_to_packed(value))
     if path.endswith(".qkv.bias"):
         return _to_packed(value)
-    if path.endswith(".kernel"):
+    if path.endswith(_KERNELS):
         return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[None, None]
@@ -119,11 +125,11 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of `_to_torch_layout` of an array of `shape`, without creating an array."""
-    if path.endswith(".qkv.kernel"):
+    if path.endswith(_PACKED):
         return math.prod(shape[1:]), shape[0]
     if path.endswith(".qkv.bias"):
         return (math.prod(shape),)
-    if path.endswith(".kernel"):
+    if path.endswith(_KERNELS):
         return shape[::-1]
     if path.endswith(".sos_embed"):
         return (1, 1, *shape)
@@ -133,11 +139,11 @@ def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if path.endswith(".qkv.kernel"):
+    if path.endswith(_PACKED):
         return _from_packed(_transposed(value), shape[1:])
     if path.endswith(".qkv.bias"):
         return _from_packed(value, shape)
-    if path.endswith(".kernel"):
+    if path.endswith(_KERNELS):
         return _transposed(value)
     if path.endswith(".sos_embed"):
         return value[0, 0]
@@ -200,6 +206,11 @@ def entries(expected: Params) -> list[Entry]:
             named = name if layer is None else name.format(layer=layer)
             result.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
     return result
+
+
+def holds_scales(names: Iterable[str]) -> bool:
+    """Whether tensors of these names have quantised weights."""
+    return any(name.endswith(SCALE) for name in names)
 
 
 def is_ignored(name: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.core.config.post_training_config import PostTrainingExperiment
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.evaluation.rewards.reward import Reward, RewardInputs, open_reward
@@ -95,6 +96,7 @@ class PostTrainingSetup:
         """
         check(jax.process_count() == 1, f"post-training runs in one process, got {jax.process_count()}")
         config = run_config(workdir)
+        check_trainable(config.flow.quantise, f"workdir {workdir}")
         check_base(config, experiment)
         names = (experiment.reward, *experiment.judges)
         opened = [None if name is None else _reward(name, rewards or {}) for name in names]

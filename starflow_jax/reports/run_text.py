@@ -9,8 +9,9 @@ from starflow_jax.core.amounts import size_text, time_text
 
 
 def description(figures: Mapping[str, Any]) -> str:
-    """What a run trains: its family, its number of parameters, its data."""
-    return f"{figures['family']}, {count_text(figures['parameters'])}, data {figures['data']}"
+    """What a run trains: its family, its number of parameters and how they are quantised, its data."""
+    stored = f" as {figures['quantise']}, {size_text(figures['bytes'])}" if "quantise" in figures else ""
+    return f"{figures['family']}, {count_text(figures['parameters'])}{stored}, data {figures['data']}"
 
 
 def state(figures: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ def open_run(
       adapt: changes the configuration, such as `config.sample`; the flow must stay as it is.
 
     Raises:
+      RequestError: `quantise` for a model whose weights are stored in another way.
       ValueError: there is no such run or model folder, it is damaged, or its parts do not fit together.
     """
     workdir, decoder, text_encoder = request.workdir, request.decoder, request.text_encoder
@@ -92,7 +93,9 @@ def open_run(
         decoder = decoder or folder.autoencoder.with_scale
         text_encoder = text_encoder or folder.text_encoder.path
     assert workdir is not None  # RunRequest checks it
-    config, _, params, step = load_run(workdir, ema=request.ema, layout=layout, step=request.step)
+    config, _, params, step = load_run(
+        workdir, ema=request.ema, layout=layout, step=request.step, quantise=request.quantise
+    )
     if adapt is not None:
         config = adapt(config)
     if decoder is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, choices
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, Quantisation, choices
 from starflow_jax.core.config.checks import check_choice, check_integer, check_real
 from starflow_jax.core.request_errors import require
 from starflow_jax.sampling.denoising import check_denoise_fields
@@ -34,9 +34,11 @@ class RunRequest:
       ema: whether to use the exponential moving average of the parameters, where the run has one.
       decoder: an autoencoder that decodes latents in place of the one of the training.
       text_encoder: the folder of the text encoder; None for the one that the configuration names.
+      quantise: how the kernels of a float32 model are stored in memory (`FlowConfig.quantise`); None as they are.
 
     Raises:
       RequestError: not exactly one of `workdir` and `model` is given.
+      ValueError: an unknown `quantise`.
     """
 
     workdir: Path | None = None
@@ -45,8 +47,10 @@ class RunRequest:
     ema: bool = True
     decoder: Path | None = None
     text_encoder: Path | None = None
+    quantise: Quantisation | None = None
 
     def __post_init__(self) -> None:
+        check_choice("quantise", self.quantise, (None, *choices(Quantisation)))
         require(
             (self.model is None) != (self.workdir is None),
             "give either {workdir}, the folder of a run, or {model}, an assembled folder",

@@ -16,6 +16,7 @@ from starflow_jax.core.atomic_writing import replacing, write_text
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 STEM, INDEX_FILE = "model", "model.safetensors.index.json"  # of shards
+_CODES = {"float32": "F32", "int8": "I8", "uint8": "U8", "float8_e4m3fn": "F8_E4M3"}
 _ALIGNMENT = 64  # of storages in a file, as in PyTorch
 _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20  # bytes before an entry's data, without its name and other extra fields
 
@@ -31,9 +32,13 @@ class TensorSpec(Protocol):
     def torch_shape(self) -> tuple[int, ...]:
         """The shape of the tensor."""
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the tensor, float32 but in safetensors."""
+
 
 def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray]) -> None:
-    """Writes float32 tensors atomically: the file appears only after all tensors are written.
+    """Writes tensors atomically, of float32 but in safetensors: the file appears only after all tensors are written.
 
     Args:
       path: a path that ends in one of `SUFFIXES`.
@@ -56,7 +61,7 @@ def write_tensors(path: Path, entries: Sequence[TensorSpec], values: Iterable[np
 def write_shards(
     folder: Path, entries: Sequence[TensorSpec], values: Iterable[np.ndarray], shard_bytes: int
 ) -> list[Path]:
-    """Writes float32 tensors as `model.safetensors`, or as shards with `model.safetensors.index.json`.
+    """Writes tensors as `model.safetensors`, or as shards with `model.safetensors.index.json`.
 
     Args:
       folder: an existing folder, which a caller replaces whole.
@@ -106,7 +111,7 @@ def _write_safetensors(path: Path, entries: Sequence[TensorSpec], values: Iterab
     for entry in entries:
         length = _bytes(entry)
         header[entry.name] = {
-            "dtype": "F32",
+            "dtype": _CODES[entry.dtype.name],
             "shape": list(entry.torch_shape),
             "data_offsets": [offset, offset + length],
         }
@@ -136,12 +141,12 @@ def _write_zip(path: Path, entries: Sequence[TensorSpec], values: Iterable[np.nd
 
 def _content(entry: TensorSpec, value: np.ndarray) -> memoryview:
     value = np.ascontiguousarray(value)
-    assert (value.shape, value.dtype) == (entry.torch_shape, np.float32), (entry, value.shape, value.dtype)
+    assert (value.shape, value.dtype) == (entry.torch_shape, entry.dtype), (entry, value.shape, value.dtype)
     return value.reshape(-1).view(np.uint8).data
 
 
 def _bytes(entry: TensorSpec) -> int:
-    return int(np.prod(entry.torch_shape, dtype=np.int64)) * 4
+    return int(np.prod(entry.torch_shape, dtype=np.int64)) * entry.dtype.itemsize
 
 
 def _pickled(entries: Sequence[TensorSpec]) -> bytes:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from starflow_jax.core.deferred_names import deferred_names
 
 if TYPE_CHECKING:
-    from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state, load_run
+    from starflow_jax.training.checkpoints.manager import Checkpoints, abstract_state
+    from starflow_jax.training.checkpoints.run_loading import load_run
     from starflow_jax.training.loop.callbacks import Callback, Snapshot
     from starflow_jax.training.loop.curves import plot_curves
     from starflow_jax.training.loop.train_request import TrainRequest
@@ -63,7 +64,7 @@ __getattr__ = deferred_names(
     {
         "Checkpoints": ".checkpoints.manager",
         "abstract_state": ".checkpoints.manager",
-        "load_run": ".checkpoints.manager",
+        "load_run": ".checkpoints.run_loading",
         "Callback": ".loop.callbacks",
         "Snapshot": ".loop.callbacks",
         "plot_curves": ".loop.curves",

@@ -15,7 +15,7 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.learned_parameters import abstract_learned
-from starflow_jax.flows.parameters import abstract, count
+from starflow_jax.flows.parameters import abstract, count, num_bytes, unquantised
 from starflow_jax.models.autoencoders.kl.model import AutoencoderKL
 from starflow_jax.models.autoencoders.storage import TENSORS_STEM
 from starflow_jax.tensor_formats.tensor_folders import open_folder
@@ -65,6 +65,7 @@ def run_info(request: InfoRequest) -> dict[str, Any]:
         "workdir": str(workdir),
         "family": _family(config),
         "parameters": _num_parameters(config, workdir),
+        **_storage(config),
         "data": _data(config),
         "state": state,
         "step": step,
@@ -86,6 +87,13 @@ def _family(config: AnyExperiment) -> str:
     return "autoencoder" if config.autoencoder is None else "decoder of an autoencoder"
 
 
+def _storage(config: AnyExperiment) -> dict[str, Any]:
+    """How the weights of a quantised flow are stored, and the bytes of all its parameters; empty for other models."""
+    if not isinstance(config, ExperimentConfig) or config.flow.quantise is None:
+        return {}
+    return {"quantise": config.flow.quantise, "bytes": num_bytes(abstract(config.flow)[1])}
+
+
 def _data(config: AnyExperiment) -> str:
     if isinstance(config, LearnedInverseExperiment):
         return "those of the run of its flow"
@@ -95,7 +103,7 @@ def _data(config: AnyExperiment) -> str:
 def _num_parameters(config: AnyExperiment, workdir: Path) -> int | None:
     """The number of parameters of the model; None if the model that it belongs to cannot be read."""
     if isinstance(config, ExperimentConfig):
-        return count(abstract(config.flow)[1])
+        return count(abstract(unquantised(config.flow))[1])
     if isinstance(config, LearnedInverseExperiment):
         run = read_config(workdir.absolute().parent)
         return None if run is None else count(abstract_learned(run.flow, config.network)[1])

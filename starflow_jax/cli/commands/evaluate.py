@@ -11,6 +11,7 @@ from starflow_jax.cli.options.arguments import choice, integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
+from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.sample_quality import (
     add_quality_options,
     check_quality_options,
@@ -86,6 +87,7 @@ def add_to(subparsers: Any) -> None:
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_quantise(parser)
     add_quality_options(parser)
     add_mesh(parser)
     add_processes(parser)

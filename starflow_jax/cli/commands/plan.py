@@ -11,6 +11,7 @@ from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.paths import experiment_file
+from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.stored import output_file
 from starflow_jax.core.choices import ProgramName, choices
 from starflow_jax.costs.chips import topology
@@ -37,12 +38,14 @@ which are recommended."""
 EXAMPLES = """\
 --config.NAME=VALUE overrides a field of the configuration, as in starflow train.
 
-topologies: v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; a100-80:8, h100:8x4 (GPUs a node x nodes)
+topologies: v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; a100-80:8, h100:8x4 (GPUs a node x nodes), rtx4080:1
+(16 GiB), rtx4090:1 (24 GiB)
 
 examples:
   starflow plan --config experiments/starflow_3b_t2i.py --topology v6e:8x8 --config.mesh.fsdp=8
   starflow plan --config experiments/starflow_v_7b.py --topology v5p:4x4x4 --size 22x40 --search
   starflow plan --config experiments/starflow_3b_t2i.py --topology h100:8x8 --config.mesh.fsdp=64 --json plan.json
+  starflow plan --config experiments/starflow_3b_t2i.py --topology rtx4080:1 --program inverse --quantise int8
 """
 
 
@@ -79,6 +82,14 @@ def add_to(subparsers: Any) -> None:
         metavar="N",
         help="inverse: iterations of a chunk, for the time of a sample (default 10)",
     )
+    option(
+        "--chunk",
+        type=integer(1, 10**5),
+        metavar="N",
+        help="inverse: tokens that are solved together (default 64, and 512 after the first frame); fewer need less "
+        "memory",
+    )
+    add_quantise(parser, "inverse: with weights of the layers stored in fewer bits")
     option(
         "--search", action="store_true", help="find the largest batch that fits, to within 3 %% (several compilations)"
     )

@@ -15,6 +15,7 @@ from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.paths import experiment_file, path
+from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.stored import output_file, read_path
 from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.storage.hub_addresses import is_hub_address
@@ -33,13 +34,17 @@ Files are .pth, .pt or .bin of torch.save, .safetensors, an index of several suc
 torch.distributed.checkpoint; PyTorch is not needed, and nothing in a file is executed. Tensors are read and written
 one by one, so a model of any size needs a few of its layers in memory. Every tensor that is missing, unexpected or of
 another shape is listed, and then nothing is written. The run is at step 0 and holds parameters alone: starflow sample,
-evaluate, score and info take it as it is, and starflow train begins from it."""
+evaluate, score and info take it as it is, and starflow train begins from it.
+
+--quantise stores the weights of the layers in 8 or 4 bits, of the tensors of --from or of the run --flow. Such a run
+samples and scores, and is not trained; its likelihoods are those of the quantised model."""
 
 EXAMPLES = """\
 examples:
   starflow port --from starflow_3B_t2i_256x256.pth --config experiments/starflow_3b_t2i.py --workdir runs/3b
   starflow port --from hf://ORG/NAME/model.pth --config experiments/starflow_3b_t2i.py --workdir runs/3b
   starflow port --from afhq.pth --config experiments/tarflow_afhq256.py --workdir runs/afhq --infer
+  starflow port --flow runs/3b --quantise int8 --workdir runs/3b-int8
   starflow port --workdir runs/3b --to-torch weights.safetensors
   starflow port --verify tests/goldens/starflow_image --json errors.json
   starflow port --assemble model --flow runs/3b --autoencoder sd-vae --text-encoder flan-t5-xl
@@ -51,14 +56,17 @@ _MODES = {
     "verify": "--verify DIR",
     "assemble": "--assemble DIR --flow DIR --autoencoder PATH --text-encoder DIR",
     "to_torch": "--workdir DIR --to-torch FILE",
+    "flow": "--flow DIR --quantise NAME --workdir DIR",
     "source": "--from PATH --config FILE --workdir DIR",
 }
-# The options that each of the four modes accepts.
+# The options that each of the modes accepts.
 _ALLOWED = {
     "verify": {"source", "weights", "workdir", "step", "no_ema"},
     "assemble": {"flow", "autoencoder", "text_encoder", "place"},
     "to_torch": {"workdir", "step", "no_ema"},
-    "source": {"config", "model_config", "ignore_unknown", "workdir", "weights", "infer", "allow_partial", "mesh"},
+    "flow": {"workdir", "quantise", "step", "no_ema"},
+    "source": {"config", "model_config", "ignore_unknown", "workdir", "weights", "infer", "allow_partial", "mesh"}
+    | {"quantise"},
 }
 
 
@@ -100,7 +108,7 @@ def add_to(subparsers: Any) -> None:
         "exit code 1 if an array is off",
     )
     option("--assemble", type=path, metavar="DIR", help="make a folder to sample from: a flow and its frozen models")
-    option("--flow", type=path, metavar="DIR", help="with --assemble: the folder of a run")
+    option("--flow", type=path, metavar="DIR", help="with --assemble or --quantise: the folder of a run")
     option(
         "--autoencoder",
         type=read_path,
@@ -118,6 +126,7 @@ def add_to(subparsers: Any) -> None:
         type=choice(*choices(Transfer)),
         help="with --assemble: hard links where the file system has them, which take no space (default), or copies",
     )
+    add_quantise(parser, "store the weights of the layers in fewer bits")
     option("--json", type=output_file, metavar="FILE", help="also write the report as JSON")
     add_model_config(parser, "whose values replace those of --config")
     add_mesh(parser)
@@ -131,6 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _port(arguments)
     if mode == "to_torch":
         return _export(arguments)
+    if mode == "flow":
+        return _quantise(arguments)
     return _verify(arguments) if mode == "verify" else _assemble(arguments)
 
 
@@ -139,6 +150,8 @@ def _mode(arguments: argparse.Namespace) -> str:
     modes = [name for name in _MODES if getattr(arguments, name) is not None]
     if modes == ["verify", "source"]:
         modes = ["verify"]
+    if modes == ["assemble", "flow"]:
+        modes = ["assemble"]
     if len(modes) != 1:
         ways = "; ".join(_MODES.values())
         raise CommandError(
@@ -152,7 +165,12 @@ def _mode(arguments: argparse.Namespace) -> str:
             raise CommandError(f"{flag} does not go with {_MODES[mode].split()[0 if mode != 'to_torch' else 2]}")
     if getattr(arguments, "overrides", None) and mode != "source":
         raise CommandError("--config.NAME=VALUE goes with --from")
-    needed = {"assemble": ("flow", "autoencoder", "text_encoder"), "source": ("workdir",), "to_torch": ("workdir",)}
+    needed = {
+        "assemble": ("flow", "autoencoder", "text_encoder"),
+        "source": ("workdir",),
+        "to_torch": ("workdir",),
+        "flow": ("quantise", "workdir"),
+    }
     missing = [f"--{name.replace('_', '-')}" for name in needed.get(mode, ()) if getattr(arguments, name) is None]
     if missing:
         raise CommandError(f"{', '.join(missing)} is missing: {_MODES[mode]}")
@@ -229,10 +247,32 @@ def _configuration(arguments: argparse.Namespace) -> Any:
     from starflow_jax.core.config.experiment_config import ExperimentConfig
 
     with sentences():
-        if arguments.model_config is None:
-            return load_config(arguments.config, arguments.overrides)
-        config = with_model_config(arguments, load_config(arguments.config))
-        return build(ExperimentConfig, apply_overrides(dataclasses.asdict(config), arguments.overrides))
+        config = load_config(arguments.config, () if arguments.model_config else arguments.overrides)
+        if arguments.model_config is not None:
+            config = with_model_config(arguments, config)
+            config = build(ExperimentConfig, apply_overrides(dataclasses.asdict(config), arguments.overrides))
+        if arguments.quantise is not None:
+            config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, quantise=arguments.quantise))
+        return config
+
+
+def _quantise(arguments: argparse.Namespace) -> int:
+    _quiet()
+    check_new_folder("--workdir", arguments.workdir)
+
+    from starflow_jax.core.amounts import size_text
+    from starflow_jax.training.checkpoints.quantise_run import QuantiseRequest, quantise_run
+
+    request = build_request(QuantiseRequest, arguments, ema=not arguments.no_ema)
+    with sentences():
+        written = quantise_run(request)
+    _write_json(arguments, written.to_dict() | {"workdir": str(request.workdir), "quantise": request.quantise})
+    print(
+        f"{written.name}: step {written.step} with {request.quantise} weights, parameters of "
+        f"{size_text(written.bytes)} in place of {size_text(written.bytes_before)}"
+    )
+    print(f"run: {request.workdir}")
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from starflow_jax.cli.options.arguments import choice, integer
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.outputs import check_new_folder
+from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines
@@ -70,6 +71,7 @@ def add_to(subparsers: Any) -> None:
     option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_quantise(parser)
     add_mesh(parser)
     add_processes(parser)
     parser.set_defaults(run=run)

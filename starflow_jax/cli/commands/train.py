@@ -299,6 +299,7 @@ def _request(arguments: argparse.Namespace, config: ExperimentConfig) -> TrainRe
 
 def _trained(request: TrainRequest) -> TrainResult:
     """Trains; raises CommandError, with one sentence, for documented failures."""
+    from starflow_jax.core.config.flow_checks import check_trainable
     from starflow_jax.data import Loader
     from starflow_jax.data.pipeline.caption_account import CaptionAccount
     from starflow_jax.evaluation.likelihood.held_out import held_out_score
@@ -318,7 +319,7 @@ def _trained(request: TrainRequest) -> TrainResult:
         # Orbax logs the traceback of every thread of a save that failed; the command answers with one sentence.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     opening = (held_out_score, open_with_encoder, open_text, run_layout, CaptionAccount.check_any, with_recorded)
-    starting = (check_source, check_start, check_lr_factors, check_port, first_state, claim_workdir)
+    starting = (check_source, check_start, check_trainable, check_lr_factors, check_port, first_state, claim_workdir)
     reading = (*opening, *starting, on_first_process, in_use, restore_newest, Loader.__next__)
     writing = (Checkpoints.save, Checkpoints.check, Checkpoints.__exit__)
     records = (MetricsWriter.__init__, MetricsWriter.write, plot_curves)

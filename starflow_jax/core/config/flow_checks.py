@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.transformer_config import TransformerConfig
 
@@ -81,4 +82,25 @@ def check_token_classes(token_classes: int, look_ahead: bool, *, family: str, nu
         not num_classes,
         f"a flow reads a class or a class for every token, not both, got num_classes={num_classes} and "
         f"token_classes={token_classes}",
+    )
+
+
+def check_quantise(quantise: Quantisation | None, blocks: Sequence[TransformerConfig]) -> None:
+    """Raises ValueError unless every layer's inputs can be stored in pairs, where kernels have 4 bits."""
+    if quantise != "int4":
+        return
+    for block in blocks:
+        inputs = (block.width, block.heads * block.head_dim, block.expansion * block.width)
+        check(
+            all(number % 2 == 0 for number in inputs),
+            f"quantise 'int4' needs layers with even numbers of inputs, got {', '.join(map(str, inputs))}",
+        )
+
+
+def check_trainable(quantise: Quantisation | None, what: str) -> None:
+    """Raises ValueError for a flow with quantised weights; `what` names it in the message."""
+    check(
+        quantise is None,
+        f"{what} must have float32 weights to be trained, got flow.quantise {quantise!r}: train the run that it was "
+        "quantised from",
     )

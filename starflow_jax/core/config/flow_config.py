@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from starflow_jax.core.choices import Dtype, Scale
+from starflow_jax.core.choices import Dtype, Quantisation, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.flow_checks import (
     check_language_model,
     check_orders,
+    check_quantise,
     check_shared_layers,
     check_token_classes,
 )
@@ -103,6 +104,8 @@ class FlowConfig:
         or, where they do not divide (training refuses such a mesh), by heads over tensor and by slots over sequence;
         "slots" always the latter.
       pixel_map: a fixed bijection in front of block 0, of dequantised pixels of images or of vectors; None for none.
+      quantise: how kernels of the transformers' layers are stored, for inference alone: "int8", "fp8" (e4m3), "int4"
+        (in groups of inputs), or "int8-activations", which also rounds their inputs. None: float32, as trained.
     """
 
     channels: int
@@ -151,6 +154,7 @@ class FlowConfig:
     kernels: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
     cache: Literal["auto", "slots"] = "auto"
     pixel_map: PixelMapConfig | None = None
+    quantise: Quantisation | None = None
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -166,6 +170,7 @@ class FlowConfig:
         rows, columns = self.grid
         check_orders(self.orders, self.num_blocks, rows * columns, frames=self.temporal_causal or self.shallow_local)
         check_shared_layers(self.shared_layers, self.blocks, language_model=self.language_model is not None)
+        check_quantise(self.quantise, self.blocks)
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
                 self._check_axial(block.head_dim)
@@ -173,12 +178,13 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps, noise levels, orders, shared layers, classes of tokens and unused fields of maps are left
-        out, so that hashes of flows without them stay what they were.
+        Absent pixel maps, noise levels, orders, shared layers, classes of tokens, schemes of quantisation and unused
+        fields of maps are left out, so that hashes of flows without them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
-        for name in ("pixel_map", "noise_levels", "orders", "shared_layers", "token_classes", "look_ahead"):
+        optional = ("pixel_map", "noise_levels", "orders", "shared_layers", "token_classes", "look_ahead", "quantise")
+        for name in optional:
             if not values[name]:
                 del values[name]
         if self.pixel_map is not None and self.pixel_map.kind != "affine":

@@ -70,7 +70,9 @@ def evaluate_run(
       RequestError: a run on clips, on latents or on captions; or a noise level that the flow does not have.
       ValueError: see `load_run` and `open_scored_source`.
     """
-    config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
+    config, _, params, step = load_run(
+        request.workdir, ema=request.ema, layout=layout, step=request.step, quantise=request.quantise
+    )
     require(
         not config.data.frames,
         "{workdir} must be a run on still images, got one on clips; use starflow score",

@@ -86,7 +86,9 @@ def evaluate_vectors(request: EvaluateRequest, *, layout: Layout | None = None) 
       ValueError: see `load_run`; data that are missing or do not fit the flow.
     """
     start = time.perf_counter()
-    config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
+    config, _, params, step = load_run(
+        request.workdir, ema=request.ema, layout=layout, step=request.step, quantise=request.quantise
+    )
     level = None if request.noise_level is None else scored_level(config, request.noise_level)
     source = open_source(config.data, request.split, flow=config.flow, text=config.text)
     check_source(source, config.flow, config.text)

@@ -60,7 +60,9 @@ def score_videos(
       RequestError: clips or captions that the run cannot read.
       ValueError: see `load_run`, `read_video`, `open_scored_source` and `video_scores.check_request`.
     """
-    config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
+    config, _, params, step = load_run(
+        request.workdir, ema=request.ema, layout=layout, step=request.step, quantise=request.quantise
+    )
     check_on_pixels(config)
     if request.video:
         clips = video_clips(request.video, request.caption or ("",), config)

@@ -142,6 +142,7 @@ def chunk_folder(
     plan: dict[str, Any] = {
         "step": step,
         "parameters": digest(generator.params),
+        **({} if config.flow.quantise is None else {"quantise": config.flow.quantise}),
         **({} if generator.learned is None else {"learned_inverse": digest(generator.learned.params)}),
         "features": f"{network.name} {network.digest}",
         "features_of_fixed_pictures": network.fingerprint,

@@ -119,7 +119,9 @@ def measure_samples(
       ValueError: see `load_run`, `open_generator`, `open_references`, `open_feature_network`, `named_function`,
         `chunk_folder`, `lock_folder` and `reference_statistics`.
     """
-    config, _, params, step = load_run(request.workdir, ema=request.ema, layout=layout, step=request.step)
+    config, _, params, step = load_run(
+        request.workdir, ema=request.ema, layout=layout, step=request.step, quantise=request.quantise
+    )
     generator, weights = open_generator(request, config, params, step, warn)
     config = generator.config
     reference, other = open_references(request, config, on_skipped, generator.autoencoder)

@@ -13,12 +13,14 @@ import numpy as np
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.flows.parameters import overlaid
 from starflow_jax.porting.gemma_layers import check_deep_block, read_deep_block
 from starflow_jax.sharding.layout import Layout
-from starflow_jax.training.checkpoints.manager import Checkpoints, load_run
+from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
+from starflow_jax.training.checkpoints.run_loading import load_run
 from starflow_jax.training.checkpoints.workdir import read_config
 from starflow_jax.training.step.train_step import TrainState, init_state, state_of
 
@@ -50,6 +52,7 @@ def check_source(config: ExperimentConfig, source: Path | str) -> None:
         config.train.language_model is None,
         f"train.language_model must be None with --init-from, got {config.train.language_model!r}",
     )
+    check_trainable(other.flow.quantise, f"--init-from {source}")
     for name in other.flow.__dataclass_fields__:
         a, b = getattr(other.flow, name), getattr(config.flow, name)
         check(

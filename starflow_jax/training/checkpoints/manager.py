@@ -29,11 +29,8 @@ import jax
 from starflow_jax.core.config.any_experiment import AnyExperiment
 from starflow_jax.core.config.build import build, to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.core.storage.local_moves import move
 from starflow_jax.data.pipeline.fingerprint import SourceFingerprint, to_values
-from starflow_jax.flows.parameters import abstract
-from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.training.checkpoints.array_writing import open_manager, save_arguments
 from starflow_jax.training.checkpoints.digests import digest, json_digest
@@ -49,7 +46,7 @@ from starflow_jax.training.checkpoints.parts import (
 )
 from starflow_jax.training.checkpoints.retention import NewestAndBest
 from starflow_jax.training.checkpoints.same_data import DATA
-from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, first_difference, read_config
+from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, first_difference
 from starflow_jax.training.distributed.agreement import barrier, gather_texts
 from starflow_jax.training.hosts.array_files import needed_shards, own_shards
 from starflow_jax.training.hosts.host_folder import HostFolder
@@ -343,37 +340,3 @@ def _parts(state: TrainState) -> dict[str, Any]:
 def abstract_state(config: ExperimentConfig, layout: Layout | None = None) -> TrainState:
     """The training state as ShapeDtypeStructs, with shardings if there is a layout; allocates nothing."""
     return located(layout, jax.eval_shape(lambda: init_state(config)))
-
-
-def load_run(
-    workdir: Path | str, *, ema: bool = True, layout: Layout | None = None, step: int | None = None
-) -> tuple[ExperimentConfig, Any, Params, int]:
-    """Loads a trained flow for sampling and evaluation.
-
-    Args:
-      workdir: the folder of the run, or its address.
-      ema: whether to load the exponential moving average of the parameters if the run keeps one.
-      layout: of the devices that the parameters are sharded over, independent of the training; None for one device.
-      step: of the checkpoint; None for the newest.
-
-    Returns:
-      The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a
-      platform without Pallas kernels, `flow.kernels` "pallas" is returned as "auto", and so is "cudnn" without cuDNN.
-
-    Raises:
-      ValueError: no run in that folder, or a damaged one.
-    """
-    workdir = local_path(workdir, without_optimizer)
-    config = read_config(workdir)
-    if config is None or not (workdir / CHECKPOINT_FOLDER).is_dir():
-        raise ValueError(f"workdir {workdir} contains no training run")
-    platforms = {"pallas": KERNEL_PLATFORMS, "cudnn": (CUDNN_PLATFORM,)}.get(config.flow.kernels)
-    if platforms is not None and device_target().platform not in platforms:
-        config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, kernels="auto"))
-    definition, like = abstract(config.flow, layout)
-    with Checkpoints(workdir, config) as checkpoints:
-        if step is not None and step not in checkpoints.steps():
-            steps = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
-        params, step = checkpoints.restore_params(located(layout, like), step, ema=ema and config.train.ema > 0)
-    return config, definition, params, step

@@ -11,10 +11,10 @@ from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.request_errors import require
-from starflow_jax.flows.parameters import abstract
+from starflow_jax.flows.parameters import abstract, unquantised
 from starflow_jax.porting.fit import Fit, fit
 from starflow_jax.porting.infer import with_inferred
-from starflow_jax.porting.tensor_names import entries
+from starflow_jax.porting.tensor_names import entries, holds_scales
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
 from starflow_jax.tensor_formats.model_states import choose, states_of, unread_of
@@ -39,7 +39,7 @@ class PortRequest:
 
     Attributes:
       source: a file or folder of tensors.
-      config: the experiment whose flow the tensors are.
+      config: the experiment whose flow the tensors are; `flow.quantise` says in what form they are written.
       workdir: folder of the run, new or empty.
       weights: key of the state in a file that contains several; None for the only one.
       infer: whether the file decides the fields of the flow that its tensors determine.
@@ -153,7 +153,8 @@ def open_porting(request: PortRequest) -> Porting:
     if request.layout is not None:
         check_fit(request.layout, config.flow, request.layout.mesh.size)
     unread = unread_of(tensors.left_aside, state)
-    result = fit(state_tensors, entries(abstract(config.flow)[1]), config.flow, unread)
+    given = config.flow if holds_scales(state_tensors) else unquantised(config.flow)
+    result = fit(state_tensors, entries(abstract(given)[1]), given, unread)
     return Porting(request, config, state, state_tensors, len(tensors), tensors.left_aside, result)
 
 
@@ -222,6 +223,11 @@ def export_run(request: ExportRequest) -> Exported:
     """
     config = run_config(request.workdir)
     check_portable(config.flow)
+    check(
+        config.flow.quantise is None,
+        f"flow.quantise must be None for files of the PyTorch originals, which are float32, got "
+        f"{config.flow.quantise!r}; starflow publish writes quantised weights",
+    )
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
     step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
     return Exported(config.name, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +14,16 @@ from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows import Flow
-from starflow_jax.flows.parameters import Params, abstract, split
+from starflow_jax.flows.parameters import Params, abstract, split, unquantised
 from starflow_jax.porting.fit import not_finite
-from starflow_jax.porting.tensor_names import Entry, entries, flatten, unflatten
+from starflow_jax.porting.tensor_names import Entry, entries, flatten, holds_scales, unflatten
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.tensor_formats.tensor_writing import write_shards, write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
 from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
 from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
+from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
 from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed, write_params_checkpoint
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, CONFIG_FILE
 
@@ -41,6 +43,7 @@ def write_run(
 
     Args:
       workdir: new or empty.
+      config: of the run; float32 tensors are quantised while they are written, where its flow is.
       tensors: by the names of the original; usable: names of those that fit. Parameters, or layers of them, without a
         usable tensor get their initial values.
       layout: of devices; the file is chunked by the shards that they will read.
@@ -53,12 +56,16 @@ def write_run(
     """
     workdir = workdir.resolve()
     check_new(workdir)
-    _, expected = abstract(config.flow)
+    # The flow whose tensors are given.
+    whole = config
+    if not holds_scales(tensors):
+        whole = dataclasses.replace(config, flow=unquantised(config.flow))
+    _, expected = abstract(whole.flow)
     entries_by_path: dict[str, list[Entry]] = {}
     for entry in entries(expected):
         entries_by_path.setdefault(entry.path, []).append(entry)
     missing = {path for path, parts in entries_by_path.items() if any(entry.name not in usable for entry in parts)}
-    initial = _initial(config, missing)
+    initial = _initial(whole, missing)
     flat = flatten(located(layout, expected))
 
     def streamed(path: str) -> Streamed:
@@ -75,10 +82,36 @@ def write_run(
         chunk = shard if parts[0].layer is None else (1, *shard[1:])
         return Streamed(tuple(leaf.shape), np.dtype(leaf.dtype), chunk, pieces)
 
-    with replacing_folder(workdir) as temporary:
+    streams = {path: streamed(path) for path in entries_by_path}
+    if whole != config:
+        streams = quantised_streams(config.flow, streams)
+    write_streams(workdir, config, streams, step, origin)
+
+
+def write_streams(
+    workdir: Path,
+    config: ExperimentConfig,
+    streams: Mapping[str, Streamed],
+    step: int,
+    origin: str | None = None,
+    complete: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the folder of a run with one checkpoint of parameters; it appears complete or not at all.
+
+    Args:
+      workdir: new or empty.
+      config: of the run.
+      streams: all parameters of its flow by dotted path.
+      step: of the training; origin: as for `write_run`.
+      complete: is called once everything has been read, and may raise.
+
+    Raises:
+      ValueError, OSError: from reading the parameters, from `complete` or from writing.
+    """
+    with replacing_folder(workdir.resolve()) as temporary:
         (temporary / CHECKPOINT_FOLDER).mkdir()
-        tree = unflatten({path: streamed(path) for path in entries_by_path})
-        write_params_checkpoint(temporary / CHECKPOINT_FOLDER / str(step), config, tree, step)
+        write_params_checkpoint(temporary / CHECKPOINT_FOLDER / str(step), config, unflatten(streams), step)
+        complete()
         write_text(temporary / CONFIG_FILE, to_json(config))
         if origin is not None:
             write_text(temporary / ORIGIN_FILE, json.dumps({"from": origin}, indent=2) + "\n")

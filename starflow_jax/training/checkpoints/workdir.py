@@ -14,6 +14,7 @@ from starflow_jax.core.config.autoencoder_config import AutoencoderExperiment
 from starflow_jax.core.config.build import from_json, to_json
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.core.config.learned_inverse_config import LearnedInverseExperiment
 from starflow_jax.core.config.source_config import CaptionConfig, SourceConfig
 from starflow_jax.core.regular_files import read_json, read_text
@@ -86,11 +87,12 @@ def with_recorded(config: ExperimentConfig, workdir: Path) -> ExperimentConfig:
     """The configuration with what it leaves open and the run in `workdir`, if there is one, has recorded.
 
     Raises:
-      ValueError: the configuration of the run cannot be read.
+      ValueError: the configuration of the run cannot be read, or its weights are quantised.
     """
     old = read_config(workdir)
     if old is None:
         return config
+    check_trainable(old.flow.quantise, f"workdir {workdir}")
     parts = zip(config.data.mixture, old.data.mixture, strict=False)
     mixture = tuple(_recorded(part, then) for part, then in parts)
     data = _recorded(config.data, old.data)

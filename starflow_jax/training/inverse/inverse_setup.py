@@ -19,7 +19,7 @@ from starflow_jax.core.config.learned_inverse_config import (
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.sharding.mesh import make_layout
-from starflow_jax.training.checkpoints.manager import load_run
+from starflow_jax.training.checkpoints.run_loading import load_run
 from starflow_jax.training.inverse.inverse_update import FrozenInputs, Objective
 from starflow_jax.training.loop.training_setup import Setup
 from starflow_jax.training.step.frozen_text import load_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.costs.flops import shape_work, train_flops
 from starflow_jax.data import Loader, Source, train_loader
 from starflow_jax.data.pipeline.caption_account import CaptionAccount, caption_account
@@ -49,6 +50,7 @@ class Setup:
           ValueError: files that are missing or damaged, parts that do not fit together, or a flow that reads text and
             data without captions.
         """
+        check_trainable(config.flow.quantise, "the flow")
         if config.train.optimizer.lr_factors:
             check_lr_factors(config.train.optimizer, abstract(config.flow)[1])
         source, encoder = open_with_encoder(config, "train", source)

@@ -1,0 +1,102 @@
+"""Kernels of dense layers in 8 or 4 bits: their shapes, how they are made from float32 ones, and their values.
+
+A kernel w [inputs, *outputs] is stored as integers or 8-bit floats q and float32 scales s, so that w is about s q:
+
+    int8   -127 to 127, one scale for each output channel
+    fp8    e4m3 of arXiv 2209.05433, one scale for each output channel
+    int4   -8 to 7, one scale for each output channel and group of at most 32 inputs, two numbers in a byte
+
+The scale is the largest magnitude of its channel or group over the largest one that the format holds. Qwix makes the
+numbers; nothing else here needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from starflow_jax.core.choices import Quantisation
+
+NEEDED = "pip install 'starflow-jax[quantise]'"
+
+# Inputs that share a scale of "int4".
+GROUP = 32
+_DTYPES: dict[Quantisation, Any] = {
+    "int8": jnp.int8,
+    "int8-activations": jnp.int8,
+    "fp8": jnp.float8_e4m3fn,
+    "int4": jnp.uint8,
+}
+
+
+def storage(scheme: Quantisation) -> Quantisation:
+    """The scheme that stores the same numbers: activations are not stored."""
+    return "int8" if scheme == "int8-activations" else scheme
+
+
+def stored_shapes(scheme: Quantisation, inputs: int, outputs: tuple[int, ...]) -> tuple[tuple[int, ...], Any, int]:
+    """Shape and dtype of the stored numbers of a kernel [inputs, *outputs], and the number of scales of an output."""
+    if scheme != "int4":
+        return (inputs, *outputs), _DTYPES[scheme], 1
+    return (inputs // 2, *outputs), _DTYPES[scheme], inputs // math.gcd(inputs, GROUP)
+
+
+def quantised_kernel(
+    kernel: Float[Array, "inputs *outputs"] | Float[np.ndarray, "inputs *outputs"], scheme: Quantisation
+) -> tuple[Shaped[np.ndarray, "stored *outputs"], Float[np.ndarray, "groups *outputs"]]:
+    """The stored numbers and the scales of a float32 kernel, on the host.
+
+    Raises:
+      ValueError: Qwix is not installed.
+    """
+    qwix = require_qwix()
+    inputs, *outputs = kernel.shape
+    _, dtype, groups = stored_shapes(scheme, inputs, tuple(outputs))
+    array = qwix.quantize(
+        jnp.asarray(kernel, jnp.float32),
+        jnp.int4 if scheme == "int4" else dtype,
+        channelwise_axes=tuple(range(1, kernel.ndim)),
+        tiled_axes={0: inputs // groups} if groups > 1 else None,
+    )
+    numbers, scale = np.asarray(array.qvalue), np.asarray(array.scale)
+    return (_packed(numbers.astype(np.int8)) if scheme == "int4" else numbers), scale
+
+
+def require_qwix() -> Any:
+    """The package qwix; ValueError where it is not installed."""
+    try:
+        import qwix
+    except ImportError as error:
+        raise ValueError(f"quantisation needs the package qwix: {NEEDED}") from error
+    return qwix
+
+
+def values(
+    numbers: Shaped[Array, "stored *outputs"], scale: Float[Array, "groups *outputs"], scheme: Quantisation
+) -> Float[Array, "inputs *outputs"]:
+    """The float32 kernel that stored numbers and scales stand for."""
+    if scheme == "int4":
+        numbers = _unpacked(numbers)
+    inputs, *outputs = numbers.shape
+    groups = numbers.astype(jnp.float32).reshape(scale.shape[0], -1, *outputs)
+    return (groups * scale[:, None]).reshape(inputs, *outputs)
+
+
+def _packed(numbers: np.ndarray) -> np.ndarray:
+    """int8 [inputs, ...] of -8 to 7 as uint8 [inputs / 2, ...]: the first half in the low bits, the second in the high.
+
+    Halves and not neighbours, so that no axis is split or interleaved when they are read.
+    """
+    low, high = np.split(numbers.view(np.uint8), 2)
+    return (low & 15) | (high << 4)
+
+
+def _unpacked(packed: jax.Array) -> jax.Array:
+    """The inverse of `_packed`."""
+    signed = jax.lax.bitcast_convert_type(packed, jnp.int8)
+    return jnp.concatenate([(signed << 4) >> 4, signed >> 4])

@@ -1,0 +1,85 @@
+"""Writes the folder of a quantised run from that of a float32 run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from starflow_jax.core.choices import Quantisation, choices
+from starflow_jax.core.config.checks import check_choice, check_integer
+from starflow_jax.core.request_errors import require
+from starflow_jax.flows.parameters import abstract, num_bytes
+from starflow_jax.training.checkpoints.finished_run import run_config
+from starflow_jax.training.checkpoints.ported import check_new, write_streams
+from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
+from starflow_jax.training.checkpoints.stored_run import stored_run
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantiseRequest:
+    """A request to write a run whose kernels are stored in 8 or 4 bits.
+
+    Attributes:
+      flow: folder of a float32 run.
+      workdir: folder of the quantised run, new or empty.
+      quantise: how its kernels are stored, `FlowConfig.quantise`.
+      step: of the checkpoint; None for the newest.
+      ema: whether to use the exponential moving average of the parameters, where the checkpoint has one.
+
+    Raises:
+      ValueError: an unknown `quantise`, or a negative step.
+    """
+
+    flow: Path
+    workdir: Path
+    quantise: Quantisation
+    step: int | None = None
+    ema: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("quantise", self.quantise, choices(Quantisation))
+        if self.step is not None:
+            check_integer("step", self.step, minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+    """What was written.
+
+    Attributes:
+      name: of the experiment; step: of the checkpoint.
+      bytes_before, bytes: of the parameters, before and after.
+    """
+
+    name: str
+    step: int
+    bytes_before: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"share": self.bytes / self.bytes_before}
+
+
+def quantise_run(request: QuantiseRequest) -> Quantised:
+    """Writes the folder of a quantised run with one checkpoint, layer by layer; it appears complete or not at all.
+
+    The parameters are those that sampling would read: the checkpoint has no moving average beside them, and nothing
+    that training needs.
+
+    Raises:
+      RequestError: the run is quantised already.
+      ValueError: there is no such run or checkpoint, it is damaged, the folder is not empty, or Qwix is not installed.
+      OSError: the folder cannot be written.
+    """
+    check_new(request.workdir)
+    config = run_config(request.flow)
+    held = config.flow.quantise
+    require(held is None, "{flow} must be a float32 run, got {0} with {1} weights", str(request.flow), held)
+    flow = dataclasses.replace(config.flow, quantise=request.quantise)
+    run = stored_run(request.flow, config, request.step, ema=request.ema and config.train.ema > 0)
+    streams = quantised_streams(flow, run.streams)
+    write_streams(request.workdir, dataclasses.replace(config, flow=flow), streams, run.step, complete=run.check)
+    before, after = (num_bytes(abstract(one)[1]) for one in (config.flow, flow))
+    return Quantised(config.name, run.step, before, after)

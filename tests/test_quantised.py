@@ -1,0 +1,264 @@
+"""Quantised flows: exact inverses of themselves, near the float32 flow, half as large or less, and not trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_flows import CLASSES, VIDEO, normal, random_flow
+from safetensors.numpy import save_file
+
+from starflow_jax.cli.dispatch import main
+from starflow_jax.core.config import load_config
+from starflow_jax.flows.flow import standard_normal_log_prob
+from starflow_jax.flows.parameters import abstract, merge, num_bytes, split
+from starflow_jax.nn.quantised_linear import FEW_ROWS, TILE, _rounded_product, _tiled_product
+from starflow_jax.nn.stored_kernels import quantised_kernel, values
+from starflow_jax.porting import to_torch
+from starflow_jax.solvers import Jacobi, Sequential, inverse
+from starflow_jax.training import load_run
+from starflow_jax.training.checkpoints.initial_state import check_source
+from starflow_jax.training.checkpoints.quantised_streams import quantised_params
+
+pytest.importorskip("qwix")
+
+SLOW = pytest.mark.slow
+EXPERIMENT = "experiments/tarflow_afhq256.py:tiny"
+
+
+# Kernels
+
+
+@pytest.mark.parametrize(("scheme", "steps"), [("int8", 1), ("int4", 1)])
+def test_integers_are_off_by_half_a_step_at_most(scheme, steps):
+    kernel = np.random.default_rng(0).normal(size=(64, 2, 3)).astype(np.float32)
+    numbers, scale = quantised_kernel(kernel, scheme)
+    groups = scale.shape[0]
+    error = np.abs(np.asarray(values(jnp.asarray(numbers), jnp.asarray(scale), scheme)) - kernel)
+    assert np.all(error.reshape(groups, -1, 2, 3) <= (0.5 + 1e-3) * scale[:, None])
+    assert numbers.nbytes == kernel.nbytes // (4 if scheme == "int8" else 8)
+
+
+def test_fp8_keeps_three_bits_of_the_mantissa():
+    kernel = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    numbers, scale = quantised_kernel(kernel, "fp8")
+    found = np.asarray(values(jnp.asarray(numbers), jnp.asarray(scale), "fp8"))
+    # Half a unit in the last place, and half of the smallest subnormal number, 2^-9.
+    assert np.all(np.abs(found - kernel) <= np.abs(kernel) / 16 + scale * 2.0**-10)
+
+
+def test_the_largest_weight_of_a_channel_keeps_its_sign():
+    kernel = np.asarray([[1.0, -1.0], [0.1, 0.1]], np.float32)
+    for scheme in ("int8", "int4", "fp8"):
+        found = np.asarray(values(*map(jnp.asarray, quantised_kernel(kernel, scheme)), scheme))
+        np.testing.assert_allclose(found[0], kernel[0], rtol=0.1)
+
+
+def test_a_product_tile_by_tile_is_the_product():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(FEW_ROWS, 2 * TILE + 5)), jnp.float32)
+    kernel = jnp.asarray(rng.integers(-127, 128, (2 * TILE + 5, 6)), jnp.int8)
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(_tiled_product(x, kernel), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_rounding_of_a_row_depends_on_that_row_alone_and_has_the_derivative_of_the_product():
+    rng = np.random.default_rng(0)
+    x, kernel, scale = normal((3, 8)), jnp.asarray(rng.integers(-127, 128, (8, 4)), jnp.int8), jnp.full((1, 4), 0.01)
+    out, tangent = jax.jvp(lambda x: _rounded_product(x, kernel, scale), (x,), (jnp.ones_like(x),))
+    weights = np.asarray(kernel, np.float32) * 0.01
+    np.testing.assert_allclose(tangent, np.ones((3, 8)) @ weights, rtol=1e-5)
+    # Half a step of every input, times the weights.
+    steps = np.abs(np.asarray(x)).max(axis=1, keepdims=True) / 254
+    assert np.all(np.abs(out - x @ weights) <= 1.01 * steps * np.abs(weights).sum(axis=0))
+    scaled = x.at[1].multiply(1000.0)
+    np.testing.assert_array_equal(_rounded_product(scaled, kernel, scale)[::2], out[::2])
+
+
+# Flows
+
+
+def quantised(flow, scheme):
+    config = dataclasses.replace(flow.config, quantise=scheme)
+    return merge(abstract(config)[0], jax.tree.map(jnp.asarray, quantised_params(config, split(flow)[1])))
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return random_flow(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return normal((2, 4, 4, 1)), jnp.asarray([0, 2])
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int8", *(pytest.param(n, marks=SLOW) for n in ("int8-activations", "fp8", "int4"))]
+)
+def test_a_quantised_flow_is_the_inverse_of_its_own_map(flow, data, scheme):
+    stored, (x, labels) = quantised(flow, scheme), data
+    # Rounded inputs may fall to the other side of a rounding boundary where sums are ordered otherwise.
+    tolerance = 2e-2 if scheme == "int8-activations" else 1e-4
+
+    @jax.jit
+    def outputs(flow, stored):
+        out = stored.forward(x, labels)
+        return out.z, standard_normal_log_prob(out.z) + out.logdet, flow.log_prob(x, labels)
+
+    z, log_p, exact = outputs(flow, stored)
+    back = inverse(stored, z, labels, solver=Sequential()).x
+    np.testing.assert_allclose(back, x, atol=tolerance, rtol=tolerance)
+    # It is another flow, near the float32 one.
+    difference = np.abs(log_p - exact)
+    assert np.all(difference > 0) and np.all(difference < (2.0 if scheme in ("int4", "fp8") else 0.5))
+    if scheme == "int8":
+        return  # a solver is enough for a quick test
+    # The solvers read a flow in the same way, however it is stored.
+    other = inverse(stored, z, labels, solver=Jacobi(block=4, max_iterations=8, tolerance=1e-12)).x
+    np.testing.assert_allclose(other, back, atol=tolerance, rtol=tolerance)
+
+
+def test_parameters_outside_of_the_layers_stay_float32(flow):
+    before = split(flow)[1]
+    block = quantised_params(dataclasses.replace(CLASSES, quantise="int8"), before)["blocks"]["1"]
+    layer = block["transformer"]["layers"]["attention"]["qkv"]
+    assert layer["kernel"].dtype == np.int8 and layer["scale"].dtype == np.float32
+    for name in ("proj_in", "proj_out"):
+        np.testing.assert_array_equal(block[name]["kernel"], before["blocks"]["1"][name]["kernel"])
+
+
+def test_the_denoiser_and_shared_layers_are_quantised_too():
+    tree = abstract(dataclasses.replace(VIDEO, quantise="int4"))[1]
+    assert tree["denoiser"]["transformer"]["layers"]["mlp"]["up"]["kernel"].dtype == np.uint8
+    shared = dataclasses.replace(
+        VIDEO, quantise="int8", denoiser=None, layers_per_block=2, shared_layers=1, deep_width=20
+    )
+    assert abstract(shared)[1]["shared"]["layers"]["mlp"]["up"]["kernel"].dtype == np.int8
+
+
+@pytest.mark.parametrize("experiment", ["digits", "moving_digits"])
+def test_an_experiment_takes_half_the_memory_or_less(experiment):
+    flow = load_config(f"experiments/{experiment}.py").flow
+    whole, *stored = (
+        num_bytes(abstract(dataclasses.replace(flow, quantise=scheme))[1]) for scheme in (None, "int8", "fp8", "int4")
+    )
+    assert all(size < whole / 2 for size in stored)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A file of tensors, and the runs that were ported from it: as float32 and with int8 weights."""
+    home = tmp_path_factory.mktemp("quantised")
+    params = split(random_flow(load_config(EXPERIMENT).flow))[1]
+    tensors = {name: np.ascontiguousarray(value) for name, value in to_torch(params).items()}
+    save_file(tensors, home / "weights.safetensors")
+    assert port(home, "run") == 0 and port(home, "int8", "--quantise", "int8") == 0
+    return home
+
+
+def port(home, name, *more):
+    source = ["--from", str(home / "weights.safetensors"), "--config", EXPERIMENT]
+    return main(["port", *source, "--workdir", str(home / name), *more])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8", pytest.param("int4", marks=SLOW)])
+def test_a_quantised_folder_holds_what_quantising_while_reading_gives(home, scheme, capsys):
+    target, figures = home / f"{scheme}-of-run", home / f"{scheme}.json"
+    options = ["--workdir", str(target), "--json", str(figures)]
+    assert main(["port", "--flow", str(home / "run"), "--quantise", scheme, *options]) == 0
+    assert json.loads(figures.read_text())["share"] < 0.7  # of a model whose layers are 16 wide
+    config, _, params, step = load_run(home / "run", quantise=scheme)
+    assert config.flow.quantise == scheme and step == 0
+    for folder in (target, home / "int8") if scheme == "int8" else (target,):
+        found, _, stored, _ = load_run(folder)
+        assert found.flow == config.flow
+        jax.tree.map(np.testing.assert_array_equal, stored, params)
+    capsys.readouterr()
+    assert main(["info", "--workdir", str(target)]) == 0
+    assert f"as {scheme}, " in capsys.readouterr().out
+
+
+def test_a_quantised_run_scores(home):
+    from starflow_jax import from_pretrained, log_prob
+
+    stored = from_pretrained(home / "int8")
+    images = jnp.zeros((2, *stored.config.flow.image_shape, stored.config.flow.channels))
+    assert np.all(np.isfinite(log_prob(stored, images)))
+    # The same numbers serve products of rounded inputs.
+    assert from_pretrained(home / "int8", quantise="int8-activations").config.flow.quantise == "int8-activations"
+
+
+@pytest.mark.slow
+def test_the_command_samples_alike_from_a_quantised_folder_and_while_it_quantises(home):
+    for name, options in (
+        ("one", ["--quantise", "int8", "--workdir", str(home / "run")]),
+        ("two", ["--model", str(home / "int8")]),
+    ):
+        assert main(["sample", *options, "--num", "2", "--out", str(home / f"{name}.npz")]) == 0
+    one, two = (np.load(home / f"{name}.npz") for name in ("one", "two"))
+    np.testing.assert_array_equal(one["image"], two["image"])
+
+
+def test_a_published_folder_holds_integers_and_scales(home):
+    from safetensors import safe_open
+
+    from starflow_jax import from_pretrained
+
+    out = home / "published"
+    assert main(["publish", "--workdir", str(home / "int8"), "--out", str(out), "--license", "mit"]) == 0
+    with safe_open(out / "model.safetensors", "np") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    assert kinds["blocks.0.attn_blocks.0.mlp.main.0.weight"] == np.int8
+    assert kinds["blocks.0.attn_blocks.0.mlp.main.0.weight_scale"] == np.float32
+    found, stored = (from_pretrained(path) for path in (out, home / "int8"))
+    jax.tree.map(np.testing.assert_array_equal, found.params, stored.params)
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_other_uses_are_refused_with_a_sentence(home, capsys, tmp_path):
+    stored = home / "int8"
+    said = refused(capsys, "sample", "--workdir", stored, "--quantise", "fp8", "--out", tmp_path / "a.png")
+    assert "--quantise must be int8 or int8-activations, as the weights in" in said
+    said = refused(capsys, "port", "--flow", stored, "--quantise", "int4", "--workdir", tmp_path / "again")
+    assert "--flow must be a float32 run" in said and not (tmp_path / "again").exists()
+    said = refused(capsys, "port", "--workdir", stored, "--to-torch", tmp_path / "weights.safetensors")
+    assert "flow.quantise must be None for files of the PyTorch originals" in said
+    said = refused(capsys, "train", "--config", EXPERIMENT, "--workdir", stored)
+    assert "must have float32 weights to be trained" in said
+    with pytest.raises(ValueError, match=r"--init-from .* must have float32 weights to be trained"):
+        check_source(load_config(EXPERIMENT), stored)
+    said = refused(
+        capsys, "train", "--config", EXPERIMENT, "--workdir", tmp_path / "new", "--config.flow.quantise=int8"
+    )
+    assert "must have float32 weights to be trained" in said
+
+
+def test_a_damaged_run_is_not_quantised(home, capsys, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "run")
+    digests = tmp_path / "run/checkpoints/0/digests/metadata"
+    values = json.loads(digests.read_text())
+    digests.write_text(json.dumps(values | {"params": "00000000"}))
+    said = refused(capsys, "port", "--flow", tmp_path / "run", "--quantise", "int8", "--workdir", tmp_path / "new")
+    assert "is damaged: a checksum differs" in said and not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="a checksum differs"):
+        load_run(tmp_path / "run", quantise="int8")
+
+
+def test_without_qwix_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "qwix", None)
+    with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[quantise\]'"):
+        quantised_kernel(np.ones((2, 2), np.float32), "int8")
