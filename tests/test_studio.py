@@ -155,6 +155,7 @@ def test_a_command_line_is_quoted(clips):
     assert words[-3:] == ["--stream", "--out", "drawn.gif"]
 
 
+@pytest.mark.slow
 def test_a_picture_is_scored_with_the_bayes_rule(pictures):
     model = pictures.first
     pixels = held_out(model, 3)
@@ -182,6 +183,7 @@ def test_an_example_is_compared_with_held_out_ones(pictures):
     assert "typicality" in verdict_html(outside)
 
 
+@pytest.mark.slow
 def test_a_clip_is_scored_under_each_caption(clips):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
     found = score(clips, pixels, ["two left", "one right", "two  left"], seed=2)
@@ -396,6 +398,7 @@ def test_requests_of_the_command_are_checked(home, monkeypatch, capsys):
     assert "starflow-jax[studio]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_clips_are_compared_with_held_out_clips(clips, monkeypatch):
     config = clips.config
     made = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4, 1)).astype(np.uint8)

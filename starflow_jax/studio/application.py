@@ -43,7 +43,8 @@ STYLE = """
   overflow-wrap: anywhere; }
 .studio-pair { display: flex; flex-wrap: wrap; gap: 24px; } .studio-pair section { flex: 1; min-width: 300px; }
 div.wide { overflow-x: auto; margin: 6px 0; }
-div.wide table { border: 0 !important; border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+div.wide :is(table, thead, tbody, tr) { border: 0 !important; }
+div.wide table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 div.wide th, div.wide td { border: 0 !important; border-bottom: 1px solid #ddd !important; padding: 2px 8px;
   text-align: left; white-space: nowrap; }
 div.panels { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; } div.panels figure { margin: 0; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from starflow_jax.core.html_page import escaped, html_picture
+from starflow_jax.core.html_page import escaped, html_picture, html_video
 from starflow_jax.media import video_grid, write_gif, write_mp4
 
 _SIDE = 128  # pixels of a shown picture, about
@@ -84,8 +83,7 @@ def animation(clips: np.ndarray, fps: float) -> str:
         data = path.read_bytes()
     if small:
         return html_picture(data, "the finished clips", "image/gif")
-    encoded = base64.b64encode(data).decode("ascii")
-    return f'<video autoplay loop muted controls src="data:video/mp4;base64,{encoded}"></video>'
+    return html_video(data, "the finished clips")
 
 
 def heat_maps(values: np.ndarray, *, side: int = _SIDE) -> str:

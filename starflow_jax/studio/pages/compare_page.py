@@ -32,7 +32,7 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=1, min_width=240):
             [condition] = condition_controls(model)
             num = gr.Radio(list(PICTURES[:3]), value=PICTURES[2], label="Samples", visible=not model.videos)
-            frames = frames_control(frame_choices(model)) if model.videos else gr.State(None)
+            frames = frames_control(frame_choices(model), "compare") if model.videos else gr.State(None)
             seed = seed_control()
         steps = list(model.steps())
         for index, name in enumerate(("first", "second")):

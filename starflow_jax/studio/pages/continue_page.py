@@ -42,7 +42,7 @@ def build(studio: Studio) -> None:
                 gr.HTML(paragraph(reason, "remark"))
             [condition] = condition_controls(model)
             guidance, solver, seed = guidance_control(model), solver_control(model), seed_control()
-            frames = frames_control(frame_choices(model))
+            frames = frames_control(frame_choices(model), "continue")
             with gr.Row():
                 begin = gr.Button("Continue", variant="primary", elem_id="continue-begin")
                 stop = gr.Button("Stop", elem_id="continue-stop")

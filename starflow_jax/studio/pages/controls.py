@@ -22,8 +22,11 @@ def condition_controls(model: OpenedModel, *, fits: bool = False, own: str = "")
       fits: whether "whichever fits" is a choice, in place of "each in turn"; own: the caption at first.
     """
     if model.config.reads_captions:
-        example = "the words of the run" if model.config.text is None else " ".join(model.config.text.vocabulary[:12])
-        return [gr.Textbox(own, label="Caption", max_length=2000, info=f"such as: {example}"[:160])]
+        words = () if model.config.text is None else model.config.text.vocabulary
+        known = " ".join(word for word in words if not word.startswith("("))
+        return [
+            gr.Textbox(own, label="Caption", max_length=2000, info=f"of the words: {known}"[:200] if known else None)
+        ]
     choices = [(_ANY, "any")] if fits else [(_EACH, "all")]
     choices += [(name, str(index)) for index, name in enumerate(model.classes)]
     choices.append((_NONE, "none"))
@@ -47,9 +50,10 @@ def seed_control() -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
 
 
-def frames_control(choices: tuple[int, ...]) -> gr.Radio:
+def frames_control(choices: tuple[int, ...], page: str) -> gr.Radio:
     """The number of frames, given ones included; each is one compiled program."""
-    return gr.Radio([(str(count), count) for count in choices], value=choices[0], label="Frames in all")
+    named = [(str(count), count) for count in choices]
+    return gr.Radio(named, value=choices[0], label="Frames in all", elem_id=f"{page}-frames")
 
 
 def request_of(
@@ -73,12 +77,13 @@ def request_of(
     label: int | str | None = None
     if model.classes and not model.videos:
         label = int(condition) if str(condition).isdecimal() else str(condition)
-    flow = model.config.flow
+    flow, captions = model.config.flow, check_caption(condition) if by_caption else None
+    weight = 0.0 if label == "none" or (by_caption and captions is None) else float(guidance)  # nothing to guide to
     return SampleRequest(
         num=int(num),
-        captions=check_caption(condition) if by_caption else None,
+        captions=captions,
         label=label,
-        guidance=float(guidance) if reads else None,
+        guidance=weight if reads else None,
         solver=str(solver),
         seed=-1 if seed is None else int(seed),
         frames=None if frames is None else int(frames),

@@ -34,7 +34,7 @@ def build(studio: Studio) -> None:
             [condition] = condition_controls(model)
             num = gr.Radio(list(counts), value=counts[0] if model.videos else counts[2], label="Samples")
             guidance, solver, seed = guidance_control(model), solver_control(model), seed_control()
-            frames = frames_control(frame_choices(model)) if model.videos else None
+            frames = frames_control(frame_choices(model), "draw") if model.videos else None
             with gr.Row():
                 begin = gr.Button("Draw", variant="primary", elem_id="draw-begin")
                 stop = gr.Button("Stop", elem_id="draw-stop")

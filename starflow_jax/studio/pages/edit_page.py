@@ -54,9 +54,9 @@ def build(studio: Studio) -> None:
             line = gr.HTML(elem_id="edit-command")
     opened = gr.State(None)
 
-    def show_it(path: str | None, held: Any) -> tuple[np.ndarray, Example]:
+    def show_it(path: str | None, held: Any) -> tuple[np.ndarray, Example, str]:
         example = read(path, held)
-        return enlarged(example.pixels[0]), example
+        return enlarged(example.pixels[0]), example, paragraph(f"{example.name}: paint over a part of it.", "status")
 
     def answer(
         opened: Example | None, painting: Any, first: Any, last: Any, condition: Any, chains: str, seed: Any
@@ -87,7 +87,7 @@ def build(studio: Studio) -> None:
                     text = f"{step.done} of about {moves_of(filling)} moves"
                     yield waiting_text(time.monotonic() - begun, text), command(shown)
 
-    show.click(show_it, source, [canvas, opened], **DEVICE)
+    show.click(show_it, source, [canvas, opened, result], **DEVICE)
     event = begin.click(answer, [opened, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
     stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
 

@@ -28,7 +28,7 @@ def example_controls(studio: Studio, page: str) -> tuple[list[Any], Callable[[st
     what = "a clip" if model.videos else "a picture"
     file = gr.File(label=what.capitalize(), type="filepath", elem_id=f"{page}-file")
     number = gr.Number(
-        None, label="or the number of a held-out example", precision=0, minimum=0, maximum=MOST,
+        0, label="without a file: the held-out example of this number", precision=0, minimum=0, maximum=MOST,
         elem_id=f"{page}-number",
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ def build(studio: Studio) -> None:
                 begin = gr.Button("Score", variant="primary", elem_id="score-begin")
                 stop = gr.Button("Stop", elem_id="score-stop")
         with gr.Column(scale=3):
-            result = gr.HTML(paragraph("Drop an example first.", "status"), elem_id="score-result")
+            result = gr.HTML(paragraph("Drop an example, or take a held-out one.", "status"), elem_id="score-result")
             verdict = gr.HTML(elem_id="score-verdict")
 
     noise = ""
