@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,13 @@ def inverted(config: FlowConfig, params: Params, noise: jax.Array) -> Callable[[
     return lambda: jax.block_until_ready(program(made, noise))
 
 
-def measure(config: FlowConfig, params: Params, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """A row of results for every form of the weights."""
+def measure(
+    config: FlowConfig, params: Params, batch: int, rounds: int, forms: Sequence[str] = FORMS
+) -> list[dict[str, Any]]:
+    """A row of results for every form of the weights, the first of which is float32."""
     noise = jax.random.normal(jax.random.key(1), (batch, *config.image_shape, config.channels))
     programs, sizes = {}, {}
-    for form in FORMS:
+    for form in forms:
         if form in ("float32", "bfloat16"):
             held, own = params, dataclasses.replace(config, dtype=form)
         else:
@@ -92,17 +94,17 @@ def measure(config: FlowConfig, params: Params, batch: int, rounds: int) -> list
         sizes[form] = num_bytes(held) // (2 if form == "bfloat16" else 1)
     samples = {form: np.asarray(run()) for form, run in programs.items()}
     seconds = best_seconds(programs, rounds=rounds)
-    exact = samples[FORMS[0]]
+    exact = samples[forms[0]]
     return [
         {
             "form": form,
             "batch": batch,
             "bytes": sizes[form],
             "seconds": seconds[form],
-            "of_float32": seconds[FORMS[0]] / seconds[form],
+            "of_float32": seconds[forms[0]] / seconds[form],
             "error": float(np.abs(samples[form] - exact).max() / exact.std()),
         }
-        for form in FORMS
+        for form in forms
     ]
 
 
@@ -130,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=4, help="of the block (default 4)")
     parser.add_argument("--side", type=int, default=8, help="tokens along a side of the image (default 8)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows, one table part each (default 1 4)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS[1:], default=FORMS[1:], help="beside float32 (default all)")
     parser.add_argument("--rounds", type=int, default=4, help="runs of each program, the best counts (default 4)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers there")
     parser.add_argument("--quick", action="store_true", help="a tiny flow, two short runs")
@@ -142,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = flow_config(*((16, 1, 2) if options.quick else (options.width, options.layers, options.side)))
     params = random_params(config)
     batches, rounds = ([1], 1) if options.quick else (options.batch, options.rounds)
-    lines = [line for batch in batches for line in measure(config, params, batch, rounds)]
+    lines = [line for batch in batches for line in measure(config, params, batch, rounds, (FORMS[0], *options.forms))]
     kind = jax.devices()[0].device_kind
     tokens = config.grid[0] * config.grid[1]
     print(f"jax {jax.__version__}, {kind}; {tokens} tokens in sequence; baseline of the same run: float32\n")
