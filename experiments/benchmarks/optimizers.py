@@ -53,7 +53,7 @@ class Task:
 
 
 # Clips of four frames from the start and no denoiser: one program to compile for each learning rate.
-CLIPS = ("flow.denoiser=None", "train.curriculum=()", "evaluate.held_out=40", "train.ema=0.99")
+CLIPS = ("flow.denoiser=None", "sample.denoise=none", "train.curriculum=()", "evaluate.held_out=40", "train.ema=0.99")
 TASKS = {
     "digits": Task("digits.py", 2000),
     "moving digits": Task("moving_digits.py", 600, (*CLIPS, "data.frames=4", "train.batch_size=4"), 6),
