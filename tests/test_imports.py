@@ -6,6 +6,7 @@ The order is the one that CONTRIBUTING.md states. Imports inside functions and u
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -119,3 +120,35 @@ def test_contributing_states_the_order():
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")]
     levels = [", ".join(f"`{package}`" for package in packages) for packages in ORDER[:-1]]
     assert [row for row in rows if row in levels] == levels
+
+
+def test_names_that_experiments_import_exist():
+    """The type checker does not read `experiments/`, most of which no quick test runs."""
+    known, missing = modules(), []
+    for path in sorted(REPOSITORY.glob("experiments/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("starflow_jax."):
+                continue
+            module = node.module.removeprefix("starflow_jax.")
+            if module.startswith("experiments.benchmarks"):
+                continue
+            for alias in node.names:
+                if f"{module}.{alias.name}" not in known and alias.name not in names_of(known[module]):
+                    missing.append(f"{path.relative_to(REPOSITORY)}: {node.module}.{alias.name}")
+    assert not missing
+
+
+@functools.cache
+def names_of(path: Path) -> frozenset[str]:
+    """Every name that a module binds at its top level, or in a table of deferred names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for node in tree.body:
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef):
+                found.add(inner.name)
+            elif isinstance(inner, ast.Name):
+                found.add(inner.id)
+            elif isinstance(inner, ast.alias):
+                found.add(inner.asname or inner.name)
+    return frozenset(found)

@@ -56,7 +56,7 @@ class Task:
 CLIPS = ("flow.denoiser=None", "sample.denoise=none", "train.curriculum=()", "evaluate.held_out=40", "train.ema=0.99")
 TASKS = {
     "digits": Task("digits.py", 2000),
-    "moving digits": Task("moving_digits.py", 600, (*CLIPS, "data.frames=4", "train.batch_size=4"), 6),
+    "moving digits": Task("moving_digits.py", 300, (*CLIPS, "data.frames=4", "train.batch_size=4"), 6),
 }
 QUICK = {
     "digits": Task("digits.py:tiny", 2, ("train.steps_per_call=1",), 2),

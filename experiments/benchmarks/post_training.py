@@ -37,8 +37,8 @@ from starflow_jax.post_training.post_train_request import PostTrainRequest
 from starflow_jax.post_training.post_training_setup import PostTrainingSetup, default_experiment
 from starflow_jax.sampling.ranking import log_likelihoods
 from starflow_jax.training import load_run
+from starflow_jax.training.checkpoints.finished_run import newest_step
 from starflow_jax.training.checkpoints.workdir import CSV_FILE
-from starflow_jax.training.inverse.inverse_setup import newest_step
 from starflow_jax.training.loop.metrics import read_metrics
 
 _NEW_SAMPLES = 1_000_000  # steps from here on are never trained: their noise is new
