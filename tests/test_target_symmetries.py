@@ -72,6 +72,8 @@ def test_tuning_trains_the_flow_by_the_likelihood_of_the_mixture():
         ([lambda x: x[:, :2]], r"symmetries\[0\] must keep the shape \[1, 3\]"),
         ([lambda x: 2 * x], "must preserve volumes, got a factor of 8"),
         ([functools.partial(jnp.roll, shift=1, axis=1)], "must hold a whole group but the identity"),
+        ([jnp.negative, lambda x: -x], r"got symmetries\[1\] twice or the identity"),
+        ([lambda x: x], r"got symmetries\[0\] twice or the identity"),
     ],
 )
 def test_maps_that_are_no_group_are_refused(symmetries, message):

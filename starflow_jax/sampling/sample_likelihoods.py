@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
 from jaxtyping import Float
-from numpy import ndarray
 
 from starflow_jax.sampling.image_requests import SampledImages
 from starflow_jax.sampling.loaded_run import Run
@@ -13,7 +13,7 @@ from starflow_jax.sampling.video_requests import SampledVideos
 
 def sample_log_likelihoods(
     run: Run, samples: SampledImages | SampledVideos, *, batch_size: int = 64
-) -> Float[ndarray, " kept"]:
+) -> Float[np.ndarray, " kept"]:
     """log p(x | condition) of the kept samples in nats, float32 [m].
 
     Samples are scored as the flow drew them, before denoising, each with its own condition. The density of videos is
@@ -25,20 +25,18 @@ def sample_log_likelihoods(
     Raises:
       ValueError: see `ranking.log_likelihoods`.
     """
+    kept = samples.kept
     if isinstance(samples, SampledImages):
-        scores = log_likelihoods(
-            run.params, run.config.flow, samples.samples.noisy, samples.cond, batch_size=batch_size
-        )
-        return scores[samples.kept]
-    plan = samples.plan
-    scores = log_likelihoods(
+        cond = None if samples.cond is None else samples.cond[kept]
+        return log_likelihoods(run.params, run.config.flow, samples.samples.noisy[kept], cond, batch_size=batch_size)
+    plan, text = samples.plan, samples.samples.text
+    return log_likelihoods(
         run.params,
         run.config.flow,
-        samples.samples.x,
-        samples.samples.text,
+        samples.samples.x[kept],
+        None if text is None else np.asarray(text)[kept],
         given=plan.given_frames,
         window=plan.kind.window,
-        later_cond=plan.later_text,
+        later_cond=None if plan.later_text is None else np.asarray(plan.later_text)[kept],
         batch_size=batch_size,
     )
-    return scores[samples.kept]

@@ -21,7 +21,7 @@ from starflow_jax.targets.annealing import anneal
 from starflow_jax.targets.fitted_rounds import Round, read_rounds, write_round
 from starflow_jax.targets.importance import CLIPPED, draw
 from starflow_jax.targets.proposals import Proposal, Target
-from starflow_jax.targets.symmetries import Symmetrised, with_params
+from starflow_jax.targets.symmetries import Symmetrised, images_of_a_point, with_params
 from starflow_jax.targets.tuning import check_tuning, tune
 
 
@@ -97,9 +97,10 @@ def fit(
         "key": np.asarray(jax.random.key_data(key)).ravel().tolist(),
         "start": None if start is None else f"{type(start).__name__} {list(start.shape)} {_digest(start)}",
         "flow": _digest(distribution.params),
-        "symmetries": len(distribution.symmetries) if isinstance(distribution, Symmetrised) else 0,
         "condition": None if condition is None else _digest(condition),
     }
+    if isinstance(distribution, Symmetrised):
+        settings["symmetries"] = images_of_a_point(distribution)
     done: list[Round] = []
     if folder is not None:
         refuse_address("folder", folder)

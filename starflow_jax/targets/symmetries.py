@@ -86,10 +86,10 @@ def symmetrised(distribution: Distribution, symmetries: Sequence[Symmetry]) -> S
 
     Raises:
       ValueError: there is none, or one does not keep the shape, does not preserve volumes (where x has at most 512
-        numbers), or the maps and the identity are not closed under composition.
+        numbers), is the identity or another one again, or the maps and the identity are not closed under composition.
     """
     check(len(symmetries) > 0, "symmetries must hold at least one map, got none")
-    point = jax.random.normal(jax.random.key(0), (1, *distribution.shape))
+    point = _point(distribution.shape)
     orbit = [np.asarray(point)]
     for number, symmetry in enumerate(symmetries):
         image = symmetry(point)
@@ -104,6 +104,11 @@ def symmetrised(distribution: Distribution, symmetries: Sequence[Symmetry]) -> S
                 abs(volume) <= _TOLERANCE * point.size,
                 f"symmetries[{number}] must preserve volumes, got a factor of {math.exp(volume):.4g}",
             )
+        near = min(float(np.abs(np.asarray(image) - other).max()) for other in orbit)
+        check(
+            near > _TOLERANCE,
+            f"symmetries must hold every map once and not the identity, got symmetries[{number}] twice or the identity",
+        )
         orbit.append(np.asarray(image))
     for number, symmetry in enumerate(symmetries):
         for one in orbit:
@@ -114,6 +119,18 @@ def symmetrised(distribution: Distribution, symmetries: Sequence[Symmetry]) -> S
                 f"symmetries must hold a whole group but the identity: one followed by symmetries[{number}] is missing",
             )
     return Symmetrised(distribution, tuple(symmetries))
+
+
+def images_of_a_point(distribution: Distribution | Symmetrised) -> list[float] | None:
+    """The images of a fixed point under the symmetries, by which a record tells groups apart; None without any."""
+    if not isinstance(distribution, Symmetrised):
+        return None
+    images = [np.asarray(symmetry(_point(distribution.shape))) for symmetry in distribution.symmetries]
+    return np.round(np.concatenate(images).ravel(), 4).tolist()
+
+
+def _point(shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (1, *shape))
 
 
 def with_params(distribution: Distribution | Symmetrised, params: dict[str, Any]) -> Distribution | Symmetrised:

@@ -20,7 +20,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("folder", found, ids=[f.name for f in found])
 
 
-# All recordings of one flow of each family are compared by the quick tests; of the others, both directions.
+# All recordings of one flow of each family are compared by the quick tests; of the others, what is computed forward and
+# what a plain inverse is recorded of.
 WHOLE = ("rope_positions", "starflow_image", "starflow_video", "tarflow_cond")
 
 
