@@ -1,17 +1,15 @@
-"""The studio without a browser: its logic on tiny runs, the bounds of its requests, and the command's refusals."""
+"""The studio without a browser: its logic on tiny runs."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
-import json
 import math
+import re
 import shlex
-import socket
-import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -24,25 +22,38 @@ import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.experiment_config import TextConfig
+from starflow_jax.core.storage.local_moves import locked
+from starflow_jax.editing.examples import hidden_part
+from starflow_jax.editing.posterior_sampling import ChainOptions
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips
 from starflow_jax.sampling.sample_requests import SampleRequest
+from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport
 from starflow_jax.sampling.videos.video_plan import text_states
-from starflow_jax.studio import familiarity
-from starflow_jax.studio.background_work import Outcome, Progress, in_background, in_turn
-from starflow_jax.studio.command_lines import inpaint_command, sample_command
+from starflow_jax.studio import drawing as drawing_module
+from starflow_jax.studio import familiarity, training_progress
+from starflow_jax.studio.background_work import Device, Progress
+from starflow_jax.studio.command_lines import inpaint_command, mask_name, sample_command, score_command
 from starflow_jax.studio.comparing import Side, compare
 from starflow_jax.studio.drawing import check_caption, draw, frame_choices
 from starflow_jax.studio.examples import held_out
 from starflow_jax.studio.familiarity import Familiarity
-from starflow_jax.studio.filling_in import CHOICES, Filling, fill_in, hidden, painted
-from starflow_jax.studio.guarded_requests import MOST_JSON, GuardedRequests, host_name, names_remote_file
+from starflow_jax.studio.filling_in import CHOICES, Filling, fill_in
 from starflow_jax.studio.opened_model import Checkpoints
 from starflow_jax.studio.page_support import PAGES, missing, no_classes, no_translation
-from starflow_jax.studio.scoring import score
-from starflow_jax.studio.shown_results import command, drawing_html, pair_html, score_html, verdict_html
+from starflow_jax.studio.scoring import DRAWS, score
+from starflow_jax.studio.shown_results import (
+    command,
+    drawing_html,
+    filled_html,
+    pair_html,
+    saved_array,
+    score_html,
+    verdict_html,
+)
 from starflow_jax.studio.studio_request import StudioRequest
 from starflow_jax.studio.training_progress import TrainingProgress
 from starflow_jax.studio.uploads import check_upload, read_upload
+from starflow_jax.training.checkpoints.workdir import is_in_use
 
 WORDS = ("zero", "one", "two", "left", "right")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -52,7 +63,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def home(tmp_path_factory):
     """A folder with a run on pictures of three classes, at two steps, and one on clips with captions."""
     home = tmp_path_factory.mktemp("studio")
-    images = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 1))
+    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1))
     data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)), levels=256, label_drop=0.1)
     write_run(home / "run", CLASSES, data, {step: params_of(random_flow(CLASSES, step)) for step in (2, 4)})
     flow = dataclasses.replace(VIDEO, channels=1, text_dim=len(WORDS))
@@ -138,6 +149,41 @@ def test_a_visitor_who_leaves_ends_the_stream(clips, video):
     assert not counted
 
 
+def test_the_time_of_the_page_is_not_counted(clips, monkeypatch):
+    clock, made = SimpleNamespace(now=0.0), []
+    clock.perf_counter = lambda: clock.now
+
+    class Stream:
+        """Three frames after one second each, and two of compiling; the second sample has a value that is no number."""
+
+        report = StreamReport(3, None, 0.0, 2.0, ())
+
+        def __init__(self, *_):
+            made.append(self)
+            self.left = iter(range(3))
+
+        def __next__(self):
+            index = next(self.left)
+            clock.now += 1.0 if index else 3.0
+            x = np.zeros((2, 4, 4, 1), np.float32)
+            x[1, 0, 0, 0] = np.nan if index == 1 else 0.0
+            return StreamedFrame(index, np.zeros((2, 4, 4, 1), np.uint8), x, x, clock.now)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(drawing_module, "time", clock)
+    monkeypatch.setattr(drawing_module, "VideoStream", Stream)
+    for state in draw(clips, SampleRequest(num=2, captions=("two left",), stream=True)):  # noqa: B007
+        clock.now += 100.0  # of the page, or of waiting for the device
+    assert made and (state.first_frame, state.seconds, state.compile_seconds) == (1.0, 3.0, 2.0)
+    assert state.tokens_per_second == pytest.approx(2 * 3 * math.prod(clips.config.flow.grid) / 3.0)
+    assert any(remark.startswith("1 of 2 samples are not finite") for remark in state.remarks)
+
+
 def test_captions_that_cannot_be_read_are_one_sentence(clips):
     with pytest.raises(ValueError, match="unknown word"):
         list(draw(clips, SampleRequest(num=1, captions=(HOSTILE,), stream=True)))
@@ -156,6 +202,24 @@ def test_a_command_line_is_quoted(clips):
 
 
 @pytest.mark.slow
+def test_command_lines_of_edits_and_scores(pictures, clips, tmp_path):
+    options = ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
+    words = {"label": "any", "caption": None, "seed": 0}
+    line = shlex.split(inpaint_command(pictures.first, "a.png", "mask.npy", options, **words))
+    assert line[line.index("--steps") + 1] == "4" and line[line.index("--mask") + 1] == "mask.npy"
+    missing = np.zeros((3, 4, 4), bool)
+    missing[1:] = True
+    assert mask_name(missing) == "frames:1-2"
+    missing[0, 0, 0] = True
+    assert mask_name(missing) == "mask.npy"
+    link = saved_array("mask.npy", missing[..., None])
+    (tmp_path / "mask.npy").write_bytes(base64.b64decode(re.search(r"base64,([^\"]+)", link)[1]))
+    assert np.array_equal(~np.asarray(hidden_part(str(tmp_path / "mask.npy"), (3, 4, 4, 1)).visible)[..., 0], missing)
+    assert score_command(pictures.first, "a.png", "", draws=4, seed=1) is None
+    line = shlex.split(score_command(clips, "a b.gif", "-two", draws=4, seed=1))
+    assert line[:2] == ["starflow", "score"] and "--caption=-two" in line and "a b.gif" in line
+
+
 def test_a_picture_is_scored_with_the_bayes_rule(pictures):
     model = pictures.first
     pixels = held_out(model, 3)
@@ -171,16 +235,27 @@ def test_a_picture_is_scored_with_the_bayes_rule(pictures):
     assert found.choices[0][0] == found.condition == str(int(np.argmin(own)))
 
 
-def test_an_example_is_compared_with_held_out_ones(pictures):
-    familiar = Familiarity(pictures.first)
-    inside = familiar.judge(score(pictures.first, held_out(pictures.first, 3)))
-    assert inside.held_out == 11 and inside.like
+def test_an_example_is_compared_with_held_out_ones(pictures, monkeypatch):
+    familiar, scored = Familiarity(pictures.first), []
+    found = score(pictures.first, held_out(pictures.first, 3))
+    inside = familiar.judge(dataclasses.replace(found, bits=familiar_bits(familiar, found, scored.append)))
+    assert inside.held_out == 24 and inside.like is True and sum(scored) == 48
     assert {one.name for one in inside.comparisons} >= {"likelihood", "typicality", "complexity ratio"}
-    outside = familiar.judge(score(pictures.first, np.full((1, 4, 4, 1), 255, np.uint8)))
+    assert all(1 / 25 <= one.share <= 1 for one in inside.comparisons)
+    outside = familiar.judge(dataclasses.replace(found, bits=1e6))
     share = {one.name: one.share for one in outside.comparisons}
-    assert share["likelihood"] <= 1 / 12 + 1e-9 or share["typicality"] <= 1 / 12 + 1e-9
-    assert all(1 / 12 <= one.share <= 1 for one in outside.comparisons)
-    assert "typicality" in verdict_html(outside)
+    assert share["likelihood"] == share["typicality"] == 1 / 25 and outside.like is False
+    assert "Unlike the data" in verdict_html(outside) and "typicality" in verdict_html(outside)
+    monkeypatch.setattr(familiarity, "UNLIKE", 1 / 25)
+    few = familiar.judge(found)
+    assert few.like is None and "Too few" in verdict_html(few)
+    assert [familiarity.reference_size(classes) for classes in (0, 10, 1000)] == [200, 200, 20]
+
+
+def familiar_bits(familiar, found, report):
+    """The mean bits of the training examples, which are then typical."""
+    familiar.judge(found, report)
+    return familiar._reference.training.mean_bits
 
 
 @pytest.mark.slow
@@ -191,88 +266,32 @@ def test_a_clip_is_scored_under_each_caption(clips):
     assert found.frames.shape == (3,)
     assert found.frames.mean() == pytest.approx(found.bits_per_dim)
     assert "By the Bayes rule" in score_html(found, no_classes(clips))
+    for wrong, sentence in ((["x" * 2001], "at most 2000 characters"), (["two"], "seed must be")):
+        with pytest.raises(ValueError, match=sentence):
+            score(clips, pixels, wrong, seed=-1 if len(wrong[0]) < 9 else 0)
+    with pytest.raises(ValueError, match="at most 128 frames"):
+        score(clips, np.zeros((129, 4, 4, 1), np.uint8))
     with pytest.raises(ValueError, match="at most 64"):
         score(clips, pixels, [f"caption {index}" for index in range(65)])
 
 
-def test_painted_pixels_are_those_that_are_mostly_covered():
-    alpha = np.zeros((40, 40), np.uint8)
-    alpha[:10, :14] = 255  # the first pixel, and two fifths of the second one
-    expected = np.zeros((4, 4), bool)
-    expected[0, 0] = True
-    assert np.array_equal(painted(alpha, 4, 4), expected)
-    alpha[:10, :16] = 9
-    assert painted(alpha, 4, 4).sum() == 2
-    with pytest.raises(ValueError, match="at least 4 rows"):
-        painted(alpha[:2], 4, 4)
-    assert hidden(expected, 3, 1, 2).sum() == 2 and not hidden(expected, 3, 1, 2)[0].any()
-    assert hidden(np.zeros((4, 4), bool), 3, 1, 1)[1].all()  # whole frames where nothing is painted
-    for painting, frames in ((np.zeros((4, 4), bool), (0, 2)), (np.ones((4, 4), bool), (0, 2)), (expected, (2, 3))):
-        with pytest.raises(ValueError):
-            hidden(painting, 3, *frames)
-
-
 @pytest.mark.slow
 def test_what_is_painted_over_is_filled_in(pictures, monkeypatch):
-    few = sf.ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
+    few = ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
     monkeypatch.setitem(CHOICES, "quick", few)
     pixels = held_out(pictures.first, 0)
     missing = np.zeros((1, 4, 4), bool)
     missing[0, :2] = True
-    steps = list(fill_in(pictures.first, pixels, missing, Filling(label="any"), threading.Lock()))
+    steps = list(fill_in(pictures.first, pixels, missing, Filling(label="any"), Device()))
     assert any(isinstance(step, Progress) for step in steps)
     filled = steps[-1].value
     assert filled.pixels.shape == (3, 1, 4, 4, 1)
     assert np.array_equal(filled.pixels[:, ~missing], np.broadcast_to(pixels[~missing], (3, 8, 1)))
     assert sum(share for _, share in filled.classes) == pytest.approx(1.0)
-    line = shlex.split(inpaint_command(pictures.first, "a.png", few, label="any", caption=None, seed=0))
-    assert line[line.index("--steps") + 1] == "4" and line[line.index("--mask") + 1] == "mask.png"
+    assert "download" in filled_html(filled, {"mask.npy": filled.missing})
+    assert np.array_equal(filled.original, pixels)
     with pytest.raises(ValueError, match="class must be"):
-        list(fill_in(pictures.first, pixels, missing, Filling(label="3"), threading.Lock()))
-
-
-def test_closing_ends_work_in_the_background():
-    reached, entered = [], threading.Event()
-
-    def work(report):
-        for index in range(1000):
-            reached.append(index)
-            report(1)
-            entered.wait(0.005)
-        return "done"
-
-    device = threading.Lock()
-    steps = in_background(work, device)
-    while not next(steps).done:
-        pass
-    steps.close()
-    with device:  # which the work held until its end
-        assert 0 < len(reached) < 1000
-    assert [step.value for step in in_background(lambda report: 5, device) if isinstance(step, Outcome)] == [5]
-
-    def fails(report):
-        raise ValueError("wrong")
-
-    with pytest.raises(ValueError, match="wrong"):
-        list(in_background(fails, device))
-
-
-def test_the_device_is_held_for_one_step_at_a_time():
-    device, held, ended = threading.Lock(), [], []
-
-    def steps():
-        try:
-            for index in range(3):
-                held.append(device.locked())
-                yield index
-        finally:
-            ended.append(True)
-
-    turns = in_turn(device, steps())
-    assert next(turns) == 0 and not device.locked()
-    turns.close()
-    assert ended == [True] and held == [True]
-    assert list(in_turn(device, steps())) == [0, 1, 2]
+        list(fill_in(pictures.first, pixels, missing, Filling(label="3"), Device()))
 
 
 def test_two_checkpoints_are_compared_on_the_same_noise(pictures):
@@ -298,7 +317,7 @@ def test_pages_say_why_they_are_missing(pictures, clips):
     assert "no frames" in missing("Continue", pictures.first)
     assert not [page for page in PAGES if missing(page, clips)]
     assert no_classes(pictures.first) is None and "captions" in no_classes(clips)
-    assert "(invert)" in no_translation(clips) or "translate" in no_translation(clips)
+    assert "was not trained with" in no_translation(clips)
 
 
 def test_text_is_escaped(video):
@@ -308,12 +327,19 @@ def test_text_is_escaped(video):
     assert HOSTILE not in command(HOSTILE)
 
 
-def test_the_page_of_the_training_changes_with_its_folder(home):
+def test_the_page_of_the_training_changes_with_its_folder(home, monkeypatch):
     progress = TrainingProgress(home / "run")
     before = progress.stamp()
     assert "Checkpoints" in progress.html() and progress.stamp() == before
     (home / "run" / "metrics.csv").write_text("step,loss\n1,2.5\n2,2.25\n")
+    monkeypatch.setattr(training_progress, "_SECONDS", 1e6)
+    assert progress.stamp() == before  # seen by another visitor just now
+    monkeypatch.setattr(training_progress, "_SECONDS", 0.0)
     assert progress.stamp() != before and "svg" in progress.html()
+    with locked(home / "run", shared=True) as free:
+        assert free and not is_in_use(home / "run")  # others may look at the same time
+    with locked(home / "run") as free:
+        assert free and is_in_use(home / "run")
     (home / "run" / "metrics.csv").unlink()
 
 
@@ -334,85 +360,24 @@ def test_uploads_are_read_by_content_and_from_their_folder_alone(tmp_path, pictu
         read_upload(check_upload(str(uploads / "bad.png"), uploads), pictures.first)
 
 
-def answered(method="POST", path="/gradio_api/queue/join", body=b"{}", host=b"127.0.0.1:7860", length=None, **options):
-    """The status of a request, and the body that reached the application."""
-    reached, sent = [], []
-
-    async def application(scope, receive, send):
-        message = await receive()
-        reached.append(message["body"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    headers = [(b"host", host)]
-    if length != "none":
-        headers.append((b"content-length", str(len(body) if length is None else length).encode()))
-    scope = {"type": "http", "method": method, "path": path, "headers": headers}
-    guarded = GuardedRequests(application, 1000, options.get("hosts"))
-    asyncio.run(guarded(scope, receive, send))
-    assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
-    return sent[0]["status"], reached
-
-
-def test_requests_are_bounded():
-    assert answered(body=b'{"data": [1]}') == (200, [b'{"data": [1]}'])
-    assert answered(length="none")[0] == 411
-    assert answered(length=MOST_JSON + 1)[0] == 413
-    assert answered(body=b"x" * 10, path="/gradio_api/upload")[0] == 200
-    assert answered(length=1000 + 2**16 + 1, path="/gradio_api/upload")[0] == 413
-    remote = json.dumps({"data": [{"path": "http://10.0.0.1/x", "meta": {"_type": "gradio.FileData"}}]}).encode()
-    assert answered(body=remote) == (403, [])
-    assert answered("GET", "/gradio_api/file=https://example.com/x")[0] == 403
-    assert answered("GET", "/gradio_api/file=/tmp/x")[0] == 200
-    hosts = ("127.0.0.1", "localhost", "::1")
-    assert [answered(host=host, hosts=hosts)[0] for host in (b"localhost:1", b"[::1]:2", b"evil.example:1", b"")] == [
-        200, 200, 403, 403,
-    ]  # fmt: skip
-    assert host_name(b"[::1]:80") == "::1" and host_name(b"a:b:c") == ""
-    assert not names_remote_file(b"{") and names_remote_file(b"[" * 60 + b"]" * 60)
-
-
-def test_requests_of_the_command_are_checked(home, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="host must be an IP address"):
-        StudioRequest(workdir=home, host="example.com")
-    with pytest.raises(ValueError, match="port"):
-        StudioRequest(workdir=home, port=0)
-    assert StudioRequest(workdir=home).is_local and not StudioRequest(workdir=home, host="0.0.0.0").is_local
-    command = ["studio", "--workdir", str(home / "run")]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert main([*command, "--port", str(taken.getsockname()[1])]) == 2
-    assert "cannot be opened" in capsys.readouterr().err
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert main([*command, "--port", str(port)]) == 2
-    assert "starflow-jax[studio]" in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_clips_are_compared_with_held_out_clips(clips, monkeypatch):
-    config = clips.config
-    made = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4, 1)).astype(np.uint8)
-    given = source_clips_of(config, made)
-    monkeypatch.setattr(familiarity, "open_scored_source", lambda *_: made)
-    monkeypatch.setattr(familiarity, "source_clips", lambda source, *_: given)
-    found = score(clips, made[0])
-    verdict = Familiarity(clips).judge(found)
-    assert verdict.held_out == 6 and verdict.like
-    alone = score_clips(clips.run.params, config, given[:1], jax.random.key(0), draws=1)
-    assert alone[0].bits_per_dim == pytest.approx(found.bits_per_dim, rel=0.2)
+def test_clips_are_compared_under_one_condition(clips, monkeypatch):
+    made = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 4, 1)).astype(np.uint8)
 
+    class Source(list):
+        levels = 256
 
-def source_clips_of(config, made):
-    """Clips of the empty caption."""
-    state = text_states(config, [""])[0]
-    return [Clip(str(index), "", pixels, 256, state) for index, pixels in enumerate(made)]
+    examples = Source({"image": clip, "text": np.asarray([3, 4], np.int32)} for clip in made)
+    monkeypatch.setattr(familiarity, "open_scored_source", lambda *_: examples)
+    found = score(clips, made[0], ["two left", "one right"])
+    familiar, scored = Familiarity(clips), []
+    verdict = familiar.judge(found, scored.append)
+    assert verdict.held_out == 20 and verdict.like is not None and scored == [1] * 40
+    state = text_states(clips.config, [""])[0]
+    plain = [Clip("", "", pixels, 256, state) for pixels in made]
+    options = {"draws": DRAWS, "batch_size": 1}
+    alone = score_clips(clips.run.params, clips.config, plain[:1], jax.random.key(0), **options)[0].bits_per_dim
+    likelihood = next(one for one in verdict.comparisons if one.name == "likelihood")
+    assert likelihood.value == pytest.approx(alone, rel=1e-5) and likelihood.value != found.bits_per_dim
+    last = score_clips(clips.run.params, clips.config, plain[-1:], jax.random.key(2 + 2 * 19), **options)[0]
+    assert familiar._reference.held_out["likelihood"][-1] == pytest.approx(last.bits_per_dim, rel=1e-5)

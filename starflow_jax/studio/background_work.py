@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
+from starflow_jax.core.config.checks import check
+
 T = TypeVar("T")
+_PLACES = 2  # one that works, and one that waits for work that was stopped
 
 
 class Ended(Exception):
@@ -34,15 +38,46 @@ class _Failed:
     error: BaseException
 
 
-def in_turn(device: threading.Lock, steps: Generator[T, None, None]) -> Generator[T, None, None]:
+class Device:
+    """What one piece of work holds at a time.
+
+    A server lets the next request begin as soon as one is stopped, whose step is still in progress. Whoever begins and
+    stops again and again would make a thread wait for every click, so that all but one are refused.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(_PLACES)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the device; raises ValueError while another piece of work waits for it."""
+        free = self._places.acquire(blocking=False)
+        check(free, "work that was stopped is still ending; try again in a moment")
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._places.release()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether work is in progress."""
+        return self._lock.locked()
+
+
+def in_turn(device: Device, steps: Generator[T, None, None]) -> Generator[T, None, None]:
     """The values of a generator, each of which is computed while the device is held, and none between them.
 
     A server may begin with the next request before a step of a stopped one has ended. The device is not held while a
     value is shown, so that a generator that nobody continues keeps nobody waiting.
+
+    Raises:
+      ValueError: other work waits for the device.
     """
     try:
         while True:
-            with device:
+            with device.held():
                 value = next(steps, None)
             if value is None:
                 return
@@ -52,7 +87,7 @@ def in_turn(device: threading.Lock, steps: Generator[T, None, None]) -> Generato
 
 
 def in_background(
-    work: Callable[[Callable[[int], None]], T], device: threading.Lock, *, seconds: float = 0.5
+    work: Callable[[Callable[[int], None]], T], device: Device, *, seconds: float = 0.5
 ) -> Generator[Progress | Outcome[T], None, None]:
     """Runs work in a thread that holds the device, and yields its progress and then its result.
 
@@ -65,7 +100,7 @@ def in_background(
       seconds: between two reports at most; the same progress is then yielded again.
 
     Raises:
-      Whatever the work raises.
+      ValueError: other work waits for the device; or whatever the work raises.
     """
     messages: queue.SimpleQueue[Progress | Outcome[T] | _Failed] = queue.SimpleQueue()
     ended, done = threading.Event(), 0
@@ -79,7 +114,7 @@ def in_background(
 
     def run() -> None:
         try:
-            with device:
+            with device.held():
                 report(0)
                 messages.put(Outcome(work(report)))
         except BaseException as error:  # raised again by the generator

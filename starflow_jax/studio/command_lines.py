@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+import numpy as np
+
 from starflow_jax.editing.posterior_sampling import ChainOptions
 from starflow_jax.sampling.sample_requests import SampleRequest, SolverRequest
 from starflow_jax.studio.opened_model import OpenedModel
 
+MASK_FILE, EXAMPLE_FILE = "mask.npy", "example.npy"  # that the page offers to save
 # The fields of a request and their options, in the order in which they are shown.
 _OPTIONS = {
     "num": "--num",
@@ -48,10 +51,17 @@ def sample_command(
 
 
 def inpaint_command(
-    model: OpenedModel, file: str, options: ChainOptions, *, label: str | None, caption: str | None, seed: int
+    model: OpenedModel,
+    file: str,
+    mask: str,
+    options: ChainOptions,
+    *,
+    label: str | None,
+    caption: str | None,
+    seed: int,
 ) -> str:
-    """`starflow edit inpaint` with the same chains; `mask.png` is the picture of what is missing."""
-    words = ["starflow", "edit", "inpaint", file, *model.arguments, "--mask", "mask.png"]
+    """`starflow edit inpaint` with the same chains; `mask`: what is missing, as `mask_name` says it."""
+    words = ["starflow", "edit", "inpaint", file, *model.arguments, "--mask", mask]
     if label is not None:
         words += ["--class", label]
     if caption:
@@ -59,3 +69,23 @@ def inpaint_command(
     words += ["--chains", str(options.chains), "--candidates", str(options.candidates)]
     words += ["--steps", str(options.draws * options.thin), "--burn-in", str(options.burn_in)]
     return shlex.join([*words, "--seed", str(seed), "--out", "filled.gif" if model.videos else "filled.png"])
+
+
+def mask_name(missing: np.ndarray) -> str:
+    """The value of `--mask` for what is missing, bool [T, H, W]: whole frames by their numbers, else `MASK_FILE`."""
+    whole = missing.all(axis=(1, 2))
+    if len(missing) > 1 and np.array_equal(missing.any(axis=(1, 2)), whole):
+        frames = np.flatnonzero(whole)
+        if len(frames) == frames[-1] - frames[0] + 1:
+            return f"frames:{frames[0]}-{frames[-1]}"
+    return MASK_FILE
+
+
+def score_command(model: OpenedModel, file: str, caption: str, *, draws: int, seed: int) -> str | None:
+    """`starflow score` of a dropped clip under one caption; None for what that command does not read."""
+    if not (model.videos and model.arguments[0] == "--workdir"):
+        return None
+    words = ["starflow", "score", *model.arguments, "--video", file]
+    if caption:
+        words.append(f"--caption={caption}")
+    return shlex.join([*words, "--draws", str(draws), "--seed", str(seed), "--out", "scores"])

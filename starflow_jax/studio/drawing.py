@@ -34,7 +34,9 @@ class Drawing:
         before the end.
       given: frames that were given; frames: all frames that there will be.
       fps: frames per second.
-      first_frame: seconds until the first new frame was final; seconds: until the last one of `pixels`.
+      first_frame: seconds until the first new frame was final; seconds: until the last one of `pixels`. Both are time
+        in which a frame was waited for: compiling, and what passed between two frames until the next was asked for, is
+        not part of it.
       compile_seconds: spent on compiling before that.
       depth: network evaluations in sequence; tokens_per_second: of the flow, all samples together. None before the
         end.
@@ -72,7 +74,7 @@ def draw(model: OpenedModel, request: SampleRequest) -> Generator[Drawing, None,
     """Draws samples; closing the generator ends the work, of pictures when their batch is done.
 
     The samples are those of `starflow sample` with the same request. Videos are streamed where the flow allows it: the
-    deep block runs ahead while the caller shows a frame, and a visitor who leaves stops it.
+    deep block runs ahead while the caller shows a frame, by a few stages at most, and a visitor who leaves stops it.
 
     Raises:
       RequestError, ValueError: the request does not fit the model.
@@ -98,8 +100,13 @@ def draw(model: OpenedModel, request: SampleRequest) -> Generator[Drawing, None,
         depth=report.evaluations,
         tokens_per_second=tokens / max(report.seconds, 1e-9),
         unconverged=len(report.unconverged),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *_not_finite(report.non_finite, report.images)),
     )
+
+
+def _not_finite(count: int, samples: int) -> tuple[str, ...]:
+    """A remark about samples that have values that are not finite, where there are any."""
+    return (f"{count} of {samples} samples are not finite; such values are shown black or white.",) if count else ()
 
 
 def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -> Generator[Drawing, None, None]:
@@ -123,50 +130,58 @@ def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -
         reason = f"{error}; so all frames are shown together at the end"
         yield _together(model, planned, new, dataclasses.replace(drawing, remarks=(*remarks, reason)))
         return
-    pixels, x = [], []
+    pixels, x, spent = [], [], 0.0
     with stream:
-        for frame in stream:
+        while True:
+            begin = time.perf_counter()
+            frame = next(stream, None)
+            spent += time.perf_counter() - begin
+            if frame is None:
+                break
             pixels.append(frame.pixels if frame.pixels.ndim == 5 else frame.pixels[:, None])
             x.append(frame.x)
-            report = stream.report
+            seconds = max(spent - stream.report.compile_seconds, 0.0)
+            new_frame = drawing.first_frame is None and frame.index >= plan.given_frames
             drawing = dataclasses.replace(
                 drawing,
                 pixels=np.concatenate(pixels, axis=1),
-                first_frame=report.first_frame,
-                seconds=report.seconds,
-                compile_seconds=report.compile_seconds,
+                first_frame=seconds if new_frame else drawing.first_frame,
+                seconds=seconds,
+                compile_seconds=stream.report.compile_seconds,
             )
             if frame.index < plan.kind.frames - 1:
                 yield drawing
-    report = stream.report
+    samples = np.stack(x, axis=1)
+    bad = int(count - np.isfinite(samples).reshape(count, -1).all(axis=1).sum())
     whole = report_on(
-        [report.blocks], count=count, batch_size=count, seconds=report.seconds, compile_seconds=report.compile_seconds,
-        non_finite=0,
+        [stream.report.blocks], count=count, batch_size=count, seconds=drawing.seconds,
+        compile_seconds=drawing.compile_seconds, non_finite=bad,
     )  # fmt: skip
     yield dataclasses.replace(
         drawing,
-        x=np.stack(x, axis=1),
+        x=samples,
         depth=whole.evaluations,
-        tokens_per_second=new / max(report.seconds, 1e-9),
+        tokens_per_second=new / max(drawing.seconds, 1e-9),
         unconverged=len(whole.unconverged),
+        remarks=(*drawing.remarks, *_not_finite(bad, count)),
     )
 
 
 def _together(model: OpenedModel, planned: VideoRequestPlan, tokens: int, drawing: Drawing) -> Drawing:
     """All frames at once, of a flow whose frames cannot be streamed."""
-    begin = time.perf_counter()
     result = draw_request(model.run, dataclasses.replace(planned, request=_unstreamed(planned.request)))
     report = result.samples.report
     return dataclasses.replace(
         drawing,
         pixels=result.videos,
         x=result.samples.x[result.kept],
-        first_frame=time.perf_counter() - begin,
+        first_frame=report.seconds,
         seconds=report.seconds,
         compile_seconds=report.compile_seconds,
         depth=report.evaluations,
         tokens_per_second=tokens / max(report.seconds, 1e-9),
         unconverged=len(report.unconverged),
+        remarks=(*drawing.remarks, *_not_finite(report.non_finite, report.images)),
     )
 
 

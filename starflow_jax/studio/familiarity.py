@@ -3,26 +3,30 @@
 A high likelihood alone says little: simple pictures may be likelier than all of the data (Nalisnick et al., arXiv
 1810.09136). Each of the scores of `out_of_distribution` is compared with that of held-out examples, and the verdict is
 that of the typicality (arXiv 1906.02994): how far the bits are from their mean over training examples.
+Clips and captioned pictures are all compared under the empty caption or no class: under different conditions, or with
+different numbers of draws of the noise, examples of the data would not be like each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-import jax
 import numpy as np
 
 from starflow_jax.core.choices import Split
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.evaluation.applications.out_of_distribution import TrainingStatistics, ood_scores
 from starflow_jax.evaluation.likelihood.scored_source import check_on_pixels, open_scored_source
-from starflow_jax.evaluation.likelihood.video_scores import score_clips, source_clips
 from starflow_jax.studio.opened_model import OpenedModel
-from starflow_jax.studio.scoring import Score, array_source, is_plain, levels_of, studied
+from starflow_jax.studio.scoring import Score, array_source, is_plain, levels_of, plain_bits_per_dim, studied
 
+Report = Callable[[int], None]
 PICTURES, CLIPS = 200, 24  # examples of each split that are compared with
+_MOST_SCORES = 20_000  # pictures of a split by classes
+_FEWEST = 20  # pictures of a run of many classes; fewer could not be told from an unlike one
+_PIECE = 8  # pictures that are scored at a time
 UNLIKE = 0.05  # of fewer held-out examples, the example is unlike the data
 _TYPICALITY = "typicality"
 
@@ -46,11 +50,12 @@ class Verdict:
     """Whether an example is like the data of the run.
 
     Attributes:
-      like: whether its typicality is that of at least 5 % of the held-out examples.
+      like: whether its typicality is that of at least 5 % of the held-out examples; None where these are so few that
+        any example would be, 19 or less.
       comparisons: by every score; held_out: examples that it is compared with.
     """
 
-    like: bool
+    like: bool | None
     comparisons: tuple[Comparison, ...]
     held_out: int
 
@@ -75,57 +80,85 @@ class Familiarity:
         self._lock = threading.Lock()
         self._reference: _Reference | None = None
 
-    def judge(self, score: Score) -> Verdict:
+    def judge(self, score: Score, report: Report = lambda amount: None) -> Verdict:
         """Compares a score with those of the run's own examples.
+
+        Args:
+          report: called with the number of the run's examples that were scored since the last call.
 
         Raises:
           ValueError: the data of the run are not where they were, or cannot be read.
         """
         with self._lock:
             if self._reference is None:
-                self._reference = _pictures(self.model) if is_plain(self.model) else _clips(self.model)
+                make = _pictures if is_plain(self.model) else _clips
+                self._reference = make(self.model, report)
             reference = self._reference
         found = self._scores(score, reference.training)
         comparisons = tuple(
             Comparison(name, value, _share(value, reference.held_out[name])) for name, value in found.items()
         )
         typical = next(one for one in comparisons if one.name == _TYPICALITY)
-        return Verdict(typical.share >= UNLIKE, comparisons, len(reference.held_out[_TYPICALITY]))
+        held_out = len(reference.held_out[_TYPICALITY])
+        like = None if 1 / (1 + held_out) >= UNLIKE else typical.share >= UNLIKE
+        return Verdict(like, comparisons, held_out)
 
     def _scores(self, score: Score, training: TrainingStatistics) -> dict[str, float]:
+        images, levels = levels_of(self.model, score.pixels)
         if not is_plain(self.model):
-            of_clip = _clip_scores(training.mean_bits, np.asarray([score.bits / score.pixels.size]))
-            return {name: float(one[0]) for name, one in of_clip.items()}
-        source = array_source(self.model, *levels_of(self.model, score.pixels))
+            plain = score.bits_per_dim
+            if score.condition:
+                plain = plain_bits_per_dim(self.model, images, levels, 0)
+            return {name: float(one[0]) for name, one in _clip_scores(training.mean_bits, np.asarray([plain])).items()}
+        source = array_source(self.model, images, levels)
         return {name: float(one[0]) for name, one in ood_scores(training, source, np.asarray([score.bits])).items()}
 
 
-def _pictures(model: OpenedModel) -> _Reference:
+def reference_size(classes: int) -> int:
+    """Pictures of each split that are compared with: fewer for many classes, each of which scores every picture."""
+    return max(_FEWEST, min(PICTURES, _MOST_SCORES // max(classes, 1)))
+
+
+def _pictures(model: OpenedModel, report: Report) -> _Reference:
     sources = [_in_memory(model, split) for split in ("train", "test")]
-    bits = []
-    for stream, source in enumerate(sources, 2):
-        run = studied(model, source)
-        bits.append(run.bits(run.class_log_probs(source, stream), source))
+    bits = [_bits(model, source, 2 + number, report) for number, source in enumerate(sources)]
     training = TrainingStatistics.from_training(sources[0], bits[0])
     return _Reference(training, ood_scores(training, sources[1], bits[1]))
 
 
+def _bits(model: OpenedModel, source: ArraySource, stream: int, report: Report) -> np.ndarray:
+    """-log2 p(x) of pictures, the class summed out, float64 [n]; piece after piece, each with noise of its own."""
+    bits = []
+    for begin in range(0, len(source), _PIECE):
+        count = min(_PIECE, len(source) - begin)
+        # The last piece is filled up, so that there is one program.
+        piece = array_source(model, source.images[np.resize(np.arange(begin, begin + count), _PIECE)], source.levels)
+        run = studied(model, piece)
+        bits.append(run.bits(run.class_log_probs(piece, stream + 2 * begin), piece)[:count])
+        report(count)
+    return np.concatenate(bits)
+
+
 def _in_memory(model: OpenedModel, split: Split) -> ArraySource:
-    source = open_scored_source(model.config, split, PICTURES)
-    images = np.stack([source[index]["image"] for index in range(min(PICTURES, len(source)))])
+    count = reference_size(len(model.classes))
+    source = open_scored_source(model.config, split, count)
+    images = np.stack([source[index]["image"] for index in range(min(count, len(source)))])
     return array_source(model, images, source.levels)
 
 
-def _clips(model: OpenedModel) -> _Reference:
+def _clips(model: OpenedModel, report: Report) -> _Reference:
     """Of clips, bits/dim in place of bits, since their lengths differ."""
     check_on_pixels(model.config)
     splits: list[Split] = ["train", "test"]
     values = []
-    for split in splits:
-        source = open_scored_source(model.config, split, CLIPS)
-        clips = source_clips(source, model.config, min(CLIPS, len(source)))
-        scored = score_clips(model.run.params, model.config, clips, jax.random.key(0), draws=1, batch_size=8)
-        values.append(np.asarray([one.bits_per_dim for one in scored]))
+    for stream, split in enumerate(splits, 1):
+        source, found = open_scored_source(model.config, split, CLIPS), []
+        for index in range(min(CLIPS, len(source))):
+            pixels = source[index]["image"]
+            frames = pixels if pixels.ndim == 4 else pixels[None]
+            found.append(plain_bits_per_dim(model, frames, source.levels, stream + 2 * index))
+            report(1)
+        values.append(np.asarray(found))
     mean = float(values[0].mean())
     return _Reference(TrainingStatistics(mean, np.ones(1)), _clip_scores(mean, values[1]))
 

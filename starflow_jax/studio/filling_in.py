@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -15,7 +14,7 @@ from starflow_jax.editing.operators import Mask
 from starflow_jax.editing.posterior_sampling import ChainOptions
 from starflow_jax.editing.restoration import Restored, restore
 from starflow_jax.sampling.image_requests import class_index
-from starflow_jax.studio.background_work import Outcome, Progress, in_background
+from starflow_jax.studio.background_work import Device, Outcome, Progress, in_background
 from starflow_jax.studio.opened_model import OpenedModel
 
 # The chains of each choice: few that are soon done, or as many as `starflow edit` has by default.
@@ -52,7 +51,7 @@ class Filled:
 
     Attributes:
       pixels: uint8 [C, T, H, W, channels], a draw of every chain; a picture is one frame.
-      shown: uint8 [T, H, W, channels], the original, what is hidden in grey.
+      original: uint8 [T, H, W, channels]; shown: the same, what is hidden in grey.
       missing: bool [T, H, W], what was hidden.
       classes: the classes of the chains with their shares, the most frequent first; empty where there are none.
       acceptance: mean probability of acceptance; r_hat: the largest split R-hat of what was hidden; ess: the smallest
@@ -60,6 +59,7 @@ class Filled:
     """
 
     pixels: np.ndarray
+    original: np.ndarray
     shown: np.ndarray
     missing: np.ndarray
     classes: tuple[tuple[str, float], ...]
@@ -111,7 +111,7 @@ def hidden(painting: np.ndarray, frames: int, first: int, last: int) -> np.ndarr
 
 
 def fill_in(
-    model: OpenedModel, pixels: np.ndarray, missing: np.ndarray, filling: Filling, device: threading.Lock
+    model: OpenedModel, pixels: np.ndarray, missing: np.ndarray, filling: Filling, device: Device
 ) -> Generator[Progress | Outcome[Filled], None, None]:
     """Draws what is hidden, reporting moves; closing the generator ends the chains at their next report.
 
@@ -175,6 +175,7 @@ def _filled(model: OpenedModel, found: Restored, pixels: np.ndarray, missing: np
     draws = found.draws
     return Filled(
         pixels=drawn if model.videos else drawn[:, None],
+        original=pixels,
         shown=shown,
         missing=missing,
         classes=classes,

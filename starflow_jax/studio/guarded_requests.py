@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -15,7 +18,15 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 MOST_JSON = 2**20  # bytes of a request that is no upload
 _FORM = 2**16  # bytes of a form around its file
 _MOST_DEPTH = 40  # of nested values in JSON
-_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a drive
+# What the pages ask for. Gradio answers much more: it records, converts and streams media, reloads and edits itself.
+_PAGES = re.compile(r"/|/(config|theme\.css|favicon\.ico|manifest\.json)/?|/(assets|static|svelte)/.+")
+_CALLS = re.compile(
+    r"/gradio_api/((queue/join|queue/data|cancel|reset|upload|upload_progress|component_server|startup-events|info|"
+    r"theme\.css)/?|heartbeat/[^/]+|file=.+)"
+)
+_STORED_UPLOADS = 32  # of the largest size, that the folder of uploads may hold at once
+_BLOCK = 4096  # bytes of the disk that a small file takes
 # The page loads nothing from elsewhere, and is not shown inside of other pages. Gradio makes functions of templates.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'; "
@@ -29,59 +40,126 @@ _HEADERS = (
 
 
 class GuardedRequests:
-    """Refuses requests that are too large, for another host, or that name a file elsewhere; adds headers to answers.
+    """Refuses requests that the pages do not make, that are too large or from elsewhere; adds headers to answers.
 
     Args:
       app: the application.
-      most_upload: bytes of an uploaded file.
+      most_upload: bytes of an uploaded file; most_paint: of a file that the canvas sends.
+      uploads: the folder of all uploaded files, which holds 32 of the largest size at most.
       hosts: names by which the server may be called, without ports; None for any. A page elsewhere whose name leads to
         this machine is thereby refused (DNS rebinding).
     """
 
-    def __init__(self, app: Application, most_upload: int, hosts: tuple[str, ...] | None = None):
-        self._app, self._most_upload, self._hosts = app, most_upload, hosts
+    def __init__(
+        self,
+        app: Application,
+        most_upload: int,
+        uploads: Path,
+        most_paint: int = MOST_JSON,
+        hosts: tuple[str, ...] | None = None,
+    ):
+        self._app, self._most_upload, self._most_paint, self._hosts = app, most_upload, most_paint, hosts
+        self._uploads, self._arriving = uploads, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"], dict(scope["headers"])
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
-        if self._hosts is not None and host_name(headers.get(b"host", b"")) not in self._hosts:
-            await _refuse(answer, 403, "this studio is reached by the address that it printed alone")
-            return
-        if re.search(r"/(file|proxy)=\s*[a-z][a-z0-9+.-]*:", path, re.IGNORECASE):
-            await _refuse(answer, 403, "files elsewhere are not fetched")
-            return
+        try:
+            await self._answered(scope, receive, answer)
+        except _Refused as refused:
+            await _refuse(answer, refused.status, str(refused))
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, headers = scope["path"], dict(scope["headers"])
+        self._check_sender(headers)
+        _check_path(path)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send)
             return
-        upload = path.rstrip("/").endswith("/upload")
-        limit = self._most_upload + _FORM if upload else MOST_JSON
+        what = path.rstrip("/").rpartition("/")[2]
+        limits = {"upload": self._most_upload + _FORM, "component_server": max(self._most_paint, MOST_JSON) + _FORM}
+        limit = limits.get(what, MOST_JSON)
         length = headers.get(b"content-length", b"")
         if not (length.isdigit() and len(length) < 16):
-            await _refuse(answer, 411, "a request must state its length")
-            return
+            raise _Refused(411, "a request must state its length")
         if int(length) > limit:
-            await _refuse(answer, 413, f"a request may have at most {limit} bytes, got {int(length)}")
-            return
-        if upload:
-            await self._app(scope, receive, answer)
+            raise _Refused(413, f"a request may have at most {limit} bytes, got {int(length)}")
+        if what == "upload":
+            await self._stored(int(length), scope, receive, send)
             return
         body = await _body(receive, limit)
         if body is None:
-            await _refuse(answer, 413, f"a request may have at most {limit} bytes, got more")
-            return
+            raise _Refused(413, f"a request may have at most {limit} bytes, got more")
         if names_remote_file(body):
-            await _refuse(answer, 403, "files elsewhere are not fetched")
-            return
-        await self._app(scope, _replayed(body, receive), answer)
+            raise _Refused(403, "files elsewhere are not fetched")
+        await self._app(scope, _replayed(body, receive), send)
+
+    def _check_sender(self, headers: MutableMapping[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"")
+        if self._hosts is not None and host_name(host) not in self._hosts:
+            raise _Refused(403, "this studio is reached by the address that it printed alone")
+        # Any page may send a form to any address; browsers say which page it was.
+        if b"origin" in headers and not is_same_place(headers[b"origin"], host):
+            raise _Refused(403, "this studio answers its own pages alone")
+
+    async def _stored(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets an upload through if the folder of uploads has room for it."""
+        self._arriving += length
+        try:
+            stored = await asyncio.to_thread(stored_bytes, self._uploads)
+            if stored + self._arriving > _STORED_UPLOADS * self._most_upload:
+                raise _Refused(507, "the studio holds as many files as it may; try again in an hour")
+            await self._app(scope, receive, send)
+        finally:
+            self._arriving -= length
+
+
+class _Refused(Exception):
+    """A request that is not answered: the status, and the reason in one sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+def _check_path(path: str) -> None:
+    if not (_PAGES.fullmatch(path) or _CALLS.fullmatch(path)):
+        raise _Refused(404, "there is nothing here")
+    _, found, file = path.partition("/file=")
+    if found and _REMOTE.match(file):
+        raise _Refused(403, "files elsewhere are not fetched")
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes on the disk of all files in a folder, about; what is removed meanwhile is not counted."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += -(-os.lstat(os.path.join(parent, name)).st_size // _BLOCK) * _BLOCK + _BLOCK
+            except OSError:
+                continue
+    return total
+
+
+def is_same_place(origin: bytes, host: bytes) -> bool:
+    """Whether a header `Origin` names the host and port of a header `Host`; false for an opaque origin, "null"."""
+    scheme, found, place = origin.decode("latin-1").strip().lower().partition("://")
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    if not found or default is None:
+        return False
+    return place.removesuffix(default) == host.decode("latin-1").strip().lower().removesuffix(default)
 
 
 def host_name(host: bytes) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
 
+from starflow_jax.studio.background_work import Device
 from starflow_jax.studio.familiarity import Familiarity
 from starflow_jax.studio.opened_model import Checkpoints, OpenedModel
 from starflow_jax.studio.training_progress import TrainingProgress
@@ -25,7 +25,7 @@ class Studio:
     uploads: Path
     familiarity: Familiarity
     progress: TrainingProgress
-    device: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    device: Device = dataclasses.field(default_factory=Device)
 
     @classmethod
     def of(cls, checkpoints: Checkpoints, uploads: Path) -> Studio:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.data import bits_per_dim
 from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.evaluation.applications.likelihood_study import StudiedRun, posterior
@@ -22,11 +22,13 @@ from starflow_jax.evaluation.likelihood.bayes_classifier import classify
 from starflow_jax.evaluation.likelihood.scored_source import scored_level
 from starflow_jax.evaluation.likelihood.video_scores import Clip, ClipLikelihood, file_pixels, score_clips
 from starflow_jax.sampling.videos.video_plan import caption_reader, later_text, text_states
+from starflow_jax.studio.drawing import check_caption
 from starflow_jax.studio.opened_model import OpenedModel
 from starflow_jax.training.step.inputs import condition
 
 DRAWS = 4  # of the noise, for every picture or clip
 MOST_CAPTIONS = 64
+MOST_SCORED_FRAMES = 128  # of a clip
 _STREAM = 1  # of the noise of the example
 
 
@@ -41,7 +43,7 @@ class Score:
       surprise: float64 [T, h, w], bits/dim of every token; their mean is `bits_per_dim`.
       condition: the class or caption that it is scored under, empty for none: that which the Bayes rule chooses.
       choices: the conditions that were compared with their probabilities, the likeliest first; empty for none.
-      bits: -log2 p of all its pixels, the class summed out where there are classes.
+      bits: -log2 p of all its pixels: of a picture the class summed out, of a clip or with captions under `condition`.
       draws: of the noise.
     """
 
@@ -65,7 +67,14 @@ def is_plain(model: OpenedModel) -> bool:
     return not model.videos and not model.config.reads_captions
 
 
-def score(model: OpenedModel, pixels: np.ndarray, captions: Sequence[str] = (), *, seed: int = 0) -> Score:
+def score(
+    model: OpenedModel,
+    pixels: np.ndarray,
+    captions: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    report: Callable[[int], None] = lambda amount: None,
+) -> Score:
     """Scores one picture or clip.
 
     Args:
@@ -74,16 +83,33 @@ def score(model: OpenedModel, pixels: np.ndarray, captions: Sequence[str] = (), 
       captions: of a model that reads captions: those that the Bayes rule compares, all equally likely; none for the
         empty caption.
       seed: of the noise.
+      report: called with 1 after each caption, and after a picture.
 
     Raises:
-      ValueError: captions that the model cannot read, or too many.
+      ValueError: captions that the model cannot read, are too long or too many; too many frames; a negative seed.
     """
+    check_integer("seed", seed, minimum=0)
     if is_plain(model):
-        return _picture(model, pixels[:1], seed)
-    captions = list(dict.fromkeys(" ".join(caption.split()) for caption in captions if caption.strip()))
+        found = _picture(model, pixels[:1], seed)
+        report(1)
+        return found
+    check(
+        len(pixels) <= MOST_SCORED_FRAMES or not model.videos,
+        f"a scored clip must have at most {MOST_SCORED_FRAMES} frames, got {len(pixels)}",
+    )
+    captions = list(dict.fromkeys(text for caption in captions for text in check_caption(caption) or ()))
     check(len(captions) <= MOST_CAPTIONS, f"captions must be at most {MOST_CAPTIONS}, got {len(captions)}")
     check(model.config.reads_captions or not captions, "captions need a run that reads captions, got one without")
-    return _clip(model, pixels if model.videos else pixels[:1], captions or [""], seed)
+    return _clip(model, pixels if model.videos else pixels[:1], captions or [""], seed, report)
+
+
+def plain_bits_per_dim(model: OpenedModel, images: np.ndarray, levels: int, seed: int) -> float:
+    """Bits/dim of a clip or captioned picture under the empty caption or no class, with as many draws as `score`.
+
+    Args:
+      images: integers [T, H, W, C], 0 .. `levels` - 1; seed: of the noise.
+    """
+    return _scored(model, _clips(model, images, levels, [""])[0], seed).bits_per_dim
 
 
 def levels_of(model: OpenedModel, pixels: np.ndarray) -> tuple[np.ndarray, int]:
@@ -128,12 +154,14 @@ def _picture(model: OpenedModel, pixels: np.ndarray, seed: int) -> Score:
     )
 
 
-def _clip(model: OpenedModel, pixels: np.ndarray, captions: Sequence[str], seed: int) -> Score:
+def _clip(
+    model: OpenedModel, pixels: np.ndarray, captions: Sequence[str], seed: int, report: Callable[[int], None]
+) -> Score:
     images, levels = levels_of(model, pixels)
     scored = []
     for clip in _clips(model, images, levels, captions):
-        # One at a time, so that all captions are compared on the same noise by the same program.
-        scored += score_clips(model.run.params, model.config, [clip], jax.random.key(seed), draws=DRAWS, batch_size=1)
+        scored.append(_scored(model, clip, seed))
+        report(1)
     log_p = np.asarray([-math.log(2.0) * one.bits_per_dim * images.size for one in scored])
     best = int(np.argmax(log_p))
     shares = np.exp(log_p - np.logaddexp.reduce(log_p))
@@ -148,6 +176,12 @@ def _clip(model: OpenedModel, pixels: np.ndarray, captions: Sequence[str], seed:
         bits=chosen.bits_per_dim * images.size,
         draws=DRAWS,
     )
+
+
+def _scored(model: OpenedModel, clip: Clip, seed: int) -> ClipLikelihood:
+    """One clip alone, so that all captions are compared on the same noise by the same program."""
+    key = jax.random.key(seed)
+    return score_clips(model.run.params, model.config, [clip], key, draws=DRAWS, batch_size=1)[0]
 
 
 def _clips(model: OpenedModel, images: np.ndarray, levels: int, captions: Sequence[str]) -> list[Clip]:

@@ -13,23 +13,19 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check
 from starflow_jax.studio.guarded_requests import GuardedRequests
 from starflow_jax.studio.opened_model import Checkpoints
+from starflow_jax.studio.received_paint import most_bytes
 from starflow_jax.studio.studio_request import StudioRequest
+from starflow_jax.studio.uploads import pixel_shape
 
 EXTRA = "studio"
 _MIB = 2**20
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
-# What the environment says to Gradio, in place of what it may say; None for nothing.
-_ENVIRONMENT: dict[str, str | None] = {
+_GRADIO = "GRADIO_"
+# What the environment says to Gradio; other variables of Gradio are taken away.
+_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "GRADIO_ALLOWED_PATHS": None,
-    "GRADIO_BLOCKED_PATHS": None,
-    "GRADIO_ROOT_PATH": None,
-    "GRADIO_SHARE": None,
-    "GRADIO_NUM_WORKERS": None,
-    "GRADIO_MCP_SERVER": None,
-    "GRADIO_SSR_MODE": None,
 }
 
 
@@ -92,14 +88,14 @@ def serving(request: StudioRequest, checkpoints: Checkpoints) -> Iterator[str]:
                 ssr_mode=False,
                 pwa=False,
                 mcp_server=False,
-                state_session_capacity=256,
+                state_session_capacity=64,
                 theme=theme(),
                 css=STYLE,
                 app_kwargs={
                     "docs_url": None,
                     "redoc_url": None,
                     "openapi_url": None,
-                    "middleware": [_guard(request.max_upload * _MIB, hosts)],
+                    "middleware": [_guard(request, checkpoints, Path(folder), hosts)],
                 },
             )
             yield address(request)
@@ -107,17 +103,25 @@ def serving(request: StudioRequest, checkpoints: Checkpoints) -> Iterator[str]:
             app.close(verbose=False)
 
 
-def _guard(most_upload: int, hosts: tuple[str, ...] | None) -> object:
+def _guard(request: StudioRequest, checkpoints: Checkpoints, folder: Path, hosts: tuple[str, ...] | None) -> object:
     from starlette.middleware import Middleware
 
-    return Middleware(GuardedRequests, most_upload=most_upload, hosts=hosts)
+    most_paint = most_bytes(*pixel_shape(checkpoints.first)[:2])
+    return Middleware(
+        GuardedRequests,
+        most_upload=request.max_upload * _MIB,
+        uploads=folder,
+        most_paint=most_paint,
+        hosts=hosts,
+    )
 
 
 @contextlib.contextmanager
 def _environment(folder: str, host: str) -> Iterator[None]:
     """The environment that Gradio reads, as it was afterwards."""
     without_proxy = ",".join(filter(None, (os.environ.get("no_proxy"), *_LOCAL_NAMES, host)))
-    values = {
+    values: dict[str, str | None] = {
+        **dict.fromkeys(name for name in os.environ if name.startswith(_GRADIO)),
         **_ENVIRONMENT,
         "GRADIO_TEMP_DIR": folder,
         "no_proxy": without_proxy,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from starflow_jax.studio.familiarity import Verdict
 from starflow_jax.studio.filling_in import Filled
 from starflow_jax.studio.opened_model import OpenedModel, device_text
 from starflow_jax.studio.scoring import Score
-from starflow_jax.studio.shown_pictures import animation, heat_maps, picture, pictures, strips
+from starflow_jax.studio.shown_pictures import animation, heat_maps, pictures, strips
 
 _MOST_CHOICES = 10  # rows of the table of classes or captions
 _MOST_FRAMES = 48  # of a scored clip that are shown
@@ -112,7 +114,9 @@ def score_html(score: Score, no_choice: str | None) -> str:
 def verdict_html(verdict: Verdict) -> str:
     """Whether an example is like the data of the run."""
     typical = next(one for one in verdict.comparisons if one.name == "typicality")
-    title = "Like the data of the run" if verdict.like else "Unlike the data of the run"
+    title = "Too few held-out examples to tell"
+    if verdict.like is not None:
+        title = "Like the data of the run" if verdict.like else "Unlike the data of the run"
     reason = (
         f"{100 * typical.share:.1f} % of {verdict.held_out} held-out examples are at least as far from the mean "
         "likelihood of training examples (the test of typicality; below 5 % counts as unlike)."
@@ -120,20 +124,18 @@ def verdict_html(verdict: Verdict) -> str:
     rows = [("score", "value", "held-out examples at or beyond it")]
     rows += [(one.name, f"{one.value:.4g}", f"{100 * one.share:.1f} %") for one in verdict.comparisons]
     caution = "Likelihood alone is no proof: simple pictures can be likelier than all of the data."
-    kind = "like" if verdict.like else "unlike"
+    kind = {True: "like", False: "unlike", None: "status"}[verdict.like]
     return f'<h4 class="studio-{kind}">{title}</h4>{paragraph(reason)}{html_table(rows)}{paragraph(caution, "remark")}'
 
 
-def filled_html(filled: Filled, mask_scale: int = 8) -> str:
-    """What was filled in, beside the original and the mask."""
+def filled_html(filled: Filled, files: Mapping[str, np.ndarray] | None = None) -> str:
+    """What was filled in, beside the original; `files`: arrays that the command line reads, to be saved, by name."""
     parts = ["<h4>What was given</h4>"]
     moving = len(filled.shown) > 1
-    if moving:
-        parts.append(strips(filled.shown[None]))
-    else:
-        mask = filled.missing[0][..., None].repeat(mask_scale, 0).repeat(mask_scale, 1).astype(np.uint8) * 255
-        parts.append(pictures(filled.shown, ["hidden in grey"]))
-        parts.append(f"<details><summary>mask.png</summary>{picture(mask, 'mask.png')}</details>")
+    parts.append(strips(filled.shown[None]) if moving else pictures(filled.shown, ["hidden in grey"]))
+    links = [saved_array(name, array) for name, array in (files or {}).items()]
+    if links:
+        parts.append(f"<p>For the command line: save {' and '.join(links)}.</p>")
     parts.append(f"<h4>{len(filled.pixels)} draws of the rest</h4>")
     parts.append(strips(filled.pixels) if moving else pictures(filled.pixels[:, 0]))
     if filled.classes:
@@ -159,9 +161,18 @@ def pair_html(pair: Pair, titles: tuple[str, str]) -> str:
         found = pair.difference
         below = paragraph(
             f"Relative difference {found.relative:.2g}, {100 * found.same_pixels:.1f} % of the pixels equal; the first "
-            f"took {found.evaluations:.2g} times the evaluations and {found.seconds:.2g} times the time of the second."
+            f"took {found.evaluations:,.2f} times the evaluations and {found.seconds:,.2f} times the time of the "
+            "second."
         )
     return f'<div class="studio-pair">{"".join(columns)}</div>{below}'
+
+
+def saved_array(name: str, array: np.ndarray) -> str:
+    """A link that saves an array as a .npy file, which is embedded."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    encoded = base64.b64encode(data.getvalue()).decode("ascii")
+    return f'<a download="{escaped(name)}" href="data:application/octet-stream;base64,{encoded}">{escaped(name)}</a>'
 
 
 def waiting_text(seconds: float, what: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from starflow_jax.reports.run_report import progress_parts
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, is_in_use
 
+_SECONDS = 1.0
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -22,6 +24,7 @@ class TrainingProgress:
         self.workdir = workdir
         self._lock = threading.Lock()
         self._made: tuple[Stamp, str] | None = None
+        self._seen: tuple[float, Stamp] | None = None
 
     def html(self) -> str:
         """The state, curves, samples over time, goodput and checkpoints.
@@ -36,15 +39,27 @@ class TrainingProgress:
             return self._made[1]
 
     def stamp(self) -> Stamp:
-        """What changes whenever the page does: the files of the folder, its checkpoints, and whether it is in use."""
-        files = []
-        for folder in (self.workdir, self.workdir / CHECKPOINT_FOLDER):
-            if not folder.is_dir():
+        """What changes whenever the page does: the files of the folder, its checkpoints, and whether it is in use.
+
+        The folder is looked at once a second at most, for all visitors, since a training that begins at that moment
+        would find it locked.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if self._seen is None or now - self._seen[0] >= _SECONDS:
+                self._seen = (now, _stamp(self.workdir))
+            return self._seen[1]
+
+
+def _stamp(workdir: Path) -> Stamp:
+    files = []
+    for folder in (workdir, workdir / CHECKPOINT_FOLDER):
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            try:
+                status = path.stat()
+            except OSError:  # it was renamed meanwhile
                 continue
-            for path in folder.iterdir():
-                try:
-                    status = path.stat()
-                except OSError:  # it was renamed meanwhile
-                    continue
-                files.append((path.name, status.st_mtime_ns, status.st_size))
-        return (*sorted(files), ("in use", int(is_in_use(self.workdir)), 0))
+            files.append((path.name, status.st_mtime_ns, status.st_size))
+    return (*sorted(files), ("in use", int(is_in_use(workdir)), 0))

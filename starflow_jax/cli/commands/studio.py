@@ -27,8 +27,9 @@ pip install 'starflow-jax[studio]'.
   Training  curves, samples over time and goodput, also while the run trains
   Compare   two checkpoints or solvers on the same noise
 
-Every result states the command line that repeats it. One request is worked on at a time; others wait. Files are decoded
-by the readers of starflow, nothing of this machine is served but the pages, and the pages load nothing from elsewhere.
+Samples and edits state the command line that repeats them. One request is worked on at a time; others wait. Files are
+decoded by the readers of starflow, nothing of this machine is served but the pages, and the pages load nothing from
+elsewhere.
 There are no passwords: whoever reaches the address may use it. Ends on Ctrl-C."""
 
 EXAMPLES = """\

@@ -19,10 +19,13 @@ def move(source: Path, target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, *, shared: bool = False) -> Iterator[bool]:
     """Locks a file or folder and yields whether it was free; always true where the file system has no locks.
 
     The operating system releases the lock when this process ends.
+
+    Args:
+      shared: whether other processes may hold a shared lock at the same time, such as those that only look.
     """
     try:
         import fcntl
@@ -32,7 +35,7 @@ def locked(path: Path) -> Iterator[bool]:
     handle = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             free = True
         except BlockingIOError:
             free = False

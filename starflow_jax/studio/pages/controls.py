@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from starflow_jax.core.config.checks import check
 from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.studio.drawing import check_caption
 from starflow_jax.studio.opened_model import OpenedModel
@@ -50,6 +51,12 @@ def seed_control() -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
 
 
+def seed_of(value: Any) -> int:
+    """The seed that was entered; raises ValueError for none."""
+    check(value is not None, f"enter a seed, a whole number from 0 to {LARGEST_SEED}")
+    return int(value)
+
+
 def frames_control(choices: tuple[int, ...], page: str) -> gr.Radio:
     """The number of frames, given ones included; each is one compiled program."""
     named = [(str(count), count) for count in choices]
@@ -85,7 +92,7 @@ def request_of(
         label=label,
         guidance=weight if reads else None,
         solver=str(solver),
-        seed=-1 if seed is None else int(seed),
+        seed=seed_of(seed),
         frames=None if frames is None else int(frames),
         stream=model.videos and flow.temporal_causal and flow.shallow_local,
         **given,

@@ -12,16 +12,17 @@ from PIL import Image
 
 from starflow_jax.editing.examples import data_size
 from starflow_jax.studio.background_work import Outcome
-from starflow_jax.studio.command_lines import inpaint_command
+from starflow_jax.studio.command_lines import EXAMPLE_FILE, MASK_FILE, inpaint_command, mask_name
 from starflow_jax.studio.drawing import check_caption
-from starflow_jax.studio.filling_in import CHOICES, Filling, fill_in, hidden, moves_of, painted
+from starflow_jax.studio.filling_in import CHOICES, Filled, Filling, fill_in, hidden, moves_of, painted
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.pages.answers import DEVICE, sentences
-from starflow_jax.studio.pages.controls import condition_controls, seed_control
+from starflow_jax.studio.pages.controls import condition_controls, seed_control, seed_of
 from starflow_jax.studio.pages.example_source import Example, example_controls
+from starflow_jax.studio.pages.painting_canvas import painting_canvas
+from starflow_jax.studio.received_paint import SIDE, most_side
 from starflow_jax.studio.shown_results import command, filled_html, paragraph, waiting_text
-
-_SIDE = 384  # pixels of the picture that is painted on, about
+from starflow_jax.studio.uploads import pixel_shape
 
 
 def build(studio: Studio) -> None:
@@ -43,10 +44,9 @@ def build(studio: Studio) -> None:
                 begin = gr.Button("Fill in", variant="primary", elem_id="edit-begin")
                 stop = gr.Button("Stop", elem_id="edit-stop")
         with gr.Column(scale=3):
-            canvas = gr.ImageEditor(
-                label="Paint over what is to be filled in", type="numpy", image_mode="RGBA", sources=(),
-                transforms=(), layers=False, brush=gr.Brush(default_size=40, colors=["#d6604d"], color_mode="fixed"),
-                height=_SIDE + 120, elem_id="edit-canvas", buttons=[],
+            canvas = painting_canvas(
+                studio.uploads, most_side(*pixel_shape(model)[:2]), label="Paint over what is to be filled in",
+                height=SIDE + 120, elem_id="edit-canvas",
             )  # fmt: skip
             result = gr.HTML(
                 paragraph("Drop an example, show it, and paint over a part.", "status"), elem_id="edit-result"
@@ -56,6 +56,7 @@ def build(studio: Studio) -> None:
 
     def show_it(path: str | None, held: Any) -> tuple[np.ndarray, Example, str]:
         example = read(path, held)
+        example = example._replace(pixels=example.pixels[:frames].copy())  # which is kept as long as the visitor stays
         return enlarged(example.pixels[0]), example, paragraph(f"{example.name}: paint over a part of it.", "status")
 
     def answer(
@@ -66,7 +67,7 @@ def build(studio: Studio) -> None:
             if opened is None:
                 raise ValueError("show an example first, to paint on it")
             pixels = opened.pixels
-            alpha = paint_of(painting, pixels)
+            alpha = np.zeros(pixels.shape[1:3], np.uint8) if painting is None else painting
             missing = hidden(painted(alpha, *pixels.shape[1:3]), frames, int(first), int(last))
             by_caption = model.config.reads_captions
             captions = check_caption(condition) if by_caption else None
@@ -74,15 +75,15 @@ def build(studio: Studio) -> None:
                 label=None if by_caption or not model.classes else str(condition),
                 caption=None if captions is None else captions[0],
                 chains=chains,
-                seed=-1 if seed is None else int(seed),
+                seed=seed_of(seed),
             )
             shown = inpaint_command(
-                model, opened.name if opened.dropped else "example.png", CHOICES[filling.chains], label=filling.label,
-                caption=filling.caption, seed=filling.seed,
+                model, opened.name if opened.dropped else EXAMPLE_FILE, mask_name(missing), CHOICES[filling.chains],
+                label=filling.label, caption=filling.caption, seed=filling.seed,
             )  # fmt: skip
             for step in fill_in(model, pixels, missing, filling, studio.device):
                 if isinstance(step, Outcome):
-                    yield filled_html(step.value), command(shown)
+                    yield filled_html(step.value, files_of(step.value, opened.dropped)), command(shown)
                 else:
                     text = f"{step.done} of about {moves_of(filling)} moves"
                     yield waiting_text(time.monotonic() - begun, text), command(shown)
@@ -94,17 +95,16 @@ def build(studio: Studio) -> None:
 
 def enlarged(frame: np.ndarray) -> np.ndarray:
     """A frame uint8 [H, W, C] by a whole factor, RGBA uint8 [h, w, 4], large enough to paint on."""
-    factor = max(1, _SIDE // max(frame.shape[:2]))
+    factor = max(1, SIDE // max(frame.shape[:2]))
     large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     return np.asarray(Image.fromarray(large[..., 0] if large.shape[2] == 1 else large).convert("RGBA"))
 
 
-def paint_of(painting: Any, pixels: np.ndarray) -> np.ndarray:
-    """Where an editor's picture has paint, uint8 [h, w]; no paint where it has no layers."""
-    layers = (
-        [] if not isinstance(painting, dict) else [layer for layer in painting.get("layers") or () if layer is not None]
-    )
-    if not layers:
-        return np.zeros(pixels.shape[1:3], np.uint8)
-    alpha: np.ndarray = np.max([np.asarray(layer)[..., 3] for layer in layers], axis=0)
-    return alpha
+def files_of(filled: Filled, dropped: bool) -> dict[str, np.ndarray]:
+    """The arrays that the command line names: the mask where it is a file, and an example that was not dropped."""
+    moving, files = len(filled.missing) > 1, {}
+    if mask_name(filled.missing) == MASK_FILE:
+        files[MASK_FILE] = (filled.missing if moving else filled.missing[0])[..., None]
+    if not dropped:
+        files[EXAMPLE_FILE] = filled.original[None] if moving else filled.original
+    return files

@@ -11,7 +11,7 @@ import numpy as np
 from starflow_jax.studio.examples import MOST, held_out
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.pages.answers import sentences
-from starflow_jax.studio.uploads import check_upload, read_upload
+from starflow_jax.studio.uploads import MOST_FRAMES, check_upload, read_upload
 
 
 class Example(NamedTuple):
@@ -22,8 +22,10 @@ class Example(NamedTuple):
     dropped: bool
 
 
-def example_controls(studio: Studio, page: str) -> tuple[list[Any], Callable[[str | None, Any], Example]]:
-    """The controls, and the function that reads the example that they name."""
+def example_controls(
+    studio: Studio, page: str, most: int = MOST_FRAMES
+) -> tuple[list[Any], Callable[[str | None, Any], Example]]:
+    """The controls, and the function that reads the example that they name; `most`: frames of a clip."""
     model = studio.model
     what = "a clip" if model.videos else "a picture"
     file = gr.File(label=what.capitalize(), type="filepath", elem_id=f"{page}-file")
@@ -39,6 +41,6 @@ def example_controls(studio: Studio, page: str) -> tuple[list[Any], Callable[[st
         with sentences():
             upload = check_upload(path, studio.uploads, f"{what}, or enter the number of a held-out example,")
         with sentences(upload):
-            return Example(read_upload(upload, model), upload.name, True)
+            return Example(read_upload(upload, model, most=most), upload.name, True)
 
     return [file, number], read

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
+from starflow_jax.studio.background_work import Outcome, in_background
+from starflow_jax.studio.command_lines import score_command
+from starflow_jax.studio.familiarity import Verdict
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.page_support import no_classes
 from starflow_jax.studio.pages.answers import DEVICE, sentences
-from starflow_jax.studio.pages.controls import seed_control
+from starflow_jax.studio.pages.controls import seed_control, seed_of
 from starflow_jax.studio.pages.example_source import example_controls
-from starflow_jax.studio.scoring import score
-from starflow_jax.studio.shown_results import paragraph, score_html, verdict_html
+from starflow_jax.studio.scoring import MOST_SCORED_FRAMES, Score, score
+from starflow_jax.studio.shown_results import command, paragraph, score_html, verdict_html, waiting_text
 
 
 def build(studio: Studio) -> None:
@@ -21,7 +25,7 @@ def build(studio: Studio) -> None:
     model = studio.model
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            source, read = example_controls(studio, "score")
+            source, read = example_controls(studio, "score", MOST_SCORED_FRAMES)
             captions = gr.Textbox(
                 "", lines=4, max_length=8000, label="Captions to compare, one a line",
                 visible=model.config.reads_captions,
@@ -43,18 +47,40 @@ def build(studio: Studio) -> None:
     def answer(path: str | None, held: Any, captions: str, seed: Any, compare: bool) -> Iterator[tuple[str, str]]:
         example = read(path, held)
         with sentences():
-            lines = captions.splitlines() if model.config.reads_captions else []
-            with studio.device:
-                found = score(model, example.pixels, lines, seed=0 if seed is None else int(seed))
-            shown = paragraph(example.name) + score_html(found, no_classes(model)) + noise
-            yield shown, paragraph("comparing with held-out examples", "status") if compare else ""
-            if compare:
-                try:
-                    with studio.device:
-                        verdict_of = studio.familiarity.judge(found)
-                    yield shown, verdict_html(verdict_of)
-                except (ValueError, OSError) as error:  # the data of the run are not here
-                    yield shown, paragraph(f"No comparison with held-out examples: {error}", "remark")
+            lines, chosen = captions.splitlines() if model.config.reads_captions else [], seed_of(seed)
+
+            def scored(report: Callable[[int], None]) -> Score:
+                return score(model, example.pixels, lines, seed=chosen, report=report)
+
+            begun = time.monotonic()
+            for step in in_background(scored, studio.device):
+                if isinstance(step, Outcome):
+                    found = step.value
+                else:
+                    yield waiting_text(time.monotonic() - begun, "scoring"), ""
+            line = None
+            if example.dropped:
+                line = score_command(model, example.name, found.condition, draws=found.draws, seed=chosen)
+            shown = (
+                paragraph(example.name) + score_html(found, no_classes(model)) + noise + (command(line) if line else "")
+            )
+            if not compare:
+                yield shown, ""
+                return
+
+            def judged(report: Callable[[int], None]) -> Verdict:
+                return studio.familiarity.judge(found, report)
+
+            begun = time.monotonic()
+            try:
+                for progress in in_background(judged, studio.device):
+                    if isinstance(progress, Outcome):
+                        yield shown, verdict_html(progress.value)
+                    else:
+                        text = f"comparing with examples of the run, {progress.done} scored"
+                        yield shown, waiting_text(time.monotonic() - begun, text)
+            except (ValueError, OSError) as error:  # the data of the run are not here
+                yield shown, paragraph(f"No comparison with held-out examples: {error}", "remark")
 
     event = begin.click(answer, [*source, captions, seed, compare], [result, verdict], **DEVICE)
     stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)

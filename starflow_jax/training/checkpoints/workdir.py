@@ -250,6 +250,6 @@ def in_use(workdir: Path, name: str = "workdir", doing: str = "trains") -> Itera
 
 
 def is_in_use(workdir: Path) -> bool:
-    """Whether a process of this machine has locked `workdir`."""
-    with locked(workdir) as free:
+    """Whether a process of this machine has locked `workdir`. Several may look at once without seeing each other."""
+    with locked(workdir, shared=True) as free:
         return not free
