@@ -101,7 +101,7 @@ def test_readme_is_short_and_keeps_its_commands():
 
 
 def test_tutorials_are_small_and_executed():
-    assert len(TUTORIALS) == 7
+    assert len(TUTORIALS) == 9
     for path in TUTORIALS:
         assert path.stat().st_size < 300_000
         assert '"execution_count": null' not in path.read_text(encoding="utf-8")
