@@ -151,6 +151,7 @@ def _settings(
     temperature = run.config.sample.temperature if request.temperature is None else request.temperature
     return {
         "step of the checkpoint": run.step,
+        "weights": run.config.flow.quantise or "float32",
         "solver": solver_figures(solver),
         "guidance": guidance,
         "temperature": temperature,

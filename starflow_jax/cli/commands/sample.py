@@ -11,7 +11,6 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.sampling import add_model, add_samples, add_sampling, sample_request
 from starflow_jax.cli.options.stored import output_file, output_path
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
@@ -76,7 +75,6 @@ def add_to(subparsers: Any) -> None:
         "when the first frame was final (files are written at the end)",
     )
     add_sampling(parser)
-    add_quantise(parser)
     option(
         "--scale",
         type=integer(1, 64),

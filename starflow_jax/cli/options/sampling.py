@@ -11,6 +11,7 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.parameter_form import add_parameter_form
+from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
 from starflow_jax.cli.options.stored import model_path, read_path, run_path
 
@@ -115,6 +116,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     add_denoising(parser)
     add_parameter_form(parser)
+    add_quantise(parser)
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
     option(
         "--batch",
