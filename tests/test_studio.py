@@ -26,6 +26,7 @@ from starflow_jax.core.storage.local_moves import locked
 from starflow_jax.editing.examples import hidden_part
 from starflow_jax.editing.posterior_sampling import ChainOptions
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips
+from starflow_jax.media import write_gif
 from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport
 from starflow_jax.sampling.videos.video_plan import text_states
@@ -123,8 +124,8 @@ def test_a_second_click_compiles_nothing(pictures):
         list(draw(pictures.first, dataclasses.replace(request, label=2, guidance=0.5, seed=8)))
     assert not counted
     with compilations() as counted:
-        list(draw(pictures.first, dataclasses.replace(request, num=1)))
-    assert counted  # so that the counter counts
+        list(draw(pictures.first, dataclasses.replace(request, guidance=0.0)))
+    assert counted  # sampling without guidance is another program
 
 
 def test_frames_are_yielded_one_by_one_and_are_those_of_sample(clips, video):
@@ -355,6 +356,9 @@ def test_uploads_are_read_by_content_and_from_their_folder_alone(tmp_path, pictu
     with pytest.raises(ValueError, match="drop a picture"):
         check_upload(None, uploads)
     assert read_upload(check_upload(str(uploads / "inside.txt"), uploads), pictures.first).shape == (1, 4, 4, 1)
+    write_gif(uploads / "clip.gif", np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1), fps=8)
+    with pytest.raises(ValueError, match=r"^video clip\.gif cannot be read: it must contain at most 2 frames"):
+        read_upload(check_upload(str(uploads / "clip.gif"), uploads), pictures.first, most=2)
     (uploads / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage")
     with pytest.raises(ValueError, match=r"^video bad\.png cannot be read"):
         read_upload(check_upload(str(uploads / "bad.png"), uploads), pictures.first)

@@ -27,11 +27,11 @@ from starflow_jax.studio.guarded_requests import (
     names_remote_file,
     stored_bytes,
 )
-from starflow_jax.studio.received_paint import ReceivedPaint, most_bytes, opacity
+from starflow_jax.studio.painted_layers import most_side, opacity
 from starflow_jax.studio.serving import _environment
 from starflow_jax.studio.studio_request import StudioRequest
 
-MOST_UPLOAD, MOST_PAINT = 1000, 2 * MOST_JSON
+MOST_UPLOAD = 1000
 HOST = b"127.0.0.1:7860"
 
 
@@ -65,9 +65,7 @@ def answered(method="POST", path="/gradio_api/queue/join", body=b"{}", length=No
     if length != "none":
         headers.append((b"content-length", str(len(body) if length is None else length).encode()))
     scope = {"type": "http", "method": method, "path": path, "headers": headers}
-    guarded = GuardedRequests(
-        application, MOST_UPLOAD, options.get("uploads", "/none"), MOST_PAINT, options.get("hosts")
-    )
+    guarded = GuardedRequests(application, MOST_UPLOAD, options.get("uploads", "/none"), options.get("hosts"))
     asyncio.run(guarded(scope, receive, send))
     assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
     return sent[0]["status"], reached
@@ -83,8 +81,6 @@ def test_requests_are_bounded():
     assert answered(body=remote) == (403, [])
     assert answered("GET", "/gradio_api/file=https://example.com/x")[0] == 403
     assert answered("GET", "/gradio_api/file= HTTP://example.com/x")[0] == 403
-    assert answered(length=MOST_PAINT, path="/gradio_api/component_server")[0] == 200
-    assert answered(length=MOST_PAINT + 2**16 + 1, path="/gradio_api/component_server")[0] == 413
     assert answered("GET", "/gradio_api/file=/tmp/x")[0] == 200
     hosts = ("127.0.0.1", "localhost", "::1")
     assert [answered(host=host, hosts=hosts)[0] for host in (b"localhost:1", b"[::1]:2", b"evil.example:1", b"")] == [
@@ -122,6 +118,7 @@ def test_only_what_the_pages_ask_for_is_answered():
     for path in (
         "file/https://example.com/x", "proxy=https://example.com/x", "dev/reload", "deep_link", "process_recording",
         "call/x", "run/x", "stream/a/1/2/playlist.m3u8", "vibe-code", "openapi.json", "custom_component/a/client/b/c",
+        "component_server",
     ):  # fmt: skip
         assert answered("GET", gradio + path) == (404, []), path
         assert answered("POST", gradio + path) == (404, []), path
@@ -177,26 +174,13 @@ def png(rows, columns, opaque=0, kind="PNG"):
     return data.getvalue()
 
 
-def test_paint_is_bounded(tmp_path):
-    received = ReceivedPaint(most_side=32)
-    assert received.add("a", "0", png(8, 8, 2)) and received.add("a", 1, png(8, 8, 3))
-    assert (received.take("a")[:, 0] > 0).sum() == 3
-    assert received.take("a") is None and received.take(None) is None
-    for index in ("4", 10**10, "-1", "1e9", None, True, [0]):
-        assert not received.add("a", index, png(8, 8))
-    for name in ("", "x" * 65, None, 3):
-        assert not received.add(name, "0", png(8, 8))
-    for name in range(100):
-        assert received.add(str(name), 0, png(8, 8))
-    assert sum(received.take(str(name)) is not None for name in range(100)) == 64
-    for large in range(20):
-        received.add(str(large), 0, bytes(2**23))
-    assert sum(len(data) for layers in received._waiting.values() for data in layers.values()) <= 2**26
-
-
 def test_paint_is_read_as_pictures_of_a_browser_alone(tmp_path):
-    received = ReceivedPaint(most_side=32)
-    assert received.add("a", 0, png(8, 8, 1, "WEBP")) and received.take("a").any()
+    def file(data):
+        (tmp_path / "layer.png").write_bytes(data)
+        return tmp_path / "layer.png"
+
+    assert (opacity([file(png(8, 8, 4))], 32)[:, 0] > 0).sum() == 4
+    assert opacity([file(png(8, 8, 1, "WEBP"))], 32).any() and opacity([], 32) is None
     for data, sentence in (
         (png(33, 8), "at most 32 rows"),
         (png(8, 8, kind="JPEG"), "PNG or WebP"),
@@ -204,16 +188,14 @@ def test_paint_is_read_as_pictures_of_a_browser_alone(tmp_path):
         (png(8, 8)[:40], "PNG or WebP"),
         (b"", "PNG or WebP"),
     ):
-        received.add("a", 0, data)
         with pytest.raises(ValueError, match=sentence):
-            received.take("a")
-    (tmp_path / "layer.png").write_bytes(png(8, 8, 4))
-    assert (opacity([tmp_path / "layer.png"], 32)[:, 0] > 0).sum() == 4
+            opacity([file(data)], 32)
+    (tmp_path / "other.png").write_bytes(png(8, 9))
     with pytest.raises(ValueError, match="one size"):
-        opacity([png(8, 8), png(8, 9)], 32)
+        opacity([file(png(8, 8)), tmp_path / "other.png"], 32)
     with pytest.raises(ValueError, match="at most 4 layers"):
-        opacity([tmp_path / "layer.png"] * 5, 32)
-    assert most_bytes(4, 4) > 800 * 800 * 4 and most_bytes(10**5, 1) <= 2**26
+        opacity([tmp_path / "other.png"] * 5, 32)
+    assert most_side(4, 4) == 1600 and most_side(2000, 9) == 4000
 
 
 def test_painted_pixels_are_those_that_are_mostly_covered():

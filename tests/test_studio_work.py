@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from starflow_jax.studio.background_work import Device, Outcome, in_background, in_turn
+from starflow_jax.studio.background_work import Device, Ended, Outcome, in_background, in_turn
 
 
 def test_closing_ends_work_in_the_background():
@@ -69,8 +70,30 @@ def test_few_wait_for_stopped_work():
     stopped.close()  # and its work goes on
     waiting = in_background(lambda report: 5, device, seconds=0.01)
     next(waiting)
+    while device._places._value:  # until its thread has begun to wait
+        time.sleep(0.001)
     with pytest.raises(ValueError, match="still ending"):
         list(in_turn(device, steps()))
     end.set()
     assert list(waiting)[-1].value == 5
     assert list(in_turn(device, steps())) == [1]
+
+
+def test_the_end_of_the_studio_ends_its_work():
+    device, reached = Device(), []
+
+    def work(report):
+        while True:
+            reached.append(1)
+            report(1)
+
+    steps = in_background(work, device, seconds=0.01)
+    while not next(steps).done:
+        pass
+    assert device.end(10)
+    count = len(reached)
+    with pytest.raises(Ended):
+        list(steps)
+    assert len(reached) == count
+    with pytest.raises(ValueError, match="ending"):
+        list(in_background(lambda report: 5, device))

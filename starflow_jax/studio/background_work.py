@@ -16,7 +16,7 @@ _PLACES = 2  # one that works, and one that waits for work that was stopped
 
 
 class Ended(Exception):
-    """The generator was closed while the work was in progress."""
+    """The generator was closed, or the studio has ended, while the work was in progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,12 @@ class Device:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(_PLACES)
+        self._ended = threading.Event()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the device; raises ValueError while another piece of work waits for it."""
+        """Holds the device; raises ValueError while another piece of work waits for it, or after its end."""
+        check(not self.is_ended, "the studio is ending")
         free = self._places.acquire(blocking=False)
         check(free, "work that was stopped is still ending; try again in a moment")
         try:
@@ -59,6 +61,19 @@ class Device:
                 yield
         finally:
             self._places.release()
+
+    def end(self, seconds: float) -> bool:
+        """Ends the work in progress at its next report, and all further work; returns whether it has ended in time.
+
+        A thread that computes while the process exits would abort it.
+        """
+        self._ended.set()
+        return self._lock.acquire(timeout=seconds)  # and never released
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether there is no work any more."""
+        return self._ended.is_set()
 
     @property
     def is_held(self) -> bool:
@@ -107,7 +122,7 @@ def in_background(
 
     def report(amount: int) -> None:
         nonlocal done
-        if ended.is_set():
+        if ended.is_set() or device.is_ended:
             raise Ended
         done += amount
         messages.put(Progress(done))

@@ -22,7 +22,7 @@ _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a
 # What the pages ask for. Gradio answers much more: it records, converts and streams media, reloads and edits itself.
 _PAGES = re.compile(r"/|/(config|theme\.css|favicon\.ico|manifest\.json)/?|/(assets|static|svelte)/.+")
 _CALLS = re.compile(
-    r"/gradio_api/((queue/join|queue/data|cancel|reset|upload|upload_progress|component_server|startup-events|info|"
+    r"/gradio_api/((queue/join|queue/data|cancel|reset|upload|upload_progress|startup-events|info|"
     r"theme\.css)/?|heartbeat/[^/]+|file=.+)"
 )
 _STORED_UPLOADS = 32  # of the largest size, that the folder of uploads may hold at once
@@ -44,21 +44,14 @@ class GuardedRequests:
 
     Args:
       app: the application.
-      most_upload: bytes of an uploaded file; most_paint: of a file that the canvas sends.
+      most_upload: bytes of an uploaded file.
       uploads: the folder of all uploaded files, which holds 32 of the largest size at most.
       hosts: names by which the server may be called, without ports; None for any. A page elsewhere whose name leads to
         this machine is thereby refused (DNS rebinding).
     """
 
-    def __init__(
-        self,
-        app: Application,
-        most_upload: int,
-        uploads: Path,
-        most_paint: int = MOST_JSON,
-        hosts: tuple[str, ...] | None = None,
-    ):
-        self._app, self._most_upload, self._most_paint, self._hosts = app, most_upload, most_paint, hosts
+    def __init__(self, app: Application, most_upload: int, uploads: Path, hosts: tuple[str, ...] | None = None):
+        self._app, self._most_upload, self._hosts = app, most_upload, hosts
         self._uploads, self._arriving = uploads, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,15 +80,14 @@ class GuardedRequests:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        what = path.rstrip("/").rpartition("/")[2]
-        limits = {"upload": self._most_upload + _FORM, "component_server": max(self._most_paint, MOST_JSON) + _FORM}
-        limit = limits.get(what, MOST_JSON)
+        upload = path.rstrip("/").endswith("/upload")
+        limit = self._most_upload + _FORM if upload else MOST_JSON
         length = headers.get(b"content-length", b"")
         if not (length.isdigit() and len(length) < 16):
             raise _Refused(411, "a request must state its length")
         if int(length) > limit:
             raise _Refused(413, f"a request may have at most {limit} bytes, got {int(length)}")
-        if what == "upload":
+        if upload:
             await self._stored(int(length), scope, receive, send)
             return
         body = await _body(receive, limit)

@@ -13,13 +13,12 @@ from pathlib import Path
 from starflow_jax.core.config.checks import check
 from starflow_jax.studio.guarded_requests import GuardedRequests
 from starflow_jax.studio.opened_model import Checkpoints
-from starflow_jax.studio.received_paint import most_bytes
 from starflow_jax.studio.studio_request import StudioRequest
-from starflow_jax.studio.uploads import pixel_shape
 
 EXTRA = "studio"
 _MIB = 2**20
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+_LAST_SECONDS = 30.0  # that work in progress may take at the end
 _GRADIO = "GRADIO_"
 # What the environment says to Gradio; other variables of Gradio are taken away.
 _ENVIRONMENT = {
@@ -67,7 +66,8 @@ def serving(request: StudioRequest, checkpoints: Checkpoints) -> Iterator[str]:
         from starflow_jax.studio.application import STYLE, application, theme
         from starflow_jax.studio.open_studio import Studio
 
-        app = application(Studio.of(checkpoints, Path(folder)), queue=request.queue)
+        studio = Studio.of(checkpoints, Path(folder))
+        app = application(studio, queue=request.queue)
         hosts = (*_LOCAL_NAMES, request.host) if request.is_local else None
         try:
             app.launch(
@@ -95,25 +95,19 @@ def serving(request: StudioRequest, checkpoints: Checkpoints) -> Iterator[str]:
                     "docs_url": None,
                     "redoc_url": None,
                     "openapi_url": None,
-                    "middleware": [_guard(request, checkpoints, Path(folder), hosts)],
+                    "middleware": [_guard(request.max_upload * _MIB, Path(folder), hosts)],
                 },
             )
             yield address(request)
         finally:
             app.close(verbose=False)
+            studio.device.end(_LAST_SECONDS)
 
 
-def _guard(request: StudioRequest, checkpoints: Checkpoints, folder: Path, hosts: tuple[str, ...] | None) -> object:
+def _guard(most_upload: int, uploads: Path, hosts: tuple[str, ...] | None) -> object:
     from starlette.middleware import Middleware
 
-    most_paint = most_bytes(*pixel_shape(checkpoints.first)[:2])
-    return Middleware(
-        GuardedRequests,
-        most_upload=request.max_upload * _MIB,
-        uploads=folder,
-        most_paint=most_paint,
-        hosts=hosts,
-    )
+    return Middleware(GuardedRequests, most_upload=most_upload, uploads=uploads, hosts=hosts)
 
 
 @contextlib.contextmanager

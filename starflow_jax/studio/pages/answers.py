@@ -12,6 +12,7 @@ import gradio as gr
 from starflow_jax.core.html_page import escaped
 from starflow_jax.core.request_errors import RequestError
 from starflow_jax.core.storage.places import shown
+from starflow_jax.studio.background_work import Ended
 from starflow_jax.studio.uploads import Upload
 
 # All work on the device is one queue, of which one request is in progress.
@@ -49,6 +50,8 @@ def sentences(upload: Upload | None = None) -> Iterator[None]:
         raise _refused(error.text(lambda field: _LABELS.get(field, field)), upload) from error
     except (ValueError, OSError) as error:
         raise _refused(str(error), upload) from error
+    except Ended as error:
+        raise _refused("the studio is ending", upload) from error
     except Exception as error:
         traceback.print_exc()
         sentence = "The program failed; the terminal in which the studio runs has the details."

@@ -20,7 +20,7 @@ from starflow_jax.studio.pages.answers import DEVICE, sentences
 from starflow_jax.studio.pages.controls import condition_controls, seed_control, seed_of
 from starflow_jax.studio.pages.example_source import Example, example_controls
 from starflow_jax.studio.pages.painting_canvas import painting_canvas
-from starflow_jax.studio.received_paint import SIDE, most_side
+from starflow_jax.studio.painted_layers import SIDE, most_side
 from starflow_jax.studio.shown_results import command, filled_html, paragraph, waiting_text
 from starflow_jax.studio.uploads import pixel_shape
 
@@ -88,7 +88,8 @@ def build(studio: Studio) -> None:
                     text = f"{step.done} of about {moves_of(filling)} moves"
                     yield waiting_text(time.monotonic() - begun, text), command(shown)
 
-    show.click(show_it, source, [canvas, opened, result], **DEVICE)
+    # A canvas that shows progress is uploaded again with each of its changes, also with those of other requests.
+    show.click(show_it, source, [canvas, opened, result], show_progress_on=[result], **DEVICE)
     event = begin.click(answer, [opened, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
     stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
 
