@@ -195,7 +195,7 @@ def test_stop_and_a_closed_tab_end_a_draw(moving, visit):
     staying.click("draw-begin")
     staying.wait_for("draw-result", "final")
     staying.click("draw-stop")
-    staying.wait_for("draw-result", "stopped")
+    staying.wait_for("draw-status", "stopped")
     staying.page.locator("#draw-frames input[type=radio]").first.check()
     for _ in range(6):  # a click is ignored until the frame that was in progress has ended
         staying.click("draw-begin")

@@ -13,6 +13,7 @@ from starflow_jax.core.html_page import escaped
 from starflow_jax.core.request_errors import RequestError
 from starflow_jax.core.storage.places import shown
 from starflow_jax.studio.background_work import Ended
+from starflow_jax.studio.shown_results import paragraph
 from starflow_jax.studio.uploads import Upload
 
 # All work on the device is one queue, of which one request is in progress.
@@ -37,6 +38,17 @@ _LABELS = {
     "solver": "The solver",
     "seed": "The seed",
 }
+
+
+def lets_stop(stop: gr.Button, begin: gr.Button, event: Any, status: gr.HTML) -> None:
+    """Lets a button end the work of another one, and says so in an element that no late answer overwrites.
+
+    Args:
+      stop, begin: the buttons; event: the work of `begin`; status: says "stopped" until `begin` is clicked again.
+    """
+    quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    begin.click(lambda: "", None, status, **quick)
+    stop.click(lambda: paragraph("stopped", "status"), None, status, cancels=[event], **quick)
 
 
 @contextlib.contextmanager

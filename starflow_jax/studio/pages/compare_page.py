@@ -12,7 +12,7 @@ from starflow_jax.studio.command_lines import sample_command
 from starflow_jax.studio.comparing import Side, compare, side_request
 from starflow_jax.studio.drawing import PICTURES, frame_choices
 from starflow_jax.studio.open_studio import Studio
-from starflow_jax.studio.pages.answers import DEVICE, LIGHT, sentences
+from starflow_jax.studio.pages.answers import DEVICE, LIGHT, lets_stop, sentences
 from starflow_jax.studio.pages.controls import (
     condition_controls,
     frames_control,
@@ -45,6 +45,7 @@ def build(studio: Studio) -> None:
         begin = gr.Button("Compare", variant="primary", elem_id="compare-begin")
         stop = gr.Button("Stop", elem_id="compare-stop")
         again = gr.Button("Look for new checkpoints", elem_id="compare-again")
+    status = gr.HTML(elem_id="compare-status")
     result = gr.HTML(paragraph("Choose two settings that differ.", "status"), elem_id="compare-result")
     line = gr.HTML(elem_id="compare-command")
 
@@ -68,7 +69,7 @@ def build(studio: Studio) -> None:
         return [gr.Dropdown(choices=found), gr.Dropdown(choices=found)]
 
     event = begin.click(answer, [condition, num, frames, seed, *sides[0], *sides[1]], [result, line], **DEVICE)
-    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+    lets_stop(stop, begin, event, status)
     again.click(look, None, [sides[0][0], sides[1][0]], **LIGHT)
 
 

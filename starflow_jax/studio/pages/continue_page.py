@@ -13,7 +13,7 @@ from starflow_jax.studio.command_lines import sample_command
 from starflow_jax.studio.drawing import draw, frame_choices
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.page_support import no_translation
-from starflow_jax.studio.pages.answers import DEVICE, sentences
+from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
 from starflow_jax.studio.pages.controls import (
     condition_controls,
     frames_control,
@@ -48,6 +48,7 @@ def build(studio: Studio) -> None:
                 begin = gr.Button("Continue", variant="primary", elem_id="continue-begin")
                 stop = gr.Button("Stop", elem_id="continue-stop")
         with gr.Column(scale=3):
+            status = gr.HTML(elem_id="continue-status")
             result = gr.HTML(paragraph("Drop a picture or a clip first.", "status"), elem_id="continue-result")
             line = gr.HTML(elem_id="continue-command")
 
@@ -75,4 +76,4 @@ def build(studio: Studio) -> None:
                 yield drawing_html(dataclasses.replace(drawing, remarks=named)), gr.skip()
 
     event = begin.click(answer, [file, way, condition, guidance, solver, seed, frames], [result, line], **DEVICE)
-    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+    lets_stop(stop, begin, event, status)

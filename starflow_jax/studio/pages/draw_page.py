@@ -13,7 +13,7 @@ from starflow_jax.studio.command_lines import sample_command
 from starflow_jax.studio.drawing import CLIPS, PICTURES, draw, frame_choices
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.opened_model import OpenedModel
-from starflow_jax.studio.pages.answers import DEVICE, sentences
+from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
 from starflow_jax.studio.pages.controls import (
     condition_controls,
     frames_control,
@@ -39,6 +39,7 @@ def build(studio: Studio) -> None:
                 begin = gr.Button("Draw", variant="primary", elem_id="draw-begin")
                 stop = gr.Button("Stop", elem_id="draw-stop")
         with gr.Column(scale=3):
+            status = gr.HTML(elem_id="draw-status")
             result = gr.HTML(paragraph("Nothing is drawn yet.", "status"), elem_id="draw-result")
             line = gr.HTML(elem_id="draw-command")
 
@@ -52,7 +53,7 @@ def build(studio: Studio) -> None:
 
     inputs = [condition, num, guidance, solver, seed, *([] if frames is None else [frames])]
     event = begin.click(answer, inputs, [result, line], **DEVICE)
-    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+    lets_stop(stop, begin, event, status)
 
 
 def labels_of(model: OpenedModel, request: SampleRequest, count: int) -> Sequence[str]:

@@ -16,7 +16,7 @@ from starflow_jax.studio.command_lines import EXAMPLE_FILE, MASK_FILE, inpaint_c
 from starflow_jax.studio.drawing import check_caption
 from starflow_jax.studio.filling_in import CHOICES, Filled, Filling, fill_in, hidden, moves_of, painted
 from starflow_jax.studio.open_studio import Studio
-from starflow_jax.studio.pages.answers import DEVICE, sentences
+from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
 from starflow_jax.studio.pages.controls import condition_controls, seed_control, seed_of
 from starflow_jax.studio.pages.example_source import Example, example_controls
 from starflow_jax.studio.pages.painting_canvas import painting_canvas
@@ -48,6 +48,7 @@ def build(studio: Studio) -> None:
                 studio.uploads, most_side(*pixel_shape(model)[:2]), label="Paint over what is to be filled in",
                 height=SIDE + 120, elem_id="edit-canvas",
             )  # fmt: skip
+            status = gr.HTML(elem_id="edit-status")
             result = gr.HTML(
                 paragraph("Drop an example, show it, and paint over a part.", "status"), elem_id="edit-result"
             )
@@ -91,7 +92,7 @@ def build(studio: Studio) -> None:
     # A canvas that shows progress is uploaded again with each of its changes, also with those of other requests.
     show.click(show_it, source, [canvas, opened, result], show_progress_on=[result], **DEVICE)
     event = begin.click(answer, [opened, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
-    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+    lets_stop(stop, begin, event, status)
 
 
 def enlarged(frame: np.ndarray) -> np.ndarray:

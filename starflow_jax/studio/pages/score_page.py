@@ -13,7 +13,7 @@ from starflow_jax.studio.command_lines import score_command
 from starflow_jax.studio.familiarity import Verdict
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.page_support import no_classes
-from starflow_jax.studio.pages.answers import DEVICE, sentences
+from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
 from starflow_jax.studio.pages.controls import seed_control, seed_of
 from starflow_jax.studio.pages.example_source import example_controls
 from starflow_jax.studio.scoring import MOST_SCORED_FRAMES, Score, score
@@ -36,6 +36,7 @@ def build(studio: Studio) -> None:
                 begin = gr.Button("Score", variant="primary", elem_id="score-begin")
                 stop = gr.Button("Stop", elem_id="score-stop")
         with gr.Column(scale=3):
+            status = gr.HTML(elem_id="score-status")
             result = gr.HTML(paragraph("Drop an example, or take a held-out one.", "status"), elem_id="score-result")
             verdict = gr.HTML(elem_id="score-verdict")
 
@@ -83,4 +84,4 @@ def build(studio: Studio) -> None:
                 yield shown, paragraph(f"No comparison with held-out examples: {error}", "remark")
 
     event = begin.click(answer, [*source, captions, seed, compare], [result, verdict], **DEVICE)
-    stop.click(lambda: paragraph("stopped", "status"), None, result, cancels=[event], queue=False)
+    lets_stop(stop, begin, event, status)
