@@ -114,6 +114,8 @@ def test_requests_of_the_command_are_checked(home, monkeypatch, capsys):
 def test_only_what_the_pages_ask_for_is_answered():
     for path in ("/", "/config", "/assets/index-a.js", "/gradio_api/queue/data", "/gradio_api/heartbeat/ab12"):
         assert answered("GET", path)[0] == 200, path
+    for path in ("queue/join", "run/predict", "cancel", "reset"):  # run/predict: Stop, and the page of the training
+        assert answered("POST", f"/gradio_api/{path}")[0] == 200, path
     gradio = "/gradio_api/"
     for path in (
         "file/https://example.com/x", "proxy=https://example.com/x", "dev/reload", "deep_link", "process_recording",

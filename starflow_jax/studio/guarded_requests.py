@@ -22,7 +22,7 @@ _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a
 # What the pages ask for. Gradio answers much more: it records, converts and streams media, reloads and edits itself.
 _PAGES = re.compile(r"/|/(config|theme\.css|favicon\.ico|manifest\.json)/?|/(assets|static|svelte)/.+")
 _CALLS = re.compile(
-    r"/gradio_api/((queue/join|queue/data|cancel|reset|upload|upload_progress|startup-events|info|"
+    r"/gradio_api/((queue/join|queue/data|run/predict|cancel|reset|upload|upload_progress|startup-events|info|"
     r"theme\.css)/?|heartbeat/[^/]+|file=.+)"
 )
 _STORED_UPLOADS = 32  # of the largest size, that the folder of uploads may hold at once
