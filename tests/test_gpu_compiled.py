@@ -60,7 +60,7 @@ def test_every_gpu_of_a_topology_is_described():
     assert set(gpus) == set(gpu_compiler.FACTS)
     for name in gpus:
         text = gpu_compiler.target_config(topology(f"{name}:8"))
-        assert text.count("{") == text.count("}") and "core_count: 1" in text
+        assert text.count("{") == text.count("}") and f"core_count: {gpu_compiler.FACTS[name].cores}\n" in text
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):

@@ -22,13 +22,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 API = REPOSITORY / "docs" / "reference" / "api.md"
 
 
-def blocks(path: Path) -> str:
-    """The ```python blocks of a document as one module, each line where it is in the document."""
+def blocks(path: Path, end: str | None = None) -> str:
+    """The ```python blocks of a document, before the heading `end`, as one module, each line where it is."""
     lines, inside = [], False
     for line in path.read_text(encoding="utf-8").splitlines():
+        if end is not None and line == end:
+            return "\n".join(lines)
         fence = line.startswith("```")
         lines.append(line if inside and not fence else "")
         inside = line.startswith("```python") or (inside and not fence)
+    assert end is None, f"{path} has no heading {end!r}"
     return "\n".join(lines)
 
 
@@ -42,16 +45,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """The run that the examples of the page of the interface train; they run once, for all tests of this file."""
+    """The run that the first examples of the page of the interface train."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(blocks(API), API, "exec"), {"__name__": "examples"})
+        exec(compile(blocks(API, "## Trained models"), API, "exec"), {"__name__": "examples"})
         return sf.from_pretrained("runs/digits")
 
 
 @pytest.mark.slow
-def test_examples_of_the_interface_run(run):
-    assert run.step == 10
+def test_examples_of_the_interface_run(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "examples"}
+    exec(compile(blocks(API), API, "exec"), names)
+    assert names["run"].step == 10
 
 
 def test_every_public_name_has_an_example():
