@@ -197,10 +197,10 @@ def test_stop_and_a_closed_tab_end_a_draw(moving, visit):
     staying.click("draw-stop")
     staying.wait_for("draw-status", "stopped")
     staying.page.locator("#draw-frames input[type=radio]").first.check()
-    for _ in range(6):  # a click is ignored until the frame that was in progress has ended
+    for _ in range(6):  # a click is refused until the frame that was in progress has ended
         staying.click("draw-begin")
         with contextlib.suppress(playwright.TimeoutError):
-            staying.wait_for("draw-result", "frame", 10)
+            staying.wait_for("draw-result", "tokens/s", 20)
             break
     staying.wait_for("draw-result", "tokens/s")
 
