@@ -11,7 +11,8 @@ from starflow_jax.cli.options.arguments import integer, shortened
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.outputs import check_writable
-from starflow_jax.cli.options.stored import model_path, output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.stored import output_file, output_path, read_path
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 
 ORDER = 72
 COMPILES = True
@@ -43,7 +44,8 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("images", nargs="+", type=read_path, metavar="IMAGES", help="files or folders of images or clips")
-    add_model(parser)
+    add_trained_model(parser)
+    add_checkpoint(parser)
     option("--out", required=True, type=output_path, metavar="FILE", help="the compressed file")
     option(
         "--class",
@@ -70,20 +72,6 @@ def add_to(subparsers: Any) -> None:
     )
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that name the model, which are those of `starflow decompress`, too."""
-    option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
 
 
 def class_of_all(text: str) -> int | str:

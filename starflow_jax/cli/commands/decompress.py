@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from starflow_jax.cli.commands.compress import add_model
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.stored import output_file, output_path, read_path
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 
 ORDER = 73
 COMPILES = True
@@ -39,7 +39,8 @@ def add_to(subparsers: Any) -> None:
     )
     option = parser.add_argument
     option("file", type=read_path, metavar="FILE", help="a file of starflow compress")
-    add_model(parser)
+    add_trained_model(parser)
+    add_checkpoint(parser)
     option("--out", required=True, type=output_path, metavar="PATH", help="a new folder, or NAME.npz")
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)

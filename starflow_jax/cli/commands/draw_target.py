@@ -7,13 +7,13 @@ import re
 import time
 from typing import Any
 
-from starflow_jax.cli.commands.compress import add_model
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import LARGEST_INT32, integer, real, shortened
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.stored import output_file
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 
 ORDER = 74
 COMPILES = True
@@ -38,7 +38,8 @@ def add_to(subparsers: Any) -> None:
         "draw-target", help="weight samples of a run for a given density", description=DESCRIPTION, epilog=EXAMPLES
     )
     option = parser.add_argument
-    add_model(parser)
+    add_trained_model(parser)
+    add_checkpoint(parser)
     option("--target", required=True, type=target_name, metavar="FILE.py:FUNCTION", help="the log-density")
     option("--out", required=True, type=output_file, metavar="FILE.npz", help="x, log_weight and log_q")
     option("--num", type=integer(1), metavar="N", help="number of samples (default 10000)")

@@ -6,7 +6,6 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from starflow_jax.cli.commands.compress import add_model
 from starflow_jax.cli.edit_checks import POSTERIOR, check_data, check_options, check_out
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import choice, class_choice, integer, real
@@ -15,6 +14,7 @@ from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.paths import operator_name
 from starflow_jax.cli.options.stored import output_file, output_path, read_path
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 from starflow_jax.core.choices import ChainMoves, EditOperation, choices
 from starflow_jax.core.storage.addresses import is_address
 
@@ -64,7 +64,8 @@ def add_to(subparsers: Any) -> None:
     option = parser.add_argument
     option("operation", type=choice(*choices(EditOperation)), metavar="OPERATION", help="what is done, see above")
     option("inputs", nargs="+", type=read_path, metavar="INPUTS", help="images, clips or arrays")
-    add_model(parser)
+    add_trained_model(parser)
+    add_checkpoint(parser)
     option(
         "--out",
         required=True,

@@ -19,6 +19,7 @@ from starflow_jax.cli.options.sample_quality import (
 )
 from starflow_jax.cli.options.solver import solver_request
 from starflow_jax.cli.options.stored import output_file, run_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import remark, skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -76,9 +77,7 @@ def add_to(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)"
     )
-    parser.add_argument(
-        "--no-ema", action="store_true", help="use the last parameters, not their exponential moving average"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--noise-level",
         type=real(above=True),
@@ -86,7 +85,6 @@ def add_to(subparsers: Any) -> None:
         help="noise level that a noise-conditioned flow scores images at (default: its lowest one)",
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
-    parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_quantise(parser)
     add_quality_options(parser)
     add_mesh(parser)

@@ -10,8 +10,9 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder
-from starflow_jax.cli.options.sampling import add_model, add_samples, add_sampling, readers, sample_request
+from starflow_jax.cli.options.sampling import add_samples, add_sampling, readers, sample_request
 from starflow_jax.cli.options.stored import output_file, output_path
+from starflow_jax.cli.options.trained_model import add_trained_model
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE, check_finite, print_warnings
 
@@ -38,7 +39,7 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "gallery", help="write samples with their likelihoods as an HTML page", description=DESCRIPTION, epilog=EXAMPLES
     )
-    add_model(parser)
+    add_trained_model(parser)
     option = parser.add_argument
     option("--out", required=True, type=output_path, metavar="DIR", help="folder of the page, new or empty")
     add_samples(parser)

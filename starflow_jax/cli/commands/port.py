@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.arguments import choice, integer
+from starflow_jax.cli.options.arguments import choice
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, with_model_config
@@ -17,6 +17,7 @@ from starflow_jax.cli.options.outputs import check_new_folder, check_writable
 from starflow_jax.cli.options.paths import experiment_file, path
 from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.stored import output_file, read_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 from starflow_jax.core.choices import Transfer, choices
 from starflow_jax.core.storage.hub_addresses import is_hub_address
 from starflow_jax.core.storage.places import shown
@@ -98,8 +99,7 @@ def add_to(subparsers: Any) -> None:
         help="write although tensors are missing (they keep their initial values), unexpected or of another shape",
     )
     option("--to-torch", type=path, metavar="FILE", help="write a run's parameters as .safetensors, or .pth")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    add_checkpoint(parser)
     option(
         "--verify",
         type=path,

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from starflow_jax.cli.errors import CommandError, sentences
-from starflow_jax.cli.options.arguments import choice, integer, real, shortened
+from starflow_jax.cli.options.arguments import choice, real, shortened
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.dry_run import add_dry_run, show
 from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.paths import path
-from starflow_jax.cli.options.stored import model_path, output_file, run_path
+from starflow_jax.cli.options.stored import output_file
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 from starflow_jax.core.storage.hub_addresses import HubAddress
 
 ORDER = 165
@@ -38,14 +39,8 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "publish", help="a model for others, on the Hugging Face Hub", description=DESCRIPTION, epilog=EXAMPLES
     )
+    add_trained_model(parser)
     option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
     option("--to", type=repository, metavar="hf://ORG/NAME", help="the repository, made if there is none")
     option("--out", type=path, metavar="DIR", help="a new folder for the files; without --to nothing is uploaded")
     option("--license", required=True, metavar="ID", help="identifier of the licence, such as apache-2.0, mit or other")
@@ -57,8 +52,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--flow-only", action="store_true", help="leave out the frozen models, whose licences may be others")
     option("--shard-size", type=real(above=True), metavar="GB", help="gigabytes of a file at most (default 5)")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    add_checkpoint(parser)
     option("--private", action="store_true", help="make a new repository private; a public one is refused")
     option("--revision", metavar="NAME", help="the branch that is written, made if there is none (default: main)")
     option("--message", metavar="TEXT", help="message of the commit")

@@ -11,8 +11,9 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layout_of_command
 from starflow_jax.cli.options.model_config import add_model_config, sampled_as_released
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
-from starflow_jax.cli.options.sampling import add_model, add_samples, add_sampling, sample_request
+from starflow_jax.cli.options.sampling import add_samples, add_sampling, sample_request
 from starflow_jax.cli.options.stored import output_file, output_path
+from starflow_jax.cli.options.trained_model import add_trained_model
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
 ORDER = 30
@@ -55,7 +56,7 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample", help="sample images or videos from a run", description=DESCRIPTION, epilog=EXAMPLES
     )
-    add_model(parser)
+    add_trained_model(parser)
     option = parser.add_argument
     option(
         "--out",

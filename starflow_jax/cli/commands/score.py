@@ -12,6 +12,7 @@ from starflow_jax.cli.options.devices import add_mesh, add_processes, join, layo
 from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 from starflow_jax.cli.process_group import is_first
 from starflow_jax.cli.remarks import skipped_lines
 from starflow_jax.core.choices import Split, choices
@@ -68,9 +69,8 @@ def add_to(subparsers: Any) -> None:
     )
     option("--batch", type=integer(1), default=16, metavar="N", help="clips scored together (default 16)")
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    add_checkpoint(parser)
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
-    parser.add_argument("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
     add_quantise(parser)
     add_mesh(parser)
     add_processes(parser)

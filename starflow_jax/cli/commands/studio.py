@@ -10,7 +10,7 @@ from typing import Any
 from starflow_jax.cli.errors import sentences
 from starflow_jax.cli.options.arguments import integer
 from starflow_jax.cli.options.build_request import build_request
-from starflow_jax.cli.options.stored import model_path, run_path
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 
 ORDER = 47
 COMPILES = True
@@ -45,16 +45,9 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "studio", help="a trained model in the browser", description=DESCRIPTION, epilog=EXAMPLES
     )
+    add_trained_model(parser)
     option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
+    add_checkpoint(parser)
     option(
         "--host",
         metavar="ADDRESS",

@@ -10,6 +10,7 @@ from starflow_jax.cli.options.arguments import integer, real
 from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.stored import output_file, output_path, run_path, runs_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 70
@@ -70,8 +71,7 @@ def add_to(subparsers: Any) -> None:
         metavar="T",
         help="noise level that a noise-conditioned flow scores images at (default: its lowest one)",
     )
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_checkpoint(parser)
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 

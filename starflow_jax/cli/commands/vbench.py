@@ -14,7 +14,8 @@ from starflow_jax.cli.options.model_config import add_model_config, sampled_as_r
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
-from starflow_jax.cli.options.stored import model_path, output_file, read_path, run_path, work_path
+from starflow_jax.cli.options.stored import output_file, read_path, work_path
+from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
 from starflow_jax.cli.remarks import remark
 from starflow_jax.cli.sample_warnings import WRITE_NON_FINITE
 
@@ -43,14 +44,8 @@ def add_to(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "vbench", help="sample and name videos for VBench", description=DESCRIPTION, epilog=EXAMPLES
     )
+    add_trained_model(parser, "a trained run on clips")
     option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run on clips")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
     option("--prompts", required=True, type=read_path, metavar="PATH", help="DIMENSION.txt, or a folder of such files")
     option("--out", required=True, type=work_path, metavar="DIR", help="a new folder, or the folder of an earlier call")
     option(
@@ -80,8 +75,7 @@ def add_to(subparsers: Any) -> None:
     )
     option("--scale", type=integer(1, 64), default=1, metavar="N", help="enlarge every pixel (default 1)")
     option("--write-non-finite", action="store_true", help=WRITE_NON_FINITE)
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_checkpoint(parser)
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     add_model_config(parser, "which must be of this run's flow, for the guidance and solver")
     parser.set_defaults(run=run)

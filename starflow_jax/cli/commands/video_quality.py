@@ -11,6 +11,7 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.outputs import check_new_folder
 from starflow_jax.cli.options.stored import output_file, output_path, read_path, run_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 from starflow_jax.cli.remarks import skipped_lines
 
 ORDER = 80
@@ -80,8 +81,7 @@ def add_to(subparsers: Any) -> None:
     option("--reach", type=integer(1, 64), default=4, metavar="N", help="largest displacement, in pixels per frame")
     option("--draws", type=integer(1, 10**6), metavar="N", help="draws of the noise (default: the configuration's)")
     option("--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="seed of the noise (default 0)")
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_checkpoint(parser)
     option("--json", type=output_file, metavar="FILE", help="also write the results as JSON")
     parser.set_defaults(run=run)
 

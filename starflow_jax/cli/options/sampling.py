@@ -13,22 +13,11 @@ from starflow_jax.cli.options.denoising import add_denoising
 from starflow_jax.cli.options.parameter_form import add_parameter_form
 from starflow_jax.cli.options.quantise import add_quantise
 from starflow_jax.cli.options.solver import add_solver_options, solver_request
-from starflow_jax.cli.options.stored import model_path, read_path, run_path
+from starflow_jax.cli.options.stored import read_path
+from starflow_jax.cli.options.trained_model import add_checkpoint
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.sample_requests import SampleRequest
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Declares --workdir and --model."""
-    option = parser.add_argument
-    option("--workdir", type=run_path, metavar="DIR", help="folder of a trained run")
-    option(
-        "--model",
-        type=model_path,
-        metavar="DIR",
-        help="instead of --workdir: a folder of starflow port --assemble, a run, a published model, or hf://ORG/NAME",
-    )
 
 
 def sample_request(arguments: argparse.Namespace) -> SampleRequest:
@@ -131,8 +120,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="latents: decode them with this autoencoder, such as one of starflow finetune-decoder",
     )
-    option("--no-ema", action="store_true", help="use the last parameters, not their exponential moving average")
-    option("--step", type=integer(0), metavar="N", help="step of the checkpoint (default: the newest)")
+    add_checkpoint(parser)
 
 
 def _add_video_options(parser: argparse.ArgumentParser) -> None:
