@@ -389,18 +389,3 @@ def test_samples_of_a_published_model_are_the_same_bits(hub, workdir, tmp_path, 
     assert main(["sample", "--model", to, "--out", str(tmp_path / "b.npz"), *common]) == 0
     first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
-
-
-@pytest.mark.slow
-def test_a_pipeline_draws_what_sample_draws(hub, published, workdir):
-    pipe = sf.StarFlowPipeline.from_pretrained(workdir)
-    there = sf.StarFlowPipeline.from_pretrained(f"hf://{REPO}", revision=published.revision)
-    expected = sf.sample(pipe.run, num=2, label=1, guidance=0.5, seed=9)
-    drawn = there(class_label=1, num_images_per_prompt=2, guidance_scale=1.5, generator=9)
-    assert drawn.frames is None and [np.asarray(one).tolist() for one in drawn.images] == [
-        one[..., 0].tolist() for one in expected.images
-    ]
-    (arrays,) = there(
-        class_label=1, num_images_per_prompt=2, guidance_scale=1.5, seed=9, output_type="np", return_dict=False
-    )
-    np.testing.assert_array_equal(arrays, expected.images.astype(np.float32) / 255.0)

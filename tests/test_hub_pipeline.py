@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from random_flows import CLASSES, random_flow
 from sweep_runs import params_of, write_run
+from test_hub import REPO, hub, published  # noqa: F401 (fixtures)
 
 import starflow_jax as sf
 from starflow_jax.core.config import DataConfig
@@ -61,3 +62,18 @@ def test_the_seed_of_a_generator_is_a_function_of_it():
     assert seed_of(np.random.default_rng(1), None) == seed_of(np.random.default_rng(1), None)
     keys = {seed_of(jax.random.key(number), None) for number in (1, 2)}
     assert len(keys) == 2 and seed_of(jax.random.key(1), None) in keys
+
+
+@pytest.mark.slow
+def test_a_pipeline_draws_what_sample_draws(published, workdir):  # noqa: F811 (a fixture)
+    pipe = sf.StarFlowPipeline.from_pretrained(workdir)
+    there = sf.StarFlowPipeline.from_pretrained(f"hf://{REPO}", revision=published.revision)
+    expected = sf.sample(pipe.run, num=2, label=1, guidance=0.5, seed=9)
+    drawn = there(class_label=1, num_images_per_prompt=2, guidance_scale=1.5, generator=9)
+    assert drawn.frames is None and [np.asarray(one).tolist() for one in drawn.images] == [
+        one[..., 0].tolist() for one in expected.images
+    ]
+    (arrays,) = there(
+        class_label=1, num_images_per_prompt=2, guidance_scale=1.5, seed=9, output_type="np", return_dict=False
+    )
+    np.testing.assert_array_equal(arrays, expected.images.astype(np.float32) / 255.0)

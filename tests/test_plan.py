@@ -28,7 +28,6 @@ from starflow_jax.planning.collectives import Collective, collectives
 from starflow_jax.planning.estimate import largest_batch, make_plan
 from starflow_jax.planning.hlo import parse
 from starflow_jax.planning.plan_report import report
-from starflow_jax.planning.plan_request import PlanRequest, plans
 from starflow_jax.planning.programs import inverse_program
 from starflow_jax.planning.roofline import Region, estimates, kernel_share, regions, transfer_seconds
 
@@ -286,27 +285,6 @@ def test_an_inverse_over_heads_or_slots_moves_what_its_cache_needs(monkeypatch):
     assert gathered == 24 * 3 * (2 * 512 / 4) * 3 * 4096 * 2 / 2
     assert by_heads["all-to-all", "sequence"] == pytest.approx(gathered / 4 * 4 / 3)
     assert slots.chunks == 49 and "49 chunks at 7 iterations each" in report(slots, 7)
-
-
-def test_quantised_weights_take_what_they_are_stored_in(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-
-    def planned(quantise=None, **options):
-        config = load_config(RELEASED, ["mesh.fsdp=1", "mesh.data=1"])
-        request = PlanRequest(config, "rtx4080:1", program="inverse", quantise=quantise, **options)
-        (plan,) = plans(request)
-        return plan
-
-    whole, stored, half, few = planned(), planned("int8"), planned("int4"), planned("int8", chunk=16)
-    assert whole.parameters == stored.parameters and not whole.memory.fits and stored.memory.fits
-    weights = [dict(plan.parts)["parameters"] for plan in (whole, stored, half)]
-    assert weights[0] == pytest.approx(4 * whole.parameters, rel=1e-6)
-    assert weights[0] / weights[1] > 3.9 and weights[0] / weights[2] > 6
-    assert "stored as int8" in report(stored) and "keys and values, per device" in report(stored)
-    assert few.memory.temporaries < stored.memory.temporaries and few.chunks == 64
-    for options in ({"quantise": "int8"}, {"chunk": 16}):
-        with pytest.raises(ValueError, match="requires program inverse, got program train"):
-            PlanRequest(SMALL, "rtx4080:1", **options)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 
@@ -19,6 +20,8 @@ from starflow_jax.flows.flow import standard_normal_log_prob
 from starflow_jax.flows.parameters import abstract, merge, num_bytes, split
 from starflow_jax.nn.quantised_linear import FEW_ROWS, TILE, _rounded_product, _tiled_product
 from starflow_jax.nn.stored_kernels import quantised_kernel, values
+from starflow_jax.planning.plan_report import report
+from starflow_jax.planning.plan_request import PlanRequest, plans
 from starflow_jax.porting import to_torch
 from starflow_jax.solvers import Jacobi, Sequential, inverse
 from starflow_jax.training import load_run
@@ -262,3 +265,27 @@ def test_without_qwix_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "qwix", None)
     with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[quantise\]'"):
         quantised_kernel(np.ones((2, 2), np.float32), "int8")
+
+
+# Plans
+
+
+def test_quantised_weights_take_what_they_are_stored_in(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def planned(quantise=None, **options):
+        config = load_config("experiments/starflow_3b_t2i.py", ["mesh.fsdp=1", "mesh.data=1"])
+        request = PlanRequest(config, "rtx4080:1", program="inverse", quantise=quantise, **options)
+        (plan,) = plans(request)
+        return plan
+
+    whole, stored, half, few = planned(), planned("int8"), planned("int4"), planned("int8", chunk=16)
+    assert whole.parameters == stored.parameters and not whole.memory.fits and stored.memory.fits
+    weights = [dict(plan.parts)["parameters"] for plan in (whole, stored, half)]
+    assert weights[0] == pytest.approx(4 * whole.parameters, rel=1e-6)
+    assert weights[0] / weights[1] > 3.9 and weights[0] / weights[2] > 6
+    assert "stored as int8" in report(stored) and "keys and values, per device" in report(stored)
+    assert few.memory.temporaries < stored.memory.temporaries and few.chunks == 64
+    for options in ({"quantise": "int8"}, {"chunk": 16}):
+        with pytest.raises(ValueError, match="requires program inverse, got program train"):
+            PlanRequest(load_config(EXPERIMENT), "rtx4080:1", **options)
