@@ -379,4 +379,19 @@ def test_nothing_else_is_served(digits, home):
     )
     for values in refused:
         assert client.join("draw-begin", values).status_code == 200
-        assert not client.last()["success"], values
+        message = client.last()
+        assert not message["success"] and "program failed" not in json.dumps(message), values
+
+
+def test_work_begins_in_the_queue_alone(digits):
+    client = Client(digits)
+    for name, data in (
+        ("draw-begin", ["all", 4, 0.0, "sequential", 0]), ("edit-show", [None, 3]),
+        ("score-begin", [None, 3, "", 0, False]),
+    ):  # fmt: skip
+        values = {"data": data, "fn_index": client.function(name), "session_hash": client.session}
+        assert client.http.post("gradio_api/run/predict", json=values).status_code == 404, name
+        assert client.http.post("gradio_api/run/predict", json={**values, "session_hash": None}).status_code == 404
+    timer = next(one["id"] for one in client.config["dependencies"] if "tick" in json.dumps(one["targets"]))
+    values = {"data": [], "fn_index": timer, "session_hash": client.session}
+    assert client.http.post("gradio_api/run/predict", json=values).status_code == 200  # which needs no device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import io
 import json
@@ -18,6 +19,7 @@ from sweep_runs import TRAIN
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig, ExperimentConfig
 from starflow_jax.core.config.build import to_json
+from starflow_jax.studio import opened_model, serving
 from starflow_jax.studio.filling_in import hidden, painted
 from starflow_jax.studio.guarded_requests import (
     MOST_JSON,
@@ -109,6 +111,22 @@ def test_requests_of_the_command_are_checked(home, monkeypatch, capsys):
         port = free.getsockname()[1]
     assert main([*command, "--port", str(port)]) == 2
     assert "starflow-jax[studio]" in capsys.readouterr().err
+
+
+def test_errors_while_pages_are_built_are_one_sentence(home, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def fails(*_):
+        raise ValueError("the pages cannot be built.\nTwice.")
+        yield
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(opened_model, "Checkpoints", lambda request: None)
+    monkeypatch.setattr(serving, "serving", fails)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert main(["studio", "--workdir", str(home / "run"), "--port", str(port)]) == 2
+    assert "the pages cannot be built. Twice" in capsys.readouterr().err
 
 
 def test_only_what_the_pages_ask_for_is_answered():

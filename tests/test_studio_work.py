@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from starflow_jax.studio.background_work import Device, Ended, Outcome, in_background, in_turn
+from starflow_jax.studio.background_work import Busy, Device, Ended, Outcome, in_background, in_turn
 
 
 def test_closing_ends_work_in_the_background():
@@ -42,13 +42,13 @@ def test_the_device_is_held_for_one_step_at_a_time():
     def steps():
         try:
             for index in range(3):
-                held.append(device.is_held)
+                held.append(device._lock.locked())
                 yield index
         finally:
             ended.append(True)
 
     turns = in_turn(device, steps())
-    assert next(turns) == 0 and not device.is_held
+    assert next(turns) == 0 and not device._lock.locked()
     turns.close()
     assert ended == [True] and held == [True]
     assert list(in_turn(device, steps())) == [0, 1, 2]
@@ -72,7 +72,7 @@ def test_few_wait_for_stopped_work():
     next(waiting)
     while device._places._value:  # until its thread has begun to wait
         time.sleep(0.001)
-    with pytest.raises(ValueError, match="still ending"):
+    with pytest.raises(Busy, match="still ending"):
         list(in_turn(device, steps()))
     end.set()
     assert list(waiting)[-1].value == 5
@@ -95,5 +95,25 @@ def test_the_end_of_the_studio_ends_its_work():
     with pytest.raises(Ended):
         list(steps)
     assert len(reached) == count
-    with pytest.raises(ValueError, match="ending"):
+    with pytest.raises(Busy, match="ending"):
         list(in_background(lambda report: 5, device))
+
+
+def test_whoever_waits_at_the_end_of_the_studio_is_refused():
+    device, refused = Device(), []
+
+    def wait():
+        try:
+            with device.held():
+                refused.append(False)
+        except Busy:
+            refused.append(True)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    with device.held():
+        waiting.start()
+        while device._places._value:  # until it has begun to wait
+            time.sleep(0.001)
+        assert not device.end(0.01)  # the work in progress goes on
+    waiting.join(10)
+    assert refused == [True] and device.end(10)

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
-from starflow_jax.core.config.checks import check
-
 T = TypeVar("T")
 _PLACES = 2  # one that works, and one that waits for work that was stopped
+
+
+class Busy(ValueError):
+    """There is no place at the device for more work: other work waits for it, or the studio is ending."""
 
 
 class Ended(Exception):
@@ -52,12 +54,13 @@ class Device:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the device; raises ValueError while another piece of work waits for it, or after its end."""
-        check(not self.is_ended, "the studio is ending")
-        free = self._places.acquire(blocking=False)
-        check(free, "work that was stopped is still ending; try again in a moment")
+        """Holds the device; raises `Busy` while another piece of work waits for it, or after its end."""
+        if not self._places.acquire(blocking=False):
+            raise Busy("work that was stopped is still ending; try again in a moment")
         try:
             with self._lock:
+                if self.is_ended:  # asked while the lock is held, since the end may come while this work waits for it
+                    raise Busy("the studio is ending")
                 yield
         finally:
             self._places.release()
@@ -68,17 +71,15 @@ class Device:
         A thread that computes while the process exits would abort it.
         """
         self._ended.set()
-        return self._lock.acquire(timeout=seconds)  # and never released
+        in_time = self._lock.acquire(timeout=seconds)
+        if in_time:
+            self._lock.release()  # to whoever waits, and is refused
+        return in_time
 
     @property
     def is_ended(self) -> bool:
         """Whether there is no work any more."""
         return self._ended.is_set()
-
-    @property
-    def is_held(self) -> bool:
-        """Whether work is in progress."""
-        return self._lock.locked()
 
 
 def in_turn(device: Device, steps: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -88,7 +89,7 @@ def in_turn(device: Device, steps: Generator[T, None, None]) -> Generator[T, Non
     value is shown, so that a generator that nobody continues keeps nobody waiting.
 
     Raises:
-      ValueError: other work waits for the device.
+      Busy: other work waits for the device.
     """
     try:
         while True:
@@ -115,7 +116,8 @@ def in_background(
       seconds: between two reports at most; the same progress is then yielded again.
 
     Raises:
-      ValueError: other work waits for the device; or whatever the work raises.
+      Busy: other work waits for the device.
+      Exception: whatever the work raises.
     """
     messages: queue.SimpleQueue[Progress | Outcome[T] | _Failed] = queue.SimpleQueue()
     ended, done = threading.Event(), 0

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def serving(request: StudioRequest, checkpoints: Checkpoints) -> Iterator[str]:
             yield address(request)
         finally:
             app.close(verbose=False)
-            studio.device.end(_LAST_SECONDS)
+            if not studio.device.end(_LAST_SECONDS):
+                print(f"work in progress has not ended within {_LAST_SECONDS:.0f} s", file=sys.stderr, flush=True)
 
 
 def _guard(most_upload: int, uploads: Path, hosts: tuple[str, ...] | None) -> object:

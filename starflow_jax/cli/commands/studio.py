@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import threading
 from typing import Any
@@ -73,7 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_port(request.host, request.port)
         check_extra()
         checkpoints = Checkpoints(request)
-    with serving(request, checkpoints) as address:
+    with contextlib.ExitStack() as stack:
+        with sentences():  # what fails while the pages are built is about the run or the port
+            address = stack.enter_context(serving(request, checkpoints))
         print(f"studio: {address} (Ctrl-C ends it)", flush=True)
         if not request.is_local:
             print("It has no passwords: whoever reaches this address may use it.", flush=True)

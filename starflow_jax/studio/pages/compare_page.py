@@ -14,6 +14,7 @@ from starflow_jax.studio.drawing import PICTURES, frame_choices
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.pages.answers import DEVICE, LIGHT, lets_stop, sentences
 from starflow_jax.studio.pages.controls import (
+    chosen,
     condition_controls,
     frames_control,
     guidance_control,
@@ -51,7 +52,7 @@ def build(studio: Studio) -> None:
 
     def answer(condition: Any, num: Any, frames: Any, seed: Any, *values: Any) -> Iterator[tuple[str, str]]:
         with sentences():
-            first, second = (Side(int(s), str(name), float(weight)) for s, name, weight in (values[:3], values[3:]))
+            first, second = (side_of(*side) for side in (values[:3], values[3:]))
             request = request_of(
                 model, condition, num=1 if model.videos else num, guidance=first.guidance, solver=first.solver,
                 seed=seed, frames=frames,
@@ -71,6 +72,12 @@ def build(studio: Studio) -> None:
     event = begin.click(answer, [condition, num, frames, seed, *sides[0], *sides[1]], [result, line], **DEVICE)
     lets_stop(stop, begin, event, status)
     again.click(look, None, [sides[0][0], sides[1][0]], **LIGHT)
+
+
+def side_of(step: Any, solver: Any, guidance: Any) -> Side:
+    """The settings of one side; raises ValueError for a control without a value."""
+    step, solver = chosen(step, "two checkpoints"), chosen(solver, "two solvers")
+    return Side(int(step), str(solver), float(chosen(guidance, "two weights of guidance")))
 
 
 def title_of(side: Side) -> str:

@@ -57,6 +57,12 @@ def seed_of(value: Any) -> int:
     return int(value)
 
 
+def chosen(value: Any, what: str) -> Any:
+    """The value of a control that has always one on the page; raises ValueError for none."""
+    check(value is not None, f"choose {what}")
+    return value
+
+
 def frames_control(choices: tuple[int, ...], page: str) -> gr.Radio:
     """The number of frames, given ones included; each is one compiled program."""
     named = [(str(count), count) for count in choices]
@@ -77,7 +83,7 @@ def request_of(
     """The request of some controls; `given`: files that videos begin with.
 
     Raises:
-      RequestError, ValueError: a value that is not allowed.
+      RequestError, ValueError: a value that is missing or not allowed.
     """
     by_caption = model.config.reads_captions
     reads = by_caption or bool(model.classes)
@@ -85,13 +91,15 @@ def request_of(
     if model.classes and not model.videos:
         label = int(condition) if str(condition).isdecimal() else str(condition)
     flow, captions = model.config.flow, check_caption(condition) if by_caption else None
-    weight = 0.0 if label == "none" or (by_caption and captions is None) else float(guidance)  # nothing to guide to
+    # A clip is continued or translated by a word before the caption, which is a condition also without one.
+    nothing = label == "none" or (by_caption and captions is None and not given.keys() & {"continued", "video"})
+    weight = 0.0 if nothing else float(chosen(guidance, "a weight of guidance"))
     return SampleRequest(
-        num=int(num),
+        num=int(chosen(num, "a number of samples")),
         captions=captions,
         label=label,
         guidance=weight if reads else None,
-        solver=str(solver),
+        solver=str(chosen(solver, "a solver")),
         seed=seed_of(seed),
         frames=None if frames is None else int(frames),
         stream=model.videos and flow.temporal_causal and flow.shallow_local,

@@ -17,8 +17,8 @@ from starflow_jax.studio.drawing import check_caption
 from starflow_jax.studio.filling_in import CHOICES, Filled, Filling, fill_in, hidden, moves_of, painted
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
-from starflow_jax.studio.pages.controls import condition_controls, seed_control, seed_of
-from starflow_jax.studio.pages.example_source import Example, example_controls
+from starflow_jax.studio.pages.controls import chosen, condition_controls, seed_control, seed_of
+from starflow_jax.studio.pages.example_source import example_controls
 from starflow_jax.studio.pages.painting_canvas import painting_canvas
 from starflow_jax.studio.painted_layers import SIDE, most_side
 from starflow_jax.studio.shown_results import command, filled_html, paragraph, waiting_text
@@ -53,45 +53,44 @@ def build(studio: Studio) -> None:
                 paragraph("Drop an example, show it, and paint over a part.", "status"), elem_id="edit-result"
             )
             line = gr.HTML(elem_id="edit-command")
-    opened = gr.State(None)
 
-    def show_it(path: str | None, held: Any) -> tuple[np.ndarray, Example, str]:
+    def show_it(path: str | None, held: Any) -> tuple[np.ndarray, str]:
         example = read(path, held)
-        example = example._replace(pixels=example.pixels[:frames].copy())  # which is kept as long as the visitor stays
-        return enlarged(example.pixels[0]), example, paragraph(f"{example.name}: paint over a part of it.", "status")
+        return enlarged(example.pixels[0]), paragraph(f"{example.name}: paint over a part of it.", "status")
 
+    # The example is read again, since what a server keeps for a visitor others could make it forget.
     def answer(
-        opened: Example | None, painting: Any, first: Any, last: Any, condition: Any, chains: str, seed: Any
+        path: str | None, held: Any, painting: Any, first: Any, last: Any, condition: Any, chains: Any, seed: Any
     ) -> Iterator[tuple[str, str]]:
         begun = time.monotonic()
+        example = read(path, held)
         with sentences():
-            if opened is None:
-                raise ValueError("show an example first, to paint on it")
-            pixels = opened.pixels
+            pixels = example.pixels
             alpha = np.zeros(pixels.shape[1:3], np.uint8) if painting is None else painting
-            missing = hidden(painted(alpha, *pixels.shape[1:3]), frames, int(first), int(last))
+            span = (int(chosen(one, "the frames that are missing")) for one in (first, last))
+            missing = hidden(painted(alpha, *pixels.shape[1:3]), frames, *span)
             by_caption = model.config.reads_captions
             captions = check_caption(condition) if by_caption else None
             filling = Filling(
                 label=None if by_caption or not model.classes else str(condition),
                 caption=None if captions is None else captions[0],
-                chains=chains,
+                chains=str(chosen(chains, "how many chains there are")),
                 seed=seed_of(seed),
             )
             shown = inpaint_command(
-                model, opened.name if opened.dropped else EXAMPLE_FILE, mask_name(missing), CHOICES[filling.chains],
+                model, example.name if example.dropped else EXAMPLE_FILE, mask_name(missing), CHOICES[filling.chains],
                 label=filling.label, caption=filling.caption, seed=filling.seed,
             )  # fmt: skip
             for step in fill_in(model, pixels, missing, filling, studio.device):
                 if isinstance(step, Outcome):
-                    yield filled_html(step.value, files_of(step.value, opened.dropped)), command(shown)
+                    yield filled_html(step.value, files_of(step.value, example.dropped)), command(shown)
                 else:
                     text = f"{step.done} of about {moves_of(filling)} moves"
                     yield waiting_text(time.monotonic() - begun, text), command(shown)
 
     # A canvas that shows progress is uploaded again with each of its changes, also with those of other requests.
-    show.click(show_it, source, [canvas, opened, result], show_progress_on=[result], **DEVICE)
-    event = begin.click(answer, [opened, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
+    show.click(show_it, source, [canvas, result], show_progress_on=[result], **DEVICE)
+    event = begin.click(answer, [*source, canvas, first, last, condition, chains, seed], [result, line], **DEVICE)
     lets_stop(stop, begin, event, status)
 
 

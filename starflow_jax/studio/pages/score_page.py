@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from starflow_jax.studio.background_work import Outcome, in_background
+from starflow_jax.core.storage.places import shown
+from starflow_jax.studio.background_work import Busy, Outcome, in_background
 from starflow_jax.studio.command_lines import score_command
 from starflow_jax.studio.familiarity import Verdict
 from starflow_jax.studio.open_studio import Studio
@@ -45,10 +46,13 @@ def build(studio: Studio) -> None:
         std = model.config.data.noise_std
         noise = paragraph(f"Densities with Gaussian noise of {std:g} added, as in training: no code lengths.", "remark")
 
-    def answer(path: str | None, held: Any, captions: str, seed: Any, compare: bool) -> Iterator[tuple[str, str]]:
+    def answer(
+        path: str | None, held: Any, captions: str | None, seed: Any, compare: bool
+    ) -> Iterator[tuple[str, str]]:
         example = read(path, held)
         with sentences():
-            lines, chosen = captions.splitlines() if model.config.reads_captions else [], seed_of(seed)
+            lines = (captions or "").splitlines() if model.config.reads_captions else []
+            chosen = seed_of(seed)
 
             def scored(report: Callable[[int], None]) -> Score:
                 return score(model, example.pixels, lines, seed=chosen, report=report)
@@ -62,11 +66,11 @@ def build(studio: Studio) -> None:
             line = None
             if example.dropped:
                 line = score_command(model, example.name, found.condition, draws=found.draws, seed=chosen)
-            shown = (
+            answered = (
                 paragraph(example.name) + score_html(found, no_classes(model)) + noise + (command(line) if line else "")
             )
             if not compare:
-                yield shown, ""
+                yield answered, ""
                 return
 
             def judged(report: Callable[[int], None]) -> Verdict:
@@ -76,12 +80,14 @@ def build(studio: Studio) -> None:
             try:
                 for progress in in_background(judged, studio.device):
                     if isinstance(progress, Outcome):
-                        yield shown, verdict_html(progress.value)
+                        yield answered, verdict_html(progress.value)
                     else:
                         text = f"comparing with examples of the run, {progress.done} scored"
-                        yield shown, waiting_text(time.monotonic() - begun, text)
+                        yield answered, waiting_text(time.monotonic() - begun, text)
+            except Busy:
+                raise
             except (ValueError, OSError) as error:  # the data of the run are not here
-                yield shown, paragraph(f"No comparison with held-out examples: {error}", "remark")
+                yield answered, paragraph(f"No comparison with held-out examples: {shown(error)}", "remark")
 
     event = begin.click(answer, [*source, captions, seed, compare], [result, verdict], **DEVICE)
     lets_stop(stop, begin, event, status)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from starflow_jax.studio.open_studio import Studio
 from starflow_jax.studio.pages.answers import LIGHT, sentences
+from starflow_jax.studio.shown_results import paragraph
 
 _SECONDS = 5.0
 
 
 def build(studio: Studio) -> None:
     """Lays the page out."""
-    with sentences():
-        page = gr.HTML(studio.progress.html(), elem_id="training-page")
-    seen = gr.State(studio.progress.stamp())
+    # The first tick fills it in, so that a folder that cannot be read is a message of this page alone.
+    page = gr.HTML(paragraph("reading the folder of the run", "status"), elem_id="training-page")
     timer = gr.Timer(_SECONDS)
 
-    def refresh(seen: Any) -> tuple[Any, Any]:
+    def refresh() -> str:
         with sentences():
-            stamp = studio.progress.stamp()
-            if stamp == tuple(map(tuple, seen)):
-                return gr.skip(), gr.skip()
-            return studio.progress.html(), stamp
+            return studio.progress.html()  # which is made anew only when something has changed
 
-    timer.tick(refresh, seen, [page, seen], queue=False, **LIGHT)
+    timer.tick(refresh, None, page, queue=False, **LIGHT)
