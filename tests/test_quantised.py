@@ -6,11 +6,13 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_devices import run_on_eight_devices
 from random_flows import CLASSES, VIDEO, normal, random_flow
 from safetensors.numpy import save_file
 
@@ -18,11 +20,13 @@ from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import load_config
 from starflow_jax.flows.flow import standard_normal_log_prob
 from starflow_jax.flows.parameters import abstract, merge, num_bytes, split
-from starflow_jax.nn.quantised_linear import FEW_ROWS, TILE, _rounded_product, _tiled_product
+from starflow_jax.nn.linear import Compute
+from starflow_jax.nn.quantised_linear import FEW_ROWS, TILE, QuantisedLinear, _rounded_product, _tiled_product
 from starflow_jax.nn.stored_kernels import quantised_kernel, values
 from starflow_jax.planning.plan_report import report
 from starflow_jax.planning.plan_request import PlanRequest, plans
 from starflow_jax.porting import to_torch
+from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import Jacobi, Sequential, inverse
 from starflow_jax.training import load_run
 from starflow_jax.training.checkpoints.initial_state import check_source
@@ -37,11 +41,11 @@ EXPERIMENT = "experiments/tarflow_afhq256.py:tiny"
 # Kernels
 
 
-@pytest.mark.parametrize(("scheme", "steps"), [("int8", 1), ("int4", 1)])
-def test_integers_are_off_by_half_a_step_at_most(scheme, steps):
-    kernel = np.random.default_rng(0).normal(size=(64, 2, 3)).astype(np.float32)
+@pytest.mark.parametrize(("scheme", "inputs", "groups"), [("int8", 100, 1), ("int4", 64, 2), ("int4", 100, 4)])
+def test_integers_are_off_by_half_a_step_at_most(scheme, inputs, groups):
+    kernel = np.random.default_rng(0).normal(size=(inputs, 2, 3)).astype(np.float32)
     numbers, scale = quantised_kernel(kernel, scheme)
-    groups = scale.shape[0]
+    assert scale.shape == (groups, 2, 3)
     error = np.abs(np.asarray(values(jnp.asarray(numbers), jnp.asarray(scale), scheme)) - kernel)
     assert np.all(error.reshape(groups, -1, 2, 3) <= (0.5 + 1e-3) * scale[:, None])
     assert numbers.nbytes == kernel.nbytes // (4 if scheme == "int8" else 8)
@@ -56,10 +60,21 @@ def test_fp8_keeps_three_bits_of_the_mantissa():
 
 
 def test_the_largest_weight_of_a_channel_keeps_its_sign():
-    kernel = np.asarray([[1.0, -1.0], [0.1, 0.1]], np.float32)
-    for scheme in ("int8", "int4", "fp8"):
-        found = np.asarray(values(*map(jnp.asarray, quantised_kernel(kernel, scheme)), scheme))
-        np.testing.assert_allclose(found[0], kernel[0], rtol=0.1)
+    kernel = np.full((8, 2), 0.1, np.float32)
+    kernel[0] = 1.0, -1.0
+    for scheme, largest in (("int8", 127.5), ("int4", 7.5), ("fp8", 448)):
+        numbers, scale = map(jnp.asarray, quantised_kernel(kernel, scheme))
+        np.testing.assert_allclose(scale, 1 / largest, rtol=1e-6)
+        found = np.asarray(values(numbers, scale, scheme))
+        # Half a step from the largest integer, to either side.
+        np.testing.assert_allclose(found[0], kernel[0], atol=0 if scheme == "fp8" else 0.501 / largest, rtol=1e-6)
+        assert found[0, 0] == pytest.approx(1.0 if scheme == "fp8" else 1 - 0.5 / largest, rel=1e-6)
+
+
+def test_groups_of_few_inputs_are_refused():
+    config = dataclasses.replace(CLASSES, quantise="int4", heads=2)
+    with pytest.raises(ValueError, match="even numbers of inputs that have a divisor from 8 to 32, got 74, "):
+        dataclasses.replace(config, width=74)
 
 
 def test_a_product_tile_by_tile_is_the_product():
@@ -125,6 +140,18 @@ def test_a_quantised_flow_is_the_inverse_of_its_own_map(flow, data, scheme):
     # The solvers read a flow in the same way, however it is stored.
     other = inverse(stored, z, labels, solver=Jacobi(block=4, max_iterations=8, tolerance=1e-12)).x
     np.testing.assert_allclose(other, back, atol=tolerance, rtol=tolerance)
+
+
+@SLOW
+def test_over_a_mesh_a_quantised_flow_is_that_of_one_device():
+    found = json.loads(run_on_eight_devices("quantised_on_eight_devices.py"))
+    assert set(found) == {"int8", "fp8", "int4"}
+    for scheme, figures in found.items():
+        # Sums of another order round a few outputs to the neighbouring bfloat16; weights that are rounded to bfloat16
+        # would move most of them, by 1e-3 in the mean.
+        assert figures["layers"] < 1e-4 and figures["flow"] < 1e-4, (scheme, figures)
+        (kernel,) = figures["gathered"]
+        assert kernel.startswith(("u8[", "s8[")), (scheme, figures)  # in the bytes that it is stored in
 
 
 def test_parameters_outside_of_the_layers_stay_float32(flow):
@@ -289,3 +316,39 @@ def test_quantised_weights_take_what_they_are_stored_in(monkeypatch):
     for options in ({"quantise": "int8"}, {"chunk": 16}):
         with pytest.raises(ValueError, match="requires program inverse, got program train"):
             PlanRequest(load_config(EXPERIMENT), "rtx4080:1", **options)
+
+
+def test_plans_of_quantised_flows_gather_the_stored_bytes_over_fsdp(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def gathered(*overrides, **options):
+        config = load_config("experiments/starflow_3b_t2i.py", ["mesh.fsdp=8", "mesh.data=1", *overrides])
+        (plan,) = plans(PlanRequest(config, "h100:8", program="inverse", **options))
+        return sum(move.sent for move in plan.transfers if move.axes == ("fsdp",))
+
+    stored = gathered("sample.parameters=stored")  # in bfloat16
+    assert stored > 0 and gathered() == 0
+    assert gathered(quantise="int8") == stored / 2 and gathered(quantise="int4") == stored / 4
+
+
+def test_plans_that_do_not_suit_quantised_weights_are_refused(capsys, monkeypatch):
+    plan = ["plan", "--config", EXPERIMENT, "--topology"]
+    said = refused(capsys, *plan, "rtx4080:1", "--config.flow.quantise=int8")
+    assert "--program must be inverse for a flow with flow.quantise 'int8', which is not trained, got train" in said
+    rounded = ["--program", "inverse", "--quantise", "int8-activations"]
+    said = refused(capsys, *plan, "h100:8", *rounded)
+    assert "--quantise must be int8 over a mesh of 8 devices, got 'int8-activations'" in said
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    assert "pip install 'starflow-jax[quantise]'" in refused(capsys, *plan, "v5e:1x1", *rounded)
+
+
+def test_rounded_inputs_are_of_one_device():
+    def made(devices):
+        mesh = jax.sharding.AbstractMesh((devices,), ("tensor",))
+        compute = Compute(layout=Layout(mesh), quantise="int8-activations")
+        return QuantisedLinear(4, 4, jax.random.key(0), name="up", compute=compute)
+
+    # A plan for one device that is not attached has a layout of that device.
+    assert made(1).compute.layout is not None
+    with pytest.raises(ValueError, match="quantise must be int8 over a mesh of 2 devices"):
+        made(2)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from starflow_jax.core.config.checks import check
+from starflow_jax.core.config.flow_checks import check_devices
 from starflow_jax.kernels.kernel_choice import device_target
-from starflow_jax.nn.linear import Compute, Linear, sharded_dense
+from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.stored_kernels import require_qwix, stored_shapes, values
+from starflow_jax.sharding.layout import Layout, kernel_cuts
 
 # Most rows for which a CPU multiplies tile by tile, and the inputs in a tile.
 FEW_ROWS, TILE = 8, 64
@@ -50,10 +51,7 @@ class QuantisedLinear(Linear):
         compute: Compute = Compute(),  # noqa: B008 (frozen)
     ):
         assert compute.quantise is not None  # else `dense` makes a Linear
-        check(
-            compute.layout is None or compute.quantise != "int8-activations",
-            "flow.quantise must not be 'int8-activations' over a mesh of devices, where inputs are not rounded",
-        )
+        check_devices(compute.quantise, 1 if compute.layout is None else compute.layout.mesh.size)
         shape = (outputs,) if isinstance(outputs, int) else outputs
         stored, dtype, groups = stored_shapes(compute.quantise, inputs, shape)
         self.kernel = nnx.Param(jnp.zeros(stored, dtype))
@@ -73,14 +71,37 @@ class QuantisedLinear(Linear):
         return self
 
     def _dense(self, x: Shaped[Array, "*B inputs"], bias: Float[Array, "*outputs"] | None) -> Float[Array, "..."]:
-        dtype, layout = self.compute.dtype, self.compute.layout
-        if layout is not None:
-            return sharded_dense(self.compute, self.name, x.astype(dtype), self.values(), bias)
-        outputs = self.scale.shape[1:]
-        out = self._product(x.astype(dtype).reshape(-1, x.shape[-1]), math.prod(outputs))
+        dtype, layout, outputs = self.compute.dtype, self.compute.layout, self.scale.shape[1:]
+        x = x.astype(dtype)
+        if layout is not None and layout.mesh.size > 1:
+            out = self._divided_product(x, layout)
+        else:
+            out = self._product(x.reshape(-1, x.shape[-1]), math.prod(outputs)).reshape(*x.shape[:-1], *outputs)
         if bias is not None:
-            out = out + bias.reshape(-1)
-        return out.astype(dtype).reshape(*x.shape[:-1], *outputs)
+            out = out + bias
+        return out.astype(dtype)
+
+    def _divided_product(self, x: Float[Array, "*B inputs"], layout: Layout) -> Float[Array, "..."]:
+        """The product over a mesh, in float32, which gathers a kernel over fsdp in the bytes that it is stored in.
+
+        The gradient by the inputs is that of the operations: kernels have none, since they are not trained.
+        """
+        numbers, scale = self.kernel[...], self.scale[...]
+        stored, cuts = kernel_cuts(self.name, numbers.ndim)
+        # Moved as integers: some backends widen 8-bit floats to move them. Both shardings of the integers are given, or
+        # the partitioner would move the floats.
+        moved = layout.constrain(jax.lax.bitcast_convert_type(numbers, jnp.uint8), stored)
+        kernel = jax.lax.bitcast_convert_type(layout.constrain(moved, cuts), numbers.dtype)
+        if self.compute.quantise == "int4":  # whose scales differ along the sum
+            kernel, scale = layout.constrain(values(kernel, scale, "int4"), cuts), jnp.ones((1,))
+        out: jax.Array = jnp.tensordot(
+            x,
+            kernel.astype(x.dtype),
+            axes=1,
+            precision=self.compute.precision,
+            preferred_element_type=jnp.float32,
+        )
+        return out * scale[0]
 
     def _product(self, x: Float[Array, "rows inputs"], columns: int) -> Float[Array, "rows columns"]:
         scheme, precision = self.compute.quantise, self.compute.precision
@@ -90,7 +111,9 @@ class QuantisedLinear(Linear):
         kernel, scale = self.kernel[...].reshape(-1, columns), self.scale[...].reshape(1, columns)
         if scheme == "int8-activations":
             return _rounded_product(x, kernel, scale)
-        if x.shape[0] <= FEW_ROWS and x.shape[1] >= TILE and device_target().platform == "cpu":
+        layout = self.compute.layout  # of one device, which may be one that is not attached
+        platform = device_target().platform if layout is None else layout.platform
+        if x.shape[0] <= FEW_ROWS and x.shape[1] >= TILE and platform == "cpu":
             return _tiled_product(x, kernel) * scale
         kernel = kernel.astype(x.dtype)
         return jnp.dot(x, kernel, precision=precision, preferred_element_type=jnp.float32) * scale

@@ -2,17 +2,18 @@
 
 A kernel w [inputs, *outputs] is stored as integers or 8-bit floats q and float32 scales s, so that w is about s q:
 
-    int8   -127 to 127, one scale for each output channel
+    int8   -128 to 127, one scale for each output channel
     fp8    e4m3 of arXiv 2209.05433, one scale for each output channel
-    int4   -8 to 7, one scale for each output channel and group of at most 32 inputs, two numbers in a byte
+    int4   -8 to 7, one scale for each output channel and group of 8 to 32 inputs, two numbers in a byte
 
-The scale is the largest magnitude of its channel or group over the largest one that the format holds. Qwix makes the
-numbers; nothing else here needs it.
+Qwix makes the numbers; nothing else here needs it. The scale is the largest magnitude of its channel or group over
+127.5, over 448, the largest number of e4m3, or over 7.5. That of integers is half a step beyond the largest one, so
+that a weight of the largest magnitude is off by half a step: a positive one becomes 127 or 7, and a negative one -127
+or -128, -7 or -8, as its quotient is rounded in float32.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -21,11 +22,10 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.choices import Quantisation
+from starflow_jax.core.config.flow_checks import scale_group
 
 NEEDED = "pip install 'starflow-jax[quantise]'"
 
-# Inputs that share a scale of "int4".
-GROUP = 32
 _DTYPES: dict[Quantisation, Any] = {
     "int8": jnp.int8,
     "int8-activations": jnp.int8,
@@ -39,11 +39,21 @@ def storage(scheme: Quantisation) -> Quantisation:
     return "int8" if scheme == "int8-activations" else scheme
 
 
+def scheme_of_dtype(dtype: np.dtype) -> Quantisation | None:
+    """The scheme that stores numbers of this dtype; None for another dtype."""
+    return next((scheme for scheme, stored in _DTYPES.items() if np.dtype(stored) == dtype), None)
+
+
+def bytes_each(scheme: Quantisation) -> float:
+    """Bytes of a stored number of a kernel."""
+    return 0.5 if scheme == "int4" else 1.0
+
+
 def stored_shapes(scheme: Quantisation, inputs: int, outputs: tuple[int, ...]) -> tuple[tuple[int, ...], Any, int]:
     """Shape and dtype of the stored numbers of a kernel [inputs, *outputs], and the number of scales of an output."""
     if scheme != "int4":
         return (inputs, *outputs), _DTYPES[scheme], 1
-    return (inputs // 2, *outputs), _DTYPES[scheme], inputs // math.gcd(inputs, GROUP)
+    return (inputs // 2, *outputs), _DTYPES[scheme], inputs // scale_group(inputs)
 
 
 def quantised_kernel(

@@ -22,6 +22,7 @@ from starflow_jax.costs.chips import Topology
 from starflow_jax.costs.flops import Work, forward_parts
 from starflow_jax.flows.parameters import abstract, count, num_bytes
 from starflow_jax.nn.divided_cache import is_by_slots
+from starflow_jax.nn.stored_kernels import bytes_each
 from starflow_jax.planning.ahead_of_time import Memory
 from starflow_jax.planning.roofline import Region, estimates
 from starflow_jax.planning.transfers import Transfer
@@ -329,9 +330,11 @@ def _inverse_moves(
     else:
         outputs += inputs
     yield "all-to-all", ("sequence",), sequence, outputs * (sequence - 1) / sequence, deep.layers
-    if config.sample.parameters == "stored":
+    # Quantised kernels are never made ready, and are gathered in the bytes that they are stored in.
+    if config.sample.parameters == "stored" or config.flow.quantise is not None:
         net = list(networks(config.flow, work, sizes))[config.flow.num_blocks - 1]
-        yield "all-gather", ("fsdp",), fsdp, net.kernels * word / tensor * (fsdp - 1) / fsdp, deep.layers
+        each = word if config.flow.quantise is None else bytes_each(config.flow.quantise)
+        yield "all-gather", ("fsdp",), fsdp, net.kernels * each / tensor * (fsdp - 1) / fsdp, deep.layers
 
 
 def _traffic(config: ExperimentConfig, topology: Topology, sizes: dict[str, int], work: Work) -> float:

@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 from starflow_jax.core.choices import ProgramName, Quantisation, choices
 from starflow_jax.core.config.checks import check_choice, check_integer
-from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig, with_quantise
+from starflow_jax.core.config.flow_checks import check_devices
 from starflow_jax.core.config.mesh_config import AXES
 from starflow_jax.core.request_errors import require
 from starflow_jax.costs.chips import Topology, topology
 from starflow_jax.costs.flops import Work
+from starflow_jax.nn.stored_kernels import require_qwix
 from starflow_jax.planning import budget
 from starflow_jax.planning.estimate import Plan, as_values, batch_parts, largest_batch, make_plan
+from starflow_jax.planning.gpu_compiler import missing_modules
 
 _MAX_GUESS = 2**16
 
@@ -60,9 +63,9 @@ class PlanRequest:
                 self.program,
             )
         if self.quantise is not None:
-            flow = dataclasses.replace(self.config.flow, quantise=self.quantise)
-            object.__setattr__(self, "config", dataclasses.replace(self.config, flow=flow))
+            object.__setattr__(self, "config", with_quantise(self.config, self.quantise))
         check_choice("program", self.program, (*choices(ProgramName), "all"))
+        self._check_quantised()
         for name, minimum in (("frames", 0), ("text", 0), ("samples", 1), ("iterations", 1), ("chunk", 1)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=minimum)
@@ -85,6 +88,21 @@ class PlanRequest:
         require(text > 0 or not flow.text_dim, "{text} must be at least 1 for a flow that reads text, got 0")
         longest = max(frames for frames, _ in self._parts)
         require(not longest or flow.axes != 2, "{frames} must be 0 for a flow of still images, got {0}", longest)
+
+    def _check_quantised(self) -> None:
+        """Raises ValueError where the programs or the devices do not suit how the kernels are stored."""
+        scheme = self.config.flow.quantise
+        if scheme is None:
+            return
+        require(
+            self.program == "inverse",
+            "{program} must be inverse for a flow with flow.quantise {0!r}, which is not trained, got {1}",
+            scheme,
+            self.program,
+        )
+        check_devices(scheme, self.accelerators.devices)
+        if scheme == "int8-activations" and (self.accelerators.chip.kind == "tpu" or not missing_modules()):
+            require_qwix()  # whose products are compiled; formulas need none
 
     @property
     def accelerators(self) -> Topology:

@@ -86,8 +86,8 @@ def add_to(subparsers: Any) -> None:
         "--chunk",
         type=integer(1, 10**5),
         metavar="N",
-        help="inverse: tokens that are solved together (default 64, and 512 after the first frame); fewer need less "
-        "memory",
+        help="inverse: tokens of a chunk, which are solved together, in every frame (default 64, and 512 after the "
+        "first frame); fewer need less memory; starflow sample names the length in the first frame --block",
     )
     add_quantise(parser, "inverse: with weights of the layers stored in fewer bits")
     option(

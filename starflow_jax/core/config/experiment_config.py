@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm
+from starflow_jax.core.choices import Denoise, DenoiseStep, ParameterForm, Quantisation
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.core.config.flow_config import FlowConfig
@@ -240,3 +240,8 @@ class ExperimentConfig:
         parts = self.data.mixture or (self.data,)
         without = sorted({part.source for part in parts if part.traits.captions == "none"})
         check(not without, f"data.text_encoder requires captions, and data.source {without} has none")
+
+
+def with_quantise(config: ExperimentConfig, scheme: Quantisation | None) -> ExperimentConfig:
+    """The experiment whose flow stores its kernels in this way (`FlowConfig.quantise`); None: as float32."""
+    return dataclasses.replace(config, flow=dataclasses.replace(config.flow, quantise=scheme))

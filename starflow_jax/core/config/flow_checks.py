@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.transformer_config import TransformerConfig
+from starflow_jax.core.request_errors import require
+
+# Fewest and most inputs that share a scale of "int4". Fewer would need as much memory for scales as 8 bits do.
+GROUPS = (8, 32)
 
 
 def check_orders(orders: Sequence[Sequence[int]] | None, num_blocks: int, tokens: int, *, frames: bool) -> None:
@@ -85,15 +89,21 @@ def check_token_classes(token_classes: int, look_ahead: bool, *, family: str, nu
     )
 
 
+def scale_group(inputs: int) -> int:
+    """The number of inputs of a kernel in 4 bits that share a scale: the largest divisor of `inputs` up to 32."""
+    return max(size for size in range(1, GROUPS[1] + 1) if inputs % size == 0)
+
+
 def check_quantise(quantise: Quantisation | None, blocks: Sequence[TransformerConfig]) -> None:
-    """Raises ValueError unless every layer's inputs can be stored in pairs, where kernels have 4 bits."""
+    """Raises ValueError unless every layer's inputs form pairs and groups, where kernels have 4 bits."""
     if quantise != "int4":
         return
     for block in blocks:
         inputs = (block.width, block.heads * block.head_dim, block.expansion * block.width)
         check(
-            all(number % 2 == 0 for number in inputs),
-            f"quantise 'int4' needs layers with even numbers of inputs, got {', '.join(map(str, inputs))}",
+            all(number % 2 == 0 and scale_group(number) >= GROUPS[0] for number in inputs),
+            f"quantise 'int4' needs layers with even numbers of inputs that have a divisor from {GROUPS[0]} to "
+            f"{GROUPS[1]}, got {', '.join(map(str, inputs))}",
         )
 
 
@@ -103,4 +113,13 @@ def check_trainable(quantise: Quantisation | None, what: str) -> None:
         quantise is None,
         f"{what} must have float32 weights to be trained, got flow.quantise {quantise!r}: train the run that it was "
         "quantised from",
+    )
+
+
+def check_devices(quantise: Quantisation | None, devices: int) -> None:
+    """Raises RequestError for a flow that rounds the inputs of its layers, over more than one device."""
+    require(
+        devices == 1 or quantise != "int8-activations",
+        "{quantise} must be int8 over a mesh of {0} devices, got 'int8-activations', which one device computes",
+        devices,
     )

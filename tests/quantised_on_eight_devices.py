@@ -1,0 +1,86 @@
+"""Run as a program on eight fake devices: quantised flows over a mesh against one device.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/quantised_on_eight_devices.py
+
+Prints one JSON object by scheme: "layers", the mean difference of the outputs of bfloat16 layers relative to their mean
+magnitude; "flow", the largest difference of the log-likelihoods of a float32 flow; and "gathered", the types and
+shapes that a compiled layer gathers.
+`tests/test_quantised.py` runs it and judges.
+"""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from random_flows import CLASSES, normal, random_flow
+
+from starflow_jax.core.config import MeshConfig
+from starflow_jax.flows.parameters import abstract, merge, split
+from starflow_jax.nn.linear import Compute
+from starflow_jax.nn.quantised_linear import QuantisedLinear
+from starflow_jax.nn.stored_kernels import quantised_kernel
+from starflow_jax.sharding.mesh import make_layout
+from starflow_jax.sharding.rules import partition_spec
+from starflow_jax.training.checkpoints.quantised_streams import quantised_params
+
+WIDTH, BATCH = 64, 8
+LAYOUT = make_layout(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+def layer(name, scheme, layout):
+    """A layer with random weights, on the devices of `layout`."""
+    compute = Compute(dtype="bfloat16", layout=layout, quantise=scheme)
+    made = QuantisedLinear(WIDTH, WIDTH, jax.random.key(0), name=name, compute=compute)
+    numbers, scale = quantised_kernel(np.asarray(normal((WIDTH, WIDTH))), scheme)
+    if layout is not None:
+        sharding = layout.sharding(numbers.shape, partition_spec(f"{name}/kernel", numbers.ndim))
+        numbers = jax.device_put(numbers, sharding)
+    made.kernel.set_value(jnp.asarray(numbers))
+    made.scale.set_value(jnp.asarray(scale))
+    return made
+
+
+def layers(scheme):
+    """The difference of layers whose outputs, and whose inputs are divided."""
+    differences = []
+    for name in ("up", "down"):
+        x = normal((BATCH, 4, WIDTH))
+        one, over = (
+            np.asarray(jax.jit(lambda layer, x: layer(x))(layer(name, scheme, layout), x), np.float32)
+            for layout in (None, LAYOUT)
+        )
+        differences.append(np.mean(np.abs(over - one)) / np.mean(np.abs(one)))
+    return float(max(differences))
+
+
+def flow(scheme):
+    """The difference of log-likelihoods of a float32 flow."""
+    config = dataclasses.replace(CLASSES, quantise=scheme)
+    params = quantised_params(config, split(random_flow(CLASSES))[1])
+    x, labels = normal((BATCH, 4, 4, 1)), jnp.arange(BATCH) % 3
+    found = []
+    for layout in (None, LAYOUT):
+        definition, like = abstract(config, layout)
+        placed = jax.device_put(params, None if layout is None else layout.tree(like))
+        log_prob = jax.jit(lambda params, x, definition=definition: merge(definition, params).log_prob(x, labels))
+        found.append(np.asarray(log_prob(placed, x)))
+    return float(np.max(np.abs(found[1] - found[0])))
+
+
+def gathered(scheme):
+    """The types and shapes that the compiled layer gathers."""
+    made = layer("up", scheme, LAYOUT)
+    text = jax.jit(lambda layer, x: layer(x)).lower(made, normal((BATCH, 4, WIDTH))).compile().as_text()
+    lines = [line.split() for line in text.splitlines() if re.search(r" all-gather(-start)?\(", line)]
+    return [words[2].partition("{")[0] for words in lines]
+
+
+def figures(scheme):
+    return {"layers": layers(scheme), "flow": flow(scheme), "gathered": gathered(scheme)}
+
+
+if __name__ == "__main__":
+    print(json.dumps({scheme: figures(scheme) for scheme in ("int8", "fp8", "int4")}))
