@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from fake_devices import run_on_eight_devices
 from random_flows import CLASSES, VIDEO, normal, random_flow
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config import load_config
+from starflow_jax.core.config import load_config, to_json
 from starflow_jax.flows.flow import standard_normal_log_prob
 from starflow_jax.flows.parameters import abstract, merge, num_bytes, split
 from starflow_jax.nn.linear import Compute
@@ -29,13 +29,17 @@ from starflow_jax.porting import to_torch
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.solvers import Jacobi, Sequential, inverse
 from starflow_jax.training import load_run
+from starflow_jax.training.checkpoints import quantised_streams
+from starflow_jax.training.checkpoints.array_writing import open_manager, save_arguments
 from starflow_jax.training.checkpoints.initial_state import check_source
 from starflow_jax.training.checkpoints.quantised_streams import quantised_params
+from starflow_jax.training.checkpoints.retention import NewestAndBest
 
 pytest.importorskip("qwix")
 
 SLOW = pytest.mark.slow
 EXPERIMENT = "experiments/tarflow_afhq256.py:tiny"
+ORIGIN = "hf://someone/something@0123456"
 
 
 # Kernels
@@ -192,6 +196,7 @@ def home(tmp_path_factory):
     tensors = {name: np.ascontiguousarray(value) for name, value in to_torch(params).items()}
     save_file(tensors, home / "weights.safetensors")
     assert port(home, "run") == 0 and port(home, "int8", "--quantise", "int8") == 0
+    (home / "run/origin.json").write_text(json.dumps({"from": ORIGIN}))  # as of released weights
     return home
 
 
@@ -201,12 +206,19 @@ def port(home, name, *more):
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8", pytest.param("int4", marks=SLOW)])
-def test_a_quantised_folder_holds_what_quantising_while_reading_gives(home, scheme, capsys):
+def test_a_quantised_folder_holds_what_quantising_while_reading_gives(home, scheme, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(quantised_streams, "quantised_kernel", lambda *args: made.append(0) or quantised_kernel(*args))
     target, figures = home / f"{scheme}-of-run", home / f"{scheme}.json"
     options = ["--workdir", str(target), "--json", str(figures)]
     assert main(["port", "--flow", str(home / "run"), "--quantise", scheme, *options]) == 0
-    assert json.loads(figures.read_text())["share"] < 0.7  # of a model whose layers are 16 wide
+    found = json.loads(figures.read_text())
+    assert found["share"] < 0.7  # of a model whose layers are 16 wide
+    assert found["origin"] == json.loads((target / "origin.json").read_text())["from"] == ORIGIN
     config, _, params, step = load_run(home / "run", quantise=scheme)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = sum(leaf.shape[0] for path, leaf in leaves if path[-1].key == "scale")
+    assert len(made) == 2 * kernels  # each kernel is read once, for its numbers and its scales
     assert config.flow.quantise == scheme and step == 0
     for folder in (target, home / "int8") if scheme == "int8" else (target,):
         found, _, stored, _ = load_run(folder)
@@ -220,11 +232,16 @@ def test_a_quantised_folder_holds_what_quantising_while_reading_gives(home, sche
 def test_a_quantised_run_scores(home):
     from starflow_jax import from_pretrained, log_prob
 
-    stored = from_pretrained(home / "int8")
-    images = jnp.zeros((2, *stored.config.flow.image_shape, stored.config.flow.channels))
-    assert np.all(np.isfinite(log_prob(stored, images)))
-    # The same numbers serve products of rounded inputs.
-    assert from_pretrained(home / "int8", quantise="int8-activations").config.flow.quantise == "int8-activations"
+    def scored(**options):
+        model = from_pretrained(home / "int8", **options)
+        flow = model.config.flow
+        return flow.quantise, np.asarray(log_prob(model, normal((2, *flow.image_shape, flow.channels))))
+
+    (scheme, found), (rounded_scheme, rounded) = scored(), scored(quantise="int8-activations")
+    assert (scheme, rounded_scheme) == ("int8", "int8-activations")
+    # The same numbers serve products of rounded inputs, which change the likelihood a little.
+    assert np.all(np.isfinite(found)) and np.all(found != rounded)
+    np.testing.assert_allclose(found, rounded, rtol=0.01)
 
 
 @pytest.mark.slow
@@ -275,6 +292,48 @@ def test_other_uses_are_refused_with_a_sentence(home, capsys, tmp_path):
         capsys, "train", "--config", EXPERIMENT, "--workdir", tmp_path / "new", "--config.flow.quantise=int8"
     )
     assert "must have float32 weights to be trained" in said
+    # Before the parameters are read, which are not there.
+    unread = tmp_path / "unread"
+    shutil.copytree(stored, unread)
+    shutil.rmtree(unread / "checkpoints/0/params")
+    post_train = ["post-train", "--workdir", unread, "--out", tmp_path / "post", "--reward", "digit"]
+    for command in (["train-inverse", "--workdir", unread], post_train):
+        said = refused(capsys, *command)
+        assert f"workdir {unread} must have float32 weights to be trained" in said
+    assert not (unread / "inverse").exists() and not (tmp_path / "post").exists()
+
+
+def test_files_of_quantised_weights_need_their_scheme_and_all_tensors(home, capsys, tmp_path):
+    from starflow_jax.training.checkpoints.ported import write_torch_file
+
+    file, target = tmp_path / "int8.safetensors", tmp_path / "new"
+    write_torch_file(file, home / "int8", load_run(home / "int8")[0], None, ema=False)
+    command = ["port", "--from", file, "--config", EXPERIMENT, "--workdir", target]
+    said = refused(capsys, *command)
+    assert "--from has int8 weights, which need --quantise int8, got none" in said and said.count("\n") == 1
+    assert "need --quantise int8, got fp8" in refused(capsys, *command, "--quantise", "fp8")
+    tensors = load_file(file)
+    del tensors["blocks.0.attn_blocks.0.mlp.main.0.weight"]
+    save_file(tensors, file)
+    said = refused(capsys, *command, "--quantise", "int8", "--allow-partial")
+    assert "quantised weights have no initial values" in said and "1 missing" in said and not target.exists()
+
+
+def test_arrays_that_every_host_wrote_by_itself_are_quantised(home, tmp_path):
+    config, _, params, _ = load_run(home / "run")
+    shutil.copytree(home / "run", tmp_path / "run")
+    with open_manager(tmp_path / "own", NewestAndBest(1, 0, {}), own=("params",)) as manager:
+        manager.save(0, args=save_arguments({"params": params}, {}, own=True))
+    shutil.rmtree(tmp_path / "run/checkpoints/0/params")
+    shutil.move(tmp_path / "own/0/params", tmp_path / "run/checkpoints/0/params")
+    assert not (tmp_path / "run/checkpoints/0/params/manifest.ocdbt").exists()
+    stored, expected = (load_run(folder, quantise="int8")[2] for folder in (tmp_path / "run", home / "run"))
+    jax.tree.map(np.testing.assert_array_equal, stored, expected)
+    # A checkpoint of another run, by its configuration, is not read either.
+    other = dataclasses.replace(config, seed=config.seed + 1)
+    (tmp_path / "run/config.json").write_text(to_json(other))
+    with pytest.raises(ValueError, match=r"is of another run: config\.seed"):
+        load_run(tmp_path / "run", quantise="int8")
 
 
 def test_a_damaged_run_is_not_quantised(home, capsys, tmp_path):
@@ -283,15 +342,19 @@ def test_a_damaged_run_is_not_quantised(home, capsys, tmp_path):
     values = json.loads(digests.read_text())
     digests.write_text(json.dumps(values | {"params": "00000000"}))
     said = refused(capsys, "port", "--flow", tmp_path / "run", "--quantise", "int8", "--workdir", tmp_path / "new")
-    assert "is damaged: a checksum differs" in said and not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="a checksum differs"):
+    assert "is damaged: params does not match its checksum" in said and not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="params does not match its checksum"):
         load_run(tmp_path / "run", quantise="int8")
 
 
-def test_without_qwix_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "qwix", None)
+def test_without_qwix_the_extra_is_named(home, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(ValueError, match=r"pip install 'starflow-jax\[quantise\]'"):
         quantised_kernel(np.ones((2, 2), np.float32), "int8")
+    # Stored numbers that are read without it are not read for products of rounded inputs.
+    sample = ["sample", "--workdir", home / "int8", "--out", tmp_path / "a.png"]
+    said = refused(capsys, *sample, "--quantise", "int8-activations")
+    assert "quantisation needs the package qwix: pip install 'starflow-jax[quantise]'" in said
 
 
 # Plans

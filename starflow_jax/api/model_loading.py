@@ -34,7 +34,9 @@ def from_pretrained(
       The model.
 
     Raises:
-      ValueError: `path` contains no model, or a file in it is damaged or missing.
+      RequestError: `quantise` for a model whose weights are stored in another way.
+      ValueError: `path` contains no model, or a file in it is damaged or missing; or Qwix is not installed, which
+        `quantise` needs, and every model that is stored as "int8-activations".
       StoreError: the store of an address, or the Hub, is not reached.
     """
     return open_model(path, ema=ema, step=step, layout=layout, quantise=quantise)

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from starflow_jax.core.choices import Quantisation
 from starflow_jax.flows.parameters import Params
+from starflow_jax.nn.stored_kernels import scheme_of_dtype
 from starflow_jax.tensor_formats.tensors import LazyTensor
 
 # The end of the name of a tensor with the scales of quantised weights, which the originals do not have.
@@ -59,6 +61,11 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter at a dotted path holds all layers of a transformer, along its first axis."""
+    return "layers" in path.split(".")
 
 
 def _torch_name(path: str, gated: bool) -> str:
@@ -211,6 +218,13 @@ def entries(expected: Params) -> list[Entry]:
 def holds_scales(names: Iterable[str]) -> bool:
     """Whether tensors of these names have quantised weights."""
     return any(name.endswith(SCALE) for name in names)
+
+
+def scheme_of(tensors: Mapping[str, LazyTensor]) -> Quantisation | None:
+    """How quantised weights are stored, by the first of them; None where there is none, or its dtype is another."""
+    scales = sorted(name for name in tensors if name.endswith(SCALE))
+    weight = tensors.get(scales[0].removesuffix(SCALE) + ".weight") if scales else None
+    return None if weight is None else scheme_of_dtype(weight.dtype)
 
 
 def is_ignored(name: str) -> bool:

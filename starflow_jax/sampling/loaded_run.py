@@ -82,7 +82,8 @@ def open_run(
 
     Raises:
       RequestError: `quantise` for a model whose weights are stored in another way.
-      ValueError: there is no such run or model folder, it is damaged, or its parts do not fit together.
+      ValueError: there is no such run or model folder, it is damaged, or its parts do not fit together; or Qwix is not
+        installed (see `load_run`).
     """
     workdir, decoder, text_encoder = request.workdir, request.decoder, request.text_encoder
     if request.model is not None and is_run(request.model):

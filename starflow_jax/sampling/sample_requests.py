@@ -34,7 +34,8 @@ class RunRequest:
       ema: whether to use the exponential moving average of the parameters, where the run has one.
       decoder: an autoencoder that decodes latents in place of the one of the training.
       text_encoder: the folder of the text encoder; None for the one that the configuration names.
-      quantise: how the kernels of a float32 model are stored in memory (`FlowConfig.quantise`); None as they are.
+      quantise: how the kernels of a float32 model are stored in memory (`FlowConfig.quantise`), by Qwix, without which
+        reading the model raises ValueError; None as they are.
 
     Raises:
       RequestError: not exactly one of `workdir` and `model` is given.

@@ -244,16 +244,15 @@ def _configuration(arguments: argparse.Namespace) -> Any:
 
     from starflow_jax.core.config import load_config
     from starflow_jax.core.config.build import apply_overrides, build
-    from starflow_jax.core.config.experiment_config import ExperimentConfig
+    from starflow_jax.core.config.experiment_config import ExperimentConfig, with_quantise
 
     with sentences():
-        config = load_config(arguments.config, () if arguments.model_config else arguments.overrides)
-        if arguments.model_config is not None:
-            config = with_model_config(arguments, config)
+        if arguments.model_config is None:
+            config = load_config(arguments.config, arguments.overrides)
+        else:
+            config = with_model_config(arguments, load_config(arguments.config))
             config = build(ExperimentConfig, apply_overrides(dataclasses.asdict(config), arguments.overrides))
-        if arguments.quantise is not None:
-            config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, quantise=arguments.quantise))
-        return config
+        return config if arguments.quantise is None else with_quantise(config, arguments.quantise)
 
 
 def _quantise(arguments: argparse.Namespace) -> int:

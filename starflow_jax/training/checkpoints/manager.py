@@ -140,6 +140,14 @@ class Checkpoints:
         """The newest step, None if there is none."""
         return max(self.steps(), default=None)
 
+    def existing_step(self, step: int | None) -> int:
+        """A step that there is a checkpoint of, the newest for None; ValueError where there is none."""
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self.steps():
+            steps = ", ".join(map(str, self.steps())) or "none"
+            raise ValueError(f"step must be one of the checkpoints in {self.folder.parent}, {steps}, got {step}")
+        return step
+
     def save(
         self,
         state: TrainState,
@@ -215,7 +223,7 @@ class Checkpoints:
 
         def read() -> tuple[TrainState, dict[str, Any]]:
             self._fetch(folder, _parts(like))
-            digests = self._read_digests(folder)
+            digests = digests_of_run(folder, self.config)
             position = read_json(folder, "loader", digests)
             if DATA in digests:  # compared earlier (`same_data`)
                 read_json(folder, DATA, digests)
@@ -233,7 +241,7 @@ class Checkpoints:
         folder = self._folder(step)
 
         def read() -> Params:
-            digests = self._read_digests(folder)
+            digests = digests_of_run(folder, self.config)
             # a ported checkpoint has no moving average, whatever its configuration
             part = "ema" if ema and "ema" in digests else "params"
             self._fetch(folder, {part: like})
@@ -301,20 +309,6 @@ class Checkpoints:
             raise ValueError(f"{self.folder} contains no checkpoint")
         return self.folder / str(step)
 
-    def _read_digests(self, folder: Path) -> Mapping[str, Any]:
-        """The checksums of a complete checkpoint of this run; raises Unusable."""
-        digests = read_digests(folder)
-        saved = read_json(folder, "config", digests)
-        if self.config is not None:
-            try:
-                difference = first_difference(build(type(self.config), saved), self.config)
-            except ValueError as error:
-                raise Unusable(f"is of another version: {error}") from error
-            if difference is not None:
-                name, other, value = difference
-                raise Unusable(f"is of another run: {name} is {other!r} in the checkpoint and {value!r} in this run")
-        return digests
-
     def _note_score(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.config is not None
         name = self.config.train.best_metric
@@ -328,6 +322,25 @@ class Checkpoints:
             f"checkpoint {self.folder / str(step)} could not be written ({cause(error)}); earlier checkpoints are "
             "intact"
         )
+
+
+def digests_of_run(folder: Path, config: AnyExperiment | None) -> Mapping[str, Any]:
+    """The checksums of a complete checkpoint of the run with this configuration, or of any run for None.
+
+    Raises:
+      Unusable: an incomplete or damaged checkpoint, or one of another run.
+    """
+    digests = read_digests(folder)
+    saved = read_json(folder, "config", digests)
+    if config is not None:
+        try:
+            difference = first_difference(build(type(config), saved), config)
+        except ValueError as error:
+            raise Unusable(f"is of another version: {error}") from error
+        if difference is not None:
+            name, other, value = difference
+            raise Unusable(f"is of another run: {name} is {other!r} in the checkpoint and {value!r} in this run")
+    return digests
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

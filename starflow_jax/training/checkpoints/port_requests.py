@@ -12,9 +12,10 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract, unquantised
+from starflow_jax.nn.stored_kernels import storage
 from starflow_jax.porting.fit import Fit, fit
 from starflow_jax.porting.infer import with_inferred
-from starflow_jax.porting.tensor_names import entries, holds_scales
+from starflow_jax.porting.tensor_names import entries, holds_scales, scheme_of
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
 from starflow_jax.tensor_formats.model_states import choose, states_of, unread_of
@@ -44,7 +45,7 @@ class PortRequest:
       weights: key of the state in a file that contains several; None for the only one.
       infer: whether the file decides the fields of the flow that its tensors determine.
       allow_partial: whether to write although tensors are missing, unexpected or of another shape. Parameters without a
-        tensor get their initial values.
+        tensor get their initial values; a file of quantised weights, which have none, must not lack any.
       layout: of devices; the checkpoint is chunked by the shards that they will read. None for one device.
       origin: the address of the source with its commit, which the run records; None for a source without one.
       step: of the training that the tensors are of, 0 where it is not known.
@@ -105,6 +106,8 @@ class Porting:
         """Why nothing can be written, as the end of a sentence; None if the run can be written."""
         if not self.fit.is_good and not self.request.allow_partial:
             return f"{self.request.source} does not fit {self.config.name}: {self.misfits()}"
+        if holds_scales(self.tensors) and any(misfit.kind != "unexpected" for misfit in self.fit.misfits):
+            return f"quantised weights have no initial values, and {self.request.source} lacks some: {self.misfits()}"
         if not self.fit.usable():
             return f"no tensor of {self.request.source} fits {self.config.name}"
         return None
@@ -141,6 +144,7 @@ def open_porting(request: PortRequest) -> Porting:
     """Opens the tensors of a request, and compares their names and shapes with the flow.
 
     Raises:
+      RequestError: a file of quantised weights for a flow that stores its kernels in another way.
       ValueError: a file that cannot be read, no such state, or a mesh that does not fit the flow, or a flow that the
         originals do not have.
     """
@@ -153,6 +157,13 @@ def open_porting(request: PortRequest) -> Porting:
     if request.layout is not None:
         check_fit(request.layout, config.flow, request.layout.mesh.size)
     unread = unread_of(tensors.left_aside, state)
+    held, wanted = scheme_of(state_tensors), config.flow.quantise
+    require(
+        held is None or (wanted is not None and storage(wanted) == held),
+        "{source} has {0} weights, which need {quantise} {0}, got {1}",
+        held,
+        wanted or "none",
+    )
     given = config.flow if holds_scales(state_tensors) else unquantised(config.flow)
     result = fit(state_tensors, entries(abstract(given)[1]), given, unread)
     return Porting(request, config, state, state_tensors, len(tensors), tensors.left_aside, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +11,18 @@ import numpy as np
 
 from starflow_jax.core.atomic_writing import replacing_folder, write_text
 from starflow_jax.core.config.build import to_json
-from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig, with_quantise
 from starflow_jax.flows import Flow
-from starflow_jax.flows.parameters import Params, abstract, split, unquantised
+from starflow_jax.flows.parameters import abstract, split
 from starflow_jax.porting.fit import not_finite
 from starflow_jax.porting.tensor_names import Entry, entries, flatten, holds_scales, unflatten
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.tensor_formats.tensor_writing import write_shards, write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
-from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
-from starflow_jax.training.checkpoints.manager import Checkpoints
 from starflow_jax.training.checkpoints.parts import Unusable, read_digests
 from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
-from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed, write_params_checkpoint
+from starflow_jax.training.checkpoints.stored_run import StoredRun, stored_run
+from starflow_jax.training.checkpoints.streamed import Streamed, write_params_checkpoint
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, CONFIG_FILE
 
 ORIGIN_FILE = "origin.json"  # of a run that was ported from a repository, with its commit
@@ -59,7 +57,7 @@ def write_run(
     # The flow whose tensors are given.
     whole = config
     if not holds_scales(tensors):
-        whole = dataclasses.replace(config, flow=unquantised(config.flow))
+        whole = with_quantise(config, None)
     _, expected = abstract(whole.flow)
     entries_by_path: dict[str, list[Entry]] = {}
     for entry in entries(expected):
@@ -115,6 +113,24 @@ def write_streams(
         write_text(temporary / CONFIG_FILE, to_json(config))
         if origin is not None:
             write_text(temporary / ORIGIN_FILE, json.dumps({"from": origin}, indent=2) + "\n")
+
+
+def read_origin(workdir: Path) -> str | None:
+    """Where the tensors of a run come from, as `ORIGIN_FILE` records it; None without a record.
+
+    Raises:
+      ValueError: a damaged record.
+    """
+    path = workdir / ORIGIN_FILE
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got something else") from error
+    if not isinstance(record, dict) or not isinstance(record.get("from"), str):
+        raise ValueError(f"{path} must hold the address that the run comes from, as 'from', and does not")
+    return str(record["from"])
 
 
 def check_new(workdir: Path) -> None:
@@ -173,18 +189,11 @@ def _written(
     write: Callable[[Sequence[Entry], Iterator[np.ndarray]], object],
 ) -> int:
     """Calls `write` with the tensors of the original of one checkpoint; returns its step."""
-    step = existing_step(workdir, config, step)
-    folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
-    _, expected = abstract(config.flow)
-    file_entries = entries(expected)
-    try:
-        digests = read_digests(folder)
-        part = "ema" if ema and "ema" in digests else "params"
-        stored = StoredParams(folder / part, flatten(expected))
-        write(file_entries, _tensors(stored, file_entries, expected, str(digests.get(part))))
-    except Unusable as error:
-        raise ValueError(f"checkpoint {folder} {error}") from error
-    return step
+    file_entries = entries(abstract(config.flow)[1])
+    run = stored_run(workdir, config, step, ema=ema)
+    with run.named():
+        write(file_entries, _tensors(run, file_entries))
+    return run.step
 
 
 def holds_average(workdir: Path, step: int) -> bool:
@@ -196,32 +205,14 @@ def holds_average(workdir: Path, step: int) -> bool:
         raise ValueError(f"checkpoint {folder} {error}") from error
 
 
-def existing_step(workdir: Path, config: ExperimentConfig, step: int | None) -> int:
-    """A step of which the run has a checkpoint, the newest for None; ValueError where there is none."""
-    with Checkpoints(workdir, config) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None or step not in checkpoints.steps():
-            steps = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
-    return step
-
-
-def _tensors(
-    stored: StoredParams, file_entries: Sequence[Entry], expected: Params, digest: str
-) -> Iterator[np.ndarray]:
+def _tensors(run: StoredRun, file_entries: Sequence[Entry]) -> Iterator[np.ndarray]:
     """The tensors of all entries in order; the checksum is verified before the last one."""
-    keys = {
-        ".".join(str(part.key) for part in path): jax.tree_util.keystr(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(expected)
-    }
-    sums: dict[str, int] = {keys[path]: 0 for path in stored.shapes}
-    pieces: Iterator[np.ndarray] = iter(())
+    pieces: Iterator[tuple[int | None, np.ndarray]] = iter(())
     last = len(file_entries) - 1
     for index, entry in enumerate(file_entries):
         if not entry.layer:  # the first part of a parameter
-            pieces = stored.pieces(entry.path, by_layer=entry.layer is not None)
-        piece = next(pieces)
-        sums[keys[entry.path]] += partial_sum(piece, (entry.layer or 0) * piece.size)
-        if index == last and digest_from_sums(sums) != digest:
-            raise Unusable(f"is damaged: {stored.folder.name} does not match its checksum")
+            pieces = run.streams[entry.path].pieces()
+        _, piece = next(pieces)
+        if index == last:
+            run.check()
         yield entry.to_torch(piece)

@@ -8,10 +8,11 @@ from typing import Any
 
 from starflow_jax.core.choices import Quantisation, choices
 from starflow_jax.core.config.checks import check_choice, check_integer
+from starflow_jax.core.config.experiment_config import with_quantise
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract, num_bytes
 from starflow_jax.training.checkpoints.finished_run import run_config
-from starflow_jax.training.checkpoints.ported import check_new, write_streams
+from starflow_jax.training.checkpoints.ported import check_new, read_origin, write_streams
 from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
 from starflow_jax.training.checkpoints.stored_run import stored_run
 
@@ -50,12 +51,14 @@ class Quantised:
     Attributes:
       name: of the experiment; step: of the checkpoint.
       bytes_before, bytes: of the parameters, before and after.
+      origin: where the parameters come from, which both runs record; None without a record.
     """
 
     name: str
     step: int
     bytes_before: int
     bytes: int
+    origin: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -63,10 +66,13 @@ class Quantised:
 
 
 def quantise_run(request: QuantiseRequest) -> Quantised:
-    """Writes the folder of a quantised run with one checkpoint, layer by layer; it appears complete or not at all.
+    """Writes the folder of a quantised run with one checkpoint, piece by piece; it appears complete or not at all.
+
+    A float32 parameter of a block, of all its layers, is in memory at a time; of a ported run, a layer of it.
 
     The parameters are those that sampling would read: the checkpoint has no moving average beside them, and nothing
-    that training needs.
+    that training needs. Where they come from is recorded as in the float32 run. The calibration and the learned inverse
+    of that run were made for its flow, and stay with it.
 
     Raises:
       RequestError: the run is quantised already.
@@ -77,9 +83,11 @@ def quantise_run(request: QuantiseRequest) -> Quantised:
     config = run_config(request.flow)
     held = config.flow.quantise
     require(held is None, "{flow} must be a float32 run, got {0} with {1} weights", str(request.flow), held)
-    flow = dataclasses.replace(config.flow, quantise=request.quantise)
+    quantised = with_quantise(config, request.quantise)
     run = stored_run(request.flow, config, request.step, ema=request.ema and config.train.ema > 0)
-    streams = quantised_streams(flow, run.streams)
-    write_streams(request.workdir, dataclasses.replace(config, flow=flow), streams, run.step, complete=run.check)
-    before, after = (num_bytes(abstract(one)[1]) for one in (config.flow, flow))
-    return Quantised(config.name, run.step, before, after)
+    streams = quantised_streams(quantised.flow, run.streams)
+    origin = read_origin(request.flow)
+    with run.named():
+        write_streams(request.workdir, quantised, streams, run.step, origin, run.check)
+    before, after = (num_bytes(abstract(one.flow)[1]) for one in (config, quantised))
+    return Quantised(config.name, run.step, before, after, origin)

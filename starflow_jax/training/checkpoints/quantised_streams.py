@@ -1,4 +1,4 @@
-"""The parameters of a float32 flow as those of a quantised one, one layer at a time."""
+"""The parameters of a float32 flow as those of a quantised one, made piece by piece as they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.flows.parameters import Params, abstract
 from starflow_jax.nn.stored_kernels import quantised_kernel, require_qwix
-from starflow_jax.porting.tensor_names import flatten, unflatten
+from starflow_jax.porting.tensor_names import flatten, is_stacked, unflatten
 from starflow_jax.training.checkpoints.streamed import Streamed
 
 
@@ -23,39 +23,55 @@ def quantised_streams(flow: FlowConfig, streams: Mapping[str, Streamed]) -> dict
       streams: all parameters of the float32 flow by dotted path, stacked layers piece by piece.
 
     Returns:
-      The parameters by dotted path: kernels of layers as stored numbers and scales, each of which reads the float32
-      kernels, and everything else as it is.
+      The parameters by dotted path: kernels of layers as stored numbers and scales, and everything else as it is. The
+      float32 kernels are read for the numbers, and not again for the scales if those are read after them.
 
     Raises:
       ValueError: Qwix is not installed.
     """
     assert flow.quantise is not None
     require_qwix()
-    result = {}
-    for path, leaf in flatten(abstract(flow)[1]).items():
-        stream, part = streams.get(path), 0
-        if stream is None:  # a scale
-            stream, part = streams[f"{path.rpartition('.')[0]}.kernel"], 1
-        elif stream.dtype == leaf.dtype:
+    result, expected = {}, flatten(abstract(flow)[1])
+    for path, stream in streams.items():
+        if stream.dtype == expected[path].dtype:
             result[path] = stream
             continue
-        shape = tuple(leaf.shape)
-        pieces = _quantised(stream.pieces, flow.quantise, part)
-        result[path] = Streamed(shape, np.dtype(leaf.dtype), (1, *shape[1:]), pieces)
-    return result
+        kernels = _Kernels(stream.pieces, flow.quantise)
+        owner = path.rpartition(".")[0]
+        for name, pieces in ((path, kernels.numbers), (f"{owner}.scale", kernels.scales)):
+            leaf = expected[name]
+            result[name] = Streamed(tuple(leaf.shape), np.dtype(leaf.dtype), (1, *leaf.shape[1:]), pieces)
+    return {path: result[path] for path in expected}
 
 
-def _quantised(
-    kernels: Callable[[], Iterator[tuple[int | None, np.ndarray]]], scheme: Quantisation, part: int
-) -> Callable[[], Iterator[tuple[int | None, np.ndarray]]]:
-    """The stored numbers (part 0) or the scales (part 1) of stacked kernels, layer by layer."""
+class _Kernels:
+    """The kernels of a stack of layers, quantised layer by layer.
 
-    def pieces() -> Iterator[tuple[int | None, np.ndarray]]:
-        for layer, kernel in kernels():
+    Args:
+      kernels: yields the layers with their float32 kernels; scheme: how they are stored.
+    """
+
+    def __init__(self, kernels: Callable[[], Iterator[tuple[int | None, np.ndarray]]], scheme: Quantisation):
+        self._kernels, self._scheme = kernels, scheme
+        self._kept: list[np.ndarray] = []  # the scales of numbers that were read, until they are read themselves
+
+    def numbers(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """The stored numbers of each layer."""
+        scales = []
+        for layer, kernel in self._kernels():
             assert layer is not None  # only layers are quantised, and they are stacked
-            yield layer, quantised_kernel(kernel, scheme)[part]
+            numbers, scale = quantised_kernel(kernel, self._scheme)
+            scales.append(scale)
+            yield layer, numbers
+        self._kept = scales
 
-    return pieces
+    def scales(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """The scales of each layer."""
+        if not self._kept:
+            for _ in self.numbers():
+                pass
+        kept, self._kept = self._kept, []
+        yield from enumerate(kept)
 
 
 def quantised_params(flow: FlowConfig, params: Params) -> Params:
@@ -78,11 +94,6 @@ def quantised_params(flow: FlowConfig, params: Params) -> Params:
 
     streams = {path: streamed(path, leaf) for path, leaf in flatten(params).items()}
     return unflatten({path: collected(stream) for path, stream in quantised_streams(flow, streams).items()})
-
-
-def is_stacked(path: str) -> bool:
-    """Whether the parameter at a dotted path holds all layers of a transformer, along its first axis."""
-    return "layers" in path.split(".")
 
 
 def collected(stream: Streamed) -> np.ndarray:

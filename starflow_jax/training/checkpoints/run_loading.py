@@ -9,15 +9,16 @@ from typing import Any
 import jax
 
 from starflow_jax.core.choices import Quantisation
-from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.experiment_config import ExperimentConfig, with_quantise
 from starflow_jax.core.request_errors import require
 from starflow_jax.core.storage.copies import local_path, without_optimizer
 from starflow_jax.flows.parameters import Params, abstract
 from starflow_jax.kernels.kernel_choice import CUDNN_PLATFORM, KERNEL_PLATFORMS, device_target
-from starflow_jax.nn.stored_kernels import storage
+from starflow_jax.nn.stored_kernels import require_qwix, storage
 from starflow_jax.porting.tensor_names import unflatten
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.training.checkpoints.manager import Checkpoints
+from starflow_jax.training.checkpoints.parts import agreed
 from starflow_jax.training.checkpoints.quantised_streams import collected, quantised_streams
 from starflow_jax.training.checkpoints.stored_run import stored_run
 from starflow_jax.training.checkpoints.streamed import Streamed
@@ -39,16 +40,17 @@ def load_run(
       ema: whether to load the exponential moving average of the parameters if the run keeps one.
       layout: of the devices that the parameters are sharded over, independent of the training; None for one device.
       step: of the checkpoint; None for the newest.
-      quantise: how to store the kernels of a float32 run in memory (`FlowConfig.quantise`), which is quantised layer by
-        layer while it is read; None for what the run has.
+      quantise: how to store the kernels of a float32 run in memory (`FlowConfig.quantise`), which are quantised while
+        they are read; None for what the run has.
 
     Returns:
       The configuration, the flow's definition and parameters (for `flows.parameters.merge`), and the step. On a
       platform without Pallas kernels, `flow.kernels` "pallas" is returned as "auto", and so is "cudnn" without cuDNN.
 
     Raises:
-      RequestError: `quantise` for a run that is stored in another way.
-      ValueError: no run in that folder, or a damaged one.
+      RequestError: `quantise` for a run that is stored in another way, or "int8-activations" over several devices.
+      ValueError: no run in that folder, or a damaged one; or Qwix is not installed, which quantises a float32 run and
+        computes with "int8-activations".
     """
     workdir = local_path(workdir, without_optimizer)
     config = read_config(workdir)
@@ -64,16 +66,16 @@ def load_run(
             str(workdir),
             quantise,
         )
-        config = dataclasses.replace(config, flow=dataclasses.replace(config.flow, quantise=quantise))
+        config = with_quantise(config, quantise)
+    if config.flow.quantise == "int8-activations":
+        require_qwix()  # which the products of such a flow need, beside those that quantise it
     config = _supported(config)
     definition, like = abstract(config.flow, layout)
     if quantise is not None and stored.flow.quantise is None:
         params, step = _quantised(workdir, config, stored, located(layout, like), step, ema=ema)
         return config, definition, params, step
     with Checkpoints(workdir, stored) as checkpoints:
-        if step is not None and step not in checkpoints.steps():
-            steps = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ValueError(f"step must be one of the checkpoints in {workdir}, {steps}, got {step}")
+        step = None if step is None else checkpoints.existing_step(step)
         params, step = checkpoints.restore_params(located(layout, like), step, ema=ema and config.train.ema > 0)
     return config, definition, params, step
 
@@ -91,13 +93,17 @@ def _quantised(
 ) -> tuple[Params, int]:
     """The parameters of a float32 run, quantised on the host, on the devices of `like`; and their step.
 
-    Beside the quantised ones, a float32 layer is in memory at a time.
+    Beside the quantised ones, a float32 parameter of a block, of all its layers, is in memory at a time.
     """
     run = stored_run(workdir, stored, step, ema=ema and config.train.ema > 0)
     streams = quantised_streams(config.flow, run.streams)
-    params = jax.tree.map(_placed, like, unflatten(streams))
-    run.check()
-    return params, run.step
+
+    def read() -> Params:
+        params = jax.tree.map(_placed, like, unflatten(streams))
+        run.check()
+        return params
+
+    return agreed(run.folder, read), run.step
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, stream: Streamed) -> jax.Array:

@@ -207,5 +207,8 @@ class StoredParams:
             raise Unusable(f"is damaged or of another model: {path} cannot be read") from error
 
     def _spec(self, path: str) -> Any:
+        # One database of arrays, or files that every host wrote by itself (`array_writing`).
+        if not (self.folder / "manifest.ocdbt").exists():
+            return ts.Spec({"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{self.folder / path}/"}})
         kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{self.folder}/"}, "path": path}
         return ts.Spec({"driver": "zarr", "kvstore": kvstore})

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
+from starflow_jax.core.config.flow_checks import check_trainable
 from starflow_jax.core.config.learned_inverse_config import (
     InversePairsConfig,
     LearnedInverseConfig,
@@ -19,6 +20,7 @@ from starflow_jax.core.config.learned_inverse_config import (
 from starflow_jax.core.config.train_config import TrainConfig
 from starflow_jax.data.sources.mixture import components_of, example_spec
 from starflow_jax.sharding.mesh import make_layout
+from starflow_jax.training.checkpoints.finished_run import run_config
 from starflow_jax.training.checkpoints.run_loading import load_run
 from starflow_jax.training.inverse.inverse_update import FrozenInputs, Objective
 from starflow_jax.training.loop.training_setup import Setup
@@ -87,6 +89,7 @@ class InverseSetup:
           ValueError: there is no such run, its files are missing or damaged, or the parts do not fit together.
         """
         check(jax.process_count() == 1, f"learned inverses are trained by one process, got {jax.process_count()}")
+        check_trainable(run_config(workdir).flow.quantise, f"workdir {workdir}")  # before the flow is read
         train = experiment.train
         layout = make_layout(experiment.mesh)
         config, _, params, _ = load_run(workdir, layout=layout, step=experiment.flow_step)
