@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import itertools
 import math
-import re
 import shlex
 from types import SimpleNamespace
 
@@ -15,16 +13,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from random_flows import CLASSES, VIDEO, random_flow
-from sweep_runs import params_of, write_arrays, write_run
+from studio_runs import clips_run, pictures_run
 
 import starflow_jax as sf
 from starflow_jax.cli.dispatch import main
-from starflow_jax.core.config import DataConfig
-from starflow_jax.core.config.experiment_config import TextConfig
 from starflow_jax.core.storage.local_moves import locked
-from starflow_jax.editing.examples import hidden_part
-from starflow_jax.editing.posterior_sampling import ChainOptions
 from starflow_jax.evaluation.likelihood.video_scores import Clip, score_clips
 from starflow_jax.media import write_gif
 from starflow_jax.sampling.sample_requests import SampleRequest
@@ -32,22 +25,18 @@ from starflow_jax.sampling.streaming.stream import StreamedFrame, StreamReport
 from starflow_jax.sampling.videos.video_plan import text_states
 from starflow_jax.studio import drawing as drawing_module
 from starflow_jax.studio import familiarity, training_progress
-from starflow_jax.studio.background_work import Device, Progress
-from starflow_jax.studio.command_lines import inpaint_command, mask_name, sample_command, score_command
+from starflow_jax.studio.command_lines import sample_command
 from starflow_jax.studio.comparing import Side, compare
 from starflow_jax.studio.drawing import check_caption, draw, frame_choices
 from starflow_jax.studio.examples import held_out
 from starflow_jax.studio.familiarity import Familiarity
-from starflow_jax.studio.filling_in import CHOICES, Filling, fill_in
 from starflow_jax.studio.opened_model import Checkpoints
 from starflow_jax.studio.page_support import PAGES, missing, no_classes, no_translation
 from starflow_jax.studio.scoring import DRAWS, score
 from starflow_jax.studio.shown_results import (
     command,
     drawing_html,
-    filled_html,
     pair_html,
-    saved_array,
     score_html,
     verdict_html,
 )
@@ -56,31 +45,22 @@ from starflow_jax.studio.training_progress import TrainingProgress
 from starflow_jax.studio.uploads import check_upload, read_upload
 from starflow_jax.training.checkpoints.workdir import is_in_use
 
-WORDS = ("zero", "one", "two", "left", "right")
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a run on pictures of three classes, at two steps, and one on clips with captions."""
-    home = tmp_path_factory.mktemp("studio")
-    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1))
-    data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)), levels=256, label_drop=0.1)
-    write_run(home / "run", CLASSES, data, {step: params_of(random_flow(CLASSES, step)) for step in (2, 4)})
-    flow = dataclasses.replace(VIDEO, channels=1, text_dim=len(WORDS))
-    data = DataConfig(source="moving_digits", frames=3, noise="gaussian", noise_std=0.3)
-    write_run(home / "clips", flow, data, {4: params_of(random_flow(flow))}, text=TextConfig(vocabulary=WORDS))
-    return home
+    return tmp_path_factory.mktemp("studio")
 
 
 @pytest.fixture(scope="module")
 def pictures(home):
-    return Checkpoints(StudioRequest(workdir=home / "run"))
+    return pictures_run(home)
 
 
 @pytest.fixture(scope="module")
 def clips(home):
-    return Checkpoints(StudioRequest(workdir=home / "clips")).first
+    return clips_run(home).first
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +94,7 @@ def test_pictures_are_those_of_the_command_that_is_shown(pictures, home, tmp_pat
     out = tmp_path / "drawn.npz"
     assert main([*words[1:-1], str(out)]) == 0
     assert np.array_equal(np.load(out)["image"], drawing.pixels[:, 0])
+    assert drawing.labels == ("1",) * 4
     assert drawing.finished and drawing.depth > 0 and drawing.tokens_per_second > 0
 
 
@@ -155,7 +136,7 @@ def test_the_time_of_the_page_is_not_counted(clips, monkeypatch):
     clock.perf_counter = lambda: clock.now
 
     class Stream:
-        """Three frames after one second each, and two of compiling; the second sample has a value that is no number."""
+        """Three frames after one second each, and two of compiling; the second sample, once denoised, has no number."""
 
         report = StreamReport(3, None, 0.0, 2.0, ())
 
@@ -167,8 +148,9 @@ def test_the_time_of_the_page_is_not_counted(clips, monkeypatch):
             index = next(self.left)
             clock.now += 1.0 if index else 3.0
             x = np.zeros((2, 4, 4, 1), np.float32)
-            x[1, 0, 0, 0] = np.nan if index == 1 else 0.0
-            return StreamedFrame(index, np.zeros((2, 4, 4, 1), np.uint8), x, x, clock.now)
+            denoised = x.copy()
+            denoised[1, 0, 0, 0] = np.nan if index == 1 else 0.0
+            return StreamedFrame(index, np.zeros((2, 4, 4, 1), np.uint8), x, denoised, clock.now)
 
         def __enter__(self):
             return self
@@ -200,25 +182,6 @@ def test_a_command_line_is_quoted(clips):
     assert "--caption=--two; rm -rf $HOME 'x'" in words
     assert words[words.index("--image") + 1] == "a b.png"
     assert words[-3:] == ["--stream", "--out", "drawn.gif"]
-
-
-@pytest.mark.slow
-def test_command_lines_of_edits_and_scores(pictures, clips, tmp_path):
-    options = ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
-    words = {"label": "any", "caption": None, "seed": 0}
-    line = shlex.split(inpaint_command(pictures.first, "a.png", "mask.npy", options, **words))
-    assert line[line.index("--steps") + 1] == "4" and line[line.index("--mask") + 1] == "mask.npy"
-    missing = np.zeros((3, 4, 4), bool)
-    missing[1:] = True
-    assert mask_name(missing) == "frames:1-2"
-    missing[0, 0, 0] = True
-    assert mask_name(missing) == "mask.npy"
-    link = saved_array("mask.npy", missing[..., None])
-    (tmp_path / "mask.npy").write_bytes(base64.b64decode(re.search(r"base64,([^\"]+)", link)[1]))
-    assert np.array_equal(~np.asarray(hidden_part(str(tmp_path / "mask.npy"), (3, 4, 4, 1)).visible)[..., 0], missing)
-    assert score_command(pictures.first, "a.png", "", draws=4, seed=1) is None
-    line = shlex.split(score_command(clips, "a b.gif", "-two", draws=4, seed=1))
-    assert line[:2] == ["starflow", "score"] and "--caption=-two" in line and "a b.gif" in line
 
 
 def test_a_picture_is_scored_with_the_bayes_rule(pictures):
@@ -276,25 +239,6 @@ def test_a_clip_is_scored_under_each_caption(clips):
         score(clips, pixels, [f"caption {index}" for index in range(65)])
 
 
-@pytest.mark.slow
-def test_what_is_painted_over_is_filled_in(pictures, monkeypatch):
-    few = ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
-    monkeypatch.setitem(CHOICES, "quick", few)
-    pixels = held_out(pictures.first, 0)
-    missing = np.zeros((1, 4, 4), bool)
-    missing[0, :2] = True
-    steps = list(fill_in(pictures.first, pixels, missing, Filling(label="any"), Device()))
-    assert any(isinstance(step, Progress) for step in steps)
-    filled = steps[-1].value
-    assert filled.pixels.shape == (3, 1, 4, 4, 1)
-    assert np.array_equal(filled.pixels[:, ~missing], np.broadcast_to(pixels[~missing], (3, 8, 1)))
-    assert sum(share for _, share in filled.classes) == pytest.approx(1.0)
-    assert "download" in filled_html(filled, {"mask.npy": filled.missing})
-    assert np.array_equal(filled.original, pixels)
-    with pytest.raises(ValueError, match="class must be"):
-        list(fill_in(pictures.first, pixels, missing, Filling(label="3"), Device()))
-
-
 def test_two_checkpoints_are_compared_on_the_same_noise(pictures):
     request = SampleRequest(num=4, label="all", seed=1)
     steps = pictures.first.steps()
@@ -328,7 +272,7 @@ def test_text_is_escaped(video):
     assert HOSTILE not in command(HOSTILE)
 
 
-def test_the_page_of_the_training_changes_with_its_folder(home, monkeypatch):
+def test_the_page_of_the_training_changes_with_its_folder(home, pictures, monkeypatch):
     progress = TrainingProgress(home / "run")
     before = progress.stamp()
     assert "Checkpoints" in progress.html() and progress.stamp() == before
@@ -344,7 +288,7 @@ def test_the_page_of_the_training_changes_with_its_folder(home, monkeypatch):
     (home / "run" / "metrics.csv").unlink()
 
 
-def test_uploads_are_read_by_content_and_from_their_folder_alone(tmp_path, pictures):
+def test_uploads_are_read_by_content_and_from_their_folder_alone(tmp_path, pictures, clips, monkeypatch):
     uploads, outside = tmp_path / "uploads", tmp_path / "secret.png"
     uploads.mkdir()
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(outside)
@@ -359,6 +303,15 @@ def test_uploads_are_read_by_content_and_from_their_folder_alone(tmp_path, pictu
     write_gif(uploads / "clip.gif", np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1), fps=8)
     with pytest.raises(ValueError, match=r"^video clip\.gif cannot be read: it must contain at most 2 frames"):
         read_upload(check_upload(str(uploads / "clip.gif"), uploads), pictures.first, most=2)
+    monkeypatch.setattr(drawing_module, "MOST_FRAMES", 2)
+    with pytest.raises(ValueError, match="must contain at most 2 frames"):  # read by the reader of `starflow sample`
+        list(draw(clips, SampleRequest(num=1, continued=uploads / "clip.gif")))
+    long = uploads / f"{'x' * 120}.png"
+    long.write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage")
+    upload = check_upload(str(long), uploads)
+    assert upload.name == long.name and len(upload.shown) == 80
+    with pytest.raises(ValueError, match=r"^video x{76}\.png cannot be read"):
+        read_upload(upload, pictures.first)
     (uploads / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage")
     with pytest.raises(ValueError, match=r"^video bad\.png cannot be read"):
         read_upload(check_upload(str(uploads / "bad.png"), uploads), pictures.first)

@@ -7,32 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from random_flows import CLASSES, random_flow
-from sweep_runs import params_of, write_arrays, write_run
+from random_flows import CLASSES
+from studio_runs import pictures_run
 
-from starflow_jax.core.config import DataConfig
 from starflow_jax.studio.background_work import Busy
 from starflow_jax.studio.open_studio import Studio
-from starflow_jax.studio.opened_model import Checkpoints
-from starflow_jax.studio.studio_request import StudioRequest
 
 pytestmark = pytest.mark.slow
 gr = pytest.importorskip("gradio")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a run on pictures of three classes."""
+def studio(tmp_path_factory):
     home = tmp_path_factory.mktemp("pages")
-    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1))
-    data = DataConfig(source="npz", path=str(write_arrays(home / "data", images)), levels=256, label_drop=0.1)
-    write_run(home / "run", CLASSES, data, {4: params_of(random_flow(CLASSES))})
-    return home
-
-
-@pytest.fixture(scope="module")
-def studio(home):
-    return Studio.of(Checkpoints(StudioRequest(workdir=home / "run")), home)
+    return Studio.of(pictures_run(home), home)
 
 
 @pytest.fixture(scope="module")

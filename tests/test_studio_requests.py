@@ -9,6 +9,7 @@ import io
 import json
 import os
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sweep_runs import TRAIN
 from starflow_jax.cli.dispatch import main
 from starflow_jax.core.config import DataConfig, ExperimentConfig
 from starflow_jax.core.config.build import to_json
-from starflow_jax.studio import opened_model, serving
+from starflow_jax.studio import guarded_requests, opened_model, serving
 from starflow_jax.studio.filling_in import hidden, painted
 from starflow_jax.studio.guarded_requests import (
     MOST_JSON,
@@ -182,6 +183,44 @@ def test_uploads_are_bounded_together(tmp_path):
         (tmp_path / "more" / str(index)).write_bytes(b"1")
     assert answered(path="/gradio_api/upload", uploads=tmp_path) == (507, [])
     assert answered(path="/gradio_api/queue/join", uploads=tmp_path)[0] == 200
+    hour = time.time() - 3590.0
+    os.utime(tmp_path / "more" / "0", (hour, hour))
+    os.utime(tmp_path / "held", (hour - 20.0, hour - 20.0))  # also a file that Gradio does not know of
+    assert answered(path="/gradio_api/upload", uploads=tmp_path)[0] == 200
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["0", "1"]
+
+
+def test_an_upload_that_sends_nothing_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(guarded_requests, "_SILENCE", 0.01)
+    sent, ended = [], []
+
+    async def application(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        ended.append(await receive())  # of the connection, which may stay open for long
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    def parts(*messages):
+        left = list(messages)
+
+        async def receive():
+            if not left:
+                await asyncio.sleep(0.05 if messages and not messages[-1]["more_body"] else 60)
+            return left.pop(0) if left else {"type": "http.disconnect"}
+
+        return receive
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    guarded = GuardedRequests(application, 2**16, tmp_path)
+    headers = [(b"host", HOST), (b"content-length", str(2**16).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    for messages in ((), ({"type": "http.request", "body": b"1", "more_body": True},)):
+        asyncio.run(guarded(scope, parts(*messages), send))
+    asyncio.run(guarded(scope, parts({"type": "http.request", "body": b"1", "more_body": False}), send))
+    assert [status for status in sent if status] == [408, 408, 200] and ended == [{"type": "http.disconnect"}]
+    assert guarded._arriving == 0
 
 
 def png(rows, columns, opaque=0, kind="PNG"):
@@ -226,6 +265,8 @@ def test_painted_pixels_are_those_that_are_mostly_covered():
     assert np.array_equal(painted(alpha, 4, 4), expected)
     alpha[:10, :16] = 9
     assert painted(alpha, 4, 4).sum() == 2
+    alpha[:10, 15:] = 0
+    assert painted(alpha, 4, 4).sum() == 2  # a half
     with pytest.raises(ValueError, match="at least 4 rows"):
         painted(alpha[:2], 4, 4)
     assert hidden(expected, 3, 1, 2).sum() == 2 and not hidden(expected, 3, 1, 2)[0].any()

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from starflow_jax.core.html_page import escaped, html_picture
 from starflow_jax.core.regular_files import open_file
 from starflow_jax.media.displayed_images import displayed, open_image
@@ -51,9 +53,15 @@ def _encoded(path: Path) -> tuple[bytes, str]:
         with open_image(stream) as image:
             pixels = displayed(image)
     pixels.thumbnail((_MOST_SIDE, _MOST_SIDE))
+    return png_or_jpeg(pixels, _MOST_PNG_BYTES, optimize=True)
+
+
+def png_or_jpeg(pixels: Image.Image, most_png: int, *, optimize: bool = False) -> tuple[bytes, str]:
+    """An image, grey or RGB, as the bytes of a file and their media type: PNG, or JPEG where that has above `most_png`
+    bytes; `optimize`: takes longer for a smaller PNG."""
     data = io.BytesIO()
-    pixels.save(data, format="PNG", optimize=True)
-    if data.tell() <= _MOST_PNG_BYTES:
+    pixels.save(data, format="PNG", optimize=optimize)
+    if data.tell() <= most_png:
         return data.getvalue(), "image/png"
     data = io.BytesIO()
     pixels.save(data, format="JPEG", quality=90)

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.data.decoding.buckets import image_size
+from starflow_jax.media.reading import MAX_FRAMES
 from starflow_jax.models.text.templates import prefixed
 from starflow_jax.sampling.captions import readable_captions
 from starflow_jax.sampling.denoising import denoise_fields
@@ -19,7 +20,7 @@ from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.sampling.ranking import likeliest, log_likelihoods
 from starflow_jax.sampling.sample_requests import FPS_RANGE, SampleRequest
 from starflow_jax.sampling.solver_choice import choose_solver
-from starflow_jax.sampling.streaming.stream import StreamReport, stream_plan
+from starflow_jax.sampling.streaming.stream import StreamReport, stream_devices, stream_plan
 from starflow_jax.sampling.videos import video_sampling
 from starflow_jax.sampling.videos.given_frames import FrameReader, GivenFrames
 from starflow_jax.sampling.videos.video_plan import VideoPlan, caption_reader, default_window, plan_videos
@@ -89,13 +90,16 @@ class SampledVideos:
         return self.samples.videos[self.kept]
 
 
-def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None]) -> VideoRequestPlan:
+def plan_request(
+    run: Run, request: SampleRequest, *, warn: Callable[[str], None], max_frames: int = MAX_FRAMES
+) -> VideoRequestPlan:
     """Resolves a request for videos.
 
     Args:
       run: the trained model.
       request: the request.
       warn: called with messages about captions that are left out, given frames and an old calibration.
+      max_frames: of a given clip.
 
     Raises:
       RequestError, ValueError: the request does not fit the model.
@@ -104,7 +108,7 @@ def plan_request(run: Run, request: SampleRequest, *, warn: Callable[[str], None
     config, size = run.config, video_size(run.config, request.aspect)
     window = _window(request, config.data.frames)
     autoencoder = run.autoencoder
-    given = FrameReader(config, autoencoder, size, window, warn).read(request)
+    given = FrameReader(config, autoencoder, size, window, warn, max_frames).read(request)
     captions = [prefixed(caption, given.word) for caption in request.captions or ("",)]
     reader = caption_reader(config)
     readable, unreadable = readable_captions(captions, reader, warn)
@@ -174,9 +178,7 @@ def draw_request(
     key = jax.random.key(request.seed)
     streams: tuple[StreamReport, ...] = ()
     if request.stream:
-        # The first block to be inverted runs on one device and the others on a second one, if there is one.
-        devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
-        samples, streams = stream_plan(run.params, key, plan, progress=progress, devices=devices)
+        samples, streams = stream_plan(run.params, key, plan, progress=progress, devices=stream_devices())
     else:
         samples = video_sampling.draw_plan(run.params, key, plan, progress=progress)
     if request.candidates is None:

@@ -14,9 +14,10 @@ from starflow_jax.core.request_errors import RequestError
 from starflow_jax.sampling.image_requests import draw_images, plan_images
 from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.sampling.sampling_report import report_on
-from starflow_jax.sampling.streaming.stream import VideoStream
+from starflow_jax.sampling.streaming.stream import VideoStream, stream_devices
 from starflow_jax.sampling.video_requests import BATCH_SIZE, VideoRequestPlan, draw_request, plan_request
 from starflow_jax.studio.opened_model import OpenedModel, tokens_of
+from starflow_jax.studio.uploads import MOST_FRAMES, pixel_shape
 
 # How many samples a page offers. Each number is one compiled program, so that they are few.
 PICTURES: tuple[int, ...] = (1, 4, 16, 64)
@@ -42,6 +43,7 @@ class Drawing:
         end.
       unconverged: chunks of tokens that did not converge; None before the end.
       remarks: what the visitor should know.
+      labels: the class of every picture by its name, empty for none; no values for videos and runs without classes.
     """
 
     pixels: np.ndarray
@@ -56,6 +58,7 @@ class Drawing:
     tokens_per_second: float | None
     unconverged: int | None
     remarks: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -81,7 +84,7 @@ def draw(model: OpenedModel, request: SampleRequest) -> Generator[Drawing, None,
     """
     remarks: list[str] = []
     if model.videos:
-        planned = plan_request(model.run, request, warn=remarks.append)
+        planned = plan_request(model.run, request, warn=remarks.append, max_frames=MOST_FRAMES)
         yield from _videos(model, planned, remarks)
         return
     plan = plan_images(model.run, request, warn=remarks.append)
@@ -101,6 +104,7 @@ def draw(model: OpenedModel, request: SampleRequest) -> Generator[Drawing, None,
         tokens_per_second=tokens / max(report.seconds, 1e-9),
         unconverged=len(report.unconverged),
         remarks=(*remarks, *_not_finite(report.non_finite, report.images)),
+        labels=tuple(model.classes[k] if k >= 0 else "" for k in result.labels) if model.classes else (),
     )
 
 
@@ -116,21 +120,19 @@ def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -
     count = len(plan.captions)
     check(count <= BATCH_SIZE, f"clips must be at most {BATCH_SIZE} at a time, got {count}")
     new = tokens_of(model.config, count * (plan.kind.frames - plan.given_frames))
-    shape = (count, 0, *planned.size, model.run.autoencoder.pixel_channels if model.run.autoencoder else
-             model.config.flow.channels)  # fmt: skip
+    shape = (count, 0, *planned.size, pixel_shape(model)[2])
     drawing = Drawing(
         np.zeros(shape, np.uint8), None, planned.given_frames, planned.frames, planned.fps, None, 0.0, 0.0, None, None,
         None, tuple(remarks),
     )  # fmt: skip
     yield drawing
-    devices = jax.devices()[:2] if len(jax.devices()) > 1 else None
     try:
-        stream = VideoStream(model.run.params, jax.random.key(planned.request.seed), plan, devices)
+        stream = VideoStream(model.run.params, jax.random.key(planned.request.seed), plan, stream_devices())
     except ValueError as error:
         reason = f"{error}; so all frames are shown together at the end"
         yield _together(model, planned, new, dataclasses.replace(drawing, remarks=(*remarks, reason)))
         return
-    pixels, x, spent = [], [], 0.0
+    pixels, x, finite, spent = [], [], np.ones(count, bool), 0.0
     with stream:
         while True:
             begin = time.perf_counter()
@@ -140,6 +142,7 @@ def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -
                 break
             pixels.append(frame.pixels if frame.pixels.ndim == 5 else frame.pixels[:, None])
             x.append(frame.x)
+            finite &= np.isfinite(frame.denoised).reshape(count, -1).all(axis=1)
             seconds = max(spent - stream.report.compile_seconds, 0.0)
             new_frame = drawing.first_frame is None and frame.index >= plan.given_frames
             drawing = dataclasses.replace(
@@ -151,15 +154,14 @@ def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -
             )
             if frame.index < plan.kind.frames - 1:
                 yield drawing
-    samples = np.stack(x, axis=1)
-    bad = int(count - np.isfinite(samples).reshape(count, -1).all(axis=1).sum())
+    bad = int(count - finite.sum())
     whole = report_on(
         [stream.report.blocks], count=count, batch_size=count, seconds=drawing.seconds,
         compile_seconds=drawing.compile_seconds, non_finite=bad,
     )  # fmt: skip
     yield dataclasses.replace(
         drawing,
-        x=samples,
+        x=np.stack(x, axis=1),
         depth=whole.evaluations,
         tokens_per_second=new / max(drawing.seconds, 1e-9),
         unconverged=len(whole.unconverged),
@@ -169,7 +171,8 @@ def _videos(model: OpenedModel, planned: VideoRequestPlan, remarks: list[str]) -
 
 def _together(model: OpenedModel, planned: VideoRequestPlan, tokens: int, drawing: Drawing) -> Drawing:
     """All frames at once, of a flow whose frames cannot be streamed."""
-    result = draw_request(model.run, dataclasses.replace(planned, request=_unstreamed(planned.request)))
+    unstreamed = dataclasses.replace(planned.request, stream=False)
+    result = draw_request(model.run, dataclasses.replace(planned, request=unstreamed))
     report = result.samples.report
     return dataclasses.replace(
         drawing,
@@ -183,10 +186,6 @@ def _together(model: OpenedModel, planned: VideoRequestPlan, tokens: int, drawin
         unconverged=len(report.unconverged),
         remarks=(*drawing.remarks, *_not_finite(report.non_finite, report.images)),
     )
-
-
-def _unstreamed(request: SampleRequest) -> SampleRequest:
-    return dataclasses.replace(request, stream=False)
 
 
 def frame_choices(model: OpenedModel) -> tuple[int, ...]:

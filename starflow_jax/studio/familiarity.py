@@ -10,7 +10,6 @@ different numbers of draws of the noise, examples of the data would not be like 
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -77,11 +76,10 @@ class Familiarity:
 
     def __init__(self, model: OpenedModel):
         self.model = model
-        self._lock = threading.Lock()
         self._reference: _Reference | None = None
 
     def judge(self, score: Score, report: Report = lambda amount: None) -> Verdict:
-        """Compares a score with those of the run's own examples.
+        """Compares a score with those of the run's own examples; by one thread at a time, that which holds the device.
 
         Args:
           report: called with the number of the run's examples that were scored since the last call.
@@ -89,11 +87,10 @@ class Familiarity:
         Raises:
           ValueError: the data of the run are not where they were, or cannot be read.
         """
-        with self._lock:
-            if self._reference is None:
-                make = _pictures if is_plain(self.model) else _clips
-                self._reference = make(self.model, report)
-            reference = self._reference
+        if self._reference is None:
+            make = _pictures if is_plain(self.model) else _clips
+            self._reference = make(self.model, report)
+        reference = self._reference
         found = self._scores(score, reference.training)
         comparisons = tuple(
             Comparison(name, value, _share(value, reference.held_out[name])) for name, value in found.items()

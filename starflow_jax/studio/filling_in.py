@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.editing.examples import data_size, in_units
@@ -82,13 +83,8 @@ def painted(alpha: np.ndarray, rows: int, columns: int) -> np.ndarray:
         alpha.ndim == 2 and alpha.shape[0] >= rows and alpha.shape[1] >= columns,
         f"the painted picture must be [h, w] with at least {rows} rows and {columns} columns, got {list(alpha.shape)}",
     )
-    # The cells of a pixel are those whose centres are in it.
-    row = (np.arange(alpha.shape[0]) * rows) // alpha.shape[0]
-    column = (np.arange(alpha.shape[1]) * columns) // alpha.shape[1]
-    paint, cells = np.zeros((rows, columns)), np.zeros((rows, columns))
-    np.add.at(paint, (row[:, None], column[None, :]), alpha > 0)
-    np.add.at(cells, (row[:, None], column[None, :]), 1)
-    return np.asarray(paint >= _PAINTED * cells)
+    share = Image.fromarray(np.float32(alpha > 0)).resize((columns, rows), Image.Resampling.BOX)
+    return np.asarray(share) >= _PAINTED
 
 
 def hidden(painting: np.ndarray, frames: int, first: int, last: int) -> np.ndarray:

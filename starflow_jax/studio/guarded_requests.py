@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _CALLS = re.compile(
     r"theme\.css)/?|heartbeat/[^/]+|file=.+)"
 )
 _STORED_UPLOADS = 32  # of the largest size, that the folder of uploads may hold at once
+_OLDEST = 3600.0  # seconds that an uploaded file is kept
+_SILENCE = 60.0  # seconds after which an upload that sends nothing is refused
 _BLOCK = 4096  # bytes of the disk that a small file takes
 # The page loads nothing from elsewhere, and is not shown inside of other pages. Gradio makes functions of templates.
 _POLICY = (
@@ -112,7 +115,7 @@ class GuardedRequests:
             stored = await asyncio.to_thread(stored_bytes, self._uploads)
             if stored + self._arriving > _STORED_UPLOADS * self._most_upload:
                 raise _Refused(507, "the studio holds as many files as it may; try again in an hour")
-            await self._app(scope, receive, send)
+            await self._app(scope, _prompt(receive), send)
         finally:
             self._arriving -= length
 
@@ -134,14 +137,22 @@ def _check_path(path: str) -> None:
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes on the disk of all files in a folder, about; what is removed meanwhile is not counted."""
-    total = 0
+    """Bytes on the disk of all files in a folder, about, once those that are older than an hour are removed.
+
+    Gradio removes those that it knows of. It makes others, of uploads that were broken off and of every request.
+    """
+    total, oldest = 0, time.time() - _OLDEST
     for parent, _, names in os.walk(folder):
         for name in names:
+            path = os.path.join(parent, name)
             try:
-                total += -(-os.lstat(os.path.join(parent, name)).st_size // _BLOCK) * _BLOCK + _BLOCK
-            except OSError:
+                status = os.lstat(path)
+                if status.st_mtime < oldest:
+                    os.unlink(path)
+                    continue
+            except OSError:  # it was removed meanwhile
                 continue
+            total += -(-status.st_size // _BLOCK) * _BLOCK + _BLOCK
     return total
 
 
@@ -197,6 +208,24 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _prompt(receive: Receive) -> Receive:
+    """A source of the messages of an upload, refused when the next part of its body does not come in time."""
+    whole = False
+
+    async def next_one() -> MutableMapping[str, Any]:
+        nonlocal whole
+        if whole:  # what follows is the end of the connection
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), _SILENCE)
+        except TimeoutError as error:
+            raise _Refused(408, f"an upload must not pause for {_SILENCE:.0f} s") from error
+        whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return next_one
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.registries import SOLVERS
 from starflow_jax.core.storage.places import shown
+from starflow_jax.data.pipeline.opening_notes import printable_name
 from starflow_jax.flows.parameters import count
 from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.model_folder import is_run, load_model_folder
@@ -23,8 +23,8 @@ from starflow_jax.studio.studio_request import StudioRequest
 from starflow_jax.training.checkpoints.inventory import checkpoint_entries
 from starflow_jax.training.checkpoints.workdir import read_config
 
-# Models of other checkpoints that are kept beside the first one.
-_KEPT = 1
+# Models of other checkpoints that are kept beside the first one: both sides of a comparison.
+_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class OpenedModel:
     def classes(self) -> tuple[str, ...]:
         """The names of its classes, their numbers where they have none; empty for captions or no condition."""
         names = self.config.data.class_names or ()
-        return tuple(str(names[k]) if k < len(names) else str(k) for k in range(self.config.num_classes))
+        return tuple(printable_name(names[k]) if k < len(names) else str(k) for k in range(self.config.num_classes))
 
     @functools.cached_property
     def solvers(self) -> tuple[str, ...]:
@@ -92,11 +92,10 @@ class Checkpoints:
         """Loads the model; raises ValueError as `open_run` does."""
         self.request = request
         self.first = _opened(request)
-        self._lock = threading.Lock()
         self._others: collections.OrderedDict[int, OpenedModel] = collections.OrderedDict()
 
     def at(self, step: int | None) -> OpenedModel:
-        """The model of a checkpoint, None for the first one.
+        """The model of a checkpoint, None for the first one; by one thread at a time, that which holds the device.
 
         Raises:
           ValueError: there is no such checkpoint, or it is damaged.
@@ -105,13 +104,12 @@ class Checkpoints:
             return self.first
         steps = self.first.steps()
         check(step in steps, f"checkpoint must be one of {', '.join(map(str, steps))}, got {step}")
-        with self._lock:
-            found = self._others.pop(step, None)
-            if found is None:
-                while len(self._others) >= _KEPT:
-                    self._others.popitem(last=False)  # before the next is loaded, so that its memory is free
-                found = _opened(dataclasses.replace(self.request, step=step))
-            self._others[step] = found
+        found = self._others.pop(step, None)
+        if found is None:
+            while len(self._others) >= _KEPT:
+                self._others.popitem(last=False)  # before the next is loaded, so that its memory is free
+            found = _opened(dataclasses.replace(self.request, step=step))
+        self._others[step] = found
         return found
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from starflow_jax.flows.order import is_frame_causal
 from starflow_jax.models.text.templates import TRANSLATE
+from starflow_jax.sampling.videos.given_frames import known_words
 from starflow_jax.studio.opened_model import OpenedModel
 
 Page = Literal["Draw", "Continue", "Score", "Edit", "Training", "Compare"]
@@ -48,6 +49,6 @@ def no_classes(model: OpenedModel) -> str | None:
 
 def no_translation(model: OpenedModel) -> str | None:
     """The reason why clips are not translated; None where they are."""
-    config = model.config
-    known = config.data.text_encoder is not None or (config.text is not None and TRANSLATE in config.text.vocabulary)
-    return None if known else f"The run was not trained with {TRANSLATE} captions, which translate a clip."
+    if TRANSLATE in known_words(model.config):
+        return None
+    return f"The run was not trained with {TRANSLATE} captions, which translate a clip."

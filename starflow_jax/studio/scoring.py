@@ -19,6 +19,7 @@ from starflow_jax.data.sources.base import ArraySource
 from starflow_jax.evaluation.applications.likelihood_study import StudiedRun, posterior
 from starflow_jax.evaluation.applications.ratio_maps import token_map
 from starflow_jax.evaluation.likelihood.bayes_classifier import classify
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.likelihood.scored_source import scored_level
 from starflow_jax.evaluation.likelihood.video_scores import Clip, ClipLikelihood, file_pixels, score_clips
 from starflow_jax.sampling.videos.video_plan import caption_reader, later_text, text_states
@@ -145,7 +146,7 @@ def _picture(model: OpenedModel, pixels: np.ndarray, seed: int) -> Score:
     return Score(
         pixels=pixels,
         bits_per_dim=float(np.mean(of_draws)),
-        error=_standard_error(of_draws),
+        error=standard_error(of_draws),
         surprise=np.asarray(surprise),
         condition=choices[0][0] if choices else "",
         choices=choices,
@@ -164,7 +165,7 @@ def _clip(
         report(1)
     log_p = np.asarray([-math.log(2.0) * one.bits_per_dim * images.size for one in scored])
     best = int(np.argmax(log_p))
-    shares = np.exp(log_p - np.logaddexp.reduce(log_p))
+    shares = posterior(log_p[None, None])[0]
     chosen: ClipLikelihood = scored[best]
     return Score(
         pixels=pixels,
@@ -203,7 +204,3 @@ def _clips(model: OpenedModel, images: np.ndarray, levels: int, captions: Sequen
 def _ranked(names: Sequence[str], shares: np.ndarray) -> tuple[tuple[str, float], ...]:
     order = np.argsort(-shares, kind="stable")
     return tuple((names[index], float(shares[index])) for index in order)
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

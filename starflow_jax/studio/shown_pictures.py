@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from starflow_jax.core.html_page import escaped, html_picture, html_video
 from starflow_jax.media import video_grid, write_gif, write_mp4
+from starflow_jax.reports.pictures import png_or_jpeg
 
 _SIDE = 128  # pixels of a shown picture, about
 _LARGE = 256  # sides of a clip above this are shown as MP4 instead of GIF
@@ -28,13 +28,8 @@ def picture(pixels: np.ndarray, text: str, *, side: int = _SIDE) -> str:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     elif longest > side:
         image.thumbnail((side, side))
-    data = io.BytesIO()
-    image.save(data, format="PNG")
-    if data.tell() <= _MOST_PNG_BYTES:
-        return html_picture(data.getvalue(), text)
-    data = io.BytesIO()
-    image.save(data, format="JPEG", quality=90)
-    return html_picture(data.getvalue(), text, "image/jpeg")
+    data, media_type = png_or_jpeg(image, _MOST_PNG_BYTES)
+    return html_picture(data, text, media_type)
 
 
 def pictures(images: np.ndarray, captions: Sequence[str] = (), *, side: int = _SIDE) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -51,11 +51,11 @@ def heading(model: OpenedModel) -> str:
     )
 
 
-def drawing_html(drawing: Drawing, labels: Sequence[str] = ()) -> str:
-    """Samples as far as they are final; `labels`: below each picture."""
+def drawing_html(drawing: Drawing) -> str:
+    """Samples as far as they are final, with the class below each picture."""
     parts = [_progress(drawing)]
     if drawing.frames == 1:
-        parts.append(pictures(drawing.pixels[:, 0], labels, side=96))
+        parts.append(pictures(drawing.pixels[:, 0], drawing.labels if any(drawing.labels) else (), side=96))
     else:
         if drawing.finished:
             parts.append(animation(drawing.pixels, drawing.fps))

@@ -16,10 +16,15 @@ _LONGEST_NAME = 80
 
 
 class Upload(NamedTuple):
-    """A dropped file: its path in the folder of uploads, and the name that the visitor knows it by."""
+    """A dropped file: its path in the folder of uploads, and its name there, of which Gradio leaves some marks out."""
 
     path: Path
     name: str
+
+    @property
+    def shown(self) -> str:
+        """The end of the name, for messages."""
+        return self.name[-_LONGEST_NAME:]
 
 
 def check_upload(path: str | None, folder: Path, what: str = "a picture or a clip") -> Upload:
@@ -35,8 +40,8 @@ def check_upload(path: str | None, folder: Path, what: str = "a picture or a cli
     check(bool(path), f"drop {what} first")
     found = Path(str(path))
     inside = found.resolve().is_relative_to(folder.resolve())
-    check(inside and found.is_file(), "the file must be one that was dropped here, got another path")
-    return Upload(found, found.name[-_LONGEST_NAME:])
+    check(inside and found.is_file(), "the file must be one that was dropped here in the last hour, got another path")
+    return Upload(found, found.name)
 
 
 def read_upload(upload: Upload, model: OpenedModel, *, most: int = MOST_FRAMES) -> np.ndarray:
@@ -44,7 +49,7 @@ def read_upload(upload: Upload, model: OpenedModel, *, most: int = MOST_FRAMES) 
 
     Raises:
       ValueError: a file that is no picture or clip, is damaged, or has too many frames; the message names the file by
-        the visitor's name.
+        its name without its folder.
     """
     rows, columns, channels = pixel_shape(model)
     background = model.config.data.background
@@ -53,7 +58,7 @@ def read_upload(upload: Upload, model: OpenedModel, *, most: int = MOST_FRAMES) 
             upload.path, size=(rows, columns), channels=channels, max_frames=most, background=background
         ).frames
     except ValueError as error:
-        raise ValueError(str(error).replace(str(upload.path), upload.name)) from error
+        raise ValueError(str(error).replace(str(upload.path), upload.shown)) from error
 
 
 def pixel_shape(model: OpenedModel) -> tuple[int, int, int]:

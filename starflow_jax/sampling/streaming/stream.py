@@ -113,6 +113,12 @@ def stream(
     return VideoStream(flow, key, plan, devices)
 
 
+def stream_devices() -> list[jax.Device] | None:
+    """The devices of a stream: one for the deep block and one for all others where there are two; else None."""
+    devices = jax.devices()
+    return devices[:2] if len(devices) > 1 else None
+
+
 def stream_plan(
     flow: Flow | Params,
     key: PRNGKeyArray,

@@ -11,6 +11,7 @@ import numpy as np
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.media import Clip, read_video
+from starflow_jax.media.reading import MAX_FRAMES
 from starflow_jax.models.text.templates import EXTEND, TRANSLATE
 from starflow_jax.sampling.latent_shapes import RunAutoencoder
 from starflow_jax.sampling.sample_requests import SampleRequest
@@ -36,6 +37,14 @@ class GivenFrames:
     pixels: np.ndarray | None = None
 
 
+def known_words(config: ExperimentConfig) -> tuple[str, ...]:
+    """The words that captions may begin with, `EXTEND` and `TRANSLATE` among them where the run was trained with such
+    captions; a pretrained text encoder reads both."""
+    if config.data.text_encoder is not None:
+        return (EXTEND, TRANSLATE)
+    return () if config.text is None else config.text.vocabulary
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameReader:
     """Reads the given frames of requests for one model.
@@ -45,6 +54,7 @@ class FrameReader:
       size: rows and columns of the videos, in positions of the flow.
       window: the sliding window of long videos.
       warn: called with a message where frames of a clip are not used.
+      max_frames: of a clip that is read.
     """
 
     config: ExperimentConfig
@@ -52,6 +62,7 @@ class FrameReader:
     size: tuple[int, int]
     window: SlidingWindow
     warn: Callable[[str], None]
+    max_frames: int = MAX_FRAMES
 
     def read(self, request: SampleRequest) -> GivenFrames:
         """Reads the file that a request names, scaled to `size`, and determines the length of the videos.
@@ -60,7 +71,7 @@ class FrameReader:
 
         Raises:
           RequestError: a length that the given frames or the model do not allow.
-          ValueError: a file that cannot be read.
+          ValueError: a file that cannot be read, or has too many frames.
         """
         paths = {"image": request.image, "continued": request.continued, "video": request.video}
         given = {name: path for name, path in paths.items() if path is not None}
@@ -86,11 +97,11 @@ class FrameReader:
         require(total > len(images), template, len(images), total)
         if name == "image":
             return self._given_frames(frames, images, None, None)
-        return self._given_frames(frames, images, EXTEND if EXTEND in self._words() else None, clip.fps)
+        return self._given_frames(frames, images, EXTEND if EXTEND in known_words(self.config) else None, clip.fps)
 
     def _translation(self, clip: Clip, frames: int | None, available: int) -> GivenFrames:
         template = "{video} needs a run trained with {0} captions, got one without that word"
-        require(TRANSLATE in self._words(), template, TRANSLATE)
+        require(TRANSLATE in known_words(self.config), template, TRANSLATE)
         frames = self._translation_length(frames, available)
         return self._given_frames(frames, clip.frames[: self._pixel_frames(frames // 2)], TRANSLATE, clip.fps)
 
@@ -98,12 +109,6 @@ class FrameReader:
         if self.autoencoder is None:
             return GivenFrames(frames, images, word, fps)
         return GivenFrames(frames, self.autoencoder.encode(images), word, fps, images)
-
-    def _words(self) -> tuple[str, ...]:
-        """The words about given frames that captions may begin with; a pretrained text encoder reads both."""
-        if self.config.data.text_encoder is not None:
-            return (EXTEND, TRANSLATE)
-        return () if self.config.text is None else self.config.text.vocabulary
 
     def _pixel_frames(self, frames: int) -> int:
         return frames if self.autoencoder is None else self.autoencoder.pixel_frames(frames)
@@ -129,7 +134,7 @@ class FrameReader:
         template = f"{{{name}}} needs a run on grey or RGB pixels, got one on {{0}} channels"
         require(channels in (1, 3), template, channels)
         size, background = (self.size[0] * stride, self.size[1] * stride), self.config.data.background
-        return read_video(path, size=size, channels=channels, background=background)
+        return read_video(path, size=size, channels=channels, max_frames=self.max_frames, background=background)
 
     def _translation_length(self, frames: int | None, available: int) -> int:
         """Frames of source and target together: equally long, and together no longer than trained on."""

@@ -23,6 +23,8 @@ DEVICE: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "minimal",
 }
+# What needs neither the device nor the queue.
+UNQUEUED: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 # What needs no device.
 LIGHT: dict[str, Any] = {"concurrency_limit": 4, "api_visibility": "private", "show_progress": "hidden"}
 # The names of fields of requests on the pages.
@@ -46,9 +48,8 @@ def lets_stop(stop: gr.Button, begin: gr.Button, event: Any, status: gr.HTML) ->
     Args:
       stop, begin: the buttons; event: the work of `begin`; status: says "stopped" until `begin` is clicked again.
     """
-    quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    begin.click(lambda: "", None, status, **quick)
-    stop.click(lambda: paragraph("stopped", "status"), None, status, cancels=[event], **quick)
+    begin.click(lambda: "", None, status, **UNQUEUED)
+    stop.click(lambda: paragraph("stopped", "status"), None, status, cancels=[event], **UNQUEUED)
 
 
 @contextlib.contextmanager
@@ -73,5 +74,5 @@ def sentences(upload: Upload | None = None) -> Iterator[None]:
 def _refused(text: str, upload: Upload | None) -> gr.Error:
     text = " ".join(shown(text).split()).removesuffix(".")
     if upload is not None:
-        text = text.replace(str(upload.path), upload.name)
+        text = text.replace(str(upload.path), upload.shown)
     return gr.Error(f"{escaped(text[:1].upper() + text[1:])}.", title="Not possible", print_exception=False)

@@ -23,7 +23,7 @@ from starflow_jax.studio.pages.controls import (
     solver_control,
 )
 from starflow_jax.studio.shown_results import command, drawing_html, paragraph
-from starflow_jax.studio.uploads import check_upload, read_upload
+from starflow_jax.studio.uploads import check_upload
 
 _FIRST, _LONGER, _TRANSLATED = "image", "continued", "video"
 
@@ -58,7 +58,6 @@ def build(studio: Studio) -> None:
         with sentences():
             upload = check_upload(path, studio.uploads)
         with sentences(upload):
-            read_upload(upload, model)  # which bounds its frames, before it is read again while the device is held
             request = request_of(
                 model,
                 condition,
@@ -72,7 +71,7 @@ def build(studio: Studio) -> None:
             shown = sample_command(model, request, {kind: upload.name})
             yield paragraph("drawing", "status"), command(shown)
             for drawing in in_turn(studio.device, draw(model, request)):
-                named = tuple(remark.replace(str(upload.path), upload.name) for remark in drawing.remarks)
+                named = tuple(remark.replace(str(upload.path), upload.shown) for remark in drawing.remarks)
                 yield drawing_html(dataclasses.replace(drawing, remarks=named)), gr.skip()
 
     event = begin.click(answer, [file, way, condition, guidance, solver, seed, frames], [result, line], **DEVICE)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from starflow_jax.sampling.sample_requests import SampleRequest
 from starflow_jax.studio.background_work import in_turn
 from starflow_jax.studio.command_lines import sample_command
 from starflow_jax.studio.drawing import CLIPS, PICTURES, draw, frame_choices
 from starflow_jax.studio.open_studio import Studio
-from starflow_jax.studio.opened_model import OpenedModel
 from starflow_jax.studio.pages.answers import DEVICE, lets_stop, sentences
 from starflow_jax.studio.pages.controls import (
     condition_controls,
@@ -49,17 +47,8 @@ def build(studio: Studio) -> None:
             request = request_of(model, **dict(zip(names, values, strict=True)))
             yield paragraph("drawing", "status"), command(sample_command(model, request))
             for drawing in in_turn(studio.device, draw(model, request)):
-                yield drawing_html(drawing, labels_of(model, request, len(drawing.pixels))), gr.skip()
+                yield drawing_html(drawing), gr.skip()
 
     inputs = [condition, num, guidance, solver, seed, *([] if frames is None else [frames])]
     event = begin.click(answer, inputs, [result, line], **DEVICE)
     lets_stop(stop, begin, event, status)
-
-
-def labels_of(model: OpenedModel, request: SampleRequest, count: int) -> Sequence[str]:
-    """The class of each picture, where there are classes."""
-    if model.videos or not model.classes or request.label in (None, "none"):
-        return ()
-    if request.label == "all":
-        return [model.classes[index % len(model.classes)] for index in range(count)]
-    return [model.classes[int(request.label or 0)]] * count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from starflow_jax.studio.open_studio import Studio
-from starflow_jax.studio.pages.answers import LIGHT, sentences
+from starflow_jax.studio.pages.answers import UNQUEUED, sentences
 from starflow_jax.studio.shown_results import paragraph
 
 _SECONDS = 5.0
@@ -21,4 +21,4 @@ def build(studio: Studio) -> None:
         with sentences():
             return studio.progress.html()  # which is made anew only when something has changed
 
-    timer.tick(refresh, None, page, queue=False, **LIGHT)
+    timer.tick(refresh, None, page, **UNQUEUED)
