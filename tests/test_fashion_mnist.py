@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from starflow_jax.core.config import load_config
 from starflow_jax.data import ArraySource
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENT = ROOT / "experiments" / "fashion_mnist.py"
 sys.path.append(str(ROOT / "experiments" / "benchmarks"))
 
+import denoising  # noqa: E402
 import fashion_mnist  # noqa: E402
 import linear_bits  # noqa: E402
 
@@ -82,3 +84,18 @@ def test_every_part_of_the_evaluation_runs(folder, tmp_path, capsys):
     assert solvers["sequential"]["depth"] == 2 * 48  # the first of 49 tokens of a block is its noise
     assert all(row["largest_error"] < 1e-2 for row in solvers.values())
     assert "Glow, published" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_ways_to_denoise_are_compared(folder, tmp_path):
+    noise = ["flow.pixel_map=None", "data.noise=gaussian", f"data.path={folder}"]
+    levels = ["flow.noise_levels=(0.1,0.5)", "data.noise_std=0.5", "sample.denoise=iterative"]
+    for name, more in (("tweedie", ["data.noise_std=0.1", "sample.denoise=score"]), ("levels", levels)):
+        train(load_config(f"{EXPERIMENT}:tiny", [*noise, *more]), tmp_path / name, progress=False)
+    out, picture = tmp_path / "figures.json", tmp_path / "samples.png"
+    runs = ["--tweedie", str(tmp_path / "tweedie"), "--levels", str(tmp_path / "levels")]
+    assert denoising.main([*runs, "--quick", "--json", str(out), "--picture", str(picture)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["denoise"] for row in rows] == ["none", "score", "none", "score", "iterative", "iterative"]
+    assert rows[1]["ratio"] == 1.0 and all(row["fid"]["mean"] > 0 for row in rows)
+    assert Image.open(picture).size == (10 * 28, 6 * 28)
