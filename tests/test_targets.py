@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_devices import run_on_eight_devices
 from random_flows import random_flow
 from scipy.special import softmax
 from sweep_runs import write_run
@@ -276,6 +277,14 @@ def test_bad_arguments_are_refused(shifted, message):
     with pytest.raises(ValueError) as caught:
         BAD_CALLS[message](shifted)
     assert message in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_mesh_draws_tunes_and_anneals_as_one_device_does():
+    found = json.loads(run_on_eight_devices("targets_on_eight_devices.py"))
+    assert found["devices"] == 8 and found["divided"]
+    assert found["levels"][0] == found["levels"][1] > 2
+    assert max(found["errors"].values()) < 1e-4, found
 
 
 @pytest.mark.slow

@@ -204,6 +204,13 @@ def test_the_benchmark_compares_every_setting(run, tmp_path, monkeypatch, capsys
     assert all(row["converged"] for row in rows.values())
     assert "sequential / this" in capsys.readouterr().out
 
+    import one_pass
+
+    assert one_pass.main(["--workdir", str(run), "--quick", "--json", str(figures)]) == 0
+    exact, fast = json.loads(figures.read_text())["rows"]
+    assert exact["samples"] == fast["samples"] == 10 and exact["sequential_over_this"] == 1.0
+    assert 0 <= fast["shares"]["class"]["mean"] <= 1
+
 
 def test_a_model_folder_keeps_the_learned_inverse(run, tmp_path):
     (tmp_path / "vae.npz").touch()

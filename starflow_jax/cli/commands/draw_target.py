@@ -10,6 +10,7 @@ from typing import Any
 from starflow_jax.cli.errors import CommandError, sentences
 from starflow_jax.cli.options.arguments import LARGEST_INT32, integer, real, shortened
 from starflow_jax.cli.options.build_request import build_request
+from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.outputs import check_writable
 from starflow_jax.cli.options.paths import path
 from starflow_jax.cli.options.stored import output_file
@@ -55,6 +56,7 @@ def add_to(subparsers: Any) -> None:
         "--resample", type=integer(1), metavar="N", help="write N points of equal weight in place of weighted samples"
     )
     option("--seed", type=integer(0, LARGEST_INT32), metavar="N", help="of all noise (default 0)")
+    add_mesh(parser)
     option("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -88,9 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     request = build_request(DrawRequest, arguments)
     begun = time.perf_counter()
+    layout = layout_of_command(arguments)
     with sentences(open_run, open_target, draw_for_target):
         target = open_target(request.target)
-        model = open_run(model_request)
+        model = open_run(model_request, layout=layout)
         arrays, figures = draw_for_target(model, target, request)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.out) as temporary:
