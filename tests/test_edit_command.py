@@ -27,6 +27,7 @@ from starflow_jax.editing.operators import Identity
 from starflow_jax.editing.restoration import Restored
 
 UNSET = ("chains", "candidates", "moves", "leapfrog", "step_size")
+NOISE = ["--moves", "latent-hamiltonian", "--leapfrog", "2"]
 FEW = ["--chains", "3", "--steps", "4", "--burn-in", "8", "--candidates", "2"]
 OPTIONS = sf.ChainOptions(chains=3, candidates=2, draws=4, thin=1, burn_in=8)
 WORDS = ("zero", "one", "two", "left", "right")
@@ -83,7 +84,7 @@ def test_visible_pixels_stay_and_the_report_is_that_of_the_draws(run, home):
 @pytest.mark.parametrize(
     ("operation", "inputs", "options", "out"),
     [
-        ("inpaint", "digits.npz", ["--mask", "half:left", "--class", "1", "--seed", "2"], "filled.png"),
+        ("inpaint", "digits.npz", ["--mask", "half:left", "--class", "1", *NOISE, "--seed", "2"], "filled.png"),
         pytest.param("upscale", "small.png", ["--factor", "2"], "large.npz", marks=pytest.mark.slow),
         pytest.param(
             "operator",
@@ -230,14 +231,20 @@ def test_the_training_noise_is_that_of_the_noise_level(tmp_path, monkeypatch):
     write_run(tmp_path / "levels", flow, data, {4: params_of(random_flow(flow))})
     noisy = sf.from_pretrained(tmp_path / "levels")
     monkeypatch.setattr("starflow_jax.editing.restoration.sample_posterior", reached)
-    y = np.zeros((1, 4, 4, 1), np.float32)
+    y, noise = np.zeros((1, 4, 4, 1), np.float32), sf.ChainOptions(moves="latent-hamiltonian")
     for level, expected in ((None, 0.5), (0.2, 0.2)):
         with pytest.raises(Reached) as found:
             sf.restore(noisy, y, Identity(), sigma=0.3, noise_level=level)
         np.testing.assert_allclose(found.value.args[0].sigma, np.hypot(expected, 0.3), rtol=0.05)
+        mask = sf.Mask(np.arange(4)[:, None] > 0)
         with pytest.raises(Reached) as found:
-            sf.restore(noisy, y, sf.Mask(np.arange(4)[:, None] > 0), noise_level=level)
+            sf.restore(noisy, y, mask, noise_level=level)
         assert abs(np.asarray(found.value.args[0].y).std() / expected - 1.0) < 0.5
+        # Moves of noise measure what the mask shows, with the noise in the data, and hold nothing.
+        with pytest.raises(Reached) as found:
+            sf.restore(noisy, y, mask, noise_level=level, options=noise)
+        assert found.value.args[0].free is None and not np.asarray(found.value.args[0].y).any()
+        np.testing.assert_allclose(found.value.args[0].sigma, expected, rtol=1e-6)
 
 
 def test_masks_of_files_and_boxes(tmp_path):

@@ -125,7 +125,7 @@ def test_each_sliding_window_is_a_video_of_the_model(local, solver):
         if flow.config.is_local(index):
             continue
         for first, last, fresh in ((0, 3, 3), (2, 5, 2), (4, 6, 1)):
-            out, _, _ = flow._block_forward(index, data[:, first:last], text, _grid(flow, last - first), None, None)
+            out, _, _ = flow.block_forward(index, data[:, first:last], text, _grid(flow, last - first), None, None)
             np.testing.assert_allclose(out[:, -fresh:], noise[:, last - fresh : last], atol=1e-4)
     assert [int(s) for s in solved.reports[0].starts][-1] >= 20
 

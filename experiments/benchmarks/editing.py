@@ -216,6 +216,7 @@ def chain_options(arguments: argparse.Namespace, chains: int, **changes: Any) ->
     """The options of the chains."""
     draws = min(arguments.steps, 50)
     thin = -(-arguments.steps // draws)
+    changes = {"moves": arguments.moves, "leapfrog": arguments.leapfrog, "candidates": arguments.candidates} | changes
     return sf.ChainOptions(chains=chains, draws=draws, thin=thin, burn_in=arguments.burn_in, **changes)
 
 
@@ -246,8 +247,11 @@ def main(argv: list[str] | None = None) -> int:
     option("--chains", type=int, default=8)
     option("--draws-from-flow", type=int, default=100)
     option("--few", type=int, default=4, help="posteriors of moves, and clips")
-    option("--burn-in", type=int, default=600)
-    option("--steps", type=int, default=200)
+    option("--moves", default="latent-hamiltonian", help="of classes, coverage and frames")
+    option("--leapfrog", type=int, default=8)
+    option("--candidates", type=int, default=32)
+    option("--burn-in", type=int, default=60)
+    option("--steps", type=int, default=20)
     option("--seed", type=int, default=0)
     option("--json", type=Path)
     option("--quick", action="store_true", help="a few digits and steps")

@@ -93,10 +93,10 @@ def _check_conditions(arguments: argparse.Namespace) -> None:
 def _check_moves(arguments: argparse.Namespace) -> None:
     """Raises CommandError for options that the kind of moves does not have."""
     moves = arguments.moves or "mala"
-    if arguments.leapfrog is not None and moves not in ("hamiltonian", "both"):
-        raise CommandError(f"--leapfrog is for --moves hamiltonian and both, got {moves}")
-    if arguments.step_size is not None and moves == "latent":
-        raise CommandError("--step-size is for moves of data, got --moves latent")
+    if arguments.leapfrog is not None and moves not in ("hamiltonian", "latent-hamiltonian", "both"):
+        raise CommandError(f"--leapfrog is for --moves hamiltonian, latent-hamiltonian and both, got {moves}")
+    if arguments.step_size is not None and moves in ("latent", "latent-hamiltonian"):
+        raise CommandError(f"--step-size is for moves of data, got --moves {moves}")
 
 
 def check_data(arguments: argparse.Namespace, model: Run) -> None:

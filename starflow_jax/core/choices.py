@@ -55,7 +55,7 @@ PostTrainingMethod = Literal["policy-gradient", "dpo"]
 AdvantageScale = Literal["centred", "standardised"]
 # What `starflow edit` does, and what the chains of its inverse problems move (`editing.chains`).
 EditOperation = Literal["inpaint", "upscale", "denoise", "colourise", "operator", "interpolate", "attribute"]
-ChainMoves = Literal["mala", "hamiltonian", "langevin", "latent", "both"]
+ChainMoves = Literal["mala", "hamiltonian", "langevin", "latent", "latent-hamiltonian", "both"]
 # How the kernels of a flow's transformers are stored (`nn.stored_kernels`), with inputs in 8 bits for one of them.
 Quantisation = Literal["int8", "int8-activations", "fp8", "int4"]
 # Programs that `starflow plan` compiles.

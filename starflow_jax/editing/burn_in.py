@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from starflow_jax.editing.chains import Schedule, State, Trace, resampled
+from starflow_jax.editing.chains import Schedule, State, resampled
 from starflow_jax.editing.langevin_moves import Point
 from starflow_jax.editing.posterior import Posterior, repeated
 from starflow_jax.sampling.resampling import effective_sample_size
@@ -119,11 +119,15 @@ def sampling_schedule(draws: int, thin: int) -> Schedule:
 
 
 @jax.jit
-def preconditioned(state: State, trace: Trace) -> State:
-    """The state with the variance of every value over chains and draws of a part as its preconditioner."""
+def preconditioned(state: State, moving: Float[Array, "draws B *size"]) -> State:
+    """The state with the variance of every value over chains and draws of a part as its preconditioner.
+
+    Args:
+      moving: what moves along the gradient, data or noise, in these draws.
+    """
     groups, chains = state.log_weights.shape
-    draws, _, *size = trace.x.shape
-    x = jnp.moveaxis(trace.x.reshape(draws, groups, chains, *size), 0, 1).reshape(groups, -1, *size)
+    draws, _, *size = moving.shape
+    x = jnp.moveaxis(moving.reshape(draws, groups, chains, *size), 0, 1).reshape(groups, -1, *size)
     return state.replace(variance=_shrunk(x))  # type: ignore[attr-defined]
 
 

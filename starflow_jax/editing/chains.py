@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from starflow_jax.core.choices import ChainMoves
 from starflow_jax.editing.langevin_moves import HAMILTONIAN_ACCEPTANCE, MALA_ACCEPTANCE, Point, langevin_move
-from starflow_jax.editing.latent_moves import LATENT_ACCEPTANCE, latent_move
+from starflow_jax.editing.latent_moves import LATENT_ACCEPTANCE, latent_hamiltonian_move, latent_move
 from starflow_jax.editing.posterior import Posterior, repeated
 from starflow_jax.sampling.resampling import effective_sample_size, systematic
 
@@ -29,8 +29,9 @@ class State:
     Attributes:
       point: of the B = M C rows.
       origin: the row whose condition each row has, int32 [B].
-      log_steps: log h of moves of data and log b of moves of noise, float32 [M, 2].
-      variance: the diagonal preconditioner, float32 [M, *size].
+      log_steps: log h of moves of data, and of moves of noise log b or that of the length of a leapfrog step, float32
+        [M, 2].
+      variance: the diagonal preconditioner of what moves along a gradient, data or noise, float32 [M, *size].
       start: the standard deviation that the measurement has where `progress` is 0, float32 [M].
       progress: from 0, wide measurements, to 1, the actual ones; float32 [].
       log_weights: of the rows since they were resampled, float32 [M, C].
@@ -63,12 +64,13 @@ class Trace(NamedTuple):
     """The draws of a part, every one after `thin` moves.
 
     Attributes:
-      x: float32 [draws, B, *size].
+      x, z: the data and their noise, float32 [draws, B, *size].
       log_prior, error: of the draws, float32 [draws, B].
       acceptance: mean probability of acceptance of moves of data and of noise, float32 [draws, B, 2].
     """
 
     x: jax.Array
+    z: jax.Array
     log_prior: jax.Array
     error: jax.Array
     acceptance: jax.Array
@@ -86,9 +88,9 @@ class Kind:
 
     Attributes:
       moves: what the chains move: data along the gradient ("mala" by one leapfrog step and "hamiltonian" by several,
-        both exact; "langevin" not corrected once its step is adapted), noise ("latent"), or noise and data in
-        turn ("both").
-      leapfrog: steps of a move of data.
+        both exact; "langevin" not corrected once its step is adapted), noise ("latent" without a gradient,
+        "latent-hamiltonian" along it), or noise and data in turn ("both").
+      leapfrog: steps of a move along the gradient.
     """
 
     moves: ChainMoves
@@ -106,7 +108,9 @@ def run_part(kind: Kind, posterior: Posterior, state: State, schedule: Schedule)
     def draw(state: State, inputs: Schedule) -> tuple[State, Trace]:
         state, probabilities = jax.lax.scan(move, state, inputs)
         x, terms = state.point
-        return state, Trace(x, terms.log_prior, terms.error, jnp.mean(jnp.stack(probabilities, axis=-1), axis=0))
+        return state, Trace(
+            x, terms.z, terms.log_prior, terms.error, jnp.mean(jnp.stack(probabilities, axis=-1), axis=0)
+        )
 
     return jax.lax.scan(draw, state, schedule)
 
@@ -125,8 +129,13 @@ def _moved(
     if kind.moves in ("latent", "both"):
         point, of_noise = latent_move(posterior, point, noise_key, sigma, steps[:, 1], gradient=kind.moves == "both")
         wanted = wanted.at[1].set(LATENT_ACCEPTANCE)
-    if kind.moves != "latent":
-        variance = repeated(state.variance, rows)
+    variance = repeated(state.variance, rows)
+    if kind.moves == "latent-hamiltonian":
+        point, of_noise = latent_hamiltonian_move(
+            posterior, point, noise_key, sigma, steps[:, 1], variance, leapfrog=kind.leapfrog
+        )
+        wanted = wanted.at[1].set(HAMILTONIAN_ACCEPTANCE)
+    elif kind.moves != "latent":
         # A step that is still adapted may be far too long, and without the rule chains would not come back.
         adjusted = kind.moves != "langevin" or inputs.gain > 0.0
         options: dict[str, Any] = {"leapfrog": kind.leapfrog, "adjusted": adjusted}

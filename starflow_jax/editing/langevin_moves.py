@@ -36,7 +36,7 @@ class Point(NamedTuple):
 # and of several (Beskos, Pillai, Roberts, Sanz-Serna and Stuart 2013).
 MALA_ACCEPTANCE, HAMILTONIAN_ACCEPTANCE = 0.574, 0.651
 # Several steps of exactly one length may lead back to where they began: lengths vary by up to this share.
-_JITTER = 0.25
+JITTER = 0.25
 
 
 def langevin_move(
@@ -69,7 +69,7 @@ def langevin_move(
     moving = posterior.moving(point.x)
     lengths = jnp.sqrt(step)
     if leapfrog > 1:
-        lengths = lengths * jax.random.uniform(length_key, step.shape, minval=1.0 - _JITTER, maxval=1.0 + _JITTER)
+        lengths = lengths * jax.random.uniform(length_key, step.shape, minval=1.0 - JITTER, maxval=1.0 + JITTER)
     # In units of sqrt(P), in which momenta are standard normal.
     scale = jnp.where(moving, jnp.sqrt(variance), 0.0)
     momentum = jnp.where(moving, jax.random.normal(noise_key, point.x.shape), 0.0)
@@ -87,7 +87,7 @@ def langevin_move(
         return (Point(x, terms), half_kick(terms, momentum)), None
 
     (proposal, end), _ = jax.lax.scan(one, (point, momentum), length=leapfrog)
-    log_ratio = 0.5 * (_squares(momentum) - _squares(end))
+    log_ratio = 0.5 * (squares(momentum) - squares(end))
     log_ratio += log_density(proposal.terms.log_prior, proposal.terms.error, sigma)
     log_ratio -= log_density(point.terms.log_prior, point.terms.error, sigma)
     exact, probability = accepted(accept_key, proposal, point, log_ratio)
@@ -113,5 +113,6 @@ def _where(take: Bool[Array, "B"], proposal: Point, point: Point) -> Point:
     return chosen
 
 
-def _squares(noise: Float[Array, "B *size"]) -> Float[Array, "B"]:
+def squares(noise: Float[Array, "B *size"]) -> Float[Array, "B"]:
+    """The sum of squares of every row."""
     return jnp.sum((noise**2).reshape(noise.shape[0], -1), axis=1)

@@ -24,6 +24,13 @@ class Prior(Protocol):
         """The data of noise, and log p of it."""
         ...
 
+    def noise_gradient(self, x: Float[Array, "B *size"], gradient: Float[Array, "B *size"]) -> Float[Array, "B *size"]:
+        """The gradient with respect to the noise of x, of a function with the given gradient with respect to x.
+
+        It may be an approximation, if it is a function of x of the same row.
+        """
+        ...
+
     def of_rows(self, rows: Int[Array, "B"]) -> Prior:
         """The prior under the conditions of the given rows."""
         ...

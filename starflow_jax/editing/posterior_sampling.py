@@ -42,11 +42,13 @@ class ChainOptions:
       burn_in: moves before the first draw, rounded up to whole parts of at most `part` x `thin` moves (two or more
         with `anneal`), in which step sizes are adapted; half of them also anneal.
       moves: "mala" moves data by the Metropolis-adjusted Langevin algorithm, "hamiltonian" by several leapfrog steps,
-        "langevin" by unadjusted steps after a burn-in of MALA, "latent" moves noise by preconditioned
-        Crank-Nicolson, "both" takes a latent and a Hamiltonian move in turn.
-      leapfrog: steps of a Hamiltonian move.
+        "langevin" by unadjusted steps after a burn-in of MALA; "latent-hamiltonian" moves noise by several leapfrog
+        steps, "latent" by preconditioned Crank-Nicolson; "both" takes a latent move of noise and a Hamiltonian one of
+        data in turn. A move of "latent-hamiltonian" costs as much as tens of MALA, and tens of them do what thousands
+        of these do not: `draws=40, thin=1, burn_in=60` are enough for small pictures.
+      leapfrog: steps of a Hamiltonian move, of data or of noise.
       step: size of moves of data, in place of an adapted one: h in units of the preconditioner; None adapts it.
-      precondition: whether moves of data are scaled by the variance of every value.
+      precondition: whether moves along a gradient are scaled by the variance of every value, of data or of noise.
       anneal: whether the burn-in begins with a wide measurement, whose noise falls, and resamples on the way; the
         chains begin at resampled draws of the prior either way.
       part: draws in one call of the compiled program.
@@ -87,7 +89,7 @@ class ChainOptions:
     @property
     def kind(self) -> Kind:
         """What the compiled program depends on."""
-        return Kind(self.moves, self.leapfrog if self.moves in ("hamiltonian", "both") else 1)
+        return Kind(self.moves, self.leapfrog if self.moves in ("hamiltonian", "latent-hamiltonian", "both") else 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ class PosteriorDraws:
       error: float32 [M, C, S], |y - A x|^2.
       acceptance: float64 [M, 2], mean probability of acceptance of moves of data and of noise, NaN for other moves; of
         unadjusted moves that of the rule which they do not follow.
-      steps: float64 [M, 2], the sizes of both: h in units of the preconditioner, and b.
+      steps: float64 [M, 2], the sizes of both: h in units of the preconditioner; and b, or the length of a leapfrog
+        step of noise.
       origin: int32 [M, C], the chain whose condition each chain has, where the chains of a posterior have several.
       moves: after the burn-in, of every chain; burn_in: before them.
     """
@@ -191,6 +194,8 @@ def sample_posterior(
         f"prior must give finite draws and densities, got none among {chains * options.candidates} draws for {lost} of "
         f"{len(state.start)} measurements",
     )
+    if options.moves == "latent-hamiltonian":
+        state = state.replace(variance=jnp.ones_like(state.variance))  # that of z without a measurement
     if options.step is not None:
         state = state.replace(log_steps=state.log_steps.at[:, 0].set(jnp.log(options.step)))
     # While the measurement is annealed, values that are known exactly move, too.
@@ -210,12 +215,12 @@ def sample_posterior(
         state, trace = advance(moving if waiting else posterior, state, schedule)
         # The step size is adapted to a preconditioner in the part after it.
         if options.precondition and index < len(schedules) - 1:
-            state = preconditioned(state, trace)
+            state = preconditioned(state, trace.z if options.moves == "latent-hamiltonian" else trace.x)
     state = settled(state) if waiting else state
     traces: list[Trace] = []
     for _ in range(-(-options.draws // part)):
         state, trace = advance(posterior, state, sampling_schedule(part, options.thin))
-        traces.append(jax.device_get(trace))
+        traces.append(jax.device_get(trace._replace(z=trace.x[:0])))
     before = sum(schedule.gain.size for schedule in schedules)
     return _collected(posterior, state, traces, options, before)
 
@@ -248,7 +253,8 @@ def _collected(
 
     log_prior, error = together("log_prior"), together("error")
     acceptance = together("acceptance").astype(np.float64).mean(axis=(1, 2))
-    used = [options.moves != "latent", options.moves in ("latent", "both")]
+    of_noise = options.moves in ("latent", "latent-hamiltonian")
+    used = [not of_noise, of_noise or options.moves == "both"]
     sigma = np.asarray(posterior.sigma)[:, None, None]
     return PosteriorDraws(
         x=together("x"),

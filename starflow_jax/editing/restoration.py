@@ -78,7 +78,8 @@ def restore(
       operator: A, on pixels: a `Mask` or another operator, or a linear function of data [B, (T,) H, W, C].
       sigma: the standard deviation of the noise in y. What a model learned is data with training noise, and this noise,
         as A shows it, is added to it. None for the smallest: 0, which keeps what a mask shows of pixels exactly; of
-        other operators, the noise in the data, and at least 0.1 of latents.
+        other operators, the noise in the data, and at least 0.1 of latents. Moves of noise change all of x: with them
+        an exact mask is a measurement with the noise in the data, and what it shows of `Restored.pixels` is set.
       cond: of the M images: class labels, -1 for none; captions; or text states; "any" of a model with classes, whose
         chains then have the classes in turn, and those survive whose class fits. None for no condition.
       options: of the chains; None for the default.
@@ -107,9 +108,12 @@ def restore(
     else:
         conditions = given_condition(run, cond, len(measured))
         conditions = None if conditions is None else np.repeat(conditions, options.chains, axis=0)
-    exact, noise = _resolved_sigma(data_noise(data, level), operator, sigma, model.shape)
+    learned = data_noise(data, level)
+    exact, noise = _resolved_sigma(learned, operator, sigma, model.shape)
     values = None
-    if exact:
+    if exact and options.moves == "latent-hamiltonian":
+        noise = learned or noise
+    elif exact:
         values = _as_learned(data, level, measured, seed)
     together = max(1, min(rows // options.chains, len(measured)))
     key, parts = jax.random.key(seed), []
@@ -123,7 +127,7 @@ def restore(
             jnp.asarray(measured[index] if values is None else values[index]),
             jnp.full(together, noise, jnp.float32),
             free=jnp.asarray(~np.broadcast_to(operator.visible, model.shape))
-            if exact and isinstance(operator, Mask)
+            if values is not None and isinstance(operator, Mask)
             else None,
         )
         part = sample_posterior(
@@ -145,7 +149,7 @@ def restore(
         shown = to_pixels(measured, data, None)[:, None]
         pixels = np.where(np.broadcast_to(operator.visible, model.shape), shown, pixels)
     labels = None if labels is None else labels.reshape(-1)[own].reshape(labels.shape)
-    return Restored(pixels, clean, draws, 0.0 if exact else noise, labels)
+    return Restored(pixels, clean, draws, noise if values is None else 0.0, labels)
 
 
 def _any_class(run: Run, cond: str, shape: tuple[int, int], seed: int) -> np.ndarray:

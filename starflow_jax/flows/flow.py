@@ -218,13 +218,13 @@ class Flow(nnx.Module):
         states, logdets, text = [tokens], [], None
         keys = [None] * len(self.blocks) if dropout_key is None else jax.random.split(dropout_key, len(self.blocks))
         for index in range(len(self.blocks)):
-            tokens, logdet, text = self._block_forward(index, tokens, cond, grid, guidance, keys[index], level, lengths)
+            tokens, logdet, text = self.block_forward(index, tokens, cond, grid, guidance, keys[index], level, lengths)
             states.append(tokens)
             logdets.append(logdet)
         lengths = None if lengths is None else jnp.asarray(lengths)
         return FlowOutput(self.data_of(tokens), tuple(logdets), tuple(states), text, map_logdet, lengths)
 
-    def _block_forward(
+    def block_forward(
         self,
         index: int,
         tokens: Float[Array, "B *grid c"],

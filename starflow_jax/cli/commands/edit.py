@@ -130,22 +130,24 @@ def add_to(subparsers: Any) -> None:
         "--steps",
         type=integer(4, 10**6),
         metavar="N",
-        help="moves of a chain after the burn-in, above 100 rounded up to hundreds (default 500)",
+        help="moves of a chain after the burn-in, above 100 rounded up to hundreds (default 500, of "
+        "latent-hamiltonian moves 40)",
     )
     option(
         "--burn-in",
         type=integer(0, 10**6),
         metavar="N",
-        help="moves before them, rounded up to whole parts (default 1000)",
+        help="moves before them, rounded up to whole parts (default 1000, and 60)",
     )
     option(
         "--moves",
         type=choice(*choices(ChainMoves)),
         metavar="NAME",
         help="mala (default), hamiltonian (several leapfrog steps), langevin (mala without its exact rule), latent (of "
-        "the noise, without a gradient) or both (a latent move and a Hamiltonian one in turn)",
+        "the noise, without a gradient), latent-hamiltonian (of the noise, leapfrog steps along the gradient: slower "
+        "and far better mixed) or both (a latent and a hamiltonian move in turn)",
     )
-    option("--leapfrog", type=integer(1, 1000), metavar="N", help="leapfrog steps of a Hamiltonian move (default 8)")
+    option("--leapfrog", type=integer(1, 1000), metavar="N", help="leapfrog steps of a move (default 8)")
     option(
         "--step-size",
         type=real(maximum=10.0, above=True),
@@ -201,12 +203,14 @@ def chain_options(arguments: argparse.Namespace) -> ChainOptions:
     """The options of the chains; draws are evenly spaced among the steps, at most 100 of them."""
     from starflow_jax.editing.posterior_sampling import ChainOptions
 
-    steps = 500 if arguments.steps is None else arguments.steps
+    # Each of these moves costs as much as tens of the others, and does more than hundreds of them.
+    few = arguments.moves == "latent-hamiltonian"
+    steps = arguments.steps or (40 if few else 500)
     draws = min(steps, 100)
     given = {
         "chains": arguments.chains,
         "candidates": arguments.candidates,
-        "burn_in": arguments.burn_in,
+        "burn_in": 60 if few and arguments.burn_in is None else arguments.burn_in,
         "moves": arguments.moves,
         "leapfrog": arguments.leapfrog,
         "step": arguments.step_size,
