@@ -81,6 +81,7 @@ def test_a_finished_demo_is_shown_again(done, report, capsys):
     assert main(["demo", "--tiny", "--out", str(done)]) == 0
     printed = capsys.readouterr().out
     assert "finished" in printed and f"{report['scores'][0]['bits_per_dim']['mean']:.4f}" in printed
+    assert printed.endswith(f"\n  starflow studio --workdir {done / demo.RUN_FOLDER}\n")
     assert {path: path.stat().st_mtime_ns for path in done.iterdir() if path.is_file()} == before
 
 

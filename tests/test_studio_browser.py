@@ -9,21 +9,16 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from random_flows import CLASSES, random_flow
+from studio_servers import MOST_UPLOAD, SECONDS, Client, served
 from sweep_runs import params_of, write_run
 
 from starflow_jax.core.config import DataConfig, load_config
@@ -39,14 +34,6 @@ if CHROMIUM is None:
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 HOSTILE = "<img src=x onerror=window.hacked=1>${window.hacked=1}{{constructor}}"
-MOST_UPLOAD = 1  # MiB
-SECONDS = 90  # that a result may take, compilation included
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +52,6 @@ def home(tmp_path_factory):
     (home / "text.png").write_text("<svg onload=alert(1)>")
     (home / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(MOST_UPLOAD * 2**20 + 2**17))
     return home
-
-
-@contextlib.contextmanager
-def served(workdir, *options):
-    """A studio of a run in a process of its own, and its address; it ends by an interrupt, without leaving a file."""
-    temporary = workdir.parent / f"temporary-{uuid.uuid4().hex}"
-    temporary.mkdir()
-    command = [sys.executable, "-m", "starflow_jax", "studio", "--workdir", str(workdir), "--port", str(free_port())]
-    process = subprocess.Popen(
-        [*command, "--no-compilation-cache", "--max-upload", str(MOST_UPLOAD), *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(temporary)},
-    )
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("studio: http://127.0.0.1:"), line
-        yield line.split()[1]
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(SECONDS) == 0
-    assert not [path for path in temporary.iterdir() if path.name.startswith("starflow")]
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +189,25 @@ def test_continue_a_picture_and_a_clip(moving, home, visit):
     assert visitor.page.locator("#continue-result .studio-given img").count() == 1
     assert "--image picture.png" in visitor.page.locator("#continue-command").inner_text()
     assert "starflow-studio-" not in visitor.page.locator("#continue-command").inner_text()
+    visitor = visit(moving)
+    visitor.open("Continue")
+    visitor.page.locator("#continue-file input[type=file]").set_input_files(home / "clip.gif")
+    visitor.wait_for("continue-file", "⇣")
+    visitor.page.get_by_label("continue this clip").check()
+    visitor.page.locator("#continue-frames input[type=radio]").last.check()
+    visitor.click("continue-begin")
+    visitor.wait_for("continue-result", "final")
+    assert "--continue clip.gif" in visitor.page.locator("#continue-command").inner_text()
+    visitor.click("continue-stop")
+    visitor.wait_for("continue-status", "stopped")
+    visitor.page.locator("#continue-frames input[type=radio]").first.check()
+    for _ in range(6):  # a click is refused until the frame that was in progress has ended
+        visitor.click("continue-begin")
+        with contextlib.suppress(playwright.TimeoutError):
+            visitor.wait_for("continue-result", "tokens/s", 20)
+            break
+    visitor.wait_for("continue-result", "tokens/s")
+    assert visitor.page.locator("#continue-result .studio-given img").count() > 1
 
 
 def test_score_a_picture(digits, home, visit):
@@ -294,36 +278,6 @@ def test_missing_pages_say_why(digits, visit):
     visitor.wait_for("continue-missing", "no frames to continue")
 
 
-class Client:
-    """A visitor without a browser, who speaks the protocol of the page."""
-
-    def __init__(self, address):
-        self.address, self.session = address, uuid.uuid4().hex[:12]
-        self.http = httpx.Client(base_url=address, timeout=SECONDS, trust_env=False)
-        self.config = self.http.get("config").json()
-
-    def function(self, name):
-        """The index of what a click on the element of this name calls."""
-        [component] = [one["id"] for one in self.config["components"] if one["props"].get("elem_id") == name]
-        return next(
-            one["id"] for one in self.config["dependencies"] if [component, "click"] in map(list, one["targets"])
-        )
-
-    def join(self, name, data):
-        values = {"data": data, "fn_index": self.function(name), "session_hash": self.session}
-        return self.http.post("gradio_api/queue/join", json=values)
-
-    def last(self):
-        """The messages until the end of the request; the last one."""
-        with self.http.stream("GET", f"gradio_api/queue/data?session_hash={self.session}") as lines:
-            for line in lines.iter_lines():
-                if line.startswith("data:"):
-                    message = json.loads(line[5:])
-                    if message["msg"] in ("process_completed", "unexpected_error"):
-                        return message
-        raise AssertionError("the stream ended before the request")
-
-
 def together(address, count, values):
     """The answers to as many visitors at once: the status of each, its last message or None, and the seconds."""
     clients = [Client(address) for _ in range(count)]
@@ -359,7 +313,13 @@ def test_nothing_else_is_served(digits, home):
     client = Client(digits)
     served_files = [home / "digits" / "config.json", "/etc/passwd", home / "picture.png", Path.cwd() / "setup.cfg"]
     for path in served_files:
-        for way in (f"gradio_api/file={path}", f"file={path}", f"gradio_api/file=/{path}", f"static/../../{path}"):
+        for way in (
+            f"gradio_api/file={path}",
+            f"file={path}",
+            f"gradio_api/file=/{path}",
+            f"static/..%2f..%2f..%2f{path}",
+            f"assets/%2e%2e/{path}",
+        ):
             assert client.http.get(way).status_code in (403, 404), way
     for data in ({"path": "/etc/passwd"}, {"path": str(home / "digits" / "config.json")}):
         file = {**data, "meta": {"_type": "gradio.FileData"}, "orig_name": "x.png"}

@@ -80,7 +80,9 @@ def test_a_demo_from_end_to_end(finished, capsys):
     assert all(f"]({kind}.gif)" in text for kind in video_demo.KINDS)
     # Called again, it shows the report and computes nothing.
     assert main(["demo", "--video", "--tiny", "--out", str(finished)]) == 0
-    assert "finished; delete it to start again" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "finished; delete it to start again" in printed
+    assert printed.endswith(f"\n  starflow studio --workdir {finished / 'run'}\n")
 
 
 @pytest.mark.slow
