@@ -15,7 +15,8 @@ Parts, separated by commas in --parts:
 - coverage: x is drawn from the flow, y = A x + noise, and 19 chains draw from p(x | y): the range of 19 independent
   draws holds a further one with probability 0.9, so x is inside in 90 % of all cases if the chains have converged.
   Counted for every pixel, for the mean of all pixels, and for log p(x); the standard error is over digits.
-- moves: for the same measurements, the effective sample size of each kind of moves, per move, and the time.
+- moves: for the same measurements, the effective sample size of each kind of moves, per move, and the time; the
+  number of moves is --burn-in and --steps for latent-hamiltonian, and for others so much larger as theirs are cheaper.
 - frames: the frames 2 to 5 of clips of 8 frames are filled in from the others, and, as the baseline, the flow continues
   the first two frames forward in time (its own conditional samples). Both are read as a whole clip: the mean squared
   error of the filled frames, the difference of the displacements of the ink's centroid from those of the real clip,
@@ -149,12 +150,13 @@ def simulated(
 
 
 def moves(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The effective sample size of each kind of moves in about the same number of passes of the flow."""
+    """The effective sample size of each kind of moves in about the same time."""
     model, found = sf.distribution(run), {}
     for operator_name, operator in {"mask": Mask(LEFT), "blocks": BlockMeans(2)}.items():
-        for name, passes in {"mala": 1, "hamiltonian": 8, "latent": 1, "both": 10}.items():
+        # About what a move costs, in moves of MALA of digits on one core.
+        for name, cost in {"mala": 1, "hamiltonian": 8, "latent": 1, "both": 10, "latent-hamiltonian": 20}.items():
             few = argparse.Namespace(**{**vars(arguments), "draws_from_flow": arguments.few})
-            few.burn_in, few.steps = arguments.burn_in // passes, max(20, arguments.steps // passes)
+            few.burn_in, few.steps = 20 * arguments.burn_in // cost, 20 * arguments.steps // cost
             begin = time.perf_counter()
             _, draws = simulated(model, operator, few, 8, moves=name)
             seconds = time.perf_counter() - begin
