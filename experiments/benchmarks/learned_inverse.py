@@ -8,7 +8,8 @@ Every setting draws the same samples (--draws of them, one at a time: fresh nois
 compared with the sequential solver: depth is the number of network evaluations that follow one another, passes of the
 learned inverse included; the error is the relative error (root mean square) of a sample before denoising. The settings
 attribute the difference: the start of the iteration (the noise, or for videos the previous frame, or the learned
-estimate), committing settled tokens against iterating the whole sequence, and secant steps on top. Times are the
+estimate), committing settled tokens against iterating the whole sequence, and secant steps on top. `--windows` adds
+shorter windows, which evaluate fewer tokens and follow one another more often. Times are the
 shortest of --rounds alternating rounds on this machine, without compilation, and the ratio is that of the sequential
 solver to each setting in the same run.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,14 @@ CAPTION = "a seven moving left"
 _WHOLE = 4096
 
 
-def settings(tolerance: float, *, video: bool) -> dict[str, AnySolver]:
-    """The solvers to compare, by name; tolerance: relative change at which a token has settled."""
+def settings(tolerance: float, *, video: bool, windows: Sequence[int] = ()) -> dict[str, AnySolver]:
+    """The solvers to compare, by name.
+
+    Args:
+      tolerance: relative change at which a token has settled.
+      video: whether tokens may start from the previous frame.
+      windows: tokens of an evaluation, of further solvers that do not iterate whole sequences.
+    """
     square = tolerance**2  # the tolerances of these solvers bound a mean square
     start = "frame" if video else "noise"
     return {
@@ -46,6 +54,8 @@ def settings(tolerance: float, *, video: bool) -> dict[str, AnySolver]:
         "secant, learned start": Secant(block=None, start="learned", tolerance=square),
         "verified": verified(_WHOLE, tolerance),
         "one-pass": OnePass(),
+        **{f"sliding, {start} start, {n} tokens": SlidingJacobi(n, tolerance, start) for n in windows},
+        **{f"verified, {n} tokens": verified(n, tolerance) for n in windows},
     }
 
 
@@ -57,7 +67,7 @@ def draw(run: Run, request: SampleRequest, solver: AnySolver) -> tuple[np.ndarra
 
 
 def measure(
-    run: Run, request: SampleRequest, *, draws: int, rounds: int, tolerance: float
+    run: Run, request: SampleRequest, *, draws: int, rounds: int, tolerance: float, windows: Sequence[int] = ()
 ) -> list[dict[str, float | str | bool]]:
     """One row for every setting.
 
@@ -65,8 +75,9 @@ def measure(
       request: what to draw, one sample.
       draws: number of samples, with the seeds request.seed, request.seed + 1 and so on.
       rounds: how often each sample is drawn.
+      tolerance, windows: as in `settings`.
     """
-    solvers = settings(tolerance, video=run.config.data.frames > 0)
+    solvers = settings(tolerance, video=run.config.data.frames > 0, windows=windows)
     depths: dict[str, list[int]] = {name: [] for name in solvers}
     errors: dict[str, list[float]] = {name: [] for name in solvers}
     seconds: dict[str, list[float]] = {name: [] for name in solvers}
@@ -113,6 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=8, metavar="N", help="samples (default 8)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times that each is drawn (default 3)")
     parser.add_argument("--tolerance", type=float, default=1e-3, metavar="X", help="of settled tokens (default 1e-3)")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[], metavar="N", help="also iterate windows of so many tokens"
+    )
     parser.add_argument("--seed", type=int, default=1000, metavar="N", help="of the first sample (default 1000)")
     parser.add_argument("--quick", action="store_true", help="one sample, drawn once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
@@ -128,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
         denoise="none",
     )
     draws, rounds = (1, 1) if arguments.quick else (arguments.draws, arguments.rounds)
-    rows = measure(run, request, draws=draws, rounds=rounds, tolerance=arguments.tolerance)
+    sizes = {"draws": draws, "rounds": rounds}
+    rows = measure(run, request, **sizes, tolerance=arguments.tolerance, windows=arguments.windows)
     header = ("setting", "depth", "worst", "error", "worst", "seconds", "sequential / this", "converged")
     table = [
         (
@@ -152,8 +167,7 @@ def main(argv: list[str] | None = None) -> int:
                 "workdir": str(arguments.workdir),
                 "step": run.step,
                 "inverse_step": inverse.step,
-                "draws": draws,
-                "rounds": rounds,
+                **sizes,
                 "tolerance": arguments.tolerance,
                 "rows": rows,
             },
