@@ -13,12 +13,13 @@ Half of all pixels are exactly black. `flow.pixel_map` widens the cells of black
 dequantisation noise the shape of a normal density, and describes a token of 4x4 pixels by its cosine transform, whose
 channels are nearly uncorrelated. `docs/fashion_mnist.md` has the reasons, the trials and the results.
 
-The variant "large" is planned for an accelerator and has not been trained. Neither have "tweedie" and "levels", which
-compare two ways to sample: noise of one level, removed by one step of Tweedie's formula, and a noise-conditioned flow
-with iterative denoising (`docs/how_to/noise_levels.md`), both without a pixel map:
+The variant "large" is planned for an accelerator and has not been trained. "tweedie" and "levels" compare two ways to
+sample: noise of one level, removed by one step of Tweedie's formula, and a noise-conditioned flow with iterative
+denoising (`docs/how_to/noise_levels.md`), both without a pixel map:
 
+    starflow train --config experiments/fashion_mnist.py:tweedie --workdir runs/tweedie
     starflow train --config experiments/fashion_mnist.py:levels --workdir runs/levels
-    python experiments/benchmarks/fashion_mnist.py --workdir runs/levels --parts samples
+    python experiments/benchmarks/denoising.py --tweedie runs/tweedie --levels runs/levels
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Run as a program on eight fake devices: draws, annealing and tuning of a flow over a mesh against one device.
+"""Run as a program on eight fake devices: draws, tuning, annealing and rounds of a flow over a mesh against one device.
 
 Prints one JSON object: the devices that hold the points and the parameters, and errors. `tests/test_targets.py` judges.
 """
 
 import json
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,16 @@ tuned = [
 errors["losses"] = error(tuned[0][1], tuned[1][1])
 annealed = [sf.targets.anneal(one, log_density, key, NUM, condition=label, conditional=0.9) for one, _ in tuned]
 errors["log z"] = error(annealed[0].log_z, annealed[1].log_z)
-kernel = max(jax.tree.leaves(tuned[0][0].params), key=lambda leaf: leaf.size)
+
+# Rounds, of which the mesh makes the second one after reading the first from a folder.
+options = {"num": NUM, "steps": 2, "batch_size": 8, "condition": label, "annealing": {"conditional": 0.9}}
+with tempfile.TemporaryDirectory() as folder:
+    sf.targets.fit(divided, log_density, key, rounds=1, folder=folder, **options)
+    resumed = sf.targets.fit(divided, log_density, key, rounds=2, folder=folder, **options)
+whole = sf.targets.fit(alone, log_density, key, rounds=2, **options)
+errors["rounds"] = max(abs(a.log_z - b.log_z) for a, b in zip(resumed.rounds, whole.rounds, strict=True))
+
+kernel = max(jax.tree.leaves(resumed.distribution.params), key=lambda leaf: leaf.size)
 print(
     json.dumps(
         {

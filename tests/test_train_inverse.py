@@ -27,7 +27,7 @@ from starflow_jax.sampling.model_folder import AssembleRequest, assemble
 from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest
 from starflow_jax.sampling.sample_run import sample_run
 from starflow_jax.solvers import OnePass
-from starflow_jax.training import load_run
+from starflow_jax.training import load_run, train
 from starflow_jax.training.inverse import inverse_update
 from starflow_jax.training.inverse import train_inverse as train_inverse_module
 from starflow_jax.training.inverse.inverse_folder import has_inverse, load_inverse
@@ -204,12 +204,26 @@ def test_the_benchmark_compares_every_setting(run, tmp_path, monkeypatch, capsys
     assert all(row["converged"] for row in rows.values())
     assert "sequential / this" in capsys.readouterr().out
 
+
+@pytest.mark.slow
+def test_samples_in_one_pass_are_judged_beside_exact_ones(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
     import one_pass
 
+    figures, clips = tmp_path / "figures.json", tmp_path / "clips"
     assert one_pass.main(["--workdir", str(run), "--quick", "--json", str(figures)]) == 0
     exact, fast = json.loads(figures.read_text())["rows"]
     assert exact["samples"] == fast["samples"] == 10 and exact["sequential_over_this"] == 1.0
     assert 0 <= fast["shares"]["class"]["mean"] <= 1
+    train(load_config("experiments/moving_digits.py:tiny"), clips, progress=False)
+    with pytest.raises(SystemExit):  # no learned inverse
+        one_pass.main(["--workdir", str(clips), "--quick"])
+    heads = ["--config.network.width=20", "--config.network.head_dim=20"]
+    assert main(["train-inverse", "--workdir", str(clips), "--quiet", *SMALL, *heads, *UNDRAWN]) == 0
+    assert one_pass.main(["--workdir", str(clips), "--quick", "--json", str(figures)]) == 0
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["samples"] for row in rows] == [2, 2]
+    assert set(rows[1]["shares"]) == {"frames with the digit", "clips with the direction"}
 
 
 def test_a_model_folder_keeps_the_learned_inverse(run, tmp_path):

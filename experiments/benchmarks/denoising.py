@@ -66,10 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = {name: load_run(getattr(options, name)) for name in ("tweedie", "levels")}
     if runs["levels"][0].flow.noise_levels is None:
         parser.error(f"--levels must be a run with flow.noise_levels, got {options.levels} without")
-    data = runs["tweedie"][0].data
+    data, others = runs["tweedie"][0].data, runs["levels"][0].data
+    if (data.source, data.path) != (others.source, others.path):
+        parser.error(f"--levels must be a run on the images of --tweedie, got {others.source!r} {others.path or ''}")
+    if not all(run[0].flow.num_classes for run in runs.values()):
+        parser.error("--tweedie and --levels must be runs with classes, got one without")
     train, test = (open_source(data, split, flow=runs["tweedie"][0].flow) for split in ("train", "test"))
-    if not isinstance(train, ArraySource) or not isinstance(test, ArraySource) or not train.num_classes:
-        parser.error(f"--tweedie must be a run on images in memory with classes, got {data.source!r}")
+    if not isinstance(train, ArraySource) or not isinstance(test, ArraySource):
+        parser.error(f"--tweedie must be a run on images in memory (idx, npz or digits), got {data.source!r}")
     model = trained_classifier(train, options.epochs, options.seed)
     moments = Moments.from_features(features_of(scaled(test.images, test.levels), model)[0])
 

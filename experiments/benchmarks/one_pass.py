@@ -33,6 +33,7 @@ from starflow_jax.evaluation.video.caption_recognition import (
     read_directions,
 )
 from starflow_jax.solvers import AnySolver, OnePass, Sequential
+from starflow_jax.training.inverse.inverse_folder import has_inverse
 
 SOLVERS: dict[str, AnySolver] = {"sequential": Sequential(), "one-pass": OnePass()}
 
@@ -80,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = sf.from_pretrained(options.workdir)
     if run.config.data.source not in ("digits", "moving_digits"):
         parser.error(f"--workdir must be a run on digits or moving_digits, got {run.config.data.source!r}")
+    if not (run.config.data.frames or run.config.flow.num_classes):
+        parser.error("--workdir must be a run on digits with classes, got one without")
+    if not has_inverse(options.workdir):
+        parser.error(f"--workdir must contain a learned inverse: starflow train-inverse --workdir {options.workdir}")
     captions = [f"a {name} moving {direction}" for name in NAMES for direction in DIRECTIONS]
     captions, num = (captions[:2], 1) if options.quick else (captions, options.num)
     fields = {"seed": options.seed, "batch_size": options.batch, "guidance": options.guidance}

@@ -19,6 +19,7 @@ import numpy as np
 from starflow_jax.core.config.checks import check, shown
 from starflow_jax.core.figures import finite, write_json
 from starflow_jax.core.regular_files import read_json
+from starflow_jax.sharding.layout import tree_layout
 from starflow_jax.tensor_formats.tensor_folders import read_tensors, write_tensors
 
 _RECORD = "rounds.json"
@@ -85,10 +86,10 @@ def read_rounds(
     same = set(tensors) == set(expected) and all(tensors[name].shape == expected[name].shape for name in expected)
     check(same, f"folder {folder} holds rounds of another flow: its parameters have other names or shapes")
     leaves, structure = jax.tree.flatten(params)
-    names = list(expected)
-    return rounds, jax.tree.unflatten(
-        structure, [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in zip(names, leaves, strict=True)]
-    )
+    read = [jnp.asarray(tensors[name], leaf.dtype) for name, leaf in zip(expected, leaves, strict=True)]
+    layout = tree_layout(params)
+    found = jax.tree.unflatten(structure, read)
+    return rounds, found if layout is None else jax.device_put(found, layout.tree(params))
 
 
 def _file_name(rounds: int) -> str:
