@@ -275,12 +275,15 @@ def test_text_is_escaped(video):
 def test_the_page_of_the_training_changes_with_its_folder(home, pictures, monkeypatch):
     progress = TrainingProgress(home / "run")
     before = progress.stamp()
-    assert "Checkpoints" in progress.html() and progress.stamp() == before
+    page, version = progress.changed("")
+    assert "Checkpoints" in page and progress.stamp() == before
+    assert progress.changed(version) is None and progress.changed(None) == (page, version)
     (home / "run" / "metrics.csv").write_text("step,loss\n1,2.5\n2,2.25\n")
     monkeypatch.setattr(training_progress, "_SECONDS", 1e6)
-    assert progress.stamp() == before  # seen by another visitor just now
+    assert progress.changed(version) is None  # seen by another visitor just now
     monkeypatch.setattr(training_progress, "_SECONDS", 0.0)
-    assert progress.stamp() != before and "svg" in progress.html()
+    newer, its_version = progress.changed(version)
+    assert its_version != version and "svg" in newer and progress.changed(its_version) is None
     with locked(home / "run", shared=True) as free:
         assert free and not is_in_use(home / "run")  # others may look at the same time
     with locked(home / "run") as free:

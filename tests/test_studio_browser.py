@@ -258,10 +258,30 @@ def test_paint_and_fill_in(digits, visit):
 
 def test_the_training_is_read_anew(digits, home, visit):
     visitor = visit(digits)
+    sizes = []
+
+    def ticks(count):
+        """The bytes of the next answers to the timer."""
+        sizes.clear()
+        while len(sizes) < count:
+            visitor.page.wait_for_timeout(200)
+        return sizes[:count]
+
+    def keep(response):
+        if response.url.endswith("/run/predict"):
+            sizes.append(int(response.headers["content-length"]))
+
+    visitor.page.on("response", keep)
     visitor.open("Training")
     visitor.wait_for("training-page", "There are no metrics yet")
+    [first, *later] = [max(sizes), *ticks(2)]
+    assert max(later) < 500 < first  # sent once
+    visitor.open("Draw")
     (home / "digits" / "metrics.csv").write_text("step,loss\n1,2.5\n2,2.25\n")
+    assert max(ticks(2)) < 500  # and not while another page is shown
+    visitor.open("Training")
     visitor.page.locator("#training-page svg").first.wait_for()
+    assert max(sizes) > first and max(ticks(2)) < 500
 
 
 def test_compare_two_checkpoints(digits, visit):
@@ -353,5 +373,6 @@ def test_work_begins_in_the_queue_alone(digits):
         assert client.http.post("gradio_api/run/predict", json=values).status_code == 404, name
         assert client.http.post("gradio_api/run/predict", json={**values, "session_hash": None}).status_code == 404
     timer = next(one["id"] for one in client.config["dependencies"] if "tick" in json.dumps(one["targets"]))
-    values = {"data": [], "fn_index": timer, "session_hash": client.session}
-    assert client.http.post("gradio_api/run/predict", json=values).status_code == 200  # which needs no device
+    values = {"data": [None], "fn_index": timer, "session_hash": client.session}
+    answer = client.http.post("gradio_api/run/predict", json=values)  # which needs no device
+    assert answer.status_code == 200 and "Checkpoints" in answer.json()["data"][0]

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from random_flows import CLASSES
+from random_flows import VIDEO
 from studio_runs import pictures_run
+from sweep_runs import TRAIN
 
+from starflow_jax.core.config import DataConfig, ExperimentConfig
+from starflow_jax.core.config.experiment_config import TextConfig
 from starflow_jax.studio.background_work import Busy
 from starflow_jax.studio.open_studio import Studio
 
@@ -30,7 +33,7 @@ def clicks(studio):
 
     with pytest.MonkeyPatch.context() as patch:
         # The folder of the run is read by the page of its training, and not while the pages are built.
-        patch.setattr(type(studio.progress), "html", lambda _: pytest.fail("the folder was read"))
+        patch.setattr(type(studio.progress), "changed", lambda *_: pytest.fail("the folder was read"))
         app = application(studio, queue=1)
     names = {component._id: component.elem_id for component in app.blocks.values()}
     called = {}
@@ -96,15 +99,19 @@ def test_a_device_that_is_busy_is_not_a_missing_comparison(clicks, monkeypatch):
     assert "No comparison" in verdict and "&lt;away&gt;" in verdict
 
 
-def test_clips_are_guided_without_a_caption_by_the_word_before_it():
+def test_clips_are_guided_without_a_caption_by_the_word_before_it_alone():
     from starflow_jax.studio.pages.controls import request_of
 
-    flow = dataclasses.replace(CLASSES, num_classes=0)
-    model = SimpleNamespace(config=SimpleNamespace(reads_captions=True, flow=flow), classes=(), videos=True)
+    data = DataConfig(source="moving_digits", frames=3, noise="gaussian", noise_std=0.3)
 
-    def weight(caption, **given):
+    def weight(caption, words=("two", "(extend)", "(v2v)"), **given):
+        flow = dataclasses.replace(VIDEO, channels=1, text_dim=len(words))
+        config = ExperimentConfig(name="clips", flow=flow, data=data, train=TRAIN, text=TextConfig(vocabulary=words))
+        model = SimpleNamespace(config=config, classes=(), videos=True)
         values = {"num": 1, "guidance": 2.0, "solver": "sequential", "seed": 0, **given}
         return request_of(model, caption, **values).guidance
 
     assert [weight("two"), weight(""), weight("", image="x.png")] == [2.0, 0.0, 0.0]
     assert [weight("", continued="x.gif"), weight("", video="x.gif")] == [2.0, 2.0]
+    assert [weight("", ("two",), continued="x.gif"), weight("two", ("two",), continued="x.gif")] == [0.0, 2.0]
+    assert weight("", ("(extend)",), video="x.gif") == 0.0  # which is refused later

@@ -190,6 +190,24 @@ def test_uploads_are_bounded_together(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["0", "1"]
 
 
+def test_folders_that_were_left_empty_are_removed(tmp_path):
+    for name in ("old/inner", "fresh", "full"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "full" / "file").write_bytes(b"1")
+    hours = time.time() - 7200.0
+    for name in ("old/inner", "old", "full", "."):
+        os.utime(tmp_path / name, (hours, hours))
+    stored_bytes(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "full", "old"]  # which has just been emptied
+    assert not (tmp_path / "old" / "inner").exists()
+    for name in ("old", "full/file", "fresh"):
+        os.utime(tmp_path / name, (hours, hours))
+    assert stored_bytes(tmp_path) == 0 and [path.name for path in tmp_path.iterdir()] == ["full"]
+    os.utime(tmp_path / "full", (hours, hours))
+    os.utime(tmp_path, (hours, hours))
+    assert stored_bytes(tmp_path) == 0 and tmp_path.is_dir()  # the folder of all uploads stays
+
+
 def test_an_upload_that_sends_nothing_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(guarded_requests, "_SILENCE", 0.01)
     sent, ended = [], []
@@ -221,6 +239,35 @@ def test_an_upload_that_sends_nothing_makes_room(tmp_path, monkeypatch):
     asyncio.run(guarded(scope, parts({"type": "http.request", "body": b"1", "more_body": False}), send))
     assert [status for status in sent if status] == [408, 408, 200] and ended == [{"type": "http.disconnect"}]
     assert guarded._arriving == 0
+
+
+def test_an_upload_that_takes_too_long_makes_room(tmp_path, monkeypatch):
+    """It sends a byte often enough, or always, and does not end; each is refused at its deadline."""
+
+    async def application(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("status") or json.loads(message["body"])["detail"])
+
+    guarded = GuardedRequests(application, 2**16, tmp_path)
+    headers = [(b"host", HOST), (b"content-length", str(2**16).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    monkeypatch.setattr(guarded_requests, "_LONGEST", 0.05)
+    for pause in (0.0, 0.01, 60.0):
+        left = 100_000
+
+        async def receive(pause=pause):
+            nonlocal left
+            left -= 1
+            await asyncio.sleep(pause)
+            return {"type": "http.request", "body": b"1", "more_body": left > 0}
+
+        asyncio.run(guarded(scope, receive, send))
+    assert sent == [408, "an upload must not take longer than 0 s"] * 3 and guarded._arriving == 0
 
 
 def png(rows, columns, opaque=0, kind="PNG"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ _CALLS = re.compile(
 _STORED_UPLOADS = 32  # of the largest size, that the folder of uploads may hold at once
 _OLDEST = 3600.0  # seconds that an uploaded file is kept
 _SILENCE = 60.0  # seconds after which an upload that sends nothing is refused
+_LONGEST = 600.0  # seconds that an upload may take in all, since it holds its room from its beginning
 _BLOCK = 4096  # bytes of the disk that a small file takes
 # The page loads nothing from elsewhere, and is not shown inside of other pages. Gradio makes functions of templates.
 _POLICY = (
@@ -139,10 +141,13 @@ def _check_path(path: str) -> None:
 def stored_bytes(folder: Path) -> int:
     """Bytes on the disk of all files in a folder, about, once those that are older than an hour are removed.
 
-    Gradio removes those that it knows of. It makes others, of uploads that were broken off and of every request.
+    Gradio removes those that it knows of. It makes others, of uploads that were broken off and of every request, and
+    leaves their folders, which are removed when they have been empty for an hour.
     """
     total, oldest = 0, time.time() - _OLDEST
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, topdown=False):
+        if parent != os.fspath(folder):
+            _remove_if_empty(parent, oldest)
         for name in names:
             path = os.path.join(parent, name)
             try:
@@ -154,6 +159,13 @@ def stored_bytes(folder: Path) -> int:
                 continue
             total += -(-status.st_size // _BLOCK) * _BLOCK + _BLOCK
     return total
+
+
+def _remove_if_empty(folder: str, oldest: float) -> None:
+    """Removes a folder in which nothing is, and in which nothing has been written or removed since `oldest`."""
+    with contextlib.suppress(OSError):  # something is in it, or it was removed meanwhile
+        if os.lstat(folder).st_mtime < oldest:
+            os.rmdir(folder)
 
 
 def is_same_place(origin: bytes, host: bytes) -> bool:
@@ -211,17 +223,22 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
 
 
 def _prompt(receive: Receive) -> Receive:
-    """A source of the messages of an upload, refused when the next part of its body does not come in time."""
-    whole = False
+    """A source of the messages of an upload, refused when the next part of its body or its end is late."""
+    whole, end = False, time.monotonic() + _LONGEST
 
     async def next_one() -> MutableMapping[str, Any]:
         nonlocal whole
         if whole:  # what follows is the end of the connection
             return await receive()
+        left = end - time.monotonic()
+        slow = f"an upload must not take longer than {_LONGEST:.0f} s"
+        if left <= 0:  # refused without waiting, which would let through whatever has always arrived already
+            raise _Refused(408, slow)
         try:
-            message = await asyncio.wait_for(receive(), _SILENCE)
+            message = await asyncio.wait_for(receive(), min(_SILENCE, left))
         except TimeoutError as error:
-            raise _Refused(408, f"an upload must not pause for {_SILENCE:.0f} s") from error
+            sentence = f"an upload must not pause for {_SILENCE:.0f} s" if left > _SILENCE else slow
+            raise _Refused(408, sentence) from error
         whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -26,17 +27,28 @@ class TrainingProgress:
         self._made: tuple[Stamp, str] | None = None
         self._seen: tuple[float, Stamp] | None = None
 
-    def html(self) -> str:
-        """The state, curves, samples over time, goodput and checkpoints.
+    def changed(self, seen: str | None) -> tuple[str, str] | None:
+        """The state, curves, samples over time, goodput and checkpoints as HTML, and what names this version of them.
+
+        The server keeps nothing of a visitor: the browser says which version it shows.
+
+        Args:
+          seen: the version that a visitor has; any other text, or None, for none.
+
+        Returns:
+          None where that is the newest version.
 
         Raises:
           ValueError: the configuration in the folder is damaged.
         """
         stamp = self.stamp()
+        version = hashlib.sha256(repr(stamp).encode()).hexdigest()[:32]
+        if version == seen:
+            return None
         with self._lock:
             if self._made is None or self._made[0] != stamp:
                 self._made = (stamp, progress_parts(self.workdir))
-            return self._made[1]
+            return self._made[1], version
 
     def stamp(self) -> Stamp:
         """What changes whenever the page does: the files of the folder, its checkpoints, and whether it is in use.

@@ -7,13 +7,17 @@ from typing import Any
 import gradio as gr
 
 from starflow_jax.core.config.checks import check
+from starflow_jax.models.text.templates import EXTEND, TRANSLATE
 from starflow_jax.sampling.sample_requests import SampleRequest
+from starflow_jax.sampling.videos.given_frames import known_words
 from starflow_jax.studio.drawing import check_caption
 from starflow_jax.studio.opened_model import OpenedModel
 
 LARGEST_SEED = 2**32 - 1
 _EACH, _NONE, _ANY = "each in turn", "none", "whichever fits"
 MOST_GUIDANCE = 10.0
+# The words that captions of given clips begin with, in runs that were trained with them.
+_WORDS = {"continued": EXTEND, "video": TRANSLATE}
 
 
 def condition_controls(model: OpenedModel, *, fits: bool = False, own: str = "") -> list[Any]:
@@ -91,8 +95,9 @@ def request_of(
     if model.classes and not model.videos:
         label = int(condition) if str(condition).isdecimal() else str(condition)
     flow, captions = model.config.flow, check_caption(condition) if by_caption else None
-    # A clip is continued or translated by a word before the caption, which is a condition also without one.
-    nothing = label == "none" or (by_caption and captions is None and not given.keys() & {"continued", "video"})
+    # The word that continues or translates a clip is a condition also without a caption after it.
+    word = by_caption and any(_WORDS.get(name) in known_words(model.config) for name in given)
+    nothing = label == "none" or (by_caption and captions is None and not word)
     weight = 0.0 if nothing else float(chosen(guidance, "a weight of guidance"))
     return SampleRequest(
         num=int(chosen(num, "a number of samples")),
