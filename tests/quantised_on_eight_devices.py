@@ -3,8 +3,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/quantised_on_eight_devices.py
 
 Prints one JSON object by scheme: "layers", the mean difference of the outputs of bfloat16 layers relative to their mean
-magnitude; "flow", the largest difference of the log-likelihoods of a float32 flow; and "gathered", the types and
-shapes that a compiled layer gathers.
+magnitude; "flow", the largest difference of the log-likelihoods of a float32 flow; and "exchanged", by layer, the
+collectives that it compiles to, each with its type and shape.
 `tests/test_quantised.py` runs it and judges.
 """
 
@@ -27,14 +27,19 @@ from starflow_jax.sharding.rules import partition_spec
 from starflow_jax.training.checkpoints.quantised_streams import quantised_params
 
 WIDTH, BATCH = 64, 8
+# An instruction of a compiled program that exchanges data: the type and shape of its result (those of the first array
+# of several), and its kind.
+COLLECTIVE = re.compile(
+    r"= \(?(\w+\[[\d,]*\]).* (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
 LAYOUT = make_layout(MeshConfig(data=2, fsdp=2, tensor=2))
 
 
-def layer(name, scheme, layout):
+def layer(name, scheme, layout, inputs=WIDTH):
     """A layer with random weights, on the devices of `layout`."""
     compute = Compute(dtype="bfloat16", layout=layout, quantise=scheme)
-    made = QuantisedLinear(WIDTH, WIDTH, jax.random.key(0), name=name, compute=compute)
-    numbers, scale = quantised_kernel(np.asarray(normal((WIDTH, WIDTH))), scheme)
+    made = QuantisedLinear(inputs, WIDTH, jax.random.key(0), name=name, compute=compute)
+    numbers, scale = quantised_kernel(np.asarray(normal((inputs, WIDTH))), scheme)
     if layout is not None:
         sharding = layout.sharding(numbers.shape, partition_spec(f"{name}/kernel", numbers.ndim))
         numbers = jax.device_put(numbers, sharding)
@@ -70,16 +75,21 @@ def flow(scheme):
     return float(np.max(np.abs(found[1] - found[0])))
 
 
-def gathered(scheme):
-    """The types and shapes that the compiled layer gathers."""
-    made = layer("up", scheme, LAYOUT)
-    text = jax.jit(lambda layer, x: layer(x)).lower(made, normal((BATCH, 4, WIDTH))).compile().as_text()
-    lines = [line.split() for line in text.splitlines() if re.search(r" all-gather(-start)?\(", line)]
-    return [words[2].partition("{")[0] for words in lines]
+def exchanged(scheme):
+    """The collectives of compiled layers, as [kind, type and shape].
+
+    Of 96 inputs in groups of 32, a device has a group and a half.
+    """
+    found = {}
+    for name, inputs in (("up", WIDTH), ("down", WIDTH), ("down", 96)):
+        made = layer(name, scheme, LAYOUT, inputs)
+        text = jax.jit(lambda layer, x: layer(x)).lower(made, normal((BATCH, 4, inputs))).compile().as_text()
+        found[f"{name} of {inputs}"] = sorted([kind, shape] for shape, kind in COLLECTIVE.findall(text))
+    return found
 
 
 def figures(scheme):
-    return {"layers": layers(scheme), "flow": flow(scheme), "gathered": gathered(scheme)}
+    return {"layers": layers(scheme), "flow": flow(scheme), "exchanged": exchanged(scheme)}
 
 
 if __name__ == "__main__":

@@ -38,10 +38,9 @@ from starflow_jax.sampling.model_folder import (
     text_encoder_part,
 )
 from starflow_jax.tensor_formats.tensor_writing import INDEX_FILE, STEM, shard_sizes
-from starflow_jax.training.checkpoints.finished_run import run_config
+from starflow_jax.training.checkpoints.finished_run import existing_step, holds_average, run_config
 from starflow_jax.training.checkpoints.port_requests import check_portable
-from starflow_jax.training.checkpoints.ported import holds_average, write_torch_shards
-from starflow_jax.training.checkpoints.stored_run import existing_step
+from starflow_jax.training.checkpoints.ported import write_torch_shards
 from starflow_jax.training.checkpoints.workdir import CONFIG_FILE
 
 PublishedForm = Literal["safetensors", "run"]

@@ -4,7 +4,7 @@ A kernel w [inputs, *outputs] is stored as integers or 8-bit floats q and float3
 
     int8   -128 to 127, one scale for each output channel
     fp8    e4m3 of arXiv 2209.05433, one scale for each output channel
-    int4   -8 to 7, one scale for each output channel and group of 8 to 32 inputs, two numbers in a byte
+    int4   -8 to 7, one scale for each output channel and group of 8 to 32 inputs, two neighbouring inputs in a byte
 
 Qwix makes the numbers; nothing else here needs it. The scale is the largest magnitude of its channel or group over
 127.5, over 448, the largest number of e4m3, or over 7.5. That of integers is half a step beyond the largest one, so
@@ -92,21 +92,22 @@ def values(
     """The float32 kernel that stored numbers and scales stand for."""
     if scheme == "int4":
         numbers = _unpacked(numbers)
-    inputs, *outputs = numbers.shape
-    groups = numbers.astype(jnp.float32).reshape(scale.shape[0], -1, *outputs)
-    return (groups * scale[:, None]).reshape(inputs, *outputs)
+    # Scales are repeated, and the kernel is not split into groups, which a device may hold parts of.
+    return numbers.astype(jnp.float32) * jnp.repeat(scale, numbers.shape[0] // scale.shape[0], axis=0)
 
 
 def _packed(numbers: np.ndarray) -> np.ndarray:
-    """int8 [inputs, ...] of -8 to 7 as uint8 [inputs / 2, ...]: the first half in the low bits, the second in the high.
+    """int8 [inputs, ...] of -8 to 7 as uint8 [inputs / 2, ...]: even rows in the low bits, odd ones in the high.
 
-    Halves and not neighbours, so that no axis is split or interleaved when they are read.
+    Neighbours and not halves, so that a part of the bytes is a part of the kernel: where a mesh divides the inputs,
+    each device reads its rows from the bytes that it has.
     """
-    low, high = np.split(numbers.view(np.uint8), 2)
+    low, high = numbers.view(np.uint8)[::2], numbers.view(np.uint8)[1::2]
     return (low & 15) | (high << 4)
 
 
 def _unpacked(packed: jax.Array) -> jax.Array:
     """The inverse of `_packed`."""
-    signed = jax.lax.bitcast_convert_type(packed, jnp.int8)
-    return jnp.concatenate([(signed << 4) >> 4, signed >> 4])
+    pairs = jax.lax.bitcast_convert_type(packed, jnp.int8)[:, None]
+    shifts = jnp.asarray([4, 0], jnp.int8).reshape(2, *[1] * (packed.ndim - 1))
+    return ((pairs << shifts) >> 4).reshape(2 * packed.shape[0], *packed.shape[1:])

@@ -120,6 +120,7 @@ def check_devices(quantise: Quantisation | None, devices: int) -> None:
     """Raises RequestError for a flow that rounds the inputs of its layers, over more than one device."""
     require(
         devices == 1 or quantise != "int8-activations",
-        "{quantise} must be int8 over a mesh of {0} devices, got 'int8-activations', which one device computes",
+        "a flow with int8-activations runs on one device, got a mesh of {0} devices: use {quantise} int8, where "
+        "there is that option, or one device",
         devices,
     )

@@ -19,13 +19,11 @@ from starflow_jax.porting.tensor_names import Entry, entries, flatten, holds_sca
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.tensor_formats.tensor_writing import write_shards, write_tensors
 from starflow_jax.tensor_formats.tensors import LazyTensor
-from starflow_jax.training.checkpoints.parts import Unusable, read_digests
+from starflow_jax.training.checkpoints.finished_run import ORIGIN_FILE, check_new
 from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
 from starflow_jax.training.checkpoints.stored_run import StoredRun, stored_run
 from starflow_jax.training.checkpoints.streamed import Streamed, write_params_checkpoint
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER, CONFIG_FILE
-
-ORIGIN_FILE = "origin.json"  # of a run that was ported from a repository, with its commit
 
 
 def write_run(
@@ -115,32 +113,6 @@ def write_streams(
             write_text(temporary / ORIGIN_FILE, json.dumps({"from": origin}, indent=2) + "\n")
 
 
-def read_origin(workdir: Path) -> str | None:
-    """Where the tensors of a run come from, as `ORIGIN_FILE` records it; None without a record.
-
-    Raises:
-      ValueError: a damaged record.
-    """
-    path = workdir / ORIGIN_FILE
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got something else") from error
-    if not isinstance(record, dict) or not isinstance(record.get("from"), str):
-        raise ValueError(f"{path} must hold the address that the run comes from, as 'from', and does not")
-    return str(record["from"])
-
-
-def check_new(workdir: Path) -> None:
-    """Raises ValueError unless `workdir` does not exist or is an empty folder."""
-    if workdir.is_dir() and not any(workdir.iterdir()):
-        return
-    if workdir.exists():
-        raise ValueError(f"workdir {workdir} must be new or empty, and is not")
-
-
 def _read(entry: Entry, tensor: LazyTensor) -> np.ndarray:
     """The part of a parameter that a tensor holds, checked to be finite."""
     value = tensor.read()
@@ -194,15 +166,6 @@ def _written(
     with run.named():
         write(file_entries, _tensors(run, file_entries))
     return run.step
-
-
-def holds_average(workdir: Path, step: int) -> bool:
-    """Whether a checkpoint has the exponential moving average of the parameters; ValueError for a damaged one."""
-    folder = workdir.resolve() / CHECKPOINT_FOLDER / str(step)
-    try:
-        return "ema" in read_digests(folder)
-    except Unusable as error:
-        raise ValueError(f"checkpoint {folder} {error}") from error
 
 
 def _tensors(run: StoredRun, file_entries: Sequence[Entry]) -> Iterator[np.ndarray]:

@@ -11,8 +11,8 @@ from starflow_jax.core.config.checks import check_choice, check_integer
 from starflow_jax.core.config.experiment_config import with_quantise
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract, num_bytes
-from starflow_jax.training.checkpoints.finished_run import run_config
-from starflow_jax.training.checkpoints.ported import check_new, read_origin, write_streams
+from starflow_jax.training.checkpoints.finished_run import check_new, read_origin, run_config
+from starflow_jax.training.checkpoints.ported import write_streams
 from starflow_jax.training.checkpoints.quantised_streams import quantised_streams
 from starflow_jax.training.checkpoints.stored_run import stored_run
 

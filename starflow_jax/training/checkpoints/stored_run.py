@@ -14,7 +14,8 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.porting.tensor_names import flatten, is_stacked
 from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
-from starflow_jax.training.checkpoints.manager import Checkpoints, digests_of_run
+from starflow_jax.training.checkpoints.finished_run import existing_step
+from starflow_jax.training.checkpoints.manager import digests_of_run
 from starflow_jax.training.checkpoints.parts import Unusable, agreed
 from starflow_jax.training.checkpoints.streamed import StoredParams, Streamed
 from starflow_jax.training.checkpoints.workdir import CHECKPOINT_FOLDER
@@ -82,9 +83,3 @@ def stored_run(workdir: Path, config: ExperimentConfig, step: int | None, *, ema
         return Streamed(tuple(leaf.shape), np.dtype(leaf.dtype), chunk, pieces)
 
     return StoredRun(folder, step, part, {path: streamed(path) for path in shapes}, sums, str(digests.get(part)))
-
-
-def existing_step(workdir: Path, config: ExperimentConfig, step: int | None) -> int:
-    """A step of which the run has a checkpoint, the newest for None; ValueError where there is none."""
-    with Checkpoints(workdir, config) as checkpoints:
-        return checkpoints.existing_step(step)
