@@ -190,7 +190,7 @@ def test_exact_values_are_held_and_the_others_have_their_conditional_distributio
     np.testing.assert_allclose(np.cov(standard.T), np.eye(2), atol=0.12)
     assert np.isnan(draws.ess[0][VISIBLE]).all()
     options = dataclasses.replace(OPTIONS, moves="latent")
-    with pytest.raises(ValueError, match=r"moves must be mala, hamiltonian or langevin .* got latent"):
+    with pytest.raises(ValueError, match=r"moves must be of data \(mala, .* where values are held, got latent"):
         sample_posterior(posterior, jax.random.key(0), SIZE, options, exact=x)
 
 

@@ -12,6 +12,7 @@ from random_flows import CLASSES, VIDEO, normal, random_flow
 
 import starflow_jax as sf
 from starflow_jax.core.config import PixelMapConfig
+from starflow_jax.editing.flow_prior import FlowPrior
 from starflow_jax.flows.noise_gradient import noise_gradient
 
 LABELS = jnp.asarray([0, 2], jnp.int32)
@@ -41,3 +42,14 @@ def test_it_is_the_derivative_through_the_inverse(config, size, frames):
     found = jax.jit(lambda x: noise_gradient(flow, x, gradient, cond))(x)
     expected = jnp.sum(gradient * moved, axis=range(1, z.ndim))
     np.testing.assert_allclose(jnp.sum(found * tangent, axis=range(1, z.ndim)), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_the_prior_of_edits_approximates_it_under_the_conditions_of_its_rows():
+    flow = random_flow(CLASSES)
+    model = sf.distribution(flow)
+    x, gradient = normal((2, 4, 4, 1), 5), normal((2, 4, 4, 1), 6)
+    swapped = FlowPrior(model, LABELS).of_rows(jnp.asarray([1, 0]))
+    found = swapped.noise_gradient(x, gradient)
+    exact, of_others = (noise_gradient(flow, x, gradient, labels) for labels in (LABELS[::-1], LABELS))
+    error, other = (jnp.linalg.norm(found - one) / jnp.linalg.norm(exact) for one in (exact, of_others))
+    assert error < 0.05 < other, (error, other)

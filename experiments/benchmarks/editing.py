@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--chains", type=int, default=8)
     option("--draws-from-flow", type=int, default=100)
     option("--few", type=int, default=4, help="posteriors of moves, and clips")
-    option("--moves", default="latent-hamiltonian", help="of classes, coverage and frames")
+    option("--moves", default="latent-hamiltonian", help="of classes and coverage")
     option("--leapfrog", type=int, default=8)
     option("--candidates", type=int, default=32)
     option("--burn-in", type=int, default=60)

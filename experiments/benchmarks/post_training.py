@@ -56,9 +56,9 @@ def optimum(rate: float, beta: float) -> tuple[float, float]:
 
 
 def kl_of_share(rate: float, share: float) -> float:
-    """The smallest KL of a density in which the target has this share, in nats."""
+    """The smallest KL of a density in which the target has this share, in nats; infinite where no sample shows it."""
     terms = [(share, rate), (1.0 - share, 1.0 - rate)]
-    return sum(q * math.log(q / p) for q, p in terms if q > 0)
+    return sum(q * math.log(q / p) if p > 0 else math.inf for q, p in terms if q > 0)
 
 
 def measured(sampler: Sampler, params: Params, samples: int) -> dict[str, float]:

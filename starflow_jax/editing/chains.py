@@ -64,13 +64,13 @@ class Trace(NamedTuple):
     """The draws of a part, every one after `thin` moves.
 
     Attributes:
-      x, z: the data and their noise, float32 [draws, B, *size].
+      x: the data, float32 [draws, B, *size]; z: their noise, where moves along the gradient are of it, else None.
       log_prior, error: of the draws, float32 [draws, B].
       acceptance: mean probability of acceptance of moves of data and of noise, float32 [draws, B, 2].
     """
 
     x: jax.Array
-    z: jax.Array
+    z: jax.Array | None
     log_prior: jax.Array
     error: jax.Array
     acceptance: jax.Array
@@ -108,9 +108,8 @@ def run_part(kind: Kind, posterior: Posterior, state: State, schedule: Schedule)
     def draw(state: State, inputs: Schedule) -> tuple[State, Trace]:
         state, probabilities = jax.lax.scan(move, state, inputs)
         x, terms = state.point
-        return state, Trace(
-            x, terms.z, terms.log_prior, terms.error, jnp.mean(jnp.stack(probabilities, axis=-1), axis=0)
-        )
+        z = terms.z if kind.moves == "latent-hamiltonian" else None
+        return state, Trace(x, z, terms.log_prior, terms.error, jnp.mean(jnp.stack(probabilities, axis=-1), axis=0))
 
     return jax.lax.scan(draw, state, schedule)
 

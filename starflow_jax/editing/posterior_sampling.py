@@ -27,6 +27,8 @@ from starflow_jax.editing.posterior import Posterior
 
 # The standard deviation that an exact mask has while chains reach it; then visible values are set to theirs.
 HARD_SIGMA = 0.05
+# Moves that change the noise of an example, and with it all of its values.
+MOVES_OF_NOISE: tuple[ChainMoves, ...] = ("latent", "latent-hamiltonian", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,10 @@ class ChainOptions:
         check(
             self.step is None or (isinstance(self.step, float) and 0.0 < self.step <= 10.0),
             f"step must be None or a number above 0 and at most 10, got {self.step!r}",
+        )
+        check(
+            self.step is None or self.moves not in ("latent", "latent-hamiltonian"),
+            f"step must be None for moves of noise alone, whose sizes are adapted, got {self.step!r} for {self.moves}",
         )
 
     @property
@@ -182,9 +188,8 @@ def sample_posterior(
       ValueError: moves that cannot keep values exact, or a posterior without a draw of the prior that is finite.
     """
     check(
-        exact is None or options.moves in ("mala", "hamiltonian", "langevin"),
-        "moves must be mala, hamiltonian or langevin where values are known exactly, since moves of noise change "
-        f"all of them (or sigma above 0), got {options.moves}",
+        exact is None or options.moves not in MOVES_OF_NOISE,
+        f"moves must be of data (mala, hamiltonian or langevin) where values are held, got {options.moves}",
     )
     chains, part = options.chains, options.together
     state = first_state(posterior, key, chains, size, options.candidates)
@@ -215,12 +220,12 @@ def sample_posterior(
         state, trace = advance(moving if waiting else posterior, state, schedule)
         # The step size is adapted to a preconditioner in the part after it.
         if options.precondition and index < len(schedules) - 1:
-            state = preconditioned(state, trace.z if options.moves == "latent-hamiltonian" else trace.x)
+            state = preconditioned(state, trace.x if trace.z is None else trace.z)
     state = settled(state) if waiting else state
     traces: list[Trace] = []
     for _ in range(-(-options.draws // part)):
         state, trace = advance(posterior, state, sampling_schedule(part, options.thin))
-        traces.append(jax.device_get(trace._replace(z=trace.x[:0])))
+        traces.append(jax.device_get(trace._replace(z=None)))
     before = sum(schedule.gain.size for schedule in schedules)
     return _collected(posterior, state, traces, options, before)
 

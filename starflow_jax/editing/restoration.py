@@ -20,7 +20,14 @@ from starflow_jax.core.config.data_config import DataConfig
 from starflow_jax.editing.flow_prior import FlowPrior
 from starflow_jax.editing.operators import Mask, OfDecoded, Operator, as_operator, check_operator, noise_gain
 from starflow_jax.editing.posterior import Posterior
-from starflow_jax.editing.posterior_sampling import HARD_SIGMA, ChainOptions, PosteriorDraws, joined, sample_posterior
+from starflow_jax.editing.posterior_sampling import (
+    HARD_SIGMA,
+    MOVES_OF_NOISE,
+    ChainOptions,
+    PosteriorDraws,
+    joined,
+    sample_posterior,
+)
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling.denoising import DENOISE_FIELDS, Denoising, resolved_denoising
 from starflow_jax.sampling.image_sampling import to_pixels
@@ -78,8 +85,9 @@ def restore(
       operator: A, on pixels: a `Mask` or another operator, or a linear function of data [B, (T,) H, W, C].
       sigma: the standard deviation of the noise in y. What a model learned is data with training noise, and this noise,
         as A shows it, is added to it. None for the smallest: 0, which keeps what a mask shows of pixels exactly; of
-        other operators, the noise in the data, and at least 0.1 of latents. Moves of noise change all of x: with them
-        an exact mask is a measurement with the noise in the data, and what it shows of `Restored.pixels` is set.
+        other operators, the noise in the data, and at least 0.1 of latents. Moves of noise ("latent",
+        "latent-hamiltonian", "both") change all of x: with them an exact mask is a measurement with the noise in the
+        data, or 0.05 where there is none, and what it shows is set in `Restored.pixels` and `Restored.clean`.
       cond: of the M images: class labels, -1 for none; captions; or text states; "any" of a model with classes, whose
         chains then have the classes in turn, and those survive whose class fits. None for no condition.
       options: of the chains; None for the default.
@@ -111,7 +119,7 @@ def restore(
     learned = data_noise(data, level)
     exact, noise = _resolved_sigma(learned, operator, sigma, model.shape)
     values = None
-    if exact and options.moves == "latent-hamiltonian":
+    if exact and options.moves in MOVES_OF_NOISE:
         noise = learned or noise
     elif exact:
         values = _as_learned(data, level, measured, seed)
@@ -146,8 +154,9 @@ def restore(
     pixels = to_pixels(clean.reshape(-1, *clean.shape[2:]), data, run.autoencoder)
     pixels = pixels.reshape(*clean.shape[:2], *pixels.shape[1:])
     if exact and isinstance(operator, Mask):
-        shown = to_pixels(measured, data, None)[:, None]
-        pixels = np.where(np.broadcast_to(operator.visible, model.shape), shown, pixels)
+        visible = np.broadcast_to(operator.visible, model.shape)
+        pixels = np.where(visible, to_pixels(measured, data, None)[:, None], pixels)
+        clean = np.where(visible, measured[:, None], clean)
     labels = None if labels is None else labels.reshape(-1)[own].reshape(labels.shape)
     return Restored(pixels, clean, draws, noise if values is None else 0.0, labels)
 
