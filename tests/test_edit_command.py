@@ -163,7 +163,6 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
         (["inpaint", "digits.npz", "--mask", "box:0,0,5,1"], "mask box must be inside of 4 rows and 4 columns"),
         (["inpaint", "digits.npz", "--mask", "x"], "mask must be half:left|right|top|bottom, frames:A-B"),
         (["inpaint", "wide.npy", "--mask", "half:top"], "wide.npy must contain [n, 4, 4, 1], got [1, 4, 8, 1]"),
-        (["inpaint", "digits.npz", "--mask", "half:top", "--moves", "both"], "moves must be mala, hamiltonian"),
         (["upscale", "small.png", "--factor", "3"], "--factor must divide the 4 rows and 4 columns of the run, got 3"),
         (["upscale", "small.png", "--factor", "2", "--mask", "half:top"], "--mask is for inpaint, got upscale"),
         (["denoise", "digits.npz"], "denoise requires --sigma, got none"),
