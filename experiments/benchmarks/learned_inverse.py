@@ -9,9 +9,9 @@ compared with the sequential solver: depth is the number of network evaluations 
 learned inverse included; the error is the relative error (root mean square) of a sample before denoising. The settings
 attribute the difference: the start of the iteration (the noise, or for videos the previous frame, or the learned
 estimate), committing settled tokens against iterating the whole sequence, and secant steps on top. `--windows` adds
-shorter windows, which evaluate fewer tokens and follow one another more often. Times are the
-shortest of --rounds alternating rounds on this machine, without compilation, and the ratio is that of the sequential
-solver to each setting in the same run.
+shorter windows, which evaluate fewer tokens and follow one another more often. A run without a learned inverse is
+compared without its settings. Times are the shortest of --rounds alternating rounds on this machine, without
+compilation, and the ratio is that of the sequential solver to each setting in the same run.
 """
 
 from __future__ import annotations
@@ -31,30 +31,37 @@ from starflow_jax.sampling.loaded_run import Run, open_run
 from starflow_jax.sampling.sample_requests import RunRequest, SampleRequest
 from starflow_jax.sampling.sample_run import sample_run
 from starflow_jax.solvers import AnySolver, Jacobi, OnePass, Secant, Sequential, SlidingJacobi, verified
+from starflow_jax.training.inverse.inverse_folder import has_inverse
 
 CAPTION = "a seven moving left"
 _WHOLE = 4096
 
 
-def settings(tolerance: float, *, video: bool, windows: Sequence[int] = ()) -> dict[str, AnySolver]:
+def settings(tolerance: float, *, video: bool, learned: bool, windows: Sequence[int] = ()) -> dict[str, AnySolver]:
     """The solvers to compare, by name.
 
     Args:
       tolerance: relative change at which a token has settled.
       video: whether tokens may start from the previous frame.
+      learned: whether there is a learned inverse to start from.
       windows: tokens of an evaluation, of further solvers that do not iterate whole sequences.
     """
     square = tolerance**2  # the tolerances of these solvers bound a mean square
     start = "frame" if video else "noise"
-    return {
+    found: dict[str, AnySolver] = {
         "sequential": Sequential(),
         f"jacobi, {start} start": Jacobi.whole(start=start, tolerance=square, max_iterations=_WHOLE),
         f"sliding, {start} start": SlidingJacobi(_WHOLE, tolerance, start),
+        **{f"sliding, {start} start, {n} tokens": SlidingJacobi(n, tolerance, start) for n in windows},
+    }
+    if not learned:
+        return found
+    return {
+        **found,
         "jacobi, learned start": Jacobi.whole(start="learned", tolerance=square, max_iterations=_WHOLE),
         "secant, learned start": Secant(block=None, start="learned", tolerance=square),
         "verified": verified(_WHOLE, tolerance),
         "one-pass": OnePass(),
-        **{f"sliding, {start} start, {n} tokens": SlidingJacobi(n, tolerance, start) for n in windows},
         **{f"verified, {n} tokens": verified(n, tolerance) for n in windows},
     }
 
@@ -77,7 +84,8 @@ def measure(
       rounds: how often each sample is drawn.
       tolerance, windows: as in `settings`.
     """
-    solvers = settings(tolerance, video=run.config.data.frames > 0, windows=windows)
+    learned = has_inverse(run.workdir)
+    solvers = settings(tolerance, video=run.config.data.frames > 0, learned=learned, windows=windows)
     depths: dict[str, list[int]] = {name: [] for name in solvers}
     errors: dict[str, list[float]] = {name: [] for name in solvers}
     seconds: dict[str, list[float]] = {name: [] for name in solvers}
@@ -117,7 +125,9 @@ def measure(
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="run with a learned inverse")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="run, also without a learned inverse"
+    )
     parser.add_argument("--caption", default=None, help=f"of a run that reads captions (default: {CAPTION!r})")
     parser.add_argument("--label", type=int, default=None, metavar="K", help="class of a run with classes")
     parser.add_argument("--guidance", type=float, default=None, metavar="W", help="default: the configuration's")
@@ -160,13 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print(text_table([header, *table]))
     if arguments.json is not None:
-        inverse = run.learned_inverse
         write_json(
             arguments.json,
             {
                 "workdir": str(arguments.workdir),
                 "step": run.step,
-                "inverse_step": inverse.step,
+                "inverse_step": run.learned_inverse.step if has_inverse(run.workdir) else None,
                 **sizes,
                 "tolerance": arguments.tolerance,
                 "rows": rows,

@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     option("--steps", type=int, default=150)
     option("--batch", type=int, default=256, help="samples of a step")
     option("--advantage", choices=("centred", "standardised"), default="centred")
+    option("--reward", default="digit", help="a name, or FILE.py:FUNCTION (default digit)")
     option("--kl-bound", type=float, help="nats of the KL that end a training")
     option("--lr", type=float, default=2e-4)
     option("--samples", type=int, default=1024)
@@ -133,7 +134,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
         newest_step(arguments.workdir),
         labels=(-1,),
         target=arguments.target,
-        reward="digit",
+        reward=arguments.reward,
         judges=("digit-network",),
         policy=PolicyConfig(beta=beta, advantage=arguments.advantage),
         kl_bound=arguments.kl_bound,
@@ -149,7 +150,8 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
         log_every=5,
     )
     experiment = dataclasses.replace(experiment, train=train, group_size=size)
-    folder = arguments.out / f"{arguments.advantage}_beta_{beta:g}_seed_{seed}"
+    reader = arguments.reward.rpartition(":")[2]
+    folder = arguments.out / f"{reader}_{arguments.advantage}_beta_{beta:g}_seed_{seed}"
     done = post_train(PostTrainRequest(arguments.workdir, folder, experiment, progress=False))
     setup = PostTrainingSetup.from_base(arguments.workdir, experiment)
     config, _, params, _ = load_run(folder)
@@ -157,6 +159,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
     gain = held_out(params, config.flow, arguments.target) - before
     curve = [(one["step"], one["reward"], one["kl"]) for one in read_metrics(folder / CSV_FILE) if "kl" in one]
     return {
+        "reward": arguments.reward,
         "advantage": arguments.advantage,
         "beta": beta,
         "seed": seed,
@@ -171,7 +174,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
         "least_kl": kl_of_share(base["reward"], new["reward"]),
         "held_out": {"before": float(before.mean()), "gain": float(gain.mean()), "gain_error": standard_error(gain)},
         "curve": curve,
-        **(against_optimum(base, new, beta) if arguments.advantage == "centred" else {}),
+        **(against_optimum(base, new, beta) if (arguments.advantage, arguments.reward) == ("centred", "digit") else {}),
     }
 
 
