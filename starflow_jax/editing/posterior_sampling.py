@@ -46,8 +46,8 @@ class ChainOptions:
       moves: "mala" moves data by the Metropolis-adjusted Langevin algorithm, "hamiltonian" by several leapfrog steps,
         "langevin" by unadjusted steps after a burn-in of MALA; "latent-hamiltonian" moves noise by several leapfrog
         steps, "latent" by preconditioned Crank-Nicolson; "both" takes a latent move of noise and a Hamiltonian one of
-        data in turn. A move of "latent-hamiltonian" costs as much as tens of MALA, and tens of them do what thousands
-        of these do not: `draws=40, thin=1, burn_in=60` are enough for small pictures.
+        data in turn. A move of "latent-hamiltonian" costs as much as tens of MALA; `draws=40, thin=1, burn_in=60` are
+        enough for small pictures.
       leapfrog: steps of a Hamiltonian move, of data or of noise.
       step: size of moves of data, in place of an adapted one: h in units of the preconditioner; None adapts it.
       precondition: whether moves along a gradient are scaled by the variance of every value, of data or of noise.

@@ -144,8 +144,8 @@ def add_to(subparsers: Any) -> None:
         type=choice(*choices(ChainMoves)),
         metavar="NAME",
         help="mala (default), hamiltonian (several leapfrog steps), langevin (mala without its exact rule), latent (of "
-        "the noise, without a gradient), latent-hamiltonian (of the noise, leapfrog steps along the gradient: slower "
-        "and far better mixed) or both (a latent and a hamiltonian move in turn)",
+        "the noise, without a gradient), latent-hamiltonian (of the noise, leapfrog steps along the gradient: dearer, "
+        "and fewer are needed) or both (a latent and a hamiltonian move in turn)",
     )
     option("--leapfrog", type=integer(1, 1000), metavar="N", help="leapfrog steps of a move (default 8)")
     option(
@@ -203,7 +203,7 @@ def chain_options(arguments: argparse.Namespace) -> ChainOptions:
     """The options of the chains; draws are evenly spaced among the steps, at most 100 of them."""
     from starflow_jax.editing.posterior_sampling import ChainOptions
 
-    # Each of these moves costs as much as tens of the others, and does more than hundreds of them.
+    # Each of these moves costs as much as tens of the others, and fewer are needed (docs/editing.md).
     few = arguments.moves == "latent-hamiltonian"
     steps = arguments.steps or (40 if few else 500)
     draws = min(steps, 100)
