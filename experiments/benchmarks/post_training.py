@@ -113,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     base = load_run(arguments.workdir)
     before = held_out(base[2], base[0].flow, arguments.target)
     rows: list[dict[str, Any]] = [row for path in arguments.add for row in read_json(path)["rows"]]
+    if not all({"advantage", "lr", "batch", "least_kl"} <= row.keys() for row in rows):
+        parser.error("--add must name files that this version of the script wrote, got a row without its fields")
     for seed in map(int, arguments.seeds.split(",")):
         for beta in map(float, filter(None, arguments.betas.split(","))):
             rows.append(_row(arguments, beta, seed, before))
