@@ -19,7 +19,7 @@ denoising (`docs/how_to/noise_levels.md`), both without a pixel map:
 
     starflow train --config experiments/fashion_mnist.py:tweedie --workdir runs/tweedie
     starflow train --config experiments/fashion_mnist.py:levels --workdir runs/levels
-    python experiments/benchmarks/denoising.py --tweedie runs/tweedie --levels runs/levels
+    python experiments/benchmarks/denoising.py --single-level runs/tweedie --noise-conditioned runs/levels
 """
 
 from __future__ import annotations

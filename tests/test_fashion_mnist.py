@@ -93,7 +93,7 @@ def test_two_ways_to_denoise_are_compared(folder, tmp_path):
     for name, more in (("tweedie", ["data.noise_std=0.1", "sample.denoise=score"]), ("levels", levels)):
         train(load_config(f"{EXPERIMENT}:tiny", [*noise, *more]), tmp_path / name, progress=False)
     out, picture = tmp_path / "figures.json", tmp_path / "samples.png"
-    runs = ["--tweedie", str(tmp_path / "tweedie"), "--levels", str(tmp_path / "levels")]
+    runs = ["--single-level", str(tmp_path / "tweedie"), "--noise-conditioned", str(tmp_path / "levels")]
     assert denoising.main([*runs, "--quick", "--json", str(out), "--picture", str(picture)]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [row["denoise"] for row in rows] == ["none", "score", "none", "score", "iterative", "iterative"]

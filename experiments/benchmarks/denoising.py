@@ -2,14 +2,14 @@
 
     starflow train --config experiments/fashion_mnist.py:tweedie --workdir runs/tweedie
     starflow train --config experiments/fashion_mnist.py:levels --workdir runs/levels
-    python experiments/benchmarks/denoising.py --tweedie runs/tweedie --levels runs/levels --json denoising.json
-    python experiments/benchmarks/denoising.py --tweedie runs/a --levels runs/b --quick    # shows that everything runs
+    python experiments/benchmarks/denoising.py --single-level runs/tweedie --noise-conditioned runs/levels
+    python experiments/benchmarks/denoising.py --single-level runs/a --noise-conditioned runs/b --quick   # a test
 
 Both runs are of the same images with classes. Samples of all classes in turn are drawn without guidance, in `--sets`
 sets, each of its own seed; all methods of one run denoise the same draws. FID is the Fréchet distance of the features
 of a small classifier that is trained here (`fashion_mnist.py`) between a set and the test images, and the table has the
 share of samples that the classifier assigns to their class. The baseline is one Tweedie step (`score`) of the run
-`--tweedie`; the last column is the FID over that of the baseline. Errors are standard errors over sets.
+`--single-level`; the last column is the FID over that of the baseline. Errors are standard errors over sets.
 """
 
 from __future__ import annotations
@@ -31,17 +31,16 @@ from starflow_jax.media import image_grid, write_png
 from starflow_jax.sampling import class_labels, sample
 from starflow_jax.training import load_run, open_source
 
+RUNS = ("single-level", "noise-conditioned")
 _SHOWN = 20  # samples of each method in the picture
 
 
 def methods(levels: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
     """Names and options of the ways to sample: the run, then the fields of `SamplingOptions`."""
-    rows: list[tuple[str, dict[str, Any]]] = [
-        (run, {"denoise": name}) for run in ("tweedie", "levels") for name in ("none", "score")
-    ]
+    rows: list[tuple[str, dict[str, Any]]] = [(run, {"denoise": name}) for run in RUNS for name in ("none", "score")]
     for number in levels:
         for step in ("ode", "sde"):
-            rows.append(("levels", {"denoise": "iterative", "denoise_levels": number, "denoise_step": step}))
+            rows.append(("noise-conditioned", {"denoise": "iterative", "denoise_levels": number, "denoise_step": step}))
     return rows
 
 
@@ -49,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--tweedie", type=Path, required=True, help="run on noise of one level, the baseline")
-    add("--levels", type=Path, required=True, help="noise-conditioned run on the same images")
-    add("--steps", type=int, nargs="+", default=[10, 25], help="numbers of levels of iterative denoising")
+    add("--single-level", type=Path, required=True, help="run on noise of one level, the baseline")
+    add("--noise-conditioned", type=Path, required=True, help="run with flow.noise_levels on the same images")
+    add("--levels", type=int, nargs="+", default=[10, 25], help="numbers of levels of iterative denoising")
     add("--samples", type=int, default=500, help="samples in a set (default 500)")
     add("--sets", type=int, default=3, help="sets of samples, each of its own seed (default 3)")
     add("--epochs", type=int, default=8, help="epochs of the classifier's training (default 8)")
@@ -62,24 +61,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="few images and levels")
     options = parser.parse_args(arguments)
     if options.quick:
-        vars(options).update(steps=[2], samples=10, sets=2, epochs=1, batch=10)
-    runs = {name: load_run(getattr(options, name)) for name in ("tweedie", "levels")}
-    if runs["levels"][0].flow.noise_levels is None:
-        parser.error(f"--levels must be a run with flow.noise_levels, got {options.levels} without")
-    data, others = runs["tweedie"][0].data, runs["levels"][0].data
+        vars(options).update(levels=[2], samples=10, sets=2, epochs=1, batch=10)
+    runs = dict(zip(RUNS, map(load_run, (options.single_level, options.noise_conditioned)), strict=True))
+    single, conditioned = (run[0] for run in runs.values())
+    data, others = single.data, conditioned.data
+    if conditioned.flow.noise_levels is None:
+        parser.error(f"--noise-conditioned must be a run with flow.noise_levels, got {options.noise_conditioned}")
     if (data.source, data.path) != (others.source, others.path):
-        parser.error(f"--levels must be a run on the images of --tweedie, got {others.source!r} {others.path or ''}")
-    if not all(run[0].flow.num_classes for run in runs.values()):
-        parser.error("--tweedie and --levels must be runs with classes, got one without")
-    train, test = (open_source(data, split, flow=runs["tweedie"][0].flow) for split in ("train", "test"))
+        parser.error(
+            f"--noise-conditioned must be a run on the images of --single-level, got {others.source!r} "
+            f"{others.path or ''}"
+        )
+    if not (single.flow.num_classes and conditioned.flow.num_classes):
+        parser.error("--single-level and --noise-conditioned must be runs with classes, got one without")
+    train, test = (open_source(data, split, flow=single.flow) for split in ("train", "test"))
     if not isinstance(train, ArraySource) or not isinstance(test, ArraySource):
-        parser.error(f"--tweedie must be a run on images in memory (idx, npz or digits), got {data.source!r}")
+        parser.error(f"--single-level must be a run on images in memory (idx, npz or digits), got {data.source!r}")
     model = trained_classifier(train, options.epochs, options.seed)
     moments = Moments.from_features(features_of(scaled(test.images, test.levels), model)[0])
 
     rows: list[dict[str, Any]] = []
     shown = []
-    for run, fields in methods(options.steps):
+    for run, fields in methods(options.levels):
         config, _, params, _ = runs[run]
         labels = class_labels(config, options.samples)
         distances, right, seconds = [], [], 0.0
@@ -95,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fid, recognised = mean_and_error(np.array(distances)), mean_and_error(np.array(right))
         rows.append({"run": run, **fields, "fid": fid, "recognised": recognised, "seconds": seconds})
         print(f"{run} {fields}: {fid['mean']:.2f} +- {fid['error']:.2f}", flush=True)
-    baseline = next(row for row in rows if row["run"] == "tweedie" and row["denoise"] == "score")
+    baseline = next(row for row in rows if row["run"] == "single-level" and row["denoise"] == "score")
     for row in rows:
         row["ratio"] = row["fid"]["mean"] / baseline["fid"]["mean"]
     print(table(rows))

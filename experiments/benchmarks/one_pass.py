@@ -23,15 +23,10 @@ import numpy as np
 
 import starflow_jax as sf
 from starflow_jax.core.figures import text_table, write_json
+from starflow_jax.data.sources.moving_digits import CAPTIONS
 from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
 from starflow_jax.evaluation.samples.features.digit_classifier import digit_classes
-from starflow_jax.evaluation.video.caption_recognition import (
-    DIRECTIONS,
-    NAMES,
-    caption_meaning,
-    read_digits,
-    read_directions,
-)
+from starflow_jax.evaluation.video.caption_recognition import clip_agreement
 from starflow_jax.solvers import AnySolver, OnePass, Sequential
 from starflow_jax.training.inverse.inverse_folder import has_inverse
 
@@ -43,12 +38,10 @@ def of_clips(
 ) -> dict[str, Any]:
     """What is read in clips of every caption, and the seconds of drawing them."""
     drawn = sf.sample(run, captions=captions, num=num, solver=solver, **fields)
-    meanings = [caption_meaning(caption) for caption in captions for _ in range(num)]
-    x = np.asarray(drawn.samples.denoised, np.float32)
-    digits = (read_digits(x) == np.asarray([digit for digit, _ in meanings])[:, None]).mean(axis=1)
-    directions = [read == way for read, (_, way) in zip(read_directions(x), meanings, strict=True)]
-    shares = {"frames with the digit": digits, "clips with the direction": np.asarray(directions, np.float64)}
-    return {"seconds": drawn.samples.report.seconds, "samples": len(x), "shares": with_errors(shares)}
+    of_clips = [caption for caption in captions for _ in range(num)]
+    frames, directions = clip_agreement(np.asarray(drawn.samples.denoised, np.float32), of_clips)
+    shares = {"frames with the digit": frames.mean(axis=1), "clips with the direction": directions.astype(np.float64)}
+    return {"seconds": drawn.samples.report.seconds, "samples": len(frames), "shares": with_errors(shares)}
 
 
 def of_images(run: sf.Run, solver: AnySolver, num: int, fields: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--workdir must be a run on digits with classes, got one without")
     if not has_inverse(options.workdir):
         parser.error(f"--workdir must contain a learned inverse: starflow train-inverse --workdir {options.workdir}")
-    captions = [f"a {name} moving {direction}" for name in NAMES for direction in DIRECTIONS]
-    captions, num = (captions[:2], 1) if options.quick else (captions, options.num)
+    captions, num = (CAPTIONS[:2], 1) if options.quick else (CAPTIONS, options.num)
     fields = {"seed": options.seed, "batch_size": options.batch, "guidance": options.guidance}
     rows = []
     for name, solver in SOLVERS.items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ import numpy as np
 import starflow_jax as sf
 from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.figures import text_table, write_json
-from starflow_jax.evaluation.video.caption_recognition import DIRECTIONS, NAMES, caption_agreement, read_digits
+from starflow_jax.data.sources.moving_digits import CAPTIONS
+from starflow_jax.evaluation.likelihood.image_likelihood import standard_error
+from starflow_jax.evaluation.video.caption_recognition import clip_agreement
 from starflow_jax.nn.stored_kernels import quantised_kernel, values
-from starflow_jax.porting.tensor_names import flatten, unflatten
+from starflow_jax.porting.tensor_names import flatten, is_stacked, unflatten
 
 FORMS: tuple[Quantisation, ...] = ("int8", "fp8", "int4")
 NOISE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -35,20 +37,18 @@ COMPARED = ("a seven moving left", "a two moving up")  # two clips of each
 VISIBLE = 32  # levels of 255
 
 
-def agreement(run: sf.Run, form: str, captions: list[str], num: int, seed: int) -> dict[str, Any]:
+def agreement(run: sf.Run, form: str, captions: Sequence[str], num: int, seed: int) -> dict[str, Any]:
     """Agreement of clips with their captions; the standard errors are over clips."""
     drawn = sf.sample(run, captions=captions, num=num, seed=seed, batch_size=32)
     of_clips = [caption for caption in captions for _ in range(num)]
-    x = np.asarray(drawn.samples.denoised, np.float32)
-    found = caption_agreement(x, of_clips)
-    wanted = np.asarray([NAMES.index(caption.split()[1]) for caption in of_clips])
-    shares = (read_digits(x) == wanted[:, None]).mean(axis=1)
-    direction = found.direction_share
+    frames, directions = clip_agreement(np.asarray(drawn.samples.denoised, np.float32), of_clips)
     return {
         "weights": form,
-        "frame_error": float(shares.std(ddof=1) / np.sqrt(len(shares))),
-        "direction_error": float(np.sqrt(direction * (1 - direction) / len(of_clips))),
-        **found.to_dict(),
+        "clips": len(frames),
+        "frame_share": float(frames.mean()),
+        "frame_error": standard_error(frames.mean(axis=1)),
+        "direction_share": float(directions.mean()),
+        "direction_error": standard_error(directions.astype(np.float64)),
     }
 
 
@@ -56,7 +56,7 @@ def with_kernels(run: sf.Run, change: Callable[[np.ndarray], np.ndarray]) -> tup
     """The run with other kernels of its layers, and the relative error of these, all layers together."""
     params, squares, errors = flatten(run.params), 0.0, 0.0
     for path, leaf in params.items():
-        if "layers" not in path.split(".") or not path.endswith(".kernel"):
+        if not is_stacked(path) or not path.endswith(".kernel"):
             continue
         whole = np.asarray(leaf)
         params[path] = jnp.asarray(np.stack([change(kernel) for kernel in whole]))  # layer by layer
@@ -120,8 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.num < 1:
         parser.error(f"--num must be an integer >= 1, got {options.num}")
-    captions = [f"a {name} moving {direction}" for name in NAMES for direction in DIRECTIONS]
-    captions, num = (list(COMPARED), 1) if options.quick else (captions, options.num)
+    captions, num = (COMPARED, 1) if options.quick else (CAPTIONS, options.num)
     run = sf.from_pretrained(options.workdir)
     if not (run.config.data.frames and run.config.text):
         parser.error(f"--workdir must be a run of experiments/moving_digits.py, got {options.workdir}")

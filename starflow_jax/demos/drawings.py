@@ -15,7 +15,7 @@ import numpy as np
 
 from starflow_jax.core.config import ExperimentConfig
 from starflow_jax.data import MovingDigits
-from starflow_jax.data.sources.moving_digits import ARTICLED, DIRECTIONS
+from starflow_jax.data.sources.moving_digits import CAPTIONS
 from starflow_jax.evaluation.video.caption_recognition import caption_agreement, ink_centroid, ink_levels, read_digits
 from starflow_jax.flows.parameters import Params
 from starflow_jax.media import video_grid, write_gif, write_mp4
@@ -45,11 +45,6 @@ class Drawing:
     rows: Sequence[int]
     drawn: Videos
     figures: dict[str, Any]
-
-
-def all_captions(repeats: int = 1) -> list[str]:
-    """Every digit in every direction, `repeats` times."""
-    return [f"{digit} moving {direction}" for _ in range(repeats) for digit in ARTICLED for direction in DIRECTIONS]
 
 
 def draw_all(
@@ -97,7 +92,7 @@ def _signed(pixels: np.ndarray) -> np.ndarray:
 def _from_captions(
     params: Params, config: ExperimentConfig, source: MovingDigits, key: jax.Array, repeats: int
 ) -> Drawing:
-    captions = all_captions(repeats)
+    captions = list(CAPTIONS) * repeats
     samples = generate(params, config, key, captions, batch_size=len(captions) // repeats)
     real, real_captions = _clips(source, min(SHOWN, len(source)))
     agreement = caption_agreement(samples.denoised, captions)

@@ -36,7 +36,7 @@ class Point(NamedTuple):
 # and of several (Beskos, Pillai, Roberts, Sanz-Serna and Stuart 2013).
 MALA_ACCEPTANCE, HAMILTONIAN_ACCEPTANCE = 0.574, 0.651
 # Several steps of exactly one length may lead back to where they began: lengths vary by up to this share.
-JITTER = 0.25
+_JITTER = 0.25
 
 
 def langevin_move(
@@ -67,9 +67,7 @@ def langevin_move(
     """
     noise_key, accept_key, length_key = jax.random.split(key, 3)
     moving = posterior.moving(point.x)
-    lengths = jnp.sqrt(step)
-    if leapfrog > 1:
-        lengths = lengths * jax.random.uniform(length_key, step.shape, minval=1.0 - JITTER, maxval=1.0 + JITTER)
+    lengths = jittered(length_key, jnp.sqrt(step), leapfrog)
     # In units of sqrt(P), in which momenta are standard normal.
     scale = jnp.where(moving, jnp.sqrt(variance), 0.0)
     momentum = jnp.where(moving, jax.random.normal(noise_key, point.x.shape), 0.0)
@@ -111,6 +109,14 @@ def accepted(
 def _where(take: Bool[Array, "B"], proposal: Point, point: Point) -> Point:
     chosen: Point = jax.tree.map(lambda new, old: jnp.where(of_rows(take, new), new, old), proposal, point)
     return chosen
+
+
+def jittered(key: PRNGKeyArray, lengths: Float[Array, "B"], leapfrog: int) -> Float[Array, "B"]:
+    """Lengths of the leapfrog steps of a move, which vary at random from move to move where there are several."""
+    if leapfrog == 1:
+        return lengths
+    factors: jax.Array = jax.random.uniform(key, lengths.shape, minval=1.0 - _JITTER, maxval=1.0 + _JITTER)
+    return lengths * factors
 
 
 def squares(noise: Float[Array, "B *size"]) -> Float[Array, "B"]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from starflow_jax.editing.langevin_moves import JITTER, Point, accepted, squares
+from starflow_jax.editing.langevin_moves import Point, accepted, jittered, squares
 from starflow_jax.editing.posterior import Posterior, of_rows
 
 # The mean acceptance that step sizes are adapted to: that of random walks in many dimensions is best near 0.234
@@ -84,10 +84,7 @@ def latent_hamiltonian_move(
       The new points, whose terms have the `score` of where they began, and the probabilities of acceptance.
     """
     noise_key, accept_key, length_key = jax.random.split(key, 3)
-    lengths = step
-    if leapfrog > 1:
-        lengths = lengths * jax.random.uniform(length_key, step.shape, minval=1.0 - JITTER, maxval=1.0 + JITTER)
-    length, scale = of_rows(lengths, point.x), jnp.sqrt(variance)
+    length, scale = of_rows(jittered(length_key, step, leapfrog), point.x), jnp.sqrt(variance)
     cosine, sine = jnp.cos(scale * length), jnp.sin(scale * length)
 
     def force(x: Float[Array, "B *size"], slope: Float[Array, "B *size"]) -> Float[Array, "B *size"]:

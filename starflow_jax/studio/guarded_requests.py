@@ -117,7 +117,7 @@ class GuardedRequests:
             stored = await asyncio.to_thread(stored_bytes, self._uploads)
             if stored + self._arriving > _STORED_UPLOADS * self._most_upload:
                 raise _Refused(507, "the studio holds as many files as it may; try again in an hour")
-            await self._app(scope, _prompt(receive), send)
+            await self._app(scope, _in_time(receive), send)
         finally:
             self._arriving -= length
 
@@ -222,7 +222,7 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
             return b"".join(parts)
 
 
-def _prompt(receive: Receive) -> Receive:
+def _in_time(receive: Receive) -> Receive:
     """A source of the messages of an upload, refused when the next part of its body or its end is late."""
     whole, end = False, time.monotonic() + _LONGEST
 

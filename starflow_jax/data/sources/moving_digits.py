@@ -32,6 +32,8 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 ARTICLED = tuple(f"{'an' if name == 'eight' else 'a'} {name}" for name in NAMES)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 VOCABULARY = (TRANSLATE, EXTEND, "inverted", "a", "an", "and", "moving", *NAMES, *DIRECTIONS)
+# Every digit in every direction.
+CAPTIONS = tuple(f"{digit} moving {direction}" for digit in ARTICLED for direction in DIRECTIONS)
 LEVELS, SIDE = 17, 8
 # The largest number of steps that an "(extend)" clip skips.
 _MAX_DELAY = 32

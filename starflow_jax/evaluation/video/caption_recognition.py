@@ -177,19 +177,27 @@ def caption_agreement(x: np.ndarray, captions: Sequence[str]) -> CaptionAgreemen
     Raises:
       ValueError: another number of captions, a caption that names no digit or direction, or bad pixels.
     """
+    frames, directions = clip_agreement(x, captions)
+    return CaptionAgreement(
+        frames_right=int(frames.sum()),
+        frames=frames.size,
+        digits_right=int((frames.mean(axis=1) > 0.5).sum()),
+        directions_right=int(directions.sum()),
+        clips=len(frames),
+    )
+
+
+def clip_agreement(x: np.ndarray, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames of clips [n, T, H, W, C] show the digit of the caption, bool [n, T]; which clips move in its
+    direction, bool [n]. Errors as in `caption_agreement`.
+    """
     x = np.asarray(x)
     check(x.ndim == 5 and len(x) > 0, f"clips must be [n, T, H, W, C] with n above 0, got {list(x.shape)}")
     check(len(captions) == len(x), f"captions must be one for each of {len(x)} clips, got {len(captions)}")
     meanings = [caption_meaning(caption) for caption in captions]
-    right = read_digits(x) == np.asarray([digit for digit, _ in meanings])[:, None]
-    ways = [read == way for read, (_, way) in zip(read_directions(x), meanings, strict=True)]
-    return CaptionAgreement(
-        frames_right=int(right.sum()),
-        frames=right.size,
-        digits_right=int((right.mean(axis=1) > 0.5).sum()),
-        directions_right=sum(ways),
-        clips=len(x),
-    )
+    frames = read_digits(x) == np.asarray([digit for digit, _ in meanings])[:, None]
+    directions = [read == way for read, (_, way) in zip(read_directions(x), meanings, strict=True)]
+    return frames, np.asarray(directions)
 
 
 def _shifted(crops: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -39,6 +39,12 @@ def digest(tree: Any) -> str:
     return digest_from_sums(dict(zip(names, map(int, sums), strict=True)))
 
 
+def keys_by_path(tree: Any) -> dict[str, str]:
+    """The `keystr` of every leaf of nested dictionaries by its dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(str(part.key) for part in path): jax.tree_util.keystr(path) for path, _ in leaves}
+
+
 def digest_from_sums(sums: Mapping[str, int]) -> str:
     """The checksum of a tree from the sums of its arrays by `keystr`."""
     return json_digest(sorted((name, value % 2**32) for name, value in sums.items()))

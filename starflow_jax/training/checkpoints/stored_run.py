@@ -7,13 +7,12 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.flows.parameters import abstract
 from starflow_jax.porting.tensor_names import flatten, is_stacked
-from starflow_jax.training.checkpoints.digests import digest_from_sums, partial_sum
+from starflow_jax.training.checkpoints.digests import digest_from_sums, keys_by_path, partial_sum
 from starflow_jax.training.checkpoints.finished_run import existing_step
 from starflow_jax.training.checkpoints.manager import digests_of_run
 from starflow_jax.training.checkpoints.parts import Unusable, agreed
@@ -65,10 +64,7 @@ def stored_run(workdir: Path, config: ExperimentConfig, step: int | None, *, ema
     expected = abstract(config.flow)[1]
     shapes, sums = flatten(expected), dict[str, int]()
     stored = StoredParams(folder / part, shapes)
-    keys = {
-        ".".join(str(key.key) for key in path): jax.tree_util.keystr(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(expected)
-    }
+    keys = keys_by_path(expected)
 
     def streamed(path: str) -> Streamed:
         leaf, stacked = shapes[path], is_stacked(path)

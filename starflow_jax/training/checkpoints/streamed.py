@@ -22,7 +22,7 @@ import tensorstore as ts
 from starflow_jax.core.atomic_writing import write_text
 from starflow_jax.core.config.build import to_json
 from starflow_jax.core.config.experiment_config import ExperimentConfig
-from starflow_jax.training.checkpoints.digests import digest_from_sums, json_digest, partial_sum
+from starflow_jax.training.checkpoints.digests import digest_from_sums, json_digest, keys_by_path, partial_sum
 from starflow_jax.training.checkpoints.parts import DIGESTS, Unusable
 from starflow_jax.training.step.optimizer import Params
 
@@ -62,8 +62,7 @@ def write_params_checkpoint(folder: Path, config: ExperimentConfig, tree: Params
     pytree = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(pytree) as checkpointer:
         checkpointer.save(folder / "params", args=ocp.args.PyTreeSave(tree))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = {".".join(str(part.key) for part in path): jax.tree_util.keystr(path) for path, _ in leaves}
+    names = keys_by_path(tree)
     parts = {"loader": {}, "config": json.loads(to_json(config)), "figures": {}}
     digests = {"step": step, **{name: json_digest(value) for name, value in parts.items()}}
     digests["params"] = digest_from_sums({names[name]: value for name, value in handler.sums.items()})
