@@ -150,10 +150,10 @@ def simulated(
 
 
 def moves(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The effective sample size of each kind of moves in about the same time."""
+    """The effective sample size of each kind of moves, of numbers of moves whose estimated cost is the same."""
     model, found = sf.distribution(run), {}
     for operator_name, operator in {"mask": Mask(LEFT), "blocks": BlockMeans(2)}.items():
-        # About what a move costs, in moves of MALA of digits on one core.
+        # An estimate of what a move costs, in moves of MALA; "seconds" say what it was.
         for name, cost in {"mala": 1, "hamiltonian": 8, "latent": 1, "both": 10, "latent-hamiltonian": 20}.items():
             few = argparse.Namespace(**{**vars(arguments), "draws_from_flow": arguments.few})
             few.burn_in, few.steps = 20 * arguments.burn_in // cost, 20 * arguments.steps // cost
