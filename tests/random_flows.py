@@ -33,11 +33,13 @@ def random_flow(config: FlowConfig, seed: int = 0) -> Flow:
             return {key: fill(value, f"{name}.{key}") for key, value in tree.items()}
         value = rng.normal(size=tree.shape)
         if name.endswith("kernel"):
-            value *= (0.15 if "proj_out" in name else 0.7) * tree.shape[-4 if "qkv" in name else -2] ** -0.5
+            inputs = -4 if "qkv" in name else -3 if "modulation" in name else -2
+            value *= (0.15 if "proj_out" in name else 0.7) * tree.shape[inputs] ** -0.5
         else:
             value *= 0.1
         # Layer norms start at gain 1; RMS norms have gain 1 + weight.
         is_gain = name.endswith((".attention.norm.weight", ".mlp.norm.weight")) and config.norm == "layer"
+        is_gain = is_gain or (name.endswith(("query_norm.weight", "key_norm.weight")) and config.qk_norm == "layer")
         return jnp.asarray(value + is_gain, jnp.float32)
 
     params = fill(expected)

@@ -122,7 +122,7 @@ def test_configurations(flow, x):
         flow.forward(x, CLASSES.astype(np.float32))
     data = sf.DataConfig(source="vectors", path="x.npz", noise="none")
     train = sf.TrainConfig(steps=1, batch_size=1, lr=1e-3)
-    with pytest.raises(ValueError, match=r"flow\.token_classes must be 0 in an experiment"):
+    with pytest.raises(ValueError, match=r"flow\.token_classes needs flow\.default_classes in an experiment"):
         ExperimentConfig("atoms", ATOMS, data, train)
     with pytest.raises(ValueError, match=r"flow\.token_classes must be 0 for files of the PyTorch originals"):
         entries(abstract(ATOMS)[1])

@@ -103,7 +103,7 @@ def random_weights(shape: BlockShape, rng: np.random.Generator) -> list[jax.Arra
     mixed = c.heads * c.head_dim
     hidden = c.expansion * c.width
     # A gated MLP projects to twice its hidden channels.
-    up = hidden * (2 if c.mlp == "gated" else 1)
+    up = hidden * (c.mlp_kernels - 1)
     packed = (c.heads + 2 * c.kv_heads) * c.head_dim
     layer = [(c.width, packed), (mixed, c.width), (c.width, up), (hidden, c.width)]
     sizes = [(shape.channels, c.width), *(layer * c.layers), (c.width, shape.outputs)]

@@ -29,6 +29,11 @@ DenoiseStep = Literal["ode", "sde"]
 LevelDistribution = Literal["uniform", "linear", "edm"]
 # Weight of a training example by its noise level (`training.step.noise_levels`).
 LevelWeight = Literal["ones", "level", "square", "normalised"]
+# Norms in front of the branches of a transformer's layers, and their MLPs (`nn.branch_norm`, `nn.transformer`).
+Norm = Literal["layer", "rms", "adaptive"]
+MLPKind = Literal["gelu", "gated", "swiglu"]
+# Positions of a flow without rotary ones (`flows.positions`).
+Positions = Literal["learned", "sinusoidal"]
 # Parametrisation of the scale of an affine block (`flows.affine_head`).
 Scale = Literal["softplus", "exp", "unit"]
 # Formula of classifier-free guidance, by the family and by what is guided: mean (a) or scale (b) (`flows.guidance`).

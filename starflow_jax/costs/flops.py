@@ -83,7 +83,8 @@ def forward_parts(flow: FlowConfig, work: Work, *, masked: bool = False) -> list
         dense = _ends(flow, transformer, tokens, text if projects else 0, outputs)
         slots = tokens + text
         pairs = slots * slots if masked else slots * (slots + 1) // 2
-        parts.append(_part(f"block {index}", transformer, sequences, slots, dense, pairs))
+        modulated = tokens if flow.token_classes else 1
+        parts.append(_part(f"block {index}", transformer, sequences, slots, dense, pairs, modulated))
     if flow.denoiser is not None:
         transformer = flow.denoiser_transformer
         text = work.text if flow.denoiser.conditional else 0
@@ -112,10 +113,13 @@ def _ends(flow: FlowConfig, transformer: TransformerConfig, tokens: int, text: i
     return 2 * transformer.width * (tokens * (flow.token_channels + outputs) + text * flow.text_dim)
 
 
-def _part(name: str, c: TransformerConfig, sequences: int, slots: int, ends: int, pairs: int) -> Part:
+def _part(
+    name: str, c: TransformerConfig, sequences: int, slots: int, ends: int, pairs: int, modulated: int = 0
+) -> Part:
+    """The layers of a network; modulated: slots of a sequence whose conditions adaptive norms read."""
     weights = c.width * (c.heads + 2 * c.kv_heads) * c.head_dim + c.heads * c.head_dim * c.width
-    weights += c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
-    dense = 2 * slots * weights * c.layers + ends
+    weights += c.expansion * c.width * c.width * c.mlp_kernels
+    dense = 2 * (slots * weights + modulated * c.modulation * c.width * c.width) * c.layers + ends
     attention = 2 * 2 * pairs * c.heads * c.head_dim * c.layers
     return Part(name, sequences * dense, sequences * attention)
 

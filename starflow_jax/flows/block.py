@@ -14,6 +14,7 @@ from starflow_jax.flows.affine import Affine, soft_clip, to_affine
 from starflow_jax.flows.affine_head import AffineHead
 from starflow_jax.flows.noise_level import LevelEmbedding, NoiseLevel
 from starflow_jax.flows.order import AnyArray, Grid, block_order, reorder
+from starflow_jax.flows.positions import sinusoidal_positions
 from starflow_jax.flows.prediction import BlockPredict, Prediction
 from starflow_jax.flows.token_embedding import TokenEmbedding
 from starflow_jax.kernels.attention import Causal
@@ -66,7 +67,8 @@ class AutoregressiveBlock(nnx.Module):
         self.sos_embed = nnx.Param(0.02 * jax.random.normal(keys[2], (c,))) if config.sos else None
         rows, columns = config.grid
         learned = (rows * columns, width)
-        self.pos_embed = None if config.rope else nnx.Param(0.02 * jax.random.normal(keys[3], learned))
+        has_table = not config.rope and config.positions == "learned"
+        self.pos_embed = nnx.Param(0.02 * jax.random.normal(keys[3], learned)) if has_table else None
         classes = (config.num_classes, width)
         self.class_embed = nnx.Param(0.02 * jax.random.normal(keys[4], classes)) if config.num_classes else None
         self.token_embed, self.next_embed = TokenEmbedding.pair(config, width, keys[4])
@@ -160,10 +162,19 @@ class AutoregressiveBlock(nnx.Module):
                 h = h + term.astype(h.dtype)
         return h
 
-    def _learned_positions(self, grid: Grid) -> Float[Array, "N D"] | None:
-        """Learned positions in the block's order, [N, D]."""
-        if self.pos_embed is None:
+    def _norm_condition(self, *terms: Float[Array, "..."] | None) -> Float[Array, "rows slots D"] | None:
+        """What adaptive norms read: the sum of the embeddings of the conditions, [B or 1, n or 1, D]."""
+        if self.transformer.config.norm != "adaptive":
             return None
+        given = [term for term in terms if term is not None]
+        return sum(given, jnp.zeros((1, 1, self.transformer.config.width), self.proj_in.compute.dtype))
+
+    def _positions(self, grid: Grid) -> Float[Array, "N D"] | None:
+        """Positions that are added to the slots, [N, D]: learned ones in the block's order, or fixed ones."""
+        if self.config.rope:
+            return None
+        if self.pos_embed is None:
+            return sinusoidal_positions(grid.tokens, self.transformer.config.width)
         order = block_order(self.config, self.index, grid)
         return reorder(self.pos_embed[...][None], order, grid.frame)[0]
 
@@ -204,9 +215,8 @@ class AutoregressiveBlock(nnx.Module):
             inputs = jnp.concatenate([self.start_token(tokens.shape[0]), tokens[:, :-1]], axis=1)
         class_vector = self.class_vector(cond) if self.reads_class else None
         token_vectors = self.token_vectors(cond) if self.reads_tokens else None
-        h = self._embed(
-            inputs, self._learned_positions(grid), class_vector, token_vectors, self.level_vector(noise_level)
-        )
+        conditions = (class_vector, token_vectors, self.level_vector(noise_level))
+        h = self._embed(inputs, self._positions(grid), *conditions)
         if text is not None:
             h = jnp.concatenate([text, h], axis=1)
         h, _ = self.transformer(
@@ -216,6 +226,7 @@ class AutoregressiveBlock(nnx.Module):
             temperature=temperature,
             dropout_key=dropout_key,
             shared_layers=self.shared_layers,
+            condition=self._norm_condition(*conditions),
         )
         out = soft_clip(self.proj_out(h[:, length:]), self.config.soft_clip)
         if self.sos_embed is None:
@@ -246,24 +257,27 @@ class AutoregressiveBlock(nnx.Module):
         text = self._project_text(cond) if self.reads_text and cond is not None else None
         length = 0 if text is None else text.shape[1]
         table = slot_rotation(self.config, self.index, grid, length, padding)
-        learned = self._learned_positions(grid)
-        if learned is not None:
-            learned = jnp.pad(learned, ((0, padding), (0, 0)))
+        positions = self._positions(grid)
+        if positions is not None:
+            positions = jnp.pad(positions, ((0, padding), (0, 0)))
         class_vector = self.class_vector(cond) if self.reads_class else None
         # Cast here, in front of the loops that call `predict`.
         dtype, level_vector = self.proj_in.compute.dtype, self.level_vector(noise_level)
         token_vectors = self.token_vectors(cond) if self.reads_tokens else None
         if token_vectors is not None:
             token_vectors = jnp.pad(token_vectors, ((0, 0), (0, padding), (0, 0)))
-        learned, class_vector, token_vectors, level_vector = (
+        positions, class_vector, token_vectors, level_vector = (
             None if term is None else term.astype(dtype)
-            for term in (learned, class_vector, token_vectors, level_vector)
+            for term in (positions, class_vector, token_vectors, level_vector)
         )
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 
         def run(
-            h: Float[Array, "B n D"], slot: int | Int[Array, ""], cache: KVCache
+            h: Float[Array, "B n D"],
+            slot: int | Int[Array, ""],
+            cache: KVCache,
+            condition: Float[Array, "rows slots D"] | None = None,
         ) -> tuple[Float[Array, "B n D"], KVCache]:
             h, written = self.transformer(
                 h,
@@ -273,6 +287,7 @@ class AutoregressiveBlock(nnx.Module):
                 cache=cache,
                 slot=slot,
                 shared_layers=self.shared_layers,
+                condition=condition,
             )
             assert written is not None  # a cache was passed
             return h, written
@@ -282,11 +297,13 @@ class AutoregressiveBlock(nnx.Module):
         ) -> tuple[Prediction, KVCache]:
             position = first - shift
             rows = vectors = None
-            if learned is not None:
-                rows = jax.lax.dynamic_slice_in_dim(learned, position, previous.shape[1])
+            if positions is not None:
+                rows = jax.lax.dynamic_slice_in_dim(positions, position, previous.shape[1])
             if token_vectors is not None:
                 vectors = jax.lax.dynamic_slice_in_dim(token_vectors, position, previous.shape[1], axis=1)
-            h, cache = run(self._embed(previous, rows, class_vector, vectors, level_vector), length + position, cache)
+            conditions = (class_vector, vectors, level_vector)
+            h = self._embed(previous, rows, *conditions)
+            h, cache = run(h, length + position, cache, self._norm_condition(*conditions))
             return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)

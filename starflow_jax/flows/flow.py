@@ -16,6 +16,7 @@ from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.block_initialisation import initial_blocks
+from starflow_jax.flows.conditions import check_guidance, fold_condition, given_condition
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
@@ -92,35 +93,6 @@ class Flow(nnx.Module):
         block: AutoregressiveBlock = self.blocks[index]
         return block if self.shared is None or block.is_identity else block.with_shared_layers(self.shared.layers)
 
-    def check_condition(self, cond: Shaped[AnyArray, "..."] | None, batch: int) -> None:
-        """Raises ValueError unless `cond` has the kind that this flow reads, and `batch` rows."""
-        c = self.config
-        if c.text_dim:
-            if cond is None or cond.ndim != 3 or cond.shape[0] != batch or cond.shape[2] != c.text_dim:
-                actual = "None" if cond is None else f"shape {tuple(cond.shape)}"
-                raise ValueError(f"cond must be text states [{batch}, L, {c.text_dim}], got {actual}")
-        elif c.token_classes:
-            tokens = c.grid[0] * c.grid[1]
-            fits = cond is None or (cond.shape == (batch, tokens) and jnp.issubdtype(cond.dtype, jnp.integer))
-            if not fits:
-                assert cond is not None
-                raise ValueError(
-                    f"cond must be integer classes of tokens [{batch}, {tokens}] or None, got {cond.dtype} of shape "
-                    f"{tuple(cond.shape)}"
-                )
-        elif c.num_classes:
-            if cond is None:
-                return
-            labels = cond.shape == (batch,) and jnp.issubdtype(cond.dtype, jnp.integer)
-            weights = cond.shape == (batch, c.num_classes) and jnp.issubdtype(cond.dtype, jnp.floating)
-            if not (labels or weights):
-                raise ValueError(
-                    f"cond must be integer labels [{batch}], weights of classes [{batch}, {c.num_classes}] or None, "
-                    f"got {cond.dtype} of shape {tuple(cond.shape)}"
-                )
-        elif cond is not None:
-            raise ValueError(f"cond must be None for an unconditional flow, got shape {tuple(cond.shape)}")
-
     def tokens_of(self, x: Shaped[AnyArray, "B *size"]) -> Float[Array, "B *grid c"]:
         """Data [B, ([T,] H, W), C] as float32 tokens [B, ([T,] h, w), c]."""
         return patchify(jnp.asarray(x, jnp.float32), self.config.patch_size, self.config.family)
@@ -192,7 +164,8 @@ class Flow(nnx.Module):
           x: [B, H, W, C] images or [B, T, H, W, C] video; any size that the patch size divides.
           cond: text states [B, L, text_dim]; or labels [B], -1 for a dropped one (None: all dropped); or weights of
             the class embeddings [B, num_classes] (1 / num_classes each: a dropped one); or classes of the tokens
-            [B, N] in raster order, -1 for a token without one (None: all), of a flow with `token_classes`.
+            [B, N] in raster order, -1 for a token without one (None: `config.default_classes`, or all without), of a
+            flow with `token_classes`.
           guidance: classifier-free guidance of means and scales; None for none.
           dropout_key: enables dropout.
           noise_level: standard deviation of the noise in x that a noise-conditioned flow reads, scalar or [B]; None for
@@ -208,7 +181,7 @@ class Flow(nnx.Module):
         """
         grid = Grid.from_shape(self.config, x.shape)
         check_lengths(self.config, grid, lengths, x.shape[0])
-        self.check_condition(cond, x.shape[0])
+        cond = given_condition(self.config, cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
         level = resolved_level(self.config, noise_level, x.shape[0])
         tokens, map_logdet = self.mapped_tokens(x)
@@ -363,26 +336,3 @@ def check_lengths(config: FlowConfig, grid: Grid, lengths: Int[AnyArray, "B"] | 
         )
     if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths must be integers [{batch}], got {lengths.dtype} of shape {jnp.shape(lengths)}")
-
-
-def fold_condition(cond: Shaped[AnyArray, "B *rest"] | None, frames: int) -> Shaped[AnyArray, "rows *rest"] | None:
-    """The condition repeated for every frame that is folded into the batch."""
-    return cond if cond is None or frames == 1 else jnp.repeat(cond, frames, axis=0)
-
-
-def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: Shaped[AnyArray, "..."] | None) -> None:
-    """Raises ValueError where a flow does not support the guidance."""
-    if guidance is None:
-        return
-    if isinstance(guidance, Guidance):
-        if not config.text_dim:
-            raise ValueError(f"Guidance needs a flow that reads text, got family '{config.family}' with text_dim=0")
-        assert cond is not None  # `check_condition` has run
-        null, (batch, length, width) = guidance.null, cond.shape
-        if null is None or null.shape not in ((1, length, width), (batch, length, width)):
-            actual = "None" if null is None else f"shape {tuple(null.shape)}"
-            raise ValueError(f"guidance.null must be text states [1 or {batch}, {length}, {width}], got {actual}")
-    elif config.family != "tarflow":
-        raise ValueError(f"LinearGuidance is only supported by family 'tarflow', got family '{config.family}'")
-    elif cond is not None and cond.ndim != 1:
-        raise ValueError(f"guidance needs cond to be labels [B], got shape {tuple(cond.shape)}")

@@ -17,9 +17,10 @@ from starflow_jax.kernels.attention import Causal, Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.attention.packed import packed_attention, takes_packed
 from starflow_jax.kernels.kernel_choice import Target, device_target
+from starflow_jax.nn.branch_norm import Condition, branch_norm, gated, normed
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import attend_to_intervals, divides_slots
-from starflow_jax.nn.linear import Compute, RMSNorm, make_norm
+from starflow_jax.nn.linear import Compute, LayerNorm, RMSNorm
 from starflow_jax.nn.quantised_linear import dense
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import ACTIVATIONS, Layout, placed
@@ -34,15 +35,16 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, key: PRNGKeyArray, compute: Compute):
         c = config
         into, out = jax.random.split(key)
-        self.norm = make_norm(c.norm, c.width)
+        self.norm = branch_norm(c.norm, c.width, key, compute)
         # Packed by key/value head: its queries, its key, its value, so that a mesh shards the heads as one axis.
         grouped = (c.kv_heads, c.heads // c.kv_heads + 2, c.head_dim)
         self.qkv = dense(c.width, grouped, into, name="qkv", bias=c.bias, compute=compute)
         # Residual branches start small, so that hidden states do not grow with depth at initialisation.
         std = (2 * c.layers * c.heads * c.head_dim) ** -0.5
         self.proj = dense(c.heads * c.head_dim, c.width, out, name="proj", bias=c.bias, std=std, compute=compute)
-        self.query_norm = RMSNorm(c.head_dim) if c.qk_norm else None
-        self.key_norm = RMSNorm(c.head_dim) if c.qk_norm else None
+        kind = LayerNorm if c.qk_norm == "layer" else RMSNorm
+        self.query_norm = kind(c.head_dim) if c.qk_norm else None
+        self.key_norm = kind(c.head_dim) if c.qk_norm else None
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
         self.config = config
         self.compute = compute
@@ -57,6 +59,7 @@ class Attention(nnx.Module):
         cache: KVCache | None = None,
         layer: int | Int[Array, ""] = 0,
         slot: int | Int[Array, ""] = 0,
+        condition: Condition | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """The branch's output for h, and the cache with the n new keys and values at `slot`.
 
@@ -68,14 +71,15 @@ class Attention(nnx.Module):
           cache: keys and values of earlier slots, or None.
           layer: index of the layer in the cache.
           slot: first slot of the n tokens.
+          condition: what an adaptive norm reads.
         """
         c = self.config
         batch, count, _ = h.shape
         layout, group = self.compute.layout, c.heads // c.kv_heads
         by_slots = cache is not None and divides_slots(layout, c.kv_heads, self.compute.cache)
-        x = self.norm(h)
+        x, gate = normed(self.norm, h, condition)
         if rotation is not None and temperature is None and cache is None and self._takes_packed(x, visibility):
-            return self._project(self._attend_packed(x, rotation, visibility)), None
+            return gated(self._project(self._attend_packed(x, rotation, visibility)), gate), None
         packed = placed(layout, self.qkv(x), "packed")
         if by_slots:  # every device of the sequence axis needs all tokens
             packed = placed(layout, packed, "packed, gathered")
@@ -93,7 +97,7 @@ class Attention(nnx.Module):
             scale = jnp.reshape(scale / temperature, (-1, 1, 1, 1))
         query = (query * scale).astype(h.dtype)
         mixed, cache = self._attend(query, key, value, visibility, cache, jnp.asarray(layer), slot)
-        return self._project(mixed), cache
+        return gated(self._project(mixed), gate), cache
 
     def _project(self, mixed: Float[Array, "B h n d"]) -> Float[Array, "B n D"]:
         """The branch's output for that of the heads."""

@@ -218,28 +218,35 @@ def _summed_gradient(compute: Compute, x: jax.Array, gradient: jax.Array, cuts: 
 sharded_dense.defvjp(_sharded_dense_forward, _sharded_dense_backward)
 
 
-class LayerNorm(nnx.Module):
-    """Layer norm, eps 1e-5, in float32.
+def layer_norm(
+    x: Float[Array, "*B D"], gain: Float[Array, "*rows D"], bias: Float[Array, "*rows D"]
+) -> Float[Array, "*B D"]:
+    """Layer norm, eps 1e-5, in float32, times a gain, plus a bias; both are broadcast to x.
 
     The variance of float32 is the mean of squared differences from the mean. That of bfloat16 is E[x^2] - E[x]^2, which
     reads x once instead of twice; its error is smaller than that of the rounded x, since float32 has 16 more bits.
     """
+    h = x.astype(jnp.float32)
+    mean = jnp.mean(h, axis=-1, keepdims=True)
+    if x.dtype == jnp.bfloat16:
+        variance = jnp.maximum(jnp.mean(h * h, axis=-1, keepdims=True) - mean * mean, 0)
+        h = h - mean
+    else:
+        h = h - mean
+        variance = jnp.mean(h * h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(variance + 1e-5)
+    return (h * gain + bias).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with a learned gain and bias."""
 
     def __init__(self, width: int):
         self.weight = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        h = x.astype(jnp.float32)
-        mean = jnp.mean(h, axis=-1, keepdims=True)
-        if x.dtype == jnp.bfloat16:
-            variance = jnp.maximum(jnp.mean(h * h, axis=-1, keepdims=True) - mean * mean, 0)
-            h = h - mean
-        else:
-            h = h - mean
-            variance = jnp.mean(h * h, axis=-1, keepdims=True)
-        h = h * jax.lax.rsqrt(variance + 1e-5)
-        return (h * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return layer_norm(x, self.weight[...], self.bias[...])
 
 
 class RMSNorm(nnx.Module):
@@ -252,8 +259,3 @@ class RMSNorm(nnx.Module):
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-6)
         return (h * (1.0 + self.weight[...])).astype(x.dtype)
-
-
-def make_norm(kind: str, width: int) -> LayerNorm | RMSNorm:
-    """The norm named by `TransformerConfig.norm`."""
-    return LayerNorm(width) if kind == "layer" else RMSNorm(width)

@@ -15,10 +15,11 @@ from starflow_jax.kernels.attention import Visibility
 from starflow_jax.kernels.attention.derivatives import OPERANDS_NAME, RESULTS_NAME
 from starflow_jax.kernels.attention.reference import stores_weights
 from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
+from starflow_jax.nn.branch_norm import Condition, branch_norm, gated, normed
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
 from starflow_jax.nn.gelu import gelu
-from starflow_jax.nn.linear import Compute, RMSNorm, make_norm
+from starflow_jax.nn.linear import Compute, RMSNorm
 from starflow_jax.nn.quantised_linear import dense
 from starflow_jax.nn.rope import Rotation
 from starflow_jax.sharding.layout import placed
@@ -33,31 +34,33 @@ SAVED_NAMES: dict[str, tuple[str, ...]] = {
 
 
 class MLP(nnx.Module):
-    """The MLP branch of a layer; gated, or two layers around an exact GELU."""
+    """The MLP branch of a layer; gated by a GELU or SiLU, or two layers around an exact GELU."""
 
     def __init__(self, config: TransformerConfig, key: PRNGKeyArray, compute: Compute):
         c = config
         hidden = c.expansion * c.width
         keys = jax.random.split(key, 3)
-        gated = c.mlp == "gated"
-        self.norm = make_norm(c.norm, c.width)
-        self.gate = dense(c.width, hidden, keys[0], name="gate", bias=c.bias, compute=compute) if gated else None
+        self.norm = branch_norm(c.norm, c.width, key, compute)
+        has_gate = c.mlp != "gelu"
+        self.gate = dense(c.width, hidden, keys[0], name="gate", bias=c.bias, compute=compute) if has_gate else None
+        self.kind = c.mlp
         self.up = dense(c.width, hidden, keys[1], name="up", bias=c.bias, compute=compute)
         std = (2 * c.layers * hidden) ** -0.5
         self.down = dense(hidden, c.width, keys[2], name="down", bias=c.bias, std=std, compute=compute)
         self.layout = compute.layout
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
 
-    def __call__(self, h: Float[Array, "B n D"]) -> Float[Array, "B n D"]:
-        """The branch's output for h: [B, n, D]."""
-        x = self.norm(h)
+    def __call__(self, h: Float[Array, "B n D"], condition: Condition | None = None) -> Float[Array, "B n D"]:
+        """The branch's output for h: [B, n, D]; condition: what an adaptive norm reads."""
+        x, branch_gate = normed(self.norm, h, condition)
         hidden = checkpoint_name(placed(self.layout, self.up(x), "channels"), _HIDDEN_NAME)
         if self.gate is None:
             out = self.down(gelu(hidden))
         else:
             gate = checkpoint_name(placed(self.layout, self.gate(x), "channels"), _HIDDEN_NAME)
-            out = self.down(jax.nn.gelu(gate, approximate=True) * hidden)
-        return out if self.post_norm is None else self.post_norm(out)
+            gate = jax.nn.silu(gate) if self.kind == "swiglu" else jax.nn.gelu(gate, approximate=True)
+            out = self.down(gate * hidden)
+        return gated(out if self.post_norm is None else self.post_norm(out), branch_gate)
 
 
 class Layer(nnx.Module):
@@ -126,6 +129,7 @@ class Transformer(nnx.Module):
         slot: int | Int[Array, ""] = 0,
         dropout_key: PRNGKeyArray | None = None,
         shared_layers: Layer | None = None,
+        condition: Condition | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
 
@@ -138,6 +142,7 @@ class Transformer(nnx.Module):
           slot: first slot (may be traced).
           dropout_key: turns dropout on.
           shared_layers: stacked layers of the same configuration that run before those of this transformer.
+          condition: what adaptive norms read, of every slot or, with one slot, of all.
 
         Returns:
           Hidden states [B, n, D] in the compute dtype, and the cache (None if none was given).
@@ -147,10 +152,10 @@ class Transformer(nnx.Module):
         def attend(
             layer: Layer, h: jax.Array, cache: KVCache | None, index: jax.Array
         ) -> tuple[jax.Array, KVCache | None]:
-            return layer.attention(h, cache=cache, layer=index, slot=slot, **attend_options)
+            return layer.attention(h, cache=cache, layer=index, slot=slot, condition=condition, **attend_options)
 
         def feed(layer: Layer, h: jax.Array) -> jax.Array:
-            return layer.mlp(h)
+            return layer.mlp(h, condition)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend)
@@ -183,6 +188,7 @@ class Transformer(nnx.Module):
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.layers)
         h, first = h.astype(self.compute.dtype), 0
+        condition = None if condition is None else placed(self.compute.layout, condition, "hidden")
         for layers in (self.layers,) if shared_layers is None else (shared_layers, self.layers):
             last = first + jax.tree.leaves(layers)[0].shape[0]
             its_keys = None if keys is None else keys[first:last]

@@ -74,8 +74,8 @@ def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: in
         per_frame = local and work.frames is not None
         slots = (work.frame if per_frame else work.tokens) + (work.text if reads_text else 0)
         sequences = rows * (work.frames or 1) if per_frame else rows
-        hidden = c.expansion * c.width * c.width * (3 if c.mlp == "gated" else 2)
-        kernels = c.width * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + hidden
+        hidden = c.expansion * c.width * c.width * c.mlp_kernels
+        kernels = c.width * ((2 * c.heads + 2 * c.kv_heads) * c.head_dim + c.modulation * c.width) + hidden
         yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots, causal)
 
 
@@ -229,16 +229,17 @@ def _cache(config: ExperimentConfig, sizes: dict[str, int], work: Work) -> float
 def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:
     """Number of values that a layer saves per token for its backward pass."""
     c = net.transformer
-    hidden = (3 if c.mlp == "gated" else 2) * c.expansion * c.width / sizes["tensor"]
+    hidden = c.mlp_kernels * c.expansion * c.width / sizes["tensor"]
     branches = _SAVED_BRANCHES * c.width
+    modulated = c.modulation * c.width
     results, operands = c.heads * c.head_dim, (c.heads + 2 * c.kv_heads) * c.head_dim
     return {
         "block": c.width,
         "dense": c.width + results,
-        "pointwise": 2 * c.width + results + operands + hidden * (2 / 3 if c.mlp == "gated" else 1 / 2),
-        "attention": 3 * c.width + hidden,
-        "mlp": branches,
-        "none": branches + hidden,
+        "pointwise": 2 * c.width + results + operands + hidden * (c.mlp_kernels - 1) / c.mlp_kernels,
+        "attention": 3 * c.width + hidden + modulated / 2,
+        "mlp": branches + modulated / 2,
+        "none": branches + hidden + modulated,
     }[remat]
 
 

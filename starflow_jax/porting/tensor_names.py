@@ -193,8 +193,8 @@ def entries(expected: Params) -> list[Entry]:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
 
     Raises:
-      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens, which the
-        originals do not have.
+      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens or adaptive
+        norms, which the originals do not have.
     """
     flat = flatten(expected)
     if any(".level_embed." in path for path in flat):
@@ -203,6 +203,8 @@ def entries(expected: Params) -> list[Entry]:
         raise ValueError("flow.shared_layers must be 0 for files of the PyTorch originals, which share none")
     if any(".token_embed." in path for path in flat):
         raise ValueError("flow.token_classes must be 0 for files of the PyTorch originals, which have no such flows")
+    if any(".norm.modulation." in path for path in flat):
+        raise ValueError("flow.norm must not be 'adaptive' for files of the PyTorch originals, which have no such norm")
     result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))

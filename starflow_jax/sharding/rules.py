@@ -19,6 +19,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(up|gate)/kernel", ("fsdp", "tensor")),
     (r"(up|gate)/bias", ("tensor",)),
     (r"(proj|down)/kernel", ("tensor", "fsdp")),
+    (r"modulation/kernel", ("fsdp", None, None)),
     (r"proj_in/kernel", (None, "fsdp")),
     (r"(proj_txt|proj_out)/kernel", ("fsdp", None)),
     (r"embedding", (None, "fsdp")),  # of a frozen text encoder: rows are looked up, columns sharded

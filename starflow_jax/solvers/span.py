@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from starflow_jax.flows.flow import Flow, fold_condition
+from starflow_jax.flows.conditions import fold_condition
+from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance, Guidance
 from starflow_jax.flows.noise_level import NoiseLevel
 from starflow_jax.flows.order import Grid

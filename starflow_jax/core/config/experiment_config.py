@@ -135,9 +135,9 @@ class ExperimentConfig:
         )
         self._check_text_encoder()
         check(
-            self.flow.token_classes == 0,
-            "flow.token_classes must be 0 in an experiment, whose data have no classes of single tokens, got "
-            f"{self.flow.token_classes}",
+            self.flow.token_classes == 0 or self.flow.default_classes is not None,
+            "flow.token_classes needs flow.default_classes in an experiment, whose data have no classes of single "
+            f"tokens, got {self.flow.token_classes} and None",
         )
         for part in self.data.mixture:
             check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starflow_jax.core.choices import Quantisation
-from starflow_jax.core.config.checks import check, check_integer
+from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.core.request_errors import require
 
@@ -74,6 +74,60 @@ def check_language_model(
         f"deep_width must be None or language_model.width={model.width}, got {deep_width}",
     )
     check(model.rope == "1d", f"language_model.rope must be '1d', got '{model.rope}'")
+
+
+def check_noise_levels(levels: tuple[float, float] | None, blocks: Sequence[TransformerConfig], *, scale: str) -> None:
+    """Raises ValueError unless `levels` is None, or a range that blocks of this scale and these widths can read."""
+    if levels is None:
+        return
+    pair = isinstance(levels, tuple) and len(levels) == 2
+    check(pair, f"noise_levels must be a pair (t0, t1), got {levels!r}")
+    low, high = levels
+    for name, level in (("noise_levels t0", low), ("noise_levels t1", high)):
+        check_real(name, level, minimum=0.0)
+    check(0 < low < high, f"noise_levels must be (t0, t1) with 0 < t0 < t1, got {levels}")
+    check(scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
+    for block in blocks:
+        check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
+
+
+def check_positions(positions: str, blocks: Sequence[TransformerConfig], *, rope: bool) -> None:
+    """Raises ValueError for sinusoidal positions of a flow with rotary ones, or of blocks of an odd width."""
+    if positions == "learned":
+        return
+    check(not rope, f"positions '{positions}' needs rope=False, got rope=True")
+    for block in blocks:
+        check(block.width % 2 == 0, f"positions '{positions}' needs blocks of an even width, got {block.width}")
+
+
+def check_norm(norm: str, model: TransformerConfig | None, *, family: str, conditions: bool) -> None:
+    """Raises ValueError for adaptive norms without a condition.
+
+    Args:
+      norm: the field; model: the language model that is the deep block; family: the field.
+      conditions: whether the flow reads classes, classes of tokens, or noise levels.
+    """
+    check(model is None or model.norm != "adaptive", "language_model.norm must be 'layer' or 'rms', got 'adaptive'")
+    if norm != "adaptive":
+        return
+    check(family == "tarflow", f"norm 'adaptive' is only supported by family 'tarflow', got family '{family}'")
+    check(
+        conditions,
+        "norm 'adaptive' needs a condition, num_classes, token_classes or noise_levels, got 0, 0 and None",
+    )
+
+
+def check_default_classes(classes: tuple[int, ...] | None, token_classes: int, tokens: int) -> None:
+    """Raises ValueError unless `classes` is None, or has a class, or -1, for each of the tokens."""
+    if classes is None:
+        return
+    check(len(classes) == tokens, f"default_classes must have {tokens} entries, one for each token, got {len(classes)}")
+    for value in classes:
+        check_integer("default_classes", value, minimum=-1)
+        check(
+            value < token_classes,
+            f"default_classes must be below token_classes={token_classes}, got {value}",
+        )
 
 
 def check_token_classes(token_classes: int, look_ahead: bool, *, family: str, num_classes: int) -> None:

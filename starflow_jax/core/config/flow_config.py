@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from starflow_jax.core.choices import Dtype, Quantisation, Scale
+from starflow_jax.core.choices import Dtype, MLPKind, Norm, Positions, Quantisation, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.flow_checks import (
+    check_default_classes,
     check_language_model,
+    check_noise_levels,
+    check_norm,
     check_orders,
+    check_positions,
     check_quantise,
     check_shared_layers,
     check_token_classes,
@@ -65,21 +69,25 @@ class FlowConfig:
         iTARFlow's option of a shared backbone; every such block has further layers of its own.
       head_dim, heads, kv_heads: channels of a head, query heads (None: width / head_dim), and key/value heads (None: as
         many as query heads).
-      expansion, mlp, norm, qk_norm, post_norm, final_norm, bias, rope_pairs: as in TransformerConfig.
+      expansion, mlp, norm, qk_norm, post_norm, final_norm, bias, rope_pairs: as in TransformerConfig; the condition of
+        norm "adaptive" is the sum of the embeddings of classes, classes of tokens and noise levels (TARFlow).
       order: "R2L" or "L2R"; determines which blocks reverse the tokens (specification, section 1.2).
       orders: the order of each block's tokens in place of `order`, for still images and vectors of the trained size: K
         permutations of 0 to N - 1, whose entry i is the raster index of the block's token i; () keeps a block's order.
       scale: "softplus", "exp", or "unit" (volume preserving, sigma = 1).
       soft_clip: s of s * tanh(out / s); 0 turns it off.
       sos: whether there is a learned start token; without it the output is shifted by one.
-      rope: whether positions are rotary; otherwise they are learned. rope_axes: 2 or 3; None means 3 if the model has a
-        text length or temporal causality, else 2. pt_seq_len: number of rows (and of columns) that positions span; None
-        means image_size / patch_size.
+      rope: whether positions are rotary. positions: of other flows, "learned" ones, which belong to the raster index of
+        a token, or "sinusoidal", fixed ones of its index in the block's order. rope_axes: 2 or 3; None means 3 if the
+        model has a text length or temporal causality, else 2. pt_seq_len: number of rows (and of columns) that
+        positions span; None means image_size / patch_size.
       text_dim, text_length: width and trained length of the text states; 0 for a model without text.
       num_classes: size of the class embedding (TARFlow); 0 for none.
       token_classes: number of classes of single tokens, such as the elements of atoms, whose embeddings are added to
         the tokens (TARFlow, still images and vectors of the trained size); 0 for none. A condition is then a class for
         every token.
+      default_classes: the classes of the N tokens where no condition is given, as of a flow of one molecule; -1 for a
+        token without one. None: all without.
       look_ahead: whether the network also reads the class of the token that it predicts (needs token_classes).
       cond_top_only: whether only the deep block reads the text.
       temporal_causal: whether blocks that reverse the tokens keep the frames in order.
@@ -121,9 +129,9 @@ class FlowConfig:
     heads: int | None = None
     kv_heads: int | None = None
     expansion: int = 4
-    mlp: Literal["gelu", "gated"] = "gelu"
-    norm: Literal["layer", "rms"] = "layer"
-    qk_norm: bool = False
+    mlp: MLPKind = "gelu"
+    norm: Norm = "layer"
+    qk_norm: bool | Literal["layer"] = False
     post_norm: bool = False
     final_norm: bool = False
     bias: bool = True
@@ -133,6 +141,7 @@ class FlowConfig:
     soft_clip: float = 0.0
     sos: bool = False
     rope: bool = False
+    positions: Positions = "learned"
     rope_axes: Literal[2, 3] | None = None
     rope_pairs: Literal["adjacent", "half"] = "adjacent"
     pt_seq_len: int | None = None
@@ -140,6 +149,7 @@ class FlowConfig:
     text_length: int = 0
     num_classes: int = 0
     token_classes: int = 0
+    default_classes: tuple[int, ...] | None = None
     look_ahead: bool = False
     cond_top_only: bool = False
     temporal_causal: bool = False
@@ -166,8 +176,12 @@ class FlowConfig:
                 self.language_model, rope=self.rope, text_dim=self.text_dim, layers=last, deep_width=self.deep_width
             )
         self._check_denoiser()
-        self._check_noise_levels()
+        check_noise_levels(self.noise_levels, self.blocks, scale=self.scale)
         rows, columns = self.grid
+        check_default_classes(self.default_classes, self.token_classes, rows * columns)
+        check_positions(self.positions, self.blocks, rope=self.rope)
+        conditions = bool(self.num_classes or self.token_classes or self.noise_levels)
+        check_norm(self.norm, self.language_model, family=self.family, conditions=conditions)
         check_orders(self.orders, self.num_blocks, rows * columns, frames=self.temporal_causal or self.shallow_local)
         check_shared_layers(self.shared_layers, self.blocks, language_model=self.language_model is not None)
         check_quantise(self.quantise, self.blocks)
@@ -178,15 +192,17 @@ class FlowConfig:
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
 
-        Absent pixel maps, noise levels, orders, shared layers, classes of tokens, schemes of quantisation and unused
-        fields of maps are left out, so that hashes of flows without them stay what they were.
+        Absent pixel maps, noise levels, orders, shared layers, classes of tokens, schemes of quantisation, learned
+        positions and unused fields of maps are left out, so that hashes of flows without them stay what they were.
         """
         values = dataclasses.asdict(self)
         del values["cache"]
         optional = ("pixel_map", "noise_levels", "orders", "shared_layers", "token_classes", "look_ahead", "quantise")
-        for name in optional:
+        for name in (*optional, "default_classes"):
             if not values[name]:
                 del values[name]
+        if self.positions == "learned":
+            del values["positions"]
         if self.pixel_map is not None and self.pixel_map.kind != "affine":
             values["pixel_map"] = {k: v for k, v in values["pixel_map"].items() if k not in ("shift", "scale")}
         return values
@@ -280,19 +296,6 @@ class FlowConfig:
                 not self.denoiser.conditional or self.text_dim > 0,
                 "denoiser.conditional needs text, got text_dim=0",
             )
-
-    def _check_noise_levels(self) -> None:
-        if self.noise_levels is None:
-            return
-        pair = isinstance(self.noise_levels, tuple) and len(self.noise_levels) == 2
-        check(pair, f"noise_levels must be a pair (t0, t1), got {self.noise_levels!r}")
-        low, high = self.noise_levels
-        for name, level in (("noise_levels t0", low), ("noise_levels t1", high)):
-            check_real(name, level, minimum=0.0)
-        check(0 < low < high, f"noise_levels must be (t0, t1) with 0 < t0 < t1, got {self.noise_levels}")
-        check(self.scale != "unit", "noise_levels needs scale 'exp' or 'softplus', got 'unit'")
-        for block in self.blocks:
-            check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
 
     def _check_axial(self, head_dim: int) -> None:
         half = head_dim // 2

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
-from starflow_jax.flows.flow import Flow, check_guidance
+from starflow_jax.flows.conditions import check_guidance, given_condition
+from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_parameters import LearnedParams
 from starflow_jax.flows.order import AnyArray, Grid, block_order
@@ -107,7 +108,7 @@ class FrameStream:
         self.config, self.shape, self.given = config, tuple(shape), given
         self.grid = Grid.from_shape(config, self.shape)
         check_streaming(flow, self.grid, self.shape, given, window)
-        flow.check_condition(cond, shape[0])
+        cond = given_condition(config, cond, shape[0])
         check_later(cond, later_cond)
         check_guidance(config, guidance, cond)
         count = config.num_blocks

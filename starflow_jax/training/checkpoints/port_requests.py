@@ -129,7 +129,7 @@ class Porting:
 
 
 def check_portable(flow: FlowConfig) -> None:
-    """Raises ValueError for a flow with a map or with orders that no tensor of the originals describes."""
+    """Raises ValueError for a flow with a map, orders, layers or positions that the originals do not have."""
     check(
         flow.pixel_map is None,
         "flow.pixel_map must be None for files of the PyTorch originals, which have no such maps",
@@ -138,6 +138,12 @@ def check_portable(flow: FlowConfig) -> None:
         not any(flow.orders or ()),
         "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards",
     )
+    additions = {"norm": "adaptive", "mlp": "swiglu", "qk_norm": "layer", "positions": "sinusoidal"}
+    for name, value in additions.items():
+        check(
+            getattr(flow, name) != value,
+            f"flow.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows",
+        )
 
 
 def open_porting(request: PortRequest) -> Porting:
