@@ -40,6 +40,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "compress --out": (OUTPUTS, "file"),
     "draw-target --out": (OUTPUTS, "file"),
     "edit --out": (OUTPUTS, "folder"),
+    "edit --checkpoint": (OUTPUTS, "folder"),
     "--notes": (INPUTS, "file"),
     "train --workdir": (OUTPUTS, "folder"),
     "train-autoencoder --workdir": (OUTPUTS, "folder"),

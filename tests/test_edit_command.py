@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from editing_on_eight_devices import EIGHT
+from fake_devices import run_on_eight_devices
 from PIL import Image
 from random_flows import CLASSES, VIDEO, normal, random_flow
 from sweep_runs import params_of, write_run
+from tqdm import tqdm
 
 import starflow_jax as sf
 from starflow_jax.cli.commands.edit import chain_options
@@ -21,10 +27,12 @@ from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.experiment_config import TextConfig
 from starflow_jax.editing.burn_in import burn_in_schedules
+from starflow_jax.editing.chain_request import chain_request
 from starflow_jax.editing.examples import hidden_part, in_units, read_examples
 from starflow_jax.editing.latent_edits import spherical
-from starflow_jax.editing.operators import Identity
+from starflow_jax.editing.operators import GivenOperator, Identity
 from starflow_jax.editing.restoration import Restored
+from starflow_jax.models.autoencoders import fit_patch_pca, save_autoencoder
 
 UNSET = ("chains", "candidates", "moves", "leapfrog", "step_size")
 NOISE = ["--moves", "latent-hamiltonian", "--leapfrog", "2"]
@@ -114,6 +122,95 @@ def test_the_command_restores_images(operation, inputs, options, out, home, monk
         assert Image.open(out).size == (5 * 4 * 16, 2 * 4 * 16)
 
 
+def test_the_command_continues_chains_after_sigterm_to_the_same_draws(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    begin = ["edit", "inpaint", "digits.npz", "--workdir", "run", "--mask", "half:left", "--class", "1", *FEW, *NOISE]
+    assert main([*begin, "--out", "straight.npz"]) == 0
+    kept = [*begin, "--out", "continued.npz", "--checkpoint", "chains"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "update", lambda bar, moves: signal.raise_signal(signal.SIGTERM))
+        assert main(kept) == 0
+    assert "stopped by SIGTERM at part 1 of 3; a checkpoint is saved and the same command" in capsys.readouterr().err
+    assert not Path("continued.npz").exists()
+    assert main(kept) == 0
+    straight, continued = np.load("straight.npz"), np.load("continued.npz")
+    for array in straight.files:
+        np.testing.assert_array_equal(continued[array], straight[array])
+
+
+def test_the_request_of_chains_names_what_draws_depend_on(run):
+    model, y = sf.distribution(run), np.zeros((2, 4, 4, 1), np.float32)
+    mask = sf.Mask(np.arange(4)[:, None, None] > 1)
+
+    def request(run=run, y=y, operator=mask, cond=None, options=OPTIONS):
+        return chain_request(run, model, y, operator, cond, options, seed=1)
+
+    first = request()
+    assert json.loads(json.dumps(first)) == request() == first
+    other = dataclasses.replace(run, step=5, params=jax.tree.map(lambda leaf: leaf + 1e-6, run.params))
+    found = {
+        "y": request(y=y + 1e-6),
+        "operator": request(operator=sf.Mask(~mask.visible)),
+        "cond": request(cond=[1, 2]),
+        "moves": request(options=dataclasses.replace(OPTIONS, moves="langevin")),
+        "burn_in": request(options=dataclasses.replace(OPTIONS, burn_in=9)),
+        "parameters run_step": request(run=other),
+    }
+    for names, changed in found.items():
+        assert [name for name in sorted(first) if changed[name] != first[name]] == names.split()
+    conditions = [request(cond=cond)["cond"] for cond in (None, "any", [1, 2], [2, 1], ["a", "b"], ["a", "c"])]
+    assert len(set(conditions)) == len(conditions) and request(cond=np.asarray([1, 2]))["cond"] == conditions[2]
+    functions = [request(operator=GivenOperator("f", function))["operator"] for function in (jnp.sin, jnp.tanh)]
+    assert functions[0] != functions[1]
+
+
+@pytest.mark.slow
+def test_the_command_restores_images_of_a_run_on_latents(tmp_path, monkeypatch, capsys):
+    def blocks(seed, count):
+        """Squares of 2 x 2 pixels, of which one latent each is enough."""
+        levels = np.random.default_rng(seed).integers(256, size=(count, 4, 4, 1))
+        return levels.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8)
+
+    pictures = (blocks(0, 20) / 127.5 - 1.0).astype(np.float32)
+    autoencoder, params = fit_patch_pca(list(pictures), 2, 1)
+    save_autoencoder(tmp_path / "pca.npz", autoencoder, params)
+    data = DataConfig(label_drop=0.1, noise="gaussian", noise_std=0.3, autoencoder=str(tmp_path / "pca.npz"))
+    write_run(tmp_path / "run", CLASSES, data, {4: params_of(random_flow(CLASSES))})
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", blocks(1, 2))
+    begin = ["edit", "inpaint", "images.npy", "--workdir", "run", "--mask", "half:right"]
+    few = ["--chains", "3", "--steps", "60", "--burn-in", "120", "--json", "r.json"]
+    errors = {}
+    for sigma in ("0.1", "10"):
+        assert main([*begin, *few, "--sigma", sigma, "--out", f"{sigma}.npz"]) == 0
+        figures = json.loads(Path("r.json").read_text())
+        assert figures["sigma"] == float(sigma) and 0.2 < figures["acceptance"][0] < 0.95
+        found = np.load(f"{sigma}.npz")
+        assert found["image"].shape == (2, 3, 8, 8, 1) and found["x"].shape == (2, 3, 4, 4, 1)
+        # What is written are the decoded latents.
+        decoded = np.asarray(autoencoder.decode(params, found["x"].reshape(6, 4, 4, 1))).reshape(2, 3, 8, 8, 1)
+        np.testing.assert_allclose(found["image"], (np.clip(decoded, -1, 1) + 1) * 127.5, atol=0.51)
+        target = in_units(np.load("images.npy"), 256, data, whole=True)[:, None, :, :4]
+        errors[sigma] = float(np.mean((decoded[..., :4, :] - target) ** 2))
+    # The visible half is followed as closely as the measurement says.
+    assert errors["0.1"] < 0.2 * errors["10"], errors
+    assert main([*begin, "--sigma", "0", "--out", "x.npz"]) == 2
+    assert "sigma must be above 0 for a model of latents, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_eight_devices_restore_what_one_does_and_continue_exactly(home, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["edit", *EIGHT, "--out", "one.npz"]) == 0
+    run_on_eight_devices("editing_on_eight_devices.py")
+    one, mesh, continued = (np.load(f"{name}.npz") for name in ("one", "mesh", "continued"))
+    errors = {}
+    for name in one.files:
+        np.testing.assert_array_equal(continued[name], mesh[name])
+        errors[name] = np.abs(mesh[name].astype(float) - one[name]).max() / np.abs(one[name]).max()
+    assert max(errors.values()) < 1e-5 and errors["image"] == 0.0, errors
+
+
 @pytest.mark.slow
 def test_the_command_fills_in_frames_of_clips(home, monkeypatch):
     monkeypatch.chdir(home)
@@ -189,6 +286,9 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
         ),
         (["inpaint", "digits.npz", "--mask", "half:top", "--leapfrog", "2"], "--leapfrog is for --moves hamiltonian"),
         (["denoise", "digits.npz", "--sigma", "1", "--moves", "latent", "--step-size", "1"], "is for moves of data"),
+        (["inpaint", "digits.npz", "--mask", "half:top", "--checkpoint", "refused.png"], "another folder than --out"),
+        (["inpaint", "digits.npz", "--mask", "half:top", "--checkpoint", "."], "must be an empty or a new folder"),
+        (["interpolate", "digits.npz", "--checkpoint", "chains"], "--checkpoint is for inpaint, upscale"),
         (["paint", "digits.npz"], "must be one of inpaint, upscale"),
     ],
 )

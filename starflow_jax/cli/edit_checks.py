@@ -28,6 +28,7 @@ _OWN = {
     "moves": POSTERIOR,
     "leapfrog": POSTERIOR,
     "step_size": POSTERIOR,
+    "checkpoint": POSTERIOR,
     "num": ("interpolate",),
     "to_label": ("attribute",),
     "to_caption": ("attribute",),
@@ -68,6 +69,12 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--scale is for pictures and videos, got --out {str(out)!r}")
     if arguments.json is not None and arguments.json.absolute() == out.absolute():
         raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")
+    if arguments.checkpoint is not None:
+        from starflow_jax.editing.resuming import RECORD
+
+        if arguments.checkpoint.absolute() == out.absolute():
+            raise CommandError(f"--checkpoint must be another folder than --out, got {str(out)!r} for both")
+        check_new_folder("--checkpoint", arguments.checkpoint, RECORD)
 
 
 def _check_conditions(arguments: argparse.Namespace) -> None:

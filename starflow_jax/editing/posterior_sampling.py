@@ -24,6 +24,8 @@ from starflow_jax.editing.burn_in import (
 from starflow_jax.editing.chains import Kind, Schedule, State, Trace, run_part
 from starflow_jax.editing.convergence import effective_sample_size, split_r_hat
 from starflow_jax.editing.posterior import Posterior
+from starflow_jax.editing.resuming import Course, KeptChains
+from starflow_jax.sharding.layout import Layout, spread, tree_layout
 
 # The standard deviation that an exact mask has while chains reach it; then visible values are set to theirs.
 HARD_SIGMA = 0.05
@@ -172,6 +174,7 @@ def sample_posterior(
     *,
     exact: Float[np.ndarray, "M *size"] | None = None,
     progress: Callable[[int], None] | None = None,
+    kept: KeptChains | None = None,
 ) -> PosteriorDraws:
     """Draws from M posteriors.
 
@@ -183,51 +186,91 @@ def sample_posterior(
       options: see `ChainOptions`.
       exact: values that visible parts of x have exactly; None where y has noise.
       progress: called with the number of moves whenever some are done.
+      kept: keeps the chains after their parts, and continues those that it has, to the same draws; None keeps nothing.
 
     Raises:
-      ValueError: moves that cannot keep values exact, or a posterior without a draw of the prior that is finite.
+      ValueError: moves that cannot keep values exact, a posterior without a draw of the prior that is finite, or files
+        of `kept` that are damaged.
+      ChainsStopped: a signal came, and `kept` has the chains.
     """
     check(
         exact is None or options.moves not in MOVES_OF_NOISE,
         f"moves must be of data (mala, hamiltonian or langevin) where values are held, got {options.moves}",
     )
-    chains, part = options.chains, options.together
-    state = first_state(posterior, key, chains, size, options.candidates)
-    lost = int(np.count_nonzero(~np.isfinite(np.asarray(state.start))))
-    check(
-        lost == 0,
-        f"prior must give finite draws and densities, got none among {chains * options.candidates} draws for {lost} of "
-        f"{len(state.start)} measurements",
-    )
-    if options.moves == "latent-hamiltonian":
-        state = state.replace(variance=jnp.ones_like(state.variance))  # that of z without a measurement
-    if options.step is not None:
-        state = state.replace(log_steps=state.log_steps.at[:, 0].set(jnp.log(options.step)))
+    part, layout = options.together, tree_layout(posterior.y)
+    burn_in = burn_in_schedules(options.burn_in, part, options.thin, anneal=options.anneal)
+    schedules = [*burn_in, *[sampling_schedule(part, options.thin)] * -(-options.draws // part)]
+    course = Course(len(burn_in), len(schedules), part)
+
+    def begin(posterior: Posterior, key: PRNGKeyArray) -> State:
+        return first_state(posterior, key, options.chains, size, options.candidates)
+
+    found = None if kept is None else kept.read(jax.eval_shape(begin, posterior, key), course)
+    if found is None:
+        state, done = _prepared(_divided(layout, begin(posterior, key)), options), 0
+        traces: list[Trace] = []
+    else:
+        state, done, traces = spread(layout, jax.tree.map(jnp.asarray, found.state)), found.parts, found.traces
+        if progress is not None and done:
+            progress(done * part * options.thin)
     # While the measurement is annealed, values that are known exactly move, too.
     moving = dataclasses.replace(posterior, free=None if posterior.free is None else jnp.ones_like(posterior.free))
-
-    def settled(state: State) -> State:
-        return state if exact is None else held(posterior, state, jnp.asarray(exact))
-
-    waiting = options.anneal
-    if not options.anneal:
-        state = settled(state.replace(progress=jnp.float32(1.0)))
-    advance = functools.partial(_advance, options, progress)
-    schedules = burn_in_schedules(options.burn_in, part, options.thin, anneal=options.anneal)
-    for index, schedule in enumerate(schedules):
-        if waiting and float(schedule.progress[0, 0]) >= 1.0:
-            state, waiting = settled(state), False
-        state, trace = advance(moving if waiting else posterior, state, schedule)
+    waiting = options.anneal and not any(_is_actual(schedule) for schedule in schedules[:done])
+    for index in range(done, len(schedules)):
+        schedule, burns_in = schedules[index], index < len(burn_in)
+        # Laid out alike before every part, so that all of them run one program, continued ones to the same bits.
+        state = _divided(layout, state)
+        if (index == 0 and not options.anneal) or (waiting and _is_actual(schedule)):
+            waiting = False
+            state = state if exact is None else _divided(layout, held(posterior, state, jnp.asarray(exact)))
+        state, trace = _advance(options, progress, moving if waiting else posterior, state, schedule)
         # The step size is adapted to a preconditioner in the part after it.
-        if options.precondition and index < len(schedules) - 1:
+        if options.precondition and index < len(burn_in) - 1:
             state = preconditioned(state, trace.x if trace.z is None else trace.z)
-    state = settled(state) if waiting else state
-    traces: list[Trace] = []
-    for _ in range(-(-options.draws // part)):
-        state, trace = advance(posterior, state, sampling_schedule(part, options.thin))
-        traces.append(jax.device_get(trace._replace(z=None)))
-    before = sum(schedule.gain.size for schedule in schedules)
-    return _collected(posterior, state, traces, options, before)
+        if not burns_in:
+            traces.append(jax.device_get(_whole(layout, trace._replace(z=None))))
+        if kept is not None:
+            kept.advanced(index + 1, _whole(layout, state), None if burns_in else traces[-1], course)
+    return _collected(posterior, _whole(layout, state), traces, options, len(burn_in) * part * options.thin)
+
+
+def _prepared(state: State, options: ChainOptions) -> State:
+    """The first state with what the options say of it.
+
+    Raises:
+      ValueError: a posterior without a draw of the prior that is finite.
+    """
+    lost = int(jnp.count_nonzero(~jnp.isfinite(state.start)))
+    check(
+        lost == 0,
+        f"prior must give finite draws and densities, got none among {options.chains * options.candidates} draws for "
+        f"{lost} of {len(state.start)} measurements",
+    )
+    if options.moves == "latent-hamiltonian":
+        state = dataclasses.replace(state, variance=jnp.ones_like(state.variance))  # that of z without a measurement
+    if options.step is not None:
+        state = dataclasses.replace(state, log_steps=state.log_steps.at[:, 0].set(jnp.log(options.step)))
+    return state if options.anneal else dataclasses.replace(state, progress=jnp.float32(1.0))
+
+
+def _is_actual(schedule: Schedule) -> bool:
+    """Whether the measurement of a part is the actual one from its first move on."""
+    return float(schedule.progress[0, 0]) >= 1.0
+
+
+def _divided(layout: Layout | None, state: State) -> State:
+    """The state with its rows over the devices of a mesh, and all that is not of rows on each of them."""
+    if layout is None:
+        return state
+    where = jax.tree.map(lambda leaf: layout.whole(), state)
+    by_rows = jax.tree.map(lambda leaf: layout.batch(leaf.shape), state.point)
+    divided: State = jax.device_put(state, where.replace(point=by_rows, origin=layout.batch(state.origin.shape)))
+    return divided
+
+
+def _whole(layout: Layout | None, tree: Any) -> Any:
+    """The arrays on each of the devices, where every process can read them."""
+    return tree if layout is None else jax.device_put(tree, layout.whole())
 
 
 def _advance(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -17,6 +19,7 @@ from starflow_jax.api.flow_distribution import Distribution
 from starflow_jax.api.model_condition import Condition, given_condition
 from starflow_jax.core.config.checks import check, check_integer, check_real
 from starflow_jax.core.config.data_config import DataConfig
+from starflow_jax.editing.chain_request import chain_request
 from starflow_jax.editing.flow_prior import FlowPrior
 from starflow_jax.editing.operators import Mask, OfDecoded, Operator, as_operator, check_operator, noise_gain
 from starflow_jax.editing.posterior import Posterior
@@ -28,6 +31,7 @@ from starflow_jax.editing.posterior_sampling import (
     joined,
     sample_posterior,
 )
+from starflow_jax.editing.resuming import chain_folder
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.sampling.denoising import DENOISE_FIELDS, Denoising, resolved_denoising
 from starflow_jax.sampling.image_sampling import to_pixels
@@ -75,6 +79,7 @@ def restore(
     frames: int | None = None,
     rows: int = ROWS,
     progress: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
 ) -> Restored:
     """Draws images or clips from p(x | y), in proportion to p(x) N(y; A x, sigma^2), by Markov chains.
 
@@ -97,9 +102,14 @@ def restore(
       rows: chains that one program moves at once, at least those of one image; the draws depend on it. Draws are also
         denoised so many at a time.
       progress: called with a number of moves whenever all chains have made some.
+      checkpoint: folder that keeps the chains while they run (`editing.resuming`): they are written after a part of the
+        moves, but no more often than every 15 seconds. The same call continues them, and gives the draws that it would
+        have given uninterrupted, to the bit on the same devices. None keeps nothing.
 
     Raises:
-      ValueError: an argument that does not fit the model.
+      ValueError: an argument that does not fit the model, or `checkpoint` holds chains of another call, damaged ones or
+        other files.
+      ChainsStopped: Ctrl-C or SIGTERM with `checkpoint`, a KeyboardInterrupt; the chains are kept.
     """
     options = options or ChainOptions()
     check_integer("seed", seed, minimum=0)
@@ -108,7 +118,8 @@ def restore(
     check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
     model = distribution(run, frames=frames, noise_level=noise_level)
     level = data.noise_std if noise_level is None else float(noise_level)
-    measured, operator = _measured(run, as_operator(operator), model, y)
+    on_pixels = as_operator(operator)
+    measured, operator = _measured(run, on_pixels, model, y)
     labels = None
     if isinstance(cond, str):
         labels = _any_class(run, cond, (len(measured), options.chains), seed)
@@ -125,28 +136,35 @@ def restore(
         values = _as_learned(data, level, measured, seed)
     together = max(1, min(rows // options.chains, len(measured)))
     key, parts = jax.random.key(seed), []
-    for first in range(0, len(measured), together):
-        index = np.resize(np.arange(first, min(first + together, len(measured))), together)
-        chosen = (options.chains * index[:, None] + np.arange(options.chains)).reshape(-1)
-        prior = FlowPrior(model, None if conditions is None else jnp.asarray(conditions[chosen]))
-        posterior = Posterior(
-            prior,
-            operator,
-            jnp.asarray(measured[index] if values is None else values[index]),
-            jnp.full(together, noise, jnp.float32),
-            free=jnp.asarray(~np.broadcast_to(operator.visible, model.shape))
-            if values is not None and isinstance(operator, Mask)
-            else None,
-        )
-        part = sample_posterior(
-            spread(model.layout, posterior),
-            jax.random.fold_in(key, first),
-            model.shape,
-            options,
-            exact=None if values is None else values[index],
-            progress=progress,
-        )
-        parts.append(part.first(min(together, len(measured) - first)))
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if checkpoint is not None:
+            others = {"sigma": sigma, "seed": seed, "noise_level": noise_level, "frames": frames, "rows": rows}
+            request = chain_request(run, model, measured, on_pixels, cond, options, **others)
+            folder = stack.enter_context(chain_folder(checkpoint, request, -(-len(measured) // together)))
+        for number, first in enumerate(range(0, len(measured), together)):
+            index = np.resize(np.arange(first, min(first + together, len(measured))), together)
+            chosen = (options.chains * index[:, None] + np.arange(options.chains)).reshape(-1)
+            prior = FlowPrior(model, None if conditions is None else jnp.asarray(conditions[chosen]))
+            posterior = Posterior(
+                prior,
+                operator,
+                jnp.asarray(measured[index] if values is None else values[index]),
+                jnp.full(together, noise, jnp.float32),
+                free=jnp.asarray(~np.broadcast_to(operator.visible, model.shape))
+                if values is not None and isinstance(operator, Mask)
+                else None,
+            )
+            part = sample_posterior(
+                spread(model.layout, posterior),
+                jax.random.fold_in(key, first),
+                model.shape,
+                options,
+                exact=None if values is None else values[index],
+                progress=progress,
+                kept=None if folder is None else folder.chains(number),
+            )
+            parts.append(part.first(min(together, len(measured) - first)))
     draws = joined(parts)
     own = (options.chains * np.arange(len(measured))[:, None] + draws.origin).reshape(-1)
     conditions = None if conditions is None else conditions[own]

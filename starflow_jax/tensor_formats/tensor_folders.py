@@ -48,4 +48,4 @@ def open_folder(folder: Path, stem: str) -> Mapping[str, LazyTensor]:
 def write_tensors(path: Path, tensors: Tensors) -> None:
     """Writes tensors atomically to one safetensors file, with the metadata that PyTorch's readers expect."""
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, {"format": "pt"})
+        save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, temporary, {"format": "pt"})

@@ -13,8 +13,9 @@ from starflow_jax.cli.options.build_request import build_request
 from starflow_jax.cli.options.caption_options import read_captions
 from starflow_jax.cli.options.devices import add_mesh, layout_of_command
 from starflow_jax.cli.options.paths import operator_name
-from starflow_jax.cli.options.stored import output_file, output_path, read_path
+from starflow_jax.cli.options.stored import output_file, output_path, read_path, work_path
 from starflow_jax.cli.options.trained_model import add_checkpoint, add_trained_model
+from starflow_jax.cli.stopped_training import report_stop
 from starflow_jax.core.choices import ChainMoves, EditOperation, choices
 from starflow_jax.core.storage.addresses import is_address
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from starflow_jax.editing.operators import Operator
     from starflow_jax.editing.posterior_sampling import ChainOptions
     from starflow_jax.sampling.loaded_run import Run
+
+CONTINUES = "the same command continues the chains that --checkpoint keeps"
 
 ORDER = 46
 COMPILES = True
@@ -50,6 +53,7 @@ examples:
   starflow edit inpaint digits.npz --workdir runs/digits --mask half:right --out filled.png
   starflow edit inpaint clip.gif --workdir runs/moving --mask frames:2-5 --caption "a seven moving left" --out new.gif
   starflow edit upscale small.png --workdir runs/photos --factor 4 --chains 8 --out large --json report.json
+  starflow edit inpaint faces --workdir runs/photos --mask half:top --steps 5000 --out faces.npz --checkpoint chains
   starflow edit operator y.npy --workdir runs/photos --operator blur.py:blur --sigma 0.05 --out sharp.npz
   starflow edit interpolate a.png b.png --workdir runs/photos --num 8 --out between.png
   starflow edit attribute three.png --workdir runs/digits --class 3 --to-class 5 --out five.png
@@ -154,6 +158,13 @@ def add_to(subparsers: Any) -> None:
         metavar="X",
         help="of moves of data, in units of the variance of each value (default: adapted in the burn-in, to "
         "the acceptance of the exact rule)",
+    )
+    option(
+        "--checkpoint",
+        type=work_path,
+        metavar="DIR",
+        help="keep the chains in this folder while they run: after they were stopped or killed, the same command "
+        "continues them to the same draws; Ctrl-C (exit code 130) and SIGTERM (0) wait for the end of some moves",
     )
     group = parser.add_argument_group("interpolations and attributes")
     option = group.add_argument
@@ -279,6 +290,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
 
     from starflow_jax.editing.examples import data_size, read_examples
     from starflow_jax.editing.restoration import restore
+    from starflow_jax.editing.resuming import ChainsStopped
 
     begin, size = time.perf_counter(), data_size(model)
     operator, measured = _operator(arguments, size)
@@ -294,18 +306,25 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     classes = model.config.num_classes
     label = "any" if arguments.label is None and classes else arguments.label
     cond = "any" if label == "any" and classes and not captions else _condition(model, label, captions, len(y))
-    bar = tqdm(unit="move", disable=None, dynamic_ncols=True)
-    with bar:
-        restored = restore(
-            model,
-            y,
-            operator,
-            sigma=arguments.sigma,
-            cond=cond,
-            options=options,
-            seed=arguments.seed or 0,
-            progress=bar.update,
-        )
+    try:
+        with tqdm(unit="move", disable=None, dynamic_ncols=True) as bar:
+            restored = restore(
+                model,
+                y,
+                operator,
+                sigma=arguments.sigma,
+                cond=cond,
+                options=options,
+                seed=arguments.seed or 0,
+                progress=bar.update,
+                checkpoint=arguments.checkpoint,
+            )
+    except ChainsStopped as stopped:
+        return report_stop(stopped.stopped_by, stopped.parts, stopped.total, "part")
+    except KeyboardInterrupt:
+        if arguments.checkpoint is None:
+            raise
+        raise KeyboardInterrupt(CONTINUES) from None
     write(arguments, model, restored, y, operator, truth, time.perf_counter() - begin)
     return 0
 

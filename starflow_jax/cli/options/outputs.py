@@ -37,12 +37,17 @@ def check_writable(name: str, path: Path) -> None:
         _check_file(path)
 
 
-def check_new_folder(name: str, path: Path) -> None:
-    """Raises CommandError unless `path` is an empty folder or can be created as one; leaves nothing behind."""
+def check_new_folder(name: str, path: Path, record: str | None = None) -> None:
+    """Raises CommandError unless `path` is an empty folder or can be created as one; leaves nothing behind.
+
+    Args:
+      record: a file by which the folder of an earlier call is known, which is allowed, too.
+    """
     with _naming_option(name, path):
         if path.exists() and not path.is_dir():
             raise CommandError(f"{name} must name a folder, got the file {path}")
-        if path.is_dir() and any(path.iterdir()):
+        known = record is not None and (path / record).is_file()
+        if path.is_dir() and any(path.iterdir()) and not known:
             raise CommandError(f"{name} must be an empty or a new folder, got {path}, which contains files")
         _create(path)
 
