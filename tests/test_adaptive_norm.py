@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_devices import run_on_eight_devices
+from random_flows import CLASSES as WITH_CLASSES
 from random_flows import normal, random_flow
 
 import starflow_jax as sf
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, load_config
 from starflow_jax.costs.flops import Work, forward_parts, traced
 from starflow_jax.experiments import chain_potential
-from starflow_jax.flows import Flow
+from starflow_jax.flows import Flow, LinearGuidance
 from starflow_jax.flows.likelihood import objective
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import abstract, merge, split
@@ -93,6 +94,21 @@ def test_a_new_layer_is_the_identity_map():
     h, condition = normal((3, 5, 16)), normal((3, 5, 16), 8)
     out, _ = block.transformer(h, rotation=None, visibility=Causal(), condition=condition)
     np.testing.assert_array_equal(out, h)
+
+
+@pytest.mark.slow
+def test_a_class_and_a_noise_level_modulate_under_guidance():
+    config = dataclasses.replace(WITH_CLASSES, norm="adaptive", noise_levels=(0.1, 1.0))
+    flow, images, labels = random_flow(config), normal((3, 4, 4, 1)), np.array([0, 2, -1])
+    guidance = LinearGuidance(0.7)
+    options = {"guidance": guidance, "noise_level": 0.4}
+    z = jax.jit(lambda x: flow.forward(x, labels, **options).z)(images)
+    back = jax.jit(lambda z: sf.inverse(flow, z, labels, **options).x)(z)
+    np.testing.assert_allclose(back, images, atol=1e-4)
+    log_p = jax.jit(lambda labels, level: flow.log_prob(images, labels, noise_level=level))
+    base = log_p(labels, 0.4)
+    assert np.abs(log_p(np.array([1, 0, 1]), 0.4) - base).min() > 1e-3
+    assert np.abs(log_p(labels, 0.8) - base).min() > 1e-3
 
 
 @pytest.mark.slow
