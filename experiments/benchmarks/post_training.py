@@ -3,6 +3,8 @@
     python experiments/benchmarks/post_training.py --workdir runs/digits --out runs/curve --plot curve.png
     python experiments/benchmarks/post_training.py --workdir runs/digits --out runs/threes --betas 0.15 --lr 1e-4 \
         --advantage standardised --steps 400 --kl-bound 6
+    python experiments/benchmarks/post_training.py --workdir runs/digits --out runs/classes --classes all --betas 0.1 \
+        --lr 1e-4 --steps 300 --batch 320
     python experiments/benchmarks/post_training.py --workdir runs/digits --out runs/curve --quick
 
 The reward is 1 for an image in which a support-vector classifier reads the target, else 0; a multilayer perceptron,
@@ -11,7 +13,8 @@ to p_ref exp(reward / beta): with the base rate p of the target, it shows the ta
 q = p e / (1 - p + p e), e = exp(1 / beta), at a KL of q log(q / p) + (1 - q) log((1 - q) / (1 - p)). The table gives
 both beside what the trained flows reach on new samples, with standard errors over these, and the log-likelihood of
 held-out images of the target without a class, before and after. Standardised advantages have no such optimum: what
-counts for the KL changes with the deviation of the rewards.
+counts for the KL changes with the deviation of the rewards. `--classes all` trains samples of every class to show it,
+in place of samples without a class to show the target; KLs are then means over classes.
 """
 
 from __future__ import annotations
@@ -76,14 +79,20 @@ def measured(sampler: Sampler, params: Params, samples: int) -> dict[str, float]
     return figures
 
 
-def held_out(params: Params, flow: Any, target: int) -> np.ndarray:
-    """log p of the held-out digits of a class without a class, nats/dim averaged over draws of the noise, [n]."""
+def held_out(params: Params, flow: Any, target: int | None) -> np.ndarray:
+    """log p of held-out digits, nats/dim averaged over draws of the noise, [n].
+
+    Args:
+      target: the class whose digits are read, without a class; None for all digits, each given its class.
+    """
     source = digits("test")
-    images = source.images[source.labels == target]
+    shown = np.full(len(source.labels), True) if target is None else source.labels == target
+    images = source.images[shown]
+    labels = source.labels.astype(np.int32) if target is None else np.full(len(images), -1, np.int32)
     indices, total = jnp.arange(len(images)), np.zeros(len(images))
     for draw in range(_DRAWS):
         x = np.asarray(dequantised(jax.random.key(0), jnp.asarray(images), indices, draw, source.levels))
-        total += log_likelihoods(params, flow, x, np.full(len(x), -1, np.int32), batch_size=len(x))
+        total += log_likelihoods(params, flow, x, labels, batch_size=len(x))
     return total / _DRAWS / images[0].size
 
 
@@ -94,10 +103,16 @@ def main(argv: list[str] | None = None) -> int:
     option("--workdir", type=Path, required=True, help="a run of experiments/digits.py")
     option("--out", type=Path, required=True, help="folder of the trained runs, one for each weight and seed")
     option("--target", type=int, default=3)
+    option(
+        "--classes",
+        choices=("none", "all"),
+        default="none",
+        help="condition of the samples; all: each is its own target",
+    )
     option("--betas", default="0.25,0.1,0.05", help="separated by commas; empty to show the rows of --add alone")
     option("--seeds", default="0")
     option("--steps", type=int, default=150)
-    option("--batch", type=int, default=256, help="samples of a step")
+    option("--batch", type=int, default=256, help="samples of a step; a multiple of 10 with --classes all")
     option("--advantage", choices=("centred", "standardised"), default="centred")
     option("--reward", default="digit", help="a name, or FILE.py:FUNCTION (default digit)")
     option("--kl-bound", type=float, help="nats of the KL that end a training")
@@ -109,11 +124,14 @@ def main(argv: list[str] | None = None) -> int:
     option("--quick", action="store_true", help="a few steps and samples")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.betas, arguments.steps, arguments.samples = "0.25", 3, 64
+        arguments.betas, arguments.steps, arguments.samples, arguments.batch = "0.25", 3, 64, 60
+    every_class = arguments.classes == "all"
+    if every_class and (arguments.batch < 20 or arguments.batch % 10):
+        parser.error(f"--batch must be a multiple of 10 of at least 20 with --classes all, got {arguments.batch}")
     base = load_run(arguments.workdir)
-    before = held_out(base[2], base[0].flow, arguments.target)
+    before = held_out(base[2], base[0].flow, None if every_class else arguments.target)
     rows: list[dict[str, Any]] = [row for path in arguments.add for row in read_json(path)["rows"]]
-    if not all({"advantage", "lr", "batch", "least_kl"} <= row.keys() for row in rows):
+    if not all({"advantage", "classes", "lr", "batch", "least_kl"} <= row.keys() for row in rows):
         parser.error("--add must name files that this version of the script wrote, got a row without its fields")
     for seed in map(int, arguments.seeds.split(",")):
         for beta in map(float, filter(None, arguments.betas.split(","))):
@@ -129,13 +147,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarray) -> dict[str, Any]:
     """Trains with one weight and seed, and measures the result and the base."""
-    config = load_run(arguments.workdir)[0]
-    size = 64 if arguments.quick else arguments.batch
+    config, every_class = load_run(arguments.workdir)[0], arguments.classes == "all"
+    target, labels = (None, tuple(range(10))) if every_class else (arguments.target, (-1,))
     experiment = default_experiment(
         config,
         newest_step(arguments.workdir),
-        labels=(-1,),
-        target=arguments.target,
+        labels=labels,
+        target=target,
         reward=arguments.reward,
         judges=("digit-network",),
         policy=PolicyConfig(beta=beta, advantage=arguments.advantage),
@@ -145,28 +163,30 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
     train = dataclasses.replace(
         experiment.train,
         steps=arguments.steps,
-        batch_size=size,
+        batch_size=arguments.batch,
         warmup=min(5, arguments.steps),
         lr=arguments.lr,
         min_lr=0.1 * arguments.lr,
         log_every=5,
     )
-    experiment = dataclasses.replace(experiment, train=train, group_size=size)
-    reader = arguments.reward.rpartition(":")[2]
+    experiment = dataclasses.replace(experiment, train=train, group_size=arguments.batch // len(labels))
+    reader = arguments.reward.rpartition(":")[2] + ("_classes" if every_class else "")
     folder = arguments.out / f"{reader}_{arguments.advantage}_beta_{beta:g}_seed_{seed}"
     done = post_train(PostTrainRequest(arguments.workdir, folder, experiment, progress=False))
     setup = PostTrainingSetup.from_base(arguments.workdir, experiment)
     config, _, params, _ = load_run(folder)
     base, new = (measured(setup.sampler, each, arguments.samples) for each in (setup.sampler.run.params, params))
-    gain = held_out(params, config.flow, arguments.target) - before
+    gain = held_out(params, config.flow, target) - before
+    has_optimum = (arguments.advantage, arguments.reward, arguments.classes) == ("centred", "digit", "none")
     curve = [(one["step"], one["reward"], one["kl"]) for one in read_metrics(folder / CSV_FILE) if "kl" in one]
     return {
         "reward": arguments.reward,
+        "classes": arguments.classes,
         "advantage": arguments.advantage,
         "beta": beta,
         "seed": seed,
         "steps": done.step,
-        "batch": size,
+        "batch": arguments.batch,
         "ending": done.ending,
         "lr": arguments.lr,
         "seconds": done.seconds,
@@ -176,7 +196,7 @@ def _row(arguments: argparse.Namespace, beta: float, seed: int, before: np.ndarr
         "least_kl": kl_of_share(base["reward"], new["reward"]),
         "held_out": {"before": float(before.mean()), "gain": float(gain.mean()), "gain_error": standard_error(gain)},
         "curve": curve,
-        **(against_optimum(base, new, beta) if (arguments.advantage, arguments.reward) == ("centred", "digit") else {}),
+        **(against_optimum(base, new, beta) if has_optimum else {}),
     }
 
 
