@@ -10,7 +10,8 @@ of atoms with look-ahead, given orders, adaptive layer norms, SwiGLU, layer norm
 positions in the order of a block.
 Data: `data.path`, conformations [N, 12, 3] in angstrom.
 Hardware: any CPU; 600 updates on 128 conformations each, two to three minutes of CPU time.
-Expected: `starflow evaluate` gave -28.07 ± 0.04 nats on the test split (seed 0); the exact density has -2.57 ± 0.04.
+Expected: `starflow evaluate` gave a mean log-likelihood of -28.07 ± 0.04 nats on the test split (seed 0); the mean of
+the exact log-density is -2.57 ± 0.04.
 Variants: "" for a CPU, "tiny" for tests, and "full" with that paper's sizes and optimizer, which was only planned:
 `starflow plan --config experiments/chain_molecule.py:full`.
 """

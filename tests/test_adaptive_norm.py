@@ -13,13 +13,16 @@ from random_flows import normal, random_flow
 
 import starflow_jax as sf
 from starflow_jax.core.config import DataConfig, ExperimentConfig, FlowConfig, TrainConfig, load_config
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.costs.flops import Work, forward_parts, traced
 from starflow_jax.experiments import chain_potential
 from starflow_jax.flows import Flow, LinearGuidance
 from starflow_jax.flows.likelihood import objective
+from starflow_jax.flows.noise_gradient import noise_gradient
 from starflow_jax.flows.order import Grid
 from starflow_jax.flows.parameters import abstract, merge, split
 from starflow_jax.kernels.attention import Causal
+from starflow_jax.porting.tensor_names import entries
 from starflow_jax.solvers import Jacobi, Sequential
 from starflow_jax.training.checkpoints.port_requests import check_portable
 
@@ -144,6 +147,12 @@ def test_conditions_of_adaptive_norms():
             },
             "norm 'adaptive' is only supported by family 'tarflow'",
         ),
+        (
+            {"norm": "layer", "token_classes": 0, "look_ahead": False, "default_classes": (-1,) * 5},
+            "default_classes needs token_classes above 0, got 0",
+        ),
+        ({"default_classes": 3}, "default_classes must be a tuple of integers or None, got 3"),
+        ({"default_classes": [0, 1, 2, 1, 0]}, r"default_classes must be a tuple of integers or None, got \[0, 1"),
         ({"default_classes": (0, 1)}, "default_classes must have 5 entries, one for each token, got 2"),
         ({"default_classes": (0, 1, 2, 3, 0)}, "default_classes must be below token_classes=3, got 3"),
         ({"default_classes": (0, 1, 2, -2, 0)}, "default_classes must be an integer >= -1, got -2"),
@@ -159,6 +168,17 @@ def test_conditions_of_adaptive_norms():
         plain = dataclasses.replace(ATOMS, orders=None, norm="layer", mlp="gelu", qk_norm=False, positions="learned")
         with pytest.raises(ValueError, match=rf"flow\.{name} must not be '{value}' for files of the PyTorch originals"):
             check_portable(dataclasses.replace(plain, **{name: value}))
+    model = TransformerConfig(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, rope="1d", mlp="gated")
+    deep = FlowConfig(channels=1, image_size=2, width=16, num_blocks=1, layers_per_block=1, head_dim=8, rope=True,
+                      rope_axes=3, text_dim=16, text_length=2, language_model=model)  # fmt: skip
+    check_portable(deep)
+    for name, value in (("mlp", "swiglu"), ("qk_norm", "layer")):
+        changed = dataclasses.replace(deep, language_model=dataclasses.replace(model, **{name: value}))
+        with pytest.raises(ValueError, match=rf"flow\.language_model\.{name} must not be '{value}' for files"):
+            check_portable(changed)
+    with pytest.raises(ValueError, match=r"flow\.qk_norm must not be 'layer' for files"):
+        entries(abstract(dataclasses.replace(ATOMS, norm="layer", token_classes=0, look_ahead=False,
+                                             default_classes=None))[1])  # fmt: skip
     data = DataConfig(source="vectors", path="x.npz", noise="none")
     ExperimentConfig("atoms", ATOMS, data, TrainConfig(steps=1, batch_size=1, lr=1e-3))
 
@@ -207,3 +227,31 @@ def test_default_classes_are_those_of_a_call_without_a_condition(flow, forward, 
     np.testing.assert_array_equal(jax.jit(flow.forward)(x).z, forward(x, default, None).z)
     back = jax.jit(lambda z: sf.inverse(flow, z))(forward(x, default, None).z)
     np.testing.assert_allclose(back.x, x, atol=1e-4)
+
+
+def test_default_classes_are_those_of_a_noise_gradient_without_a_condition(flow, x):
+    gradient = jax.jit(lambda classes: noise_gradient(flow, x, x + 1, classes))
+    default = jnp.tile(jnp.asarray(ATOMS.default_classes, jnp.int32), (3, 1))
+    found = gradient(None)
+    np.testing.assert_allclose(found, gradient(default), atol=1e-6)
+    assert np.abs(found - gradient(jnp.full_like(default, -1))).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_passes_in_bfloat16_read_one_sum_of_two_conditions():
+    """The cached prediction rounds each term of the condition as the pass over all tokens does."""
+    config = dataclasses.replace(WITH_CLASSES, norm="adaptive", noise_levels=(0.1, 1.0), dtype="bfloat16")
+    block, grid, labels, tokens = (
+        random_flow(config).block(0),
+        Grid(None, 2, 2),
+        np.array([0, 2, -1]),
+        normal((3, 4, 4)),
+    )
+
+    def both(tokens):
+        predict, cache = block.predictor(labels, grid, 3, noise_level=0.4)
+        cached = predict(tokens[:, :3], 1, cache)[0].affine
+        return block.affine(tokens, labels, grid, noise_level=0.4)[0].mean[:, 1:], cached.mean
+
+    expected, found = jax.jit(both)(tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -63,6 +63,10 @@ def test_images_names_and_classes_come_back(run, data):
     np.testing.assert_array_equal(sf.decompress(run, data), IMAGES)
 
 
+TOKENS = dataclasses.replace(
+    CLASSES, num_classes=0, token_classes=3, look_ahead=True, default_classes=(0, 2, -1, 1),
+    orders=((2, 0, 3, 1), ()), norm="adaptive",
+)  # fmt: skip
 SHARED = dataclasses.replace(CLASSES, layers_per_block=2, shared_layers=1, orders=((2, 0, 3, 1), (1, 3, 0, 2)))
 
 
@@ -72,23 +76,28 @@ SHARED = dataclasses.replace(CLASSES, layers_per_block=2, shared_layers=1, order
         (CLASSES, 1.0, Resolution(4, 8), 18.0),
         # Larger weights and finer grids: a flow without the shared layers, or in other orders, is 6 bits away or more.
         (SHARED, 3.0, Resolution(8, 14), 4.0),
+        # Without the default classes, or with those of other tokens, it is 6 bits away or more.
+        pytest.param(TOKENS, 3.0, Resolution(8, 14), 4.0, marks=pytest.mark.slow),
     ],
-    ids=["plain", "shared layers and given orders"],
+    ids=["plain", "shared layers and given orders", "default classes of tokens"],
 )
 def test_the_length_is_the_likelihood_and_little_more(flow_config, gain, resolution, within):
     labels, params = np.asarray([0, 2, 1, 1, 0, 2], np.int32), params_of(random_flow(flow_config))
+    labels = None if flow_config.token_classes else labels
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * (gain if "proj_out" in str(path) else 1), params
     )
     model = run_of(flow_config, params)
     coder, stack = FlowCoder(flow_config, params, 17, None, 2, resolution), AnsStack()
     groups = [slice(first, first + 2) for first in (0, 2, 4)]
-    points = np.concatenate([coder.push_group(stack, IMAGES[group], labels[group]) for group in groups])
+    conditions = [None if labels is None else labels[group] for group in groups]
+    pairs = list(zip(groups, conditions, strict=True))
+    points = np.concatenate([coder.push_group(stack, IMAGES[group], cond) for group, cond in pairs])
     log_p = sf.log_prob(model, points, labels)
     exact = -log_p.sum() / np.log(2) + points.size * np.log2(17 / 2)
     assert stack.bits - 41 - stack.initial_bits == pytest.approx(exact, abs=within)
-    for group in reversed(groups):
-        np.testing.assert_array_equal(next(coder.pop_group(stack, 2, labels[group])), IMAGES[group])
+    for group, cond in reversed(pairs):
+        np.testing.assert_array_equal(next(coder.pop_group(stack, 2, cond)), IMAGES[group])
 
 
 def test_coarser_grids_of_the_first_groups_save_initial_bits(run, monkeypatch):

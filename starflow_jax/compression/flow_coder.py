@@ -32,6 +32,7 @@ from starflow_jax.compression.token_programs import BlockTokens
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.data.decoding.dequantise import dequantise
 from starflow_jax.flows import order
+from starflow_jax.flows.conditions import condition_or_default
 from starflow_jax.flows.parameters import Params
 from starflow_jax.flows.pixel_map import token_basis
 
@@ -120,8 +121,9 @@ class FlowCoder:
         self._places = np.asarray(order.patchify(numbers, config.patch_size, config.family), np.int64).reshape(-1)
 
     def blocks(self, cond: np.ndarray | None) -> list[BlockTokens]:
-        """The blocks with empty caches, for a group of conditions [g, ...]."""
-        rows = None if cond is None else jnp.asarray(self._padded(np.asarray(cond)))
+        """The blocks with empty caches, for a group of conditions [g, ...]; None: default classes, or none."""
+        given = None if cond is None else jnp.asarray(self._padded(np.asarray(cond)))
+        rows = condition_or_default(self.config, given, self.rows)
         return [self._block(index, rows) for index in range(self.config.num_blocks)]
 
     def push_group(self, stack: AnsStack, images: np.ndarray, cond: np.ndarray | None) -> np.ndarray:

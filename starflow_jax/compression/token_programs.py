@@ -28,7 +28,7 @@ class BlockTokens:
       config, params: of the flow, on one device.
       index: the block.
       grid: of the tokens that pass through the cache.
-      cond: what the flow reads, with `rows` rows, or None.
+      cond: what the flow reads, with `rows` rows, classes of tokens in raster order; or None.
       rows: sequences that are computed together.
 
     Attributes:
@@ -45,6 +45,8 @@ class BlockTokens:
             return
         reads = config.num_classes > 0 or config.is_conditioned(index)
         self._cond = cond if reads else None
+        if config.token_classes and cond is not None:
+            self._cond = cond[:, self.order]
         shared = {"shared": params["shared"]} if config.shared_layers else {}
         self._params = {"blocks": {str(index): params["blocks"][str(index)]}} | shared
         self.restart()

@@ -166,8 +166,10 @@ class AutoregressiveBlock(nnx.Module):
         """What adaptive norms read: the sum of the embeddings of the conditions, [B or 1, n or 1, D]."""
         if self.transformer.config.norm != "adaptive":
             return None
-        given = [term for term in terms if term is not None]
-        return sum(given, jnp.zeros((1, 1, self.transformer.config.width), self.proj_in.compute.dtype))
+        dtype = self.proj_in.compute.dtype
+        # Each term is cast by itself, as in `predictor`: another rounding would make the inverse that of another map.
+        given = [term.astype(dtype) for term in terms if term is not None]
+        return sum(given, jnp.zeros((1, 1, self.transformer.config.width), dtype))
 
     def _positions(self, grid: Grid) -> Float[Array, "N D"] | None:
         """Positions that are added to the slots, [N, D]: learned ones in the block's order, or fixed ones."""

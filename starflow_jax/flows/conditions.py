@@ -10,10 +10,19 @@ from starflow_jax.flows.guidance import AnyGuidance, Guidance
 from starflow_jax.flows.order import AnyArray
 
 
-def given_condition(
+def condition_or_default(
     config: FlowConfig, cond: Shaped[AnyArray, "..."] | None, batch: int
 ) -> Shaped[AnyArray, "..."] | None:
     """The condition that a call is given, or the default classes of the tokens where it is given none.
+
+    Args:
+      config: of the flow.
+      cond: text states [B, L, text_dim], labels int [B], weights of classes [B, num_classes], classes of the tokens
+        int [B, N] in raster order, or None.
+      batch: B.
+
+    Returns:
+      `cond`; `config.default_classes` as int32 [B, N], where `cond` is None and the flow has them.
 
     Raises:
       ValueError: `cond` is not of the kind that flows of this configuration read, or has not `batch` rows.
@@ -64,7 +73,7 @@ def check_guidance(config: FlowConfig, guidance: AnyGuidance | None, cond: Shape
     if isinstance(guidance, Guidance):
         if not config.text_dim:
             raise ValueError(f"Guidance needs a flow that reads text, got family '{config.family}' with text_dim=0")
-        assert cond is not None  # `given_condition` has run
+        assert cond is not None  # `condition_or_default` has run
         null, (batch, length, width) = guidance.null, cond.shape
         if null is None or null.shape not in ((1, length, width), (batch, length, width)):
             actual = "None" if null is None else f"shape {tuple(null.shape)}"

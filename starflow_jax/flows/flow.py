@@ -16,7 +16,7 @@ from starflow_jax.flows.affine import Affine
 from starflow_jax.flows.bits import bits_per_dim
 from starflow_jax.flows.block import AutoregressiveBlock
 from starflow_jax.flows.block_initialisation import initial_blocks
-from starflow_jax.flows.conditions import check_guidance, fold_condition, given_condition
+from starflow_jax.flows.conditions import check_guidance, condition_or_default, fold_condition
 from starflow_jax.flows.denoiser import Denoiser
 from starflow_jax.flows.guidance import AnyGuidance, Guidance, doubled, halves
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
@@ -181,7 +181,7 @@ class Flow(nnx.Module):
         """
         grid = Grid.from_shape(self.config, x.shape)
         check_lengths(self.config, grid, lengths, x.shape[0])
-        cond = given_condition(self.config, cond, x.shape[0])
+        cond = condition_or_default(self.config, cond, x.shape[0])
         check_guidance(self.config, guidance, cond)
         level = resolved_level(self.config, noise_level, x.shape[0])
         tokens, map_logdet = self.mapped_tokens(x)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from starflow_jax.flows.conditions import condition_or_default
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.noise_level import NoiseLevel, resolved_level
 from starflow_jax.flows.order import AnyArray, Grid
@@ -38,8 +39,12 @@ def noise_gradient(
       x: data.
       gradient: of a function with respect to x, at x.
       sweeps: at most so many in each block, for an approximation; None for an exact result.
+
+    Raises:
+      ValueError: x, cond or noise_level does not fit the configuration.
     """
     grid = Grid.from_shape(flow.config, x.shape)
+    cond = condition_or_default(flow.config, cond, x.shape[0])
     level = resolved_level(flow.config, noise_level, x.shape[0])
     tokens, _ = flow.mapped_tokens(x)
     (found,) = jax.vjp(flow.unmapped_data, tokens)[1](gradient)

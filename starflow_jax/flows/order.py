@@ -40,7 +40,8 @@ class Grid:
         grid = cls(shape[1] if len(shape) == 5 else None, height // p, width // p)
         if not config.rope and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):
             raise ValueError(
-                f"learned positions (rope=False) fix the size of x at {config.image_shape}, got shape {tuple(shape)}"
+                f"a flow without rotary positions (rope=False) has a fixed size of x, {config.image_shape}, got shape "
+                f"{tuple(shape)}"
             )
         given = "orders" if config.orders is not None else "token_classes" if config.token_classes else None
         if given is not None and (grid.frames is not None or (grid.rows, grid.columns) != config.grid):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from starflow_jax.nn.linear import Compute, LayerNorm, RMSNorm, layer_norm
 from starflow_jax.nn.quantised_linear import dense
 
-# Of every token, or of all tokens, and of every example, or of all.
+# [B or 1, n or 1, D]; an axis of 1 stands for all examples or tokens.
 Condition = Float[Array, "rows slots D"]
 
 
@@ -20,6 +20,11 @@ class AdaptiveNorm(nnx.Module):
 
     All three are linear in c and start at zero, so that a new layer is the identity map. There is no nonlinearity in
     front of the linear layer: conditions are sums of embeddings, and no features of an MLP as those of DiT.
+
+    Args:
+      width: D, channels of h and of the condition.
+      key: of the initial kernel.
+      compute: numerics and placement of the linear layer, of shape [D, 3, D].
     """
 
     def __init__(self, width: int, key: PRNGKeyArray, compute: Compute):
@@ -28,7 +33,12 @@ class AdaptiveNorm(nnx.Module):
     def __call__(
         self, h: Float[Array, "B n D"], condition: Condition
     ) -> tuple[Float[Array, "B n D"], Float[Array, "rows slots D"]]:
-        """The input of the branch, and the gate of its output, in the dtype of h."""
+        """The input of the branch [B, n, D], and the gate of its output [B or 1, n or 1, D], in the dtype of h.
+
+        Args:
+          h: hidden states [B, n, D].
+          condition: [B or 1, n or 1, D].
+        """
         scale, shift, gate = jnp.moveaxis(self.modulation(condition), -2, 0)
         return layer_norm(h, 1.0 + scale.astype(jnp.float32), shift), gate.astype(h.dtype)
 
@@ -46,7 +56,13 @@ def branch_norm(kind: str, width: int, key: PRNGKeyArray, compute: Compute) -> B
 def normed(
     norm: BranchNorm, h: Float[Array, "B n D"], condition: Condition | None
 ) -> tuple[Float[Array, "B n D"], Float[Array, "rows slots D"] | None]:
-    """The input of a branch, and the gate of its output, None for norms without one."""
+    """The input of a branch [B, n, D], and the gate of its output [B or 1, n or 1, D], in the dtype of h.
+
+    Args:
+      norm: of the branch.
+      h: hidden states [B, n, D].
+      condition: [B or 1, n or 1, D] for an adaptive norm; others do not read it, and their gate is None.
+    """
     if isinstance(norm, AdaptiveNorm):
         assert condition is not None  # flows with these norms have one
         return norm(h, condition)
@@ -54,5 +70,5 @@ def normed(
 
 
 def gated(branch: Float[Array, "B n D"], gate: Float[Array, "rows slots D"] | None) -> Float[Array, "B n D"]:
-    """The output of a branch times its gate."""
+    """The output of a branch [B, n, D] times its gate [B or 1, n or 1, D]; as it is where the gate is None."""
     return branch if gate is None else branch * gate

@@ -193,8 +193,8 @@ def entries(expected: Params) -> list[Entry]:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
 
     Raises:
-      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens or adaptive
-        norms, which the originals do not have.
+      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens, adaptive
+        norms, or layer norms of queries and keys, which the originals do not have.
     """
     flat = flatten(expected)
     if any(".level_embed." in path for path in flat):
@@ -205,6 +205,8 @@ def entries(expected: Params) -> list[Entry]:
         raise ValueError("flow.token_classes must be 0 for files of the PyTorch originals, which have no such flows")
     if any(".norm.modulation." in path for path in flat):
         raise ValueError("flow.norm must not be 'adaptive' for files of the PyTorch originals, which have no such norm")
+    if any(path.endswith(".query_norm.bias") for path in flat):
+        raise ValueError("flow.qk_norm must not be 'layer' for files of the PyTorch originals, which have no such norm")
     result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))
@@ -236,7 +238,14 @@ def is_ignored(name: str) -> bool:
 
 
 def to_torch(params: Params) -> dict[str, np.ndarray]:
-    """Converts parameters to the original's named tensors (linear weights [out, in], one tensor per layer)."""
+    """Converts parameters to the original's named tensors (linear weights [out, in], one tensor per layer).
+
+    The parameters do not say whether a flow has SwiGLU, sinusoidal positions, orders or a pixel map, which the
+    originals do not have either: `starflow port`, which reads the configuration, refuses these.
+
+    Raises:
+      ValueError: see `entries`.
+    """
     flat = {path: np.asarray(value) for path, value in flatten(params).items()}
     return {
         entry.name: entry.to_torch(flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from starflow_jax.core.config.checks import check
-from starflow_jax.flows.conditions import check_guidance, given_condition
+from starflow_jax.flows.conditions import check_guidance, condition_or_default
 from starflow_jax.flows.flow import Flow, check_lengths, without_padding
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_inverse import LearnedInverse
@@ -128,7 +128,7 @@ def inverse(
     solvers = [solver_for_block(solver or Sequential(), index, config.num_blocks) for index in range(config.num_blocks)]
     grid = Grid.from_shape(config, z.shape)
     check_lengths(config, grid, lengths, z.shape[0])
-    cond = given_condition(config, cond, z.shape[0])
+    cond = condition_or_default(config, cond, z.shape[0])
     check_later(cond, later_cond)
     check_guidance(config, guidance, cond)
     if temperature is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starflow_jax.core.choices import Quantisation
 from starflow_jax.core.config.checks import check, check_integer, check_real
@@ -91,6 +91,44 @@ def check_noise_levels(levels: tuple[float, float] | None, blocks: Sequence[Tran
         check(block.width % 2 == 0, f"noise_levels needs blocks of an even width, got {block.width}")
 
 
+def check_family(family: str, starflow_only: Mapping[str, object], *, scale: str, num_classes: int) -> None:
+    """Raises ValueError for a field that the other family has alone.
+
+    Args:
+      family: "starflow" or "tarflow".
+      starflow_only: the fields of a flow that TARFlow does not have, by name; falsy where they are not used.
+      scale, num_classes: fields of the flow.
+    """
+    if family == "tarflow":
+        for name, value in starflow_only.items():
+            check(not value, f"{name} is only supported by family 'starflow', got family 'tarflow'")
+        check(scale in ("exp", "unit"), f"scale must be 'exp' or 'unit' in family 'tarflow', got '{scale}'")
+    else:
+        check(num_classes == 0, f"num_classes is only supported by family 'tarflow', got {num_classes}")
+        check(scale != "unit", "scale 'unit' is only supported by family 'tarflow', got family 'starflow'")
+
+
+def check_rope_axes(rope_axes: int | None, *, rope: bool, three: bool) -> None:
+    """Raises ValueError for rotary axes of a flow without rotary positions, or two where it needs `three`."""
+    check(rope or rope_axes is None, f"rope_axes={rope_axes} needs rope=True, got rope=False")
+    check(
+        rope_axes != 2 or not three,
+        "rope_axes must be 3 in a model with text or temporal causality, got 2",
+    )
+
+
+def check_axial(head_dim: int, axes: int) -> None:
+    """Raises ValueError unless heads of this many channels have pairs for 2 or 3 rotary axes."""
+    half = head_dim // 2
+    if axes == 3:
+        check(
+            half > 8 and (half - 8) % 2 == 0,
+            f"head_dim must be 4k >= 20 for three rotary axes (8 angles for the third), got {head_dim}",
+        )
+    else:
+        check(half % 2 == 0, f"head_dim must be a multiple of 4 for two rotary axes, got {head_dim}")
+
+
 def check_positions(positions: str, blocks: Sequence[TransformerConfig], *, rope: bool) -> None:
     """Raises ValueError for sinusoidal positions of a flow with rotary ones, or of blocks of an odd width."""
     if positions == "learned":
@@ -121,6 +159,8 @@ def check_default_classes(classes: tuple[int, ...] | None, token_classes: int, t
     """Raises ValueError unless `classes` is None, or has a class, or -1, for each of the tokens."""
     if classes is None:
         return
+    check(token_classes > 0, f"default_classes needs token_classes above 0, got {token_classes}")
+    check(isinstance(classes, tuple), f"default_classes must be a tuple of integers or None, got {classes!r}")
     check(len(classes) == tokens, f"default_classes must have {tokens} entries, one for each token, got {len(classes)}")
     for value in classes:
         check_integer("default_classes", value, minimum=-1)

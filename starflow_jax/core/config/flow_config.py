@@ -12,13 +12,16 @@ from typing import Any, Literal
 from starflow_jax.core.choices import Dtype, MLPKind, Norm, Positions, Quantisation, Scale
 from starflow_jax.core.config.checks import check, check_choices, check_integer, check_real
 from starflow_jax.core.config.flow_checks import (
+    check_axial,
     check_default_classes,
+    check_family,
     check_language_model,
     check_noise_levels,
     check_norm,
     check_orders,
     check_positions,
     check_quantise,
+    check_rope_axes,
     check_shared_layers,
     check_token_classes,
 )
@@ -187,7 +190,7 @@ class FlowConfig:
         check_quantise(self.quantise, self.blocks)
         for block in self.blocks:  # building the property validates the transformer of every block
             if block.rope == "axial":
-                self._check_axial(block.head_dim)
+                check_axial(block.head_dim, self.axes)
 
     def identity(self) -> dict[str, Any]:
         """The fields as plain values, for hashes, without `cache`, which changes no result.
@@ -261,33 +264,10 @@ class FlowConfig:
         check_token_classes(self.token_classes, self.look_ahead, family=self.family, num_classes=self.num_classes)
 
     def _check_family(self) -> None:
-        if self.family == "tarflow":
-            for name in (
-                "text_dim",
-                "sos",
-                "rope",
-                "temporal_causal",
-                "shallow_local",
-                "denoiser",
-                "language_model",
-            ):
-                check(not getattr(self, name), f"{name} is only supported by family 'starflow', got family 'tarflow'")
-            check(
-                self.scale in ("exp", "unit"),
-                f"scale must be 'exp' or 'unit' in family 'tarflow', got '{self.scale}'",
-            )
-        else:
-            check(self.num_classes == 0, f"num_classes is only supported by family 'tarflow', got {self.num_classes}")
-            check(self.scale != "unit", "scale 'unit' is only supported by family 'tarflow', got family 'starflow'")
-        check(
-            self.rope or self.rope_axes is None,
-            f"rope_axes={self.rope_axes} needs rope=True, got rope=False",
-        )
-        if self.rope_axes == 2:
-            check(
-                not self.text_dim and not self.temporal_causal,
-                "rope_axes must be 3 in a model with text or temporal causality, got 2",
-            )
+        starflow_only = ("text_dim", "sos", "rope", "temporal_causal", "shallow_local", "denoiser", "language_model")
+        given = {name: getattr(self, name) for name in starflow_only}
+        check_family(self.family, given, scale=self.scale, num_classes=self.num_classes)
+        check_rope_axes(self.rope_axes, rope=self.rope, three=bool(self.text_dim or self.temporal_causal))
 
     def _check_denoiser(self) -> None:
         if self.denoiser is not None:
@@ -296,16 +276,6 @@ class FlowConfig:
                 not self.denoiser.conditional or self.text_dim > 0,
                 "denoiser.conditional needs text, got text_dim=0",
             )
-
-    def _check_axial(self, head_dim: int) -> None:
-        half = head_dim // 2
-        if self.axes == 3:
-            check(
-                half > 8 and (half - 8) % 2 == 0,
-                f"head_dim must be 4k >= 20 for three rotary axes (8 angles for the third), got {head_dim}",
-            )
-        else:
-            check(half % 2 == 0, f"head_dim must be a multiple of 4 for two rotary axes, got {head_dim}")
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Shaped
 
 from starflow_jax.core.config.checks import check
 from starflow_jax.core.config.flow_config import FlowConfig
-from starflow_jax.flows.conditions import check_guidance, given_condition
+from starflow_jax.flows.conditions import check_guidance, condition_or_default
 from starflow_jax.flows.flow import Flow
 from starflow_jax.flows.guidance import AnyGuidance
 from starflow_jax.flows.learned_parameters import LearnedParams
@@ -108,7 +108,7 @@ class FrameStream:
         self.config, self.shape, self.given = config, tuple(shape), given
         self.grid = Grid.from_shape(config, self.shape)
         check_streaming(flow, self.grid, self.shape, given, window)
-        cond = given_condition(config, cond, shape[0])
+        cond = condition_or_default(config, cond, shape[0])
         check_later(cond, later_cond)
         check_guidance(config, guidance, cond)
         count = config.num_blocks

@@ -10,6 +10,7 @@ from typing import Any
 from starflow_jax.core.config.checks import check, check_integer
 from starflow_jax.core.config.experiment_config import ExperimentConfig
 from starflow_jax.core.config.flow_config import FlowConfig
+from starflow_jax.core.config.transformer_config import TransformerConfig
 from starflow_jax.core.request_errors import require
 from starflow_jax.flows.parameters import abstract, unquantised
 from starflow_jax.nn.stored_kernels import storage
@@ -139,11 +140,16 @@ def check_portable(flow: FlowConfig) -> None:
         "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards",
     )
     additions = {"norm": "adaptive", "mlp": "swiglu", "qk_norm": "layer", "positions": "sinusoidal"}
-    for name, value in additions.items():
-        check(
-            getattr(flow, name) != value,
-            f"flow.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows",
-        )
+    parts: list[tuple[str, FlowConfig | TransformerConfig | None]] = [
+        ("flow", flow),
+        ("flow.language_model", flow.language_model),
+    ]
+    for prefix, part in parts:
+        for name, value in additions.items():
+            check(
+                getattr(part, name, None) != value,
+                f"{prefix}.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows",
+            )
 
 
 def open_porting(request: PortRequest) -> Porting:
