@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from editing_on_eight_devices import EIGHT
@@ -17,7 +14,6 @@ from fake_devices import run_on_eight_devices
 from PIL import Image
 from random_flows import CLASSES, VIDEO, normal, random_flow
 from sweep_runs import params_of, write_run
-from tqdm import tqdm
 
 import starflow_jax as sf
 from starflow_jax.cli.commands.edit import chain_options
@@ -27,10 +23,9 @@ from starflow_jax.cli.errors import CommandError
 from starflow_jax.core.config import DataConfig
 from starflow_jax.core.config.experiment_config import TextConfig
 from starflow_jax.editing.burn_in import burn_in_schedules
-from starflow_jax.editing.chain_request import chain_request
 from starflow_jax.editing.examples import hidden_part, in_units, read_examples
 from starflow_jax.editing.latent_edits import spherical
-from starflow_jax.editing.operators import GivenOperator, Identity
+from starflow_jax.editing.operators import Identity
 from starflow_jax.editing.restoration import Restored
 from starflow_jax.models.autoencoders import fit_patch_pca, save_autoencoder
 
@@ -120,48 +115,6 @@ def test_the_command_restores_images(operation, inputs, options, out, home, monk
         assert len(list(Path(out).glob("*.png"))) == 6
     else:  # the measurement, the mean and three chains of each input
         assert Image.open(out).size == (5 * 4 * 16, 2 * 4 * 16)
-
-
-def test_the_command_continues_chains_after_sigterm_to_the_same_draws(home, monkeypatch, capsys):
-    monkeypatch.chdir(home)
-    begin = ["edit", "inpaint", "digits.npz", "--workdir", "run", "--mask", "half:left", "--class", "1", *FEW, *NOISE]
-    assert main([*begin, "--out", "straight.npz"]) == 0
-    kept = [*begin, "--out", "continued.npz", "--checkpoint", "chains"]
-    with monkeypatch.context() as patch:
-        patch.setattr(tqdm, "update", lambda bar, moves: signal.raise_signal(signal.SIGTERM))
-        assert main(kept) == 0
-    assert "stopped by SIGTERM at part 1 of 3; a checkpoint is saved and the same command" in capsys.readouterr().err
-    assert not Path("continued.npz").exists()
-    assert main(kept) == 0
-    straight, continued = np.load("straight.npz"), np.load("continued.npz")
-    for array in straight.files:
-        np.testing.assert_array_equal(continued[array], straight[array])
-
-
-def test_the_request_of_chains_names_what_draws_depend_on(run):
-    model, y = sf.distribution(run), np.zeros((2, 4, 4, 1), np.float32)
-    mask = sf.Mask(np.arange(4)[:, None, None] > 1)
-
-    def request(run=run, y=y, operator=mask, cond=None, options=OPTIONS):
-        return chain_request(run, model, y, operator, cond, options, seed=1)
-
-    first = request()
-    assert json.loads(json.dumps(first)) == request() == first
-    other = dataclasses.replace(run, step=5, params=jax.tree.map(lambda leaf: leaf + 1e-6, run.params))
-    found = {
-        "y": request(y=y + 1e-6),
-        "operator": request(operator=sf.Mask(~mask.visible)),
-        "cond": request(cond=[1, 2]),
-        "moves": request(options=dataclasses.replace(OPTIONS, moves="langevin")),
-        "burn_in": request(options=dataclasses.replace(OPTIONS, burn_in=9)),
-        "parameters run_step": request(run=other),
-    }
-    for names, changed in found.items():
-        assert [name for name in sorted(first) if changed[name] != first[name]] == names.split()
-    conditions = [request(cond=cond)["cond"] for cond in (None, "any", [1, 2], [2, 1], ["a", "b"], ["a", "c"])]
-    assert len(set(conditions)) == len(conditions) and request(cond=np.asarray([1, 2]))["cond"] == conditions[2]
-    functions = [request(operator=GivenOperator("f", function))["operator"] for function in (jnp.sin, jnp.tanh)]
-    assert functions[0] != functions[1]
 
 
 @pytest.mark.slow
@@ -287,6 +240,15 @@ def test_another_condition_keeps_the_noise(run, home, monkeypatch):
         (["inpaint", "digits.npz", "--mask", "half:top", "--leapfrog", "2"], "--leapfrog is for --moves hamiltonian"),
         (["denoise", "digits.npz", "--sigma", "1", "--moves", "latent", "--step-size", "1"], "is for moves of data"),
         (["inpaint", "digits.npz", "--mask", "half:top", "--checkpoint", "refused.png"], "another folder than --out"),
+        (["inpaint", "digits.npz", "--mask", "half:top", "--checkpoint", "refused.png/x"], "and not inside of it"),
+        (
+            ["inpaint", "digits.npz", "--mask", "half:top", "--json", "x/y", "--checkpoint", "./x/y/z"],
+            "--checkpoint must be another folder than --json",
+        ),
+        (
+            ["inpaint", "digits.npz", "--mask", "half:top", "--json", "x/chains.json", "--checkpoint", "x"],
+            "--json must not be the record of --checkpoint, got 'x/chains.json'",
+        ),
         (["inpaint", "digits.npz", "--mask", "half:top", "--checkpoint", "."], "must be an empty or a new folder"),
         (["interpolate", "digits.npz", "--checkpoint", "chains"], "--checkpoint is for inpaint, upscale"),
         (["paint", "digits.npz"], "must be one of inpaint, upscale"),

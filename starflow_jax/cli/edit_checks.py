@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.outputs import check_new_folder, check_writable
+from starflow_jax.core.storage.places import shown
 
 if TYPE_CHECKING:
     from starflow_jax.sampling.loaded_run import Run
@@ -70,11 +73,28 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.json is not None and arguments.json.absolute() == out.absolute():
         raise CommandError(f"--json must be another file than --out, got {str(out)!r} for both")
     if arguments.checkpoint is not None:
-        from starflow_jax.editing.resuming import RECORD
+        _check_checkpoint(arguments)
 
-        if arguments.checkpoint.absolute() == out.absolute():
-            raise CommandError(f"--checkpoint must be another folder than --out, got {str(out)!r} for both")
-        check_new_folder("--checkpoint", arguments.checkpoint, RECORD)
+
+def _check_checkpoint(arguments: argparse.Namespace) -> None:
+    """Raises CommandError for a folder of chains in the way of the results, or that cannot hold chains."""
+    from starflow_jax.editing.chain_record import RECORD
+
+    checkpoint = arguments.checkpoint
+    for flag, path in (("--out", arguments.out), ("--json", arguments.json)):
+        # Texts, with addresses in place of local copies, whose folders do not contain one another as addresses do.
+        if path is not None and f"{_text(checkpoint)}/".startswith(f"{_text(path)}/"):
+            raise CommandError(
+                f"--checkpoint must be another folder than {flag}, and not inside of it, got {str(checkpoint)!r} and "
+                f"{flag} {str(path)!r}"
+            )
+    if arguments.json is not None and _text(arguments.json) == f"{_text(checkpoint)}/{RECORD}":
+        raise CommandError(f"--json must not be the record of --checkpoint, got {str(arguments.json)!r}")
+    check_new_folder("--checkpoint", checkpoint, RECORD)
+
+
+def _text(path: Path) -> str:
+    return shown(os.path.abspath(path))
 
 
 def _check_conditions(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
         move_over(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_of(name: str) -> str | None:
+    """The name of the file that `replacing` was writing under this temporary name; None for another name."""
+    match = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}((?:\.[^.]*)?)", name)
+    return None if match is None else match[1] + match[2]
 
 
 @contextmanager

@@ -1,10 +1,8 @@
-"""What the draws of chains depend on, by which chains that are kept are told from those of another request."""
+"""What the draws of chains depend on, by which kept chains are told from those of another request."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ import numpy as np
 from starflow_jax.api.flow_distribution import Distribution
 from starflow_jax.editing.operators import Operator
 from starflow_jax.editing.posterior_sampling import ChainOptions
+from starflow_jax.editing.request_values import summary
 from starflow_jax.sampling.loaded_run import Run
 from starflow_jax.training.checkpoints.digests import digest, json_digest
 
@@ -24,22 +23,25 @@ def chain_request(
     operator: Operator,
     cond: Any,
     options: ChainOptions,
-    **others: int | float | None,
+    **others: Any,
 ) -> dict[str, Any]:
-    """The names and values, those of JSON, of all that draws depend on; of arrays and of parameters, checksums.
+    """The names and values, those of JSON, of all that draws depend on.
 
     A run may lie in another folder, and on other devices. On another kind of machine, or another mesh, continued chains
-    are draws of the same posterior, and not those of an uninterrupted call to the last bit.
+    are draws of the same posterior, and not those of an uninterrupted call to the last bit. Parameters, which were read
+    from files, have checksums; arrays that devices may have computed have sums (`request_values`).
 
     Args:
       y: float32 [M, ...], the measurements.
       operator: on pixels. Of a function, what it gives for fixed data is compared, and not its text.
       cond: as it was given: labels, captions, text states, "any" or None.
-      others: further arguments by name.
+      others: further arguments by name: numbers, those of NumPy and JAX included, and None.
     """
     autoencoder = run.autoencoder
     size = model.shape if autoencoder is None else autoencoder.pixel_shape(model.shape)
-    measured = operator(jax.numpy.asarray(np.random.default_rng(0).standard_normal((1, *size), np.float32)))
+    fixed = jax.numpy.asarray(np.random.default_rng(0).standard_normal((1, *size), np.float32))
+    with jax.default_matmul_precision("highest"):  # by default, some devices multiply with fewer digits than others
+        measured = np.asarray(operator(fixed))
     return {
         "run_step": run.step,
         "parameters": digest(run.params),
@@ -48,25 +50,24 @@ def chain_request(
         "solver": repr(model.solver),
         "learned_inverse": None if model.learned is None else digest(model.learned),
         "decoder": None if autoencoder is None else digest(autoencoder.params),
-        "y": f"{list(y.shape)} {_checksum(y)}",
-        "operator": f"{getattr(operator, 'name', type(operator).__name__)} {_checksum(np.asarray(measured))}",
+        "y": summary("measurements", y),
+        "operator": summary(getattr(operator, "name", type(operator).__name__), measured),
         "cond": _of_condition(cond),
-        **dataclasses.asdict(options),
-        **others,
+        **{name: _plain(value) for name, value in {**dataclasses.asdict(options), **others}.items()},
     }
 
 
-def _of_condition(cond: Any) -> str | None:
+def _plain(value: Any) -> Any:
+    """A number of NumPy or JAX as one of Python, which JSON has; any other value as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _of_condition(cond: Any) -> str | dict[str, Any] | None:
     if cond is None or isinstance(cond, str):
         return cond
     if isinstance(cond[0], str):
         return f"{len(cond)} captions {json_digest(list(cond))}"
     values = np.asarray(cond)
-    values = values.astype(np.int32) if values.dtype.kind in "iu" else values
-    return f"{list(values.shape)} {_checksum(values)}"
-
-
-def _checksum(values: np.ndarray) -> str:
-    """Eight digits of an array."""
-    header = json.dumps([values.dtype.str, list(values.shape)]).encode()
-    return hashlib.sha256(header + np.ascontiguousarray(values).tobytes()).hexdigest()[:8]
+    if values.dtype.kind in "iu":
+        return f"{len(values)} labels {json_digest(values.tolist())}"
+    return summary("text states", values)

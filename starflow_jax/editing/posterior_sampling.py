@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +81,8 @@ class ChainOptions:
         check_integer("burn_in", self.burn_in, minimum=0, maximum=10**8)
         check_choice("moves", self.moves, choices(ChainMoves))
         check_integer("leapfrog", self.leapfrog, minimum=1, maximum=1000)
+        for name in ("chains", "candidates", "draws", "thin", "part", "burn_in", "leapfrog"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # those of NumPy, too
         check(
             self.step is None or (isinstance(self.step, float) and 0.0 < self.step <= 10.0),
             f"step must be None or a number above 0 and at most 10, got {self.step!r}",
@@ -189,8 +193,8 @@ def sample_posterior(
       kept: keeps the chains after their parts, and continues those that it has, to the same draws; None keeps nothing.
 
     Raises:
-      ValueError: moves that cannot keep values exact, a posterior without a draw of the prior that is finite, or files
-        of `kept` that are damaged.
+      ValueError: moves that cannot keep values exact, a posterior without a draw of the prior that is finite, files of
+        `kept` that are damaged, or a folder of `kept` that cannot be written.
       ChainsStopped: a signal came, and `kept` has the chains.
     """
     check(
@@ -200,19 +204,23 @@ def sample_posterior(
     part, layout = options.together, tree_layout(posterior.y)
     burn_in = burn_in_schedules(options.burn_in, part, options.thin, anneal=options.anneal)
     schedules = [*burn_in, *[sampling_schedule(part, options.thin)] * -(-options.draws // part)]
-    course = Course(len(burn_in), len(schedules), part)
+    course = Course(len(burn_in), len(schedules), part, part * options.thin)
 
     def begin(posterior: Posterior, key: PRNGKeyArray) -> State:
         return first_state(posterior, key, options.chains, size, options.candidates)
 
+    traces: list[Trace]
     found = None if kept is None else kept.read(jax.eval_shape(begin, posterior, key), course)
     if found is None:
-        state, done = _prepared(_divided(layout, begin(posterior, key)), options), 0
-        traces: list[Trace] = []
+        with contextlib.nullcontext() if kept is None else kept.beginning(course):
+            state = begin(posterior, key)
+            _await(state)
+            state = _prepared(_divided(layout, state), options)
+        done, traces = 0, []
     else:
         state, done, traces = spread(layout, jax.tree.map(jnp.asarray, found.state)), found.parts, found.traces
         if progress is not None and done:
-            progress(done * part * options.thin)
+            progress(done * course.moves)
     # While the measurement is annealed, values that are known exactly move, too.
     moving = dataclasses.replace(posterior, free=None if posterior.free is None else jnp.ones_like(posterior.free))
     waiting = options.anneal and not any(_is_actual(schedule) for schedule in schedules[:done])
@@ -232,6 +240,12 @@ def sample_posterior(
         if kept is not None:
             kept.advanced(index + 1, _whole(layout, state), None if burns_in else traces[-1], course)
     return _collected(posterior, _whole(layout, state), traces, options, len(burn_in) * part * options.thin)
+
+
+def _await(state: State) -> None:
+    """Returns when the chains are computed; unlike JAX's own waiting, a signal ends this one at once."""
+    while not all(leaf.is_ready() for leaf in jax.tree.leaves(state)):
+        time.sleep(0.01)
 
 
 def _prepared(state: State, options: ChainOptions) -> State:

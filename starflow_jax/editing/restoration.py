@@ -102,18 +102,19 @@ def restore(
       rows: chains that one program moves at once, at least those of one image; the draws depend on it. Draws are also
         denoised so many at a time.
       progress: called with a number of moves whenever all chains have made some.
-      checkpoint: folder that keeps the chains while they run (`editing.resuming`): they are written after a part of the
+      checkpoint: folder that keeps the chains while they run (`editing.resuming`): they are written after some of their
         moves, but no more often than every 15 seconds. The same call continues them, and gives the draws that it would
         have given uninterrupted, to the bit on the same devices. None keeps nothing.
 
     Raises:
       ValueError: an argument that does not fit the model, or `checkpoint` holds chains of another call, damaged ones or
-        other files.
+        other files, or cannot be written.
       ChainsStopped: Ctrl-C or SIGTERM with `checkpoint`, a KeyboardInterrupt; the chains are kept.
     """
     options = options or ChainOptions()
     check_integer("seed", seed, minimum=0)
     check_integer("rows", rows, minimum=1)
+    seed, rows = int(seed), int(rows)
     data = run.config.data
     check(not data.traits.vectors, "run must be of images or clips, got one of vectors")
     model = distribution(run, frames=frames, noise_level=noise_level)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,42 +21,49 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 
-from starflow_jax.core.config.checks import check, shown
+from starflow_jax.core.atomic_writing import temporary_of
+from starflow_jax.core.config.checks import check
 from starflow_jax.core.figures import finite, write_json
 from starflow_jax.core.regular_files import open_file, parse_json, read_json
 from starflow_jax.core.storage.addresses import refuse_address
+from starflow_jax.editing.chain_record import RECORD, Group, again, read_groups
 from starflow_jax.editing.chains import State, Trace
 from starflow_jax.tensor_formats.tensor_folders import read_tensors, write_tensors
 from starflow_jax.training.checkpoints.workdir import in_use
-from starflow_jax.training.distributed.agreement import gather_texts, on_first_process
+from starflow_jax.training.distributed.agreement import everywhere, gather_texts, on_first_process
 from starflow_jax.training.loop.signals import StopRequests, stop_requests
 
-RECORD = "chains.json"
 # Chains are written after a part, but no more often than this: parts of small models take milliseconds.
 SECONDS = 15.0
 _DRAWN = ("x", "log_prior", "error", "acceptance")  # of a `Trace`
 
 
 class ChainsStopped(KeyboardInterrupt):
-    """A signal stopped the chains after a part, and they are kept; the same request continues them.
+    """A signal stopped the chains, and they are kept; the same request continues them.
 
     Attributes:
       stopped_by: the number of the signal.
-      parts: that all groups have made together, of `total`.
+      moves: that the chains of all groups have made, one group after the other; total: that they make, the burn-in
+        included.
     """
 
-    def __init__(self, stopped_by: int, parts: int, total: int):
-        super().__init__(f"chains are kept after part {parts} of {total}")
-        self.stopped_by, self.parts, self.total = stopped_by, parts, total
+    def __init__(self, stopped_by: int, moves: int, total: int):
+        super().__init__(f"chains are kept after {moves} of {total} moves")
+        self.stopped_by, self.moves, self.total = stopped_by, moves, total
 
 
 class Course(NamedTuple):
-    """The parts of a group of chains: `burn_in` of `parts` come before the first draw, the others have `draws` each."""
+    """The parts of a group of chains, of so many `moves` each, and how many parts there are.
+
+    The first `burn_in` of `parts` come before the first draw, and the others have `draws` each.
+    """
 
     burn_in: int
     parts: int
     draws: int
+    moves: int
 
 
 class Kept(NamedTuple):
@@ -64,14 +72,6 @@ class Kept(NamedTuple):
     parts: int
     state: State
     traces: list[Trace]
-
-
-class _Group(NamedTuple):
-    """The entry of a group in the record; draws: the parts after which a file was written, with its checksum."""
-
-    parts: int
-    state: str
-    draws: tuple[tuple[int, str], ...]
 
 
 class ChainFolder:
@@ -84,7 +84,7 @@ class ChainFolder:
     """
 
     def __init__(
-        self, path: Path, request: dict[str, Any], groups: list[_Group], count: int, stop: StopRequests, seconds: float
+        self, path: Path, request: dict[str, Any], groups: list[Group], count: int, stop: StopRequests, seconds: float
     ):
         self.path, self.count, self.stop, self.seconds = path, count, stop, seconds
         self._request, self._groups = request, groups
@@ -105,7 +105,7 @@ class ChainFolder:
         record = self.path / RECORD
         check(
             entry.parts <= course.parts,
-            f"{record} is damaged: {entry.parts} parts of {course.parts}{_again(self.path)}",
+            f"{record} is damaged: {entry.parts} parts of {course.parts}{again(self.path)}",
         )
         paths, structure = jax.tree_util.tree_flatten_with_path(like)
         wanted = {_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in paths}
@@ -119,11 +119,19 @@ class ChainFolder:
             drawn: dict[str, Any] = self._tensors(_file("draws", group, parts), checksum, fields)
             traces.append(Trace(z=None, **drawn))
             before = parts
-        check(before == max(entry.parts, course.burn_in), f"{record} is damaged: draws are missing{_again(self.path)}")
+        check(before == max(entry.parts, course.burn_in), f"{record} is damaged: draws are missing{again(self.path)}")
         return Kept(entry.parts, state, traces)
 
     def write(self, group: int, parts: int, state: State, traces: list[Trace]) -> None:
-        """Keeps the state of a group after so many parts, and its draws since the last writing."""
+        """Keeps the state of a group after so many parts, and its draws since the last writing.
+
+        Raises:
+          ValueError: the folder cannot be written.
+        """
+        with _writing(self.path):
+            self._write(group, parts, state, traces)
+
+    def _write(self, group: int, parts: int, state: State, traces: list[Trace]) -> None:
         old = self._groups[group] if group < len(self._groups) else None
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
         new = self._written(_file("state", group, parts), {_name(path): leaf for path, leaf in leaves})
@@ -131,7 +139,7 @@ class ChainFolder:
         if traces:
             together = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in _DRAWN}
             draws = (*draws, (parts, self._written(_file("draws", group, parts), together)))
-        self._groups[group : group + 1] = [_Group(parts, new, draws)]
+        self._groups[group : group + 1] = [Group(parts, new, draws)]
         self.write_record()
         if old is not None and old.parts != parts:
             (self.path / _file("state", group, old.parts)).unlink(missing_ok=True)
@@ -145,10 +153,9 @@ class ChainFolder:
         named = {_file("state", group, entry.parts) for group, entry in enumerate(self._groups)}
         named |= {_file("draws", group, parts) for group, entry in enumerate(self._groups) for parts, _ in entry.draws}
         for file in self.path.iterdir():
-            own = re.fullmatch(
-                r"\.?(state|draws)-\d+-\d+(\.[0-9a-f]{32})?\.safetensors|\.chains\.[0-9a-f]{32}\.json", file.name
-            )
-            if own and file.name not in named:
+            target = temporary_of(file.name) or file.name
+            own = target == RECORD or re.fullmatch(r"(state|draws)-\d+-\d+\.safetensors", target)
+            if own and file.name not in {*named, RECORD}:
                 file.unlink(missing_ok=True)
 
     def _written(self, name: str, tensors: Mapping[str, np.ndarray]) -> str:
@@ -164,10 +171,10 @@ class ChainFolder:
             whole = _checksum(path) == checksum
             tensors = read_tensors(path) if whole else {}
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or error}{_again(self.path)}") from error
-        check(whole, f"{path} is damaged: its checksum is not that in {RECORD}{_again(self.path)}")
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}{again(self.path)}") from error
+        check(whole, f"{path} is damaged: its checksum is not that in {RECORD}{again(self.path)}")
         found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
-        check(found == dict(wanted), f"{path} is damaged: its arrays are not those of these chains{_again(self.path)}")
+        check(found == dict(wanted), f"{path} is damaged: its arrays are not those of these chains{again(self.path)}")
         return tensors
 
 
@@ -180,11 +187,40 @@ class KeptChains:
         self._written = time.monotonic()
 
     def read(self, like: State, course: Course) -> Kept | None:
-        """See `ChainFolder.read`."""
-        return self._folder.read(self._group, like, course)
+        """See `ChainFolder.read`. A collective: where one process cannot read them, all raise."""
+        kept, problem = None, None
+        try:
+            kept = self._folder.read(self._group, like, course)
+        except ValueError as error:
+            problem = error
+        if not everywhere(problem is None):
+            raise problem or ValueError(f"checkpoint {self._folder.path} could not be read by another process")
+        return kept
+
+    @contextlib.contextmanager
+    def beginning(self, course: Course) -> Iterator[None]:
+        """Marks the computations before the first part, which a signal ends at once, since nothing of them is kept.
+
+        With several processes it has no effect: they stop together after the first part.
+
+        Raises:
+          ChainsStopped: a signal came.
+        """
+        stop = self._folder.stop
+        try:
+            with stop.interruptible():
+                if stop.received and jax.process_count() == 1:
+                    raise KeyboardInterrupt
+                yield
+        except KeyboardInterrupt:
+            if not stop.received:
+                raise
+            raise self._stopped(stop.received, 0, course) from None
 
     def advanced(self, parts: int, state: State, trace: Trace | None, course: Course) -> None:
         """Writes the chains after a part, where the last writing is long ago, the group is done, or a signal came.
+
+        A collective of all processes, of which the first one writes.
 
         Args:
           parts: that are done; state: after them, on one device or in all processes alike.
@@ -192,18 +228,29 @@ class KeptChains:
 
         Raises:
           ChainsStopped: a signal came; the chains are kept.
+          ValueError: the folder cannot be written.
         """
         folder = self._folder
         if trace is not None:
             self._traces.append(trace)
         signal_number = folder.stop.agreed(lambda: jax.block_until_ready(state))
         due = time.monotonic() - self._written >= folder.seconds
-        if signal_number or due or parts == course.parts:
-            if jax.process_index() == 0:
+        writes = bool(signal_number) or due or parts == course.parts
+
+        def write() -> None:
+            if writes:
                 folder.write(self._group, parts, state, self._traces)
+
+        # After every part, since processes have clocks of their own: when a writing is due, the first one decides.
+        on_first_process(write, f"checkpoint {folder.path}")
+        if writes:
             self._traces, self._written = [], time.monotonic()
         if signal_number:
-            raise ChainsStopped(signal_number, self._group * course.parts + parts, folder.count * course.parts)
+            raise self._stopped(signal_number, parts, course)
+
+    def _stopped(self, signal_number: int, parts: int, course: Course) -> ChainsStopped:
+        made = (self._group * course.parts + parts) * course.moves
+        return ChainsStopped(signal_number, made, self._folder.count * course.parts * course.moves)
 
 
 @contextlib.contextmanager
@@ -212,7 +259,8 @@ def chain_folder(
 ) -> Iterator[ChainFolder]:
     """Opens the folder in which chains are kept, new or of the same request. A collective of all processes.
 
-    While it is open, Ctrl-C and SIGTERM stop the chains after the running part. The folder is locked.
+    While it is open, Ctrl-C and SIGTERM stop the chains after the running part, and standard error says so at once; a
+    second Ctrl-C does not wait. The folder is locked.
 
     Args:
       path: of the folder, which all processes share; the first one writes.
@@ -230,57 +278,51 @@ def chain_folder(
         content: list[str] = []
 
         def claim() -> None:
-            try:
-                known = not path.is_dir() or not any(path.iterdir()) or (path / RECORD).is_file()
+            with _writing(path):
+                # A process that was killed in its very first writing leaves an unfinished record.
+                new = not path.is_dir() or all(temporary_of(file.name) == RECORD for file in path.iterdir())
                 check(
-                    known, f"checkpoint must be a new folder or one of chains, got {path}, which contains other files"
+                    new or (path / RECORD).is_file(),
+                    f"checkpoint must be a new folder or one of chains, got {path}, which contains other files",
                 )
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(in_use(path, "checkpoint", "runs chains"))
-            except OSError as error:
-                raise ValueError(f"checkpoint {path} cannot be written: {error.strerror or error}") from error
             content.append(json.dumps(read_json(path / RECORD)) if (path / RECORD).is_file() else "")
 
         on_first_process(claim, f"checkpoint {path}")
         text = gather_texts(content[0] if content else "")[0]
-        groups = _groups(path, parse_json(text), wanted, count) if text else []
-        stop = stack.enter_context(stop_requests())
+        groups = read_groups(path, parse_json(text), wanted, count) if text else []
+        stop = stack.enter_context(stop_requests(noted=_say_what_follows))
         folder = ChainFolder(path, wanted, groups, count, stop, SECONDS if seconds is None else seconds)
-        if jax.process_index() == 0:
-            folder.write_record()
-            folder.remove_others()
+
+        def begin() -> None:
+            with _writing(path):
+                folder.write_record()
+                folder.remove_others()
+
+        on_first_process(begin, f"checkpoint {path}")
         yield folder
 
 
-def _groups(path: Path, record: Any, wanted: dict[str, Any], count: int) -> list[_Group]:
-    """The groups of a record of the same request."""
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises ValueError where the folder of chains cannot be written."""
     try:
-        kept = dict(record["request"])
-        groups = [
-            _Group(int(one["parts"]), str(one["state"]), tuple((int(parts), str(sum_)) for parts, sum_ in one["draws"]))
-            for one in record["groups"]
-        ]
-        # In order, so that the draws of a file have a number; the last may be those of the state.
-        ordered = all(_rises((0, *(parts for parts, _ in one.draws), one.parts)) for one in groups)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / RECORD} is no record of chains: {error!r}{_again(path)}") from error
-    differing = sorted(name for name in {*wanted, *kept} if wanted.get(name) != kept.get(name))
-    check(
-        not differing,
-        f"checkpoint {path} holds chains of another request: "
-        + ", ".join(f"{name}={shown(kept.get(name))} instead of {shown(wanted.get(name))}" for name in differing),
-    )
-    check(ordered and len(groups) <= count, f"{path / RECORD} is damaged: its parts are out of order{_again(path)}")
-    return groups
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"checkpoint {path} cannot be written: {reason}") from error
 
 
-def _rises(parts: tuple[int, ...]) -> bool:
-    """Whether parts rise strictly, but for the last two."""
-    return all(a < b for a, b in itertools.pairwise(parts[:-1])) and parts[-2] <= parts[-1]
-
-
-def _again(path: Path) -> str:
-    return f"; remove the folder {path} to start again"
+def _say_what_follows(signal_number: int) -> None:
+    name = signal.Signals(signal_number).name
+    with contextlib.suppress(RuntimeError):  # the signal came while standard error was being written
+        print(
+            f"\nstarflow: {name}: the chains stop after the moves that are running, and are kept; a second Ctrl-C does "
+            "not wait",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _file(kind: str, group: int, parts: int) -> str:

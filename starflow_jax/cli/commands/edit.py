@@ -164,7 +164,8 @@ def add_to(subparsers: Any) -> None:
         type=work_path,
         metavar="DIR",
         help="keep the chains in this folder while they run: after they were stopped or killed, the same command "
-        "continues them to the same draws; Ctrl-C (exit code 130) and SIGTERM (0) wait for the end of some moves",
+        "continues them to the same draws; Ctrl-C (exit code 130) and SIGTERM (0) wait for the end of the "
+        "moves that are running",
     )
     group = parser.add_argument_group("interpolations and attributes")
     option = group.add_argument
@@ -298,7 +299,9 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
     y = read_examples(model.config, arguments.inputs, size if whole else measured, whole=whole)
     truth = y if whole else None
     if arguments.measure:
-        y = np.asarray(operator(jax.numpy.asarray(y)))
+        # A checkpoint is continued on another device by the same measurements, so all of them use all digits.
+        with jax.default_matmul_precision("highest"):
+            y = np.asarray(operator(jax.numpy.asarray(y)))
         y = y + np.float32(arguments.sigma or 0.0) * np.random.default_rng(arguments.seed or 0).standard_normal(
             y.shape, np.float32
         )
@@ -320,7 +323,7 @@ def _restore(arguments: argparse.Namespace, model: Run, captions: list[str] | No
                 checkpoint=arguments.checkpoint,
             )
     except ChainsStopped as stopped:
-        return report_stop(stopped.stopped_by, stopped.parts, stopped.total, "part")
+        return report_stop(stopped.stopped_by, stopped.moves, stopped.total, "move")
     except KeyboardInterrupt:
         if arguments.checkpoint is None:
             raise

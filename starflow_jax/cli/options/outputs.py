@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starflow_jax.cli.errors import CommandError
 from starflow_jax.cli.options.paths import path as parse_path
+from starflow_jax.core.atomic_writing import temporary_of
 
 
 def output_file(text: str) -> Path:
@@ -41,13 +42,15 @@ def check_new_folder(name: str, path: Path, record: str | None = None) -> None:
     """Raises CommandError unless `path` is an empty folder or can be created as one; leaves nothing behind.
 
     Args:
-      record: a file by which the folder of an earlier call is known, which is allowed, too.
+      record: a file by which the folder of an earlier call is known, which is allowed, too, as is one in which
+        writing it for the first time was interrupted.
     """
     with _naming_option(name, path):
         if path.exists() and not path.is_dir():
             raise CommandError(f"{name} must name a folder, got the file {path}")
         known = record is not None and (path / record).is_file()
-        if path.is_dir() and any(path.iterdir()) and not known:
+        content = list(path.iterdir()) if path.is_dir() and not known else []
+        if any(record is None or temporary_of(file.name) != record for file in content):
             raise CommandError(f"{name} must be an empty or a new folder, got {path}, which contains files")
         _create(path)
 

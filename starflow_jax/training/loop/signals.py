@@ -22,9 +22,13 @@ class StopRequests:
 
     The training state is consistent between updates only, so a signal is recorded and the run polls. `interruptible`
     code, which does not touch the state, is interrupted at once.
+
+    Args:
+      noted: called in the handler of the first signal that does not interrupt; None for nothing.
     """
 
-    def __init__(self):
+    def __init__(self, noted: Callable[[int], None] | None = None):
+        self._noted = noted
         self.received = 0  # the number of the signal, 0 for none
         self._interruptible = False
         # With several processes: the result of the reduction started by the previous call.
@@ -36,9 +40,12 @@ class StopRequests:
         Some systems send SIGTERM twice, so a second one has no further effect. SIGTERM takes precedence over Ctrl-C.
         """
         impatient = signal_number == signal.SIGINT and self.received != 0
+        first = self.received == 0
         self.received = max(self.received, int(signal_number))
         if impatient or self._interruptible:
             raise KeyboardInterrupt
+        if first and self._noted is not None:
+            self._noted(int(signal_number))
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -68,14 +75,15 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def stop_requests(grace: float | None = None) -> Iterator[StopRequests]:
+def stop_requests(grace: float | None = None, noted: Callable[[int], None] | None = None) -> Iterator[StopRequests]:
     """Catches SIGINT and SIGTERM inside the `with` block. Outside of the main thread it has no effect.
 
     Args:
       grace: seconds after SIGTERM within which the `with` block must end, or the process exits with code 1; None for
         no limit.
+      noted: see `StopRequests`.
     """
-    requests = StopRequests()
+    requests = StopRequests(noted)
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
