@@ -184,20 +184,33 @@ def _rotations(rng: np.random.Generator, num: int) -> np.ndarray:
     return np.moveaxis(np.asarray(rows), 2, 0)
 
 
+def normal_log_density(x: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """The log-density [n] of x [n, 12, 3] by the normal density with the mean and covariance of `fitted` [m, 12, 3]."""
+    rows, others = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (x, fitted))
+    root = np.linalg.cholesky(np.cov(others, rowvar=False))
+    white = np.linalg.solve(root, (rows - others.mean(axis=0)).T)
+    return -0.5 * (white**2).sum(axis=0) - np.log(np.diag(root)).sum() - 0.5 * rows.shape[1] * math.log(2 * math.pi)
+
+
 def main() -> None:
-    """Writes conformations, and prints the mean of their log-density, which no model can exceed."""
+    """Writes conformations, and prints the mean log-density of a tenth, the most of any model, and a normal one's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the .npz file, which holds x [num, 12, 3]")
-    parser.add_argument("--num", type=int, default=100_000)
+    parser.add_argument("--num", type=int, default=100_000, help="at least 100")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.num < 100:
+        parser.error(f"--num must be at least 100, got {args.num}")
     x = conformations(args.num, args.seed)
     with replacing(args.out) as temporary:
         np.savez(temporary, x=x)
-    held_out = np.asarray(jax.jit(log_density)(x[9::10]), np.float64)
-    error = held_out.std() / math.sqrt(len(held_out))
+    held_out, others = x[9::10], np.delete(x, np.s_[9::10], axis=0)
     print(f"{args.out}: {args.num} conformations")
-    print(f"mean log-density of every tenth: {held_out.mean():.3f} ± {error:.3f} nats")
+    for name, values in (
+        ("mean log-density of every tenth", np.asarray(jax.jit(log_density)(held_out), np.float64)),
+        ("that of a normal density with the mean and covariance of the others", normal_log_density(held_out, others)),
+    ):
+        print(f"{name}: {values.mean():.3f} ± {values.std() / math.sqrt(len(values)):.3f} nats")
 
 
 if __name__ == "__main__":

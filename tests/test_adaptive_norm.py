@@ -186,6 +186,7 @@ def test_conditions_of_adaptive_norms():
 @pytest.mark.slow
 def test_a_mesh_gives_what_one_device_gives():
     found = json.loads(run_on_eight_devices("adaptive_norm_on_eight_devices.py"))
+    assert len(found) == 6
     for errors in found.values():
         assert errors["kernel"][1] == "fsdp"
         assert max(errors["log p"], errors["gradients"], errors["inverse"]) < 1e-4
@@ -253,5 +254,12 @@ def test_passes_in_bfloat16_read_one_sum_of_two_conditions():
         cached = predict(tokens[:, :3], 1, cache)[0].affine
         return block.affine(tokens, labels, grid, noise_level=0.4)[0].mean[:, 1:], cached.mean
 
+    def products(flow_config):
+        block = random_flow(flow_config).block(0)
+        predict, cache = block.predictor(labels, grid, 3, noise_level=0.4)
+        return traced(jax.make_jaxpr(lambda tokens: predict(tokens, 1, cache)[0].out)(tokens[:, :1]))
+
+    # The modulation of all tokens is not among those of a step.
+    assert products(config) == products(dataclasses.replace(config, norm="layer"))
     expected, found = jax.jit(both)(tokens)
     np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -21,7 +21,7 @@ from starflow_jax.kernels.attention import Causal
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.linear import Compute, Linear
 from starflow_jax.nn.rope import Rotation, axial_positions, line_positions, rotation
-from starflow_jax.nn.transformer import Layer, Transformer
+from starflow_jax.nn.transformer import Layer, LayerModulations, Transformer
 from starflow_jax.sharding.layout import Layout
 
 
@@ -272,6 +272,9 @@ class AutoregressiveBlock(nnx.Module):
             None if term is None else term.astype(dtype)
             for term in (positions, class_vector, token_vectors, level_vector)
         )
+        # One condition of all slots modulates the norms of all tokens alike: here once, not at every call of `predict`.
+        fixed = self._norm_condition(class_vector, level_vector) if token_vectors is None else None
+        modulations = None if fixed is None else self.transformer.modulations(fixed, self.shared_layers)
         # Without a start token, token i is predicted by the slot that reads token i - 1.
         shift = 1 if self.sos_embed is None else 0
 
@@ -279,7 +282,7 @@ class AutoregressiveBlock(nnx.Module):
             h: Float[Array, "B n D"],
             slot: int | Int[Array, ""],
             cache: KVCache,
-            condition: Float[Array, "rows slots D"] | None = None,
+            condition: Float[Array, "rows slots D"] | tuple[LayerModulations, ...] | None = None,
         ) -> tuple[Float[Array, "B n D"], KVCache]:
             h, written = self.transformer(
                 h,
@@ -305,7 +308,8 @@ class AutoregressiveBlock(nnx.Module):
                 vectors = jax.lax.dynamic_slice_in_dim(token_vectors, position, previous.shape[1], axis=1)
             conditions = (class_vector, vectors, level_vector)
             h = self._embed(previous, rows, *conditions)
-            h, cache = run(h, length + position, cache, self._norm_condition(*conditions))
+            condition = self._norm_condition(*conditions) if modulations is None else modulations
+            h, cache = run(h, length + position, cache, condition)
             return self._prediction(h, first), cache
 
         cache = self.transformer.empty_cache(batch, length + grid.tokens + padding)

@@ -17,7 +17,7 @@ from starflow_jax.kernels.attention import Causal, Visibility, attention
 from starflow_jax.kernels.attention.api import chosen
 from starflow_jax.kernels.attention.packed import packed_attention, takes_packed
 from starflow_jax.kernels.kernel_choice import Target, device_target
-from starflow_jax.nn.branch_norm import Condition, branch_norm, gated, normed
+from starflow_jax.nn.branch_norm import Condition, Modulation, branch_norm, gated, normed
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import attend_to_intervals, divides_slots
 from starflow_jax.nn.linear import Compute, LayerNorm, RMSNorm
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         cache: KVCache | None = None,
         layer: int | Int[Array, ""] = 0,
         slot: int | Int[Array, ""] = 0,
-        condition: Condition | None = None,
+        condition: Condition | Modulation | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """The branch's output for h, and the cache with the n new keys and values at `slot`.
 

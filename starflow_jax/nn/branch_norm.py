@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import flax.struct
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -11,6 +13,13 @@ from starflow_jax.nn.quantised_linear import dense
 
 # [B or 1, n or 1, D]; an axis of 1 stands for all examples or tokens.
 Condition = Float[Array, "rows slots D"]
+
+
+@flax.struct.dataclass
+class Modulation:
+    """Scale, shift and gate of one norm, computed from a condition: [B or 1, n or 1, 3, D], in the compute dtype."""
+
+    values: jax.Array
 
 
 class AdaptiveNorm(nnx.Module):
@@ -30,16 +39,21 @@ class AdaptiveNorm(nnx.Module):
     def __init__(self, width: int, key: PRNGKeyArray, compute: Compute):
         self.modulation = dense(width, (3, width), key, name="modulation", std=0.0, compute=compute)
 
+    def modulated(self, condition: Condition) -> Modulation:
+        """Scale, shift and gate from a condition [B or 1, n or 1, D]."""
+        return Modulation(self.modulation(condition))
+
     def __call__(
-        self, h: Float[Array, "B n D"], condition: Condition
+        self, h: Float[Array, "B n D"], condition: Condition | Modulation
     ) -> tuple[Float[Array, "B n D"], Float[Array, "rows slots D"]]:
         """The input of the branch [B, n, D], and the gate of its output [B or 1, n or 1, D], in the dtype of h.
 
         Args:
           h: hidden states [B, n, D].
-          condition: [B or 1, n or 1, D].
+          condition: [B or 1, n or 1, D], or what `modulated` gives for it.
         """
-        scale, shift, gate = jnp.moveaxis(self.modulation(condition), -2, 0)
+        given = condition if isinstance(condition, Modulation) else self.modulated(condition)
+        scale, shift, gate = jnp.moveaxis(given.values, -2, 0)
         return layer_norm(h, 1.0 + scale.astype(jnp.float32), shift), gate.astype(h.dtype)
 
 
@@ -54,14 +68,15 @@ def branch_norm(kind: str, width: int, key: PRNGKeyArray, compute: Compute) -> B
 
 
 def normed(
-    norm: BranchNorm, h: Float[Array, "B n D"], condition: Condition | None
+    norm: BranchNorm, h: Float[Array, "B n D"], condition: Condition | Modulation | None
 ) -> tuple[Float[Array, "B n D"], Float[Array, "rows slots D"] | None]:
     """The input of a branch [B, n, D], and the gate of its output [B or 1, n or 1, D], in the dtype of h.
 
     Args:
       norm: of the branch.
       h: hidden states [B, n, D].
-      condition: [B or 1, n or 1, D] for an adaptive norm; others do not read it, and their gate is None.
+      condition: [B or 1, n or 1, D], or its modulation, for an adaptive norm; others do not read it, and their gate
+        is None.
     """
     if isinstance(norm, AdaptiveNorm):
         assert condition is not None  # flows with these norms have one

@@ -15,7 +15,7 @@ from starflow_jax.kernels.attention import Visibility
 from starflow_jax.kernels.attention.derivatives import OPERANDS_NAME, RESULTS_NAME
 from starflow_jax.kernels.attention.reference import stores_weights
 from starflow_jax.nn.attention import OUTPUT_NAME, Attention, layout_target
-from starflow_jax.nn.branch_norm import Condition, branch_norm, gated, normed
+from starflow_jax.nn.branch_norm import AdaptiveNorm, Condition, Modulation, branch_norm, gated, normed
 from starflow_jax.nn.cache import KVCache
 from starflow_jax.nn.divided_cache import cache_cuts, divides_slots
 from starflow_jax.nn.gelu import gelu
@@ -50,7 +50,9 @@ class MLP(nnx.Module):
         self.layout = compute.layout
         self.post_norm = RMSNorm(c.width) if c.post_norm else None
 
-    def __call__(self, h: Float[Array, "B n D"], condition: Condition | None = None) -> Float[Array, "B n D"]:
+    def __call__(
+        self, h: Float[Array, "B n D"], condition: Condition | Modulation | None = None
+    ) -> Float[Array, "B n D"]:
         """The branch's output for h: [B, n, D]; condition: what an adaptive norm reads."""
         x, branch_gate = normed(self.norm, h, condition)
         hidden = checkpoint_name(placed(self.layout, self.up(x), "channels"), _HIDDEN_NAME)
@@ -70,6 +72,10 @@ class Layer(nnx.Module):
         first, second = jax.random.split(key)
         self.attention = Attention(config, first, compute)
         self.mlp = MLP(config, second, compute)
+
+
+# Those of the norms in front of attention and in front of the MLP, of one layer or stacked.
+LayerModulations = tuple[Modulation, Modulation]
 
 
 def _dropout(x: Float[Array, "B n D"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "B n D"]:
@@ -118,6 +124,27 @@ class Transformer(nnx.Module):
         divided: KVCache = jax.tree.map(lambda array: layout.constrain(array, cuts), cache)
         return divided
 
+    def modulations(
+        self, condition: Float[Array, "rows 1 D"], shared_layers: Layer | None = None
+    ) -> tuple[LayerModulations, ...]:
+        """What the adaptive norms of all layers compute from a condition of all slots, [B or 1, 1, D].
+
+        Calls with these in place of the condition give the same results, and loops over calls do not repeat the
+        products.
+        """
+        condition = placed(self.compute.layout, condition, "hidden")
+
+        def of_layer(layer: Layer) -> LayerModulations:
+            norms = layer.attention.norm, layer.mlp.norm
+            first, second = (norm.modulated(condition) for norm in norms if isinstance(norm, AdaptiveNorm))
+            return first, second
+
+        return tuple(jax.lax.map(of_layer, layers) for layers in self._stacks(shared_layers))
+
+    def _stacks(self, shared_layers: Layer | None) -> tuple[Layer, ...]:
+        """The stacked layers in the order in which they run."""
+        return (self.layers,) if shared_layers is None else (shared_layers, self.layers)
+
     def __call__(
         self,
         h: Float[Array, "B n D"],
@@ -129,7 +156,7 @@ class Transformer(nnx.Module):
         slot: int | Int[Array, ""] = 0,
         dropout_key: PRNGKeyArray | None = None,
         shared_layers: Layer | None = None,
-        condition: Condition | None = None,
+        condition: Condition | tuple[LayerModulations, ...] | None = None,
     ) -> tuple[Float[Array, "B n D"], KVCache | None]:
         """Runs h: [B, n, D], occupying slots slot .. slot + n - 1.
 
@@ -142,7 +169,7 @@ class Transformer(nnx.Module):
           slot: first slot (may be traced).
           dropout_key: turns dropout on.
           shared_layers: stacked layers of the same configuration that run before those of this transformer.
-          condition: what adaptive norms read, of every slot or, with one slot, of all.
+          condition: what adaptive norms read, of every slot or, with one slot, of all; or its `modulations`.
 
         Returns:
           Hidden states [B, n, D] in the compute dtype, and the cache (None if none was given).
@@ -150,12 +177,12 @@ class Transformer(nnx.Module):
         attend_options: dict[str, Any] = {"rotation": rotation, "visibility": visibility, "temperature": temperature}
 
         def attend(
-            layer: Layer, h: jax.Array, cache: KVCache | None, index: jax.Array
+            layer: Layer, h: jax.Array, cache: KVCache | None, index: jax.Array, read: Condition | Modulation | None
         ) -> tuple[jax.Array, KVCache | None]:
-            return layer.attention(h, cache=cache, layer=index, slot=slot, condition=condition, **attend_options)
+            return layer.attention(h, cache=cache, layer=index, slot=slot, condition=read, **attend_options)
 
-        def feed(layer: Layer, h: jax.Array) -> jax.Array:
-            return layer.mlp(h, condition)
+        def feed(layer: Layer, h: jax.Array, read: Condition | Modulation | None) -> jax.Array:
+            return layer.mlp(h, read)
 
         if self.remat == "attention":
             attend = jax.checkpoint(attend)
@@ -165,12 +192,13 @@ class Transformer(nnx.Module):
         def step(carry: tuple[jax.Array, KVCache | None], inputs: Any) -> tuple[tuple[jax.Array, KVCache | None], None]:
             h, cache = carry
             h = placed(self.compute.layout, h, "hidden")
-            layer, index, key = inputs
+            layer, index, key, given = inputs
+            reads = (shared, shared) if given is None else given
             keys = (None, None) if key is None else jax.random.split(key)
-            branch, cache = attend(layer, h, cache, index)
+            branch, cache = attend(layer, h, cache, index, reads[0])
             branch = checkpoint_name(branch, _BRANCH_NAME)
             h = placed(self.compute.layout, h + _dropout(branch, self.dropout, keys[0]), "hidden")
-            h = h + _dropout(feed(layer, h), self.dropout, keys[1])
+            h = h + _dropout(feed(layer, h, reads[1]), self.dropout, keys[1])
             return (placed(self.compute.layout, h, "hidden"), cache), None
 
         if self.remat in SAVED_NAMES:
@@ -188,10 +216,16 @@ class Transformer(nnx.Module):
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.layers)
         h, first = h.astype(self.compute.dtype), 0
-        condition = None if condition is None else placed(self.compute.layout, condition, "hidden")
-        for layers in (self.layers,) if shared_layers is None else (shared_layers, self.layers):
+        stacks = self._stacks(shared_layers)
+        modulations: tuple[LayerModulations | None, ...] = (None,) * len(stacks)
+        shared: Condition | None = None  # by all layers
+        if isinstance(condition, tuple):
+            modulations = condition
+        elif condition is not None:
+            shared = placed(self.compute.layout, condition, "hidden")
+        for layers, given in zip(stacks, modulations, strict=True):
             last = first + jax.tree.leaves(layers)[0].shape[0]
             its_keys = None if keys is None else keys[first:last]
-            (h, cache), _ = jax.lax.scan(step, (h, cache), (layers, jnp.arange(first, last), its_keys))
+            (h, cache), _ = jax.lax.scan(step, (h, cache), (layers, jnp.arange(first, last), its_keys, given))
             first = last
         return (h if self.final_norm is None else self.final_norm(h)), cache

@@ -54,6 +54,7 @@ class Layers:
       tokens: token positions of all sequences on the device, after sequence sharding.
       sequences, slots: number of sequences and their full length, as the attention heads of the device see them.
       causal: whether its attention is causal; that of a denoiser is not.
+      by_token: whether adaptive norms read a condition of every token, and not one of a whole sequence.
     """
 
     transformer: TransformerConfig
@@ -62,6 +63,7 @@ class Layers:
     sequences: float
     slots: int
     causal: bool = True
+    by_token: bool = False
 
 
 def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: int = 1) -> Iterator[Layers]:
@@ -76,7 +78,9 @@ def networks(flow: FlowConfig, work: Work, sizes: dict[str, int], accumulate: in
         sequences = rows * (work.frames or 1) if per_frame else rows
         hidden = c.expansion * c.width * c.width * c.mlp_kernels
         kernels = c.width * ((2 * c.heads + 2 * c.kv_heads) * c.head_dim + c.modulation * c.width) + hidden
-        yield Layers(c, kernels, sequences * slots / sizes["sequence"], sequences, slots, causal)
+        yield Layers(
+            c, kernels, sequences * slots / sizes["sequence"], sequences, slots, causal, flow.token_classes > 0
+        )
 
 
 def budget(
@@ -231,7 +235,7 @@ def _saved_values(net: Layers, remat: str, sizes: dict[str, int]) -> float:
     c = net.transformer
     hidden = c.mlp_kernels * c.expansion * c.width / sizes["tensor"]
     branches = _SAVED_BRANCHES * c.width
-    modulated = c.modulation * c.width
+    modulated = c.modulation * c.width / (1 if net.by_token else net.slots)
     results, operands = c.heads * c.head_dim, (c.heads + 2 * c.kv_heads) * c.head_dim
     return {
         "block": c.width,
