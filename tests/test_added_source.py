@@ -56,6 +56,7 @@ def run(tmp_path_factory):
     SOURCES._entries.pop("stripes", None)
 
 
+@pytest.mark.slow
 def test_samples_have_two_levels(run):
     config, _, params, step = load_run(run)
     assert step == 2 and config.data.levels == config.data.pixel_levels == 2
@@ -63,6 +64,7 @@ def test_samples_have_two_levels(run):
     assert set(np.unique(samples.images)) == {0, 255}
 
 
+@pytest.mark.slow
 def test_scores_are_in_units_of_two_levels(run, capsys):
     config, _, params, _ = load_run(run)
     source = open_source(config.data, "test", flow=config.flow)
@@ -79,6 +81,7 @@ def test_scores_are_in_units_of_two_levels(run, capsys):
     assert "64 images of stripes-test" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_read_where_its_source_is_not_registered(run):
     entry = SOURCES._entries.pop("stripes")
     try:

@@ -36,7 +36,7 @@ SHAPES = {
 
 
 # These differ from others in this table by their configuration alone.
-SLOW = ("one patch wide", "one column of latents", "one token a frame")
+SLOW = ("one patch wide", "one column of latents", "one frame", "one token a frame")
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ def test_bits_of_latents_are_not_those_of_pixels(run, capsys, command, tmp_path,
     assert "must be a run on pixels of one shape, whose bits/dim compare, got the latents of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quality_of_pictures_that_are_decoded(root, run, run_apart, tmp_path, monkeypatch, capfd):
     """Samples are compared with real images in pixels: 8 x 8 of latents that are 4 x 4."""
     (tmp_path / "my_eight.py").write_text(

@@ -160,6 +160,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_figures(here, tmp_path, mon
     assert same(found, here)
 
 
+@pytest.mark.slow
 def test_what_is_torn_or_not_its_own_is_drawn_anew(here, again, drawn):
     files = {(g, k): again / f"guidance-{g!r}" / f"chunk-{k:06d}.npz" for g in (0.0, 1.5) for k in range(3)}
     content = {place: path.read_bytes() for place, path in files.items()}

@@ -28,7 +28,9 @@ WHOLE = ("rope_positions", "starflow_image", "starflow_video", "tarflow_cond")
 def is_quick(folder: str, experiment: str) -> bool:
     """Whether the quick tests compare this recording."""
     if folder in WHOLE:
-        return not experiment.startswith(("long_i2v", "long_w4c1", "i2v_reverse_nocfg"))
+        return not experiment.startswith(
+            ("long_i2v", "long_w4c1", "i2v_reverse_nocfg", "jacobi_nocfg", "nonsquare_jacobi")
+        )
     return experiment in ("forward", "reverse", "bpd", "train")
 
 

@@ -59,8 +59,10 @@ def pytest_generate_tests(metafunc):
     quick: set[str] = set()  # solvers that the quick tests run, on one recording each
     params = []
     for folder, experiment, solver in cases:
-        marks = [pytest.mark.slow] if solver in quick else []
-        quick.add(solver)
+        # Recordings of clips take twice as long to compile.
+        marks = [pytest.mark.slow] if solver in quick or "video" in folder.name else []
+        if not marks:
+            quick.add(solver)
         params.append(pytest.param(folder, experiment, solver, id=f"{folder.name}-{experiment}-{solver}", marks=marks))
     metafunc.parametrize("folder, experiment, solver", params)
 
