@@ -234,7 +234,7 @@ def test_orders_are_their_own_inverse():
         (IMAGE, (2, 4, 4, 2), None, r"cond must be text states \[2, L, 6\], got None"),
         (IMAGE, (2, 4, 4, 2), jnp.zeros((1, 3, 6)), r"got shape \(1, 3, 6\)"),
         (CLASSES, (2, 5, 4, 1), None, "patch_size 2 must divide"),
-        (CLASSES, (2, 8, 8, 1), None, "learned positions"),
+        (CLASSES, (2, 8, 8, 1), None, "without rotary positions"),
         (CLASSES, (2, 4, 4, 1), jnp.zeros((2,)), "cond must be integer labels"),
     ],
 )
