@@ -80,7 +80,7 @@ class PlanRequest:
         )
         require(
             flow.rope or (height, width) == flow.image_shape,
-            "{size} must be {0}x{1} for learned positions",
+            "{size} must be {0}x{1} for a flow without rotary positions",
             *flow.image_shape,
         )
         text = self._text
