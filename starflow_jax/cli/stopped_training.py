@@ -9,7 +9,7 @@ from starflow_jax.cli.errors import INTERRUPTED
 
 
 def report_stop(stopped_by: int, step: int, steps: int, unit: str = "step") -> int:
-    """Prints at which of `steps` updates the signal `stopped_by` stopped the training; returns the exit code.
+    """Prints at which of `steps` updates, or other units, the signal `stopped_by` came; returns the exit code.
 
     A scheduler's SIGTERM is no failure: its exit code is 0.
     """

@@ -5,7 +5,8 @@
 - `flow_prior`: a flow as the prior of it.
 - `langevin_moves`, `latent_moves`: transitions of Markov chains that leave this density invariant.
 - `chains`: many chains at once on a device; `burn_in`: how they reach the posterior; `posterior_sampling`: both.
-- `resuming`: a folder that keeps chains while they run, to continue them; `chain_request`: what their draws depend on.
+- `resuming`: a folder that keeps chains while they run, to continue them; `chain_record`: its record;
+  `chain_request`, `request_values`: what their draws depend on, and how two requests are compared.
 - `convergence`: effective sample size and R-hat of the draws.
 - `restoration`: `restore`, which fills in, enlarges, denoises or colours the pixels of a run's model.
 - `latent_edits`: `interpolate` and `change_condition`, by way of the noise z of data.

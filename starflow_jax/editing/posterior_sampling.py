@@ -26,7 +26,7 @@ from starflow_jax.editing.burn_in import (
 from starflow_jax.editing.chains import Kind, Schedule, State, Trace, run_part
 from starflow_jax.editing.convergence import effective_sample_size, split_r_hat
 from starflow_jax.editing.posterior import Posterior
-from starflow_jax.editing.resuming import Course, KeptChains
+from starflow_jax.editing.resuming import ChainPlan, KeptChains
 from starflow_jax.sharding.layout import Layout, spread, tree_layout
 
 # The standard deviation that an exact mask has while chains reach it; then visible values are set to theirs.
@@ -204,15 +204,15 @@ def sample_posterior(
     part, layout = options.together, tree_layout(posterior.y)
     burn_in = burn_in_schedules(options.burn_in, part, options.thin, anneal=options.anneal)
     schedules = [*burn_in, *[sampling_schedule(part, options.thin)] * -(-options.draws // part)]
-    course = Course(len(burn_in), len(schedules), part, part * options.thin)
+    plan = ChainPlan(len(burn_in), len(schedules), part, part * options.thin)
 
     def begin(posterior: Posterior, key: PRNGKeyArray) -> State:
         return first_state(posterior, key, options.chains, size, options.candidates)
 
     traces: list[Trace]
-    found = None if kept is None else kept.read(jax.eval_shape(begin, posterior, key), course)
+    found = None if kept is None else kept.read(jax.eval_shape(begin, posterior, key), plan)
     if found is None:
-        with contextlib.nullcontext() if kept is None else kept.beginning(course):
+        with contextlib.nullcontext() if kept is None else kept.beginning(plan):
             state = begin(posterior, key)
             _await(state)
             state = _prepared(_divided(layout, state), options)
@@ -220,7 +220,7 @@ def sample_posterior(
     else:
         state, done, traces = spread(layout, jax.tree.map(jnp.asarray, found.state)), found.parts, found.traces
         if progress is not None and done:
-            progress(done * course.moves)
+            progress(done * plan.moves)
     # While the measurement is annealed, values that are known exactly move, too.
     moving = dataclasses.replace(posterior, free=None if posterior.free is None else jnp.ones_like(posterior.free))
     waiting = options.anneal and not any(_is_actual(schedule) for schedule in schedules[:done])
@@ -238,7 +238,7 @@ def sample_posterior(
         if not burns_in:
             traces.append(jax.device_get(_whole(layout, trace._replace(z=None))))
         if kept is not None:
-            kept.advanced(index + 1, _whole(layout, state), None if burns_in else traces[-1], course)
+            kept.advanced(index + 1, _whole(layout, state), None if burns_in else traces[-1], plan)
     return _collected(posterior, _whole(layout, state), traces, options, len(burn_in) * part * options.thin)
 
 

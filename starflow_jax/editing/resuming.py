@@ -54,7 +54,7 @@ class ChainsStopped(KeyboardInterrupt):
         self.stopped_by, self.moves, self.total = stopped_by, moves, total
 
 
-class Course(NamedTuple):
+class ChainPlan(NamedTuple):
     """The parts of a group of chains, of so many `moves` each, and how many parts there are.
 
     The first `burn_in` of `parts` come before the first draw, and the others have `draws` each.
@@ -93,7 +93,7 @@ class ChainFolder:
         """The chains of a group, counted from 0 in the order in which they run."""
         return KeptChains(self, group)
 
-    def read(self, group: int, like: State, course: Course) -> Kept | None:
+    def read(self, group: int, like: State, plan: ChainPlan) -> Kept | None:
         """What is kept of a group; None where it has not begun.
 
         Raises:
@@ -104,22 +104,22 @@ class ChainFolder:
         entry, rows = self._groups[group], like.point.x.shape
         record = self.path / RECORD
         check(
-            entry.parts <= course.parts,
-            f"{record} is damaged: {entry.parts} parts of {course.parts}{again(self.path)}",
+            entry.parts <= plan.parts,
+            f"{record} is damaged: {entry.parts} parts of {plan.parts}{again(self.path)}",
         )
         paths, structure = jax.tree_util.tree_flatten_with_path(like)
         wanted = {_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in paths}
         found = self._tensors(_file("state", group, entry.parts), entry.state, wanted)
         state = jax.tree.unflatten(structure, [found[name] for name in wanted])
-        traces, before = [], course.burn_in
+        traces, before = [], plan.burn_in
         for parts, checksum in entry.draws:
-            count = (parts - before) * course.draws
+            count = (parts - before) * plan.draws
             shapes: dict[str, tuple[int, ...]] = {"x": rows, "acceptance": (rows[0], 2)}
             fields = {name: ((count, *shapes.get(name, rows[:1])), np.dtype(np.float32)) for name in _DRAWN}
             drawn: dict[str, Any] = self._tensors(_file("draws", group, parts), checksum, fields)
             traces.append(Trace(z=None, **drawn))
             before = parts
-        check(before == max(entry.parts, course.burn_in), f"{record} is damaged: draws are missing{again(self.path)}")
+        check(before == max(entry.parts, plan.burn_in), f"{record} is damaged: draws are missing{again(self.path)}")
         return Kept(entry.parts, state, traces)
 
     def write(self, group: int, parts: int, state: State, traces: list[Trace]) -> None:
@@ -186,11 +186,11 @@ class KeptChains:
         self._traces: list[Trace] = []
         self._written = time.monotonic()
 
-    def read(self, like: State, course: Course) -> Kept | None:
+    def read(self, like: State, plan: ChainPlan) -> Kept | None:
         """See `ChainFolder.read`. A collective: where one process cannot read them, all raise."""
         kept, problem = None, None
         try:
-            kept = self._folder.read(self._group, like, course)
+            kept = self._folder.read(self._group, like, plan)
         except ValueError as error:
             problem = error
         if not everywhere(problem is None):
@@ -198,7 +198,7 @@ class KeptChains:
         return kept
 
     @contextlib.contextmanager
-    def beginning(self, course: Course) -> Iterator[None]:
+    def beginning(self, plan: ChainPlan) -> Iterator[None]:
         """Marks the computations before the first part, which a signal ends at once, since nothing of them is kept.
 
         With several processes it has no effect: they stop together after the first part.
@@ -215,9 +215,9 @@ class KeptChains:
         except KeyboardInterrupt:
             if not stop.received:
                 raise
-            raise self._stopped(stop.received, 0, course) from None
+            raise self._stopped(stop.received, 0, plan) from None
 
-    def advanced(self, parts: int, state: State, trace: Trace | None, course: Course) -> None:
+    def advanced(self, parts: int, state: State, trace: Trace | None, plan: ChainPlan) -> None:
         """Writes the chains after a part, where the last writing is long ago, the group is done, or a signal came.
 
         A collective of all processes, of which the first one writes.
@@ -235,7 +235,7 @@ class KeptChains:
             self._traces.append(trace)
         signal_number = folder.stop.agreed(lambda: jax.block_until_ready(state))
         due = time.monotonic() - self._written >= folder.seconds
-        writes = bool(signal_number) or due or parts == course.parts
+        writes = bool(signal_number) or due or parts == plan.parts
 
         def write() -> None:
             if writes:
@@ -246,11 +246,11 @@ class KeptChains:
         if writes:
             self._traces, self._written = [], time.monotonic()
         if signal_number:
-            raise self._stopped(signal_number, parts, course)
+            raise self._stopped(signal_number, parts, plan)
 
-    def _stopped(self, signal_number: int, parts: int, course: Course) -> ChainsStopped:
-        made = (self._group * course.parts + parts) * course.moves
-        return ChainsStopped(signal_number, made, self._folder.count * course.parts * course.moves)
+    def _stopped(self, signal_number: int, parts: int, plan: ChainPlan) -> ChainsStopped:
+        made = (self._group * plan.parts + parts) * plan.moves
+        return ChainsStopped(signal_number, made, self._folder.count * plan.parts * plan.moves)
 
 
 @contextlib.contextmanager
