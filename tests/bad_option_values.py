@@ -51,6 +51,7 @@ PATHS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "port --to-torch": (OUTPUTS, "file"),
     "port --from": (INPUTS, "file"),
     "port --verify": (INPUTS, "folder"),
+    "port --names": (INPUTS, "file"),
     "--image": (INPUTS, "file"),
     "--continue": (INPUTS, "either"),
     "--video": (INPUTS, "either"),

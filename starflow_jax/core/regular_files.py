@@ -94,12 +94,12 @@ def read_text(path: Path | str, max_bytes: int = MAX_TEXT_BYTES, encoding: str =
     return read_bytes(path, max_bytes).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path | str, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: Path | str, max_bytes: int = MAX_TEXT_BYTES, *, unique_keys: bool = False) -> Any:
     """Reads a file of JSON.
 
     Raises:
       ValueError: the file is missing, is not a regular file, is larger than `max_bytes` bytes, or contains something
-        else; the message is one sentence that names the file.
+        else, or, with `unique_keys`, a key twice in one object; the message is one sentence that names the file.
     """
     try:
         text = read_text(path, max_bytes)
@@ -108,21 +108,31 @@ def read_json(path: Path | str, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not JSON: it contains bytes that are not UTF-8") from error
     try:
-        return parse_json(text)
+        return parse_json(text, unique_keys=unique_keys)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Parses JSON. An integer of more than 64 bits, which no field needs, is refused, as is a deep nesting.
 
     Raises:
-      ValueError: the text is not JSON, or not such JSON.
+      ValueError: the text is not JSON, or not such JSON; with `unique_keys`, an object has a key twice, whose last
+        value is taken otherwise.
     """
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=_integer, object_pairs_hook=_object if unique_keys else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"it contains the key {key[:120]!r} twice")
+        values[key] = value
+    return values
 
 
 def _integer(digits: str) -> int:

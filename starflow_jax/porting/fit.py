@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from starflow_jax.core.config.flow_config import FlowConfig
 from starflow_jax.porting.infer import contradictions
+from starflow_jax.porting.name_table import NameTable
 from starflow_jax.porting.tensor_names import Entry, holds_scales, is_ignored
 from starflow_jax.tensor_formats.tensors import LazyTensor, LeftAside, object_at
 
@@ -23,8 +25,9 @@ class Misfit:
     Attributes:
       kind: "missing" (in the file), "unread" (an object that is not a readable tensor), "unexpected" (by the model),
         "shape" or "type".
-      name: name in the file; path: path of the parameter, or None.
+      name: name of the tensor; path: path of the parameter, or None.
       found, expected: shapes or dtypes in the file and in the model, or None.
+      file_name: by a table of names, the name in the file, or the names of the parts; None without.
     """
 
     kind: str
@@ -32,8 +35,13 @@ class Misfit:
     path: str | None
     found: str | None
     expected: str | None
+    file_name: str | None = None
 
     def __str__(self) -> str:
+        named = "" if self.file_name is None else f" (in the file: {self.file_name})"
+        return f"{self._message()}{named}"
+
+    def _message(self) -> str:
         if self.kind == "missing":
             return f"missing in the file: {self.name} {self.expected}"
         if self.kind == "unread":
@@ -80,6 +88,7 @@ def fit(
     entries: Sequence[Entry],
     config: FlowConfig,
     unread: Sequence[LeftAside] = (),
+    table: NameTable | None = None,
 ) -> Fit:
     """Compares the names, shapes and dtypes of tensors with those of a model; values are not read.
 
@@ -87,6 +96,8 @@ def fit(
       tensors: tensors of the file by name.
       entries: result of `names.entries`; config: configuration of the same model.
       unread: objects of the file that are not read, at names of tensors or of what holds them.
+      table: of the names in the file, where the tensors have been renamed. No field is inferred from their shapes then:
+        the flow may have parts that the originals do not have.
     """
     misfits, narrowed = [], []
     for entry in entries:
@@ -110,7 +121,10 @@ def fit(
     unexpected = sorted(set(extra) - set(ignored))
     misfits += [Misfit("unexpected", name, None, str(tensors[name].shape), None) for name in unexpected]
     # The shapes of quantised weights are not those that fields are inferred from.
-    contradicted = () if holds_scales(tensors) else tuple(contradictions(config, tensors))
+    skips = table is not None or holds_scales(tensors)
+    contradicted = () if skips else tuple(contradictions(config, tensors))
+    if table is not None:
+        misfits = [dataclasses.replace(one, file_name=table.file_names(one.name)) for one in misfits]
     return Fit(tuple(entries), tuple(misfits), contradicted, ignored, tuple(narrowed))
 
 

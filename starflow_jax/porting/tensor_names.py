@@ -19,6 +19,8 @@ from starflow_jax.tensor_formats.tensors import LazyTensor
 SCALE = ".weight_scale"
 _KERNELS = (".kernel", ".scale")
 _PACKED = tuple(f".qkv{kind}" for kind in _KERNELS)
+# Scale, shift and gate of an adaptive norm, [D, 3, D] here and [3 D, D] in a file.
+_MODULATION = tuple(f".modulation{kind}" for kind in _KERNELS)
 
 _TILE = 256  # rows and columns of a tile in a transposition
 
@@ -28,12 +30,14 @@ _UNUSED = re.compile(r"(^|\.)(attn_mask|freqs_cos|freqs_sin|n_averaged)$")
 # Parameter path (layers are stacked on a leading axis if the path has "layers") to the original's name.
 _IN_LAYER = {
     "attention.norm": "attention.norm",
+    "attention.norm.modulation": "attention.norm.modulation",
     "attention.qkv": "attention.qkv",
     "attention.proj": "attention.proj",
     "attention.query_norm": "attention.query_norm",
     "attention.key_norm": "attention.key_norm",
     "attention.post_norm": "attention.post_norm",
     "mlp.norm": "mlp.norm",
+    "mlp.norm.modulation": "mlp.norm.modulation",
     "mlp.post_norm": "mlp.post_norm",
 }
 _MLP = {
@@ -121,6 +125,10 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
         return _transposed(_to_packed(value))
     if path.endswith(".qkv.bias"):
         return _to_packed(value)
+    if path.endswith(_MODULATION):
+        return _transposed(value.reshape(value.shape[0], -1))
+    if path.endswith(".modulation.bias"):
+        return value.reshape(-1)
     if path.endswith(_KERNELS):
         return _transposed(value)
     if path.endswith(".sos_embed"):
@@ -132,9 +140,9 @@ def _to_torch_layout(path: str, value: np.ndarray) -> np.ndarray:
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of `_to_torch_layout` of an array of `shape`, without creating an array."""
-    if path.endswith(_PACKED):
+    if path.endswith((*_PACKED, *_MODULATION)):
         return math.prod(shape[1:]), shape[0]
-    if path.endswith(".qkv.bias"):
+    if path.endswith((".qkv.bias", ".modulation.bias")):
         return (math.prod(shape),)
     if path.endswith(_KERNELS):
         return shape[::-1]
@@ -150,6 +158,10 @@ def _from_torch_layout(path: str, value: np.ndarray, shape: tuple[int, ...]) -> 
         return _from_packed(_transposed(value), shape[1:])
     if path.endswith(".qkv.bias"):
         return _from_packed(value, shape)
+    if path.endswith(_MODULATION):
+        return _transposed(value).reshape(shape)
+    if path.endswith(".modulation.bias"):
+        return value.reshape(shape)
     if path.endswith(_KERNELS):
         return _transposed(value)
     if path.endswith(".sos_embed"):
@@ -185,28 +197,36 @@ class Entry:
         """Converts a slice of `shape` to the tensor."""
         return _to_torch_layout(self.path, value)
 
+    @property
+    def packed_rows(self) -> tuple[int, int, int] | None:
+        """The rows of the tensor that make queries, keys and values; None for a tensor of anything else."""
+        if not self.path.endswith((*_PACKED, ".qkv.bias")):
+            return None
+        kv_heads, members, dim = self.shape[-3:]
+        return kv_heads * (members - 2) * dim, kv_heads * dim, kv_heads * dim
 
-def entries(expected: Params) -> list[Entry]:
+
+def entries(expected: Params, *, additions: bool = False) -> list[Entry]:
     """Lists every tensor of a model, those of one parameter consecutively; no arrays are needed.
 
     Args:
       expected: a tree of arrays or ShapeDtypeStructs, e.g. from `parameters.abstract`.
+      additions: whether the model may have tensors that the originals do not have, for files of other implementations.
 
     Raises:
-      ValueError: a noise-conditioned flow, one whose blocks share layers, or one with classes of tokens, adaptive
-        norms, or layer norms of queries and keys, which the originals do not have.
+      ValueError: a flow whose blocks share layers; without `additions`, a noise-conditioned flow, or one with classes
+        of tokens, adaptive norms, or layer norms of queries and keys.
     """
     flat = flatten(expected)
-    if any(".level_embed." in path for path in flat):
-        raise ValueError("flow.noise_levels must be None for files of the PyTorch originals, which have no such flows")
     if any(path.startswith("shared.") for path in flat):
-        raise ValueError("flow.shared_layers must be 0 for files of the PyTorch originals, which share none")
-    if any(".token_embed." in path for path in flat):
-        raise ValueError("flow.token_classes must be 0 for files of the PyTorch originals, which have no such flows")
-    if any(".norm.modulation." in path for path in flat):
-        raise ValueError("flow.norm must not be 'adaptive' for files of the PyTorch originals, which have no such norm")
-    if any(path.endswith(".query_norm.bias") for path in flat):
-        raise ValueError("flow.qk_norm must not be 'layer' for files of the PyTorch originals, which have no such norm")
+        which = (
+            "a table of names, which has none of them"
+            if additions
+            else "files of the PyTorch originals, which share none"
+        )
+        raise ValueError(f"flow.shared_layers must be 0 for {which}")
+    if not additions:
+        _check_original(flat)
     result = []
     for path, leaf in flat.items():
         name = _torch_name(path, _is_gated(flat, path))
@@ -217,6 +237,18 @@ def entries(expected: Params) -> list[Entry]:
             named = name if layer is None else name.format(layer=layer)
             result.append(Entry(named, path, layer, shape, torch_shape, np.dtype(leaf.dtype)))
     return result
+
+
+def _check_original(flat: Mapping[str, Any]) -> None:
+    """Raises ValueError for parameters that the originals do not have."""
+    if any(".level_embed." in path for path in flat):
+        raise ValueError("flow.noise_levels must be None for files of the PyTorch originals, which have no such flows")
+    if any(".token_embed." in path for path in flat):
+        raise ValueError("flow.token_classes must be 0 for files of the PyTorch originals, which have no such flows")
+    if any(".norm.modulation." in path for path in flat):
+        raise ValueError("flow.norm must not be 'adaptive' for files of the PyTorch originals, which have no such norm")
+    if any(path.endswith(".query_norm.bias") for path in flat):
+        raise ValueError("flow.qk_norm must not be 'layer' for files of the PyTorch originals, which have no such norm")
 
 
 def holds_scales(names: Iterable[str]) -> bool:

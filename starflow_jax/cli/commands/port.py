@@ -38,7 +38,12 @@ another shape is listed, and then nothing is written. The run is at step 0 and h
 evaluate, score and info take it as it is, and starflow train begins from it.
 
 --quantise stores the weights of the layers in 8 or 4 bits, of the tensors of --from or of the run --flow. Such a run
-samples and scores, and is not trained; its likelihoods are those of the quantised model."""
+samples and scores, and is not trained; its likelihoods are those of the quantised model.
+
+--names reads and writes files of other implementations, whose tensors have other names, by a table: a JSON object from
+names of this project to names in the file, where {placeholders} stand for integers, and a list of names for tensors
+that are concatenated. Such flows may have what the originals do not have, such as classes of tokens and adaptive
+norms; the experiment gives all their fields. docs/porting.md describes the table."""
 
 EXAMPLES = """\
 examples:
@@ -47,6 +52,8 @@ examples:
   starflow port --from afhq.pth --config experiments/tarflow_afhq256.py --workdir runs/afhq --infer
   starflow port --flow runs/3b --quantise int8 --workdir runs/3b-int8
   starflow port --workdir runs/3b --to-torch weights.safetensors
+  starflow port --from molecules.pt --names names.json --weights model --config chain.py --workdir runs/chain
+  starflow port --workdir runs/chain --to-torch back.safetensors --names names.json
   starflow port --verify tests/goldens/starflow_image --json errors.json
   starflow port --assemble model --flow runs/3b --autoencoder sd-vae --text-encoder flan-t5-xl
 
@@ -62,12 +69,12 @@ _MODES = {
 }
 # The options that each of the modes accepts.
 _ALLOWED = {
-    "verify": {"source", "weights", "workdir", "step", "no_ema"},
+    "verify": {"source", "weights", "names", "workdir", "step", "no_ema"},
     "assemble": {"flow", "autoencoder", "text_encoder", "place"},
-    "to_torch": {"workdir", "step", "no_ema"},
+    "to_torch": {"workdir", "names", "step", "no_ema"},
     "flow": {"workdir", "quantise", "step", "no_ema"},
     "source": {"config", "model_config", "ignore_unknown", "workdir", "weights", "infer", "allow_partial", "mesh"}
-    | {"quantise"},
+    | {"quantise", "names"},
 }
 
 
@@ -90,7 +97,14 @@ def add_to(subparsers: Any) -> None:
         "--weights",
         "--state",
         metavar="KEY",
-        help="which weights of a file that holds several, such as model or ema; without it a sentence names them",
+        help="which weights of a file that holds several, such as model or ema; without it a sentence names them; with "
+        "--names, what the names of the wanted tensors begin with",
+    )
+    option(
+        "--names",
+        type=read_path,
+        metavar="TABLE.json",
+        help="names of the tensors in a file of another implementation, for --from and --to-torch",
     )
     option("--infer", action="store_true", help="take from the file what its tensors decide, instead of --config")
     option(
@@ -230,6 +244,8 @@ def _print_porting(porting: Porting) -> None:
     if ignored := porting.fit.ignored:
         more = ", ..." if len(ignored) > 6 else ""
         print(f"ignored {len(ignored)} buffers that nothing reads: {', '.join(ignored[:6])}{more}")
+    if porting.renamed:
+        print(f"renamed {porting.renamed} tensors by {porting.request.names}")
     if narrowed := porting.fit.narrowed:
         print(f"narrowed {len(narrowed)} tensors of float64 to float32, first {narrowed[0]}")
     if left_out := porting.left_out():
@@ -284,7 +300,8 @@ def _export(arguments: argparse.Namespace) -> int:
     with sentences():
         exported = export_run(request)
     size = request.to_torch.stat().st_size
-    _write_json(arguments, {"workdir": str(request.workdir), "step": exported.step, "bytes": size, "written": True})
+    figures = {"workdir": str(request.workdir), "step": exported.step, "bytes": size, "renamed": exported.renamed}
+    _write_json(arguments, figures | {"written": True})
     print(f"{exported.name}: step {exported.step} as {request.to_torch}, {size / 1e6:,.1f} MB")
     return 0
 

@@ -22,6 +22,8 @@ from starflow_jax.core.request_errors import require
 from starflow_jax.flows import Flow, FlowOutput, Guidance
 from starflow_jax.flows.parameters import abstract, merge
 from starflow_jax.porting import flow_config, from_torch, open_tensors
+from starflow_jax.porting.name_table import read_name_table
+from starflow_jax.porting.renaming import renamed
 from starflow_jax.tensor_formats.model_states import choose, states_of
 from starflow_jax.training import load_run
 
@@ -110,9 +112,12 @@ class VerifyRequest:
       workdir: instead of `source`, folder of a run with the recorded flow.
       weights: key of the state in a file that contains several; None for the only one.
       step: of the run's checkpoint, None for the newest; ema: whether to use its moving average, where it has one.
+      names: a table of the names of the tensors (`porting.name_table`), with which `weights` is what the names of the
+        wanted ones begin with; None for the names of the original.
 
     Raises:
-      RequestError, ValueError: both `source` and `workdir` are given, or a field is out of range.
+      RequestError, ValueError: both `source` and `workdir` are given, `names` without `source`, or a field is out of
+        range.
     """
 
     verify: Path
@@ -121,11 +126,16 @@ class VerifyRequest:
     weights: str | None = None
     step: int | None = None
     ema: bool = True
+    names: Path | None = None
 
     def __post_init__(self) -> None:
         require(
             self.source is None or self.workdir is None,
             "{verify} takes the weights of {source} or of {workdir}, got both",
+        )
+        require(
+            self.names is None or self.source is not None,
+            "{names} has the names of tensors of {source}, which is missing",
         )
         if self.step is not None:
             check_integer("step", self.step, minimum=0)
@@ -137,6 +147,7 @@ def verify_recordings(request: VerifyRequest) -> list[Compared]:
     Raises:
       ValueError: recordings or weights that cannot be read, or a run of another flow than the recorded one.
     """
+    table = None if request.names is None else read_name_table(request.names)
     recordings = read_recordings(request.verify)
     definition, expected = abstract(recordings.config)
     if request.workdir is not None:
@@ -145,7 +156,10 @@ def verify_recordings(request: VerifyRequest) -> list[Compared]:
             raise ValueError(f"the flow of {request.workdir} is not the one recorded in {request.verify}")
     else:
         opened = open_tensors(request.source or request.verify / "weights.safetensors")
-        _, tensors = choose(states_of(opened), request.weights, opened.left_aside)
+        if table is None:
+            _, tensors = choose(states_of(opened), request.weights, opened.left_aside)
+        else:
+            tensors = renamed(table, opened, request.weights, opened.left_aside).tensors
         values: Mapping[str, Any] = {name: tensor.read() for name, tensor in tensors.items()}
         params = jax.tree.map(jnp.asarray, from_torch(values, expected))
     try:

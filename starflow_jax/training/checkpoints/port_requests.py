@@ -16,6 +16,8 @@ from starflow_jax.flows.parameters import abstract, unquantised
 from starflow_jax.nn.stored_kernels import storage
 from starflow_jax.porting.fit import Fit, fit
 from starflow_jax.porting.infer import with_inferred
+from starflow_jax.porting.name_table import read_name_table
+from starflow_jax.porting.renaming import Renamed, check_rows, renamed, written_as
 from starflow_jax.porting.tensor_names import entries, holds_scales, scheme_of
 from starflow_jax.sharding.layout import Layout
 from starflow_jax.sharding.mesh import check_fit
@@ -35,6 +37,9 @@ _MISFITS = {
 }
 
 
+_BY_TABLE = "; files of other implementations need a table of names (starflow port --names)"
+
+
 @dataclasses.dataclass(frozen=True)
 class PortRequest:
     """A request to convert tensors of a PyTorch original to the folder of a run.
@@ -50,6 +55,11 @@ class PortRequest:
       layout: of devices; the checkpoint is chunked by the shards that they will read. None for one device.
       origin: the address of the source with its commit, which the run records; None for a source without one.
       step: of the training that the tensors are of, 0 where it is not known.
+      names: a table of the names in a file of another implementation (`porting.name_table`), whose flow may have parts
+        that the originals do not have. `weights` is then what the names of the wanted tensors begin with.
+
+    Raises:
+      RequestError: both `infer` and `names` are given.
     """
 
     source: Path
@@ -61,6 +71,13 @@ class PortRequest:
     layout: Layout | None = None
     origin: str | None = None
     step: int = 0
+    names: Path | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.infer and self.names is not None),
+            "{infer} reads the tensors of the originals alone and does not go with {names}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,28 +87,24 @@ class Porting:
     Attributes:
       request: the request; config: its experiment, with inferred fields where it asks for them.
       state: key of the state, "" for none; tensors: of the state, by name.
-      num_tensors: number of tensors in the file, those outside of the state included; left_aside: its other objects.
-      fit: the comparison.
+      num_left_out: number of tensors in the file that do not belong to the state; left_aside: its other objects.
+      fit: the comparison; renamed: number of tensors that a table names.
     """
 
     request: PortRequest
     config: ExperimentConfig
     state: str
     tensors: Mapping[str, LazyTensor]
-    num_tensors: int
+    num_left_out: int
     left_aside: tuple[LeftAside, ...]
     fit: Fit
+    renamed: int = 0
 
     @property
     def num_parameters(self) -> int:
         """Number of values in the tensors that fit."""
         usable = self.fit.usable()
         return sum(tensor.size for name, tensor in self.tensors.items() if name in usable)
-
-    @property
-    def num_left_out(self) -> int:
-        """Number of tensors in the file that do not belong to the state."""
-        return self.num_tensors - len(self.tensors)
 
     def left_out(self) -> str:
         """A phrase on what of the file is not written; empty if everything is."""
@@ -119,6 +132,7 @@ class Porting:
             "from": str(self.request.source),
             "state": self.state,
             "tensors": len(self.tensors),
+            "renamed": self.renamed,
             "left_aside": self.num_left_out,
             "objects_left_aside": [dataclasses.asdict(one) for one in self.left_aside],
             "narrowed": list(self.fit.narrowed),
@@ -133,11 +147,12 @@ def check_portable(flow: FlowConfig) -> None:
     """Raises ValueError for a flow with a map, orders, layers or positions that the originals do not have."""
     check(
         flow.pixel_map is None,
-        "flow.pixel_map must be None for files of the PyTorch originals, which have no such maps",
+        f"flow.pixel_map must be None for files of the PyTorch originals, which have no such maps{_BY_TABLE}",
     )
     check(
         not any(flow.orders or ()),
-        "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards",
+        "flow.orders must be None for files of the PyTorch originals, whose blocks read forwards or backwards"
+        f"{_BY_TABLE}",
     )
     additions = {"norm": "adaptive", "mlp": "swiglu", "qk_norm": "layer", "positions": "sinusoidal"}
     parts: list[tuple[str, FlowConfig | TransformerConfig | None]] = [
@@ -148,7 +163,8 @@ def check_portable(flow: FlowConfig) -> None:
         for name, value in additions.items():
             check(
                 getattr(part, name, None) != value,
-                f"{prefix}.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows",
+                f"{prefix}.{name} must not be {value!r} for files of the PyTorch originals, which have no such flows"
+                f"{_BY_TABLE}",
             )
 
 
@@ -157,28 +173,39 @@ def open_porting(request: PortRequest) -> Porting:
 
     Raises:
       RequestError: a file of quantised weights for a flow that stores its kernels in another way.
-      ValueError: a file that cannot be read, no such state, or a mesh that does not fit the flow, or a flow that the
-        originals do not have.
+      ValueError: a file that cannot be read, no such state, a mesh that does not fit the flow, or a flow that the
+        originals do not have; a table that does not fit the file (`renaming.renamed`).
     """
     config = request.config
-    check_portable(config.flow)
+    table = None if request.names is None else read_name_table(request.names)
+    if table is None:
+        check_portable(config.flow)
     tensors = open_tensors(request.source)
-    state, state_tensors = choose(states_of(tensors), request.weights, tensors.left_aside)
+    if table is None:
+        key, chosen = choose(states_of(tensors), request.weights, tensors.left_aside)
+        unread = unread_of(tensors.left_aside, key)
+        state = Renamed(chosen, 0, {}, (), unread, len(tensors) - len(chosen))
+    else:
+        key = request.weights or ""
+        state = renamed(table, tensors, request.weights, tensors.left_aside)
     if request.infer:
-        config = dataclasses.replace(config, flow=with_inferred(config.flow, state_tensors))
+        config = dataclasses.replace(config, flow=with_inferred(config.flow, state.tensors))
     if request.layout is not None:
         check_fit(request.layout, config.flow, request.layout.mesh.size)
-    unread = unread_of(tensors.left_aside, state)
-    held, wanted = scheme_of(state_tensors), config.flow.quantise
+    held, wanted = scheme_of(state.tensors), config.flow.quantise
     require(
         held is None or (wanted is not None and storage(wanted) == held),
         "{source} has {0} weights, which need {quantise} {0}, got {1}",
         held,
         wanted or "none",
     )
-    given = config.flow if holds_scales(state_tensors) else unquantised(config.flow)
-    result = fit(state_tensors, entries(abstract(given)[1]), given, unread)
-    return Porting(request, config, state, state_tensors, len(tensors), tensors.left_aside, result)
+    given = config.flow if holds_scales(state.tensors) else unquantised(config.flow)
+    expected = entries(abstract(given)[1], additions=table is not None)
+    if table is not None:
+        check_rows(table, state.rows, expected)
+    result = fit(state.tensors, expected, given, state.unread, table)
+    result = dataclasses.replace(result, ignored=(*result.ignored, *state.ignored))
+    return Porting(request, config, key, state.tensors, state.num_left_out, tensors.left_aside, result, state.count)
 
 
 def port_tensors(request: PortRequest, *, porting: Porting | None = None) -> Porting:
@@ -208,6 +235,8 @@ class ExportRequest:
       to_torch: the file, .safetensors or a format of `torch.load`.
       step: of the checkpoint; None for the newest.
       ema: whether to use the exponential moving average of the parameters, where the checkpoint has one.
+      names: a table of the names in a file of another implementation (`porting.name_table`), whose flow may have parts
+        that the originals do not have.
 
     Raises:
       RequestError, ValueError: another suffix, or a negative step.
@@ -217,6 +246,7 @@ class ExportRequest:
     to_torch: Path
     step: int | None = None
     ema: bool = True
+    names: Path | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -231,26 +261,34 @@ class ExportRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The step of the checkpoint that was written, and the name of its experiment."""
+    """The step of the checkpoint that was written, the name of its experiment, and how many tensors a table names."""
 
     name: str
     step: int
+    renamed: int = 0
 
 
 def export_run(request: ExportRequest) -> Exported:
-    """Writes the parameters of a run as tensors of the original.
+    """Writes the parameters of a run as tensors of the original, or by a table as those of another implementation.
 
     Raises:
-      ValueError: the folder holds no run or no such checkpoint, or the checkpoint is damaged.
+      ValueError: the folder holds no run or no such checkpoint, or the checkpoint is damaged; a table that does not fit
+        the flow (`renaming.written_as`).
       OSError: the file cannot be written.
     """
+    table = None if request.names is None else read_name_table(request.names)
     config = run_config(request.workdir)
-    check_portable(config.flow)
+    if table is None:
+        check_portable(config.flow)
     check(
         config.flow.quantise is None,
         f"flow.quantise must be None for files of the PyTorch originals, which are float32, got "
         f"{config.flow.quantise!r}; starflow publish writes quantised weights",
     )
+    named = 0
+    if table is not None:
+        written = written_as(table, entries(abstract(config.flow)[1], additions=True))
+        named = sum(one.named for one in written)
     request.to_torch.parent.mkdir(parents=True, exist_ok=True)
-    step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema)
-    return Exported(config.name, step)
+    step = write_torch_file(request.to_torch, request.workdir, config, request.step, ema=request.ema, table=table)
+    return Exported(config.name, step, named)

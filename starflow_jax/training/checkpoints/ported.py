@@ -15,6 +15,8 @@ from starflow_jax.core.config.experiment_config import ExperimentConfig, with_qu
 from starflow_jax.flows import Flow
 from starflow_jax.flows.parameters import abstract, split
 from starflow_jax.porting.fit import not_finite
+from starflow_jax.porting.name_table import NameTable
+from starflow_jax.porting.renaming import FileTensor, written_as
 from starflow_jax.porting.tensor_names import Entry, entries, flatten, holds_scales, unflatten
 from starflow_jax.sharding.layout import Layout, located
 from starflow_jax.tensor_formats.tensor_writing import write_shards, write_tensors
@@ -58,7 +60,7 @@ def write_run(
         whole = with_quantise(config, None)
     _, expected = abstract(whole.flow)
     entries_by_path: dict[str, list[Entry]] = {}
-    for entry in entries(expected):
+    for entry in entries(expected, additions=True):  # a caller has refused what the file cannot have
         entries_by_path.setdefault(entry.path, []).append(entry)
     missing = {path for path, parts in entries_by_path.items() if any(entry.name not in usable for entry in parts)}
     initial = _initial(whole, missing)
@@ -133,17 +135,26 @@ def _initial(config: ExperimentConfig, paths: set[str]) -> dict[str, np.ndarray]
     return jax.device_get(jax.jit(build)(jax.random.key(config.seed)))
 
 
-def write_torch_file(path: Path, workdir: Path, config: ExperimentConfig, step: int | None, *, ema: bool) -> int:
+def write_torch_file(
+    path: Path,
+    workdir: Path,
+    config: ExperimentConfig,
+    step: int | None,
+    *,
+    ema: bool,
+    table: NameTable | None = None,
+) -> int:
     """Writes the parameters of a run as tensors of the original, for `torch.load` or safetensors; returns the step.
 
     Args:
       path: the file; step: None for the newest; ema: whether to use the moving average if the checkpoint has one.
+      table: names in the file of another implementation, which may have flows that the originals do not have.
 
     Raises:
-      ValueError: no such checkpoint, or one that is damaged.
+      ValueError: no such checkpoint, or one that is damaged; see `renaming.written_as`.
       OSError: the file cannot be written.
     """
-    return _written(workdir, config, step, ema, lambda specs, values: write_tensors(path, specs, values))
+    return _written(workdir, config, step, ema, lambda specs, values: write_tensors(path, specs, values), table)
 
 
 def write_torch_shards(
@@ -158,13 +169,17 @@ def _written(
     config: ExperimentConfig,
     step: int | None,
     ema: bool,
-    write: Callable[[Sequence[Entry], Iterator[np.ndarray]], object],
+    write: Callable[[Sequence[FileTensor], Iterator[np.ndarray]], object],
+    table: NameTable | None = None,
 ) -> int:
     """Calls `write` with the tensors of the original of one checkpoint; returns its step."""
-    file_entries = entries(abstract(config.flow)[1])
+    file_entries = entries(abstract(config.flow)[1], additions=table is not None)
+    written = written_as(table, file_entries)
     run = stored_run(workdir, config, step, ema=ema)
     with run.named():
-        write(file_entries, _tensors(run, file_entries))
+        values = _tensors(run, file_entries)
+        pieces = (piece for one in written for piece in one.pieces(next(values)))
+        write([part for one in written for part in one.parts], pieces)
     return run.step
 
 
